@@ -1,0 +1,1 @@
+//! orbd: one small daemon per user through which every `orbctl` invocation goes.
