@@ -1,1 +1,9 @@
 //! orbd: one small daemon per user through which every `orbctl` invocation goes.
+//!
+//! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
+//!
+//! - [`machine`], [`operation`], [`job`]: the words. Plain data.
+pub mod clock;
+pub mod job;
+pub mod machine;
+pub mod operation;

@@ -1,0 +1,143 @@
+//! Words for jobs: one accepted operation with its id, client, state and outcome.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::machine::MachineName;
+
+/// Identifies a job for as long as anybody remembers it. Numbers grow and are never reused, also over restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Identifies the party that jobs are shared out between: one connection, or all connections that gave the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// Decides among jobs that are ready at the same moment; waiting raises it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Priority {
+    /// A person waits for it.
+    Interactive,
+    /// The default.
+    #[default]
+    Normal,
+    /// Nobody waits for it.
+    Background,
+}
+
+/// How a child process stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It ended by itself with this exit code.
+    Exited(i32),
+    /// A signal that we did not send ended it.
+    Signalled(i32),
+    /// Its run limit passed and we ended it.
+    TimedOut,
+    /// We ended it on request: cancelled, client gone, shutdown, preempted.
+    Stopped,
+}
+
+/// Where a job was when it was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It never started; nothing happened.
+    Queued,
+    /// It had started.
+    Running,
+}
+
+/// What an ended job means to whoever asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It was done.
+    Succeeded(Success),
+    /// It ran, or was looked at, and could not be done.
+    Failed(Failure),
+    /// It was cancelled: by request, by its client going away, by a forced change or by shutdown.
+    Cancelled(Phase),
+    /// A limit passed.
+    Expired(Phase),
+    /// The daemon that ran it died and its child is gone; how it ended was not seen. Never said of a change.
+    Interrupted,
+    /// A change was cut short and may have taken effect.
+    Unknown(Sighting),
+}
+
+/// What a job that was done produced.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Success {
+    /// A read: its answer is in the cache or the spool.
+    Read,
+    /// A command in a machine ended with this code; a code other than zero is the command's own answer, not our failure.
+    Exec {
+        /// The guest command's exit code.
+        exit_code: i32,
+    },
+    /// A change.
+    Change {
+        /// Whether it was needed: false when what it asked for already held.
+        changed: bool,
+    },
+}
+
+/// What the inventory said after a change was cut short.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sighting {
+    /// Whether looks came to rest: what is there is what will be there.
+    pub settled: bool,
+    /// Whether what was asked for now holds, where the looks could tell.
+    pub holds: Option<bool>,
+    /// State of the machine at the last look; `None` when it was not there or no look succeeded.
+    pub machine_state: Option<Arc<str>>,
+}
+
+/// The closed list of failures that a caller can meet once a job was accepted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// `orbctl` said that there is no such machine.
+    #[error("machine {0} does not exist")]
+    MachineNotFound(Arc<str>),
+    /// `orbctl` said that the name is taken.
+    #[error("machine {0} already exists")]
+    MachineExists(Arc<str>),
+    /// The machine is in a state in which this cannot be done.
+    #[error("machine {machine} is {state}")]
+    MachineWrongState {
+        /// Its name.
+        machine: MachineName,
+        /// Its state.
+        state: Arc<str>,
+    },
+    /// `orbctl` was not found, could not be executed, or is a version that we do not support.
+    #[error("orbctl is not available: {0}")]
+    OrbctlUnavailable(Arc<str>),
+    /// `orbctl` refused or failed.
+    #[error("orbctl failed with exit code {exit_code}: {stderr_tail}")]
+    OrbctlFailed {
+        /// Its exit code.
+        exit_code: i32,
+        /// The end of what it wrote to stderr, bounded.
+        stderr_tail: Arc<str>,
+    },
+    /// A signal that orbd did not send ended `orbctl`.
+    #[error("orbctl was killed by signal {signal}")]
+    OrbctlKilled {
+        /// The signal's number.
+        signal: i32,
+        /// The end of what it wrote to stderr, bounded.
+        stderr_tail: Arc<str>,
+    },
+    /// It succeeded but said something that we do not know.
+    #[error("orbctl's answer could not be read: {0}")]
+    OrbctlOutputUnreadable(Arc<str>),
+    /// Our own fault.
+    #[error("internal error: {0}")]
+    Internal(Arc<str>),
+}
