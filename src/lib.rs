@@ -3,7 +3,10 @@
 //! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
+//! - [`rpc`], [`client`]: the wire, from both ends.
+pub mod client;
 pub mod clock;
 pub mod job;
 pub mod machine;
 pub mod operation;
+pub mod rpc;

@@ -1,0 +1,193 @@
+//! A typed client: JSON lines over the Unix socket, blocking, one call at a time.
+//!
+//! The command line needs nothing more, starts in a millisecond this way, and the tests drive the daemon through it. Several
+//! threads use several clients.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::marker::PhantomData;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::rpc::api::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
+use crate::rpc::types::{ErrorObject, HelloAnswer, HelloParams};
+
+/// The longest answer accepted, so that a daemon gone wrong cannot fill our memory.
+const ANSWER_MAX: u64 = 64 << 20;
+
+/// Why a call gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The daemon refused or failed; the object says why.
+    #[error("{}", .0.message)]
+    Refused(ErrorObject),
+    /// The connection broke.
+    #[error("connection to orbd lost")]
+    Lost(#[source] io::Error),
+    /// The daemon said something that we do not understand.
+    #[error("orbd's answer to {method} could not be read")]
+    Unreadable {
+        /// The call.
+        method: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A connection to the daemon.
+pub struct Client {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+    next_id: u64,
+}
+
+#[derive(Deserialize)]
+struct Frame<'a> {
+    id: Option<u64>,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    error: Option<ErrorObject>,
+    #[serde(borrow)]
+    params: Option<Notification<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Notification<'a> {
+    #[serde(borrow)]
+    result: &'a RawValue,
+}
+
+impl Client {
+    /// Connects to the daemon's socket.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        let writer = UnixStream::connect(socket)?;
+        Ok(Self {
+            reader: BufReader::with_capacity(64 << 10, writer.try_clone()?),
+            writer,
+            next_id: 1,
+        })
+    }
+
+    /// Names this client to the daemon and compares protocol versions.
+    pub fn hello(&mut self, name: &str) -> Result<HelloAnswer, CallError> {
+        self.call::<DaemonHello>(&HelloParams {
+            client: name.into(),
+            protocol: PROTOCOL_VERSION,
+        })
+    }
+
+    /// Limits how long a call waits for its answer; none by default.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.writer.set_read_timeout(timeout)
+    }
+
+    /// Calls a method and waits for its answer.
+    pub fn call<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, CallError> {
+        let id = self.send(M::NAME, params)?;
+        let line = self.receive(id)?;
+        let frame: Frame<'_> = parse(M::NAME, &line)?;
+        match (frame.error, frame.result) {
+            (Some(error), _) => Err(CallError::Refused(error)),
+            (None, result) => parse(M::NAME, result.map_or("null", RawValue::get)),
+        }
+    }
+
+    /// Subscribes; the events are read from what is returned, which borrows the connection.
+    pub fn subscribe<S: Subscription>(&mut self, params: &S::Params) -> Result<Events<'_, S>, CallError> {
+        let id = self.send(S::NAME, params)?;
+        let line = self.receive(id)?;
+        let frame: Frame<'_> = parse(S::NAME, &line)?;
+        match frame.error {
+            Some(error) => Err(CallError::Refused(error)),
+            None => Ok(Events {
+                client: self,
+                subscription: PhantomData,
+            }),
+        }
+    }
+
+    /// Sends a request and returns its id.
+    fn send(&mut self, method: &'static str, params: &impl serde::Serialize) -> Result<u64, CallError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = serde_json::json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        let mut line =
+            serde_json::to_vec(&request).map_err(|source| CallError::Unreadable { method, source })?;
+        line.push(b'\n');
+        self.writer.write_all(&line).map_err(CallError::Lost)?;
+        Ok(id)
+    }
+
+    /// Reads until the answer to `id`; notifications of a subscription that was given up are passed over.
+    fn receive(&mut self, id: u64) -> Result<String, CallError> {
+        loop {
+            let line = self.line()?;
+            match serde_json::from_str::<Frame<'_>>(&line) {
+                Ok(frame) if frame.id == Some(id) || (frame.id.is_none() && frame.error.is_some()) => {
+                    return Ok(line);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn line(&mut self) -> Result<String, CallError> {
+        let mut line = String::new();
+        let read = io::Read::take(&mut self.reader, ANSWER_MAX)
+            .read_line(&mut line)
+            .map_err(CallError::Lost)?;
+        if read == 0 || !line.ends_with('\n') {
+            return Err(CallError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(line)
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(method: &'static str, text: &'a str) -> Result<T, CallError> {
+    serde_json::from_str(text).map_err(|source| CallError::Unreadable { method, source })
+}
+
+/// The events of a subscription, in order.
+pub struct Events<'a, S> {
+    client: &'a mut Client,
+    subscription: PhantomData<S>,
+}
+
+impl<S: Subscription> Events<'_, S> {
+    /// Waits for the next event. The last one says itself that it is the last.
+    pub fn next_event(&mut self) -> Result<S::Event, CallError> {
+        loop {
+            let line = self.client.line()?;
+            let frame: Frame<'_> = parse(S::NOTIFICATION, &line)?;
+            if let Some(notification) = frame.params {
+                return parse(S::NOTIFICATION, notification.result.get());
+            }
+        }
+    }
+
+    /// Calls a method on the same connection between events, for instance `job.input`; events that arrive meanwhile are
+    /// given to `on_event`.
+    pub fn call<M: Method>(
+        &mut self,
+        params: &M::Params,
+        mut on_event: impl FnMut(S::Event),
+    ) -> Result<M::Answer, CallError> {
+        let id = self.client.send(M::NAME, params)?;
+        loop {
+            let line = self.client.line()?;
+            let frame: Frame<'_> = parse(M::NAME, &line)?;
+            if let Some(notification) = frame.params {
+                on_event(parse(S::NOTIFICATION, notification.result.get())?);
+            } else if frame.id == Some(id) {
+                return match frame.error {
+                    Some(error) => Err(CallError::Refused(error)),
+                    None => parse(M::NAME, frame.result.map_or("null", RawValue::get)),
+                };
+            }
+        }
+    }
+}
