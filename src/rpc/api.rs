@@ -180,7 +180,7 @@ methods! {
         JobOutput "job.output" (JobOutputParams) -> JobOutputAnswer,
             "Reads what a job wrote, from any byte on, also while it runs.";
         JobInput "job.input" (JobInputParams) -> JobInputAnswer,
-            "Gives input to a command that was started with stdin_stream.";
+            "Gives input to a command that was started with `stdin_stream`.";
         JobCancel "job.cancel" (JobParams) -> JobCancelAnswer,
             "Cancels a job: a waiting one never starts, a running one is terminated.";
         QueueStatus "queue.status" (NoParams) -> QueueStatusAnswer,
