@@ -10,3 +10,4 @@ pub mod job;
 pub mod machine;
 pub mod operation;
 pub mod rpc;
+pub mod sys;

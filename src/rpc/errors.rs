@@ -10,6 +10,10 @@ use super::types::{ErrorData, ErrorObject};
 pub enum ErrorKind {
     /// A parameter is missing, unknown or out of range; `data.field` says which.
     InvalidParams,
+    /// Not JSON.
+    ParseError,
+    /// JSON, but not a request, or over a bound of the connection.
+    InvalidRequest,
     /// No such method.
     MethodNotFound,
     /// The queue is full; `data.retry_after_ms` says when to come back.
@@ -48,7 +52,9 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, in the order of the published table.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
+        Self::ParseError,
+        Self::InvalidRequest,
         Self::InvalidParams,
         Self::MethodNotFound,
         Self::Internal,
@@ -72,6 +78,8 @@ impl ErrorKind {
     /// Returns the code on the wire.
     pub fn code(self) -> i32 {
         match self {
+            Self::ParseError => -32700,
+            Self::InvalidRequest => -32600,
             Self::InvalidParams => -32602,
             Self::MethodNotFound => -32601,
             Self::Internal => -32603,
@@ -96,6 +104,8 @@ impl ErrorKind {
     /// Returns the stable word on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::ParseError => "parse_error",
+            Self::InvalidRequest => "invalid_request",
             Self::InvalidParams => "invalid_params",
             Self::MethodNotFound => "method_not_found",
             Self::Internal => "internal",

@@ -1,0 +1,468 @@
+//! Newline-delimited JSON-RPC over one connection.
+//!
+//! One task per connection reads, runs handlers and writes; it calls the same jsonrpsee methods as HTTP and WebSocket do. What
+//! it promises: calls are answered as they end, in any order; a client that does not read is not read from either, so its
+//! requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen even while nothing is read.
+//!
+//! ```text
+//!            +-- complete line --> fast path (cached list) ----+
+//!  socket -> input                                             +-> output -> socket
+//!            +-- complete line --> handler future, in flight --+
+//!                                  subscription messages ------+
+//! ```
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use jsonrpsee::core::server::{BoundedSubscriptions, ConnectionId as RpcConnectionId};
+use jsonrpsee::core::server::{MethodCallback, MethodSink, SubscriptionState};
+use jsonrpsee::server::RandomIntegerIdProvider;
+use jsonrpsee::types::{Id, Params};
+use jsonrpsee::{Extensions, Methods};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::errors::ErrorKind;
+use super::types::ErrorObject;
+use crate::sys;
+
+/// Bounds of one connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Longest line that a client may send, in bytes.
+    pub frame_max: usize,
+    /// Calls of one connection in flight; beyond it nothing is read until one ends.
+    pub in_flight_max: usize,
+    /// Calls in one batch.
+    pub batch_max: usize,
+    /// Subscriptions of one connection.
+    pub subscriptions_max: u32,
+}
+
+/// Unwritten output at which a connection stops reading and stops taking subscription messages.
+const OUTPUT_HIGH: usize = 256 << 10;
+/// Room made for each read.
+const READ_SIZE: usize = 16 << 10;
+/// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
+const KEEP_CAPACITY: usize = 128 << 10;
+/// Subscription messages between a handler and the socket; each may hold a chunk of output.
+const MESSAGES_MAX: usize = 16;
+
+/// Answers the hottest reads without going through the general dispatch. Must answer what the general dispatch would.
+pub trait FastPath: Send + Sync {
+    /// Appends the result's JSON for a method with these parameters, or returns false to leave it to the general dispatch.
+    fn answer(&self, method: &str, params: Option<&RawValue>, out: &mut Vec<u8>) -> bool;
+}
+
+/// What every connection shares.
+pub struct Service {
+    /// The methods.
+    pub methods: Methods,
+    /// The hottest reads.
+    pub fast: Box<dyn FastPath>,
+    /// Bounds of each connection.
+    pub bounds: Bounds,
+}
+
+#[derive(Deserialize)]
+struct Request<'a> {
+    jsonrpc: Option<&'a str>,
+    #[serde(borrow)]
+    id: Option<Id<'a>>,
+    #[serde(borrow)]
+    method: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+}
+
+/// What is known of a request that is not one: enough to answer it.
+#[derive(Deserialize)]
+struct Fragment<'a> {
+    #[serde(borrow)]
+    id: Option<Id<'a>>,
+}
+
+/// Serves one connection until the client is gone or `stop` says that no more requests are taken.
+pub async fn serve(
+    stream: UnixStream,
+    service: Arc<Service>,
+    connection: Arc<Connection>,
+    stop: CancellationToken,
+) {
+    let hang_up = match sys::HangUp::watch(&stream) {
+        Ok(hang_up) => hang_up,
+        Err(error) => {
+            tracing::warn!(%error, "a connection cannot be watched for hang-up");
+            return;
+        }
+    };
+    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+    let session = Session {
+        subscriptions: BoundedSubscriptions::new(service.bounds.subscriptions_max),
+        service,
+        connection,
+        messages,
+        in_flight: FuturesUnordered::new(),
+        input: Vec::new(),
+        scanned: 0,
+        output: Vec::new(),
+        written: 0,
+        reading: true,
+    };
+    session.run(&stream, inbox, hang_up, stop).await;
+}
+
+struct Session {
+    service: Arc<Service>,
+    connection: Arc<Connection>,
+    subscriptions: BoundedSubscriptions,
+    messages: mpsc::Sender<Box<RawValue>>,
+    /// Calls that have not ended. `None` is the end of a call whose answer went another way.
+    in_flight: FuturesUnordered<BoxFuture<'static, Option<Box<RawValue>>>>,
+    /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
+    input: Vec<u8>,
+    scanned: usize,
+    /// Bytes to be written; the first `written` of them are.
+    output: Vec<u8>,
+    written: usize,
+    /// False once the client closed its sending side, sent a frame over the bound, or we stop.
+    reading: bool,
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        stream: &UnixStream,
+        mut inbox: mpsc::Receiver<Box<RawValue>>,
+        mut hang_up: sys::HangUp,
+        stop: CancellationToken,
+    ) {
+        loop {
+            if !self.flush(stream) {
+                return;
+            }
+            let pending = self.output.len() - self.written;
+            let room = pending < OUTPUT_HIGH;
+            if !self.reading
+                && self.in_flight.is_empty()
+                && pending == 0
+                && inbox.is_empty()
+                && !self.is_subscribed()
+            {
+                return;
+            }
+            let may_read = self.reading && room && self.in_flight.len() < self.service.bounds.in_flight_max;
+            tokio::select! {
+                biased;
+                () = hang_up.seen() => return,
+                ready = stream.writable(), if pending > 0 => if ready.is_err() { return },
+                Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    if let Some(answer) = answer {
+                        self.push(answer.get().as_bytes());
+                    }
+                }
+                Some(message) = inbox.recv(), if room => self.push(message.get().as_bytes()),
+                ready = stream.readable(), if may_read => {
+                    if ready.is_err() || !self.read(stream) {
+                        return;
+                    }
+                }
+                () = stop.cancelled(), if self.reading => self.reading = false,
+            }
+        }
+    }
+
+    /// Says whether a subscription is alive: each holds a permit.
+    fn is_subscribed(&self) -> bool {
+        // The receiver ends only with the session, so live senders beside our own belong to subscriptions.
+        self.messages.strong_count() > 1
+    }
+
+    /// Writes what can be written now. Returns false when the connection is broken.
+    fn flush(&mut self, stream: &UnixStream) -> bool {
+        while self.written < self.output.len() {
+            match stream.try_write(&self.output[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(_) => return false,
+            }
+        }
+        self.written = 0;
+        if self.output.capacity() > KEEP_CAPACITY {
+            self.output = Vec::new();
+        } else {
+            self.output.clear();
+        }
+        true
+    }
+
+    /// Reads once and handles every complete line. Returns false when the connection is broken.
+    fn read(&mut self, stream: &UnixStream) -> bool {
+        self.input.reserve(READ_SIZE);
+        match stream.try_read_buf(&mut self.input) {
+            Ok(0) => {
+                self.reading = false;
+                return true;
+            }
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+        let input = std::mem::take(&mut self.input);
+        let mut start = 0;
+        let mut from = self.scanned;
+        while let Some(at) = memchr::memchr(b'\n', &input[from..]) {
+            let end = from + at;
+            self.line(&input[start..end]);
+            start = end + 1;
+            from = start;
+        }
+        self.input = input;
+        self.input.drain(..start);
+        self.scanned = self.input.len();
+        if self.input.is_empty() && self.input.capacity() > KEEP_CAPACITY {
+            self.input = Vec::new();
+        }
+        if self.input.len() > self.service.bounds.frame_max {
+            let text = format!(
+                "a line has at most {} bytes; send large input in pieces",
+                self.service.bounds.frame_max
+            );
+            self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
+            self.input = Vec::new();
+            self.reading = false;
+        }
+        true
+    }
+
+    /// Handles one line.
+    fn line(&mut self, line: &[u8]) {
+        let line = line.trim_ascii();
+        match line.first() {
+            None => {}
+            Some(b'[') => self.batch(line),
+            Some(_) => match serde_json::from_slice::<Request<'_>>(line) {
+                Ok(request) => {
+                    if let Some(call) = self.call(request) {
+                        self.in_flight.push(call);
+                    }
+                }
+                Err(error) => {
+                    let (id, refusal) = malformed(line, &error);
+                    self.refuse(&id, refusal);
+                }
+            },
+        }
+    }
+
+    /// Begins a call; an answer that is known at once is pushed at once.
+    fn call(&mut self, request: Request<'_>) -> Option<BoxFuture<'static, Option<Box<RawValue>>>> {
+        // JSON-RPC: a request without id wants no answer. None of ours is worth making without one, so it is not executed.
+        let id = request.id?;
+        if request.jsonrpc != Some("2.0") {
+            self.refuse(
+                &id,
+                ErrorKind::InvalidRequest.error("\"jsonrpc\" must be \"2.0\""),
+            );
+            return None;
+        }
+        if self.fast(&id, &request.method, request.params) {
+            return None;
+        }
+        let Some((name, callback)) = self.service.methods.method_with_name(&request.method) else {
+            self.refuse(&id, unknown_method(&request.method));
+            return None;
+        };
+        let mut extensions = Extensions::new();
+        extensions.insert(self.connection.clone());
+        let rpc_connection = RpcConnectionId(usize::try_from(self.connection.id().0).unwrap_or(usize::MAX));
+        extensions.insert(rpc_connection);
+        let params = Params::new(request.params.map(RawValue::get));
+        match callback {
+            MethodCallback::Sync(handler) => {
+                let answer = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                    handler(id.clone(), params, usize::MAX, extensions)
+                }));
+                match answer {
+                    Ok(answer) => self.push(answer.as_json().get().as_bytes()),
+                    Err(_) => self.refuse(&id, panicked(name)),
+                }
+                None
+            }
+            MethodCallback::Unsubscription(handler) => {
+                let answer = handler(id, params, rpc_connection, usize::MAX, extensions);
+                self.push(answer.as_json().get().as_bytes());
+                None
+            }
+            MethodCallback::Async(handler) => {
+                let id = id.into_owned();
+                // The handler itself runs code before it returns its future; that too may panic.
+                let handler = handler.clone();
+                let params = params.into_owned();
+                let on_panic = id.clone();
+                let call = async move { handler(id, params, rpc_connection, usize::MAX, extensions).await };
+                Some(
+                    AssertUnwindSafe(call)
+                        .catch_unwind()
+                        .map(move |answer| match answer {
+                            Ok(answer) => Some(answer.into_json()),
+                            Err(_) => Some(error_json(&on_panic, panicked(name))),
+                        })
+                        .boxed(),
+                )
+            }
+            MethodCallback::Subscription(handler) => {
+                let Some(permit) = self.subscriptions.acquire() else {
+                    let text = format!(
+                        "a connection has at most {} subscriptions",
+                        self.service.bounds.subscriptions_max
+                    );
+                    self.refuse(&id, ErrorKind::QueueFull.error(text));
+                    return None;
+                };
+                let state = SubscriptionState {
+                    conn_id: rpc_connection,
+                    id_provider: &RandomIntegerIdProvider,
+                    subscription_permit: permit,
+                };
+                // The answer goes through the sink, ahead of the first notification.
+                let sink = MethodSink::new(self.messages.clone());
+                Some(handler(id, params, sink, state, extensions).map(|_| None).boxed())
+            }
+        }
+    }
+
+    fn fast(&mut self, id: &Id<'_>, method: &str, params: Option<&RawValue>) -> bool {
+        let start = self.output.len();
+        self.output.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
+        if serde_json::to_writer(&mut self.output, id).is_ok() {
+            self.output.extend_from_slice(b",\"result\":");
+            if self.service.fast.answer(method, params, &mut self.output) {
+                self.output.extend_from_slice(b"}\n");
+                return true;
+            }
+        }
+        self.output.truncate(start);
+        false
+    }
+
+    /// Runs a batch, one call after the other, and answers it as one.
+    fn batch(&mut self, line: &[u8]) {
+        let requests: Vec<&RawValue> = match serde_json::from_slice(line) {
+            Ok(requests) => requests,
+            Err(error) => {
+                let (id, refusal) = malformed(line, &error);
+                return self.refuse(&id, refusal);
+            }
+        };
+        if requests.is_empty() || requests.len() > self.service.bounds.batch_max {
+            let text = format!("a batch has 1 to {} calls", self.service.bounds.batch_max);
+            return self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
+        }
+        let mut calls = Vec::with_capacity(requests.len());
+        for request in requests {
+            // Answers that are known at once are taken back out of the output and wait for the others.
+            let start = self.output.len();
+            let call = match serde_json::from_str::<Request<'_>>(request.get()) {
+                Ok(request) if self.is_subscription(&request.method) => {
+                    let refusal = ErrorKind::InvalidRequest.error("a subscription cannot be part of a batch");
+                    request
+                        .id
+                        .map(|id| std::future::ready(Some(error_json(&id, refusal))).boxed())
+                }
+                Ok(request) => self.call(request),
+                Err(error) => {
+                    let (id, refusal) = malformed(request.get().as_bytes(), &error);
+                    self.refuse(&id, refusal);
+                    None
+                }
+            };
+            let known = self.output.split_off(start);
+            calls.extend(call);
+            if let Ok(text) = String::from_utf8(known)
+                && let Ok(answer) = RawValue::from_string(text.trim_end().to_owned())
+            {
+                calls.push(std::future::ready(Some(answer)).boxed());
+            }
+        }
+        self.in_flight.push(
+            async move {
+                let mut answers = Vec::with_capacity(calls.len());
+                for call in calls {
+                    answers.extend(call.await);
+                }
+                if answers.is_empty() {
+                    None
+                } else {
+                    serde_json::value::to_raw_value(&answers).ok()
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    fn is_subscription(&self, method: &str) -> bool {
+        matches!(
+            self.service.methods.method(method),
+            Some(MethodCallback::Subscription(_))
+        )
+    }
+
+    fn refuse(&mut self, id: &Id<'_>, error: ErrorObject) {
+        let answer = error_json(id, error);
+        self.push(answer.get().as_bytes());
+    }
+
+    fn push(&mut self, json: &[u8]) {
+        self.output.reserve(json.len() + 1);
+        self.output.extend_from_slice(json);
+        self.output.push(b'\n');
+    }
+}
+
+/// Makes the answer that carries an error.
+pub fn error_json(id: &Id<'_>, error: ErrorObject) -> Box<RawValue> {
+    #[derive(serde::Serialize)]
+    struct Answer<'a> {
+        jsonrpc: &'static str,
+        id: &'a Id<'a>,
+        error: ErrorObject,
+    }
+    serde_json::value::to_raw_value(&Answer {
+        jsonrpc: "2.0",
+        id,
+        error,
+    })
+    .unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+fn malformed<'a>(line: &'a [u8], error: &serde_json::Error) -> (Id<'a>, ErrorObject) {
+    let id = serde_json::from_slice::<Fragment<'_>>(line)
+        .ok()
+        .and_then(|fragment| fragment.id)
+        .unwrap_or(Id::Null);
+    let kind = if error.is_syntax() || error.is_eof() {
+        ErrorKind::ParseError
+    } else {
+        ErrorKind::InvalidRequest
+    };
+    (id, kind.error(format!("not a JSON-RPC request: {error}")))
+}
+
+/// Makes the error for a method that does not exist.
+pub fn unknown_method(method: &str) -> ErrorObject {
+    let shown: String = method.chars().take(80).collect();
+    ErrorKind::MethodNotFound.error(format!("no method {shown:?}; proto/openrpc.json lists them"))
+}
+
+fn panicked(method: &str) -> ErrorObject {
+    tracing::error!(method, "a handler panicked");
+    ErrorKind::Internal.error("orbd failed while handling this call; its log says more")
+}

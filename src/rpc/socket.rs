@@ -1,0 +1,176 @@
+//! The socket: its folder, its lock, its peers.
+//!
+//! One daemon per socket, held by a lock on a file beside it. The lock, not the socket file, says who is alive: whoever holds it
+//! may replace a socket file that is there, and nobody else does. At the end only the socket file that we made is unlinked.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another daemon serves it. Not a fault: whoever wanted a daemon has one.
+    #[error("another orbd serves {}", .0.display())]
+    Taken(PathBuf),
+    /// The folder lets others in, or is not ours.
+    #[error("{} must be a folder of yours with mode 0700; mend it with: chmod 700 {}", .0.display(), .0.display())]
+    Folder(PathBuf),
+    /// Something that is not a socket stands in the way.
+    #[error("{} is in the way and is not a socket; move it elsewhere", .0.display())]
+    InTheWay(PathBuf),
+    /// The system refused.
+    #[error("cannot {action} {}", path.display())]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The bound socket. Dropping it unlinks the socket file, if it is still ours.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    inode: (u64, u64),
+    /// Held for as long as we live; the file stays, because unlinking it would let two daemons lock two files.
+    _lock: File,
+}
+
+impl Socket {
+    /// Takes the lock, makes folder and socket with their modes, and listens.
+    pub fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+        let system = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| SocketError::System { action, path, source }
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(system("make the folder", folder))?;
+        let found = fs::metadata(folder).map_err(system("look at", folder))?;
+        if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() || found.mode() & 0o077 != 0 {
+            return Err(SocketError::Folder(folder.to_owned()));
+        }
+
+        let lock_path = lock_path(path);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(system("open", &lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(SocketError::Taken(path.to_owned())),
+            Err(error) => return Err(system("lock", &lock_path)(error.into())),
+        }
+
+        match fs::symlink_metadata(path) {
+            Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+                fs::remove_file(path).map_err(system("remove the stale socket", path))?;
+            }
+            Ok(_) => return Err(SocketError::InTheWay(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(system("look at", path)(error)),
+        }
+        // The folder keeps others out between bind and chmod.
+        let listener = UnixListener::bind(path).map_err(system("listen on", path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .map_err(system("set the mode of", path))?;
+        listener.set_nonblocking(true).map_err(system("prepare", path))?;
+        let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
+        Ok((
+            Self {
+                path: path.to_owned(),
+                inode: (found.dev(), found.ino()),
+                _lock: lock,
+            },
+            listener,
+        ))
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
+        }
+    }
+}
+
+/// Returns the lock's place beside the socket.
+pub fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .expect("a folder")
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_and_a_stale_socket_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        drop(UnixListener::bind(&path).expect("a stale socket"));
+        let (first, _listener) = Socket::bind(&path).expect("replaces the stale one");
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
+        drop(first);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_somebody_else_made_meanwhile_is_left_alone() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        let (ours, _listener) = Socket::bind(&path).expect("bind");
+        fs::remove_file(&path).expect("somebody removes it");
+        let _theirs = UnixListener::bind(&path).expect("and makes another");
+        drop(ours);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_lets_others_in_is_refused_with_the_mend() {
+        let folder = folder();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let error = Socket::bind(&folder.path().join("orbd.sock")).expect_err("refused");
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_not_removed() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        fs::write(&path, "precious").expect("write");
+        assert!(matches!(Socket::bind(&path), Err(SocketError::InTheWay(_))));
+        assert_eq!(fs::read(&path).expect("read"), b"precious");
+    }
+}
