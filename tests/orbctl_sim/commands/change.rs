@@ -1,0 +1,668 @@
+//! Changes: read from words by the client, carried out by the service's worker.
+//!
+//! A worker takes the machine's lock, shows the busy state, lets the time pass with only that
+//! lock held, does the work and shows the final state. Whatever it refuses, it leaves no machine
+//! half made.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Sim;
+use crate::args::{Order, Words, switch, value};
+use crate::catalog;
+use crate::guest;
+use crate::refusal::{Outcome, Refusal};
+use crate::reply::Reply;
+use crate::state::{Image, Inventory, Lock, Machine, MachineConfig, MachineState, ServiceState};
+
+/// A change, as the client hands it to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    Create(Creation),
+    Start { machines: Vec<String> },
+    Stop { machines: Vec<String> },
+    Restart { machines: Vec<String> },
+    Delete { machines: Vec<String>, force: bool },
+    Rename { machine: String, name: String },
+    Clone { source: String, name: String },
+    Export { machine: String, file: PathBuf },
+    Import { file: PathBuf, name: Option<String> },
+    StartAll,
+    StopAll,
+    RestartAll,
+    StartOrbStack,
+    StopOrbStack,
+}
+
+/// What a machine is to be made from.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Creation {
+    name: String,
+    distro: String,
+    version: Option<String>,
+    arch: String,
+    config: MachineConfig,
+    user_data: Option<PathBuf>,
+}
+
+/// Reads the words of a change, or finds that there is no such command.
+pub(crate) fn parse(name: &str, words: &[OsString]) -> Outcome<Task> {
+    let sorted = |known: &[_]| Words::sort(name, words, known, Order::Mixed);
+    let all = switch("all", Some(b'a'));
+    let force = switch("force", Some(b'f'));
+    match name {
+        "create" | "add" | "new" => parse_create(words),
+        "start" | "stop" | "restart" => {
+            let words = sorted(&[all, force])?;
+            let machines = words.rest_between(name, 0, usize::MAX)?;
+            Ok(match (name, words.has("all"), machines.is_empty()) {
+                ("start", true, _) => Task::StartAll,
+                ("stop", true, _) => Task::StopAll,
+                (_, true, _) => Task::RestartAll,
+                // With no name these mean OrbStack itself: everybody's machines.
+                ("start", false, true) => Task::StartOrbStack,
+                ("stop", false, true) => Task::StopOrbStack,
+                ("start", false, false) => Task::Start { machines },
+                ("stop", false, false) => Task::Stop { machines },
+                (_, false, true) => return Err(Refusal::usage("restart: which machine?")),
+                (_, false, false) => Task::Restart { machines },
+            })
+        }
+        "delete" | "rm" => {
+            let words = sorted(&[force])?;
+            let machines = words.rest_between(name, 1, usize::MAX)?;
+            Ok(Task::Delete {
+                machines,
+                force: words.has("force"),
+            })
+        }
+        "rename" => {
+            let [machine, name] = two(name, &sorted(&[])?)?;
+            Ok(Task::Rename { machine, name })
+        }
+        "clone" => {
+            let [source, name] = two(name, &sorted(&[])?)?;
+            Ok(Task::Clone { source, name })
+        }
+        "export" => {
+            let [machine, file] = two(name, &sorted(&[])?)?;
+            Ok(Task::Export {
+                machine,
+                file: file.into(),
+            })
+        }
+        "import" => {
+            let words = sorted(&[value("name", Some(b'n'))])?;
+            let file = words.rest_between(name, 1, 1)?.remove(0);
+            Ok(Task::Import {
+                file: file.into(),
+                name: words.text("name"),
+            })
+        }
+        _ => Err(Refusal::usage(format!("unknown command '{name}'"))),
+    }
+}
+
+fn two(command: &str, words: &Words) -> Outcome<[String; 2]> {
+    let mut words = words.rest_between(command, 2, 2)?.into_iter();
+    Ok([
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    ])
+}
+
+fn parse_create(words: &[OsString]) -> Outcome<Task> {
+    let known = [
+        value("arch", Some(b'a')),
+        value("user", Some(b'u')),
+        switch("set-password", Some(b'p')),
+        value("user-data", Some(b'c')),
+        switch("isolated", None),
+        switch("isolate-network", None),
+        value("mount", None),
+        switch("forward-ssh-agent", None),
+        value("cpus", None),
+        value("memory", None),
+        value("disk", None),
+    ];
+    let words = Words::sort("create", words, &known, Order::Mixed)?;
+    let mut rest = words.rest_between("create", 1, 2)?.into_iter();
+    let image = rest.next().unwrap_or_default();
+    let (distro, version) = match image.split_once(':') {
+        Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
+        None => (image, None),
+    };
+    let bytes = |flag| match words.text(flag) {
+        None => Ok(0),
+        Some(text) => size(&text).ok_or_else(|| {
+            Refusal::usage(format!("create: --{flag} takes 512M or 4G, not '{text}'"))
+        }),
+    };
+    let cpus = words
+        .text("cpus")
+        .map(|text| text.parse().map_err(|_| text))
+        .transpose();
+    let cpus =
+        cpus.map_err(|text| Refusal::usage(format!("create: --cpus takes a number, not '{text}'")));
+    let isolated = words.has("isolated");
+    let mounts = words.texts("mount");
+    if !mounts.is_empty() && !isolated {
+        return Err(Refusal::usage("create: --mount needs --isolated"));
+    }
+    Ok(Task::Create(Creation {
+        name: rest.next().unwrap_or_else(|| distro.clone()),
+        distro,
+        version,
+        arch: words
+            .text("arch")
+            .unwrap_or_else(|| catalog::native_arch().to_owned()),
+        config: MachineConfig {
+            default_username: words.text("user").unwrap_or_default(),
+            isolated,
+            isolate_network: words.has("isolate-network"),
+            forward_ssh_agent: words.has("forward-ssh-agent"),
+            mounts,
+            cpus: cpus?.unwrap_or_default(),
+            memory_mib: bytes("memory")? >> 20,
+            disk_bytes: bytes("disk")?,
+            http_port: 0,
+            https_port: 0,
+        },
+        user_data: words.text("user-data").map(PathBuf::from),
+    }))
+}
+
+/// Reads `4G`, `2048M` or plain bytes, in powers of 1024.
+fn size(text: &str) -> Option<u64> {
+    let shift = match text.chars().last()? {
+        'K' | 'k' => 10,
+        'M' | 'm' => 20,
+        'G' | 'g' => 30,
+        'T' | 't' => 40,
+        _ => 0,
+    };
+    let digits = if shift == 0 {
+        text
+    } else {
+        &text[..text.len() - 1]
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+impl Task {
+    /// The name for scripts, latencies and the ledger.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Task::Create(_) => "create",
+            Task::Start { .. } | Task::StartAll => "start",
+            Task::Stop { .. } | Task::StopAll => "stop",
+            Task::Restart { .. } | Task::RestartAll => "restart",
+            Task::Delete { .. } => "delete",
+            Task::Rename { .. } => "rename",
+            Task::Clone { .. } => "clone",
+            Task::Export { .. } => "export",
+            Task::Import { .. } => "import",
+            Task::StartOrbStack => "start-orbstack",
+            Task::StopOrbStack => "stop-orbstack",
+        }
+    }
+
+    /// The first machine named.
+    pub(crate) fn machine(&self) -> Option<String> {
+        match self {
+            Task::Create(creation) => Some(creation.name.clone()),
+            Task::Start { machines }
+            | Task::Stop { machines }
+            | Task::Restart { machines }
+            | Task::Delete { machines, .. } => machines.first().cloned(),
+            Task::Rename { machine, .. } | Task::Export { machine, .. } => Some(machine.clone()),
+            Task::Clone { source, .. } => Some(source.clone()),
+            Task::Import { name, .. } => name.clone(),
+            Task::StartAll
+            | Task::StopAll
+            | Task::RestartAll
+            | Task::StartOrbStack
+            | Task::StopOrbStack => None,
+        }
+    }
+
+    /// Whether OrbStack is started for it.
+    pub(crate) fn needs_service(&self) -> bool {
+        !matches!(
+            self,
+            Task::StartOrbStack | Task::StopOrbStack | Task::StopAll
+        )
+    }
+}
+
+/// Carries out a change. This runs in the worker.
+pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
+    match task {
+        Task::Create(creation) => create(sim, creation)?,
+        Task::Start { machines } => each(machines, |machine| start(sim, "start", machine))?,
+        Task::Stop { machines } => each(machines, |machine| stop(sim, machine))?,
+        Task::Restart { machines } => each(machines, |machine| restart(sim, machine))?,
+        Task::Delete { machines, .. } => each(machines, |machine| delete(sim, machine))?,
+        Task::Rename { machine, name } => rename(sim, machine, name)?,
+        Task::Clone { source, name } => clone(sim, source, name)?,
+        Task::Export { machine, file } => export(sim, machine, file)?,
+        Task::Import { file, name } => import(sim, file, name.as_deref())?,
+        Task::StartAll => each(&ids(sim)?, |machine| start(sim, "start", machine))?,
+        Task::StopAll => each(&ids(sim)?, |machine| stop(sim, machine))?,
+        Task::RestartAll => each(&ids(sim)?, |machine| restart(sim, machine))?,
+        Task::StartOrbStack => start_orbstack(sim)?,
+        Task::StopOrbStack => stop_orbstack(sim)?,
+    }
+    Ok(Reply::silent())
+}
+
+/// Does all of them and tells the first refusal.
+fn each(machines: &[String], act: impl Fn(&str) -> Outcome<()>) -> Outcome<()> {
+    let results: Vec<Outcome<()>> = machines.iter().map(|machine| act(machine)).collect();
+    results.into_iter().collect()
+}
+
+fn ids(sim: &Sim<'_>) -> Outcome<Vec<String>> {
+    Ok(sim
+        .store
+        .read()?
+        .machines
+        .iter()
+        .map(|machine| machine.id.clone())
+        .collect())
+}
+
+/// A machine with its lock: nobody else changes it while this lives. The ledger's work lines
+/// enclose exactly that time.
+struct Held<'a> {
+    sim: &'a Sim<'a>,
+    operation: &'static str,
+    machine: Machine,
+    done: bool,
+    lock: Option<Lock>,
+}
+
+impl<'a> Held<'a> {
+    /// Waits for the lock of an existing machine.
+    fn take(sim: &'a Sim<'a>, operation: &'static str, target: &str) -> Outcome<Held<'a>> {
+        let missing = || Refusal::MachineNotFound {
+            operation: Some(operation),
+            machine: target.to_owned(),
+        };
+        let id = sim
+            .store
+            .read()?
+            .find(target)
+            .ok_or_else(missing)?
+            .id
+            .clone();
+        let lock = sim.store.lock(&id)?;
+        // The machine may have gone or changed while we waited.
+        let machine = sim.store.read()?.find(&id).cloned().ok_or_else(missing)?;
+        Ok(Held::new(sim, operation, machine, lock))
+    }
+
+    /// Adds a new machine to the inventory, already locked.
+    fn make(
+        sim: &'a Sim<'a>,
+        operation: &'static str,
+        name: &str,
+        fill: impl FnOnce(&mut Machine) -> Outcome<()>,
+    ) -> Outcome<Held<'a>> {
+        if !catalog::is_machine_name(name) {
+            return Err(Refusal::service(
+                operation,
+                name,
+                format!("invalid machine name: '{name}'"),
+            ));
+        }
+        let id = catalog::new_id()?;
+        let lock = sim.store.lock(&id)?;
+        let machine = sim.store.change(|inventory| {
+            vacant(inventory, operation, name)?;
+            let address = inventory.free_address().ok_or_else(|| {
+                Refusal::service(operation, name, "no address is left in the subnet")
+            })?;
+            let mut machine = Machine {
+                disk_size: 0,
+                id: id.clone(),
+                name: name.to_owned(),
+                state: MachineState::Creating,
+                image: Image {
+                    distro: String::new(),
+                    version: String::new(),
+                    arch: String::new(),
+                    variant: "default".to_owned(),
+                },
+                config: MachineConfig::default(),
+                isolation: guest::Isolation::Dir,
+                address,
+                resident: None,
+                starts_with_service: false,
+            };
+            fill(&mut machine)?;
+            inventory.machines.push(machine.clone());
+            Ok(machine)
+        })?;
+        Ok(Held::new(sim, operation, machine, lock))
+    }
+
+    fn new(sim: &'a Sim<'a>, operation: &'static str, machine: Machine, lock: Lock) -> Held<'a> {
+        sim.ledger.work_start(operation, &machine.name);
+        Held {
+            sim,
+            operation,
+            machine,
+            done: false,
+            lock: Some(lock),
+        }
+    }
+
+    /// Shows a state, here and in the inventory.
+    fn show(&mut self, state: MachineState) -> Outcome<()> {
+        self.machine.state = state;
+        let machine = &self.machine;
+        self.sim.store.change_machine(&machine.id, |stored| {
+            stored.state = machine.state;
+            stored.resident = machine.resident;
+            stored.starts_with_service = machine.starts_with_service;
+        })
+    }
+
+    /// Boots the machine and shows it running, or stopped again when that fails.
+    fn boot(&mut self) -> Outcome<()> {
+        match guest::boot(self.sim, &self.machine) {
+            Ok(resident) => {
+                self.machine.resident = resident;
+                self.machine.starts_with_service = false;
+                self.show(MachineState::Running)
+            }
+            Err(error) => {
+                self.show(MachineState::Stopped)?;
+                Err(Refusal::service(
+                    self.operation,
+                    &self.machine.name,
+                    format!("setup: {error:#}"),
+                ))
+            }
+        }
+    }
+
+    /// Ends everything in the machine and shows it stopped.
+    fn halt(&mut self) -> Outcome<()> {
+        guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
+        self.machine.resident = None;
+        self.show(MachineState::Stopped)
+    }
+
+    /// Takes the machine and its files away.
+    fn remove(&self) -> Outcome<()> {
+        guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
+        guest::remove(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
+        self.sim.store.change(|inventory| {
+            inventory
+                .machines
+                .retain(|machine| machine.id != self.machine.id);
+            if inventory.default.as_deref() == Some(&self.machine.name) {
+                inventory.default = None;
+            }
+            Ok(())
+        })?;
+        self.sim.store.remove_lock(&self.machine.id);
+        Ok(())
+    }
+
+    fn refuse(&self, cause: impl std::fmt::Display) -> Refusal {
+        Refusal::service(self.operation, &self.machine.name, cause)
+    }
+
+    fn pass_time(&self) {
+        self.sim.settings.latency.pass(self.operation);
+    }
+
+    fn is_running(&self) -> bool {
+        self.machine.state == MachineState::Running && guest::is_alive(&self.machine)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // The line is written while the lock is still held, so the work of the next one on this
+        // machine begins below it.
+        self.sim
+            .ledger
+            .work_end(self.operation, &self.machine.name, self.done);
+        drop(self.lock.take());
+    }
+}
+
+fn vacant(inventory: &Inventory, operation: &'static str, name: &str) -> Outcome<()> {
+    if inventory
+        .machines
+        .iter()
+        .any(|machine| machine.name == name)
+    {
+        return Err(Refusal::AlreadyExists {
+            operation,
+            machine: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
+    let name = &creation.name;
+    let refuse = |cause: String| Refusal::service("create", name, cause);
+    // A taken name is refused first, in 20-50 ms on the real tool; nothing else is looked at.
+    vacant(&sim.store.read()?, "create", name)?;
+    let (distro, version) =
+        catalog::image(&creation.distro, creation.version.as_deref()).map_err(refuse)?;
+    if !catalog::is_arch(&creation.arch) {
+        return Err(refuse(format!("unknown architecture: '{}'", creation.arch)));
+    }
+    if let Some(file) = &creation.user_data {
+        std::fs::read(file).map_err(|error| refuse(format!("read user data: {error}")))?;
+    }
+    let isolation = guest::settle(sim.settings.isolation)
+        .map_err(|cause| refuse(format!("setup: {cause:#}")))?;
+    let mut held = Held::make(sim, "create", name, |machine| {
+        machine.image.distro = distro;
+        machine.image.version = version;
+        machine.image.arch.clone_from(&creation.arch);
+        if creation.user_data.is_some() {
+            machine.image.variant = "cloud".to_owned();
+        }
+        machine.config = creation.config.clone();
+        if machine.config.default_username.is_empty() {
+            machine.config.default_username = guest::host_user();
+        }
+        machine.isolation = isolation;
+        machine.disk_size = catalog::first_size(&machine.image.distro, &machine.id);
+        Ok(())
+    })?;
+    let made = guest::prepare(sim, &held.machine).map_err(|error| held.refuse(error));
+    held.pass_time();
+    if let Err(refusal) = made.and_then(|()| held.boot()) {
+        held.remove()?;
+        return Err(refusal);
+    }
+    sim.store.change(|inventory| {
+        inventory.default.get_or_insert_with(|| name.clone());
+        Ok(())
+    })?;
+    held.done = true;
+    Ok(())
+}
+
+/// Starts a machine; one that runs is left alone. Also how `run` wakes a stopped machine.
+pub(crate) fn start(sim: &Sim<'_>, operation: &'static str, target: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, operation, target)?;
+    if !held.is_running() {
+        held.show(MachineState::Starting)?;
+        held.sim.settings.latency.pass("start");
+        held.boot()?;
+    }
+    held.done = true;
+    Ok(())
+}
+
+fn stop(sim: &Sim<'_>, target: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, "stop", target)?;
+    if held.machine.state != MachineState::Stopped {
+        held.show(MachineState::Stopping)?;
+        held.pass_time();
+        held.halt()?;
+    }
+    held.done = true;
+    Ok(())
+}
+
+fn restart(sim: &Sim<'_>, target: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, "restart", target)?;
+    held.show(MachineState::Stopping)?;
+    held.halt()?;
+    held.show(MachineState::Starting)?;
+    held.pass_time();
+    held.boot()?;
+    held.done = true;
+    Ok(())
+}
+
+fn delete(sim: &Sim<'_>, target: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, "delete", target)?;
+    held.show(MachineState::Deleting)?;
+    held.pass_time();
+    held.remove()?;
+    held.done = true;
+    Ok(())
+}
+
+fn rename(sim: &Sim<'_>, target: &str, name: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, "rename", target)?;
+    if !catalog::is_machine_name(name) {
+        return Err(held.refuse(format!("invalid machine name: '{name}'")));
+    }
+    held.pass_time();
+    let old = held.machine.name.clone();
+    held.sim.store.change(|inventory| {
+        vacant(inventory, "rename", name)?;
+        if inventory.default.as_deref() == Some(&old) {
+            inventory.default = Some(name.to_owned());
+        }
+        if let Some(machine) = inventory.by_id_mut(&held.machine.id) {
+            name.clone_into(&mut machine.name);
+        }
+        Ok(())
+    })?;
+    held.done = true;
+    Ok(())
+}
+
+/// The copy is stopped and keeps all settings but name, id and address. Clones of one source
+/// follow each other, because each holds the source.
+fn clone(sim: &Sim<'_>, source: &str, name: &str) -> Outcome<()> {
+    vacant(&sim.store.read()?, "clone", name)?;
+    let mut source = Held::take(sim, "clone", source)?;
+    let origin = source.machine.clone();
+    let mut held = Held::make(sim, "clone", name, |machine| {
+        machine.image = origin.image.clone();
+        machine.config = origin.config.clone();
+        machine.isolation = origin.isolation;
+        machine.disk_size = origin.disk_size;
+        Ok(())
+    })?;
+    held.pass_time();
+    if let Err(error) = guest::copy(sim, &origin, &held.machine) {
+        held.remove()?;
+        return Err(held.refuse(error));
+    }
+    held.show(MachineState::Stopped)?;
+    held.done = true;
+    source.done = true;
+    Ok(())
+}
+
+fn export(sim: &Sim<'_>, target: &str, file: &Path) -> Outcome<()> {
+    let mut held = Held::take(sim, "export", target)?;
+    held.pass_time();
+    guest::export(sim, &held.machine, file).map_err(|error| held.refuse(error))?;
+    held.done = true;
+    Ok(())
+}
+
+fn import(sim: &Sim<'_>, file: &Path, name: Option<&str>) -> Outcome<()> {
+    let from_file = || {
+        file.file_name()
+            .and_then(|file| file.to_str())
+            .unwrap_or_default()
+    };
+    let name = name.unwrap_or_else(|| from_file().split('.').next().unwrap_or_default());
+    let refuse_import = |error: anyhow::Error| Refusal::service("import", name, error);
+    vacant(&sim.store.read()?, "import", name)?;
+    let origin = guest::read_export(file).map_err(refuse_import)?;
+    let mut held = Held::make(sim, "import", name, |machine| {
+        machine.image = origin.image;
+        machine.config = origin.config;
+        machine.isolation = origin.isolation;
+        machine.disk_size = origin.disk_size;
+        Ok(())
+    })?;
+    held.pass_time();
+    if let Err(error) = guest::import(sim, &held.machine, file) {
+        held.remove()?;
+        return Err(held.refuse(error));
+    }
+    held.show(MachineState::Stopped)?;
+    held.done = true;
+    Ok(())
+}
+
+/// Starts OrbStack and the machines that ran when it was stopped.
+fn start_orbstack(sim: &Sim<'_>) -> Outcome<()> {
+    let _lock = sim.store.lock("service")?;
+    if sim.store.read()?.service == ServiceState::Running {
+        return Ok(());
+    }
+    set_service(sim, ServiceState::Starting)?;
+    sim.settings.latency.pass("start-orbstack");
+    let inventory = sim.store.read()?;
+    for machine in inventory
+        .machines
+        .iter()
+        .filter(|machine| machine.starts_with_service)
+    {
+        let mut held = Held::take(sim, "start", &machine.id)?;
+        held.boot()?;
+        held.done = true;
+    }
+    set_service(sim, ServiceState::Running)
+}
+
+/// Stops OrbStack with everything in it.
+fn stop_orbstack(sim: &Sim<'_>) -> Outcome<()> {
+    let _lock = sim.store.lock("service")?;
+    if sim.store.read()?.service == ServiceState::Stopped {
+        return Ok(());
+    }
+    sim.settings.latency.pass("stop-orbstack");
+    for machine in sim.store.read()?.machines {
+        let Ok(mut held) = Held::take(sim, "stop", &machine.id) else {
+            continue;
+        };
+        if held.machine.state == MachineState::Running {
+            held.machine.starts_with_service = true;
+            held.halt()?;
+        }
+        held.done = true;
+    }
+    set_service(sim, ServiceState::Stopped)
+}
+
+fn set_service(sim: &Sim<'_>, service: ServiceState) -> Outcome<()> {
+    sim.store.change(|inventory| {
+        inventory.service = service;
+        Ok(())
+    })
+}

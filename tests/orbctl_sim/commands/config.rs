@@ -1,0 +1,246 @@
+//! `config show|get|set|reset`: OrbStack's settings and each machine's own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::Sim;
+use crate::args::{Order, Words};
+use crate::refusal::{Outcome, Refusal};
+use crate::reply::Reply;
+use crate::state::{Inventory, Machine, MachineConfig};
+
+/// What `config` is asked for.
+pub(crate) enum ConfigCommand {
+    Show,
+    Get {
+        key: String,
+    },
+    Set {
+        key: String,
+        value: String,
+    },
+    /// All settings without a key.
+    Reset {
+        key: Option<String>,
+    },
+}
+
+/// Keys of OrbStack itself with their defaults; the values are plausible, not recorded.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("app.start_at_login", "true"),
+    ("cpu", "11"),
+    ("data_allow_backup", "false"),
+    ("docker.expose_ports_to_lan", "true"),
+    ("docker.node_name", "orbstack"),
+    ("docker.set_context", "true"),
+    ("k8s.enable", "false"),
+    ("k8s.expose_services", "false"),
+    ("machines.expose_ports_to_lan", "true"),
+    ("machines.forward_ports", "true"),
+    ("memory_mib", "16384"),
+    ("mount_hide_shared", "false"),
+    ("network.https", "true"),
+    ("network.subnet4", "192.168.138.0/23"),
+    ("network_bridge", "true"),
+    ("network_proxy", "auto"),
+    ("power.pause_in_sleep", "true"),
+    ("rosetta", "true"),
+    ("setup.use_admin", "true"),
+    ("ssh.expose_port", "false"),
+];
+
+/// The keys of each machine, as on 2.2.3.
+const MACHINE_KEYS: [&str; 10] = [
+    "username",
+    "isolated",
+    "isolate_network",
+    "forward_ssh_agent",
+    "mounts",
+    "cpu",
+    "memory_mib",
+    "disk_bytes",
+    "http_port",
+    "https_port",
+];
+
+/// Reads the words behind `config`.
+pub(crate) fn parse(words: &[OsString]) -> Outcome<ConfigCommand> {
+    let words = Words::sort("config", words, &[], Order::Mixed)?.rest_between("config", 1, 3)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["show"] => Ok(ConfigCommand::Show),
+        ["get", key] => Ok(ConfigCommand::Get {
+            key: key.to_owned(),
+        }),
+        ["set", key, value] => Ok(ConfigCommand::Set {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }),
+        ["reset"] => Ok(ConfigCommand::Reset { key: None }),
+        ["reset", key] => Ok(ConfigCommand::Reset {
+            key: Some(key.to_owned()),
+        }),
+        _ => Err(Refusal::usage(
+            "config: takes show, get KEY, set KEY VALUE or reset [KEY]",
+        )),
+    }
+}
+
+impl ConfigCommand {
+    /// The machine whose setting is meant.
+    pub(crate) fn machine(&self) -> Option<String> {
+        match self {
+            ConfigCommand::Show => None,
+            ConfigCommand::Get { key } | ConfigCommand::Set { key, .. } => split(key),
+            ConfigCommand::Reset { key } => key.as_deref().and_then(split),
+        }
+        .map(|(machine, _)| machine.to_owned())
+    }
+}
+
+/// Carries it out.
+pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> {
+    sim.settings.latency.pass("config");
+    match command {
+        ConfigCommand::Show => Ok(Reply::text(
+            all(&sim.store.read()?)
+                .into_iter()
+                .map(|(key, value)| format!("{key}: {value}\n"))
+                .collect::<String>(),
+        )),
+        ConfigCommand::Get { key } => {
+            let value = all(&sim.store.read()?)
+                .remove(key)
+                .ok_or_else(|| unknown(key))?;
+            Ok(Reply::text(value + "\n"))
+        }
+        ConfigCommand::Set { key, value } => sim.store.change(|inventory| {
+            set(inventory, key, Some(value))?;
+            Ok(Reply::silent())
+        }),
+        ConfigCommand::Reset { key: Some(key) } => sim.store.change(|inventory| {
+            set(inventory, key, None)?;
+            Ok(Reply::silent())
+        }),
+        ConfigCommand::Reset { key: None } => sim.store.change(|inventory| {
+            inventory.config.clear();
+            Ok(Reply::silent())
+        }),
+    }
+}
+
+/// Every key with its value.
+fn all(inventory: &Inventory) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = DEFAULTS
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    all.extend(inventory.config.clone());
+    for machine in &inventory.machines {
+        for key in MACHINE_KEYS {
+            all.insert(
+                format!("machine.{}.{key}", machine.name),
+                machine_value(machine, key),
+            );
+        }
+    }
+    all
+}
+
+fn set(inventory: &mut Inventory, key: &str, value: Option<&str>) -> Outcome<()> {
+    if let Some((name, field)) = split(key) {
+        let machine = inventory
+            .machines
+            .iter_mut()
+            .find(|machine| machine.name == name);
+        let machine = machine.ok_or_else(|| unknown(key))?;
+        return set_machine(machine, field, value).ok_or_else(|| match value {
+            Some(value) if MACHINE_KEYS.contains(&field) => invalid(key, value),
+            _ => unknown(key),
+        });
+    }
+    let (_, default) = DEFAULTS
+        .iter()
+        .find(|(known, _)| *known == key)
+        .ok_or_else(|| unknown(key))?;
+    match value {
+        None => {
+            inventory.config.remove(key);
+        }
+        Some(value) => {
+            let fits = match *default {
+                "true" | "false" => value.parse::<bool>().is_ok(),
+                number if number.parse::<u64>().is_ok() => value.parse::<u64>().is_ok(),
+                _ => true,
+            };
+            if !fits {
+                return Err(invalid(key, value));
+            }
+            inventory.config.insert(key.to_owned(), value.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Splits `machine.NAME.KEY`. A name may hold dots, a machine's keys hold none.
+fn split(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix("machine.")?.rsplit_once('.')
+}
+
+fn machine_value(machine: &Machine, key: &str) -> String {
+    let config = &machine.config;
+    match key {
+        "username" => config.default_username.clone(),
+        "isolated" => config.isolated.to_string(),
+        "isolate_network" => config.isolate_network.to_string(),
+        "forward_ssh_agent" => config.forward_ssh_agent.to_string(),
+        "mounts" => config.mounts.join(","),
+        "cpu" => config.cpus.to_string(),
+        "memory_mib" => config.memory_mib.to_string(),
+        "disk_bytes" => config.disk_bytes.to_string(),
+        "http_port" => config.http_port.to_string(),
+        "https_port" => config.https_port.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// Sets a machine's key, or puts its default back. None when the key or the value is wrong.
+fn set_machine(machine: &mut Machine, key: &str, value: Option<&str>) -> Option<()> {
+    fn parsed<T: std::str::FromStr + Default>(value: Option<&str>) -> Option<T> {
+        value.map_or(Some(T::default()), |value| value.parse().ok())
+    }
+    let config: &mut MachineConfig = &mut machine.config;
+    match key {
+        // Without a value the name stays: which user the machine was made with is not kept.
+        "username" => {
+            if let Some(value) = value {
+                value.clone_into(&mut config.default_username);
+            }
+        }
+        "isolated" => config.isolated = parsed(value)?,
+        "isolate_network" => config.isolate_network = parsed(value)?,
+        "forward_ssh_agent" => config.forward_ssh_agent = parsed(value)?,
+        "mounts" => {
+            let mounts = value
+                .unwrap_or_default()
+                .split(',')
+                .filter(|mount| !mount.is_empty());
+            config.mounts = mounts.map(str::to_owned).collect();
+        }
+        "cpu" => config.cpus = parsed(value)?,
+        "memory_mib" => config.memory_mib = parsed(value)?,
+        "disk_bytes" => config.disk_bytes = parsed(value)?,
+        "http_port" => config.http_port = parsed(value)?,
+        "https_port" => config.https_port = parsed(value)?,
+        _ => return None,
+    }
+    Some(())
+}
+
+fn unknown(key: &str) -> Refusal {
+    Refusal::Whole(format!("unknown config key: '{key}'"))
+}
+
+fn invalid(key: &str, value: &str) -> Refusal {
+    Refusal::Whole(format!("invalid value for '{key}': '{value}'"))
+}

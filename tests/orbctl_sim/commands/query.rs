@@ -1,0 +1,172 @@
+//! Commands that only look: list, info, status, version, default, logs, ssh.
+
+use std::fs;
+
+use crate::Sim;
+use crate::refusal::{Outcome, Refusal};
+use crate::render::{self, Shape};
+use crate::reply::Reply;
+use crate::script::Trouble;
+use crate::state::{Machine, MachineState, ServiceState};
+
+/// The two forms of an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+impl Format {
+    /// Reads the value of `--format`.
+    pub(crate) fn parse(word: Option<String>) -> Outcome<Format> {
+        match word.as_deref() {
+            None | Some("text") => Ok(Format::Text),
+            Some("json") => Ok(Format::Json),
+            Some(word) => Err(Refusal::usage(format!("unknown format '{word}'"))),
+        }
+    }
+}
+
+/// What `list` is asked for.
+pub(crate) struct Listing {
+    pub(crate) format: Format,
+    pub(crate) quiet: bool,
+    pub(crate) running: bool,
+}
+
+/// All machines.
+pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Outcome<Reply> {
+    sim.settings.latency.pass_half("list");
+    let inventory = sim.store.read()?;
+    sim.settings.latency.pass_half("list");
+    let wanted = |machine: &&Machine| !listing.running || machine.state == MachineState::Running;
+    let machines: Vec<&Machine> = inventory.machines.iter().filter(wanted).collect();
+    let shape = Shape::new(troubles);
+    Ok(Reply::text(match (listing.quiet, listing.format) {
+        (true, _) => machines
+            .iter()
+            .map(|machine| format!("{}\n", machine.name))
+            .collect(),
+        (false, Format::Text) => render::table(&machines, shape),
+        (false, Format::Json) => {
+            let records = machines
+                .iter()
+                .map(|machine| render::record(machine, shape));
+            render::json(&records.collect::<Vec<_>>())?
+        }
+    }))
+}
+
+/// One machine.
+pub(crate) fn info(
+    sim: &Sim<'_>,
+    target: &str,
+    format: Format,
+    troubles: &[Trouble],
+) -> Outcome<Reply> {
+    sim.settings.latency.pass_half("info");
+    let inventory = sim.store.read()?;
+    sim.settings.latency.pass_half("info");
+    let machine = inventory
+        .find(target)
+        .ok_or_else(|| Refusal::MachineNotFound {
+            operation: None,
+            machine: target.to_owned(),
+        })?;
+    let shape = Shape::new(troubles);
+    Ok(Reply::text(match format {
+        Format::Text => render::info_text(machine, shape),
+        Format::Json => render::json(&render::info(machine, shape))?,
+    }))
+}
+
+/// Whether OrbStack itself runs. This never starts it.
+pub(crate) fn status(sim: &Sim<'_>) -> Outcome<Reply> {
+    sim.settings.latency.pass_half("status");
+    let service = sim.store.read()?.service;
+    sim.settings.latency.pass_half("status");
+    let (word, exit) = match service {
+        ServiceState::Running => ("Running\n", 0),
+        ServiceState::Starting => ("Starting\n", 1),
+        ServiceState::Stopped => ("Stopped\n", 1),
+    };
+    Ok(Reply {
+        exit,
+        ..Reply::text(word)
+    })
+}
+
+/// The recorded two lines; the second says whose they are.
+pub(crate) fn version(sim: &Sim<'_>) -> Reply {
+    sim.settings.latency.pass("version");
+    Reply::text(
+        "Version: 2.2.3 (2020300)\n\
+         Commit: 0000000000000000000000000000000000000000 (orbctl-sim)\n",
+    )
+}
+
+/// Prints the default machine, or sets or clears it.
+pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> {
+    sim.settings.latency.pass("default");
+    let Some(machine) = machine else {
+        let default = sim.store.read()?.default;
+        return Ok(Reply::text(
+            default.unwrap_or_else(|| "none".to_owned()) + "\n",
+        ));
+    };
+    sim.store.change(|inventory| {
+        inventory.default = if machine == "none" {
+            None
+        } else {
+            let found = inventory.find(&machine).map(|found| found.name.clone());
+            Some(found.ok_or_else(|| Refusal::MachineNotFound {
+                operation: Some("set default"),
+                machine: machine.clone(),
+            })?)
+        };
+        Ok(Reply::silent())
+    })
+}
+
+/// The console of a machine; with `all` also the service's own log.
+pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool) -> Outcome<Reply> {
+    sim.settings.latency.pass("logs");
+    let inventory = sim.store.read()?;
+    let machine = inventory
+        .find(target)
+        .ok_or_else(|| Refusal::MachineNotFound {
+            operation: Some("logs"),
+            machine: target.to_owned(),
+        })?;
+    let console = sim.store.machine_folder(&machine.id).join("console.log");
+    let mut text = fs::read(console).unwrap_or_default();
+    if all {
+        text.extend(fs::read(sim.store.home().join("service.log")).unwrap_or_default());
+    }
+    Ok(Reply {
+        stdout: text,
+        ..Reply::default()
+    })
+}
+
+/// How one would connect over ssh, in our own words. Nothing listens there.
+pub(crate) fn ssh(sim: &Sim<'_>) -> Reply {
+    sim.settings.latency.pass("ssh");
+    let home = sim.settings.user_home.display();
+    Reply::text(format!(
+        "From this computer: ssh orb, ssh MACHINE@orb, ssh USER@MACHINE@orb\n\
+         \n\
+         Elsewhere (orbctl-sim: nothing listens here):\n\
+         Host localhost\n  Port 32222\n  User default\n  \
+         IdentityFile {home}/.orbstack/ssh/id_ed25519\n",
+    ))
+}
+
+/// There is never an update for the stand-in.
+pub(crate) fn update(check: bool) -> Reply {
+    Reply::text(if check {
+        "No update is waiting (orbctl-sim).\n"
+    } else {
+        "OrbStack updater will open in a new window.\n"
+    })
+}

@@ -1,0 +1,353 @@
+//! Runs one command in a machine and waits for it.
+//!
+//! The words are kept as words. The real tool sends them, quoted, through the user's login shell;
+//! a word that names a program and no builtin would make that shell do nothing but `exec` it, so
+//! then the shell is left out. Everything else goes through it, and it is the shell that says
+//! `command not found` and gives 127.
+//!
+//! The streams are simply inherited, so they are byte for byte and separate. Without a terminal
+//! the command has a process group of its own, to which SIGTERM, SIGINT and SIGHUP are passed on.
+//! SIGKILL cannot be: then the command lives on, as in a real machine.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::IsTerminal;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Access, access};
+use rustix::process::{Gid, Pid, Signal, Uid, kill_process_group};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Sim;
+use crate::guest::accounts::Account;
+use crate::guest::{Isolation, namespaces};
+use crate::state::Machine;
+
+/// A command for a machine.
+#[derive(Default)]
+pub(crate) struct GuestCommand {
+    /// The machine's default user when absent.
+    pub(crate) user: Option<String>,
+    pub(crate) workdir: Option<PathBuf>,
+    /// Reads the login shell's profile first.
+    pub(crate) login: bool,
+    /// Names of variables to pass, beside those that always pass.
+    pub(crate) pass: Vec<OsString>,
+    /// An interactive shell when empty.
+    pub(crate) words: Vec<OsString>,
+    pub(crate) stdin: Option<Stdio>,
+    pub(crate) stdout: Option<Stdio>,
+}
+
+/// Variables that reach a machine by themselves.
+const PASSING: [&str; 10] = [
+    "TERM",
+    "DISPLAY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+];
+
+const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a login shell would do itself, or do otherwise than the program of the same name.
+const SHELL_WORDS: [&str; 52] = [
+    ".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "case", "cd", "command",
+    "compgen", "complete", "continue", "declare", "dirs", "disown", "do", "echo", "enable", "eval",
+    "exec", "exit", "export", "fc", "fg", "for", "getopts", "hash", "help", "history", "if",
+    "jobs", "kill", "let", "local", "popd", "printf", "pushd", "pwd", "read", "return", "set",
+    "shift", "source", "test", "time", "trap", "type", "ulimit", "umask",
+];
+
+/// Runs the command to its end and gives its exit code. For an isolated machine this process is
+/// in the machine afterwards and must not use a path of the host again.
+pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<u8> {
+    let prepared = match machine.isolation {
+        Isolation::Dir => in_directory(sim, machine, command)?,
+        Isolation::Root | Isolation::Userns => in_namespaces(sim, machine, command)?,
+    };
+    wait(prepared)
+}
+
+/// A command that only has to be started, and as whom.
+struct Prepared {
+    command: Command,
+    identity: Option<(Account, Vec<u32>)>,
+    session: bool,
+}
+
+fn in_directory(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
+    let default = &machine.config.default_username;
+    if let Some(user) = command.user.as_ref().filter(|user| *user != default) {
+        bail!(
+            "orbctl-sim: this machine is a plain directory without isolation; \
+             running as '{user}' is refused"
+        );
+    }
+    let folder = sim.store.machine_folder(&machine.id);
+    let account = Account {
+        name: default.clone(),
+        uid: 0,
+        gid: 0,
+        home: folder.join("home").to_string_lossy().into_owned(),
+        shell: if Path::new("/bin/bash").exists() {
+            "/bin/bash"
+        } else {
+            "/bin/sh"
+        }
+        .to_owned(),
+    };
+    let path = format!("{}:{GUEST_PATH}", folder.join("bin").display());
+    let home = PathBuf::from(&account.home);
+    let folder = match &command.workdir {
+        Some(workdir) => home.join(workdir),
+        None => home,
+    };
+    if !folder.is_dir() {
+        bail!("chdir {}: no such file or directory", folder.display());
+    }
+    Ok(prepare(command, &account, &path, folder, |value| value))
+}
+
+fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
+    // Both are the host's; they mean the same in the machine, which shows the same tree.
+    let current = std::env::current_dir().ok();
+    let in_home = |folder: &PathBuf| folder.starts_with(&sim.settings.user_home);
+    let shared = current.filter(in_home).filter(|_| !machine.config.isolated);
+    namespaces::enter(machine.resident.context("the machine is not running")?)?;
+
+    let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd of the machine")?;
+    let user = command
+        .user
+        .as_ref()
+        .unwrap_or(&machine.config.default_username);
+    let account =
+        Account::find(&passwd, user).with_context(|| format!("user not found: '{user}'"))?;
+    let groups = account.groups(&fs::read_to_string("/etc/group").unwrap_or_default());
+
+    // Folders are tried as the user who will work there.
+    let identity = Identity::take(&account, &groups)?;
+    let enterable = |folder: &Path| folder.is_dir() && access(folder, Access::EXEC_OK).is_ok();
+    let home = PathBuf::from(&account.home);
+    let folder = match (&command.workdir, shared) {
+        (Some(workdir), _) => {
+            let folder = home.join(workdir);
+            if !folder.is_dir() {
+                bail!("chdir {}: no such file or directory", folder.display());
+            }
+            folder
+        }
+        (None, Some(shared)) if enterable(&shared) => shared,
+        (None, _) if enterable(&home) => home,
+        (None, _) => PathBuf::from("/"),
+    };
+    // A proxy on the host's own address is reached by the name of the host.
+    let translate = |value: OsString| match value.to_str() {
+        Some(text) => text
+            .replace("//127.0.0.1", "//host.orb.internal")
+            .replace("//localhost", "//host.orb.internal")
+            .into(),
+        None => value,
+    };
+    let mut prepared = prepare(command, &account, GUEST_PATH, folder, translate);
+    drop(identity);
+    prepared.identity = Some((account, groups));
+    Ok(prepared)
+}
+
+fn prepare(
+    command: GuestCommand,
+    account: &Account,
+    path: &str,
+    folder: PathBuf,
+    translate: impl Fn(OsString) -> OsString,
+) -> Prepared {
+    let stdin_is_terminal = command.stdin.is_none() && std::io::stdin().is_terminal();
+    let session =
+        stdin_is_terminal || (command.words.is_empty() && std::io::stdout().is_terminal());
+    let mut child = shell_or_program(&command, account, path);
+    child.env_clear();
+    for name in PASSING {
+        if let Some(value) = std::env::var_os(name) {
+            let proxy = name.to_ascii_lowercase().ends_with("_proxy");
+            child.env(name, if proxy { translate(value) } else { value });
+        }
+    }
+    let listed = std::env::var_os("ORBENV").unwrap_or_default();
+    let listed = listed
+        .as_bytes()
+        .split(|byte| *byte == b':')
+        .map(OsStr::from_bytes);
+    for name in listed.chain(command.pass.iter().map(OsString::as_os_str)) {
+        // `-e NAME=VALUE` says the value itself.
+        let bytes = name.as_bytes();
+        if let Some(at) = bytes.iter().position(|byte| *byte == b'=') {
+            child.env(
+                OsStr::from_bytes(&bytes[..at]),
+                OsStr::from_bytes(&bytes[at + 1..]),
+            );
+        } else if let Some(value) = std::env::var_os(name).filter(|_| !name.is_empty()) {
+            child.env(name, value);
+        }
+    }
+    child
+        .env("PATH", path)
+        .env("HOME", &account.home)
+        .env("USER", &account.name)
+        .env("LOGNAME", &account.name)
+        .env("SHELL", &account.shell)
+        .env("PWD", &folder)
+        .current_dir(&folder)
+        .stdin(command.stdin.unwrap_or_else(Stdio::inherit))
+        .stdout(command.stdout.unwrap_or_else(Stdio::inherit));
+    if !session {
+        child.process_group(0);
+    }
+    Prepared {
+        command: child,
+        identity: None,
+        session,
+    }
+}
+
+/// The program itself when the shell would only `exec` it, else the login shell.
+fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Command {
+    if let Some((first, rest)) = command.words.split_first()
+        && !command.login
+        && let Some(program) = program(first, path)
+    {
+        let mut child = Command::new(program);
+        child.arg0(first).args(rest);
+        return child;
+    }
+    let shell = Path::new(&account.shell);
+    let name = shell
+        .file_name()
+        .unwrap_or(shell.as_os_str())
+        .to_string_lossy();
+    let mut child = Command::new(shell);
+    child.arg0(format!("-{name}"));
+    if !command.words.is_empty() {
+        if !command.login && name == "bash" {
+            child.arg("--noprofile");
+        }
+        child.arg("-c").arg(quoted(&command.words));
+    }
+    child
+}
+
+/// The program that a first word names, if that word means nothing else to a shell.
+fn program(word: &OsStr, path: &str) -> Option<PathBuf> {
+    let runs = |file: &Path| file.is_file() && access(file, Access::EXEC_OK).is_ok();
+    if word.as_bytes().contains(&b'/') {
+        let file = PathBuf::from(word);
+        return (file.is_absolute() && runs(&file)).then_some(file);
+    }
+    if word.is_empty()
+        || word
+            .to_str()
+            .is_some_and(|word| SHELL_WORDS.contains(&word))
+    {
+        return None;
+    }
+    path.split(':')
+        .map(|folder| Path::new(folder).join(word))
+        .find(|file| runs(file))
+}
+
+/// The words as one shell text in which each stays one word.
+fn quoted(words: &[OsString]) -> OsString {
+    let mut text = Vec::new();
+    for word in words {
+        if !text.is_empty() {
+            text.push(b' ');
+        }
+        text.push(b'\'');
+        for byte in word.as_bytes() {
+            match byte {
+                b'\'' => text.extend_from_slice(b"'\\''"),
+                byte => text.push(*byte),
+            }
+        }
+        text.push(b'\'');
+    }
+    OsString::from_vec(text)
+}
+
+/// Another user, for as long as this lives. Only this thread changes, and there is no other; the
+/// saved ids stay root's, so that it can change back.
+struct Identity;
+
+impl Identity {
+    fn take(account: &Account, groups: &[u32]) -> Result<Identity> {
+        let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+        set_thread_groups(&groups).context("set groups")?;
+        set_thread_res_gid(gid, gid, Gid::ROOT).context("set gid")?;
+        set_thread_res_uid(uid, uid, Uid::ROOT).context("set uid")?;
+        Ok(Identity)
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let _ = set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT);
+        let _ = set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT);
+    }
+}
+
+/// Starts the command, passes signals on and waits for its end.
+fn wait(prepared: Prepared) -> Result<u8> {
+    let Prepared {
+        command,
+        identity,
+        session,
+    } = prepared;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let status: ExitStatus = runtime.block_on(async {
+        // The handlers stand before the command does, so no signal falls between.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let program = command.get_program().to_os_string();
+        let taken = identity
+            .map(|(user, groups)| Identity::take(&user, &groups))
+            .transpose()?;
+        let child = tokio::process::Command::from(command).spawn();
+        drop(taken);
+        let mut child = child.with_context(|| format!("start {}", program.display()))?;
+        let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let pass = |signal: Signal| {
+            // In a terminal session the terminal has sent it to the command already.
+            if let Some(group) = group.filter(|_| !session) {
+                let _ = kill_process_group(group, signal);
+            }
+        };
+        loop {
+            tokio::select! {
+                status = child.wait() => break Ok::<_, anyhow::Error>(status?),
+                _ = terminate.recv() => pass(Signal::TERM),
+                _ = interrupt.recv() => pass(Signal::INT),
+                _ = hangup.recv() => pass(Signal::HUP),
+            }
+        }
+    })?;
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 255,
+    };
+    Ok(u8::try_from(code).unwrap_or(255))
+}

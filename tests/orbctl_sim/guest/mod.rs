@@ -1,0 +1,131 @@
+//! Machines from the inside: what they are made of and how one gets in.
+//!
+//! ```text
+//! <home>/machines/<id>/        for an isolated machine        for a plain directory
+//!     console.log              what `logs` prints             the same
+//!     upper/  work/  root/     overlay over the host's /      -
+//!     home/                    -                              where commands run, and HOME
+//!     bin/sudo                 -                              says why there is no sudo
+//! ```
+//!
+//! An isolated machine is mounted in a mount namespace of its own, never in the host's: when its
+//! last process ends, the kernel takes the mounts away, so nothing can be left behind.
+
+mod accounts;
+mod directory;
+pub(crate) mod exec;
+mod files;
+#[cfg(target_os = "linux")]
+mod namespaces;
+#[cfg(not(target_os = "linux"))]
+#[path = "namespaces_absent.rs"]
+mod namespaces;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::Sim;
+use crate::settings::Wanted;
+pub(crate) use crate::state::Isolation;
+use crate::state::{Machine, Resident};
+
+pub(crate) use files::{copy, export, import, read_export};
+pub(crate) use namespaces::{INIT_WORD, init};
+
+/// Settles what a new machine is made of on this host.
+pub(crate) fn settle(wanted: Wanted) -> Result<Isolation> {
+    let root = rustix::process::geteuid().is_root();
+    match wanted {
+        Wanted::Directory => Ok(Isolation::Dir),
+        Wanted::Root if !root => bail!("isolated machines need root; ORBCTL_SIM_ISOLATION=root"),
+        Wanted::Root => namespaces::check(Isolation::Root).map(|()| Isolation::Root),
+        Wanted::UserNamespace => namespaces::check(Isolation::Userns).map(|()| Isolation::Userns),
+        Wanted::Auto if cfg!(not(target_os = "linux")) || !root => Ok(Isolation::Dir),
+        // A directory is no fence for root, so root gets one only by asking for it.
+        Wanted::Auto => namespaces::check(Isolation::Root)
+            .map(|()| Isolation::Root)
+            .context(
+                "root without isolation would work on the host itself; \
+             choose ORBCTL_SIM_ISOLATION=dir if that is meant",
+            ),
+    }
+}
+
+/// The name that a machine's default user gets when none is asked for: the caller's own.
+pub(crate) fn host_user() -> String {
+    let name = std::env::var("USER")
+        .or_else(|_| std::env::var("LOGNAME"))
+        .unwrap_or_default();
+    if name.is_empty() || name == "root" {
+        "dev".to_owned()
+    } else {
+        name
+    }
+}
+
+/// Makes the files of a new machine.
+pub(crate) fn prepare(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
+    let folder = sim.store.machine_folder(&machine.id);
+    files::make_folder(&folder, machine.isolation)?;
+    match machine.isolation {
+        Isolation::Dir => directory::prepare(&folder),
+        Isolation::Root | Isolation::Userns => namespaces::prepare(&folder, machine),
+    }
+}
+
+/// Boots a machine. Only isolated ones have a resident process.
+pub(crate) fn boot(sim: &Sim<'_>, machine: &Machine) -> Result<Option<Resident>> {
+    let folder = sim.store.machine_folder(&machine.id);
+    let resident = match machine.isolation {
+        Isolation::Dir => None,
+        Isolation::Root | Isolation::Userns => {
+            Some(namespaces::boot(&folder, sim.store.home(), machine)?)
+        }
+    };
+    note(&folder, &format!("{}: booted", machine.name));
+    Ok(resident)
+}
+
+/// Ends every process of a machine.
+pub(crate) fn halt(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
+    if let Some(resident) = machine.resident {
+        namespaces::halt(resident)?;
+        note(
+            &sim.store.machine_folder(&machine.id),
+            &format!("{}: halted", machine.name),
+        );
+    }
+    Ok(())
+}
+
+/// Whether a machine that is said to run can be entered.
+pub(crate) fn is_alive(machine: &Machine) -> bool {
+    match machine.isolation {
+        Isolation::Dir => true,
+        Isolation::Root | Isolation::Userns => machine.resident.is_some_and(namespaces::is_alive),
+    }
+}
+
+/// Takes a machine's files away.
+pub(crate) fn remove(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
+    files::remove_folder(&sim.store.machine_folder(&machine.id))
+}
+
+/// Adds a line to a machine's console.
+fn note(folder: &Path, line: &str) {
+    let console = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join("console.log"));
+    if let Ok(mut console) = console {
+        let _ = writeln!(console, "orbctl-sim: {line}");
+    }
+}
+
+/// Whether a folder exists, links followed.
+fn is_folder(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}

@@ -1,0 +1,115 @@
+//! The stand-in's own words, none of which `orbctl` has: cleaning up, and its hidden processes.
+//! They leave no line in the ledger.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::Sim;
+use crate::guest;
+use crate::ledger::Ledger;
+use crate::refusal::{Outcome, Refusal};
+use crate::reply::Reply;
+use crate::service;
+use crate::settings::Settings;
+use crate::state::Store;
+
+/// Runs one of them.
+pub(crate) fn run(word: &str, words: &[OsString]) -> Reply {
+    let result = match word {
+        service::WORD => service::work(),
+        guest::INIT_WORD => guest::init()
+            .map(|()| Reply::silent())
+            .map_err(|error| Refusal::Whole(format!("{error:#}"))),
+        "sim-cleanup" => cleanup(),
+        "sim-ledger" => Settings::from_environment().and_then(|settings| {
+            let path = words.first().map_or(settings.ledger.as_path(), Path::new);
+            summary(path)
+        }),
+        _ => Err(Refusal::usage(format!("unknown command '{word}'"))),
+    };
+    Reply::from(result)
+}
+
+/// Stops all machines and removes the state directory and everything that belongs to it.
+fn cleanup() -> Outcome<Reply> {
+    let settings = Settings::from_environment()?;
+    // A mistyped variable must not make us remove somebody's folder.
+    if !settings.home.join("locks").is_dir() {
+        return if settings.home.exists() {
+            let home = settings.home.display();
+            Err(Refusal::usage(format!(
+                "{home} is not a state directory of orbctl-sim"
+            )))
+        } else {
+            Ok(Reply::silent())
+        };
+    }
+    let store = Store::open(&settings.home)?;
+    let ledger = Ledger::join(&settings.ledger, String::new())?;
+    let sim = Sim {
+        settings,
+        store,
+        ledger: &ledger,
+    };
+    // Workers that are still busy are waited for: they would write into what is removed.
+    for machine in sim.store.read()?.machines {
+        let _lock = sim.store.lock(&machine.id)?;
+        let current = sim.store.read()?.find(&machine.id).cloned();
+        let Some(machine) = current else { continue };
+        let failed = |error| Refusal::service("sim-cleanup", &machine.name, error);
+        guest::halt(&sim, &machine).map_err(failed)?;
+        guest::remove(&sim, &machine).map_err(failed)?;
+    }
+    fs::remove_dir_all(sim.store.home())?;
+    Ok(Reply::silent())
+}
+
+/// Counts what the ledger holds: invocations by command, and the most that ran at one time, in
+/// all and on each machine.
+fn summary(path: &Path) -> Outcome<Reply> {
+    let text = fs::read_to_string(path)?;
+    let mut spawns: BTreeMap<String, u64> = BTreeMap::new();
+    let mut running: BTreeMap<String, String> = BTreeMap::new();
+    let mut most: BTreeMap<String, usize> = BTreeMap::new();
+    let mut most_in_all = 0;
+    for line in text.lines() {
+        let Ok(line) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        let word = |key: &str| {
+            line.get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        match word("event").as_str() {
+            "start" => {
+                *spawns.entry(word("command")).or_default() += 1;
+                let machine = word("machine");
+                running.insert(word("id"), machine.clone());
+                most_in_all = most_in_all.max(running.len());
+                let now = running.values().filter(|other| **other == machine).count();
+                let most = most.entry(machine).or_default();
+                *most = now.max(*most);
+            }
+            "end" => {
+                running.remove(&word("id"));
+            }
+            _ => {}
+        }
+    }
+    let mut text = format!("invocations: {}\n", spawns.values().sum::<u64>());
+    for (command, count) in spawns {
+        text.push_str(&format!("  {command}: {count}\n"));
+    }
+    text.push_str(&format!("most at one time: {most_in_all}\n"));
+    for (machine, count) in most.iter().filter(|(machine, _)| !machine.is_empty()) {
+        text.push_str(&format!("  on {machine}: {count}\n"));
+    }
+    text.push_str(&format!("without an end: {}\n", running.len()));
+    Ok(Reply::text(text))
+}

@@ -1,0 +1,118 @@
+//! Every way the stand-in says no, with the recorded text where one exists.
+//!
+//! `docs/orbctl-sim.md` lists which of these texts are invented.
+
+use std::fmt;
+use std::io;
+
+/// A refusal: one line on stderr, nothing on stdout, exit code 1.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// No machine has this name or id. `operation` is absent for `info`, as recorded.
+    MachineNotFound {
+        operation: Option<&'static str>,
+        machine: String,
+    },
+    /// The name of a machine to be made is taken.
+    AlreadyExists {
+        operation: &'static str,
+        machine: String,
+    },
+    /// The service could not do what was asked, for the reason given.
+    Service {
+        operation: &'static str,
+        machine: String,
+        cause: String,
+    },
+    /// The service failed before it came to any machine.
+    Whole(String),
+    /// There is no machine at all to run a command in.
+    NoMachines,
+    /// What the service has already said, word for word.
+    Told(Vec<u8>),
+    /// The words on the command line make no sense.
+    Usage(String),
+}
+
+/// The result of anything that may be refused.
+pub(crate) type Outcome<T> = Result<T, Refusal>;
+
+impl Refusal {
+    /// A service refusal with any displayable cause.
+    pub(crate) fn service(
+        operation: &'static str,
+        machine: &str,
+        cause: impl fmt::Display,
+    ) -> Refusal {
+        Refusal::Service {
+            operation,
+            machine: machine.to_owned(),
+            cause: format!("{cause:#}"),
+        }
+    }
+
+    /// A usage error.
+    pub(crate) fn usage(text: impl Into<String>) -> Refusal {
+        Refusal::Usage(text.into())
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::MachineNotFound {
+                operation: None,
+                machine,
+            } => {
+                write!(f, "[-32098] machine not found: '{machine}'")
+            }
+            Refusal::MachineNotFound {
+                operation: Some(operation),
+                machine,
+            } => {
+                write!(
+                    f,
+                    "[-32098] {operation} '{machine}': machine not found: '{machine}'"
+                )
+            }
+            Refusal::AlreadyExists { operation, machine } => {
+                write!(
+                    f,
+                    "[-32098] {operation} '{machine}': machine already exists: '{machine}'"
+                )
+            }
+            Refusal::Service {
+                operation,
+                machine,
+                cause,
+            } => {
+                write!(f, "[-32098] {operation} '{machine}': {cause}")
+            }
+            Refusal::Whole(cause) => write!(f, "[-32098] {cause}"),
+            Refusal::NoMachines => f.write_str(NO_MACHINES),
+            Refusal::Told(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
+            Refusal::Usage(text) => write!(f, "orbctl-sim: {text}"),
+        }
+    }
+}
+
+/// Recorded of a tool that has no machine to run a command in; data, not our wording.
+const NO_MACHINES: &str = "To use Docker:
+    docker run ...
+See \"orb docker\" for more info.
+
+To create a Linux machine:
+    orb create ubuntu
+See \"orb create --help\" for supported distros and options.";
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal::Whole(error.to_string())
+    }
+}
+
+impl From<rustix::io::Errno> for Refusal {
+    fn from(error: rustix::io::Errno) -> Refusal {
+        Refusal::Whole(error.to_string())
+    }
+}

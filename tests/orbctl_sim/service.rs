@@ -1,0 +1,109 @@
+//! The service behind the client.
+//!
+//! The real `orbctl` only asks OrbStack's background service for a change and waits; killing it
+//! does not undo the work. Here each change is carried out by a worker of its own: a detached
+//! process that has left the client's session before the client may go on, so neither a signal to
+//! the client nor one to its process group reaches it.
+//!
+//! ```text
+//! client ──stdin: the order, JSON──▶ worker (sim-service)
+//!        ◀──"taken"─────────────────  left the session; from here the work will be done
+//!        ◀──the reply, JSON─────────  or nobody is listening any more
+//! ```
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Sim;
+use crate::commands::change::{self, Task};
+use crate::ledger::Ledger;
+use crate::refusal::{Outcome, Refusal};
+use crate::reply::Reply;
+use crate::script::{Kind, Trouble};
+use crate::settings::Settings;
+use crate::state::Store;
+use crate::trouble;
+
+/// The hidden word that starts a worker.
+pub(crate) const WORD: &str = "sim-service";
+
+/// What a worker is given.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    /// The invocation's name in the ledger.
+    invocation: String,
+    task: Task,
+}
+
+/// Hands a change over and waits for its reply, or dies as a script wants it.
+pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outcome<Reply> {
+    let order = Order {
+        invocation: sim.ledger.id().to_owned(),
+        task,
+    };
+    let order = serde_json::to_vec(&order).map_err(|error| Refusal::Whole(error.to_string()))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(sim.store.home().join("service.log"))?;
+    let mut worker = Command::new(std::env::current_exe()?)
+        .arg(WORD)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()?;
+    if let Some(mut stdin) = worker.stdin.take() {
+        stdin.write_all(&order)?;
+    }
+    let Some(stdout) = worker.stdout.take() else {
+        return Err(Refusal::Whole("the service has no voice".to_owned()));
+    };
+    let mut stdout = BufReader::new(stdout);
+    let mut line = String::new();
+    stdout.read_line(&mut line)?;
+    if let Some(trouble) = troubles
+        .iter()
+        .find(|t| t.kind == Kind::MadeThoughClientDied)
+    {
+        trouble::die(trouble.ending);
+    }
+    line.clear();
+    stdout.read_line(&mut line)?;
+    // The worker ends right after its reply; to wait leaves no zombie to a client that goes on.
+    let _ = worker.wait();
+    serde_json::from_str(&line).map_err(|_| {
+        Refusal::Whole("the service went away; see service.log in the state directory".to_owned())
+    })
+}
+
+/// The worker's whole life.
+pub(crate) fn work() -> Outcome<Reply> {
+    let mut order = Vec::new();
+    std::io::stdin().read_to_end(&mut order)?;
+    let order: Order =
+        serde_json::from_slice(&order).map_err(|error| Refusal::Whole(error.to_string()))?;
+    rustix::process::setsid()?;
+    say("taken");
+    let settings = Settings::from_environment()?;
+    let store = Store::open(&settings.home)?;
+    let ledger = Ledger::join(&settings.ledger, order.invocation)?;
+    let sim = Sim {
+        settings,
+        store,
+        ledger: &ledger,
+    };
+    let reply = Reply::from(change::carry_out(&sim, &order.task));
+    let reply = serde_json::to_string(&reply).map_err(|error| Refusal::Whole(error.to_string()))?;
+    say(&reply);
+    Ok(Reply::silent())
+}
+
+/// Tells the client, which may be dead: the work does not depend on it.
+fn say(line: &str) {
+    let mut stdout = std::io::stdout();
+    let _ = writeln!(stdout, "{line}");
+    let _ = stdout.flush();
+}

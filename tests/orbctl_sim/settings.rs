@@ -1,0 +1,174 @@
+//! The environment variables, read once.
+
+use std::collections::HashMap;
+use std::env;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use crate::refusal::{Outcome, Refusal};
+
+/// What the environment asks of this invocation.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// `HOME`: where `~` is on this side.
+    pub(crate) user_home: PathBuf,
+    /// `ORBCTL_SIM_HOME`: the state directory.
+    pub(crate) home: PathBuf,
+    /// `ORBCTL_SIM_LEDGER`: the file of all invocations.
+    pub(crate) ledger: PathBuf,
+    /// `ORBCTL_SIM_SCRIPT`: the troubles to play.
+    pub(crate) script: Option<PathBuf>,
+    /// `ORBCTL_SIM_LATENCY`: how long each command takes.
+    pub(crate) latency: Latency,
+    /// `ORBCTL_SIM_ISOLATION`: what a new machine is made of.
+    pub(crate) isolation: Wanted,
+}
+
+/// The isolation asked for, before it is known what this host can give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The best that this host can give.
+    Auto,
+    /// Namespaces and an overlay of the host's root, as root.
+    Root,
+    /// The same through a user namespace.
+    UserNamespace,
+    /// A plain directory.
+    Directory,
+}
+
+impl Settings {
+    /// Reads the environment. `main` has already seen that HOME is there.
+    pub(crate) fn from_environment() -> Outcome<Settings> {
+        let user_home = PathBuf::from(env::var_os("HOME").unwrap_or_default());
+        let path = |name| {
+            env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let home = path("ORBCTL_SIM_HOME").unwrap_or_else(|| user_home.join(".orbctl-sim"));
+        // A relative state directory would move with its caller.
+        let home = std::path::absolute(home)?;
+        let latency = env::var("ORBCTL_SIM_LATENCY")
+            .or_else(|_| env::var("ORBCTL_SIM_LATENCY_MS"))
+            .unwrap_or_default();
+        Ok(Settings {
+            user_home,
+            ledger: path("ORBCTL_SIM_LEDGER").unwrap_or_else(|| home.join("ledger.jsonl")),
+            script: path("ORBCTL_SIM_SCRIPT"),
+            latency: Latency::parse(&latency)?,
+            isolation: isolation(&env::var("ORBCTL_SIM_ISOLATION").unwrap_or_default())?,
+            home,
+        })
+    }
+}
+
+fn isolation(word: &str) -> Outcome<Wanted> {
+    match word {
+        "" | "auto" => Ok(Wanted::Auto),
+        "root" => Ok(Wanted::Root),
+        "userns" => Ok(Wanted::UserNamespace),
+        "dir" => Ok(Wanted::Directory),
+        _ => Err(Refusal::usage(format!(
+            "ORBCTL_SIM_ISOLATION is '{word}'; it takes auto, root, userns or dir"
+        ))),
+    }
+}
+
+/// Milliseconds that each command takes by default: about a tenth of what users of the real tool
+/// measured, so that the proportions stay while a demo does not become a wait.
+const DEFAULT_LATENCY: &[(&str, u64)] = &[
+    ("list", 10),
+    ("info", 10),
+    ("status", 5),
+    ("version", 5),
+    ("default", 5),
+    ("ssh", 5),
+    ("logs", 10),
+    ("config", 8),
+    ("run", 25),
+    ("push", 30),
+    ("pull", 30),
+    ("create", 1500),
+    ("start", 300),
+    ("stop", 200),
+    ("restart", 500),
+    ("delete", 150),
+    ("rename", 30),
+    ("clone", 100),
+    ("export", 200),
+    ("import", 120),
+    ("start-orbstack", 250),
+    ("stop-orbstack", 250),
+];
+
+/// How long each command takes.
+#[derive(Debug)]
+pub(crate) struct Latency {
+    scale: f64,
+    every: Option<u64>,
+    by_command: HashMap<String, u64>,
+}
+
+impl Latency {
+    /// Parses a comma list of `N` (every command takes N ms), `xF` (the defaults times F) and
+    /// `command=N`. A command's own entry wins wherever it stands.
+    pub(crate) fn parse(text: &str) -> Outcome<Latency> {
+        let mut latency = Latency {
+            scale: 1.0,
+            every: None,
+            by_command: HashMap::new(),
+        };
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
+            let bad = || Refusal::usage(format!("ORBCTL_SIM_LATENCY: '{part}' is not understood"));
+            if let Some((command, ms)) = part.split_once('=') {
+                let ms = ms.trim().parse().map_err(|_| bad())?;
+                latency.by_command.insert(command.trim().to_owned(), ms);
+            } else if let Some(scale) = part.strip_prefix('x') {
+                let scale: f64 = scale.parse().map_err(|_| bad())?;
+                latency.scale = if scale.is_finite() && scale >= 0.0 {
+                    scale
+                } else {
+                    return Err(bad());
+                };
+            } else {
+                latency.every = Some(part.parse().map_err(|_| bad())?);
+            }
+        }
+        Ok(latency)
+    }
+
+    /// The time that `command` takes.
+    pub(crate) fn of(&self, command: &str) -> Duration {
+        if let Some(ms) = self.by_command.get(command) {
+            return Duration::from_millis(*ms);
+        }
+        if let Some(ms) = self.every {
+            return Duration::from_millis(ms);
+        }
+        let default = DEFAULT_LATENCY.iter().find(|(name, _)| *name == command);
+        Duration::from_millis(default.map_or(0, |(_, ms)| *ms)).mul_f64(self.scale)
+    }
+
+    /// Sleeps the whole latency of `command`.
+    pub(crate) fn pass(&self, command: &str) {
+        pause(self.of(command));
+    }
+
+    /// Sleeps half of it. A query looks at the state between its two halves, so an answer can be
+    /// older than a change that ended before the answer arrived, as with a real service.
+    pub(crate) fn pass_half(&self, command: &str) {
+        pause(self.of(command) / 2);
+    }
+}
+
+fn pause(time: Duration) {
+    if !time.is_zero() {
+        thread::sleep(time);
+    }
+}
