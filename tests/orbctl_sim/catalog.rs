@@ -176,20 +176,21 @@ pub(crate) fn ip4(place: u8) -> Ipv4Addr {
 
 /// An IPv6 address in the recorded network, made the way a link-local one is from a MAC address.
 pub(crate) fn ip6(id: &str) -> Ipv6Addr {
-    let [a, b, c, d] = spread(id).to_be_bytes();
-    let [e, f, _, _] = spread(&id.chars().rev().collect::<String>()).to_be_bytes();
+    let front = spread(id).to_be_bytes();
+    let back = spread(&id.chars().rev().collect::<String>()).to_be_bytes();
+    // Locally administered, not multicast.
+    let first = (front[0] & 0xfc) | 0x02;
     let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    let universal = (a & 0xfc) | 0x02;
-    Ipv6Addr::new(
-        0xfd07,
-        0xb51a,
-        0xcc66,
-        0,
-        pair(universal, b),
-        pair(c, 0xff),
-        pair(0xfe, d),
-        pair(e, f),
-    )
+    let network = [0xfd07, 0xb51a, 0xcc66, 0];
+    let host = [
+        pair(first, front[1]),
+        pair(front[2], 0xff),
+        pair(0xfe, front[3]),
+        pair(back[0], back[1]),
+    ];
+    let [n0, n1, n2, n3] = network;
+    let [h0, h1, h2, h3] = host;
+    Ipv6Addr::new(n0, n1, n2, n3, h0, h1, h2, h3)
 }
 
 /// FNV-1a: the same number for the same text, on every host and in every version.

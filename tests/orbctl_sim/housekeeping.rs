@@ -102,14 +102,15 @@ fn summary(path: &Path) -> Outcome<Reply> {
             _ => {}
         }
     }
-    let mut text = format!("invocations: {}\n", spawns.values().sum::<u64>());
-    for (command, count) in spawns {
-        text.push_str(&format!("  {command}: {count}\n"));
-    }
-    text.push_str(&format!("most at one time: {most_in_all}\n"));
-    for (machine, count) in most.iter().filter(|(machine, _)| !machine.is_empty()) {
-        text.push_str(&format!("  on {machine}: {count}\n"));
-    }
-    text.push_str(&format!("without an end: {}\n", running.len()));
-    Ok(Reply::text(text))
+    let mut lines = vec![format!("invocations: {}", spawns.values().sum::<u64>())];
+    lines.extend(
+        spawns
+            .iter()
+            .map(|(command, count)| format!("  {command}: {count}")),
+    );
+    lines.push(format!("most at one time: {most_in_all}"));
+    let named = most.iter().filter(|(machine, _)| !machine.is_empty());
+    lines.extend(named.map(|(machine, count)| format!("  on {machine}: {count}")));
+    lines.push(format!("without an end: {}\n", running.len()));
+    Ok(Reply::text(lines.join("\n")))
 }

@@ -63,7 +63,7 @@ impl Ledger {
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        ledger.write(Line {
+        ledger.write(&Line {
             parent: Some(std::os::unix::process::parent_id()),
             command: Some(command),
             machine,
@@ -90,7 +90,7 @@ impl Ledger {
 
     /// Writes the `end` line and hands the reply on.
     pub(crate) fn end(&self, reply: Reply) -> Reply {
-        self.write(Line {
+        self.write(&Line {
             exit: Some(reply.exit),
             ..self.line("end")
         });
@@ -99,7 +99,7 @@ impl Ledger {
 
     /// The service has begun to change `machine`; nobody else is changing it now.
     pub(crate) fn work_start(&self, command: &str, machine: &str) {
-        self.write(Line {
+        self.write(&Line {
             command: Some(command),
             machine: Some(machine),
             ..self.line("work_start")
@@ -108,7 +108,7 @@ impl Ledger {
 
     /// The service has finished with `machine`, and whether it did what was asked.
     pub(crate) fn work_end(&self, command: &str, machine: &str, done: bool) {
-        self.write(Line {
+        self.write(&Line {
             command: Some(command),
             machine: Some(machine),
             done: Some(done),
@@ -132,8 +132,8 @@ impl Ledger {
         }
     }
 
-    fn write(&self, line: Line<'_>) {
-        let Ok(mut bytes) = serde_json::to_vec(&line) else {
+    fn write(&self, line: &Line<'_>) {
+        let Ok(mut bytes) = serde_json::to_vec(line) else {
             return;
         };
         bytes.push(b'\n');

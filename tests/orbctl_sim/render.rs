@@ -170,7 +170,7 @@ pub(crate) fn info_text(machine: &Machine, shape: Shape<'_>) -> String {
     }
     lines
         .into_iter()
-        .map(|(label, value)| format!("{label}: {value}\n"))
+        .map(|(label, value)| [label, ": ", &value, "\n"].concat())
         .collect()
 }
 
@@ -203,7 +203,8 @@ pub(crate) fn table(machines: &[&Machine], shape: Shape<'_>) -> String {
     let mut table = String::new();
     for row in &rows {
         for (cell, width) in row[..6].iter().zip(widths) {
-            table.push_str(&format!("{cell:width$}  "));
+            table.push_str(cell);
+            table.push_str(&" ".repeat(width - cell.chars().count() + 2));
         }
         // The last column is not padded, the one before it is, even when the last is empty.
         table.push_str(&row[6]);

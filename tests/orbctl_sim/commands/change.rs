@@ -472,7 +472,7 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
         machine.image.version = version;
         machine.image.arch.clone_from(&creation.arch);
         if creation.user_data.is_some() {
-            machine.image.variant = "cloud".to_owned();
+            "cloud".clone_into(&mut machine.image.variant);
         }
         machine.config = creation.config.clone();
         if machine.config.default_username.is_empty() {

@@ -105,7 +105,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> 
         ConfigCommand::Show => Ok(Reply::text(
             all(&sim.store.read()?)
                 .into_iter()
-                .map(|(key, value)| format!("{key}: {value}\n"))
+                .map(|(key, value)| [&key, ": ", &value, "\n"].concat())
                 .collect::<String>(),
         )),
         ConfigCommand::Get { key } => {

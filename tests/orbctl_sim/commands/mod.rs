@@ -67,7 +67,7 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
             ])?;
             words.rest_between(&name, 0, 0)?;
             Ok(Command::List(Listing {
-                format: Format::parse(words.text("format"))?,
+                format: Format::parse(words.text("format").as_deref())?,
                 quiet: words.has("quiet"),
                 running: words.has("running"),
             }))
@@ -77,7 +77,7 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
             let machine = words.rest_between(&name, 1, 1)?.remove(0);
             Ok(Command::Info {
                 machine,
-                format: Format::parse(words.text("format"))?,
+                format: Format::parse(words.text("format").as_deref())?,
             })
         }
         "status" => mixed(&[])?

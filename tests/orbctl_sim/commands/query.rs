@@ -18,8 +18,8 @@ pub(crate) enum Format {
 
 impl Format {
     /// Reads the value of `--format`.
-    pub(crate) fn parse(word: Option<String>) -> Outcome<Format> {
-        match word.as_deref() {
+    pub(crate) fn parse(word: Option<&str>) -> Outcome<Format> {
+        match word {
             None | Some("text") => Ok(Format::Text),
             Some("json") => Ok(Format::Json),
             Some(word) => Err(Refusal::usage(format!("unknown format '{word}'"))),
@@ -45,7 +45,7 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
     Ok(Reply::text(match (listing.quiet, listing.format) {
         (true, _) => machines
             .iter()
-            .map(|machine| format!("{}\n", machine.name))
+            .map(|machine| [&machine.name, "\n"].concat())
             .collect(),
         (false, Format::Text) => render::table(&machines, shape),
         (false, Format::Json) => {

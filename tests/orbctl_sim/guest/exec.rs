@@ -116,7 +116,7 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Resu
     if !folder.is_dir() {
         bail!("chdir {}: no such file or directory", folder.display());
     }
-    Ok(prepare(command, &account, &path, folder, |value| value))
+    Ok(prepare(command, &account, &path, &folder, |value| value))
 }
 
 fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
@@ -159,7 +159,7 @@ fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Res
             .into(),
         None => value,
     };
-    let mut prepared = prepare(command, &account, GUEST_PATH, folder, translate);
+    let mut prepared = prepare(command, &account, GUEST_PATH, &folder, translate);
     drop(identity);
     prepared.identity = Some((account, groups));
     Ok(prepared)
@@ -169,7 +169,7 @@ fn prepare(
     command: GuestCommand,
     account: &Account,
     path: &str,
-    folder: PathBuf,
+    folder: &Path,
     translate: impl Fn(OsString) -> OsString,
 ) -> Prepared {
     let stdin_is_terminal = command.stdin.is_none() && std::io::stdin().is_terminal();
@@ -206,8 +206,8 @@ fn prepare(
         .env("USER", &account.name)
         .env("LOGNAME", &account.name)
         .env("SHELL", &account.shell)
-        .env("PWD", &folder)
-        .current_dir(&folder)
+        .env("PWD", folder)
+        .current_dir(folder)
         .stdin(command.stdin.unwrap_or_else(Stdio::inherit))
         .stdout(command.stdout.unwrap_or_else(Stdio::inherit));
     if !session {

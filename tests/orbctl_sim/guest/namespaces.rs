@@ -101,7 +101,6 @@ pub(crate) fn prepare(folder: &Path, machine: &Machine) -> Result<()> {
     fs::create_dir(&upper)?;
     // The overlay shows the upper layer's own mode and owner for its root.
     fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
-    fs::create_dir(folder.join("root"))?;
     let etc = mirror(&upper, "etc")?;
     for file in ["passwd", "group", "shadow", "gshadow"] {
         let host = Path::new("/etc").join(file);
@@ -118,11 +117,7 @@ pub(crate) fn prepare(folder: &Path, machine: &Machine) -> Result<()> {
         format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", user.name),
     )?;
     fs::set_permissions(&sudoers, Permissions::from_mode(0o440))?;
-    let machine_id: [u8; 16] = catalog::random()?;
-    let machine_id: String = machine_id
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let machine_id = format!("{:032x}", u128::from_be_bytes(catalog::random()?));
     fs::write(etc.join("machine-id"), machine_id + "\n")?;
     Ok(())
 }
@@ -171,6 +166,7 @@ pub(crate) fn boot(folder: &Path, home: &Path, machine: &Machine) -> Result<Resi
     let work = folder.join("work");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir(&work)?;
+    fs::create_dir_all(folder.join("root"))?;
     let console = File::options()
         .create(true)
         .append(true)
@@ -202,21 +198,19 @@ pub(crate) fn boot(folder: &Path, home: &Path, machine: &Machine) -> Result<Resi
         .context("the first process has no voice")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
-    let pid = match line.trim().split_once(' ') {
-        Some(("ready", pid)) => pid.parse::<i32>()?,
-        _ => {
-            let _ = child.wait();
-            let said = line.trim();
-            bail!(
-                "{}",
-                if said.is_empty() {
-                    "the first process died; see logs"
-                } else {
-                    said
-                }
-            );
-        }
+    let Some(("ready", pid)) = line.trim().split_once(' ') else {
+        let _ = child.wait();
+        let said = line.trim();
+        bail!(
+            "{}",
+            if said.is_empty() {
+                "the first process died; see logs"
+            } else {
+                said
+            }
+        );
     };
+    let pid = pid.parse()?;
     let started = started(pid).context("the first process is gone")?;
     Ok(Resident { pid, started })
 }
