@@ -32,7 +32,7 @@ pub(crate) enum Wanted {
     Auto,
     /// Namespaces and an overlay of the host's root, as root.
     Root,
-    /// The same through a user namespace.
+    /// The same through a user namespace, which is refused: see `guest::settle`.
     UserNamespace,
     /// A plain directory.
     Directory,

@@ -119,7 +119,6 @@ pub(crate) struct MachineConfig {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Isolation {
     Root,
-    Userns,
     Dir,
 }
 

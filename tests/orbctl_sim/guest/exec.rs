@@ -19,13 +19,13 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Access, access};
-use rustix::process::{Gid, Pid, Signal, Uid, kill_process_group};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Sim;
+use crate::guest::Isolation;
 use crate::guest::accounts::Account;
-use crate::guest::{Isolation, namespaces};
+use crate::guest::namespaces::{self, Identity};
 use crate::state::Machine;
 
 /// A command for a machine.
@@ -74,7 +74,7 @@ const SHELL_WORDS: [&str; 52] = [
 pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<u8> {
     let prepared = match machine.isolation {
         Isolation::Dir => in_directory(sim, machine, command)?,
-        Isolation::Root | Isolation::Userns => in_namespaces(sim, machine, command)?,
+        Isolation::Root => in_namespaces(sim, machine, command)?,
     };
     wait(prepared)
 }
@@ -282,28 +282,6 @@ fn quoted(words: &[OsString]) -> OsString {
         text.push(b'\'');
     }
     OsString::from_vec(text)
-}
-
-/// Another user, for as long as this lives. Only this thread changes, and there is no other; the
-/// saved ids stay root's, so that it can change back.
-struct Identity;
-
-impl Identity {
-    fn take(account: &Account, groups: &[u32]) -> Result<Identity> {
-        let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
-        set_thread_groups(&groups).context("set groups")?;
-        set_thread_res_gid(gid, gid, Gid::ROOT).context("set gid")?;
-        set_thread_res_uid(uid, uid, Uid::ROOT).context("set uid")?;
-        Ok(Identity)
-    }
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        let _ = set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT);
-        let _ = set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT);
-    }
 }
 
 /// Starts the command, passes signals on and waits for its end.

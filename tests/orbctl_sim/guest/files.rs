@@ -35,7 +35,7 @@ pub(crate) fn make_folder(folder: &Path, isolation: Isolation) -> Result<()> {
     }
     let elsewhere = match isolation {
         Isolation::Dir => None,
-        Isolation::Root | Isolation::Userns => namespaces::other_place(folder)?,
+        Isolation::Root => namespaces::other_place(folder)?,
     };
     match elsewhere {
         None => fs::create_dir(folder)?,
@@ -133,7 +133,7 @@ pub(crate) fn import(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()
 fn parts(isolation: Isolation) -> &'static [&'static str] {
     match isolation {
         Isolation::Dir => &["home", "bin"],
-        Isolation::Root | Isolation::Userns => &["upper"],
+        Isolation::Root => &["upper"],
     }
 }
 

@@ -21,7 +21,7 @@ mod namespaces;
 #[path = "namespaces_absent.rs"]
 mod namespaces;
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 
@@ -41,16 +41,19 @@ pub(crate) fn settle(wanted: Wanted) -> Result<Isolation> {
     match wanted {
         Wanted::Directory => Ok(Isolation::Dir),
         Wanted::Root if !root => bail!("isolated machines need root; ORBCTL_SIM_ISOLATION=root"),
-        Wanted::Root => namespaces::check(Isolation::Root).map(|()| Isolation::Root),
-        Wanted::UserNamespace => namespaces::check(Isolation::Userns).map(|()| Isolation::Userns),
+        Wanted::Root => namespaces::check().map(|()| Isolation::Root),
+        // The kernel does not let a user namespace overlay a root that has anything mounted below
+        // it, and could not copy up a file whose owner is not in the namespace.
+        Wanted::UserNamespace => bail!(
+            "a user namespace cannot lay an overlay over this host's root; \
+             use ORBCTL_SIM_ISOLATION=root as root, or dir"
+        ),
         Wanted::Auto if cfg!(not(target_os = "linux")) || !root => Ok(Isolation::Dir),
         // A directory is no fence for root, so root gets one only by asking for it.
-        Wanted::Auto => namespaces::check(Isolation::Root)
-            .map(|()| Isolation::Root)
-            .context(
-                "root without isolation would work on the host itself; \
+        Wanted::Auto => namespaces::check().map(|()| Isolation::Root).context(
+            "root without isolation would work on the host itself; \
              choose ORBCTL_SIM_ISOLATION=dir if that is meant",
-            ),
+        ),
     }
 }
 
@@ -72,7 +75,7 @@ pub(crate) fn prepare(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
     files::make_folder(&folder, machine.isolation)?;
     match machine.isolation {
         Isolation::Dir => directory::prepare(&folder),
-        Isolation::Root | Isolation::Userns => namespaces::prepare(&folder, machine),
+        Isolation::Root => namespaces::prepare(&folder, machine),
     }
 }
 
@@ -81,9 +84,7 @@ pub(crate) fn boot(sim: &Sim<'_>, machine: &Machine) -> Result<Option<Resident>>
     let folder = sim.store.machine_folder(&machine.id);
     let resident = match machine.isolation {
         Isolation::Dir => None,
-        Isolation::Root | Isolation::Userns => {
-            Some(namespaces::boot(&folder, sim.store.home(), machine)?)
-        }
+        Isolation::Root => Some(namespaces::boot(&folder, sim.store.home(), machine)?),
     };
     note(&folder, &format!("{}: booted", machine.name));
     Ok(resident)
@@ -105,7 +106,7 @@ pub(crate) fn halt(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
 pub(crate) fn is_alive(machine: &Machine) -> bool {
     match machine.isolation {
         Isolation::Dir => true,
-        Isolation::Root | Isolation::Userns => machine.resident.is_some_and(namespaces::is_alive),
+        Isolation::Root => machine.resident.is_some_and(namespaces::is_alive),
     }
 }
 
@@ -123,9 +124,4 @@ fn note(folder: &Path, line: &str) {
     if let Ok(mut console) = console {
         let _ = writeln!(console, "orbctl-sim: {line}");
     }
-}
-
-/// Whether a folder exists, links followed.
-fn is_folder(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }

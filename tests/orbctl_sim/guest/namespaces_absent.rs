@@ -1,16 +1,17 @@
 //! Where there are no namespaces: every machine is a directory, and these are never reached.
+#![expect(clippy::unnecessary_wraps, reason = "the same signatures as on Linux")]
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::guest::Isolation;
+use crate::guest::accounts::Account;
 use crate::state::{Machine, Resident};
 
 /// Never started here.
 pub(crate) const INIT_WORD: &str = "sim-init";
 
-pub(crate) fn check(_isolation: Isolation) -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     bail!("isolated machines need Linux")
 }
 
@@ -40,4 +41,17 @@ pub(crate) fn enter(_resident: Resident) -> Result<()> {
 
 pub(crate) fn init() -> Result<()> {
     bail!("isolated machines need Linux")
+}
+
+/// Another user; there are none in a directory.
+pub(crate) struct Identity;
+
+impl Identity {
+    pub(crate) fn take(_account: &Account, _groups: &[u32]) -> Result<Identity> {
+        bail!("isolated machines need Linux")
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {}
 }
