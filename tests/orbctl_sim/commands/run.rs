@@ -37,7 +37,7 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<RunCommand> {
         command: GuestCommand {
             user: words.text("user"),
             workdir: words.text("workdir").map(PathBuf::from),
-            login: words.has("shell"),
+            profile: words.has("shell") || words.rest.is_empty(),
             pass: words.texts("env").into_iter().map(OsString::from).collect(),
             words: words.rest,
             ..GuestCommand::default()

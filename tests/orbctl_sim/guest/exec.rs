@@ -34,8 +34,8 @@ pub(crate) struct GuestCommand {
     /// The machine's default user when absent.
     pub(crate) user: Option<String>,
     pub(crate) workdir: Option<PathBuf>,
-    /// Reads the login shell's profile first.
-    pub(crate) login: bool,
+    /// The login shell reads its profile first, which costs time.
+    pub(crate) profile: bool,
     /// Names of variables to pass, beside those that always pass.
     pub(crate) pass: Vec<OsString>,
     /// An interactive shell when empty.
@@ -86,7 +86,9 @@ struct Prepared {
     session: bool,
 }
 
-fn in_directory(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
+fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<Prepared> {
+    // The host's profile would set a PATH on which `sudo` is the host's.
+    command.profile = false;
     let default = &machine.config.default_username;
     if let Some(user) = command.user.as_ref().filter(|user| *user != default) {
         bail!(
@@ -223,7 +225,7 @@ fn prepare(
 /// The program itself when the shell would only `exec` it, else the login shell.
 fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Command {
     if let Some((first, rest)) = command.words.split_first()
-        && !command.login
+        && !command.profile
         && let Some(program) = program(first, path)
     {
         let mut child = Command::new(program);
@@ -237,10 +239,10 @@ fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Co
         .to_string_lossy();
     let mut child = Command::new(shell);
     child.arg0(format!("-{name}"));
+    if !command.profile && name == "bash" {
+        child.arg("--noprofile");
+    }
     if !command.words.is_empty() {
-        if !command.login && name == "bash" {
-            child.arg("--noprofile");
-        }
         child.arg("-c").arg(quoted(&command.words));
     }
     child

@@ -53,9 +53,12 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
         return Ok(());
     };
     fs::remove_dir_all(&real).with_context(|| format!("remove {}", real.display()))?;
-    if real != folder && fs::symlink_metadata(folder).is_ok() {
-        // A link may be left, or a folder whose own path holds links; both are gone afterwards.
-        let _ = fs::remove_file(folder);
+    if fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_symlink()) {
+        fs::remove_file(folder)?;
+        // The last machine takes the place on tmpfs with it.
+        if let Some(place) = real.parent() {
+            let _ = fs::remove_dir(place);
+        }
     }
     Ok(())
 }
