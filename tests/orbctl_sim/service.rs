@@ -79,6 +79,16 @@ pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outc
     })
 }
 
+/// Hands a change over that another command needs first; its refusal is that command's.
+pub(crate) fn demand(sim: &Sim<'_>, task: Task) -> Outcome<()> {
+    let reply = hand_over(sim, task, &[])?;
+    if reply.exit == 0 {
+        Ok(())
+    } else {
+        Err(Refusal::Told(reply.stderr))
+    }
+}
+
 /// The worker's whole life.
 pub(crate) fn work() -> Outcome<Reply> {
     let mut order = Vec::new();

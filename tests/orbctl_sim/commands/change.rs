@@ -241,7 +241,7 @@ impl Task {
 pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
     match task {
         Task::Create(creation) => create(sim, creation)?,
-        Task::Start { machines } => each(machines, |machine| start(sim, "start", machine))?,
+        Task::Start { machines } => each(machines, |machine| start(sim, machine))?,
         Task::Stop { machines } => each(machines, |machine| stop(sim, machine))?,
         Task::Restart { machines } => each(machines, |machine| restart(sim, machine))?,
         Task::Delete { machines, .. } => each(machines, |machine| delete(sim, machine))?,
@@ -249,7 +249,7 @@ pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
         Task::Clone { source, name } => clone(sim, source, name)?,
         Task::Export { machine, file } => export(sim, machine, file)?,
         Task::Import { file, name } => import(sim, file, name.as_deref())?,
-        Task::StartAll => each(&ids(sim)?, |machine| start(sim, "start", machine))?,
+        Task::StartAll => each(&ids(sim)?, |machine| start(sim, machine))?,
         Task::StopAll => each(&ids(sim)?, |machine| stop(sim, machine))?,
         Task::RestartAll => each(&ids(sim)?, |machine| restart(sim, machine))?,
         Task::StartOrbStack => start_orbstack(sim)?,
@@ -497,11 +497,11 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
 }
 
 /// Starts a machine; one that runs is left alone. Also how `run` wakes a stopped machine.
-pub(crate) fn start(sim: &Sim<'_>, operation: &'static str, target: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, operation, target)?;
+fn start(sim: &Sim<'_>, target: &str) -> Outcome<()> {
+    let mut held = Held::take(sim, "start", target)?;
     if !held.is_running() {
         held.show(MachineState::Starting)?;
-        held.sim.settings.latency.pass("start");
+        held.pass_time();
         held.boot()?;
     }
     held.done = true;

@@ -183,7 +183,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
 /// Starts OrbStack if it is stopped, and waits for a start that is under way.
 fn wake(sim: &Sim<'_>, wanted: bool) -> Outcome<()> {
     if wanted && sim.store.read()?.service != ServiceState::Running {
-        service::hand_over(sim, Task::StartOrbStack, &[])?;
+        service::demand(sim, Task::StartOrbStack)?;
     }
     Ok(())
 }

@@ -64,16 +64,12 @@ pub(crate) fn awake(
     if machine.state == MachineState::Running && is_alive(&machine) {
         return Ok(machine);
     }
-    let reply = service::hand_over(
+    service::demand(
         sim,
         Task::Start {
             machines: vec![machine.id.clone()],
         },
-        &[],
     )?;
-    if reply.exit != 0 {
-        return Err(Refusal::Told(reply.stderr));
-    }
     let machine = sim.store.read()?.find(&machine.id).cloned();
     machine.ok_or_else(|| Refusal::MachineNotFound {
         operation: Some(operation),
