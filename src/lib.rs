@@ -5,9 +5,11 @@
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
 //! - [`rpc`], [`client`]: the wire, from both ends.
 pub mod client;
+//! - [`scheduler`]: which job starts next. Pure: no clock, no I/O, no async.
 pub mod clock;
 pub mod job;
 pub mod machine;
 pub mod operation;
 pub mod rpc;
 pub mod sys;
+pub mod scheduler;

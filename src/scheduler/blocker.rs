@@ -1,0 +1,86 @@
+//! Why a job waits, for whoever waits for it.
+
+use super::gates::Target;
+use super::{Manner, Scheduler, State};
+use crate::job::JobId;
+use crate::operation::Lane;
+
+/// Why a job waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocker {
+    /// An earlier job that conflicts with it waits or runs. Of several it is the one accepted first.
+    Job {
+        /// The other job.
+        id: JobId,
+        /// Where they meet.
+        lane: Lane,
+    },
+    /// As many jobs run as may.
+    Limit {
+        /// The limit's name in the configuration.
+        name: &'static str,
+        /// Its number.
+        limit: usize,
+    },
+    /// The queue or a lane of its own is paused.
+    Paused(Target),
+    /// Nothing: it runs, or starts when [`Scheduler::start_next`] is called.
+    NotWaiting,
+}
+
+impl Scheduler {
+    /// Returns why a job waits, or nothing for a job that is not known. What takes longest to change is named first: a pause,
+    /// then another job, then a limit.
+    pub fn blocker(&self, id: JobId) -> Option<Blocker> {
+        let job = self.jobs.get(&id)?;
+        Some(if matches!(job.state, State::Running) {
+            Blocker::NotWaiting
+        } else if job.is_session() {
+            self.session_blocker(id).unwrap_or(Blocker::NotWaiting)
+        } else {
+            self.paused_target(id)
+                .map(Blocker::Paused)
+                .or_else(|| self.lane_blocker(id))
+                .or_else(|| self.limit_blocker(id))
+                .unwrap_or(Blocker::NotWaiting)
+        })
+    }
+
+    fn session_blocker(&self, id: JobId) -> Option<Blocker> {
+        let machine = self.jobs[&id].machine.as_ref()?;
+        let (id, lane) = self.lanes.running_change(machine)?;
+        Some(Blocker::Job { id, lane })
+    }
+
+    fn paused_target(&self, id: JobId) -> Option<Target> {
+        let job = &self.jobs[&id];
+        if job.manner == Manner::Urgent {
+            return None;
+        }
+        if self.gates.paused {
+            return Some(Target::All);
+        }
+        let mut lanes = job.footprint.lanes().iter().map(|(lane, _)| lane);
+        lanes
+            .find(|lane| self.lanes.is_paused(lane))
+            .map(|lane| Target::Lane(lane.clone()))
+    }
+
+    fn lane_blocker(&self, id: JobId) -> Option<Blocker> {
+        let job = &self.jobs[&id];
+        let (id, lane) = self.lanes.blocker(&job.footprint, job.manner, job.seq)?;
+        Some(Blocker::Job { id, lane })
+    }
+
+    fn limit_blocker(&self, id: JobId) -> Option<Blocker> {
+        let job = &self.jobs[&id];
+        let reached = match job.manner {
+            Manner::Urgent => self.ready.strict_limit(),
+            Manner::InTurn => self.ready.limit_on(&job.group()?),
+        }?;
+        Some(Blocker::Limit {
+            name: reached.name,
+            limit: reached.limit,
+        })
+    }
+}

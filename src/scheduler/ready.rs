@@ -1,0 +1,275 @@
+//! The jobs that no lane holds back, and which of them starts next.
+//!
+//! Each group of jobs with a limit of its own takes turns by itself; while the group has room, its first job also stands in
+//! the turns of its pool, whose groups share a wider limit:
+//!
+//! ```text
+//! pool "execs" (128)    ◄── first of exec(web)  ◄── jobs in web (4)
+//!                       ◄── first of exec(db)   ◄── jobs in db (4)
+//! pool "changes" (8)    ◄── first of change     ◄── jobs
+//!                       ◄── first of creation   ◄── jobs (2)
+//! ```
+//!
+//! Both tiers need turns of their own. Were clients shared out over the pool alone, those that compete for one machine would
+//! have no order among themselves; over the groups alone, a client with jobs in a hundred machines would get a hundred turns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::Seq;
+use super::limits::{Group, Limits, Pool, Reached, Slots};
+use super::turns::{Standing, Turns};
+use crate::job::JobId;
+use crate::machine::MachineName;
+use crate::operation::Class;
+
+/// Why there is a latest moment when a job is ready.
+const SUBMITTED: &str = "a ready job was submitted at some moment";
+
+/// A job that is ready to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) id: JobId,
+    pub(super) standing: Standing,
+}
+
+/// Jobs that are ready, with the limits that some of them still wait for.
+#[derive(Debug)]
+pub(super) struct Ready {
+    slots: Slots,
+    groups: BTreeMap<Group, ReadyGroup>,
+    pools: BTreeMap<Pool, Turns<Group>>,
+    /// Groups in which somebody grows impatient, by when.
+    ages_at: BTreeSet<(Instant, Group)>,
+    /// Forced changes: no limit holds them but strict mode.
+    urgent: BTreeMap<Seq, JobId>,
+    /// Sessions: nothing holds them.
+    sessions: BTreeMap<Seq, JobId>,
+    /// The latest moment that the scheduler was told of; waiting is measured from it.
+    now: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct ReadyGroup {
+    jobs: Turns<Candidate>,
+    /// Its entry in the turns of its pool: its first job, while the group has room.
+    first: Option<Standing>,
+    ages_at: Option<Instant>,
+}
+
+impl Ready {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            slots: Slots::new(limits),
+            groups: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            ages_at: BTreeSet::new(),
+            urgent: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            now: None,
+        }
+    }
+
+    /// Takes note of the time, which never runs backwards.
+    pub(super) fn tell(&mut self, now: Instant) {
+        self.now = self.now.max(Some(now));
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        // Strict mode has another pool: everybody leaves before the change and stands in line again after it.
+        let groups: Vec<Group> = self.groups.keys().cloned().collect();
+        for group in &groups {
+            self.withdraw(group);
+        }
+        self.slots.set_limits(limits);
+        for group in &groups {
+            self.refresh(group);
+        }
+    }
+
+    pub(super) fn insert(&mut self, group: &Group, candidate: Candidate) {
+        let now = self.now.expect(SUBMITTED);
+        self.groups
+            .entry(group.clone())
+            .or_default()
+            .jobs
+            .insert(candidate.standing, candidate, now);
+        self.refresh(group);
+    }
+
+    pub(super) fn remove(&mut self, group: &Group, standing: Standing) {
+        let removed = self
+            .groups
+            .get_mut(group)
+            .and_then(|ready| ready.jobs.remove(standing));
+        debug_assert!(removed.is_some(), "a ready job is in its group");
+        self.refresh(group);
+    }
+
+    pub(super) fn insert_urgent(&mut self, seq: Seq, id: JobId) {
+        self.urgent.insert(seq, id);
+    }
+
+    pub(super) fn remove_urgent(&mut self, seq: Seq) {
+        self.urgent.remove(&seq);
+    }
+
+    pub(super) fn insert_session(&mut self, seq: Seq, id: JobId) {
+        self.sessions.insert(seq, id);
+    }
+
+    pub(super) fn remove_session(&mut self, seq: Seq) {
+        self.sessions.remove(&seq);
+    }
+
+    pub(super) fn take_session(&mut self) -> Option<JobId> {
+        self.sessions.pop_first().map(|(_, id)| id)
+    }
+
+    pub(super) fn take_urgent(&mut self) -> Option<JobId> {
+        if self.slots.strict_full().is_some() {
+            return None;
+        }
+        self.urgent.pop_first().map(|(_, id)| id)
+    }
+
+    /// Takes the job whose turn it is and for which there is room. The caller starts it: [`Ready::occupy`].
+    pub(super) fn take_next(&mut self) -> Option<JobId> {
+        let now = self.now?;
+        self.age(now);
+        let group = Pool::ALL
+            .into_iter()
+            .filter(|&pool| self.slots.pool_full(pool).is_none())
+            .find_map(|pool| self.pools.get_mut(&pool)?.take_first(now))?;
+        let ready = self
+            .groups
+            .get_mut(&group)
+            .expect("a group in the turns of a pool has jobs");
+        let candidate = ready
+            .jobs
+            .take_first(now)
+            .expect("a group in the turns of a pool has a first job");
+        debug_assert_eq!(
+            ready.first,
+            Some(candidate.standing),
+            "it stood in line for this job"
+        );
+        ready.first = None;
+        self.refresh(&group);
+        Some(candidate.id)
+    }
+
+    /// Counts a job as running.
+    pub(super) fn occupy(&mut self, class: Class, machine: Option<&MachineName>) {
+        self.slots.occupy(class, machine);
+        if let Some(group) = Group::of(class, machine) {
+            self.refresh(&group);
+        }
+    }
+
+    /// Counts a job as no longer running.
+    pub(super) fn vacate(&mut self, class: Class, machine: Option<&MachineName>) {
+        self.slots.vacate(class, machine);
+        if let Some(group) = Group::of(class, machine) {
+            self.refresh(&group);
+        }
+    }
+
+    /// Returns the limit that keeps a ready job of this group waiting.
+    pub(super) fn limit_on(&self, group: &Group) -> Option<Reached> {
+        self.slots
+            .group_full(group)
+            .or_else(|| self.slots.pool_full(self.slots.pool(group)))
+    }
+
+    pub(super) fn strict_limit(&self) -> Option<Reached> {
+        self.slots.strict_full()
+    }
+
+    fn age(&mut self, now: Instant) {
+        while let Some((at, group)) = self.ages_at.first()
+            && *at <= now
+        {
+            let group = group.clone();
+            if let Some(ready) = self.groups.get_mut(&group) {
+                ready.jobs.age(now);
+            }
+            self.refresh(&group);
+        }
+        for pool in self.pools.values_mut() {
+            pool.age(now);
+        }
+    }
+
+    /// Brings the group's entry in its pool up to date after its jobs or its room changed.
+    fn refresh(&mut self, group: &Group) {
+        let Some(ready) = self.groups.get_mut(group) else {
+            return;
+        };
+        let first = match self.slots.group_full(group) {
+            Some(_) => None,
+            None => ready.jobs.first().map(|candidate| candidate.standing),
+        };
+        if first != ready.first {
+            let pool = self.pools.entry(self.slots.pool(group)).or_default();
+            if let Some(before) = ready.first.take() {
+                pool.remove(before);
+            }
+            if let Some(standing) = first {
+                pool.insert(standing, group.clone(), self.now.expect(SUBMITTED));
+            }
+            ready.first = first;
+        }
+        let ages_at = ready.jobs.ages_at();
+        if ages_at != ready.ages_at {
+            if let Some(before) = ready.ages_at.take() {
+                self.ages_at.remove(&(before, group.clone()));
+            }
+            self.ages_at.extend(ages_at.map(|at| (at, group.clone())));
+            ready.ages_at = ages_at;
+        }
+        if ready.jobs.is_empty() {
+            self.groups.remove(group);
+        }
+    }
+
+    fn withdraw(&mut self, group: &Group) {
+        let pool = self.pools.entry(self.slots.pool(group)).or_default();
+        if let Some(before) = self.groups.get_mut(group).and_then(|ready| ready.first.take()) {
+            pool.remove(before);
+        }
+    }
+
+    /// Panics unless every entry agrees with what it was made of, and returns the ready jobs.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) -> BTreeSet<JobId> {
+        let mut standing_in_pools = 0;
+        for (group, ready) in &self.groups {
+            assert!(!ready.jobs.is_empty(), "an empty group is dropped");
+            let first = ready.jobs.first().map(|candidate| candidate.standing);
+            let expected = first.filter(|_| self.slots.group_full(group).is_none());
+            assert_eq!(ready.first, expected, "{group:?}");
+            assert_eq!(ready.ages_at, ready.jobs.ages_at(), "{group:?}");
+            standing_in_pools += usize::from(expected.is_some());
+        }
+        let in_pools: usize = self.pools.values().map(|pool| pool.iter().count()).sum();
+        assert_eq!(in_pools, standing_in_pools);
+        assert_eq!(
+            self.ages_at.len(),
+            self.groups
+                .values()
+                .filter(|ready| ready.ages_at.is_some())
+                .count()
+        );
+        self.groups
+            .values()
+            .flat_map(|ready| ready.jobs.iter().map(|candidate| candidate.id))
+            .chain(self.urgent.values().copied())
+            .chain(self.sessions.values().copied())
+            .collect()
+    }
+}
