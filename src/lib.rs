@@ -4,12 +4,18 @@
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
 //! - [`rpc`], [`client`]: the wire, from both ends.
-pub mod client;
 //! - [`scheduler`]: which job starts next. Pure: no clock, no I/O, no async.
+//! - [`sys`]: questions to the kernel about processes.
+//! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
+//! - [`orbctl`]: the only module that knows `orbctl`.
+
+pub mod client;
 pub mod clock;
 pub mod job;
 pub mod machine;
 pub mod operation;
+pub mod orbctl;
 pub mod rpc;
-pub mod sys;
 pub mod scheduler;
+pub mod spool;
+pub mod sys;

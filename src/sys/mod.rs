@@ -1,5 +1,265 @@
-//! What differs between platforms.
+//! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone.
+//!
+//! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
+//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and a small one
+//! about descriptors are the only places with `unsafe`; the former is type-checked on Linux and has not run on a Mac yet.
+//!
+//! Nothing here knows `orbctl`, and nothing here starts or signals a process.
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+mod descriptors;
 mod hang_up;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as platform;
 
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as platform;
+
+pub use descriptors::seal_inherited_descriptors;
 pub use hang_up::HangUp;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+compile_error!("orbd runs on macOS, and on Linux for development");
+
+/// The environment variable by which a later life of the daemon knows the children of an earlier one.
+pub const MARKER: &str = "ORBD_JOB";
+
+/// When a process started, as the kernel tells it: comparable for equality only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StartTime {
+    /// Linux: clock ticks since boot. macOS: microseconds since 1970.
+    pub at: u64,
+    /// Linux: the boot id. macOS: zero, its start times being wall-clock times.
+    pub boot: u128,
+}
+
+/// One process, never to be confused with a later one of the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChildIdentity {
+    /// Its process id; of a child of ours also the id of its process group.
+    pub pid: u32,
+    /// When it started.
+    pub started: StartTime,
+}
+
+/// The other end of a local socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user when it connected.
+    pub uid: u32,
+    /// Its process, where the kernel tells.
+    pub pid: Option<u32>,
+}
+
+/// Returns when a process started; `None` when there is none of this id that we may look at.
+///
+/// On Linux a zombie still has a start time; on macOS it has none.
+pub fn process_identity(pid: u32) -> Option<StartTime> {
+    platform::look(pid).map(|seen| seen.started)
+}
+
+/// Says whether this very process still runs. A zombie does not.
+pub fn is_alive(identity: &ChildIdentity) -> bool {
+    platform::look(identity.pid).is_some_and(|seen| seen.started == identity.started && !seen.is_zombie)
+}
+
+/// Waits until a process is gone, whoever its parent is. Its exit status stays its parent's.
+///
+/// Costs nothing while it waits, except where the kernel refuses to watch (descriptors used up, a kernel before 5.3): then it
+/// looks again with pauses growing to a second, because to say "gone" of a process that lives would free its lane.
+pub async fn gone(identity: ChildIdentity) {
+    if platform::watch_exit(&identity).await.is_ok() && !is_alive(&identity) {
+        return;
+    }
+    let mut pause = Duration::from_millis(20);
+    while is_alive(&identity) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Returns the processes of this user, other than ourselves, that carry exactly this marker in [`MARKER`]: a child of an earlier
+/// life and whatever it started.
+///
+/// A process that has moved to a session made by another marked process is left out: it has detached itself (OrbStack's own
+/// service may be started by an `orbctl` call and then outlives it for good).
+///
+/// On macOS the kernel hides the environment of programs that system integrity protection covers; such children are not found.
+pub fn children_with_marker(marker: &str) -> Vec<ChildIdentity> {
+    marked_processes()
+        .into_iter()
+        .filter_map(|(identity, found)| (found.as_os_str() == OsStr::new(marker)).then_some(identity))
+        .collect()
+}
+
+/// Returns every process that [`children_with_marker`] could return, with its marker, in one pass over the process table.
+pub fn marked_processes() -> Vec<(ChildIdentity, std::ffi::OsString)> {
+    let ourselves = std::process::id();
+    let marked: Vec<_> = platform::marked_processes()
+        .into_iter()
+        .filter(|(identity, _)| identity.pid != ourselves)
+        .collect();
+    let session = |pid: u32| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+        let session = rustix::process::getsid(Some(pid)).ok()?;
+        u32::try_from(session.as_raw_nonzero().get()).ok()
+    };
+    let pids: std::collections::HashSet<u32> = marked.iter().map(|(identity, _)| identity.pid).collect();
+    marked
+        .into_iter()
+        .filter(|(identity, _)| !session(identity.pid).is_some_and(|leader| pids.contains(&leader)))
+        .collect()
+}
+
+/// Returns who is at the other end of a local socket, as the kernel noted it when they connected.
+pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
+    let cred = stream.peer_cred()?;
+    Ok(Peer {
+        uid: cred.uid(),
+        pid: cred.pid().and_then(|pid| u32::try_from(pid).ok()),
+    })
+}
+
+/// Waits until a descriptor of ours is readable.
+async fn readable(descriptor: OwnedFd) -> io::Result<()> {
+    #[expect(
+        deprecated,
+        reason = "unsound for types that may close their descriptor early; an OwnedFd cannot, and the new way is unsafe"
+    )]
+    let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
+    descriptor.readable().await?.retain_ready();
+    Ok(())
+}
+
+/// What a look at one process shows.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    started: StartTime,
+    is_zombie: bool,
+}
+
+/// Finds the marker in an environment as the kernel hands it out: `NAME=value`, each ended by NUL.
+fn marker_of(environment: &[u8]) -> Option<std::ffi::OsString> {
+    use std::os::unix::ffi::OsStringExt;
+    environment.split(|byte| *byte == 0).find_map(|entry| {
+        let value = entry.strip_prefix(MARKER.as_bytes())?.strip_prefix(b"=")?;
+        Some(std::ffi::OsString::from_vec(value.to_vec()))
+    })
+}
+
+/// Finds the environment in what macOS returns for `KERN_PROCARGS2`: an argument count, the program's path, padding, the arguments,
+/// then the environment. Here rather than in the macOS file so that it is tested where the tests run.
+#[cfg(any(target_os = "macos", test))]
+fn environment_of_procargs(procargs: &[u8]) -> Option<&[u8]> {
+    let (count, rest) = procargs.split_first_chunk::<4>()?;
+    let arguments = usize::try_from(i32::from_ne_bytes(*count)).ok()?;
+    let path_end = rest.iter().position(|byte| *byte == 0)?;
+    let padded = rest.get(path_end..)?;
+    let first = padded.iter().position(|byte| *byte != 0)?;
+    let mut words = padded.get(first..)?;
+    for _ in 0..arguments {
+        let end = words.iter().position(|byte| *byte == 0)?;
+        words = words.get(end + 1..)?;
+    }
+    Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a stranger for the tests, not an orbctl"
+    )]
+    fn stranger(marker: &str) -> tokio::process::Child {
+        tokio::process::Command::new("/bin/sh")
+            .args(["-c", "read line"])
+            .env(MARKER, marker)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("a shell")
+    }
+
+    fn identity_of(child: &tokio::process::Child) -> ChildIdentity {
+        let pid = child.id().expect("not waited for");
+        ChildIdentity {
+            pid,
+            started: process_identity(pid).expect("it runs"),
+        }
+    }
+
+    #[test]
+    fn we_are_alive_and_another_start_time_is_not_us() {
+        let pid = std::process::id();
+        let started = process_identity(pid).expect("we run");
+        assert!(is_alive(&ChildIdentity { pid, started }));
+        let other = StartTime {
+            at: started.at + 1,
+            ..started
+        };
+        assert!(!is_alive(&ChildIdentity { pid, started: other }));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_seen_when_it_comes() {
+        let mut child = stranger("gone");
+        let identity = identity_of(&child);
+        let mut waiting = tokio::spawn(gone(identity));
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), &mut waiting)
+                .await
+                .is_err()
+        );
+        drop(child.stdin.take());
+        waiting.await.expect("no panic");
+        // It is still a zombie here, and a zombie does not run.
+        assert!(!is_alive(&identity));
+        child.wait().await.expect("reaped");
+        gone(identity).await;
+    }
+
+    #[tokio::test]
+    async fn a_marked_child_is_found_by_its_marker() {
+        let marker = format!("sys-test-{}", std::process::id());
+        let child = stranger(&marker);
+        assert_eq!(children_with_marker(&marker), [identity_of(&child)]);
+        assert_eq!(children_with_marker(&marker[1..]), []);
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_known() {
+        let (one, _other) = UnixStream::pair().expect("a pair");
+        let peer = peer_cred(&one).expect("credentials");
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(peer.pid, Some(std::process::id()));
+    }
+
+    #[test]
+    fn the_environment_is_found_behind_the_arguments() {
+        let mut procargs = 2_i32.to_ne_bytes().to_vec();
+        procargs.extend_from_slice(b"/bin/orbctl\0\0\0\0orbctl\0list\0HOME=/x\0ORBD_JOB=life-7\0\0");
+        let environment = environment_of_procargs(&procargs).expect("well formed");
+        assert_eq!(marker_of(environment).expect("marked"), "life-7");
+        for end in 0..procargs.len() {
+            environment_of_procargs(&procargs[..end]);
+        }
+        assert_eq!(marker_of(b"XORBD_JOB=a\0ORBD_JOBS=b\0"), None);
+    }
+}

@@ -1,0 +1,926 @@
+//! Runs the installed `orbctl`: one process group per invocation, both streams drained, ended politely and then not.
+//!
+//! ```text
+//!   spawn -> running ---- exits by itself ----------------------> drain what is left -> Exited, Signalled
+//!               |                                                       ^
+//!               | stop, time limit, spool failed                        |
+//!               v                                                       |
+//!            SIGTERM to the group -> exits, or grace -> SIGKILL to the group -> Stopped, TimedOut
+//! ```
+//!
+//! One invocation is one future without tasks of its own. Draining goes on in every state, so a child never blocks on a full pipe
+//! except where its spool makes it wait.
+//!
+//! **Environment.** A child gets the environment that the daemon was given, without what is ours (`ORBD_*`), what speaks of the
+//! daemon's own terminal and folder (`TERM`, `COLUMNS`, `PWD`...: how the daemon was started must not change what a command
+//! sees), and what a service manager meant for us alone (`NOTIFY_SOCKET`, `LISTEN_*`, `WATCHDOG_*`). `HOME` is always set, without it
+//! `orbctl` panics. Its folder is the home: never one that macOS guards.
+//!
+//! **Descriptors.** Everything that std and tokio open is closed on exec. macOS has no call that makes a pipe with that flag set, so
+//! two spawns at once could give one's pipe to the other's child: there, spawns take turns.
+
+use std::ffi::{OsStr, OsString};
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
+use crate::clock::Moment;
+use crate::job::Ending;
+use crate::spool::{self, Stream};
+use crate::sys::{self, ChildIdentity};
+
+/// How long a silent pipe that somebody else holds is read after the child is gone.
+const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// More than any pipe holds: who has read this much since the child was gone has read all that the child wrote.
+const PIPE_MAX: u64 = 2 * 1024 * 1024;
+
+/// Read buffers start small, since most commands say little, and grow while they are filled.
+const READ_MIN: usize = 8 * 1024;
+const READ_MAX: usize = 256 * 1024;
+
+/// Reads up to this are copied out, so that a few kept bytes do not hold on to a whole buffer.
+const COPY_MAX: usize = 2 * 1024;
+
+/// The installed `orbctl`.
+#[derive(Debug)]
+pub struct Installed {
+    program: PathBuf,
+    home: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    spawning: Mutex<()>,
+}
+
+impl Installed {
+    /// Takes the program's absolute path, the user's home and the environment that the daemon was given.
+    pub fn new(
+        program: PathBuf,
+        home: PathBuf,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        let mut environment: Vec<_> = environment
+            .into_iter()
+            .filter(|(name, _)| is_passed_on(name))
+            .collect();
+        environment.push(("HOME".into(), home.clone().into()));
+        Self {
+            program,
+            home,
+            environment,
+            spawning: Mutex::new(()),
+        }
+    }
+
+    /// Returns the program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
+    fn spawn(&self, args: &[OsString], marker: &str, stdin: Stdio) -> Result<Child, SpawnError> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(args)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.home)
+            // Never `pre_exec`: it would make the standard library fork instead of posix_spawn.
+            .process_group(0)
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if !marker.is_empty() {
+            command.env(sys::MARKER, marker);
+        }
+        let turn = cfg!(target_os = "macos").then(|| self.spawning.lock());
+        let spawned = command.spawn();
+        drop(turn);
+        spawned.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, source: io::Error) -> SpawnError {
+        let program = self.program.clone();
+        match source.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT | Errno::NOTDIR) if !self.program.exists() => SpawnError::NotFound { program },
+            Some(Errno::ACCESS | Errno::PERM | Errno::NOEXEC | Errno::ISDIR) => {
+                SpawnError::NotExecutable { program, source }
+            }
+            Some(Errno::TOOBIG) => SpawnError::Arguments { source },
+            Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
+                SpawnError::Exhausted { source }
+            }
+            None if source.kind() == io::ErrorKind::InvalidInput => SpawnError::Arguments { source },
+            _ => SpawnError::Other { program, source },
+        }
+    }
+}
+
+/// Says whether a variable of the daemon's environment is one of its children's too.
+fn is_passed_on(name: &OsStr) -> bool {
+    const OURS_ALONE: [&str; 12] = [
+        "TERM",
+        "COLORTERM",
+        "TERM_PROGRAM",
+        "TERM_PROGRAM_VERSION",
+        "COLUMNS",
+        "LINES",
+        "PWD",
+        "OLDPWD",
+        "SHLVL",
+        "_",
+        "NOTIFY_SOCKET",
+        "HOME",
+    ];
+    let name = name.as_encoded_bytes();
+    let is_ours = OURS_ALONE.iter().any(|ours| ours.as_bytes() == name)
+        || ["ORBD_", "LISTEN_", "WATCHDOG_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_bytes()));
+    !is_ours && !name.is_empty()
+}
+
+impl Orbctl for Installed {
+    async fn run(&self, invocation: Invocation, stop: CancellationToken) -> Result<Completion, SpawnError> {
+        let began = Moment::now().instant;
+        if stop.is_cancelled() {
+            return Ok(never_started());
+        }
+        let Invocation {
+            args,
+            stdin,
+            output,
+            run_timeout,
+            grace,
+            marker,
+            started,
+        } = invocation;
+        let stdin_kind = match &stdin {
+            Input::Empty => Stdio::null(),
+            Input::Bytes(_) | Input::Stream(_) => Stdio::piped(),
+        };
+        let mut child = self.spawn(&args, &marker, stdin_kind)?;
+        drop(args);
+        if let Some(started) = started
+            && let Some(identity) = Group::of(&child).identity()
+        {
+            // Whoever asked may have lost interest.
+            let _ = started.send(identity);
+        }
+
+        let progress = Progress::default();
+        let fed = AtomicU64::new(0);
+        let out_pipe = child.stdout.take().expect("piped");
+        let err_pipe = child.stderr.take().expect("piped");
+        let (mut out, mut err) = match &output {
+            Sink::Capture { max } => (Kept::beginning(*max), Kept::end(*max)),
+            Sink::Spool(_) => (Kept::end(TAIL_MAX), Kept::end(TAIL_MAX)),
+        };
+        let draining = async {
+            tokio::join!(
+                drain(out_pipe, Stream::Stdout, &output, &mut out, &progress),
+                drain(err_pipe, Stream::Stderr, &output, &mut err, &progress),
+            );
+        };
+        let feeding = feed(child.stdin.take(), stdin, &fed);
+        let limits = Limits {
+            stop: &stop,
+            run_timeout,
+            grace,
+        };
+        let (ending, output_cut) = watch(child, &limits, &progress, draining, feeding).await?;
+        // The spool ends before anybody is told that the invocation did.
+        drop(output);
+        Ok(Completion {
+            ending,
+            stdout: out.into_captured(),
+            stderr: err.into_captured(),
+            took: since(began),
+            bytes_in: fed.load(Ordering::Relaxed),
+            bytes_out: progress.read.load(Ordering::Relaxed),
+            output_cut,
+            spool_failed: progress.take_failure(),
+        })
+    }
+}
+
+/// What ends a child.
+struct Limits<'a> {
+    stop: &'a CancellationToken,
+    run_timeout: Option<Duration>,
+    grace: Duration,
+}
+
+/// Sees a child to its end while its streams are drained and fed. Returns how it ended and whether output was cut.
+async fn watch(
+    mut child: Child,
+    limits: &Limits<'_>,
+    progress: &Progress,
+    draining: impl Future<Output = ()>,
+    feeding: impl Future<Output = ()>,
+) -> Result<(Ending, bool), SpawnError> {
+    let group = Group::of(&child);
+    let mut draining = pin!(draining);
+    let mut feeding = pin!(Some(feeding));
+    let mut run_limit = pin!(maybe_sleep(limits.run_timeout));
+    let mut grace_over = pin!(None);
+    let mut is_drained = false;
+    let mut ended_by_us = None;
+    let mut is_killed = false;
+    // Control first: a child that never stops writing must not keep a stop from being seen.
+    let status = loop {
+        tokio::select! {
+            biased;
+            status = child.wait() => break status,
+            why = reason_to_end(limits.stop, run_limit.as_mut(), progress), if ended_by_us.is_none() => {
+                ended_by_us = Some(why);
+                group.signal(Signal::TERM);
+                grace_over.set(Some(tokio::time::sleep(limits.grace)));
+            }
+            () = done(grace_over.as_mut()), if grace_over.is_some() => {
+                grace_over.set(None);
+                is_killed = true;
+                group.signal(Signal::KILL);
+            }
+            () = done(feeding.as_mut()), if feeding.is_some() => feeding.set(None),
+            () = draining.as_mut(), if !is_drained => is_drained = true,
+        }
+    };
+    let status = status.map_err(|source| SpawnError::Lost { source })?;
+    // Whoever streams input learns now that nobody reads it.
+    feeding.set(None);
+
+    let mut output_cut = false;
+    let mut drain_limit = DrainLimit::new(progress);
+    while !is_drained {
+        tokio::select! {
+            biased;
+            () = draining.as_mut() => is_drained = true,
+            _ = reason_to_end(limits.stop, run_limit.as_mut(), progress), if ended_by_us.is_none() => {
+                output_cut = true;
+                break;
+            }
+            () = tokio::time::sleep(DRAIN_LIMIT) => {
+                if ended_by_us.is_some() && !is_killed {
+                    // The rest of the group had its SIGTERM with the child, and this long since.
+                    is_killed = true;
+                    group.signal(Signal::KILL);
+                } else if ended_by_us.is_some() || drain_limit.is_reached(progress) {
+                    output_cut = true;
+                    break;
+                }
+            }
+        }
+    }
+    if ended_by_us.is_some() && !is_killed {
+        // Those that hold no stream of ours. A group that is empty by now has no other owner yet: ids are given out in turn.
+        group.signal(Signal::KILL);
+    }
+    Ok((ended_by_us.unwrap_or_else(|| ending_of(status)), output_cut))
+}
+
+/// What is said of an invocation that was stopped before it started.
+fn never_started() -> Completion {
+    Completion {
+        ending: Ending::Stopped,
+        stdout: Captured::default(),
+        stderr: Captured::default(),
+        took: Duration::ZERO,
+        bytes_in: 0,
+        bytes_out: 0,
+        output_cut: false,
+        spool_failed: None,
+    }
+}
+
+fn since(began: Instant) -> Duration {
+    Moment::now().instant.saturating_duration_since(began)
+}
+
+fn ending_of(status: ExitStatus) -> Ending {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ending::Exited(code),
+        (None, signal) => Ending::Signalled(signal.unwrap_or_default()),
+    }
+}
+
+/// The child's process group, which has the child's id.
+struct Group(Pid);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        let pid = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(
+            pid.and_then(Pid::from_raw)
+                .expect("a child that was not waited for has an id"),
+        )
+    }
+
+    fn identity(&self) -> Option<ChildIdentity> {
+        let pid = u32::try_from(self.0.as_raw_nonzero().get()).ok()?;
+        let started = sys::process_identity(pid)?;
+        Some(ChildIdentity { pid, started })
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It fails when nobody is left, which is what is wanted.
+        let _ = kill_process_group(self.0, signal);
+    }
+}
+
+/// Waits for something that says to end the child, and says how that will be called.
+async fn reason_to_end(
+    stop: &CancellationToken,
+    run_limit: impl Future<Output = ()>,
+    progress: &Progress,
+) -> Ending {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ending::Stopped,
+        () = progress.failed.notified() => Ending::Stopped,
+        () = run_limit => Ending::TimedOut,
+    }
+}
+
+async fn maybe_sleep(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a future that may have been dropped already, then for ever.
+async fn done<F: Future<Output = ()>>(future: Pin<&mut Option<F>>) {
+    match future.as_pin_mut() {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the two drains and the loop that watches them tell each other.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes read from both pipes.
+    read: AtomicU64,
+    /// Drains that wait for the spool just now, and how often one began to.
+    waiting: AtomicU64,
+    waits: AtomicU64,
+    failed: Notify,
+    failure: Mutex<Option<spool::WriteError>>,
+    has_failed: AtomicBool,
+}
+
+impl Progress {
+    fn fail(&self, error: spool::WriteError) {
+        self.has_failed.store(true, Ordering::Relaxed);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+        self.failed.notify_one();
+    }
+
+    fn take_failure(&self) -> Option<spool::WriteError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Decides when reading on after the child's end is hopeless. Time in which a drain waits for the spool does not count, for then the
+/// child's own bytes may still be in the pipe; unless more was read than a pipe holds.
+struct DrainLimit {
+    read: u64,
+    waits: u64,
+}
+
+impl DrainLimit {
+    fn new(progress: &Progress) -> Self {
+        Self {
+            read: progress.read.load(Ordering::Relaxed),
+            waits: progress.waits.load(Ordering::Relaxed),
+        }
+    }
+
+    fn is_reached(&mut self, progress: &Progress) -> bool {
+        let waits = progress.waits.load(Ordering::Relaxed);
+        let has_waited = progress.waiting.load(Ordering::Relaxed) > 0 || waits != self.waits;
+        self.waits = waits;
+        !has_waited || progress.read.load(Ordering::Relaxed) - self.read > PIPE_MAX
+    }
+}
+
+/// Reads one stream to its end.
+async fn drain(
+    mut pipe: impl AsyncRead + Unpin,
+    stream: Stream,
+    sink: &Sink,
+    kept: &mut Kept,
+    progress: &Progress,
+) {
+    let mut buffer = BytesMut::new();
+    let mut size = READ_MIN;
+    loop {
+        buffer.reserve(size);
+        let room = buffer.capacity() - buffer.len();
+        let read = match pipe.read_buf(&mut buffer).await {
+            // A pipe that cannot be read any more is at its end.
+            Ok(0) | Err(_) => return,
+            Ok(read) => read,
+        };
+        if read == room {
+            size = (size * 4).min(READ_MAX);
+        }
+        progress.read.fetch_add(read as u64, Ordering::Relaxed);
+        let bytes = if read <= COPY_MAX {
+            let bytes = Bytes::copy_from_slice(&buffer);
+            buffer.clear();
+            bytes
+        } else {
+            buffer.split().freeze()
+        };
+        kept.push(&bytes);
+        let Sink::Spool(writer) = sink else { continue };
+        if progress.has_failed.load(Ordering::Relaxed) {
+            continue;
+        }
+        let written = match writer.put(stream, bytes) {
+            Ok(None) => Ok(()),
+            Ok(Some(rest)) => {
+                progress.waits.fetch_add(1, Ordering::Relaxed);
+                progress.waiting.fetch_add(1, Ordering::Relaxed);
+                let written = writer.write(stream, rest).await;
+                progress.waiting.fetch_sub(1, Ordering::Relaxed);
+                written
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            progress.fail(error);
+        }
+    }
+}
+
+/// Writes the child's input and closes it. A child that reads no more is no error; the rest is dropped.
+async fn feed(pipe: Option<ChildStdin>, input: Input, fed: &AtomicU64) {
+    let Some(mut pipe) = pipe else { return };
+    match input {
+        Input::Empty => {}
+        Input::Bytes(bytes) => {
+            feed_bytes(&mut pipe, &bytes, fed).await;
+        }
+        Input::Stream(mut pieces) => {
+            while let Some(bytes) = pieces.recv().await {
+                if !feed_bytes(&mut pipe, &bytes, fed).await {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Writes all bytes; returns whether the child takes more.
+async fn feed_bytes(pipe: &mut ChildStdin, mut bytes: &[u8], fed: &AtomicU64) -> bool {
+    while !bytes.is_empty() {
+        match pipe.write(bytes).await {
+            Ok(0) | Err(_) => return false,
+            Ok(written) => {
+                fed.fetch_add(written as u64, Ordering::Relaxed);
+                bytes = &bytes[written..];
+            }
+        }
+    }
+    true
+}
+
+/// What is kept of one stream for the completion.
+struct Kept {
+    end: End,
+    max: usize,
+    bytes: Vec<u8>,
+    opening: Vec<u8>,
+    total: u64,
+}
+
+enum End {
+    Beginning,
+    End,
+}
+
+impl Kept {
+    fn beginning(max: usize) -> Self {
+        Self::new(End::Beginning, max)
+    }
+
+    fn end(max: usize) -> Self {
+        Self::new(End::End, max)
+    }
+
+    fn new(end: End, max: usize) -> Self {
+        Self {
+            end,
+            max,
+            bytes: Vec::new(),
+            opening: Vec::new(),
+            total: 0,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        let opening = bytes.len().min(OPENING_MAX - self.opening.len());
+        self.opening.extend_from_slice(&bytes[..opening]);
+        match self.end {
+            End::Beginning => {
+                let room = self.max - self.bytes.len();
+                self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            End::End => {
+                let last = &bytes[bytes.len().saturating_sub(self.max)..];
+                // Cut back only at twice the bound, so that many short lines do not each move the whole end.
+                if self.bytes.len() + last.len() > self.max * 2 {
+                    let excess = (self.bytes.len() + last.len()).saturating_sub(self.max);
+                    self.bytes.drain(..excess.min(self.bytes.len()));
+                }
+                self.bytes.extend_from_slice(last);
+            }
+        }
+    }
+
+    fn into_captured(mut self) -> Captured {
+        if let End::End = self.end {
+            let excess = self.bytes.len().saturating_sub(self.max);
+            self.bytes.drain(..excess);
+        }
+        Captured {
+            bytes: self.bytes.into(),
+            opening: self.opening.into(),
+            total: self.total,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+    use crate::spool::{Batch, Budget, Settings};
+
+    /// A shell in `orbctl`'s place.
+    fn shell() -> Installed {
+        let path = ("PATH".into(), "/usr/bin:/bin".into());
+        Installed::new("/bin/sh".into(), "/".into(), [path])
+    }
+
+    fn script(script: &str) -> Invocation {
+        Invocation::new(
+            vec!["-c".into(), script.into()],
+            Sink::Capture { max: 1024 * 1024 },
+        )
+    }
+
+    async fn run(invocation: Invocation) -> Completion {
+        shell()
+            .run(invocation, CancellationToken::new())
+            .await
+            .expect("a shell")
+    }
+
+    async fn check(text: &str, ending: Ending, stdout: &[u8], stderr: &[u8]) {
+        let completion = run(script(text)).await;
+        assert_eq!(completion.ending, ending, "{text}");
+        assert_eq!(completion.stdout, Captured::whole(stdout.to_vec()), "{text}");
+        assert_eq!(completion.stderr, Captured::whole(stderr.to_vec()), "{text}");
+        assert_eq!(completion.bytes_out, (stdout.len() + stderr.len()) as u64);
+        assert!(!completion.output_cut);
+    }
+
+    #[tokio::test]
+    async fn a_child_ends_by_itself_with_a_code_or_by_a_signal() {
+        check("true", Ending::Exited(0), b"", b"").await;
+        check("exit 7", Ending::Exited(7), b"", b"").await;
+        check(
+            "echo out; echo err >&2; exit 255",
+            Ending::Exited(255),
+            b"out\n",
+            b"err\n",
+        )
+        .await;
+        check("kill -9 $$", Ending::Signalled(9), b"", b"").await;
+        check("kill -TERM $$", Ending::Signalled(15), b"", b"").await;
+    }
+
+    #[tokio::test]
+    async fn output_is_kept_byte_for_byte() {
+        check(
+            "printf '\\000\\377\\r\\n\\200'",
+            Ending::Exited(0),
+            b"\0\xff\r\n\x80",
+            b"",
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn input_is_empty_unless_given() {
+        check("cat; echo end", Ending::Exited(0), b"end\n", b"").await;
+        let mut invocation = script("cat");
+        invocation.stdin = Input::Bytes(Bytes::from_static(b"a\0b"));
+        let completion = run(invocation).await;
+        assert_eq!(&completion.stdout.bytes[..], b"a\0b");
+        assert_eq!(completion.bytes_in, 3);
+    }
+
+    #[tokio::test]
+    async fn streamed_input_ends_when_its_sender_goes() {
+        let (send, receive) = mpsc::channel(1);
+        let mut invocation = script("cat");
+        invocation.stdin = Input::Stream(receive);
+        let running = tokio::spawn(run(invocation));
+        for piece in [&b"one "[..], b"two"] {
+            send.send(Bytes::from_static(piece)).await.expect("it reads");
+        }
+        drop(send);
+        assert_eq!(&running.await.expect("no panic").stdout.bytes[..], b"one two");
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_is_dropped() {
+        let mut invocation = script("exit 3");
+        invocation.stdin = Input::Bytes(vec![b'x'; 8 * 1024 * 1024].into());
+        assert_eq!(run(invocation).await.ending, Ending::Exited(3));
+        // Closed, but not gone: it ends when it is told that its reader was seen to be gone.
+        let (send, receive) = mpsc::channel(1);
+        let mut invocation = script("exec <&-; echo closed; sleep 60");
+        invocation.stdin = Input::Stream(receive);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let stop = stop.clone();
+            async move { shell().run(invocation, stop).await }
+        });
+        while send.send(vec![b'x'; 256 * 1024].into()).await.is_ok() {}
+        stop.cancel();
+        let completion = running.await.expect("no panic").expect("a shell");
+        assert_eq!(completion.ending, Ending::Stopped);
+    }
+
+    /// Starts a script that says `ready` when it is, and stops it then.
+    async fn stopped_when_ready(mut invocation: Invocation) -> Completion {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            dir: dir.path().into(),
+            max: spool::MAX_MIN,
+        };
+        let (writer, spool) = spool::spool(&settings, &Budget::new(u64::MAX));
+        invocation.output = Sink::Spool(writer);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let stop = stop.clone();
+            async move { shell().run(invocation, stop).await }
+        });
+        assert!(matches!(spool.follow(0).next(1024).await, Ok(Batch::Chunks(_))));
+        stop.cancel();
+        running.await.expect("no panic").expect("a shell")
+    }
+
+    #[tokio::test]
+    async fn a_stopped_child_gets_a_polite_signal_first() {
+        let completion = stopped_when_ready(script(
+            "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done",
+        ))
+        .await;
+        assert_eq!(completion.ending, Ending::Stopped);
+        assert_eq!(&completion.stdout.bytes[..], b"ready\nbye\n");
+        assert!(!completion.output_cut);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_it_is_killed_after_the_grace() {
+        let mut invocation = script("trap '' TERM; echo ready; while :; do sleep 0.01; done");
+        invocation.grace = Duration::from_millis(50);
+        let completion = stopped_when_ready(invocation).await;
+        assert_eq!(completion.ending, Ending::Stopped);
+        assert!(completion.took >= Duration::from_millis(50));
+        assert!(!completion.output_cut, "its own children were killed with it");
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_is_ended_with_a_stopped_child() {
+        // The shell ends at once; what it started ignores the signal and holds the stream.
+        let mut invocation = script(
+            "(trap '' TERM; while :; do sleep 0.01; done) & trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done",
+        );
+        invocation.marker = format!("grandchild-{}", std::process::id());
+        let marker = invocation.marker.clone();
+        let completion = stopped_when_ready(invocation).await;
+        assert_eq!(completion.ending, Ending::Stopped);
+        for left in sys::children_with_marker(&marker) {
+            sys::gone(left).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_runs_past_its_limit_has_timed_out() {
+        let mut invocation = script("sleep 60");
+        invocation.run_timeout = Some(Duration::from_millis(20));
+        assert_eq!(run(invocation).await.ending, Ending::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_holds_the_stream_does_not_hold_us() {
+        let mut invocation = script("sleep 60 & echo mine; exit 4");
+        invocation.marker = format!("holder-{}", std::process::id());
+        let marker = invocation.marker.clone();
+        let completion = run(invocation).await;
+        assert_eq!(completion.ending, Ending::Exited(4));
+        assert_eq!(&completion.stdout.bytes[..], b"mine\n");
+        assert!(completion.output_cut);
+        assert!(completion.took >= DRAIN_LIMIT && completion.took < DRAIN_LIMIT * 10);
+        // It was not ours to end: OrbStack's own service may be started this way.
+        let left = sys::children_with_marker(&marker);
+        assert_eq!(left.len(), 1);
+        for process in left {
+            let pid = Pid::from_raw(i32::try_from(process.pid).expect("an id")).expect("not zero");
+            rustix::process::kill_process(pid, Signal::KILL).expect("it lives");
+        }
+    }
+
+    #[tokio::test]
+    async fn sixteen_megabytes_on_both_streams_at_once_arrive() {
+        let text = "head -c 16777216 /dev/zero >&2 & head -c 16777216 /dev/zero; wait";
+        let completion = run(script(text)).await;
+        assert_eq!(completion.ending, Ending::Exited(0));
+        assert_eq!(completion.bytes_out, 2 * 16 * 1024 * 1024);
+        for kept in [&completion.stdout, &completion.stderr] {
+            assert_eq!(kept.total, 16 * 1024 * 1024);
+            assert_eq!(kept.bytes.len(), 1024 * 1024);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_never_stops_writing_can_be_stopped() {
+        let mut invocation = script("exec cat /dev/zero");
+        invocation.run_timeout = Some(Duration::from_millis(50));
+        assert_eq!(run(invocation).await.ending, Ending::TimedOut);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_hundred_children_at_once() {
+        let shell = std::sync::Arc::new(shell());
+        let children: Vec<_> = (0..200)
+            .map(|number| {
+                let shell = std::sync::Arc::clone(&shell);
+                tokio::spawn(async move {
+                    let invocation = script(&format!("echo {number}; exit {}", number % 8));
+                    shell.run(invocation, CancellationToken::new()).await
+                })
+            })
+            .collect();
+        for (number, child) in children.into_iter().enumerate() {
+            let completion = child.await.expect("no panic").expect("a shell");
+            assert_eq!(completion.stdout.bytes, format!("{number}\n"));
+            assert_eq!(
+                completion.ending,
+                Ending::Exited(i32::try_from(number % 8).expect("small"))
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_cancelled_before_its_start_never_starts() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (started, identity) = oneshot::channel();
+        let mut invocation = script("true");
+        invocation.started = Some(started);
+        let completion = shell().run(invocation, stop).await.expect("no child");
+        assert_eq!(completion.ending, Ending::Stopped);
+        assert!(identity.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_started_child_is_told_and_leads_its_own_group() {
+        let (started, identity) = oneshot::channel();
+        let mut invocation = script("echo $$; ps -o pgid= -p $$ 2>/dev/null || cut -d' ' -f5 /proc/$$/stat");
+        invocation.started = Some(started);
+        let completion = run(invocation).await;
+        let identity = identity.await.expect("told");
+        let text = String::from_utf8_lossy(&completion.stdout.bytes).into_owned();
+        let ids: Vec<u32> = text
+            .split_whitespace()
+            .map(|id| id.parse().expect("an id"))
+            .collect();
+        assert_eq!(ids, [identity.pid, identity.pid]);
+        assert!(!sys::is_alive(&identity));
+    }
+
+    #[tokio::test]
+    async fn a_child_gets_our_environment_without_what_is_ours() {
+        let given = [
+            ("PATH", "/usr/bin:/bin"),
+            ("HOME", "/nowhere"),
+            ("ORBD_SOCKET", "x"),
+            ("TERM", "xterm"),
+            ("NOTIFY_SOCKET", "x"),
+            ("HTTPS_PROXY", "http://proxy"),
+            ("ORBCTL_SIM_HOME", "/sim"),
+        ];
+        let given = given.map(|(name, value)| (name.into(), value.into()));
+        let mut invocation = Invocation::new(vec![], Sink::Capture { max: 4096 });
+        invocation.marker = "life-1".into();
+        let installed = Installed::new("/usr/bin/env".into(), "/".into(), given);
+        let completion = installed
+            .run(invocation, CancellationToken::new())
+            .await
+            .expect("env");
+        let text = String::from_utf8_lossy(&completion.stdout.bytes).into_owned();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "HOME=/",
+                "HTTPS_PROXY=http://proxy",
+                "ORBCTL_SIM_HOME=/sim",
+                "ORBD_JOB=life-1",
+                "PATH=/usr/bin:/bin"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn only_the_three_streams_are_inherited() {
+        // What cargo's own starter left open is no business of this test.
+        sys::seal_inherited_descriptors();
+        let _ours = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let _tokios = tokio::net::UnixStream::pair().expect("a pair");
+        let _pipe = tokio::net::unix::pipe::pipe().expect("a pipe");
+        let completion = run(script("ls /proc/self/fd 2>/dev/null || ls /dev/fd")).await;
+        // One more is the folder that `ls` reads.
+        assert_eq!(&completion.stdout.bytes[..], b"0\n1\n2\n3\n");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_started_says_why() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("orbctl");
+        let spawn = async |args: Vec<OsString>, program: &Path| {
+            Installed::new(program.into(), "/".into(), [])
+                .run(
+                    Invocation::new(args, Sink::Capture { max: 0 }),
+                    CancellationToken::new(),
+                )
+                .await
+                .expect_err("nothing to start")
+        };
+        assert!(matches!(spawn(vec![], &file).await, SpawnError::NotFound { .. }));
+        std::fs::write(&file, "not a program").expect("written");
+        assert!(matches!(
+            spawn(vec![], &file).await,
+            SpawnError::NotExecutable { .. }
+        ));
+        assert!(matches!(
+            spawn(vec![], dir.path()).await,
+            SpawnError::NotExecutable { .. }
+        ));
+        let long = "x".repeat(4 * 1024 * 1024).into();
+        assert!(matches!(
+            spawn(vec![long], Path::new("/bin/sh")).await,
+            SpawnError::Arguments { .. }
+        ));
+        let nul = "a\0b".into();
+        assert!(matches!(
+            spawn(vec![nul], Path::new("/bin/sh")).await,
+            SpawnError::Arguments { .. }
+        ));
+    }
+
+    #[test]
+    fn the_beginning_or_the_end_of_a_stream_is_kept() {
+        for size in [1, 3, 7, 100] {
+            let all: Vec<u8> = (0..200).collect();
+            let (mut beginning, mut end) = (Kept::beginning(10), Kept::end(10));
+            for piece in all.chunks(size) {
+                beginning.push(piece);
+                end.push(piece);
+            }
+            let (beginning, end) = (beginning.into_captured(), end.into_captured());
+            assert_eq!((&beginning.bytes[..], &end.bytes[..]), (&all[..10], &all[190..]));
+            assert_eq!((beginning.total, &end.opening[..]), (200, &all[..]));
+            assert!(!end.is_whole());
+        }
+    }
+}

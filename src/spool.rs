@@ -1,0 +1,1032 @@
+//! A job's output: the bytes of both streams in order of arrival, first in memory, then in files, read from any offset.
+//!
+//! ```text
+//!            first                 flushed                       end
+//!   (dropped)  |--- segments (files) ---|                         |
+//!                        |------- recent (memory) ----------------|
+//! ```
+//!
+//! A [`Writer`] puts bytes in, a [`Spool`] is the handle to what is kept, a [`Reader`] follows. A small job never leaves memory.
+//! Beyond [`MEMORY`] bytes a blocking thread moves what is new into the current segment, a file that has no name any more, and goes
+//! when there is nothing left to move; what is recent stays in memory while somebody follows, so a reader that keeps up never
+//! touches a file. All file work is done on blocking threads: a full page cache must not stop the daemon's other answers.
+//!
+//! **Bounds.** A spool keeps at most its `max`, all spools of one [`Budget`] keep at most the budget's. At a bound the oldest segment
+//! goes, as soon as every reader that [holds](Spool::follow) has passed it; until then the writer, and so the child, waits. Readers who
+//! come later or do not hold are told the gap. Before that, the budget takes the oldest ended spool that nobody holds. Every
+//! spool may keep [`MEMORY`] bytes whatever the budget says, so a job without followers never waits.
+//!
+//! Bounds count what is stored: the bytes and a little for each chunk, so that a child that writes single bytes is bounded too.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use crate::clock::Moment;
+
+/// What a spool may keep in memory, and keep at all whatever the budget says.
+pub const MEMORY: u64 = 64 * 1024;
+
+/// The smallest bound of one spool; a smaller one is taken as this.
+pub const MAX_MIN: u64 = 4 * SEGMENT_MIN;
+
+/// What may wait for the disk before the writer does.
+const UNFLUSHED_MAX: u64 = 1024 * 1024;
+
+/// What is kept in memory for readers that keep up, counting what waits for the disk.
+const RECENT_MAX: u64 = 2 * 1024 * 1024;
+
+/// The largest chunk; longer ones are split.
+const CHUNK_MAX: usize = 256 * 1024;
+
+/// What is tried when a longer chunk does not fit: less than [`MEMORY`], so that it fits whatever the budget says.
+const CHUNK_SMALL: usize = 32 * 1024;
+
+/// What a chunk costs in memory beside its bytes.
+const CHUNK_COST: u64 = 64;
+
+/// What a chunk costs in a file beside its bytes: stream and length (8), time (8).
+const FRAME: u64 = 16;
+
+/// Chunks written by one system call; each is two slices, of which the system takes at most 1024.
+const FLUSH_CHUNKS_MAX: usize = 500;
+
+/// Chunks in one batch for a reader.
+const BATCH_CHUNKS_MAX: usize = 1024;
+
+/// Spools are dropped from and dropped by a segment, of which there are about sixteen.
+const SEGMENTS: u64 = 16;
+const SEGMENT_MIN: u64 = 64 * 1024;
+
+/// One place in a segment is remembered for about this many bytes.
+const MARK_EVERY: u64 = 256 * 1024;
+
+/// The stream that a child wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Bytes that arrived together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where the child wrote them.
+    pub stream: Stream,
+    /// When they arrived, from the making of the spool.
+    pub at: Duration,
+    /// How many bytes of both streams came before.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+impl Chunk {
+    /// Returns the offset of what comes after.
+    pub fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+
+    fn cost(&self) -> u64 {
+        self.bytes.len() as u64 + CHUNK_COST
+    }
+
+    fn framed(&self) -> u64 {
+        self.bytes.len() as u64 + FRAME
+    }
+
+    /// Returns the part that starts at `offset`, which must lie within, with at most `max` bytes.
+    fn part(&self, offset: u64, max: usize) -> Self {
+        let skip = usize::try_from(offset - self.offset).expect("within a chunk");
+        let until = skip.saturating_add(max).min(self.bytes.len());
+        Self {
+            stream: self.stream,
+            at: self.at,
+            offset,
+            bytes: self.bytes.slice(skip..until),
+        }
+    }
+}
+
+/// What a reader gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Batch {
+    /// The next bytes, without a gap among them; never empty.
+    Chunks(Vec<Chunk>),
+    /// These bytes are not kept any more; the reader goes on after them.
+    Gap {
+        /// Offset of the first byte that is gone.
+        from: u64,
+        /// Offset of the first byte after the gap.
+        to: u64,
+    },
+    /// There is no more and there will be no more.
+    End,
+}
+
+/// All output of a small job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inline {
+    /// All of stdout.
+    pub stdout: Bytes,
+    /// All of stderr.
+    pub stderr: Bytes,
+}
+
+/// The spool's file could not be written; output that comes after is not kept.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("output could not be kept")]
+pub struct WriteError {
+    /// What the system said.
+    #[source]
+    pub source: Arc<io::Error>,
+}
+
+/// The spool's file could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("kept output could not be read")]
+pub struct ReadError {
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Where spools are kept and how large one may become.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// An existing folder of ours; files in it lose their names as soon as they are made.
+    pub dir: PathBuf,
+    /// What one spool keeps at most.
+    pub max: u64,
+}
+
+/// What all spools together may keep beyond the first [`MEMORY`] bytes of each.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<BudgetShared>);
+
+#[derive(Debug)]
+struct BudgetShared {
+    max: u64,
+    used: AtomicU64,
+    /// Ended spools, the oldest first: what they keep goes first.
+    ended: Mutex<VecDeque<Weak<Shared>>>,
+    freed: Notify,
+}
+
+impl Budget {
+    /// Makes a budget of `max` bytes.
+    pub fn new(max: u64) -> Self {
+        Self(Arc::new(BudgetShared {
+            max,
+            used: AtomicU64::new(0),
+            ended: Mutex::new(VecDeque::new()),
+            freed: Notify::new(),
+        }))
+    }
+
+    /// Returns the bytes in use.
+    pub fn used(&self) -> u64 {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let taken = self
+            .0
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.0.max)
+            });
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if bytes > 0 {
+            self.0.used.fetch_sub(bytes, Ordering::Relaxed);
+            self.0.freed.notify_waiters();
+        }
+    }
+
+    /// Drops what the oldest ended spool keeps in files, if there is one that no reader holds. Called with a running spool locked; an
+    /// ended spool never calls it, so the two locks are always taken in this order.
+    fn reclaim(&self) -> bool {
+        let mut ended = lock(&self.0.ended);
+        let mut place = 0;
+        while let Some(weak) = ended.get(place) {
+            let Some(shared) = weak.upgrade() else {
+                ended.remove(place);
+                continue;
+            };
+            let mut state = lock(&shared.state);
+            let mut dropped = false;
+            while !state.segments.is_empty() && state.drop_oldest() {
+                dropped = true;
+            }
+            shared.settle(&mut state);
+            drop(state);
+            if dropped {
+                return true;
+            }
+            place += 1;
+        }
+        false
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    max: u64,
+    segment_max: u64,
+    budget: Budget,
+    began: Instant,
+    state: Mutex<State>,
+    /// Readers wait for more, or for the end.
+    grown: Notify,
+    /// The writer waits for the disk or for a reader.
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Offset of the oldest byte kept.
+    first: u64,
+    /// Offset after the newest byte.
+    end: u64,
+    /// Files, the oldest first, without gaps from `first` to `flushed`.
+    segments: VecDeque<Segment>,
+    /// What comes before is in segments, what comes after only in `recent`.
+    flushed: u64,
+    /// The newest chunks, without gaps up to `end`.
+    recent: VecDeque<Chunk>,
+    /// What `recent` costs.
+    recent_cost: u64,
+    /// What of it is not in a segment.
+    unflushed_cost: u64,
+    /// What counts against the bound: segments and what is not in one yet.
+    kept: u64,
+    /// What of it was taken from the budget.
+    charged: u64,
+    /// A blocking thread is moving chunks into a segment.
+    is_flushing: bool,
+    failed: Option<Arc<io::Error>>,
+    is_ended: bool,
+    readers: Vec<ReaderPlace>,
+    next_reader: u64,
+}
+
+#[derive(Debug)]
+struct ReaderPlace {
+    id: u64,
+    /// What comes before has been passed on by the reader.
+    passed: u64,
+    holds: bool,
+}
+
+/// A file with no name that holds frames: stream, length, time, bytes.
+#[derive(Debug)]
+struct Segment {
+    file: Arc<File>,
+    /// Offset of its first byte.
+    start: u64,
+    /// Offset after its last byte.
+    end: u64,
+    /// Its size, frames counted.
+    size: u64,
+    /// Places where a frame begins, at least one where there is a frame.
+    marks: Vec<Mark>,
+}
+
+/// The beginning of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    offset: u64,
+    position: u64,
+}
+
+impl State {
+    /// Drops the oldest unit, if there is one that no reader holds and that is not being written.
+    fn drop_oldest(&mut self) -> bool {
+        let horizon = self
+            .readers
+            .iter()
+            .filter(|reader| reader.holds)
+            .map(|reader| reader.passed)
+            .min()
+            .unwrap_or(u64::MAX);
+        if let Some(segment) = self.segments.front() {
+            let is_open = self.segments.len() == 1 && self.is_flushing;
+            if is_open || segment.end > horizon {
+                return false;
+            }
+            self.first = segment.end;
+            self.kept -= segment.size;
+            discard(self.segments.pop_front());
+            while self.recent.front().is_some_and(|chunk| chunk.end() <= self.first) {
+                self.forget_recent();
+            }
+            true
+        } else {
+            let Some(chunk) = self.recent.front() else {
+                return false;
+            };
+            if self.is_flushing || chunk.end() > horizon {
+                return false;
+            }
+            self.first = chunk.end();
+            self.flushed = self.first;
+            self.kept -= chunk.cost();
+            self.unflushed_cost -= chunk.cost();
+            self.forget_recent();
+            true
+        }
+    }
+
+    fn forget_recent(&mut self) {
+        if let Some(chunk) = self.recent.pop_front() {
+            self.recent_cost -= chunk.cost();
+        }
+    }
+
+    /// Forgets recent chunks that are in a segment and that no reader is about to want.
+    fn trim(&mut self) {
+        let wanted = self
+            .readers
+            .iter()
+            .map(|reader| reader.passed)
+            .min()
+            .unwrap_or(u64::MAX);
+        while let Some(chunk) = self.recent.front() {
+            let is_kept_elsewhere = chunk.end() <= self.flushed;
+            let is_wanted = chunk.end() > wanted && self.recent_cost <= RECENT_MAX;
+            if !is_kept_elsewhere || is_wanted {
+                break;
+            }
+            self.forget_recent();
+        }
+        if self.recent.is_empty() {
+            self.recent = VecDeque::new();
+        }
+    }
+}
+
+/// What became of an attempt to put bytes in.
+enum Accepted {
+    Done,
+    Wait,
+    Failed(WriteError),
+}
+
+impl Shared {
+    fn accept(self: &Arc<Self>, stream: Stream, bytes: &Bytes) -> Accepted {
+        let at = Moment::now().instant.saturating_duration_since(self.began);
+        let mut state = lock(&self.state);
+        if let Some(source) = &state.failed {
+            return Accepted::Failed(WriteError {
+                source: Arc::clone(source),
+            });
+        }
+        let chunk = Chunk {
+            stream,
+            at,
+            offset: state.end,
+            bytes: bytes.clone(),
+        };
+        let cost = chunk.cost();
+        if state.unflushed_cost + cost > UNFLUSHED_MAX && state.is_flushing {
+            return Accepted::Wait;
+        }
+        while state.kept + cost > self.max || !self.charge(&mut state, cost) {
+            if !state.drop_oldest() {
+                self.settle(&mut state);
+                return Accepted::Wait;
+            }
+            self.settle(&mut state);
+        }
+        state.end = chunk.end();
+        state.kept += cost;
+        state.recent_cost += cost;
+        state.unflushed_cost += cost;
+        state.recent.push_back(chunk);
+        if state.unflushed_cost > MEMORY && !state.is_flushing {
+            state.is_flushing = true;
+            let shared = Arc::clone(self);
+            tokio::task::spawn_blocking(move || shared.flush());
+        }
+        drop(state);
+        self.grown.notify_waiters();
+        Accepted::Done
+    }
+
+    /// Takes from the budget what `cost` more bytes need.
+    fn charge(&self, state: &mut State, cost: u64) -> bool {
+        let wanted = (state.kept + cost).saturating_sub(MEMORY);
+        let more = wanted.saturating_sub(state.charged);
+        while !self.budget.take(more) {
+            if !self.budget.reclaim() {
+                return false;
+            }
+        }
+        state.charged += more;
+        true
+    }
+
+    /// Gives back to the budget what is not needed any more.
+    fn settle(&self, state: &mut State) {
+        let needed = state.kept.saturating_sub(MEMORY);
+        let less = state.charged.saturating_sub(needed);
+        state.charged -= less;
+        self.budget.give_back(less);
+    }
+
+    /// Moves chunks into segments until little is left to move. Runs on a blocking thread, never twice at once.
+    fn flush(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            if state.unflushed_cost <= MEMORY {
+                state.is_flushing = false;
+                drop(state);
+                self.room.notify_waiters();
+                return;
+            }
+            let new = state.recent.partition_point(|chunk| chunk.end() <= state.flushed);
+            let open = state
+                .segments
+                .back()
+                .filter(|segment| segment.size < self.segment_max)
+                .map(|segment| Arc::clone(&segment.file));
+            let mut size = match &open {
+                Some(_) => state.segments.back().map_or(0, |segment| segment.size),
+                None => 0,
+            };
+            let mut batch = Vec::new();
+            for chunk in state.recent.range(new..).take(FLUSH_CHUNKS_MAX) {
+                if size >= self.segment_max {
+                    break;
+                }
+                size += chunk.framed();
+                batch.push(chunk.clone());
+            }
+            drop(state);
+
+            let is_new = open.is_none();
+            let written = open.map_or_else(|| nameless_file(&self.dir).map(Arc::new), Ok);
+            let written = written.and_then(|file| write_frames(&file, &batch).map(|()| file));
+
+            let mut state = lock(&self.state);
+            match written {
+                Ok(file) => {
+                    if is_new {
+                        let start = state.flushed;
+                        state.segments.push_back(Segment {
+                            file,
+                            start,
+                            end: start,
+                            size: 0,
+                            marks: Vec::new(),
+                        });
+                    }
+                    state.add_to_segment(&batch);
+                    state.trim();
+                    self.settle(&mut state);
+                    drop(state);
+                    self.room.notify_waiters();
+                }
+                Err(error) => {
+                    state.failed = Some(Arc::new(error));
+                    state.is_flushing = false;
+                    drop(state);
+                    self.room.notify_waiters();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Notes that the newest segment now also holds `batch`.
+    fn add_to_segment(&mut self, batch: &[Chunk]) {
+        let segment = self.segments.back_mut().expect("written to just now");
+        for chunk in batch {
+            let is_far = segment
+                .marks
+                .last()
+                .is_none_or(|mark| segment.size - mark.position >= MARK_EVERY);
+            if is_far {
+                segment.marks.push(Mark {
+                    offset: chunk.offset,
+                    position: segment.size,
+                });
+            }
+            segment.size += chunk.framed();
+            segment.end = chunk.end();
+            self.unflushed_cost -= chunk.cost();
+            self.kept = self.kept - chunk.cost() + chunk.framed();
+        }
+        self.flushed = segment.end;
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        self.budget.give_back(state.charged);
+        discard(std::mem::take(&mut state.segments));
+    }
+}
+
+/// Makes an empty spool.
+pub fn spool(settings: &Settings, budget: &Budget) -> (Writer, Spool) {
+    let max = settings.max.max(MAX_MIN);
+    let shared = Arc::new(Shared {
+        dir: settings.dir.clone(),
+        max,
+        segment_max: (max / SEGMENTS).max(SEGMENT_MIN),
+        budget: budget.clone(),
+        began: Moment::now().instant,
+        state: Mutex::default(),
+        grown: Notify::new(),
+        room: Notify::new(),
+    });
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+    };
+    (writer, Spool { shared })
+}
+
+/// Puts a job's output in. Dropping it ends the spool.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+}
+
+impl Writer {
+    /// Puts bytes in, waiting for the disk or the slowest follower where a bound is reached. Cancel-safe up to a chunk: what was not
+    /// put in when the future is dropped is not in the spool.
+    pub async fn write(&self, stream: Stream, mut bytes: Bytes) -> Result<(), WriteError> {
+        while let Some(left) = self.put(stream, bytes)? {
+            bytes = left;
+            let room = self.shared.room.notified();
+            let freed = self.shared.budget.0.freed.notified();
+            tokio::pin!(room, freed);
+            room.as_mut().enable();
+            freed.as_mut().enable();
+            // Again, because room may have been made between the refusal and the two lines above.
+            let Some(left) = self.put(stream, bytes)? else {
+                break;
+            };
+            bytes = left;
+            tokio::select! {
+                () = room => {}
+                () = freed => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts in as much as fits now; returns what has to wait.
+    pub fn put(&self, stream: Stream, mut bytes: Bytes) -> Result<Option<Bytes>, WriteError> {
+        let mut chunk_max = CHUNK_MAX;
+        while !bytes.is_empty() {
+            let chunk = bytes.slice(..bytes.len().min(chunk_max));
+            match self.shared.accept(stream, &chunk) {
+                Accepted::Done => drop(bytes.split_to(chunk.len())),
+                Accepted::Wait if chunk.len() > CHUNK_SMALL => chunk_max = CHUNK_SMALL,
+                Accepted::Wait => return Ok(Some(bytes)),
+                Accepted::Failed(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.is_ended = true;
+        state.trim();
+        let has_files = !state.segments.is_empty() || state.is_flushing;
+        drop(state);
+        if has_files {
+            let mut ended = lock(&self.shared.budget.0.ended);
+            ended.retain(|spool| spool.strong_count() > 0);
+            ended.push_back(Arc::downgrade(&self.shared));
+        }
+        self.shared.grown.notify_waiters();
+    }
+}
+
+/// The handle to what a spool keeps. What is kept goes when the last handle and reader go.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    shared: Arc<Shared>,
+}
+
+impl Spool {
+    /// Returns how many bytes have arrived, gaps counted.
+    pub fn end(&self) -> u64 {
+        lock(&self.shared.state).end
+    }
+
+    /// Returns the offset of the oldest byte that is still kept.
+    pub fn first(&self) -> u64 {
+        lock(&self.shared.state).first
+    }
+
+    /// Says whether no more will come.
+    pub fn is_ended(&self) -> bool {
+        lock(&self.shared.state).is_ended
+    }
+
+    /// Returns a reader that starts at `offset` and that the child waits for at a bound. It holds until it is dropped: whoever has
+    /// one keeps reading, or gives it up.
+    pub fn follow(&self, offset: u64) -> Reader {
+        self.add_reader(offset, true)
+    }
+
+    /// Returns a reader that starts at `offset` and that nobody waits for: at a bound it is told the gap.
+    pub fn reader(&self, offset: u64) -> Reader {
+        self.add_reader(offset, false)
+    }
+
+    fn add_reader(&self, offset: u64, holds: bool) -> Reader {
+        let mut state = lock(&self.shared.state);
+        let id = state.next_reader;
+        state.next_reader += 1;
+        state.readers.push(ReaderPlace {
+            id,
+            passed: offset,
+            holds,
+        });
+        drop(state);
+        Reader {
+            shared: Arc::clone(&self.shared),
+            id,
+            position: offset,
+            mark: None,
+        }
+    }
+
+    /// Returns everything that has arrived, if it is at most `max` bytes and nothing of it is gone.
+    pub async fn inline(&self, max: usize) -> Result<Option<Inline>, ReadError> {
+        let end = {
+            let state = lock(&self.shared.state);
+            if state.first > 0 || state.end > max as u64 {
+                return Ok(None);
+            }
+            state.end
+        };
+        let mut reader = self.reader(0);
+        let mut streams = [Gathered::default(), Gathered::default()];
+        while reader.position < end {
+            let left = usize::try_from(end - reader.position).expect("at most max");
+            match reader.next(left).await? {
+                Batch::Chunks(chunks) => {
+                    for chunk in chunks {
+                        streams[usize::from(chunk.stream == Stream::Stderr)].push(chunk.bytes);
+                    }
+                }
+                Batch::Gap { .. } => return Ok(None),
+                Batch::End => break,
+            }
+        }
+        let [stdout, stderr] = streams.map(Gathered::into_bytes);
+        Ok(Some(Inline { stdout, stderr }))
+    }
+}
+
+/// Bytes put together, without a copy where there is only one piece.
+#[derive(Default)]
+struct Gathered {
+    one: Bytes,
+    more: BytesMut,
+}
+
+impl Gathered {
+    fn push(&mut self, bytes: Bytes) {
+        if self.one.is_empty() && self.more.is_empty() {
+            self.one = bytes;
+        } else {
+            if self.more.is_empty() {
+                self.more.extend_from_slice(&self.one);
+            }
+            self.more.extend_from_slice(&bytes);
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        if self.more.is_empty() {
+            self.one
+        } else {
+            self.more.freeze()
+        }
+    }
+}
+
+/// Reads a spool from an offset on, while it grows and after.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    id: u64,
+    position: u64,
+    /// The frame in a segment that `position` lies in or begins.
+    mark: Option<(u64, Mark)>,
+}
+
+/// Where the next bytes are.
+enum Found {
+    Ready(Batch),
+    InFile {
+        file: Arc<File>,
+        segment: u64,
+        mark: Mark,
+        size: u64,
+    },
+    NotYet,
+}
+
+impl Reader {
+    /// Returns the offset of the next byte.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Goes to another offset.
+    pub fn seek(&mut self, offset: u64) {
+        self.position = offset;
+        self.mark = None;
+    }
+
+    /// Returns what comes next, at most `max` bytes, waiting for it while the job runs. Cancel-safe. What the last call returned
+    /// counts as passed on from this call on.
+    pub async fn next(&mut self, max: usize) -> Result<Batch, ReadError> {
+        let max = max.max(1);
+        let shared = Arc::clone(&self.shared);
+        let mut found = self.look(max);
+        loop {
+            match found {
+                Found::Ready(batch) => return Ok(batch),
+                Found::InFile {
+                    file,
+                    segment,
+                    mark,
+                    size,
+                } => {
+                    let position = self.position;
+                    let read =
+                        tokio::task::spawn_blocking(move || read_frames(&file, mark, size, position, max));
+                    let (chunks, mark) = read
+                        .await
+                        .map_err(io::Error::other)
+                        .and_then(|read| read)
+                        .map_err(|source| ReadError { source })?;
+                    self.mark = Some((segment, mark));
+                    self.position = chunks.last().map_or(position, Chunk::end);
+                    return Ok(Batch::Chunks(chunks));
+                }
+                Found::NotYet => {
+                    let grown = shared.grown.notified();
+                    tokio::pin!(grown);
+                    grown.as_mut().enable();
+                    // Again, because more may have come between the first look and the line above.
+                    found = self.look(max);
+                    if matches!(found, Found::NotYet) {
+                        grown.await;
+                        found = self.look(max);
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, max: usize) -> Found {
+        let mut state = lock(&self.shared.state);
+        let state = &mut *state;
+        self.pass(state);
+        if self.position < state.first {
+            let gap = Batch::Gap {
+                from: self.position,
+                to: state.first,
+            };
+            self.position = state.first;
+            return Found::Ready(gap);
+        }
+        if self.position >= state.end {
+            return if state.is_ended {
+                Found::Ready(Batch::End)
+            } else {
+                Found::NotYet
+            };
+        }
+        let is_recent = state
+            .recent
+            .front()
+            .is_some_and(|chunk| chunk.offset <= self.position);
+        if is_recent {
+            let from = state.recent.partition_point(|chunk| chunk.end() <= self.position);
+            let mut chunks = Vec::new();
+            let mut left = max;
+            for chunk in state.recent.range(from..).take(BATCH_CHUNKS_MAX) {
+                if left == 0 {
+                    break;
+                }
+                let part = chunk.part(self.position, left);
+                left -= part.bytes.len();
+                self.position = part.end();
+                chunks.push(part);
+            }
+            return Found::Ready(Batch::Chunks(chunks));
+        }
+        let place = state
+            .segments
+            .partition_point(|segment| segment.end <= self.position);
+        let segment = &state.segments[place];
+        let mark = match self.mark {
+            Some((start, mark)) if start == segment.start && mark.offset <= self.position => mark,
+            _ => {
+                let after = segment.marks.partition_point(|mark| mark.offset <= self.position);
+                segment.marks[after - 1]
+            }
+        };
+        Found::InFile {
+            file: Arc::clone(&segment.file),
+            segment: segment.start,
+            mark,
+            size: segment.size,
+        }
+    }
+
+    /// Tells the spool how far this reader is.
+    fn pass(&self, state: &mut State) {
+        if let Some(place) = state.readers.iter_mut().find(|place| place.id == self.id)
+            && place.passed != self.position
+        {
+            place.passed = self.position;
+            state.trim();
+            self.shared.room.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.readers.retain(|place| place.id != self.id);
+        state.trim();
+        drop(state);
+        self.shared.room.notify_waiters();
+    }
+}
+
+/// No code that can panic half-way through a change runs under these locks, so a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes files. Closing the last descriptor of a nameless file frees its pages and blocks, which takes milliseconds when it is
+/// large: on a blocking thread where there is one.
+fn discard(segments: impl IntoIterator<Item = Segment>) {
+    let files: Vec<Arc<File>> = segments.into_iter().map(|segment| segment.file).collect();
+    if files.is_empty() {
+        return;
+    }
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn_blocking(move || drop(files));
+    }
+}
+
+/// Makes a file and takes its name away, so that it goes with the last descriptor, however we die.
+fn nameless_file(dir: &Path) -> io::Result<File> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("spool-{}-{number}", std::process::id()));
+        let made = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        match made {
+            Ok(file) => {
+                std::fs::remove_file(&path)?;
+                return Ok(file);
+            }
+            // Left by a life that died between the two calls above.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Appends chunks to a segment. After an error the segment's known size still ends before them.
+fn write_frames(mut file: &File, chunks: &[Chunk]) -> io::Result<()> {
+    let heads: Vec<[u8; 16]> = chunks.iter().map(head).collect();
+    let mut slices: Vec<IoSlice<'_>> = chunks
+        .iter()
+        .zip(&heads)
+        .flat_map(|(chunk, head)| [IoSlice::new(head), IoSlice::new(&chunk.bytes)])
+        .collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        match file.write_vectored(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn head(chunk: &Chunk) -> [u8; 16] {
+    let length = u32::try_from(chunk.bytes.len()).expect("at most CHUNK_MAX");
+    let micros = u64::try_from(chunk.at.as_micros()).unwrap_or(u64::MAX);
+    let mut head = [0; 16];
+    head[..4].copy_from_slice(&length.to_le_bytes());
+    head[4] = u8::from(chunk.stream == Stream::Stderr);
+    head[8..].copy_from_slice(&micros.to_le_bytes());
+    head
+}
+
+/// Reads frames from `mark` on and returns at most `max` bytes from offset `from` on, with the frame in which the next read begins.
+fn read_frames(
+    file: &File,
+    mut mark: Mark,
+    size: u64,
+    from: u64,
+    max: usize,
+) -> io::Result<(Vec<Chunk>, Mark)> {
+    let mut chunks = Vec::new();
+    let mut left = max;
+    // The part of the file that starts at `begin`.
+    let mut block = Bytes::new();
+    let mut begin = 0;
+    let usual = max.clamp(64 * 1024, 1024 * 1024) as u64;
+    while left > 0 && mark.position < size && chunks.len() < BATCH_CHUNKS_MAX {
+        let wants = |length: u64| -> Option<std::ops::Range<usize>> {
+            let start = usize::try_from(mark.position.checked_sub(begin)?).ok()?;
+            let end = start.checked_add(usize::try_from(length).ok()?)?;
+            (end <= block.len()).then_some(start..end)
+        };
+        let head = wants(FRAME).map(|range| parse_head(&block[range]));
+        let whole = head.and_then(|(_, _, length)| wants(FRAME + length));
+        let (Some((stream, at, length)), Some(range)) = (head, whole) else {
+            let need = head.map_or(FRAME, |(_, _, length)| FRAME + length);
+            let want = usual.max(need).min(size - mark.position);
+            if want < need {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut buffer = BytesMut::zeroed(usize::try_from(want).expect("at most a chunk or a megabyte"));
+            file.read_exact_at(&mut buffer, mark.position)?;
+            block = buffer.freeze();
+            begin = mark.position;
+            continue;
+        };
+        let frame = Chunk {
+            stream,
+            at,
+            offset: mark.offset,
+            bytes: block.slice(range).slice(usize::try_from(FRAME).expect("small")..),
+        };
+        if frame.end() > from {
+            let part = frame.part(from.max(frame.offset), left);
+            left -= part.bytes.len();
+            let is_whole = part.end() == frame.end();
+            chunks.push(part);
+            if !is_whole {
+                break;
+            }
+        }
+        mark = Mark {
+            offset: mark.offset + length,
+            position: mark.position + FRAME + length,
+        };
+    }
+    Ok((chunks, mark))
+}
+
+fn parse_head(head: &[u8]) -> (Stream, Duration, u64) {
+    let number = |range: std::ops::Range<usize>| {
+        head[range]
+            .iter()
+            .rev()
+            .fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let stream = if head[4] == 0 {
+        Stream::Stdout
+    } else {
+        Stream::Stderr
+    };
+    (stream, Duration::from_micros(number(8..16)), number(0..4))
+}

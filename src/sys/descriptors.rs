@@ -1,0 +1,32 @@
+//! Keeps descriptors that we were started with from our children.
+#![expect(
+    unsafe_code,
+    reason = "a descriptor that is only known by its number cannot be borrowed safely"
+)]
+
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+
+/// Marks everything beyond the three standard streams that whoever started us left open as not to be inherited.
+///
+/// Everything that we open ourselves has the mark from the beginning. What we inherit may not, and an `orbctl` that starts
+/// OrbStack's service would hand it on for good: a lock, or the pipe that a build waits on. Called once, when the process starts.
+pub fn seal_inherited_descriptors() {
+    let Ok(entries) = std::fs::read_dir("/dev/fd") else {
+        return;
+    };
+    // Collected first: the descriptor that lists is among those listed.
+    let numbers: Vec<RawFd> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in numbers {
+        // SAFETY: only its flags are read and set, nothing is read from it, written to it or closed. If the number is not open
+        // any more, both calls fail; if it has become another one of ours, that has the mark already.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        if let Ok(flags) = fcntl_getfd(descriptor) {
+            let _ = fcntl_setfd(descriptor, flags | FdFlags::CLOEXEC);
+        }
+    }
+}
