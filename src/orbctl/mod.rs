@@ -24,7 +24,11 @@ use crate::spool;
 pub use crate::sys::{ChildIdentity, StartTime};
 
 pub mod argv;
+pub mod classify;
+pub mod locate;
+pub mod output;
 pub mod process;
+pub mod version;
 
 /// How much of the end of each stream is kept beside a spool, for error messages.
 pub const TAIL_MAX: usize = 4 * 1024;

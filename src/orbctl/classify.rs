@@ -1,0 +1,508 @@
+//! Says what an ending and stderr mean. The only code that reads stderr.
+//!
+//! Errors look like `[CODE] operation 'NAME': cause`. The code in brackets is that of a JSON-RPC library and says next to nothing;
+//! only the text after it is looked at.
+//!
+//! **A guest command's exit code is its own.** `orbctl run` hands it on, so exit 1 can also be `orbctl` saying that it did not run
+//! anything. The two are told apart by the whole of what was said: nothing on stdout, one line on stderr with a code in brackets,
+//! ending in exactly "machine not found" and the name of the machine that was asked for. The risk that is left is a guest command
+//! that prints this very line about the machine in which it runs, nothing else, and exits with 1.
+//!
+//! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
+//! the same way, whatever they ask. The circuit breaker listens to it. A read that hung past its limit is sick too; a change that
+//! did is not, because creates wait for the network; a command that did is its caller's affair.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::output::said;
+use super::{Captured, Completion, TAIL_MAX};
+use crate::job::{Ending, Failure};
+use crate::machine::MachineName;
+use crate::operation::{Operation, Query};
+
+/// What the end of an invocation means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// What went wrong. `None` for success and for what we ended ourselves: what a timeout or a stop means depends on why, which
+    /// the dispatcher knows.
+    pub failure: Option<Failure>,
+    /// Whether `orbctl` itself is sick.
+    pub sick: bool,
+}
+
+impl Verdict {
+    const WELL: Self = Self {
+        failure: None,
+        sick: false,
+    };
+}
+
+/// What OrbStack's service says, or what is said in its place, when it does not work. Recorded, except the last two, which are what
+/// the tool's language says when a socket has nobody behind it.
+const SICK: [&str; 6] = [
+    "timed out waiting for services to start",
+    "timed out waiting for VM to start",
+    "missing TCC permission",
+    "$HOME is not defined",
+    "connect: connection refused",
+    "connect: no such file or directory",
+];
+
+/// Says what the end of an invocation means for its operation.
+pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
+    match completion.ending {
+        Ending::Exited(0) | Ending::Stopped => Verdict::WELL,
+        Ending::TimedOut => Verdict {
+            failure: None,
+            sick: matches!(operation, Operation::Query(_)),
+        },
+        Ending::Signalled(signal) => Verdict {
+            failure: Some(Failure::OrbctlKilled {
+                signal,
+                stderr_tail: tail_for(operation, &completion.stderr),
+            }),
+            sick: false,
+        },
+        Ending::Exited(code) => match operation {
+            Operation::Exec(machine, _) => of_exec(machine, code, completion),
+            // Its exit code is 1 when OrbStack is stopped, which is an answer.
+            Operation::Query(Query::Status) if completion.stdout.total > 0 => Verdict::WELL,
+            _ => of_failed(operation, code, &completion.stderr),
+        },
+    }
+}
+
+fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
+    let opening = String::from_utf8_lossy(&stderr.opening);
+    let kept = String::from_utf8_lossy(&stderr.bytes);
+    let lines = || said(&opening).chain(said(&kept));
+    let recognised = lines().find_map(|line| recognise(operation, cause(line).1));
+    let failure = recognised.unwrap_or_else(|| Failure::OrbctlFailed {
+        exit_code: code,
+        stderr_tail: tail(stderr),
+    });
+    let has = |word: &str| lines().any(|line| line.contains(word));
+    let is_panic = lines().any(|line| line.starts_with("panic:") || line.starts_with("goroutine "));
+    // A crash over its own operands (`delete ID` in 2.2.3) says nothing about the next call; over a bare read it does.
+    let is_own_crash = has("runtime error") && !matches!(operation, Operation::Query(_));
+    let sick = SICK.iter().any(|text| has(text)) || (is_panic && !is_own_crash);
+    Verdict {
+        failure: Some(failure),
+        sick,
+    }
+}
+
+fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict {
+    let stderr = &completion.stderr;
+    if completion.stdout.total > 0 {
+        return Verdict::WELL;
+    }
+    let text = String::from_utf8_lossy(if stderr.is_whole() {
+        &stderr.bytes
+    } else {
+        &stderr.opening
+    });
+    let mut lines = said(&text);
+    let Some(first) = lines.next() else {
+        return Verdict::WELL;
+    };
+    let (has_code, text) = cause(first);
+    let is_alone = stderr.is_whole() && lines.next().is_none();
+    if code == 1 && is_alone && has_code {
+        let not_found = ["machine not found", "no machine found"]
+            .iter()
+            .any(|phrase| ends_with_cause(text, &format!("{phrase}: '{machine}'")));
+        if not_found {
+            return Verdict {
+                failure: Some(Failure::MachineNotFound(machine.as_str().into())),
+                sick: false,
+            };
+        }
+    }
+    // The two forms in which the service was recorded to fail under any command.
+    let is_panic = code == 2 && text.starts_with("panic: ");
+    let is_refusal = code == 1 && is_alone && has_code;
+    if (is_panic || is_refusal) && SICK.iter().any(|sick| text.contains(sick)) {
+        return Verdict {
+            failure: Some(Failure::OrbctlFailed {
+                exit_code: code,
+                stderr_tail: tail(stderr),
+            }),
+            sick: true,
+        };
+    }
+    Verdict::WELL
+}
+
+/// Recognises the failures that have a name.
+fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
+    let named = |phrase: &str| {
+        let rest = text.split_once(phrase)?.1.trim();
+        // 2023's versions had no quotes.
+        let name = rest
+            .strip_prefix('\'')
+            .map_or(rest, |rest| rest.split_once('\'').map_or(rest, |(name, _)| name));
+        let name = if name.is_empty() {
+            operation.machine()?.as_str()
+        } else {
+            name
+        };
+        Some(Arc::<str>::from(name))
+    };
+    if let Some(name) = named("machine not found:").or_else(|| named("no machine found:")) {
+        return Some(Failure::MachineNotFound(name));
+    }
+    if let Some(name) = named("machine already exists:") {
+        return Some(Failure::MachineExists(name));
+    }
+    // Not recorded anywhere; written in the manner of those above. Anything else stays `OrbctlFailed` with its text.
+    let states = [
+        ("machine not running", "stopped"),
+        ("machine is not running", "stopped"),
+        ("machine not stopped", "running"),
+        ("machine is not stopped", "running"),
+        ("machine is running", "running"),
+        ("machine is stopped", "stopped"),
+    ];
+    states.iter().find_map(|(phrase, state)| {
+        let (_, rest) = text.split_once(phrase)?;
+        let named = rest
+            .strip_prefix(": ")
+            .and_then(|rest| rest.trim().trim_matches('\'').parse().ok());
+        let machine = named.or_else(|| operation.machine().cloned())?;
+        rest.is_empty()
+            .then_some(())
+            .or_else(|| rest.starts_with(':').then_some(()))?;
+        Some(Failure::MachineWrongState {
+            machine,
+            state: (*state).into(),
+        })
+    })
+}
+
+/// Takes the code in brackets off a line; says whether there was one.
+fn cause(line: &str) -> (bool, &str) {
+    let line = line.trim();
+    let stripped = line.strip_prefix('[').and_then(|rest| {
+        let (code, text) = rest.split_once("] ")?;
+        code.parse::<i32>().ok().map(|_| text)
+    });
+    (stripped.is_some(), stripped.unwrap_or(line))
+}
+
+/// Says whether `text` is this cause, alone or after `operation 'NAME': `.
+fn ends_with_cause(text: &str, cause: &str) -> bool {
+    text.strip_suffix(cause)
+        .is_some_and(|before| before.is_empty() || before.ends_with(": "))
+}
+
+/// Returns stderr for a message. A guest command's own stderr is output, which the caller has; it is not repeated.
+fn tail_for(operation: &Operation, stderr: &Captured) -> Arc<str> {
+    if matches!(operation, Operation::Exec(..)) {
+        "".into()
+    } else {
+        tail(stderr)
+    }
+}
+
+/// Returns the end of stderr as text fit for a terminal and a log of the caller's: no control characters, bounded, and with its first
+/// line if that is not part of the end.
+fn tail(stderr: &Captured) -> Arc<str> {
+    let from = stderr.bytes.len().saturating_sub(TAIL_MAX);
+    let end = clean(&stderr.bytes[from..]);
+    let is_all = stderr.total <= TAIL_MAX as u64;
+    if is_all {
+        return end.trim().into();
+    }
+    let opening = clean(&stderr.opening);
+    let first = said(&opening).next().unwrap_or_default();
+    format!("{first}\n...\n{}", end.trim()).into()
+}
+
+fn clean(bytes: &[u8]) -> String {
+    let text: Cow<'_, str> = String::from_utf8_lossy(bytes);
+    text.chars()
+        .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::operation::{ExecRequest, Force, NewMachine};
+
+    fn name(text: &str) -> MachineName {
+        text.parse().expect("a valid name")
+    }
+
+    fn completion(ending: Ending, stdout: &str, stderr: &str) -> Completion {
+        Completion {
+            ending,
+            stdout: Captured::whole(stdout.to_owned()),
+            stderr: Captured::whole(stderr.to_owned()),
+            took: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            output_cut: false,
+            spool_failed: None,
+        }
+    }
+
+    fn check(
+        operation: &Operation,
+        code: i32,
+        stdout: &str,
+        stderr: &str,
+        expected: &(Option<Failure>, bool),
+    ) {
+        let verdict = classify(operation, &completion(Ending::Exited(code), stdout, stderr));
+        assert_eq!(&(verdict.failure, verdict.sick), expected, "{stderr}");
+    }
+
+    fn failed(exit_code: i32, stderr: &str, sick: bool) -> (Option<Failure>, bool) {
+        let failure = Failure::OrbctlFailed {
+            exit_code,
+            stderr_tail: stderr.trim().into(),
+        };
+        (Some(failure), sick)
+    }
+
+    fn create(machine: &str) -> Operation {
+        Operation::Create(NewMachine {
+            name: name(machine),
+            distro: "ubuntu".parse().expect("valid"),
+            version: None,
+            arch: None,
+            user: None,
+            cpus: None,
+            memory: None,
+            disk: None,
+            isolated: false,
+            isolate_network: false,
+            mounts: vec![],
+            forward_ssh_agent: false,
+        })
+    }
+
+    fn exec(machine: &str) -> Operation {
+        let request = ExecRequest::new(vec!["true".into()]).expect("valid");
+        Operation::Exec(name(machine), request)
+    }
+
+    fn info(machine: &str) -> Operation {
+        Operation::Query(Query::Info(name(machine)))
+    }
+
+    #[test]
+    fn recorded_refusals_are_recognised() {
+        check(
+            &info("nosuch"),
+            1,
+            "",
+            include_str!("testdata/error-info-not-found.stderr.txt"),
+            &(Some(Failure::MachineNotFound("nosuch".into())), false),
+        );
+        check(
+            &create("b1-lab"),
+            1,
+            "",
+            include_str!("testdata/error-create-exists.stderr.txt"),
+            &(Some(Failure::MachineExists("b1-lab".into())), false),
+        );
+    }
+
+    #[test]
+    fn other_wordings_of_the_same_refusal_are_recognised() {
+        let missing = |machine: &str| (Some(Failure::MachineNotFound(machine.into())), false);
+        check(
+            &info("a"),
+            1,
+            "",
+            "[-32602] no machine found: 'vm-name'\n",
+            &missing("vm-name"),
+        );
+        check(
+            &Operation::Start(name("openeuler")),
+            1,
+            "",
+            "machine not found: openeuler\n",
+            &missing("openeuler"),
+        );
+        check(
+            &Operation::Rename {
+                from: name("a"),
+                to: name("b"),
+            },
+            1,
+            "",
+            "[-32098] rename 'a': machine not found: 'a'\n",
+            &missing("a"),
+        );
+        check(
+            &Operation::Restart(name("a")),
+            1,
+            "",
+            "[-32098] restart 'a': machine not running: 'a'\n",
+            &(
+                Some(Failure::MachineWrongState {
+                    machine: name("a"),
+                    state: "stopped".into(),
+                }),
+                false,
+            ),
+        );
+    }
+
+    #[test]
+    fn an_unknown_refusal_keeps_its_text() {
+        for stderr in [
+            "[-32098] create 'burp': setup: timed out waiting for network\n",
+            "[-32098] create 'opensuse156': setup: machine didn't start in 30s (missing IP address)\n",
+            "something else\n",
+            "",
+        ] {
+            check(&create("a"), 1, "", stderr, &failed(1, stderr, false));
+        }
+    }
+
+    #[test]
+    fn a_service_that_does_not_work_makes_orbctl_sick() {
+        let panic = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\nmain.main()\n";
+        let start = "[-32098] start VM: timed out waiting for VM to start\n";
+        let list = Operation::Query(Query::List);
+        check(&list, 2, "", panic, &failed(2, panic, true));
+        check(&Operation::StartOrbstack, 1, "", start, &failed(1, start, true));
+        check(&exec("web"), 2, "", panic, &failed(2, panic, true));
+        check(&exec("web"), 1, "", start, &failed(1, start, true));
+        let home = "panic: $HOME is not defined\n";
+        check(
+            &Operation::Query(Query::Version),
+            2,
+            "",
+            home,
+            &failed(2, home, true),
+        );
+    }
+
+    #[test]
+    fn a_crash_over_its_operands_does_not() {
+        let crash = "panic: runtime error: invalid memory address or nil pointer dereference\ngoroutine 1 [running]:\n";
+        let delete = Operation::Delete(name("a"), Force::No);
+        check(&delete, 2, "", crash, &failed(2, crash, false));
+        check(
+            &Operation::Query(Query::List),
+            2,
+            "",
+            crash,
+            &failed(2, crash, true),
+        );
+    }
+
+    #[test]
+    fn a_long_panic_is_recognised_by_its_beginning() {
+        let stderr = format!(
+            "panic: timed out waiting for services to start\n{}",
+            "\tframe\n".repeat(9999)
+        );
+        let captured = Captured {
+            bytes: stderr.as_bytes()[stderr.len() - 4096..].to_vec().into(),
+            ..Captured::whole(stderr.clone())
+        };
+        let completion = Completion {
+            stderr: captured,
+            ..completion(Ending::Exited(2), "", "")
+        };
+        let verdict = classify(&Operation::Query(Query::List), &completion);
+        assert!(verdict.sick);
+        let Some(Failure::OrbctlFailed { stderr_tail, .. }) = verdict.failure else {
+            panic!("{verdict:?}");
+        };
+        assert!(stderr_tail.starts_with("panic: timed out waiting for services to start\n...\n"));
+        assert!(stderr_tail.len() < 5000);
+    }
+
+    #[test]
+    fn a_guest_command_s_code_is_its_own() {
+        let well = (None, false);
+        for (code, stdout, stderr) in [
+            (1, "", ""),
+            (7, "out", "err"),
+            (127, "", include_str!("testdata/orb-shell-wrong-usage.txt")),
+            // A Go program in the guest.
+            (
+                2,
+                "",
+                "panic: runtime error: index out of range\n\ngoroutine 1 [running]:\n",
+            ),
+            // Not alone, not about this machine, not `orbctl`'s form, not its exit code.
+            (1, "x", "[-32098] machine not found: 'web'\n"),
+            (1, "", "before\n[-32098] machine not found: 'web'\n"),
+            (1, "", "[-32098] machine not found: 'web'\nafter\n"),
+            (1, "", "[-32098] machine not found: 'other'\n"),
+            (1, "", "machine not found: 'web'\n"),
+            (2, "", "[-32098] machine not found: 'web'\n"),
+            (1, "", "[-32098] machine not found: 'web' or so\n"),
+        ] {
+            check(&exec("web"), code, stdout, stderr, &well);
+        }
+    }
+
+    #[test]
+    fn orbctl_s_own_refusal_of_a_command_is_told_from_it() {
+        let missing = (Some(Failure::MachineNotFound("web".into())), false);
+        for stderr in [
+            "[-32098] machine not found: 'web'\n",
+            "[-32098] run 'web': machine not found: 'web'",
+            "\n\u{256d}\u{2500}\u{256e}\n\u{2502} update \u{2502}\n\u{2570}\u{2500}\u{256f}\n\n[-32098] machine not found: 'web'\n",
+        ] {
+            check(&exec("web"), 1, "", stderr, &missing);
+        }
+    }
+
+    #[test]
+    fn stopped_is_an_answer_of_status() {
+        let status = Operation::Query(Query::Status);
+        check(
+            &status,
+            1,
+            include_str!("testdata/status-stopped.txt"),
+            "",
+            &(None, false),
+        );
+        check(&status, 1, "", "broken\n", &failed(1, "broken", false));
+    }
+
+    #[test]
+    fn what_we_ended_is_for_the_dispatcher_to_judge() {
+        let verdict = |operation: &Operation, ending| {
+            let verdict = classify(operation, &completion(ending, "", "panic: x"));
+            (verdict.failure, verdict.sick)
+        };
+        assert_eq!(verdict(&info("a"), Ending::TimedOut), (None, true));
+        assert_eq!(verdict(&create("a"), Ending::TimedOut), (None, false));
+        assert_eq!(verdict(&exec("a"), Ending::TimedOut), (None, false));
+        assert_eq!(verdict(&info("a"), Ending::Stopped), (None, false));
+    }
+
+    #[test]
+    fn a_killed_command_does_not_repeat_its_output() {
+        let killed = |operation: &Operation| {
+            classify(
+                operation,
+                &completion(Ending::Signalled(9), "", "secret\u{1b}[0m"),
+            )
+            .failure
+        };
+        let expected = |tail: &str| {
+            Some(Failure::OrbctlKilled {
+                signal: 9,
+                stderr_tail: tail.into(),
+            })
+        };
+        assert_eq!(killed(&exec("a")), expected(""));
+        assert_eq!(killed(&create("a")), expected("secret[0m"));
+    }
+}

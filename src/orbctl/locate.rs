@@ -1,0 +1,252 @@
+//! Finds `orbctl` once, to an absolute path, and notices when it is another one.
+//!
+//! The environment is passed in. The path is kept as it was found, links and all: an upgrade moves what a link points to, and the
+//! link stays right.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::Access;
+
+/// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
+const NAME: &str = "orbctl";
+
+/// Where Homebrew and the app put it.
+const USUAL: [&str; 3] = [
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "/Applications/OrbStack.app/Contents/MacOS/bin",
+];
+
+/// Where to look.
+#[derive(Debug, Clone, Default)]
+pub struct Search<'a> {
+    /// The path from the configuration. If there is one, nothing else is looked at: a wrong path is told, not worked around.
+    pub configured: Option<&'a Path>,
+    /// `PATH` as the daemon was given it.
+    pub path: Option<&'a OsStr>,
+    /// The user's home.
+    pub home: Option<&'a Path>,
+    /// Our own programs. A candidate that is one of them is the drop-in, which would call us, and is passed over.
+    pub ours: &'a [PathBuf],
+}
+
+/// Why there is no `orbctl`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LocateError {
+    /// Nowhere.
+    #[error("orbctl is in none of the places where it is looked for; is OrbStack installed?")]
+    NotFound,
+    /// The configured path is not absolute.
+    #[error("the configured orbctl {} is not an absolute path", .0.display())]
+    NotAbsolute(PathBuf),
+    /// The configured path is not a program that we may execute.
+    #[error("the configured orbctl {} is not there or cannot be executed", .0.display())]
+    NotExecutable(PathBuf),
+    /// The configured path is one of our own programs.
+    #[error("the configured orbctl {} is orbd's own drop-in", .0.display())]
+    Ours(PathBuf),
+}
+
+/// An `orbctl` that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+impl Located {
+    /// Returns its absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Says whether it is another file now, or none. Costs one system call.
+    pub fn changed(&self) -> bool {
+        Stamp::of(&self.path) != Some(self.stamp)
+    }
+}
+
+/// What tells one file from another that took its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    dev: u64,
+    inode: u64,
+    modified: Option<SystemTime>,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let data = std::fs::metadata(path).ok()?;
+        data.is_file().then(|| Self {
+            dev: data.dev(),
+            inode: data.ino(),
+            modified: data.modified().ok(),
+            size: data.len(),
+        })
+    }
+
+    fn is_same_file(&self, other: &Self) -> bool {
+        (self.dev, self.inode) == (other.dev, other.inode)
+    }
+}
+
+/// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
+pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
+    let ours: Vec<Stamp> = search.ours.iter().filter_map(|path| Stamp::of(path)).collect();
+    let is_ours = |stamp: &Stamp| ours.iter().any(|own| own.is_same_file(stamp));
+    if let Some(path) = search.configured {
+        if !path.is_absolute() {
+            return Err(LocateError::NotAbsolute(path.into()));
+        }
+        return match executable(path) {
+            None => Err(LocateError::NotExecutable(path.into())),
+            Some(stamp) if is_ours(&stamp) => Err(LocateError::Ours(path.into())),
+            Some(stamp) => Ok(Located {
+                path: path.into(),
+                stamp,
+            }),
+        };
+    }
+    let on_path = search.path.into_iter().flat_map(std::env::split_paths);
+    let at_home = search.home.map(|home| home.join(".orbstack/bin"));
+    on_path
+        .chain(at_home)
+        .chain(USUAL.map(PathBuf::from))
+        // An empty or relative entry of PATH means the current folder, which for a daemon is nobody's choice.
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(NAME))
+        .find_map(|path| {
+            let stamp = executable(&path).filter(|stamp| !is_ours(stamp))?;
+            Some(Located { path, stamp })
+        })
+        .ok_or(LocateError::NotFound)
+}
+
+fn executable(path: &Path) -> Option<Stamp> {
+    rustix::fs::access(path, Access::EXEC_OK).ok()?;
+    Stamp::of(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// Some folders, each with an `orbctl`.
+    struct Folders(tempfile::TempDir);
+
+    impl Folders {
+        fn new() -> Self {
+            Self(tempfile::tempdir().expect("a folder"))
+        }
+
+        fn add(&self, dir: &str) -> PathBuf {
+            let path = self.0.path().join(dir).join(NAME);
+            std::fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
+            std::fs::write(&path, dir).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("set");
+            path
+        }
+
+        fn path(&self, dirs: &[&str]) -> std::ffi::OsString {
+            std::env::join_paths(dirs.iter().map(|dir| self.0.path().join(dir))).expect("no colons")
+        }
+    }
+
+    #[test]
+    fn the_first_on_the_path_is_found_then_the_one_at_home() {
+        let folders = Folders::new();
+        let (second, at_home) = (folders.add("b"), folders.add("home/.orbstack/bin"));
+        let home = folders.0.path().join("home");
+        let path = folders.path(&["a", "b"]);
+        let mut search = Search {
+            path: Some(&path),
+            home: Some(&home),
+            ..Search::default()
+        };
+        assert_eq!(locate(&search).expect("found").path(), second);
+        search.path = Some(OsStr::new("::.:bin"));
+        assert_eq!(locate(&search).expect("found").path(), at_home);
+    }
+
+    #[test]
+    fn what_cannot_be_executed_is_passed_over() {
+        let folders = Folders::new();
+        let (first, second) = (folders.add("a"), folders.add("b"));
+        std::fs::set_permissions(&first, std::fs::Permissions::from_mode(0o644)).expect("set");
+        std::fs::create_dir_all(folders.0.path().join("c").join(NAME)).expect("made");
+        let path = folders.path(&["c", "a", "b"]);
+        let search = Search {
+            path: Some(&path),
+            ..Search::default()
+        };
+        assert_eq!(locate(&search).expect("found").path(), second);
+    }
+
+    #[test]
+    fn our_own_drop_in_is_passed_over() {
+        let folders = Folders::new();
+        let (ours, real) = (folders.add("ours"), folders.add("real"));
+        std::fs::create_dir_all(folders.0.path().join("link")).expect("made");
+        symlink(&ours, folders.0.path().join("link").join(NAME)).expect("linked");
+        let path = folders.path(&["link", "ours", "real"]);
+        let search = Search {
+            path: Some(&path),
+            ours: std::slice::from_ref(&ours),
+            ..Search::default()
+        };
+        assert_eq!(locate(&search).expect("found").path(), real);
+    }
+
+    #[test]
+    fn a_configured_path_is_right_or_wrong() {
+        let folders = Folders::new();
+        let (configured, other) = (folders.add("a"), folders.add("b"));
+        let path = folders.path(&["b"]);
+        let check = |configured: &Path, ours: &[PathBuf]| {
+            let search = Search {
+                configured: Some(configured),
+                path: Some(&path),
+                ours,
+                ..Search::default()
+            };
+            locate(&search).map(|located| located.path().to_owned())
+        };
+        assert_eq!(check(&configured, &[]), Ok(configured.clone()));
+        let missing = folders.0.path().join("missing");
+        assert_eq!(
+            check(&missing, &[]),
+            Err(LocateError::NotExecutable(missing.clone()))
+        );
+        assert_eq!(
+            check(Path::new("a/orbctl"), &[]),
+            Err(LocateError::NotAbsolute("a/orbctl".into()))
+        );
+        assert_eq!(
+            check(&other, std::slice::from_ref(&other)),
+            Err(LocateError::Ours(other.clone()))
+        );
+    }
+
+    #[test]
+    fn a_file_that_took_its_place_is_noticed() {
+        let folders = Folders::new();
+        let path = folders.add("a");
+        let search = Search {
+            configured: Some(&path),
+            ..Search::default()
+        };
+        let located = locate(&search).expect("found");
+        assert!(!located.changed());
+        let new = folders.add("b");
+        std::fs::rename(new, &path).expect("moved");
+        assert!(located.changed());
+        std::fs::remove_file(&path).expect("removed");
+        assert!(located.changed());
+    }
+}
