@@ -1030,3 +1030,381 @@ fn parse_head(head: &[u8]) -> (Stream, Duration, u64) {
     };
     (stream, Duration::from_micros(number(8..16)), number(0..4))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Fixture {
+        dir: TempDir,
+        writer: Option<Writer>,
+        spool: Spool,
+        budget: Budget,
+    }
+
+    fn fixture(max: u64, budget: u64) -> Fixture {
+        let dir = tempfile::tempdir().expect("a folder");
+        let budget = Budget::new(budget);
+        let (writer, spool) = add(&dir, max, &budget);
+        Fixture {
+            dir,
+            writer: Some(writer),
+            spool,
+            budget,
+        }
+    }
+
+    fn add(dir: &TempDir, max: u64, budget: &Budget) -> (Writer, Spool) {
+        let settings = Settings {
+            dir: dir.path().into(),
+            max,
+        };
+        spool(&settings, budget)
+    }
+
+    impl Fixture {
+        async fn write(&self, stream: Stream, bytes: impl Into<Bytes>) {
+            let writer = self.writer.as_ref().expect("not ended");
+            writer.write(stream, bytes.into()).await.expect("written");
+        }
+
+        fn end(&mut self) {
+            self.writer = None;
+        }
+
+        /// Waits until what is in memory is what has to be.
+        async fn flushed(&self) {
+            loop {
+                let room = self.spool.shared.room.notified();
+                tokio::pin!(room);
+                room.as_mut().enable();
+                if !lock(&self.spool.shared.state).is_flushing {
+                    return;
+                }
+                room.await;
+            }
+        }
+    }
+
+    /// Reads to the end; returns both streams, where the first byte was, and whether there were gaps after it.
+    async fn read_all(mut reader: Reader, max: usize) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {
+        let (mut out, mut err, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+        let mut position = reader.position();
+        let mut at = Duration::ZERO;
+        loop {
+            match reader.next(max).await.expect("readable") {
+                Batch::Chunks(chunks) => {
+                    assert!(chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>() <= max);
+                    for chunk in chunks {
+                        assert_eq!(chunk.offset, position);
+                        assert!(!chunk.bytes.is_empty() && chunk.at >= at);
+                        position = chunk.end();
+                        at = chunk.at;
+                        match chunk.stream {
+                            Stream::Stdout => out.extend_from_slice(&chunk.bytes),
+                            Stream::Stderr => err.extend_from_slice(&chunk.bytes),
+                        }
+                    }
+                }
+                Batch::Gap { from, to } => {
+                    assert_eq!(from, position);
+                    gaps.push((from, to));
+                    position = to;
+                }
+                Batch::End => return (out, err, gaps),
+            }
+            assert_eq!(reader.position(), position);
+        }
+    }
+
+    fn pattern(from: u64, length: usize) -> Vec<u8> {
+        (from..).take(length).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn a_small_job_stays_in_memory() {
+        let mut fixture = fixture(1 << 30, 0);
+        fixture.write(Stream::Stdout, "out\0\u{fffd}").await;
+        fixture.write(Stream::Stderr, "err").await;
+        fixture.end();
+        let inline = fixture.spool.inline(1024).await.expect("readable");
+        let expected = Inline {
+            stdout: "out\0\u{fffd}".into(),
+            stderr: "err".into(),
+        };
+        assert_eq!(inline, Some(expected));
+        assert_eq!(fixture.spool.inline(8).await.expect("readable"), None);
+        assert!(lock(&fixture.spool.shared.state).segments.is_empty());
+        assert_eq!(fixture.budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_ended_spool_stays_readable_from_any_offset() {
+        let mut fixture = fixture(1 << 30, 1 << 30);
+        let all = pattern(0, 3_000_000);
+        for piece in all.chunks(100_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.end();
+        fixture.flushed().await;
+        for from in [0, 1, 99_999, 100_000, 1_234_567, 2_999_999, 3_000_000] {
+            for max in [77_777, 1 << 20] {
+                let (out, err, gaps) = read_all(fixture.spool.reader(from), max).await;
+                assert!(
+                    out == all[usize::try_from(from).expect("small")..],
+                    "from {from} by {max}"
+                );
+                assert_eq!((err.len(), gaps.len()), (0, 0));
+            }
+        }
+        // Nobody reads any more: only what was too little for the file is in memory.
+        assert!(lock(&fixture.spool.shared.state).recent_cost <= MEMORY);
+    }
+
+    #[tokio::test]
+    async fn nothing_with_a_name_is_left_on_disk_and_the_rest_goes_with_the_last_handle() {
+        let mut fixture = fixture(1 << 30, 1 << 30);
+        fixture.write(Stream::Stdout, vec![7; 1_000_000]).await;
+        fixture.flushed().await;
+        let file = Arc::downgrade(&lock(&fixture.spool.shared.state).segments[0].file);
+        assert_eq!(std::fs::read_dir(fixture.dir.path()).expect("listed").count(), 0);
+        assert!(fixture.budget.used() > 900_000);
+        fixture.end();
+        let reader = fixture.spool.reader(0);
+        drop(fixture.spool);
+        assert_eq!(read_all(reader, 1 << 20).await.0.len(), 1_000_000);
+        assert_eq!(fixture.budget.used(), 0);
+        while file.strong_count() > 0 {
+            tokio::task::spawn_blocking(|| ()).await.expect("no panic");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_more_and_for_the_end() {
+        let mut fixture = fixture(1 << 30, 0);
+        let mut reader = fixture.spool.follow(0);
+        let reading = async {
+            let first = reader.next(100).await.expect("readable");
+            (first, reader.next(100).await.expect("readable"))
+        };
+        let writing = async {
+            fixture.write(Stream::Stdout, "a").await;
+            tokio::task::yield_now().await;
+            fixture.end();
+        };
+        let ((first, second), ()) = tokio::join!(reading, writing);
+        assert!(matches!(first, Batch::Chunks(chunks) if chunks[0].bytes == "a"));
+        assert_eq!(second, Batch::End);
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_keeps_up_never_reads_a_file() {
+        let mut fixture = fixture(1 << 30, 1 << 30);
+        let mut reader = fixture.spool.follow(0);
+        for round in 0..200_u64 {
+            fixture
+                .write(Stream::Stdout, pattern(round * 50_000, 50_000))
+                .await;
+            let found = reader.look(1 << 20);
+            let Found::Ready(Batch::Chunks(chunks)) = found else {
+                panic!("not in memory in round {round}");
+            };
+            assert_eq!(chunks[0].bytes, pattern(round * 50_000, 50_000));
+        }
+        assert!(lock(&fixture.spool.shared.state).recent_cost <= RECENT_MAX);
+        fixture.end();
+    }
+
+    #[tokio::test]
+    async fn at_the_bound_the_oldest_goes_when_nobody_follows() {
+        let mut fixture = fixture(MAX_MIN, 1 << 30);
+        let all = pattern(0, 2_000_000);
+        let mut late = fixture.spool.reader(0);
+        for piece in all.chunks(10_000) {
+            fixture.write(Stream::Stderr, piece.to_vec()).await;
+        }
+        fixture.end();
+        let first = fixture.spool.first();
+        assert!(lock(&fixture.spool.shared.state).kept <= MAX_MIN);
+        assert!(fixture.budget.used() <= MAX_MIN);
+        assert!(2_000_000 - first > MAX_MIN / 2, "most of the bound is used");
+        let gap = Batch::Gap { from: 0, to: first };
+        assert_eq!(late.next(10).await.expect("readable"), gap);
+        let (_, err, gaps) = read_all(late, 1 << 20).await;
+        assert!(err == all[usize::try_from(first).expect("small")..]);
+        assert_eq!(gaps, []);
+        assert_eq!(fixture.spool.inline(usize::MAX).await.expect("readable"), None);
+    }
+
+    #[tokio::test]
+    async fn at_the_bound_the_writer_waits_for_the_slowest_follower() {
+        let mut fixture = fixture(MAX_MIN, 1 << 30);
+        let all = pattern(0, 4_000_000);
+        let (fast, slow) = (fixture.spool.follow(0), fixture.spool.follow(0));
+        let slow_position = async {
+            let mut slow = slow;
+            let mut read = 0;
+            while let Batch::Chunks(chunks) = slow.next(1000).await.expect("readable") {
+                read += chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+                assert!(fixture.spool.end() <= slow.position() + MAX_MIN);
+            }
+            read
+        };
+        let writing = async {
+            let writer = fixture.writer.take().expect("not ended");
+            for piece in all.chunks(9_999) {
+                let bytes = Bytes::copy_from_slice(piece);
+                writer.write(Stream::Stdout, bytes).await.expect("written");
+            }
+        };
+        let (read, (out, _, gaps), ()) = tokio::join!(slow_position, read_all(fast, 1 << 20), writing);
+        assert_eq!(read, all.len());
+        assert!(out == all);
+        assert_eq!(gaps, []);
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_gives_up_lets_the_writer_go_on() {
+        let mut fixture = fixture(MAX_MIN, 1 << 30);
+        let follower = fixture.spool.follow(0);
+        let writer = fixture.writer.take().expect("not ended");
+        let writing = tokio::spawn(async move {
+            for _ in 0..100 {
+                let bytes = vec![0; 10_000].into();
+                writer.write(Stream::Stdout, bytes).await.expect("written");
+            }
+        });
+        // It stands still before the bound, however long one waits.
+        loop {
+            fixture.flushed().await;
+            let end = fixture.spool.end();
+            tokio::task::yield_now().await;
+            if end > MAX_MIN / 2 && end == fixture.spool.end() {
+                break;
+            }
+        }
+        assert!(!writing.is_finished() && fixture.spool.first() == 0);
+        drop(follower);
+        writing.await.expect("no panic");
+        assert_eq!(fixture.spool.end(), 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn the_budget_takes_the_oldest_ended_spool_first() {
+        let mut old = fixture(1 << 30, 1_000_000);
+        old.write(Stream::Stdout, vec![1; 600_000]).await;
+        let (writer, newer) = add(&old.dir, 1 << 30, &old.budget);
+        old.end();
+        old.flushed().await;
+        for _ in 0..60 {
+            let bytes = vec![2; 10_000].into();
+            writer.write(Stream::Stdout, bytes).await.expect("written");
+        }
+        assert!(old.spool.first() > 0, "the old one lost its beginning");
+        assert_eq!(newer.first(), 0, "the new one nothing");
+        assert!(old.budget.used() <= 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_job_without_followers_never_waits_for_the_budget() {
+        let fixture = fixture(1 << 30, 0);
+        let other = add(&fixture.dir, 1 << 30, &fixture.budget);
+        fixture.write(Stream::Stdout, vec![1; 1_000_000]).await;
+        let bytes = vec![1; 1_000_000].into();
+        other.0.write(Stream::Stdout, bytes).await.expect("written");
+        for spool in [&fixture.spool, &other.1] {
+            assert_eq!(spool.end(), 1_000_000);
+            assert!(spool.end() - spool.first() <= MEMORY);
+        }
+        assert_eq!(fixture.budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn single_bytes_are_bounded_too() {
+        let mut fixture = fixture(MAX_MIN, 1 << 30);
+        for n in 0..300_000_u32 {
+            let stream = if n % 3 == 0 {
+                Stream::Stderr
+            } else {
+                Stream::Stdout
+            };
+            fixture.write(stream, Bytes::from_static(b"x")).await;
+        }
+        fixture.end();
+        fixture.flushed().await;
+        let first = fixture.spool.first();
+        assert!(first > 0);
+        let size: u64 = lock(&fixture.spool.shared.state)
+            .segments
+            .iter()
+            .map(|segment| segment.file.metadata().expect("open").len())
+            .sum();
+        assert!(size <= MAX_MIN);
+        let (out, err, _) = read_all(fixture.spool.reader(first), 50_000).await;
+        assert_eq!((out.len() + err.len()) as u64, 300_000 - first);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_fails_the_writer() {
+        let fixture = fixture(1 << 30, 1 << 30);
+        let Fixture { dir, writer, .. } = fixture;
+        std::fs::remove_dir(dir.path()).expect("empty");
+        let writer = writer.expect("not ended");
+        let error = loop {
+            if let Err(error) = writer.write(Stream::Stdout, vec![0; 10_000].into()).await {
+                break error;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Any interleaving, any reads: what comes out is what went in.
+        #[test]
+        fn what_goes_in_comes_out(
+            pieces in proptest::collection::vec((any::<bool>(), 1_usize..40_000, any::<u8>()), 1..60),
+            reads in proptest::collection::vec((0_u64..1_500_000, 1_usize..200_000), 1..4),
+            follows in any::<bool>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut fixture = fixture(1 << 30, 1 << 30);
+                let mut all = Vec::new();
+                let follower = follows.then(|| tokio::spawn(read_all(fixture.spool.follow(0), 30_000)));
+                for (is_err, length, seed) in pieces {
+                    let stream = if is_err { Stream::Stderr } else { Stream::Stdout };
+                    let bytes = pattern(u64::from(seed), length);
+                    all.extend(bytes.iter().map(|byte| (stream, *byte)));
+                    fixture.write(stream, bytes).await;
+                    if length % 3 == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                fixture.end();
+                let expected = |from: u64, wanted: Stream| -> Vec<u8> {
+                    let from = usize::try_from(from).expect("small").min(all.len());
+                    all[from..].iter().filter(|(stream, _)| *stream == wanted).map(|(_, byte)| *byte).collect()
+                };
+                let check = |from: u64, found: (Vec<u8>, Vec<u8>, Vec<(u64, u64)>)| {
+                    assert!(found.0 == expected(from, Stream::Stdout) && found.1 == expected(from, Stream::Stderr));
+                    assert_eq!(found.2, []);
+                };
+                for (from, max) in reads {
+                    let from = from.min(all.len() as u64);
+                    check(from, read_all(fixture.spool.reader(from), max).await);
+                }
+                if let Some(follower) = follower {
+                    check(0, follower.await.expect("no panic"));
+                }
+                let inline = fixture.spool.inline(usize::MAX).await.expect("readable").expect("whole");
+                assert!(inline.stdout == expected(0, Stream::Stdout) && inline.stderr == expected(0, Stream::Stderr));
+            });
+        }
+    }
+}

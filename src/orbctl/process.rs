@@ -923,4 +923,182 @@ mod tests {
             assert!(!end.is_whole());
         }
     }
+
+    /// Measurements, by hand: `cargo test --release --lib -- --ignored --nocapture --test-threads 1 measure`.
+    mod measure {
+        use std::io::Read;
+
+        use super::*;
+
+        #[expect(clippy::disallowed_methods, reason = "what we are compared with")]
+        fn direct(program: &str) -> std::process::Command {
+            std::process::Command::new(program)
+        }
+
+        fn median(mut times: Vec<Duration>) -> Duration {
+            times.sort_unstable();
+            times[times.len() / 2]
+        }
+
+        fn runtime() -> tokio::runtime::Runtime {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(2).enable_all().build().expect("a runtime")
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_what_an_invocation_adds_to_a_spawn() {
+            let runtime = runtime();
+            let program = "/bin/true";
+            let installed =
+                std::sync::Arc::new(Installed::new(program.into(), "/".into(), std::env::vars_os()));
+            let dir = tempfile::tempdir().expect("a folder");
+            let settings = Settings {
+                dir: dir.path().into(),
+                max: 1 << 30,
+            };
+            let budget = Budget::new(1 << 30);
+            let (mut plain, mut piped, mut ours, mut spooled) = (vec![], vec![], vec![], vec![]);
+            for _ in 0..1000 {
+                let began = Moment::now().instant;
+                direct(program).spawn().expect("spawned").wait().expect("waited");
+                plain.push(since(began));
+                let began = Moment::now().instant;
+                direct(program).output().expect("spawned");
+                piped.push(since(began));
+                for (is_spooled, times) in [(false, &mut ours), (true, &mut spooled)] {
+                    let installed = std::sync::Arc::clone(&installed);
+                    let (settings, budget) = (settings.clone(), budget.clone());
+                    let job = async move {
+                        let began = Moment::now().instant;
+                        let (writer, _spool) = spool::spool(&settings, &budget);
+                        let sink = if is_spooled {
+                            Sink::Spool(writer)
+                        } else {
+                            Sink::Capture { max: 4096 }
+                        };
+                        let (started, _identity) = oneshot::channel();
+                        let mut invocation = Invocation::new(vec![], sink);
+                        invocation.marker = "life-1-1".into();
+                        invocation.run_timeout = Some(Duration::from_secs(60));
+                        invocation.started = is_spooled.then_some(started);
+                        installed
+                            .run(invocation, CancellationToken::new())
+                            .await
+                            .expect("ran");
+                        since(began)
+                    };
+                    times.push(runtime.block_on(runtime.spawn(job)).expect("no panic"));
+                }
+            }
+            println!(
+                "p50 of 1000, spawn and wait of {program}: std {:?}, std with output {:?}",
+                median(plain),
+                median(piped)
+            );
+            println!(
+                "  captured {:?}, spooled and identified {:?}",
+                median(ours),
+                median(spooled)
+            );
+        }
+
+        const SIZE: usize = 1 << 30;
+        const PRODUCER: &str = "exec dd if=/dev/zero bs=64k count=16384 2>/dev/null";
+
+        fn say(what: &str, took: Duration) {
+            println!("{what}: {:.0} MB/s", (SIZE as f64 / 1e6) / took.as_secs_f64());
+        }
+
+        fn raw() -> Duration {
+            let began = Moment::now().instant;
+            let mut child = direct("/bin/sh")
+                .args(["-c", PRODUCER])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("spawned");
+            let mut pipe = child.stdout.take().expect("piped");
+            let mut buffer = vec![0; 64 * 1024];
+            let mut total = 0;
+            loop {
+                match pipe.read(&mut buffer).expect("read") {
+                    0 => break,
+                    read => total += read,
+                }
+            }
+            child.wait().expect("waited");
+            assert_eq!(total, SIZE);
+            since(began)
+        }
+
+        /// One gibibyte to one client over a socket, which a thread of its own reads; or to nobody.
+        async fn through(has_client: bool) -> Duration {
+            let dir = tempfile::tempdir().expect("a folder");
+            let settings = Settings {
+                dir: dir.path().into(),
+                max: 2 << 30,
+            };
+            let (writer, spool) = spool::spool(&settings, &Budget::new(2 << 30));
+            let began = Moment::now().instant;
+            let client = has_client.then(|| {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+                ours.set_nonblocking(true).expect("set");
+                let mut ours = tokio::net::UnixStream::from_std(ours).expect("registered");
+                let mut reader = spool.follow(0);
+                let thread = std::thread::spawn(move || {
+                    let mut theirs = theirs;
+                    let mut buffer = vec![0; 256 * 1024];
+                    let mut total = 0;
+                    loop {
+                        match theirs.read(&mut buffer).expect("read") {
+                            0 => return total,
+                            read => total += read,
+                        }
+                    }
+                });
+                let sending = tokio::spawn(async move {
+                    while let Batch::Chunks(chunks) = reader.next(256 * 1024).await.expect("readable") {
+                        for chunk in chunks {
+                            ours.write_all(&chunk.bytes).await.expect("sent");
+                        }
+                    }
+                });
+                (thread, sending)
+            });
+            let mut invocation = script(PRODUCER);
+            invocation.output = Sink::Spool(writer);
+            let running =
+                tokio::spawn(async move { shell().run(invocation, CancellationToken::new()).await });
+            let completion = running.await.expect("no panic").expect("ran");
+            assert_eq!(completion.bytes_out, SIZE as u64);
+            if let Some((thread, sending)) = client {
+                sending.await.expect("no panic");
+                let read = tokio::task::spawn_blocking(|| thread.join().expect("no panic"));
+                assert_eq!(read.await.expect("no panic"), SIZE);
+            }
+            since(began)
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_how_fast_output_passes() {
+            let runtime = runtime();
+            for _ in 0..3 {
+                say("raw pipe", raw());
+                say("spooled, nobody reads", runtime.block_on(through(false)));
+                say(
+                    "spooled, one client over a socket",
+                    runtime.block_on(through(true)),
+                );
+            }
+            let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+            println!(
+                "{}",
+                status
+                    .lines()
+                    .find(|line| line.starts_with("VmHWM"))
+                    .unwrap_or_default()
+            );
+        }
+    }
 }
