@@ -10,9 +10,14 @@
 //! - [`orbctl`]: the only module that knows `orbctl`.
 
 pub mod client;
+//! - [`clock`], [`metrics`], [`journal`]: time, what happened, what must survive.
+//! - [`config`], [`logging`]: how it is set up.
 pub mod clock;
+
 pub mod job;
+
 pub mod machine;
+pub mod metrics;
 pub mod operation;
 pub mod orbctl;
 pub mod rpc;

@@ -1,0 +1,475 @@
+//! The forms in which metrics leave: JSON lines, CSV, and the Prometheus text exposition format.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+
+use serde_json::json;
+
+use super::rollup::{Spread, SummaryRow};
+use super::{
+    Counter, Counters, GroupBy, HISTORY_PAGE_MAX, HistoryRequest, Metrics, OperationRecord, Order,
+    StoreError, StoreState, SummaryRequest,
+};
+use crate::clock::Moment;
+use crate::job::Ending;
+
+/// A form of export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object per record and line.
+    JsonLines,
+    /// Comma separated values with a header line, as RFC 4180 has them.
+    Csv,
+    /// Counters and summaries in the Prometheus text exposition format 0.0.4. Filters do not apply.
+    Prometheus,
+}
+
+impl Format {
+    /// Returns the media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::JsonLines => "application/jsonl; charset=utf-8",
+            Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// An export on its way, chunk by chunk. It asks the store for one page at a time, so a slow reader holds nothing up.
+#[derive(Debug)]
+pub struct Export {
+    metrics: Metrics,
+    format: Format,
+    request: HistoryRequest,
+    ready: VecDeque<String>,
+    /// Records that may still be returned.
+    left: usize,
+    done: bool,
+}
+
+impl Export {
+    pub(super) fn new(metrics: Metrics, format: Format, request: HistoryRequest) -> Self {
+        let mut ready = VecDeque::new();
+        if format == Format::Csv {
+            ready.push_back(COLUMNS.join(",") + "\r\n");
+        }
+        Self {
+            metrics,
+            format,
+            left: request.limit,
+            request: HistoryRequest {
+                order: Order::OldestFirst,
+                ..request
+            },
+            ready,
+            done: false,
+        }
+    }
+
+    /// Returns the next piece of text, `None` after the last. `limit` of the request bounds the whole export.
+    pub async fn next_chunk(&mut self) -> Result<Option<String>, StoreError> {
+        loop {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Ok(Some(chunk));
+            }
+            if self.done || self.left == 0 {
+                return Ok(None);
+            }
+            if self.format == Format::Prometheus {
+                self.done = true;
+                self.ready.push_back(prometheus_page(&self.metrics).await);
+                continue;
+            }
+            self.request.limit = self.left.min(HISTORY_PAGE_MAX);
+            let page = self.metrics.history(self.request.clone()).await?;
+            self.left -= page.records.len();
+            self.done = page.next.is_none();
+            self.request.after = page.next;
+            let mut chunk = String::new();
+            for (_, record) in &page.records {
+                match self.format {
+                    Format::JsonLines => json_line(&mut chunk, record),
+                    Format::Csv | Format::Prometheus => csv_line(&mut chunk, record),
+                }
+            }
+            if !chunk.is_empty() {
+                self.ready.push_back(chunk);
+            }
+        }
+    }
+
+    /// Returns the whole export as one text.
+    pub async fn text(mut self) -> Result<String, StoreError> {
+        let mut text = String::new();
+        while let Some(chunk) = self.next_chunk().await? {
+            text.push_str(&chunk);
+        }
+        Ok(text)
+    }
+}
+
+fn ending_word(ending: Option<Ending>) -> Option<&'static str> {
+    ending.map(|ending| match ending {
+        Ending::Exited(_) => "exited",
+        Ending::Signalled(_) => "signalled",
+        Ending::TimedOut => "timed_out",
+        Ending::Stopped => "stopped",
+    })
+}
+
+fn signal(ending: Option<Ending>) -> Option<i32> {
+    match ending {
+        Some(Ending::Signalled(signal)) => Some(signal),
+        _ => None,
+    }
+}
+
+fn json_line(out: &mut String, record: &OperationRecord) {
+    let line = json!({
+        "id": record.id,
+        "operation": record.operation,
+        "machine": record.machine.as_ref().map(crate::machine::MachineName::as_str),
+        "class": record.class.as_str(),
+        "client": &*record.client.name,
+        "client_pid": record.client.pid,
+        "client_uid": record.client.uid,
+        "accepted_ms": record.accepted_ms,
+        "started_ms": record.started_ms,
+        "ended_ms": record.ended_ms,
+        "wait_us": record.wait_us,
+        "run_us": record.run_us,
+        "ending": ending_word(record.ending),
+        "signal": signal(record.ending),
+        "outcome": record.outcome.as_str(),
+        "exit_code": record.exit_code,
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+        "joined": record.joined,
+        "cache_hits": record.cache_hits,
+        "changed": record.changed,
+    });
+    let _ = writeln!(out, "{line}");
+}
+
+const COLUMNS: [&str; 21] = [
+    "id",
+    "operation",
+    "machine",
+    "class",
+    "client",
+    "client_pid",
+    "client_uid",
+    "accepted_ms",
+    "started_ms",
+    "ended_ms",
+    "wait_us",
+    "run_us",
+    "ending",
+    "signal",
+    "outcome",
+    "exit_code",
+    "bytes_in",
+    "bytes_out",
+    "joined",
+    "cache_hits",
+    "changed",
+];
+
+fn csv_line(out: &mut String, record: &OperationRecord) {
+    fn text<T: ToString>(value: Option<T>) -> String {
+        value.map_or_else(String::new, |value| value.to_string())
+    }
+    let fields: [String; COLUMNS.len()] = [
+        record.id.to_string(),
+        record.operation.to_string(),
+        text(record.machine.as_ref()),
+        record.class.as_str().to_owned(),
+        record.client.name.to_string(),
+        text(record.client.pid),
+        record.client.uid.to_string(),
+        record.accepted_ms.to_string(),
+        text(record.started_ms),
+        record.ended_ms.to_string(),
+        record.wait_us.to_string(),
+        record.run_us.to_string(),
+        text(ending_word(record.ending)),
+        text(signal(record.ending)),
+        record.outcome.as_str().to_owned(),
+        text(record.exit_code),
+        record.bytes_in.to_string(),
+        record.bytes_out.to_string(),
+        record.joined.to_string(),
+        record.cache_hits.to_string(),
+        text(record.changed),
+    ];
+    for (at, field) in fields.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        csv_field(out, field);
+    }
+    out.push_str("\r\n");
+}
+
+/// Writes one field, in quotes where it needs them. A client chooses its name: one that a spreadsheet would run as a formula
+/// is kept from it by a leading apostrophe.
+fn csv_field(out: &mut String, field: &str) {
+    let formula = field.starts_with(['=', '+', '@', '\t', '\r'])
+        || (field.starts_with('-') && field.parse::<f64>().is_err());
+    if !formula && !field.contains(['"', ',', '\r', '\n']) {
+        out.push_str(field);
+        return;
+    }
+    out.push('"');
+    if formula {
+        out.push('\'');
+    }
+    out.push_str(&field.replace('"', "\"\""));
+    out.push('"');
+}
+
+/// Quantiles on the Prometheus page are those of this time.
+const PROMETHEUS_WINDOW_MS: u64 = 24 * 3_600_000;
+
+async fn prometheus_page(metrics: &Metrics) -> String {
+    let mut page = String::new();
+    // The page tells of a store that does not answer rather than failing with it.
+    let totals = metrics.totals().await;
+    let recent = metrics
+        .summary(SummaryRequest {
+            since_ms: Moment::now().unix_ms().saturating_sub(PROMETHEUS_WINDOW_MS),
+            group_by: GroupBy::OperationAndMachine,
+            ..SummaryRequest::default()
+        })
+        .await;
+    prometheus_counters(&mut page, &metrics.counters());
+    if let (Ok(totals), Ok(recent)) = (totals, recent) {
+        prometheus_operations(&mut page, &totals, &recent.rows);
+    }
+    page
+}
+
+fn head(page: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(
+        page,
+        "# HELP {name} {}",
+        help.replace('\\', "\\\\").replace('\n', "\\n")
+    );
+    let _ = writeln!(page, "# TYPE {name} {kind}");
+}
+
+fn prometheus_counters(page: &mut String, counters: &Counters) {
+    for counter in Counter::ALL {
+        let name = format!("orbd_{}_total", counter.as_str());
+        head(page, &name, "counter", counter.help());
+        let _ = writeln!(page, "{name} {}", counters.get(counter));
+    }
+    head(
+        page,
+        "orbd_records_dropped_total",
+        "counter",
+        "Records lost because the metrics store was away.",
+    );
+    let _ = writeln!(page, "orbd_records_dropped_total {}", counters.dropped);
+    head(
+        page,
+        "orbd_records_buffered",
+        "gauge",
+        "Records waiting for the metrics store.",
+    );
+    let _ = writeln!(page, "orbd_records_buffered {}", counters.buffered);
+    head(
+        page,
+        "orbd_store_up",
+        "gauge",
+        "Whether the metrics store can be used.",
+    );
+    let up = u8::from(!matches!(counters.store, StoreState::Failed { .. }));
+    let _ = writeln!(page, "orbd_store_up {up}");
+}
+
+fn labels(row: &SummaryRow) -> String {
+    let mut labels = format!(
+        "operation=\"{}\"",
+        label(row.operation.as_deref().unwrap_or_default())
+    );
+    let machine = row.machine.as_str().unwrap_or_default();
+    let _ = write!(labels, ",machine=\"{}\"", label(machine));
+    // A machine may be named like the fold; equal label sets would make the page invalid.
+    if row.machine == super::MachineLabel::Other {
+        labels.push_str(",folded=\"true\"");
+    }
+    labels
+}
+
+fn label(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+fn seconds(us: u64) -> String {
+    let (whole, part) = (us / 1_000_000, us % 1_000_000);
+    if part == 0 {
+        return whole.to_string();
+    }
+    format!("{whole}.{part:06}").trim_end_matches('0').to_owned()
+}
+
+fn prometheus_operations(page: &mut String, totals: &[SummaryRow], recent: &[SummaryRow]) {
+    type Value = fn(&SummaryRow) -> u64;
+    type Of = fn(&SummaryRow) -> Spread;
+    let counters: [(&str, &str, Value); 7] = [
+        ("operations", "Operations ended.", |row| row.counts.count),
+        (
+            "operation_errors",
+            "Operations failed, expired, interrupted or of unknown outcome.",
+            |row| row.counts.errors,
+        ),
+        ("operations_cancelled", "Operations cancelled.", |row| {
+            row.counts.cancelled
+        }),
+        (
+            "operations_joined",
+            "Operations that shared another's invocation.",
+            |row| row.counts.joined,
+        ),
+        (
+            "operation_cache_hits",
+            "Reads within operations answered from the cache.",
+            |row| row.counts.cache_hits,
+        ),
+        ("operation_input_bytes", "Bytes of input.", |row| {
+            row.counts.bytes_in
+        }),
+        ("operation_output_bytes", "Bytes of output.", |row| {
+            row.counts.bytes_out
+        }),
+    ];
+    for (name, help, value) in counters {
+        let name = format!("orbd_{name}_total");
+        head(page, &name, "counter", help);
+        for row in totals {
+            let _ = writeln!(page, "{name}{{{}}} {}", labels(row), value(row));
+        }
+    }
+    let summaries: [(&str, &str, Of); 2] = [
+        (
+            "orbd_operation_wait_seconds",
+            "Time between acceptance and start; quantiles of the last day.",
+            |row| row.wait,
+        ),
+        (
+            "orbd_operation_run_seconds",
+            "Time between start and end; quantiles of the last day.",
+            |row| row.run,
+        ),
+    ];
+    for (name, help, spread) in summaries {
+        head(page, name, "summary", help);
+        for row in totals {
+            let labels = labels(row);
+            let lately = recent
+                .iter()
+                .find(|other| other.operation == row.operation && other.machine == row.machine)
+                .map(spread)
+                .filter(|spread| spread.count > 0);
+            for (quantile, value) in [
+                ("0.5", lately.map(|spread| spread.p50_us)),
+                ("0.9", lately.map(|spread| spread.p90_us)),
+                ("0.99", lately.map(|spread| spread.p99_us)),
+            ] {
+                let value = value.map_or_else(|| "NaN".to_owned(), seconds);
+                let _ = writeln!(page, "{name}{{{labels},quantile=\"{quantile}\"}} {value}");
+            }
+            let all = spread(row);
+            let _ = writeln!(page, "{name}_sum{{{labels}}} {}", seconds(all.sum_us));
+            let _ = writeln!(page, "{name}_count{{{labels}}} {}", all.count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MachineLabel;
+    use super::super::record::tests::sample;
+    use super::super::rollup::{Rows, Series};
+    use super::*;
+
+    #[test]
+    fn a_csv_field_is_quoted_where_it_must_be() {
+        fn check(field: &str, expected: &str) {
+            let mut out = String::new();
+            csv_field(&mut out, field);
+            assert_eq!(out, expected);
+        }
+        check("plain", "plain");
+        check("", "");
+        check("a,b", "\"a,b\"");
+        check("say \"hi\"\n", "\"say \"\"hi\"\"\n\"");
+        check("-12", "-12");
+        check("=cmd()", "\"'=cmd()\"");
+        check("-cmd", "\"'-cmd\"");
+    }
+
+    #[test]
+    fn a_csv_line_has_a_field_for_each_column() {
+        let mut out = String::new();
+        csv_line(&mut out, &sample(7));
+        assert_eq!(
+            out,
+            "7,start,web,change,deploy,4711,501,1763650000000,1763650000020,1763650001250,20123,1230456,exited,,\
+             succeeded,0,12,34567,false,2,true\r\n"
+        );
+        assert_eq!(out.matches(',').count() + 1, COLUMNS.len());
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_the_same_names() {
+        let mut out = String::new();
+        json_line(&mut out, &sample(7));
+        assert!(out.ends_with('\n') && out.matches('\n').count() == 1);
+        let value: serde_json::Value = serde_json::from_str(&out).expect("valid JSON");
+        let object = value.as_object().expect("an object");
+        assert_eq!(object.len(), COLUMNS.len());
+        assert!(COLUMNS.iter().all(|column| object.contains_key(*column)));
+        assert_eq!(object["machine"], "web");
+    }
+
+    #[test]
+    fn the_prometheus_page_keeps_to_the_format() {
+        let mut rows = Rows::new(GroupBy::OperationAndMachine);
+        let record = sample(1);
+        rows.cell(&Series::of(&record)).add(&record);
+        rows.cell(&Series {
+            operation: "start".into(),
+            machine: MachineLabel::Other,
+        })
+        .add(&record);
+        let rows = rows.finish();
+        let mut page = String::new();
+        prometheus_operations(&mut page, &rows, &rows[..1]);
+        assert!(page.contains("# TYPE orbd_operation_run_seconds summary\n"));
+        assert!(page.contains("orbd_operations_total{operation=\"start\",machine=\"web\"} 1\n"));
+        assert!(
+            page.contains("orbd_operations_total{operation=\"start\",machine=\"other\",folded=\"true\"} 1\n")
+        );
+        assert!(
+            page.contains("orbd_operation_run_seconds_sum{operation=\"start\",machine=\"web\"} 1.230456\n")
+        );
+        assert!(page.contains("machine=\"other\",folded=\"true\",quantile=\"0.5\"} NaN\n"));
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            let (_, value) = line.rsplit_once(' ').expect("a name and a value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn labels_are_escaped_and_seconds_are_exact() {
+        assert_eq!(label("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+        assert_eq!(seconds(0), "0");
+        assert_eq!(seconds(1_500_000), "1.5");
+        assert_eq!(seconds(7), "0.000007");
+    }
+}

@@ -1,0 +1,385 @@
+//! The process that has the store open, and what is said to it.
+//!
+//! The daemon never opens sled itself. It starts its own binary with the hidden flag `--metrics-store` when there is
+//! something to write or to ask, speaks to it over a socket pair (its standard input), and lets it go after a quiet while. So a
+//! store that panics, aborts, hangs or grows is a child that gets killed; and an idle daemon has none of sled's threads.
+//!
+//! One request, one response, in turn; both are postcard behind a u32le length. The helper greets with its protocol's number, so a
+//! binary that was replaced while the daemon ran is noticed before it touches the store. When the daemon is gone the helper
+//! reads end of file, flushes and ends: a killed daemon loses what it had not yet handed over, and nothing more.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::rollup::SummaryRow;
+use super::store::{Bounds, Database, Limit, StoredPage, Trouble};
+use super::{HistoryRequest, Summary, SummaryRequest};
+
+/// Changes with every change of [`Request`], [`Response`] or anything in them.
+const PROTOCOL: u32 = 1;
+
+/// The longest frame accepted; the longest sent is a batch of records.
+const FRAME_MAX: usize = 64 << 20;
+
+/// A helper that has not greeted by then did not start.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+
+/// A helper that has not ended by then, after it was told to, is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// How the helper is started.
+#[derive(Debug, Clone)]
+pub enum Launch {
+    /// As a process: this program with these arguments, which must end up in [`serve_store`].
+    Process {
+        /// Absolute path.
+        program: PathBuf,
+        /// Arguments.
+        args: Vec<OsString>,
+    },
+    /// As a thread of this process, for tests: nothing contains what sled does, and its threads stay.
+    Thread,
+}
+
+impl Launch {
+    /// Returns how the running binary starts its own helper.
+    pub fn of_this_binary() -> io::Result<Self> {
+        // On Linux the link stays good when the file is replaced by an upgrade.
+        let program = if cfg!(target_os = "linux") {
+            PathBuf::from("/proc/self/exe")
+        } else {
+            std::env::current_exe()?
+        };
+        Ok(Self::Process {
+            program,
+            args: vec!["--metrics-store".into()],
+        })
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// The first one.
+    Open {
+        folder: Vec<u8>,
+        bounds: Bounds,
+        /// It was used before: an empty store is damaged.
+        born: bool,
+        /// It was not closed in order: read all of it before trusting it.
+        verify: bool,
+        now_ms: u64,
+    },
+    Apply {
+        first_seq: u64,
+        records: Vec<Vec<u8>>,
+        now_ms: u64,
+    },
+    Flush,
+    Summary {
+        request: SummaryRequest,
+        now_ms: u64,
+        limit: Duration,
+    },
+    Totals {
+        limit: Duration,
+    },
+    History {
+        request: HistoryRequest,
+        limit: Duration,
+    },
+    /// Flush and end.
+    Close,
+    /// For tests: misbehave.
+    #[cfg(test)]
+    Misbehave(Misbehaviour),
+}
+
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) enum Misbehaviour {
+    Panic,
+    Abort,
+    Hang,
+}
+
+impl Request {
+    pub(super) fn open(folder: &Path, bounds: Bounds, born: bool, verify: bool, now_ms: u64) -> Self {
+        Self::Open {
+            folder: folder.as_os_str().as_bytes().to_vec(),
+            bounds,
+            born,
+            verify,
+            now_ms,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Response {
+    Hello { protocol: u32 },
+    Opened { next_seq: u64 },
+    Done,
+    Summary(Summary),
+    Totals(Vec<SummaryRow>),
+    History(StoredPage),
+    Failed(Trouble),
+}
+
+/// Why a call of the helper gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("the store's helper did not answer in time")]
+    TimedOut,
+    #[error("the store's helper ended without an answer")]
+    Gone(#[source] io::Error),
+    #[error("{0}")]
+    Trouble(Trouble),
+}
+
+/// A running helper. Dropping it kills it.
+pub(super) struct Helper {
+    stream: UnixStream,
+    child: Option<Child>,
+}
+
+impl Helper {
+    /// Starts a helper and waits for its greeting.
+    pub(super) fn start(launch: &Launch) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let child = match launch {
+            Launch::Process { program, args } => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "our own binary, not orbctl: it contains what sled does"
+                )]
+                let mut command = std::process::Command::new(program);
+                command
+                    .args(args)
+                    .stdin(Stdio::from(OwnedFd::from(theirs)))
+                    .stdout(Stdio::null())
+                    // Panics of sled reach us as a response; what it prints beside is noise.
+                    .stderr(Stdio::null())
+                    .current_dir("/")
+                    // An interrupt typed at a daemon in the foreground is not meant for it.
+                    .process_group(0);
+                Some(command.spawn()?)
+            }
+            Launch::Thread => {
+                std::thread::Builder::new()
+                    .name("metrics-store".into())
+                    .spawn(move || {
+                        // Its end shows as end of file at the other end. Only dropping the database unlocks it.
+                        drop(serve(theirs));
+                    })?;
+                None
+            }
+        };
+        let mut helper = Self { stream: ours, child };
+        match helper.read(GREETING_LIMIT)? {
+            Response::Hello { protocol: PROTOCOL } => Ok(helper),
+            _ => Err(io::Error::other("the store's helper is of another version")),
+        }
+    }
+
+    /// Asks one thing and waits for the answer. After any error but [`CallError::Trouble`] the helper is of no use.
+    pub(super) fn call(&mut self, request: &Request, limit: Duration) -> Result<Response, CallError> {
+        let answer = self
+            .stream
+            .set_write_timeout(Some(limit))
+            .and_then(|()| write_frame(&mut self.stream, request))
+            .and_then(|()| self.read(limit));
+        match answer {
+            Ok(Response::Failed(trouble)) => Err(CallError::Trouble(trouble)),
+            Ok(response) => Ok(response),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(CallError::TimedOut)
+            }
+            Err(error) => Err(CallError::Gone(error)),
+        }
+    }
+
+    fn read(&mut self, limit: Duration) -> io::Result<Response> {
+        self.stream.set_read_timeout(Some(limit))?;
+        read_frame(&mut self.stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Waits until a helper that was told to close has ended, and says whether it did so by itself.
+    pub(super) fn wait_for_end(mut self) -> bool {
+        let ended = self.stream.set_read_timeout(Some(END_LIMIT)).is_ok()
+            && matches!(self.stream.read(&mut [0]), Ok(0) | Err(_) if self.ended());
+        if ended {
+            self.child = None;
+        }
+        ended
+    }
+
+    fn ended(&mut self) -> bool {
+        match &mut self.child {
+            None => true,
+            // The socket closed, or time is up: a process that closed it is about to end.
+            Some(child) => {
+                for _ in 0..50 {
+                    if matches!(child.try_wait(), Ok(Some(_))) {
+                        return true;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // A thread sees end of file and ends, if it can.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Serves a store over standard input until told to close or until the daemon is gone: all that the hidden flag
+/// `--metrics-store` does. To be called before any other thread is started.
+pub fn serve_store() -> io::Result<()> {
+    let (served, database) = serve(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?));
+    // It was flushed. Dropping it was seen to hang; the end of the process drops it as well.
+    std::mem::forget(database);
+    served
+}
+
+fn serve(mut stream: UnixStream) -> (io::Result<()>, Option<Database>) {
+    let mut database = None;
+    let served = serve_requests(&mut stream, &mut database);
+    (served, database)
+}
+
+fn serve_requests(stream: &mut UnixStream, database: &mut Option<Database>) -> io::Result<()> {
+    write_frame(stream, &Response::Hello { protocol: PROTOCOL })?;
+    // Whatever is wrong with the daemon's end, it is gone.
+    while let Some(request) = read_frame::<Request>(stream).unwrap_or_default() {
+        let closing = matches!(request, Request::Close);
+        // What panicked is not used again.
+        match catch_unwind(AssertUnwindSafe(|| answer(database, request))) {
+            Ok(response) => write_frame(stream, &response)?,
+            Err(panic) => {
+                std::mem::forget(database.take());
+                let trouble = Trouble::Damaged(format!("it panicked: {}", panic_message(&*panic)));
+                return write_frame(stream, &Response::Failed(trouble));
+            }
+        }
+        if closing {
+            return Ok(());
+        }
+    }
+    if let Some(open) = database {
+        // There is nobody to tell how it went.
+        let _ = catch_unwind(AssertUnwindSafe(|| open.flush()));
+    }
+    Ok(())
+}
+
+fn answer(database: &mut Option<Database>, request: Request) -> Response {
+    let done = |result: Result<(), Trouble>| result.map(|()| Response::Done);
+    let result = match (request, database) {
+        (
+            Request::Open {
+                folder,
+                bounds,
+                born,
+                verify,
+                now_ms,
+            },
+            database,
+        ) => Database::open(&PathBuf::from(OsString::from_vec(folder)), bounds, born, now_ms)
+            .and_then(|opened| {
+                if verify {
+                    opened.verify().map(|()| opened)
+                } else {
+                    Ok(opened)
+                }
+            })
+            .map(|opened| Response::Opened {
+                next_seq: database.insert(opened).next_seq(),
+            }),
+        #[cfg(test)]
+        (Request::Misbehave(how), _) => match how {
+            Misbehaviour::Panic => panic!("told to"),
+            Misbehaviour::Abort => std::process::abort(),
+            Misbehaviour::Hang => loop {
+                std::thread::park();
+            },
+        },
+        (_, None) => Err(Trouble::Unavailable("the store is not open".into())),
+        (
+            Request::Apply {
+                first_seq,
+                records,
+                now_ms,
+            },
+            Some(database),
+        ) => done(database.apply(first_seq, &records, now_ms)),
+        (Request::Flush | Request::Close, Some(database)) => done(database.flush()),
+        (
+            Request::Summary {
+                request,
+                now_ms,
+                limit,
+            },
+            Some(database),
+        ) => database
+            .summary(&request, now_ms, Limit::new(limit))
+            .map(Response::Summary),
+        (Request::Totals { limit }, Some(database)) => {
+            database.totals(Limit::new(limit)).map(Response::Totals)
+        }
+        (Request::History { request, limit }, Some(database)) => database
+            .history(&request, Limit::new(limit))
+            .map(Response::History),
+    };
+    result.unwrap_or_else(Response::Failed)
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
+
+fn write_frame<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::Result<()> {
+    let mut frame = postcard::to_extend(message, vec![0; 4]).map_err(io::Error::other)?;
+    let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    stream.write_all(&frame)
+}
+
+/// Reads one message; `None` at the end of file.
+fn read_frame<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    match stream.read_exact(&mut length) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > FRAME_MAX {
+        return Err(io::Error::other("the frame is too long"));
+    }
+    let mut frame = vec![0; length];
+    stream.read_exact(&mut frame)?;
+    postcard::from_bytes(&frame).map(Some).map_err(io::Error::other)
+}
