@@ -15,6 +15,7 @@ pub mod client;
 pub mod clock;
 
 pub mod job;
+pub mod journal;
 
 pub mod machine;
 pub mod metrics;

@@ -489,7 +489,7 @@ impl Database {
             match part {
                 Part::Records(window) => self.add_records(&window, request, &mut rows, &mut limit)?,
                 Part::Hours(hours) => {
-                    self.add_cells(Resolution::Hour, &hours, request, &mut rows, &mut limit)?
+                    self.add_cells(Resolution::Hour, &hours, request, &mut rows, &mut limit)?;
                 }
                 Part::Days(days) => self.add_cells(Resolution::Day, &days, request, &mut rows, &mut limit)?,
             }
