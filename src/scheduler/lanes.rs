@@ -375,6 +375,10 @@ pub(super) struct Census {
 
 #[cfg(test)]
 impl Lanes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
     /// Panics unless each frontier is where the rule puts it and no lane is kept for nothing.
     pub(super) fn check_invariants(&self) -> Census {
         let mut census = Census::default();

@@ -53,8 +53,8 @@ use admission::Pace;
 use gates::Gates;
 use lanes::{Freed, Lanes, Manner};
 use limits::Group;
-use ready::{Candidate, Ready};
-use turns::Standing;
+use ready::Ready;
+use turns::{Rank, Standing};
 
 /// Decides which job starts next. See the [module](self) for the rules.
 #[derive(Debug)]
@@ -151,7 +151,10 @@ impl Job {
         Standing {
             priority: self.priority,
             client: self.client,
-            seq: self.seq,
+            rank: Rank {
+                alone: true,
+                seq: self.seq,
+            },
         }
     }
 }
@@ -462,8 +465,7 @@ impl Scheduler {
             (None, _) => self.ready.insert_session(job.seq, id),
             (_, Manner::Urgent) => self.ready.insert_urgent(job.seq, id),
             (Some(group), Manner::InTurn) => {
-                let standing = job.standing();
-                self.ready.insert(&group, Candidate { id, standing });
+                self.ready.insert(&group, job.standing(), id);
             }
         }
     }
@@ -500,6 +502,10 @@ impl Scheduler {
 
 #[cfg(test)]
 impl Scheduler {
+    fn remembers_nothing(&self) -> bool {
+        self.jobs.is_empty() && self.clients.is_empty() && self.lanes.is_empty() && self.ready.is_empty()
+    }
+
     /// Panics unless all books agree with each other.
     fn check_invariants(&self) {
         let waits = |job: &Job| matches!(job.state, State::Waiting { .. });

@@ -1,17 +1,21 @@
 //! The jobs that no lane holds back, and which of them starts next.
 //!
-//! Each group of jobs with a limit of its own takes turns by itself; while the group has room, its first job also stands in
-//! the turns of its pool, whose groups share a wider limit:
+//! Each group of jobs with a limit of its own takes turns by itself; while the group has room, it also takes turns with the
+//! groups of its pool, which share a wider limit:
 //!
 //! ```text
-//! pool "execs" (128)    ◄── first of exec(web)  ◄── jobs in web (4)
-//!                       ◄── first of exec(db)   ◄── jobs in db (4)
-//! pool "changes" (8)    ◄── first of change     ◄── jobs
-//!                       ◄── first of creation   ◄── jobs (2)
+//! pool "execs" (128)    ◄── exec(web)  ◄── jobs in web (4)
+//!                       ◄── exec(db)   ◄── jobs in db (4)
+//! pool "changes" (8)    ◄── change     ◄── jobs
+//!                       ◄── creation   ◄── jobs (2)
 //! ```
 //!
 //! Both tiers need turns of their own. Were clients shared out over the pool alone, those that compete for one machine would
 //! have no order among themselves; over the groups alone, a client with jobs in a hundred machines would get a hundred turns.
+//!
+//! In its pool a group takes the turns of the client whose job is first in it. So that other clients with jobs in the group do
+//! not wait behind all that this client has elsewhere, it lends them its best: such a group goes before the client's others
+//! ([`Rank`](super::turns::Rank)), with the best priority of any of its jobs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -25,13 +29,6 @@ use crate::operation::Class;
 
 /// Why there is a latest moment when a job is ready.
 const SUBMITTED: &str = "a ready job was submitted at some moment";
-
-/// A job that is ready to start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) id: JobId,
-    pub(super) standing: Standing,
-}
 
 /// Jobs that are ready, with the limits that some of them still wait for.
 #[derive(Debug)]
@@ -51,9 +48,9 @@ pub(super) struct Ready {
 
 #[derive(Debug, Default)]
 struct ReadyGroup {
-    jobs: Turns<Candidate>,
-    /// Its entry in the turns of its pool: its first job, while the group has room.
-    first: Option<Standing>,
+    jobs: Turns<JobId>,
+    /// How it stands in the turns of its pool, while it has room.
+    in_pool: Option<Standing>,
     ages_at: Option<Instant>,
 }
 
@@ -91,13 +88,10 @@ impl Ready {
         }
     }
 
-    pub(super) fn insert(&mut self, group: &Group, candidate: Candidate) {
+    pub(super) fn insert(&mut self, group: &Group, standing: Standing, id: JobId) {
         let now = self.now.expect(SUBMITTED);
-        self.groups
-            .entry(group.clone())
-            .or_default()
-            .jobs
-            .insert(candidate.standing, candidate, now);
+        let ready = self.groups.entry(group.clone()).or_default();
+        ready.jobs.insert(standing, id, now);
         self.refresh(group);
     }
 
@@ -149,18 +143,13 @@ impl Ready {
             .groups
             .get_mut(&group)
             .expect("a group in the turns of a pool has jobs");
-        let candidate = ready
+        let id = ready
             .jobs
             .take_first(now)
             .expect("a group in the turns of a pool has a first job");
-        debug_assert_eq!(
-            ready.first,
-            Some(candidate.standing),
-            "it stood in line for this job"
-        );
-        ready.first = None;
+        ready.in_pool = None;
         self.refresh(&group);
-        Some(candidate.id)
+        Some(id)
     }
 
     /// Counts a job as running.
@@ -210,19 +199,23 @@ impl Ready {
         let Some(ready) = self.groups.get_mut(group) else {
             return;
         };
-        let first = match self.slots.group_full(group) {
+        let standing = match self.slots.group_full(group) {
             Some(_) => None,
-            None => ready.jobs.first().map(|candidate| candidate.standing),
+            None => ready.jobs.standing(),
         };
-        if first != ready.first {
+        if standing != ready.in_pool {
             let pool = self.pools.entry(self.slots.pool(group)).or_default();
-            if let Some(before) = ready.first.take() {
-                pool.remove(before);
+            match (ready.in_pool, standing) {
+                (Some(before), Some(standing)) => {
+                    pool.replace(before, standing, group.clone(), self.now.expect(SUBMITTED));
+                }
+                (None, Some(standing)) => pool.insert(standing, group.clone(), self.now.expect(SUBMITTED)),
+                (Some(before), None) => {
+                    pool.remove(before);
+                }
+                (None, None) => {}
             }
-            if let Some(standing) = first {
-                pool.insert(standing, group.clone(), self.now.expect(SUBMITTED));
-            }
-            ready.first = first;
+            ready.in_pool = standing;
         }
         let ages_at = ready.jobs.ages_at();
         if ages_at != ready.ages_at {
@@ -239,9 +232,17 @@ impl Ready {
 
     fn withdraw(&mut self, group: &Group) {
         let pool = self.pools.entry(self.slots.pool(group)).or_default();
-        if let Some(before) = self.groups.get_mut(group).and_then(|ready| ready.first.take()) {
+        if let Some(before) = self.groups.get_mut(group).and_then(|ready| ready.in_pool.take()) {
             pool.remove(before);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+            && self.ages_at.is_empty()
+            && self.slots.execs().is_empty()
+            && self.pools.values().all(Turns::is_empty)
     }
 
     /// Panics unless every entry agrees with what it was made of, and returns the ready jobs.
@@ -250,9 +251,9 @@ impl Ready {
         let mut standing_in_pools = 0;
         for (group, ready) in &self.groups {
             assert!(!ready.jobs.is_empty(), "an empty group is dropped");
-            let first = ready.jobs.first().map(|candidate| candidate.standing);
-            let expected = first.filter(|_| self.slots.group_full(group).is_none());
-            assert_eq!(ready.first, expected, "{group:?}");
+            let room = self.slots.group_full(group).is_none();
+            let expected = room.then(|| ready.jobs.standing()).flatten();
+            assert_eq!(ready.in_pool, expected, "{group:?}");
             assert_eq!(ready.ages_at, ready.jobs.ages_at(), "{group:?}");
             standing_in_pools += usize::from(expected.is_some());
         }
@@ -267,9 +268,10 @@ impl Ready {
         );
         self.groups
             .values()
-            .flat_map(|ready| ready.jobs.iter().map(|candidate| candidate.id))
-            .chain(self.urgent.values().copied())
-            .chain(self.sessions.values().copied())
+            .flat_map(|ready| ready.jobs.iter())
+            .chain(self.urgent.values())
+            .chain(self.sessions.values())
+            .copied()
             .collect()
     }
 }

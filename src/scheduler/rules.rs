@@ -1,1 +1,959 @@
+//! The rules, each a sentence and an example.
 
+use std::time::{Duration, Instant};
+
+use super::turns::{BACKGROUND_PATIENCE, NORMAL_PATIENCE};
+use super::{Admission, Blocker, CancelResult, Limits, NewJob, Refusal, Scheduler, Target};
+use crate::clock::Moment;
+use crate::job::{ClientId, JobId, Priority};
+use crate::machine::MachineName;
+use crate::operation::{Access, Class, Footprint, Lane};
+
+/// A scheduler with a hand on the clock. Jobs are numbered from 1 in the order of the calls.
+struct Bench {
+    scheduler: Scheduler,
+    now: Instant,
+    jobs: u64,
+    client: ClientId,
+    priority: Priority,
+}
+
+fn bench(limits: Limits) -> Bench {
+    Bench {
+        scheduler: Scheduler::new(limits),
+        now: Moment::now().instant,
+        jobs: 0,
+        client: ClientId(1),
+        priority: Priority::Normal,
+    }
+}
+
+fn bench_with_defaults() -> Bench {
+    bench(Limits::default())
+}
+
+fn name(machine: &str) -> MachineName {
+    machine.parse().expect("a valid name")
+}
+
+fn lane(machine: &str) -> Lane {
+    Lane::Machine(name(machine))
+}
+
+fn ids(numbers: &[u64]) -> Vec<JobId> {
+    numbers.iter().copied().map(JobId).collect()
+}
+
+impl Bench {
+    fn job(
+        &mut self,
+        class: Class,
+        machine: &str,
+        footprint: impl IntoIterator<Item = (Lane, Access)>,
+    ) -> NewJob {
+        self.jobs += 1;
+        NewJob {
+            id: JobId(self.jobs),
+            client: self.client,
+            class,
+            footprint: Footprint::new(footprint),
+            priority: self.priority,
+            queue_deadline: None,
+            preempts: false,
+            machine: machine.parse().ok(),
+        }
+    }
+
+    fn new_query(&mut self) -> NewJob {
+        self.job(Class::Query, "", [])
+    }
+
+    fn new_exec(&mut self, machine: &str) -> NewJob {
+        let lanes = [(lane(machine), Access::Shared), (Lane::Fleet, Access::Shared)];
+        self.job(Class::Exec, machine, lanes)
+    }
+
+    fn new_change(&mut self, machine: &str) -> NewJob {
+        let lanes = [(lane(machine), Access::Exclusive), (Lane::Fleet, Access::Shared)];
+        self.job(Class::Change, machine, lanes)
+    }
+
+    fn new_creation(&mut self, machine: &str) -> NewJob {
+        let lanes = [(lane(machine), Access::Exclusive), (Lane::Fleet, Access::Shared)];
+        self.job(Class::Creation, machine, lanes)
+    }
+
+    fn new_rename(&mut self, from: &str, to: &str) -> NewJob {
+        let machines = [from, to].map(|machine| (lane(machine), Access::Exclusive));
+        let lanes = machines.into_iter().chain([(Lane::Fleet, Access::Shared)]);
+        self.job(Class::Change, from, lanes)
+    }
+
+    fn new_configuration(&mut self) -> NewJob {
+        let lanes = [
+            (Lane::Configuration, Access::Exclusive),
+            (Lane::Fleet, Access::Shared),
+        ];
+        self.job(Class::Configuration, "", lanes)
+    }
+
+    fn new_fleet_change(&mut self) -> NewJob {
+        self.job(Class::Fleet, "", [(Lane::Fleet, Access::Exclusive)])
+    }
+
+    fn new_session(&mut self, machine: &str) -> NewJob {
+        self.job(Class::Session, machine, [])
+    }
+
+    fn submit(&mut self, job: NewJob) {
+        let preempts = job.preempts;
+        let admission = self.scheduler.submit(job, self.now).expect("accepted");
+        assert!(preempts || admission == Admission::default());
+    }
+
+    fn force(&mut self, job: NewJob) -> (Vec<u64>, Vec<u64>) {
+        let job = NewJob {
+            preempts: true,
+            ..job
+        };
+        let Admission { cancelled, stop } = self.scheduler.submit(job, self.now).expect("accepted");
+        let numbers = |ids: Vec<JobId>| ids.into_iter().map(|id| id.0).collect();
+        (numbers(cancelled), numbers(stop))
+    }
+
+    fn query(&mut self) {
+        let job = self.new_query();
+        self.submit(job);
+    }
+
+    fn exec(&mut self, machine: &str) {
+        let job = self.new_exec(machine);
+        self.submit(job);
+    }
+
+    fn change(&mut self, machine: &str) {
+        let job = self.new_change(machine);
+        self.submit(job);
+    }
+
+    fn creation(&mut self, machine: &str) {
+        let job = self.new_creation(machine);
+        self.submit(job);
+    }
+
+    fn configuration(&mut self) {
+        let job = self.new_configuration();
+        self.submit(job);
+    }
+
+    fn fleet_change(&mut self) {
+        let job = self.new_fleet_change();
+        self.submit(job);
+    }
+
+    fn session(&mut self, machine: &str) {
+        let job = self.new_session(machine);
+        self.submit(job);
+    }
+
+    fn refused(&mut self, job: NewJob) -> Refusal {
+        self.scheduler.submit(job, self.now).expect_err("refused")
+    }
+
+    fn start(&mut self) -> Vec<u64> {
+        let started = std::iter::from_fn(|| self.scheduler.start_next(self.now))
+            .map(|id| id.0)
+            .collect();
+        self.scheduler.check_invariants();
+        started
+    }
+
+    #[track_caller]
+    fn starts(&mut self, expected: &[u64]) {
+        assert_eq!(self.start(), expected);
+    }
+
+    fn end(&mut self, jobs: &[u64]) {
+        for id in ids(jobs) {
+            self.scheduler.end(id, self.now);
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    #[track_caller]
+    fn blocked_by_job(&self, job: u64, other: u64, lane: Lane) {
+        let id = JobId(other);
+        assert_eq!(
+            self.scheduler.blocker(JobId(job)),
+            Some(Blocker::Job { id, lane })
+        );
+    }
+
+    #[track_caller]
+    fn blocked_by_limit(&self, job: u64, name: &'static str, limit: usize) {
+        assert_eq!(
+            self.scheduler.blocker(JobId(job)),
+            Some(Blocker::Limit { name, limit })
+        );
+    }
+
+    #[track_caller]
+    fn blocked_by_pause(&self, job: u64, what: Target) {
+        assert_eq!(self.scheduler.blocker(JobId(job)), Some(Blocker::Paused(what)));
+    }
+}
+
+// Lanes.
+
+#[test]
+fn changes_of_one_machine_run_one_at_a_time_in_order() {
+    let mut bench = bench_with_defaults();
+    bench.change("web");
+    bench.change("web");
+    bench.change("web");
+    bench.starts(&[1]);
+    bench.blocked_by_job(2, 1, lane("web"));
+    bench.blocked_by_job(3, 1, lane("web"));
+    bench.end(&[1]);
+    bench.starts(&[2]);
+    bench.end(&[2]);
+    bench.starts(&[3]);
+}
+
+#[test]
+fn different_machines_overlap() {
+    let mut bench = bench_with_defaults();
+    bench.change("web");
+    bench.change("db");
+    bench.exec("mail");
+    bench.starts(&[1, 2, 3]);
+}
+
+#[test]
+fn commands_in_one_machine_overlap_and_a_change_waits_for_all_of_them() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.exec("web");
+    bench.change("web");
+    bench.starts(&[1, 2]);
+    bench.end(&[2]);
+    bench.starts(&[]);
+    bench.blocked_by_job(3, 1, lane("web"));
+    bench.end(&[1]);
+    bench.starts(&[3]);
+}
+
+#[test]
+fn a_command_does_not_overtake_a_waiting_change_of_its_machine() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.starts(&[1]);
+    bench.change("web");
+    bench.exec("web");
+    bench.starts(&[]);
+    bench.blocked_by_job(3, 2, lane("web"));
+    bench.end(&[1]);
+    bench.starts(&[2]);
+    bench.end(&[2]);
+    bench.starts(&[3]);
+}
+
+#[test]
+fn a_rename_holds_both_names() {
+    let mut bench = bench_with_defaults();
+    let rename = bench.new_rename("a", "b");
+    bench.submit(rename);
+    bench.exec("a");
+    bench.change("b");
+    bench.starts(&[1]);
+    bench.blocked_by_job(2, 1, lane("a"));
+    bench.blocked_by_job(3, 1, lane("b"));
+    bench.end(&[1]);
+    bench.starts(&[3, 2]);
+}
+
+#[test]
+fn a_job_that_waits_in_one_lane_keeps_its_place_in_the_other() {
+    let mut bench = bench_with_defaults();
+    bench.exec("a");
+    bench.starts(&[1]);
+    let rename = bench.new_rename("a", "b");
+    bench.submit(rename);
+    bench.exec("b");
+    bench.starts(&[]);
+    bench.blocked_by_job(3, 2, lane("b"));
+}
+
+#[test]
+fn a_query_never_waits_behind_a_change() {
+    let mut bench = bench_with_defaults();
+    bench.fleet_change();
+    bench.starts(&[1]);
+    bench.query();
+    bench.starts(&[2]);
+}
+
+#[test]
+fn a_fleet_change_waits_for_all_and_holds_all() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.change("db");
+    bench.configuration();
+    bench.starts(&[3, 2, 1]);
+    bench.fleet_change();
+    bench.exec("mail");
+    bench.end(&[1, 2]);
+    bench.starts(&[]);
+    bench.blocked_by_job(4, 3, Lane::Fleet);
+    bench.blocked_by_job(5, 4, Lane::Fleet);
+    bench.end(&[3]);
+    bench.starts(&[4]);
+    bench.end(&[4]);
+    bench.starts(&[5]);
+}
+
+#[test]
+fn no_machine_waits_for_the_configuration() {
+    let mut bench = bench_with_defaults();
+    bench.configuration();
+    bench.configuration();
+    bench.change("web");
+    bench.starts(&[1, 3]);
+    bench.blocked_by_job(2, 1, Lane::Configuration);
+}
+
+#[test]
+fn a_session_holds_nobody_up_and_waits_only_while_a_change_of_its_machine_runs() {
+    let mut bench = bench_with_defaults();
+    bench.session("web");
+    bench.starts(&[1]);
+    bench.change("web");
+    bench.starts(&[2]);
+    bench.session("web");
+    bench.session("db");
+    bench.starts(&[4]);
+    bench.blocked_by_job(3, 2, lane("web"));
+    // A change that only waits is no reason.
+    bench.change("web");
+    bench.end(&[2]);
+    bench.starts(&[3, 5]);
+    assert!(!bench.scheduler.is_idle(&Target::All));
+    bench.end(&[5]);
+    assert!(bench.scheduler.is_idle(&Target::All), "sessions do not count");
+}
+
+#[test]
+fn a_session_waits_for_a_change_of_the_fleet_too() {
+    let mut bench = bench_with_defaults();
+    bench.fleet_change();
+    bench.starts(&[1]);
+    bench.session("web");
+    bench.starts(&[]);
+    bench.blocked_by_job(2, 1, Lane::Fleet);
+    assert_eq!(bench.scheduler.cancel(JobId(2)), CancelResult::NeverStarted);
+    bench.session("web");
+    bench.end(&[1]);
+    bench.starts(&[3]);
+}
+
+// Limits.
+
+#[test]
+fn each_class_has_its_limit() {
+    let cases: [(&str, fn(&mut Bench, u64), usize, &str); 5] = [
+        ("queries", |bench, _| bench.query(), 4, "queries_max"),
+        (
+            "commands in one machine",
+            |bench, _| bench.exec("web"),
+            4,
+            "exec_per_machine",
+        ),
+        (
+            "commands in all machines",
+            |bench, n| bench.exec(&format!("m{n}")),
+            128,
+            "exec_max",
+        ),
+        (
+            "changes",
+            |bench, n| bench.change(&format!("m{n}")),
+            8,
+            "changes_max",
+        ),
+        (
+            "creations",
+            |bench, n| bench.creation(&format!("m{n}")),
+            2,
+            "creates_max",
+        ),
+    ];
+    for (what, submit, limit, limit_name) in cases {
+        let mut bench = bench_with_defaults();
+        for n in 0..=limit as u64 {
+            submit(&mut bench, n);
+        }
+        assert_eq!(bench.start().len(), limit, "{what}");
+        bench.blocked_by_limit(limit as u64 + 1, limit_name, limit);
+        bench.end(&[1]);
+        bench.starts(&[limit as u64 + 1]);
+    }
+}
+
+#[test]
+fn creations_count_as_changes_too() {
+    let mut bench = bench(Limits {
+        changes_max: 2,
+        ..Limits::default()
+    });
+    bench.creation("a");
+    bench.creation("b");
+    bench.change("c");
+    bench.starts(&[1, 2]);
+    bench.blocked_by_limit(3, "changes_max", 2);
+}
+
+#[test]
+fn in_strict_mode_one_job_runs_at_a_time_and_sessions_run_beside_it() {
+    let mut bench = bench(Limits {
+        strict: true,
+        ..Limits::default()
+    });
+    bench.exec("a");
+    bench.query();
+    bench.session("b");
+    bench.change("c");
+    bench.starts(&[3, 1]);
+    bench.blocked_by_limit(2, "strict", 1);
+    bench.end(&[1]);
+    bench.starts(&[2]);
+    bench.end(&[2]);
+    bench.starts(&[4]);
+}
+
+#[test]
+fn limits_can_change_while_jobs_wait() {
+    let mut bench = bench_with_defaults();
+    for _ in 0..6 {
+        bench.query();
+    }
+    bench.starts(&[1, 2, 3, 4]);
+    let strict = Limits {
+        strict: true,
+        ..Limits::default()
+    };
+    bench.scheduler.set_limits(strict);
+    bench.end(&[1, 2, 3]);
+    bench.starts(&[]);
+    bench.end(&[4]);
+    bench.starts(&[5]);
+    bench.scheduler.set_limits(Limits::default());
+    bench.starts(&[6]);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_to_come_back() {
+    let mut bench = bench(Limits {
+        queue_max: 3,
+        queue_max_per_client: 2,
+        ..Limits::default()
+    });
+    bench.fleet_change();
+    bench.starts(&[1]);
+    bench.exec("a");
+    bench.exec("a");
+    let third = bench.new_exec("a");
+    assert!(matches!(
+        bench.refused(third),
+        Refusal::ClientQueueFull { limit: 2, retry_after } if retry_after > Duration::ZERO
+    ));
+    bench.client = ClientId(2);
+    bench.exec("a");
+    let other = bench.new_exec("a");
+    assert!(matches!(
+        bench.refused(other),
+        Refusal::QueueFull { limit: 3, retry_after } if retry_after > Duration::ZERO
+    ));
+    assert_eq!(bench.scheduler.queue().collect::<Vec<_>>(), ids(&[2, 3, 5]));
+}
+
+// Turns.
+
+#[test]
+fn a_client_with_a_thousand_waiting_jobs_does_not_hold_back_one_with_one() {
+    for spread_over_machines in [false, true] {
+        let mut bench = bench(Limits {
+            exec_max: 4,
+            queue_max_per_client: 1000,
+            ..Limits::default()
+        });
+        for n in 0..1000 {
+            let machine = if spread_over_machines { n % 100 } else { 0 };
+            bench.exec(&format!("m{machine}"));
+        }
+        assert_eq!(bench.start().len(), 4);
+        bench.client = ClientId(2);
+        bench.exec("m0");
+        // The long wait of the first client does not make its jobs interactive all at once.
+        bench.pass(Duration::from_secs(3600));
+        bench.end(&[1, 2, 3, 4]);
+        let started = bench.start();
+        assert_eq!(started.len(), 4);
+        assert!(started.contains(&1001), "{started:?}");
+    }
+}
+
+#[test]
+fn clients_that_share_every_machine_with_a_bulk_client_each_get_their_turn_soon() {
+    let mut bench = bench(Limits {
+        exec_max: 1,
+        queue_max_per_client: 1000,
+        ..Limits::default()
+    });
+    for n in 0..1000 {
+        bench.exec(&format!("m{}", n % 100));
+    }
+    bench.starts(&[1]);
+    for client in 2..12 {
+        bench.client = ClientId(client);
+        bench.exec(&format!("m{}", client * 9));
+    }
+    let mut running = 1;
+    let mut starts = 0;
+    let mut others = 0;
+    while others < 10 {
+        bench.end(&[running]);
+        running = bench.start()[0];
+        starts += 1;
+        others += u64::from(running > 1000);
+    }
+    // Each waits for one job of the bulk client in its machine, and all of them for each other.
+    assert!(starts <= 25, "{starts}");
+}
+
+#[test]
+fn clients_take_turns_whatever_they_ask_for() {
+    let mut bench = bench(Limits {
+        strict: true,
+        ..Limits::default()
+    });
+    for _ in 0..3 {
+        bench.query();
+    }
+    bench.client = ClientId(2);
+    for _ in 0..2 {
+        bench.change("web");
+    }
+    bench.client = ClientId(3);
+    bench.exec("db");
+    let mut order = Vec::new();
+    while let [started] = bench.start()[..] {
+        order.push(started);
+        bench.end(&[started]);
+    }
+    assert_eq!(order, [1, 4, 6, 2, 5, 3]);
+}
+
+#[test]
+fn priority_decides_among_ready_jobs_only() {
+    let mut bench = bench(Limits {
+        changes_max: 1,
+        ..Limits::default()
+    });
+    bench.change("web");
+    bench.starts(&[1]);
+    bench.priority = Priority::Background;
+    bench.change("a");
+    bench.priority = Priority::Normal;
+    bench.change("web");
+    bench.change("b");
+    bench.priority = Priority::Interactive;
+    bench.change("web");
+    bench.change("c");
+    let mut order = Vec::new();
+    let mut running = 1;
+    loop {
+        bench.end(&[running]);
+        let [started] = bench.start()[..] else { break };
+        order.push(started);
+        running = started;
+    }
+    // The interactive change 5 of `web` waits for the normal change 3, accepted before it.
+    assert_eq!(order, [6, 3, 5, 4, 2]);
+}
+
+#[test]
+fn waiting_ages_so_that_no_stream_of_interactive_jobs_starves_a_background_one() {
+    let mut bench = bench(Limits {
+        queries_max: 1,
+        ..Limits::default()
+    });
+    bench.priority = Priority::Background;
+    bench.query();
+    bench.priority = Priority::Interactive;
+    bench.client = ClientId(2);
+    let began = bench.now;
+    let mut running = None;
+    let started_at = loop {
+        // One interactive job more than can run, each second.
+        bench.query();
+        bench.query();
+        if let Some(ended) = running.take() {
+            bench.end(&[ended]);
+        }
+        let [started] = bench.start()[..] else {
+            panic!("one at a time")
+        };
+        if started == 1 {
+            break bench.now - began;
+        }
+        running = Some(started);
+        bench.pass(Duration::from_secs(1));
+    };
+    let patience = BACKGROUND_PATIENCE + NORMAL_PATIENCE;
+    assert!(started_at >= patience, "{started_at:?}");
+    assert!(started_at <= patience + Duration::from_secs(3), "{started_at:?}");
+}
+
+#[test]
+fn an_aged_client_gets_one_job_in_not_all_of_them() {
+    let mut bench = bench(Limits {
+        queries_max: 1,
+        ..Limits::default()
+    });
+    bench.query();
+    bench.starts(&[1]);
+    bench.priority = Priority::Background;
+    for _ in 0..5 {
+        bench.query();
+    }
+    bench.client = ClientId(2);
+    bench.priority = Priority::Normal;
+    bench.query();
+    bench.query();
+    bench.pass(BACKGROUND_PATIENCE);
+    bench.end(&[1]);
+    let mut order = Vec::new();
+    while let [started] = bench.start()[..] {
+        order.push(started);
+        bench.end(&[started]);
+    }
+    // 7 aged too, and goes first; 2 aged to normal and shares turns with 8; the rest stayed in the background.
+    assert_eq!(order, [7, 8, 2, 3, 4, 5, 6]);
+}
+
+// Cancel and deadlines.
+
+#[test]
+fn a_cancelled_job_never_starts_and_lets_those_behind_it_go() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.starts(&[1]);
+    bench.change("web");
+    bench.exec("web");
+    assert_eq!(bench.scheduler.cancel(JobId(2)), CancelResult::NeverStarted);
+    assert_eq!(bench.scheduler.cancel(JobId(2)), CancelResult::NoSuchJob);
+    bench.starts(&[3]);
+    assert_eq!(bench.scheduler.cancel(JobId(1)), CancelResult::Stopping);
+    assert_eq!(bench.scheduler.cancel(JobId(1)), CancelResult::Stopping);
+    bench.end(&[1, 3]);
+    bench.starts(&[]);
+    assert_eq!(bench.scheduler.cancel(JobId(1)), CancelResult::NoSuchJob);
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_waiting_jobs_with_it() {
+    let mut bench = bench_with_defaults();
+    bench.change("web");
+    bench.change("web");
+    bench.client = ClientId(2);
+    bench.change("web");
+    bench.client = ClientId(1);
+    bench.change("web");
+    bench.starts(&[1]);
+    assert_eq!(bench.scheduler.cancel_waiting_of(ClientId(1)), ids(&[2, 4]));
+    bench.end(&[1]);
+    bench.starts(&[3]);
+}
+
+#[test]
+fn nothing_starts_once_its_deadline_has_come() {
+    let mut bench = bench_with_defaults();
+    bench.change("web");
+    bench.starts(&[1]);
+    let deadline = bench.now + Duration::from_secs(10);
+    let late = NewJob {
+        queue_deadline: Some(deadline),
+        ..bench.new_change("web")
+    };
+    bench.submit(late);
+    bench.exec("web");
+    assert_eq!(bench.scheduler.next_deadline(), Some(deadline));
+    assert_eq!(bench.scheduler.expire(bench.now), []);
+    bench.pass(Duration::from_secs(10));
+    bench.end(&[1]);
+    // Also when nobody called `expire` before; it still hears of it.
+    bench.starts(&[3]);
+    assert_eq!(bench.scheduler.cancel(JobId(2)), CancelResult::NoSuchJob);
+    assert_eq!(bench.scheduler.next_deadline(), Some(deadline));
+    assert_eq!(bench.scheduler.expire(bench.now), ids(&[2]));
+    assert_eq!(bench.scheduler.next_deadline(), None);
+}
+
+#[test]
+fn a_job_that_started_has_no_deadline_any_more() {
+    let mut bench = bench_with_defaults();
+    let job = NewJob {
+        queue_deadline: Some(bench.now + Duration::from_secs(1)),
+        ..bench.new_query()
+    };
+    bench.submit(job);
+    bench.starts(&[1]);
+    assert_eq!(bench.scheduler.next_deadline(), None);
+    bench.pass(Duration::from_secs(2));
+    assert_eq!(bench.scheduler.expire(bench.now), []);
+}
+
+// Force.
+
+#[test]
+fn a_forced_stop_cancels_what_waits_and_ends_what_runs_in_its_lanes_only() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.exec("db");
+    bench.starts(&[1, 2]);
+    bench.change("web");
+    bench.exec("web");
+    bench.change("db");
+    let forced = bench.new_change("web");
+    assert_eq!(bench.force(forced), (vec![3, 4], vec![1]));
+    bench.exec("web");
+    bench.starts(&[]);
+    bench.blocked_by_job(6, 1, lane("web"));
+    bench.blocked_by_job(7, 6, lane("web"));
+    bench.end(&[1]);
+    bench.starts(&[6]);
+    bench.blocked_by_job(7, 6, lane("web"));
+    bench.end(&[6]);
+    bench.starts(&[7]);
+}
+
+#[test]
+fn a_forced_change_of_the_fleet_clears_everything_but_queries_and_sessions() {
+    let mut bench = bench_with_defaults();
+    bench.query();
+    bench.session("web");
+    bench.exec("web");
+    bench.configuration();
+    bench.starts(&[2, 4, 1, 3]);
+    bench.change("web");
+    bench.fleet_change();
+    let forced = bench.new_fleet_change();
+    assert_eq!(bench.force(forced), (vec![5, 6], vec![3, 4]));
+    bench.end(&[3]);
+    bench.starts(&[]);
+    bench.end(&[4]);
+    bench.starts(&[7]);
+}
+
+#[test]
+fn the_latest_forced_change_of_a_machine_is_the_one_that_happens() {
+    let mut bench = bench_with_defaults();
+    bench.change("web");
+    bench.starts(&[1]);
+    let first = bench.new_change("web");
+    assert_eq!(bench.force(first), (vec![], vec![1]));
+    let second = bench.new_change("web");
+    assert_eq!(bench.force(second), (vec![2], vec![1]));
+    bench.end(&[1]);
+    bench.starts(&[3]);
+    let third = bench.new_change("web");
+    assert_eq!(bench.force(third), (vec![], vec![3]));
+}
+
+#[test]
+fn no_limit_holds_a_forced_change() {
+    let mut bench = bench(Limits {
+        changes_max: 1,
+        creates_max: 1,
+        queue_max: 1,
+        queue_max_per_client: 1,
+        ..Limits::default()
+    });
+    bench.creation("a");
+    bench.starts(&[1]);
+    bench.change("b");
+    let forced = bench.new_creation("c");
+    assert_eq!(bench.force(forced), (vec![], vec![]));
+    bench.starts(&[3]);
+    // But it counts while it runs.
+    bench.end(&[1]);
+    bench.starts(&[]);
+    bench.end(&[3]);
+    bench.starts(&[2]);
+}
+
+#[test]
+fn in_strict_mode_a_forced_change_goes_first_but_not_beside_another() {
+    let mut bench = bench(Limits {
+        strict: true,
+        ..Limits::default()
+    });
+    bench.exec("a");
+    bench.starts(&[1]);
+    bench.priority = Priority::Interactive;
+    bench.query();
+    let forced = bench.new_change("b");
+    assert_eq!(bench.force(forced), (vec![], vec![]));
+    bench.starts(&[]);
+    bench.blocked_by_limit(3, "strict", 1);
+    bench.end(&[1]);
+    bench.starts(&[3]);
+}
+
+// Gates.
+
+#[test]
+fn a_paused_lane_starts_nothing_and_others_go_on() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.scheduler.pause(Target::Lane(lane("web")));
+    bench.exec("web");
+    bench.exec("db");
+    bench.starts(&[3]);
+    bench.blocked_by_pause(1, Target::Lane(lane("web")));
+    bench.scheduler.resume(Target::Lane(lane("web")));
+    bench.starts(&[1, 2]);
+}
+
+#[test]
+fn a_paused_queue_starts_only_sessions_and_forced_changes() {
+    let mut bench = bench_with_defaults();
+    bench.query();
+    bench.scheduler.pause(Target::All);
+    bench.exec("web");
+    bench.session("web");
+    bench.starts(&[3]);
+    bench.blocked_by_pause(1, Target::All);
+    bench.scheduler.pause(Target::Lane(lane("db")));
+    let forced = bench.new_change("db");
+    assert_eq!(bench.force(forced), (vec![], vec![]));
+    bench.starts(&[4]);
+    bench.scheduler.resume(Target::All);
+    bench.starts(&[1, 2]);
+}
+
+#[test]
+fn a_pause_survives_that_its_lane_is_idle() {
+    let mut bench = bench_with_defaults();
+    let web = Target::Lane(lane("web"));
+    bench.scheduler.pause(web.clone());
+    bench.change("web");
+    assert_eq!(bench.scheduler.cancel(JobId(1)), CancelResult::NeverStarted);
+    assert!(bench.scheduler.is_paused(&web) && bench.scheduler.is_idle(&web));
+    bench.change("web");
+    bench.starts(&[]);
+    bench.scheduler.resume(web);
+    bench.starts(&[2]);
+}
+
+#[test]
+fn a_drained_lane_refuses_new_jobs_and_comes_to_rest() {
+    let mut bench = bench_with_defaults();
+    let web = Target::Lane(lane("web"));
+    bench.exec("web");
+    bench.starts(&[1]);
+    bench.change("web");
+    bench.scheduler.drain(web.clone());
+    for preempts in [false, true] {
+        let job = NewJob {
+            preempts,
+            ..bench.new_exec("web")
+        };
+        assert_eq!(bench.refused(job), Refusal::Draining { what: web.clone() });
+    }
+    bench.exec("db");
+    bench.query();
+    bench.end(&[1]);
+    bench.starts(&[2, 6, 5]);
+    assert!(!bench.scheduler.is_idle(&web));
+    bench.end(&[2]);
+    assert!(bench.scheduler.is_idle(&web) && !bench.scheduler.is_idle(&Target::All));
+    bench.scheduler.undrain(web);
+    bench.exec("web");
+    bench.starts(&[7]);
+}
+
+#[test]
+fn a_drained_queue_refuses_everything() {
+    let mut bench = bench_with_defaults();
+    bench.scheduler.drain(Target::All);
+    for new in [
+        Bench::new_query,
+        Bench::new_configuration,
+        Bench::new_fleet_change,
+        |bench: &mut Bench| bench.new_session("web"),
+    ] {
+        let job = new(&mut bench);
+        assert_eq!(bench.refused(job), Refusal::Draining { what: Target::All });
+    }
+}
+
+// Recovery.
+
+#[test]
+fn a_child_of_the_previous_life_holds_its_lanes_until_it_is_gone() {
+    let mut bench = bench_with_defaults();
+    let orphan = bench.new_change("web");
+    bench.scheduler.adopt(orphan);
+    bench.exec("web");
+    bench.change("db");
+    bench.starts(&[3]);
+    bench.blocked_by_job(2, 1, lane("web"));
+    bench.end(&[1]);
+    bench.starts(&[2]);
+}
+
+#[test]
+fn a_job_adopted_late_takes_its_lanes_from_those_that_had_not_started() {
+    let mut bench = bench_with_defaults();
+    bench.exec("web");
+    bench.exec("web");
+    bench.exec("db");
+    let orphan = bench.new_change("web");
+    bench.scheduler.adopt(orphan);
+    bench.starts(&[3]);
+    bench.blocked_by_job(1, 4, lane("web"));
+    bench.end(&[4]);
+    bench.starts(&[1, 2]);
+}
+
+#[test]
+fn an_adopted_job_counts_in_strict_mode() {
+    let mut bench = bench(Limits {
+        strict: true,
+        ..Limits::default()
+    });
+    let orphan = bench.new_exec("web");
+    bench.scheduler.adopt(orphan);
+    bench.query();
+    bench.starts(&[]);
+    bench.end(&[1]);
+    bench.starts(&[2]);
+}
+
+#[test]
+fn an_idle_scheduler_remembers_nothing() {
+    let mut bench = bench_with_defaults();
+    for n in 0..100 {
+        bench.client = ClientId(n);
+        bench.exec(&format!("m{n}"));
+        bench.session(&format!("m{n}"));
+    }
+    for started in bench.start() {
+        bench.end(&[started]);
+    }
+    assert!(bench.scheduler.remembers_nothing());
+}

@@ -16,7 +16,7 @@
 //! Nobody starves: the first job of a client reaches the top level after [`BACKGROUND_PATIENCE`] and [`NORMAL_PATIENCE`], and
 //! is there served within one turn of the rotation, which newcomers join at its end.
 //!
-//! What takes turns is generic: jobs within a group, and groups (each for its first job) within a pool.
+//! What takes turns is generic: jobs within a group, and groups within a pool.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -30,11 +30,19 @@ pub(super) const BACKGROUND_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a client's normal jobs go unserved before the first of them counts as interactive.
 pub(super) const NORMAL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where a job stands: what decides when its turn comes.
+/// What decides when an item's turn comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Standing {
     pub(super) priority: Priority,
     pub(super) client: ClientId,
+    pub(super) rank: Rank,
+}
+
+/// The order among the items of one client, each of which has a rank of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    /// Whether no other client waits for it to go; if one does, it goes first.
+    pub(super) alone: bool,
     pub(super) seq: Seq,
 }
 
@@ -43,6 +51,8 @@ pub(super) struct Standing {
 pub(super) struct Turns<T> {
     /// By level, interactive first.
     levels: [Rotation<T>; 3],
+    /// How many items have each priority, at whatever level they are by now.
+    by_priority: [usize; 3],
 }
 
 impl<T> Default for Turns<T> {
@@ -53,6 +63,7 @@ impl<T> Default for Turns<T> {
                 Rotation::new(Some(NORMAL_PATIENCE)),
                 Rotation::new(Some(BACKGROUND_PATIENCE)),
             ],
+            by_priority: [0; 3],
         }
     }
 }
@@ -60,33 +71,76 @@ impl<T> Default for Turns<T> {
 impl<T> Turns<T> {
     /// Adds an item, which waits in the level of its priority from `now` on.
     pub(super) fn insert(&mut self, standing: Standing, item: T, now: Instant) {
-        self.levels[standing.priority as usize].insert(standing.client, standing.seq, item, now);
+        self.by_priority[standing.priority as usize] += 1;
+        self.levels[standing.priority as usize].insert(standing, item, now);
     }
 
-    /// Takes an item out of turn. Its client keeps its place in the rotation.
+    /// Takes an item out of turn. Its client keeps its place in the rotation if it has others.
     pub(super) fn remove(&mut self, standing: Standing) -> Option<T> {
-        // It is in the level of its priority or, aged, in one above.
+        let removed = self.level_of(standing)?.remove(standing);
+        self.by_priority[standing.priority as usize] -= usize::from(removed.is_some());
+        removed
+    }
+
+    /// Puts an item in another's stead. The client keeps its place in the rotation if client and priority are the same.
+    pub(super) fn replace(&mut self, before: Standing, standing: Standing, item: T, now: Instant) {
+        let same_turn = (before.client, before.priority) == (standing.client, standing.priority);
+        if same_turn && let Some(level) = self.level_of(before) {
+            level.insert(standing, item, now);
+            level.remove(before);
+        } else {
+            self.remove(before);
+            self.insert(standing, item, now);
+        }
+    }
+
+    /// Returns the level of an item: that of its priority or, if it has aged, one above.
+    fn level_of(&mut self, standing: Standing) -> Option<&mut Rotation<T>> {
         self.levels[..=standing.priority as usize]
             .iter_mut()
-            .rev()
-            .find_map(|level| level.remove(standing.client, standing.seq))
+            .find(|level| level.has(standing))
     }
 
-    /// Returns the item whose turn it is.
-    pub(super) fn first(&self) -> Option<&T> {
+    /// Returns the item whose turn it is, and how it stands.
+    pub(super) fn first(&self) -> Option<(Standing, &T)> {
         self.levels.iter().find_map(Rotation::first)
     }
 
     /// Takes the item whose turn it is; its client goes to the end of the rotation.
     pub(super) fn take_first(&mut self, now: Instant) -> Option<T> {
-        self.levels.iter_mut().find_map(|level| level.take_first(now))
+        let (standing, item) = self.levels.iter_mut().find_map(|level| level.take_first(now))?;
+        self.by_priority[standing.priority as usize] -= 1;
+        Some(item)
+    }
+
+    /// Returns how all the items together stand, as one that takes turns with others like it: with the best priority that any
+    /// of them has, as the client whose turn it is.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let (first, _) = self.first()?;
+        let [interactive, normal, _] = self.by_priority;
+        let others_wait = self
+            .levels
+            .iter()
+            .any(|level| level.has_others_than(first.client));
+        Some(Standing {
+            priority: match (interactive, normal) {
+                (1.., _) => Priority::Interactive,
+                (0, 1..) => Priority::Normal,
+                (0, 0) => Priority::Background,
+            },
+            client: first.client,
+            rank: Rank {
+                alone: !others_wait,
+                ..first.rank
+            },
+        })
     }
 
     /// Raises the first item of each client that has gone unserved for too long.
     pub(super) fn age(&mut self, now: Instant) {
         for level in 1..self.levels.len() {
-            while let Some((client, seq, item)) = self.levels[level].take_aged(now) {
-                self.levels[level - 1].insert(client, seq, item, now);
+            while let Some((standing, item)) = self.levels[level].take_aged(now) {
+                self.levels[level - 1].insert(standing, item, now);
             }
         }
     }
@@ -106,6 +160,7 @@ impl<T> Turns<T> {
             .iter()
             .flat_map(|level| level.backlogs.values())
             .flat_map(|backlog| backlog.items.values())
+            .map(|(_, item)| item)
     }
 }
 
@@ -125,8 +180,10 @@ struct Rotation<T> {
 struct Backlog<T> {
     turn: u64,
     unserved_since: Instant,
-    items: BTreeMap<Seq, T>,
+    items: Items<T>,
 }
+
+type Items<T> = BTreeMap<Rank, (Standing, T)>;
 
 impl<T> Rotation<T> {
     fn new(patience: Option<Duration>) -> Self {
@@ -139,16 +196,17 @@ impl<T> Rotation<T> {
         }
     }
 
-    fn insert(&mut self, client: ClientId, seq: Seq, item: T, now: Instant) {
+    fn insert(&mut self, standing: Standing, item: T, now: Instant) {
+        let Standing { client, rank, .. } = standing;
         if let Some(backlog) = self.backlogs.get_mut(&client) {
-            backlog.items.insert(seq, item);
+            backlog.items.insert(rank, (standing, item));
         } else {
-            self.line_up(client, BTreeMap::from([(seq, item)]), now);
+            self.line_up(client, BTreeMap::from([(rank, (standing, item))]), now);
         }
     }
 
     /// Puts a client with all that it has at the end of the rotation.
-    fn line_up(&mut self, client: ClientId, items: BTreeMap<Seq, T>, now: Instant) {
+    fn line_up(&mut self, client: ClientId, items: Items<T>, now: Instant) {
         if items.is_empty() {
             return;
         }
@@ -167,7 +225,7 @@ impl<T> Rotation<T> {
     }
 
     /// Takes a client with all that it has out of the rotation.
-    fn step_out(&mut self, client: ClientId) -> Option<BTreeMap<Seq, T>> {
+    fn step_out(&mut self, client: ClientId) -> Option<Items<T>> {
         let backlog = self.backlogs.remove(&client)?;
         self.order.remove(&backlog.turn);
         if let Some(patience) = self.patience {
@@ -177,44 +235,56 @@ impl<T> Rotation<T> {
         Some(backlog.items)
     }
 
-    fn remove(&mut self, client: ClientId, seq: Seq) -> Option<T> {
-        let backlog = self.backlogs.get_mut(&client)?;
-        let item = backlog.items.remove(&seq)?;
+    fn remove(&mut self, standing: Standing) -> Option<T> {
+        let backlog = self.backlogs.get_mut(&standing.client)?;
+        let (_, item) = backlog.items.remove(&standing.rank)?;
         if backlog.items.is_empty() {
-            self.step_out(client);
+            self.step_out(standing.client);
         }
         Some(item)
     }
 
-    fn first(&self) -> Option<&T> {
-        let (_, client) = self.order.first_key_value()?;
-        self.backlogs[client].items.values().next()
+    fn has(&self, standing: Standing) -> bool {
+        self.backlogs
+            .get(&standing.client)
+            .is_some_and(|backlog| backlog.items.contains_key(&standing.rank))
     }
 
-    fn take_first(&mut self, now: Instant) -> Option<T> {
+    fn first(&self) -> Option<(Standing, &T)> {
+        let (_, client) = self.order.first_key_value()?;
+        let (standing, item) = self.backlogs[client].items.values().next()?;
+        Some((*standing, item))
+    }
+
+    fn take_first(&mut self, now: Instant) -> Option<(Standing, T)> {
         let (_, &client) = self.order.first_key_value()?;
         let mut items = self.step_out(client)?;
-        let first = items.pop_first();
+        let (_, first) = items.pop_first()?;
         self.line_up(client, items, now);
-        first.map(|(_, item)| item)
+        Some(first)
     }
 
-    fn take_aged(&mut self, now: Instant) -> Option<(ClientId, Seq, T)> {
+    /// Takes the first item of a client that has gone unserved for too long. The client waits anew with the rest.
+    fn take_aged(&mut self, now: Instant) -> Option<(Standing, T)> {
+        let patience = self.patience?;
         let &(at, client) = self.impatient_at.first()?;
         if at > now {
             return None;
         }
         self.impatient_at.pop_first();
         let backlog = self.backlogs.get_mut(&client)?;
-        let (seq, item) = backlog.items.pop_first()?;
+        let (_, first) = backlog.items.pop_first()?;
         if backlog.items.is_empty() {
             self.step_out(client);
         } else {
             backlog.unserved_since = now;
-            self.impatient_at
-                .extend(self.patience.map(|patience| (now + patience, client)));
+            self.impatient_at.insert((now + patience, client));
         }
-        Some((client, seq, item))
+        Some(first)
+    }
+
+    fn has_others_than(&self, client: ClientId) -> bool {
+        self.backlogs.len() > usize::from(self.backlogs.contains_key(&client))
     }
 
     fn ages_at(&self) -> Option<Instant> {
