@@ -12,6 +12,9 @@
 pub mod client;
 //! - [`clock`], [`metrics`], [`journal`]: time, what happened, what must survive.
 //! - [`config`], [`logging`]: how it is set up.
+//! - [`scheduler`]: which job starts next. [`cache`]: what is known, and whether it may still be told. Both are pure: no
+//!   clock, no I/O, no async.
+pub mod cache;
 pub mod clock;
 
 pub mod job;
