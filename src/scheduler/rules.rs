@@ -363,43 +363,23 @@ fn a_session_waits_for_a_change_of_the_fleet_too() {
 
 #[test]
 fn each_class_has_its_limit() {
-    let cases: [(&str, fn(&mut Bench, u64), usize, &str); 5] = [
-        ("queries", |bench, _| bench.query(), 4, "queries_max"),
-        (
-            "commands in one machine",
-            |bench, _| bench.exec("web"),
-            4,
-            "exec_per_machine",
-        ),
-        (
-            "commands in all machines",
-            |bench, n| bench.exec(&format!("m{n}")),
-            128,
-            "exec_max",
-        ),
-        (
-            "changes",
-            |bench, n| bench.change(&format!("m{n}")),
-            8,
-            "changes_max",
-        ),
-        (
-            "creations",
-            |bench, n| bench.creation(&format!("m{n}")),
-            2,
-            "creates_max",
-        ),
-    ];
-    for (what, submit, limit, limit_name) in cases {
-        let mut bench = bench_with_defaults();
-        for n in 0..=limit as u64 {
-            submit(&mut bench, n);
-        }
-        assert_eq!(bench.start().len(), limit, "{what}");
-        bench.blocked_by_limit(limit as u64 + 1, limit_name, limit);
-        bench.end(&[1]);
-        bench.starts(&[limit as u64 + 1]);
+    check_limit("queries_max", 4, |bench, _| bench.query());
+    check_limit("exec_per_machine", 4, |bench, _| bench.exec("web"));
+    check_limit("exec_max", 128, |bench, n| bench.exec(&format!("m{n}")));
+    check_limit("changes_max", 8, |bench, n| bench.change(&format!("m{n}")));
+    check_limit("creates_max", 2, |bench, n| bench.creation(&format!("m{n}")));
+}
+
+fn check_limit(limit_name: &'static str, limit: usize, submit: fn(&mut Bench, usize)) {
+    let mut bench = bench_with_defaults();
+    for n in 0..=limit {
+        submit(&mut bench, n);
     }
+    let last = bench.jobs;
+    assert_eq!(bench.start().len(), limit, "{limit_name}");
+    bench.blocked_by_limit(last, limit_name, limit);
+    bench.end(&[1]);
+    bench.starts(&[last]);
 }
 
 #[test]
@@ -955,5 +935,33 @@ fn an_idle_scheduler_remembers_nothing() {
     for started in bench.start() {
         bench.end(&[started]);
     }
+    assert!(bench.scheduler.remembers_nothing());
+}
+
+/// The tiny version of `benches/scheduler.rs`.
+#[test]
+fn a_long_queue_comes_to_its_end() {
+    const JOBS: u64 = 5_000;
+    let mut bench = bench(Limits {
+        queue_max: 5_000,
+        queue_max_per_client: 5_000,
+        ..Limits::default()
+    });
+    for n in 0..JOBS {
+        bench.client = ClientId(n % 7);
+        let job = match n % 50 {
+            0 => bench.new_change(&format!("m{}", n % 20)),
+            _ => bench.new_exec(&format!("m{}", n % 20)),
+        };
+        bench.submit(job);
+    }
+    let mut ended = 0;
+    while !bench.scheduler.is_idle(&Target::All) {
+        while bench.scheduler.start_next(bench.now).is_some() {}
+        let running = bench.scheduler.running_jobs().next().expect("something runs");
+        bench.end(&[running.0]);
+        ended += 1;
+    }
+    assert_eq!(ended, JOBS);
     assert!(bench.scheduler.remembers_nothing());
 }

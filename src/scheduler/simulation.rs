@@ -79,7 +79,7 @@ enum Trouble {
 }
 
 /// Splitmix64: a few lines, and the same numbers everywhere.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -90,15 +90,15 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    fn index(&mut self, len: usize) -> usize {
+    pub(super) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).expect("less than a usize")
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -107,14 +107,14 @@ impl Random {
     clippy::disallowed_methods,
     reason = "a seed to repeat a run comes from outside"
 )]
-fn seed_or(default: u64) -> u64 {
+pub(super) fn seed_or(default: u64) -> u64 {
     std::env::var("ORBD_TEST_SEED").map_or(default, |seed| seed.parse().expect("a seed is a number"))
 }
 
 /// Says how to repeat a run that fails.
-struct Repeat {
-    seed: u64,
-    step: u64,
+pub(super) struct Repeat {
+    pub(super) seed: u64,
+    pub(super) step: u64,
 }
 
 impl Drop for Repeat {

@@ -291,3 +291,174 @@ impl<T> Rotation<T> {
         self.impatient_at.first().map(|&(at, _)| at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simulation::{Random, Repeat, seed_or};
+    use super::*;
+    use crate::clock::Moment;
+
+    const LEVELS: [Priority; 3] = [Priority::Interactive, Priority::Normal, Priority::Background];
+    const PATIENCE: [(usize, Duration); 2] = [(1, NORMAL_PATIENCE), (2, BACKGROUND_PATIENCE)];
+
+    fn standing(priority: Priority, client: u64, seq: u64) -> Standing {
+        Standing {
+            priority,
+            client: ClientId(client),
+            rank: Rank {
+                alone: true,
+                seq: Seq(seq),
+            },
+        }
+    }
+
+    #[test]
+    fn clients_take_turns_and_a_newcomer_joins_at_the_end() {
+        let now = Moment::now().instant;
+        let mut turns = Turns::default();
+        for (client, seq) in [(1, 1), (1, 2), (1, 3), (2, 4)] {
+            turns.insert(standing(Priority::Normal, client, seq), seq, now);
+        }
+        assert_eq!(turns.take_first(now), Some(1));
+        turns.insert(standing(Priority::Normal, 3, 5), 5, now);
+        let order: Vec<u64> = std::iter::from_fn(|| turns.take_first(now)).collect();
+        assert_eq!(order, [4, 2, 5, 3]);
+    }
+
+    #[test]
+    fn what_others_wait_for_goes_before_the_rest_of_a_client() {
+        let now = Moment::now().instant;
+        let mut turns = Turns::default();
+        for seq in 1..=3 {
+            turns.insert(standing(Priority::Normal, 1, seq), seq, now);
+        }
+        let before = standing(Priority::Normal, 1, 3);
+        let mut wanted = before;
+        wanted.rank.alone = false;
+        turns.replace(before, wanted, 3, now);
+        let order: Vec<u64> = std::iter::from_fn(|| turns.take_first(now)).collect();
+        assert_eq!(order, [3, 1, 2]);
+    }
+
+    /// The same in vectors: per level the clients in the order of their turns, each with its items in order.
+    #[derive(Default)]
+    struct Model {
+        levels: [Vec<ModelClient>; 3],
+    }
+
+    struct ModelClient {
+        client: u64,
+        since: Instant,
+        items: Vec<(Priority, u64)>,
+    }
+
+    impl Model {
+        fn insert(&mut self, level: usize, client: u64, item: (Priority, u64), now: Instant) {
+            let clients = &mut self.levels[level];
+            match clients.iter_mut().find(|other| other.client == client) {
+                Some(known) => {
+                    known.items.push(item);
+                    known.items.sort_unstable_by_key(|&(_, seq)| seq);
+                }
+                None => clients.push(ModelClient {
+                    client,
+                    since: now,
+                    items: vec![item],
+                }),
+            }
+        }
+
+        fn remove(&mut self, seq: u64) {
+            for level in &mut self.levels {
+                for client in &mut *level {
+                    client.items.retain(|&(_, other)| other != seq);
+                }
+                level.retain(|client| !client.items.is_empty());
+            }
+        }
+
+        fn take_first(&mut self, now: Instant) -> Option<u64> {
+            let level = self.levels.iter_mut().find(|level| !level.is_empty())?;
+            let mut client = level.remove(0);
+            let (_, seq) = client.items.remove(0);
+            if !client.items.is_empty() {
+                client.since = now;
+                level.push(client);
+            }
+            Some(seq)
+        }
+
+        fn age(&mut self, now: Instant) {
+            for (level, patience) in PATIENCE {
+                let mut impatient: Vec<(Instant, u64)> = self.levels[level]
+                    .iter()
+                    .filter(|client| client.since + patience <= now)
+                    .map(|client| (client.since, client.client))
+                    .collect();
+                impatient.sort_unstable();
+                for (_, id) in impatient {
+                    let clients = &mut self.levels[level];
+                    let place = clients
+                        .iter()
+                        .position(|client| client.client == id)
+                        .expect("it is there");
+                    clients[place].since = now;
+                    let item = clients[place].items.remove(0);
+                    clients.retain(|client| !client.items.is_empty());
+                    self.insert(level - 1, id, item, now);
+                }
+            }
+        }
+
+        fn items(&self) -> impl Iterator<Item = (u64, Priority, u64)> {
+            let clients = self.levels.iter().flatten();
+            clients.flat_map(|client| {
+                client
+                    .items
+                    .iter()
+                    .map(|&(priority, seq)| (client.client, priority, seq))
+            })
+        }
+    }
+
+    #[test]
+    fn turns_agree_with_a_model_made_of_vectors() {
+        let seed = seed_or(5);
+        let mut repeat = Repeat { seed, step: 0 };
+        let mut random = Random(seed);
+        let mut now = Moment::now().instant;
+        let mut turns = Turns::default();
+        let mut model = Model::default();
+        for step in 0..100_000 {
+            repeat.step = step;
+            match random.below(8) {
+                0..3 if model.items().count() < 40 => {
+                    let level = random.index(3);
+                    let client = random.below(5);
+                    turns.insert(standing(LEVELS[level], client, step), step, now);
+                    model.insert(level, client, (LEVELS[level], step), now);
+                }
+                3..5 => assert_eq!(turns.take_first(now), model.take_first(now)),
+                5 => {
+                    let chosen = random.index(40);
+                    let item = model.items().nth(chosen);
+                    if let Some((client, priority, seq)) = item {
+                        assert_eq!(turns.remove(standing(priority, client, seq)), Some(seq));
+                        model.remove(seq);
+                    }
+                }
+                6 => now += Duration::from_secs(random.below(40)),
+                _ => {
+                    turns.age(now);
+                    model.age(now);
+                }
+            }
+            let best = model.items().map(|(_, priority, _)| priority).min();
+            assert_eq!(turns.standing().map(|together| together.priority), best);
+            assert_eq!(turns.is_empty(), best.is_none());
+            assert!(
+                turns.ages_at().is_some() || turns.levels[1..].iter().all(|level| level.backlogs.is_empty())
+            );
+        }
+    }
+}
