@@ -141,6 +141,11 @@ impl Ticket {
         }
     }
 
+    /// Returns the generation in which the read began.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     /// Returns what is read.
     pub fn topic(&self) -> &Topic {
         &self.topic
@@ -221,6 +226,14 @@ impl<V> Cache<V> {
     pub fn last_known(&self, topic: &Topic) -> Option<&Observation<V>> {
         let latest = self.slots.get(topic)?.latest.as_ref()?;
         Some(&latest.observation)
+    }
+
+    /// Returns everything that is kept, and whether it may still be answered.
+    pub fn entries(&self) -> impl Iterator<Item = (&Topic, &Observation<V>, bool)> {
+        self.slots.iter().filter_map(|(topic, slot)| {
+            let seen = &slot.latest.as_ref()?.observation;
+            Some((topic, seen, seen.generation >= self.stale_at(topic)))
+        })
     }
 
     /// Takes a ticket for a read that begins now.

@@ -98,6 +98,15 @@ pub struct Sighting {
     pub machine_state: Option<Arc<str>>,
 }
 
+impl Sighting {
+    /// Nothing could be seen.
+    pub const NOTHING: Self = Self {
+        settled: false,
+        holds: None,
+        machine_state: None,
+    };
+}
+
 /// The closed list of failures that a caller can meet once a job was accepted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Failure {

@@ -721,10 +721,11 @@ impl Journal {
             replay,
             mut recovered,
         } = Opened::read(path, file, unix_seconds).map_err(io("read or mend"))?;
-        // Without a trustworthy past, ids start above any count that can have been reached.
-        if recovered.next_id == 0 || recovered.set_aside.is_some() {
+        // Without a trustworthy past, ids start above any count that can have been reached; without any past, at one.
+        if recovered.set_aside.is_some() {
             recovered.next_id = recovered.next_id.max(unix_seconds);
         }
+        recovered.next_id = recovered.next_id.max(1);
         let next_id = recovered.next_id;
         let length = file.metadata().map_err(io("read"))?.len();
         let live: BTreeMap<JobId, Vec<u8>> = replay

@@ -3,23 +3,24 @@
 //! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
-//! - [`rpc`], [`client`]: the wire, from both ends.
-//! - [`scheduler`]: which job starts next. Pure: no clock, no I/O, no async.
-//! - [`sys`]: questions to the kernel about processes.
+//! - [`scheduler`], [`cache`]: what starts next, and what is known. Pure: no clock, no I/O, no async.
+//! - [`clock`], [`sys`]: time, and questions to the kernel about processes and sockets.
 //! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
 //! - [`orbctl`]: the only module that knows `orbctl`.
+//! - [`journal`], [`metrics`]: what must survive a crash, and what happened.
+//! - [`dispatcher`]: the one task that owns what changes.
+//! - [`rpc`], [`client`]: the wire, from both ends.
+//! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
 
-pub mod client;
-//! - [`clock`], [`metrics`], [`journal`]: time, what happened, what must survive.
-//! - [`config`], [`logging`]: how it is set up.
-//! - [`scheduler`]: which job starts next. [`cache`]: what is known, and whether it may still be told. Both are pure: no
-//!   clock, no I/O, no async.
 pub mod cache;
+pub mod client;
 pub mod clock;
-
+pub mod config;
+pub mod daemon;
+pub mod dispatcher;
 pub mod job;
 pub mod journal;
-
+pub mod logging;
 pub mod machine;
 pub mod metrics;
 pub mod operation;

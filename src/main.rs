@@ -1,2 +1,160 @@
-//! Skeleton.
-fn main() {}
+//! orbd: the daemon. Arguments, configuration, logging, the socket, signals, and an exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use orbd::config::{Config, Environment, Flags, Places};
+use orbd::daemon::{self, Surroundings};
+use orbd::logging::{self, Destination};
+use orbd::metrics;
+use orbd::rpc::socket::{Socket, SocketError};
+use orbd::sys;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Worker threads: one to serve, one for when that is busy with a stream. More cost memory and wakeups for nothing.
+const WORKERS: usize = 2;
+
+/// One daemon per user through which every orbctl invocation goes: queued, joined, cached and recorded.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Usually launchd, systemd or `orbd-ctl daemon start` runs this. A daemon that finds another one \
+                  serving its socket exits with code 0.\n\nThe configuration is one TOML file; `orbd --sample-config` prints it \
+                  with every key explained. ORBD_<KEY> in the environment goes before the file, --set before both."
+)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch on the command line"
+)]
+struct Arguments {
+    /// Configuration file to read instead of the usual one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set a configuration key for this run; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    values: Vec<(String, String)>,
+    /// Write logs to stderr instead of the log folder
+    #[arg(long)]
+    foreground: bool,
+    /// Read the configuration, say what is wrong with it, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Print a configuration file with every key explained, and exit
+    #[arg(long)]
+    sample_config: bool,
+    /// Serve the metrics store over standard input; the daemon starts itself this way
+    #[arg(long, hide = true)]
+    metrics_store: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("give KEY=VALUE, as in --set strict=true")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("orbd: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.metrics_store {
+        return metrics::serve_store().context("the metrics store");
+    }
+    sys::seal_inherited_descriptors();
+    let places = Places::of_this_user()?;
+    if arguments.sample_config {
+        return print(&Config::sample(&places));
+    }
+    let environment = Environment::of_process();
+    let flags = Flags {
+        file: arguments.config,
+        values: arguments.values,
+    };
+    let config = Config::load_for(&places, &flags, &environment)?;
+    if arguments.check_config {
+        return print("the configuration is valid\n");
+    }
+    anyhow::ensure!(
+        config.allow_root || !rustix::process::getuid().is_root(),
+        "orbd runs as a user, not as root; set allow_root if you really mean it"
+    );
+
+    let to = if arguments.foreground {
+        Destination::Stderr
+    } else {
+        Destination::Files
+    };
+    let _logs = logging::init(&config.logging(to)).context("logging")?;
+    let (socket, listener) = match Socket::bind(&config.socket) {
+        Ok(bound) => bound,
+        // Whoever wanted a daemon has one.
+        Err(SocketError::Taken(path)) => {
+            tracing::info!(socket = %path.display(), "another orbd serves this socket");
+            return Ok(());
+        }
+        Err(error) => return Err(error).context("the socket"),
+    };
+    let surroundings = Surroundings {
+        home: places.home.clone(),
+        environment: std::env::vars_os().collect(),
+        config_file: None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("the runtime")?;
+    let served = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        stop_on_signals(&shutdown).context("signals")?;
+        daemon::run(config, listener, surroundings, shutdown)
+            .await
+            .context("orbd cannot start")
+    });
+    // Tasks that are still there wait for things that no longer matter.
+    runtime.shutdown_background();
+    drop(socket);
+    served
+}
+
+/// Turns SIGTERM and SIGINT into an orderly stop; SIGHUP is ignored.
+fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                shutdown.cancel();
+            }
+        });
+    }
+    // Not ours: a daemon started from a terminal outlives it.
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::spawn(async move { while hang_up.recv().await.is_some() {} });
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "before and after logging there is nothing else to tell it to"
+)]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).context("stdout")
+}

@@ -291,6 +291,20 @@ impl Arch {
     }
 }
 
+impl std::str::FromStr for Arch {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        match text {
+            "arm64" => Ok(Self::Arm64),
+            "amd64" => Ok(Self::Amd64),
+            _ => Err(TokenError {
+                what: "architecture: arm64 or amd64",
+            }),
+        }
+    }
+}
+
 /// A machine to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMachine {

@@ -196,9 +196,7 @@ fn assert_covers(answer: &Value, recording: &Value, path: &str) {
         (Value::Object(answer), Value::Object(recording)) => {
             for (key, recorded) in recording {
                 let path = format!("{path}.{key}");
-                let answered = answer
-                    .get(key)
-                    .unwrap_or_else(|| panic!("{path} is missing"));
+                let answered = answer.get(key).unwrap_or_else(|| panic!("{path} is missing"));
                 assert_covers(answered, recorded, &path);
             }
         }
@@ -242,10 +240,7 @@ fn the_table_on_a_terminal_is_the_recorded_one() {
         &format!("{} list", list.get_program().display()),
         "/dev/null",
     ]);
-    terminal.envs(
-        list.get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    terminal.envs(list.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let shown = terminal
         .stdin(Stdio::null())
         .output()
@@ -304,29 +299,18 @@ fn addresses_and_ids_have_the_recorded_form() {
             .all(|byte| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ".contains(&byte)),
         "{id}"
     );
-    assert!(
-        info["ip4"]
-            .as_str()
-            .expect("ip4")
-            .starts_with("192.168.139.")
-    );
+    assert!(info["ip4"].as_str().expect("ip4").starts_with("192.168.139."));
     assert!(
         info["ip6"]
             .as_str()
             .expect("ip6")
             .starts_with("fd07:b51a:cc66:0:")
     );
-    assert_eq!(
-        sim.json(&["info", id, "-f", "json"])["record"]["name"],
-        "web"
-    );
+    assert_eq!(sim.json(&["info", id, "-f", "json"])["record"]["name"], "web");
     sim.ok(&["stop", id]);
     sim.ok(&["rename", id, "shop"]);
     sim.ok(&["start", id]);
-    assert_eq!(
-        sim.json(&["info", "shop", "-f", "json"])["record"]["id"],
-        id
-    );
+    assert_eq!(sim.json(&["info", "shop", "-f", "json"])["record"]["id"], id);
 }
 
 #[test]
@@ -339,10 +323,7 @@ fn refusals_are_the_recorded_lines() {
         assert_eq!(text(&output.stderr), recorded(recording));
     };
     refused(&["run", "true"], "2.2/no-machines.stderr.txt");
-    refused(
-        &["info", "-f", "json", "nosuch"],
-        "2.2/info-not-found.stderr.txt",
-    );
+    refused(&["info", "-f", "json", "nosuch"], "2.2/info-not-found.stderr.txt");
     sim.ok(&["create", "ubuntu:22.04", "b1-lab"]);
     refused(
         &["create", "ubuntu:22.04", "b1-lab"],
@@ -351,10 +332,7 @@ fn refusals_are_the_recorded_lines() {
     let output = sim.run(&["run", "b1-lab"]);
     assert_eq!(output.status.code(), Some(127));
     if Path::new("/bin/bash").exists() {
-        assert_eq!(
-            text(&output.stderr),
-            recorded("2.1/run-not-found.stderr.txt")
-        );
+        assert_eq!(text(&output.stderr), recorded("2.1/run-not-found.stderr.txt"));
     }
 }
 
@@ -444,11 +422,7 @@ fn config_reads_back_what_was_set() {
     assert_eq!(sim.ok(&["config", "get", "memory_mib"]), "4096\n");
     sim.ok(&["config", "reset"]);
     assert_eq!(sim.ok(&["config", "get", "memory_mib"]), "16384\n");
-    assert!(
-        !sim.run(&["config", "set", "memory_mib", "lots"])
-            .status
-            .success()
-    );
+    assert!(!sim.run(&["config", "set", "memory_mib", "lots"]).status.success());
     assert!(!sim.run(&["config", "get", "no.such.key"]).status.success());
 }
 
@@ -477,10 +451,7 @@ fn files_go_in_and_out() {
     fs::write(sim.path("one"), "one").expect("a file");
     sim.ok(&["push", "-m", "box", "one", "tree", "."]);
     sim.ok(&["push", "-m", "box", "one", "renamed"]);
-    assert_eq!(
-        sim.ok(&["run", "-m", "box", "cat", "one", "renamed"]),
-        "oneone"
-    );
+    assert_eq!(sim.ok(&["run", "-m", "box", "cat", "one", "renamed"]), "oneone");
     sim.ok(&["pull", "-m", "box", "tree", "back"]);
     assert_eq!(
         fs::read(sim.path("back/leaf/bytes")).expect("it came"),
@@ -503,14 +474,7 @@ fn run_keeps_words_streams_and_exit_codes() {
         sim.ok(&["run", "-m", "box", "printf", "%s|", "a b", "$HOME", "'", ""]),
         "a b|$HOME|'||"
     );
-    let output = sim.run(&[
-        "run",
-        "-m",
-        "box",
-        "sh",
-        "-c",
-        "echo out; echo err >&2; exit 7",
-    ]);
+    let output = sim.run(&["run", "-m", "box", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(
         (text(&output.stdout), text(&output.stderr)),
@@ -550,9 +514,7 @@ fn run_passes_only_the_named_environment() {
         .with("A", "1")
         .with("B", "2")
         .with("ORBENV", "A:NONE");
-    let sim = sim
-        .with("TERM", "dumb")
-        .with("https_proxy", "http://proxy:3128");
+    let sim = sim.with("TERM", "dumb").with("https_proxy", "http://proxy:3128");
     sim.ok(&["create", "ubuntu", "box"]);
     let environment = sim.ok(&["run", "-e", "B", "env"]);
     let has = |line: &str| environment.lines().any(|other| other == line);
@@ -650,9 +612,7 @@ fn parallel_creates_overlap_and_all_succeed() {
 #[test]
 fn one_of_two_equal_creates_is_refused() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,create=100");
-    let children: Vec<Child> = (0..2)
-        .map(|_| sim.spawn(&["create", "alpine", "same"]))
-        .collect();
+    let children: Vec<Child> = (0..2).map(|_| sim.spawn(&["create", "alpine", "same"])).collect();
     let ends: Vec<Output> = children
         .into_iter()
         .map(|child| child.wait_with_output().expect("it ends"))
@@ -686,9 +646,7 @@ fn two_commands_that_wake_a_machine_both_run() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,start=50");
     sim.ok(&["create", "alpine", "web"]);
     sim.ok(&["stop", "web"]);
-    let children: Vec<Child> = (0..2)
-        .map(|_| sim.spawn(&["run", "-m", "web", "true"]))
-        .collect();
+    let children: Vec<Child> = (0..2).map(|_| sim.spawn(&["run", "-m", "web", "true"])).collect();
     for child in children {
         assert!(child.wait_with_output().expect("it ends").status.success());
     }
@@ -766,9 +724,8 @@ fn garbage_is_no_json_and_no_error() {
 
 #[test]
 fn a_failure_says_and_returns_what_the_script_wants() {
-    let sim = Sim::new().script(
-        "[[trouble]]\ncommand = 'start'\nmachine = 'w*'\nkind = 'fail'\nexit = 5\ntext = 'boom'\n",
-    );
+    let sim = Sim::new()
+        .script("[[trouble]]\ncommand = 'start'\nmachine = 'w*'\nkind = 'fail'\nexit = 5\ntext = 'boom'\n");
     sim.ok(&["create", "alpine", "web"]);
     sim.ok(&["create", "alpine", "db"]);
     let output = sim.run(&["start", "web"]);
@@ -788,13 +745,10 @@ fn a_failure_after_the_work_has_still_done_it() {
 
 #[test]
 fn a_machine_made_while_its_client_died_appears_in_the_list() {
-    let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,create=50").script(
-        "[[trouble]]\ncommand = 'create'\nkind = 'made_though_client_died'\nending = 'killed'\n",
-    );
-    assert_eq!(
-        sim.run(&["create", "alpine", "web"]).status.signal(),
-        Some(9)
-    );
+    let sim = Sim::new()
+        .with("ORBCTL_SIM_LATENCY", "0,create=50")
+        .script("[[trouble]]\ncommand = 'create'\nkind = 'made_though_client_died'\nending = 'killed'\n");
+    assert_eq!(sim.run(&["create", "alpine", "web"]).status.signal(), Some(9));
     eventually("it runs", || sim.ok(&["list", "-q", "-r"]) == "web\n");
     let output = sim.run(&["create", "alpine", "web"]);
     // The second client dies as well; what counts is that there is still one machine.
@@ -804,8 +758,7 @@ fn a_machine_made_while_its_client_died_appears_in_the_list() {
 
 #[test]
 fn a_client_that_hangs_after_handing_over_leaves_a_machine() {
-    let sim =
-        Sim::new().script("[[trouble]]\ncommand = 'create'\nkind = 'made_though_client_died'\n");
+    let sim = Sim::new().script("[[trouble]]\ncommand = 'create'\nkind = 'made_though_client_died'\n");
     let mut child = sim.spawn(&["create", "alpine", "web"]);
     eventually("it runs", || sim.ok(&["list", "-q", "-r"]) == "web\n");
     assert!(child.try_wait().expect("a child").is_none());
@@ -817,9 +770,7 @@ fn a_client_that_hangs_after_handing_over_leaves_a_machine() {
 fn killing_an_ordinary_create_does_not_undo_it() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,create=150");
     let mut child = sim.spawn(&["create", "alpine", "web"]);
-    eventually("it is being made", || {
-        sim.ok(&["list"]).contains("creating")
-    });
+    eventually("it is being made", || sim.ok(&["list"]).contains("creating"));
     signal(&child, rustix::process::Signal::KILL);
     assert_eq!(child.wait().expect("it ends").signal(), Some(9));
     eventually("it runs", || sim.ok(&["list", "-q", "-r"]) == "web\n");
@@ -839,29 +790,20 @@ fn the_banner_is_on_stderr_and_leaves_json_alone() {
 
 #[test]
 fn optional_keys_can_be_missing() {
-    let sim = Sim::new()
-        .script("[[trouble]]\ncommand = ['list', 'info']\nkind = 'missing_optional_keys'\n");
+    let sim = Sim::new().script("[[trouble]]\ncommand = ['list', 'info']\nkind = 'missing_optional_keys'\n");
     sim.ok(&["create", "alpine", "web"]);
     let record = &sim.json(&["list", "-f", "json"])[0];
     assert_eq!(record.get("builtin"), None);
     assert_eq!(record["image"].get("variant"), None);
-    let keys: Vec<&String> = record["config"]
-        .as_object()
-        .expect("an object")
-        .keys()
-        .collect();
+    let keys: Vec<&String> = record["config"].as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["default_username", "isolated"]);
-    assert_eq!(
-        sim.json(&["info", "web", "-f", "json"]).get("disk_size"),
-        None
-    );
+    assert_eq!(sim.json(&["info", "web", "-f", "json"]).get("disk_size"), None);
 }
 
 #[test]
 fn unknown_keys_and_states_can_appear() {
-    let sim = Sim::new().script(
-        "[[trouble]]\nkind = 'unknown_keys'\n[[trouble]]\nkind = 'unknown_state'\nrecord = 'odd'\n",
-    );
+    let sim = Sim::new()
+        .script("[[trouble]]\nkind = 'unknown_keys'\n[[trouble]]\nkind = 'unknown_state'\nrecord = 'odd'\n");
     sim.ok(&["create", "alpine", "even"]);
     sim.ok(&["create", "alpine", "odd"]);
     let list = sim.json(&["list", "-f", "json"]);
@@ -905,10 +847,7 @@ fn a_grandchild_can_hold_the_streams_open() {
     let mut all = Vec::new();
     std::io::Read::read_to_end(&mut child.stdout.take().expect("a pipe"), &mut all).expect("bytes");
     let closed = begin.elapsed();
-    assert!(
-        closed >= Duration::from_millis(400),
-        "closed after {closed:?}"
-    );
+    assert!(closed >= Duration::from_millis(400), "closed after {closed:?}");
     assert!(ended < closed);
 }
 
@@ -953,19 +892,13 @@ fn an_isolated_machine_is_a_world_of_its_own() {
         "-c",
         "echo x > /etc/simguest-file",
     ]);
-    assert_eq!(
-        sim.ok(&["run", "-m", "box", "cat", "/etc/simguest-file"]),
-        "x\n"
-    );
+    assert_eq!(sim.ok(&["run", "-m", "box", "cat", "/etc/simguest-file"]), "x\n");
     assert!(
         sim.ok(&["run", "-m", "box", "id", "simguest"])
             .contains("(simguest)")
     );
     assert_eq!(sim.ok(&["run", "-m", "box", "hostname"]), "box\n");
-    assert_eq!(
-        sim.ok(&["run", "-m", "box", "cat", "/etc/hostname"]),
-        "box\n"
-    );
+    assert_eq!(sim.ok(&["run", "-m", "box", "cat", "/etc/hostname"]), "box\n");
     assert!(
         sim.ok(&["run", "-m", "box", "cat", "/etc/hosts"])
             .contains("127.0.1.1\tbox\n")
@@ -975,10 +908,7 @@ fn an_isolated_machine_is_a_world_of_its_own() {
     assert!(processes.starts_with("/proc/1 "), "{processes}");
     assert!(processes.split_whitespace().count() <= 3, "{processes}");
 
-    assert_eq!(
-        fs::read_to_string("/etc/passwd").expect("passwd"),
-        host_passwd
-    );
+    assert_eq!(fs::read_to_string("/etc/passwd").expect("passwd"), host_passwd);
     assert!(!Path::new("/etc/simguest-file").exists());
     assert_eq!(rustix::system::uname().nodename(), &*host_name);
 }
@@ -999,10 +929,7 @@ fn the_default_user_is_no_root_and_lives_at_home() {
         "/root\n"
     );
     assert_eq!(sim.ok(&["run", "-w", "/etc", "pwd"]), "/etc\n");
-    assert_eq!(
-        sim.run(&["run", "touch", "/etc/not-mine"]).status.code(),
-        Some(1)
-    );
+    assert_eq!(sim.run(&["run", "touch", "/etc/not-mine"]).status.code(), Some(1));
     assert_eq!(
         sim.run(&["run", "-u", "nobody-at-all", "id"]).status.code(),
         Some(1)
@@ -1013,15 +940,9 @@ fn the_default_user_is_no_root_and_lives_at_home() {
 fn a_restart_ends_all_processes_and_keeps_the_files() {
     let Some(sim) = Sim::isolated() else { return };
     sim.ok(&["create", "debian", "box"]);
-    let script =
-        "echo kept > /opt/file; echo lost > /tmp/file; setsid sleep 1000 >/dev/null 2>&1 &";
+    let script = "echo kept > /opt/file; echo lost > /tmp/file; setsid sleep 1000 >/dev/null 2>&1 &";
     sim.ok(&["run", "-u", "root", "sh", "-c", script]);
-    let count = [
-        "run",
-        "sh",
-        "-c",
-        "grep -ls ^sleep /proc/[0-9]*/comm | wc -l",
-    ];
+    let count = ["run", "sh", "-c", "grep -ls ^sleep /proc/[0-9]*/comm | wc -l"];
     assert_eq!(sim.ok(&count), "1\n");
     sim.ok(&["restart", "box"]);
     assert_eq!(sim.ok(&count), "0\n");
@@ -1045,16 +966,7 @@ fn a_clone_has_its_own_name_and_its_own_files() {
     ]);
     sim.ok(&["clone", "one", "two"]);
     assert_eq!(sim.ok(&["run", "-m", "two", "hostname"]), "two\n");
-    sim.ok(&[
-        "run",
-        "-m",
-        "two",
-        "-u",
-        "root",
-        "sh",
-        "-c",
-        "echo 2 > /opt/file",
-    ]);
+    sim.ok(&["run", "-m", "two", "-u", "root", "sh", "-c", "echo 2 > /opt/file"]);
     assert_eq!(sim.ok(&["run", "-m", "one", "cat", "/opt/file"]), "1\n");
     // What was deleted stays deleted in the copy.
     assert!(
@@ -1114,10 +1026,7 @@ fn cleaning_up_leaves_no_mount_and_no_process() {
     for pid in residents {
         // What is left may at most be waiting for its new parent to look.
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        assert!(
-            status.is_empty() || status.contains("State:\tZ"),
-            "{status}"
-        );
+        assert!(status.is_empty() || status.contains("State:\tZ"), "{status}");
     }
 }
 
@@ -1128,13 +1037,9 @@ fn a_machine_whose_first_process_was_killed_is_booted_again() {
     let stored: Value =
         serde_json::from_str(&fs::read_to_string(sim.path("state/state.json")).expect("a state"))
             .expect("JSON");
-    let pid = stored["machines"][0]["resident"]["pid"]
-        .as_i64()
-        .expect("a pid");
+    let pid = stored["machines"][0]["resident"]["pid"].as_i64().expect("a pid");
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it lives");
-    eventually("it is gone", || {
-        rustix::process::test_kill_process(pid).is_err()
-    });
+    eventually("it is gone", || rustix::process::test_kill_process(pid).is_err());
     assert_eq!(sim.ok(&["run", "hostname"]), "box\n");
 }

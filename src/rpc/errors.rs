@@ -146,6 +146,15 @@ impl ErrorKind {
         }
     }
 
+    /// Makes an error of this kind with data that was filled in.
+    pub fn with(self, message: impl Into<String>, data: ErrorData) -> ErrorObject {
+        ErrorObject {
+            code: self.code(),
+            message: message.into(),
+            data: Some(Box::new(data)),
+        }
+    }
+
     /// Makes the data of an error of this kind, to be filled in.
     pub fn data(self) -> ErrorData {
         ErrorData {

@@ -1,8 +1,20 @@
 //! The API: every method and type of the wire, and the transports that carry them.
+//!
+//! ```text
+//! socket ── listen ──'{'──> lines ──┐
+//!              └────'P'──> http ────┴─> server (methods) ──> dispatcher
+//!                                         └ api, types, errors, convert
+//! ```
 
 pub mod api;
 pub mod connection;
+mod convert;
 pub mod errors;
+pub mod http;
 pub mod lines;
+pub mod listen;
+mod methods;
+mod served;
+pub mod server;
 pub mod socket;
 pub mod types;

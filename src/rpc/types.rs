@@ -1052,8 +1052,8 @@ pub struct MetricsRecord {
     pub bytes_in: u64,
     /// Bytes that it wrote.
     pub bytes_out: u64,
-    /// How many callers shared it beside the first.
-    pub joined: u32,
+    /// Whether several callers shared it.
+    pub joined: bool,
 }
 
 /// Answer of `metrics.history`.

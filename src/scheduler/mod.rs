@@ -73,7 +73,7 @@ pub struct Scheduler {
     /// Waiting jobs that give up at some moment.
     deadlines: BTreeSet<(Instant, JobId)>,
     /// Jobs that `start_next` found past their deadline and took out; the next `expire` reports them.
-    overdue: Vec<(Instant, JobId)>,
+    overdue: Vec<(Instant, Expired)>,
     pace: Pace,
     next_seq: Seq,
 }
@@ -107,6 +107,15 @@ enum State {
     Waiting { behind: usize },
     /// Holds its lanes.
     Running,
+}
+
+/// A job that gave up waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expired {
+    /// Its id.
+    pub id: JobId,
+    /// What it waited for at that moment.
+    pub blocker: Blocker,
 }
 
 /// What became of a job that was to be cancelled.
@@ -268,16 +277,16 @@ impl Scheduler {
     }
 
     /// Takes waiting jobs whose queue deadline has come out of the queue and returns them.
-    pub fn expire(&mut self, now: Instant) -> Vec<JobId> {
+    pub fn expire(&mut self, now: Instant) -> Vec<Expired> {
         self.ready.tell(now);
         self.set_overdue_aside(now);
-        self.overdue.drain(..).map(|(_, id)| id).collect()
+        self.overdue.drain(..).map(|(_, expired)| expired).collect()
     }
 
     /// Returns when [`Scheduler::expire`] has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let overdue = self.overdue.first();
-        overdue.or_else(|| self.deadlines.first()).map(|&(at, _)| at)
+        let overdue = self.overdue.first().map(|(at, _)| *at);
+        overdue.or_else(|| self.deadlines.first().map(|(at, _)| *at))
     }
 
     /// Returns the waiting jobs in order of acceptance.
@@ -423,8 +432,10 @@ impl Scheduler {
         while let Some(&(at, id)) = self.deadlines.first()
             && at <= now
         {
+            // Asked while it still stands in line: afterwards nothing is in its way.
+            let blocker = self.blocker(id).unwrap_or(Blocker::NotWaiting);
             self.withdraw(id);
-            self.overdue.push((at, id));
+            self.overdue.push((at, Expired { id, blocker }));
         }
     }
 

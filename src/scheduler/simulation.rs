@@ -586,7 +586,8 @@ impl Simulation {
     }
 
     fn expire(&mut self) {
-        let mut expired = self.scheduler.expire(self.now);
+        let expired = self.scheduler.expire(self.now);
+        let mut expired: Vec<JobId> = expired.into_iter().map(|expired| expired.id).collect();
         self.model.take_overdue(self.now);
         let mut expected = std::mem::take(&mut self.model.overdue);
         expired.sort_unstable();

@@ -90,6 +90,29 @@ pub async fn gone(identity: ChildIdentity) {
     }
 }
 
+/// Asks a process that is not our child to end. Between the look and the signal it could only be replaced by one of the same id
+/// within microseconds.
+pub fn terminate(identity: ChildIdentity) {
+    send(identity, rustix::process::Signal::TERM);
+}
+
+/// Ends a process that is not our child.
+pub fn kill(identity: ChildIdentity) {
+    send(identity, rustix::process::Signal::KILL);
+}
+
+fn send(identity: ChildIdentity, signal: rustix::process::Signal) {
+    let pid = i32::try_from(identity.pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid
+        && is_alive(&identity)
+    {
+        // It may be gone by now, which is what is wanted.
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
 /// Returns the processes of this user, other than ourselves, that carry exactly this marker in [`MARKER`]: a child of an earlier
 /// life and whatever it started.
 ///

@@ -51,21 +51,14 @@ pub(crate) struct Words {
 
 impl Words {
     /// Sorts `words` by the flags that `command` knows.
-    pub(crate) fn sort(
-        command: &str,
-        words: &[OsString],
-        known: &[Flag],
-        order: Order,
-    ) -> Outcome<Words> {
+    pub(crate) fn sort(command: &str, words: &[OsString], known: &[Flag], order: Order) -> Outcome<Words> {
         let mut sorted = Words::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let bytes = word.as_bytes();
             if bytes == b"--" {
                 if order == Order::FlagsFirst {
-                    return Err(Refusal::usage(format!(
-                        "{command}: '--' is not accepted here"
-                    )));
+                    return Err(Refusal::usage(format!("{command}: '--' is not accepted here")));
                 }
                 sorted.rest.extend(words.cloned());
                 break;
@@ -117,8 +110,7 @@ impl Words {
 
     /// The last value given for a flag, as text.
     pub(crate) fn text(&self, long: &str) -> Option<String> {
-        self.last(long)
-            .map(|value| value.to_string_lossy().into_owned())
+        self.last(long).map(|value| value.to_string_lossy().into_owned())
     }
 
     /// All values given for a flag, as text.
@@ -130,12 +122,7 @@ impl Words {
     }
 
     /// The words that are no flags, as text, if their number is right.
-    pub(crate) fn rest_between(
-        &self,
-        command: &str,
-        least: usize,
-        most: usize,
-    ) -> Outcome<Vec<String>> {
+    pub(crate) fn rest_between(&self, command: &str, least: usize, most: usize) -> Outcome<Vec<String>> {
         if self.rest.len() < least || self.rest.len() > most {
             let wanted = if least == most {
                 format!("{least}")
@@ -166,15 +153,9 @@ impl Words {
 }
 
 fn unknown(command: &str, word: &OsStr) -> Refusal {
-    Refusal::usage(format!(
-        "{command}: unknown flag '{}'",
-        word.to_string_lossy()
-    ))
+    Refusal::usage(format!("{command}: unknown flag '{}'", word.to_string_lossy()))
 }
 
 fn missing(command: &str, word: &OsStr) -> Refusal {
-    Refusal::usage(format!(
-        "{command}: '{}' needs a value",
-        word.to_string_lossy()
-    ))
+    Refusal::usage(format!("{command}: '{}' needs a value", word.to_string_lossy()))
 }

@@ -87,9 +87,10 @@ pub(crate) fn image(distro: &str, version: Option<&str>) -> Result<(String, Stri
     let version = match version {
         None => known.newest,
         Some(version) => {
-            let named = known.codenames.iter().find(|(number, name)| {
-                *name == version || (!number.is_empty() && *number == version)
-            });
+            let named = known
+                .codenames
+                .iter()
+                .find(|(number, name)| *name == version || (!number.is_empty() && *number == version));
             match named {
                 Some((_, name)) => name,
                 None if known.open => version,

@@ -39,11 +39,7 @@ pub(crate) type Outcome<T> = Result<T, Refusal>;
 
 impl Refusal {
     /// A service refusal with any displayable cause.
-    pub(crate) fn service(
-        operation: &'static str,
-        machine: &str,
-        cause: impl fmt::Display,
-    ) -> Refusal {
+    pub(crate) fn service(operation: &'static str, machine: &str, cause: impl fmt::Display) -> Refusal {
         Refusal::Service {
             operation,
             machine: machine.to_owned(),

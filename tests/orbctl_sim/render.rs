@@ -24,11 +24,7 @@ impl<'a> Shape<'a> {
 
     fn find(&self, kind: Kind, machine: &Machine) -> Option<&'a Trouble> {
         let concerns = |trouble: &&Trouble| {
-            trouble.kind == kind
-                && trouble
-                    .record
-                    .as_ref()
-                    .is_none_or(|name| *name == machine.name)
+            trouble.kind == kind && trouble.record.as_ref().is_none_or(|name| *name == machine.name)
         };
         self.troubles.iter().find(concerns)
     }

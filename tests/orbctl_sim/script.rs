@@ -157,9 +157,8 @@ impl Script {
         let Some(path) = &settings.script else {
             return Ok(Script::default());
         };
-        let bad = |error: &dyn std::fmt::Display| {
-            Refusal::usage(format!("script {}: {error}", path.display()))
-        };
+        let bad =
+            |error: &dyn std::fmt::Display| Refusal::usage(format!("script {}: {error}", path.display()));
         let text = fs::read_to_string(path).map_err(|error| bad(&error))?;
         let mut script: Script = toml::from_str(&text).map_err(|error| bad(&error))?;
         script.name = path.display().to_string();
@@ -195,8 +194,7 @@ impl Script {
                 troubles.push(rule.trouble.clone());
             }
         }
-        let bytes =
-            serde_json::to_vec(&counts).map_err(|error| Refusal::Whole(error.to_string()))?;
+        let bytes = serde_json::to_vec(&counts).map_err(|error| Refusal::Whole(error.to_string()))?;
         store.replace(COUNTS, &bytes)?;
         Ok(troubles)
     }
@@ -218,8 +216,7 @@ impl Rule {
         let in_turn = count > self.skip
             && self.times.is_none_or(|times| count <= self.skip + times)
             && self.nth.matches(count);
-        let chance =
-            || f64::from(catalog::spread(&format!("{seed}/{index}/{count}"))) / f64::from(u32::MAX);
+        let chance = || f64::from(catalog::spread(&format!("{seed}/{index}/{count}"))) / f64::from(u32::MAX);
         in_turn && self.probability.is_none_or(|share| chance() < share)
     }
 }

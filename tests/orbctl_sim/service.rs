@@ -64,10 +64,7 @@ pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outc
     let mut stdout = BufReader::new(stdout);
     let mut line = String::new();
     stdout.read_line(&mut line)?;
-    if let Some(trouble) = troubles
-        .iter()
-        .find(|t| t.kind == Kind::MadeThoughClientDied)
-    {
+    if let Some(trouble) = troubles.iter().find(|t| t.kind == Kind::MadeThoughClientDied) {
         trouble::die(trouble.ending);
     }
     line.clear();
@@ -93,8 +90,7 @@ pub(crate) fn demand(sim: &Sim<'_>, task: Task) -> Outcome<()> {
 pub(crate) fn work() -> Outcome<Reply> {
     let mut order = Vec::new();
     std::io::stdin().read_to_end(&mut order)?;
-    let order: Order =
-        serde_json::from_slice(&order).map_err(|error| Refusal::Whole(error.to_string()))?;
+    let order: Order = serde_json::from_slice(&order).map_err(|error| Refusal::Whole(error.to_string()))?;
     rustix::process::setsid()?;
     say("taken");
     let settings = Settings::from_environment()?;

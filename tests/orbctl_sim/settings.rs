@@ -120,11 +120,7 @@ impl Latency {
             every: None,
             by_command: HashMap::new(),
         };
-        for part in text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let bad = || Refusal::usage(format!("ORBCTL_SIM_LATENCY: '{part}' is not understood"));
             if let Some((command, ms)) = part.split_once('=') {
                 let ms = ms.trim().parse().map_err(|_| bad())?;

@@ -143,11 +143,8 @@ impl Inventory {
 
     /// The lowest free place in the subnet.
     pub(crate) fn free_address(&self) -> Option<u8> {
-        (catalog::ADDRESS_FIRST..=catalog::ADDRESS_LAST).find(|place| {
-            self.machines
-                .iter()
-                .all(|machine| machine.address != *place)
-        })
+        (catalog::ADDRESS_FIRST..=catalog::ADDRESS_LAST)
+            .find(|place| self.machines.iter().all(|machine| machine.address != *place))
     }
 }
 
@@ -188,25 +185,18 @@ impl Store {
     }
 
     /// Changes the inventory; nothing is kept when `change` refuses.
-    pub(crate) fn change<T>(
-        &self,
-        change: impl FnOnce(&mut Inventory) -> Outcome<T>,
-    ) -> Outcome<T> {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Inventory) -> Outcome<T>) -> Outcome<T> {
         let _lock = self.lock("state")?;
         let mut inventory = self.read()?;
         let result = change(&mut inventory)?;
-        let bytes = serde_json::to_vec_pretty(&inventory)
-            .map_err(|error| Refusal::Whole(error.to_string()))?;
+        let bytes =
+            serde_json::to_vec_pretty(&inventory).map_err(|error| Refusal::Whole(error.to_string()))?;
         self.replace("state.json", &bytes)?;
         Ok(result)
     }
 
     /// Changes one machine, if it is still there.
-    pub(crate) fn change_machine(
-        &self,
-        id: &str,
-        change: impl FnOnce(&mut Machine),
-    ) -> Outcome<()> {
+    pub(crate) fn change_machine(&self, id: &str, change: impl FnOnce(&mut Machine)) -> Outcome<()> {
         self.change(|inventory| {
             if let Some(machine) = inventory.by_id_mut(id) {
                 change(machine);

@@ -11,9 +11,7 @@ use crate::script::{Ending, Kind, Trouble, When};
 
 /// Plays what strikes before the command does anything. A reply means that it never will.
 pub(crate) fn before(troubles: &[Trouble]) -> Option<Reply> {
-    let mut due = troubles
-        .iter()
-        .filter(|trouble| trouble.when == When::Before);
+    let mut due = troubles.iter().filter(|trouble| trouble.when == When::Before);
     due.find_map(ending)
 }
 
@@ -75,14 +73,8 @@ fn ending(trouble: &Trouble) -> Option<Reply> {
             })
         }
         Kind::Fail => {
-            let text = trouble
-                .text
-                .as_deref()
-                .unwrap_or("[-32098] scripted failure");
-            Some(Reply::failure(
-                trouble.exit.unwrap_or(1),
-                format!("{text}\n"),
-            ))
+            let text = trouble.text.as_deref().unwrap_or("[-32098] scripted failure");
+            Some(Reply::failure(trouble.exit.unwrap_or(1), format!("{text}\n")))
         }
         _ => None,
     }
@@ -106,9 +98,7 @@ fn hang() -> ! {
 /// Never returns, and only SIGKILL ends it.
 fn hang_hard() -> ! {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
         // A handler stays in place when its listener is dropped, so the signal does nothing.
         let _guard = runtime.enter();
@@ -132,19 +122,14 @@ fn kill_self() -> ! {
 /// Leaves a process behind that keeps our stdout and stderr open.
 fn leave_grandchild(ms: u64) {
     let seconds = format!("{}.{:03}", ms / 1000, ms % 1000);
-    let _ = Command::new("sleep")
-        .arg(seconds)
-        .stdin(Stdio::null())
-        .spawn();
+    let _ = Command::new("sleep").arg(seconds).stdin(Stdio::null()).spawn();
 }
 
 /// A reply in the shape in which a Go program dies.
 pub(crate) fn go_panic(text: &str) -> Reply {
     Reply::failure(
         2,
-        format!(
-            "panic: {text}\n\ngoroutine 1 [running]:\nmain.main()\n\t/orbctl-sim/main.go:1 +0x2a\n"
-        ),
+        format!("panic: {text}\n\ngoroutine 1 [running]:\nmain.main()\n\t/orbctl-sim/main.go:1 +0x2a\n"),
     )
 }
 

@@ -107,10 +107,7 @@ pub(crate) fn parse(name: &str, words: &[OsString]) -> Outcome<Task> {
 
 fn two(command: &str, words: &Words) -> Outcome<[String; 2]> {
     let mut words = words.rest_between(command, 2, 2)?.into_iter();
-    Ok([
-        words.next().unwrap_or_default(),
-        words.next().unwrap_or_default(),
-    ])
+    Ok([words.next().unwrap_or_default(), words.next().unwrap_or_default()])
 }
 
 fn parse_create(words: &[OsString]) -> Outcome<Task> {
@@ -136,16 +133,14 @@ fn parse_create(words: &[OsString]) -> Outcome<Task> {
     };
     let bytes = |flag| match words.text(flag) {
         None => Ok(0),
-        Some(text) => size(&text).ok_or_else(|| {
-            Refusal::usage(format!("create: --{flag} takes 512M or 4G, not '{text}'"))
-        }),
+        Some(text) => size(&text)
+            .ok_or_else(|| Refusal::usage(format!("create: --{flag} takes 512M or 4G, not '{text}'"))),
     };
     let cpus = words
         .text("cpus")
         .map(|text| text.parse().map_err(|_| text))
         .transpose();
-    let cpus =
-        cpus.map_err(|text| Refusal::usage(format!("create: --cpus takes a number, not '{text}'")));
+    let cpus = cpus.map_err(|text| Refusal::usage(format!("create: --cpus takes a number, not '{text}'")));
     let isolated = words.has("isolated");
     let mounts = words.texts("mount");
     if !mounts.is_empty() && !isolated {
@@ -183,11 +178,7 @@ fn size(text: &str) -> Option<u64> {
         'T' | 't' => 40,
         _ => 0,
     };
-    let digits = if shift == 0 {
-        text
-    } else {
-        &text[..text.len() - 1]
-    };
+    let digits = if shift == 0 { text } else { &text[..text.len() - 1] };
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
@@ -220,20 +211,15 @@ impl Task {
             Task::Rename { machine, .. } | Task::Export { machine, .. } => Some(machine.clone()),
             Task::Clone { source, .. } => Some(source.clone()),
             Task::Import { name, .. } => name.clone(),
-            Task::StartAll
-            | Task::StopAll
-            | Task::RestartAll
-            | Task::StartOrbStack
-            | Task::StopOrbStack => None,
+            Task::StartAll | Task::StopAll | Task::RestartAll | Task::StartOrbStack | Task::StopOrbStack => {
+                None
+            }
         }
     }
 
     /// Whether OrbStack is started for it.
     pub(crate) fn needs_service(&self) -> bool {
-        !matches!(
-            self,
-            Task::StartOrbStack | Task::StopOrbStack | Task::StopAll
-        )
+        !matches!(self, Task::StartOrbStack | Task::StopOrbStack | Task::StopAll)
     }
 }
 
@@ -291,13 +277,7 @@ impl<'a> Held<'a> {
             operation: Some(operation),
             machine: target.to_owned(),
         };
-        let id = sim
-            .store
-            .read()?
-            .find(target)
-            .ok_or_else(missing)?
-            .id
-            .clone();
+        let id = sim.store.read()?.find(target).ok_or_else(missing)?.id.clone();
         let lock = sim.store.lock(&id)?;
         // The machine may have gone or changed while we waited.
         let machine = sim.store.read()?.find(&id).cloned().ok_or_else(missing)?;
@@ -322,9 +302,9 @@ impl<'a> Held<'a> {
         let lock = sim.store.lock(&id)?;
         let machine = sim.store.change(|inventory| {
             vacant(inventory, operation, name)?;
-            let address = inventory.free_address().ok_or_else(|| {
-                Refusal::service(operation, name, "no address is left in the subnet")
-            })?;
+            let address = inventory
+                .free_address()
+                .ok_or_else(|| Refusal::service(operation, name, "no address is left in the subnet"))?;
             let mut machine = Machine {
                 disk_size: 0,
                 id: id.clone(),
@@ -402,9 +382,7 @@ impl<'a> Held<'a> {
         guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
         guest::remove(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
         self.sim.store.change(|inventory| {
-            inventory
-                .machines
-                .retain(|machine| machine.id != self.machine.id);
+            inventory.machines.retain(|machine| machine.id != self.machine.id);
             if inventory.default.as_deref() == Some(&self.machine.name) {
                 inventory.default = None;
             }
@@ -439,11 +417,7 @@ impl Drop for Held<'_> {
 }
 
 fn vacant(inventory: &Inventory, operation: &'static str, name: &str) -> Outcome<()> {
-    if inventory
-        .machines
-        .iter()
-        .any(|machine| machine.name == name)
-    {
+    if inventory.machines.iter().any(|machine| machine.name == name) {
         return Err(Refusal::AlreadyExists {
             operation,
             machine: name.to_owned(),
@@ -457,16 +431,15 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
     let refuse = |cause: String| Refusal::service("create", name, cause);
     // A taken name is refused first, in 20-50 ms on the real tool; nothing else is looked at.
     vacant(&sim.store.read()?, "create", name)?;
-    let (distro, version) =
-        catalog::image(&creation.distro, creation.version.as_deref()).map_err(refuse)?;
+    let (distro, version) = catalog::image(&creation.distro, creation.version.as_deref()).map_err(refuse)?;
     if !catalog::is_arch(&creation.arch) {
         return Err(refuse(format!("unknown architecture: '{}'", creation.arch)));
     }
     if let Some(file) = &creation.user_data {
         std::fs::read(file).map_err(|error| refuse(format!("read user data: {error}")))?;
     }
-    let isolation = guest::settle(sim.settings.isolation)
-        .map_err(|cause| refuse(format!("setup: {cause:#}")))?;
+    let isolation =
+        guest::settle(sim.settings.isolation).map_err(|cause| refuse(format!("setup: {cause:#}")))?;
     let mut held = Held::make(sim, "create", name, |machine| {
         machine.image.distro = distro;
         machine.image.version = version;

@@ -69,9 +69,7 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<ConfigCommand> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["show"] => Ok(ConfigCommand::Show),
-        ["get", key] => Ok(ConfigCommand::Get {
-            key: key.to_owned(),
-        }),
+        ["get", key] => Ok(ConfigCommand::Get { key: key.to_owned() }),
         ["set", key, value] => Ok(ConfigCommand::Set {
             key: key.to_owned(),
             value: value.to_owned(),
@@ -109,9 +107,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> 
                 .collect::<String>(),
         )),
         ConfigCommand::Get { key } => {
-            let value = all(&sim.store.read()?)
-                .remove(key)
-                .ok_or_else(|| unknown(key))?;
+            let value = all(&sim.store.read()?).remove(key).ok_or_else(|| unknown(key))?;
             Ok(Reply::text(value + "\n"))
         }
         ConfigCommand::Set { key, value } => sim.store.change(|inventory| {
@@ -149,10 +145,7 @@ fn all(inventory: &Inventory) -> BTreeMap<String, String> {
 
 fn set(inventory: &mut Inventory, key: &str, value: Option<&str>) -> Outcome<()> {
     if let Some((name, field)) = split(key) {
-        let machine = inventory
-            .machines
-            .iter_mut()
-            .find(|machine| machine.name == name);
+        let machine = inventory.machines.iter_mut().find(|machine| machine.name == name);
         let machine = machine.ok_or_else(|| unknown(key))?;
         return set_machine(machine, field, value).ok_or_else(|| match value {
             Some(value) if MACHINE_KEYS.contains(&field) => invalid(key, value),

@@ -60,11 +60,7 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
     let format = value("format", Some(b'f'));
     match &*name {
         "list" | "ls" => {
-            let words = mixed(&[
-                format,
-                switch("quiet", Some(b'q')),
-                switch("running", Some(b'r')),
-            ])?;
+            let words = mixed(&[format, switch("quiet", Some(b'q')), switch("running", Some(b'r'))])?;
             words.rest_between(&name, 0, 0)?;
             Ok(Command::List(Listing {
                 format: Format::parse(words.text("format").as_deref())?,
@@ -80,12 +76,8 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
                 format: Format::parse(words.text("format").as_deref())?,
             })
         }
-        "status" => mixed(&[])?
-            .rest_between(&name, 0, 0)
-            .map(|_| Command::Status),
-        "version" | "--version" => mixed(&[])?
-            .rest_between(&name, 0, 0)
-            .map(|_| Command::Version),
+        "status" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Status),
+        "version" | "--version" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Version),
         "ssh" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Ssh),
         "update" => Ok(Command::Update {
             check: mixed(&[switch("check", None)])?.has("check"),
@@ -189,12 +181,7 @@ fn wake(sim: &Sim<'_>, wanted: bool) -> Outcome<()> {
 }
 
 /// `delete` takes names only; given an id, version 2.2.3 crashes.
-fn delete(
-    sim: &Sim<'_>,
-    machines: Vec<String>,
-    force: bool,
-    troubles: &[Trouble],
-) -> Outcome<Reply> {
+fn delete(sim: &Sim<'_>, machines: Vec<String>, force: bool, troubles: &[Trouble]) -> Outcome<Reply> {
     let inventory = sim.store.read()?;
     let by_id = |name: &String| {
         inventory

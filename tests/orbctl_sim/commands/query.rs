@@ -49,30 +49,21 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
             .collect(),
         (false, Format::Text) => render::table(&machines, shape),
         (false, Format::Json) => {
-            let records = machines
-                .iter()
-                .map(|machine| render::record(machine, shape));
+            let records = machines.iter().map(|machine| render::record(machine, shape));
             render::json(&records.collect::<Vec<_>>())?
         }
     }))
 }
 
 /// One machine.
-pub(crate) fn info(
-    sim: &Sim<'_>,
-    target: &str,
-    format: Format,
-    troubles: &[Trouble],
-) -> Outcome<Reply> {
+pub(crate) fn info(sim: &Sim<'_>, target: &str, format: Format, troubles: &[Trouble]) -> Outcome<Reply> {
     sim.settings.latency.pass_half("info");
     let inventory = sim.store.read()?;
     sim.settings.latency.pass_half("info");
-    let machine = inventory
-        .find(target)
-        .ok_or_else(|| Refusal::MachineNotFound {
-            operation: None,
-            machine: target.to_owned(),
-        })?;
+    let machine = inventory.find(target).ok_or_else(|| Refusal::MachineNotFound {
+        operation: None,
+        machine: target.to_owned(),
+    })?;
     let shape = Shape::new(troubles);
     Ok(Reply::text(match format {
         Format::Text => render::info_text(machine, shape),
@@ -110,9 +101,7 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
     sim.settings.latency.pass("default");
     let Some(machine) = machine else {
         let default = sim.store.read()?.default;
-        return Ok(Reply::text(
-            default.unwrap_or_else(|| "none".to_owned()) + "\n",
-        ));
+        return Ok(Reply::text(default.unwrap_or_else(|| "none".to_owned()) + "\n"));
     };
     sim.store.change(|inventory| {
         inventory.default = if machine == "none" {
@@ -132,12 +121,10 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
 pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool) -> Outcome<Reply> {
     sim.settings.latency.pass("logs");
     let inventory = sim.store.read()?;
-    let machine = inventory
-        .find(target)
-        .ok_or_else(|| Refusal::MachineNotFound {
-            operation: Some("logs"),
-            machine: target.to_owned(),
-        })?;
+    let machine = inventory.find(target).ok_or_else(|| Refusal::MachineNotFound {
+        operation: Some("logs"),
+        machine: target.to_owned(),
+    })?;
     let console = sim.store.machine_folder(&machine.id).join("console.log");
     let mut text = fs::read(console).unwrap_or_default();
     if all {

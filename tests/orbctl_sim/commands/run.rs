@@ -55,11 +55,7 @@ pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
 }
 
 /// The machine that is meant, running; a stopped one is started, as on the real tool.
-pub(crate) fn awake(
-    sim: &Sim<'_>,
-    named: Option<&str>,
-    operation: &'static str,
-) -> Outcome<Machine> {
+pub(crate) fn awake(sim: &Sim<'_>, named: Option<&str>, operation: &'static str) -> Outcome<Machine> {
     let machine = chosen(&sim.store.read()?, named, operation)?;
     if machine.state == MachineState::Running && is_alive(&machine) {
         return Ok(machine);

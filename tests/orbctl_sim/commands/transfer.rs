@@ -92,9 +92,7 @@ pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
     let send = script(SEND, transfer.sources.iter());
     let receive = script(
         RECEIVE,
-        [&transfer.target]
-            .into_iter()
-            .chain(transfer.sources.iter()),
+        [&transfer.target].into_iter().chain(transfer.sources.iter()),
     );
     let (here, there) = match transfer.direction {
         Direction::Push => (send, receive),
@@ -109,10 +107,7 @@ pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
     };
     let mut here = match transfer.direction {
         Direction::Push => {
-            let mut child = here_command
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .spawn()?;
+            let mut child = here_command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
             guest.stdin = child.stdout.take().map(Stdio::from);
             child
         }

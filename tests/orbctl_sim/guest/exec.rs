@@ -62,11 +62,11 @@ const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 /// What a login shell would do itself, or do otherwise than the program of the same name.
 const SHELL_WORDS: [&str; 52] = [
-    ".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "case", "cd", "command",
-    "compgen", "complete", "continue", "declare", "dirs", "disown", "do", "echo", "enable", "eval",
-    "exec", "exit", "export", "fc", "fg", "for", "getopts", "hash", "help", "history", "if",
-    "jobs", "kill", "let", "local", "popd", "printf", "pushd", "pwd", "read", "return", "set",
-    "shift", "source", "test", "time", "trap", "type", "ulimit", "umask",
+    ".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "case", "cd", "command", "compgen",
+    "complete", "continue", "declare", "dirs", "disown", "do", "echo", "enable", "eval", "exec", "exit",
+    "export", "fc", "fg", "for", "getopts", "hash", "help", "history", "if", "jobs", "kill", "let", "local",
+    "popd", "printf", "pushd", "pwd", "read", "return", "set", "shift", "source", "test", "time", "trap",
+    "type", "ulimit", "umask",
 ];
 
 /// Runs the command to its end and gives its exit code. For an isolated machine this process is
@@ -129,12 +129,8 @@ fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Res
     namespaces::enter(machine.resident.context("the machine is not running")?)?;
 
     let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd of the machine")?;
-    let user = command
-        .user
-        .as_ref()
-        .unwrap_or(&machine.config.default_username);
-    let account =
-        Account::find(&passwd, user).with_context(|| format!("user not found: '{user}'"))?;
+    let user = command.user.as_ref().unwrap_or(&machine.config.default_username);
+    let account = Account::find(&passwd, user).with_context(|| format!("user not found: '{user}'"))?;
     let groups = account.groups(&fs::read_to_string("/etc/group").unwrap_or_default());
 
     // Folders are tried as the user who will work there.
@@ -175,8 +171,7 @@ fn prepare(
     translate: impl Fn(OsString) -> OsString,
 ) -> Prepared {
     let stdin_is_terminal = command.stdin.is_none() && std::io::stdin().is_terminal();
-    let session =
-        stdin_is_terminal || (command.words.is_empty() && std::io::stdout().is_terminal());
+    let session = stdin_is_terminal || (command.words.is_empty() && std::io::stdout().is_terminal());
     let mut child = shell_or_program(&command, account, path);
     child.env_clear();
     for name in PASSING {
@@ -233,10 +228,7 @@ fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Co
         return child;
     }
     let shell = Path::new(&account.shell);
-    let name = shell
-        .file_name()
-        .unwrap_or(shell.as_os_str())
-        .to_string_lossy();
+    let name = shell.file_name().unwrap_or(shell.as_os_str()).to_string_lossy();
     let mut child = Command::new(shell);
     child.arg0(format!("-{name}"));
     if !command.profile && name == "bash" {
@@ -255,11 +247,7 @@ fn program(word: &OsStr, path: &str) -> Option<PathBuf> {
         let file = PathBuf::from(word);
         return (file.is_absolute() && runs(&file)).then_some(file);
     }
-    if word.is_empty()
-        || word
-            .to_str()
-            .is_some_and(|word| SHELL_WORDS.contains(&word))
-    {
+    if word.is_empty() || word.to_str().is_some_and(|word| SHELL_WORDS.contains(&word)) {
         return None;
     }
     path.split(':')

@@ -95,9 +95,7 @@ pub(crate) fn export(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()
     if has_program("zstd") {
         tar.arg("--zstd");
     }
-    tar.args(attributes())
-        .arg("-cf")
-        .arg(std::path::absolute(file)?);
+    tar.args(attributes()).arg("-cf").arg(std::path::absolute(file)?);
     finish(
         tar.arg("-C")
             .arg(folder)
@@ -126,9 +124,7 @@ pub(crate) fn import(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()
     let folder = sim.store.machine_folder(&machine.id);
     make_folder(&folder, machine.isolation)?;
     let mut tar = Command::new("tar");
-    tar.args(attributes())
-        .arg("-xpf")
-        .arg(std::path::absolute(file)?);
+    tar.args(attributes()).arg("-xpf").arg(std::path::absolute(file)?);
     finish(tar.arg("-C").arg(folder))
 }
 
@@ -164,10 +160,7 @@ fn finish(command: &mut Command) -> Result<()> {
         .output()
         .with_context(|| format!("run {program}"))?;
     if !output.status.success() {
-        bail!(
-            "{program}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

@@ -94,12 +94,7 @@ fn build_root(boot: &Boot) -> Result<()> {
         .to_str()
         .context("the home is not UTF-8")?);
     if home.is_dir() {
-        mount_kind(
-            "tmpfs",
-            &home,
-            nothing | MountFlags::RDONLY,
-            "mode=555,size=4k",
-        )?;
+        mount_kind("tmpfs", &home, nothing | MountFlags::RDONLY, "mode=555,size=4k")?;
     }
     rustix::process::chdir(&root)?;
     // With both arguments the same, the old root lies over the new one and can be taken off.
@@ -115,11 +110,7 @@ fn mount_overlay(boot: &Boot, root: &Path) -> Result<()> {
             .to_str()
             .context("the state directory's path is not UTF-8")?
             .to_owned();
-        Ok::<_, anyhow::Error>(
-            text.replace('\\', "\\\\")
-                .replace(',', "\\,")
-                .replace(':', "\\:"),
-        )
+        Ok::<_, anyhow::Error>(text.replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:"))
     };
     let upper = escaped(boot.folder.join("upper"))?;
     let work = escaped(boot.folder.join("work"))?;
@@ -145,8 +136,7 @@ fn mount_devices(dev: &Path) -> Result<()> {
     for device in ["null", "zero", "full", "random", "urandom", "tty"] {
         let node = dev.join(device);
         File::create(&node)?;
-        mount_bind(Path::new("/dev").join(device), &node)
-            .with_context(|| format!("bind /dev/{device}"))?;
+        mount_bind(Path::new("/dev").join(device), &node).with_context(|| format!("bind /dev/{device}"))?;
     }
     fs::create_dir(dev.join("pts"))?;
     let options = "newinstance,ptmxmode=0666,mode=0620";

@@ -54,10 +54,7 @@ pub(crate) fn check() -> Result<()> {
     let output = unshare().arg("true").stdin(Stdio::null()).output();
     let output = output.context("run unshare (of util-linux)")?;
     if !output.status.success() {
-        bail!(
-            "unshare: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("unshare: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
@@ -95,10 +92,7 @@ pub(crate) fn boot(folder: &Path, home: &Path, machine: &Machine) -> Result<Resi
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(&serde_json::to_vec(&boot)?)?;
     }
-    let stdout = child
-        .stdout
-        .take()
-        .context("the first process has no voice")?;
+    let stdout = child.stdout.take().context("the first process has no voice")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     let Some(("ready", pid)) = line.trim().split_once(' ') else {
@@ -164,8 +158,7 @@ pub(crate) fn enter(resident: Resident) -> Result<()> {
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
-    move_into_thread_name_spaces(rustix::fd::AsFd::as_fd(&pidfd), spaces)
-        .context("enter the machine")
+    move_into_thread_name_spaces(rustix::fd::AsFd::as_fd(&pidfd), spaces).context("enter the machine")
 }
 
 /// Another user, for as long as this lives. Only this thread changes, and there is no other; the
@@ -202,11 +195,7 @@ fn handle(resident: Resident) -> Option<OwnedFd> {
 fn started(pid: i32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let dead = matches!(fields.first()?.as_str(), "Z" | "X");
-    if dead {
-        None
-    } else {
-        fields.get(19)?.parse().ok()
-    }
+    if dead { None } else { fields.get(19)?.parse().ok() }
 }
 
 /// The fields of `/proc/<pid>/stat` from the state on. The one before is the program's name, which

@@ -21,9 +21,7 @@ pub(crate) fn other_place(folder: &Path) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     let home = catalog::spread(&parent.to_string_lossy());
-    let name = folder
-        .file_name()
-        .context("a machine's folder has a name")?;
+    let name = folder.file_name().context("a machine's folder has a name")?;
     Ok(Some(
         Path::new("/dev/shm")
             .join(format!("orbctl-sim-{home:08x}"))
@@ -48,10 +46,7 @@ pub(crate) fn prepare(folder: &Path, machine: &Machine) -> Result<()> {
     let user = add_account(&etc, &machine.config.default_username)?;
     make_home(&upper, &user)?;
     let sudoers = mirror(&upper, "etc/sudoers.d")?.join("90-orbctl-sim");
-    fs::write(
-        &sudoers,
-        format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", user.name),
-    )?;
+    fs::write(&sudoers, format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", user.name))?;
     fs::set_permissions(&sudoers, Permissions::from_mode(0o440))?;
     let machine_id = format!("{:032x}", u128::from_be_bytes(catalog::random()?));
     fs::write(etc.join("machine-id"), machine_id + "\n")?;
@@ -115,12 +110,10 @@ pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
     let path = etc.join("hosts");
     match fs::read_to_string(&path) {
         Ok(old) => {
-            let renamed = old
-                .lines()
-                .map(|line| match line.strip_prefix("127.0.1.1\t") {
-                    Some(_) => format!("127.0.1.1\t{name}\n"),
-                    None => format!("{line}\n"),
-                });
+            let renamed = old.lines().map(|line| match line.strip_prefix("127.0.1.1\t") {
+                Some(_) => format!("127.0.1.1\t{name}\n"),
+                None => format!("{line}\n"),
+            });
             fs::write(&path, renamed.collect::<String>())?;
         }
         Err(_) => fs::write(&path, hosts)?,

@@ -1,0 +1,1025 @@
+//! One valid [`Config`] from flags, environment, a TOML file and defaults, in this order of precedence.
+//!
+//! Every key is one line of the table at the bottom: name, type, default, bounds and what it means. The struct, the parser, the
+//! environment names (`ORBD_` and the key in capitals), the check for misspelt keys and the documented sample all come from it.
+//! An error names the key, where it was set, and what would be right.
+//!
+//! The environment is read here and nowhere else, once, into an [`Environment`] that tests fill themselves.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::logging::LogFormat;
+
+/// The longest path of a Unix socket, in bytes: what macOS has room for, less the final NUL.
+pub const SOCKET_PATH_MAX: usize = 103;
+
+/// The longest configuration file that is read.
+const FILE_MAX: u64 = 1 << 20;
+
+/// The variable that names the configuration file.
+const FILE_VARIABLE: &str = "ORBD_CONFIG";
+
+/// The environment as it was when the process started.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// Reads the process's environment. Variables that are not Unicode are left out.
+    pub fn of_process() -> Self {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
+    }
+
+    /// Returns a variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(
+            variables
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+}
+
+/// Where this user's files lie on this platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The user's home.
+    pub home: PathBuf,
+    /// Where the configuration file is looked for.
+    pub config: PathBuf,
+    /// Where journal, metrics, spools and logs go.
+    pub state: PathBuf,
+}
+
+impl Places {
+    /// Finds them: under `~/Library/Application Support/dev.orbd.orbd` on a Mac, where XDG says on Linux.
+    pub fn of_this_user() -> Result<Self, ConfigError> {
+        let base = directories::BaseDirs::new().ok_or(ConfigError::NoHome)?;
+        let ours = directories::ProjectDirs::from("dev", "orbd", "orbd").ok_or(ConfigError::NoHome)?;
+        Ok(Self {
+            home: base.home_dir().to_owned(),
+            config: ours.config_dir().to_owned(),
+            state: ours
+                .state_dir()
+                .unwrap_or_else(|| ours.data_local_dir())
+                .to_owned(),
+        })
+    }
+}
+
+/// Values given on the command line, by key, and the file if one was named there.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// The configuration file to read instead of the usual one.
+    pub file: Option<PathBuf>,
+    /// Keys and their values, as text.
+    pub values: Vec<(String, String)>,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration file, at this line.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Variable(String),
+    /// The command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => write!(f, "${name}"),
+            Self::Flag(name) => write!(f, "--{name}"),
+        }
+    }
+}
+
+/// Why there is no valid configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The user has no home directory.
+    #[error("the home directory is not known: set HOME")]
+    NoHome,
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {message}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// There is no such key.
+    #[error("{origin}: there is no key `{key}`{}", nearest.map_or_else(String::new, |near| format!("; did you mean `{near}`?")))]
+    UnknownKey {
+        /// Where it was set.
+        origin: Origin,
+        /// The key.
+        key: String,
+        /// The key that it looks like.
+        nearest: Option<&'static str>,
+    },
+    /// A value does not fit its key.
+    #[error("{origin}: `{key}` {problem}")]
+    BadValue {
+        /// Where it was set.
+        origin: Origin,
+        /// The key.
+        key: &'static str,
+        /// What would be right.
+        problem: String,
+    },
+}
+
+/// A type of value that a key can have.
+trait Value: Sized + PartialEq {
+    /// Reads it from the file.
+    fn from_toml(value: &toml::Value) -> Result<Self, String>;
+    /// Reads it from the environment or a flag.
+    fn from_text(text: &str) -> Result<Self, String>;
+    /// Writes it as TOML.
+    fn to_toml(&self) -> String;
+}
+
+fn wrong_type(expected: &str, value: &toml::Value) -> String {
+    format!("must be {expected}, not {}", value.type_str())
+}
+
+impl Value for bool {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| wrong_type("true or false", value))
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err(format!("must be true or false, not {text:?}")),
+        }
+    }
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for u64 {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        let number = value
+            .as_integer()
+            .ok_or_else(|| wrong_type("a whole number", value))?;
+        Self::try_from(number).map_err(|_| format!("cannot be negative, but is {number}"))
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("must be a whole number, not {text:?}"))
+    }
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for usize {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        Self::try_from(u64::from_toml(value)?).map_err(|_| "is too large".to_owned())
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::try_from(u64::from_text(text)?).map_err(|_| "is too large".to_owned())
+    }
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// A number of bytes, as in `64KiB`, `1GiB` or `4096`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+const BYTE_UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+
+impl Value for Bytes {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::Integer(_) => u64::from_toml(value).map(Self),
+            toml::Value::String(text) => Self::from_text(text),
+            other => Err(wrong_type("a size like \"64MiB\" or a number of bytes", other)),
+        }
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let wrong = || format!("must be a size like \"64MiB\", in B, KiB, MiB, GiB or TiB, not {text:?}");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+        let unit = text[digits.len()..].trim();
+        let shift = match unit {
+            "" => 0,
+            unit => {
+                BYTE_UNITS
+                    .iter()
+                    .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+                    .ok_or_else(wrong)?
+                    .1
+            }
+        };
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or_else(|| "is too large".to_owned())
+    }
+    fn to_toml(&self) -> String {
+        let (unit, shift) = BYTE_UNITS
+            .iter()
+            .find(|(_, shift)| self.0 != 0 && self.0.is_multiple_of(1 << shift))
+            .unwrap_or(&("B", 0));
+        format!("\"{}{unit}\"", self.0 >> shift)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_toml().trim_matches('"'))
+    }
+}
+
+const DURATION_UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
+
+impl Value for Duration {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::String(text) => Self::from_text(text),
+            other => Err(wrong_type("a duration in quotes like \"30s\"", other)),
+        }
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("must be a duration like \"30s\" or \"1h30m\", in d, h, m, s or ms, not {text:?}");
+        let mut rest = text.trim();
+        let mut sum = 0_u64;
+        if rest.is_empty() {
+            return Err(wrong());
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+            let (number, tail) = rest.split_at(digits);
+            let letters = tail
+                .find(|c: char| !c.is_ascii_alphabetic())
+                .unwrap_or(tail.len());
+            let (unit, tail) = tail.split_at(letters);
+            let (_, ms) = DURATION_UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(wrong)?;
+            let part = number
+                .parse::<u64>()
+                .ok()
+                .and_then(|number| number.checked_mul(*ms))
+                .ok_or_else(wrong)?;
+            sum = sum.checked_add(part).ok_or_else(wrong)?;
+            rest = tail.trim_start();
+        }
+        Ok(Self::from_millis(sum))
+    }
+    fn to_toml(&self) -> String {
+        let mut ms = u64::try_from(self.as_millis()).unwrap_or(u64::MAX);
+        let mut text = String::new();
+        for (unit, size) in DURATION_UNITS {
+            if ms >= size {
+                let _ = write!(text, "{}{unit}", ms / size);
+                ms %= size;
+            }
+        }
+        if text.is_empty() {
+            text.push_str("0s");
+        }
+        format!("\"{text}\"")
+    }
+}
+
+impl Value for String {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| wrong_type("text in quotes", value))
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+    fn to_toml(&self) -> String {
+        toml::Value::String(self.clone()).to_string()
+    }
+}
+
+impl Value for PathBuf {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        value
+            .as_str()
+            .ok_or_else(|| wrong_type("a path in quotes", value))
+            .and_then(Self::from_text)
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.contains('\0') || text.is_empty() {
+            return Err("must be a path".into());
+        }
+        Ok(text.into())
+    }
+    fn to_toml(&self) -> String {
+        self.to_string_lossy().into_owned().to_toml()
+    }
+}
+
+impl Value for LogFormat {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        value
+            .as_str()
+            .ok_or_else(|| wrong_type("\"text\" or \"json\"", value))
+            .and_then(Self::from_text)
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("must be \"text\" or \"json\", not {text:?}")),
+        }
+    }
+    fn to_toml(&self) -> String {
+        match self {
+            Self::Text => "\"text\"".into(),
+            Self::Json => "\"json\"".into(),
+        }
+    }
+}
+
+/// An optional value has no default; the sample shows what would be found.
+impl<T: Value> Value for Option<T> {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        T::from_toml(value).map(Some)
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        T::from_text(text).map(Some)
+    }
+    fn to_toml(&self) -> String {
+        self.as_ref().map_or_else(|| "\"\"".into(), T::to_toml)
+    }
+}
+
+/// Checks a value against the bounds of its key.
+fn check_bounds<T: Value + PartialOrd>(value: &T, least: &T, most: &T) -> Result<(), String> {
+    if value < least || value > most {
+        return Err(format!(
+            "must be between {} and {}, but is {}",
+            least.to_toml(),
+            most.to_toml(),
+            value.to_toml()
+        ));
+    }
+    Ok(())
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+const fn minutes(minutes: u64) -> Duration {
+    seconds(minutes * 60)
+}
+const fn hours(hours: u64) -> Duration {
+    minutes(hours * 60)
+}
+const fn days(days: u64) -> Duration {
+    hours(days * 24)
+}
+
+/// One key as errors, the sample and `config check` know it.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// What it means.
+    pub help: &'static str,
+}
+
+impl Key {
+    /// Returns the environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("ORBD_{}", self.name.to_ascii_uppercase())
+    }
+}
+
+/// A value as one of the sources gives it.
+enum Given<'a> {
+    Toml(&'a toml::Value),
+    Text(&'a str),
+}
+
+impl Given<'_> {
+    fn read<T: Value>(&self) -> Result<T, String> {
+        match self {
+            Self::Toml(value) => T::from_toml(value),
+            Self::Text(text) => T::from_text(text),
+        }
+    }
+}
+
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, $least:expr => $most:expr)?;)+) => {
+        /// Everything that can be configured. Fields are the keys of the file; every value was checked.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Config {
+            $($(#[doc = $doc])+ pub $name: $type,)+
+            origins: BTreeMap<&'static str, Origin>,
+        }
+
+        /// Every key, in the order of the sample.
+        pub const KEYS: &[Key] = &[$(Key { name: stringify!($name), help: concat!($($doc, "\n"),+) },)+];
+
+        impl Config {
+            /// Returns the defaults for a user whose files lie there.
+            pub fn defaults(places: &Places) -> Self {
+                // Each default may use where this user's files lie.
+                $(let $name = { let make: fn(&Places) -> $type = $default; make(places) };)+
+                Self { $($name,)+ origins: BTreeMap::new() }
+            }
+
+            fn set(&mut self, key: &str, given: &Given<'_>, origin: Origin) -> Result<(), ConfigError> {
+                match key {
+                    $(stringify!($name) => {
+                        let key = stringify!($name);
+                        let bad = |problem| ConfigError::BadValue { origin: origin.clone(), key, problem };
+                        let value: $type = given.read().map_err(bad)?;
+                        $(check_bounds::<$type>(&value, &$least, &$most).map_err(bad)?;)?
+                        self.$name = value;
+                        self.origins.insert(key, origin);
+                        Ok(())
+                    })+
+                    _ => Err(ConfigError::UnknownKey {
+                        origin,
+                        key: key.to_owned(),
+                        nearest: nearest(key, KEYS.iter().map(|key| key.name)),
+                    }),
+                }
+            }
+
+            /// Returns every key's value as TOML, in the order of the sample.
+            pub fn values(&self) -> Vec<(&'static str, String)> {
+                vec![$((stringify!($name), self.$name.to_toml()),)+]
+            }
+        }
+    };
+}
+
+impl Config {
+    /// Reads the configuration of this process.
+    pub fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        Self::load_for(&Places::of_this_user()?, flags, environment)
+    }
+
+    /// Reads the configuration of a user whose files lie at `places`.
+    pub fn load_for(places: &Places, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(places);
+        if let Some((path, text)) = read_file(places, flags, environment)? {
+            config.apply_file(&path, &text)?;
+        }
+        for key in KEYS {
+            let variable = key.variable();
+            if let Some(text) = environment.get(&variable) {
+                config.set(key.name, &Given::Text(text), Origin::Variable(variable))?;
+            }
+        }
+        for (key, text) in &flags.values {
+            config.set(key, &Given::Text(text), Origin::Flag(key.clone()))?;
+        }
+        config.check(places)?;
+        Ok(config)
+    }
+
+    /// Returns where a key's value came from.
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// Returns a documented file with every key at its default.
+    pub fn sample(places: &Places) -> String {
+        let mut text = String::from(
+            "# orbd's configuration. Every key is shown with its default; remove the # to change it.\n\
+             # Durations are in d, h, m, s and ms, sizes in B, KiB, MiB, GiB and TiB.\n\
+             # An environment variable ORBD_<KEY> goes before this file, a flag before both.\n",
+        );
+        for (key, (name, value)) in KEYS.iter().zip(Self::defaults(places).values()) {
+            text.push('\n');
+            for line in key.help.lines() {
+                let _ = writeln!(text, "# {}", line.trim());
+            }
+            let _ = writeln!(text, "#{name} = {value}");
+        }
+        text
+    }
+
+    fn apply_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let table: BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>> = toml::from_str(text)
+            .map_err(|error| ConfigError::Syntax {
+                path: path.to_owned(),
+                message: error.to_string().trim_end().to_owned(),
+            })?;
+        for (key, value) in &table {
+            let line = 1 + text[..key.span().start.min(text.len())].matches('\n').count();
+            let origin = Origin::File {
+                path: path.to_owned(),
+                line,
+            };
+            self.set(key.get_ref(), &Given::Toml(value.get_ref()), origin)?;
+        }
+        Ok(())
+    }
+
+    /// Checks what concerns more than one value or more than a number, and completes paths.
+    fn check(&mut self, places: &Places) -> Result<(), ConfigError> {
+        let origins = &self.origins;
+        for (key, path) in [
+            ("socket", Some(&mut self.socket)),
+            ("state_dir", Some(&mut self.state_dir)),
+            ("log_dir", self.log_dir.as_mut()),
+            ("orbctl", self.orbctl.as_mut()),
+        ] {
+            let Some(path) = path else { continue };
+            if let Ok(rest) = path.strip_prefix("~") {
+                *path = places.home.join(rest);
+            }
+            if !path.is_absolute() {
+                return Err(ConfigError::BadValue {
+                    origin: origins.get(key).cloned().unwrap_or(Origin::Default),
+                    key,
+                    problem: format!("must be an absolute path, but is {}", path.display()),
+                });
+            }
+        }
+        let length = self.socket.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            let problem = format!(
+                "has {length} bytes, and the path of a Unix socket has at most {SOCKET_PATH_MAX}: choose a shorter one"
+            );
+            return Err(self.bad("socket", problem));
+        }
+        let too_many = |key: &str, other: &str| {
+            format!("cannot be more than `{other}`; lower `{key}` or raise `{other}`")
+        };
+        if self.creates_max > self.changes_max {
+            return Err(self.bad("creates_max", too_many("creates_max", "changes_max")));
+        }
+        if self.exec_per_machine > self.exec_max {
+            return Err(self.bad("exec_per_machine", too_many("exec_per_machine", "exec_max")));
+        }
+        if self.queue_max_per_client > self.queue_max {
+            return Err(self.bad(
+                "queue_max_per_client",
+                too_many("queue_max_per_client", "queue_max"),
+            ));
+        }
+        if self.spool_max > self.spool_total_max {
+            return Err(self.bad("spool_max", too_many("spool_max", "spool_total_max")));
+        }
+        if self.watch_interval > self.watch_interval_max {
+            return Err(self.bad("watch_interval", too_many("watch_interval", "watch_interval_max")));
+        }
+        crate::logging::check_level(&self.log_level).map_err(|problem| self.bad("log_level", problem))
+    }
+
+    fn bad(&self, key: &'static str, problem: String) -> ConfigError {
+        ConfigError::BadValue {
+            origin: self.origin(key),
+            key,
+            problem,
+        }
+    }
+
+    /// Returns where the journal is.
+    pub fn journal_path(&self) -> PathBuf {
+        self.state_dir.join("journal")
+    }
+
+    /// Returns the folder of the metrics.
+    pub fn metrics_dir(&self) -> PathBuf {
+        self.state_dir.join("metrics")
+    }
+
+    /// Returns the folder of spooled output.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.state_dir.join("spool")
+    }
+
+    /// Returns the folder of the logs.
+    pub fn log_folder(&self) -> PathBuf {
+        self.log_dir.clone().unwrap_or_else(|| self.state_dir.join("log"))
+    }
+
+    /// Returns how the metrics are kept.
+    pub fn metrics(&self) -> io::Result<crate::metrics::Settings> {
+        let mut settings = crate::metrics::Settings::new(self.metrics_dir())?;
+        settings.history_max = self.history_max;
+        settings.history_max_age = self.history_max_age;
+        Ok(settings)
+    }
+
+    /// Returns how logs are written.
+    pub fn logging(&self, to: crate::logging::Destination) -> crate::logging::Settings {
+        crate::logging::Settings {
+            level: self.log_level.clone(),
+            format: self.log_format,
+            to,
+            folder: self.log_folder(),
+            files_max: self.log_max_files,
+            file_size_max: self.log_max_size.0,
+            file_age_max: self.log_max_age,
+        }
+    }
+}
+
+/// Returns the file's path and text. A file that was named must be there; the usual one need not.
+fn read_file(
+    places: &Places,
+    flags: &Flags,
+    environment: &Environment,
+) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let named = flags
+        .file
+        .clone()
+        .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
+    let path = named.clone().unwrap_or_else(|| default_file(places));
+    let read = || -> io::Result<String> {
+        let metadata = std::fs::metadata(&path)?;
+        if metadata.len() > FILE_MAX {
+            return Err(io::Error::other(format!("it is longer than {FILE_MAX} bytes")));
+        }
+        std::fs::read_to_string(&path)
+    };
+    match read() {
+        Ok(text) => Ok(Some((path, text))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(None),
+        Err(source) => Err(ConfigError::Unreadable { path, source }),
+    }
+}
+
+/// Returns where the configuration is looked for when nobody names a file.
+pub fn default_file(places: &Places) -> PathBuf {
+    places.config.join("config.toml")
+}
+
+/// Returns the known name that a misspelt one is close to.
+fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let key = key.to_ascii_lowercase().replace('-', "_");
+    known
+        .map(|name| (distance(&key, name), name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len() / 5)
+        .map(|(_, name)| name)
+}
+
+/// Counts the characters to insert, remove or replace on the way from one text to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (done, a) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = done + 1;
+        for (at, b) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[at + 1];
+            row[at + 1] = replaced.min(row[at] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+keys! {
+    /// The socket that clients connect to. At most 103 bytes.
+    socket: PathBuf = |places| places.home.join(".orbd/orbd.sock");
+    /// Where orbctl is. Looked for on PATH and in the usual places when not set.
+    orbctl: Option<PathBuf> = |_| None;
+    /// Where journal, metrics and spooled output go.
+    state_dir: PathBuf = |places| places.state.clone();
+    /// Start the daemon on demand where no service is installed.
+    autostart: bool = |_| true;
+    /// Allow running as root.
+    allow_root: bool = |_| false;
+    /// Restart by itself when the program on disk was replaced and no change runs.
+    restart_on_upgrade: bool = |_| true;
+
+    /// One invocation at a time, of all kinds but sessions.
+    strict: bool = |_| false;
+    /// At most so many reads run at once.
+    queries_max: usize = |_| 4, 1 => 64;
+    /// At most so many commands and file transfers run at once in one machine.
+    exec_per_machine: usize = |_| 4, 1 => 256;
+    /// At most so many commands and file transfers run at once in all.
+    exec_max: usize = |_| 128, 1 => 4096;
+    /// At most so many changes of machines run at once.
+    changes_max: usize = |_| 8, 1 => 256;
+    /// At most so many of them create or import a machine.
+    creates_max: usize = |_| 2, 1 => 64;
+    /// At most so many jobs wait; more are refused.
+    queue_max: usize = |_| 1024, 1 => 1_000_000;
+    /// At most so many jobs of one client wait; more are refused.
+    queue_max_per_client: usize = |_| 512, 1 => 1_000_000;
+    /// How long a job may wait, unless its caller says otherwise.
+    queue_timeout: Duration = |_| minutes(10), seconds(1) => days(1);
+    /// How long a read may run.
+    query_timeout: Duration = |_| seconds(30), seconds(1) => hours(1);
+    /// How long a change of a machine may run.
+    change_timeout: Duration = |_| minutes(10), seconds(1) => days(1);
+    /// How long creating or importing a machine may run.
+    create_timeout: Duration = |_| minutes(30), seconds(1) => days(1);
+    /// How long a change of OrbStack as a whole may run.
+    fleet_timeout: Duration = |_| minutes(5), seconds(1) => days(1);
+    /// How long a change of settings may run.
+    config_timeout: Duration = |_| minutes(1), seconds(1) => hours(1);
+    /// How long a child has between being asked to end and being killed.
+    grace: Duration = |_| seconds(10), Duration::from_millis(100) => minutes(10);
+
+    /// The oldest observation that anybody is answered with.
+    cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);
+    /// How often orbd looks for changes while somebody is subscribed.
+    watch_interval: Duration = |_| seconds(2), Duration::from_millis(200) => hours(1);
+    /// What that grows to while nothing changes.
+    watch_interval_max: Duration = |_| seconds(10), Duration::from_millis(200) => hours(1);
+
+    /// At most so much output of one job is kept.
+    spool_max: Bytes = |_| Bytes(1 << 30), Bytes(1 << 16) => Bytes(1 << 40);
+    /// At most so much output of all jobs is kept.
+    spool_total_max: Bytes = |_| Bytes(4 << 30), Bytes(1 << 16) => Bytes(1 << 43);
+    /// How long ended jobs and their output are kept.
+    jobs_keep: Duration = |_| minutes(15), seconds(1) => days(30);
+    /// At most so many ended jobs are kept.
+    jobs_keep_max: usize = |_| 1000, 0 => 1_000_000;
+
+    /// At most so many records of operations are kept.
+    history_max: u64 = |_| 100_000, 0 => 10_000_000;
+    /// How long records of operations are kept. Sums per hour and day are kept for longer.
+    history_max_age: Duration = |_| days(90), minutes(1) => days(3660);
+
+    /// At most so many clients are connected at once.
+    connections_max: usize = |_| 256, 1 => 65_536;
+    /// At most so many requests of one connection are answered at once.
+    requests_max: usize = |_| 128, 1 => 65_536;
+    /// At most so many requests are sent in one batch.
+    batch_max: usize = |_| 100, 1 => 10_000;
+    /// The longest request.
+    frame_max: Bytes = |_| Bytes(16 << 20), Bytes(1 << 12) => Bytes(1 << 30);
+    /// How long a connection may be idle, with no subscription, before it is closed.
+    connection_idle_max: Duration = |_| hours(1), seconds(1) => days(30);
+
+    /// How much is logged: error, warn, info, debug or trace, also per module as in `info,orbd::rpc=debug`.
+    log_level: String = |_| "info".into();
+    /// How logs look: "text" or "json".
+    log_format: LogFormat = |_| LogFormat::Text;
+    /// Where logs go when running in the background. `log` in `state_dir` when not set.
+    log_dir: Option<PathBuf> = |_| None;
+    /// At most so many log files are kept.
+    log_max_files: usize = |_| 5, 1 => 1000;
+    /// A log file is closed and the next begun at this size.
+    log_max_size: Bytes = |_| Bytes(10 << 20), Bytes(1 << 12) => Bytes(1 << 30);
+    /// A log file is closed and the next begun at this age.
+    log_max_age: Duration = |_| days(1), minutes(1) => days(365);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        Places {
+            home: "/home/u".into(),
+            config: "/nowhere/config".into(),
+            state: "/home/u/.local/state/orbd".into(),
+        }
+    }
+
+    fn load(
+        file: Option<&str>,
+        variables: &[(&str, &str)],
+        flags: &[(&str, &str)],
+    ) -> Result<Config, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("config.toml");
+        if let Some(text) = file {
+            std::fs::write(&path, text).expect("written");
+        }
+        let flags = Flags {
+            file: file.map(|_| path),
+            values: flags
+                .iter()
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect(),
+        };
+        let environment = variables.iter().copied().collect();
+        Config::load_for(&places(), &flags, &environment).map_err(|error| {
+            error
+                .to_string()
+                .replace(&*folder.path().to_string_lossy(), "/etc")
+        })
+    }
+
+    fn check_error(file: &str, expected: &str) {
+        assert_eq!(load(Some(file), &[], &[]).expect_err(file), expected);
+    }
+
+    #[test]
+    fn without_anything_set_the_defaults_hold() {
+        let config = load(None, &[], &[]).expect("valid");
+        assert_eq!(config, Config::defaults(&places()));
+        assert_eq!(config.socket, Path::new("/home/u/.orbd/orbd.sock"));
+        assert_eq!(config.origin("socket"), Origin::Default);
+    }
+
+    #[test]
+    fn the_sample_with_every_key_switched_on_equals_the_defaults() {
+        let sample = Config::sample(&places());
+        let on: String = sample
+            .lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| !line.starts_with(' ') && !line.ends_with("\"\""))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        assert_eq!(
+            on.lines().count(),
+            KEYS.len() - 2,
+            "all but the two that have no default"
+        );
+        let config = load(Some(&on), &[], &[]).expect("valid");
+        assert_eq!(config.values(), Config::defaults(&places()).values());
+        assert_eq!(load(Some(&sample), &[], &[]), Ok(Config::defaults(&places())));
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_that_before_the_file() {
+        let file = "queue_max = 2000\ngrace = \"1s\"\nstrict = true\n";
+        let variables = [("ORBD_GRACE", "2s"), ("ORBD_STRICT", "off")];
+        let config = load(Some(file), &variables, &[("strict", "true")]).expect("valid");
+        assert_eq!(
+            (config.queue_max, config.grace, config.strict),
+            (2000, seconds(2), true)
+        );
+        assert!(matches!(config.origin("queue_max"), Origin::File { line: 1, .. }));
+        assert_eq!(config.origin("grace"), Origin::Variable("ORBD_GRACE".into()));
+        assert_eq!(config.origin("strict"), Origin::Flag("strict".into()));
+    }
+
+    #[test]
+    fn the_file_can_be_named_by_the_environment_and_must_then_exist() {
+        let named = load(None, &[("ORBD_CONFIG", "/nowhere/x.toml")], &[]);
+        assert_eq!(named, Err("cannot read the configuration /nowhere/x.toml".into()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        check_error(
+            "strict = true\nquue_max = 5\n",
+            "/etc/config.toml:2: there is no key `quue_max`; did you mean `queue_max`?",
+        );
+        check_error("colour = 1", "/etc/config.toml:1: there is no key `colour`");
+        let flag = load(None, &[], &[("log-level", "debug")]);
+        assert_eq!(
+            flag,
+            Err("--log-level: there is no key `log-level`; did you mean `log_level`?".into())
+        );
+    }
+
+    #[test]
+    fn an_error_names_the_place_the_key_and_what_would_be_right() {
+        check_error(
+            "\n\ngrace = 10",
+            "/etc/config.toml:3: `grace` must be a duration in quotes like \"30s\", not integer",
+        );
+        check_error(
+            "grace = \"10 parsecs\"",
+            "/etc/config.toml:1: `grace` must be a duration like \"30s\" or \"1h30m\", in d, h, m, s or ms, not \"10 parsecs\"",
+        );
+        check_error(
+            "queue_max = 0",
+            "/etc/config.toml:1: `queue_max` must be between 1 and 1000000, but is 0",
+        );
+        check_error(
+            "queue_max = -1",
+            "/etc/config.toml:1: `queue_max` cannot be negative, but is -1",
+        );
+        check_error(
+            "strict = \"yes\"",
+            "/etc/config.toml:1: `strict` must be true or false, not string",
+        );
+        check_error(
+            "creates_max = 9",
+            "/etc/config.toml:1: `creates_max` cannot be more than `changes_max`; lower `creates_max` or raise `changes_max`",
+        );
+        check_error(
+            "orbctl = \"orbctl\"",
+            "/etc/config.toml:1: `orbctl` must be an absolute path, but is orbctl",
+        );
+        check_error(
+            "frame_max = \"16 parsecs\"",
+            "/etc/config.toml:1: `frame_max` must be a size like \"64MiB\", in B, KiB, MiB, GiB or TiB, not \"16 parsecs\"",
+        );
+        let variable = load(None, &[("ORBD_LOG_FORMAT", "xml")], &[]);
+        assert_eq!(
+            variable,
+            Err("$ORBD_LOG_FORMAT: `log_format` must be \"text\" or \"json\", not \"xml\"".into())
+        );
+        let level = load(None, &[("ORBD_LOG_LEVEL", "orbd=loud")], &[]).expect_err("refused");
+        assert!(level.starts_with("$ORBD_LOG_LEVEL: `log_level` "), "{level}");
+        let syntax = load(Some("strict = tru"), &[], &[]).expect_err("refused");
+        assert!(
+            syntax.starts_with("/etc/config.toml is not valid TOML: "),
+            "{syntax}"
+        );
+        let twice = load(Some("strict = true\nstrict = false"), &[], &[]).expect_err("refused");
+        assert!(twice.contains("duplicate key"), "{twice}");
+    }
+
+    #[test]
+    fn a_socket_path_that_no_socket_can_have_is_refused() {
+        let fits = format!("/{}", "s".repeat(SOCKET_PATH_MAX - 1));
+        assert!(load(None, &[("ORBD_SOCKET", &fits)], &[]).is_ok());
+        let long = format!("{fits}s");
+        assert_eq!(
+            load(None, &[("ORBD_SOCKET", &long)], &[]).expect_err("refused"),
+            "$ORBD_SOCKET: `socket` has 104 bytes, and the path of a Unix socket has at most 103: choose a shorter one"
+        );
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_of_the_user() {
+        let config = load(Some("socket = \"~/o.sock\""), &[], &[]).expect("valid");
+        assert_eq!(config.socket, Path::new("/home/u/o.sock"));
+    }
+
+    #[test]
+    fn durations_and_sizes_survive_being_written() {
+        for ms in [0, 1, 999, 1_000, 61_001, 5_400_000, 7_776_000_000] {
+            let duration = Duration::from_millis(ms);
+            assert_eq!(
+                Duration::from_text(duration.to_toml().trim_matches('"')),
+                Ok(duration)
+            );
+        }
+        for bytes in [0, 1, 1023, 1024, 1 << 20, 3 << 30, (1 << 40) + 1] {
+            assert_eq!(
+                Bytes::from_text(Bytes(bytes).to_toml().trim_matches('"')),
+                Ok(Bytes(bytes))
+            );
+        }
+        assert_eq!(Duration::from_text("1h 30m"), Ok(minutes(90)));
+        assert_eq!(Bytes::from_text("64 mib"), Ok(Bytes(64 << 20)));
+        for wrong in ["", "5", "s", "-1s", "99999999999999999999d", "1.5h"] {
+            assert!(Duration::from_text(wrong).is_err(), "{wrong:?}");
+        }
+        for wrong in ["", "MiB", "-1", "99999999999TiB", "1.5GiB"] {
+            assert!(Bytes::from_text(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_within_its_bounds() {
+        let defaults = Config::defaults(&places());
+        for (key, value) in defaults.values() {
+            if value != "\"\"" {
+                let file = format!("{key} = {value}\n");
+                assert!(load(Some(&file), &[], &[]).is_ok(), "{file}");
+            }
+        }
+    }
+}

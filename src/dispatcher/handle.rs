@@ -1,0 +1,469 @@
+//! What the rest of orbd says to the dispatcher, and the handle that says it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::cache::{Generation, Topic};
+use crate::clock::Moment;
+use crate::job::{ClientId, JobId, Outcome, Priority};
+use crate::machine::{MachineId, MachineName};
+use crate::operation::{Operation, Query, Scope};
+use crate::spool;
+use crate::sys::ChildIdentity;
+
+use super::known::Seen;
+
+/// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
+pub(super) const REQUESTS_MAX: usize = 256;
+
+/// Who asks, and through which connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The party that turns are shared out between.
+    pub id: ClientId,
+    /// The connection whose end cancels what is attached to it.
+    pub connection: u64,
+    /// Name given by the client itself.
+    pub name: Arc<str>,
+    /// Its process, where the system tells.
+    pub pid: Option<u32>,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// Who runs the real tool.
+#[derive(Debug, Clone)]
+pub enum Carrier {
+    /// We do.
+    Daemon,
+    /// This process of the client's does, once it is told that the place is its own.
+    Lease(ChildIdentity),
+}
+
+/// Something to be done.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// What.
+    pub operation: Operation,
+    /// For whom.
+    pub client: Client,
+    /// Who runs the tool.
+    pub carrier: Carrier,
+    /// The id by which the machine was named; checked again before the start.
+    pub expected_id: Option<MachineId>,
+    /// Whether it outlives its client.
+    pub detached: bool,
+    /// Who goes first.
+    pub priority: Priority,
+    /// Longest wait; the default where absent.
+    pub queue_timeout: Option<Duration>,
+    /// Longest run; the class's default where absent.
+    pub run_timeout: Option<Duration>,
+}
+
+/// What stays the same about a job from acceptance to end.
+#[derive(Debug)]
+pub struct JobSpec {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub operation: Operation,
+    /// For whom.
+    pub client: Client,
+    /// Who runs the tool.
+    pub carrier: Carrier,
+    /// The id by which the machine was named.
+    pub expected_id: Option<MachineId>,
+    /// Whether it outlives its client.
+    pub detached: bool,
+    /// Who goes first.
+    pub priority: Priority,
+    /// When it was accepted.
+    pub accepted: Moment,
+    /// Longest run.
+    pub run_timeout: Option<Duration>,
+}
+
+/// Where a job is.
+#[derive(Debug, Clone)]
+pub enum JobState {
+    /// Accepted, not started.
+    Waiting,
+    /// Started.
+    Running {
+        /// When.
+        since: Moment,
+    },
+    /// Over.
+    Ended {
+        /// When it started, if it did.
+        since: Option<Moment>,
+        /// When it ended.
+        at: Moment,
+        /// How.
+        outcome: Outcome,
+        /// What it waited for at its end, if it never started.
+        holder: Option<WaitingFor>,
+    },
+}
+
+impl JobState {
+    /// Says whether it is over.
+    pub fn is_ended(&self) -> bool {
+        matches!(self, Self::Ended { .. })
+    }
+}
+
+/// Why a job waits.
+#[derive(Debug, Clone)]
+pub enum WaitingFor {
+    /// Another job is in the way.
+    Job {
+        /// Its id.
+        id: JobId,
+        /// What it does.
+        verb: &'static str,
+        /// To which machine.
+        machine: Option<MachineName>,
+        /// For whom.
+        client: Arc<str>,
+        /// How long ago it was accepted.
+        age: Duration,
+    },
+    /// A limit is reached.
+    Limit(&'static str),
+    /// The queue or its lane is paused.
+    Paused,
+}
+
+/// A job as its followers hold it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What stays the same.
+    pub spec: Arc<JobSpec>,
+    /// Where it is.
+    pub state: watch::Receiver<JobState>,
+    /// What it wrote, for jobs that write.
+    pub spool: Option<spool::Spool>,
+}
+
+/// A job at one moment.
+#[derive(Debug, Clone)]
+pub struct JobView {
+    /// What stays the same.
+    pub spec: Arc<JobSpec>,
+    /// Where it is.
+    pub state: JobState,
+    /// Why it waits.
+    pub waiting_for: Option<WaitingFor>,
+    /// Bytes that it wrote so far.
+    pub output_bytes: u64,
+    /// How many callers share it beside the first.
+    pub joined: u32,
+}
+
+/// Why something was not accepted. Nothing happened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Rejection {
+    /// No room.
+    #[error("the queue is full: {limit} jobs wait")]
+    QueueFull {
+        /// The bound.
+        limit: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// No room for this client.
+    #[error("{limit} jobs of this client wait already")]
+    ClientQueueFull {
+        /// The bound.
+        limit: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// New work is refused.
+    #[error("{what} is draining: new work is refused")]
+    Draining {
+        /// The daemon, the queue or a lane.
+        what: String,
+    },
+    /// The machine named by its id does not exist.
+    #[error("no machine has the id or name {0}")]
+    NoSuchMachine(MachineId),
+    /// It cannot be written down, and was asked to survive a restart.
+    #[error("the job could not be written to the journal: {0}")]
+    Journal(Arc<str>),
+    /// The daemon is going away.
+    #[error("orbd is stopping")]
+    Stopping,
+}
+
+/// Why a read gave no facts.
+#[derive(Debug, Clone)]
+pub enum ReadError {
+    /// Not accepted.
+    Rejected(Rejection),
+    /// Accepted, and ended without facts.
+    Ended {
+        /// The job.
+        id: JobId,
+        /// How.
+        outcome: Outcome,
+        /// What it waited for, if it never started.
+        holder: Option<WaitingFor>,
+    },
+}
+
+/// What became of a wish to cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It waited, and never starts.
+    NeverStarted,
+    /// It runs, and is being ended.
+    Stopping,
+    /// It was over.
+    AlreadyEnded,
+    /// Unknown, or no longer kept.
+    NoSuchJob,
+}
+
+/// The whole queue or one machine's lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Everything.
+    All,
+    /// One machine.
+    Machine(MachineName),
+}
+
+/// What can be done to a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueVerb {
+    /// Start nothing more.
+    Pause,
+    /// End a pause or a drain.
+    Resume,
+    /// Refuse new work; answered when all is done.
+    Drain,
+}
+
+/// The queue at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct QueueView {
+    /// Jobs waiting.
+    pub waiting: usize,
+    /// Jobs running.
+    pub running: usize,
+    /// Most jobs that may wait.
+    pub queue_max: usize,
+    /// Nothing starts.
+    pub paused: bool,
+    /// Machines whose lane is paused.
+    pub paused_machines: Vec<MachineName>,
+    /// New work is refused.
+    pub draining: bool,
+    /// Machines for which new work is refused.
+    pub draining_machines: Vec<MachineName>,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// `waiting`, `running` or `ended`.
+    pub state: Option<StateFilter>,
+    /// About this machine.
+    pub machine: Option<MachineName>,
+    /// With this verb.
+    pub verb: Option<String>,
+    /// At most so many, the newest.
+    pub limit: usize,
+}
+
+/// A job's state without its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateFilter {
+    /// Accepted, not started.
+    Waiting,
+    /// Started.
+    Running,
+    /// Over.
+    Ended,
+}
+
+/// What is kept about one topic.
+#[derive(Debug, Clone)]
+pub struct KeptView {
+    /// What about.
+    pub topic: Topic,
+    /// Generation that it belongs to.
+    pub generation: Generation,
+    /// How old it is.
+    pub age: Duration,
+    /// Whether it may still be answered.
+    pub valid: bool,
+}
+
+/// The cache at one moment.
+#[derive(Debug, Clone)]
+pub struct CacheView {
+    /// The generation now.
+    pub generation: Generation,
+    /// What is kept.
+    pub entries: Vec<KeptView>,
+}
+
+/// What the fast path may answer without asking.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// The machine list, while it is valid.
+    pub machines: Option<Seen>,
+}
+
+/// Everything that the dispatcher can be asked. Each carries where the answer goes.
+pub(super) enum Request {
+    Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
+    Read {
+        query: Query,
+        max_age: Option<Duration>,
+        client: Client,
+        reply: oneshot::Sender<Result<Seen, ReadError>>,
+    },
+    Job(JobId, oneshot::Sender<Option<Job>>),
+    View(JobId, oneshot::Sender<Option<JobView>>),
+    List(JobFilter, oneshot::Sender<(Vec<JobView>, bool)>),
+    Cancel(JobId, oneshot::Sender<Cancelled>),
+    Input(JobId, oneshot::Sender<Option<mpsc::Sender<Bytes>>>),
+    EndInput(JobId),
+    Release {
+        job: JobId,
+        exit_code: Option<i32>,
+        reply: oneshot::Sender<bool>,
+    },
+    ConnectionGone(u64),
+    Queue(QueueVerb, Target, oneshot::Sender<QueueView>),
+    QueueView(oneshot::Sender<QueueView>),
+    CacheView(oneshot::Sender<CacheView>),
+    Invalidate(Scope, oneshot::Sender<Generation>),
+}
+
+/// Talks to the dispatcher. Cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) published: watch::Receiver<Published>,
+}
+
+impl Dispatcher {
+    /// Asks; `None` when the dispatcher is gone.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Hands in something to be done. Returns once it is accepted; a detached change is on disk by then.
+    pub async fn submit(&self, submission: Submission) -> Result<Job, Rejection> {
+        self.ask(|reply| Request::Submit(Box::new(submission), reply))
+            .await
+            .unwrap_or(Err(Rejection::Stopping))
+    }
+
+    /// Reads facts no older than `max_age`, from what is known or from `orbctl`.
+    pub async fn read(
+        &self,
+        query: Query,
+        max_age: Option<Duration>,
+        client: Client,
+    ) -> Result<Seen, ReadError> {
+        self.ask(|reply| Request::Read {
+            query,
+            max_age,
+            client,
+            reply,
+        })
+        .await
+        .unwrap_or(Err(ReadError::Rejected(Rejection::Stopping)))
+    }
+
+    /// Finds a job to follow.
+    pub async fn job(&self, id: JobId) -> Option<Job> {
+        self.ask(|reply| Request::Job(id, reply)).await?
+    }
+
+    /// Looks at a job.
+    pub async fn view(&self, id: JobId) -> Option<JobView> {
+        self.ask(|reply| Request::View(id, reply)).await?
+    }
+
+    /// Lists jobs, oldest first, and says whether older ones were left out.
+    pub async fn list(&self, filter: JobFilter) -> (Vec<JobView>, bool) {
+        self.ask(|reply| Request::List(filter, reply))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Cancels a job.
+    pub async fn cancel(&self, id: JobId) -> Cancelled {
+        self.ask(|reply| Request::Cancel(id, reply))
+            .await
+            .unwrap_or(Cancelled::NoSuchJob)
+    }
+
+    /// Returns where a job's input goes, while it takes some.
+    pub async fn input(&self, id: JobId) -> Option<mpsc::Sender<Bytes>> {
+        self.ask(|reply| Request::Input(id, reply)).await?
+    }
+
+    /// Says that a job's input is complete.
+    pub async fn end_input(&self, id: JobId) {
+        // A dispatcher that is gone has no inputs left to end.
+        let _ = self.requests.send(Request::EndInput(id)).await;
+    }
+
+    /// Says how the process of a lease ended. Returns false when there is no such lease.
+    pub async fn release(&self, job: JobId, exit_code: Option<i32>) -> bool {
+        self.ask(|reply| Request::Release {
+            job,
+            exit_code,
+            reply,
+        })
+        .await
+        .unwrap_or(false)
+    }
+
+    /// Says that a client is gone: what is attached to its connection is cancelled or stopped.
+    pub async fn connection_gone(&self, connection: u64) {
+        // A dispatcher that is gone has stopped everything already.
+        let _ = self.requests.send(Request::ConnectionGone(connection)).await;
+    }
+
+    /// Pauses, resumes or drains.
+    pub async fn queue(&self, verb: QueueVerb, target: Target) -> QueueView {
+        self.ask(|reply| Request::Queue(verb, target, reply))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Looks at the queue.
+    pub async fn queue_view(&self) -> QueueView {
+        self.ask(Request::QueueView).await.unwrap_or_default()
+    }
+
+    /// Looks at the cache.
+    pub async fn cache_view(&self) -> Option<CacheView> {
+        self.ask(Request::CacheView).await
+    }
+
+    /// Forgets what is known.
+    pub async fn invalidate(&self, scope: Scope) -> Option<Generation> {
+        self.ask(|reply| Request::Invalidate(scope, reply)).await
+    }
+
+    /// Returns what may be answered without asking.
+    pub fn published(&self) -> watch::Ref<'_, Published> {
+        self.published.borrow()
+    }
+}

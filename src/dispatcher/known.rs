@@ -1,0 +1,80 @@
+//! What orbd knows of the world: typed facts, each in a form that can be served again and again.
+
+use std::sync::OnceLock;
+
+use crate::cache::{Observation, Topic};
+use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
+use crate::operation::Query;
+
+/// The answer to one query.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Facts {
+    /// Every machine.
+    Machines(Vec<Machine>),
+    /// One machine.
+    Info(Box<MachineInfo>),
+    /// How OrbStack is.
+    Status(OrbstackStatus),
+    /// Which `orbctl` this is.
+    Version(OrbctlVersion),
+    /// Keys and values.
+    Config(Vec<(String, String)>),
+    /// The default machine.
+    Default(Option<MachineName>),
+    /// Text for people.
+    Text(String),
+}
+
+/// Facts, and room for the form in which they are served, so that they are encoded once however often they are asked for.
+#[derive(Debug)]
+pub struct Known {
+    /// The facts.
+    pub facts: Facts,
+    /// Filled by whoever serves them first.
+    pub encoded: OnceLock<Box<str>>,
+}
+
+impl Known {
+    /// Wraps facts that nobody served yet.
+    pub fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// Returns the machines, if these facts are the list.
+    pub fn machines(&self) -> Option<&[Machine]> {
+        match &self.facts {
+            Facts::Machines(machines) => Some(machines),
+            _ => None,
+        }
+    }
+}
+
+/// Facts with when and how they were seen.
+pub type Seen = Observation<std::sync::Arc<Known>>;
+
+/// Returns under what a query's answer is kept; `None` for answers that are not.
+pub(super) fn topic(query: &Query) -> Option<Topic> {
+    match query {
+        Query::List => Some(Topic::Machines),
+        Query::Info(name) => Some(Topic::Info(name.clone())),
+        Query::Status => Some(Topic::Status),
+        Query::Version => Some(Topic::Version),
+        Query::ConfigShow => Some(Topic::Config),
+        Query::Default => Some(Topic::Default),
+        Query::Ssh => Some(Topic::Ssh),
+        Query::Logs(..) => None,
+    }
+}
+
+/// Finds a machine by name.
+pub(super) fn by_name<'a>(machines: &'a [Machine], name: &MachineName) -> Option<&'a Machine> {
+    machines.iter().find(|machine| machine.name == *name)
+}
+
+/// Finds a machine by id.
+pub(super) fn by_id<'a>(machines: &'a [Machine], id: &MachineId) -> Option<&'a Machine> {
+    machines.iter().find(|machine| machine.id == *id)
+}

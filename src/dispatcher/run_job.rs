@@ -1,0 +1,412 @@
+//! Carries out one job, from its start to its outcome.
+//!
+//! A job may need several invocations: a look whether a change already holds, the change itself, and looks afterwards when it was
+//! cut short. Nothing here decides order or remembers anything beyond the job; the dispatcher hears of the end and does the rest.
+//!
+//! ```text
+//! start --> named by id? look, compare --> idempotent? look --holds--> succeeded, changed: false
+//!                 | other machine                | no
+//!                 v                              v
+//!              failed                      invocation --exited--> classified: succeeded or failed
+//!                                                | cut short
+//!                                                v
+//!                            command: cancelled or expired    change: looks until settled --> unknown
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Moment;
+use crate::job::{Ending, Failure, Outcome, Phase, Sighting, Success};
+use crate::journal::JournalError;
+use crate::operation::{Class, Operation, Query, Stdin};
+use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink};
+use crate::spool;
+use crate::sys::{self, ChildIdentity};
+
+use super::handle::{Carrier, JobSpec};
+use super::known::{Facts, by_id};
+use super::settle::{self, Settling};
+
+/// Most bytes of a read's answer that are kept; a list of ten thousand machines fits.
+const ANSWER_MAX: usize = 16 << 20;
+/// First pause between looks after a cut; it doubles.
+const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(250);
+/// Longest pause between looks.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Ends when an entry of the journal would survive a loss of power.
+pub(super) type Durable = BoxFuture<'static, Result<(), JournalError>>;
+
+/// Limits that a job runs under.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunLimits {
+    /// Longest time for one look.
+    pub(super) query: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub(super) grace: Duration,
+    /// Longest time that looks go on after a cut.
+    pub(super) settle: Duration,
+}
+
+/// What a job needs to run.
+pub(super) struct Work<O> {
+    pub(super) spec: Arc<JobSpec>,
+    pub(super) orbctl: Arc<O>,
+    pub(super) limits: RunLimits,
+    /// Ends what runs.
+    pub(super) stop: CancellationToken,
+    /// Ends looking, too: somebody forces the lane, or we are going away.
+    pub(super) abandon: CancellationToken,
+    /// Where a command's output goes.
+    pub(super) spool: Option<spool::Writer>,
+    /// Where streamed input comes from.
+    pub(super) input: Option<mpsc::Receiver<Bytes>>,
+    /// Put into the child's environment, so that our next life recognises it.
+    pub(super) marker: String,
+    /// Told of each child, as soon as there is one.
+    pub(super) spawned: mpsc::Sender<(crate::job::JobId, ChildIdentity)>,
+    /// For a lease: how the client says that its process ended.
+    pub(super) release: Option<oneshot::Receiver<Option<i32>>>,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) outcome: Outcome,
+    /// What a query saw.
+    pub(super) facts: Option<Facts>,
+    /// Whether `orbctl` itself looked sick.
+    pub(super) sick: bool,
+    pub(super) exit_code: Option<i32>,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+}
+
+impl Finished {
+    pub(super) fn new(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            facts: None,
+            sick: false,
+            exit_code: None,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    fn counted(outcome: Outcome, completion: &Completion) -> Self {
+        let exit_code = match completion.ending {
+            Ending::Exited(code) => Some(code),
+            Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped => None,
+        };
+        let (bytes_in, bytes_out) = (completion.bytes_in, completion.bytes_out);
+        Self {
+            outcome,
+            facts: None,
+            sick: false,
+            exit_code,
+            bytes_in,
+            bytes_out,
+        }
+    }
+}
+
+/// Runs a job to its end; a change that outlives us not before it is on disk (`durable`). Never panics on anything that `orbctl` does.
+pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> Finished {
+    if let Carrier::Lease(identity) = work.spec.carrier.clone() {
+        return work.lease(identity).await;
+    }
+    if let Some(durable) = durable
+        && let Err(error) = durable.await
+    {
+        // Not run at all, rather than perhaps twice.
+        return Finished::new(Outcome::Failed(Failure::Internal(error.to_string().into())));
+    }
+    if let Err(finished) = work.check_id().await {
+        return finished;
+    }
+    match &work.spec.operation {
+        Operation::Query(query) => work.query(query).await,
+        Operation::Exec(..) => work.exec().await,
+        _ => work.change().await,
+    }
+}
+
+impl<O: Orbctl> Work<O> {
+    /// Runs `orbctl` once and reports the child as soon as there is one.
+    async fn invoke(&self, mut invocation: Invocation) -> Result<Completion, orbctl::SpawnError> {
+        let (started, told) = oneshot::channel();
+        invocation.started = Some(started);
+        invocation.marker.clone_from(&self.marker);
+        invocation.grace = self.limits.grace;
+        let run = self.orbctl.run(invocation, self.stop.clone());
+        tokio::pin!(run);
+        let report = async {
+            if let Ok(identity) = told.await {
+                // The dispatcher outlives its jobs; if it is gone, so is the journal.
+                let _ = self.spawned.send((self.spec.id, identity)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            () = report => unreachable!("it never ends"),
+            completion = &mut run => completion,
+        }
+    }
+
+    /// Makes one read for the job's own use. `stop` does not end it, because looks are what follows a stop.
+    async fn look(&self, query: Query) -> Result<Facts, Failure> {
+        let operation = Operation::Query(query);
+        let mut invocation =
+            Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
+        invocation.run_timeout = Some(self.limits.query);
+        invocation.grace = self.limits.grace;
+        invocation.marker.clone_from(&self.marker);
+        let completion = self
+            .orbctl
+            .run(invocation, self.abandon.clone())
+            .await
+            .map_err(|error| error.failure())?;
+        read(&operation, &completion).1
+    }
+
+    /// Checks that an id still means the machine whose lane the job holds.
+    async fn check_id(&self) -> Result<(), Finished> {
+        let (Some(id), Some(name)) = (&self.spec.expected_id, self.spec.operation.machine()) else {
+            return Ok(());
+        };
+        match self.look(Query::List).await {
+            Ok(Facts::Machines(all)) if by_id(&all, id).is_some_and(|machine| machine.name == *name) => {
+                Ok(())
+            }
+            Ok(_) => Err(Finished::new(Outcome::Failed(Failure::MachineNotFound(
+                id.as_str().into(),
+            )))),
+            Err(failure) => Err(Finished::new(Outcome::Failed(failure))),
+        }
+    }
+
+    async fn query(&self, query: &Query) -> Finished {
+        let operation = Operation::Query(query.clone());
+        let mut invocation =
+            Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
+        invocation.run_timeout = self.spec.run_timeout;
+        let completion = match self.invoke(invocation).await {
+            Ok(completion) => completion,
+            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+        };
+        if let Some(outcome) = cut_short(&completion) {
+            let mut finished = Finished::counted(outcome, &completion);
+            finished.sick = completion.ending == Ending::TimedOut;
+            return finished;
+        }
+        let (sick, facts) = read(&operation, &completion);
+        let mut finished = match facts {
+            Ok(facts) => {
+                let mut finished = Finished::counted(Outcome::Succeeded(Success::Read), &completion);
+                finished.facts = Some(facts);
+                finished
+            }
+            Err(failure) => Finished::counted(Outcome::Failed(failure), &completion),
+        };
+        finished.sick = sick;
+        finished
+    }
+
+    async fn exec(&mut self) -> Finished {
+        let input = match (&self.spec.operation, self.input.take()) {
+            (_, Some(stream)) => Input::Stream(stream),
+            (Operation::Exec(_, request), None) => match &request.stdin {
+                Stdin::Bytes(bytes) => Input::Bytes(bytes.clone()),
+                Stdin::Empty | Stdin::Stream => Input::Empty,
+            },
+            _ => Input::Empty,
+        };
+        let sink = self
+            .spool
+            .take()
+            .map_or(Sink::Capture { max: ANSWER_MAX }, Sink::Spool);
+        let mut invocation = Invocation::new(orbctl::argv::argv(&self.spec.operation), sink);
+        invocation.stdin = input;
+        invocation.run_timeout = self.spec.run_timeout;
+        let completion = match self.invoke(invocation).await {
+            Ok(completion) => completion,
+            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+        };
+        if let Some(outcome) = cut_short(&completion) {
+            return Finished::counted(outcome, &completion);
+        }
+        let verdict = orbctl::classify::classify(&self.spec.operation, &completion);
+        let outcome = match (verdict.failure, completion.ending) {
+            (Some(failure), _) => Outcome::Failed(failure),
+            (None, Ending::Exited(exit_code)) => Outcome::Succeeded(Success::Exec { exit_code }),
+            (None, ending) => {
+                Outcome::Failed(Failure::Internal(format!("{ending:?} was not classified").into()))
+            }
+        };
+        let mut finished = Finished::counted(outcome, &completion);
+        finished.sick = verdict.sick;
+        finished
+    }
+
+    async fn change(&self) -> Finished {
+        let operation = &self.spec.operation;
+        // The look begins after the change was accepted, so `changed: false` is never said of something older.
+        if settle::is_idempotent(operation)
+            && let Some(query) = settle::telling(operation)
+            && let Ok(facts) = self.look(query).await
+            && settle::holds(operation, &facts) == Some(true)
+        {
+            return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
+        }
+        if self.stop.is_cancelled() {
+            return Finished::new(Outcome::Cancelled(Phase::Running));
+        }
+        let mut invocation =
+            Invocation::new(orbctl::argv::argv(operation), Sink::Capture { max: ANSWER_MAX });
+        invocation.run_timeout = self.spec.run_timeout;
+        let completion = match self.invoke(invocation).await {
+            Ok(completion) => completion,
+            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+        };
+        let verdict = orbctl::classify::classify(operation, &completion);
+        match (completion.ending, verdict.failure) {
+            (Ending::Exited(_), None) => {
+                Finished::counted(Outcome::Succeeded(Success::Change { changed: true }), &completion)
+            }
+            (Ending::Exited(_), Some(failure)) if !verdict.sick => {
+                Finished::counted(Outcome::Failed(failure), &completion)
+            }
+            // Killed, timed out, stopped, or it fell over: the service may go on without it.
+            (Ending::Exited(_) | Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped, _) => {
+                let mut finished = Finished::counted(self.settle().await, &completion);
+                finished.sick = verdict.sick || completion.ending == Ending::TimedOut;
+                finished
+            }
+        }
+    }
+
+    /// Looks until a change that was cut short has come to rest.
+    async fn settle(&self) -> Outcome {
+        let operation = &self.spec.operation;
+        let mut settling = Settling::default();
+        let Some(query) = settle::telling(operation) else {
+            return Outcome::Unknown(settling.last());
+        };
+        let began = Moment::now();
+        let mut pause = LOOK_PAUSE_FIRST;
+        loop {
+            let looked = self.look(query.clone()).await;
+            let since = Moment::now().instant.saturating_duration_since(began.instant);
+            if let Ok(facts) = looked
+                && settling.look(operation, facts, since).settled
+            {
+                break;
+            }
+            if since >= self.limits.settle || self.abandon.is_cancelled() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.abandon.cancelled() => break,
+            }
+            pause = (pause * 2).min(LOOK_PAUSE_MAX);
+        }
+        Outcome::Unknown(settling.last())
+    }
+
+    /// Holds the place for the client's process until that process is gone, whoever else dies.
+    async fn lease(&mut self, identity: ChildIdentity) -> Finished {
+        let gone = sys::gone(identity);
+        tokio::pin!(gone);
+        let released = self.release.take();
+        tokio::select! {
+            () = &mut gone => {}
+            () = self.stop.cancelled() => {
+                sys::terminate(identity);
+                tokio::select! {
+                    () = &mut gone => {}
+                    () = tokio::time::sleep(self.limits.grace) => {
+                        sys::kill(identity);
+                        gone.await;
+                    }
+                }
+            }
+        }
+        // The process is gone, so its owner can say how it ended; one that does not say so soon never will.
+        let told = match released {
+            Some(release) => tokio::time::timeout(RELEASE_WAIT, release)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .flatten(),
+            None => None,
+        };
+        let mut finished = Finished::new(match (told, self.spec.operation.class()) {
+            (Some(0), _) => Outcome::Succeeded(Success::Change { changed: true }),
+            (Some(exit_code), _) => Outcome::Failed(Failure::OrbctlFailed {
+                exit_code,
+                stderr_tail: "".into(),
+            }),
+            (None, Class::Exec) => Outcome::Interrupted,
+            (None, _) => Outcome::Unknown(Sighting::NOTHING),
+        });
+        finished.exit_code = told;
+        finished
+    }
+}
+
+/// How long the owner of a lease has to say how its process ended, after it is gone.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Says what a read or a command that did not end by itself means.
+fn cut_short(completion: &Completion) -> Option<Outcome> {
+    if let Some(error) = &completion.spool_failed {
+        return Some(Outcome::Failed(Failure::Internal(
+            format!("output could not be kept: {error}").into(),
+        )));
+    }
+    match completion.ending {
+        Ending::Stopped => Some(Outcome::Cancelled(Phase::Running)),
+        Ending::TimedOut => Some(Outcome::Expired(Phase::Running)),
+        Ending::Exited(_) | Ending::Signalled(_) => None,
+    }
+}
+
+/// Reads a query's answer, and says whether `orbctl` looked sick.
+fn read(operation: &Operation, completion: &Completion) -> (bool, Result<Facts, Failure>) {
+    let Operation::Query(query) = operation else {
+        return (false, Err(Failure::Internal("not a query".into())));
+    };
+    if completion.ending == Ending::TimedOut {
+        return (
+            true,
+            Err(Failure::OrbctlUnavailable("it gave no answer in time".into())),
+        );
+    }
+    let verdict = orbctl::classify::classify(operation, completion);
+    if let Some(failure) = verdict.failure {
+        return (verdict.sick, Err(failure));
+    }
+    let stdout = &completion.stdout.bytes;
+    let facts = match query {
+        Query::List => orbctl::output::list(stdout).map(Facts::Machines),
+        Query::Info(_) => orbctl::output::info(stdout).map(|info| Facts::Info(Box::new(info))),
+        Query::Status => orbctl::output::status(completion.ending, stdout).map(Facts::Status),
+        Query::Version => orbctl::output::version(stdout).map(Facts::Version),
+        Query::ConfigShow => orbctl::output::config(stdout).map(Facts::Config),
+        Query::Default => orbctl::output::default_machine(stdout).map(Facts::Default),
+        Query::Ssh | Query::Logs(..) => Ok(Facts::Text(String::from_utf8_lossy(stdout).into_owned())),
+    };
+    (
+        false,
+        facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into())),
+    )
+}

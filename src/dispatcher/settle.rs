@@ -1,0 +1,215 @@
+//! Decides, from looks at the inventory alone, whether a change already holds and whether one that was cut short has come to rest.
+//!
+//! Killing `orbctl` does not undo what its service was told to do, so after a cut only the inventory can tell. Pure: the looks
+//! and the time between them are somebody else's.
+
+use std::time::Duration;
+
+use crate::job::Sighting;
+use crate::machine::{Machine, MachineState, OrbstackStatus};
+use crate::operation::{Operation, Query};
+
+use super::known::{Facts, by_name};
+
+/// Something that does not hold counts as settled when it looked the same, and at rest, for so long.
+pub(super) const QUIET: Duration = Duration::from_secs(10);
+
+/// Returns the read that tells whether an operation holds, for those where one does.
+pub(super) fn telling(operation: &Operation) -> Option<Query> {
+    match operation {
+        Operation::StartOrbstack | Operation::StopOrbstack(_) => Some(Query::Status),
+        Operation::SetDefault(_) => Some(Query::Default),
+        Operation::ConfigSet { .. } => Some(Query::ConfigShow),
+        Operation::Create(_)
+        | Operation::Start(_)
+        | Operation::Stop(..)
+        | Operation::Restart(_)
+        | Operation::Delete(..)
+        | Operation::Rename { .. }
+        | Operation::Clone { .. }
+        | Operation::Import(..)
+        | Operation::StartAll
+        | Operation::StopAll(_) => Some(Query::List),
+        Operation::Query(_)
+        | Operation::Exec(..)
+        | Operation::Push(_)
+        | Operation::Pull(_)
+        | Operation::Export(..)
+        | Operation::ConfigReset => None,
+    }
+}
+
+/// Says whether an operation is one that needs nothing done where it already holds. A create is not: a machine of that name that
+/// was there before is somebody else's.
+pub(super) fn is_idempotent(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Start(_)
+            | Operation::Stop(..)
+            | Operation::SetDefault(_)
+            | Operation::ConfigSet { .. }
+            | Operation::StartOrbstack
+            | Operation::StopOrbstack(_)
+            | Operation::StartAll
+            | Operation::StopAll(_)
+    )
+}
+
+/// Says whether what an operation asks for holds in these facts; `None` where they cannot tell.
+pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
+    let running = |machine: &Machine| machine.state == MachineState::Running;
+    let stopped = |machine: &Machine| machine.state == MachineState::Stopped;
+    match (operation, facts) {
+        (Operation::Create(new), Facts::Machines(all)) => Some(by_name(all, &new.name).is_some_and(running)),
+        (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, Facts::Machines(all)) => {
+            Some(by_name(all, name).is_some_and(|machine| running(machine) || stopped(machine)))
+        }
+        (Operation::Start(name), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(running)),
+        (Operation::Stop(name, _), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(stopped)),
+        (Operation::Delete(name, _), Facts::Machines(all)) => Some(by_name(all, name).is_none()),
+        (Operation::Rename { from, to }, Facts::Machines(all)) => {
+            Some(by_name(all, from).is_none() && by_name(all, to).is_some())
+        }
+        (Operation::StartAll, Facts::Machines(all)) => Some(all.iter().all(running)),
+        (Operation::StopAll(_), Facts::Machines(all)) => Some(all.iter().all(stopped)),
+        (Operation::StartOrbstack, Facts::Status(status)) => Some(*status == OrbstackStatus::Running),
+        (Operation::StopOrbstack(_), Facts::Status(status)) => Some(*status == OrbstackStatus::Stopped),
+        (Operation::SetDefault(name), Facts::Default(default)) => Some(name == default),
+        (Operation::ConfigSet { key, value }, Facts::Config(values)) => {
+            Some(values.iter().any(|(k, v)| k == key.as_str() && v == &**value))
+        }
+        // A machine that was running before a restart and is running after it tells nothing.
+        _ => None,
+    }
+}
+
+/// Says whether nothing that the operation touches is on its way anywhere.
+fn is_at_rest(operation: &Operation, facts: &Facts) -> bool {
+    match facts {
+        Facts::Machines(all) => {
+            let touched: Vec<_> = operation
+                .footprint()
+                .lanes()
+                .iter()
+                .map(|(lane, _)| lane.clone())
+                .collect();
+            let fleet = operation.machine().is_none();
+            all.iter()
+                .filter(|machine| {
+                    fleet || touched.contains(&crate::operation::Lane::Machine(machine.name.clone()))
+                })
+                .all(|machine| !matches!(machine.state, MachineState::Busy(_)))
+        }
+        Facts::Status(status) => !matches!(status, OrbstackStatus::Other(_)),
+        _ => true,
+    }
+}
+
+/// Looks after a change was cut short, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    last: Option<(Facts, Duration)>,
+    sighting: Option<Sighting>,
+}
+
+impl Settling {
+    /// Takes in one look, made `since` the cut, and says what is known then.
+    pub(super) fn look(&mut self, operation: &Operation, facts: Facts, since: Duration) -> Sighting {
+        let holds = holds(operation, &facts);
+        let at_rest = is_at_rest(operation, &facts);
+        let unchanged_since = match &self.last {
+            Some((before, when)) if *before == facts => *when,
+            _ => since,
+        };
+        let quiet = since.saturating_sub(unchanged_since) >= QUIET;
+        let machine_state = match (&facts, operation.machine()) {
+            (Facts::Machines(all), Some(name)) => {
+                by_name(all, name).map(|machine| machine.state.as_str().into())
+            }
+            _ => None,
+        };
+        let sighting = Sighting {
+            settled: at_rest && (holds == Some(true) || quiet),
+            holds,
+            machine_state,
+        };
+        self.last = Some((facts, unchanged_since));
+        self.sighting = Some(sighting.clone());
+        sighting
+    }
+
+    /// Returns what was seen last; nothing, and not settled, when no look succeeded.
+    pub(super) fn last(self) -> Sighting {
+        self.sighting.unwrap_or(Sighting::NOTHING)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::{Image, MachineConfig};
+    use crate::operation::Force;
+
+    use super::*;
+
+    fn machines(all: &[(&str, &str)]) -> Facts {
+        Facts::Machines(
+            all.iter()
+                .map(|(name, state)| Machine {
+                    id: "01M4HXHNTVZXRXR1F5PV7GC8R7".parse().expect("an id"),
+                    name: name.parse().expect("a name"),
+                    state: MachineState::from_word(state),
+                    image: Image::default(),
+                    config: MachineConfig::default(),
+                    builtin: false,
+                })
+                .collect(),
+        )
+    }
+
+    fn start(name: &str) -> Operation {
+        Operation::Start(name.parse().expect("a name"))
+    }
+
+    #[test]
+    fn a_change_that_holds_at_rest_is_settled_at_once() {
+        let sighting = Settling::default().look(&start("a"), machines(&[("a", "running")]), Duration::ZERO);
+        assert_eq!((sighting.settled, sighting.holds), (true, Some(true)));
+    }
+
+    #[test]
+    fn a_busy_machine_is_not_settled_however_long_it_is_busy() {
+        let mut settling = Settling::default();
+        for seconds in [0, 5, 60] {
+            let look = settling.look(
+                &start("a"),
+                machines(&[("a", "starting")]),
+                Duration::from_secs(seconds),
+            );
+            assert!(!look.settled);
+        }
+    }
+
+    #[test]
+    fn what_does_not_hold_is_settled_only_after_a_quiet_time() {
+        let mut settling = Settling::default();
+        assert!(
+            !settling
+                .look(&start("a"), machines(&[("a", "stopped")]), Duration::ZERO)
+                .settled
+        );
+        assert!(
+            !settling
+                .look(&start("a"), machines(&[("a", "stopped")]), QUIET / 2)
+                .settled
+        );
+        let last = settling.look(&start("a"), machines(&[("a", "stopped")]), QUIET);
+        assert_eq!((last.settled, last.holds), (true, Some(false)));
+    }
+
+    #[test]
+    fn a_deleted_machine_holds_when_it_is_gone() {
+        let delete = Operation::Delete("a".parse().expect("a name"), Force::No);
+        assert_eq!(holds(&delete, &machines(&[("b", "running")])), Some(true));
+        assert_eq!(holds(&delete, &machines(&[("a", "stopped")])), Some(false));
+    }
+}

@@ -1,0 +1,300 @@
+//! Operations as the journal keeps them: a versioned shape of its own, so that the words can change without breaking old files.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Moment;
+use crate::job::{ClientId, JobId, Priority};
+use crate::journal::{Process, Starting};
+use crate::operation::{ExecRequest, Force, Lane, NewMachine, Operation};
+use crate::sys::{ChildIdentity, StartTime};
+
+use super::handle::{Carrier, Client, JobSpec};
+
+/// Version of the shape below. A change of meaning makes a new variant, never a new sense for an old one.
+const VERSION: u8 = 1;
+
+/// A change on disk. Commands are not among them: their words, input and environment may hold secrets.
+#[derive(Debug, Serialize, Deserialize)]
+enum Stored {
+    Create(Box<StoredMachine>),
+    Start { machine: String },
+    Stop { machine: String, force: bool },
+    Restart { machine: String },
+    Delete { machine: String, force: bool },
+    Rename { from: String, to: String },
+    Clone { source: String, copy: String },
+    Export { machine: String, file: String },
+    Import { machine: String, file: String },
+    SetDefault { machine: Option<String> },
+    ConfigSet { key: String, value: String },
+    ConfigReset,
+    StartOrbstack,
+    StopOrbstack { force: bool },
+    StartAll,
+    StopAll { force: bool },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredMachine {
+    name: String,
+    distro: String,
+    version: Option<String>,
+    arch: Option<String>,
+    user: Option<String>,
+    cpus: Option<u32>,
+    memory: Option<String>,
+    disk: Option<String>,
+    isolated: bool,
+    isolate_network: bool,
+    mounts: Vec<String>,
+    forward_ssh_agent: bool,
+}
+
+/// Writes an operation whole. Only changes are kept whole.
+pub(super) fn encode(operation: &Operation) -> Vec<u8> {
+    let Some(stored) = store(operation) else {
+        return Vec::new();
+    };
+    let mut bytes = vec![VERSION];
+    // A vector cannot fail to grow in a way that postcard could report.
+    bytes.extend(postcard::to_stdvec(&stored).unwrap_or_default());
+    bytes
+}
+
+/// Reads an operation; `None` for anything that this version does not understand.
+pub(super) fn decode(bytes: &[u8]) -> Option<Operation> {
+    let (version, rest) = bytes.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    restore(postcard::from_bytes(rest).ok()?)
+}
+
+/// Makes what is known of an operation that was under way: enough for its lanes, its verb and its machine. It is never run.
+pub(super) fn outline(starting: &Starting) -> Option<Operation> {
+    let machine = || starting.machine.clone();
+    let other = || {
+        let mut machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
+            Lane::Machine(name) => Some(name),
+            Lane::Fleet | Lane::Configuration => None,
+        });
+        machines
+            .find(|name| Some(*name) != starting.machine.as_ref())
+            .cloned()
+    };
+    Some(match starting.verb.as_str() {
+        "run" => Operation::Exec(machine()?, ExecRequest::new(vec!["forgotten".into()]).ok()?),
+        "push" => Operation::Push(machine()?),
+        "pull" => Operation::Pull(machine()?),
+        "create" => Operation::Create(NewMachine {
+            name: machine()?,
+            distro: "forgotten".parse().ok()?,
+            version: None,
+            arch: None,
+            user: None,
+            cpus: None,
+            memory: None,
+            disk: None,
+            isolated: false,
+            isolate_network: false,
+            mounts: Vec::new(),
+            forward_ssh_agent: false,
+        }),
+        "start" => Operation::Start(machine()?),
+        "stop" => Operation::Stop(machine()?, Force::No),
+        "restart" => Operation::Restart(machine()?),
+        "delete" => Operation::Delete(machine()?, Force::No),
+        "rename" => Operation::Rename {
+            from: machine()?,
+            to: other()?,
+        },
+        "clone" => Operation::Clone {
+            copy: machine()?,
+            source: other()?,
+        },
+        "export" => Operation::Export(machine()?, PathBuf::new()),
+        "import" => Operation::Import(machine()?, PathBuf::new()),
+        "set_default" => Operation::SetDefault(machine()),
+        "config_set" => Operation::ConfigSet {
+            key: "forgotten".parse().ok()?,
+            value: "".into(),
+        },
+        "config_reset" => Operation::ConfigReset,
+        "start_orbstack" => Operation::StartOrbstack,
+        "stop_orbstack" => Operation::StopOrbstack(Force::No),
+        "start_all" => Operation::StartAll,
+        "stop_all" => Operation::StopAll(Force::No),
+        _ => return None,
+    })
+}
+
+/// Writes which process a child is.
+pub(super) fn process(child: &ChildIdentity) -> Process {
+    let mut start_time = child.started.at.to_le_bytes().to_vec();
+    start_time.extend(child.started.boot.to_le_bytes());
+    Process {
+        pid: child.pid,
+        start_time,
+    }
+}
+
+/// Reads which process a child is.
+pub(super) fn identity(process: &Process) -> Option<ChildIdentity> {
+    let (at, boot) = process.start_time.split_first_chunk::<8>()?;
+    let started = StartTime {
+        at: u64::from_le_bytes(*at),
+        boot: u128::from_le_bytes(boot.try_into().ok()?),
+    };
+    Some(ChildIdentity {
+        pid: process.pid,
+        started,
+    })
+}
+
+/// Makes the job of an operation of the life before.
+pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: bool, now: Moment) -> JobSpec {
+    let client = Client {
+        // Nobody of this life has this id, so it takes nobody's turn.
+        id: ClientId(u64::MAX),
+        connection: u64::MAX,
+        name: client.into(),
+        pid: None,
+        uid: rustix::process::getuid().as_raw(),
+    };
+    JobSpec {
+        id,
+        operation,
+        client,
+        carrier: Carrier::Daemon,
+        expected_id: None,
+        detached,
+        priority: Priority::Normal,
+        accepted: now,
+        run_timeout: None,
+    }
+}
+
+fn store(operation: &Operation) -> Option<Stored> {
+    let forced = |force: &Force| *force == Force::Yes;
+    Some(match operation {
+        Operation::Query(_) | Operation::Exec(..) | Operation::Push(_) | Operation::Pull(_) => return None,
+        Operation::Create(new) => Stored::Create(Box::new(StoredMachine {
+            name: new.name.to_string(),
+            distro: new.distro.to_string(),
+            version: new.version.as_ref().map(ToString::to_string),
+            arch: new.arch.map(|arch| arch.as_str().to_owned()),
+            user: new.user.as_ref().map(ToString::to_string),
+            cpus: new.cpus,
+            memory: new.memory.as_ref().map(ToString::to_string),
+            disk: new.disk.as_ref().map(ToString::to_string),
+            isolated: new.isolated,
+            isolate_network: new.isolate_network,
+            mounts: new.mounts.iter().map(ToString::to_string).collect(),
+            forward_ssh_agent: new.forward_ssh_agent,
+        })),
+        Operation::Start(name) => Stored::Start {
+            machine: name.to_string(),
+        },
+        Operation::Stop(name, force) => Stored::Stop {
+            machine: name.to_string(),
+            force: forced(force),
+        },
+        Operation::Restart(name) => Stored::Restart {
+            machine: name.to_string(),
+        },
+        Operation::Delete(name, force) => Stored::Delete {
+            machine: name.to_string(),
+            force: forced(force),
+        },
+        Operation::Rename { from, to } => Stored::Rename {
+            from: from.to_string(),
+            to: to.to_string(),
+        },
+        Operation::Clone { source, copy } => Stored::Clone {
+            source: source.to_string(),
+            copy: copy.to_string(),
+        },
+        Operation::Export(name, file) => Stored::Export {
+            machine: name.to_string(),
+            file: file.to_string_lossy().into_owned(),
+        },
+        Operation::Import(name, file) => Stored::Import {
+            machine: name.to_string(),
+            file: file.to_string_lossy().into_owned(),
+        },
+        Operation::SetDefault(name) => Stored::SetDefault {
+            machine: name.as_ref().map(ToString::to_string),
+        },
+        Operation::ConfigSet { key, value } => Stored::ConfigSet {
+            key: key.to_string(),
+            value: value.to_string(),
+        },
+        Operation::ConfigReset => Stored::ConfigReset,
+        Operation::StartOrbstack => Stored::StartOrbstack,
+        Operation::StopOrbstack(force) => Stored::StopOrbstack { force: forced(force) },
+        Operation::StartAll => Stored::StartAll,
+        Operation::StopAll(force) => Stored::StopAll { force: forced(force) },
+    })
+}
+
+fn restore(stored: Stored) -> Option<Operation> {
+    let forced = |force: bool| if force { Force::Yes } else { Force::No };
+    Some(match stored {
+        Stored::Create(new) => Operation::Create(NewMachine {
+            name: new.name.parse().ok()?,
+            distro: new.distro.parse().ok()?,
+            version: parsed(new.version)?,
+            arch: parsed(new.arch)?,
+            user: parsed(new.user)?,
+            cpus: new.cpus,
+            memory: parsed(new.memory)?,
+            disk: parsed(new.disk)?,
+            isolated: new.isolated,
+            isolate_network: new.isolate_network,
+            mounts: new
+                .mounts
+                .iter()
+                .map(|mount| mount.parse().ok())
+                .collect::<Option<_>>()?,
+            forward_ssh_agent: new.forward_ssh_agent,
+        }),
+        Stored::Start { machine } => Operation::Start(machine.parse().ok()?),
+        Stored::Stop { machine, force } => Operation::Stop(machine.parse().ok()?, forced(force)),
+        Stored::Restart { machine } => Operation::Restart(machine.parse().ok()?),
+        Stored::Delete { machine, force } => Operation::Delete(machine.parse().ok()?, forced(force)),
+        Stored::Rename { from, to } => Operation::Rename {
+            from: from.parse().ok()?,
+            to: to.parse().ok()?,
+        },
+        Stored::Clone { source, copy } => Operation::Clone {
+            source: source.parse().ok()?,
+            copy: copy.parse().ok()?,
+        },
+        Stored::Export { machine, file } => Operation::Export(machine.parse().ok()?, file.into()),
+        Stored::Import { machine, file } => Operation::Import(machine.parse().ok()?, file.into()),
+        Stored::SetDefault { machine } => Operation::SetDefault(parsed(machine)?),
+        Stored::ConfigSet { key, value } => Operation::ConfigSet {
+            key: key.parse().ok()?,
+            value: value.into(),
+        },
+        Stored::ConfigReset => Operation::ConfigReset,
+        Stored::StartOrbstack => Operation::StartOrbstack,
+        Stored::StopOrbstack { force } => Operation::StopOrbstack(forced(force)),
+        Stored::StartAll => Operation::StartAll,
+        Stored::StopAll { force } => Operation::StopAll(forced(force)),
+    })
+}
+
+/// Reads an optional field: absent is fine, unreadable is not.
+#[expect(
+    clippy::option_option,
+    reason = "outer: readable; inner: present. Only `?` ever sees it"
+)]
+fn parsed<T: std::str::FromStr>(text: Option<String>) -> Option<Option<T>> {
+    match text {
+        None => Some(None),
+        Some(text) => text.parse().ok().map(Some),
+    }
+}

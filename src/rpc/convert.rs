@@ -1,0 +1,620 @@
+//! Between the wire's types and the words: parsing on the way in, naming the field that is wrong; plain copying on the way out.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+
+use super::errors::{ErrorKind, invalid};
+use super::types;
+use crate::clock::{Moment, unix_ms};
+use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, WaitingFor};
+use crate::job::{Failure, JobId, Outcome, Phase, Priority, Success};
+use crate::machine::{Machine, MachineInfo, MachineName};
+use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, Stdin};
+use crate::spool;
+
+type Refusal = types::ErrorObject;
+
+/// Longest timeout accepted on the wire: a year. Larger numbers are mistakes, and would overflow clocks.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Parses a field of a type that knows its own rules.
+pub(super) fn parse<T>(field: &str, text: &str) -> Result<T, Refusal>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.parse()
+        .map_err(|error| invalid(field, format!("{error} (got {text:?})")))
+}
+
+fn parse_optional<T>(field: &str, text: Option<&String>) -> Result<Option<T>, Refusal>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.map(|text| parse(field, text)).transpose()
+}
+
+/// Parses a machine as a caller names it.
+pub(super) fn machine_ref(field: &str, text: &str) -> Result<MachineRef, Refusal> {
+    parse(field, text)
+}
+
+/// Parses a duration in milliseconds.
+pub(super) fn timeout(field: &str, ms: Option<u64>) -> Result<Option<Duration>, Refusal> {
+    match ms.map(Duration::from_millis) {
+        Some(limit) if limit > TIMEOUT_MAX => Err(invalid(field, "is at most a year")),
+        limit => Ok(limit),
+    }
+}
+
+/// Parses a flag.
+pub(super) fn force(force: bool) -> Force {
+    if force { Force::Yes } else { Force::No }
+}
+
+/// Parses what goes first.
+pub(super) fn priority(priority: types::Priority) -> Priority {
+    match priority {
+        types::Priority::Interactive => Priority::Interactive,
+        types::Priority::Normal => Priority::Normal,
+        types::Priority::Background => Priority::Background,
+    }
+}
+
+fn priority_out(priority: Priority) -> types::Priority {
+    match priority {
+        Priority::Interactive => types::Priority::Interactive,
+        Priority::Normal => types::Priority::Normal,
+        Priority::Background => types::Priority::Background,
+    }
+}
+
+/// Parses a machine to be made.
+pub(super) fn new_machine(params: &types::MachineCreateParams) -> Result<NewMachine, Refusal> {
+    if params.cpus == Some(0) {
+        return Err(invalid("cpus", "is at least 1"));
+    }
+    Ok(NewMachine {
+        name: parse("name", &params.name)?,
+        distro: parse("distro", &params.distro)?,
+        version: parse_optional("version", params.version.as_ref())?,
+        arch: parse_optional("arch", params.arch.as_ref())?,
+        user: parse_optional("user", params.user.as_ref())?,
+        cpus: params.cpus,
+        memory: parse_optional("memory", params.memory.as_ref())?,
+        disk: parse_optional("disk", params.disk.as_ref())?,
+        isolated: params.isolated,
+        isolate_network: params.isolate_network,
+        mounts: params
+            .mounts
+            .iter()
+            .map(|mount| parse("mounts", mount))
+            .collect::<Result<_, _>>()?,
+        forward_ssh_agent: params.forward_ssh_agent,
+    })
+}
+
+/// Parses a command to run.
+pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refusal> {
+    let stdin = match (params.stdin_text, params.stdin_base64, params.stdin_stream) {
+        (None, None, false) => Stdin::Empty,
+        (Some(text), None, false) => Stdin::Bytes(Bytes::from(text)),
+        (None, Some(base64), false) => Stdin::Bytes(bytes_of("stdin_base64", &base64)?),
+        (None, None, true) => Stdin::Stream,
+        _ => {
+            return Err(invalid(
+                "stdin_text",
+                "give at most one of stdin_text, stdin_base64 and stdin_stream",
+            ));
+        }
+    };
+    let mut request = ExecRequest::new(params.command).map_err(|error| invalid("command", error))?;
+    request.user = parse_optional("user", params.user.as_ref())?;
+    if let Some(workdir) = params.workdir {
+        if workdir.is_empty() || workdir.contains('\0') {
+            return Err(invalid("workdir", "is a folder in the machine"));
+        }
+        request.workdir = Some(workdir);
+    }
+    for (name, value) in params.env {
+        if value.contains('\0') {
+            return Err(invalid("env", format!("the value of {name} contains a NUL byte")));
+        }
+        request.env.push((parse("env", &name)?, value));
+    }
+    request.stdin = stdin;
+    Ok(request)
+}
+
+/// Parses bytes given as text or base64.
+pub(super) fn bytes_of(field: &str, base64: &str) -> Result<Bytes, Refusal> {
+    BASE64
+        .decode(base64)
+        .map(Bytes::from)
+        .map_err(|error| invalid(field, format!("not base64: {error}")))
+}
+
+/// Writes a time.
+pub(super) fn time(wall: SystemTime) -> String {
+    time_ms(unix_ms(wall))
+}
+
+/// Writes a time given in milliseconds since 1970.
+pub(super) fn time_ms(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms)
+        .unwrap_or(jiff::Timestamp::MAX)
+        .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+        .to_string()
+}
+
+/// Writes a duration in milliseconds.
+pub(super) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Writes when and how facts were seen.
+pub(super) fn observed(seen: &Seen, now: &Moment) -> types::Observed {
+    types::Observed {
+        generation: seen.generation.get(),
+        observed_at: time(seen.observed_at.wall),
+        source: SOURCE.into(),
+        stale: false,
+        stale_reason: None,
+        age_ms: ms(now.age_of(&seen.observed_at)),
+    }
+}
+
+/// Where facts come from.
+pub(super) const SOURCE: &str = "orbctl";
+
+/// Writes a machine.
+pub(super) fn machine(machine: &Machine) -> types::Machine {
+    types::Machine {
+        id: machine.id.to_string(),
+        name: machine.name.to_string(),
+        state: machine.state.as_str().into(),
+        image: types::Image {
+            distro: machine.image.distro.clone(),
+            version: machine.image.version.clone(),
+            arch: machine.image.arch.clone(),
+            variant: machine.image.variant.clone(),
+        },
+        config: types::MachineConfig {
+            default_username: machine.config.default_username.clone(),
+            isolated: machine.config.isolated,
+            isolate_network: machine.config.isolate_network,
+            forward_ssh_agent: machine.config.forward_ssh_agent,
+            http_port: machine.config.http_port,
+            https_port: machine.config.https_port,
+            cpu_limit: machine.config.cpu_limit,
+            memory_limit_mib: machine.config.memory_limit_mib,
+            disk_limit_bytes: machine.config.disk_limit_bytes,
+        },
+        builtin: machine.builtin,
+    }
+}
+
+/// Writes a machine's details.
+pub(super) fn info(info: &MachineInfo, observed: types::Observed) -> types::MachineInfoAnswer {
+    types::MachineInfoAnswer {
+        machine: machine(&info.machine),
+        disk_size: info.disk_size,
+        ip4: info.ip4.map(|ip| ip.to_string()),
+        ip6: info.ip6.map(|ip| ip.to_string()),
+        observed,
+    }
+}
+
+/// Writes a piece of output.
+pub(super) fn chunk(chunk: &spool::Chunk) -> types::Chunk {
+    let (text, base64) = match std::str::from_utf8(&chunk.bytes) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(BASE64.encode(&chunk.bytes))),
+    };
+    let stream = match chunk.stream {
+        spool::Stream::Stdout => types::Stream::Stdout,
+        spool::Stream::Stderr => types::Stream::Stderr,
+    };
+    types::Chunk {
+        stream,
+        offset: chunk.offset,
+        at_us: us(chunk.at),
+        text,
+        base64,
+    }
+}
+
+/// Writes why a job waits.
+pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
+    let empty = types::WaitingFor {
+        kind: String::new(),
+        job_id: None,
+        operation: None,
+        machine: None,
+        client: None,
+        age_ms: None,
+        limit: None,
+    };
+    match waiting {
+        WaitingFor::Job {
+            id,
+            verb,
+            machine,
+            client,
+            age,
+        } => types::WaitingFor {
+            kind: "job".into(),
+            job_id: Some(id.0),
+            operation: Some((*verb).into()),
+            machine: machine.as_ref().map(MachineName::to_string),
+            client: Some(client.to_string()),
+            age_ms: Some(ms(*age)),
+            ..empty
+        },
+        WaitingFor::Limit(limit) => types::WaitingFor {
+            kind: "limit".into(),
+            limit: Some((*limit).into()),
+            ..empty
+        },
+        WaitingFor::Paused => types::WaitingFor {
+            kind: "paused".into(),
+            ..empty
+        },
+    }
+}
+
+/// Writes what was in the way, in one phrase.
+fn holder(waiting: &WaitingFor) -> types::Holder {
+    match waiting {
+        WaitingFor::Job {
+            id,
+            verb,
+            machine,
+            client,
+            age,
+        } => {
+            let machine = machine
+                .as_ref()
+                .map(|name| format!(" {name}"))
+                .unwrap_or_default();
+            let description = format!(
+                "job {id} ({verb}{machine}) of {client}, accepted {} s ago",
+                age.as_secs()
+            );
+            types::Holder {
+                job_id: Some(id.0),
+                description,
+            }
+        }
+        WaitingFor::Limit(limit) => types::Holder {
+            job_id: None,
+            description: format!("the limit {limit}"),
+        },
+        WaitingFor::Paused => types::Holder {
+            job_id: None,
+            description: "a pause of the queue".into(),
+        },
+    }
+}
+
+fn state_word(state: &JobState) -> types::JobStateWord {
+    match state {
+        JobState::Waiting => types::JobStateWord::Waiting,
+        JobState::Running { .. } => types::JobStateWord::Running,
+        JobState::Ended { .. } => types::JobStateWord::Ended,
+    }
+}
+
+/// Durations of a job so far: waiting and running.
+fn durations(accepted: &Moment, state: &JobState, now: &Moment) -> (Duration, Option<Duration>) {
+    let between = |from: &Moment, to: &Moment| to.instant.saturating_duration_since(from.instant);
+    match state {
+        JobState::Waiting => (between(accepted, now), None),
+        JobState::Running { since } => (between(accepted, since), Some(between(since, now))),
+        JobState::Ended {
+            since: Some(since),
+            at,
+            ..
+        } => (between(accepted, since), Some(between(since, at))),
+        JobState::Ended { since: None, at, .. } => (between(accepted, at), None),
+    }
+}
+
+/// Writes a job.
+pub(super) fn job(view: &JobView) -> types::Job {
+    let now = Moment::now();
+    let spec = &view.spec;
+    let (wait, run) = durations(&spec.accepted, &view.state, &now);
+    let (started, ended, outcome) = match &view.state {
+        JobState::Waiting => (None, None, None),
+        JobState::Running { since } => (Some(since), None, None),
+        JobState::Ended {
+            since,
+            at,
+            outcome,
+            holder,
+        } => (
+            since.as_ref(),
+            Some(at),
+            Some(outcome_out(outcome, spec.id, &spec.operation, holder.as_ref())),
+        ),
+    };
+    types::Job {
+        id: spec.id.0,
+        operation: spec.operation.verb().into(),
+        machine: spec.operation.machine().map(MachineName::to_string),
+        class: spec.operation.class().as_str().into(),
+        client: client(&spec.client),
+        detached: spec.detached,
+        priority: priority_out(spec.priority),
+        state: state_word(&view.state),
+        accepted_at: time(spec.accepted.wall),
+        started_at: started.map(|moment| time(moment.wall)),
+        ended_at: ended.map(|moment| time(moment.wall)),
+        wait_us: us(wait),
+        run_us: run.map(us),
+        waiting_for: view.waiting_for.as_ref().map(waiting_for),
+        outcome,
+        output_bytes: view.output_bytes,
+        joined: view.joined,
+    }
+}
+
+fn client(client: &dispatcher::Client) -> types::Client {
+    types::Client {
+        name: client.name.to_string(),
+        pid: client.pid,
+        uid: client.uid,
+    }
+}
+
+/// Returns the stable word of an outcome.
+pub(super) fn outcome_word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded(_) => "succeeded",
+        Outcome::Failed(_) => "failed",
+        Outcome::Cancelled(_) => "cancelled",
+        Outcome::Expired(_) => "expired",
+        Outcome::Interrupted => "interrupted",
+        Outcome::Unknown(_) => "unknown",
+    }
+}
+
+fn outcome_out(
+    outcome: &Outcome,
+    id: JobId,
+    operation: &Operation,
+    holder: Option<&WaitingFor>,
+) -> types::Outcome {
+    let mut written = types::Outcome {
+        kind: outcome_word(outcome).into(),
+        exit_code: None,
+        changed: None,
+        error: None,
+    };
+    match outcome {
+        Outcome::Succeeded(Success::Read) => {}
+        Outcome::Succeeded(Success::Exec { exit_code }) => written.exit_code = Some(*exit_code),
+        Outcome::Succeeded(Success::Change { changed }) => written.changed = Some(*changed),
+        other => written.error = Some(outcome_error(other, id, operation, holder)),
+    }
+    written
+}
+
+/// Answers a change: when it ended, or where it is.
+pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::ChangeAnswer {
+    let (wait, run) = durations(accepted, state, &Moment::now());
+    let changed = match state {
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Change { changed }),
+            ..
+        } => Some(*changed),
+        _ => None,
+    };
+    let started = !matches!(state, JobState::Waiting);
+    types::ChangeAnswer {
+        job_id: id.0,
+        state: state_word(state),
+        changed,
+        wait_us: started.then(|| us(wait)),
+        run_us: run.map(us),
+    }
+}
+
+/// Answers a command: when it ended, or where it is; its output is filled in by the caller.
+pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::RunAnswer {
+    let (wait, run) = durations(accepted, state, &Moment::now());
+    let exit_code = match state {
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Exec { exit_code }),
+            ..
+        } => Some(*exit_code),
+        _ => None,
+    };
+    let started = !matches!(state, JobState::Waiting);
+    types::RunAnswer {
+        job_id: id.0,
+        state: state_word(state),
+        exit_code,
+        output: Vec::new(),
+        next_offset: 0,
+        output_bytes: 0,
+        wait_us: started.then(|| us(wait)),
+        run_us: run.map(us),
+    }
+}
+
+/// Writes why something was not accepted.
+pub(super) fn rejection(rejection: &Rejection) -> Refusal {
+    match rejection {
+        Rejection::QueueFull { retry_after, .. } | Rejection::ClientQueueFull { retry_after, .. } => {
+            let mut data = ErrorKind::QueueFull.data();
+            data.retry_after_ms = Some(ms(*retry_after));
+            ErrorKind::QueueFull.with(rejection.to_string(), data)
+        }
+        Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
+        Rejection::NoSuchMachine(id) => {
+            let mut data = ErrorKind::MachineNotFound.data();
+            data.machine = Some(id.to_string());
+            ErrorKind::MachineNotFound.with(rejection.to_string(), data)
+        }
+        Rejection::Journal(_) => internal(&rejection.to_string()),
+    }
+}
+
+/// Writes why a read gave nothing.
+pub(super) fn read_error(error: &ReadError, operation: &Operation) -> Refusal {
+    match error {
+        ReadError::Rejected(refused) => rejection(refused),
+        ReadError::Ended { id, outcome, holder } => outcome_error(outcome, *id, operation, holder.as_ref()),
+    }
+}
+
+/// Logs a fault of our own under a number that the caller is told.
+pub(super) fn internal(what: &str) -> Refusal {
+    let incident = format!("{:x}", unix_ms(Moment::now().wall));
+    tracing::error!(incident, what, "internal error");
+    let mut data = ErrorKind::Internal.data();
+    data.incident = Some(incident.clone());
+    ErrorKind::Internal.with(
+        format!("orbd failed; its log says more under incident {incident}"),
+        data,
+    )
+}
+
+/// Writes the error that an outcome is to whoever waited for it. Success is not one.
+pub(super) fn outcome_error(
+    outcome: &Outcome,
+    id: JobId,
+    operation: &Operation,
+    holder_seen: Option<&WaitingFor>,
+) -> Refusal {
+    let what = match operation.machine() {
+        Some(machine) => format!("{} {machine}", operation.verb()),
+        None => operation.verb().to_owned(),
+    };
+    let start = |kind: ErrorKind| {
+        let mut data = kind.data();
+        data.job_id = Some(id.0);
+        data.machine = operation.machine().map(MachineName::to_string);
+        data
+    };
+    let phase_word = |phase: &Phase| match phase {
+        Phase::Queued => "queued".to_owned(),
+        Phase::Running => "running".to_owned(),
+    };
+    match outcome {
+        Outcome::Succeeded(_) => internal("a success was taken for an error"),
+        Outcome::Failed(failure) => failure_error(failure, &what, start),
+        Outcome::Cancelled(phase) => {
+            let mut data = start(ErrorKind::JobCancelled);
+            data.phase = Some(phase_word(phase));
+            let text = match phase {
+                Phase::Queued => format!("job {id} ({what}) was cancelled before it started"),
+                Phase::Running => format!("job {id} ({what}) was cancelled while it ran"),
+            };
+            ErrorKind::JobCancelled.with(text, data)
+        }
+        Outcome::Expired(phase) => {
+            let mut data = start(ErrorKind::DeadlineExceeded);
+            data.phase = Some(phase_word(phase));
+            let text = match (phase, holder_seen) {
+                (Phase::Queued, Some(waiting)) => {
+                    let holder = holder(waiting);
+                    let text = format!("job {id} ({what}) gave up waiting for {}", holder.description);
+                    data.holder = Some(holder);
+                    text
+                }
+                (Phase::Queued, None) => format!("job {id} ({what}) waited longer than its queue timeout"),
+                (Phase::Running, _) => {
+                    format!("job {id} ({what}) ran longer than its run timeout and was ended")
+                }
+            };
+            ErrorKind::DeadlineExceeded.with(text, data)
+        }
+        Outcome::Interrupted => ErrorKind::JobInterrupted.with(
+            format!("job {id} ({what}) ended unseen: its orbd or its client died"),
+            start(ErrorKind::JobInterrupted),
+        ),
+        Outcome::Unknown(sighting) => {
+            let mut data = start(ErrorKind::OutcomeUnknown);
+            let seen = match (sighting.holds, sighting.settled) {
+                (Some(true), _) => "what it was to do now holds",
+                (Some(false), true) => "what it was to do does not hold",
+                (Some(false), false) => "it may still be under way",
+                (None, _) => "what came of it could not be seen",
+            };
+            data.observed = Some(types::Sighting {
+                settled: sighting.settled,
+                holds: sighting.holds,
+                machine_state: sighting.machine_state.as_deref().map(str::to_owned),
+            });
+            let text = format!("job {id} ({what}) was cut short: {seen}; look before you try again");
+            ErrorKind::OutcomeUnknown.with(text, data)
+        }
+    }
+}
+
+fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> types::ErrorData) -> Refusal {
+    let text = failure.to_string();
+    match failure {
+        Failure::MachineNotFound(name) => {
+            let mut data = start(ErrorKind::MachineNotFound);
+            data.machine = Some(name.to_string());
+            ErrorKind::MachineNotFound.with(text, data)
+        }
+        Failure::MachineExists(name) => {
+            let mut data = start(ErrorKind::MachineExists);
+            data.machine = Some(name.to_string());
+            ErrorKind::MachineExists.with(text, data)
+        }
+        Failure::MachineWrongState { .. } => {
+            ErrorKind::MachineWrongState.with(text, start(ErrorKind::MachineWrongState))
+        }
+        Failure::OrbctlUnavailable(_) => {
+            ErrorKind::OrbctlUnavailable.with(text, start(ErrorKind::OrbctlUnavailable))
+        }
+        Failure::OrbctlFailed {
+            exit_code,
+            stderr_tail,
+        } => {
+            let mut data = start(ErrorKind::OrbctlFailed);
+            data.exit_code = Some(*exit_code);
+            data.stderr_tail = Some(stderr_tail.to_string());
+            let tail = stderr_tail.trim();
+            let text = if tail.is_empty() {
+                format!("{what}: orbctl failed with exit code {exit_code} and said nothing")
+            } else {
+                format!("{what}: orbctl failed with exit code {exit_code}: {tail}")
+            };
+            ErrorKind::OrbctlFailed.with(text, data)
+        }
+        Failure::OrbctlKilled { signal, stderr_tail } => {
+            let mut data = start(ErrorKind::OrbctlKilled);
+            data.signal = Some(*signal);
+            data.stderr_tail = Some(stderr_tail.to_string());
+            ErrorKind::OrbctlKilled.with(format!("{what}: {text}"), data)
+        }
+        Failure::OrbctlOutputUnreadable(_) => ErrorKind::OrbctlOutputUnreadable.with(
+            format!("{what}: {text}"),
+            start(ErrorKind::OrbctlOutputUnreadable),
+        ),
+        Failure::Internal(cause) => internal(&format!("{what}: {cause}")),
+    }
+}
+
+/// Writes keys and values.
+pub(super) fn config(values: &[(String, String)]) -> BTreeMap<String, String> {
+    values.iter().cloned().collect()
+}

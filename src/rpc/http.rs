@@ -1,0 +1,320 @@
+//! HTTP over the same socket: JSON-RPC by POST, WebSocket by upgrade (both jsonrpsee's own server), and a job's output as a plain
+//! body.
+//!
+//! ```text
+//! POST /                                       JSON-RPC
+//! GET / with an upgrade                        WebSocket
+//! GET /jobs/ID/output?stream=stdout&from=0     bytes, as they come, until the job has ended
+//! ```
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use jsonrpsee::Methods;
+use jsonrpsee::server::{
+    BatchRequestConfig, HttpBody, ServerBuilder, ServerConfig, ServerHandle, StopHandle, TowerServiceBuilder,
+    stop_channel,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tower::Service;
+use tower::layer::util::Identity;
+
+use super::connection::Connection;
+use super::lines::Bounds;
+use super::server::Server;
+use crate::job::JobId;
+use crate::spool::{Batch, Reader, Stream};
+
+/// Messages of a WebSocket session between a handler and the socket. Each may hold 64 KiB of output.
+const MESSAGES_MAX: u32 = 16;
+/// Bytes of output in one piece of a body.
+const PIECE_MAX: usize = 256 << 10;
+/// A read that brought at least so much lets others go first.
+const LARGE_READ: usize = 16 << 10;
+
+/// Serves HTTP connections.
+pub struct Http {
+    server: Arc<Server>,
+    methods: Methods,
+    builder: TowerServiceBuilder<Identity, Identity>,
+    stop: StopHandle,
+}
+
+impl Http {
+    /// Prepares jsonrpsee's server; the handle stops its WebSocket sessions.
+    pub fn new(server: Arc<Server>, methods: Methods, bounds: Bounds) -> (Self, ServerHandle) {
+        let frame_max = u32::try_from(bounds.frame_max).unwrap_or(u32::MAX);
+        let config = ServerConfig::builder()
+            .max_request_body_size(frame_max)
+            .max_response_body_size(u32::MAX)
+            .max_subscriptions_per_connection(bounds.subscriptions_max)
+            .set_batch_request_config(BatchRequestConfig::Limit(
+                u32::try_from(bounds.batch_max).unwrap_or(u32::MAX),
+            ))
+            .set_message_buffer_capacity(MESSAGES_MAX)
+            // Connections are bounded where they are accepted: this bound counts HTTP requests, not connections.
+            .max_connections(u32::MAX)
+            .build();
+        let builder = ServerBuilder::with_config(config).to_service_builder();
+        let (stop, handle) = stop_channel();
+        (
+            Self {
+                server,
+                methods,
+                builder,
+                stop,
+            },
+            handle,
+        )
+    }
+
+    /// Serves one connection until it is closed.
+    pub async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, bounds: Bounds) {
+        let id = u32::try_from(connection.id().0 & u64::from(u32::MAX)).unwrap_or_default();
+        // Built once per connection, as jsonrpsee counts each as one.
+        let rpc = self
+            .builder
+            .clone()
+            .connection_id(id)
+            .build(self.methods.clone(), self.stop.clone());
+        let service = service_fn(|mut request: Request<Incoming>| {
+            let mut rpc = rpc.clone();
+            let (server, connection) = (self.server.clone(), connection.clone());
+            async move {
+                if let Some(rest) = request.uri().path().strip_prefix("/jobs/") {
+                    return Ok::<_, Infallible>(
+                        job_output(&server, request.method(), rest, request.uri().query()).await,
+                    );
+                }
+                request.extensions_mut().insert(connection);
+                let answer = rpc.call(request).await;
+                Ok(answer
+                    .unwrap_or_else(|error| plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())))
+            }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.max_buf_size(bounds.frame_max.clamp(64 << 10, 1 << 20));
+        let served = http
+            .serve_connection(TokioIo::new(Polite::new(stream)), service)
+            .with_upgrades();
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "an HTTP connection ended");
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<HttpBody> {
+    let mut response = Response::new(HttpBody::from(format!("{text}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+/// Which bytes of a job's output are wanted.
+struct Wanted {
+    stream: Option<Stream>,
+    from: u64,
+}
+
+fn wanted(query: Option<&str>) -> Result<Wanted, String> {
+    let mut wanted = Wanted {
+        stream: None,
+        from: 0,
+    };
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+    {
+        match pair.split_once('=') {
+            Some(("stream", "stdout")) => wanted.stream = Some(Stream::Stdout),
+            Some(("stream", "stderr")) => wanted.stream = Some(Stream::Stderr),
+            Some(("stream", "both")) => wanted.stream = None,
+            Some(("from", number)) => {
+                wanted.from = number
+                    .parse()
+                    .map_err(|_| format!("from: {number:?} is not a byte offset"))?;
+            }
+            _ => {
+                return Err(format!(
+                    "{pair:?}: give stream=stdout|stderr|both and from=OFFSET"
+                ));
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+async fn job_output(server: &Server, method: &Method, path: &str, query: Option<&str>) -> Response<HttpBody> {
+    if method != Method::GET {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    let Some(id) = path
+        .strip_suffix("/output")
+        .and_then(|id| id.parse().ok())
+        .map(JobId)
+    else {
+        return plain(StatusCode::NOT_FOUND, "there is /jobs/ID/output");
+    };
+    let wanted = match wanted(query) {
+        Ok(wanted) => wanted,
+        Err(text) => return plain(StatusCode::BAD_REQUEST, &text),
+    };
+    let Some(job) = server.dispatcher.job(id).await else {
+        return plain(StatusCode::NOT_FOUND, "no such job, or it ended too long ago");
+    };
+    let Some(spool) = job.spool else {
+        return plain(StatusCode::NOT_FOUND, "this job has no output");
+    };
+    if wanted.from > spool.end() {
+        return plain(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            &format!("the job wrote {} bytes", spool.end()),
+        );
+    }
+    let pieces = stream::unfold(
+        (spool.follow(wanted.from), Vec::new()),
+        move |(mut reader, mut ready)| async move {
+            loop {
+                if let Some(bytes) = ready.pop() {
+                    return Some((Ok(Frame::data(bytes)), (reader, ready)));
+                }
+                match next(&mut reader, wanted.stream).await {
+                    // Taken from the end, so turned around.
+                    Ok(Some(mut bytes)) => {
+                        bytes.reverse();
+                        ready = bytes;
+                    }
+                    Ok(None) => return None,
+                    Err(error) => return Some((Err(error), (reader, ready))),
+                }
+            }
+        },
+    );
+    let mut response = Response::new(HttpBody::new(StreamBody::new(pieces)));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/octet-stream"),
+    );
+    response
+}
+
+/// Reads the next pieces of the wanted stream; `None` at the end. A gap breaks the body off: silence would be a lie.
+async fn next(reader: &mut Reader, stream: Option<Stream>) -> io::Result<Option<Vec<Bytes>>> {
+    match reader.next(PIECE_MAX).await {
+        Ok(Batch::Chunks(chunks)) => {
+            let wanted = |chunk: &crate::spool::Chunk| stream.is_none_or(|only| only == chunk.stream);
+            Ok(Some(
+                chunks
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|chunk| chunk.bytes)
+                    .collect(),
+            ))
+        }
+        Ok(Batch::Gap { from, to }) => Err(io::Error::other(format!(
+            "bytes {from} to {to} are no longer kept"
+        ))),
+        Ok(Batch::End) => Ok(None),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// A stream that is not read from while a write to it is blocked, and that lets others go first after each large read.
+///
+/// jsonrpsee's WebSocket loop starts a task for each message that it reads; a client that sends without ever reading would make
+/// it hold every answer in memory.
+struct Polite {
+    stream: UnixStream,
+    write_blocked: bool,
+    rest: bool,
+    reader: Option<Waker>,
+}
+
+impl Polite {
+    fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            write_blocked: false,
+            rest: false,
+            reader: None,
+        }
+    }
+
+    fn wrote<T>(&mut self, result: Poll<T>) -> Poll<T> {
+        self.write_blocked = result.is_pending();
+        if !self.write_blocked
+            && let Some(reader) = self.reader.take()
+        {
+            reader.wake();
+        }
+        result
+    }
+}
+
+impl AsyncRead for Polite {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.write_blocked {
+            self.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        if std::mem::take(&mut self.rest) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.rest = buffer.filled().len() - before >= LARGE_READ;
+        result
+    }
+}
+
+impl AsyncWrite for Polite {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

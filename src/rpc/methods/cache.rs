@@ -1,0 +1,62 @@
+//! `cache.*`: what is known, and forgetting it.
+
+use crate::cache::Topic;
+use crate::metrics::Counter;
+use crate::operation::Scope;
+use crate::rpc::api::{CacheInvalidate, CacheStatus};
+use crate::rpc::convert::{self, ms, parse};
+use crate::rpc::server::Registry;
+use crate::rpc::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<CacheStatus, _, _>(async |server, _params, _caller| {
+        let view = server
+            .dispatcher
+            .cache_view()
+            .await
+            .ok_or_else(|| convert::internal("no dispatcher"))?;
+        let counters = server.metrics.counters();
+        let entries = view
+            .entries
+            .into_iter()
+            .map(|kept| {
+                let (topic, machine) = match kept.topic {
+                    Topic::Machines => ("machines", None),
+                    Topic::Info(name) => ("info", Some(name.to_string())),
+                    Topic::Status => ("status", None),
+                    Topic::Version => ("version", None),
+                    Topic::Config => ("config", None),
+                    Topic::Default => ("default", None),
+                    Topic::Ssh => ("ssh", None),
+                };
+                CacheEntry {
+                    topic: topic.into(),
+                    machine,
+                    generation: kept.generation.get(),
+                    age_ms: ms(kept.age),
+                    valid: kept.valid,
+                }
+            })
+            .collect();
+        Ok(CacheStatusAnswer {
+            generation: view.generation.get(),
+            entries,
+            hits: counters.get(Counter::CacheHits),
+            misses: counters.get(Counter::CacheMisses),
+        })
+    });
+    registry.method::<CacheInvalidate, _, _>(async |server, params, _caller| {
+        let scope = match params.machine {
+            Some(machine) => Scope::Machines(vec![parse("machine", &machine)?]),
+            None => Scope::Everything,
+        };
+        let generation = server
+            .dispatcher
+            .invalidate(scope)
+            .await
+            .ok_or_else(|| convert::internal("no dispatcher"))?;
+        Ok(CacheInvalidateAnswer {
+            generation: generation.get(),
+        })
+    });
+}

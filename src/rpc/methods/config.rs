@@ -1,0 +1,54 @@
+//! `config.*`: OrbStack's own configuration.
+
+use crate::clock::Moment;
+use crate::dispatcher::Facts;
+use crate::operation::{Operation, Query};
+use crate::rpc::api::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
+use crate::rpc::convert::{self, parse};
+use crate::rpc::errors::invalid;
+use crate::rpc::server::Registry;
+use crate::rpc::types::{ConfigAnswer, ConfigGetAnswer};
+
+use super::{change, read};
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<ConfigShow, _, _>(async |server, params, caller| {
+        let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
+        let Facts::Config(values) = &seen.value.facts else {
+            return Err(convert::internal("the configuration is of another kind"));
+        };
+        Ok(ConfigAnswer {
+            values: convert::config(values),
+            observed: convert::observed(&seen, &Moment::now()),
+        })
+    });
+    registry.method::<ConfigGet, _, _>(async |server, params, caller| {
+        let _: crate::operation::ConfigKey = parse("key", &params.key)?;
+        let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
+        let Facts::Config(values) = &seen.value.facts else {
+            return Err(convert::internal("the configuration is of another kind"));
+        };
+        let value = values
+            .iter()
+            .find(|(key, _)| *key == params.key)
+            .map(|(_, value)| value.clone());
+        Ok(ConfigGetAnswer {
+            value,
+            observed: convert::observed(&seen, &Moment::now()),
+        })
+    });
+    registry.method::<ConfigSet, _, _>(async |server, params, caller| {
+        let options = params.options();
+        if params.value.contains('\0') || params.value.starts_with('-') {
+            return Err(invalid("value", "cannot start with '-' or contain NUL bytes"));
+        }
+        let operation = Operation::ConfigSet {
+            key: parse("key", &params.key)?,
+            value: params.value.into(),
+        };
+        change(server, caller, operation, None, options).await
+    });
+    registry.method::<ConfigReset, _, _>(async |server, params, caller| {
+        change(server, caller, Operation::ConfigReset, None, params.options()).await
+    });
+}

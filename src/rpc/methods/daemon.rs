@@ -1,0 +1,60 @@
+//! `daemon.*`: the daemon itself.
+
+use crate::clock::Moment;
+use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonStop, PROTOCOL_VERSION};
+use crate::rpc::convert::{ms, time};
+use crate::rpc::errors::{ErrorKind, invalid};
+use crate::rpc::server::Registry;
+use crate::rpc::types::{DaemonInfoAnswer, Done, HelloAnswer};
+
+/// Version of this build.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Longest client name.
+const CLIENT_NAME_MAX: usize = 64;
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<DaemonHello, _, _>(async |server, params, caller| {
+        let name = &params.client;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > CLIENT_NAME_MAX || !name.chars().all(plain) {
+            return Err(invalid("client", format!("has 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' and '.'")));
+        }
+        if params.protocol != PROTOCOL_VERSION {
+            let text = format!(
+                "the client {name} speaks protocol {}, orbd {VERSION} speaks {PROTOCOL_VERSION}; update the older of the \
+                 two, then run: orbd-ctl daemon stop",
+                params.protocol
+            );
+            return Err(ErrorKind::ProtocolMismatch.error(text));
+        }
+        caller.connection()?.set_name(name);
+        Ok(HelloAnswer {
+            protocol: PROTOCOL_VERSION,
+            version: VERSION.into(),
+            instance: server.about.instance.clone(),
+        })
+    });
+    registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
+        let about = &server.about;
+        let path = |path: &std::path::Path| path.display().to_string();
+        Ok(DaemonInfoAnswer {
+            version: VERSION.into(),
+            protocol: PROTOCOL_VERSION,
+            instance: about.instance.clone(),
+            pid: std::process::id(),
+            started_at: time(about.started.wall),
+            uptime_ms: ms(Moment::now().age_of(&about.started)),
+            socket: path(&about.socket),
+            orbctl: about.orbctl.as_deref().map(path),
+            config_file: about.config_file.as_deref().map(path),
+            state_dir: path(&about.state_dir),
+            limits: about.limits.clone(),
+            strict: about.strict,
+        })
+    });
+    registry.method::<DaemonStop, _, _>(async |server, _params, caller| {
+        tracing::info!(client = %caller.connection()?.name(), "asked to stop");
+        server.stop.cancel();
+        Ok(Done {})
+    });
+}

@@ -1,0 +1,177 @@
+//! `job.*`: jobs by their ids.
+
+use std::time::Duration;
+
+use crate::dispatcher::{Cancelled, JobFilter, JobState, StateFilter};
+use crate::job::JobId;
+use crate::rpc::api::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
+use crate::rpc::convert::{self, bytes_of, parse, timeout};
+use crate::rpc::errors::{ErrorKind, invalid};
+use crate::rpc::server::Registry;
+use crate::rpc::types::{
+    Gap, JobAnswer, JobCancelAnswer, JobInputAnswer, JobListAnswer, JobOutputAnswer, JobStateWord,
+};
+use crate::spool::Batch;
+
+use super::no_such_job;
+use super::run::follow;
+
+/// Jobs listed where the caller says nothing.
+const LIST_DEFAULT: usize = 100;
+/// Most jobs listed.
+const LIST_MAX: usize = 10_000;
+/// Bytes of output answered where the caller says nothing.
+const OUTPUT_DEFAULT: u64 = 1 << 20;
+/// Most bytes of output in one answer.
+const OUTPUT_MAX: u64 = 4 << 20;
+/// Longest wait of one `job.output`.
+const OUTPUT_WAIT_MAX: Duration = Duration::from_secs(3600);
+
+pub(super) fn register(registry: &mut Registry) {
+    looks(registry);
+    streams(registry);
+}
+
+fn looks(registry: &mut Registry) {
+    registry.method::<JobGet, _, _>(async |server, params, _caller| {
+        let id = JobId(params.job_id);
+        let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
+        Ok(JobAnswer {
+            job: convert::job(&view),
+        })
+    });
+    registry.method::<JobList, _, _>(async |server, params, _caller| {
+        let limit = params.limit.unwrap_or(LIST_DEFAULT);
+        if limit == 0 || limit > LIST_MAX {
+            return Err(invalid("limit", format!("is 1 to {LIST_MAX}")));
+        }
+        let filter = JobFilter {
+            state: params.state.map(|state| match state {
+                JobStateWord::Waiting => StateFilter::Waiting,
+                JobStateWord::Running => StateFilter::Running,
+                JobStateWord::Ended => StateFilter::Ended,
+            }),
+            machine: params
+                .machine
+                .map(|machine| parse("machine", &machine))
+                .transpose()?,
+            verb: params.operation,
+            limit,
+        };
+        let (jobs, more) = server.dispatcher.list(filter).await;
+        Ok(JobListAnswer {
+            jobs: jobs.iter().map(convert::job).collect(),
+            more,
+        })
+    });
+    registry.method::<JobWait, _, _>(async |server, params, _caller| {
+        let id = JobId(params.job_id);
+        let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let ended = job.state.wait_for(JobState::is_ended);
+        match timeout("timeout_ms", params.timeout_ms)? {
+            // Either it ended or the time is over: the view tells which.
+            Some(limit) => drop(tokio::time::timeout(limit, ended).await),
+            None => drop(ended.await),
+        }
+        let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
+        Ok(JobAnswer {
+            job: convert::job(&view),
+        })
+    });
+    registry.method::<JobCancel, _, _>(async |server, params, _caller| {
+        let id = JobId(params.job_id);
+        let result = match server.dispatcher.cancel(id).await {
+            Cancelled::NeverStarted => "never_started",
+            Cancelled::Stopping => "stopping",
+            Cancelled::AlreadyEnded => "already_ended",
+            Cancelled::NoSuchJob => return Err(no_such_job(id)),
+        };
+        Ok(JobCancelAnswer {
+            result: result.into(),
+        })
+    });
+}
+
+fn streams(registry: &mut Registry) {
+    registry.method::<JobOutput, _, _>(async |server, params, _caller| {
+        let id = JobId(params.job_id);
+        let most = params.bytes_max.unwrap_or(OUTPUT_DEFAULT);
+        if most == 0 || most > OUTPUT_MAX {
+            return Err(invalid("bytes_max", format!("is 1 to {OUTPUT_MAX}")));
+        }
+        let wait = Duration::from_millis(params.wait_ms).min(OUTPUT_WAIT_MAX);
+        let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let mut answer = JobOutputAnswer {
+            output: Vec::new(),
+            next_offset: params.offset,
+            gap: None,
+            end: true,
+        };
+        let Some(spool) = &job.spool else {
+            answer.end = job.state.borrow().is_ended();
+            return Ok(answer);
+        };
+        if params.offset > spool.end() {
+            return Err(invalid(
+                "offset",
+                format!("is at most {}: the job wrote no more", spool.end()),
+            ));
+        }
+        let mut reader = spool.reader(params.offset);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let Ok(batch) = tokio::time::timeout(wait, reader.next(most)).await else {
+            // Nothing new in time.
+            answer.end = false;
+            return Ok(answer);
+        };
+        let batch = batch.map_err(|error| convert::internal(&error.to_string()))?;
+        match batch {
+            Batch::Chunks(chunks) => {
+                answer.output = chunks.iter().map(convert::chunk).collect();
+                answer.end = false;
+            }
+            Batch::Gap { from, to } => {
+                answer.gap = Some(Gap { from, to });
+                answer.end = false;
+            }
+            Batch::End => {}
+        }
+        answer.next_offset = reader.position();
+        Ok(answer)
+    });
+    registry.method::<JobInput, _, _>(async |server, params, _caller| {
+        let id = JobId(params.job_id);
+        let bytes = match (params.text, params.base64) {
+            (Some(text), None) => text.into(),
+            (None, Some(base64)) => bytes_of("base64", &base64)?,
+            (None, None) => bytes::Bytes::new(),
+            (Some(_), Some(_)) => return Err(invalid("text", "give at most one of text and base64")),
+        };
+        let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let Some(input) = server.dispatcher.input(id).await else {
+            // Over, or its input was ended: a writer to a closed pipe is told, not failed.
+            let takes = matches!(&job.spec.operation, crate::operation::Operation::Exec(_, request)
+                if request.stdin == crate::operation::Stdin::Stream);
+            return if takes {
+                Ok(JobInputAnswer { open: false })
+            } else {
+                Err(ErrorKind::InvalidParams.error(format!("job {id} was not started with stdin_stream")))
+            };
+        };
+        let open = bytes.is_empty() || input.send(bytes).await.is_ok();
+        drop(input);
+        if params.end {
+            server.dispatcher.end_input(id).await;
+        }
+        Ok(JobInputAnswer { open })
+    });
+    registry.subscription::<JobFollow, _, _>(async |server, params, _caller, pending| {
+        let id = JobId(params.job_id);
+        match server.dispatcher.job(id).await {
+            Some(job) => {
+                let _ = follow(&server, job, params.offset, pending).await;
+            }
+            None => pending.reject(crate::rpc::server::owned(no_such_job(id))).await,
+        }
+    });
+}

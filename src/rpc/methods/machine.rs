@@ -1,0 +1,156 @@
+//! `machine.*`: reads and changes of machines.
+
+use serde_json::value::RawValue;
+
+use crate::clock::Moment;
+use crate::dispatcher::Facts;
+use crate::operation::{LogScope, Operation, Query};
+use crate::rpc::api::{
+    MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
+    MachineRename, MachineRestart, MachineSetDefault, MachineSsh, MachineStart, MachineStartAll, MachineStop,
+    MachineStopAll,
+};
+use crate::rpc::convert::{self, force, parse};
+use crate::rpc::served;
+use crate::rpc::server::Registry;
+use crate::rpc::types::{DefaultAnswer, TextAnswer};
+
+use super::{change, read, resolve};
+
+pub(super) fn register(registry: &mut Registry) {
+    reads(registry);
+    changes(registry);
+}
+
+fn reads(registry: &mut Registry) {
+    registry.encoded::<MachineList, _, _>(async |server, params, caller| {
+        let seen = read(&server, &caller, Query::List, params.max_age_ms).await?;
+        let mut json = Vec::new();
+        if !served::machine_list(&seen, &Moment::now(), &mut json) {
+            return Err(convert::internal("the list is of another kind"));
+        }
+        String::from_utf8(json)
+            .ok()
+            .and_then(|json| RawValue::from_string(json).ok())
+            .ok_or_else(|| convert::internal("the list is not JSON"))
+    });
+    registry.method::<MachineInfo, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let seen = read(&server, &caller, Query::Info(machine.name), params.max_age_ms).await?;
+        match &seen.value.facts {
+            Facts::Info(info) => Ok(convert::info(info, convert::observed(&seen, &Moment::now()))),
+            _ => Err(convert::internal("the machine's details are of another kind")),
+        }
+    });
+    registry.method::<MachineDefault, _, _>(async |server, params, caller| {
+        let seen = read(&server, &caller, Query::Default, params.max_age_ms).await?;
+        let Facts::Default(machine) = &seen.value.facts else {
+            return Err(convert::internal("the default machine is of another kind"));
+        };
+        let machine = machine.as_ref().map(ToString::to_string);
+        Ok(DefaultAnswer {
+            machine,
+            observed: convert::observed(&seen, &Moment::now()),
+        })
+    });
+    registry.method::<MachineLogs, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let scope = if params.all {
+            LogScope::All
+        } else {
+            LogScope::Default
+        };
+        let seen = read(&server, &caller, Query::Logs(machine.name, scope), None).await?;
+        text(&seen.value.facts)
+    });
+    registry.method::<MachineSsh, _, _>(async |server, _params, caller| {
+        let seen = read(&server, &caller, Query::Ssh, None).await?;
+        text(&seen.value.facts)
+    });
+}
+
+fn text(facts: &Facts) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
+    match facts {
+        Facts::Text(text) => Ok(TextAnswer { text: text.clone() }),
+        _ => Err(convert::internal("the text is of another kind")),
+    }
+}
+
+fn changes(registry: &mut Registry) {
+    registry.method::<MachineCreate, _, _>(async |server, params, caller| {
+        let operation = Operation::Create(convert::new_machine(&params)?);
+        change(server, caller, operation, None, params.options()).await
+    });
+    registry.method::<MachineStart, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        change(
+            server,
+            caller,
+            Operation::Start(machine.name),
+            machine.id,
+            params.options(),
+        )
+        .await
+    });
+    registry.method::<MachineStop, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let operation = Operation::Stop(machine.name, force(params.force));
+        change(server, caller, operation, machine.id, params.options()).await
+    });
+    registry.method::<MachineRestart, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        change(
+            server,
+            caller,
+            Operation::Restart(machine.name),
+            machine.id,
+            params.options(),
+        )
+        .await
+    });
+    registry.method::<MachineDelete, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let operation = Operation::Delete(machine.name, force(params.force));
+        change(server, caller, operation, machine.id, params.options()).await
+    });
+    registry.method::<MachineRename, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let operation = Operation::Rename {
+            from: machine.name,
+            to: parse("new_name", &params.new_name)?,
+        };
+        change(server, caller, operation, machine.id, params.options()).await
+    });
+    registry.method::<MachineClone, _, _>(async |server, params, caller| {
+        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+        let copy = parse("new_name", &params.new_name)?;
+        let operation = Operation::Clone {
+            source: machine.name,
+            copy,
+        };
+        change(server, caller, operation, machine.id, params.options()).await
+    });
+    registry.method::<MachineSetDefault, _, _>(async |server, params, caller| {
+        let (name, id) = match &params.machine {
+            Some(machine) => {
+                let machine = resolve(&server, &caller, "machine", machine).await?;
+                (Some(machine.name), machine.id)
+            }
+            None => (None, None),
+        };
+        change(server, caller, Operation::SetDefault(name), id, params.options()).await
+    });
+    registry.method::<MachineStartAll, _, _>(async |server, params, caller| {
+        change(server, caller, Operation::StartAll, None, params.options()).await
+    });
+    registry.method::<MachineStopAll, _, _>(async |server, params, caller| {
+        change(
+            server,
+            caller,
+            Operation::StopAll(force(params.force)),
+            None,
+            params.options(),
+        )
+        .await
+    });
+}

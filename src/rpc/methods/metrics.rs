@@ -1,0 +1,158 @@
+//! `metrics.*`: what happened, how often and how long it took.
+
+use crate::clock::Moment;
+use crate::metrics::{
+    Counter, Format, GroupBy, HistoryRequest, OperationRecord, OutcomeWord, Spread, StoreError, StoreState,
+    SummaryRequest,
+};
+use crate::rpc::api::{MetricsCounters, MetricsExport, MetricsHistory, MetricsSummary};
+use crate::rpc::convert::{internal, parse, time_ms};
+use crate::rpc::errors::{ErrorKind, invalid};
+use crate::rpc::server::Registry;
+use crate::rpc::types::{
+    self, CountersAnswer, Distribution, ErrorObject, ExportFormat, MetricsHistoryAnswer, MetricsRecord,
+    MetricsRow, MetricsSummaryAnswer, TextAnswer,
+};
+
+/// Records listed where the caller says nothing.
+const HISTORY_DEFAULT: usize = 100;
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<MetricsSummary, _, _>(async |server, params, _caller| {
+        let now = Moment::now().unix_ms();
+        let request = SummaryRequest {
+            since_ms: params.window_ms.map_or(0, |window| now.saturating_sub(window)),
+            until_ms: u64::MAX,
+            operation: params.operation,
+            machine: params.machine,
+            group_by: match params.group_by.unwrap_or_default() {
+                types::GroupBy::Operation => GroupBy::Operation,
+                types::GroupBy::Machine => GroupBy::Machine,
+                types::GroupBy::Both => GroupBy::OperationAndMachine,
+            },
+        };
+        let summary = server
+            .metrics
+            .summary(request)
+            .await
+            .map_err(|error| store_error(&error))?;
+        let rows = summary
+            .rows
+            .iter()
+            .map(|row| MetricsRow {
+                operation: row.operation.clone(),
+                machine: row.machine.as_str().map(str::to_owned),
+                count: row.counts.count,
+                errors: row.counts.errors,
+                #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
+                error_rate: row.counts.errors as f64 / row.counts.count.max(1) as f64,
+                wait: distribution(&row.wait),
+                run: distribution(&row.run),
+            })
+            .collect();
+        Ok(MetricsSummaryAnswer { rows })
+    });
+    registry.method::<MetricsHistory, _, _>(async |server, params, _caller| {
+        let limit = params.limit.unwrap_or(HISTORY_DEFAULT);
+        if limit == 0 || limit > crate::metrics::HISTORY_PAGE_MAX {
+            return Err(invalid(
+                "limit",
+                format!("is 1 to {}", crate::metrics::HISTORY_PAGE_MAX),
+            ));
+        }
+        let outcome = match &params.outcome {
+            Some(word) => {
+                Some(OutcomeWord::from_word(word).ok_or_else(|| invalid("outcome", "is no outcome"))?)
+            }
+            None => None,
+        };
+        let request = HistoryRequest {
+            operation: params.operation,
+            machine: params.machine,
+            outcome,
+            limit,
+            before: params.cursor.map(|cursor| parse("cursor", &cursor)).transpose()?,
+            ..HistoryRequest::default()
+        };
+        let page = server
+            .metrics
+            .history(request)
+            .await
+            .map_err(|error| store_error(&error))?;
+        let records = page.records.iter().map(|(_, record)| written(record)).collect();
+        Ok(MetricsHistoryAnswer {
+            records,
+            cursor: page.next.map(|cursor| cursor.to_string()),
+        })
+    });
+    registry.method::<MetricsExport, _, _>(async |server, params, _caller| {
+        let format = match params.format {
+            ExportFormat::JsonLines => Format::JsonLines,
+            ExportFormat::Csv => Format::Csv,
+            ExportFormat::Prometheus => Format::Prometheus,
+        };
+        let export = server.metrics.export(format, HistoryRequest::default());
+        Ok(TextAnswer {
+            text: export.text().await.map_err(|error| store_error(&error))?,
+        })
+    });
+    registry.method::<MetricsCounters, _, _>(async |server, _params, _caller| {
+        let counters = server.metrics.counters();
+        let mut values: std::collections::BTreeMap<String, u64> = Counter::ALL
+            .into_iter()
+            .map(|counter| (counter.as_str().to_owned(), counters.get(counter)))
+            .collect();
+        values.insert("records_dropped".into(), counters.dropped);
+        values.insert("records_accepted".into(), counters.recorded);
+        let store = match counters.store {
+            StoreState::Open => "open".to_owned(),
+            StoreState::Closed => "closed".to_owned(),
+            StoreState::Failed { reason } => reason,
+        };
+        Ok(CountersAnswer {
+            counters: values,
+            store,
+        })
+    });
+}
+
+fn distribution(spread: &Spread) -> Distribution {
+    Distribution {
+        min_us: spread.min_us,
+        p50_us: spread.p50_us,
+        p90_us: spread.p90_us,
+        p99_us: spread.p99_us,
+        max_us: spread.max_us,
+    }
+}
+
+fn written(record: &OperationRecord) -> MetricsRecord {
+    MetricsRecord {
+        job_id: record.id,
+        operation: record.operation.to_string(),
+        machine: record.machine.as_ref().map(ToString::to_string),
+        class: record.class.as_str().into(),
+        client: types::Client {
+            name: record.client.name.to_string(),
+            pid: record.client.pid,
+            uid: record.client.uid,
+        },
+        accepted_at: time_ms(record.accepted_ms),
+        started_at: record.started_ms.map(time_ms),
+        ended_at: time_ms(record.ended_ms),
+        wait_us: record.wait_us,
+        run_us: record.run_us,
+        outcome: record.outcome.as_str().into(),
+        exit_code: record.exit_code,
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+        joined: record.joined,
+    }
+}
+
+fn store_error(error: &StoreError) -> ErrorObject {
+    match error {
+        StoreError::Busy | StoreError::TimedOut => ErrorKind::QueueFull.error(error.to_string()),
+        other => internal(&other.to_string()),
+    }
+}

@@ -1,0 +1,43 @@
+//! `orbstack.*`: OrbStack as a whole.
+
+use crate::clock::Moment;
+use crate::dispatcher::Facts;
+use crate::operation::{Operation, Query};
+use crate::rpc::api::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
+use crate::rpc::convert;
+use crate::rpc::server::Registry;
+use crate::rpc::types::{StatusAnswer, VersionAnswer};
+
+use super::{change, read};
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {
+        let seen = read(&server, &caller, Query::Status, params.max_age_ms).await?;
+        let Facts::Status(status) = &seen.value.facts else {
+            return Err(convert::internal("the status is of another kind"));
+        };
+        Ok(StatusAnswer {
+            status: status.as_str().into(),
+            observed: convert::observed(&seen, &Moment::now()),
+        })
+    });
+    registry.method::<OrbstackVersion, _, _>(async |server, params, caller| {
+        let seen = read(&server, &caller, Query::Version, params.max_age_ms).await?;
+        let Facts::Version(version) = &seen.value.facts else {
+            return Err(convert::internal("the version is of another kind"));
+        };
+        Ok(VersionAnswer {
+            version: version.version.clone(),
+            build: version.build,
+            commit: version.commit.clone(),
+            observed: convert::observed(&seen, &Moment::now()),
+        })
+    });
+    registry.method::<OrbstackStart, _, _>(async |server, params, caller| {
+        change(server, caller, Operation::StartOrbstack, None, params.options()).await
+    });
+    registry.method::<OrbstackStop, _, _>(async |server, params, caller| {
+        let operation = Operation::StopOrbstack(convert::force(params.force));
+        change(server, caller, operation, None, params.options()).await
+    });
+}

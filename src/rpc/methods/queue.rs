@@ -1,0 +1,47 @@
+//! `queue.*`: pausing, resuming and draining.
+
+use crate::dispatcher::{QueueVerb, QueueView, Target};
+use crate::rpc::api::{QueueDrain, QueuePause, QueueResume, QueueStatus};
+use crate::rpc::convert::parse;
+use crate::rpc::server::Registry;
+use crate::rpc::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.method::<QueueStatus, _, _>(async |server, _params, _caller| {
+        Ok(answer(&server.dispatcher.queue_view().await))
+    });
+    registry.method::<QueuePause, _, _>(async |server, params, _caller| {
+        Ok(answer(
+            &server.dispatcher.queue(QueueVerb::Pause, target(&params)?).await,
+        ))
+    });
+    registry.method::<QueueResume, _, _>(async |server, params, _caller| {
+        Ok(answer(
+            &server.dispatcher.queue(QueueVerb::Resume, target(&params)?).await,
+        ))
+    });
+    registry.method::<QueueDrain, _, _>(async |server, params, _caller| {
+        Ok(answer(
+            &server.dispatcher.queue(QueueVerb::Drain, target(&params)?).await,
+        ))
+    });
+}
+
+fn target(params: &QueueTargetParams) -> Result<Target, ErrorObject> {
+    params.machine.as_ref().map_or(Ok(Target::All), |machine| {
+        parse("machine", machine).map(Target::Machine)
+    })
+}
+
+fn answer(view: &QueueView) -> QueueStatusAnswer {
+    let names = |names: &[crate::machine::MachineName]| names.iter().map(ToString::to_string).collect();
+    QueueStatusAnswer {
+        waiting: view.waiting,
+        running: view.running,
+        queue_max: view.queue_max,
+        paused: view.paused,
+        paused_machines: names(&view.paused_machines),
+        draining: view.draining,
+        draining_machines: names(&view.draining_machines),
+    }
+}

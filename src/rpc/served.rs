@@ -1,0 +1,74 @@
+//! Answers that are encoded once and served many times.
+//!
+//! The machine list is asked for many times a second. Its bytes are made when the first caller wants them and kept with the
+//! observation; only the age is written anew. The general handler and the fast path both come here, so they cannot differ.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::api::{MachineList, Method};
+use super::convert;
+use super::lines::FastPath;
+use super::server::Server;
+use super::types::{Machine, MachineListAnswer, ReadParams};
+use crate::clock::Moment;
+use crate::dispatcher::Seen;
+use crate::metrics::Counter;
+
+/// Appends the result of `machine.list`. Returns false when the facts are not a list.
+pub(super) fn machine_list(seen: &Seen, now: &Moment, out: &mut Vec<u8>) -> bool {
+    let Some(machines) = seen.value.machines() else {
+        return false;
+    };
+    let front = seen.value.encoded.get_or_init(|| {
+        let machines: Vec<Machine> = machines.iter().map(convert::machine).collect();
+        let answer = MachineListAnswer {
+            machines,
+            observed: convert::observed(seen, now),
+        };
+        let json = serde_json::to_string(&answer).unwrap_or_default();
+        // The age is declared last; everything before its value stays the same.
+        let end = json.rfind(AGE).map_or(0, |at| at + AGE.len());
+        json[..end].into()
+    });
+    out.extend_from_slice(front.as_bytes());
+    write!(out, "{}}}", convert::ms(now.age_of(&seen.observed_at))).is_ok()
+}
+
+const AGE: &str = "\"age_ms\":";
+
+/// Answers `machine.list` from what the dispatcher published, while it is young enough for the caller.
+pub(super) struct Published(pub(super) Arc<Server>);
+
+impl FastPath for Published {
+    fn answer(&self, method: &str, params: Option<&RawValue>, out: &mut Vec<u8>) -> bool {
+        if method != MachineList::NAME {
+            return false;
+        }
+        let max_age = match params.map(|params| serde_json::from_str::<ReadParams>(params.get())) {
+            None => self.0.cache_max_age,
+            Some(Ok(params)) => params
+                .max_age_ms
+                .map_or(self.0.cache_max_age, Duration::from_millis)
+                .min(self.0.cache_max_age),
+            // The general dispatch says what is wrong.
+            Some(Err(_)) => return false,
+        };
+        let published = self.0.dispatcher.published();
+        let Some(seen) = &published.machines else {
+            return false;
+        };
+        let now = Moment::now();
+        if now.age_of(&seen.observed_at) > max_age {
+            return false;
+        }
+        let answered = machine_list(seen, &now, out);
+        if answered {
+            self.0.metrics.count(Counter::CacheHits);
+        }
+        answered
+    }
+}

@@ -1,0 +1,215 @@
+//! What handlers have, and how they become jsonrpsee methods.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use jsonrpsee::core::server::PendingSubscriptionSink;
+use jsonrpsee::types::{ErrorObjectOwned, Params};
+use jsonrpsee::{Extensions, Methods, RpcModule};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+
+use super::api::{Method, Subscription};
+use super::connection::Connection;
+use super::errors::{ErrorKind, invalid};
+use super::methods;
+use super::types::ErrorObject;
+use crate::clock::Moment;
+use crate::dispatcher::{Client, Dispatcher};
+use crate::metrics::Metrics;
+
+/// What every handler has.
+pub struct Server {
+    /// Decides and runs.
+    pub dispatcher: Dispatcher,
+    /// Remembers.
+    pub metrics: Metrics,
+    /// What `daemon.info` tells and never changes.
+    pub about: About,
+    /// Oldest observation that the fast path answers with.
+    pub cache_max_age: Duration,
+    /// Ends the daemon.
+    pub stop: CancellationToken,
+}
+
+/// What `daemon.info` tells and never changes.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// New at every start.
+    pub instance: String,
+    /// When the daemon started.
+    pub started: Moment,
+    /// The socket.
+    pub socket: PathBuf,
+    /// Where `orbctl` is.
+    pub orbctl: Option<PathBuf>,
+    /// The configuration file that was read.
+    pub config_file: Option<PathBuf>,
+    /// Where state is kept.
+    pub state_dir: PathBuf,
+    /// Bounds by name.
+    pub limits: BTreeMap<String, u64>,
+    /// One invocation at a time.
+    pub strict: bool,
+}
+
+/// A call's origin.
+pub(super) struct Caller {
+    connection: Option<Arc<Connection>>,
+}
+
+impl Caller {
+    fn new(extensions: &Extensions) -> Self {
+        Self {
+            connection: extensions.get::<Arc<Connection>>().cloned(),
+        }
+    }
+
+    /// Returns the client as the dispatcher knows it.
+    pub(super) fn client(&self) -> Result<Client, ErrorObject> {
+        let connection = self.connection()?;
+        Ok(Client {
+            id: connection.client(),
+            connection: connection.id().0,
+            name: connection.name(),
+            pid: connection.pid(),
+            uid: connection.uid(),
+        })
+    }
+
+    /// Returns the connection.
+    pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
+        self.connection
+            .as_deref()
+            .ok_or_else(|| super::convert::internal("a call came without its connection"))
+    }
+}
+
+/// Builds every method.
+pub fn methods(server: Arc<Server>) -> Methods {
+    let mut registry = Registry {
+        module: RpcModule::from_arc(server),
+    };
+    methods::register(&mut registry);
+    registry.module.into()
+}
+
+/// Collects methods.
+pub(super) struct Registry {
+    module: RpcModule<Server>,
+}
+
+impl Registry {
+    /// Adds a method.
+    pub(super) fn method<M, F, Fut>(&mut self, handler: F)
+    where
+        M: Method,
+        F: Fn(Arc<Server>, M::Params, Caller) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Answer, ErrorObject>> + Send,
+        M::Answer: Clone,
+    {
+        self.encoded::<M, _, _>(move |server, params, caller| {
+            let answer = handler(server, params, caller);
+            async move {
+                let answer = answer.await?;
+                serde_json::value::to_raw_value(&answer).map_err(|error| {
+                    super::convert::internal(&format!("{} cannot be encoded: {error}", M::NAME))
+                })
+            }
+        });
+    }
+
+    /// Adds a method whose handler encodes its answer itself.
+    pub(super) fn encoded<M, F, Fut>(&mut self, handler: F)
+    where
+        M: Method,
+        F: Fn(Arc<Server>, M::Params, Caller) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Box<RawValue>, ErrorObject>> + Send,
+    {
+        let added = self
+            .module
+            .register_async_method(M::NAME, move |params, server, extensions| {
+                let handler = handler.clone();
+                async move {
+                    let caller = Caller::new(&extensions);
+                    // A handler that panics is our fault alone: the caller is told, and the connection goes on.
+                    let call = async { handler(server, parse::<M::Params>(&params)?, caller).await };
+                    let answer = AssertUnwindSafe(call).catch_unwind().await;
+                    answer
+                        .unwrap_or_else(|_| Err(super::convert::internal(&format!("{} panicked", M::NAME))))
+                        .map_err(owned)
+                }
+            });
+        assert!(added.is_ok(), "{} is registered once", M::NAME);
+    }
+
+    /// Adds a subscription.
+    pub(super) fn subscription<S, F, Fut>(&mut self, handler: F)
+    where
+        S: Subscription,
+        F: Fn(Arc<Server>, S::Params, Caller, PendingSubscriptionSink) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let added = self.module.register_subscription(
+            S::NAME,
+            S::NOTIFICATION,
+            S::UNSUBSCRIBE,
+            move |params, pending, server, extensions| {
+                let handler = handler.clone();
+                async move {
+                    match parse::<S::Params>(&params) {
+                        Ok(params) => handler(server, params, Caller::new(&extensions), pending).await,
+                        Err(error) => pending.reject(owned(error)).await,
+                    }
+                }
+            },
+        );
+        assert!(added.is_ok(), "{} is registered once", S::NAME);
+    }
+}
+
+/// Converts to jsonrpsee's error.
+pub(super) fn owned(error: ErrorObject) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(error.code, error.message, error.data)
+}
+
+/// Parses parameters, naming the field that is wrong.
+pub(super) fn parse<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ErrorObject> {
+    let text = match params.as_str() {
+        None => "{}",
+        Some(text) if text.trim_start().starts_with('{') => text,
+        // An empty list is what clients without named parameters send for "none".
+        Some(text)
+            if text
+                .trim_start()
+                .strip_prefix('[')
+                .is_some_and(|rest| rest.trim() == "]") =>
+        {
+            "{}"
+        }
+        Some(_) => return Err(invalid("params", "must be an object with named parameters")),
+    };
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let cause = error.into_inner();
+        let text = cause.to_string();
+        // Serde reports a missing field at its parent and names it in the text alone.
+        let missing = text
+            .strip_prefix("missing field `")
+            .and_then(|rest| rest.split('`').next())
+            .map(str::to_owned);
+        let text = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        match missing {
+            Some(field) => invalid(&field, "is missing"),
+            None if path == "." => ErrorKind::InvalidParams.error(format!("params: {text}")),
+            None => invalid(&path, text),
+        }
+    })
+}
