@@ -16,6 +16,9 @@
 //! come later or do not hold are told the gap. Before that, the budget takes the oldest ended spool that nobody holds. Every
 //! spool may keep [`MEMORY`] bytes whatever the budget says, so a job without followers never waits.
 //!
+//! Writing everything to a file costs as much as a client that reads it. Where output is only passed through, [`Keep::Unread`] lets
+//! what every holding reader has passed go without ever being written, but for the last [`KEEP_BACK`] bytes.
+//!
 //! Bounds count what is stored: the bytes and a little for each chunk, so that a child that writes single bytes is bounded too.
 
 use std::collections::VecDeque;
@@ -43,6 +46,9 @@ const UNFLUSHED_MAX: u64 = 1024 * 1024;
 
 /// What is kept in memory for readers that keep up, counting what waits for the disk.
 const RECENT_MAX: u64 = 2 * 1024 * 1024;
+
+/// What stays with [`Keep::Unread`] although it was passed: whoever lost its connection can come back for what was on the way.
+pub const KEEP_BACK: u64 = 512 * 1024;
 
 /// The largest chunk; longer ones are split.
 const CHUNK_MAX: usize = 256 * 1024;
@@ -168,6 +174,19 @@ pub struct Settings {
     pub dir: PathBuf,
     /// What one spool keeps at most.
     pub max: u64,
+    /// What it keeps below that.
+    pub keep: Keep,
+}
+
+/// What a spool keeps while its bounds are far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Everything: it can be read again from the beginning.
+    #[default]
+    All,
+    /// While there is a reader that [holds](Spool::follow): what those have not passed, and the last [`KEEP_BACK`] bytes. Without
+    /// one: everything from then on.
+    Unread,
 }
 
 /// What all spools together may keep beyond the first [`MEMORY`] bytes of each.
@@ -247,6 +266,7 @@ struct Shared {
     dir: PathBuf,
     max: u64,
     segment_max: u64,
+    keep: Keep,
     budget: Budget,
     began: Instant,
     state: Mutex<State>,
@@ -316,13 +336,25 @@ struct Mark {
 impl State {
     /// Drops the oldest unit, if there is one that no reader holds and that is not being written.
     fn drop_oldest(&mut self) -> bool {
-        let horizon = self
-            .readers
-            .iter()
-            .filter(|reader| reader.holds)
-            .map(|reader| reader.passed)
-            .min()
-            .unwrap_or(u64::MAX);
+        self.drop_oldest_before(self.held_from().unwrap_or(u64::MAX))
+    }
+
+    /// Returns the offset up to which all holding readers have passed, if there is one.
+    fn held_from(&self) -> Option<u64> {
+        let holding = self.readers.iter().filter(|reader| reader.holds);
+        holding.map(|reader| reader.passed).min()
+    }
+
+    /// Drops what [`Keep::Unread`] does not keep.
+    fn drop_read(&mut self) {
+        if let Some(held) = self.held_from() {
+            let horizon = held.min(self.end.saturating_sub(KEEP_BACK));
+            while self.drop_oldest_before(horizon) {}
+        }
+    }
+
+    /// Drops the oldest unit if it ends at or before `horizon` and is not being written.
+    fn drop_oldest_before(&mut self, horizon: u64) -> bool {
         if let Some(segment) = self.segments.front() {
             let is_open = self.segments.len() == 1 && self.is_flushing;
             if is_open || segment.end > horizon {
@@ -417,7 +449,11 @@ impl Shared {
         state.recent_cost += cost;
         state.unflushed_cost += cost;
         state.recent.push_back(chunk);
-        if state.unflushed_cost > MEMORY && !state.is_flushing {
+        let backlog_max = match self.keep {
+            Keep::Unread if state.held_from().is_some() => UNFLUSHED_MAX,
+            Keep::All | Keep::Unread => MEMORY,
+        };
+        if state.unflushed_cost > backlog_max && !state.is_flushing {
             state.is_flushing = true;
             let shared = Arc::clone(self);
             tokio::task::spawn_blocking(move || shared.flush());
@@ -552,6 +588,7 @@ pub fn spool(settings: &Settings, budget: &Budget) -> (Writer, Spool) {
         dir: settings.dir.clone(),
         max,
         segment_max: (max / SEGMENTS).max(SEGMENT_MIN),
+        keep: settings.keep,
         budget: budget.clone(),
         began: Moment::now().instant,
         state: Mutex::default(),
@@ -872,6 +909,10 @@ impl Reader {
             && place.passed != self.position
         {
             place.passed = self.position;
+            if self.shared.keep == Keep::Unread {
+                state.drop_read();
+                self.shared.settle(state);
+            }
             state.trim();
             self.shared.room.notify_waiters();
         }
@@ -1061,6 +1102,7 @@ mod tests {
         let settings = Settings {
             dir: dir.path().into(),
             max,
+            keep: Keep::All,
         };
         spool(&settings, budget)
     }
@@ -1176,8 +1218,8 @@ mod tests {
         let reader = fixture.spool.reader(0);
         drop(fixture.spool);
         assert_eq!(read_all(reader, 1 << 20).await.0.len(), 1_000_000);
-        assert_eq!(fixture.budget.used(), 0);
-        while file.strong_count() > 0 {
+        // The thread that wrote the file may hold on for a moment.
+        while fixture.budget.used() > 0 || file.strong_count() > 0 {
             tokio::task::spawn_blocking(|| ()).await.expect("no panic");
         }
     }
@@ -1290,6 +1332,56 @@ mod tests {
         drop(follower);
         writing.await.expect("no panic");
         assert_eq!(fixture.spool.end(), 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn what_is_only_passed_through_never_reaches_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            dir: dir.path().join("missing"),
+            max: 1 << 30,
+            keep: Keep::Unread,
+        };
+        let (writer, spool) = spool(&settings, &Budget::new(1 << 30));
+        let mut follower = spool.follow(0);
+        for round in 0..200_u64 {
+            let bytes = pattern(round, 50_000);
+            writer
+                .write(Stream::Stdout, bytes.clone().into())
+                .await
+                .expect("no file is made");
+            let read = follower.next(1 << 20).await.expect("readable");
+            assert!(matches!(read, Batch::Chunks(chunks) if chunks[0].bytes == bytes));
+            assert!(lock(&spool.shared.state).recent_cost < KEEP_BACK + 200_000);
+        }
+        // Whoever lost its connection comes back for the last of it.
+        let (out, _, gaps) = read_all_now(spool.reader(10_000_000 - KEEP_BACK), writer).await;
+        assert_eq!((out.len() as u64, gaps.len()), (KEEP_BACK, 0));
+    }
+
+    async fn read_all_now(reader: Reader, writer: Writer) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {
+        drop(writer);
+        read_all(reader, 1 << 20).await
+    }
+
+    #[tokio::test]
+    async fn what_is_passed_through_slowly_goes_by_way_of_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            dir: dir.path().into(),
+            max: 1 << 30,
+            keep: Keep::Unread,
+        };
+        let (writer, spool) = spool(&settings, &Budget::new(1 << 30));
+        let follower = spool.follow(0);
+        let all = pattern(0, 5_000_000);
+        for piece in all.chunks(40_000) {
+            let bytes = Bytes::copy_from_slice(piece);
+            writer.write(Stream::Stdout, bytes).await.expect("written");
+        }
+        let (out, _, gaps) = read_all_now(follower, writer).await;
+        assert!(out == all);
+        assert_eq!(gaps, []);
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ const PIPE_MAX: u64 = 2 * 1024 * 1024;
 
 /// Read buffers start small, since most commands say little, and grow while they are filled.
 const READ_MIN: usize = 8 * 1024;
-const READ_MAX: usize = 256 * 1024;
+const READ_MAX: usize = 64 * 1024;
 
 /// Reads up to this are copied out, so that a few kept bytes do not hold on to a whole buffer.
 const COPY_MAX: usize = 2 * 1024;
@@ -577,7 +577,7 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
-    use crate::spool::{Batch, Budget, Settings};
+    use crate::spool::{Batch, Budget, Keep, Settings};
 
     /// A shell in `orbctl`'s place.
     fn shell() -> Installed {
@@ -683,6 +683,7 @@ mod tests {
         let settings = Settings {
             dir: dir.path().into(),
             max: spool::MAX_MIN,
+            keep: Keep::All,
         };
         let (writer, spool) = spool::spool(&settings, &Budget::new(u64::MAX));
         invocation.output = Sink::Spool(writer);
@@ -956,6 +957,7 @@ mod tests {
             let settings = Settings {
                 dir: dir.path().into(),
                 max: 1 << 30,
+                keep: Keep::All,
             };
             let budget = Budget::new(1 << 30);
             let (mut plain, mut piped, mut ours, mut spooled) = (vec![], vec![], vec![], vec![]);
@@ -1007,7 +1009,8 @@ mod tests {
         const PRODUCER: &str = "exec dd if=/dev/zero bs=64k count=16384 2>/dev/null";
 
         fn say(what: &str, took: Duration) {
-            println!("{what}: {:.0} MB/s", (SIZE as f64 / 1e6) / took.as_secs_f64());
+            let megabytes = SIZE as u128 / 1_000_000;
+            println!("{what}: {} MB/s", megabytes * 1_000_000 / took.as_micros());
         }
 
         fn raw() -> Duration {
@@ -1032,11 +1035,12 @@ mod tests {
         }
 
         /// One gibibyte to one client over a socket, which a thread of its own reads; or to nobody.
-        async fn through(has_client: bool) -> Duration {
+        async fn through(has_client: bool, keep: Keep) -> Duration {
             let dir = tempfile::tempdir().expect("a folder");
             let settings = Settings {
                 dir: dir.path().into(),
                 max: 2 << 30,
+                keep,
             };
             let (writer, spool) = spool::spool(&settings, &Budget::new(2 << 30));
             let began = Moment::now().instant;
@@ -1079,17 +1083,9 @@ mod tests {
             since(began)
         }
 
-        #[test]
-        #[ignore = "a measurement"]
-        fn measure_how_fast_output_passes() {
-            let runtime = runtime();
+        fn thrice(what: &str, run: impl Fn() -> Duration) {
             for _ in 0..3 {
-                say("raw pipe", raw());
-                say("spooled, nobody reads", runtime.block_on(through(false)));
-                say(
-                    "spooled, one client over a socket",
-                    runtime.block_on(through(true)),
-                );
+                say(what, run());
             }
             let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
             println!(
@@ -1099,6 +1095,37 @@ mod tests {
                     .find(|line| line.starts_with("VmHWM"))
                     .unwrap_or_default()
             );
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_a_raw_pipe() {
+            thrice("raw pipe", raw);
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_a_spool_that_nobody_reads() {
+            let runtime = runtime();
+            thrice("nobody reads", || runtime.block_on(through(false, Keep::All)));
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_a_spool_with_a_client() {
+            let runtime = runtime();
+            thrice("one client, all kept", || {
+                runtime.block_on(through(true, Keep::All))
+            });
+        }
+
+        #[test]
+        #[ignore = "a measurement"]
+        fn measure_a_spool_that_is_passed_through() {
+            let runtime = runtime();
+            thrice("one client, passed through", || {
+                runtime.block_on(through(true, Keep::Unread))
+            });
         }
     }
 }
