@@ -17,7 +17,8 @@
 //! spool may keep [`MEMORY`] bytes whatever the budget says, so a job without followers never waits.
 //!
 //! Writing everything to a file costs as much as a client that reads it. Where output is only passed through, [`Keep::Unread`] lets
-//! what every holding reader has passed go without ever being written, but for the last [`KEEP_BACK`] bytes.
+//! what every holding reader has passed go without ever being written, but for the last [`KEEP_BACK`] bytes; the writer then waits
+//! a moment for a reader before it begins to use a file.
 //!
 //! Bounds count what is stored: the bytes and a little for each chunk, so that a child that writes single bytes is bounded too.
 
@@ -49,6 +50,9 @@ const RECENT_MAX: u64 = 2 * 1024 * 1024;
 
 /// What stays with [`Keep::Unread`] although it was passed: whoever lost its connection can come back for what was on the way.
 pub const KEEP_BACK: u64 = 512 * 1024;
+
+/// How long the writer waits for a reader, with [`Keep::Unread`], before it begins to use a file.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The largest chunk; longer ones are split.
 const CHUNK_MAX: usize = 256 * 1024;
@@ -184,8 +188,8 @@ pub enum Keep {
     /// Everything: it can be read again from the beginning.
     #[default]
     All,
-    /// While there is a reader that [holds](Spool::follow): what those have not passed, and the last [`KEEP_BACK`] bytes. Without
-    /// one: everything from then on.
+    /// While there is a reader that [holds](Spool::follow): what those have not passed, and about the last
+    /// [`KEEP_BACK`] bytes. Without one: everything from then on.
     Unread,
 }
 
@@ -347,9 +351,13 @@ impl State {
 
     /// Drops what [`Keep::Unread`] does not keep.
     fn drop_read(&mut self) {
-        if let Some(held) = self.held_from() {
-            let horizon = held.min(self.end.saturating_sub(KEEP_BACK));
-            while self.drop_oldest_before(horizon) {}
+        let Some(held) = self.held_from() else { return };
+        loop {
+            let oldest = self.segments.front().map(|segment| segment.size);
+            let oldest = oldest.or_else(|| self.recent.front().map(Chunk::cost));
+            if oldest.is_none_or(|oldest| self.kept < KEEP_BACK + oldest) || !self.drop_oldest_before(held) {
+                return;
+            }
         }
     }
 
@@ -419,6 +427,22 @@ enum Accepted {
 }
 
 impl Shared {
+    /// Returns what may be in no file before one is used.
+    fn backlog_max(&self, state: &State) -> u64 {
+        match self.keep {
+            Keep::Unread if state.held_from().is_some() => UNFLUSHED_MAX / 2,
+            Keep::All | Keep::Unread => MEMORY,
+        }
+    }
+
+    fn start_flushing(self: &Arc<Self>, state: &mut State) {
+        if !state.is_flushing && state.unflushed_cost > self.backlog_max(state) {
+            state.is_flushing = true;
+            let shared = Arc::clone(self);
+            tokio::task::spawn_blocking(move || shared.flush());
+        }
+    }
+
     fn accept(self: &Arc<Self>, stream: Stream, bytes: &Bytes) -> Accepted {
         let at = Moment::now().instant.saturating_duration_since(self.began);
         let mut state = lock(&self.state);
@@ -434,7 +458,8 @@ impl Shared {
             bytes: bytes.clone(),
         };
         let cost = chunk.cost();
-        if state.unflushed_cost + cost > UNFLUSHED_MAX && state.is_flushing {
+        let is_passed_through = self.keep == Keep::Unread && state.held_from().is_some();
+        if state.unflushed_cost + cost > UNFLUSHED_MAX && (state.is_flushing || is_passed_through) {
             return Accepted::Wait;
         }
         while state.kept + cost > self.max || !self.charge(&mut state, cost) {
@@ -449,14 +474,8 @@ impl Shared {
         state.recent_cost += cost;
         state.unflushed_cost += cost;
         state.recent.push_back(chunk);
-        let backlog_max = match self.keep {
-            Keep::Unread if state.held_from().is_some() => UNFLUSHED_MAX,
-            Keep::All | Keep::Unread => MEMORY,
-        };
-        if state.unflushed_cost > backlog_max && !state.is_flushing {
-            state.is_flushing = true;
-            let shared = Arc::clone(self);
-            tokio::task::spawn_blocking(move || shared.flush());
+        if !is_passed_through {
+            self.start_flushing(&mut state);
         }
         drop(state);
         self.grown.notify_waiters();
@@ -488,7 +507,7 @@ impl Shared {
     fn flush(&self) {
         loop {
             let mut state = lock(&self.state);
-            if state.unflushed_cost <= MEMORY {
+            if state.unflushed_cost <= self.backlog_max(&state) {
                 state.is_flushing = false;
                 drop(state);
                 self.room.notify_waiters();
@@ -626,6 +645,9 @@ impl Writer {
             tokio::select! {
                 () = room => {}
                 () = freed => {}
+                () = tokio::time::sleep(PATIENCE), if self.shared.keep == Keep::Unread => {
+                    self.shared.start_flushing(&mut lock(&self.shared.state));
+                }
             }
         }
         Ok(())
@@ -1355,8 +1377,29 @@ mod tests {
             assert!(lock(&spool.shared.state).recent_cost < KEEP_BACK + 200_000);
         }
         // Whoever lost its connection comes back for the last of it.
-        let (out, _, gaps) = read_all_now(spool.reader(10_000_000 - KEEP_BACK), writer).await;
-        assert_eq!((out.len() as u64, gaps.len()), (KEEP_BACK, 0));
+        let first = spool.first();
+        assert!(10_000_000 - first > KEEP_BACK - 10_000);
+        let (out, _, gaps) = read_all_now(spool.reader(first), writer).await;
+        assert_eq!((out.len() as u64, gaps.len()), (10_000_000 - first, 0));
+    }
+
+    #[tokio::test]
+    async fn single_bytes_pass_through_without_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            dir: dir.path().join("missing"),
+            max: 1 << 30,
+            keep: Keep::Unread,
+        };
+        let (writer, spool) = spool(&settings, &Budget::new(1 << 30));
+        let mut follower = spool.follow(0);
+        for _ in 0..100_000 {
+            let byte = Bytes::from_static(b"x");
+            let written = writer.write(Stream::Stdout, byte).await;
+            written.expect("no file is made");
+            follower.next(1).await.expect("readable");
+        }
+        assert!(lock(&spool.shared.state).recent_cost < 2 * KEEP_BACK);
     }
 
     async fn read_all_now(reader: Reader, writer: Writer) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {

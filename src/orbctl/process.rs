@@ -49,9 +49,9 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 /// More than any pipe holds: who has read this much since the child was gone has read all that the child wrote.
 const PIPE_MAX: u64 = 2 * 1024 * 1024;
 
-/// Read buffers start small, since most commands say little, and grow while they are filled.
+/// Read buffers start small, since most commands say little, and grow while they are filled; a large one takes several reads.
 const READ_MIN: usize = 8 * 1024;
-const READ_MAX: usize = 64 * 1024;
+const READ_MAX: usize = 256 * 1024;
 
 /// Reads up to this are copied out, so that a few kept bytes do not hold on to a whole buffer.
 const COPY_MAX: usize = 2 * 1024;
@@ -433,7 +433,9 @@ async fn drain(
     let mut buffer = BytesMut::new();
     let mut size = READ_MIN;
     loop {
-        buffer.reserve(size);
+        if buffer.capacity() - buffer.len() < READ_MIN {
+            buffer.reserve(size);
+        }
         let room = buffer.capacity() - buffer.len();
         let read = match pipe.read_buf(&mut buffer).await {
             // A pipe that cannot be read any more is at its end.
