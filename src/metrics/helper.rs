@@ -74,8 +74,8 @@ pub(super) enum Request {
     Open {
         folder: Vec<u8>,
         bounds: Bounds,
-        /// It was used before: an empty store is damaged.
-        born: bool,
+        /// It was used before, and got so far.
+        least_seq: Option<u64>,
         /// It was not closed in order: read all of it before trusting it.
         verify: bool,
         now_ms: u64,
@@ -114,11 +114,17 @@ pub(super) enum Misbehaviour {
 }
 
 impl Request {
-    pub(super) fn open(folder: &Path, bounds: Bounds, born: bool, verify: bool, now_ms: u64) -> Self {
+    pub(super) fn open(
+        folder: &Path,
+        bounds: Bounds,
+        least_seq: Option<u64>,
+        verify: bool,
+        now_ms: u64,
+    ) -> Self {
         Self::Open {
             folder: folder.as_os_str().as_bytes().to_vec(),
             bounds,
-            born,
+            least_seq,
             verify,
             now_ms,
         }
@@ -299,22 +305,27 @@ fn answer(database: &mut Option<Database>, request: Request) -> Response {
             Request::Open {
                 folder,
                 bounds,
-                born,
+                least_seq,
                 verify,
                 now_ms,
             },
             database,
-        ) => Database::open(&PathBuf::from(OsString::from_vec(folder)), bounds, born, now_ms)
-            .and_then(|opened| {
-                if verify {
-                    opened.verify().map(|()| opened)
-                } else {
-                    Ok(opened)
-                }
-            })
-            .map(|opened| Response::Opened {
-                next_seq: database.insert(opened).next_seq(),
-            }),
+        ) => Database::open(
+            &PathBuf::from(OsString::from_vec(folder)),
+            bounds,
+            least_seq,
+            now_ms,
+        )
+        .and_then(|opened| {
+            if verify {
+                opened.verify().map(|()| opened)
+            } else {
+                Ok(opened)
+            }
+        })
+        .map(|opened| Response::Opened {
+            next_seq: database.insert(opened).next_seq(),
+        }),
         #[cfg(test)]
         (Request::Misbehave(how), _) => match how {
             Misbehaviour::Panic => panic!("told to"),

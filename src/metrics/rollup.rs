@@ -397,32 +397,37 @@ impl GroupBy {
 #[derive(Debug)]
 pub(super) struct Rows {
     group_by: GroupBy,
-    rows: BTreeMap<Series, Cell>,
+    cells: BTreeMap<Series, Cell>,
+    /// Rows other than the folds.
+    named: usize,
 }
 
 impl Rows {
     pub(super) fn new(group_by: GroupBy) -> Self {
         Self {
             group_by,
-            rows: BTreeMap::new(),
+            cells: BTreeMap::new(),
+            named: 0,
         }
     }
 
     /// Returns the cell that sums up the row of `series`.
     pub(super) fn cell(&mut self, series: &Series) -> &mut Cell {
-        let row = self.group_by.row(series);
-        let row = if self.rows.len() < SERIES_MAX || self.rows.contains_key(&row) {
-            row
-        } else {
-            row.folded()
-        };
-        self.rows.entry(row).or_default()
+        let mut row = self.group_by.row(series);
+        if row.machine != MachineLabel::Other && !self.cells.contains_key(&row) {
+            if self.named < SERIES_MAX {
+                self.named += 1;
+            } else {
+                row = row.folded();
+            }
+        }
+        self.cells.entry(row).or_default()
     }
 
     /// Returns the finished rows, those with the most operations first.
     pub(super) fn finish(self) -> Vec<SummaryRow> {
         let mut rows: Vec<SummaryRow> = self
-            .rows
+            .cells
             .into_iter()
             .map(|(series, cell)| SummaryRow {
                 operation: Some(series.operation).filter(|verb| !verb.is_empty()),

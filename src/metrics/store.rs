@@ -98,7 +98,7 @@ pub(super) struct Bounds {
 /// What the database knows about itself; changed with every batch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Meta {
-    /// When it was made. A database without this key that was once told to have it is silently empty: damaged.
+    /// When it was made.
     born_ms: u64,
     next_seq: u64,
     records: u64,
@@ -202,8 +202,14 @@ pub(super) struct StoredPage {
 }
 
 impl Database {
-    /// Opens or makes the store in `folder`. `born` says that it was there before: an empty one is then damaged.
-    pub(super) fn open(folder: &Path, bounds: Bounds, born: bool, now_ms: u64) -> Result<Self, Trouble> {
+    /// Opens or makes the store in `folder`. `least_seq` is known of one that was there before: sled was seen to open a file that
+    /// was cut short as an earlier, even an empty state, without a word.
+    pub(super) fn open(
+        folder: &Path,
+        bounds: Bounds,
+        least_seq: Option<u64>,
+        now_ms: u64,
+    ) -> Result<Self, Trouble> {
         #[expect(clippy::disallowed_methods, reason = "this is the one module that may")]
         let db = sled::Config::new()
             .path(folder)
@@ -212,7 +218,9 @@ impl Database {
             .open()?;
         let meta = match db.get(META_KEY)? {
             Some(bytes) => read_meta(&bytes)?,
-            None if born => return Err(Trouble::Damaged("it is empty and should not be".into())),
+            None if least_seq.is_some() => {
+                return Err(Trouble::Damaged("it is empty and should not be".into()));
+            }
             None => {
                 let meta = Meta {
                     born_ms: now_ms,
@@ -228,6 +236,12 @@ impl Database {
                 meta
             }
         };
+        if let Some(least) = least_seq.filter(|least| meta.next_seq < *least) {
+            return Err(Trouble::Damaged(format!(
+                "it lost records: it counts to {} and should count to {least}",
+                meta.next_seq
+            )));
+        }
         Ok(Self { db, meta, bounds })
     }
 

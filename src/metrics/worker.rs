@@ -9,9 +9,9 @@
 //!     └──── after a pause ─── failed <── disk full, no helper ────── opening
 //! ```
 //!
-//! Stores are folders `store-1`, `store-2`, ... The newest that no other process holds is used. Beside each lie two marks, empty
-//! files: `store-1.born` (it was opened once, so it may not be empty) and `store-1.in-use` (it was not closed in order, so it is
-//! read through before it is trusted). A damaged one is renamed to `store-1.set-aside-<seconds>`; the newest three of those are kept.
+//! Stores are folders `store-1`, `store-2`, ... The newest that no other process holds is used. Beside each lie two small files:
+//! `store-1.count` says how many records it had taken when it was last flushed, so that what sled forgets without a word is
+//! noticed; `store-1.in-use` says that it was not closed in order, so that it is read through before it is trusted. A damaged one is renamed to `store-1.set-aside-<seconds>`; the newest three of those are kept.
 
 use std::fs;
 use std::io;
@@ -243,10 +243,10 @@ impl Worker {
 
     fn flush(&mut self) {
         self.unflushed_since = None;
-        if let Some(open) = &mut self.open
-            && let Err(error) = open.helper.call(&Request::Flush, WRITE_LIMIT)
-        {
-            self.failed(&error);
+        let Some(open) = &mut self.open else { return };
+        match open.helper.call(&Request::Flush, WRITE_LIMIT) {
+            Ok(_) => write_count(&open.folder, open.next_seq),
+            Err(error) => self.failed(&error),
         }
     }
 
@@ -291,6 +291,7 @@ impl Worker {
                     tracing::warn!(folder = %open.folder.display(), "the metrics store's helper did not end and was killed");
                 }
                 // Everything was flushed before the answer, however the process ended.
+                write_count(&open.folder, open.next_seq);
                 let _ = fs::remove_file(mark(&open.folder, "in-use"));
                 self.set_state(StoreState::Closed);
             }
@@ -419,8 +420,12 @@ impl Worker {
     }
 
     fn open_folder(&self, folder: &Path) -> Result<Open, Failed> {
-        let (born, in_use) = (mark(folder, "born"), mark(folder, "in-use"));
-        let (was_born, mut verify) = (born.exists(), in_use.exists());
+        let (count, in_use) = (mark(folder, "count"), mark(folder, "in-use"));
+        // One that was cut short counts less: that errs on the side of trust.
+        let least_seq = fs::read_to_string(&count)
+            .ok()
+            .map(|text| text.trim().parse().unwrap_or(0));
+        let mut verify = in_use.exists();
         let elsewhere = |error: io::Error| Failed::Elsewhere(format!("{}: {error}", folder.display()));
         fs::write(&in_use, b"").map_err(elsewhere)?;
         let patience = Moment::now().instant + LOCK_PATIENCE;
@@ -432,12 +437,10 @@ impl Worker {
                 records_max: self.settings.history_max,
                 age_max_ms: u64::try_from(self.settings.history_max_age.as_millis()).unwrap_or(u64::MAX),
             };
-            let request = Request::open(folder, bounds, was_born, verify, Moment::now().unix_ms());
+            let request = Request::open(folder, bounds, least_seq, verify, Moment::now().unix_ms());
             match helper.call(&request, OPEN_LIMIT) {
                 Ok(Response::Opened { next_seq }) => {
-                    if !was_born {
-                        fs::write(&born, b"").map_err(elsewhere)?;
-                    }
+                    fs::write(&count, next_seq.to_string()).map_err(elsewhere)?;
                     return Ok(Open {
                         helper,
                         folder: folder.to_owned(),
@@ -475,7 +478,7 @@ impl Worker {
             aside.as_mut_os_string().push("x");
         }
         fs::rename(folder, &aside)?;
-        for kind in ["born", "in-use"] {
+        for kind in ["count", "in-use"] {
             let _ = fs::remove_file(mark(folder, kind));
         }
         tracing::error!(
@@ -507,6 +510,11 @@ fn mark(folder: &Path, kind: &str) -> PathBuf {
     name.push(".");
     name.push(kind);
     name.into()
+}
+
+fn write_count(folder: &Path, next_seq: u64) {
+    // Without it less damage is noticed, no more.
+    let _ = fs::write(mark(folder, "count"), next_seq.to_string());
 }
 
 fn make_private_folder(folder: &Path) -> io::Result<()> {
