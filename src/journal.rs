@@ -15,7 +15,7 @@
 //! life unless it is known to have started, and a change is never carried out twice. Hence both its `Accepted` and its `Starting` go
 //! through [`Journal::append_durable`].
 //!
-//! **Torn or damaged.** An entry that is cut short with nothing readable after it is a torn tail and is cut off. Anything else
+//! **Torn or damaged.** A last entry that ends too early is a torn tail and is cut off. Anything else
 //! that cannot be read is damage: the file is set aside under a new name, never deleted; what can still be read is kept, and accepted jobs from before
 //! the damage are [`Recovered::doubtful`], because the entry that says they ran may be what is missing.
 //!
@@ -415,6 +415,16 @@ fn read_frame(salt: u32, bytes: &[u8]) -> Option<(Said, usize)> {
     Some((stored.read()?, end))
 }
 
+/// Says whether what is unreadable up to the end of the file is an entry that was being written when the process or the power went: it
+/// ends too early, or in the zeros of a block that never reached the disk.
+fn is_torn(tail: &[u8]) -> bool {
+    let complete = tail
+        .get(4..8)
+        .and_then(|length| length.try_into().ok())
+        .is_some_and(|length| u32::from_le_bytes(length) as usize <= tail.len() - FRAME_HEADER);
+    !complete || tail.ends_with(&[0; 8])
+}
+
 /// What the entries so far come to.
 #[derive(Default)]
 struct Replay {
@@ -447,14 +457,15 @@ impl Replay {
                 replay.valid = at as u64;
                 continue;
             }
-            let Some(next) = (at + 1..bytes.len()).find(|next| read_frame(salt, &bytes[*next..]).is_some())
-            else {
+            let next = (at + 1..bytes.len()).find(|next| read_frame(salt, &bytes[*next..]).is_some());
+            if next.is_none() && is_torn(&bytes[at..]) {
                 break;
-            };
+            }
             replay.damaged = true;
             for job in replay.jobs.values_mut() {
                 job.before_damage = true;
             }
+            let Some(next) = next else { break };
             at = next;
         }
         replay
@@ -1045,10 +1056,17 @@ fn open_locked(path: &Path) -> Result<File, JournalError> {
         path: path.to_owned(),
         source,
     };
+    let mut tries = 20;
     loop {
         let file = options().open(path).map_err(io)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
+            // A child that a dying predecessor was just spawning holds the lock until it executes.
+            Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => {
+                tries -= 1;
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(JournalError::Locked {
                     path: path.to_owned(),
@@ -1102,3 +1120,6 @@ fn replace(path: &Path, contents: &[u8], unix_seconds: u64) -> io::Result<(File,
     sync_folder_of(path)?;
     Ok((file, aside))
 }
+
+#[cfg(test)]
+mod tests;

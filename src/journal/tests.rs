@@ -1,0 +1,597 @@
+//! The journal over many lives, cut, damaged and compacted.
+
+use std::time::UNIX_EPOCH;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: u64 = 1_763_650_000;
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(NOW)
+}
+
+fn open(path: &Path) -> (Journal, Recovered) {
+    Journal::open(path, now()).expect("opened")
+}
+
+/// Ends a life as a kill does: nothing more is written, and the lock is gone.
+fn kill(journal: Journal) {
+    let shared = Arc::downgrade(&journal.shared);
+    drop(journal);
+    while shared.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+fn name(text: &str) -> MachineName {
+    text.parse().expect("a valid name")
+}
+
+fn accepted(job: u64) -> AcceptedJob {
+    AcceptedJob {
+        job: JobId(job),
+        operation: vec![1, 2, 3],
+        client: "deploy".into(),
+        accepted_ms: NOW * 1000,
+        priority: Priority::Normal,
+        queue_timeout: Some(Duration::from_secs(600)),
+        run_timeout: None,
+    }
+}
+
+fn starting(job: u64) -> Starting {
+    Starting {
+        job: JobId(job),
+        marker: format!("orbd-{job}"),
+        lanes: vec![
+            (Lane::Machine(name("web")), Access::Exclusive),
+            (Lane::Fleet, Access::Shared),
+            (Lane::Configuration, Access::Shared),
+        ],
+        verb: "start".into(),
+        machine: Some(name("web")),
+        class: Class::Change,
+        detached: true,
+    }
+}
+
+fn process(pid: u32) -> Process {
+    Process {
+        pid,
+        start_time: b"12345".to_vec(),
+    }
+}
+
+/// One entry of each kind; jobs 1 waits, 2 is in flight, 3 is over.
+fn some_entries() -> Vec<Entry> {
+    vec![
+        Entry::Accepted(accepted(1)),
+        Entry::Accepted(accepted(2)),
+        Entry::Starting(starting(2)),
+        Entry::Started {
+            job: JobId(2),
+            process: process(4711),
+        },
+        Entry::Starting(starting(3)),
+        Entry::Ended { job: JobId(3) },
+    ]
+}
+
+fn in_flight(job: u64) -> InFlight {
+    InFlight {
+        starting: starting(job),
+        process: Some(process(4711)),
+        accepted: Some(accepted(job)),
+    }
+}
+
+fn written(path: &Path, entries: &[Entry]) -> Vec<u8> {
+    let (journal, _) = open(path);
+    for entry in entries {
+        journal.append(entry).expect("written");
+    }
+    kill(journal);
+    fs::read(path).expect("readable")
+}
+
+#[test]
+fn the_next_life_learns_what_waits_and_what_is_in_flight() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("state/journal");
+    let (journal, recovered) = open(&path);
+    let first = Recovered {
+        next_id: NOW,
+        clean: true,
+        ..Recovered::default()
+    };
+    assert_eq!(recovered, first, "there was no life before");
+    kill(journal);
+    written(&path, &some_entries());
+    let expected = Recovered {
+        next_id: 4,
+        waiting: vec![accepted(1)],
+        in_flight: vec![in_flight(2)],
+        ..Recovered::default()
+    };
+    // What nobody ended stays on record from life to life.
+    for _ in 0..3 {
+        let (journal, recovered) = open(&path);
+        assert_eq!(recovered, expected);
+        kill(journal);
+    }
+}
+
+#[tokio::test]
+async fn an_orderly_end_is_told_from_a_crash() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let (journal, _) = open(&path);
+    let id = journal.next_id();
+    journal
+        .append_durable(&Entry::Accepted(accepted(id.0)))
+        .await
+        .expect("on disk");
+    let shared = Arc::downgrade(&journal.shared);
+    journal.close(Duration::from_secs(10)).await.expect("closed");
+    while shared.strong_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let (journal, recovered) = open(&path);
+    assert!(recovered.clean);
+    assert_eq!(
+        (recovered.next_id, recovered.waiting.len()),
+        (NOW + 1, 1),
+        "no id is skipped"
+    );
+    journal.append(&Entry::Ended { job: id }).expect("written");
+    kill(journal);
+    assert!(!open(&path).1.clean);
+}
+
+#[test]
+fn ids_grow_over_lives_and_never_repeat() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let mut last = 0;
+    for _ in 0..4 {
+        let (journal, recovered) = open(&path);
+        assert!(recovered.next_id > last);
+        for _ in 0..ID_BLOCK + 700 {
+            let JobId(id) = journal.next_id();
+            assert!(id > last);
+            last = id;
+        }
+        kill(journal);
+    }
+    assert!(
+        last - NOW < 4 * (ID_BLOCK + 700) + 4 * 2 * ID_BLOCK,
+        "a crash skips few"
+    );
+    fs::remove_file(&path).expect("removed");
+    let later = now() + Duration::from_secs(3600 * 24);
+    let (_, recovered) = Journal::open(&path, later).expect("opened");
+    assert_eq!(
+        recovered.next_id,
+        NOW + 3600 * 24,
+        "a lost journal starts above any count"
+    );
+}
+
+#[test]
+fn two_lives_at_once_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let (_journal, _) = open(&path);
+    assert!(matches!(
+        Journal::open(&path, now()),
+        Err(JournalError::Locked { .. })
+    ));
+}
+
+#[test]
+fn cut_short_at_any_byte_it_holds_what_was_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let mut ends = vec![HEADER];
+    let mut bytes = Vec::new();
+    for count in 1..=some_entries().len() {
+        let _ = fs::remove_file(&path);
+        bytes = written(&path, &some_entries()[..count]);
+        ends.push(bytes.len());
+    }
+    for length in 0..=bytes.len() {
+        fs::write(&path, &bytes[..length]).expect("written");
+        let (journal, recovered) = open(&path);
+        let whole = ends.iter().rposition(|end| *end <= length).unwrap_or(0);
+        let end = if length < HEADER { 0 } else { ends[whole] };
+        assert_eq!(recovered.torn_bytes, (length - end) as u64, "cut at {length}");
+        assert_eq!(recovered.set_aside, None, "cut at {length}");
+        assert_eq!(
+            recovered.waiting.len(),
+            [0, 1, 2, 1, 1, 1, 1][whole],
+            "cut at {length}"
+        );
+        assert_eq!(
+            recovered.in_flight.len(),
+            [0, 0, 0, 1, 1, 2, 1][whole],
+            "cut at {length}"
+        );
+        // What is appended next is read next.
+        journal.append(&Entry::Accepted(accepted(9))).expect("written");
+        kill(journal);
+        let (journal, recovered) = open(&path);
+        assert!(recovered.waiting.contains(&accepted(9)), "cut at {length}");
+        assert_eq!(recovered.torn_bytes, 0);
+        kill(journal);
+    }
+}
+
+#[test]
+fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let bytes = written(&path, &some_entries());
+    let last = bytes.len() - frame(0, &StoredV1::Ended { job: 3 }).expect("short").len();
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x20;
+        fs::write(&path, &damaged).expect("written");
+        let (journal, recovered) = open(&path);
+        assert!(!recovered.clean);
+        for job in recovered.waiting.iter().chain(&recovered.doubtful) {
+            assert!(*job == accepted(1) || *job == accepted(2), "flipped at {at}");
+        }
+        for job in &recovered.in_flight {
+            assert!(
+                job.starting == starting(2) || job.starting == starting(3),
+                "flipped at {at}"
+            );
+        }
+        let Some(aside) = &recovered.set_aside else {
+            // Only the last entry can look as if it was being written.
+            assert!(
+                at >= last && recovered.torn_bytes == (bytes.len() - last) as u64,
+                "flipped at {at}"
+            );
+            kill(journal);
+            continue;
+        };
+        assert_eq!(fs::read(aside).expect("kept"), damaged, "flipped at {at}");
+        fs::remove_file(aside).expect("removed");
+        // Of what came before the damage, nothing is started again: the entry that was lost may say that it ran.
+        assert!(!recovered.waiting.contains(&accepted(1)), "flipped at {at}");
+        assert_eq!(
+            recovered.doubtful.is_empty(),
+            at < ends_of(&bytes)[0],
+            "flipped at {at}"
+        );
+        assert!(recovered.next_id >= NOW);
+        let (waiting, doubtful) = (recovered.waiting.clone(), recovered.doubtful.clone());
+        kill(journal);
+        let (journal, again) = open(&path);
+        assert_eq!(
+            (again.waiting, again.doubtful),
+            (waiting, doubtful),
+            "doubts outlive a crash"
+        );
+        assert_eq!(again.set_aside, None, "what was mended is whole");
+        kill(journal);
+    }
+}
+
+/// Returns where each entry ends.
+fn ends_of(bytes: &[u8]) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut at = HEADER;
+    while at < bytes.len() {
+        let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().expect("four bytes"));
+        at += FRAME_HEADER + length as usize;
+        ends.push(at);
+    }
+    ends
+}
+
+#[test]
+fn a_file_of_another_version_or_of_somebody_else_is_set_aside() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    for text in ["orbd-journal 2\n\0salt....", "Dear diary, today"] {
+        fs::write(&path, text).expect("written");
+        let (journal, recovered) = open(&path);
+        let aside = recovered.set_aside.expect("set aside");
+        assert_eq!(fs::read_to_string(&aside).expect("kept"), text);
+        assert_eq!((recovered.next_id, recovered.clean), (NOW, false));
+        kill(journal);
+    }
+}
+
+#[test]
+fn an_entry_inside_of_an_operation_is_not_an_entry() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let forged = frame(0, &StoredV1::from(&Entry::Accepted(accepted(666)))).expect("short");
+    let carrier = AcceptedJob {
+        operation: forged,
+        ..accepted(1)
+    };
+    let mut bytes = written(&path, &[Entry::Accepted(carrier)]);
+    bytes[HEADER] ^= 1;
+    fs::write(&path, bytes).expect("written");
+    let (_, recovered) = open(&path);
+    assert_eq!((recovered.waiting, recovered.doubtful), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn an_entry_that_is_too_large_is_refused_and_harms_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let (journal, _) = open(&path);
+    let large = AcceptedJob {
+        operation: vec![0; ENTRY_MAX],
+        ..accepted(1)
+    };
+    assert!(matches!(
+        journal.append(&Entry::Accepted(large)),
+        Err(JournalError::TooLarge { .. })
+    ));
+    journal.append(&Entry::Accepted(accepted(2))).expect("written");
+    kill(journal);
+    assert_eq!(open(&path).1.waiting, [accepted(2)]);
+}
+
+/// Waits until a compaction has made the file short.
+fn wait_for_length(path: &Path, most: u64) {
+    while fs::metadata(path).expect("there").len() > most {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_keeps_what_is_live_and_what_is_appended_meanwhile() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let (journal, _) = Journal::open_with(&path, now(), 10_000).expect("opened");
+    for entry in some_entries() {
+        journal.append(&entry).expect("written");
+    }
+    let mut waiting = vec![accepted(1)];
+    for job in 1_000..3_000 {
+        journal.append(&Entry::Starting(starting(job))).expect("written");
+        if job % 100 == 0 {
+            let kept = accepted(job + 10_000);
+            journal
+                .append_durable(&Entry::Accepted(kept.clone()))
+                .await
+                .expect("on disk");
+            waiting.push(kept);
+        }
+        journal
+            .append(&Entry::Ended { job: JobId(job) })
+            .expect("written");
+    }
+    wait_for_length(&path, 40_000);
+    let next_id = journal.next_id();
+    kill(journal);
+    let (journal, recovered) = open(&path);
+    assert_eq!(recovered.waiting, waiting);
+    assert_eq!(recovered.in_flight, [in_flight(2)]);
+    assert!(recovered.next_id > next_id.0 && recovered.torn_bytes == 0 && recovered.set_aside.is_none());
+    assert!(!folder.path().join("journal.new").exists());
+    // The new file is as much ours as the old one was.
+    assert!(matches!(
+        Journal::open(&path, now()),
+        Err(JournalError::Locked { .. })
+    ));
+    drop(journal);
+}
+
+/// What 0.1.0 wrote for `some_entries`, two ids and an orderly end. Never edit it: a shape that no longer reads it needs a
+/// new version.
+const V1: &[u8] = include_bytes!("../../tests/data/journal/v1.bin");
+
+#[test]
+fn every_version_ever_written_can_be_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    fs::write(&path, V1).expect("written");
+    let (_, recovered) = open(&path);
+    let expected = Recovered {
+        next_id: NOW + 2,
+        waiting: vec![accepted(1)],
+        in_flight: vec![in_flight(2)],
+        clean: true,
+        ..Recovered::default()
+    };
+    assert_eq!(recovered, expected);
+}
+
+fn some_entry() -> impl Strategy<Value = Entry> {
+    let lane = prop_oneof![
+        Just(Lane::Fleet),
+        Just(Lane::Configuration),
+        "[a-z]{1,9}".prop_map(|text| Lane::Machine(name(&text))),
+    ];
+    let access = prop::sample::select(vec![Access::Shared, Access::Exclusive]);
+    let lanes = prop::collection::vec((lane, access), 0..4);
+    let job = (0_u64..12).prop_map(JobId);
+    let timeout = || prop::option::of((0_u64..1_000_000).prop_map(Duration::from_millis));
+    let accepted = (
+        job.clone(),
+        prop::collection::vec(any::<u8>(), 0..40),
+        ".{0,9}",
+        any::<u64>(),
+        timeout(),
+        timeout(),
+    );
+    let accepted = accepted.prop_flat_map(
+        |(job, operation, client, accepted_ms, queue_timeout, run_timeout)| {
+            prop::sample::select(PRIORITIES.to_vec()).prop_map(move |priority| {
+                Entry::Accepted(AcceptedJob {
+                    job,
+                    operation: operation.clone(),
+                    client: client.clone(),
+                    accepted_ms,
+                    priority,
+                    queue_timeout,
+                    run_timeout,
+                })
+            })
+        },
+    );
+    let starting = (
+        job.clone(),
+        ".{0,9}",
+        lanes,
+        prop::option::of("[a-z]{1,9}"),
+        any::<bool>(),
+    );
+    let starting = (starting, prop::sample::select(CLASSES.to_vec())).prop_map(
+        |((job, marker, lanes, machine, detached), class)| {
+            Entry::Starting(Starting {
+                job,
+                marker,
+                lanes,
+                verb: "run".into(),
+                machine: machine.map(|text| name(&text)),
+                class,
+                detached,
+            })
+        },
+    );
+    let started = (
+        job.clone(),
+        any::<u32>(),
+        prop::collection::vec(any::<u8>(), 0..20),
+    )
+        .prop_map(|(job, pid, start_time)| Entry::Started {
+            job,
+            process: Process { pid, start_time },
+        });
+    prop_oneof![
+        accepted,
+        starting,
+        started,
+        job.prop_map(|job| Entry::Ended { job })
+    ]
+}
+
+/// What should be recovered, said the plain way.
+#[derive(Default)]
+struct Model(BTreeMap<JobId, Known>);
+
+type Known = (Option<AcceptedJob>, Option<Starting>, Option<Process>);
+
+impl Model {
+    fn take(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Accepted(accepted) => self.0.entry(accepted.job).or_default().0 = Some(accepted.clone()),
+            Entry::Starting(starting) => self.0.entry(starting.job).or_default().1 = Some(starting.clone()),
+            Entry::Started { job, process } => {
+                if let Some(known) = self.0.get_mut(job) {
+                    known.2 = Some(process.clone());
+                }
+            }
+            Entry::Ended { job } => drop(self.0.remove(job)),
+        }
+    }
+
+    fn check(&self, recovered: &Recovered) {
+        let waiting = self
+            .0
+            .values()
+            .filter(|job| job.1.is_none())
+            .filter_map(|job| job.0.clone());
+        assert!(recovered.waiting.iter().cloned().eq(waiting));
+        let in_flight = self.0.values().filter_map(|(accepted, starting, process)| {
+            Some(InFlight {
+                starting: starting.clone()?,
+                process: process.clone(),
+                accepted: accepted.clone(),
+            })
+        });
+        assert!(recovered.in_flight.iter().cloned().eq(in_flight));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn over_any_lives_and_compactions_what_is_recovered_equals_the_model(
+        lives in prop::collection::vec(prop::collection::vec(some_entry(), 0..60), 1..4)
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let mut model = Model::default();
+        for entries in lives {
+            let (journal, recovered) = Journal::open_with(&path, now(), 300).expect("opened");
+            model.check(&recovered);
+            for entry in &entries {
+                journal.append(entry).expect("written");
+                model.take(entry);
+            }
+            kill(journal);
+        }
+        model.check(&open(&path).1);
+    }
+}
+
+/// Not a test: `cargo test --release --lib journal::tests::figures -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "measures"]
+async fn figures() {
+    let folder = tempfile::tempdir_in(".").expect("a folder");
+    let path = folder.path().join("journal");
+    let (journal, _) = open(&path);
+    let moment = || crate::clock::Moment::now().instant;
+    let mut took = Vec::new();
+    for job in 0..100_000 {
+        let start = moment();
+        journal.append(&Entry::Starting(starting(job))).expect("written");
+        took.push(start.elapsed());
+        journal
+            .append(&Entry::Started {
+                job: JobId(job),
+                process: process(1),
+            })
+            .expect("written");
+        journal
+            .append(&Entry::Ended { job: JobId(job) })
+            .expect("written");
+    }
+    took.sort_unstable();
+    println!(
+        "append: p50 {:?}, p99 {:?}, p99.9 {:?}, max {:?}",
+        took[50_000], took[99_000], took[99_900], took[99_999]
+    );
+    let mut durable = Vec::new();
+    for job in 0..200 {
+        let start = moment();
+        journal
+            .append_durable(&Entry::Accepted(accepted(job)))
+            .await
+            .expect("on disk");
+        durable.push(start.elapsed());
+    }
+    durable.sort_unstable();
+    println!("append_durable: p50 {:?}, max {:?}", durable[100], durable[199]);
+    let start = moment();
+    for _ in 0..1_000_000 {
+        journal.next_id();
+    }
+    println!("next_id: {:?} each", start.elapsed() / 1_000_000);
+    for job in 0..1_000 {
+        journal.append(&Entry::Accepted(accepted(job))).expect("written");
+    }
+    kill(journal);
+    let start = moment();
+    let (_, recovered) = open(&path);
+    println!(
+        "open, {} waiting of {} bytes: {:?}",
+        recovered.waiting.len(),
+        fs::metadata(&path).expect("there").len(),
+        start.elapsed()
+    );
+}
