@@ -231,6 +231,7 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
         spool: spool::Settings {
             dir: config.spool_dir(),
             max: config.spool_max.0,
+            keep: spool::Keep::All,
         },
         spool_total_max: config.spool_total_max.0,
         instance: instance.to_owned(),

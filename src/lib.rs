@@ -11,10 +11,6 @@
 //! - [`dispatcher`]: the one task that owns what changes.
 //! - [`rpc`], [`client`]: the wire, from both ends.
 //! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
-//! - [`clock`], [`metrics`], [`journal`]: time, what happened, what must survive.
-//! - [`config`], [`logging`]: how it is set up.
-pub mod clock;
-pub mod config;
 
 pub mod cache;
 pub mod client;
@@ -25,7 +21,6 @@ pub mod dispatcher;
 pub mod job;
 pub mod journal;
 pub mod logging;
-
 pub mod machine;
 pub mod metrics;
 pub mod operation;
