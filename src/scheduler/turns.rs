@@ -340,6 +340,21 @@ mod tests {
         assert_eq!(order, [3, 1, 2]);
     }
 
+    #[test]
+    fn an_item_that_is_replaced_keeps_its_clients_place_in_the_rotation() {
+        let now = Moment::now().instant;
+        let mut turns = Turns::default();
+        turns.insert(standing(Priority::Normal, 1, 1), 1, now);
+        turns.insert(standing(Priority::Normal, 2, 2), 2, now);
+        turns.replace(
+            standing(Priority::Normal, 1, 1),
+            standing(Priority::Normal, 1, 3),
+            3,
+            now,
+        );
+        assert_eq!(turns.take_first(now), Some(3));
+    }
+
     /// The same in vectors: per level the clients in the order of their turns, each with its items in order.
     #[derive(Default)]
     struct Model {
