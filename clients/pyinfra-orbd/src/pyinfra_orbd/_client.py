@@ -1,0 +1,464 @@
+"""A typed method for each method of the daemon.
+
+Owns names and parameters on the wire, nothing else: the daemon queues, caches and keeps time.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from . import errors
+from ._transport import Connection, Pool, socket_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from . import models
+else:
+
+    class _Models:
+        """Loads the models when the first answer arrives: making dataclasses costs more than all the rest of the import."""
+
+        def __getattr__(self, name):
+            from . import models
+
+            globals()["models"] = models
+            return getattr(models, name)
+
+    models = _Models()
+
+INLINE_MAX = 1 << 20
+"""Bytes of input that go along with the request; more is sent in pieces while the command runs."""
+
+PIECE = 256 << 10
+"""Bytes of one piece of input."""
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    """Leaves out what the caller did not say, so that the daemon's defaults hold."""
+    return {name: value for name, value in params.items() if value is not None and value is not False}
+
+
+def _input(data: bytes) -> dict[str, str]:
+    """Puts bytes into a message: as text where they are text, which is a quarter shorter and costs no encoding."""
+    try:
+        return {"text": data.decode()}
+    except UnicodeDecodeError:
+        return {"base64": b64encode(data).decode("ascii")}
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
+
+
+class Client:
+    """Calls to one daemon, from any number of greenlets or threads.
+
+    Parameters that every job takes: ``detach`` answers at once with the job's id, ``priority`` is ``interactive``, ``normal`` or
+    ``background``, ``queue_timeout_ms`` and ``run_timeout_ms`` limit waiting and running. Left out, the daemon's defaults hold.
+    """
+
+    def __init__(self, path: str | None = None, *, name: str = "pyinfra") -> None:
+        """Connects to nothing yet; ``path`` is the daemon's socket, ``name`` is what the daemon calls us."""
+        self._pool = Pool(path or socket_path(), name)
+
+    @property
+    def path(self) -> str:
+        """The daemon's socket."""
+        return self._pool.path
+
+    def close_idle(self) -> None:
+        """Closes connections that are not in use; the next call opens a new one."""
+        self._pool.close_idle()
+
+    def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Calls a method by its name on the wire and returns the result as it came."""
+        with self._pool.borrow() as connection:
+            return connection.call(method, params or {})
+
+    # daemon
+
+    def daemon_info(self) -> models.DaemonInfo:
+        """Tells version, instance, limits and where orbctl is."""
+        return models.DaemonInfo.from_wire(self.call("daemon.info"))
+
+    def daemon_stop(self) -> None:
+        """Stops the daemon in order."""
+        self.call("daemon.stop")
+
+    # machine
+
+    def machine_list(self, *, max_age_ms: int | None = None) -> models.MachineList:
+        """Lists every machine; ``max_age_ms`` 0 asks orbctl now."""
+        return models.MachineList.from_wire(self.call("machine.list", _given(max_age_ms=max_age_ms)))
+
+    def machine_info(self, machine: str, *, max_age_ms: int | None = None) -> models.MachineInfo:
+        """Tells one machine with its addresses and size."""
+        return models.MachineInfo.from_wire(self.call("machine.info", _given(machine=machine, max_age_ms=max_age_ms)))
+
+    def machine_create(
+        self,
+        name: str,
+        distro: str,
+        *,
+        version: str | None = None,
+        arch: str | None = None,
+        user: str | None = None,
+        cpus: int | None = None,
+        memory: str | None = None,
+        disk: str | None = None,
+        isolated: bool = False,
+        isolate_network: bool = False,
+        mounts: Sequence[str] = (),
+        forward_ssh_agent: bool = False,
+        **job: Any,
+    ) -> models.Change:
+        """Makes a machine and boots it."""
+        return self._change(
+            "machine.create",
+            name=name,
+            distro=distro,
+            version=version,
+            arch=arch,
+            user=user,
+            cpus=cpus,
+            memory=memory,
+            disk=disk,
+            isolated=isolated,
+            isolate_network=isolate_network,
+            mounts=list(mounts) or None,
+            forward_ssh_agent=forward_ssh_agent,
+            **job,
+        )
+
+    def machine_start(self, machine: str, **job: Any) -> models.Change:
+        """Boots a machine; a running one is left as it is."""
+        return self._change("machine.start", machine=machine, **job)
+
+    def machine_stop(self, machine: str, *, force: bool = False, **job: Any) -> models.Change:
+        """Shuts a machine down; a stopped one is left as it is."""
+        return self._change("machine.stop", machine=machine, force=force, **job)
+
+    def machine_restart(self, machine: str, **job: Any) -> models.Change:
+        """Shuts a machine down and boots it."""
+        return self._change("machine.restart", machine=machine, **job)
+
+    def machine_delete(self, machine: str, *, force: bool = False, **job: Any) -> models.Change:
+        """Destroys a machine with everything on it."""
+        return self._change("machine.delete", machine=machine, force=force, **job)
+
+    def machine_rename(self, machine: str, new_name: str, **job: Any) -> models.Change:
+        """Gives a machine another name."""
+        return self._change("machine.rename", machine=machine, new_name=new_name, **job)
+
+    def machine_clone(self, machine: str, new_name: str, **job: Any) -> models.Change:
+        """Copies a machine; the copy is stopped."""
+        return self._change("machine.clone", machine=machine, new_name=new_name, **job)
+
+    def machine_start_all(self, **job: Any) -> models.Change:
+        """Starts every machine."""
+        return self._change("machine.start_all", **job)
+
+    def machine_stop_all(self, *, force: bool = False, **job: Any) -> models.Change:
+        """Stops every machine."""
+        return self._change("machine.stop_all", force=force, **job)
+
+    def machine_default(self, *, max_age_ms: int | None = None) -> models.DefaultMachine:
+        """Tells the default machine."""
+        return models.DefaultMachine.from_wire(self.call("machine.default", _given(max_age_ms=max_age_ms)))
+
+    def machine_set_default(self, machine: str | None, **job: Any) -> models.Change:
+        """Sets the default machine, or clears it with None."""
+        wire = self.call("machine.set_default", {"machine": machine, **_given(**job)})
+        return models.Change.from_wire(wire)
+
+    def machine_logs(self, machine: str, *, all: bool = False) -> str:
+        """Tells a machine's log so far."""
+        return models.Text.from_wire(self.call("machine.logs", _given(machine=machine, all=all))).text
+
+    def machine_ssh(self) -> str:
+        """Tells how to reach machines over SSH."""
+        return models.Text.from_wire(self.call("machine.ssh")).text
+
+    def machine_run(
+        self,
+        machine: str,
+        command: Sequence[str],
+        *,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        **job: Any,
+    ) -> models.Run:
+        """Runs a command and answers with its exit code and output; ``stdin`` goes along whole."""
+        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
+        params["command"] = list(command)
+        if stdin is not None:
+            params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
+        return models.Run.from_wire(self.call("machine.run", params))
+
+    def machine_run_follow(
+        self,
+        machine: str,
+        command: Sequence[str],
+        *,
+        user: str | None = None,
+        workdir: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | Iterable[bytes] | None = None,
+        **job: Any,
+    ) -> Generator[models.JobEvent, None, None]:
+        """Runs a command and yields what happens as it happens; closing the iterator early stops the command.
+
+        Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it.
+        """
+        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
+        params["command"] = list(command)
+        pieces: Iterator[bytes] | None = None
+        if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:
+            params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
+        elif stdin is not None:
+            params["stdin_stream"] = True
+            pieces = _pieces(stdin) if isinstance(stdin, bytes) else iter(stdin)
+        return self._follow("machine.run_follow", params, pieces)
+
+    # orbstack and its configuration
+
+    def orbstack_status(self, *, max_age_ms: int | None = None) -> models.Status:
+        """Tells whether OrbStack runs, without waking it."""
+        return models.Status.from_wire(self.call("orbstack.status", _given(max_age_ms=max_age_ms)))
+
+    def orbstack_version(self, *, max_age_ms: int | None = None) -> models.Version:
+        """Tells the version of orbctl."""
+        return models.Version.from_wire(self.call("orbstack.version", _given(max_age_ms=max_age_ms)))
+
+    def orbstack_start(self, **job: Any) -> models.Change:
+        """Starts OrbStack itself."""
+        return self._change("orbstack.start", **job)
+
+    def orbstack_stop(self, *, force: bool = False, **job: Any) -> models.Change:
+        """Stops OrbStack itself and with it every machine."""
+        return self._change("orbstack.stop", force=force, **job)
+
+    def config_show(self, *, max_age_ms: int | None = None) -> models.Config:
+        """Tells OrbStack's whole configuration."""
+        return models.Config.from_wire(self.call("config.show", _given(max_age_ms=max_age_ms)))
+
+    def config_get(self, key: str, *, max_age_ms: int | None = None) -> models.ConfigValue:
+        """Tells one key of OrbStack's configuration."""
+        return models.ConfigValue.from_wire(self.call("config.get", _given(key=key, max_age_ms=max_age_ms)))
+
+    def config_set(self, key: str, value: str, **job: Any) -> models.Change:
+        """Sets one key of OrbStack's configuration."""
+        return self._change("config.set", key=key, value=value, **job)
+
+    def config_reset(self, **job: Any) -> models.Change:
+        """Puts OrbStack's whole configuration back to its defaults."""
+        return self._change("config.reset", **job)
+
+    # job
+
+    def job_get(self, job_id: int) -> models.Job:
+        """Tells one job."""
+        return models.JobAnswer.from_wire(self.call("job.get", {"job_id": job_id})).job
+
+    def job_list(
+        self,
+        *,
+        state: str | None = None,
+        machine: str | None = None,
+        operation: str | None = None,
+        limit: int | None = None,
+    ) -> models.JobList:
+        """Lists jobs that wait, run, or ended a while ago."""
+        params = _given(state=state, machine=machine, operation=operation, limit=limit)
+        return models.JobList.from_wire(self.call("job.list", params))
+
+    def job_wait(self, job_id: int, *, timeout_ms: int | None = None) -> models.Job:
+        """Waits for a job's end, or so long, and tells it."""
+        wire = self.call("job.wait", _given(job_id=job_id, timeout_ms=timeout_ms))
+        return models.JobAnswer.from_wire(wire).job
+
+    def job_output(self, job_id: int, *, offset: int = 0, bytes_max: int | None = None, wait_ms: int = 0) -> models.JobOutput:
+        """Reads what a job wrote, from any byte on, also while it runs."""
+        params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **_given(bytes_max=bytes_max)}
+        return models.JobOutput.from_wire(self.call("job.output", params))
+
+    def job_input(self, job_id: int, data: bytes = b"", *, end: bool = False) -> models.JobInput:
+        """Gives input to a command that was started with ``stdin_stream``."""
+        return models.JobInput.from_wire(self.call("job.input", _job_input(job_id, data, end=end)))
+
+    def job_cancel(self, job_id: int) -> models.JobCancel:
+        """Cancels a job: a waiting one never starts, a running one is terminated."""
+        return models.JobCancel.from_wire(self.call("job.cancel", {"job_id": job_id}))
+
+    def job_follow(self, job_id: int, *, offset: int = 0) -> Generator[models.JobEvent, None, None]:
+        """Yields a job's output and end as they come; closing the iterator early does not stop the job."""
+        return self._follow("job.follow", {"job_id": job_id, "offset": offset}, None)
+
+    # queue and cache
+
+    def queue_status(self) -> models.QueueStatus:
+        """Tells how many jobs wait and run and what is paused."""
+        return models.QueueStatus.from_wire(self.call("queue.status"))
+
+    def queue_pause(self, machine: str | None = None) -> models.QueueStatus:
+        """Starts nothing more, or nothing more on one machine."""
+        return models.QueueStatus.from_wire(self.call("queue.pause", _given(machine=machine)))
+
+    def queue_resume(self, machine: str | None = None) -> models.QueueStatus:
+        """Ends a pause or a drain."""
+        return models.QueueStatus.from_wire(self.call("queue.resume", _given(machine=machine)))
+
+    def queue_drain(self, machine: str | None = None) -> models.QueueStatus:
+        """Refuses new work and returns when everything accepted has ended."""
+        return models.QueueStatus.from_wire(self.call("queue.drain", _given(machine=machine)))
+
+    def cache_status(self) -> models.CacheStatus:
+        """Tells what is known and how old it is."""
+        return models.CacheStatus.from_wire(self.call("cache.status"))
+
+    def cache_invalidate(self, machine: str | None = None) -> models.CacheInvalidate:
+        """Forgets what is known, so that the next reads ask orbctl."""
+        return models.CacheInvalidate.from_wire(self.call("cache.invalidate", _given(machine=machine)))
+
+    # metrics
+
+    def metrics_summary(
+        self,
+        *,
+        window_ms: int | None = None,
+        operation: str | None = None,
+        machine: str | None = None,
+        group_by: str | None = None,
+    ) -> models.MetricsSummary:
+        """Counts, error rates and percentiles of waiting and running."""
+        params = _given(window_ms=window_ms, operation=operation, machine=machine, group_by=group_by)
+        return models.MetricsSummary.from_wire(self.call("metrics.summary", params))
+
+    def metrics_history(
+        self,
+        *,
+        operation: str | None = None,
+        machine: str | None = None,
+        outcome: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> models.MetricsHistory:
+        """Lists recorded operations, newest first."""
+        params = _given(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
+        return models.MetricsHistory.from_wire(self.call("metrics.history", params))
+
+    def metrics_export(self, format: str = "json_lines") -> str:
+        """Writes recorded operations as ``json_lines`` or ``csv``, or counters for ``prometheus``."""
+        return models.Text.from_wire(self.call("metrics.export", {"format": format})).text
+
+    def metrics_counters(self) -> models.Counters:
+        """Counts cache hits, joins, refusals and the like since the daemon's start."""
+        return models.Counters.from_wire(self.call("metrics.counters"))
+
+    # session
+
+    def session_lease(self, operation: str, machine: str, pid: int, **job: Any) -> models.Lease:
+        """Waits for a place in the queue that the process ``pid`` uses itself: ``push``, ``pull``, ``export`` or ``import``."""
+        wire = self.call("session.lease", _given(operation=operation, machine=machine, pid=pid, **job))
+        return models.Lease.from_wire(wire)
+
+    def session_release(self, job_id: int, *, exit_code: int | None = None) -> models.Job:
+        """Says how the process of a lease ended and waits until it is gone."""
+        wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code))
+        return models.JobAnswer.from_wire(wire).job
+
+    def _change(self, method: str, **params: Any) -> models.Change:
+        return models.Change.from_wire(self.call(method, _given(**params)))
+
+    def _follow(
+        self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None
+    ) -> Generator[models.JobEvent, None, None]:
+        with self._pool.borrow() as connection:
+            try:
+                subscription = connection.answer(connection.send(method, params))
+            except errors.RequestFailed:
+                connection.done()
+                raise
+            feed = Feed(connection, pieces) if pieces is not None else None
+            ended = None
+            while ended is None or (feed is not None and feed.is_waiting):
+                message = connection.receive()
+                if "method" not in message:
+                    if feed is not None:
+                        feed.answered(message)
+                    continue
+                told = message.get("params") or {}
+                if told.get("subscription") != subscription:
+                    continue
+                event = models.event_from_wire(told.get("result"))
+                if isinstance(event, models.Ended):
+                    # Held back until an answer that is still on its way has come: then the connection is clean.
+                    ended = event
+                elif event is not None:
+                    if feed is not None and isinstance(event, models.Accepted):
+                        feed.begin(event.job_id)
+                    yield event
+            connection.done()
+        yield ended
+
+
+def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:
+    params: dict[str, Any] = {"job_id": job_id}
+    if data:
+        params.update(_input(data))
+    if end:
+        params["end"] = True
+    return params
+
+
+class Feed:
+    """Input sent piece by piece beside the events of the command that reads it.
+
+    One piece is under way at a time; the daemon answers it when the command's end has room, so a slow reader holds us back.
+    """
+
+    def __init__(self, connection: Connection, pieces: Iterator[bytes]) -> None:
+        """Sends nothing yet."""
+        self._connection = connection
+        self._pieces = pieces
+        self._job_id = 0
+        self._request_id: int | None = None
+        self._is_over = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a piece has not been answered yet."""
+        return self._request_id is not None
+
+    def begin(self, job_id: int) -> None:
+        """Sends the first piece to the job."""
+        self._job_id = job_id
+        self._send()
+
+    def answered(self, message: Mapping[str, Any]) -> None:
+        """Takes the answer to a piece and sends the next."""
+        if message.get("id") != self._request_id:
+            return
+        self._request_id = None
+        try:
+            answer = self._connection.result(message)
+        except errors.RequestFailed:
+            # The job is over or does not read any more; its end, which is on its way, says how that came about.
+            self._is_over = True
+            return
+        if isinstance(answer, dict) and answer.get("open") is False:
+            self._is_over = True
+        if not self._is_over:
+            self._send()
+
+    def _send(self) -> None:
+        piece = next((piece for piece in self._pieces if piece), None)
+        self._is_over = piece is None
+        params = _job_input(self._job_id, piece or b"", end=self._is_over)
+        self._request_id = self._connection.send("job.input", params)

@@ -1,0 +1,379 @@
+"""Connections to the daemon: JSON lines over its Unix socket.
+
+Owns sockets, framing, the pool and the daemon's start on demand. Knows no method but ``daemon.hello``, never retries a call,
+keeps no answer.
+
+A connection carries one call at a time. It goes back to the pool only when the call was answered to its end; one whose call was
+cut short by an exception (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe) is closed, which also tells the daemon to
+stop the work. Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a
+pooled socket is only ever used by the hub that made it, and never by a forked child.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from weakref import WeakKeyDictionary
+
+from . import errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Any, BinaryIO
+
+PROTOCOL_VERSION = 1
+"""Version of the protocol that this package speaks."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for connecting and for the daemon's hello. Calls themselves have no limit here: the daemon keeps theirs."""
+
+START_TIMEOUT = 20.0
+"""Seconds for ``orbd-ctl daemon start``."""
+
+IDLE_MAX = 64
+"""Connections kept for later; more are closed when their call is over."""
+
+NO = ("0", "false", "no", "off")
+"""What the daemon's own configuration reads as no."""
+
+LINE_MAX = 64 << 20
+"""Bytes of the longest line accepted, so that a daemon gone wrong cannot fill our memory."""
+
+
+def socket_path() -> str:
+    """Returns where the daemon listens: ``$ORBD_SOCKET``, else ``~/.orbd/orbd.sock``."""
+    return os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
+
+
+def _hub() -> Any:
+    """Returns gevent's hub of this thread, or None where there is none."""
+    # Looked up, not imported: without gevent in the process there is nothing to be cooperative with.
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
+def _socket_module() -> Any:
+    if _hub() is None:
+        return socket
+    import gevent.socket
+
+    return gevent.socket
+
+
+def sleep(seconds: float) -> None:
+    """Sleeps and lets other greenlets run where a hub does."""
+    if _hub() is None:
+        time.sleep(seconds)
+        return
+    import gevent
+
+    gevent.sleep(seconds)
+
+
+class Connection:
+    """One connection, carrying one call at a time."""
+
+    def __init__(self, path: str, client: str) -> None:
+        """Connects to ``path`` and says hello as ``client``."""
+        self._next_id = 1
+        self.in_call = True
+        module = _socket_module()
+        self._socket: Any = module.socket(module.AF_UNIX, module.SOCK_STREAM)
+        self._reader: BinaryIO | None = None
+        try:
+            self._socket.settimeout(CONNECT_TIMEOUT)
+            self._socket.connect(path)
+            self._reader = self._socket.makefile("rb", buffering=1 << 16)
+            self._hello(client)
+            self._socket.settimeout(None)
+        except BaseException:
+            self.close()
+            raise
+
+    def _hello(self, client: str) -> None:
+        answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
+        protocol = answer.get("protocol") if isinstance(answer, dict) else None
+        if protocol != PROTOCOL_VERSION:
+            version = answer.get("version", "?") if isinstance(answer, dict) else "?"
+            raise errors.ProtocolMismatch(
+                f"orbd {version} speaks protocol {protocol}, this package speaks {PROTOCOL_VERSION}: "
+                "upgrade the older of the two",
+                kind="protocol_mismatch",
+            )
+
+    def send(self, method: str, params: Mapping[str, Any]) -> int:
+        """Sends a request and returns its id. The call is open until :meth:`done`."""
+        self.in_call = True
+        request_id = self._next_id
+        self._next_id += 1
+        request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+        try:
+            line = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        except UnicodeEncodeError as error:
+            # A lone surrogate: bytes that Python could not decode, in a file name for instance. JSON has no place for them.
+            self.done()
+            raise errors.InvalidParams(f"{method}: not valid Unicode: {error.reason}", kind="invalid_params") from error
+        try:
+            self._socket.sendall(line)
+        except OSError as error:
+            raise self._gone(error) from error
+        return request_id
+
+    def receive(self) -> dict[str, Any]:
+        """Reads one message: an answer or a notification."""
+        assert self._reader is not None
+        try:
+            line = self._reader.readline(LINE_MAX)
+        except OSError as error:
+            raise self._gone(error) from error
+        if not line.endswith(b"\n"):
+            if len(line) >= LINE_MAX:
+                raise errors.ProtocolViolation(f"a line of the daemon is longer than {LINE_MAX} bytes")
+            raise self._gone(None)
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise errors.ProtocolViolation(f"the daemon sent a line that is not JSON: {line[:80]!r}") from error
+        if not isinstance(message, dict):
+            raise errors.ProtocolViolation(f"the daemon sent a line that is no message: {line[:80]!r}")
+        return message
+
+    def answer(self, request_id: int) -> Any:
+        """Reads on to the answer of ``request_id`` and returns its result."""
+        while True:
+            message = self.receive()
+            if "method" in message:
+                continue
+            # An error without an id answers a request that the daemon could not read: ours, as there is only one.
+            if message.get("id") == request_id or (message.get("id") is None and "error" in message):
+                return self.result(message)
+
+    @staticmethod
+    def result(message: Mapping[str, Any]) -> Any:
+        """Returns an answer's result, or raises its error."""
+        if "error" in message and message["error"] is not None:
+            raise errors.error_from_wire(message["error"])
+        return message.get("result")
+
+    def call(self, method: str, params: Mapping[str, Any]) -> Any:
+        """Makes one call and returns its result."""
+        request_id = self.send(method, params)
+        try:
+            result = self.answer(request_id)
+        except errors.RequestFailed:
+            # An error is an answer too: the connection is as good as before.
+            self.done()
+            raise
+        self.done()
+        return result
+
+    def done(self) -> None:
+        """Says that the call was answered to its end."""
+        self.in_call = False
+
+    def is_usable(self) -> bool:
+        """Says whether the connection is between calls and still open on the daemon's side."""
+        if self.in_call:
+            return False
+        try:
+            self._socket.settimeout(0.0)
+            try:
+                self._socket.recv(1, socket.MSG_PEEK)
+            finally:
+                self._socket.settimeout(None)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        # Closed, or bytes that nobody asked for.
+        return False
+
+    def close(self) -> None:
+        """Closes the connection; the daemon stops what it was doing for it."""
+        if self._reader is not None:
+            self._reader.close()
+        self._socket.close()
+
+    @staticmethod
+    def _gone(error: OSError | None) -> errors.OrbdError:
+        if isinstance(error, TimeoutError):
+            # Only while saying hello: afterwards the socket has no timeout.
+            return errors.DaemonGone(f"orbd did not answer within {CONNECT_TIMEOUT:.0f} s; see `orbd-ctl doctor`")
+        cause = f": {error.strerror or error}" if error is not None else ""
+        return errors.DaemonGone(
+            f"orbd closed the connection before the answer was complete{cause}; what it was asked may have been done in part"
+        )
+
+
+class Borrowed:
+    """A connection taken from the pool for one call, as a context manager."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        """Takes nothing yet."""
+        self._pool = pool
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Connection:
+        """Takes a connection, or opens one."""
+        self._connection = self._pool.take()
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Gives it back between calls, and closes it within one."""
+        assert self._connection is not None
+        self._pool.give(self._connection)
+
+
+class Pool:
+    """Connections to one socket; the one used last is used next."""
+
+    def __init__(self, path: str, client: str) -> None:
+        """Opens nothing yet."""
+        self.path = path
+        self._client = client
+        self._pid = os.getpid()
+        # Keyed by hub: a gevent socket is bound to the hub, and so to the thread, that made it. Plain sockets have the pool as
+        # key.
+        self._idle: WeakKeyDictionary[Any, list[Connection]] = WeakKeyDictionary()
+        self._starter = Starter()
+
+    def borrow(self) -> Borrowed:
+        """Returns a context manager around a connection."""
+        return Borrowed(self)
+
+    def take(self) -> Connection:
+        """Takes the connection used last that is still open, or opens one."""
+        idle = self._idle_here()
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable():
+                return connection
+            connection.close()
+        return self._open()
+
+    def give(self, connection: Connection) -> None:
+        """Takes a connection back."""
+        idle = self._idle_here()
+        if connection.in_call or len(idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            idle.append(connection)
+
+    def close_idle(self) -> None:
+        """Closes what is not in use; the next call opens a new connection."""
+        # Plain sockets, under our own key, can be closed from anywhere; those of another thread's hub cannot.
+        for idle in (self._idle_here(), self._idle.get(self, [])):
+            while idle:
+                idle.pop().close()
+
+    def _idle_here(self) -> list[Connection]:
+        if self._pid != os.getpid():
+            # We are a forked child: these sockets are our parent's conversation.
+            self._pid = os.getpid()
+            self._idle = WeakKeyDictionary()
+        hub = _hub()
+        # Not `hub or self`: a hub that has not switched yet is false.
+        return self._idle.setdefault(self if hub is None else hub, [])
+
+    def _open(self) -> Connection:
+        try:
+            return self._connect()
+        except errors.DaemonNotRunning as refusal:
+            self._starter.start(refusal)
+        return self._connect()
+
+    def _connect(self) -> Connection:
+        try:
+            return Connection(self.path, self._client)
+        except errors.OrbdError:
+            raise
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise errors.DaemonNotRunning(
+                f"orbd is not running (nobody listens on {self.path}); start it with `orbd-ctl daemon start`"
+            ) from error
+        except TimeoutError as error:
+            raise errors.DaemonGone(f"orbd did not accept a connection on {self.path}; see `orbd-ctl doctor`") from error
+        except OSError as error:
+            # Among them a path that is too long, which has neither errno nor a name of its own.
+            reason = error.strerror or str(error)
+            raise errors.DaemonUnavailable(f"cannot connect to orbd on {self.path}: {reason}") from error
+
+
+class Starter:
+    """Starts the daemon on demand through ``orbd-ctl daemon start``, which knows about services and locks.
+
+    It never forks in Python, which is broken under gevent on macOS: ``posix_spawn`` alone makes the child.
+    """
+
+    def __init__(self) -> None:
+        """Starts nothing yet."""
+        self._is_starting = False
+
+    def start(self, refusal: errors.DaemonNotRunning) -> None:
+        """Starts the daemon, or waits for another greenlet that does; raises ``DaemonNotRunning`` where it cannot."""
+        if os.environ.get("ORBD_AUTOSTART") in NO:
+            raise errors.DaemonNotRunning(f"{refusal} (ORBD_AUTOSTART forbids to start it here)") from refusal
+        has_waited = False
+        while self._is_starting:
+            sleep(0.01)
+            has_waited = True
+        if has_waited:
+            return
+        self._is_starting = True
+        try:
+            self._run(refusal)
+        finally:
+            self._is_starting = False
+
+    def _run(self, refusal: errors.DaemonNotRunning) -> None:
+        from tempfile import TemporaryFile
+
+        with TemporaryFile() as said:
+            try:
+                pid = os.posix_spawnp(
+                    "orbd-ctl",
+                    ["orbd-ctl", "daemon", "start"],
+                    dict(os.environ),
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                        (os.POSIX_SPAWN_DUP2, said.fileno(), 2),
+                    ],
+                    # A Ctrl-C meant for us must not end a start half-way.
+                    setpgroup=0,
+                )
+            except OSError as error:
+                raise errors.DaemonNotRunning(f"{refusal}; orbd-ctl: {error.strerror}") from refusal
+            code = self._wait(pid)
+            if code != 0:
+                said.seek(0)
+                text = said.read().decode("utf-8", "replace").strip()
+                ending = "did not end in time" if code is None else f"ended with {code}"
+                raise errors.DaemonNotRunning(f"{refusal}; `orbd-ctl daemon start` {ending}: {text}") from refusal
+
+    @staticmethod
+    def _wait(pid: int) -> int | None:
+        deadline = time.monotonic() + START_TIMEOUT
+        pause = 0.002
+        while time.monotonic() < deadline:
+            try:
+                # Never a blocking wait: gevent's own is not cooperative for children that it did not make.
+                ended, status = os.waitpid(pid, os.WNOHANG)
+            except OSError as error:
+                if error.errno == errno.ECHILD:
+                    # gevent's child watcher was faster. Whether it worked shows at the next attempt to connect.
+                    return 0
+                raise
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            sleep(pause)
+            pause = min(pause * 1.5, 0.05)
+        return None

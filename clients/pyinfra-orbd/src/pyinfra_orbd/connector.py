@@ -1,0 +1,504 @@
+"""PyInfra's connector for OrbStack machines.
+
+Maps PyInfra's calls to the daemon's: one ``machine.list`` makes the inventory, one ``machine.run`` or ``machine.run_follow``
+carries out a command. It spawns nothing, repeats nothing and remembers nothing; the daemon does what of that is needed.
+
+::
+
+    make_names_data ── machine.list (from the daemon's cache)
+    connect ────────── machine.list (from the daemon's cache), machine.start where allowed
+    run_shell_command  machine.run, or machine.run_follow where output is shown as it comes
+    put_file, get_file machine.run or machine.run_follow of a small script that reads stdin or writes stdout
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from pyinfra import logger
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.exceptions import ConnectError, InventoryError
+from pyinfra.connectors.base import BaseConnector, DataMeta
+from pyinfra.connectors.util import (
+    CommandOutput,
+    OutputLine,
+    execute_command_with_sudo_retry,
+    extract_control_arguments,
+    make_unix_command_for_host,
+)
+from typing_extensions import TypedDict, Unpack, override
+
+from . import models
+from ._client import INLINE_MAX, PIECE, Client
+from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source
+from ._lines import Lines
+from ._transport import socket_path
+from .errors import DaemonUnavailable, OrbdError, ProtocolViolation, error_from_wire
+
+if TYPE_CHECKING:
+    from pyinfra.api.arguments import ConnectorArguments
+
+try:
+    from pyinfra.api.output import echo, format_text
+except ImportError:  # before PyInfra 3.8
+    from click import echo  # type: ignore[assignment]
+    from click import style as format_text
+
+# Put before a command that wants a terminal. The daemon has none to give yet, so the machine makes one: `script` comes with the
+# base system of every distribution but Alpine.
+PTY_SCRIPT = """\
+command -v script >/dev/null 2>&1 || {
+    echo "pyinfra-orbd: _get_pty needs script(1) in the machine (package util-linux, bsdutils or util-linux-misc)" >&2
+    exit 127
+}
+exec script -qefc "$1" /dev/null
+"""
+
+# Output keeps its line ends, which a terminal would turn into \r\n.
+PTY_SETTING = "stty -onlcr 2>/dev/null; "
+
+
+class ConnectorData(TypedDict):
+    """Host data that this connector reads."""
+
+    vm_name: str | None
+    orbstack_user: str | None
+    orbstack_autostart: bool | None
+    orbstack_named: bool
+
+
+connector_data_meta: dict[str, DataMeta] = {
+    "vm_name": DataMeta("Name or id of the machine; the host's name where absent"),
+    "orbstack_user": DataMeta("User in the machine; the machine's default user where absent"),
+    "orbstack_autostart": DataMeta(
+        "Whether connecting starts a stopped machine; where absent, yes for ``@orbstack/NAME`` and no for ``@orbstack``"
+    ),
+    "orbstack_named": DataMeta("Set by the connector: whether the machine was named (``@orbstack/NAME``)", False),
+}
+
+_clients: dict[str, Client] = {}
+
+
+def client() -> Client:
+    """Returns the client that all hosts of this process share, for the socket that the environment names now."""
+    path = socket_path()
+    if path not in _clients:
+        _clients[path] = Client(path)
+    return _clients[path]
+
+
+class OrbStackConnector(BaseConnector):
+    """
+    The ``@orbstack`` connector runs commands and copies files in OrbStack machines on this Mac, through ``orbd``. ``@orbd`` is
+    another name for it.
+
+    .. code:: shell
+
+        # Every machine
+        pyinfra @orbstack ...
+
+        # One machine, or several
+        pyinfra @orbstack/web ...
+        pyinfra @orbstack/web,@orbstack/db ...
+
+    A machine that was named is started when it is stopped. ``@orbstack`` alone starts nothing: stopped machines stay in the
+    inventory, in the group ``orbstack_stopped``, and fail to connect. ``orbstack_autostart`` decides otherwise.
+    """
+
+    __examples_doc__ = """
+    An inventory file (``inventory.py``) with a machine under another name, started when it is stopped:
+
+    .. code:: python
+
+        hosts = [
+            "@orbstack/web",
+            ("@orbstack/db", {"orbstack_user": "root", "orbstack_autostart": False}),
+        ]
+
+    Machines by their groups (``orbstack_running``, ``orbstack_stopped``, ``orbstack_arm64``, ``orbstack_amd64``,
+    ``orbstack_<distro>``):
+
+    .. code:: shell
+
+        pyinfra @orbstack --limit orbstack_running deploy.py
+    """
+
+    handles_execution = True
+
+    data_cls = ConnectorData
+    data_meta = connector_data_meta
+    data: ConnectorData
+
+    @override
+    @staticmethod
+    def make_names_data(name: str | None = None) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        """
+        Yields every machine, or the one called ``name``.
+
+        A name that does not exist is yielded too: its host fails to connect, with a message, where an empty inventory would look
+        like success.
+        """
+        try:
+            machines = client().machine_list().machines
+        except DaemonUnavailable as error:
+            raise InventoryError(f"{error}") from error
+        except OrbdError as error:
+            raise InventoryError(f"orbd cannot list the machines: {error}") from error
+        if not name:
+            for machine in machines:
+                yield _name_data(machine, is_named=False)
+            return
+        found = _find(machines, name)
+        if found is None:
+            yield name, {"orbstack_vm": True, "vm_name": name, "orbstack_named": True}, ["orbstack"]
+        else:
+            yield _name_data(found, is_named=True)
+
+    @property
+    def machine(self) -> str:
+        """Name or id of the machine."""
+        name = self.data["vm_name"]
+        return str(self.host.name) if name is None else name
+
+    @override
+    def connect(self) -> None:
+        """
+        Checks that the machine is there and runs, and starts it where that is allowed. Connections to the daemon are opened by
+        the commands themselves.
+        """
+        try:
+            self._connect()
+        except OrbdError as error:
+            raise ConnectError(f"machine '{self.machine}': {error}") from error
+
+    def _connect(self) -> None:
+        name = self.machine
+        machine = _find(client().machine_list().machines, name)
+        autostart = self.data["orbstack_autostart"]
+        if autostart is None:
+            autostart = self.data["orbstack_named"]
+        if machine is None or (machine.state == "stopped" and not autostart):
+            # Refused on fresh facts only: machines also come and go outside the daemon, without its cache hearing of it.
+            machine = _find(client().machine_list(max_age_ms=0).machines, name)
+        if machine is None:
+            raise ConnectError(f"OrbStack has no machine '{name}'; see `orbctl list`")
+        if machine.state != "stopped":
+            # Whatever else it is, the first command waits for it.
+            return
+        if not autostart:
+            raise ConnectError(
+                f"machine '{name}' is stopped; start it with `orbctl start {name}`, name it (`@orbstack/{name}`), "
+                "or set orbstack_autostart"
+            )
+        client().machine_start(name)
+
+    @override
+    def disconnect(self) -> None:
+        """
+        Closes connections that nobody uses. PyInfra may run one more command afterwards, which opens another.
+        """
+        client().close_idle()
+
+    @override
+    def run_shell_command(
+        self,
+        command: StringCommand,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Unpack[ConnectorArguments],
+    ) -> tuple[bool, CommandOutput]:
+        r"""
+        Runs a command in the machine.
+
+        Lines end at ``\n`` alone and stand in the order in which they were completed; bytes that are not UTF-8 are replaced.
+        """
+        control = extract_control_arguments(arguments)
+        # Read once: PyInfra may run the command a second time, with a sudo password, and a file can be read only once.
+        stdin = _stdin_bytes(control.get("_stdin"))
+
+        def execute() -> tuple[int, CommandOutput]:
+            shell_command = self._shell_command(command, arguments)
+            if print_input:
+                echo(f"{self.host.print_prefix}>>> {shell_command}", err=True)
+            logger.debug("Running command on %s: %s", self.host.name, shell_command)
+            raw = shell_command.get_raw_value()
+            if control.get("_get_pty"):
+                # `script` hands its command to the user's shell, whichever that is; this form means the same to all of them.
+                words = ["sh", "-c", PTY_SCRIPT, "pty", f"exec sh -c {shlex.quote(PTY_SETTING + raw)}"]
+            else:
+                words = ["sh", "-c", raw]
+            lines = Lines(self._print_line if print_output else None)
+            code = self._run(words, stdin, lines, control, is_live=print_output)
+            return code, CommandOutput(lines.finish())
+
+        code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
+        return code in (control.get("_success_exit_codes") or (0,)), output
+
+    @override
+    def put_file(
+        self,
+        filename_or_io: Any,
+        remote_filename: str,
+        remote_temp_filename: str | None = None,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Unpack[ConnectorArguments],
+    ) -> bool:
+        """
+        Writes a file or file object into the machine.
+
+        The bytes are collected in a private temporary file and put in place only when all of them have come. A file that is
+        replaced keeps its owner, mode and links, a new one gets the user's usual ones. Raises ``OSError`` when it fails.
+        """
+        control = _file_control(arguments)
+        if print_input:
+            echo(f"{self.host.print_prefix}>>> upload {remote_filename}", err=True)
+        with Source(filename_or_io) as source:
+            if arguments.get("_su_password"):
+                self._put_for_su(source, remote_filename, arguments, control)
+            else:
+                self._put(source, remote_filename, arguments, control)
+        if print_output:
+            echo(f"{self.host.print_prefix}file uploaded: {remote_filename}", err=True)
+        return True
+
+    @override
+    def get_file(
+        self,
+        remote_filename: str,
+        filename_or_io: Any,
+        remote_temp_filename: str | None = None,
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Unpack[ConnectorArguments],
+    ) -> bool:
+        """
+        Reads a file of the machine into a file or file object.
+
+        Nothing is copied inside the machine: whoever may read the file writes it to us. A local file is replaced only when all
+        bytes have come. Raises ``OSError`` when it fails, ``FileNotFoundError`` when there is no such file.
+        """
+        control = _file_control(arguments)
+        if print_input:
+            echo(f"{self.host.print_prefix}>>> download {remote_filename}", err=True)
+
+        def execute(sink: Sink) -> tuple[int, CommandOutput]:
+            sink.restart()
+            lines = Lines(None)
+
+            def take(chunk: models.Chunk) -> None:
+                if chunk.stream == "stdout":
+                    sink.write(chunk.data)
+                else:
+                    lines.feed(chunk)
+
+            script = _script(GET_SCRIPT, "get", remote_filename)
+            words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
+            code = self._follow(words, None, take, sink.lost, control)
+            return code, CommandOutput(lines.finish())
+
+        with Sink(filename_or_io, GET_MARK) as sink:
+            code, output = execute_command_with_sudo_retry(self.host, arguments, lambda: execute(sink))
+            if code == NOT_FOUND:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), remote_filename)
+            self._check(code, output, f"download of {remote_filename}")
+            sink.commit()
+        if print_output:
+            echo(f"{self.host.print_prefix}file downloaded: {remote_filename}", err=True)
+        return True
+
+    # What follows is ours.
+
+    def _shell_command(self, command: StringCommand | str, arguments: ConnectorArguments) -> StringCommand:
+        return make_unix_command_for_host(self.state, self.host, command, **arguments)  # type: ignore[arg-type]
+
+    def _temp_dir(self, arguments: ConnectorArguments) -> str:
+        return arguments.get("_temp_dir") or self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
+
+    def _print_line(self, line: OutputLine) -> None:
+        text = format_text(line.line, "red") if line.buffer_name == "stderr" else line.line
+        echo(f"{self.host.print_prefix}{text}", err=True)
+
+    def _run(
+        self,
+        words: list[str],
+        stdin: bytes | None,
+        lines: Lines,
+        control: ConnectorArguments,
+        *,
+        is_live: bool,
+    ) -> int:
+        """Runs ``words`` with the fewest messages that show enough, and returns the exit code."""
+        if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
+            return self._follow(words, stdin, lines.feed, lines.lost, control)
+        run = client().machine_run(self.machine, words, stdin=stdin, **self._options(control))
+        for chunk in run.output:
+            lines.feed(chunk)
+        offset = run.next_offset
+        while offset < run.output_bytes:
+            more = client().job_output(run.job_id, offset=offset)
+            if more.gap is not None:
+                lines.lost(more.gap.end - more.gap.start)
+            for chunk in more.output:
+                lines.feed(chunk)
+            if more.next_offset <= offset:
+                raise ProtocolViolation(f"job {run.job_id}: output ends at {offset} of {run.output_bytes} bytes")
+            offset = more.next_offset
+        if run.exit_code is None:
+            raise ProtocolViolation(f"job {run.job_id} ended without an exit code")
+        return run.exit_code
+
+    def _follow(
+        self,
+        words: list[str],
+        stdin: bytes | Iterator[bytes] | None,
+        take: Callable[[models.Chunk], None],
+        lost: Callable[[int], None],
+        control: ConnectorArguments,
+    ) -> int:
+        """Runs ``words``, hands on its output as it comes, and returns the exit code."""
+        events = client().machine_run_follow(self.machine, words, stdin=stdin, **self._options(control))
+        # Closed even when `take` raises: leaving early closes the connection, which stops the command.
+        with closing(events):
+            for event in events:
+                if isinstance(event, models.Chunk):
+                    take(event)
+                elif isinstance(event, models.Gap):
+                    lost(event.end - event.start)
+                elif isinstance(event, models.Ended):
+                    return _exit_code(event.job)
+        raise ProtocolViolation("the command's events ended without its end")
+
+    def _options(self, control: ConnectorArguments) -> dict[str, Any]:
+        options: dict[str, Any] = {"user": self.data["orbstack_user"]}
+        timeout = control.get("_timeout")
+        if timeout:
+            options["run_timeout_ms"] = max(1, int(timeout * 1000))
+        return options
+
+    def _put(self, source: Source, target: str, arguments: ConnectorArguments, control: ConnectorArguments) -> None:
+        """Streams ``source`` to a script that runs as whoever is to own the file."""
+        fallback = self._temp_dir(arguments)
+        script = _script(PUT_SCRIPT, "put", target, str(source.size), fallback)
+
+        def execute() -> tuple[int, CommandOutput]:
+            words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
+            lines = Lines(None)
+            if source.size <= INLINE_MAX:
+                code = self._run(words, source.read_all(), lines, control, is_live=False)
+            else:
+                code = self._follow(words, source.pieces(PIECE), lines.feed, lines.lost, control)
+            return code, CommandOutput(lines.finish())
+
+        code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
+        self._check(code, output, f"upload of {target}")
+
+    def _put_for_su(self, source: Source, target: str, arguments: ConnectorArguments, control: ConnectorArguments) -> None:
+        """Uploads where ``su`` asks for a password: it reads that from stdin, which then cannot carry the file too."""
+        plain = _without_authority(arguments)
+        folder = self._temp_dir(arguments)
+        template = f"{folder}/pyinfra-orbd.XXXXXXXXXX"
+        temporary = self._said(StringCommand("mktemp", QuoteString(template)), plain, control)
+        try:
+            self._put(source, temporary, plain, control)
+            user = arguments.get("_su_user")
+            if user and user != "root":
+                acl = StringCommand("setfacl", "-m", QuoteString(f"u:{user}:r"), QuoteString(temporary))
+                self._said(acl, plain, control)
+            copy = StringCommand("cat", QuoteString(temporary), ">", QuoteString(target))
+            self._said(StringCommand("sh", "-c", QuoteString(copy)), arguments, control)
+        finally:
+            self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, control)
+
+    def _said(self, command: StringCommand, arguments: ConnectorArguments, control: ConnectorArguments) -> str:
+        """Runs one step of an upload and returns what it printed."""
+        lines = Lines(None)
+        words = ["sh", "-c", self._shell_command(command, arguments).get_raw_value()]
+        code = self._run(words, None, lines, control, is_live=False)
+        output = CommandOutput(lines.finish())
+        self._check(code, output, str(command))
+        return str(output.stdout)
+
+    def _check(self, code: int, output: CommandOutput, what: str) -> None:
+        if code != 0:
+            reason = output.output.strip() or f"exit code {code}"
+            raise OSError(f"{what} failed: {reason}")
+
+
+def _find(machines: tuple[models.Machine, ...], name: str) -> models.Machine | None:
+    by_name = (machine for machine in machines if machine.name == name)
+    by_id = (machine for machine in machines if machine.id == name)
+    return next(by_name, None) or next(by_id, None)
+
+
+def _name_data(machine: models.Machine, *, is_named: bool) -> tuple[str, dict[str, Any], list[str]]:
+    data = {
+        "orbstack_vm": True,
+        "orbstack_named": is_named,
+        "vm_name": machine.name,
+        "vm_id": machine.id,
+        "vm_status": machine.state,
+        "vm_distro": machine.image.distro,
+        "vm_version": machine.image.version,
+        "vm_arch": machine.image.arch,
+        "vm_username": machine.config.default_username or "",
+    }
+    groups = ["orbstack"]
+    if machine.state in ("running", "stopped"):
+        groups.append(f"orbstack_{machine.state}")
+    if machine.image.arch in ("arm64", "amd64"):
+        groups.append(f"orbstack_{machine.image.arch}")
+    if machine.image.distro:
+        groups.append(f"orbstack_{machine.image.distro}")
+    return machine.name, data, groups
+
+
+def _exit_code(job: models.Job) -> int:
+    outcome = job.outcome
+    if outcome is None:
+        raise ProtocolViolation(f"job {job.id} ended without an outcome")
+    if outcome.error is not None:
+        raise error_from_wire(outcome.error)
+    if outcome.exit_code is None:
+        raise OrbdError(f"job {job.id} ended without an exit code: {outcome.kind}")
+    return outcome.exit_code
+
+
+def _stdin_bytes(stdin: Any) -> bytes | None:
+    """Makes what PyInfra's other connectors write for ``_stdin``: lines, each with its end."""
+    if not stdin:
+        return None
+    if isinstance(stdin, (str, bytes)):
+        parts: list[Any] = [stdin]
+    elif hasattr(stdin, "readlines"):
+        parts = stdin.readlines()
+    else:
+        parts = list(stdin)
+    data = bytearray()
+    for part in parts:
+        line = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+        data += line
+        if not line.endswith(b"\n"):
+            data += b"\n"
+    return bytes(data)
+
+
+def _file_control(arguments: ConnectorArguments) -> ConnectorArguments:
+    """Takes the control arguments out of ``arguments`` and keeps those that make sense for a file."""
+    control = extract_control_arguments(arguments)
+    return {"_timeout": control["_timeout"]} if control.get("_timeout") else {}
+
+
+def _without_authority(arguments: ConnectorArguments) -> ConnectorArguments:
+    kept = ("_shell_executable", "_temp_dir")
+    return {key: value for key, value in arguments.items() if key in kept}  # type: ignore[return-value]
+
+
+def _script(script: str, *words: str) -> StringCommand:
+    """Wraps a script so that it means the same under whatever shell the caller chose."""
+    return StringCommand("sh", "-c", QuoteString(script), *(QuoteString(word) for word in words))

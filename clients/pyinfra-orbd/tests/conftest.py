@@ -1,0 +1,103 @@
+"""Fixtures: a short-lived folder for sockets, the daemon of our own making, PyInfra's state around it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.host import Host
+
+from fake_daemon import FakeDaemon, ShellMachines
+from pyinfra_orbd import Client, connector
+from real_daemon import RealDaemon
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a socket; pytest's own is not."""
+    folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    """A fake daemon, where the environment says that it is."""
+    path = short_folder / "orbd.sock"
+    monkeypatch.setenv("ORBD_SOCKET", str(path))
+    monkeypatch.setenv("ORBD_AUTOSTART", "0")
+    daemon = FakeDaemon(path)
+    yield daemon
+    for client in connector._clients.values():
+        client.close_idle()
+    connector._clients.clear()
+    daemon.close()
+
+
+@pytest.fixture
+def client(daemon: FakeDaemon) -> Iterator[Client]:
+    """A client of the fake daemon."""
+    client = Client(str(daemon.path), name="test")
+    yield client
+    client.close_idle()
+
+
+@pytest.fixture
+def machines(daemon: FakeDaemon, tmp_path: Path) -> ShellMachines:
+    """Two machines in which commands really run."""
+    return ShellMachines(daemon, tmp_path / "machines", "web", "db")
+
+
+MakeHost = Callable[..., Host]
+
+
+@pytest.fixture
+def make_host(machines: ShellMachines) -> MakeHost:
+    """Makes a connected host from an inventory entry, in API mode."""
+
+    def make(entry: Any = "@orbstack/web", *, connect: bool = True, **override: Any) -> Host:
+        inventory = Inventory(([entry], {}), override_data=override)
+        State(inventory, Config())
+        host = next(iter(inventory))
+        if connect:
+            host.connect(raise_exceptions=True)
+        return host
+
+    return make
+
+
+@pytest.fixture
+def host(make_host: MakeHost) -> Host:
+    """The machine ``web``, connected."""
+    return make_host()
+
+
+@pytest.fixture(scope="session")
+def real_daemon() -> Iterator[RealDaemon]:
+    """A real daemon with the machines ``web`` and ``db``, shared by all tests that need one."""
+    folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
+    real = None
+    try:
+        real = RealDaemon(folder)
+        real.create("web", "db")
+        yield real
+    finally:
+        if real is not None:
+            real.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def real(real_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
+    """The real daemon, where the environment says that it is."""
+    monkeypatch.setenv("ORBD_SOCKET", str(real_daemon.socket))
+    monkeypatch.setenv("ORBD_AUTOSTART", "0")
+    yield real_daemon
+    for client in connector._clients.values():
+        client.close_idle()
+    connector._clients.clear()

@@ -1,0 +1,118 @@
+"""A real ``orbd`` in front of ``orbctl-sim``, in a world of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pyinfra_orbd import Client, errors
+
+TARGET = Path(__file__).resolve().parents[3] / "target" / "debug"
+
+
+def binary(variable: str, name: str) -> Path:
+    """Returns a program of ours: where the environment says, else in the debug build."""
+    path = Path(os.environ.get(variable) or TARGET / name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: run `cargo build --features sim --bins` at the project's root, or set {variable}"
+        )
+    return path
+
+
+class RealDaemon:
+    """Starts the daemon in ``folder``; nothing of the user's own is read or written."""
+
+    def __init__(self, folder: Path, *, latency: str = "0", isolation: str = "auto") -> None:
+        """Starts it and waits until it answers."""
+        self.folder = folder
+        self.socket = folder / "orbd.sock"
+        self.ledger_file = folder / "ledger.jsonl"
+        self.orbctl = binary("ORBCTL_SIM_BIN", "orbctl-sim")
+        self.ctl = binary("ORBD_CTL_BIN", "orbd-ctl")
+        home = folder / "home"
+        home.mkdir()
+        self.environment = {
+            "HOME": str(home),
+            "USER": "dev",
+            "PATH": f"{self.ctl.parent}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
+            "ORBD_SOCKET": str(self.socket),
+            "ORBD_ORBCTL": str(self.orbctl),
+            "ORBD_STATE_DIR": str(folder / "state"),
+            "ORBD_ALLOW_ROOT": "1",
+            "ORBD_AUTOSTART": "0",
+            "ORBCTL_SIM_HOME": str(folder / "sim"),
+            "ORBCTL_SIM_LEDGER": str(self.ledger_file),
+            "ORBCTL_SIM_LATENCY": latency,
+            "ORBCTL_SIM_ISOLATION": isolation,
+        }
+        self.log = folder / "orbd.log"
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts the daemon and waits until it answers."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [binary("ORBD_BIN", "orbd")], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        client = Client(str(self.socket), name="tests")
+        deadline = time.monotonic() + 15
+        os.environ["ORBD_AUTOSTART"] = "0"
+        while True:
+            try:
+                client.daemon_info()
+                break
+            except errors.DaemonUnavailable as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"orbd did not start: {self.log.read_text()}") from error
+                time.sleep(0.02)
+        client.close_idle()
+        return process
+
+    def sim(self, *words: str) -> str:
+        """Calls the stand-in beside the daemon, as the app or a bare ``orbctl`` would."""
+        done = subprocess.run([self.orbctl, *words], env=self.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def create(self, *names: str) -> None:
+        """Makes machines."""
+        for name in names:
+            self.sim("create", "ubuntu:24.04", name)
+        client = Client(str(self.socket), name="tests")
+        client.cache_invalidate()
+        client.close_idle()
+
+    def inside(self, machine: str, *words: str) -> str:
+        """Runs a command in a machine, not through the daemon."""
+        return self.sim("run", "-m", machine, *words)
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Returns every event of every invocation so far, in order."""
+        return [json.loads(line) for line in self.ledger_file.read_text().splitlines()]
+
+    def spawns(self) -> Counter[str]:
+        """Counts invocations by command."""
+        return Counter(line["command"] for line in self.ledger() if line["event"] == "start")
+
+    def kill(self) -> None:
+        """Kills the daemon without warning."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """Stops the daemon and takes the machines away."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        subprocess.run([self.orbctl, "sim-cleanup"], env=self.environment, capture_output=True, timeout=60, check=False)

@@ -1,0 +1,197 @@
+"""Against a real daemon: the golden pairs, and what only it can show."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.host import Host
+
+from conftest import short_folder  # noqa: F401
+from pyinfra_orbd import Client, connector, errors
+from real_daemon import RealDaemon
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "proto" / "examples"
+
+pytestmark = pytest.mark.needs_daemon
+
+
+def examples() -> list[Any]:
+    """Finds the golden pairs: ``proto/examples/<method>/<case>.json``."""
+    return [pytest.param(path, id=f"{path.parent.name}/{path.stem}") for path in sorted(EXAMPLES.glob("*/*.json"))]
+
+
+def matches(expected: Any, actual: Any, path: str = "$") -> list[str]:
+    """Compares as the protocol promises: what is expected must be there, more may be. ``"*"`` stands for anything."""
+    if expected == "*":
+        return []
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        missing = [f"{path}.{key} is missing" for key in expected if key not in actual]
+        return missing + [
+            line for key in expected if key in actual for line in matches(expected[key], actual[key], f"{path}.{key}")
+        ]
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        pairs = enumerate(zip(expected, actual, strict=True))
+        return [line for index, (one, other) in pairs for line in matches(one, other, f"{path}[{index}]")]
+    return [] if expected == actual else [f"{path}: {actual!r} instead of {expected!r}"]
+
+
+@pytest.mark.parametrize("path", examples())
+def test_golden_pair(real: RealDaemon, path: Path) -> None:
+    """The daemon answers the request as the pair says."""
+    pair = json.loads(path.read_text())
+    client = Client(str(real.socket), name="golden")
+    try:
+        result = client.call(pair["request"]["method"], pair["request"].get("params", {}))
+        answer: dict[str, Any] = {"result": result}
+    except errors.RequestFailed as error:
+        answer = {"error": {"code": error.code, "message": error.message, "data": error.data}}
+    client.close_idle()
+    expected = {key: value for key, value in pair["answer"].items() if key in ("result", "error")}
+    assert matches(expected, answer) == []
+
+
+@pytest.fixture
+def host(real: RealDaemon) -> Host:
+    """The machine ``web`` behind the real daemon, connected."""
+    inventory = Inventory((["@orbstack/web"], {}))
+    State(inventory, Config())
+    host = next(iter(inventory))
+    host.connect(raise_exceptions=True)
+    return host
+
+
+def test_commands(host: Host) -> None:
+    """Exit code, both streams, bytes that are not UTF-8."""
+    ok, output = host.run_shell_command(r"printf 'caf\351\n'; echo err >&2; exit 3", _success_exit_codes=[3])
+    assert ok
+    assert output.stdout == "caf\ufffd"
+    assert output.stderr == "err"
+
+
+def test_live_output(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines come while the command runs."""
+    times: list[float] = []
+    monkeypatch.setattr(connector, "echo", lambda text, err: times.append(time.monotonic()))
+    host.run_shell_command("echo a; sleep 0.5; echo b", print_output=True)
+    assert times[1] - times[0] > 0.3
+
+
+def test_much_output(host: Host) -> None:
+    """More than fits into an answer."""
+    _, output = host.run_shell_command("seq 1 400000")
+    assert output.stdout_lines[-1] == "400000"
+    assert len(output.stdout_lines) == 400000
+
+
+def test_much_input(host: Host) -> None:
+    """More than fits into a request."""
+    _, output = host.run_shell_command("wc -c", _stdin="x" * (5 << 20))
+    assert output.stdout.strip() == str((5 << 20) + 1)
+
+
+def test_a_timeout(host: Host) -> None:
+    """The daemon keeps the time."""
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        host.run_shell_command("sleep 30", _timeout=1)
+    assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 9_000_000])
+def test_files(host: Host, size: int) -> None:
+    """Byte for byte, both ways."""
+    content = bytes(range(256)) * (size // 256 + 1)
+    content = content[:size]
+    host.put_file(BytesIO(content), "_testfile")
+    back = BytesIO()
+    host.get_file("_testfile", back)
+    assert back.getvalue() == content
+
+
+def test_a_file_that_is_not_there(host: Host) -> None:
+    """The exit code of the script comes through."""
+    with pytest.raises(FileNotFoundError):
+        host.get_file("none", BytesIO())
+
+
+def test_hosts_overlap(real: RealDaemon) -> None:
+    """Two machines do not wait for each other."""
+    client = Client(str(real.socket), name="overlap")
+    begun = time.monotonic()
+    threads = [threading.Thread(target=client.machine_run, args=(name, ["sleep", "1"])) for name in ("web", "db")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - begun < 1.9
+    client.close_idle()
+
+
+def test_leaving_stops_the_command(real: RealDaemon) -> None:
+    """A client that goes away takes its command with it."""
+    client = Client(str(real.socket), name="leaver")
+    events = client.machine_run_follow("web", ["sleep", "300"])
+    job_id = None
+    for event in events:
+        job_id = getattr(event, "job_id", job_id)
+        if type(event).__name__ == "Started":
+            break
+    events.close()
+    assert job_id is not None
+    assert client.job_wait(job_id, timeout_ms=15_000).state == "ended"
+    client.close_idle()
+
+
+def test_unknown_machines_and_parameters(real: RealDaemon) -> None:
+    """They are errors of their kind."""
+    client = Client(str(real.socket), name="wrong")
+    with pytest.raises(errors.MachineNotFound):
+        client.machine_info("none")
+    with pytest.raises(errors.MachineNotFound):
+        client.machine_run("none", ["true"])
+    with pytest.raises(errors.MachineNotFound):
+        list(client.machine_run_follow("none", ["true"]))
+    with pytest.raises(errors.InvalidParams) as caught:
+        client.call("machine.info", {"machine": "web", "colour": "green"})
+    assert caught.value.data["field"]
+    client.close_idle()
+
+
+def test_a_machine_made_elsewhere_is_found_at_once(real: RealDaemon) -> None:
+    """The daemon's cache does not know it yet; connecting looks before it refuses."""
+    Client(str(real.socket)).machine_list()
+    real.sim("create", "ubuntu:24.04", "late")
+    inventory = Inventory((["@orbstack/late"], {}))
+    State(inventory, Config())
+    next(iter(inventory)).connect(raise_exceptions=True)
+    real.sim("delete", "-f", "late")
+
+
+def test_a_daemon_that_is_killed(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The command fails at once with a clear error, and the next daemon serves the same host."""
+    own = RealDaemon(short_folder)
+    try:
+        own.create("web")
+        monkeypatch.setenv("ORBD_SOCKET", str(own.socket))
+        inventory = Inventory((["@orbstack/web"], {}))
+        State(inventory, Config())
+        host = next(iter(inventory))
+        host.connect(raise_exceptions=True)
+        threading.Timer(0.5, own.kill).start()
+        begun = time.monotonic()
+        with pytest.raises(ConnectionError):
+            host.run_shell_command("sleep 30")
+        assert time.monotonic() - begun < 5
+        own.process.wait()
+        own.process = own.start()
+        assert host.run_shell_command("echo back")[1].stdout == "back"
+        connector._clients.clear()
+    finally:
+        own.close()

@@ -1,0 +1,150 @@
+"""PyInfra's command line patches everything, its API nothing: both must run hosts side by side."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_daemon import FakeDaemon, Peer, ShellMachines
+
+PATCHED = "from gevent import monkey; monkey.patch_all()"
+
+
+def python(script: str, daemon: FakeDaemon) -> list[str]:
+    """Runs a script in a Python of its own, with warnings as errors, and returns the lines that it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
+        env={"ORBD_SOCKET": str(daemon.path), "ORBD_AUTOSTART": "0", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
+@pytest.mark.parametrize("early", ["", "client.machine_list()"], ids=["fresh", "used before the hub"])
+def test_twenty_greenlets_wait_side_by_side(daemon: FakeDaemon, machines: ShellMachines, patch: str, early: str) -> None:
+    """Each has its own connection and its own answers; a second round uses the same connections."""
+    lock_step: list[str] = []
+
+    def slow(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        lock_step.append(params["machine"])
+        deadline = time.monotonic() + 10
+        # Nobody is answered before all have asked: with calls one after the other this would never end.
+        while len(lock_step) % 20 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return {"text": params["machine"]}
+
+    daemon.handlers["machine.logs"] = slow
+    script = f"""
+        {patch}
+        from pyinfra_orbd import Client
+        client = Client()
+        {early}
+        import gevent
+        from gevent.pool import Pool
+        for _ in range(2):
+            names = [f"m{{number}}" for number in range(20)]
+            print(Pool(20).map(client.machine_logs, names) == names)
+        client.close_idle()
+    """
+    assert python(script, daemon) == ["True", "True"]
+    plain = 1 if early and not patch else 0
+    assert daemon.accepted == 20 + plain
+
+
+@pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
+def test_an_interrupted_greenlet_disturbs_nobody(daemon: FakeDaemon, machines: ShellMachines, patch: str) -> None:
+    """A timeout of gevent's ends one command; the others' connections stay."""
+    script = f"""
+        {patch}
+        import gevent
+        from pyinfra_orbd import Client
+        client = Client()
+        def hurried():
+            with gevent.Timeout(0.2, False):
+                client.machine_run("web", ["sleep", "30"])
+            return client.machine_run("web", ["echo", "after"]).output[0].text
+        def patient():
+            return client.machine_run("db", ["sh", "-c", "sleep 0.5; echo patient"]).output[0].text
+        both = [gevent.spawn(patient), gevent.spawn(hurried)]
+        gevent.joinall(both)
+        print([one.get() for one in both])
+        client.close_idle()
+    """
+    assert python(script, daemon) == [r"['patient\n', 'after\n']"]
+    assert machines.running() == 0
+
+
+@pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
+def test_twenty_hosts_through_pyinfra(daemon: FakeDaemon, tmp_path: Path, patch: str) -> None:
+    """Connect, facts, operations, files: the whole way, all hosts at once."""
+    names = [f"m{number}" for number in range(20)]
+    machines = ShellMachines(daemon, tmp_path / "machines", *names)
+    script = f"""
+        {patch}
+        import io, time
+        from pyinfra.api import Config, Inventory, State
+        from pyinfra.api.connect import connect_all, disconnect_all
+        from pyinfra.api.operation import add_op
+        from pyinfra.api.operations import run_ops
+        from pyinfra.operations import files, server
+
+        inventory = Inventory((["@orbstack"], {{}}))
+        state = State(inventory, Config())
+        connect_all(state)
+        add_op(state, server.shell, commands=["sleep 0.5; pwd >where"])
+        add_op(state, files.put, src=io.StringIO("content"), dest="put")
+        begun = time.monotonic()
+        run_ops(state)
+        took = time.monotonic() - begun
+        disconnect_all(state)
+        print(len(inventory), sum(state.results[host].success_ops for host in inventory), took < 8)
+    """
+    assert python(script, daemon) == ["20 40 True"]
+    for name in names:
+        assert (machines.home(name) / "where").read_text() == f"{machines.home(name)}\n"
+        assert (machines.home(name) / "put").read_text() == "content"
+    assert daemon.accepted <= 21
+
+
+def test_autostart_lets_others_run(short_folder: Path) -> None:
+    """Waiting for `orbd-ctl` does not hold up the hub, and ten hosts start one daemon."""
+    (short_folder / "orbd-ctl").write_text(f"#!/bin/sh\necho x >>{short_folder}/calls\nsleep 0.5\nexit 1\n")
+    (short_folder / "orbd-ctl").chmod(0o755)
+    script = """
+        import gevent
+        from pyinfra_orbd import Client, errors
+        client = Client()
+        def call():
+            try:
+                client.machine_list()
+            except errors.DaemonNotRunning:
+                return 1
+        ticks = []
+        def tick():
+            while True:
+                gevent.sleep(0.02)
+                ticks.append(1)
+        ticker = gevent.spawn(tick)
+        ten = [gevent.spawn(call) for _ in range(10)]
+        gevent.joinall(ten)
+        print(sum(one.get() for one in ten), len(ticks) > 10)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={"ORBD_SOCKET": str(short_folder / "s"), "PATH": f"{short_folder}:/usr/bin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "10 True\n", done.stderr
+    assert (short_folder / "calls").read_text() == "x\n"
