@@ -377,6 +377,10 @@ class TestPty:
         assert output.stdout_lines == ["it's a tty"]
         assert run(host, "exit 3", _get_pty=True, _success_exit_codes=[3])[0]
 
+    def test_input_is_not_echoed(self, host: Host) -> None:
+        """The command reads it, and what it writes is all there is."""
+        assert run(host, "head -n 1", _get_pty=True, _stdin="typed")[1].stdout == "typed"
+
     def test_a_machine_without_script(self, host: Host, machines: ShellMachines, daemon: FakeDaemon) -> None:
         """It is told what is missing."""
         real = daemon.handlers["machine.run"]
@@ -390,7 +394,7 @@ class TestPty:
         assert "needs script(1)" in output.stderr
 
 
-FAKE_SUDO = """#!/bin/sh
+FAKE_SUDO = r"""#!/bin/sh
 # Behaves as sudo does towards PyInfra: -n fails without a password, -A asks the program.
 ask=
 while :; do
@@ -398,6 +402,7 @@ while :; do
         -A) ask=1; shift ;;
         -n) never=1; shift ;;
         -u) user=$2; shift 2 ;;
+        -i) login=1; shift ;;
         -*) shift ;;
         *) break ;;
     esac
@@ -409,7 +414,15 @@ if [ -e "$HOME/needs-password" ]; then
     fi
     [ "$("$SUDO_ASKPASS")" = "s3cret" ] || { echo 'Sorry, try again.' >&2; exit 1; }
 fi
-AS=${user:-root} exec "$@"
+export AS=${user:-root}
+if [ -n "$login" ]; then
+    command=
+    for word; do
+        command="$command $(printf '%s' "$word" | LC_ALL=C sed -z 's/[^a-zA-Z0-9_$-]/\\&/g')"
+    done
+    exec sh -c "$command"
+fi
+exec "$@"
 """
 
 FAKE_SU = """#!/bin/sh
@@ -567,6 +580,15 @@ class TestFiles:
         assert (home / "hard").read_bytes() == b"new"
         assert (home / "soft").is_symlink()
         assert (home / "old").stat().st_mode & 0o777 == 0o640
+
+    def test_names_survive_a_login_shell_of_sudo(self, host: Host, machines: ShellMachines, authority: Path) -> None:
+        """``sudo -i`` escapes its command, but not the dollar signs in it, and eats newlines."""
+        name = "a $b 'c'\"é\n\\d`e`"
+        host.put_file(BytesIO(ALL_BYTES), name, _sudo=True, _use_sudo_login=True)
+        assert (machines.home("web") / name).read_bytes() == ALL_BYTES
+        back = BytesIO()
+        host.get_file(name, back, _sudo=True, _use_sudo_login=True)
+        assert back.getvalue() == ALL_BYTES
 
     def test_chdir_counts(self, host: Host, machines: ShellMachines) -> None:
         """As it does for the facts that look at the same file."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,16 +18,29 @@ from typing_extensions import Self
 NOT_FOUND = 44
 """Exit code of ``GET_SCRIPT`` when there is no such file."""
 
+
+def with_words(script: str, *words: str) -> str:
+    """Returns ``script`` with its positional parameters set."""
+    return f"set -- {' '.join(map(shlex.quote, words))}\n{script}"
+
+
+def armoured(script: str) -> str:
+    r"""Returns a script that does the same and survives ``sudo -i``.
+
+    That one escapes its command for the login shell, but leaves ``$`` alone and makes nothing of newlines: variables would be
+    expanded before they are set. So everything but plain letters becomes octal, for ``printf`` to undo.
+    """
+    coded = "".join(
+        chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"\\0{byte:03o}"
+        for byte in script.encode("utf-8", "surrogateescape")
+    )
+    return f"eval \"`printf %b '{coded}'`\""
+
+
 PUT_SCRIPT = r"""
 target=$1 size=$2 fallback=$3
-if [ -d "$target" ]; then
-    echo "$target is a directory" >&2
-    exit 1
-fi
-case $target in
-    */*) folder=${target%/*}/ ;;
-    *) folder=./ ;;
-esac
+if [ -d "$target" ]; then echo "$target is a directory" >&2; exit 1; fi
+case $target in */*) folder=${target%/*}/ ;; *) folder=./ ;; esac
 mask=$(umask)
 umask 077
 temporary=$(mktemp "$folder.pyinfra-orbd.XXXXXXXXXX" 2>/dev/null) ||
@@ -35,10 +49,7 @@ trap 'rm -f "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 cat >"$temporary" || exit
 came=$(($(wc -c <"$temporary")))
-if [ "$came" -ne "$size" ]; then
-    echo "only $came of $size bytes came" >&2
-    exit 1
-fi
+if [ "$came" -ne "$size" ]; then echo "only $came of $size bytes came" >&2; exit 1; fi
 umask "$mask"
 if [ -e "$target" ] || [ -L "$target" ] || [ "${temporary#"$folder"}" = "$temporary" ]; then
     cat "$temporary" >"$target"
@@ -60,12 +71,10 @@ GET_MARK = b"\n-- pyinfra-orbd: the file begins after this line --\n"
 GET_SCRIPT = rf"""
 if ! [ -e "$1" ] && ! [ -L "$1" ]; then
     folder=$(dirname "$1")
-    if ! [ -d "$folder" ] || [ -x "$folder" ]; then
-        exit {NOT_FOUND}
-    fi
+    if ! [ -d "$folder" ] || [ -x "$folder" ]; then exit {NOT_FOUND}; fi
 fi
 exec 3<"$1" || exit
-printf '%s' '{GET_MARK.decode()}'
+printf '\n{GET_MARK.decode().strip()}\n'
 exec cat <&3
 """
 """Writes a file to stdout after ``GET_MARK``: ``FILE``."""

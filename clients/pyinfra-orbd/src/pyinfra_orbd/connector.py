@@ -35,7 +35,7 @@ from typing_extensions import TypedDict, Unpack, override
 
 from . import models
 from ._client import INLINE_MAX, PIECE, Client
-from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source
+from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
 from ._lines import Lines
 from ._transport import socket_path
 from .errors import DaemonUnavailable, OrbdError, ProtocolViolation, error_from_wire
@@ -50,13 +50,16 @@ except ImportError:  # before PyInfra 3.8
     from click import style as format_text
 
 # Put before a command that wants a terminal. The daemon has none to give yet, so the machine makes one: `script` comes with the
-# base system of every distribution but Alpine.
+# base system of every distribution but Alpine. What the command reads is not echoed into its output where `script` is new enough.
 PTY_SCRIPT = """\
 command -v script >/dev/null 2>&1 || {
     echo "pyinfra-orbd: _get_pty needs script(1) in the machine (package util-linux, bsdutils or util-linux-misc)" >&2
     exit 127
 }
-exec script -qefc "$1" /dev/null
+script --help 2>&1 | grep -q -e --echo && set -- "$1" -E never
+command=$1
+shift
+exec script "$@" -qefc "$command" /dev/null
 """
 
 # Output keeps its line ends, which a terminal would turn into \r\n.
@@ -297,7 +300,7 @@ class OrbStackConnector(BaseConnector):
                 else:
                     lines.feed(chunk)
 
-            script = _script(GET_SCRIPT, "get", remote_filename)
+            script = _script(with_words(GET_SCRIPT, remote_filename), arguments)
             words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
             code = self._follow(words, None, take, sink.lost, control)
             return code, CommandOutput(lines.finish())
@@ -384,7 +387,7 @@ class OrbStackConnector(BaseConnector):
     def _put(self, source: Source, target: str, arguments: ConnectorArguments, control: ConnectorArguments) -> None:
         """Streams ``source`` to a script that runs as whoever is to own the file."""
         fallback = self._temp_dir(arguments)
-        script = _script(PUT_SCRIPT, "put", target, str(source.size), fallback)
+        script = _script(with_words(PUT_SCRIPT, target, str(source.size), fallback), arguments)
 
         def execute() -> tuple[int, CommandOutput]:
             words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
@@ -411,7 +414,7 @@ class OrbStackConnector(BaseConnector):
                 acl = StringCommand("setfacl", "-m", QuoteString(f"u:{user}:r"), QuoteString(temporary))
                 self._said(acl, plain, control)
             copy = StringCommand("cat", QuoteString(temporary), ">", QuoteString(target))
-            self._said(StringCommand("sh", "-c", QuoteString(copy)), arguments, control)
+            self._said(_script(copy.get_raw_value(), arguments), arguments, control)
         finally:
             self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, control)
 
@@ -499,6 +502,7 @@ def _without_authority(arguments: ConnectorArguments) -> ConnectorArguments:
     return {key: value for key, value in arguments.items() if key in kept}  # type: ignore[return-value]
 
 
-def _script(script: str, *words: str) -> StringCommand:
-    """Wraps a script so that it means the same under whatever shell the caller chose."""
-    return StringCommand("sh", "-c", QuoteString(script), *(QuoteString(word) for word in words))
+def _script(script: str, arguments: ConnectorArguments) -> StringCommand:
+    """Wraps a script so that it means the same under whatever shell and authority the caller chose."""
+    text = armoured(script) if arguments.get("_use_sudo_login") else script
+    return StringCommand("sh", "-c", QuoteString(text))
