@@ -43,6 +43,8 @@ pub struct Client {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
     next_id: u64,
+    /// The beginning of a line whose end had not come when a limited wait was over.
+    partial: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +71,7 @@ impl Client {
             reader: BufReader::with_capacity(64 << 10, writer.try_clone()?),
             writer,
             next_id: 1,
+            partial: Vec::new(),
         })
     }
 
@@ -89,11 +92,17 @@ impl Client {
     pub fn call<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, CallError> {
         let id = self.send(M::NAME, params)?;
         let line = self.receive(id)?;
-        let frame: Frame<'_> = parse(M::NAME, &line)?;
-        match (frame.error, frame.result) {
-            (Some(error), _) => Err(CallError::Refused(error)),
-            (None, result) => parse(M::NAME, result.map_or("null", RawValue::get)),
-        }
+        answer::<M>(&line)
+    }
+
+    /// Sends a call without waiting for its answer, which is read from what is returned.
+    pub fn start<M: Method>(&mut self, params: &M::Params) -> Result<Pending<'_, M>, CallError> {
+        let id = self.send(M::NAME, params)?;
+        Ok(Pending {
+            client: self,
+            id,
+            method: PhantomData,
+        })
     }
 
     /// Subscribes; the events are read from what is returned, which borrows the connection.
@@ -126,24 +135,71 @@ impl Client {
     fn receive(&mut self, id: u64) -> Result<String, CallError> {
         loop {
             let line = self.line()?;
-            match serde_json::from_str::<Frame<'_>>(&line) {
-                Ok(frame) if frame.id == Some(id) || (frame.id.is_none() && frame.error.is_some()) => {
-                    return Ok(line);
-                }
-                _ => {}
+            if answers(&line, id) {
+                return Ok(line);
             }
         }
     }
 
     fn line(&mut self) -> Result<String, CallError> {
-        let mut line = String::new();
-        let read = io::Read::take(&mut self.reader, ANSWER_MAX)
-            .read_line(&mut line)
-            .map_err(CallError::Lost)?;
-        if read == 0 || !line.ends_with('\n') {
-            return Err(CallError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        self.read_line().map_err(CallError::Lost)
+    }
+
+    /// Reads a line unless none comes within about `at_most`; what came of it until then is kept. No limit is left behind.
+    fn line_within(&mut self, at_most: Duration) -> Result<Option<String>, CallError> {
+        if self.reader.buffer().contains(&b'\n') {
+            return self.line().map(Some);
         }
+        self.set_timeout(Some(at_most)).map_err(CallError::Lost)?;
+        let line = match self.read_line() {
+            Ok(line) => Some(line),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => None,
+            Err(error) => return Err(CallError::Lost(error)),
+        };
+        self.set_timeout(None).map_err(CallError::Lost)?;
         Ok(line)
+    }
+
+    fn read_line(&mut self) -> io::Result<String> {
+        let room = ANSWER_MAX.saturating_sub(self.partial.len() as u64);
+        io::Read::take(&mut self.reader, room).read_until(b'\n', &mut self.partial)?;
+        if !self.partial.ends_with(b"\n") {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        String::from_utf8(std::mem::take(&mut self.partial)).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Says whether a line is the answer to the request `id`, or to one whose id the daemon could not read.
+fn answers(line: &str, id: u64) -> bool {
+    serde_json::from_str::<Frame<'_>>(line)
+        .is_ok_and(|frame| frame.id == Some(id) || (frame.id.is_none() && frame.error.is_some()))
+}
+
+fn answer<M: Method>(line: &str) -> Result<M::Answer, CallError> {
+    let frame: Frame<'_> = parse(M::NAME, line)?;
+    match (frame.error, frame.result) {
+        (Some(error), _) => Err(CallError::Refused(error)),
+        (None, result) => parse(M::NAME, result.map_or("null", RawValue::get)),
+    }
+}
+
+/// A call that was sent. Dropping it gives the answer up.
+pub struct Pending<'a, M> {
+    client: &'a mut Client,
+    id: u64,
+    method: PhantomData<M>,
+}
+
+impl<M: Method> Pending<'_, M> {
+    /// Waits for the answer, about `at_most` long; `None` when it has not come, and the wait can be repeated.
+    pub fn wait(&mut self, at_most: Duration) -> Result<Option<M::Answer>, CallError> {
+        while let Some(line) = self.client.line_within(at_most)? {
+            if answers(&line, self.id) {
+                return answer::<M>(&line).map(Some);
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -167,6 +223,17 @@ impl<S: Subscription> Events<'_, S> {
                 return parse(S::NOTIFICATION, notification.result.get());
             }
         }
+    }
+
+    /// Waits for the next event, about `at_most` long; `None` when none has come, and the wait can be repeated.
+    pub fn next_event_within(&mut self, at_most: Duration) -> Result<Option<S::Event>, CallError> {
+        while let Some(line) = self.client.line_within(at_most)? {
+            let frame: Frame<'_> = parse(S::NOTIFICATION, &line)?;
+            if let Some(notification) = frame.params {
+                return parse(S::NOTIFICATION, notification.result.get()).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// Calls a method on the same connection between events, for instance `job.input`; events that arrive meanwhile are
