@@ -1,2 +1,52 @@
-//! Skeleton.
-fn main() {}
+//! `orbd-ctl`: the command line client of orbd.
+//!
+//! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. What
+//! was typed becomes types in [`args`]; each verb has a file in [`commands`]; [`context`] makes every call, [`narrate`] says
+//! what takes so long, [`render`] writes for people, and [`trouble`] knows what to say of failures and how to exit.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::Cli;
+use console::Console;
+use context::Context;
+use environment::Environment;
+use link::Link;
+use trouble::exit;
+
+mod args;
+mod commands;
+mod console;
+mod context;
+mod environment;
+#[cfg(test)]
+mod fake;
+mod interrupt;
+mod launch;
+mod link;
+mod narrate;
+mod render;
+mod trouble;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Help goes to stdout with 0, a mistake to stderr with 2. Who does not read either is not told a third time.
+            let _ = message.print();
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    let environment = Environment::read();
+    let mut console = Console::of_process(&environment, cli.global.json);
+    let link = match Link::resolve(&cli.global, environment) {
+        Ok(link) => link,
+        Err(trouble) => return trouble.end(&mut console),
+    };
+    let mut context = Context { link, console };
+    match commands::carry_out(&mut context, cli.command) {
+        Ok(code) => code,
+        Err(trouble) => trouble.end(&mut context.console),
+    }
+}

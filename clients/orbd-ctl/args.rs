@@ -1,0 +1,995 @@
+//! The grammar of the command line: what can be typed, and the help that teaches it.
+//!
+//! Words become types here and nowhere else. The verbs and flags mirror `orbctl`'s where it has them; what is ours alone
+//! (`--detach`, `--timeout`, `jobs`, `cancel` and so on) has no namesake there.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use orbd::rpc::types::{ExportFormat, GroupBy, JobStateWord, Priority};
+
+/// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
+#[derive(Debug, Parser)]
+#[command(
+    name = "orbd-ctl",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    max_term_width = 100,
+    after_help = "Examples:
+  orbd-ctl list                          the machines, from memory when it is fresh
+  orbd-ctl create ubuntu:noble web       make a machine and boot it
+  orbd-ctl run -m web uname -a           run a command; output, input and exit code are its own
+  orbd-ctl jobs                          what waits and runs, and what it waits for
+  orbd-ctl list --json                   the same for programs
+
+`orbd-ctl help COMMAND` has examples for each command; `orbd-ctl --help` also lists exit codes and environment.",
+    after_long_help = AFTER_LONG_HELP
+)]
+pub(crate) struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_LONG_HELP: &str = "Examples:
+  orbd-ctl list                          the machines, from memory when it is fresh
+  orbd-ctl create ubuntu:noble web       make a machine and boot it
+  orbd-ctl run -m web uname -a           run a command; output, input and exit code are its own
+  tar c . | orbd-ctl run -m web tar xC /srv
+  orbd-ctl start --detach web            answer at once with a job id; `orbd-ctl job wait ID` waits
+  orbd-ctl jobs                          what waits and runs, and what it waits for
+  orbd-ctl cancel 12                     a waiting job never starts, a running one is stopped
+  orbd-ctl metrics --window 1h           how long calls waited and ran
+  orbd-ctl list --json | jq -r '.machines[].name'
+
+Exit codes:
+    0  done
+    1  it was tried and failed (`status`: OrbStack is not running)
+    2  the command line, or a value in it, is wrong
+    3  orbd cannot be reached, or speaks another protocol
+    4  what was named does not exist, exists already, or is in the wrong state
+    5  the queue refused it, or a time limit passed
+    6  the job was cancelled by somebody else, or orbd died under it
+    7  a change was cut short and may have taken effect: look before you repeat it
+  130  interrupted by Ctrl-C
+  141  whoever read our output went away
+  `run`, `job output --follow` and `job wait` pass on the command's own exit code. `run` says 124 when `--timeout` passed
+  and 125 when the command could not be run. `push`, `pull`, `export` and `import` pass on orbctl's.
+
+Environment:
+  ORBD_SOCKET     socket of the daemon; ~/.orbd/orbd.sock where unset
+  ORBD_AUTOSTART  0 = do not start the daemon on demand
+  NO_COLOR        not empty = no colours
+
+With --json every command writes one JSON object a line to stdout, in the shapes of proto/openrpc.json; a failure is
+{\"error\": {\"code\", \"message\", \"data\"}}. Messages for people always go to stderr.";
+
+/// What every command takes.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "Options everywhere")]
+pub(crate) struct Global {
+    /// Answer as JSON, one object a line, in the shapes of the API
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    // Its help is an attribute: rustdoc's marks would show on a terminal.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help = "Socket of the daemon [default: $ORBD_SOCKET, else ~/.orbd/orbd.sock]"
+    )]
+    pub(crate) socket: Option<PathBuf>,
+    /// Fail instead of starting the daemon when it does not run
+    #[arg(long, global = true)]
+    pub(crate) no_autostart: bool,
+}
+
+/// What every command that makes a job takes.
+#[derive(Debug, Args, Default, Clone)]
+pub(crate) struct JobArgs {
+    /// Answer at once with the job's id; the job goes on without you
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Who goes first among jobs that are ready [default: interactive on a terminal, else normal]
+    #[arg(long, value_name = "WHO", value_parser = priority)]
+    pub(crate) priority: Option<Priority>,
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
+    /// End it when it has run for TIME
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// How old an answer may be.
+#[derive(Debug, Args, Default)]
+pub(crate) struct AgeArgs {
+    /// Oldest answer to accept, as in 500ms or 10s; 0 asks orbctl now
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_age: Option<Duration>,
+}
+
+impl AgeArgs {
+    /// Returns it as the wire has it.
+    pub(crate) fn max_age_ms(&self) -> Option<u64> {
+        self.max_age.map(millis)
+    }
+}
+
+/// Returns a duration as the wire has it.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Every verb.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List machines
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  orbd-ctl list
+  orbd-ctl list --running --quiet        names only, one a line
+  orbd-ctl list --max-age 0              ask orbctl now instead of memory"
+    )]
+    List(List),
+    /// Show one machine with its addresses and size
+    #[command(after_help = "Examples:
+  orbd-ctl info web
+  orbd-ctl info web --json | jq -r .ip4")]
+    Info(Info),
+    /// Make a machine and boot it
+    #[command(
+        visible_aliases = ["add", "new"],
+        after_help = "Examples:
+  orbd-ctl create ubuntu                 the newest Ubuntu, in a machine named ubuntu
+  orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
+  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src"
+    )]
+    Create(Create),
+    /// Boot machines; without a name, start OrbStack itself
+    #[command(after_help = "Examples:
+  orbd-ctl start web db                  both at once
+  orbd-ctl start --all
+  orbd-ctl start --detach web            prints the job's id and returns")]
+    Start(Start),
+    /// Shut machines down
+    #[command(after_help = "Examples:
+  orbd-ctl stop web
+  orbd-ctl stop --force web              end what runs there instead of waiting for it
+  orbd-ctl stop --all                    every machine
+  orbd-ctl stop --orbstack               OrbStack itself")]
+    Stop(Stop),
+    /// Shut machines down and boot them
+    #[command(after_help = "Examples:
+  orbd-ctl restart web db")]
+    Restart(Names),
+    /// Destroy machines with everything on them
+    #[command(
+        visible_alias = "rm",
+        after_help = "Examples:
+  orbd-ctl delete scratch                asks first on a terminal
+  orbd-ctl delete --yes one two
+  orbd-ctl delete --force stuck          end what runs there instead of waiting for it"
+    )]
+    Delete(Delete),
+    /// Give a machine another name
+    #[command(after_help = "Examples:
+  orbd-ctl rename web web-old")]
+    Rename(Rename),
+    /// Copy a machine; the copy is stopped
+    #[command(after_help = "Examples:
+  orbd-ctl clone web web-2 && orbd-ctl start web-2")]
+    Clone(CloneMachine),
+    /// Show, set or clear the default machine
+    #[command(after_help = "Examples:
+  orbd-ctl default                       prints its name
+  orbd-ctl default web
+  orbd-ctl default none                  clears it")]
+    Default(DefaultMachine),
+    /// Run a command in a machine
+    #[command(
+        visible_alias = "shell",
+        after_help = "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
+command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
+
+Examples:
+  orbd-ctl run uname -a                          in the default machine
+  orbd-ctl run -m web -u root -w /srv ls -la
+  orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
+  gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
+  orbd-ctl run -m web -e MODE=test --timeout 5m make check
+  orbd-ctl run -m web --detach make world        prints the job's id; see `orbd-ctl job output -f ID`"
+    )]
+    Run(Run),
+    /// Copy files of the Mac into a machine
+    #[command(after_help = "Examples:
+  orbd-ctl push -m web site.tar.gz               into the guest user's home
+  orbd-ctl push -m web a.conf b.conf /tmp/")]
+    Push(Transfer),
+    /// Copy files out of a machine to the Mac
+    #[command(after_help = "Examples:
+  orbd-ctl pull -m web /var/log/syslog
+  orbd-ctl pull -m web notes.txt report.txt ./out/")]
+    Pull(Transfer),
+    /// Write a machine to an archive
+    #[command(after_help = "Examples:
+  orbd-ctl export web web.tar.zst")]
+    Export(Export),
+    /// Make a machine of an archive
+    #[command(after_help = "Examples:
+  orbd-ctl import -n web-copy web.tar.zst")]
+    Import(Import),
+    /// Show a machine's log
+    #[command(after_help = "Examples:
+  orbd-ctl logs web
+  orbd-ctl logs --all web | tail -50")]
+    Logs(Logs),
+    /// Show how to reach machines over SSH
+    Ssh,
+    /// Show and change OrbStack's configuration
+    #[command(after_help = "Examples:
+  orbd-ctl config show
+  orbd-ctl config get machine.web.username
+  orbd-ctl config set memory_mib 8192")]
+    Config(Config),
+    /// Say whether OrbStack runs, without waking it; exits with 1 when it does not
+    Status(Status),
+    /// Show the versions of orbctl, orbd and orbd-ctl
+    Version(Version),
+    /// List jobs that wait or run, and what they wait for
+    #[command(
+        visible_alias = "ps",
+        after_help = "Examples:
+  orbd-ctl jobs
+  orbd-ctl jobs --all -n 20              the ended ones too
+  orbd-ctl jobs --state waiting -m web"
+    )]
+    Jobs(Jobs),
+    /// Show one job, wait for it, or read what it wrote
+    #[command(after_help = "Examples:
+  orbd-ctl job show 12
+  orbd-ctl job wait 12 --timeout 30s
+  orbd-ctl job output --follow 12        from its first byte until it ends")]
+    Job(Job),
+    /// Cancel jobs: a waiting one never starts, a running one is stopped
+    #[command(after_help = "Examples:
+  orbd-ctl cancel 12 13")]
+    Cancel(Cancel),
+    /// Show, pause, resume or drain the queue
+    #[command(after_help = "Examples:
+  orbd-ctl queue
+  orbd-ctl queue pause web               nothing more starts on web
+  orbd-ctl queue resume web
+  orbd-ctl queue drain                   refuse new work, return when the rest has ended")]
+    Queue(Queue),
+    /// Show or forget what orbd remembers
+    #[command(after_help = "Examples:
+  orbd-ctl cache
+  orbd-ctl cache invalidate              the next reads ask orbctl")]
+    Cache(Cache),
+    /// Show how long calls waited and ran
+    #[command(after_help = "Examples:
+  orbd-ctl metrics --window 1h --by machine
+  orbd-ctl metrics history --outcome failed
+  orbd-ctl metrics export --format csv > orbd.csv
+  orbd-ctl metrics counters")]
+    Metrics(Metrics),
+    /// Start, stop and inspect orbd itself
+    #[command(after_help = "Examples:
+  orbd-ctl daemon start                  does nothing when it runs already
+  orbd-ctl daemon status                 exits with 3 when it does not run
+  orbd-ctl daemon restart                after an upgrade")]
+    Daemon(Daemon),
+    /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
+    #[command(hide = true)]
+    LeaseExec,
+}
+
+/// `list`.
+#[derive(Debug, Args, Default)]
+pub(crate) struct List {
+    /// Names only, one a line
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Only machines that run
+    #[arg(short, long)]
+    pub(crate) running: bool,
+    /// How old it may be.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
+/// `info`.
+#[derive(Debug, Args)]
+pub(crate) struct Info {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// How old it may be.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
+/// `create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Distribution and version, as in ubuntu or ubuntu:noble
+    #[arg(value_name = "DISTRO[:VERSION]")]
+    pub(crate) image: String,
+    /// Name of the new machine [default: the distribution's]
+    pub(crate) name: Option<String>,
+    /// arm64 or amd64 [default: the Mac's]
+    #[arg(short, long)]
+    pub(crate) arch: Option<String>,
+    /// Default user [default: the Mac user's name]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Processor limit (OrbStack 2.2)
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Memory limit, as in 4G (OrbStack 2.2)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Disk limit, as in 40G (OrbStack 2.2)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<String>,
+    /// No access to the Mac (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) isolated: bool,
+    /// No access to the Mac's network (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) isolate_network: bool,
+    /// Shared folder of an isolated machine; may be repeated (OrbStack 2.1)
+    #[arg(long = "mount", value_name = "SRC[:DEST]")]
+    pub(crate) mounts: Vec<String>,
+    /// Forward the Mac's SSH agent (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) forward_ssh_agent: bool,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `start`.
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// Names or ids; none for OrbStack itself
+    #[arg(value_name = "NAME", conflicts_with = "all")]
+    pub(crate) machines: Vec<String>,
+    /// Every machine
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `stop`.
+#[derive(Debug, Args)]
+#[group(id = "targets", required = true, multiple = false, args = ["machines", "all", "orbstack"])]
+pub(crate) struct Stop {
+    /// Names or ids
+    #[arg(value_name = "NAME")]
+    pub(crate) machines: Vec<String>,
+    /// Every machine
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// OrbStack itself and with it every machine
+    #[arg(long)]
+    pub(crate) orbstack: bool,
+    /// End what runs there and cancel what waits, instead of queueing behind it
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `restart`.
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// Names or ids
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) machines: Vec<String>,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `delete`.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Names or ids
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) machines: Vec<String>,
+    /// End what runs there and cancel what waits, and do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `rename`.
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    /// Name or id now
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Name then
+    #[arg(value_name = "NEW")]
+    pub(crate) new_name: String,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `clone`.
+#[derive(Debug, Args)]
+pub(crate) struct CloneMachine {
+    /// Name or id of the machine to copy
+    #[arg(value_name = "SOURCE")]
+    pub(crate) machine: String,
+    /// Name of the copy
+    #[arg(value_name = "NEW")]
+    pub(crate) new_name: String,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `default`.
+#[derive(Debug, Args)]
+pub(crate) struct DefaultMachine {
+    /// New default; `none` clears it; prints it where absent
+    #[arg(value_name = "NAME|none")]
+    pub(crate) machine: Option<String>,
+    /// How old it may be.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Name or id [default: the default machine]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Guest user [default: the machine's]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Guest directory [default: the guest user's home]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Set KEY, or take it from our own environment; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Give the command no input: for use inside a loop that reads its own
+    #[arg(short, long)]
+    pub(crate) no_input: bool,
+    /// What every job has.
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    /// Program and arguments
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+/// `push` and `pull`.
+#[derive(Debug, Args)]
+pub(crate) struct Transfer {
+    /// Name or id [default: the default machine]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// What to copy, and last where to
+    #[arg(value_name = "SRC… [DEST]", required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Archive to write, as in web.tar.zst
+    pub(crate) file: PathBuf,
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
+}
+
+/// `import`.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Name of the new machine
+    #[arg(short, long, value_name = "NEW")]
+    pub(crate) name: String,
+    /// Archive to read
+    pub(crate) file: PathBuf,
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Everything that is kept
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+/// `config`.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+/// `config ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every key
+    Show(Status),
+    /// Show one key; exits with 4 when it is not set
+    Get {
+        /// Key, as in machine.web.username
+        key: String,
+        /// How old it may be.
+        #[command(flatten)]
+        age: AgeArgs,
+    },
+    /// Set one key
+    Set {
+        /// Key, as in machine.web.username
+        key: String,
+        /// Value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        /// What every job has.
+        #[command(flatten)]
+        job: JobArgs,
+    },
+    /// Put everything back to its defaults
+    Reset {
+        /// What every job has.
+        #[command(flatten)]
+        job: JobArgs,
+    },
+}
+
+/// `status` and `config show`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// How old it may be.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
+/// `version`.
+#[derive(Debug, Args)]
+pub(crate) struct Version {
+    /// How old it may be.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
+/// `jobs`.
+#[derive(Debug, Args)]
+pub(crate) struct Jobs {
+    /// The ended ones too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only jobs in this state: waiting, running or ended
+    #[arg(long, value_name = "STATE", value_parser = job_state, conflicts_with = "all")]
+    pub(crate) state: Option<JobStateWord>,
+    /// Only jobs about this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only jobs with this verb
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+    /// At most so many, the newest [default: 100]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+/// `job`.
+#[derive(Debug, Args)]
+pub(crate) struct Job {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: JobCommand,
+}
+
+/// `job ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Show one job
+    Show {
+        /// The job's id
+        id: u64,
+    },
+    /// Wait for a job's end; exits as the job ended
+    Wait {
+        /// The job's id
+        id: u64,
+        /// Give up after TIME, with exit code 5; the job goes on
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        timeout: Option<Duration>,
+    },
+    /// Write what a job wrote, each stream to its own
+    Output {
+        /// The job's id
+        id: u64,
+        /// Go on until the job ends, then exit as it did
+        #[arg(short, long)]
+        follow: bool,
+        /// First byte wanted, counted over both streams
+        #[arg(long, value_name = "BYTE", default_value_t = 0)]
+        offset: u64,
+    },
+}
+
+/// `cancel`.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// Ids of the jobs
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<u64>,
+}
+
+/// `queue`.
+#[derive(Debug, Args)]
+pub(crate) struct Queue {
+    /// What to do with it; shows it where absent.
+    #[command(subcommand)]
+    pub(crate) command: Option<QueueCommand>,
+}
+
+/// `queue ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// Show how much waits and runs, and what is paused
+    Status,
+    /// Start nothing more; what waits stays waiting
+    Pause(QueueTarget),
+    /// End a pause or a drain
+    Resume(QueueTarget),
+    /// Refuse new work and wait until everything accepted has ended
+    Drain(QueueTarget),
+}
+
+/// What a pause, resume or drain is about.
+#[derive(Debug, Args)]
+pub(crate) struct QueueTarget {
+    /// Only this machine [default: the whole queue]
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+}
+
+/// `cache`.
+#[derive(Debug, Args)]
+pub(crate) struct Cache {
+    /// What to do with it; shows it where absent.
+    #[command(subcommand)]
+    pub(crate) command: Option<CacheCommand>,
+}
+
+/// `cache ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show what is remembered and how old it is
+    Status,
+    /// Forget it, so that the next reads ask orbctl
+    #[command(visible_alias = "clear")]
+    Invalidate {
+        /// Only what is known of this machine [default: everything]
+        #[arg(value_name = "NAME")]
+        machine: Option<String>,
+    },
+}
+
+/// `metrics`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Metrics {
+    /// Which; the summary where absent.
+    #[command(subcommand)]
+    pub(crate) command: Option<MetricsCommand>,
+    /// The summary's own.
+    #[command(flatten)]
+    pub(crate) summary: MetricsSummary,
+}
+
+/// `metrics ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MetricsCommand {
+    /// Counts, errors and percentiles of waiting and running
+    Summary(MetricsSummary),
+    /// Recorded operations, newest first
+    History(MetricsHistory),
+    /// Write everything recorded for other programs
+    Export {
+        /// Form
+        #[arg(long, value_enum, default_value_t = ExportWord::JsonLines)]
+        format: ExportWord,
+    },
+    /// Cache hits, joins, refusals and the like since the daemon's start
+    Counters,
+}
+
+/// `metrics summary`.
+#[derive(Debug, Args, Default)]
+pub(crate) struct MetricsSummary {
+    /// Only the last TIME, as in 1h or 7d [default: everything kept]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) window: Option<Duration>,
+    /// A row for each operation, machine, or both
+    #[arg(long, value_name = "WHAT", value_parser = group_by)]
+    pub(crate) by: Option<GroupBy>,
+    /// Only this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only this verb
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+}
+
+/// `metrics history`.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsHistory {
+    /// Only this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only this verb
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+    /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
+    #[arg(long, value_name = "OUTCOME")]
+    pub(crate) outcome: Option<String>,
+    /// At most so many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: usize,
+    /// Go on where the answer before ended
+    #[arg(long)]
+    pub(crate) cursor: Option<String>,
+}
+
+/// Form of an export, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportWord {
+    /// One JSON object a line
+    JsonLines,
+    /// Comma-separated values with a header
+    Csv,
+    /// Prometheus' text format
+    Prometheus,
+}
+
+impl From<ExportWord> for ExportFormat {
+    fn from(word: ExportWord) -> Self {
+        match word {
+            ExportWord::JsonLines => Self::JsonLines,
+            ExportWord::Csv => Self::Csv,
+            ExportWord::Prometheus => Self::Prometheus,
+        }
+    }
+}
+
+/// `daemon`.
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: DaemonCommand,
+}
+
+/// `daemon ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum DaemonCommand {
+    /// Start orbd and wait until it answers; does nothing when it runs
+    Start,
+    /// Stop orbd in order and wait until it is gone: changes that run are left to finish
+    Stop,
+    /// Stop orbd and start it again
+    Restart,
+    /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
+    Status,
+}
+
+fn priority(text: &str) -> Result<Priority, String> {
+    match text {
+        "interactive" => Ok(Priority::Interactive),
+        "normal" => Ok(Priority::Normal),
+        "background" => Ok(Priority::Background),
+        _ => Err("interactive, normal or background".into()),
+    }
+}
+
+fn job_state(text: &str) -> Result<JobStateWord, String> {
+    match text {
+        "waiting" => Ok(JobStateWord::Waiting),
+        "running" => Ok(JobStateWord::Running),
+        "ended" => Ok(JobStateWord::Ended),
+        _ => Err("waiting, running or ended".into()),
+    }
+}
+
+fn group_by(text: &str) -> Result<GroupBy, String> {
+    match text {
+        "operation" => Ok(GroupBy::Operation),
+        "machine" => Ok(GroupBy::Machine),
+        "both" => Ok(GroupBy::Both),
+        _ => Err("operation, machine or both".into()),
+    }
+}
+
+/// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    const SHAPE: &str = "a number with ms, s, m, h or d, as in 500ms, 30s or 1h30m";
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(SHAPE)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let number: u64 = number.parse().map_err(|_| SHAPE)?;
+        let unit_ms: u64 = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(SHAPE.into()),
+        };
+        let part = number.checked_mul(unit_ms).ok_or("too long")?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or("too long")?;
+        rest = tail;
+    }
+    if text.is_empty() {
+        Err(SHAPE.into())
+    } else {
+        Ok(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).expect(line)
+    }
+
+    fn refused(line: &str) -> String {
+        let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn from_its_first_word_on_everything_is_the_commands_own() {
+        let check = |line: &str, machine: Option<&str>, json: bool, command: &[&str]| {
+            let cli = parse(line);
+            let Command::Run(run) = cli.command else {
+                panic!("{line}")
+            };
+            assert_eq!(run.machine.as_deref(), machine, "{line}");
+            assert_eq!(cli.global.json, json, "{line}");
+            assert_eq!(run.command, command, "{line}");
+        };
+        check("orbd-ctl run ls -la", None, false, &["ls", "-la"]);
+        check(
+            "orbd-ctl run -m web ls --json -m x",
+            Some("web"),
+            false,
+            &["ls", "--json", "-m", "x"],
+        );
+        check("orbd-ctl run --json -m web ls", Some("web"), true, &["ls"]);
+        check(
+            "orbd-ctl run -m web -- ls --help",
+            Some("web"),
+            false,
+            &["ls", "--help"],
+        );
+        check(
+            "orbd-ctl run git log -- a.txt",
+            None,
+            false,
+            &["git", "log", "--", "a.txt"],
+        );
+        check("orbd-ctl run -u root -w /srv id", None, false, &["id"]);
+    }
+
+    #[test]
+    fn a_command_is_needed_and_an_unknown_flag_before_it_is_a_mistake() {
+        assert!(refused("orbd-ctl run -m web").contains("COMMAND"));
+        assert!(refused("orbd-ctl frobnicate").contains("frobnicate"));
+    }
+
+    #[test]
+    fn stopping_everything_has_to_be_said() {
+        assert!(refused("orbd-ctl stop").contains("--orbstack"));
+        refused("orbd-ctl stop web --all");
+        let Command::Stop(stop) = parse("orbd-ctl stop -f a b").command else {
+            panic!("stop")
+        };
+        assert_eq!((stop.machines.len(), stop.force, stop.all), (2, true, false));
+        assert!(
+            matches!(parse("orbd-ctl start").command, Command::Start(start) if start.machines.is_empty())
+        );
+    }
+
+    #[test]
+    fn options_everywhere_go_before_and_after_the_verb() {
+        assert!(parse("orbd-ctl --json list").global.json);
+        assert!(parse("orbd-ctl list --json").global.json);
+        assert!(parse("orbd-ctl metrics history --json -n 3").global.json);
+    }
+
+    #[test]
+    fn the_summary_needs_no_word_of_its_own() {
+        let Command::Metrics(metrics) = parse("orbd-ctl metrics --window 1h --by both").command else {
+            panic!("metrics")
+        };
+        assert!(metrics.command.is_none());
+        assert_eq!(metrics.summary.window, Some(Duration::from_secs(3600)));
+        assert_eq!(metrics.summary.by, Some(GroupBy::Both));
+    }
+
+    #[test]
+    fn durations_are_numbers_with_units() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(duration(text).ok().map(millis), expected, "{text:?}");
+        };
+        check("0", Some(0));
+        check("30", Some(30_000));
+        check("500ms", Some(500));
+        check("1h30m", Some(5_400_000));
+        check("7d", Some(604_800_000));
+        check("", None);
+        check("s", None);
+        check("5x", None);
+        check("-1s", None);
+        check("1.5s", None);
+        check("99999999999999999999s", None);
+        check("18446744073709551615d", None);
+    }
+}

@@ -1,0 +1,108 @@
+//! What all changes have in common: several at once, one line for each, and the exit code of the first that failed.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::Method;
+use orbd::rpc::types::{ChangeAnswer, JobStateWord};
+
+use crate::context::Context;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// How a change is told.
+pub(super) struct Change {
+    /// Verb in job lists and records, as in `start`.
+    pub(super) verb: &'static str,
+    /// Said when it was done, as in `started`.
+    pub(super) done: &'static str,
+    /// Said when there was nothing to do, as in `is running already`.
+    pub(super) held: &'static str,
+}
+
+/// Carries out a change of each subject.
+pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
+    context: &mut Context,
+    change: &Change,
+    subjects: &[String],
+    requests: &[M::Params],
+) -> Result<ExitCode, Trouble> {
+    let what = match subjects {
+        [one] => format!("{} {one}", change.verb),
+        many => format!("{} {} machines", change.verb, many.len()),
+    };
+    let mut code = ExitCode::SUCCESS;
+    let mut failed = false;
+    context.change::<M>(
+        change.verb,
+        &what,
+        requests,
+        &mut |console, index, answer| match answer {
+            Ok(answer) => console.answer(&answer, |answer, _| told(change, &subjects[index], answer)),
+            Err(trouble) => {
+                let this = trouble.end(console);
+                if !failed {
+                    (code, failed) = (this, true);
+                }
+                Ok(())
+            }
+        },
+    )?;
+    Ok(code)
+}
+
+/// Says what became of one change. A detached job is its id alone, for scripts.
+fn told(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
+    if answer.state != JobStateWord::Ended {
+        return format!("{}\n", answer.job_id);
+    }
+    if answer.changed == Some(false) {
+        return format!("{subject} {}\n", change.held);
+    }
+    let mut times = Vec::new();
+    // Waits that nobody noticed are not worth a word.
+    if let Some(us) = answer.wait_us.filter(|us| *us >= 1_000_000) {
+        times.push(format!("waited {}", render::duration_us(us)));
+    }
+    if let Some(us) = answer.run_us {
+        times.push(format!("took {}", render::duration_us(us)));
+    }
+    let times = if times.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", times.join(", "))
+    };
+    format!("{subject} {}{times}\n", change.done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_says_whether_there_was_anything_to_do_and_how_long_it_took() {
+        let change = Change {
+            verb: "start",
+            done: "started",
+            held: "is running already",
+        };
+        let check = |state, changed, wait_us, expected: &str| {
+            let answer = ChangeAnswer {
+                job_id: 12,
+                state,
+                changed,
+                wait_us: Some(wait_us),
+                run_us: Some(1_234_567),
+            };
+            assert_eq!(told(&change, "web", &answer), expected);
+        };
+        check(JobStateWord::Ended, Some(true), 50, "web started (took 1.2 s)\n");
+        check(
+            JobStateWord::Ended,
+            Some(true),
+            34_000_000,
+            "web started (waited 34 s, took 1.2 s)\n",
+        );
+        check(JobStateWord::Ended, Some(false), 50, "web is running already\n");
+        check(JobStateWord::Waiting, None, 50, "12\n");
+    }
+}

@@ -1,0 +1,29 @@
+//! `clone`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineClone;
+
+use super::change::{self, Change};
+use crate::args::CloneMachine;
+use crate::context::{Context, request};
+use crate::trouble::Trouble;
+
+/// Copies a machine.
+pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, Trouble> {
+    let wishes = context.wishes(&args.job);
+    let subjects = [format!("{} to {}", args.machine, args.new_name)];
+    let params = request!(
+        &wishes,
+        MachineCloneParams {
+            machine: args.machine,
+            new_name: args.new_name
+        }
+    );
+    let change = Change {
+        verb: "clone",
+        done: "cloned",
+        held: "cloned already",
+    };
+    change::carry_out::<MachineClone>(context, &change, &subjects, &[params])
+}

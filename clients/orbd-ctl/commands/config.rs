@@ -1,0 +1,69 @@
+//! `config`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
+use orbd::rpc::types::{ConfigGetParams, ReadParams};
+
+use super::change::{self, Change};
+use crate::args::ConfigCommand;
+use crate::context::{Context, request};
+use crate::narrate::Watch;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Shows and changes OrbStack's configuration.
+pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<ExitCode, Trouble> {
+    let watch = Watch::Ours("config_show", "config".into());
+    match command {
+        ConfigCommand::Show(args) => {
+            let params = ReadParams {
+                max_age_ms: args.age.max_age_ms(),
+            };
+            let answer = context.ask::<ConfigShow>(watch, &params)?;
+            context.console.answer(&answer, render::config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ConfigCommand::Get { key, age } => {
+            let params = ConfigGetParams {
+                key,
+                max_age_ms: age.max_age_ms(),
+            };
+            let answer = context.ask::<ConfigGet>(watch, &params)?;
+            if context.console.json || answer.value.is_some() {
+                context.console.answer(&answer, |answer, _| {
+                    answer
+                        .value
+                        .as_ref()
+                        .map_or_else(String::new, |value| format!("{value}\n"))
+                })?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(Trouble::Absent {
+                message: format!("{} is not set", params.key),
+                hint: "`orbd-ctl config show` lists the keys".into(),
+            })
+        }
+        ConfigCommand::Set { key, value, job } => {
+            let wishes = context.wishes(&job);
+            let subjects = [key.clone()];
+            let params = request!(&wishes, ConfigSetParams { key, value });
+            let change = Change {
+                verb: "config_set",
+                done: "set",
+                held: "has that value already",
+            };
+            change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
+        }
+        ConfigCommand::Reset { job } => {
+            let wishes = context.wishes(&job);
+            let params = request!(&wishes, ChangeParams {});
+            let change = Change {
+                verb: "config_reset",
+                done: "reset",
+                held: "has its defaults already",
+            };
+            change::carry_out::<ConfigReset>(context, &change, &["the configuration".into()], &[params])
+        }
+    }
+}

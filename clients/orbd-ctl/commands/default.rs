@@ -1,0 +1,59 @@
+//! `default`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{MachineDefault, MachineSetDefault};
+use orbd::rpc::types::ReadParams;
+
+use super::change::{self, Change};
+use crate::args::DefaultMachine;
+use crate::context::{Context, request};
+use crate::narrate::Watch;
+use crate::trouble::Trouble;
+
+/// Shows, sets or clears the default machine.
+pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<ExitCode, Trouble> {
+    let Some(name) = args.machine else {
+        let params = ReadParams {
+            max_age_ms: args.age.max_age_ms(),
+        };
+        let answer = context.ask::<MachineDefault>(Watch::Ours("default", "default".into()), &params)?;
+        context.console.answer(&answer, |answer, _| {
+            answer
+                .machine
+                .as_ref()
+                .map_or_else(String::new, |name| format!("{name}\n"))
+        })?;
+        if answer.machine.is_none() {
+            context
+                .console
+                .say("there is no default machine; `orbd-ctl default NAME` sets one");
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let wishes = context.wishes(&args.job);
+    let (machine, subject, done) = match name.as_str() {
+        "none" => (None, "the default machine".to_owned(), "cleared"),
+        _ => (Some(name.clone()), name, "is the default machine"),
+    };
+    let params = request!(&wishes, SetDefaultParams { machine });
+    let change = Change {
+        verb: "set_default",
+        done,
+        held: done,
+    };
+    change::carry_out::<MachineSetDefault>(context, &change, &[subject], &[params])
+}
+
+/// Returns the machine that was named, else the default one.
+pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) -> Result<String, Trouble> {
+    if let Some(name) = named {
+        return Ok(name.clone());
+    }
+    let watch = Watch::Ours("default", "the default machine".into());
+    let answer = context.ask::<MachineDefault>(watch, &ReadParams::default())?;
+    answer.machine.ok_or_else(|| Trouble::Absent {
+        message: "no machine was named, and there is no default machine".into(),
+        hint: "name one with -m NAME, or set the default with `orbd-ctl default NAME`".into(),
+    })
+}

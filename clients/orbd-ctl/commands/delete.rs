@@ -1,0 +1,53 @@
+//! `delete`.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineDelete;
+
+use super::change::{self, Change};
+use crate::args::Delete;
+use crate::console::Console;
+use crate::context::{Context, request};
+use crate::trouble::{Trouble, exit};
+
+/// Destroys machines. A person at a terminal is asked first.
+pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, Trouble> {
+    let force = args.force;
+    if context.console.can_ask && !force && !args.yes && !is_meant(&mut context.console, &args.machines)? {
+        context.console.say("nothing was deleted");
+        return Ok(ExitCode::from(exit::FAILED));
+    }
+    let wishes = context.wishes(&args.job);
+    let change = Change {
+        verb: "delete",
+        done: "deleted",
+        held: "is not there",
+    };
+    let requests: Vec<_> = args
+        .machines
+        .iter()
+        .map(|machine| {
+            request!(
+                &wishes,
+                MachineForceParams {
+                    machine: machine.clone(),
+                    force
+                }
+            )
+        })
+        .collect();
+    change::carry_out::<MachineDelete>(context, &change, &args.machines, &requests)
+}
+
+fn is_meant(console: &mut Console, machines: &[String]) -> Result<bool, Trouble> {
+    write!(
+        console.err,
+        "Delete {} with everything on {}? [y/N] ",
+        machines.join(", "),
+        if machines.len() == 1 { "it" } else { "them" }
+    )?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}

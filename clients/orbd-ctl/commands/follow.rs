@@ -1,0 +1,194 @@
+//! Following a job: its output as it comes, byte for byte, then how it ended. For `run` and `job output --follow`.
+
+use std::io;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use orbd::client::Events;
+use orbd::rpc::api::{JobCancel, Subscription};
+use orbd::rpc::errors::ErrorKind;
+use orbd::rpc::types::{Chunk, Gap, Job, JobEvent, JobParams, JobStateWord, RunAnswer, Stream};
+
+use crate::console::Console;
+use crate::context::TICK;
+use crate::interrupt::Interrupt;
+use crate::narrate::Narrator;
+use crate::trouble::Trouble;
+
+/// Most output that an answer carries, as the daemon has it for `machine.run`.
+const INLINE_MAX: u64 = 1 << 20;
+
+/// Where a job's output goes.
+pub(super) enum Sink {
+    /// Each stream to its own of ours.
+    Streams,
+    /// Into the answer that `machine.run` would have given.
+    Answer(RunAnswer),
+    /// Every event as a line of JSON.
+    Events,
+}
+
+impl Sink {
+    /// Begins an empty answer.
+    pub(super) fn answer() -> Self {
+        Self::Answer(RunAnswer {
+            job_id: 0,
+            state: JobStateWord::Waiting,
+            exit_code: None,
+            output: Vec::new(),
+            next_offset: 0,
+            output_bytes: 0,
+            wait_us: None,
+            run_us: None,
+        })
+    }
+
+    fn take(&mut self, console: &mut Console, chunk: Chunk) -> Result<(), Trouble> {
+        match self {
+            Self::Streams => write(console, &chunk),
+            Self::Answer(answer) => {
+                let end = chunk.offset + u64::try_from(content(&chunk)?.len()).unwrap_or(u64::MAX);
+                answer.output_bytes = end;
+                // Once something was left out, what follows is too: `next_offset` is where the rest begins.
+                if end <= INLINE_MAX && answer.next_offset == chunk.offset {
+                    answer.next_offset = end;
+                    answer.output.push(chunk);
+                }
+                Ok(())
+            }
+            Self::Events => Ok(()),
+        }
+    }
+}
+
+/// Follows a job to its end. The first Ctrl-C cancels it and waits for its end; `on_start` is told when it starts.
+pub(super) fn follow<S: Subscription<Event = JobEvent>>(
+    events: &mut Events<'_, S>,
+    sink: &mut Sink,
+    interrupt: &Interrupt,
+    narrator: &mut Narrator<'_>,
+    console: &mut Console,
+    on_start: &mut dyn FnMut(u64) -> Result<(), Trouble>,
+) -> Result<Job, Trouble> {
+    let mut id = None;
+    let mut started = false;
+    let mut cancelled = false;
+    loop {
+        if interrupt.came() && !cancelled {
+            narrator.clear();
+            let Some(id) = id.filter(|id| cancel(narrator, *id)) else {
+                console.say("leaving; the command is stopped");
+                return Err(Trouble::Interrupted);
+            };
+            cancelled = true;
+            console.say(&format!("cancelling job {id}; Ctrl-C again leaves at once"));
+        }
+        let Some(event) = events.next_event_within(TICK)? else {
+            // Once accepted, the daemon says by itself what the job waits for.
+            if id.is_none() {
+                narrator.tick(console);
+            }
+            continue;
+        };
+        if matches!(sink, Sink::Events) {
+            console.answer(&event, |_, _| String::new())?;
+        }
+        match event {
+            JobEvent::Accepted { job_id } => {
+                id = Some(job_id);
+                if let Sink::Answer(answer) = sink {
+                    answer.job_id = job_id;
+                }
+            }
+            JobEvent::Waiting { waiting_for } if !cancelled => narrator.waiting(console, &waiting_for),
+            JobEvent::Waiting { .. } => {}
+            JobEvent::Started {} => {
+                narrator.clear();
+                if let (Some(id), false) = (id, started) {
+                    on_start(id)?;
+                }
+                started = true;
+            }
+            JobEvent::Output(chunk) => {
+                if let Err(trouble) = sink.take(console, chunk) {
+                    // Nobody reads any more, so nobody needs the command; closing the connection would say so too.
+                    if let Some(id) = id {
+                        cancel(narrator, id);
+                    }
+                    return Err(trouble);
+                }
+            }
+            JobEvent::Gap(gap) => say_gap(console, &gap),
+            JobEvent::Ended { job } => {
+                narrator.clear();
+                if cancelled {
+                    console.say(&format!("job {} has ended", job.id));
+                    return Err(Trouble::Interrupted);
+                }
+                return Ok(*job);
+            }
+        }
+    }
+}
+
+fn cancel(narrator: &mut Narrator<'_>, job_id: u64) -> bool {
+    narrator
+        .aside()
+        .is_some_and(|client| client.call::<JobCancel>(&JobParams { job_id }).is_ok())
+}
+
+/// Writes what a command wrote to the stream of ours that it wrote to.
+pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), Trouble> {
+    let bytes = content(chunk)?;
+    match chunk.stream {
+        Stream::Stdout => console.print(&bytes),
+        Stream::Stderr => Ok(console.err.write_all(&bytes).and_then(|()| console.err.flush())?),
+    }
+}
+
+/// Returns the bytes of a chunk.
+fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, Trouble> {
+    match (&chunk.text, &chunk.base64) {
+        (Some(text), _) => Ok(text.as_bytes().into()),
+        (None, Some(base64)) => match STANDARD.decode(base64) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) => Err(Trouble::Local {
+                what: "the command's output could not be decoded".into(),
+                source: io::Error::new(io::ErrorKind::InvalidData, error),
+            }),
+        },
+        (None, None) => Ok([].as_slice().into()),
+    }
+}
+
+/// Says that output is missing. It is never silent.
+pub(super) fn say_gap(console: &mut Console, gap: &Gap) {
+    console.say(&format!(
+        "{} bytes of output are lost, from byte {} on: they came faster than they were read",
+        gap.to.saturating_sub(gap.from),
+        gap.from
+    ));
+}
+
+/// Returns the exit code of an ended job: the command's own, or the trouble that it ended in.
+pub(super) fn exit_of(job: &Job) -> Result<u8, Trouble> {
+    let Some(outcome) = &job.outcome else {
+        return Ok(0);
+    };
+    if let Some(error) = &outcome.error {
+        return Err(Trouble::Refused(error.clone()));
+    }
+    let kind = match (outcome.kind.as_str(), outcome.exit_code) {
+        // An exit code has eight bits, here as there.
+        (_, Some(code)) => return Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        ("succeeded", None) => return Ok(0),
+        ("cancelled", None) => ErrorKind::JobCancelled,
+        ("expired", None) => ErrorKind::DeadlineExceeded,
+        ("interrupted", None) => ErrorKind::JobInterrupted,
+        ("unknown", None) => ErrorKind::OutcomeUnknown,
+        _ => ErrorKind::OrbctlFailed,
+    };
+    Err(Trouble::Refused(
+        kind.error(format!("job {} ended: {}", job.id, outcome.kind)),
+    ))
+}

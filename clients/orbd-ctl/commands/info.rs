@@ -1,0 +1,27 @@
+//! `info`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineInfo;
+use orbd::rpc::types::MachineInfoParams;
+
+use crate::args::Info;
+use crate::context::Context;
+use crate::narrate::Watch;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Shows one machine.
+pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, Trouble> {
+    let watch = Watch::Ours("info", format!("info {}", args.machine));
+    let params = MachineInfoParams {
+        max_age_ms: args.age.max_age_ms(),
+        machine: args.machine,
+    };
+    let answer = context.ask::<MachineInfo>(watch, &params)?;
+    context.console.answer(&answer, render::info)?;
+    if let Some(note) = render::staleness(&answer.observed) {
+        context.console.say(&note);
+    }
+    Ok(ExitCode::SUCCESS)
+}

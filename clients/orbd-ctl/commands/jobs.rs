@@ -1,0 +1,64 @@
+//! `jobs`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::JobList;
+use orbd::rpc::types::{JobListAnswer, JobListParams, JobStateWord};
+
+use crate::args::Jobs;
+use crate::context::Context;
+use crate::narrate::Watch;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Lists jobs: those that wait or run, unless told otherwise.
+pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, Trouble> {
+    let mut query = JobListParams {
+        state: args.state,
+        machine: args.machine,
+        operation: args.operation,
+        limit: args.limit,
+    };
+    let active_only = !args.all && args.state.is_none();
+    let answer = if active_only {
+        query.state = Some(JobStateWord::Running);
+        let running = list(context, &query)?;
+        query.state = Some(JobStateWord::Waiting);
+        merge(running, list(context, &query)?)
+    } else {
+        list(context, &query)?
+    };
+    let nothing = answer.jobs.is_empty();
+    if context.console.json || !nothing {
+        context.console.answer(&answer, render::jobs)?;
+    }
+    if nothing {
+        context.console.say(if active_only {
+            "no job waits or runs; `orbd-ctl jobs --all` lists ended ones"
+        } else {
+            "there are no such jobs; `orbd-ctl metrics history` goes back further"
+        });
+    } else if answer.more {
+        context.console.say("there are more; `-n N` shows more of them");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, Trouble> {
+    context.ask::<JobList>(Watch::Queue, query)
+}
+
+/// Puts two lists into one, oldest first. A job that started between the two looks is in both: the later look counts.
+fn merge(earlier: JobListAnswer, later: JobListAnswer) -> JobListAnswer {
+    let mut jobs = later.jobs;
+    for job in earlier.jobs {
+        if jobs.iter().all(|other| other.id != job.id) {
+            jobs.push(job);
+        }
+    }
+    jobs.sort_by_key(|job| job.id);
+    JobListAnswer {
+        jobs,
+        more: earlier.more || later.more,
+    }
+}

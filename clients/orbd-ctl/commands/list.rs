@@ -1,0 +1,115 @@
+//! `list`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineList;
+use orbd::rpc::types::ReadParams;
+
+use crate::args::List;
+use crate::context::Context;
+use crate::narrate::Watch;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Lists machines.
+pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Trouble> {
+    let params = ReadParams {
+        max_age_ms: args.age.max_age_ms(),
+    };
+    let mut answer = context.ask::<MachineList>(Watch::Ours("list", "list".into()), &params)?;
+    if args.running {
+        answer.machines.retain(|machine| machine.state == "running");
+    }
+    context.console.answer(&answer, |answer, colour| {
+        if args.quiet {
+            answer
+                .machines
+                .iter()
+                .fold(String::new(), |text, machine| text + &machine.name + "\n")
+        } else {
+            render::machines(answer, colour)
+        }
+    })?;
+    if let Some(note) = render::staleness(&answer.observed) {
+        context.console.say(&note);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use orbd::rpc::errors::ErrorKind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fake::{self, Fake};
+
+    fn with_machines() -> Fake {
+        Fake::new(|peer, request| {
+            let mut answer = serde_json::to_value(fake::observed()).unwrap();
+            answer["machines"] = json!([fake::machine("web", "running"), fake::machine("db", "stopped")]);
+            answer["new_in_a_later_version"] = json!(true);
+            peer.answer(request, answer);
+        })
+    }
+
+    #[test]
+    fn a_list_can_be_a_table_names_or_the_wires_own_object() {
+        let check = |args: &List, json: bool, expected: &str| {
+            let fake = with_machines();
+            let (mut context, out, err) = fake.context();
+            context.console.json = json;
+            assert_eq!(list(&mut context, args).unwrap(), ExitCode::SUCCESS);
+            assert!(out.text().starts_with(expected), "{}", out.text());
+            assert_eq!(err.text(), "");
+        };
+        check(&List::default(), false, "NAME  STATE    DISTRO");
+        let quiet = List {
+            quiet: true,
+            running: true,
+            ..List::default()
+        };
+        check(&quiet, false, "web\n");
+        check(
+            &quiet,
+            true,
+            "{\"machines\":[{\"id\":\"01M4HXHNTVZXRXR1F5PV7GC8R7\",\"name\":\"web\"",
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_a_sentence_a_hint_and_for_programs_an_object() {
+        let fake = Fake::new(|peer, request| {
+            peer.refuse(
+                request,
+                ErrorKind::OrbctlUnavailable.error("orbctl was not found"),
+            );
+        });
+        let (mut context, out, err) = fake.context();
+        context.console.json = true;
+        let trouble = list(&mut context, &List::default()).expect_err("refused");
+        assert_eq!(trouble.exit(), 1);
+        trouble.tell(&mut context.console);
+        assert_eq!(
+            out.text(),
+            "{\"error\":{\"code\":4001,\"message\":\"orbctl was not found\",\"data\":{\"kind\":\"orbctl_unavailable\",\"retryable\":false}}}\n"
+        );
+        assert!(
+            err.text()
+                .starts_with("orbd-ctl: orbctl was not found\nhint: install OrbStack")
+        );
+    }
+
+    #[test]
+    fn no_daemon_is_its_own_exit_code() {
+        let fake = with_machines();
+        let (mut context, ..) = fake.context();
+        context.link.socket.set_file_name("nobody.sock");
+        let trouble = list(&mut context, &List::default()).expect_err("nobody listens");
+        assert_eq!(trouble.exit(), 3);
+        assert_eq!(
+            trouble.hint().as_deref(),
+            Some("`orbd-ctl daemon start` starts it")
+        );
+    }
+}

@@ -1,0 +1,63 @@
+//! `metrics`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{MetricsCounters, MetricsExport, MetricsHistory, MetricsSummary};
+use orbd::rpc::types::{MetricsExportParams, MetricsHistoryParams, MetricsSummaryParams, NoParams};
+
+use crate::args::{self, Metrics, MetricsCommand, millis};
+use crate::context::Context;
+use crate::narrate::Watch;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Shows how long calls waited and ran.
+pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, Trouble> {
+    let watch = Watch::Ours("metrics", "metrics".into());
+    match args.command.unwrap_or(MetricsCommand::Summary(args.summary)) {
+        MetricsCommand::Summary(args) => summary(context, args)?,
+        MetricsCommand::History(args) => {
+            let params = MetricsHistoryParams {
+                operation: args.operation,
+                machine: args.machine,
+                outcome: args.outcome,
+                limit: Some(args.limit),
+                cursor: args.cursor,
+            };
+            let answer = context.ask::<MetricsHistory>(watch, &params)?;
+            context.console.answer(&answer, render::history)?;
+            if let (Some(cursor), false) = (&answer.cursor, context.console.json) {
+                context
+                    .console
+                    .say(&format!("there are more; `--cursor {cursor}` goes on"));
+            }
+        }
+        MetricsCommand::Export { format } => {
+            let params = MetricsExportParams {
+                format: format.into(),
+            };
+            let answer = context.ask::<MetricsExport>(watch, &params)?;
+            context.console.answer(&answer, |answer, _| answer.text.clone())?;
+        }
+        MetricsCommand::Counters => {
+            let answer = context.ask::<MetricsCounters>(watch, &NoParams {})?;
+            context.console.answer(&answer, render::counters)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), Trouble> {
+    let params = MetricsSummaryParams {
+        window_ms: args.window.map(millis),
+        operation: args.operation,
+        machine: args.machine,
+        group_by: args.by,
+    };
+    let answer = context.ask::<MetricsSummary>(Watch::Ours("metrics", "metrics".into()), &params)?;
+    context.console.answer(&answer, render::metrics)?;
+    if answer.rows.is_empty() {
+        context.console.say("nothing is recorded in this window");
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! `rename`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineRename;
+
+use super::change::{self, Change};
+use crate::args::Rename;
+use crate::context::{Context, request};
+use crate::trouble::Trouble;
+
+/// Gives a machine another name.
+pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, Trouble> {
+    let wishes = context.wishes(&args.job);
+    let subjects = [format!("{} to {}", args.machine, args.new_name)];
+    let params = request!(
+        &wishes,
+        MachineRenameParams {
+            machine: args.machine,
+            new_name: args.new_name
+        }
+    );
+    let change = Change {
+        verb: "rename",
+        done: "renamed",
+        held: "renamed already",
+    };
+    change::carry_out::<MachineRename>(context, &change, &subjects, &[params])
+}

@@ -1,0 +1,33 @@
+//! `restart`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineRestart;
+
+use super::change::{self, Change};
+use crate::args::Names;
+use crate::context::{Context, request};
+use crate::trouble::Trouble;
+
+/// Shuts machines down and boots them.
+pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, Trouble> {
+    let wishes = context.wishes(&args.job);
+    let change = Change {
+        verb: "restart",
+        done: "restarted",
+        held: "is running already",
+    };
+    let requests: Vec<_> = args
+        .machines
+        .iter()
+        .map(|machine| {
+            request!(
+                &wishes,
+                MachineParams {
+                    machine: machine.clone()
+                }
+            )
+        })
+        .collect();
+    change::carry_out::<MachineRestart>(context, &change, &args.machines, &requests)
+}

@@ -1,0 +1,385 @@
+//! `run`: a command in a machine, as if it ran here.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::process::ExitCode;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use orbd::client::Client;
+use orbd::rpc::api::{JobInput, MachineRun, MachineRunFollow};
+use orbd::rpc::types::{JobInputParams, JobStateWord};
+
+use super::default::machine_or_default;
+use super::follow::{self, Sink};
+use crate::args::Run;
+use crate::context::{Context, request};
+use crate::environment::variable;
+use crate::interrupt::Interrupt;
+use crate::narrate::{Narrator, Watch};
+use crate::trouble::Trouble;
+
+/// Bytes of input in one message: 64 KiB as base64.
+const INPUT_PIECE: usize = 48 << 10;
+
+/// Runs a command. What goes wrong on our side of it has codes of its own, because the small ones are the command's.
+pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
+    let carried_out = Interrupt::watch()
+        .map_err(Trouble::from)
+        .and_then(|interrupt| carry_out(context, args, &interrupt));
+    match carried_out {
+        Ok(code) => ExitCode::from(code),
+        Err(trouble) => {
+            trouble.tell(&mut context.console);
+            ExitCode::from(trouble.exit_of_run())
+        }
+    }
+}
+
+fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, Trouble> {
+    let machine = machine_or_default(context, args.machine.as_ref())?;
+    let wishes = context.wishes(&args.job);
+    let input = if args.no_input || wishes.detach {
+        None
+    } else {
+        context.console.input.take()
+    };
+    let what = format!("run in {machine}");
+    let params = request!(
+        &wishes,
+        RunParams {
+            machine,
+            command: args.command,
+            user: args.user,
+            workdir: args.workdir,
+            env: environment(&args.env)?,
+            stdin_text: None,
+            stdin_base64: None,
+            stdin_stream: input.is_some(),
+        }
+    );
+    if wishes.detach {
+        let answer = context.ask::<MachineRun>(Watch::Ours("run", what), &params)?;
+        context
+            .console
+            .answer(&answer, |answer, _| format!("{}\n", answer.job_id))?;
+        return Ok(0);
+    }
+    let mut client = context.connect()?;
+    let mut narrator = Narrator::new(&context.link, Watch::Ours("run", what));
+    let mut events = client.subscribe::<MachineRunFollow>(&params)?;
+    let mut sink = if context.console.json {
+        Sink::answer()
+    } else {
+        Sink::Streams
+    };
+    let link = &context.link;
+    let mut input = input;
+    let mut on_start = |job_id| {
+        if let Some(input) = input.take() {
+            // A connection of its own: the first one is busy with output, and a slow reader must not hold that up.
+            let mut client = link.dial()?;
+            crate::link::greet(&mut client, &link.socket)?;
+            std::thread::spawn(move || feed(input, &mut client, job_id));
+        }
+        Ok(())
+    };
+    let job = follow::follow(
+        &mut events,
+        &mut sink,
+        interrupt,
+        &mut narrator,
+        &mut context.console,
+        &mut on_start,
+    )?;
+    let code = follow::exit_of(&job)?;
+    if let Sink::Answer(mut answer) = sink {
+        answer.job_id = job.id;
+        answer.state = JobStateWord::Ended;
+        answer.exit_code = job.outcome.as_ref().and_then(|outcome| outcome.exit_code);
+        answer.output_bytes = answer.output_bytes.max(job.output_bytes);
+        answer.wait_us = Some(job.wait_us);
+        answer.run_us = job.run_us;
+        context.console.answer(&answer, |_, _| String::new())?;
+    }
+    Ok(code)
+}
+
+/// Passes our input on until it ends or nobody reads it. Nobody waits for this: the command's end is ours.
+fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
+    let mut piece = vec![0; INPUT_PIECE];
+    loop {
+        let read = match input.read(&mut piece) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // What cannot be read has ended, as far as the command can tell.
+            Err(_) => 0,
+            Ok(read) => read,
+        };
+        let params = JobInputParams {
+            job_id,
+            text: None,
+            base64: (read > 0).then(|| STANDARD.encode(&piece[..read])),
+            end: read == 0,
+        };
+        match client.call::<JobInput>(&params) {
+            Ok(answer) if answer.open && read > 0 => {}
+            // Everything is told, the command has closed its input, or it has ended.
+            _ => return,
+        }
+    }
+}
+
+/// Reads `KEY=VALUE`, and `KEY` as what it is in our own environment.
+fn environment(words: &[String]) -> Result<BTreeMap<String, String>, Trouble> {
+    let mut environment = BTreeMap::new();
+    for word in words {
+        let (key, value) = match word.split_once('=') {
+            Some((key, value)) => (key, value.to_owned()),
+            None => match variable(word).map(std::ffi::OsString::into_string) {
+                Some(Ok(value)) => (word.as_str(), value),
+                Some(Err(_)) => {
+                    return Err(Trouble::Usage {
+                        message: format!("the value of {word} in the environment is not UTF-8"),
+                        hint: "pass it through a file or the command's input".into(),
+                    });
+                }
+                None => {
+                    return Err(Trouble::Usage {
+                        message: format!("-e {word}: there is no such variable in the environment"),
+                        hint: format!("set it, or write -e {word}=VALUE"),
+                    });
+                }
+            },
+        };
+        environment.insert(key.to_owned(), value);
+    }
+    Ok(environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+    use std::sync::mpsc;
+
+    use orbd::rpc::errors::ErrorKind;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::args::JobArgs;
+    use crate::fake::{self, Fake, Peer};
+
+    fn args(command: &[&str]) -> Run {
+        Run {
+            machine: Some("web".into()),
+            user: None,
+            workdir: None,
+            env: Vec::new(),
+            no_input: false,
+            job: JobArgs::default(),
+            command: command.iter().map(|&word| word.into()).collect(),
+        }
+    }
+
+    fn ended(exit_code: i32) -> Value {
+        let mut job = fake::job(12, "run", JobStateWord::Ended);
+        job.outcome = Some(fake::succeeded(Some(exit_code)));
+        job.run_us = Some(77);
+        json!({"type": "ended", "job": job})
+    }
+
+    fn method(request: &Value) -> &str {
+        request["method"].as_str().unwrap()
+    }
+
+    fn begin(peer: &mut Peer, request: &Value) {
+        peer.answer(request, json!(1));
+        peer.event(json!({"type": "accepted", "job_id": 12}));
+        peer.event(json!({"type": "started"}));
+    }
+
+    fn output(stream: &str, offset: u64, bytes: &[u8]) -> Value {
+        let mut event = json!({"type": "output", "stream": stream, "offset": offset, "at_us": 5});
+        match std::str::from_utf8(bytes) {
+            Ok(text) => event["text"] = json!(text),
+            Err(_) => event["base64"] = json!(STANDARD.encode(bytes)),
+        }
+        event
+    }
+
+    #[test]
+    fn bytes_streams_and_exit_code_are_the_commands_own() {
+        let every_byte: Vec<u8> = (0..=255).collect();
+        let bytes = every_byte.clone();
+        let fake = Fake::new(move |peer, request| {
+            begin(peer, request);
+            peer.event(output("stdout", 0, b"no end of line"));
+            peer.event(output("stderr", 14, "h\u{e9}\n".as_bytes()));
+            peer.event(output("stdout", 18, &bytes));
+            peer.event(ended(3));
+        });
+        let (mut context, out, err) = fake.context();
+        let code = carry_out(&mut context, args(&["x"]), &Interrupt::default()).unwrap();
+        assert_eq!(code, 3);
+        assert_eq!(out.bytes(), [b"no end of line".as_slice(), &every_byte].concat());
+        assert_eq!(err.text(), "h\u{e9}\n");
+        assert_eq!(
+            fake.asked()[0]["params"],
+            json!({"machine": "web", "command": ["x"]})
+        );
+    }
+
+    #[test]
+    fn input_goes_over_a_second_connection_piece_by_piece_to_its_end() {
+        let (sender, receiver) = mpsc::channel::<Value>();
+        let receiver = std::sync::Mutex::new(receiver);
+        let fake = Fake::new(move |peer, request| {
+            if method(request) == "machine.run_follow" {
+                begin(peer, request);
+                let mut got = Vec::new();
+                let receiver = receiver.lock().unwrap();
+                loop {
+                    let piece = receiver.recv().unwrap();
+                    if let Some(base64) = piece["base64"].as_str() {
+                        got.extend(STANDARD.decode(base64).unwrap());
+                    }
+                    if piece["end"] == true {
+                        break;
+                    }
+                }
+                peer.event(output("stdout", 0, &got));
+                peer.event(ended(0));
+            } else {
+                sender.send(request["params"].clone()).unwrap();
+                peer.answer(request, json!({"open": true}));
+            }
+        });
+        let (mut context, out, _) = fake.context();
+        let mut bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        bytes.push(0xff);
+        context.console.input = Some(Box::new(Cursor::new(bytes.clone())));
+        let code = carry_out(&mut context, args(&["cat"]), &Interrupt::default()).unwrap();
+        assert_eq!(code, 0);
+        assert!(out.bytes() == bytes);
+        assert_eq!(fake.asked()[0]["params"]["stdin_stream"], true);
+        let pieces = fake.asked().len() - 1;
+        assert_eq!(pieces, bytes.len().div_ceil(INPUT_PIECE) + 1);
+    }
+
+    #[test]
+    fn with_json_the_answer_is_what_an_unstreamed_run_says() {
+        let fake = Fake::new(|peer, request| {
+            begin(peer, request);
+            peer.event(output("stdout", 0, b"hi\n"));
+            peer.event(ended(3));
+        });
+        let (mut context, out, _) = fake.context();
+        context.console.json = true;
+        assert_eq!(
+            carry_out(&mut context, args(&["x"]), &Interrupt::default()).unwrap(),
+            3
+        );
+        let answer: Value = serde_json::from_str(&out.text()).unwrap();
+        assert_eq!(
+            answer,
+            json!({"job_id": 12, "state": "ended", "exit_code": 3,
+                   "output": [{"stream": "stdout", "offset": 0, "at_us": 5, "text": "hi\n"}],
+                   "next_offset": 3, "output_bytes": 3, "wait_us": 1234, "run_us": 77})
+        );
+    }
+
+    #[test]
+    fn a_run_that_never_began_is_not_the_commands_failure() {
+        let fake = Fake::new(|peer, request| {
+            peer.refuse(
+                request,
+                ErrorKind::MachineNotFound.error("machine web does not exist"),
+            );
+        });
+        let (mut context, out, err) = fake.context();
+        let trouble = carry_out(&mut context, args(&["x"]), &Interrupt::default()).expect_err("refused");
+        assert_eq!(trouble.exit_of_run(), 125);
+        trouble.tell(&mut context.console);
+        assert_eq!(out.text(), "");
+        assert_eq!(
+            err.text(),
+            "orbd-ctl: machine web does not exist\nhint: `orbd-ctl list` shows the machines\n"
+        );
+    }
+
+    #[test]
+    fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let receiver = std::sync::Mutex::new(receiver);
+        let fake = Fake::new(move |peer, request| {
+            if method(request) == "job.cancel" {
+                peer.answer(request, json!({"result": "stopping"}));
+                sender.send(()).unwrap();
+            } else {
+                begin(peer, request);
+                receiver.lock().unwrap().recv().unwrap();
+                let mut job = fake::job(12, "run", JobStateWord::Ended);
+                job.outcome = Some(fake::succeeded(Some(143)));
+                peer.event(json!({"type": "ended", "job": job}));
+            }
+        });
+        let (mut context, _, err) = fake.context();
+        let interrupt = Interrupt::default();
+        let pressed = interrupt.clone();
+        // Well after the daemon has told that the job exists: before that, leaving is all there is to do.
+        std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            pressed.press();
+        });
+        let trouble = carry_out(&mut context, args(&["x"]), &interrupt).expect_err("interrupted");
+        assert_eq!(trouble.exit_of_run(), 130);
+        assert_eq!(
+            err.text(),
+            "orbd-ctl: cancelling job 12; Ctrl-C again leaves at once\norbd-ctl: job 12 has ended\n"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_went_away_ends_the_command_too() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let fake = Fake::new(|peer, request| {
+            if method(request) == "job.cancel" {
+                peer.answer(request, json!({"result": "stopping"}));
+            } else {
+                begin(peer, request);
+                peer.event(output("stdout", 0, b"y\n"));
+            }
+        });
+        let (mut context, _, err) = fake.context();
+        context.console.out = Box::new(Closed);
+        let trouble =
+            carry_out(&mut context, args(&["yes"]), &Interrupt::default()).expect_err("broken pipe");
+        trouble.tell(&mut context.console);
+        assert_eq!(trouble.exit_of_run(), 141);
+        assert_eq!(err.text(), "");
+        assert_eq!(fake.asked()[1]["method"], "job.cancel");
+    }
+
+    #[test]
+    fn the_environment_is_given_or_taken_from_ours() {
+        let words = |words: &[&str]| environment(&words.iter().map(|&word| word.into()).collect::<Vec<_>>());
+        let given = words(&["A=1", "B=x=y", "C="]).unwrap();
+        assert_eq!(
+            given.into_iter().collect::<Vec<_>>(),
+            [
+                ("A".to_owned(), "1".to_owned()),
+                ("B".to_owned(), "x=y".to_owned()),
+                ("C".to_owned(), String::new()),
+            ]
+        );
+        assert!(words(&["PATH"]).unwrap().contains_key("PATH"));
+        assert_eq!(words(&["ORBD_NO_SUCH_VARIABLE"]).expect_err("unset").exit(), 2);
+    }
+}

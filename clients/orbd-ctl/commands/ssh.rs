@@ -1,0 +1,17 @@
+//! `ssh`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::MachineSsh;
+use orbd::rpc::types::NoParams;
+
+use crate::context::Context;
+use crate::narrate::Watch;
+use crate::trouble::Trouble;
+
+/// Shows how to reach machines over SSH.
+pub(super) fn ssh(context: &mut Context) -> Result<ExitCode, Trouble> {
+    let answer = context.ask::<MachineSsh>(Watch::Ours("ssh", "ssh".into()), &NoParams {})?;
+    context.console.answer(&answer, |answer, _| answer.text.clone())?;
+    Ok(ExitCode::SUCCESS)
+}

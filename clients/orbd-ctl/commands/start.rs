@@ -1,0 +1,84 @@
+//! `start`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{MachineStart, MachineStartAll, OrbstackStart};
+
+use super::change::{self, Change};
+use crate::args::Start;
+use crate::context::{Context, request};
+use crate::trouble::Trouble;
+
+/// Boots machines, all of them, or OrbStack itself.
+pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Trouble> {
+    let wishes = context.wishes(&args.job);
+    let change = |verb| Change {
+        verb,
+        done: "started",
+        held: "is running already",
+    };
+    if args.all {
+        let params = request!(&wishes, ChangeParams {});
+        return change::carry_out::<MachineStartAll>(
+            context,
+            &change("start_all"),
+            &["every machine".into()],
+            &[params],
+        );
+    }
+    if args.machines.is_empty() {
+        let params = request!(&wishes, ChangeParams {});
+        return change::carry_out::<OrbstackStart>(
+            context,
+            &change("start_orbstack"),
+            &["OrbStack".into()],
+            &[params],
+        );
+    }
+    let requests: Vec<_> = args
+        .machines
+        .iter()
+        .map(|machine| {
+            request!(
+                &wishes,
+                MachineParams {
+                    machine: machine.clone()
+                }
+            )
+        })
+        .collect();
+    change::carry_out::<MachineStart>(context, &change("start"), &args.machines, &requests)
+}
+
+#[cfg(test)]
+mod tests {
+    use orbd::rpc::errors::ErrorKind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::args::JobArgs;
+    use crate::fake::Fake;
+
+    #[test]
+    fn of_several_each_is_told_in_order_and_the_first_failure_is_the_exit_code() {
+        let fake = Fake::new(|peer, request| match request["params"]["machine"].as_str() {
+            Some("gone") => peer.refuse(
+                request,
+                ErrorKind::MachineNotFound.error("machine gone does not exist"),
+            ),
+            _ => peer.answer(request, json!({"job_id": 1, "state": "ended", "changed": false})),
+        });
+        let (mut context, out, err) = fake.context();
+        let args = Start {
+            machines: vec!["a".into(), "gone".into(), "b".into()],
+            all: false,
+            job: JobArgs::default(),
+        };
+        assert_eq!(start(&mut context, &args).unwrap(), ExitCode::from(4));
+        assert_eq!(out.text(), "a is running already\nb is running already\n");
+        assert_eq!(
+            err.text(),
+            "orbd-ctl: machine gone does not exist\nhint: `orbd-ctl list` shows the machines\n"
+        );
+    }
+}

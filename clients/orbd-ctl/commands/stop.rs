@@ -1,0 +1,53 @@
+//! `stop`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{MachineStop, MachineStopAll, OrbstackStop};
+
+use super::change::{self, Change};
+use crate::args::Stop;
+use crate::context::{Context, request};
+use crate::trouble::Trouble;
+
+/// Shuts machines down, all of them, or OrbStack itself.
+pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, Trouble> {
+    let wishes = context.wishes(&args.job);
+    let force = args.force;
+    let change = |verb| Change {
+        verb,
+        done: "stopped",
+        held: "is stopped already",
+    };
+    if args.all {
+        let params = request!(&wishes, ForceParams { force });
+        return change::carry_out::<MachineStopAll>(
+            context,
+            &change("stop_all"),
+            &["every machine".into()],
+            &[params],
+        );
+    }
+    if args.orbstack {
+        let params = request!(&wishes, ForceParams { force });
+        return change::carry_out::<OrbstackStop>(
+            context,
+            &change("stop_orbstack"),
+            &["OrbStack".into()],
+            &[params],
+        );
+    }
+    let requests: Vec<_> = args
+        .machines
+        .iter()
+        .map(|machine| {
+            request!(
+                &wishes,
+                MachineForceParams {
+                    machine: machine.clone(),
+                    force
+                }
+            )
+        })
+        .collect();
+    change::carry_out::<MachineStop>(context, &change("stop"), &args.machines, &requests)
+}

@@ -1,0 +1,95 @@
+//! `push`, `pull`, `export` and `import`: the real `orbctl` in a place of the queue.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orbd::rpc::types::LeaseOperation;
+
+use super::default::machine_or_default;
+use super::lease;
+use crate::args::{Export, Import, JobArgs, Transfer};
+use crate::context::{Context, JobWishes};
+use crate::trouble::Trouble;
+
+/// Copies files of the Mac into a machine.
+pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
+    transfer(context, args, LeaseOperation::Push, "push")
+}
+
+/// Copies files out of a machine to the Mac.
+pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
+    transfer(context, args, LeaseOperation::Pull, "pull")
+}
+
+fn transfer(
+    context: &mut Context,
+    args: &Transfer,
+    operation: LeaseOperation,
+    verb: &'static str,
+) -> Result<ExitCode, Trouble> {
+    let machine = machine_or_default(context, args.machine.as_ref())?;
+    let wishes = wishes(context, args.queue_timeout);
+    lease::carry_out(context, operation, verb, machine, &wishes, |name| {
+        let mut words: Vec<OsString> = vec![verb.into(), "-m".into(), name.into()];
+        words.extend(args.paths.iter().map(|path| operand(path)));
+        words
+    })
+}
+
+/// Writes a machine to an archive.
+pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, Trouble> {
+    let wishes = wishes(context, args.queue_timeout);
+    let machine = args.machine.clone();
+    lease::carry_out(
+        context,
+        LeaseOperation::Export,
+        "export",
+        machine,
+        &wishes,
+        |name| vec!["export".into(), name.into(), operand(&args.file)],
+    )
+}
+
+/// Makes a machine of an archive.
+pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, Trouble> {
+    let wishes = wishes(context, args.queue_timeout);
+    let machine = args.name.clone();
+    lease::carry_out(
+        context,
+        LeaseOperation::Import,
+        "import",
+        machine,
+        &wishes,
+        |name| vec!["import".into(), "-n".into(), name.into(), operand(&args.file)],
+    )
+}
+
+fn wishes(context: &Context, queue_timeout: Option<Duration>) -> JobWishes {
+    context.wishes(&JobArgs {
+        queue_timeout,
+        ..JobArgs::default()
+    })
+}
+
+/// Makes sure that `orbctl` does not take a path for a flag.
+fn operand(path: &Path) -> OsString {
+    if path.as_os_str().as_bytes().starts_with(b"-") {
+        Path::new(".").join(path).into()
+    } else {
+        path.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_never_becomes_a_flag() {
+        assert_eq!(operand(Path::new("-f")), "./-f");
+        assert_eq!(operand(Path::new("a b")), "a b");
+    }
+}

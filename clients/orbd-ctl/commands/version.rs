@@ -1,0 +1,39 @@
+//! `version`.
+
+use std::process::ExitCode;
+
+use orbd::rpc::api::{OrbstackVersion, PROTOCOL_VERSION};
+use orbd::rpc::types::ReadParams;
+
+use crate::args::Version;
+use crate::context::Context;
+use crate::link;
+use crate::narrate::Watch;
+use crate::trouble::Trouble;
+
+/// Shows the versions of orbctl, of the daemon and of ourselves.
+pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode, Trouble> {
+    let ours = format!(
+        "orbd-ctl  {}, protocol {PROTOCOL_VERSION}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    if !context.console.json {
+        // Ours and the daemon's are worth knowing, above all when the rest fails.
+        context.console.print(ours.as_bytes())?;
+        let mut client = context.connect()?;
+        let hello = link::greet(&mut client, &context.link.socket)?;
+        let theirs = format!("orbd      {}, protocol {}\n", hello.version, hello.protocol);
+        context.console.print(theirs.as_bytes())?;
+    }
+    let params = ReadParams {
+        max_age_ms: args.age.max_age_ms(),
+    };
+    let answer = context.ask::<OrbstackVersion>(Watch::Ours("version", "version".into()), &params)?;
+    context.console.answer(&answer, |answer, _| {
+        let build = answer
+            .build
+            .map_or_else(String::new, |build| format!(", build {build}"));
+        format!("orbctl    {}{build}\n", answer.version)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

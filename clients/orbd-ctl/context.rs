@@ -1,0 +1,176 @@
+//! What every command works with, and the one way in which calls are made: with patience, with a word about what takes so
+//! long, and with an answer to Ctrl-C.
+
+use std::time::Duration;
+
+use orbd::client::{Client, Pending};
+use orbd::rpc::api::{JobCancel, Method};
+use orbd::rpc::types::{JobParams, JobStateWord, Priority};
+
+use crate::args::{JobArgs, millis};
+use crate::console::Console;
+use crate::interrupt::Interrupt;
+use crate::link::Link;
+use crate::narrate::{Narrator, Watch};
+use crate::render;
+use crate::trouble::Trouble;
+
+/// How often a wait that answers Ctrl-C looks whether it was pressed.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+/// How often any other wait looks up.
+const SLOW_TICK: Duration = Duration::from_secs(1);
+
+/// Calls in flight at once, each on a connection of its own.
+const CALLS_MAX: usize = 32;
+
+/// What every command works with.
+pub(crate) struct Context {
+    /// The way to the daemon.
+    pub(crate) link: Link,
+    /// The standard streams.
+    pub(crate) console: Console,
+}
+
+/// What every job-making request has, as the wire has it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct JobWishes {
+    /// Answer at once.
+    pub(crate) detach: bool,
+    /// Who goes first.
+    pub(crate) priority: Option<Priority>,
+    /// Longest wait.
+    pub(crate) queue_timeout_ms: Option<u64>,
+    /// Longest run.
+    pub(crate) run_timeout_ms: Option<u64>,
+}
+
+/// Shows the answer to the request with this index.
+pub(crate) type Told<'a, A> = dyn FnMut(&mut Console, usize, Result<A, Trouble>) -> Result<(), Trouble> + 'a;
+
+/// Builds the parameters of a job-making method: its own fields, and those that every job has.
+macro_rules! request {
+    ($wishes:expr, $type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
+        let wishes: &$crate::context::JobWishes = $wishes;
+        orbd::rpc::types::$type {
+            $($field $(: $value)?,)*
+            detach: wishes.detach,
+            priority: wishes.priority,
+            queue_timeout_ms: wishes.queue_timeout_ms,
+            run_timeout_ms: wishes.run_timeout_ms,
+        }
+    }};
+}
+pub(crate) use request;
+
+impl Context {
+    /// Says what every job of this command has. A person who waits at a terminal goes first.
+    pub(crate) fn wishes(&self, job: &JobArgs) -> JobWishes {
+        let attended = self.console.can_ask && !job.detach;
+        JobWishes {
+            detach: job.detach,
+            priority: job.priority.or(attended.then_some(Priority::Interactive)),
+            queue_timeout_ms: job.queue_timeout.map(millis),
+            run_timeout_ms: job.timeout.map(millis),
+        }
+    }
+
+    /// Connects, starting the daemon if need be.
+    pub(crate) fn connect(&mut self) -> Result<Client, Trouble> {
+        self.link.connect(&mut self.console)
+    }
+
+    /// Asks for something that changes nothing. Ctrl-C ends us as it ends any program.
+    pub(crate) fn ask<M: Method>(&mut self, watch: Watch, params: &M::Params) -> Result<M::Answer, Trouble> {
+        let mut client = self.connect()?;
+        let mut pending = client.start::<M>(params)?;
+        let mut narrator = Narrator::new(&self.link, watch);
+        loop {
+            match pending.wait(SLOW_TICK)? {
+                Some(answer) => return Ok(answer),
+                None => narrator.tick(&mut self.console),
+            }
+        }
+    }
+
+    /// Asks for changes, several at once, and gives each answer to `told` in the order of the requests. Ctrl-C withdraws
+    /// what has not started and leaves the rest to finish.
+    pub(crate) fn change<M: Method>(
+        &mut self,
+        verb: &'static str,
+        what: &str,
+        requests: &[M::Params],
+        told: &mut Told<'_, M::Answer>,
+    ) -> Result<(), Trouble> {
+        let interrupt = Interrupt::watch()?;
+        for (part, requests) in requests.chunks(CALLS_MAX).enumerate() {
+            let mut clients = requests
+                .iter()
+                .map(|_| self.connect())
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut narrator = Narrator::new(&self.link, Watch::Ours(verb, what.to_owned()));
+            let mut pending = clients
+                .iter_mut()
+                .zip(requests)
+                .map(|(client, params)| client.start::<M>(params))
+                .collect::<Result<Vec<_>, _>>()?;
+            for (index, pending) in pending.iter_mut().enumerate() {
+                let answer = attend(pending, &interrupt, &mut narrator, &mut self.console);
+                narrator.clear();
+                if matches!(answer, Err(Trouble::Interrupted)) {
+                    return Err(Trouble::Interrupted);
+                }
+                told(&mut self.console, part * CALLS_MAX + index, answer)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the answer to a change.
+pub(crate) fn attend<M: Method>(
+    pending: &mut Pending<'_, M>,
+    interrupt: &Interrupt,
+    narrator: &mut Narrator<'_>,
+    console: &mut Console,
+) -> Result<M::Answer, Trouble> {
+    loop {
+        if let Some(answer) = pending.wait(TICK)? {
+            return Ok(answer);
+        }
+        if interrupt.came() {
+            withdraw(narrator, console);
+            return Err(Trouble::Interrupted);
+        }
+        narrator.tick(console);
+    }
+}
+
+/// Cancels those of our jobs that have not started, and says what becomes of the others.
+fn withdraw(narrator: &mut Narrator<'_>, console: &mut Console) {
+    narrator.clear();
+    let jobs = narrator.open_jobs();
+    if jobs.is_empty() {
+        console.say("leaving; orbd withdraws what has not started and finishes what has");
+    }
+    for job in jobs {
+        let name = render::job_name(&job);
+        let id = job.id;
+        let result = if job.state == JobStateWord::Waiting {
+            narrator
+                .aside()
+                .and_then(|client| client.call::<JobCancel>(&JobParams { job_id: id }).ok())
+                .map(|answer| answer.result)
+        } else {
+            None
+        };
+        match result.as_deref() {
+            Some("never_started") => console.say(&format!("{name} was withdrawn before it started")),
+            Some("already_ended") => console.say(&format!("{name} has ended; `orbd-ctl job show {id}`")),
+            Some(_) => console.say(&format!("{name} is being stopped; `orbd-ctl job wait {id}`")),
+            None => console.say(&format!(
+                "{name} has started and goes on; `orbd-ctl job wait {id}` waits for it, `orbd-ctl cancel {id}` stops it"
+            )),
+        }
+    }
+}

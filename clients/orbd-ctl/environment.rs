@@ -1,0 +1,70 @@
+//! The environment, read once, here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What we take from the environment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment {
+    /// `$ORBD_SOCKET`, unless empty.
+    pub(crate) socket: Option<PathBuf>,
+    /// `$HOME`, unless empty.
+    pub(crate) home: Option<PathBuf>,
+    /// `$PATH`.
+    pub(crate) path: Option<OsString>,
+    /// `$ORBD_AUTOSTART` forbids starting the daemon.
+    pub(crate) autostart_off: bool,
+    /// `$NO_COLOR` or a terminal that knows none.
+    pub(crate) colour_off: bool,
+}
+
+impl Environment {
+    /// Reads it.
+    pub(crate) fn read() -> Self {
+        Self::of(variable)
+    }
+
+    /// Reads it through `get`.
+    fn of(get: impl Fn(&str) -> Option<OsString>) -> Self {
+        let given = |name: &str| get(name).filter(|value| !value.is_empty());
+        Self {
+            socket: given("ORBD_SOCKET").map(PathBuf::from),
+            home: given("HOME").map(PathBuf::from),
+            path: given("PATH"),
+            autostart_off: given("ORBD_AUTOSTART").is_some_and(|value| {
+                ["0", "no", "off", "false"]
+                    .iter()
+                    .any(|no| value.eq_ignore_ascii_case(no))
+            }),
+            colour_off: given("NO_COLOR").is_some() || given("TERM").is_some_and(|term| term == "dumb"),
+        }
+    }
+}
+
+/// Returns one variable.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the client has no configuration; this is its one reader of the environment"
+)]
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        let environment = Environment::of(|name| match name {
+            "ORBD_SOCKET" | "NO_COLOR" => Some("".into()),
+            "ORBD_AUTOSTART" => Some("Off".into()),
+            "HOME" => Some("/home/me".into()),
+            _ => None,
+        });
+        assert_eq!(environment.socket, None);
+        assert!(!environment.colour_off);
+        assert!(environment.autostart_off);
+        assert_eq!(environment.home, Some("/home/me".into()));
+    }
+}

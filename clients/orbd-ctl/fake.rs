@@ -1,0 +1,210 @@
+//! For tests: a console of buffers, samples of the wire's shapes, and a daemon that says what the test tells it to.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+
+use orbd::rpc::types::{
+    Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome, Priority,
+};
+use serde_json::{Value, json};
+
+use crate::console::Console;
+use crate::context::Context;
+use crate::environment::Environment;
+use crate::link::Link;
+
+/// Bytes that were written, shared with whoever wrote them.
+#[derive(Clone, Default)]
+pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    /// Returns them.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Returns them as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.bytes()).unwrap()
+    }
+}
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes a console and returns what it writes: answers, and messages.
+pub(crate) fn console() -> (Console, Written, Written) {
+    let (out, err) = (Written::default(), Written::default());
+    let console = Console {
+        out: Box::new(out.clone()),
+        err: Box::new(err.clone()),
+        input: None,
+        err_is_terminal: false,
+        can_ask: false,
+        out_colour: false,
+        err_colour: false,
+        json: false,
+    };
+    (console, out, err)
+}
+
+/// One end of a connection, as the script of a daemon sees it.
+pub(crate) struct Peer {
+    writer: UnixStream,
+}
+
+impl Peer {
+    /// Answers a request.
+    pub(crate) fn answer(&mut self, request: &Value, result: impl serde::Serialize) {
+        let result = serde_json::to_value(result).unwrap();
+        self.send(&json!({"jsonrpc": "2.0", "id": request["id"], "result": result}));
+    }
+
+    /// Refuses a request.
+    pub(crate) fn refuse(&mut self, request: &Value, error: impl serde::Serialize) {
+        let error = serde_json::to_value(error).unwrap();
+        self.send(&json!({"jsonrpc": "2.0", "id": request["id"], "error": error}));
+    }
+
+    /// Tells a follower of a run something.
+    pub(crate) fn event(&mut self, event: impl serde::Serialize) {
+        let event = serde_json::to_value(event).unwrap();
+        self.send(
+            &json!({"jsonrpc": "2.0", "method": "machine.run_event", "params": {"subscription": 1, "result": event}}),
+        );
+    }
+
+    fn send(&mut self, message: &Value) {
+        // The client may be gone; its test says whether that was right.
+        let _ = self.writer.write_all(format!("{message}\n").as_bytes());
+    }
+}
+
+/// A daemon that lives as long as the test.
+pub(crate) struct Fake {
+    directory: tempfile::TempDir,
+    asked: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Fake {
+    /// Listens, greets whoever comes, and gives every other request to `script`.
+    pub(crate) fn new(script: impl Fn(&mut Peer, &Value) + Send + Sync + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("orbd.sock")).unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (script, log) = (Arc::new(script), Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
+                std::thread::spawn(move || serve(&stream, &*script, &log));
+            }
+        });
+        Self { directory, asked }
+    }
+
+    /// Returns what was asked, without greetings.
+    pub(crate) fn asked(&self) -> Vec<Value> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Makes what commands work with, and returns what they write.
+    pub(crate) fn context(&self) -> (Context, Written, Written) {
+        let (console, out, err) = console();
+        let link = Link {
+            socket: self.directory.path().join("orbd.sock"),
+            autostart: false,
+            environment: Environment::default(),
+        };
+        (Context { link, console }, out, err)
+    }
+}
+
+fn serve(stream: &UnixStream, script: &(impl Fn(&mut Peer, &Value) + ?Sized), log: &Mutex<Vec<Value>>) {
+    let mut peer = Peer {
+        writer: stream.try_clone().unwrap(),
+    };
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        let request: Value = serde_json::from_str(&line).unwrap();
+        if request["method"] == "daemon.hello" {
+            peer.answer(&request, json!({"protocol": 1, "version": "0", "instance": "i"}));
+        } else {
+            log.lock().unwrap().push(request.clone());
+            script(&mut peer, &request);
+        }
+    }
+}
+
+/// Makes a machine.
+pub(crate) fn machine(name: &str, state: &str) -> Machine {
+    Machine {
+        id: "01M4HXHNTVZXRXR1F5PV7GC8R7".into(),
+        name: name.into(),
+        state: state.into(),
+        image: Image {
+            distro: "ubuntu".into(),
+            version: "noble".into(),
+            arch: "arm64".into(),
+            variant: None,
+        },
+        config: MachineConfig::default(),
+        builtin: false,
+    }
+}
+
+/// Makes the marks of a fresh answer.
+pub(crate) fn observed() -> Observed {
+    Observed {
+        generation: 7,
+        observed_at: "2026-11-20T16:04:05.123Z".into(),
+        source: "orbctl".into(),
+        stale: false,
+        stale_reason: None,
+        age_ms: 12,
+    }
+}
+
+/// Makes a job about the machine `web`, asked for by PyInfra.
+pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
+    Job {
+        id,
+        operation: operation.into(),
+        machine: Some("web".into()),
+        class: "exec".into(),
+        client: Client {
+            name: "pyinfra".into(),
+            pid: Some(std::process::id()),
+            uid: 501,
+        },
+        detached: false,
+        priority: Priority::Normal,
+        state,
+        accepted_at: "2026-11-20T16:04:05.123Z".into(),
+        started_at: None,
+        ended_at: None,
+        wait_us: 1234,
+        run_us: None,
+        waiting_for: None,
+        outcome: None,
+        output_bytes: 0,
+        joined: 0,
+    }
+}
+
+/// Makes the outcome of a command that ended by itself.
+pub(crate) fn succeeded(exit_code: Option<i32>) -> Outcome {
+    Outcome {
+        kind: "succeeded".into(),
+        exit_code,
+        changed: None,
+        error: None,
+    }
+}

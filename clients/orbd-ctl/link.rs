@@ -1,0 +1,166 @@
+//! The way to the daemon: which socket, whether to start what should listen there, and who we say that we are.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orbd::client::{CallError, Client};
+use orbd::rpc::api::{DaemonHello, DaemonInfo, PROTOCOL_VERSION};
+use orbd::rpc::errors::ErrorKind;
+use orbd::rpc::types::{HelloAnswer, HelloParams, NoParams};
+
+use crate::args::Global;
+use crate::console::Console;
+use crate::environment::Environment;
+use crate::launch;
+use crate::trouble::Trouble;
+
+/// Our name in job lists and records.
+pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
+
+/// How long a daemon that took our connection may be silent before we call it mute.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// How long a question on the side may take; what it asks is nice to know, never needed.
+const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
+
+/// Where the daemon is and how to get there.
+pub(crate) struct Link {
+    /// Its socket, absolute.
+    pub(crate) socket: PathBuf,
+    /// Start it when it does not run.
+    pub(crate) autostart: bool,
+    /// What to start it from.
+    pub(crate) environment: Environment,
+}
+
+impl Link {
+    /// Finds the socket: `--socket`, else `$ORBD_SOCKET`, else `~/.orbd/orbd.sock`.
+    pub(crate) fn resolve(global: &Global, environment: Environment) -> Result<Self, Trouble> {
+        let given = global.socket.clone().or_else(|| environment.socket.clone());
+        let socket = match (given, &environment.home) {
+            (Some(path), _) => path,
+            (None, Some(home)) => home.join(".orbd").join("orbd.sock"),
+            (None, None) => {
+                return Err(Trouble::Usage {
+                    message: "HOME is not set, so the daemon's socket cannot be found".into(),
+                    hint: "set HOME, ORBD_SOCKET or --socket".into(),
+                });
+            }
+        };
+        Ok(Self {
+            // The daemon is started in another directory.
+            socket: std::path::absolute(&socket).unwrap_or(socket),
+            autostart: !global.no_autostart && !environment.autostart_off,
+            environment,
+        })
+    }
+
+    /// Connects to a daemon that runs, without a word.
+    pub(crate) fn dial(&self) -> Result<Client, Trouble> {
+        Client::connect(&self.socket).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Trouble::NotRunning {
+                socket: self.socket.clone(),
+            },
+            _ => Trouble::Unreachable {
+                socket: self.socket.clone(),
+                source,
+            },
+        })
+    }
+
+    /// Connects to the daemon, starting it if need be, and says who we are.
+    pub(crate) fn connect(&self, console: &mut Console) -> Result<Client, Trouble> {
+        let mut client = self.reach(console)?;
+        match greet(&mut client, &self.socket) {
+            // It was on its way out when it took our connection.
+            Err(Trouble::Lost(_)) => {
+                client = self.reach(console)?;
+                greet(&mut client, &self.socket)?;
+            }
+            other => {
+                other?;
+            }
+        }
+        Ok(client)
+    }
+
+    /// Connects once more for a question on the side, which never waits long and may fail.
+    pub(crate) fn aside(&self) -> Option<Client> {
+        let mut client = self.dial().ok()?;
+        client.set_timeout(Some(SIDE_QUESTION_MAX)).ok()?;
+        client.hello(CLIENT_NAME).ok()?;
+        Some(client)
+    }
+
+    fn reach(&self, console: &mut Console) -> Result<Client, Trouble> {
+        match self.dial() {
+            Err(Trouble::NotRunning { .. }) if self.autostart => launch::launch(self, console),
+            other => other,
+        }
+    }
+}
+
+/// Says who we are and compares protocols.
+pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, Trouble> {
+    let hello = HelloParams {
+        client: CLIENT_NAME.into(),
+        protocol: PROTOCOL_VERSION,
+    };
+    let answer = client
+        .start::<DaemonHello>(&hello)
+        .and_then(|mut pending| pending.wait(GREETING_MAX));
+    match answer {
+        Ok(Some(hello)) if hello.protocol == PROTOCOL_VERSION => Ok(hello),
+        Ok(Some(hello)) => Err(mismatch(&hello.version, hello.protocol)),
+        Ok(None) => Err(Trouble::Mute {
+            socket: socket.to_owned(),
+        }),
+        Err(CallError::Refused(error)) if error.code == ErrorKind::ProtocolMismatch.code() => {
+            // `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
+            match client.call::<DaemonInfo>(&NoParams {}) {
+                Ok(info) => Err(mismatch(&info.version, info.protocol)),
+                Err(_) => Err(Trouble::Protocol(format!(
+                    "{}; this is orbd-ctl {} with protocol {PROTOCOL_VERSION}",
+                    error.message,
+                    env!("CARGO_PKG_VERSION")
+                ))),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mismatch(version: &str, protocol: u32) -> Trouble {
+    Trouble::Protocol(format!(
+        "orbd {version} speaks protocol {protocol}, this orbd-ctl {} speaks protocol {PROTOCOL_VERSION}",
+        env!("CARGO_PKG_VERSION")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_goes_before_the_variable_before_the_home_directory() {
+        let check =
+            |flag: Option<&str>, variable: Option<&str>, home: Option<&str>, expected: Option<&str>| {
+                let global = Global {
+                    socket: flag.map(Into::into),
+                    ..Global::default()
+                };
+                let environment = Environment {
+                    socket: variable.map(Into::into),
+                    home: home.map(Into::into),
+                    ..Environment::default()
+                };
+                let link = Link::resolve(&global, environment).ok();
+                assert_eq!(link.map(|link| link.socket), expected.map(PathBuf::from));
+            };
+        check(Some("/f"), Some("/v"), Some("/h"), Some("/f"));
+        check(None, Some("/v"), Some("/h"), Some("/v"));
+        check(None, None, Some("/h"), Some("/h/.orbd/orbd.sock"));
+        check(None, None, None, None);
+    }
+}

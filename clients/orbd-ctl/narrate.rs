@@ -1,0 +1,293 @@
+//! Says what we wait for, once the wait is longer than a second.
+//!
+//! On a terminal there is one line that is kept up to date and goes away; anywhere else a plain line whenever what we wait
+//! for changes. What is known comes from questions on a second connection, because the first one is busy waiting.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use orbd::client::Client;
+use orbd::rpc::api::{JobGet, JobList, QueueStatus};
+use orbd::rpc::types::{Job, JobListParams, JobParams, JobStateWord, NoParams, WaitingFor};
+
+use crate::console::{Console, now};
+use crate::link::Link;
+use crate::render;
+
+/// A wait that is shorter than this is not worth a word; later ones are looked into as often.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is waited for.
+#[derive(Debug, Clone)]
+pub(crate) enum Watch {
+    /// Our own jobs with this verb; the second is what to call them.
+    Ours(&'static str, String),
+    /// Anybody's job.
+    Job(u64),
+    /// All of the queue.
+    Queue,
+}
+
+/// Says what we wait for.
+pub(crate) struct Narrator<'a> {
+    link: &'a Link,
+    watch: Watch,
+    began: Instant,
+    looked: Instant,
+    aside: Option<Client>,
+    ours: Vec<u64>,
+    told: String,
+    line: Option<ProgressBar>,
+}
+
+impl<'a> Narrator<'a> {
+    /// Begins to wait, silently.
+    pub(crate) fn new(link: &'a Link, watch: Watch) -> Self {
+        let began = now();
+        Self {
+            link,
+            watch,
+            began,
+            looked: began,
+            aside: None,
+            ours: Vec::new(),
+            told: String::new(),
+            line: None,
+        }
+    }
+
+    /// Looks what we wait for, if it is time to, and says so.
+    pub(crate) fn tick(&mut self, console: &mut Console) {
+        let at = now();
+        if at - self.looked < PATIENCE {
+            return;
+        }
+        self.looked = at;
+        let phrase = self.look();
+        self.tell(console, &phrase);
+    }
+
+    /// Says what a job waits for, as the daemon told us by itself.
+    pub(crate) fn waiting(&mut self, console: &mut Console, waiting_for: &WaitingFor) {
+        self.tell(console, &Phrase::waiting(waiting_for));
+    }
+
+    /// Takes the line away.
+    pub(crate) fn clear(&mut self) {
+        if let Some(line) = self.line.take() {
+            line.finish_and_clear();
+        }
+        self.told.clear();
+    }
+
+    /// Returns those of our jobs that are not over.
+    pub(crate) fn open_jobs(&mut self) -> Vec<Job> {
+        let mut jobs = self.jobs();
+        jobs.retain(|job| job.state != JobStateWord::Ended);
+        jobs
+    }
+
+    /// Returns the connection for questions on the side.
+    pub(crate) fn aside(&mut self) -> Option<&mut Client> {
+        if self.aside.is_none() {
+            self.aside = self.link.aside();
+        }
+        self.aside.as_mut()
+    }
+
+    /// Asks for the jobs that we watch. A question that fails gives the connection up; the next look makes a new one.
+    fn jobs(&mut self) -> Vec<Job> {
+        let verb = match self.watch {
+            Watch::Ours(verb, _) => Some(verb),
+            Watch::Job(id) => {
+                self.ours = vec![id];
+                None
+            }
+            Watch::Queue => return Vec::new(),
+        };
+        if self.ours.is_empty() {
+            let pid = std::process::id();
+            let query = JobListParams {
+                operation: verb.map(Into::into),
+                limit: Some(1000),
+                ..JobListParams::default()
+            };
+            let Some(client) = self.aside() else {
+                return Vec::new();
+            };
+            let Ok(answer) = client.call::<JobList>(&query) else {
+                self.aside = None;
+                return Vec::new();
+            };
+            let ours: Vec<Job> = answer
+                .jobs
+                .into_iter()
+                .filter(|job| job.client.pid == Some(pid))
+                .collect();
+            self.ours = ours.iter().map(|job| job.id).collect();
+            return ours;
+        }
+        let mut jobs = Vec::new();
+        for job_id in self.ours.clone() {
+            let Some(client) = self.aside() else { break };
+            match client.call::<JobGet>(&JobParams { job_id }) {
+                Ok(answer) => jobs.push(answer.job),
+                Err(_) => self.aside = None,
+            }
+        }
+        jobs
+    }
+
+    fn look(&mut self) -> Phrase {
+        match &self.watch {
+            Watch::Queue => {
+                let answer = self
+                    .aside()
+                    .map(|client| client.call::<QueueStatus>(&NoParams {}));
+                match answer {
+                    Some(Ok(status)) => Phrase::plain(format!(
+                        "waiting for the queue to empty: {} running, {} waiting",
+                        status.running, status.waiting
+                    )),
+                    _ => Phrase::plain("waiting for the queue to empty".into()),
+                }
+            }
+            Watch::Ours(_, what) => {
+                let what = what.clone();
+                let jobs = self.open_jobs();
+                Phrase::of(&jobs, &what)
+            }
+            Watch::Job(id) => {
+                let what = format!("job {id}");
+                let jobs = self.open_jobs();
+                Phrase::of(&jobs, &what)
+            }
+        }
+    }
+
+    fn tell(&mut self, console: &mut Console, phrase: &Phrase) {
+        if console.err_is_terminal {
+            let line = self.line.get_or_insert_with(|| {
+                let line = ProgressBar::new_spinner();
+                if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                    line.set_style(style);
+                }
+                line.enable_steady_tick(Duration::from_millis(120));
+                line
+            });
+            let waited = render::duration(now() - self.began);
+            line.set_message(format!("{}{} [{waited}]", phrase.lasting, phrase.passing));
+        } else if self.told != phrase.lasting {
+            console.say(&format!("{}{}", phrase.lasting, phrase.passing));
+            self.told.clone_from(&phrase.lasting);
+        }
+    }
+}
+
+impl Drop for Narrator<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// What is said: a part that names what we wait for, and one that is new at every look.
+#[derive(Debug, PartialEq, Eq)]
+struct Phrase {
+    lasting: String,
+    passing: String,
+}
+
+impl Phrase {
+    fn plain(lasting: String) -> Self {
+        Self {
+            lasting,
+            passing: String::new(),
+        }
+    }
+
+    fn waiting(waiting_for: &WaitingFor) -> Self {
+        let (lasting, passing) = render::waiting_for(waiting_for);
+        Self {
+            lasting: format!("waiting for {lasting}"),
+            passing,
+        }
+    }
+
+    /// Makes one phrase of several jobs: those that wait are more interesting than those that run.
+    fn of(jobs: &[Job], what: &str) -> Self {
+        let more = |count: usize| {
+            if count > 1 {
+                format!(" (and {} more)", count - 1)
+            } else {
+                String::new()
+            }
+        };
+        let waiting: Vec<_> = jobs
+            .iter()
+            .filter_map(|job| Some((job, job.waiting_for.as_ref()?)))
+            .collect();
+        if let Some((job, waiting_for)) = waiting.first() {
+            let mut phrase = Self::waiting(waiting_for);
+            if waiting.len() > 1 {
+                phrase.lasting = format!(
+                    "{}{}: {}",
+                    render::job_name(job),
+                    more(waiting.len()),
+                    phrase.lasting
+                );
+            }
+            return phrase;
+        }
+        match jobs.iter().find(|job| job.state == JobStateWord::Running) {
+            Some(job) => Self::plain(format!(
+                "{} is running{}",
+                render::job_name(job),
+                more(jobs.len())
+            )),
+            None => Self::plain(format!("waiting for orbd: {what}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+
+    #[test]
+    fn a_wait_names_the_job_in_the_way() {
+        let mut job = fake::job(13, "start", JobStateWord::Waiting);
+        job.waiting_for = Some(WaitingFor {
+            kind: "job".into(),
+            job_id: Some(12),
+            operation: Some("create".into()),
+            machine: Some("web".into()),
+            client: Some("pyinfra".into()),
+            age_ms: Some(34_000),
+            limit: None,
+        });
+        assert_eq!(
+            Phrase::of(&[job], "start web"),
+            Phrase {
+                lasting: "waiting for job 12 (create web) of pyinfra".into(),
+                passing: ", accepted 34 s ago".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn what_runs_is_named_when_nothing_waits() {
+        let jobs = [
+            fake::job(13, "start", JobStateWord::Running),
+            fake::job(14, "start", JobStateWord::Running),
+        ];
+        assert_eq!(
+            Phrase::of(&jobs, "start").lasting,
+            "job 13 (start web) is running (and 1 more)"
+        );
+        assert_eq!(
+            Phrase::of(&[], "start web").lasting,
+            "waiting for orbd: start web"
+        );
+    }
+}

@@ -1,0 +1,736 @@
+//! Text for people: tables, durations, sizes, colours. Pure functions of the wire's shapes.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use orbd::rpc::types::{
+    CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
+    MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
+    Observed, Outcome, QueueStatusAnswer, WaitingFor,
+};
+
+/// Done, running.
+pub(crate) const GOOD: Color = Color::Green;
+/// Failed.
+pub(crate) const BAD: Color = Color::Red;
+/// What to do next, what waits.
+pub(crate) const HINT: Color = Color::Yellow;
+/// Not interesting now.
+const QUIET: Color = Color::DarkGrey;
+
+/// Paints a text on a terminal.
+pub(crate) fn paint(colour: bool, style: Color, text: &str) -> String {
+    let code = match style {
+        Color::Green => 32,
+        Color::Red => 31,
+        Color::Yellow => 33,
+        _ => 90,
+    };
+    if colour {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Writes a duration in at most six characters below a hundred days, as in `850 us`, `1.2 ms`, `34 s`.
+pub(crate) fn duration_us(us: u64) -> String {
+    const MS: u64 = 1000;
+    const S: u64 = 1000 * MS;
+    const MIN: u64 = 60 * S;
+    const H: u64 = 60 * MIN;
+    let tenths = |unit: u64, name: &str| {
+        let tenths = us.saturating_add(unit / 20) / (unit / 10);
+        format!("{}.{} {name}", tenths / 10, tenths % 10)
+    };
+    let whole = |unit: u64, name: &str| format!("{} {name}", us.saturating_add(unit / 2) / unit);
+    match us {
+        0 => "0".into(),
+        _ if us < MS => format!("{us} us"),
+        _ if us < 9_950 => tenths(MS, "ms"),
+        _ if us < 999_500 => whole(MS, "ms"),
+        _ if us < 9_950_000 => tenths(S, "s"),
+        _ if us < 2 * MIN => whole(S, "s"),
+        _ if us < 2 * H => whole(MIN, "min"),
+        _ if us < 48 * H => whole(H, "h"),
+        _ => whole(24 * H, "d"),
+    }
+}
+
+/// Writes a duration of our own measuring.
+pub(crate) fn duration(duration: Duration) -> String {
+    duration_us(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Writes an age, as in `3 s ago`.
+pub(crate) fn age_ms(ms: u64) -> String {
+    format!("{} ago", duration_us(ms.saturating_mul(1000).max(1000)))
+}
+
+/// Writes a number of bytes as `orbctl` does: decimal, one digit after the point, as in `687.2 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let mut unit = 1000;
+    for name in ["kB", "MB", "GB", "TB", "PB"] {
+        if count < unit * 1000 || name == "PB" {
+            if count < 1000 {
+                return format!("{count} B");
+            }
+            let tenths = u128::from(count) * 10 / u128::from(unit);
+            return format!("{}.{} {name}", tenths / 10, tenths % 10);
+        }
+        unit *= 1000;
+    }
+    format!("{count} B")
+}
+
+/// Lays out rows in columns two blanks apart; `right` names the columns of numbers.
+fn table(
+    header: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<Cell>>,
+    colour: bool,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    if colour {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(header.iter().map(Cell::new));
+    for row in rows {
+        table.add_row(row);
+    }
+    let last = header.len() - 1;
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { 2 }));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = table.trim_fmt();
+    text.push('\n');
+    text
+}
+
+/// Lays out names and values, one pair a line.
+fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let pairs: Vec<_> = pairs.into_iter().collect();
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    pairs.iter().fold(String::new(), |mut text, (name, value)| {
+        let _ = writeln!(text, "{name:width$}  {value}");
+        text
+    })
+}
+
+fn state_colour(state: &str) -> Color {
+    match state {
+        "running" => GOOD,
+        "stopped" => QUIET,
+        _ => HINT,
+    }
+}
+
+/// The machines.
+pub(crate) fn machines(answer: &MachineListAnswer, colour: bool) -> String {
+    table(
+        &["NAME", "STATE", "DISTRO", "VERSION", "ARCH"],
+        &[],
+        answer.machines.iter().map(|machine| {
+            vec![
+                Cell::new(&machine.name),
+                Cell::new(&machine.state).fg(state_colour(&machine.state)),
+                Cell::new(&machine.image.distro),
+                Cell::new(&machine.image.version),
+                Cell::new(&machine.image.arch),
+            ]
+        }),
+        colour,
+    )
+}
+
+/// One machine.
+pub(crate) fn info(answer: &MachineInfoAnswer, colour: bool) -> String {
+    let machine = &answer.machine;
+    let mut lines = vec![
+        ("name", machine.name.clone()),
+        ("id", machine.id.clone()),
+        (
+            "state",
+            paint(colour, state_colour(&machine.state), &machine.state),
+        ),
+        (
+            "image",
+            format!(
+                "{} {} {}",
+                machine.image.distro, machine.image.version, machine.image.arch
+            ),
+        ),
+    ];
+    let mut known = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
+    known("ip4", answer.ip4.clone());
+    known("ip6", answer.ip6.clone());
+    known("size", answer.disk_size.map(bytes));
+    let MachineConfig {
+        default_username,
+        isolated,
+        isolate_network,
+        forward_ssh_agent,
+        http_port,
+        https_port,
+        cpu_limit,
+        memory_limit_mib,
+        disk_limit_bytes,
+    } = &machine.config;
+    let yes = |flag: &Option<bool>| flag.filter(|flag| *flag).map(|_| "yes".to_owned());
+    known("user", default_username.clone());
+    known("isolated", yes(isolated));
+    known("network isolated", yes(isolate_network));
+    known("ssh agent", yes(forward_ssh_agent));
+    known("http port", http_port.map(|port| port.to_string()));
+    known("https port", https_port.map(|port| port.to_string()));
+    known(
+        "cpus",
+        cpu_limit
+            .filter(|limit| *limit > 0)
+            .map(|limit| limit.to_string()),
+    );
+    known(
+        "memory",
+        memory_limit_mib
+            .filter(|limit| *limit > 0)
+            .map(|limit| format!("{limit} MiB")),
+    );
+    known(
+        "disk limit",
+        disk_limit_bytes.filter(|limit| *limit > 0).map(bytes),
+    );
+    pairs(lines)
+}
+
+/// Says that an answer is out of date, and why; nothing where it is not.
+pub(crate) fn staleness(observed: &Observed) -> Option<String> {
+    observed.stale.then(|| {
+        let why = observed
+            .stale_reason
+            .as_deref()
+            .unwrap_or("orbctl cannot be asked");
+        format!(
+            "this was seen {} and may be out of date: {why}",
+            age_ms(observed.age_ms)
+        )
+    })
+}
+
+/// Names a job, as in `job 12 (create web)`.
+pub(crate) fn job_name(job: &Job) -> String {
+    match &job.machine {
+        Some(machine) => format!("job {} ({} {machine})", job.id, job.operation),
+        None => format!("job {} ({})", job.id, job.operation),
+    }
+}
+
+/// Names what a job waits for, and apart from it the part that changes all the time.
+pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
+    match (waiting_for.kind.as_str(), waiting_for.job_id) {
+        ("job", Some(id)) => {
+            let mut name = format!("job {id}");
+            match (&waiting_for.operation, &waiting_for.machine) {
+                (Some(operation), Some(machine)) => {
+                    let _ = write!(name, " ({operation} {machine})");
+                }
+                (Some(operation), None) => {
+                    let _ = write!(name, " ({operation})");
+                }
+                (None, _) => {}
+            }
+            if let Some(client) = &waiting_for.client {
+                let _ = write!(name, " of {client}");
+            }
+            let age = waiting_for
+                .age_ms
+                .map_or_else(String::new, |ms| format!(", accepted {}", age_ms(ms)));
+            (name, age)
+        }
+        ("limit", _) => (
+            format!(
+                "a place: {} is reached",
+                waiting_for.limit.as_deref().unwrap_or("a limit")
+            ),
+            String::new(),
+        ),
+        ("paused", _) => (
+            match &waiting_for.machine {
+                Some(machine) => format!("{machine} to be resumed (`orbd-ctl queue resume {machine}`)"),
+                None => "the queue to be resumed (`orbd-ctl queue resume`)".into(),
+            },
+            String::new(),
+        ),
+        (other, _) => (other.to_owned(), String::new()),
+    }
+}
+
+/// Says in a few words how a job ended.
+fn outcome(outcome: &Outcome) -> String {
+    match (&outcome.error, outcome.exit_code, outcome.changed) {
+        (Some(error), ..) => error.message.lines().next().unwrap_or_default().to_owned(),
+        (None, Some(0), _) if outcome.kind == "succeeded" => "done".into(),
+        (None, Some(code), _) => format!("exit {code}"),
+        (None, None, Some(false)) => "nothing to do".into(),
+        (None, None, _) if outcome.kind == "succeeded" => "done".into(),
+        _ => outcome.kind.clone(),
+    }
+}
+
+/// Says where a job is: the word, or how it ended.
+fn job_state(job: &Job) -> (String, Color) {
+    match (job.state, &job.outcome) {
+        (JobStateWord::Waiting, _) => ("waiting".into(), HINT),
+        (JobStateWord::Running, _) => ("running".into(), GOOD),
+        (JobStateWord::Ended, Some(outcome)) if outcome.kind == "succeeded" => ("ended".into(), QUIET),
+        (JobStateWord::Ended, Some(outcome)) => (outcome.kind.clone(), BAD),
+        (JobStateWord::Ended, None) => ("ended".into(), QUIET),
+    }
+}
+
+fn detail(job: &Job) -> String {
+    match (&job.waiting_for, &job.outcome) {
+        (Some(reason), _) if job.state == JobStateWord::Waiting => format!("for {}", waiting_for(reason).0),
+        (_, Some(ended)) => outcome(ended),
+        _ if job.detached => "detached".into(),
+        _ => String::new(),
+    }
+}
+
+/// The jobs.
+pub(crate) fn jobs(answer: &JobListAnswer, colour: bool) -> String {
+    table(
+        &[
+            "ID",
+            "STATE",
+            "OPERATION",
+            "MACHINE",
+            "CLIENT",
+            "WAIT",
+            "RUN",
+            "DETAIL",
+        ],
+        &[0, 5, 6],
+        answer.jobs.iter().map(|job| {
+            let (state, style) = job_state(job);
+            vec![
+                Cell::new(job.id),
+                Cell::new(state).fg(style),
+                Cell::new(&job.operation),
+                Cell::new(job.machine.as_deref().unwrap_or("-")),
+                Cell::new(&job.client.name),
+                Cell::new(duration_us(job.wait_us)),
+                Cell::new(job.run_us.map_or_else(|| "-".into(), duration_us)),
+                Cell::new(detail(job)),
+            ]
+        }),
+        colour,
+    )
+}
+
+/// One job.
+pub(crate) fn job(job: &Job, colour: bool) -> String {
+    let (state, style) = job_state(job);
+    let client = match job.client.pid {
+        Some(pid) => format!("{} (pid {pid})", job.client.name),
+        None => job.client.name.clone(),
+    };
+    let mut lines = vec![
+        ("job", job.id.to_string()),
+        ("state", paint(colour, style, &state)),
+        ("operation", job.operation.clone()),
+    ];
+    let mut known = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
+    known("machine", job.machine.clone());
+    known("class", Some(job.class.clone()));
+    known("client", Some(client));
+    known("detached", job.detached.then(|| "yes".into()));
+    known("accepted", Some(job.accepted_at.clone()));
+    known("started", job.started_at.clone());
+    known("ended", job.ended_at.clone());
+    known("waited", Some(duration_us(job.wait_us)));
+    known("ran", job.run_us.map(duration_us));
+    if job.state == JobStateWord::Waiting {
+        known(
+            "waits for",
+            job.waiting_for.as_ref().map(|reason| {
+                let (name, age) = waiting_for(reason);
+                name + &age
+            }),
+        );
+    }
+    known("outcome", job.outcome.as_ref().map(outcome));
+    known("output", (job.output_bytes > 0).then(|| bytes(job.output_bytes)));
+    known(
+        "joined",
+        (job.joined > 0).then(|| format!("{} other callers", job.joined)),
+    );
+    pairs(lines)
+}
+
+/// The queue.
+pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
+    let state = match (answer.draining, answer.paused) {
+        (true, _) => "draining: new work is refused (`orbd-ctl queue resume` ends it)",
+        (false, true) => "paused: nothing starts (`orbd-ctl queue resume` ends it)",
+        (false, false) => "open",
+    };
+    let mut lines = vec![
+        ("queue", state.to_owned()),
+        ("running", answer.running.to_string()),
+        (
+            "waiting",
+            format!("{} of at most {}", answer.waiting, answer.queue_max),
+        ),
+    ];
+    let mut names = |name, machines: &[String]| {
+        if !machines.is_empty() {
+            lines.push((name, machines.join(", ")));
+        }
+    };
+    names("paused", &answer.paused_machines);
+    names("draining", &answer.draining_machines);
+    pairs(lines)
+}
+
+/// What is remembered.
+pub(crate) fn cache(answer: &CacheStatusAnswer, colour: bool) -> String {
+    let asked = answer.hits + answer.misses;
+    let share = if asked == 0 {
+        String::new()
+    } else {
+        format!(
+            " ({} % from memory)",
+            u128::from(answer.hits) * 100 / u128::from(asked)
+        )
+    };
+    let mut text = pairs([
+        ("generation", answer.generation.to_string()),
+        ("hits", format!("{}{share}", answer.hits)),
+        ("misses", answer.misses.to_string()),
+    ]);
+    if !answer.entries.is_empty() {
+        text.push('\n');
+        text.push_str(&table(
+            &["TOPIC", "MACHINE", "GENERATION", "SEEN", "VALID"],
+            &[2],
+            answer.entries.iter().map(|entry| {
+                vec![
+                    Cell::new(&entry.topic),
+                    Cell::new(entry.machine.as_deref().unwrap_or("-")),
+                    Cell::new(entry.generation),
+                    Cell::new(age_ms(entry.age_ms)),
+                    if entry.valid {
+                        Cell::new("yes").fg(GOOD)
+                    } else {
+                        Cell::new("no").fg(QUIET)
+                    },
+                ]
+            }),
+            colour,
+        ));
+    }
+    text
+}
+
+/// Counts and percentiles. Fits in 80 columns while names are short.
+pub(crate) fn metrics(answer: &MetricsSummaryAnswer, colour: bool) -> String {
+    let by_operation = answer.rows.iter().any(|row| row.operation.is_some()) || answer.rows.is_empty();
+    let by_machine = answer.rows.iter().any(|row| row.machine.is_some());
+    let mut header = Vec::new();
+    if by_operation {
+        header.push("\nOPERATION");
+    }
+    if by_machine {
+        header.push("\nMACHINE");
+    }
+    let names = header.len();
+    header.extend([
+        "\nCOUNT",
+        "\nERR",
+        "WAIT\np50",
+        "\np90",
+        "\np99",
+        "RUN\np50",
+        "\np90",
+        "\np99",
+        "\nmax",
+    ]);
+    let right: Vec<usize> = (names..header.len()).collect();
+    table(
+        &header,
+        &right,
+        answer.rows.iter().map(|row| {
+            let mut cells = Vec::with_capacity(header.len());
+            if by_operation {
+                cells.push(Cell::new(row.operation.as_deref().unwrap_or("-")));
+            }
+            if by_machine {
+                cells.push(Cell::new(row.machine.as_deref().unwrap_or("-")));
+            }
+            cells.push(Cell::new(row.count));
+            cells.push(match row.errors {
+                0 => Cell::new(0),
+                errors => Cell::new(errors).fg(BAD),
+            });
+            let durations = [
+                row.wait.p50_us,
+                row.wait.p90_us,
+                row.wait.p99_us,
+                row.run.p50_us,
+                row.run.p90_us,
+                row.run.p99_us,
+                row.run.max_us,
+            ];
+            cells.extend(durations.map(|us| Cell::new(duration_us(us))));
+            cells
+        }),
+        colour,
+    )
+}
+
+/// Recorded operations.
+pub(crate) fn history(answer: &MetricsHistoryAnswer, colour: bool) -> String {
+    table(
+        &[
+            "JOB",
+            "ENDED",
+            "OPERATION",
+            "MACHINE",
+            "CLIENT",
+            "WAIT",
+            "RUN",
+            "OUTCOME",
+        ],
+        &[0, 5, 6],
+        answer.records.iter().map(|record| {
+            let outcome = match (record.outcome.as_str(), record.exit_code) {
+                ("succeeded", None | Some(0)) => Cell::new("succeeded"),
+                ("succeeded", Some(code)) => Cell::new(format!("exit {code}")).fg(HINT),
+                (outcome, _) => Cell::new(outcome).fg(BAD),
+            };
+            vec![
+                Cell::new(record.job_id),
+                Cell::new(short_time(&record.ended_at)),
+                Cell::new(&record.operation),
+                Cell::new(record.machine.as_deref().unwrap_or("-")),
+                Cell::new(&record.client.name),
+                Cell::new(duration_us(record.wait_us)),
+                Cell::new(duration_us(record.run_us)),
+                outcome,
+            ]
+        }),
+        colour,
+    )
+}
+
+/// Shortens `2026-11-20T16:04:05.123Z` to `11-20 16:04:05`, in UTC as it came.
+fn short_time(rfc3339: &str) -> String {
+    match (rfc3339.get(5..10), rfc3339.get(11..19)) {
+        (Some(date), Some(time)) => format!("{date} {time}Z"),
+        _ => rfc3339.to_owned(),
+    }
+}
+
+/// Counters.
+pub(crate) fn counters(answer: &CountersAnswer, _colour: bool) -> String {
+    let mut text = pairs(
+        answer
+            .counters
+            .iter()
+            .map(|(name, count)| (name.as_str(), count.to_string())),
+    );
+    let _ = writeln!(text, "metrics store: {}", answer.store);
+    text
+}
+
+/// Keys and values of the configuration, as `orbctl` prints them.
+pub(crate) fn config(answer: &ConfigAnswer, _colour: bool) -> String {
+    answer
+        .values
+        .iter()
+        .fold(String::new(), |mut text, (key, value)| {
+            let _ = writeln!(text, "{key}: {value}");
+            text
+        })
+}
+
+/// The daemon.
+pub(crate) fn daemon(answer: &DaemonInfoAnswer, colour: bool) -> String {
+    let limits: Vec<_> = answer
+        .limits
+        .iter()
+        .map(|(name, limit)| format!("{name} {limit}"))
+        .collect();
+    let nothing = || "none".to_owned();
+    let mut text = format!(
+        "{}, pid {}, up {}\n",
+        paint(colour, GOOD, &format!("orbd {} is running", answer.version)),
+        answer.pid,
+        duration_us(answer.uptime_ms.saturating_mul(1000))
+    );
+    let mut lines = vec![
+        ("socket", answer.socket.clone()),
+        (
+            "orbctl",
+            answer.orbctl.clone().unwrap_or_else(|| {
+                paint(
+                    colour,
+                    BAD,
+                    "not found; install OrbStack, or name it in the configuration",
+                )
+            }),
+        ),
+        ("config", answer.config_file.clone().unwrap_or_else(nothing)),
+        ("state", answer.state_dir.clone()),
+        ("protocol", answer.protocol.to_string()),
+    ];
+    if answer.strict {
+        lines.push(("order", "strict: one invocation at a time".into()));
+    }
+    if !limits.is_empty() {
+        lines.push(("limits", limits.join(", ")));
+    }
+    text.push_str(&pairs(lines));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use orbd::rpc::types::{Distribution, ErrorObject, MetricsRow};
+
+    use super::*;
+    use crate::fake;
+
+    #[test]
+    fn durations_are_short_and_round_at_the_edges() {
+        let check = |us: u64, expected: &str| assert_eq!(duration_us(us), expected, "{us}");
+        check(0, "0");
+        check(850, "850 us");
+        check(1234, "1.2 ms");
+        check(9_949, "9.9 ms");
+        check(9_950, "10 ms");
+        check(123_456, "123 ms");
+        check(999_499, "999 ms");
+        check(999_500, "1.0 s");
+        check(34_000_000, "34 s");
+        check(119_000_000, "119 s");
+        check(720_000_000, "12 min");
+        check(7_200_000_000, "2 h");
+        check(u64::MAX, "213503982 d");
+        assert_eq!(age_ms(0), "1.0 ms ago");
+        assert_eq!(age_ms(3000), "3.0 s ago");
+    }
+
+    #[test]
+    fn sizes_are_decimal_as_orbctl_writes_them() {
+        let check = |count: u64, expected: &str| assert_eq!(bytes(count), expected, "{count}");
+        check(0, "0 B");
+        check(999, "999 B");
+        check(1000, "1.0 kB");
+        check(687_200_000, "687.2 MB");
+        check(5_800_000_000, "5.8 GB");
+        check(u64::MAX, "18446.7 PB");
+    }
+
+    #[test]
+    fn columns_are_two_blanks_apart_and_lines_end_with_a_word() {
+        let answer = MachineListAnswer {
+            machines: vec![
+                fake::machine("web", "running"),
+                fake::machine("database", "stopped"),
+            ],
+            observed: fake::observed(),
+        };
+        assert_eq!(
+            machines(&answer, false),
+            "\
+NAME      STATE    DISTRO  VERSION  ARCH
+web       running  ubuntu  noble    arm64
+database  stopped  ubuntu  noble    arm64
+"
+        );
+        assert!(machines(&answer, true).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_job_says_what_it_waits_for_or_how_it_ended() {
+        let mut waiting = fake::job(13, "start", JobStateWord::Waiting);
+        waiting.waiting_for = Some(WaitingFor {
+            kind: "job".into(),
+            job_id: Some(12),
+            operation: Some("create".into()),
+            machine: Some("web".into()),
+            client: Some("pyinfra".into()),
+            age_ms: Some(34_000),
+            limit: None,
+        });
+        let mut ran = fake::job(9, "run", JobStateWord::Ended);
+        ran.run_us = Some(1234);
+        ran.outcome = Some(fake::succeeded(Some(3)));
+        let mut failed = fake::job(10, "delete", JobStateWord::Ended);
+        failed.outcome = Some(Outcome {
+            kind: "failed".into(),
+            exit_code: None,
+            changed: None,
+            error: Some(ErrorObject {
+                code: 2001,
+                message: "machine web does not exist".into(),
+                data: None,
+            }),
+        });
+        let answer = JobListAnswer {
+            jobs: vec![ran, failed, waiting],
+            more: false,
+        };
+        assert_eq!(
+            jobs(&answer, false),
+            "\
+ID  STATE    OPERATION  MACHINE  CLIENT     WAIT     RUN  DETAIL
+ 9  ended    run        web      pyinfra  1.2 ms  1.2 ms  exit 3
+10  failed   delete     web      pyinfra  1.2 ms       -  machine web does not exist
+13  waiting  start      web      pyinfra  1.2 ms       -  for job 12 (create web) of pyinfra
+"
+        );
+    }
+
+    #[test]
+    fn metrics_fit_in_eighty_columns() {
+        let distribution = |us: u64| Distribution {
+            min_us: us,
+            p50_us: us,
+            p90_us: us * 10,
+            p99_us: us * 100,
+            max_us: us * 100,
+        };
+        let row = |operation: &str, errors| MetricsRow {
+            operation: Some(operation.into()),
+            machine: None,
+            count: 12345,
+            errors,
+            error_rate: 0.0,
+            wait: distribution(123),
+            run: distribution(150_000),
+        };
+        let answer = MetricsSummaryAnswer {
+            rows: vec![row("config_reset", 0), row("run", 7)],
+        };
+        let text = metrics(&answer, false);
+        assert_eq!(
+            text,
+            "                            WAIT                    RUN
+OPERATION     COUNT  ERR     p50     p90    p99     p50    p90   p99   max
+config_reset  12345    0  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
+run           12345    7  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
+"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}
