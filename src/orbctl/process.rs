@@ -774,6 +774,72 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_child_that_does_not_take_its_input_can_be_stopped() {
+        let mut invocation = script("echo ready; sleep 60");
+        invocation.stdin = Input::Bytes(vec![b'x'; 8 * 1024 * 1024].into());
+        let completion = stopped_when_ready(invocation).await;
+        assert_eq!(completion.ending, Ending::Stopped);
+        assert!(completion.bytes_in < 8 * 1024 * 1024);
+    }
+
+    #[tokio::test]
+    async fn a_child_whose_spool_fails_is_ended() {
+        let settings = Settings {
+            dir: "/nowhere".into(),
+            max: 1 << 30,
+            keep: Keep::All,
+        };
+        let (writer, _spool) = spool::spool(&settings, &Budget::new(u64::MAX));
+        let mut invocation = script("exec cat /dev/zero");
+        invocation.output = Sink::Spool(writer);
+        let completion = run(invocation).await;
+        assert_eq!(completion.ending, Ending::Stopped);
+        assert!(completion.spool_failed.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_a_child_wrote_is_not_cut_because_its_follower_is_slow() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            dir: dir.path().into(),
+            max: spool::MAX_MIN,
+            keep: Keep::All,
+        };
+        let (writer, spool) = spool::spool(&settings, &Budget::new(u64::MAX));
+        let mut follower = spool.follow(0);
+        let (started, identity) = oneshot::channel();
+        let mut invocation = script("exec head -c 300000 /dev/zero");
+        invocation.output = Sink::Spool(writer);
+        invocation.started = Some(started);
+        let mut running = tokio::spawn(run(invocation));
+        sys::gone(identity.await.expect("told")).await;
+        // The rest of it is in the pipe, for as long as the follower takes.
+        let early = tokio::time::timeout(DRAIN_LIMIT * 3, &mut running).await;
+        assert!(early.is_err());
+        let mut read = 0;
+        while let Batch::Chunks(chunks) = follower.next(4096).await.expect("readable") {
+            read += chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        }
+        assert_eq!(read, 300_000);
+        assert!(!running.await.expect("no panic").output_cut);
+    }
+
+    #[tokio::test]
+    async fn a_child_outlives_whoever_waits_for_it() {
+        let (started, identity) = oneshot::channel();
+        let mut invocation = script("exec sleep 60");
+        invocation.started = Some(started);
+        let running = tokio::spawn(run(invocation));
+        let identity = identity.await.expect("told");
+        running.abort();
+        assert!(running.await.expect_err("aborted").is_cancelled());
+        assert!(sys::is_alive(&identity));
+        let pid = Pid::from_raw(i32::try_from(identity.pid).expect("an id")).expect("not zero");
+        rustix::process::kill_process(pid, Signal::KILL).expect("it lives");
+        sys::gone(identity).await;
+    }
+
+    #[tokio::test]
     async fn a_child_that_never_stops_writing_can_be_stopped() {
         let mut invocation = script("exec cat /dev/zero");
         invocation.run_timeout = Some(Duration::from_millis(50));
