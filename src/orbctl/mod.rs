@@ -2,7 +2,7 @@
 //!
 //! - [`argv`] turns an [`Operation`](crate::operation::Operation) into arguments;
 //! - [`process`] runs them and sees every way in which that can end;
-//! - [`output`] turns bytes into types, [`classify`] turns an ending and stderr into a [`Failure`](crate::job::Failure);
+//! - [`output`] turns bytes into types, [`classify`] turns an ending and stderr into a [`Failure`];
 //! - [`version`] says what the installed version can do, [`locate`] where it is.
 //!
 //! [`Orbctl`] is the seam: tests of the daemon script it in memory. Nothing here decides when something runs, and nothing of
