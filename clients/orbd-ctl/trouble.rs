@@ -295,7 +295,10 @@ impl Trouble {
 fn exit_of_kind(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::InvalidParams => exit::USAGE,
-        ErrorKind::MethodNotFound | ErrorKind::ProtocolMismatch => exit::UNREACHABLE,
+        ErrorKind::ParseError
+        | ErrorKind::InvalidRequest
+        | ErrorKind::MethodNotFound
+        | ErrorKind::ProtocolMismatch => exit::UNREACHABLE,
         ErrorKind::QueueFull | ErrorKind::Draining | ErrorKind::DeadlineExceeded => exit::REFUSED,
         ErrorKind::MachineNotFound
         | ErrorKind::MachineExists
@@ -315,7 +318,10 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
     let machine = data.machine.as_deref();
     Some(match kind {
         ErrorKind::InvalidParams | ErrorKind::OrbctlFailed => return None,
-        ErrorKind::MethodNotFound | ErrorKind::ProtocolMismatch => {
+        ErrorKind::ParseError
+        | ErrorKind::InvalidRequest
+        | ErrorKind::MethodNotFound
+        | ErrorKind::ProtocolMismatch => {
             "orbd is another version: `orbd-ctl daemon restart` after an upgrade".into()
         }
         ErrorKind::MachineNotFound => "`orbd-ctl list` shows the machines".into(),

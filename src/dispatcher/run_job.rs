@@ -274,6 +274,8 @@ impl<O: Orbctl> Work<O> {
         invocation.run_timeout = self.spec.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
+            // There was a child, and how it ended was not seen: the inventory must tell.
+            Err(orbctl::SpawnError::Lost { .. }) => return Finished::new(self.settle().await),
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
         };
         let verdict = orbctl::classify::classify(operation, &completion);

@@ -119,8 +119,14 @@ fn streams(registry: &mut Registry) {
         }
         let mut reader = spool.reader(params.offset);
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let Ok(batch) = tokio::time::timeout(wait, reader.next(most)).await else {
-            // Nothing new in time.
+        // What is there is read however long the disk takes; only what is not there yet is waited for.
+        let is_there = params.offset < spool.end() || spool.is_ended();
+        let batch = if is_there {
+            Ok(reader.next(most).await)
+        } else {
+            tokio::time::timeout(wait, reader.next(most)).await
+        };
+        let Ok(batch) = batch else {
             answer.end = false;
             return Ok(answer);
         };
