@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orbd::rpc::types::{ExportFormat, GroupBy, JobStateWord, Priority};
 
 /// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
@@ -126,76 +127,105 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Every verb.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+/// Makes the verbs: for each its help, what it takes, its name, other names and examples.
+///
+/// By hand instead of by `derive(Subcommand)`, because that builds the arguments of every verb at every start, which took
+/// longer than all else that `list` does; here only those of the verb that was typed are built.
+macro_rules! verbs {
+    ($(#[doc = $about:literal] $variant:ident($args:ident) $name:literal [$($alias:literal),*] $examples:literal;)*) => {
+        /// Every verb.
+        #[derive(Debug)]
+        pub(crate) enum Command {
+            $(#[doc = $about] $variant($args),)*
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => $args::from_arg_matches(matches).map(Self::$variant),)*
+                    _ => Err(clap::Error::new(ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command$(.subcommand({
+                    const ALIASES: &[&str] = &[$($alias),*];
+                    fn help(command: clap::Command) -> clap::Command {
+                        command.about($about.trim()).after_help($examples)
+                    }
+                    help(clap::Command::new($name))
+                        .visible_aliases(ALIASES.iter().copied())
+                        .hide($name == "lease-exec")
+                        // Said again, because the arguments bring a description of their own.
+                        .defer(|command| help($args::augment_args(command)))
+                }))*
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Self::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+    };
+}
+
+verbs! {
     /// List machines
-    #[command(
-        visible_alias = "ls",
-        after_help = "Examples:
+    List(List) "list" ["ls"] "Examples:
   orbd-ctl list
   orbd-ctl list --running --quiet        names only, one a line
-  orbd-ctl list --max-age 0              ask orbctl now instead of memory"
-    )]
-    List(List),
+  orbd-ctl list --max-age 0              ask orbctl now instead of memory";
     /// Show one machine with its addresses and size
-    #[command(after_help = "Examples:
+    Info(Info) "info" [] "Examples:
   orbd-ctl info web
-  orbd-ctl info web --json | jq -r .ip4")]
-    Info(Info),
+  orbd-ctl info web --json | jq -r .ip4";
     /// Make a machine and boot it
-    #[command(
-        visible_aliases = ["add", "new"],
-        after_help = "Examples:
+    Create(Create) "create" ["add", "new"] "Examples:
   orbd-ctl create ubuntu                 the newest Ubuntu, in a machine named ubuntu
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
-  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src"
-    )]
-    Create(Create),
+  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src";
     /// Boot machines; without a name, start OrbStack itself
-    #[command(after_help = "Examples:
+    Start(Start) "start" [] "Examples:
   orbd-ctl start web db                  both at once
   orbd-ctl start --all
-  orbd-ctl start --detach web            prints the job's id and returns")]
-    Start(Start),
+  orbd-ctl start --detach web            prints the job's id and returns";
     /// Shut machines down
-    #[command(after_help = "Examples:
+    Stop(Stop) "stop" [] "Examples:
   orbd-ctl stop web
   orbd-ctl stop --force web              end what runs there instead of waiting for it
   orbd-ctl stop --all                    every machine
-  orbd-ctl stop --orbstack               OrbStack itself")]
-    Stop(Stop),
+  orbd-ctl stop --orbstack               OrbStack itself";
     /// Shut machines down and boot them
-    #[command(after_help = "Examples:
-  orbd-ctl restart web db")]
-    Restart(Names),
+    Restart(Names) "restart" [] "Examples:
+  orbd-ctl restart web db";
     /// Destroy machines with everything on them
-    #[command(
-        visible_alias = "rm",
-        after_help = "Examples:
+    Delete(Delete) "delete" ["rm"] "Examples:
   orbd-ctl delete scratch                asks first on a terminal
   orbd-ctl delete --yes one two
-  orbd-ctl delete --force stuck          end what runs there instead of waiting for it"
-    )]
-    Delete(Delete),
+  orbd-ctl delete --force stuck          end what runs there instead of waiting for it";
     /// Give a machine another name
-    #[command(after_help = "Examples:
-  orbd-ctl rename web web-old")]
-    Rename(Rename),
+    Rename(Rename) "rename" [] "Examples:
+  orbd-ctl rename web web-old";
     /// Copy a machine; the copy is stopped
-    #[command(after_help = "Examples:
-  orbd-ctl clone web web-2 && orbd-ctl start web-2")]
-    Clone(CloneMachine),
+    Clone(CloneMachine) "clone" [] "Examples:
+  orbd-ctl clone web web-2 && orbd-ctl start web-2";
     /// Show, set or clear the default machine
-    #[command(after_help = "Examples:
+    Default(DefaultMachine) "default" [] "Examples:
   orbd-ctl default                       prints its name
   orbd-ctl default web
-  orbd-ctl default none                  clears it")]
-    Default(DefaultMachine),
+  orbd-ctl default none                  clears it";
     /// Run a command in a machine
-    #[command(
-        visible_alias = "shell",
-        after_help = "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
+    Run(Run) "run" ["shell"] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
 command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
 
 Examples:
@@ -204,92 +234,77 @@ Examples:
   orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
-  orbd-ctl run -m web --detach make world        prints the job's id; see `orbd-ctl job output -f ID`"
-    )]
-    Run(Run),
+  orbd-ctl run -m web --detach make world        prints the job's id; see `orbd-ctl job output -f ID`";
     /// Copy files of the Mac into a machine
-    #[command(after_help = "Examples:
+    Push(Transfer) "push" [] "Examples:
   orbd-ctl push -m web site.tar.gz               into the guest user's home
-  orbd-ctl push -m web a.conf b.conf /tmp/")]
-    Push(Transfer),
+  orbd-ctl push -m web a.conf b.conf /tmp/";
     /// Copy files out of a machine to the Mac
-    #[command(after_help = "Examples:
+    Pull(Transfer) "pull" [] "Examples:
   orbd-ctl pull -m web /var/log/syslog
-  orbd-ctl pull -m web notes.txt report.txt ./out/")]
-    Pull(Transfer),
+  orbd-ctl pull -m web notes.txt report.txt ./out/";
     /// Write a machine to an archive
-    #[command(after_help = "Examples:
-  orbd-ctl export web web.tar.zst")]
-    Export(Export),
+    Export(Export) "export" [] "Examples:
+  orbd-ctl export web web.tar.zst";
     /// Make a machine of an archive
-    #[command(after_help = "Examples:
-  orbd-ctl import -n web-copy web.tar.zst")]
-    Import(Import),
+    Import(Import) "import" [] "Examples:
+  orbd-ctl import -n web-copy web.tar.zst";
     /// Show a machine's log
-    #[command(after_help = "Examples:
+    Logs(Logs) "logs" [] "Examples:
   orbd-ctl logs web
-  orbd-ctl logs --all web | tail -50")]
-    Logs(Logs),
+  orbd-ctl logs --all web | tail -50";
     /// Show how to reach machines over SSH
-    Ssh,
+    Ssh(Nothing) "ssh" [] "";
     /// Show and change OrbStack's configuration
-    #[command(after_help = "Examples:
+    Config(Config) "config" [] "Examples:
   orbd-ctl config show
   orbd-ctl config get machine.web.username
-  orbd-ctl config set memory_mib 8192")]
-    Config(Config),
+  orbd-ctl config set memory_mib 8192";
     /// Say whether OrbStack runs, without waking it; exits with 1 when it does not
-    Status(Status),
+    Status(Status) "status" [] "";
     /// Show the versions of orbctl, orbd and orbd-ctl
-    Version(Version),
+    Version(Version) "version" [] "";
     /// List jobs that wait or run, and what they wait for
-    #[command(
-        visible_alias = "ps",
-        after_help = "Examples:
+    Jobs(Jobs) "jobs" ["ps"] "Examples:
   orbd-ctl jobs
   orbd-ctl jobs --all -n 20              the ended ones too
-  orbd-ctl jobs --state waiting -m web"
-    )]
-    Jobs(Jobs),
+  orbd-ctl jobs --state waiting -m web";
     /// Show one job, wait for it, or read what it wrote
-    #[command(after_help = "Examples:
+    Job(Job) "job" [] "Examples:
   orbd-ctl job show 12
   orbd-ctl job wait 12 --timeout 30s
-  orbd-ctl job output --follow 12        from its first byte until it ends")]
-    Job(Job),
+  orbd-ctl job output --follow 12        from its first byte until it ends";
     /// Cancel jobs: a waiting one never starts, a running one is stopped
-    #[command(after_help = "Examples:
-  orbd-ctl cancel 12 13")]
-    Cancel(Cancel),
+    Cancel(Cancel) "cancel" [] "Examples:
+  orbd-ctl cancel 12 13";
     /// Show, pause, resume or drain the queue
-    #[command(after_help = "Examples:
+    Queue(Queue) "queue" [] "Examples:
   orbd-ctl queue
   orbd-ctl queue pause web               nothing more starts on web
   orbd-ctl queue resume web
-  orbd-ctl queue drain                   refuse new work, return when the rest has ended")]
-    Queue(Queue),
+  orbd-ctl queue drain                   refuse new work, return when the rest has ended";
     /// Show or forget what orbd remembers
-    #[command(after_help = "Examples:
+    Cache(Cache) "cache" [] "Examples:
   orbd-ctl cache
-  orbd-ctl cache invalidate              the next reads ask orbctl")]
-    Cache(Cache),
+  orbd-ctl cache invalidate              the next reads ask orbctl";
     /// Show how long calls waited and ran
-    #[command(after_help = "Examples:
+    Metrics(Metrics) "metrics" [] "Examples:
   orbd-ctl metrics --window 1h --by machine
   orbd-ctl metrics history --outcome failed
   orbd-ctl metrics export --format csv > orbd.csv
-  orbd-ctl metrics counters")]
-    Metrics(Metrics),
+  orbd-ctl metrics counters";
     /// Start, stop and inspect orbd itself
-    #[command(after_help = "Examples:
+    Daemon(Daemon) "daemon" [] "Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
-  orbd-ctl daemon restart                after an upgrade")]
-    Daemon(Daemon),
+  orbd-ctl daemon restart                after an upgrade";
     /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
-    #[command(hide = true)]
-    LeaseExec,
+    LeaseExec(Nothing) "lease-exec" [] "";
 }
+
+/// A verb that takes nothing.
+#[derive(Debug, Args)]
+pub(crate) struct Nothing {}
 
 /// `list`.
 #[derive(Debug, Args, Default)]

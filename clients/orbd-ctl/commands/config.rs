@@ -10,7 +10,7 @@ use crate::args::ConfigCommand;
 use crate::context::{Context, request};
 use crate::narrate::Watch;
 use crate::render;
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, exit};
 
 /// Shows and changes OrbStack's configuration.
 pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<ExitCode, Trouble> {
@@ -37,7 +37,12 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
                         .as_ref()
                         .map_or_else(String::new, |value| format!("{value}\n"))
                 })?;
-                return Ok(ExitCode::SUCCESS);
+                let code = if answer.value.is_some() {
+                    0
+                } else {
+                    exit::WRONG_OBJECT
+                };
+                return Ok(ExitCode::from(code));
             }
             Err(Trouble::Absent {
                 message: format!("{} is not set", params.key),

@@ -53,7 +53,7 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Export(args) => transfer::export(context, &args),
         Command::Import(args) => transfer::import(context, &args),
         Command::Logs(args) => logs::logs(context, args),
-        Command::Ssh => ssh::ssh(context),
+        Command::Ssh(_) => ssh::ssh(context),
         Command::Config(args) => config::config(context, args.command),
         Command::Status(args) => status::status(context, &args),
         Command::Version(args) => version::version(context, &args),
@@ -64,6 +64,6 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Cache(args) => cache::cache(context, args.command),
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),
-        Command::LeaseExec => Ok(lease::exec()),
+        Command::LeaseExec(_) => Ok(lease::exec()),
     }
 }
