@@ -1,0 +1,52 @@
+# The verbs of this project. CI calls only these.
+#
+#   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
+#   make test     every test of every language
+#   make check    formatting, lints, documentation
+#   make bench    benches, each figure as a ratio beside its bar
+#   make bless    rewrites proto/openrpc.json and the golden examples from the code
+#   make clean    removes what the above made
+
+CARGO  ?= cargo
+PYTHON ?= python3
+VENV   := .venv
+PACKAGE := clients/pyinfra-orbd
+ORBCTL ?= sim
+
+.PHONY: demo test test-rust test-python check bench bless clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/ready
+	$(CARGO) build --release --bins --features sim
+	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
+
+test: test-rust test-python
+
+test-rust:
+	$(CARGO) test --features sim
+
+test-python: $(VENV)/ready
+	$(CARGO) build --bins --features sim
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
+
+check: $(VENV)/ready
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --features sim -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features sim
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
+
+bench:
+	$(CARGO) bench --features sim
+
+bless:
+	ORBD_BLESS=1 $(CARGO) test --features sim --test suite bless
+
+$(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
+	touch $@
+
+clean:
+	$(CARGO) clean
+	rm -rf $(VENV)
