@@ -4,6 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 
+use super::entry::{CLASSES, PRIORITIES};
 use super::*;
 
 const NOW: u64 = 1_763_650_000;

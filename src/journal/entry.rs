@@ -1,0 +1,244 @@
+//! The stored shape of entries and their frames. A shape that a release wrote is never changed: variants are added at the
+//! end, and anything else needs a new version in the file's header.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AcceptedJob, Entry, JournalError, Process, Starting};
+use crate::job::{JobId, Priority};
+use crate::operation::{Access, Class, Lane};
+
+pub(super) const FRAME_HEADER: usize = 8;
+/// The longest body of an entry.
+pub(super) const ENTRY_MAX: usize = 1 << 20;
+
+/// Version 1, written since 0.1.0.
+#[derive(Serialize, Deserialize)]
+pub(super) enum StoredV1 {
+    IdsReserved {
+        up_to: u64,
+    },
+    Accepted {
+        job: u64,
+        operation: Vec<u8>,
+        client: String,
+        accepted_ms: u64,
+        priority: u8,
+        queue_timeout_ms: Option<u64>,
+        run_timeout_ms: Option<u64>,
+    },
+    Starting {
+        job: u64,
+        marker: String,
+        lanes: Vec<(LaneV1, bool)>,
+        verb: String,
+        machine: Option<String>,
+        class: u8,
+        detached: bool,
+    },
+    Started {
+        job: u64,
+        pid: u32,
+        start_time: Vec<u8>,
+    },
+    Ended {
+        job: u64,
+    },
+    Closed {
+        next_id: u64,
+    },
+    Doubtful {
+        job: u64,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum LaneV1 {
+    Fleet,
+    Configuration,
+    Machine(String),
+}
+
+/// Numbers of the classes in stored entries. Only ever added to.
+pub(super) const CLASSES: [Class; 7] = [
+    Class::Query,
+    Class::Exec,
+    Class::Change,
+    Class::Creation,
+    Class::Configuration,
+    Class::Fleet,
+    Class::Session,
+];
+
+/// Numbers of the priorities in stored entries.
+pub(super) const PRIORITIES: [Priority; 3] = [Priority::Interactive, Priority::Normal, Priority::Background];
+
+fn number_of<T: PartialEq>(all: &[T], one: &T) -> u8 {
+    let at = all
+        .iter()
+        .position(|other| other == one)
+        .expect("every variant has a number");
+    u8::try_from(at).expect("there are few variants")
+}
+
+fn to_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<&Entry> for StoredV1 {
+    fn from(entry: &Entry) -> Self {
+        match entry {
+            Entry::Accepted(accepted) => Self::Accepted {
+                job: accepted.job.0,
+                operation: accepted.operation.clone(),
+                client: accepted.client.clone(),
+                accepted_ms: accepted.accepted_ms,
+                priority: number_of(&PRIORITIES, &accepted.priority),
+                queue_timeout_ms: accepted.queue_timeout.map(to_ms),
+                run_timeout_ms: accepted.run_timeout.map(to_ms),
+            },
+            Entry::Starting(starting) => Self::Starting {
+                job: starting.job.0,
+                marker: starting.marker.clone(),
+                lanes: starting.lanes.iter().map(stored_lane).collect(),
+                verb: starting.verb.clone(),
+                machine: starting.machine.as_ref().map(|name| name.as_str().to_owned()),
+                class: number_of(&CLASSES, &starting.class),
+                detached: starting.detached,
+            },
+            Entry::Started { job, process } => Self::Started {
+                job: job.0,
+                pid: process.pid,
+                start_time: process.start_time.clone(),
+            },
+            Entry::Ended { job } => Self::Ended { job: job.0 },
+        }
+    }
+}
+
+fn stored_lane((lane, access): &(Lane, Access)) -> (LaneV1, bool) {
+    let lane = match lane {
+        Lane::Fleet => LaneV1::Fleet,
+        Lane::Configuration => LaneV1::Configuration,
+        Lane::Machine(name) => LaneV1::Machine(name.as_str().to_owned()),
+    };
+    (lane, *access == Access::Exclusive)
+}
+
+/// What a stored entry says, `None` when it says something that cannot be.
+pub(super) enum Said {
+    Entry(Entry),
+    IdsReserved(u64),
+    Closed(u64),
+    Doubtful(JobId),
+}
+
+impl StoredV1 {
+    fn read(self) -> Option<Said> {
+        Some(match self {
+            Self::IdsReserved { up_to } => Said::IdsReserved(up_to),
+            Self::Closed { next_id } => Said::Closed(next_id),
+            Self::Doubtful { job } => Said::Doubtful(JobId(job)),
+            Self::Accepted {
+                job,
+                operation,
+                client,
+                accepted_ms,
+                priority,
+                queue_timeout_ms,
+                run_timeout_ms,
+            } => Said::Entry(Entry::Accepted(AcceptedJob {
+                job: JobId(job),
+                operation,
+                client,
+                accepted_ms,
+                priority: *PRIORITIES.get(usize::from(priority))?,
+                queue_timeout: queue_timeout_ms.map(Duration::from_millis),
+                run_timeout: run_timeout_ms.map(Duration::from_millis),
+            })),
+            Self::Starting {
+                job,
+                marker,
+                lanes,
+                verb,
+                machine,
+                class,
+                detached,
+            } => Said::Entry(Entry::Starting(Starting {
+                job: JobId(job),
+                marker,
+                lanes: lanes.into_iter().map(read_lane).collect::<Option<_>>()?,
+                verb,
+                machine: match machine {
+                    Some(name) => Some(name.parse().ok()?),
+                    None => None,
+                },
+                class: *CLASSES.get(usize::from(class))?,
+                detached,
+            })),
+            Self::Started { job, pid, start_time } => Said::Entry(Entry::Started {
+                job: JobId(job),
+                process: Process { pid, start_time },
+            }),
+            Self::Ended { job } => Said::Entry(Entry::Ended { job: JobId(job) }),
+        })
+    }
+}
+
+fn read_lane((lane, exclusive): (LaneV1, bool)) -> Option<(Lane, Access)> {
+    let lane = match lane {
+        LaneV1::Fleet => Lane::Fleet,
+        LaneV1::Configuration => Lane::Configuration,
+        LaneV1::Machine(name) => Lane::Machine(name.parse().ok()?),
+    };
+    Some((
+        lane,
+        if exclusive {
+            Access::Exclusive
+        } else {
+            Access::Shared
+        },
+    ))
+}
+
+/// Makes the frame of an entry. The salt of its file is part of the checksum, so nothing that a caller put into an
+/// operation can pass for an entry.
+pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalError> {
+    let mut frame =
+        postcard::to_extend(stored, vec![0; FRAME_HEADER]).expect("an entry always encodes into memory");
+    let bytes = frame.len() - FRAME_HEADER;
+    if bytes > ENTRY_MAX {
+        return Err(JournalError::TooLarge { bytes });
+    }
+    let length = u32::try_from(bytes).expect("it was compared with a small number");
+    frame[4..8].copy_from_slice(&length.to_le_bytes());
+    let crc = checksum(salt, &frame[4..]);
+    frame[..4].copy_from_slice(&crc.to_le_bytes());
+    Ok(frame)
+}
+
+fn checksum(salt: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// Reads the frame at the start of `bytes`; returns what it says and its length.
+pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(Said, usize)> {
+    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let length = word(4)? as usize;
+    if length == 0 || length > ENTRY_MAX {
+        return None;
+    }
+    let end = FRAME_HEADER + length;
+    if checksum(salt, bytes.get(4..end)?) != word(0)? {
+        return None;
+    }
+    let (stored, rest) = postcard::take_from_bytes::<StoredV1>(&bytes[FRAME_HEADER..end]).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
+    Some((stored.read()?, end))
+}
