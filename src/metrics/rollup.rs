@@ -7,7 +7,7 @@
 //! header of 40 bytes and must be unpacked into a full array before it can be merged, while this is half as long for the
 //! ten samples of a usual hour, merges without allocating, and does without three crates.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -192,16 +192,40 @@ impl Durations {
         }
     }
 
-    fn add_stored(&mut self, stored: &StoredDurations) {
+    fn store_sums(&self) -> StoredDurations {
+        let buckets = if self.count() == 0 {
+            Vec::new()
+        } else {
+            vec![(self.min, self.count())]
+        };
+        StoredDurations {
+            sum: self.sum,
+            min: self.min,
+            max: self.max,
+            buckets,
+        }
+    }
+
+    /// Adds what [`StoredDurations`] says, as it is read: a summary of a year reads tens of thousands.
+    fn add_stored<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let ((sum, min, max, buckets), mut bytes) = take::<(u64, u64, u64, u64)>(bytes)?;
         let mut at = 0_u64;
-        for &(step, count) in &stored.buckets {
+        for _ in 0..buckets {
+            let ((step, count), rest) = take::<(u64, u64)>(bytes)?;
             at = at.saturating_add(step);
             self.add_many(at, count);
+            bytes = rest;
         }
-        self.sum = self.sum.saturating_add(stored.sum);
-        self.min = self.min.min(stored.min);
-        self.max = self.max.max(stored.max);
+        self.sum = self.sum.saturating_add(sum);
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        Some(bytes)
     }
+}
+
+/// Takes one value off the front of postcard bytes.
+fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<(T, &'a [u8])> {
+    postcard::take_from_bytes(bytes).ok()
 }
 
 /// Figures of a distribution of durations, in microseconds.
@@ -236,7 +260,7 @@ pub(super) struct Cell {
     pub last_ms: u64,
 }
 
-/// Sums over operations.
+/// Sums over operations. Part of a stored shape: fields are never changed or added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Operations.
@@ -268,23 +292,17 @@ impl Counts {
     }
 }
 
-/// Version 1, written since 0.1.0.
-#[derive(Serialize, Deserialize)]
+/// Version 1, written since 0.1.0. [`Cell::add_stored`] reads it field by field.
+#[derive(Serialize)]
 struct CellV1 {
-    count: u64,
-    errors: u64,
-    cancelled: u64,
-    joined: u64,
-    cache_hits: u64,
-    bytes_in: u64,
-    bytes_out: u64,
+    counts: Counts,
     wait: StoredDurations,
     run: StoredDurations,
     last_ms: u64,
 }
 
 /// Buckets as (difference of lower bounds, count), ascending.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct StoredDurations {
     sum: u64,
     min: u64,
@@ -323,16 +341,19 @@ impl Cell {
 
     /// Encodes it in the newest stored shape.
     pub(super) fn encode(&self) -> Vec<u8> {
+        self.encode_with(self.wait.store(), self.run.store())
+    }
+
+    /// Encodes it with counts and sums, but without percentiles: a tenth as long.
+    pub(super) fn encode_sums(&self) -> Vec<u8> {
+        self.encode_with(self.wait.store_sums(), self.run.store_sums())
+    }
+
+    fn encode_with(&self, wait: StoredDurations, run: StoredDurations) -> Vec<u8> {
         let stored = CellV1 {
-            count: self.counts.count,
-            errors: self.counts.errors,
-            cancelled: self.counts.cancelled,
-            joined: self.counts.joined,
-            cache_hits: self.counts.cache_hits,
-            bytes_in: self.counts.bytes_in,
-            bytes_out: self.counts.bytes_out,
-            wait: self.wait.store(),
-            run: self.run.store(),
+            counts: self.counts,
+            wait,
+            run,
             last_ms: self.last_ms,
         };
         postcard::to_extend(&stored, vec![CELL_VERSION_1]).expect("a cell always encodes into memory")
@@ -341,25 +362,20 @@ impl Cell {
     /// Adds a stored cell of any version; says whether it could be read.
     #[must_use]
     pub(super) fn add_stored(&mut self, bytes: &[u8]) -> bool {
-        let [CELL_VERSION_1, body @ ..] = bytes else {
-            return false;
-        };
-        let Ok(stored) = postcard::from_bytes::<CellV1>(body) else {
-            return false;
-        };
-        self.counts.merge(&Counts {
-            count: stored.count,
-            errors: stored.errors,
-            cancelled: stored.cancelled,
-            joined: stored.joined,
-            cache_hits: stored.cache_hits,
-            bytes_in: stored.bytes_in,
-            bytes_out: stored.bytes_out,
-        });
-        self.wait.add_stored(&stored.wait);
-        self.run.add_stored(&stored.run);
-        self.last_ms = self.last_ms.max(stored.last_ms);
-        true
+        match bytes {
+            [CELL_VERSION_1, body @ ..] => self.add_v1(body).is_some_and(<[u8]>::is_empty),
+            _ => false,
+        }
+    }
+
+    fn add_v1<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let (counts, bytes) = take::<Counts>(bytes)?;
+        let bytes = self.wait.add_stored(bytes)?;
+        let bytes = self.run.add_stored(bytes)?;
+        let (last_ms, bytes) = take::<u64>(bytes)?;
+        self.counts.merge(&counts);
+        self.last_ms = self.last_ms.max(last_ms);
+        Some(bytes)
     }
 }
 
@@ -397,7 +413,8 @@ impl GroupBy {
 #[derive(Debug)]
 pub(super) struct Rows {
     group_by: GroupBy,
-    cells: BTreeMap<Series, Cell>,
+    places: HashMap<Series, usize>,
+    cells: Vec<(Series, Cell)>,
     /// Rows other than the folds.
     named: usize,
 }
@@ -406,22 +423,42 @@ impl Rows {
     pub(super) fn new(group_by: GroupBy) -> Self {
         Self {
             group_by,
-            cells: BTreeMap::new(),
+            places: HashMap::new(),
+            cells: Vec::new(),
             named: 0,
         }
     }
 
-    /// Returns the cell that sums up the row of `series`.
-    pub(super) fn cell(&mut self, series: &Series) -> &mut Cell {
+    /// Returns the place of the row that sums up `series`, for [`Self::at`].
+    pub(super) fn place(&mut self, series: &Series) -> usize {
         let mut row = self.group_by.row(series);
-        if row.machine != MachineLabel::Other && !self.cells.contains_key(&row) {
+        if row.machine != MachineLabel::Other && !self.places.contains_key(&row) {
             if self.named < SERIES_MAX {
                 self.named += 1;
             } else {
                 row = row.folded();
             }
         }
-        self.cells.entry(row).or_default()
+        *self.places.entry(row).or_insert_with_key(|row| {
+            self.cells.push((row.clone(), Cell::default()));
+            self.cells.len() - 1
+        })
+    }
+
+    /// Returns the cell at a place.
+    pub(super) fn at(&mut self, place: usize) -> &mut Cell {
+        &mut self.cells[place].1
+    }
+
+    /// Returns the cell that sums up the row of `series`.
+    pub(super) fn cell(&mut self, series: &Series) -> &mut Cell {
+        let place = self.place(series);
+        self.at(place)
+    }
+
+    /// Returns the rows as they were gathered.
+    pub(super) fn into_cells(self) -> Vec<(Series, Cell)> {
+        self.cells
     }
 
     /// Returns the finished rows, those with the most operations first.

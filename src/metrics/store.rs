@@ -12,8 +12,10 @@
 //! | `o`, u64be ended ms, u32be sequence | version byte, postcard [`OperationRecord`] |
 //! | `r`, resolution, u32be bucket, series | version byte, postcard [`Cell`] |
 //!
-//! Resolutions: `h` hours since 1970, `d` days, `t` all time (one bucket, which also keeps Prometheus' counters growing over
-//! rotation). Everything is bounded by age and by number: see the constants.
+//! Resolutions: `h` hours since 1970, `d` days, `m` spans of 32 days, `t` all time (one bucket, sums only, which keeps Prometheus'
+//! counters growing over rotation). A batch adds to hours and to all time; a day is summed up of its hours when it is over, a span of
+//! its days likewise, so a batch stays small and a question about a year reads few rows. Everything is bounded by age and by
+//! number: see the constants.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -38,6 +40,8 @@ const HOURS_MAX: u64 = 40_000;
 const DAYS_AGE: u32 = 5 * 366;
 /// At most so many daily cells are kept.
 const DAYS_MAX: u64 = 60_000;
+/// At most so many cells of 32 days are kept, as long as days.
+const SPANS_MAX: u64 = 20_000;
 /// A series of the all-time cells that was not seen so long gives its place to a new name.
 const TOTAL_UNSEEN_MS: u64 = 7 * 24 * HOUR_MS;
 /// At most so many old keys are removed with one batch, so that a lowered limit does not stall it.
@@ -47,6 +51,7 @@ const ROWS_PER_LOOK: usize = 256;
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_HOURS: u32 = 24;
+const SPAN_DAYS: u32 = 32;
 
 const META_KEY: &[u8] = b"m";
 const META_VERSION: u8 = 1;
@@ -108,6 +113,11 @@ struct Meta {
     /// Hourly cells from this hour on are complete.
     hours_from: u32,
     days: u64,
+    /// Days before this one are summed up; a record that comes late is added to its day as well.
+    days_to: u32,
+    spans: u64,
+    /// Spans before this one are summed up.
+    spans_to: u32,
 }
 
 /// An open store.
@@ -122,6 +132,7 @@ pub(super) struct Database {
 enum Resolution {
     Hour,
     Day,
+    Span,
     Total,
 }
 
@@ -130,6 +141,7 @@ impl Resolution {
         match self {
             Self::Hour => b'h',
             Self::Day => b'd',
+            Self::Span => b'm',
             Self::Total => b't',
         }
     }
@@ -139,6 +151,7 @@ impl Resolution {
         match self {
             Self::Hour => hour,
             Self::Day => hour / DAY_HOURS,
+            Self::Span => hour / DAY_HOURS / SPAN_DAYS,
             Self::Total => 0,
         }
     }
@@ -183,6 +196,11 @@ impl Limit {
             until: Moment::now().instant + limit,
             rows: 0,
         }
+    }
+
+    /// Lets everything be read: for what must be done.
+    fn none() -> Self {
+        Self::new(Duration::from_secs(3600))
     }
 
     fn row(&mut self) -> Result<(), Trouble> {
@@ -230,6 +248,9 @@ impl Database {
                     hours: 0,
                     hours_from: 0,
                     days: 0,
+                    days_to: Resolution::Day.bucket(now_ms),
+                    spans: 0,
+                    spans_to: Resolution::Span.bucket(now_ms),
                 };
                 db.insert(META_KEY, write_meta(&meta))?;
                 db.flush()?;
@@ -280,6 +301,7 @@ impl Database {
     /// Adds records in their stored form, rolls them up and removes what is beyond the bounds, all or nothing. Those
     /// numbered below [`Self::next_seq`] were added before an answer got lost, and are skipped.
     pub(super) fn apply(&mut self, first_seq: u64, records: &[Vec<u8>], now_ms: u64) -> Result<(), Trouble> {
+        self.sum_up_past(now_ms)?;
         let skipped = usize::try_from(self.meta.next_seq.saturating_sub(first_seq)).unwrap_or(usize::MAX);
         let mut meta = self.meta.clone();
         let mut batch = sled::Batch::default();
@@ -296,11 +318,24 @@ impl Database {
             meta.next_seq += 1;
             meta.records += 1;
             let series = Series::of(&record);
-            for resolution in [Resolution::Hour, Resolution::Day, Resolution::Total] {
-                cells
-                    .entry((resolution, resolution.bucket(record.ended_ms), series.clone()))
-                    .or_default()
-                    .add(&record);
+            for resolution in [
+                Resolution::Hour,
+                Resolution::Day,
+                Resolution::Span,
+                Resolution::Total,
+            ] {
+                let bucket = resolution.bucket(record.ended_ms);
+                let now = match resolution {
+                    Resolution::Hour | Resolution::Total => true,
+                    Resolution::Day => bucket < meta.days_to,
+                    Resolution::Span => bucket < meta.spans_to,
+                };
+                if now {
+                    cells
+                        .entry((resolution, bucket, series.clone()))
+                        .or_default()
+                        .add(&record);
+                }
             }
         }
         self.roll_up(cells, &mut meta, &mut batch, now_ms)?;
@@ -308,6 +343,59 @@ impl Database {
         batch.insert(META_KEY, write_meta(&meta));
         self.db.apply_batch(batch)?;
         self.meta = meta;
+        Ok(())
+    }
+
+    /// Sums up the days that are over, and the spans.
+    fn sum_up_past(&mut self, now_ms: u64) -> Result<(), Trouble> {
+        let today = Resolution::Day.bucket(now_ms);
+        for day in self.meta.days_to.max(today.saturating_sub(DAYS_AGE))..today {
+            let cells = self.gather(Resolution::Hour, day * DAY_HOURS..(day + 1) * DAY_HOURS)?;
+            self.meta.days_to = day + 1;
+            self.write_sums(Resolution::Day, day, cells)?;
+        }
+        let span = today / SPAN_DAYS;
+        for span in self.meta.spans_to.max(span.saturating_sub(DAYS_AGE / SPAN_DAYS))..span {
+            let cells = self.gather(Resolution::Day, span * SPAN_DAYS..(span + 1) * SPAN_DAYS)?;
+            self.meta.spans_to = span + 1;
+            self.write_sums(Resolution::Span, span, cells)?;
+        }
+        Ok(())
+    }
+
+    fn gather(&self, of: Resolution, buckets: Range<u32>) -> Result<Vec<(Series, Cell)>, Trouble> {
+        let mut rows = Rows::new(super::GroupBy::OperationAndMachine);
+        self.add_cells(
+            of,
+            &buckets,
+            &SummaryRequest::default(),
+            &mut rows,
+            &mut Limit::none(),
+        )?;
+        Ok(rows.into_cells())
+    }
+
+    /// Writes the cells of one bucket, together with the note that it is summed up.
+    fn write_sums(
+        &mut self,
+        resolution: Resolution,
+        bucket: u32,
+        cells: Vec<(Series, Cell)>,
+    ) -> Result<(), Trouble> {
+        if cells.is_empty() {
+            return Ok(());
+        }
+        let mut batch = sled::Batch::default();
+        match resolution {
+            Resolution::Day => self.meta.days += cells.len() as u64,
+            _ => self.meta.spans += cells.len() as u64,
+        }
+        let prefix = resolution.prefix(bucket);
+        for (series, cell) in cells {
+            batch.insert([prefix.as_slice(), &series.key()].concat(), cell.encode());
+        }
+        batch.insert(META_KEY, write_meta(&self.meta));
+        self.db.apply_batch(batch)?;
         Ok(())
     }
 
@@ -355,6 +443,7 @@ impl Database {
                     None => match resolution {
                         Resolution::Hour => meta.hours += 1,
                         Resolution::Day => meta.days += 1,
+                        Resolution::Span => meta.spans += 1,
                         Resolution::Total => {}
                     },
                 }
@@ -365,7 +454,13 @@ impl Database {
             }
         }
         for (key, cell) in written {
-            batch.insert(key, cell.encode());
+            let sums_only = key.get(1) == Some(&Resolution::Total.byte());
+            let stored = if sums_only {
+                cell.encode_sums()
+            } else {
+                cell.encode()
+            };
+            batch.insert(key, stored);
         }
         Ok(())
     }
@@ -442,6 +537,10 @@ impl Database {
         for (_, key) in self.cells_to_rotate(Resolution::Day, days_from, &mut meta.days, DAYS_MAX)? {
             batch.remove(key);
         }
+        let spans_from = days_from / SPAN_DAYS;
+        for (_, key) in self.cells_to_rotate(Resolution::Span, spans_from, &mut meta.spans, SPANS_MAX)? {
+            batch.remove(key);
+        }
         Ok(())
     }
 
@@ -499,13 +598,12 @@ impl Database {
             });
         }
         (since_ms, until_ms) = self.widened(since_ms, until_ms);
-        for part in parts(since_ms, until_ms) {
+        for part in parts(since_ms, until_ms, self.meta.days_to, self.meta.spans_to) {
             match part {
                 Part::Records(window) => self.add_records(&window, request, &mut rows, &mut limit)?,
-                Part::Hours(hours) => {
-                    self.add_cells(Resolution::Hour, &hours, request, &mut rows, &mut limit)?;
+                Part::Cells(resolution, buckets) => {
+                    self.add_cells(resolution, &buckets, request, &mut rows, &mut limit)?;
                 }
-                Part::Days(days) => self.add_cells(Resolution::Day, &days, request, &mut rows, &mut limit)?,
             }
         }
         Ok(Summary {
@@ -570,14 +668,26 @@ impl Database {
         rows: &mut Rows,
         limit: &mut Limit,
     ) -> Result<(), Trouble> {
-        for row in self
+        // Most rows are of a series that was met before: it is not read again.
+        let mut places: HashMap<Vec<u8>, Option<usize>> = HashMap::new();
+        let range = self
             .db
-            .range(resolution.prefix(buckets.start)..resolution.prefix(buckets.end))
-        {
+            .range(resolution.prefix(buckets.start)..resolution.prefix(buckets.end));
+        for row in range {
             let (key, value) = row?;
             limit.row()?;
-            let (_, series) = read_cell_key(&key)?;
-            if request.matches(&series) && !rows.cell(&series).add_stored(&value) {
+            let known = key.get(6..).and_then(|series| places.get(series).copied());
+            let place = if let Some(place) = known {
+                place
+            } else {
+                let (_, series) = read_cell_key(&key)?;
+                let place = request.matches(&series).then(|| rows.place(&series));
+                places.insert(key[6..].to_vec(), place);
+                place
+            };
+            if let Some(place) = place
+                && !rows.at(place).add_stored(&value)
+            {
                 return Err(Trouble::Damaged("a roll-up cannot be read".into()));
             }
         }
@@ -671,50 +781,50 @@ fn write_meta(meta: &Meta) -> Vec<u8> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Records(Range<u64>),
-    Hours(Range<u32>),
-    Days(Range<u32>),
+    Cells(Resolution, Range<u32>),
 }
 
-/// Cuts a window into whole days, the whole hours around them, and what is left at the edges.
-fn parts(since_ms: u64, until_ms: u64) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let first_hour = since_ms.div_ceil(HOUR_MS);
+/// Cuts a window into spans and days that are summed up, the whole hours around them, and what is left at the edges.
+fn parts(since_ms: u64, until_ms: u64, days_to: u32, spans_to: u32) -> Vec<Part> {
     let open_end = until_ms == u64::MAX;
+    let first_hour = since_ms.div_ceil(HOUR_MS);
     let end_hour = if open_end {
         u64::from(u32::MAX)
     } else {
         until_ms / HOUR_MS
     };
-    if first_hour >= end_hour && !open_end {
-        // Within one hour, or over one full hour's edge.
-        let middle = (first_hour * HOUR_MS).min(until_ms);
-        for window in [since_ms..middle, middle..until_ms] {
-            if !window.is_empty() {
-                parts.push(Part::Records(window));
-            }
-        }
-        return parts;
+    if first_hour >= end_hour {
+        // Within one hour, or over the edge between two.
+        return vec![Part::Records(since_ms..until_ms)];
     }
-    let hour = |hour: u64| u32::try_from(hour).unwrap_or(u32::MAX);
-    let (first_hour, end_hour) = (hour(first_hour), hour(end_hour));
-    if since_ms < u64::from(first_hour) * HOUR_MS {
-        parts.push(Part::Records(since_ms..u64::from(first_hour) * HOUR_MS));
+    let as_hour = |hour: u64| u32::try_from(hour).unwrap_or(u32::MAX);
+    let hours = as_hour(first_hour)..as_hour(end_hour);
+    let (hours_before, days, hours_after) = split(hours, DAY_HOURS, days_to);
+    let (days_before, spans, days_after) = split(days, SPAN_DAYS, spans_to);
+    let mut parts = vec![
+        Part::Records(since_ms..first_hour * HOUR_MS),
+        Part::Cells(Resolution::Hour, hours_before),
+        Part::Cells(Resolution::Day, days_before),
+        Part::Cells(Resolution::Span, spans),
+        Part::Cells(Resolution::Day, days_after),
+        Part::Cells(Resolution::Hour, hours_after),
+    ];
+    if !open_end {
+        parts.push(Part::Records(end_hour * HOUR_MS..until_ms));
     }
-    let (first_day, end_day) = (first_hour.div_ceil(DAY_HOURS), end_hour / DAY_HOURS);
-    if first_day < end_day {
-        if first_hour < first_day * DAY_HOURS {
-            parts.push(Part::Hours(first_hour..first_day * DAY_HOURS));
-        }
-        // The last day of an open end is far in the future: nothing is beyond it.
-        parts.push(Part::Days(first_day..end_day));
-        if end_day * DAY_HOURS < end_hour {
-            parts.push(Part::Hours(end_day * DAY_HOURS..end_hour));
-        }
-    } else if first_hour < end_hour {
-        parts.push(Part::Hours(first_hour..end_hour));
-    }
-    if !open_end && u64::from(end_hour) * HOUR_MS < until_ms {
-        parts.push(Part::Records(u64::from(end_hour) * HOUR_MS..until_ms));
-    }
+    parts.retain(|part| match part {
+        Part::Records(window) => !window.is_empty(),
+        Part::Cells(_, buckets) => !buckets.is_empty(),
+    });
     parts
+}
+
+/// Splits a range into what comes before whole groups of `factor`, those groups up to `built_to`, and what comes after.
+fn split(range: Range<u32>, factor: u32, built_to: u32) -> (Range<u32>, Range<u32>, Range<u32>) {
+    let first = range.start.div_ceil(factor);
+    let end = (range.end / factor).min(built_to);
+    if first >= end {
+        return (range, 0..0, 0..0);
+    }
+    (range.start..first * factor, first..end, end * factor..range.end)
 }
