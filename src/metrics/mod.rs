@@ -43,7 +43,7 @@ use helper::{Request, Response};
 /// At most so many records wait for the store; more are dropped and counted. About 3 MB.
 const BUFFER_MAX: usize = 16_384;
 /// With so many waiting the store is written to early.
-const BUFFER_HIGH: usize = 4_096;
+const BUFFER_HIGH: usize = 1_024;
 /// At most so many questions wait for the store.
 const QUESTIONS_MAX: usize = 64;
 /// A question is answered within this, or not at all.

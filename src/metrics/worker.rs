@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use super::helper::{CallError, Helper, Request, Response};
 use super::store::{Bounds, Trouble, is_of_the_disk};
-use super::{BUFFER_HIGH, QUESTION_LIMIT, Question, Settings, Shared, StoreError, StoreState};
+use super::{
+    BUFFER_HIGH, OperationRecord, QUESTION_LIMIT, Question, Settings, Shared, StoreError, StoreState,
+};
 use crate::clock::Moment;
 
 /// Records are handed over this long after the first of them.
@@ -41,7 +43,7 @@ const HELD_MAX: usize = 8;
 /// So many stores that were set aside are kept; older ones are removed.
 const SET_ASIDE_MAX: usize = 3;
 /// At most so many records go into one batch.
-const BATCH_MAX: usize = 4_096;
+const BATCH_MAX: usize = 1_024;
 
 /// Starts the thread.
 pub(super) fn start(settings: Settings, shared: Arc<Shared>) -> io::Result<()> {
@@ -80,8 +82,8 @@ struct Worker {
     /// When the first record since the last flush was handed over.
     unflushed_since: Option<Instant>,
     paused_until: Option<Instant>,
-    /// Encoded records that could not be handed over yet.
-    held: Vec<Vec<u8>>,
+    /// Records that could not be handed over yet.
+    held: Vec<OperationRecord>,
 }
 
 impl Worker {
@@ -183,7 +185,13 @@ impl Worker {
                 break;
             }
             let Some(open) = &mut self.open else { break };
-            let records: Vec<Vec<u8>> = self.held[..self.held.len().min(BATCH_MAX)].to_vec();
+            // Encoded batch by batch: a burst leaves no trace in the daemon's memory.
+            let records: Vec<_> = self
+                .held
+                .iter()
+                .take(BATCH_MAX)
+                .map(OperationRecord::encode)
+                .collect();
             let count = records.len();
             let first_seq = open.next_seq;
             let request = Request::Apply {
@@ -227,6 +235,9 @@ impl Worker {
                 }
             }
         }
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
         self.shared.inbox().held = self.held.len();
     }
 
@@ -237,8 +248,11 @@ impl Worker {
             // A new buffer, grown as needed: an idle daemon keeps none.
             std::mem::take(&mut inbox.records)
         };
-        self.held
-            .extend(records.iter().map(super::OperationRecord::encode));
+        if self.held.is_empty() {
+            self.held = records;
+        } else {
+            self.held.extend(records);
+        }
     }
 
     fn flush(&mut self) {
