@@ -465,6 +465,7 @@ macro_rules! keys {
         pub struct Config {
             $($(#[doc = $doc])+ pub $name: $type,)+
             origins: BTreeMap<&'static str, Origin>,
+            file: Option<PathBuf>,
         }
 
         /// Every key, in the order of the sample.
@@ -475,7 +476,7 @@ macro_rules! keys {
             pub fn defaults(places: &Places) -> Self {
                 // Each default may use where this user's files lie.
                 $(let $name = { let make: fn(&Places) -> $type = $default; make(places) };)+
-                Self { $($name,)+ origins: BTreeMap::new() }
+                Self { $($name,)+ origins: BTreeMap::new(), file: None }
             }
 
             fn set(&mut self, key: &str, given: &Given<'_>, origin: Origin) -> Result<(), ConfigError> {
@@ -516,6 +517,7 @@ impl Config {
         let mut config = Self::defaults(places);
         if let Some((path, text)) = read_file(places, flags, environment)? {
             config.apply_file(&path, &text)?;
+            config.file = Some(path);
         }
         for key in KEYS {
             let variable = key.variable();
@@ -528,6 +530,11 @@ impl Config {
         }
         config.check(places)?;
         Ok(config)
+    }
+
+    /// Returns the file that was read, if there was one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Returns where a key's value came from.
@@ -614,9 +621,6 @@ impl Config {
         }
         if self.spool_max > self.spool_total_max {
             return Err(self.bad("spool_max", too_many("spool_max", "spool_total_max")));
-        }
-        if self.watch_interval > self.watch_interval_max {
-            return Err(self.bad("watch_interval", too_many("watch_interval", "watch_interval_max")));
         }
         crate::logging::check_level(&self.log_level).map_err(|problem| self.bad("log_level", problem))
     }
@@ -734,12 +738,8 @@ keys! {
     orbctl: Option<PathBuf> = |_| None;
     /// Where journal, metrics and spooled output go.
     state_dir: PathBuf = |places| places.state.clone();
-    /// Start the daemon on demand where no service is installed.
-    autostart: bool = |_| true;
     /// Allow running as root.
     allow_root: bool = |_| false;
-    /// Restart by itself when the program on disk was replaced and no change runs.
-    restart_on_upgrade: bool = |_| true;
 
     /// One invocation at a time, of all kinds but sessions.
     strict: bool = |_| false;
@@ -774,10 +774,6 @@ keys! {
 
     /// The oldest observation that anybody is answered with.
     cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);
-    /// How often orbd looks for changes while somebody is subscribed.
-    watch_interval: Duration = |_| seconds(2), Duration::from_millis(200) => hours(1);
-    /// What that grows to while nothing changes.
-    watch_interval_max: Duration = |_| seconds(10), Duration::from_millis(200) => hours(1);
 
     /// At most so much output of one job is kept.
     spool_max: Bytes = |_| Bytes(1 << 30), Bytes(1 << 16) => Bytes(1 << 40);
@@ -801,8 +797,6 @@ keys! {
     batch_max: usize = |_| 100, 1 => 10_000;
     /// The longest request.
     frame_max: Bytes = |_| Bytes(16 << 20), Bytes(1 << 12) => Bytes(1 << 30);
-    /// How long a connection may be idle, with no subscription, before it is closed.
-    connection_idle_max: Duration = |_| hours(1), seconds(1) => days(30);
 
     /// How much is logged: error, warn, info, debug or trace, also per module as in `info,orbd::rpc=debug`.
     log_level: String = |_| "info".into();

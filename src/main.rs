@@ -109,7 +109,7 @@ fn run() -> Result<()> {
     let surroundings = Surroundings {
         home: places.home.clone(),
         environment: std::env::vars_os().collect(),
-        config_file: None,
+        config_file: config.file().map(PathBuf::from),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
