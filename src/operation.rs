@@ -158,6 +158,24 @@ impl ExecRequest {
         })
     }
 
+    /// Returns a request that says no more than whether input was streamed: all that is needed of a command that is over, whose
+    /// words, environment and input may hold secrets and megabytes.
+    #[must_use]
+    pub fn forgotten(&self) -> Self {
+        let stdin = if self.stdin == Stdin::Stream {
+            Stdin::Stream
+        } else {
+            Stdin::Empty
+        };
+        Self {
+            command: vec!["forgotten".into()],
+            user: None,
+            workdir: None,
+            env: Vec::new(),
+            stdin,
+        }
+    }
+
     /// Returns program and arguments.
     pub fn command(&self) -> &[String] {
         &self.command

@@ -65,7 +65,7 @@ pub struct Submission {
 }
 
 /// What stays the same about a job from acceptance to end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct JobSpec {
     /// Its id.
     pub id: JobId,
@@ -85,6 +85,17 @@ pub struct JobSpec {
     pub accepted: Moment,
     /// Longest run.
     pub run_timeout: Option<Duration>,
+}
+
+impl JobSpec {
+    /// Returns what is kept of a job that is over: everything but a command's words, environment and input.
+    pub(super) fn forgotten(&self) -> Self {
+        let mut kept = self.clone();
+        if let Operation::Exec(machine, request) = &self.operation {
+            kept.operation = Operation::Exec(machine.clone(), request.forgotten());
+        }
+        kept
+    }
 }
 
 /// Where a job is.

@@ -691,6 +691,9 @@ impl<O: Orbctl> State<O> {
             outcome,
             holder,
         });
+        if matches!(spec.operation, Operation::Exec(..)) {
+            entry.spec = Arc::new(spec.forgotten());
+        }
         if matches!(spec.operation, Operation::Query(_)) {
             // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
             self.jobs.remove(&id);
