@@ -5,128 +5,81 @@
 
 use super::types::{ErrorData, ErrorObject};
 
-/// Kinds of errors, each with its code and its stable word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
-    /// A parameter is missing, unknown or out of range; `data.field` says which.
-    InvalidParams,
+/// Writes the table once: the doc comment is the published meaning.
+macro_rules! kinds {
+    ($(#[doc = $meaning:literal] $kind:ident $code:literal $word:literal;)*) => {
+        /// Kinds of errors, each with its code, its stable word and what it means.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum ErrorKind {
+            $(#[doc = $meaning] $kind,)*
+        }
+
+        impl ErrorKind {
+            /// Every kind, in the order of the published table.
+            pub const ALL: [Self; [$($code),*].len()] = [$(Self::$kind),*];
+
+            /// Returns the code on the wire.
+            pub fn code(self) -> i32 {
+                match self { $(Self::$kind => $code,)* }
+            }
+
+            /// Returns the stable word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$kind => $word,)* }
+            }
+
+            /// Returns what it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$kind => $meaning,)* }.trim_ascii()
+            }
+        }
+    };
+}
+
+kinds! {
     /// Not JSON.
-    ParseError,
+    ParseError -32700 "parse_error";
     /// JSON, but not a request, or over a bound of the connection.
-    InvalidRequest,
+    InvalidRequest -32600 "invalid_request";
+    /// A parameter is missing, unknown or out of range; `data.field` says which.
+    InvalidParams -32602 "invalid_params";
     /// No such method.
-    MethodNotFound,
-    /// The queue is full; `data.retry_after_ms` says when to come back.
-    QueueFull,
-    /// New work is refused.
-    Draining,
-    /// `orbctl` knows no such machine.
-    MachineNotFound,
-    /// The name is taken.
-    MachineExists,
-    /// The machine is in a state in which this cannot be done.
-    MachineWrongState,
-    /// Unknown, or no longer kept.
-    JobNotFound,
-    /// Cancelled; `data.phase` says where.
-    JobCancelled,
-    /// A limit passed; `data.phase` says which, `data.holder` what was in the way.
-    DeadlineExceeded,
-    /// The daemon that ran it died.
-    JobInterrupted,
-    /// A change was cut short and may have taken effect; `data.observed` says what was seen.
-    OutcomeUnknown,
-    /// Not found, not executable, or a version that is not supported.
-    OrbctlUnavailable,
-    /// `orbctl` failed.
-    OrbctlFailed,
-    /// A signal ended `orbctl`.
-    OrbctlKilled,
-    /// `orbctl` succeeded but said something that we do not know.
-    OrbctlOutputUnreadable,
-    /// Client and daemon speak different protocols.
-    ProtocolMismatch,
+    MethodNotFound -32601 "method_not_found";
     /// Our own fault; `data.incident` finds the log line.
-    Internal,
+    Internal -32603 "internal";
+    /// The queue is full; `data.retry_after_ms` says when to come back.
+    QueueFull 1001 "queue_full";
+    /// New work is refused.
+    Draining 1002 "draining";
+    /// Client and daemon speak different protocols.
+    ProtocolMismatch 1003 "protocol_mismatch";
+    /// `orbctl` knows no such machine.
+    MachineNotFound 2001 "machine_not_found";
+    /// The name is taken.
+    MachineExists 2002 "machine_exists";
+    /// The machine is in a state in which this cannot be done.
+    MachineWrongState 2003 "machine_wrong_state";
+    /// Unknown, or no longer kept.
+    JobNotFound 3001 "job_not_found";
+    /// Cancelled; `data.phase` says where.
+    JobCancelled 3002 "job_cancelled";
+    /// A limit passed; `data.phase` says which, `data.holder` what was in the way.
+    DeadlineExceeded 3003 "deadline_exceeded";
+    /// It ended unseen: the daemon that ran it died, or the client that held its lease did.
+    JobInterrupted 3004 "job_interrupted";
+    /// A change was cut short and may have taken effect; `data.observed` says what was seen.
+    OutcomeUnknown 3005 "outcome_unknown";
+    /// Not found, not executable, or a version that is not supported.
+    OrbctlUnavailable 4001 "orbctl_unavailable";
+    /// `orbctl` failed; `data.exit_code` and `data.stderr_tail` say how.
+    OrbctlFailed 4002 "orbctl_failed";
+    /// A signal ended `orbctl`.
+    OrbctlKilled 4003 "orbctl_killed";
+    /// `orbctl` succeeded but said something that we do not know.
+    OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
 }
 
 impl ErrorKind {
-    /// Every kind, in the order of the published table.
-    pub const ALL: [Self; 20] = [
-        Self::ParseError,
-        Self::InvalidRequest,
-        Self::InvalidParams,
-        Self::MethodNotFound,
-        Self::Internal,
-        Self::QueueFull,
-        Self::Draining,
-        Self::ProtocolMismatch,
-        Self::MachineNotFound,
-        Self::MachineExists,
-        Self::MachineWrongState,
-        Self::JobNotFound,
-        Self::JobCancelled,
-        Self::DeadlineExceeded,
-        Self::JobInterrupted,
-        Self::OutcomeUnknown,
-        Self::OrbctlUnavailable,
-        Self::OrbctlFailed,
-        Self::OrbctlKilled,
-        Self::OrbctlOutputUnreadable,
-    ];
-
-    /// Returns the code on the wire.
-    pub fn code(self) -> i32 {
-        match self {
-            Self::ParseError => -32700,
-            Self::InvalidRequest => -32600,
-            Self::InvalidParams => -32602,
-            Self::MethodNotFound => -32601,
-            Self::Internal => -32603,
-            Self::QueueFull => 1001,
-            Self::Draining => 1002,
-            Self::ProtocolMismatch => 1003,
-            Self::MachineNotFound => 2001,
-            Self::MachineExists => 2002,
-            Self::MachineWrongState => 2003,
-            Self::JobNotFound => 3001,
-            Self::JobCancelled => 3002,
-            Self::DeadlineExceeded => 3003,
-            Self::JobInterrupted => 3004,
-            Self::OutcomeUnknown => 3005,
-            Self::OrbctlUnavailable => 4001,
-            Self::OrbctlFailed => 4002,
-            Self::OrbctlKilled => 4003,
-            Self::OrbctlOutputUnreadable => 4004,
-        }
-    }
-
-    /// Returns the stable word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ParseError => "parse_error",
-            Self::InvalidRequest => "invalid_request",
-            Self::InvalidParams => "invalid_params",
-            Self::MethodNotFound => "method_not_found",
-            Self::Internal => "internal",
-            Self::QueueFull => "queue_full",
-            Self::Draining => "draining",
-            Self::ProtocolMismatch => "protocol_mismatch",
-            Self::MachineNotFound => "machine_not_found",
-            Self::MachineExists => "machine_exists",
-            Self::MachineWrongState => "machine_wrong_state",
-            Self::JobNotFound => "job_not_found",
-            Self::JobCancelled => "job_cancelled",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::JobInterrupted => "job_interrupted",
-            Self::OutcomeUnknown => "outcome_unknown",
-            Self::OrbctlUnavailable => "orbctl_unavailable",
-            Self::OrbctlFailed => "orbctl_failed",
-            Self::OrbctlKilled => "orbctl_killed",
-            Self::OrbctlOutputUnreadable => "orbctl_output_unreadable",
-        }
-    }
-
     /// Says whether the same call may succeed later without anybody mending anything.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::QueueFull | Self::Draining)

@@ -102,6 +102,7 @@ pub struct Observed {
     /// Grows with every change that makes facts stale; equal generations mean that nothing changed through orbd between.
     pub generation: u64,
     /// When the look began.
+    #[schemars(extend("format" = "date-time"))]
     pub observed_at: String,
     /// Where it came from: `orbctl`.
     pub source: String,
@@ -235,6 +236,7 @@ job_params! {
         user: Option<String>,
         /// Processor limit (OrbStack 2.2 and later).
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(range(min = 1))]
         cpus: Option<u32>,
         /// Memory limit, as in `4G` (OrbStack 2.2 and later).
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -342,6 +344,7 @@ job_params! {
         /// Name or id.
         machine: String,
         /// Program and arguments, kept as words. The first cannot start with `-`.
+        #[schemars(length(min = 1))]
         command: Vec<String>,
         /// Guest user; the machine's default user where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -538,6 +541,7 @@ pub struct Client {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingFor {
     /// `job`, `limit` or `paused`.
+    #[schemars(extend("enum" = ["job", "limit", "paused"]))]
     pub kind: String,
     /// The job in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -563,6 +567,7 @@ pub struct WaitingFor {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     /// `succeeded`, `failed`, `cancelled`, `expired`, `interrupted` or `unknown`.
+    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
     pub kind: String,
     /// Exit code of the guest's command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -605,6 +610,7 @@ pub struct ErrorData {
     pub machine: Option<String>,
     /// `queued` or `running`: where a job was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["queued", "running"]))]
     pub phase: Option<String>,
     /// Exit code of `orbctl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -653,6 +659,7 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Which limits apply: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
+    #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
     pub class: String,
     /// Who asked.
     pub client: Client,
@@ -663,12 +670,15 @@ pub struct Job {
     /// Where it is.
     pub state: JobStateWord,
     /// When it was accepted.
+    #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
     /// When it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub ended_at: Option<String>,
     /// Microseconds from acceptance to start, so far.
     pub wait_us: u64,
@@ -721,6 +731,7 @@ pub struct JobListParams {
     pub operation: Option<String>,
     /// At most so many, the newest; 100 where absent, at most 10000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
     pub limit: Option<usize>,
 }
 
@@ -744,6 +755,7 @@ pub struct JobAnswer {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobCancelAnswer {
     /// `never_started`, `stopping` or `already_ended`.
+    #[schemars(extend("enum" = ["never_started", "stopping", "already_ended"]))]
     pub result: String,
 }
 
@@ -758,6 +770,7 @@ pub struct JobOutputParams {
     pub offset: u64,
     /// At most so many bytes; 1 MiB where absent, at most 4 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4_194_304))]
     pub bytes_max: Option<u64>,
     /// When there is nothing yet, wait so long for something; 0 where absent.
     #[serde(default)]
@@ -910,7 +923,7 @@ pub struct CacheStatusAnswer {
 /// One kept observation.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheEntry {
-    /// `machines`, `info`, `status`, `version`, `config` or `default`.
+    /// `machines`, `info`, `status`, `version`, `config`, `default` or `ssh`.
     pub topic: String,
     /// The machine, for `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -1009,9 +1022,11 @@ pub struct MetricsHistoryParams {
     pub machine: Option<String>,
     /// Only this outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
     pub outcome: Option<String>,
     /// At most so many; 100 where absent, at most 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000))]
     pub limit: Option<usize>,
     /// `cursor` of the answer before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -1029,21 +1044,26 @@ pub struct MetricsRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Class.
+    #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
     pub class: String,
     /// Who asked.
     pub client: Client,
     /// When it was accepted.
+    #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
     /// When it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
     /// When it ended.
+    #[schemars(extend("format" = "date-time"))]
     pub ended_at: String,
     /// Microseconds from acceptance to start.
     pub wait_us: u64,
     /// Microseconds from start to end.
     pub run_us: u64,
     /// How it ended.
+    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
     pub outcome: String,
     /// Exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -1102,6 +1122,7 @@ pub struct CountersAnswer {
 #[serde(deny_unknown_fields)]
 pub struct HelloParams {
     /// Name of the client, as in `pyinfra`: letters, digits, `-`, `_`, `.`, at most 64.
+    #[schemars(regex(pattern = "^[A-Za-z0-9._-]{1,64}$"))]
     pub client: String,
     /// Protocol version that the client speaks.
     pub protocol: u32,
@@ -1130,6 +1151,7 @@ pub struct DaemonInfoAnswer {
     /// Process id.
     pub pid: u32,
     /// When it started.
+    #[schemars(extend("format" = "date-time"))]
     pub started_at: String,
     /// How long ago.
     pub uptime_ms: u64,

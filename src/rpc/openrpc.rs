@@ -1,0 +1,356 @@
+//! Writes the published description, `proto/openrpc.json`, from the methods, the types and the error table.
+//!
+//! The document is OpenRPC 1.3 with JSON Schema draft 7. It follows from the code alone: the same build writes the same bytes.
+//! Two things are said in extensions, because OpenRPC has no word for them: `x-notification` and `x-unsubscribe` of a
+//! subscription.
+
+use schemars::generate::{Contract, SchemaSettings};
+use schemars::{Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use super::api::{Description, PROTOCOL_VERSION, descriptions};
+use super::errors::ErrorKind;
+
+/// Where schemas are kept in the document.
+const SCHEMAS: &str = "#/components/schemas/";
+
+/// Returns the whole document.
+pub fn document() -> Value {
+    let mut schemas = Schemas::new();
+    let methods: Vec<Value> = descriptions()
+        .iter()
+        .map(|description| method(description, &mut schemas))
+        .collect();
+    let errors: Map<String, Value> = ErrorKind::ALL
+        .iter()
+        .map(|kind| (kind.as_str().to_owned(), error(*kind)))
+        .collect();
+    json!({
+        "openrpc": "1.3.2",
+        "info": {
+            "title": "orbd",
+            "version": format!("{PROTOCOL_VERSION}.0.0"),
+            "description": "A per-user daemon that queues, joins, caches and records every orbctl invocation. \
+                            The first number of the version is the protocol version that `daemon.hello` compares.",
+            "license": { "name": "MIT OR Apache-2.0" },
+        },
+        "servers": [{
+            "name": "socket",
+            "url": "unix:~/.orbd/orbd.sock",
+            "description": "$ORBD_SOCKET, else ~/.orbd/orbd.sock; JSON lines or HTTP, told by the first byte.",
+        }],
+        "methods": methods,
+        "components": { "schemas": schemas.take(), "errors": errors },
+    })
+}
+
+/// Returns the errors that a method may answer with, beside those that any request may: what is not JSON, not a request or not a
+/// method.
+pub fn errors_of(method: &str) -> Vec<ErrorKind> {
+    use ErrorKind as E;
+    /// Whatever becomes a job or needs a look at the inventory.
+    const JOB: [ErrorKind; 8] = [
+        E::QueueFull,
+        E::Draining,
+        E::JobCancelled,
+        E::DeadlineExceeded,
+        E::OrbctlUnavailable,
+        E::OrbctlFailed,
+        E::OrbctlKilled,
+        E::OrbctlOutputUnreadable,
+    ];
+    let own: &[ErrorKind] = match method {
+        "daemon.hello" => &[E::ProtocolMismatch],
+        "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list" | "metrics.counters"
+        | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain" => &[],
+        "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
+        "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
+        | "session.release" => &[E::JobNotFound],
+        "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
+        | "config.show" | "config.get" => &[],
+        "machine.info" | "machine.logs" => &[E::MachineNotFound],
+        "machine.run" | "machine.run_follow" => &[E::MachineNotFound, E::JobInterrupted],
+        "machine.create" => &[E::MachineExists, E::OutcomeUnknown],
+        "machine.start" | "machine.stop" | "machine.restart" | "machine.delete" => {
+            &[E::MachineNotFound, E::MachineWrongState, E::OutcomeUnknown]
+        }
+        "machine.rename" | "machine.clone" => &[
+            E::MachineNotFound,
+            E::MachineExists,
+            E::MachineWrongState,
+            E::OutcomeUnknown,
+        ],
+        "machine.set_default" | "config.set" => &[E::MachineNotFound, E::OutcomeUnknown],
+        "machine.start_all" | "machine.stop_all" | "orbstack.start" | "orbstack.stop" | "config.reset" => {
+            &[E::OutcomeUnknown]
+        }
+        "session.lease" => &[
+            E::MachineNotFound,
+            E::MachineExists,
+            E::JobInterrupted,
+            E::OutcomeUnknown,
+        ],
+        other => unreachable!("{other} is in the table; a test visits every method"),
+    };
+    let makes_job = ["machine.", "orbstack.", "config.", "session.lease"]
+        .iter()
+        .any(|prefix| method.starts_with(prefix));
+    let shared: &[ErrorKind] = if makes_job { &JOB } else { &[] };
+    let may = |kind: &ErrorKind| {
+        matches!(kind, E::InvalidParams | E::Internal) || own.contains(kind) || shared.contains(kind)
+    };
+    ErrorKind::ALL.into_iter().filter(may).collect()
+}
+
+fn error(kind: ErrorKind) -> Value {
+    json!({
+        "code": kind.code(),
+        "message": kind.meaning(),
+        "data": { "kind": kind.as_str(), "retryable": kind.is_retryable() },
+    })
+}
+
+fn method(description: &Description, schemas: &mut Schemas) -> Value {
+    let (group, _) = description.name.split_once('.').unwrap_or((description.name, ""));
+    let errors: Vec<Value> = errors_of(description.name)
+        .iter()
+        .map(|kind| json!({ "$ref": format!("#/components/errors/{}", kind.as_str()) }))
+        .collect();
+    let answer = schemas.answer(description.answer);
+    let mut method = json!({
+        "name": description.name,
+        "summary": description.summary,
+        "tags": [{ "name": group }],
+        "paramStructure": "by-name",
+        "params": schemas.params(description.params),
+        "errors": errors,
+    });
+    match description.subscription {
+        None => method["result"] = json!({ "name": "answer", "schema": answer }),
+        Some((notification, unsubscribe)) => {
+            let id = json!({ "type": "integer", "minimum": 0, "description": "Names the subscription." });
+            method["result"] = json!({ "name": "subscription", "schema": id });
+            method["x-notification"] = json!({
+                "method": notification,
+                "params": {
+                    "type": "object",
+                    "properties": { "subscription": id, "result": answer },
+                    "required": ["subscription", "result"],
+                },
+            });
+            method["x-unsubscribe"] = json!({
+                "method": unsubscribe,
+                "paramStructure": "by-position",
+                "params": [{ "name": "subscription", "required": true, "schema": id }],
+                "result": {
+                    "name": "ended",
+                    "schema": { "type": "boolean", "description": "Whether there was one to end." },
+                },
+            });
+        }
+    }
+    method
+}
+
+/// Makes schemas and collects those that others refer to.
+struct Schemas {
+    taken: SchemaGenerator,
+    /// The same parameters as a client writes them: a field that it always writes may be null, one that it may leave out is
+    /// never.
+    written: SchemaGenerator,
+    answered: SchemaGenerator,
+    /// Names of parameter objects: they are spread over a method's parameters, so nobody refers to them.
+    spread: Vec<String>,
+}
+
+impl Schemas {
+    fn new() -> Self {
+        let generator = |contract: Contract| {
+            let settings = SchemaSettings::draft07().with(|settings| {
+                settings.contract = contract;
+                settings.definitions_path = SCHEMAS[1..].trim_end_matches('/').to_owned().into();
+                settings.meta_schema = None;
+                settings.transforms.clear();
+            });
+            SchemaGenerator::new(settings)
+        };
+        Self {
+            taken: generator(Contract::Deserialize),
+            written: generator(Contract::Serialize),
+            answered: generator(Contract::Serialize),
+            spread: Vec::new(),
+        }
+    }
+
+    /// Writes a parameter object as OpenRPC's list of parameters: required ones first, each kind by name.
+    fn params(&mut self, schema: fn(&mut SchemaGenerator) -> Schema) -> Value {
+        let taken = schema(&mut self.taken);
+        let written = schema(&mut self.written);
+        let (taken, name) = resolve(&taken, &self.taken);
+        let (written, _) = resolve(&written, &self.written);
+        self.spread.extend(name);
+        let required = names(&taken["required"]);
+        let kept_null = names(&written["required"]);
+        let mut params: Vec<(bool, Value)> = Vec::new();
+        for (name, schema) in taken["properties"].as_object().into_iter().flatten() {
+            let mut schema = schema.clone();
+            if !kept_null.contains(name) {
+                strip_null(&mut schema);
+            }
+            polish(&mut schema);
+            let description = schema.as_object_mut().and_then(|fields| fields.remove("description"));
+            unwrap_reference(&mut schema);
+            let is_required = required.contains(name);
+            params.push((
+                is_required,
+                json!({ "name": name, "description": description, "required": is_required, "schema": schema }),
+            ));
+        }
+        // Stable, so names stay sorted within both halves.
+        params.sort_by_key(|(is_required, _)| !is_required);
+        params.into_iter().map(|(_, param)| param).collect()
+    }
+
+    fn answer(&mut self, schema: fn(&mut SchemaGenerator) -> Schema) -> Value {
+        let mut schema = schema(&mut self.answered).to_value();
+        polish(&mut schema);
+        schema
+    }
+
+    /// Returns every schema that is referred to.
+    fn take(mut self) -> Value {
+        let mut all = Map::new();
+        for mut generator in [self.taken, self.answered] {
+            for (name, mut schema) in generator.take_definitions(true) {
+                if self.spread.contains(&name) {
+                    continue;
+                }
+                polish(&mut schema);
+                let before = all.insert(name.clone(), schema.clone());
+                debug_assert!(before.is_none_or(|before| before == schema), "{name} has one schema");
+            }
+        }
+        self.spread.clear();
+        Value::Object(all)
+    }
+}
+
+/// Follows a reference; returns its name beside what it names.
+fn resolve(schema: &Schema, generator: &SchemaGenerator) -> (Value, Option<String>) {
+    let name = schema
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|reference| reference.strip_prefix(SCHEMAS))
+        .map(str::to_owned);
+    let named = name.as_ref().and_then(|name| generator.definitions().get(name));
+    (named.cloned().unwrap_or_else(|| schema.clone().to_value()), name)
+}
+
+fn names(list: &Value) -> Vec<String> {
+    let words = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+    words.map(str::to_owned).collect()
+}
+
+/// Takes "or null" out of a schema: the field is left out instead.
+fn strip_null(schema: &mut Value) {
+    let Some(fields) = schema.as_object_mut() else { return };
+    if let Some(Value::Array(types)) = fields.get_mut("type") {
+        types.retain(|word| word != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            fields.insert("type".into(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
+        choices.retain(|choice| *choice != json!({ "type": "null" }));
+        if let [only] = choices.as_slice() {
+            let only = only.clone();
+            fields.remove("anyOf");
+            fields.extend(only.as_object().cloned().unwrap_or_default());
+        }
+    }
+}
+
+/// Makes a schema and all below it plain: no null where a field is left out instead, no Rust words, and nothing beside a
+/// reference, which draft 7 would ignore.
+fn polish(schema: &mut Value) {
+    let Some(fields) = schema.as_object_mut() else {
+        if let Value::Array(list) = schema {
+            list.iter_mut().for_each(polish);
+        }
+        return;
+    };
+    let required = fields.get("required").map(names).unwrap_or_default();
+    if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+        for (name, property) in properties {
+            if !required.contains(name) {
+                strip_null(property);
+            }
+        }
+    }
+    match fields.get("format").and_then(Value::as_str) {
+        Some("uint") => drop(fields.insert("format".into(), "uint64".into())),
+        Some("double") => drop(fields.remove("format")),
+        _ => {}
+    }
+    if fields.len() > 1
+        && let Some(reference) = fields.remove("$ref")
+    {
+        fields.insert("allOf".into(), json!([{ "$ref": reference }]));
+    }
+    // A default that is the same as leaving the field out says nothing.
+    if fields.get("default").is_some_and(Value::is_null) {
+        fields.remove("default");
+    }
+    fields.values_mut().for_each(polish);
+}
+
+/// Puts a lone reference back in its short form, once its description stands elsewhere.
+fn unwrap_reference(schema: &mut Value) {
+    if let Some([only]) = schema["allOf"].as_array().map(Vec::as_slice)
+        && schema.as_object().is_some_and(|fields| fields.len() == 1)
+    {
+        *schema = only.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_errors_a_summary_and_described_parameters() {
+        let document = document();
+        for method in document["methods"].as_array().expect("methods") {
+            assert!(method["summary"].as_str().is_some_and(|text| text.ends_with('.')), "{method}");
+            assert!(!method["errors"].as_array().expect("errors").is_empty());
+            for param in method["params"].as_array().expect("params") {
+                assert!(param["description"].is_string(), "{}: {param}", method["name"]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn visit(value: &Value, document: &Value) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                        let pointer = reference.strip_prefix('#').expect("a reference into the document");
+                        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+                    }
+                    fields.values().for_each(|value| visit(value, document));
+                }
+                Value::Array(list) => list.iter().for_each(|value| visit(value, document)),
+                _ => {}
+            }
+        }
+        let document = document();
+        visit(&document, &document);
+    }
+
+    #[test]
+    fn the_document_is_the_same_every_time() {
+        assert_eq!(document().to_string(), document().to_string());
+    }
+}
