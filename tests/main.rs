@@ -1,4 +1,6 @@
 //! The test suite: one binary.
 
+mod golden;
 mod orbctl_sim_suite;
 mod published;
+mod schema;

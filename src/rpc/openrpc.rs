@@ -61,8 +61,8 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
     ];
     let own: &[ErrorKind] = match method {
         "daemon.hello" => &[E::ProtocolMismatch],
-        "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list" | "metrics.counters"
-        | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain" => &[],
+        "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
+        | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain" => &[],
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
         | "session.release" => &[E::JobNotFound],
@@ -198,7 +198,9 @@ impl Schemas {
                 strip_null(&mut schema);
             }
             polish(&mut schema);
-            let description = schema.as_object_mut().and_then(|fields| fields.remove("description"));
+            let description = schema
+                .as_object_mut()
+                .and_then(|fields| fields.remove("description"));
             unwrap_reference(&mut schema);
             let is_required = required.contains(name);
             params.push((
@@ -227,7 +229,10 @@ impl Schemas {
                 }
                 polish(&mut schema);
                 let before = all.insert(name.clone(), schema.clone());
-                debug_assert!(before.is_none_or(|before| before == schema), "{name} has one schema");
+                debug_assert!(
+                    before.is_none_or(|before| before == schema),
+                    "{name} has one schema"
+                );
             }
         }
         self.spread.clear();
@@ -253,7 +258,9 @@ fn names(list: &Value) -> Vec<String> {
 
 /// Takes "or null" out of a schema: the field is left out instead.
 fn strip_null(schema: &mut Value) {
-    let Some(fields) = schema.as_object_mut() else { return };
+    let Some(fields) = schema.as_object_mut() else {
+        return;
+    };
     if let Some(Value::Array(types)) = fields.get_mut("type") {
         types.retain(|word| word != "null");
         if let [only] = types.as_slice() {
@@ -298,6 +305,10 @@ fn polish(schema: &mut Value) {
     {
         fields.insert("allOf".into(), json!([{ "$ref": reference }]));
     }
+    // Where a source line ends is of no interest.
+    if let Some(Value::String(text)) = fields.get_mut("description") {
+        *text = text.replace('\n', " ");
+    }
     // A default that is the same as leaving the field out says nothing.
     if fields.get("default").is_some_and(Value::is_null) {
         fields.remove("default");
@@ -322,7 +333,10 @@ mod tests {
     fn every_method_has_errors_a_summary_and_described_parameters() {
         let document = document();
         for method in document["methods"].as_array().expect("methods") {
-            assert!(method["summary"].as_str().is_some_and(|text| text.ends_with('.')), "{method}");
+            assert!(
+                method["summary"].as_str().is_some_and(|text| text.ends_with('.')),
+                "{method}"
+            );
             assert!(!method["errors"].as_array().expect("errors").is_empty());
             for param in method["params"].as_array().expect("params") {
                 assert!(param["description"].is_string(), "{}: {param}", method["name"]);
@@ -336,7 +350,9 @@ mod tests {
             match value {
                 Value::Object(fields) => {
                     if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-                        let pointer = reference.strip_prefix('#').expect("a reference into the document");
+                        let pointer = reference
+                            .strip_prefix('#')
+                            .expect("a reference into the document");
                         assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
                     }
                     fields.values().for_each(|value| visit(value, document));
