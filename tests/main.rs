@@ -4,3 +4,4 @@ mod golden;
 mod orbctl_sim_suite;
 mod published;
 mod schema;
+mod tidy;

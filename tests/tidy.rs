@@ -1,0 +1,436 @@
+//! The house rules, as far as a program can check them. Each names the reason that it exists for.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the rule against Command::new is checked by looking for that text"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which modules of the library a module may use. A module never uses one further down, with the exceptions that say why.
+///
+/// The words are plain data. Scheduler and cache decide, so they know no outside thing. Each outside thing (time, kernel,
+/// files, orbctl, the journal's file, the store) has one module that knows it and nobody who decides. The dispatcher
+/// coordinates. The wire knows the dispatcher's handle and never who decides or who runs `orbctl`.
+const MAY_USE: [(&str, &[&str]); 18] = [
+    ("machine", &[]),
+    ("operation", &["machine"]),
+    ("job", &["machine"]),
+    ("clock", &[]),
+    ("sys", &[]),
+    ("scheduler", &["machine", "operation", "job"]),
+    // `Moment` is passed in; the cache asks it for ages and never for the time.
+    ("cache", &["machine", "operation", "clock"]),
+    ("spool", &["clock"]),
+    // Output goes straight from the pipes into a spool; a child is named to the dispatcher by what `sys` knows of it.
+    ("orbctl", &["machine", "operation", "job", "clock", "sys", "spool"]),
+    ("journal", &["machine", "operation", "job", "clock", "sys"]),
+    ("metrics", &["machine", "operation", "job", "clock", "sys"]),
+    (
+        "dispatcher",
+        &[
+            "machine", "operation", "job", "clock", "sys", "scheduler", "cache", "spool", "orbctl", "journal",
+            "metrics",
+        ],
+    ),
+    // Beside the handle: readers of spools and questions to the metrics need no decision, so they do not pass through the
+    // dispatcher's task. `cache::Topic` is a word that `cache.status` writes.
+    (
+        "rpc",
+        &["machine", "operation", "job", "clock", "sys", "cache", "spool", "metrics", "dispatcher"],
+    ),
+    ("client", &["rpc"]),
+    ("logging", &["clock"]),
+    // One valid configuration is made of the parts' own settings.
+    ("config", &["logging", "metrics"]),
+    (
+        "daemon",
+        &[
+            "clock", "scheduler", "spool", "orbctl", "journal", "metrics", "dispatcher", "rpc", "config",
+        ],
+    ),
+    ("main", &["config", "daemon", "logging", "metrics", "rpc", "sys"]),
+];
+
+/// Words that must not occur in the modules that only decide: whoever tests them drives time and events by hand.
+const IMPURE: [&str; 12] = [
+    "tokio", "tracing", "std::fs", "std::io", "::connect(", "std::process", "std::thread", "std::env",
+    "Moment::now", "Instant::now", "SystemTime::now", ".await",
+];
+
+/// Where `serde` may be named: at the wire, at what is stored, and where orbctl's answers are read. Inner types are written and
+/// read by hand, so that no format changes because a field was renamed.
+const SERDE: [&str; 6] = [
+    "src/rpc/",
+    "src/client.rs",
+    "src/metrics/",
+    "src/journal",
+    "src/dispatcher/stored.rs",
+    "src/orbctl/output.rs",
+];
+
+#[test]
+fn a_module_uses_only_those_it_may_know() {
+    let mut breaches = Vec::new();
+    for file in production() {
+        let module = file.module();
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            if module != "lib" {
+                breaches.push(format!("{}: {module} has no row in MAY_USE", file.name));
+            }
+            continue;
+        };
+        for used in file.uses() {
+            if used != module && !allowed.contains(&used.as_str()) {
+                breaches.push(format!("{} uses {used}", file.name));
+            }
+        }
+    }
+    report("modules that may not know each other (see MAY_USE in tests/tidy.rs)", &breaches);
+}
+
+#[test]
+fn the_table_of_modules_has_no_circle() {
+    let known: Vec<&str> = MAY_USE.iter().map(|(name, _)| *name).collect();
+    let mut placed: BTreeSet<&str> = BTreeSet::new();
+    while placed.len() < known.len() {
+        let next = MAY_USE
+            .iter()
+            .find(|(name, uses)| !placed.contains(name) && uses.iter().all(|used| placed.contains(used)));
+        let (name, _) = next.expect("the modules of MAY_USE can be put in an order");
+        placed.insert(name);
+    }
+}
+
+#[test]
+fn what_decides_is_pure() {
+    let deciding = ["machine", "operation", "job", "scheduler", "cache"];
+    let mut breaches = Vec::new();
+    for file in production().iter().filter(|file| deciding.contains(&file.module())) {
+        for word in IMPURE {
+            if let Some(line) = file.line_with(word) {
+                breaches.push(format!("{}:{line} says {word}", file.name));
+            }
+        }
+    }
+    report("modules that only decide, and yet reach outside", &breaches);
+}
+
+#[test]
+fn each_outside_thing_is_named_in_one_place() {
+    let places: [(&str, &[&str]); 5] = [
+        // It may panic, hang and abort, and its threads never end: it lives in the helper process.
+        ("sled::", &["src/metrics/store.rs"]),
+        // The helper starts the daemon's own binary, which is no orbctl.
+        ("Command::new", &["src/orbctl/process.rs", "src/metrics/helper.rs"]),
+        ("Instant::now", &["src/clock.rs"]),
+        ("SystemTime::now", &["src/clock.rs"]),
+        // Codes are looked up by kind everywhere else.
+        ("-3260", &["src/rpc/errors.rs"]),
+    ];
+    let mut breaches = Vec::new();
+    for file in production() {
+        for (word, allowed) in places {
+            if !allowed.contains(&file.name.as_str())
+                && let Some(line) = file.line_with(word)
+            {
+                breaches.push(format!("{}:{line} says {word}", file.name));
+            }
+        }
+    }
+    report("outside things named where they are not known", &breaches);
+}
+
+#[test]
+fn only_argv_builds_arguments_for_orbctl() {
+    let mut breaches = Vec::new();
+    for file in production() {
+        if file.module() == "orbctl" {
+            continue;
+        }
+        for piece in file.text.split("Invocation::new(").skip(1) {
+            if !piece.trim_start().starts_with("orbctl::argv::argv(") {
+                breaches.push(format!("{} makes an invocation of its own arguments", file.name));
+            }
+        }
+    }
+    report("arguments that orbctl::argv did not build", &breaches);
+}
+
+#[test]
+fn inner_types_are_not_serialised() {
+    let breaches: Vec<String> = production()
+        .iter()
+        .filter(|file| !SERDE.iter().any(|place| file.name.starts_with(place)))
+        .filter_map(|file| file.line_with("serde").map(|line| format!("{}:{line} names serde", file.name)))
+        .collect();
+    report("formats away from the edges (see SERDE in tests/tidy.rs)", &breaches);
+}
+
+#[test]
+fn every_module_opens_with_what_it_is() {
+    let breaches: Vec<String> = sources()
+        .filter(|(_, text)| !text.starts_with("//!"))
+        .map(|(name, _)| format!("{name} does not open with //!"))
+        .collect();
+    report("modules without a first word", &breaches);
+}
+
+#[test]
+fn nothing_is_left_for_later_in_a_comment() {
+    let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];
+    report("work left in comments; it belongs into an issue", &lines_with(&marks));
+}
+
+#[test]
+fn nothing_names_the_machines_that_it_was_written_on() {
+    let marks = [concat!("/wo", "rk/"), concat!("far", "m-")];
+    report("names of the place where this was written", &lines_with(&marks));
+}
+
+#[test]
+fn every_test_file_is_part_of_the_suite() {
+    let main = read("tests/main.rs");
+    let breaches: Vec<String> = sources()
+        .filter_map(|(name, _)| name.strip_prefix("tests/")?.strip_suffix(".rs").map(str::to_owned))
+        .filter(|name| !name.contains('/') && name != "main")
+        .filter(|name| !main.lines().any(|line| line == format!("mod {name};")))
+        .map(|name| format!("tests/{name}.rs is not a module of tests/main.rs"))
+        .collect();
+    report("tests that never run", &breaches);
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut breaches = Vec::new();
+    for (name, text) in tracked().filter(|(name, _)| has_ending(name, &["md"])) {
+        let folder = root().join(&name).parent().map(Path::to_owned).unwrap_or_default();
+        for target in links(&text) {
+            let path = target.split('#').next().unwrap_or_default();
+            let is_elsewhere = target.contains("://") || target.starts_with("mailto:");
+            if !is_elsewhere && !path.is_empty() && !folder.join(path).exists() {
+                breaches.push(format!("{name}: {target}"));
+            }
+        }
+    }
+    report("links to nothing", &breaches);
+}
+
+#[test]
+fn the_changelog_speaks_of_this_version() {
+    let text = read("CHANGELOG.md");
+    let version = concat!("## [", env!("CARGO_PKG_VERSION"), "]");
+    assert!(
+        text.lines().any(|line| line.starts_with("## [Unreleased]") || line.starts_with(version)),
+        "CHANGELOG.md has a section for what is not released, or for {version}"
+    );
+}
+
+#[test]
+fn every_decision_is_in_the_index() {
+    let index = read("docs/decisions/README.md");
+    let breaches: Vec<String> = tracked()
+        .filter_map(|(name, _)| name.strip_prefix("docs/decisions/").map(str::to_owned))
+        .filter(|name| name != "README.md" && !index.contains(&format!("({name})")))
+        .collect();
+    report("decisions that the index does not name", &breaches);
+}
+
+// ---- looking ----------------------------------------------------------------------------------------------------------------
+
+fn report(what: &str, breaches: &[String]) {
+    assert!(breaches.is_empty(), "{what}:\n  {}", breaches.join("\n  "));
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn has_ending(name: &str, endings: &[&str]) -> bool {
+    Path::new(name).extension().and_then(|ending| ending.to_str()).is_some_and(|it| endings.contains(&it))
+}
+
+/// Every text file of the tree, by its name from the root. What tools leave behind is passed over.
+fn tracked() -> impl Iterator<Item = (String, String)> {
+    let mut files = Vec::new();
+    visit(root(), &mut files);
+    files.sort();
+    files.into_iter().filter_map(|path| {
+        let name = path.strip_prefix(root()).ok()?.to_string_lossy().into_owned();
+        Some((name, fs::read_to_string(&path).ok()?))
+    })
+}
+
+fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
+    let left_behind = ["target", "build", "dist", "__pycache__", ".git", ".demo", ".venv", ".hypothesis"];
+    for entry in fs::read_dir(folder).expect("a folder can be read") {
+        let entry = entry.expect("an entry");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if left_behind.contains(&name.as_str()) || name.ends_with("_cache") || name.ends_with(".egg-info") {
+            continue;
+        }
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => visit(&entry.path(), files),
+            Ok(kind) if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+}
+
+/// Every Rust file.
+fn sources() -> impl Iterator<Item = (String, String)> {
+    tracked().filter(|(name, _)| has_ending(name, &["rs"]))
+}
+
+/// Finds lines with one of these marks that stands by itself, in whatever people write by hand.
+fn lines_with(marks: &[&str]) -> Vec<String> {
+    let by_hand = ["rs", "md", "py", "toml", "json", "sh", "yml", "yaml", "plist"];
+    let mut found = Vec::new();
+    for (name, text) in tracked() {
+        // Recordings are kept as they were made.
+        if name.starts_with("tests/data/")
+            || !(has_ending(&name, &by_hand) || name.ends_with("Makefile"))
+        {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            for mark in marks {
+                let hit = line.match_indices(mark).any(|(at, _)| {
+                    let joined = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+                    let before = joined(line[..at].chars().next_back());
+                    let ends_open = mark.ends_with(|c: char| !c.is_alphanumeric());
+                    let after = !ends_open && joined(line[at + mark.len()..].chars().next());
+                    !(before || after)
+                });
+                if hit {
+                    found.push(format!("{name}:{} says {mark}", number + 1));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Targets of a document's links, without those in fenced code.
+fn links(text: &str) -> Vec<String> {
+    let mut is_code = false;
+    let mut targets = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        }
+        if is_code {
+            continue;
+        }
+        for piece in line.split("](").skip(1) {
+            if let Some((target, _)) = piece.split_once(')') {
+                targets.push(target.to_owned());
+            }
+        }
+    }
+    targets
+}
+
+/// A file of the library or the daemon, without its tests and comments.
+struct Source {
+    name: String,
+    /// Lines keep their numbers.
+    text: String,
+}
+
+/// Every file below `src` that is part of the program.
+fn production() -> Vec<Source> {
+    let all: Vec<(String, String)> = sources().filter(|(name, _)| name.starts_with("src/")).collect();
+    let tests: Vec<String> = all.iter().flat_map(|(name, text)| test_modules(name, text)).collect();
+    all.into_iter()
+        .filter(|(name, _)| !tests.contains(name))
+        .map(|(name, text)| Source { text: without_tests_and_comments(&text), name })
+        .collect()
+}
+
+/// Names the files that a file declares as modules for tests alone.
+fn test_modules(name: &str, text: &str) -> Vec<String> {
+    let folder = match name.strip_suffix("/mod.rs") {
+        Some(folder) => folder.to_owned(),
+        None => name.trim_end_matches(".rs").to_owned(),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[0].trim() == "#[cfg(test)]")
+        .filter_map(|pair| pair[1].trim().strip_prefix("mod ")?.strip_suffix(';'))
+        .map(|module| format!("{folder}/{module}.rs"))
+        .collect()
+}
+
+fn without_tests_and_comments(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut kept = String::new();
+    for (at, line) in lines.iter().enumerate() {
+        let next = lines.get(at + 1).map_or("", |next| next.trim());
+        // A module of tests is the last thing in its file.
+        if line.trim() == "#[cfg(test)]" && next.starts_with("mod ") && next.ends_with('{') {
+            break;
+        }
+        if !line.trim_start().starts_with("//") {
+            kept.push_str(line);
+        }
+        kept.push('\n');
+    }
+    kept
+}
+
+impl Source {
+    /// Returns the module right below the root that it belongs to.
+    fn module(&self) -> &str {
+        let path = self.name.trim_start_matches("src/");
+        path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
+    }
+
+    /// Returns the modules right below the root that it names.
+    fn uses(&self) -> BTreeSet<String> {
+        let mut used = BTreeSet::new();
+        for from in ["crate::", "orbd::"] {
+            for piece in self.text.split(from).skip(1) {
+                let names: Vec<&str> = match piece.strip_prefix('{') {
+                    Some(group) => group.split('}').next().unwrap_or_default().split(',').collect(),
+                    None => vec![piece],
+                };
+                for name in names {
+                    let name: String =
+                        name.trim().chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                    if MAY_USE.iter().any(|(known, _)| *known == name) {
+                        used.insert(name);
+                    }
+                }
+            }
+        }
+        used
+    }
+
+    /// Returns the number of the first line that holds a text.
+    fn line_with(&self, text: &str) -> Option<usize> {
+        self.text.lines().position(|line| line.contains(text)).map(|at| at + 1)
+    }
+}
+
+#[test]
+fn the_rules_see_what_they_look_for() {
+    let text = "use crate::{cache::Cache, job};\n// crate::rpc\nuse orbd::config;\n#[cfg(test)]\nmod tests {\nuse crate::rpc;\n}";
+    let source = Source {
+        name: "src/scheduler/mod.rs".into(),
+        text: without_tests_and_comments(text),
+    };
+    assert_eq!(source.module(), "scheduler");
+    assert_eq!(source.uses().into_iter().collect::<Vec<_>>(), ["cache", "config", "job"]);
+    assert_eq!(
+        test_modules("src/journal.rs", "#[cfg(test)]\nmod tests;\n"),
+        ["src/journal/tests.rs"]
+    );
+    assert_eq!(links("see [a](b.md#c) and\n```\n[x](y)\n```\n"), ["b.md#c"]);
+}
