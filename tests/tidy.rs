@@ -24,13 +24,25 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("cache", &["machine", "operation", "clock"]),
     ("spool", &["clock"]),
     // Output goes straight from the pipes into a spool; a child is named to the dispatcher by what `sys` knows of it.
-    ("orbctl", &["machine", "operation", "job", "clock", "sys", "spool"]),
+    (
+        "orbctl",
+        &["machine", "operation", "job", "clock", "sys", "spool"],
+    ),
     ("journal", &["machine", "operation", "job", "clock", "sys"]),
     ("metrics", &["machine", "operation", "job", "clock", "sys"]),
     (
         "dispatcher",
         &[
-            "machine", "operation", "job", "clock", "sys", "scheduler", "cache", "spool", "orbctl", "journal",
+            "machine",
+            "operation",
+            "job",
+            "clock",
+            "sys",
+            "scheduler",
+            "cache",
+            "spool",
+            "orbctl",
+            "journal",
             "metrics",
         ],
     ),
@@ -38,7 +50,17 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     // dispatcher's task. `cache::Topic` is a word that `cache.status` writes.
     (
         "rpc",
-        &["machine", "operation", "job", "clock", "sys", "cache", "spool", "metrics", "dispatcher"],
+        &[
+            "machine",
+            "operation",
+            "job",
+            "clock",
+            "sys",
+            "cache",
+            "spool",
+            "metrics",
+            "dispatcher",
+        ],
     ),
     ("client", &["rpc"]),
     ("logging", &["clock"]),
@@ -47,7 +69,15 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     (
         "daemon",
         &[
-            "clock", "scheduler", "spool", "orbctl", "journal", "metrics", "dispatcher", "rpc", "config",
+            "clock",
+            "scheduler",
+            "spool",
+            "orbctl",
+            "journal",
+            "metrics",
+            "dispatcher",
+            "rpc",
+            "config",
         ],
     ),
     ("main", &["config", "daemon", "logging", "metrics", "rpc", "sys"]),
@@ -55,8 +85,18 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 
 /// Words that must not occur in the modules that only decide: whoever tests them drives time and events by hand.
 const IMPURE: [&str; 12] = [
-    "tokio", "tracing", "std::fs", "std::io", "::connect(", "std::process", "std::thread", "std::env",
-    "Moment::now", "Instant::now", "SystemTime::now", ".await",
+    "tokio",
+    "tracing",
+    "std::fs",
+    "std::io",
+    "::connect(",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "Moment::now",
+    "Instant::now",
+    "SystemTime::now",
+    ".await",
 ];
 
 /// Where `serde` may be named: at the wire, at what is stored, and where orbctl's answers are read. Inner types are written and
@@ -87,7 +127,10 @@ fn a_module_uses_only_those_it_may_know() {
             }
         }
     }
-    report("modules that may not know each other (see MAY_USE in tests/tidy.rs)", &breaches);
+    report(
+        "modules that may not know each other (see MAY_USE in tests/tidy.rs)",
+        &breaches,
+    );
 }
 
 #[test]
@@ -107,7 +150,10 @@ fn the_table_of_modules_has_no_circle() {
 fn what_decides_is_pure() {
     let deciding = ["machine", "operation", "job", "scheduler", "cache"];
     let mut breaches = Vec::new();
-    for file in production().iter().filter(|file| deciding.contains(&file.module())) {
+    for file in production()
+        .iter()
+        .filter(|file| deciding.contains(&file.module()))
+    {
         for word in IMPURE {
             if let Some(line) = file.line_with(word) {
                 breaches.push(format!("{}:{line} says {word}", file.name));
@@ -123,7 +169,10 @@ fn each_outside_thing_is_named_in_one_place() {
         // It may panic, hang and abort, and its threads never end: it lives in the helper process.
         ("sled::", &["src/metrics/store.rs"]),
         // The helper starts the daemon's own binary, which is no orbctl.
-        ("Command::new", &["src/orbctl/process.rs", "src/metrics/helper.rs"]),
+        (
+            "Command::new",
+            &["src/orbctl/process.rs", "src/metrics/helper.rs"],
+        ),
         ("Instant::now", &["src/clock.rs"]),
         ("SystemTime::now", &["src/clock.rs"]),
         // Codes are looked up by kind everywhere else.
@@ -163,9 +212,15 @@ fn inner_types_are_not_serialised() {
     let breaches: Vec<String> = production()
         .iter()
         .filter(|file| !SERDE.iter().any(|place| file.name.starts_with(place)))
-        .filter_map(|file| file.line_with("serde").map(|line| format!("{}:{line} names serde", file.name)))
+        .filter_map(|file| {
+            file.line_with("serde")
+                .map(|line| format!("{}:{line} names serde", file.name))
+        })
         .collect();
-    report("formats away from the edges (see SERDE in tests/tidy.rs)", &breaches);
+    report(
+        "formats away from the edges (see SERDE in tests/tidy.rs)",
+        &breaches,
+    );
 }
 
 #[test]
@@ -180,7 +235,10 @@ fn every_module_opens_with_what_it_is() {
 #[test]
 fn nothing_is_left_for_later_in_a_comment() {
     let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];
-    report("work left in comments; it belongs into an issue", &lines_with(&marks));
+    report(
+        "work left in comments; it belongs into an issue",
+        &lines_with(&marks),
+    );
 }
 
 #[test]
@@ -193,7 +251,11 @@ fn nothing_names_the_machines_that_it_was_written_on() {
 fn every_test_file_is_part_of_the_suite() {
     let main = read("tests/main.rs");
     let breaches: Vec<String> = sources()
-        .filter_map(|(name, _)| name.strip_prefix("tests/")?.strip_suffix(".rs").map(str::to_owned))
+        .filter_map(|(name, _)| {
+            name.strip_prefix("tests/")?
+                .strip_suffix(".rs")
+                .map(str::to_owned)
+        })
         .filter(|name| !name.contains('/') && name != "main")
         .filter(|name| !main.lines().any(|line| line == format!("mod {name};")))
         .map(|name| format!("tests/{name}.rs is not a module of tests/main.rs"))
@@ -205,7 +267,11 @@ fn every_test_file_is_part_of_the_suite() {
 fn links_between_documents_lead_somewhere() {
     let mut breaches = Vec::new();
     for (name, text) in tracked().filter(|(name, _)| has_ending(name, &["md"])) {
-        let folder = root().join(&name).parent().map(Path::to_owned).unwrap_or_default();
+        let folder = root()
+            .join(&name)
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default();
         for target in links(&text) {
             let path = target.split('#').next().unwrap_or_default();
             let is_elsewhere = target.contains("://") || target.starts_with("mailto:");
@@ -222,7 +288,8 @@ fn the_changelog_speaks_of_this_version() {
     let text = read("CHANGELOG.md");
     let version = concat!("## [", env!("CARGO_PKG_VERSION"), "]");
     assert!(
-        text.lines().any(|line| line.starts_with("## [Unreleased]") || line.starts_with(version)),
+        text.lines()
+            .any(|line| line.starts_with("## [Unreleased]") || line.starts_with(version)),
         "CHANGELOG.md has a section for what is not released, or for {version}"
     );
 }
@@ -252,7 +319,10 @@ fn read(name: &str) -> String {
 }
 
 fn has_ending(name: &str, endings: &[&str]) -> bool {
-    Path::new(name).extension().and_then(|ending| ending.to_str()).is_some_and(|it| endings.contains(&it))
+    Path::new(name)
+        .extension()
+        .and_then(|ending| ending.to_str())
+        .is_some_and(|it| endings.contains(&it))
 }
 
 /// Every text file of the tree, by its name from the root. What tools leave behind is passed over.
@@ -267,7 +337,16 @@ fn tracked() -> impl Iterator<Item = (String, String)> {
 }
 
 fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
-    let left_behind = ["target", "build", "dist", "__pycache__", ".git", ".demo", ".venv", ".hypothesis"];
+    let left_behind = [
+        "target",
+        "build",
+        "dist",
+        "__pycache__",
+        ".git",
+        ".demo",
+        ".venv",
+        ".hypothesis",
+    ];
     for entry in fs::read_dir(folder).expect("a folder can be read") {
         let entry = entry.expect("an entry");
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -293,9 +372,7 @@ fn lines_with(marks: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for (name, text) in tracked() {
         // Recordings are kept as they were made.
-        if name.starts_with("tests/data/")
-            || !(has_ending(&name, &by_hand) || name.ends_with("Makefile"))
-        {
+        if name.starts_with("tests/data/") || !(has_ending(&name, &by_hand) || name.ends_with("Makefile")) {
             continue;
         }
         for (number, line) in text.lines().enumerate() {
@@ -346,10 +423,16 @@ struct Source {
 /// Every file below `src` that is part of the program.
 fn production() -> Vec<Source> {
     let all: Vec<(String, String)> = sources().filter(|(name, _)| name.starts_with("src/")).collect();
-    let tests: Vec<String> = all.iter().flat_map(|(name, text)| test_modules(name, text)).collect();
+    let tests: Vec<String> = all
+        .iter()
+        .flat_map(|(name, text)| test_modules(name, text))
+        .collect();
     all.into_iter()
         .filter(|(name, _)| !tests.contains(name))
-        .map(|(name, text)| Source { text: without_tests_and_comments(&text), name })
+        .map(|(name, text)| Source {
+            text: without_tests_and_comments(&text),
+            name,
+        })
         .collect()
 }
 
@@ -402,8 +485,11 @@ impl Source {
                     None => vec![piece],
                 };
                 for name in names {
-                    let name: String =
-                        name.trim().chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                    let name: String = name
+                        .trim()
+                        .chars()
+                        .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                        .collect();
                     if MAY_USE.iter().any(|(known, _)| *known == name) {
                         used.insert(name);
                     }
@@ -415,7 +501,10 @@ impl Source {
 
     /// Returns the number of the first line that holds a text.
     fn line_with(&self, text: &str) -> Option<usize> {
-        self.text.lines().position(|line| line.contains(text)).map(|at| at + 1)
+        self.text
+            .lines()
+            .position(|line| line.contains(text))
+            .map(|at| at + 1)
     }
 }
 
@@ -427,7 +516,10 @@ fn the_rules_see_what_they_look_for() {
         text: without_tests_and_comments(text),
     };
     assert_eq!(source.module(), "scheduler");
-    assert_eq!(source.uses().into_iter().collect::<Vec<_>>(), ["cache", "config", "job"]);
+    assert_eq!(
+        source.uses().into_iter().collect::<Vec<_>>(),
+        ["cache", "config", "job"]
+    );
     assert_eq!(
         test_modules("src/journal.rs", "#[cfg(test)]\nmod tests;\n"),
         ["src/journal/tests.rs"]
