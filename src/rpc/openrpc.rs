@@ -62,12 +62,12 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
     let own: &[ErrorKind] = match method {
         "daemon.hello" => &[E::ProtocolMismatch],
         "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
-        | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain" => &[],
+        | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
+        | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
+        | "config.show" | "config.get" => &[],
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
         | "session.release" => &[E::JobNotFound],
-        "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
-        | "config.show" | "config.get" => &[],
         "machine.info" | "machine.logs" => &[E::MachineNotFound],
         "machine.run" | "machine.run_follow" => &[E::MachineNotFound, E::JobInterrupted],
         "machine.create" => &[E::MachineExists, E::OutcomeUnknown],
