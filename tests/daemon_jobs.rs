@@ -1,0 +1,1 @@
+//! Cancelling, limits of time, clients that go away, force, pauses and drains.

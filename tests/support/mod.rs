@@ -1,0 +1,547 @@
+//! A real daemon over the stand-in, in a folder of its own, and what tests look at.
+//!
+//! Nothing here sleeps to synchronise. [`eventually`] looks again and again, with a bound, and is only for what tells nobody
+//! when it happens: a socket that appears, a line in the ledger, a process that is gone.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "tests start programs, look at the clock to give up, and say what a daemon logged when one fails"
+)]
+
+mod ledger;
+mod wire;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use orbd::client::{CallError, Client};
+use orbd::rpc::api::{
+    JobCancel, JobGet, JobList, JobOutput, JobWait, MachineList, MachineRun, Method, QueuePause, QueueResume,
+};
+use orbd::rpc::types::{Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, RunAnswer, Stream};
+use serde_json::{Value, json};
+
+pub(crate) use ledger::Ledger;
+pub(crate) use wire::Wire;
+
+/// Longer than anything here takes; what takes so long has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the tests' programs find on PATH.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Waits until a look gives something.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// A folder with a stand-in and a daemon, ended with everything that they started.
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    values: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+    daemon: Option<Child>,
+}
+
+impl World {
+    /// Describes a world in which nothing takes time; nothing runs yet.
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("orbd-it-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .expect("a temporary folder");
+        fs::create_dir(folder.path().join("home")).expect("a home");
+        Self {
+            folder,
+            values: Vec::new(),
+            variables: vec![
+                ("ORBCTL_SIM_LATENCY", "0".into()),
+                ("ORBCTL_SIM_ISOLATION", "dir".into()),
+            ],
+            daemon: None,
+        }
+    }
+
+    /// Starts a daemon over machines of these names, which run.
+    pub(crate) fn with_machines(names: &[&str]) -> Self {
+        Self::new().machines(names).started()
+    }
+
+    /// Sets a configuration key.
+    pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
+        self.values.push(format!("{key}={value}"));
+        self
+    }
+
+    /// Sets a variable of the daemon and of the stand-in.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.retain(|(other, _)| *other != name);
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// Makes commands take time, as in `restart=100,list=20`.
+    pub(crate) fn latency(self, text: &str) -> Self {
+        self.variable("ORBCTL_SIM_LATENCY", &format!("0,{text}"))
+    }
+
+    /// Scripts troubles.
+    pub(crate) fn script(self, text: &str) -> Self {
+        let path = self.path("script.toml");
+        fs::write(&path, text).expect("a script");
+        let path = path.display().to_string();
+        self.variable("ORBCTL_SIM_SCRIPT", &path)
+    }
+
+    /// Makes machines before the daemon starts, without a trace in the ledger.
+    pub(crate) fn machines(self, names: &[&str]) -> Self {
+        for name in names {
+            let output = self.sim(&["create", "ubuntu", name]);
+            assert!(output.status.success(), "{output:?}");
+        }
+        self
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub(crate) fn started(mut self) -> Self {
+        self.start();
+        self
+    }
+
+    /// Starts the daemon and waits until it takes connections.
+    pub(crate) fn start(&mut self) {
+        let mut child = self.daemon_command().spawn().expect("the daemon starts");
+        eventually("the daemon takes connections", || {
+            if let Some(status) = child.try_wait().expect("ours") {
+                panic!("the daemon ended with {status}: {}", self.log());
+            }
+            Client::connect(&self.socket()).ok()
+        });
+        self.daemon = Some(child);
+    }
+
+    /// Describes the daemon's process.
+    pub(crate) fn daemon_command(&self) -> Command {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .expect("a log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orbd"));
+        command
+            .arg("--foreground")
+            .args(self.values.iter().flat_map(|value| ["--set", value]))
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", self.path("home"))
+            .env("ORBD_ALLOW_ROOT", "true")
+            .env("ORBD_SOCKET", self.socket())
+            .env("ORBD_STATE_DIR", self.path("state"))
+            .env("ORBD_ORBCTL", env!("CARGO_BIN_EXE_orbctl-sim"))
+            .env("ORBD_LOG_LEVEL", "debug")
+            .env("ORBCTL_SIM_HOME", self.path("sim"))
+            .env("ORBCTL_SIM_LEDGER", self.path("ledger.jsonl"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.folder.path())
+            // A signal to the test's group is not for the daemon.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    /// Runs the stand-in past the daemon, with neither delay nor trouble nor a line in the ledger.
+    pub(crate) fn sim(&self, words: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_orbctl-sim"))
+            .args(words)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", self.path("home"))
+            .env("ORBCTL_SIM_HOME", self.path("sim"))
+            .env("ORBCTL_SIM_LEDGER", "/dev/null")
+            .env("ORBCTL_SIM_ISOLATION", "dir")
+            .env("ORBCTL_SIM_LATENCY", "0")
+            .stdin(Stdio::null())
+            .output()
+            .expect("the stand-in starts")
+    }
+
+    /// Returns the machines and their states as the stand-in itself tells them.
+    pub(crate) fn truth(&self) -> Vec<(String, String)> {
+        let output = self.sim(&["list", "-f", "json"]);
+        assert!(output.status.success(), "{output:?}");
+        let machines: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        let word = |machine: &Value, key: &str| machine[key].as_str().expect("a word").to_owned();
+        machines
+            .iter()
+            .map(|machine| (word(machine, "name"), word(machine, "state")))
+            .collect()
+    }
+
+    /// Returns a place in the folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Returns the socket's place.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path("orbd.sock")
+    }
+
+    /// Returns what the daemons of this world logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Returns the daemon's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon runs").id()
+    }
+
+    /// Connects a client.
+    pub(crate) fn client(&self) -> Caller {
+        Caller::connect(&self.socket())
+    }
+
+    /// Connects and speaks by hand.
+    pub(crate) fn wire(&self) -> Wire {
+        Wire::connect(&self.socket())
+    }
+
+    /// Makes a call on a connection of its own, in a thread of its own.
+    pub(crate) fn background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Caller) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let mut caller = self.client();
+        std::thread::spawn(move || work(&mut caller))
+    }
+
+    /// Reads the ledger as it is now.
+    pub(crate) fn ledger(&self) -> Ledger {
+        Ledger::read(&self.path("ledger.jsonl"))
+    }
+
+    /// Makes a named pipe: a command that reads it runs until [`World::open_gate`].
+    pub(crate) fn gate(&self, name: &str) -> String {
+        let path = self.path(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from_raw_mode(0o600))
+            .expect("a named pipe");
+        path.display().to_string()
+    }
+
+    /// Lets one command behind the gate go on, with something to read.
+    pub(crate) fn open_gate(&self, name: &str) {
+        // Opening waits for the reader; the reader sees the end when this is dropped.
+        fs::write(self.path(name), "go\n").expect("somebody reads");
+    }
+
+    /// Kills the daemon as a crash would. Its children live on.
+    pub(crate) fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon runs");
+        daemon.kill().expect("it is ours");
+        daemon.wait().expect("it is ours");
+    }
+
+    /// Asks the daemon to stop in order.
+    pub(crate) fn terminate(&self) {
+        let pid = i32::try_from(self.pid()).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+    }
+
+    /// Waits until the daemon has ended.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut daemon = self.daemon.take().expect("a daemon runs");
+        eventually("the daemon ends", || daemon.try_wait().expect("it is ours"))
+    }
+
+    /// Lists processes that belong to this world, by their environment or their folder. Only on Linux.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let folder = self.folder.path().as_os_str().as_encoded_bytes();
+        let ours = std::process::id();
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid: &u32| {
+                let proc = |file: &str| PathBuf::from(format!("/proc/{pid}/{file}"));
+                let environ = fs::read(proc("environ")).unwrap_or_default();
+                let stands_in =
+                    fs::read_link(proc("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()));
+                *pid != ours && (stands_in || contains(&environ, folder)) && !is_zombie(*pid)
+            })
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // Either may fail because it ended by itself.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+                if let Some(pid) = pid {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+        self.sim(&["sim-cleanup"]);
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            for line in tail.iter().rev() {
+                eprintln!("orbd: {line}");
+            }
+        }
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+fn is_zombie(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('Z')))
+        .unwrap_or(true)
+}
+
+/// Says whether a process runs.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid)
+}
+
+/// A client that takes parameters as JSON and gives answers as types.
+pub(crate) struct Caller(pub(crate) Client);
+
+impl Caller {
+    pub(crate) fn connect(socket: &Path) -> Self {
+        let client = Client::connect(socket).expect("the daemon takes connections");
+        client.set_timeout(Some(PATIENCE * 2)).expect("a timeout");
+        Self(client)
+    }
+
+    /// Calls; the error is what the daemon said.
+    pub(crate) fn call<M: Method>(&mut self, params: Value) -> Result<M::Answer, Box<ErrorObject>> {
+        match self.try_call::<M>(params) {
+            Ok(answer) => answer,
+            Err(error) => panic!("{}: {error}", M::NAME),
+        }
+    }
+
+    /// Calls a daemon that may go away meanwhile.
+    pub(crate) fn try_call<M: Method>(
+        &mut self,
+        params: Value,
+    ) -> io::Result<Result<M::Answer, Box<ErrorObject>>> {
+        let params = serde_json::from_value(params).expect("parameters of this method");
+        match self.0.call::<M>(&params) {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(CallError::Refused(error)) => Ok(Err(Box::new(error))),
+            Err(CallError::Lost(error)) => Err(error),
+            Err(error @ CallError::Unreadable { .. }) => panic!("{}: {error:?}", M::NAME),
+        }
+    }
+
+    /// Calls what must succeed.
+    #[track_caller]
+    pub(crate) fn ok<M: Method>(&mut self, params: Value) -> M::Answer {
+        match self.call::<M>(params) {
+            Ok(answer) => answer,
+            Err(error) => panic!("{}: {error:?}", M::NAME),
+        }
+    }
+
+    /// Calls what must be refused, and returns what the error says to a program.
+    #[track_caller]
+    pub(crate) fn refused<M: Method>(&mut self, params: Value) -> ErrorData {
+        match self.call::<M>(params) {
+            Ok(_) => panic!("{} succeeded", M::NAME),
+            Err(error) => *error.data.expect("every error has data"),
+        }
+    }
+
+    /// Lists the machines as the daemon tells them to everybody.
+    pub(crate) fn machines(&mut self) -> Vec<Machine> {
+        self.ok::<MachineList>(json!({})).machines
+    }
+
+    /// Returns the state of a machine in the list; `None` when it is not there.
+    pub(crate) fn state_of(&mut self, name: &str) -> Option<String> {
+        let machines = self.machines();
+        let machine = machines.into_iter().find(|machine| machine.name == name)?;
+        Some(machine.state)
+    }
+
+    /// Runs a command to its end.
+    #[track_caller]
+    pub(crate) fn run(&mut self, machine: &str, command: &[&str]) -> RunAnswer {
+        self.ok::<MachineRun>(json!({"machine": machine, "command": command}))
+    }
+
+    /// Starts a command that outlives its client.
+    #[track_caller]
+    pub(crate) fn run_detached(&mut self, machine: &str, command: &[&str]) -> u64 {
+        let params = json!({"machine": machine, "command": command, "detach": true});
+        self.ok::<MachineRun>(params).job_id
+    }
+
+    /// Looks at a job.
+    #[track_caller]
+    pub(crate) fn job(&mut self, id: u64) -> Job {
+        self.ok::<JobGet>(json!({"job_id": id})).job
+    }
+
+    /// Lists all jobs.
+    pub(crate) fn jobs(&mut self) -> Vec<Job> {
+        self.ok::<JobList>(json!({"limit": 10_000})).jobs
+    }
+
+    /// Waits for a job's end.
+    #[track_caller]
+    pub(crate) fn end_of(&mut self, id: u64) -> Job {
+        let params = json!({"job_id": id, "timeout_ms": PATIENCE.as_millis()});
+        let job = self.ok::<JobWait>(params).job;
+        assert_eq!(job.state, JobStateWord::Ended, "{job:?}");
+        job
+    }
+
+    /// Waits until a job runs. Nothing tells that to somebody who does not follow it.
+    #[track_caller]
+    pub(crate) fn until_running(&mut self, id: u64) {
+        eventually("the job runs", || {
+            (self.job(id).state == JobStateWord::Running).then_some(())
+        });
+    }
+
+    /// Finds the job of an attached call made elsewhere, once it is in this state.
+    #[track_caller]
+    pub(crate) fn find(&mut self, operation: &str, machine: &str, state: JobStateWord) -> Job {
+        eventually("the call becomes a job", || {
+            let machine = (!machine.is_empty()).then_some(machine);
+            let params = json!({"operation": operation, "machine": machine, "state": state});
+            self.ok::<JobList>(params).jobs.pop()
+        })
+    }
+
+    pub(crate) fn cancel(&mut self, id: u64) -> String {
+        self.ok::<JobCancel>(json!({"job_id": id})).result
+    }
+
+    pub(crate) fn pause(&mut self) {
+        self.ok::<QueuePause>(json!({}));
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.ok::<QueueResume>(json!({}));
+    }
+
+    /// Reads a job's output from an offset to its end, and checks that nothing is missing or told twice.
+    pub(crate) fn output_from(&mut self, id: u64, mut offset: u64, bytes_max: u64) -> Vec<Chunk> {
+        let mut all = Vec::new();
+        loop {
+            let params = json!({"job_id": id, "offset": offset, "bytes_max": bytes_max, "wait_ms": 20_000});
+            let answer = self.ok::<JobOutput>(params);
+            assert_eq!(answer.gap, None);
+            for chunk in answer.output {
+                assert_eq!(chunk.offset, offset, "chunks follow each other");
+                offset += bytes_of(&chunk).len() as u64;
+                all.push(chunk);
+            }
+            assert_eq!(answer.next_offset, offset);
+            if answer.end {
+                return all;
+            }
+        }
+    }
+}
+
+/// Returns the bytes of one chunk.
+pub(crate) fn bytes_of(chunk: &Chunk) -> Vec<u8> {
+    match (&chunk.text, &chunk.base64) {
+        (Some(text), None) => text.clone().into_bytes(),
+        (None, Some(coded)) => base64::engine::general_purpose::STANDARD
+            .decode(coded)
+            .expect("base64"),
+        _ => panic!("a chunk has text or base64"),
+    }
+}
+
+/// Returns what one stream wrote.
+pub(crate) fn stream_of(chunks: &[Chunk], stream: Stream) -> Vec<u8> {
+    chunks
+        .iter()
+        .filter(|chunk| chunk.stream == stream)
+        .flat_map(bytes_of)
+        .collect()
+}
+
+/// Returns what a command wrote to stdout, as text.
+pub(crate) fn stdout_of(answer: &RunAnswer) -> String {
+    String::from_utf8_lossy(&stream_of(&answer.output, Stream::Stdout)).into_owned()
+}
+
+/// Returns how an ended job ended: its outcome's word, and the kind of its error.
+pub(crate) fn outcome_of(job: &Job) -> (&str, &str) {
+    let outcome = job.outcome.as_ref().expect("it has ended");
+    let kind = outcome
+        .error
+        .as_ref()
+        .and_then(|error| error.data.as_ref())
+        .map_or("", |data| data.kind.as_str());
+    (&outcome.kind, kind)
+}
+
+/// Numbers that look random and are the same in every run.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns a number below `bound`.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        // SplitMix64, from its published constants.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count)
+            .map(|_| u8::try_from(self.below(256)).expect("below 256"))
+            .collect()
+    }
+}

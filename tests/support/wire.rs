@@ -1,0 +1,99 @@
+//! A connection spoken by hand, for what the client would never say.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::PATIENCE;
+
+/// A connection to the daemon, byte by byte.
+pub(crate) struct Wire {
+    pub(crate) stream: UnixStream,
+    reader: BufReader<UnixStream>,
+}
+
+impl Wire {
+    pub(super) fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).expect("the daemon takes connections");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        let reader = BufReader::new(stream.try_clone().expect("a second descriptor"));
+        Self { stream, reader }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("the daemon reads");
+    }
+
+    /// Sends a request without waiting for its answer.
+    pub(crate) fn request(&mut self, id: u64, method: &str, params: &Value) {
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.send(format!("{request}\n"));
+    }
+
+    /// Reads one line; `None` when the daemon closed the connection.
+    pub(crate) fn receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).expect("JSON")),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("nothing came: {error}"),
+        }
+    }
+
+    /// Sends a line and reads one.
+    pub(crate) fn exchange(&mut self, line: &str) -> Value {
+        self.send(line);
+        self.send("\n");
+        self.receive().expect("an answer")
+    }
+
+    /// Sends a request and reads until its answer.
+    pub(crate) fn call(&mut self, id: u64, method: &str, params: &Value) -> Value {
+        self.request(id, method, params);
+        self.until(|message| message["id"] == id)
+    }
+
+    /// Reads until a message is the one.
+    pub(crate) fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let message = self.receive().expect("the message that is waited for");
+            if wanted(&message) {
+                return message;
+            }
+        }
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn half_close(&self) {
+        self.stream.shutdown(Shutdown::Write).expect("it was open");
+    }
+
+    /// Reads everything until the daemon closes the connection.
+    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.reader.read_to_end(&mut bytes).expect("the daemon closes");
+        bytes
+    }
+
+    /// Reads an HTTP answer's head, with its empty line.
+    pub(crate) fn head(&mut self) -> String {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let read = self.reader.read_line(&mut head).expect("an HTTP answer");
+            assert_ne!(read, 0, "closed after {head:?}");
+        }
+        head
+    }
+
+    /// Reads exactly so many bytes.
+    pub(crate) fn exactly(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).expect("so many bytes");
+        bytes
+    }
+}
