@@ -1,1 +1,474 @@
 //! Cancelling, limits of time, clients that go away, force, pauses and drains.
+
+use orbd::rpc::api::{
+    JobGet, JobWait, MachineDelete, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop,
+    OrbstackStop, QueueDrain, QueuePause, QueueResume, QueueStatus,
+};
+use orbd::rpc::types::JobStateWord;
+use serde_json::json;
+
+use crate::support::{World, eventually, is_alive, outcome_of, stdout_of};
+
+/// Changes of machine `a` hang until something ends them.
+const HANGING: &str =
+    "[[trouble]]\ncommand = \"restart\"\nmachine = \"a\"\nkind = \"hang\"\nwhen = \"before\"";
+
+/// Starts a command that says its process id and then stays.
+fn staying(caller: &mut crate::support::Caller, detach: bool) -> serde_json::Value {
+    let _ = caller;
+    json!({"machine": "a", "command": ["sh", "-c", "echo $$ > pid; exec sleep 1000"], "detach": detach})
+}
+
+/// Returns the process of [`staying`], once it has said so.
+fn stayer(world: &World) -> u32 {
+    eventually("the command says its process id", || {
+        let found = world.sim(&["run", "-m", "a", "cat", "pid"]);
+        String::from_utf8_lossy(&found.stdout).trim().parse().ok()
+    })
+}
+
+#[test]
+fn a_waiting_job_that_is_cancelled_never_starts() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.pause();
+    let attached = world.background(|caller| caller.refused::<MachineRestart>(json!({"machine": "a"})));
+    let job = caller.find("restart", "a", JobStateWord::Waiting);
+    assert_eq!(caller.cancel(job.id), "never_started");
+    let data = attached.join().expect("it is told");
+    assert_eq!(
+        (data.kind.as_str(), data.phase.as_deref(), data.job_id),
+        ("job_cancelled", Some("queued"), Some(job.id))
+    );
+    assert_eq!(caller.cancel(job.id), "already_ended");
+    caller.resume();
+    assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
+    assert_eq!(world.ledger().spawns("restart"), 0);
+}
+
+#[test]
+fn a_running_command_that_is_cancelled_is_ended_with_what_it_started() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let params = staying(&mut caller, true);
+    let id = caller.ok::<MachineRun>(params).job_id;
+    let pid = stayer(&world);
+    assert_eq!(caller.cancel(id), "stopping");
+    assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
+    eventually("the command is gone", || (!is_alive(pid)).then_some(()));
+}
+
+#[test]
+fn a_command_that_ignores_the_polite_signal_is_killed_after_the_grace() {
+    let world = World::new()
+        .set("grace", "200ms")
+        .script("[[trouble]]\ncommand = \"run\"\nkind = \"hang_hard\"")
+        .machines(&["a"])
+        .started();
+    let mut caller = world.client();
+    let id = caller.run_detached("a", &["true"]);
+    caller.until_running(id);
+    let pid = eventually("it is there", || Some(world.ledger().of("run").first()?.pid));
+    caller.cancel(id);
+    let ended = caller.end_of(id);
+    assert_eq!(outcome_of(&ended), ("cancelled", "job_cancelled"));
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn a_change_that_is_cancelled_while_it_runs_ends_unknown_with_what_was_seen() {
+    let world = World::new().script(HANGING).machines(&["a"]).started();
+    let mut caller = world.client();
+    let id = caller
+        .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    caller.until_running(id);
+    eventually("it is there", || {
+        (world.ledger().spawns("restart") == 1).then_some(())
+    });
+    assert_eq!(caller.cancel(id), "stopping");
+    let ended = caller.end_of(id);
+    assert_eq!(outcome_of(&ended), ("unknown", "outcome_unknown"));
+    let error = ended.outcome.expect("it has ended").error.expect("an error");
+    let seen = error.data.expect("data").observed.expect("looks");
+    assert!(seen.settled, "{seen:?}");
+    assert_eq!(seen.machine_state.as_deref(), Some("running"));
+}
+
+#[test]
+fn a_queue_timeout_names_who_was_in_the_way() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let holding = caller.run_detached("a", &["cat", &gate]);
+    let data = caller.refused::<MachineRestart>(json!({"machine": "a", "queue_timeout_ms": 100}));
+    assert_eq!(
+        (data.kind.as_str(), data.phase.as_deref(), data.retryable),
+        ("deadline_exceeded", Some("queued"), false)
+    );
+    let holder = data.holder.expect("a holder");
+    assert_eq!(holder.job_id, Some(holding));
+    assert!(holder.description.contains("run a"), "{}", holder.description);
+    assert_eq!(world.ledger().spawns("restart"), 0);
+    world.open_gate("gate");
+    assert_eq!(outcome_of(&caller.end_of(holding)), ("succeeded", ""));
+}
+
+#[test]
+fn a_run_timeout_ends_a_command() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let data = caller
+        .refused::<MachineRun>(json!({"machine": "a", "command": ["sleep", "1000"], "run_timeout_ms": 100}));
+    assert_eq!(
+        (data.kind.as_str(), data.phase.as_deref()),
+        ("deadline_exceeded", Some("running"))
+    );
+}
+
+#[test]
+fn a_client_that_hangs_up_takes_its_waiting_jobs_and_its_commands_with_it() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let mut wire = world.wire();
+    let params = staying(&mut caller, false);
+    wire.request(1, "machine.run", &params);
+    let pid = stayer(&world);
+    let running = caller.find("run", "a", JobStateWord::Running).id;
+    wire.request(2, "machine.restart", &json!({"machine": "a"}));
+    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
+    wire.request(3, "machine.stop", &json!({"machine": "a", "detach": true}));
+    let detached = caller.find("stop", "a", JobStateWord::Waiting).id;
+    drop(wire);
+    assert_eq!(
+        outcome_of(&caller.end_of(waiting)),
+        ("cancelled", "job_cancelled")
+    );
+    assert_eq!(
+        outcome_of(&caller.end_of(running)),
+        ("cancelled", "job_cancelled")
+    );
+    assert_eq!(outcome_of(&caller.end_of(detached)), ("succeeded", ""));
+    eventually("the command is gone", || (!is_alive(pid)).then_some(()));
+    assert_eq!(world.ledger().spawns("restart"), 0);
+}
+
+#[test]
+fn a_client_that_hangs_up_behind_unread_answers_is_noticed() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.machines();
+    let mut wire = world.wire();
+    let params = staying(&mut caller, false);
+    wire.request(1, "machine.run", &params);
+    stayer(&world);
+    let running = caller.find("run", "a", JobStateWord::Running).id;
+    // Until the daemon stops reading from us, because we read nothing.
+    wire.stream.set_nonblocking(true).expect("a mode");
+    let list = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}\n".repeat(1000);
+    while std::io::Write::write(&mut wire.stream, &list).is_ok() {}
+    drop(wire);
+    assert_eq!(
+        outcome_of(&caller.end_of(running)),
+        ("cancelled", "job_cancelled")
+    );
+}
+
+#[test]
+fn a_client_that_only_stops_sending_gets_its_answers() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut wire = world.wire();
+    wire.request(
+        1,
+        "machine.run",
+        &json!({"machine": "a", "command": ["cat", gate]}),
+    );
+    wire.request(2, "machine.restart", &json!({"machine": "a"}));
+    wire.half_close();
+    let mut caller = world.client();
+    caller.find("run", "a", JobStateWord::Running);
+    caller.find("restart", "a", JobStateWord::Waiting);
+    world.open_gate("gate");
+    let answer = wire.receive().expect("an answer");
+    assert_eq!(
+        (&answer["id"], &answer["result"]["exit_code"]),
+        (&json!(1), &json!(0))
+    );
+    let answer = wire.receive().expect("an answer");
+    assert_eq!(
+        (&answer["id"], &answer["result"]["changed"]),
+        (&json!(2), &json!(true))
+    );
+    assert!(wire.receive().is_none(), "and then the connection is closed");
+}
+
+#[test]
+fn a_running_change_is_left_to_finish_when_its_client_hangs_up() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 300")
+        .machines(&["a"])
+        .started();
+    let mut caller = world.client();
+    let mut wire = world.wire();
+    wire.request(1, "machine.restart", &json!({"machine": "a"}));
+    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    drop(wire);
+    assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+}
+
+#[test]
+fn a_detached_command_outlives_its_client() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let id = world.client().run_detached("a", &["cat", &gate]);
+    let mut caller = world.client();
+    caller.until_running(id);
+    world.open_gate("gate");
+    assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    assert_eq!(caller.output_from(id, 0, 100).len(), 1);
+}
+
+#[test]
+fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
+    let world = World::new()
+        .set("grace", "300ms")
+        .script("[[trouble]]\ncommand = \"run\"\nmachine = \"a\"\nkind = \"hang_hard\"\ntimes = 1")
+        .machines(&["a", "b"])
+        .started();
+    let mut caller = world.client();
+    let hanging = caller.run_detached("a", &["true"]);
+    caller.until_running(hanging);
+    eventually("it is there", || {
+        (world.ledger().spawns("run") == 1).then_some(())
+    });
+    let waiting = caller
+        .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    let elsewhere_gate = world.gate("gate");
+    let elsewhere = caller.run_detached("b", &["cat", &elsewhere_gate]);
+    let told = caller.ok::<MachineStop>(json!({"machine": "a", "force": true}));
+    assert_eq!(told.changed, Some(true));
+    assert_eq!(outcome_of(&caller.end_of(hanging)).0, "cancelled");
+    assert_eq!(outcome_of(&caller.end_of(waiting)).0, "cancelled");
+    assert_eq!(caller.job(elsewhere).state, JobStateWord::Running);
+    assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
+    world.open_gate("gate");
+    assert_eq!(outcome_of(&caller.end_of(elsewhere)), ("succeeded", ""));
+    assert_eq!(world.ledger().spawns("restart"), 0);
+}
+
+#[test]
+fn a_forced_delete_ends_a_change_that_hangs_and_passes_a_pause() {
+    let world = World::new().script(HANGING).machines(&["a"]).started();
+    let mut caller = world.client();
+    let hanging = caller
+        .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    caller.until_running(hanging);
+    caller.pause();
+    assert_eq!(
+        caller
+            .ok::<MachineDelete>(json!({"machine": "a", "force": true}))
+            .changed,
+        Some(true)
+    );
+    assert_eq!(outcome_of(&caller.end_of(hanging)).0, "unknown");
+    assert_eq!(world.truth(), []);
+}
+
+#[test]
+fn a_forced_stop_of_orbstack_ends_everything() {
+    let world = World::with_machines(&["a", "b"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let ids = ["a", "b"].map(|machine| caller.run_detached(machine, &["cat", &gate]));
+    for id in ids {
+        caller.until_running(id);
+    }
+    caller.ok::<OrbstackStop>(json!({"force": true}));
+    for id in ids {
+        assert_eq!(outcome_of(&caller.end_of(id)).0, "cancelled");
+    }
+}
+
+#[test]
+fn a_paused_queue_starts_nothing_until_it_is_resumed() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let status = caller.ok::<QueuePause>(json!({}));
+    assert!(status.paused);
+    let id = caller.run_detached("a", &["true"]);
+    let waits_for = caller.job(id).waiting_for.expect("it waits");
+    assert_eq!(waits_for.kind, "paused");
+    let status = caller.ok::<QueueStatus>(json!({}));
+    assert_eq!((status.waiting, status.running), (1, 0));
+    assert!(!caller.ok::<QueueResume>(json!({})).paused);
+    assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+}
+
+#[test]
+fn a_paused_machine_does_not_hold_others() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let status = caller.ok::<QueuePause>(json!({"machine": "a"}));
+    assert_eq!(
+        (status.paused, status.paused_machines),
+        (false, vec!["a".to_owned()])
+    );
+    let held = caller.run_detached("a", &["true"]);
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+    assert_eq!(caller.machines().len(), 2, "reads take no lane");
+    assert_eq!(caller.job(held).state, JobStateWord::Waiting);
+    caller.ok::<QueueResume>(json!({"machine": "a"}));
+    assert_eq!(outcome_of(&caller.end_of(held)), ("succeeded", ""));
+}
+
+#[test]
+fn a_drain_refuses_new_work_and_is_answered_when_the_accepted_work_is_done() {
+    let world = World::with_machines(&["a", "b"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let running = caller.run_detached("a", &["cat", &gate]);
+    let waiting = caller
+        .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    let drain = world.background(|caller| caller.ok::<QueueDrain>(json!({})));
+    eventually("it drains", || {
+        caller.ok::<QueueStatus>(json!({})).draining.then_some(())
+    });
+    let data = caller.refused::<MachineRun>(json!({"machine": "b", "command": ["true"]}));
+    assert_eq!((data.kind.as_str(), data.retryable), ("draining", true));
+    assert!(!drain.is_finished());
+    world.open_gate("gate");
+    let status = drain.join().expect("it is told");
+    assert_eq!((status.waiting, status.running, status.draining), (0, 0, true));
+    for id in [running, waiting] {
+        assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    }
+    caller.resume();
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+}
+
+#[test]
+fn a_drain_of_one_machine_lets_others_work() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let status = caller.ok::<QueueDrain>(json!({"machine": "a"}));
+    assert_eq!(
+        (status.draining, status.draining_machines),
+        (false, vec!["a".to_owned()])
+    );
+    let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
+    assert_eq!(data.kind, "draining");
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+    caller.ok::<QueueResume>(json!({"machine": "a"}));
+    assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back_and_forgets_nothing() {
+    let world = World::new()
+        .set("queue_max", "3")
+        .set("queue_max_per_client", "3")
+        .machines(&["a"])
+        .started();
+    let mut caller = world.client();
+    caller.machines();
+    caller.pause();
+    let ids = [(); 3].map(|()| caller.run_detached("a", &["true"]));
+    let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
+    assert_eq!((data.kind.as_str(), data.retryable), ("queue_full", true));
+    assert!(data.retry_after_ms.is_some_and(|ms| ms >= 100), "{data:?}");
+    assert_eq!(caller.machines().len(), 1, "what is known is told all the same");
+    caller.resume();
+    for id in ids {
+        assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    }
+    assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
+}
+
+#[test]
+fn a_wait_with_a_limit_answers_with_the_job_as_it_is() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.pause();
+    let id = caller.run_detached("a", &["true"]);
+    let job = caller.ok::<JobWait>(json!({"job_id": id, "timeout_ms": 20})).job;
+    assert_eq!(job.state, JobStateWord::Waiting);
+    let data = caller.refused::<JobWait>(json!({"job_id": id + 1_000_000}));
+    assert_eq!(data.kind, "job_not_found");
+}
+
+#[test]
+fn only_the_newest_ended_jobs_are_remembered() {
+    let world = World::new().set("jobs_keep_max", "5").machines(&["a"]).started();
+    let mut caller = world.client();
+    let ids: Vec<u64> = (0..8).map(|_| caller.run("a", &["true"]).job_id).collect();
+    assert_eq!(
+        caller.jobs().iter().map(|job| job.id).collect::<Vec<_>>(),
+        ids[3..]
+    );
+    let data = caller.refused::<JobGet>(json!({"job_id": ids[0]}));
+    assert_eq!(data.kind, "job_not_found");
+}
+
+#[test]
+fn whoever_waits_for_a_job_or_follows_it_is_told_its_end_even_when_it_is_forgotten_at_once() {
+    let world = World::new().set("jobs_keep_max", "0").machines(&["a"]).started();
+    let mut caller = world.client();
+    assert_eq!(stdout_of(&caller.run("a", &["echo", "x"])), "x\n");
+    let gate = world.gate("gate");
+    let id = caller.run_detached("a", &["cat", &gate]);
+    let mut wire = world.wire();
+    wire.request(1, "job.wait", &json!({"job_id": id}));
+    wire.request(2, "job.follow", &json!({"job_id": id}));
+    // Requests of one connection are begun in their order.
+    wire.request(3, "job.get", &json!({"job_id": id}));
+    wire.until(|message| message["id"] == 3);
+    world.open_gate("gate");
+    let (mut waited, mut followed) = (None, None);
+    while waited.is_none() || followed.is_none() {
+        let message = wire.receive().expect("both are told");
+        if message["id"] == 1 {
+            waited = Some(message["result"]["job"].clone());
+        } else if message["params"]["result"]["type"] == "ended" {
+            followed = Some(message["params"]["result"]["job"].clone());
+        }
+    }
+    for job in [waited, followed] {
+        let job = job.expect("it was told");
+        assert_eq!(
+            (&job["id"], &job["outcome"]["kind"]),
+            (&json!(id), &json!("succeeded"))
+        );
+    }
+    assert_eq!(
+        caller.refused::<JobGet>(json!({"job_id": id})).kind,
+        "job_not_found"
+    );
+}
+
+#[test]
+fn a_machine_named_by_its_id_is_the_one_that_has_it() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let id = caller.ok::<MachineList>(json!({})).machines[0].id.clone();
+    assert_eq!(caller.run(&id, &["true"]).exit_code, Some(0));
+    caller.ok::<MachineStop>(json!({"machine": id}));
+    assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
+    // Another machine takes the name while a job that means this one waits.
+    caller.pause();
+    let waiting = caller
+        .ok::<MachineStart>(json!({"machine": id, "detach": true}))
+        .job_id;
+    assert!(world.sim(&["rename", "a", "b"]).status.success());
+    assert!(world.sim(&["create", "ubuntu", "a"]).status.success());
+    assert!(world.sim(&["stop", "a"]).status.success());
+    caller.resume();
+    assert_eq!(
+        outcome_of(&caller.end_of(waiting)),
+        ("failed", "machine_not_found")
+    );
+    assert_eq!(world.ledger().spawns("start"), 0);
+}

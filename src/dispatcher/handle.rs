@@ -161,6 +161,20 @@ pub struct Job {
     pub spool: Option<spool::Spool>,
 }
 
+impl Job {
+    /// Looks at the job without asking the dispatcher, who may have forgotten it: whoever holds a job that ended can always
+    /// tell how. Not told: what it waits for, and how many share it.
+    pub fn view(&self) -> JobView {
+        JobView {
+            spec: self.spec.clone(),
+            state: self.state.borrow().clone(),
+            waiting_for: None,
+            output_bytes: self.spool.as_ref().map_or(0, spool::Spool::end),
+            joined: 0,
+        }
+    }
+}
+
 /// A job at one moment.
 #[derive(Debug, Clone)]
 pub struct JobView {

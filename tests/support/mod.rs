@@ -23,9 +23,12 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use orbd::client::{CallError, Client};
 use orbd::rpc::api::{
-    JobCancel, JobGet, JobList, JobOutput, JobWait, MachineList, MachineRun, Method, QueuePause, QueueResume,
+    DaemonInfo, JobCancel, JobGet, JobList, JobOutput, JobWait, MachineList, MachineRun, Method, QueuePause,
+    QueueResume,
 };
-use orbd::rpc::types::{Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, RunAnswer, Stream};
+use orbd::rpc::types::{
+    Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, RunAnswer, Stream,
+};
 use serde_json::{Value, json};
 
 pub(crate) use ledger::Ledger;
@@ -124,14 +127,17 @@ impl World {
         self
     }
 
-    /// Starts the daemon and waits until it takes connections.
+    /// Starts the daemon and waits until it is the one that answers.
     pub(crate) fn start(&mut self) {
         let mut child = self.daemon_command().spawn().expect("the daemon starts");
-        eventually("the daemon takes connections", || {
+        eventually("the daemon answers", || {
             if let Some(status) = child.try_wait().expect("ours") {
                 panic!("the daemon ended with {status}: {}", self.log());
             }
-            Client::connect(&self.socket()).ok()
+            let mut client = Client::connect(&self.socket()).ok()?;
+            client.set_timeout(Some(Duration::from_secs(1))).ok()?;
+            let info = client.call::<DaemonInfo>(&NoParams {}).ok()?;
+            (info.pid == child.id()).then_some(())
         });
         self.daemon = Some(child);
     }

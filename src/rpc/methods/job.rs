@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::dispatcher::{Cancelled, JobFilter, JobState, StateFilter};
+use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
 use crate::rpc::api::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
 use crate::rpc::convert::{self, bytes_of, parse, timeout};
@@ -13,8 +13,8 @@ use crate::rpc::types::{
 };
 use crate::spool::Batch;
 
-use super::no_such_job;
 use super::run::follow;
+use super::{end, no_such_job};
 
 /// Jobs listed where the caller says nothing.
 const LIST_DEFAULT: usize = 100;
@@ -67,13 +67,13 @@ fn looks(registry: &mut Registry) {
     registry.method::<JobWait, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
-        let ended = job.state.wait_for(JobState::is_ended);
         match timeout("timeout_ms", params.timeout_ms)? {
             // Either it ended or the time is over: the view tells which.
-            Some(limit) => drop(tokio::time::timeout(limit, ended).await),
-            None => drop(ended.await),
+            Some(limit) => drop(tokio::time::timeout(limit, end(&mut job)).await),
+            None => drop(end(&mut job).await?),
         }
-        let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
+        // A job that ended may be forgotten by now; whoever waited for it is told all the same.
+        let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(JobAnswer {
             job: convert::job(&view),
         })

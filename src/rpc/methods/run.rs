@@ -130,10 +130,11 @@ pub(super) async fn follow(
         ended = state.wait_for(JobState::is_ended) => { ended.ok()?; }
         () = follower.sink.closed() => return None,
     }
-    let view = server.dispatcher.view(job.spec.id).await?;
+    // A slow follower may come here long after the end, when the job is forgotten.
+    let view = server.dispatcher.view(job.spec.id).await;
     follower
         .tell(&JobEvent::Ended {
-            job: Box::new(convert::job(&view)),
+            job: Box::new(convert::job(&view.unwrap_or_else(|| job.view()))),
         })
         .await
 }

@@ -87,7 +87,7 @@ pub(super) fn register(registry: &mut Registry) {
         }
         server.dispatcher.release(id, params.exit_code).await;
         super::end(&mut job).await?;
-        let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
+        let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(JobAnswer {
             job: convert::job(&view),
         })
