@@ -27,6 +27,7 @@ use jsonrpsee::server::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tower::Service;
 use tower::layer::util::Identity;
 
@@ -40,8 +41,8 @@ use crate::spool::{Batch, Reader, Stream};
 const MESSAGES_MAX: u32 = 16;
 /// Bytes of output in one piece of a body.
 const PIECE_MAX: usize = 256 << 10;
-/// A read that brought at least so much lets others go first.
-const LARGE_READ: usize = 16 << 10;
+/// After so many bytes others go first, however small the reads were that brought them.
+const READ_AT_ONCE: usize = 4 << 10;
 
 /// Serves HTTP connections.
 pub struct Http {
@@ -79,7 +80,7 @@ impl Http {
         )
     }
 
-    /// Serves one connection until it is closed.
+    /// Serves one connection until it is closed, also after it became a WebSocket session.
     pub async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, bounds: Bounds) {
         let id = u32::try_from(connection.id().0 & u64::from(u32::MAX)).unwrap_or_default();
         // Built once per connection, as jsonrpsee counts each as one.
@@ -103,14 +104,17 @@ impl Http {
                     .unwrap_or_else(|error| plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())))
             }
         });
+        let (open, closed) = oneshot::channel();
         let mut http = hyper::server::conn::http1::Builder::new();
         http.max_buf_size(bounds.frame_max.clamp(64 << 10, 1 << 20));
         let served = http
-            .serve_connection(TokioIo::new(Polite::new(stream)), service)
+            .serve_connection(TokioIo::new(Polite::new(stream, open)), service)
             .with_upgrades();
         if let Err(error) = served.await {
             tracing::debug!(%error, "an HTTP connection ended");
         }
+        // An upgraded stream went to a session's own task. Nothing is ever sent: this ends when the stream is dropped.
+        let _ = closed.await;
     }
 }
 
@@ -234,24 +238,28 @@ async fn next(reader: &mut Reader, stream: Option<Stream>) -> io::Result<Option<
     }
 }
 
-/// A stream that is not read from while a write to it is blocked, and that lets others go first after each large read.
+/// A stream that is not read from while a write to it is blocked, and that lets others go first every few KiB.
 ///
 /// jsonrpsee's WebSocket loop starts a task for each message that it reads; a client that sends without ever reading would make
 /// it hold every answer in memory.
 struct Polite {
     stream: UnixStream,
     write_blocked: bool,
-    rest: bool,
+    /// Bytes read since others went first.
+    read: usize,
     reader: Option<Waker>,
+    /// Tells by being dropped that the connection is over, whoever held it last.
+    _open: oneshot::Sender<()>,
 }
 
 impl Polite {
-    fn new(stream: UnixStream) -> Self {
+    fn new(stream: UnixStream, open: oneshot::Sender<()>) -> Self {
         Self {
             stream,
             write_blocked: false,
-            rest: false,
+            read: 0,
             reader: None,
+            _open: open,
         }
     }
 
@@ -276,13 +284,14 @@ impl AsyncRead for Polite {
             self.reader = Some(context.waker().clone());
             return Poll::Pending;
         }
-        if std::mem::take(&mut self.rest) {
+        if self.read >= READ_AT_ONCE {
+            self.read = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.rest = buffer.filled().len() - before >= LARGE_READ;
+        self.read += buffer.filled().len() - before;
         result
     }
 }

@@ -1,0 +1,637 @@
+//! The wire under clients that are wrong, rude or slow.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use base64::Engine;
+use orbd::rpc::api::{DaemonHello, DaemonInfo};
+use orbd::rpc::types::JobStateWord;
+use serde_json::{Value, json};
+
+use crate::support::{Random, Wire, World, eventually, is_alive, outcome_of};
+
+/// Returns code and kind of an error answer.
+fn error_of(answer: &Value) -> (i64, &str) {
+    let error = &answer["error"];
+    (
+        error["code"].as_i64().expect("an error"),
+        error["data"]["kind"].as_str().expect("a kind"),
+    )
+}
+
+/// Checks that the connection still works.
+fn still_works(wire: &mut Wire) {
+    let answer = wire.call(4711, "daemon.info", &json!({}));
+    assert!(answer["result"]["version"].is_string(), "{answer}");
+}
+
+#[test]
+fn whatever_is_not_a_request_is_answered_with_an_error_and_the_connection_goes_on() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    let parse = (-32700, "parse_error");
+    let invalid = (-32600, "invalid_request");
+    for (line, expected) in [
+        ("{", parse),
+        (
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\",}",
+            parse,
+        ),
+        ("nonsense", parse),
+        ("{\u{0}}", parse),
+        ("{}", invalid),
+        ("{\"id\":1}", invalid),
+        ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":17}", invalid),
+        (
+            "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"daemon.info\"}",
+            invalid,
+        ),
+        ("{\"id\":1,\"method\":\"daemon.info\"}", invalid),
+        (
+            "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"daemon.info\"}",
+            invalid,
+        ),
+        ("17", invalid),
+        ("\"text\"", invalid),
+        ("null", invalid),
+        ("[]", invalid),
+        ("[1", parse),
+        (
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"machine.explode\"}",
+            (-32601, "method_not_found"),
+        ),
+    ] {
+        let answer = wire.exchange(line);
+        assert_eq!(error_of(&answer), expected, "{line}: {answer}");
+        assert_eq!(answer["jsonrpc"], "2.0");
+    }
+    // Bytes that are not UTF-8, and empty lines.
+    wire.send(b"\xff\xfe{}\n");
+    assert_eq!(error_of(&wire.receive().expect("an answer")).0, -32700);
+    wire.send("\n  \n\r\n");
+    still_works(&mut wire);
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_climbed_into() {
+    let world = World::new().started();
+    let mut wire = world.wire();
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        let deep = format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
+        let answer = wire.exchange(&deep);
+        assert!(answer["error"].is_object() || answer.is_array(), "{answer}");
+        let answer = wire.exchange(&format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"machine.list\",\"params\":{{\"max_age_ms\":{deep}}}}}"
+        ));
+        assert_eq!(error_of(&answer), (-32602, "invalid_params"));
+        still_works(&mut wire);
+    }
+}
+
+#[test]
+fn a_wrong_parameter_is_refused_by_its_name() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    for (method, params, field) in [
+        ("machine.start", json!({"machine": "a", "forse": true}), "forse"),
+        ("machine.start", json!({}), "machine"),
+        ("machine.start", json!({"machine": 7}), "machine"),
+        ("machine.start", json!({"machine": "-f"}), "machine"),
+        ("machine.start", json!({"machine": ""}), "machine"),
+        ("machine.start", json!({"machine": "a\u{0}b"}), "machine"),
+        (
+            "machine.start",
+            json!({"machine": "a", "run_timeout_ms": -1}),
+            "run_timeout_ms",
+        ),
+        (
+            "machine.start",
+            json!({"machine": "a", "run_timeout_ms": u64::MAX}),
+            "run_timeout_ms",
+        ),
+        (
+            "machine.start",
+            json!({"machine": "a", "priority": "high"}),
+            "priority",
+        ),
+        ("machine.run", json!({"machine": "a", "command": []}), "command"),
+        (
+            "machine.run",
+            json!({"machine": "a", "command": ["a\u{0}b"]}),
+            "command",
+        ),
+        (
+            "machine.run",
+            json!({"machine": "a", "command": ["true"], "workdir": ""}),
+            "workdir",
+        ),
+        (
+            "machine.run",
+            json!({"machine": "a", "command": ["true"], "env": {"A": "\u{0}"}}),
+            "env",
+        ),
+        (
+            "machine.run",
+            json!({"machine": "a", "command": ["true"], "stdin_base64": "*"}),
+            "stdin_base64",
+        ),
+        (
+            "machine.create",
+            json!({"name": "none/x", "distro": "ubuntu"}),
+            "name",
+        ),
+        (
+            "machine.create",
+            json!({"name": "x", "distro": "--help"}),
+            "distro",
+        ),
+        (
+            "machine.create",
+            json!({"name": "x", "distro": "ubuntu", "cpus": 0}),
+            "cpus",
+        ),
+        ("job.get", json!({"job_id": "7"}), "job_id"),
+        ("job.list", json!({"limit": 0}), "limit"),
+        ("daemon.hello", json!({"client": "a b", "protocol": 1}), "client"),
+        ("machine.list", json!(["positional"]), "params"),
+    ] {
+        let answer = wire.call(1, method, &params);
+        assert_eq!(
+            error_of(&answer),
+            (-32602, "invalid_params"),
+            "{method} {params}: {answer}"
+        );
+        assert_eq!(
+            answer["error"]["data"]["field"], field,
+            "{method} {params}: {answer}"
+        );
+    }
+    assert_eq!(world.ledger().invocations.len(), 0);
+}
+
+#[test]
+fn ids_come_back_as_they_were_sent() {
+    let world = World::new().started();
+    let mut wire = world.wire();
+    for id in [
+        "1",
+        "0",
+        "18446744073709551615",
+        "\"text\"",
+        "\"a\\\"b\\u00fc\\n\"",
+        "\"\"",
+    ] {
+        let answer = wire.exchange(&format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"daemon.info\"}}"
+        ));
+        let expected: Value = serde_json::from_str(id).expect("JSON");
+        assert_eq!(answer["id"], expected, "{answer}");
+        assert!(answer["result"].is_object(), "{answer}");
+    }
+}
+
+#[test]
+fn a_request_without_an_id_is_neither_answered_nor_carried_out() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    wire.send("{\"jsonrpc\":\"2.0\",\"method\":\"machine.stop\",\"params\":{\"machine\":\"a\"}}\n");
+    wire.send("[{\"jsonrpc\":\"2.0\",\"method\":\"machine.stop\",\"params\":{\"machine\":\"a\"}}]\n");
+    let answer = wire.call(1, "daemon.info", &json!({}));
+    assert_eq!(answer["id"], 1);
+    assert_eq!(world.ledger().invocations.len(), 0);
+}
+
+#[test]
+fn a_batch_is_answered_as_one_with_the_errors_of_its_parts() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    let answer = wire.exchange(
+        &json!([
+            {"jsonrpc": "2.0", "id": 1, "method": "machine.list", "params": {}},
+            {"jsonrpc": "2.0", "method": "machine.stop", "params": {"machine": "a"}},
+            {"jsonrpc": "2.0", "id": 2, "method": "machine.explode"},
+            17,
+            {"jsonrpc": "2.0", "id": 3, "method": "machine.list", "params": {}},
+            {"jsonrpc": "2.0", "id": 4, "method": "machine.run_follow", "params": {"machine": "a", "command": ["true"]}},
+            {"jsonrpc": "2.0", "id": 5, "method": "machine.start", "params": {"machin": "a"}},
+        ])
+        .to_string(),
+    );
+    let answers = answer.as_array().expect("a batch");
+    let by_id = |id: Value| {
+        answers
+            .iter()
+            .find(|answer| answer["id"] == id)
+            .expect("an answer")
+    };
+    assert_eq!(answers.len(), 6, "{answer}");
+    assert_eq!(by_id(json!(1))["result"]["machines"][0]["name"], "a");
+    assert_eq!(by_id(json!(3))["result"]["machines"][0]["name"], "a");
+    assert_eq!(error_of(by_id(json!(2))).1, "method_not_found");
+    assert_eq!(error_of(by_id(json!(4))).1, "invalid_request");
+    assert_eq!(error_of(by_id(json!(5))).1, "invalid_params");
+    assert_eq!(error_of(by_id(Value::Null)).1, "invalid_request");
+    let calls: Vec<Value> = (0..101)
+        .map(|id| json!({"jsonrpc": "2.0", "id": id, "method": "daemon.info"}))
+        .collect();
+    let answer = wire.exchange(&json!(calls).to_string());
+    assert_eq!(error_of(&answer), (-32600, "invalid_request"), "over batch_max");
+    let answer = wire.exchange(&json!(calls[..100]).to_string());
+    assert_eq!(answer.as_array().map(Vec::len), Some(100));
+}
+
+#[test]
+fn a_line_over_the_bound_is_refused_and_ends_that_connection_alone() {
+    let world = World::new().set("frame_max", "64KiB").started();
+    let mut other = world.wire();
+    let mut wire = world.wire();
+    wire.stream.set_nonblocking(false).expect("a mode");
+    let piece = vec![b' '; 16 << 10];
+    let mut sent = 0;
+    // Without an end the daemon could not know where the next request begins.
+    while sent < 64 << 20 {
+        match wire.stream.write(if sent == 0 { b"{" } else { &piece }) {
+            Ok(count) => sent += count,
+            Err(_) => break,
+        }
+    }
+    assert!(sent < 4 << 20, "the daemon took {sent} bytes");
+    let answer = wire.receive().expect("it says why");
+    assert_eq!(error_of(&answer), (-32600, "invalid_request"));
+    still_works(&mut other);
+    // Just below the bound all is well.
+    let name = "x".repeat(60 << 10);
+    let answer = other.call(1, "machine.start", &json!({"machine": name}));
+    assert_eq!(error_of(&answer).1, "invalid_params");
+}
+
+#[test]
+fn answers_come_when_they_are_ready_not_in_the_order_of_the_requests() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut wire = world.wire();
+    wire.request(
+        1,
+        "machine.run",
+        &json!({"machine": "a", "command": ["cat", gate]}),
+    );
+    wire.request(2, "daemon.info", &json!({}));
+    assert_eq!(wire.receive().expect("an answer")["id"], 2);
+    world.open_gate("gate");
+    assert_eq!(wire.receive().expect("an answer")["id"], 1);
+}
+
+/// Resident memory of the daemon in KiB.
+fn resident(world: &World) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", world.pid())).expect("it runs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("a figure");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse().ok())
+        .expect("a number")
+}
+
+#[test]
+fn clients_that_send_and_never_read_cost_bounded_memory() {
+    let names: Vec<String> = (0..20).map(|number| format!("machine-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let world = World::new().machines(&names).started();
+    let mut caller = world.client();
+    assert_eq!(caller.machines().len(), 20);
+    let before = resident(&world);
+    let list = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}\n".repeat(2000);
+    let info = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"daemon.info\"}\n".repeat(2000);
+    let mut rude: Vec<UnixStream> = (0..64)
+        .map(|_| UnixStream::connect(world.socket()).expect("connect"))
+        .collect();
+    for stream in &rude {
+        stream.set_nonblocking(true).expect("a mode");
+    }
+    // Until nobody takes any more, three times over.
+    let mut idle = 0;
+    while idle < 3 {
+        let mut wrote = 0;
+        for (number, stream) in rude.iter_mut().enumerate() {
+            let requests = if number % 2 == 0 { &list } else { &info };
+            while let Ok(count) = stream.write(requests) {
+                wrote += count;
+            }
+        }
+        idle = if wrote == 0 { idle + 1 } else { 0 };
+        // Another client is served between, which also gives the daemon its turn.
+        assert_eq!(caller.machines().len(), 20);
+    }
+    let grown = resident(&world).saturating_sub(before);
+    // Each may hold the answers to all that one read brought, beyond the bound at which no more is read.
+    assert!(grown < 128 << 10, "{grown} KiB for 64 connections");
+}
+
+#[test]
+fn websocket_clients_that_never_read_cost_bounded_memory() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.machines();
+    let before = resident(&world);
+    let mut rude: Vec<Wire> = (0..8).map(|_| upgraded(&world)).collect();
+    let message = frame(b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}").repeat(500);
+    for wire in &rude {
+        wire.stream.set_nonblocking(true).expect("a mode");
+    }
+    let (mut idle, mut sent) = (0, 0);
+    while idle < 3 && sent < 256 << 20 {
+        let mut wrote = 0;
+        for wire in &mut rude {
+            // Frames may be cut here: it is never continued after the first refusal that lasts.
+            while let Ok(count) = wire.stream.write(&message) {
+                wrote += count;
+            }
+        }
+        sent += wrote;
+        idle = if wrote == 0 { idle + 1 } else { 0 };
+        assert_eq!(caller.machines().len(), 1);
+    }
+    let grown = resident(&world).saturating_sub(before);
+    assert!(grown < 64 << 10, "{grown} KiB for 8 connections and {sent} bytes");
+}
+
+/// Connects as soon as there is room: a connection that was closed is one until the daemon has noticed.
+fn admitted(world: &World) -> Wire {
+    eventually("there is room", || {
+        let mut wire = world.wire();
+        let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}\n";
+        // Refused, it may be closed before this is written.
+        let _ = wire.stream.write_all(request);
+        wire.receive()?["result"].is_object().then_some(wire)
+    })
+}
+
+#[test]
+fn more_connections_than_may_be_are_refused_with_a_reason() {
+    let world = World::new().set("connections_max", "3").started();
+    let mut kept: Vec<Wire> = (0..3).map(|_| admitted(&world)).collect();
+    let mut refused = world.wire();
+    let answer = refused.receive().expect("it says why");
+    assert_eq!(error_of(&answer), (1001, "queue_full"));
+    assert!(answer["error"]["data"]["retry_after_ms"].is_u64());
+    assert!(refused.receive().is_none());
+    drop(kept.pop());
+    drop(admitted(&world));
+    for wire in &mut kept {
+        still_works(wire);
+    }
+}
+
+/// Sends one HTTP request and returns head and body.
+fn http(wire: &mut Wire, request: &str) -> (String, Vec<u8>) {
+    wire.send(request);
+    let head = wire.head();
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        })
+    };
+    if let Some(length) = header("content-length") {
+        let body = wire.exactly(length.parse().expect("a number"));
+        return (head, body);
+    }
+    assert_eq!(header("transfer-encoding").as_deref(), Some("chunked"), "{head}");
+    let mut body = Vec::new();
+    loop {
+        let mut size = String::new();
+        while !size.ends_with("\r\n") {
+            size.push(char::from(wire.exactly(1)[0]));
+        }
+        let size = usize::from_str_radix(size.trim_end(), 16).expect("a chunk's size");
+        body.extend(wire.exactly(size));
+        wire.exactly(2);
+        if size == 0 {
+            return (head, body);
+        }
+    }
+}
+
+fn post(body: &str) -> String {
+    format!(
+        "POST / HTTP/1.1\r\nhost: orbd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn http_posts_are_answered_on_one_connection_after_the_other() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    for id in 1..=3 {
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": "machine.list", "params": {}});
+        let (head, body) = http(&mut wire, &post(&request.to_string()));
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let answer: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(
+            (&answer["id"], &answer["result"]["machines"][0]["name"]),
+            (&json!(id), &json!("a"))
+        );
+    }
+    let (_, body) = http(&mut wire, &post("{"));
+    let answer: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(answer["error"]["code"], -32700);
+    let request =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "machine.start", "params": {"forse": 1, "machine": "a"}});
+    let (_, body) = http(&mut wire, &post(&request.to_string()));
+    let answer: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(error_of(&answer), (-32602, "invalid_params"));
+    assert_eq!(answer["error"]["data"]["field"], "forse");
+}
+
+#[test]
+fn an_http_client_that_hangs_up_takes_its_command_with_it() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    let params = json!({"machine": "a", "command": ["sleep", "1000"]});
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "machine.run", "params": params});
+    wire.send(post(&request.to_string()));
+    let mut caller = world.client();
+    let id = caller.find("run", "a", JobStateWord::Running).id;
+    drop(wire);
+    assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
+}
+
+#[test]
+fn a_jobs_output_is_a_plain_body() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let bytes = Random::new(21).bytes(3 << 20);
+    std::fs::write(world.path("bytes"), &bytes).expect("a file");
+    let script = format!("echo warning >&2; cat {}", world.path("bytes").display());
+    let id = caller.run_detached("a", &["sh", "-c", &script]);
+    let mut wire = world.wire();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: orbd\r\n\r\n");
+    // While it runs or after: the body ends with the job.
+    let (head, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?stream=stdout")));
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(body == bytes, "{} bytes", body.len());
+    let (_, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?stream=stderr")));
+    assert_eq!(body, b"warning\n");
+    let end = caller.end_of(id).output_bytes;
+    let (_, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?from={}", end - 100)));
+    assert_eq!(body.len(), 100);
+    for (path, status) in [
+        (format!("/jobs/{id}/output?from={}", end + 1), "416"),
+        (format!("/jobs/{id}/output?stream=both&x=1"), "400"),
+        (format!("/jobs/{id}/output?from=-1"), "400"),
+        ("/jobs/999999/output".to_owned(), "404"),
+        ("/jobs/x/output".to_owned(), "404"),
+        (format!("/jobs/{id}"), "404"),
+    ] {
+        let (head, _) = http(&mut wire, &get(&path));
+        assert_eq!(head.split(' ').nth(1), Some(status), "{path}: {head}");
+    }
+}
+
+/// Masks a text message as a client must.
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut frame = vec![0x81];
+    match u8::try_from(payload.len()) {
+        Ok(short) if short < 126 => frame.push(0x80 | short),
+        _ => {
+            frame.push(0x80 | 126);
+            frame.extend(u16::try_from(payload.len()).expect("short").to_be_bytes());
+        }
+    }
+    frame.extend(mask);
+    frame.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    frame
+}
+
+/// Reads one text message.
+fn message(wire: &mut Wire) -> Value {
+    loop {
+        let head = wire.exactly(2);
+        let length = match head[1] {
+            126 => u64::from(u16::from_be_bytes(wire.exactly(2).try_into().expect("two"))),
+            127 => u64::from_be_bytes(wire.exactly(8).try_into().expect("eight")),
+            short => u64::from(short),
+        };
+        let payload = wire.exactly(usize::try_from(length).expect("it fits"));
+        // Pings are passed over.
+        if head[0] == 0x81 {
+            return serde_json::from_slice(&payload).expect("JSON");
+        }
+    }
+}
+
+fn upgraded(world: &World) -> Wire {
+    let mut wire = world.wire();
+    let key = base64::engine::general_purpose::STANDARD.encode([7; 16]);
+    wire.send(format!(
+        "GET / HTTP/1.1\r\nhost: orbd\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n"
+    ));
+    let head = wire.head();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    wire
+}
+
+fn ask(wire: &mut Wire, id: u64, method: &str, params: &Value) {
+    let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+    wire.send(frame(request.to_string().as_bytes()));
+}
+
+#[test]
+fn a_websocket_session_calls_and_follows() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = upgraded(&world);
+    ask(&mut wire, 1, "machine.list", &json!({}));
+    assert_eq!(message(&mut wire)["result"]["machines"][0]["name"], "a");
+    ask(
+        &mut wire,
+        2,
+        "machine.run_follow",
+        &json!({"machine": "a", "command": ["echo", "x"]}),
+    );
+    let mut types = Vec::new();
+    while types.last() != Some(&json!("ended")) {
+        let message = message(&mut wire);
+        let kind = message["params"]["result"]["type"].clone();
+        if !kind.is_null() {
+            types.push(kind);
+        }
+    }
+    assert_eq!(types, ["accepted", "started", "output", "ended"]);
+}
+
+#[test]
+fn a_websocket_client_that_hangs_up_takes_its_command_and_its_waiting_jobs_with_it() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let mut wire = upgraded(&world);
+    let params = json!({"machine": "a", "command": ["sh", "-c", "echo $$; exec sleep 1000"]});
+    ask(&mut wire, 1, "machine.run", &params);
+    let running = caller.find("run", "a", JobStateWord::Running).id;
+    let chunks = eventually("it says its process id", || {
+        let answer = caller.ok::<orbd::rpc::api::JobOutput>(json!({"job_id": running, "wait_ms": 1000}));
+        answer.output.into_iter().next()
+    });
+    let pid: u32 = chunks.text.expect("text").trim().parse().expect("a pid");
+    ask(&mut wire, 2, "machine.restart", &json!({"machine": "a"}));
+    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
+    drop(wire);
+    assert_eq!(
+        outcome_of(&caller.end_of(waiting)),
+        ("cancelled", "job_cancelled")
+    );
+    assert_eq!(
+        outcome_of(&caller.end_of(running)),
+        ("cancelled", "job_cancelled")
+    );
+    eventually("the command is gone", || (!is_alive(pid)).then_some(()));
+}
+
+#[test]
+fn websocket_sessions_count_as_connections() {
+    let world = World::new().set("connections_max", "2").started();
+    let mut first = upgraded(&world);
+    ask(&mut first, 1, "daemon.info", &json!({}));
+    message(&mut first);
+    let _second = admitted(&world);
+    let mut refused = world.wire();
+    assert_eq!(
+        error_of(&refused.receive().expect("it says why")),
+        (1001, "queue_full")
+    );
+    drop(first);
+    admitted(&world);
+}
+
+#[test]
+fn a_client_of_another_protocol_is_told_which_one_is_older() {
+    let world = World::new().started();
+    let mut caller = world.client();
+    let data = caller.refused::<DaemonHello>(json!({"client": "old", "protocol": 0}));
+    assert_eq!(data.kind, "protocol_mismatch");
+    let hello = caller.ok::<DaemonHello>(json!({"client": "new", "protocol": 1}));
+    let info = caller.ok::<DaemonInfo>(json!({}));
+    assert_eq!(hello.instance, info.instance);
+    assert_eq!(info.pid, world.pid());
+}
+
+#[test]
+fn a_last_request_without_a_line_end_is_answered_when_the_client_stops_sending() {
+    let world = World::new().started();
+    let mut wire = world.wire();
+    wire.send("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}");
+    wire.half_close();
+    assert_eq!(wire.receive().expect("an answer")["id"], 1);
+    let mut rest = Vec::new();
+    wire.stream.read_to_end(&mut rest).expect("closed");
+    assert!(rest.is_empty());
+}
