@@ -210,6 +210,9 @@ impl Session {
         match stream.try_read_buf(&mut self.input) {
             Ok(0) => {
                 self.reading = false;
+                // What is whole but for its line end is a request all the same; what was cut short is told so.
+                let last = std::mem::take(&mut self.input);
+                self.line(&last);
                 return true;
             }
             Ok(_) => {}
