@@ -1,0 +1,142 @@
+//! The socket: who may reach it, and who serves it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+
+use orbd::rpc::api::DaemonInfo;
+use serde_json::json;
+
+use crate::support::World;
+
+fn mode(path: &std::path::Path) -> u32 {
+    fs::symlink_metadata(path)
+        .expect("it is there")
+        .permissions()
+        .mode()
+        & 0o777
+}
+
+#[test]
+fn nobody_else_can_reach_the_socket_or_read_what_is_kept() {
+    let world = World::with_machines(&["a"]);
+    world.client().run("a", &["true"]);
+    assert_eq!(mode(&world.socket()), 0o600);
+    assert_eq!(mode(&world.path("")), 0o700);
+    assert_eq!(mode(&world.path("state")), 0o700);
+    let mut folders = vec![world.path("state")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            // The folder above keeps others out; a file that is moved or copied should not let them in either.
+            if path.is_dir() {
+                assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+                folders.push(path);
+            } else if path.file_name().is_some_and(|name| name == "journal") {
+                assert_eq!(mode(&path), 0o600, "{}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_of_the_socket_is_made_for_its_owner_alone() {
+    let mut world = World::new();
+    let socket = world.path("deep/er/orbd.sock");
+    let mut command = world.daemon_command();
+    let mut daemon = command.env("ORBD_SOCKET", &socket).spawn().expect("it starts");
+    crate::support::eventually("it listens", || {
+        std::os::unix::net::UnixStream::connect(&socket).ok()
+    });
+    assert_eq!(mode(&world.path("deep/er")), 0o700);
+    daemon.kill().expect("ours");
+    daemon.wait().expect("ours");
+    world.start();
+}
+
+#[test]
+fn a_second_daemon_exits_without_a_fault_and_the_first_goes_on() {
+    let world = World::new().started();
+    let first = world.client().ok::<DaemonInfo>(json!({}));
+    let inode = fs::metadata(world.socket()).expect("it is there").ino();
+    for _ in 0..3 {
+        let status = world.daemon_command().status().expect("it starts");
+        assert!(status.success(), "{status}");
+    }
+    assert_eq!(fs::metadata(world.socket()).expect("it is there").ino(), inode);
+    let still = world.client().ok::<DaemonInfo>(json!({}));
+    assert_eq!((still.pid, still.instance), (first.pid, first.instance));
+}
+
+#[test]
+fn of_ten_daemons_started_at_once_one_serves() {
+    let mut world = World::new();
+    let mut daemons: Vec<_> = (0..10)
+        .map(|_| world.daemon_command().spawn().expect("it starts"))
+        .collect();
+    let pid = crate::support::eventually("one serves", || {
+        let mut client = orbd::client::Client::connect(&world.socket()).ok()?;
+        let info = client.call::<DaemonInfo>(&orbd::rpc::types::NoParams {});
+        Some(info.ok()?.pid)
+    });
+    for daemon in &mut daemons {
+        if daemon.id() != pid {
+            let status = crate::support::eventually("it leaves", || daemon.try_wait().expect("ours"));
+            assert!(status.success(), "{status}: {}", world.log());
+        }
+    }
+    for daemon in &mut daemons {
+        if daemon.id() == pid {
+            daemon.kill().expect("ours");
+            daemon.wait().expect("ours");
+        }
+    }
+    world.start();
+}
+
+#[test]
+fn a_socket_that_a_crash_left_is_replaced() {
+    let mut world = World::new().started();
+    world.kill();
+    assert!(world.socket().exists());
+    world.start();
+    assert_eq!(world.client().ok::<DaemonInfo>(json!({})).pid, world.pid());
+}
+
+#[test]
+fn something_else_in_the_way_is_left_alone() {
+    let world = World::new();
+    fs::write(world.socket(), "precious").expect("a file");
+    let status = world.daemon_command().status().expect("it starts");
+    assert!(!status.success());
+    assert_eq!(
+        fs::read_to_string(world.socket()).expect("still there"),
+        "precious"
+    );
+}
+
+#[test]
+fn a_socket_of_a_program_that_holds_no_lock_is_taken_over() {
+    let mut world = World::new();
+    let _stranger = UnixListener::bind(world.socket()).expect("a socket");
+    world.start();
+    assert_eq!(world.client().ok::<DaemonInfo>(json!({})).pid, world.pid());
+}
+
+#[test]
+fn root_is_refused_unless_it_is_allowed() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let world = World::new();
+    let output = world
+        .daemon_command()
+        .env_remove("ORBD_ALLOW_ROOT")
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .expect("it starts");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("not as root"), "{said}");
+    assert!(!world.socket().exists());
+}

@@ -1,0 +1,279 @@
+//! An `orbctl` that misbehaves: each trouble has its outcome, within its limit, and other machines go on.
+
+use orbd::rpc::api::{
+    MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop, OrbstackStatus,
+    OrbstackVersion,
+};
+use orbd::rpc::types::{ErrorData, Stream};
+use serde_json::json;
+
+use crate::support::{Caller, World, eventually, outcome_of, stream_of};
+
+/// Starts a daemon whose stand-in plays one trouble; other machines than `a` are spared.
+fn trouble(command: &str, rest: &str) -> World {
+    World::new()
+        .set("grace", "200ms")
+        .script(&format!("[[trouble]]\ncommand = \"{command}\"\n{rest}"))
+        .machines(&["a", "b"])
+        .started()
+}
+
+fn restart_a(caller: &mut Caller) -> ErrorData {
+    caller.refused::<MachineRestart>(json!({"machine": "a", "run_timeout_ms": 300}))
+}
+
+/// Checks that nothing is left of a trouble with `a`.
+fn all_is_well(world: &World) {
+    let mut caller = world.client();
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+    assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
+    assert_eq!(
+        caller.ok::<MachineList>(json!({"max_age_ms": 0})).machines.len(),
+        2
+    );
+    world.ledger().assert_no_overlap();
+}
+
+#[test]
+fn a_change_that_hangs_is_ended_at_its_limit_and_its_outcome_is_unknown() {
+    for kind in ["hang", "hang_hard"] {
+        let world = trouble("restart", &format!("kind = \"{kind}\"\nmachine = \"a\""));
+        let mut caller = world.client();
+        let hanging = world.background(restart_a);
+        assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+        caller.ok::<MachineRestart>(json!({"machine": "b"}));
+        let data = hanging.join().expect("it is told");
+        assert_eq!(data.kind, "outcome_unknown");
+        let seen = data.observed.expect("looks");
+        assert_eq!(
+            (seen.settled, seen.machine_state.as_deref()),
+            (true, Some("running"))
+        );
+        all_is_well(&world);
+    }
+}
+
+#[test]
+fn a_read_that_hangs_is_ended_at_its_limit() {
+    let world = World::new()
+        .set("query_timeout", "1s")
+        .set("grace", "200ms")
+        .script("[[trouble]]\ncommand = \"list\"\nkind = \"hang\"\ntimes = 1")
+        .machines(&["a", "b"])
+        .started();
+    let mut caller = world.client();
+    let hanging = world.background(|caller| caller.refused::<MachineList>(json!({})));
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+    let data = hanging.join().expect("it is told");
+    assert_eq!(
+        (data.kind.as_str(), data.phase.as_deref()),
+        ("deadline_exceeded", Some("running"))
+    );
+    all_is_well(&world);
+}
+
+#[test]
+fn a_panic_of_a_change_leaves_its_outcome_unknown() {
+    let world = trouble("restart", "kind = \"panic\"\nmachine = \"a\"");
+    assert_eq!(restart_a(&mut world.client()).kind, "outcome_unknown");
+    all_is_well(&world);
+}
+
+#[test]
+fn a_panic_of_a_read_is_told_and_not_kept() {
+    let world = trouble("list", "kind = \"panic\"\ntimes = 1");
+    let mut caller = world.client();
+    let data = caller.refused::<MachineList>(json!({}));
+    assert!(
+        matches!(data.kind.as_str(), "orbctl_failed" | "orbctl_unavailable"),
+        "{data:?}"
+    );
+    all_is_well(&world);
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_is_called_that() {
+    for (command, kind) in [("list", "garbage"), ("list", "list_half")] {
+        let world = trouble(command, &format!("kind = \"{kind}\"\ntimes = 1"));
+        let data = world.client().refused::<MachineList>(json!({}));
+        assert_eq!(data.kind, "orbctl_output_unreadable");
+        all_is_well(&world);
+    }
+    let world = trouble("info", "kind = \"garbage\"\ntimes = 1");
+    let data = world.client().refused::<MachineInfo>(json!({"machine": "a"}));
+    assert_eq!(data.kind, "orbctl_output_unreadable");
+    all_is_well(&world);
+}
+
+#[test]
+fn a_read_that_is_killed_says_by_which_signal() {
+    let world = trouble("list", "kind = \"killed\"\ntimes = 1");
+    let data = world.client().refused::<MachineList>(json!({}));
+    assert_eq!((data.kind.as_str(), data.signal), ("orbctl_killed", Some(9)));
+    all_is_well(&world);
+}
+
+#[test]
+fn a_command_whose_orbctl_is_killed_says_by_which_signal() {
+    let world = trouble("run", "kind = \"killed\"\nmachine = \"a\"\ntimes = 1");
+    let params = json!({"machine": "a", "command": ["true"]});
+    let data = world.client().refused::<MachineRun>(params);
+    assert_eq!((data.kind.as_str(), data.signal), ("orbctl_killed", Some(9)));
+    all_is_well(&world);
+}
+
+#[test]
+fn a_change_that_is_refused_has_failed_with_what_orbctl_said() {
+    let world = trouble(
+        "restart",
+        "kind = \"fail\"\ntext = \"no space left on the Mac\"\nexit = 7",
+    );
+    let data = world.client().refused::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(7)));
+    assert!(data.stderr_tail.expect("a tail").contains("no space left"));
+    all_is_well(&world);
+}
+
+#[test]
+fn a_machine_that_was_made_though_its_client_died_is_seen() {
+    for ending in ["killed", "hang"] {
+        let world = trouble(
+            "create",
+            &format!("kind = \"made_though_client_died\"\nending = \"{ending}\""),
+        );
+        let mut caller = world.client();
+        let params = json!({"name": "new", "distro": "ubuntu", "run_timeout_ms": 500});
+        let data = caller.refused::<MachineCreate>(params);
+        assert_eq!(data.kind, "outcome_unknown");
+        let seen = data.observed.expect("looks");
+        assert_eq!((seen.settled, seen.holds), (true, Some(true)), "{seen:?}");
+        assert_eq!(caller.state_of("new").as_deref(), Some("running"));
+        assert_eq!(world.ledger().spawns("create"), 1, "never tried again");
+    }
+}
+
+#[test]
+fn a_change_that_is_settled_elsewhere_holds_its_lane_until_then() {
+    // The service takes its time after its client died.
+    let world = World::new()
+        .latency("create=900")
+        .script("[[trouble]]\ncommand = \"create\"\nkind = \"made_though_client_died\"\nending = \"killed\"")
+        .started();
+    let mut caller = world.client();
+    let params = json!({"name": "new", "distro": "ubuntu", "detach": true});
+    let making = caller.ok::<MachineCreate>(params).job_id;
+    let using = caller.run_detached("new", &["true"]);
+    let ended = caller.end_of(making);
+    assert_eq!(outcome_of(&ended), ("unknown", "outcome_unknown"));
+    assert_eq!(outcome_of(&caller.end_of(using)), ("succeeded", ""));
+    assert_eq!(world.truth(), [("new".to_owned(), "running".to_owned())]);
+}
+
+#[test]
+fn a_slow_orbctl_is_waited_for() {
+    let world = trouble("restart", "kind = \"slow\"\nms = 400");
+    let mut caller = world.client();
+    assert_eq!(
+        caller.ok::<MachineRestart>(json!({"machine": "a"})).changed,
+        Some(true)
+    );
+    all_is_well(&world);
+}
+
+#[test]
+fn the_box_of_a_waiting_update_harms_nothing() {
+    let world = World::new()
+        .script("[[trouble]]\nkind = \"banner\"")
+        .machines(&["a", "b"])
+        .started();
+    let mut caller = world.client();
+    caller.ok::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!(
+        caller.ok::<MachineInfo>(json!({"machine": "a"})).machine.name,
+        "a"
+    );
+    assert!(!caller.ok::<OrbstackVersion>(json!({})).version.is_empty());
+    assert_eq!(caller.ok::<OrbstackStatus>(json!({})).status, "running");
+    all_is_well(&world);
+}
+
+#[test]
+fn what_is_new_or_missing_in_a_list_harms_nothing() {
+    for kind in ["unknown_keys", "missing_optional_keys"] {
+        let world = World::new()
+            .script(&format!(
+                "[[trouble]]\nkind = \"{kind}\"\ncommand = [\"list\", \"info\"]"
+            ))
+            .machines(&["a", "b"])
+            .started();
+        let mut caller = world.client();
+        assert_eq!(caller.state_of("a").as_deref(), Some("running"));
+        assert_eq!(
+            caller.ok::<MachineInfo>(json!({"machine": "a"})).machine.name,
+            "a"
+        );
+        all_is_well(&world);
+    }
+}
+
+#[test]
+fn a_state_that_nobody_knows_is_passed_on_and_holds_a_cut_change_unsettled() {
+    let world = World::new()
+        .script(
+            "[[trouble]]\ncommand = \"list\"\nkind = \"unknown_state\"\ntext = \"melting\"\nrecord = \"a\"",
+        )
+        .machines(&["a", "b"])
+        .started();
+    assert_eq!(world.client().state_of("a").as_deref(), Some("melting"));
+}
+
+#[test]
+fn a_process_that_keeps_the_output_open_does_not_keep_the_job() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"list\"\nkind = \"grandchild\"\nms = 20000")
+        .machines(&["a", "b"])
+        .started();
+    let mut caller = world.client();
+    assert_eq!(caller.machines().len(), 2);
+    // A command in a machine that leaves something behind is the usual case.
+    let answer = caller.run("a", &["sh", "-c", "sleep 20 & echo done"]);
+    assert_eq!(answer.exit_code, Some(0));
+    assert_eq!(stream_of(&answer.output, Stream::Stdout), b"done\n");
+    assert!(answer.run_us.is_some_and(|us| us < 10_000_000), "{answer:?}");
+}
+
+#[test]
+fn a_machine_that_does_not_exist_is_called_that() {
+    let world = trouble("update", "kind = \"fail\"");
+    let mut caller = world.client();
+    let data = caller.refused::<MachineStop>(json!({"machine": "nobody"}));
+    assert_eq!(
+        (data.kind.as_str(), data.machine.as_deref()),
+        ("machine_not_found", Some("nobody"))
+    );
+    let data = caller.refused::<MachineInfo>(json!({"machine": "nobody"}));
+    assert_eq!(data.kind, "machine_not_found");
+    let data = caller.refused::<MachineCreate>(json!({"name": "a", "distro": "ubuntu"}));
+    assert_eq!(
+        (data.kind.as_str(), data.machine.as_deref()),
+        ("machine_exists", Some("a"))
+    );
+    all_is_well(&world);
+}
+
+#[test]
+fn an_orbctl_that_is_not_there_is_called_that_and_found_again() {
+    let world = World::new().machines(&["a", "b"]);
+    let place = world.path("orbctl");
+    let world = world
+        .variable("ORBD_ORBCTL", &place.display().to_string())
+        .started();
+    let mut caller = world.client();
+    let data = caller.refused::<MachineList>(json!({}));
+    assert_eq!(data.kind, "orbctl_unavailable");
+    let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
+    assert_eq!(data.kind, "orbctl_unavailable");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &place).expect("a link");
+    eventually("it is found", || caller.call::<MachineList>(json!({})).ok());
+    all_is_well(&world);
+}
