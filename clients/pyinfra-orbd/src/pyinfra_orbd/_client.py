@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from typing_extensions import Self
+
     from . import models
 else:
 
@@ -69,6 +71,21 @@ class Client:
     def path(self) -> str:
         """The daemon's socket."""
         return self._pool.path
+
+    def __enter__(self) -> Self:
+        """Returns itself; leaving closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes connections that are not in use, and each of the others when its call is over.
+
+        A client that is dropped without it closes them too. A call made afterwards opens a connection for itself.
+        """
+        self._pool.close()
 
     def close_idle(self) -> None:
         """Closes connections that are not in use; the next call opens a new one."""
@@ -214,6 +231,9 @@ class Client:
     ) -> Generator[models.JobEvent, None, None]:
         """Runs a command and yields what happens as it happens; closing the iterator early stops the command.
 
+        The last event is :class:`~pyinfra_orbd.models.Ended`. A command that did not come to a regular end raises after it what
+        :meth:`machine_run` would have raised; one that ended by itself, with whatever exit code, raises nothing.
+
         Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it.
         """
         params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
@@ -224,7 +244,7 @@ class Client:
         elif stdin is not None:
             params["stdin_stream"] = True
             pieces = _pieces(stdin) if isinstance(stdin, bytes) else iter(stdin)
-        return self._follow("machine.run_follow", params, pieces)
+        return self._run_follow(params, pieces)
 
     # orbstack and its configuration
 
@@ -297,8 +317,11 @@ class Client:
         return models.JobCancel.from_wire(self.call("job.cancel", {"job_id": job_id}))
 
     def job_follow(self, job_id: int, *, offset: int = 0) -> Generator[models.JobEvent, None, None]:
-        """Yields a job's output and end as they come; closing the iterator early does not stop the job."""
-        return self._follow("job.follow", {"job_id": job_id, "offset": offset}, None)
+        """Yields a job's output and end as they come; closing the iterator early does not stop the job.
+
+        Like :meth:`job_wait` it tells how the job ended, in ``job.outcome``, and raises nothing for it.
+        """
+        yield from self._follow("job.follow", {"job_id": job_id, "offset": offset}, None)
 
     # queue and cache
 
@@ -376,9 +399,16 @@ class Client:
     def _change(self, method: str, **params: Any) -> models.Change:
         return models.Change.from_wire(self.call(method, _given(**params)))
 
+    def _run_follow(
+        self, params: Mapping[str, Any], pieces: Iterator[bytes] | None
+    ) -> Generator[models.JobEvent, None, None]:
+        outcome = (yield from self._follow("machine.run_follow", params, pieces)).job.outcome
+        if outcome is not None and outcome.error is not None:
+            raise errors.error_from_wire(outcome.error)
+
     def _follow(
         self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None
-    ) -> Generator[models.JobEvent, None, None]:
+    ) -> Generator[models.JobEvent, None, models.Ended]:
         with self._pool.borrow() as connection:
             try:
                 subscription = connection.answer(connection.send(method, params))
@@ -406,6 +436,7 @@ class Client:
                     yield event
             connection.done()
         yield ended
+        return ended
 
 
 def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:

@@ -5,7 +5,8 @@ keeps no answer.
 
 A connection carries one call at a time. It goes back to the pool only when the call was answered to its end; one whose call was
 cut short by an exception (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe) is closed, which also tells the daemon to
-stop the work. Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a
+stop the work. A connection closes its socket when it is dropped, and a pool drops its connections when it is dropped itself, so
+no way of forgetting a client leaves a socket open. Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a
 pooled socket is only ever used by the hub that made it, and never by a forked child.
 """
 
@@ -83,9 +84,10 @@ class Connection:
         """Connects to ``path`` and says hello as ``client``."""
         self._next_id = 1
         self.in_call = True
-        module = _socket_module()
-        self._socket: Any = module.socket(module.AF_UNIX, module.SOCK_STREAM)
+        self._socket: Any = None
         self._reader: BinaryIO | None = None
+        module = _socket_module()
+        self._socket = module.socket(module.AF_UNIX, module.SOCK_STREAM)
         try:
             self._socket.settimeout(CONNECT_TIMEOUT)
             self._socket.connect(path)
@@ -198,7 +200,12 @@ class Connection:
         """Closes the connection; the daemon stops what it was doing for it."""
         if self._reader is not None:
             self._reader.close()
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    def __del__(self) -> None:
+        """Closes a connection that nobody has any more."""
+        self.close()
 
     @staticmethod
     def _gone(error: OSError | None) -> errors.OrbdError:
@@ -240,6 +247,7 @@ class Pool:
         self.path = path
         self._client = client
         self._pid = os.getpid()
+        self._is_closed = False
         # Keyed by hub: a gevent socket is bound to the hub, and so to the thread, that made it. Plain sockets have the pool as
         # key.
         self._idle: WeakKeyDictionary[Any, list[Connection]] = WeakKeyDictionary()
@@ -262,10 +270,15 @@ class Pool:
     def give(self, connection: Connection) -> None:
         """Takes a connection back."""
         idle = self._idle_here()
-        if connection.in_call or len(idle) >= IDLE_MAX:
+        if connection.in_call or self._is_closed or len(idle) >= IDLE_MAX:
             connection.close()
         else:
             idle.append(connection)
+
+    def close(self) -> None:
+        """Closes what is not in use now, and the rest as it comes back: no connection is kept any more."""
+        self._is_closed = True
+        self.close_idle()
 
     def close_idle(self) -> None:
         """Closes what is not in use; the next call opens a new connection."""

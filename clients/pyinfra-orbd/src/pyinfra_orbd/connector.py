@@ -38,7 +38,7 @@ from ._client import INLINE_MAX, PIECE, Client
 from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
 from ._lines import Lines
 from ._transport import socket_path
-from .errors import DaemonUnavailable, OrbdError, ProtocolViolation, error_from_wire
+from .errors import DaemonUnavailable, OrbdError, ProtocolViolation
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -366,6 +366,7 @@ class OrbStackConnector(BaseConnector):
     ) -> int:
         """Runs ``words``, hands on its output as it comes, and returns the exit code."""
         events = client().machine_run_follow(self.machine, words, stdin=stdin, **self._options(control))
+        job = None
         # Closed even when `take` raises: leaving early closes the connection, which stops the command.
         with closing(events):
             for event in events:
@@ -374,8 +375,10 @@ class OrbStackConnector(BaseConnector):
                 elif isinstance(event, models.Gap):
                     lost(event.end - event.start)
                 elif isinstance(event, models.Ended):
-                    return _exit_code(event.job)
-        raise ProtocolViolation("the command's events ended without its end")
+                    job = event.job
+        if job is None or job.outcome is None or job.outcome.exit_code is None:
+            raise ProtocolViolation("the command's events ended without its exit code")
+        return job.outcome.exit_code
 
     def _options(self, control: ConnectorArguments) -> dict[str, Any]:
         options: dict[str, Any] = {"user": self.data["orbstack_user"]}
@@ -459,17 +462,6 @@ def _name_data(machine: models.Machine, *, is_named: bool) -> tuple[str, dict[st
     if machine.image.distro:
         groups.append(f"orbstack_{machine.image.distro}")
     return machine.name, data, groups
-
-
-def _exit_code(job: models.Job) -> int:
-    outcome = job.outcome
-    if outcome is None:
-        raise ProtocolViolation(f"job {job.id} ended without an outcome")
-    if outcome.error is not None:
-        raise error_from_wire(outcome.error)
-    if outcome.exit_code is None:
-        raise OrbdError(f"job {job.id} ended without an exit code: {outcome.kind}")
-    return outcome.exit_code
 
 
 def _stdin_bytes(stdin: Any) -> bytes | None:
