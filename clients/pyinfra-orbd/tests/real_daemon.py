@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyinfra_orbd import Client, errors
+from pyinfra_orbd import Client
 
 TARGET = Path(__file__).resolve().parents[3] / "target" / "debug"
 
@@ -29,9 +31,18 @@ def binary(variable: str, name: str) -> Path:
 class RealDaemon:
     """Starts the daemon in ``folder``; nothing of the user's own is read or written."""
 
-    def __init__(self, folder: Path, *, latency: str = "0", isolation: str = "auto") -> None:
-        """Starts it and waits until it answers."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        latency: str = "0",
+        isolation: str = "auto",
+        config: Mapping[str, str] | None = None,
+        script: Path | None = None,
+    ) -> None:
+        """Starts it and waits until it answers; ``script`` tells the stand-in what trouble to make."""
         self.folder = folder
+        self._words = [word for key, value in (config or {}).items() for word in ("--set", f"{key}={value}")]
         self.socket = folder / "orbd.sock"
         self.ledger_file = folder / "ledger.jsonl"
         self.orbctl = binary("ORBCTL_SIM_BIN", "orbctl-sim")
@@ -53,6 +64,8 @@ class RealDaemon:
             "ORBCTL_SIM_LATENCY": latency,
             "ORBCTL_SIM_ISOLATION": isolation,
         }
+        if script is not None:
+            self.environment["ORBCTL_SIM_SCRIPT"] = str(script)
         self.log = folder / "orbd.log"
         self.process = self.start()
 
@@ -60,20 +73,14 @@ class RealDaemon:
         """Starts the daemon and waits until it answers."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [binary("ORBD_BIN", "orbd")], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [binary("ORBD_BIN", "orbd"), *self._words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        client = Client(str(self.socket), name="tests")
         deadline = time.monotonic() + 15
-        os.environ["ORBD_AUTOSTART"] = "0"
-        while True:
-            try:
-                client.daemon_info()
-                break
-            except errors.DaemonUnavailable as error:
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(self.socket)) != 0:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"orbd did not start: {self.log.read_text()}") from error
-                time.sleep(0.02)
-        client.close_idle()
+                    raise RuntimeError(f"orbd did not start: {self.log.read_text()}")
+                time.sleep(0.005)
         return process
 
     def sim(self, *words: str) -> str:
@@ -86,9 +93,8 @@ class RealDaemon:
         """Makes machines."""
         for name in names:
             self.sim("create", "ubuntu:24.04", name)
-        client = Client(str(self.socket), name="tests")
-        client.cache_invalidate()
-        client.close_idle()
+        with Client(str(self.socket), name="tests") as client:
+            client.cache_invalidate()
 
     def inside(self, machine: str, *words: str) -> str:
         """Runs a command in a machine, not through the daemon."""

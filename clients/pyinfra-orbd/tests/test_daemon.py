@@ -1,13 +1,11 @@
-"""Against a real daemon: the golden pairs, and what only it can show."""
+"""Against a real daemon: what only it can show."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyinfra.api import Config, Inventory, State
@@ -17,44 +15,7 @@ from conftest import short_folder  # noqa: F401
 from pyinfra_orbd import Client, connector, errors
 from real_daemon import RealDaemon
 
-EXAMPLES = Path(__file__).resolve().parents[3] / "proto" / "examples"
-
 pytestmark = pytest.mark.needs_daemon
-
-
-def examples() -> list[Any]:
-    """Finds the golden pairs: ``proto/examples/<method>/<case>.json``."""
-    return [pytest.param(path, id=f"{path.parent.name}/{path.stem}") for path in sorted(EXAMPLES.glob("*/*.json"))]
-
-
-def matches(expected: Any, actual: Any, path: str = "$") -> list[str]:
-    """Compares as the protocol promises: what is expected must be there, more may be. ``"*"`` stands for anything."""
-    if expected == "*":
-        return []
-    if isinstance(expected, dict) and isinstance(actual, dict):
-        missing = [f"{path}.{key} is missing" for key in expected if key not in actual]
-        return missing + [
-            line for key in expected if key in actual for line in matches(expected[key], actual[key], f"{path}.{key}")
-        ]
-    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
-        pairs = enumerate(zip(expected, actual, strict=True))
-        return [line for index, (one, other) in pairs for line in matches(one, other, f"{path}[{index}]")]
-    return [] if expected == actual else [f"{path}: {actual!r} instead of {expected!r}"]
-
-
-@pytest.mark.parametrize("path", examples())
-def test_golden_pair(real: RealDaemon, path: Path) -> None:
-    """The daemon answers the request as the pair says."""
-    pair = json.loads(path.read_text())
-    client = Client(str(real.socket), name="golden")
-    try:
-        result = client.call(pair["request"]["method"], pair["request"].get("params", {}))
-        answer: dict[str, Any] = {"result": result}
-    except errors.RequestFailed as error:
-        answer = {"error": {"code": error.code, "message": error.message, "data": error.data}}
-    client.close_idle()
-    expected = {key: value for key, value in pair["answer"].items() if key in ("result", "error")}
-    assert matches(expected, answer) == []
 
 
 @pytest.fixture

@@ -399,9 +399,7 @@ class Client:
     def _change(self, method: str, **params: Any) -> models.Change:
         return models.Change.from_wire(self.call(method, _given(**params)))
 
-    def _run_follow(
-        self, params: Mapping[str, Any], pieces: Iterator[bytes] | None
-    ) -> Generator[models.JobEvent, None, None]:
+    def _run_follow(self, params: Mapping[str, Any], pieces: Iterator[bytes] | None) -> Generator[models.JobEvent, None, None]:
         outcome = (yield from self._follow("machine.run_follow", params, pieces)).job.outcome
         if outcome is not None and outcome.error is not None:
             raise errors.error_from_wire(outcome.error)

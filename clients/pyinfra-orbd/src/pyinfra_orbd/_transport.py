@@ -6,8 +6,10 @@ keeps no answer.
 A connection carries one call at a time. It goes back to the pool only when the call was answered to its end; one whose call was
 cut short by an exception (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe) is closed, which also tells the daemon to
 stop the work. A connection closes its socket when it is dropped, and a pool drops its connections when it is dropped itself, so
-no way of forgetting a client leaves a socket open. Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a
-pooled socket is only ever used by the hub that made it, and never by a forked child.
+no way of forgetting a client leaves a socket open.
+
+Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a pooled socket is only
+ever used by the hub that made it, and never by a forked child.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
     │   └── DaemonGone              the connection broke before the answer was complete
     ├── ProtocolViolation           the daemon said what this protocol does not know
     └── RequestFailed               the daemon answered with an error: one class for each kind
-        ├── InvalidParams           invalid_params
+        ├── InvalidParams           invalid_params, invalid_request, parse_error
         ├── MethodNotFound          method_not_found
         ├── InternalError           internal
         ├── Refused                 refused before acceptance; later it may be taken
@@ -235,6 +235,8 @@ class OrbctlUnreadable(OrbctlError):
 
 _BY_KIND: dict[str, type[RequestFailed]] = {
     "invalid_params": InvalidParams,
+    "invalid_request": InvalidParams,
+    "parse_error": InvalidParams,
     "method_not_found": MethodNotFound,
     "internal": InternalError,
     "queue_full": QueueFull,
@@ -254,10 +256,10 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "orbctl_output_unreadable": OrbctlUnreadable,
 }
 
-# JSON-RPC's own errors carry no kind: the daemon's framing answers them before any method is known.
+# JSON-RPC's own errors carry no kind where the daemon's framing answers them, before any method is known.
 _KIND_BY_CODE = {
-    -32700: "invalid_params",
-    -32600: "invalid_params",
+    -32700: "parse_error",
+    -32600: "invalid_request",
     -32601: "method_not_found",
     -32602: "invalid_params",
     -32603: "internal",
