@@ -465,11 +465,11 @@ impl Dispatcher {
         let _ = self.requests.send(Request::ConnectionGone(connection)).await;
     }
 
-    /// Pauses, resumes or drains.
-    pub async fn queue(&self, verb: QueueVerb, target: Target) -> QueueView {
+    /// Pauses, resumes or drains. A drain that was not over when the daemon stopped is no drain.
+    pub async fn queue(&self, verb: QueueVerb, target: Target) -> Result<QueueView, Rejection> {
         self.ask(|reply| Request::Queue(verb, target, reply))
             .await
-            .unwrap_or_default()
+            .ok_or(Rejection::Stopping)
     }
 
     /// Looks at the queue.

@@ -2,8 +2,8 @@
 
 use crate::dispatcher::{QueueVerb, QueueView, Target};
 use crate::rpc::api::{QueueDrain, QueuePause, QueueResume, QueueStatus};
-use crate::rpc::convert::parse;
-use crate::rpc::server::Registry;
+use crate::rpc::convert::{parse, rejection as rejected};
+use crate::rpc::server::{Registry, Server};
 use crate::rpc::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
 
 pub(super) fn register(registry: &mut Registry) {
@@ -11,20 +11,24 @@ pub(super) fn register(registry: &mut Registry) {
         Ok(answer(&server.dispatcher.queue_view().await))
     });
     registry.method::<QueuePause, _, _>(async |server, params, _caller| {
-        Ok(answer(
-            &server.dispatcher.queue(QueueVerb::Pause, target(&params)?).await,
-        ))
+        change(&server, QueueVerb::Pause, &params).await
     });
     registry.method::<QueueResume, _, _>(async |server, params, _caller| {
-        Ok(answer(
-            &server.dispatcher.queue(QueueVerb::Resume, target(&params)?).await,
-        ))
+        change(&server, QueueVerb::Resume, &params).await
     });
     registry.method::<QueueDrain, _, _>(async |server, params, _caller| {
-        Ok(answer(
-            &server.dispatcher.queue(QueueVerb::Drain, target(&params)?).await,
-        ))
+        change(&server, QueueVerb::Drain, &params).await
     });
+}
+
+async fn change(
+    server: &Server,
+    verb: QueueVerb,
+    params: &QueueTargetParams,
+) -> Result<QueueStatusAnswer, ErrorObject> {
+    let view = server.dispatcher.queue(verb, target(params)?).await;
+    view.map(|view| answer(&view))
+        .map_err(|rejection| rejected(&rejection))
 }
 
 fn target(params: &QueueTargetParams) -> Result<Target, ErrorObject> {
