@@ -3,7 +3,7 @@
 use std::fs;
 
 use base64::Engine;
-use orbd::rpc::api::{JobFollow, JobInput, JobOutput, MachineRun, MachineRunFollow};
+use orbd::rpc::api::{JobFollow, JobInput, JobOutput, MachineRestart, MachineRun, MachineRunFollow};
 use orbd::rpc::types::{JobEvent, JobStateWord, Stream};
 use serde_json::json;
 
@@ -194,6 +194,27 @@ fn output_of_a_job_that_waits_or_never_started_is_empty() {
     assert_eq!(caller.cancel(id), "never_started");
     assert_eq!(follower.join().expect("it is told"), 0);
     assert!(caller.ok::<JobOutput>(json!({"job_id": id})).end);
+}
+
+#[test]
+fn whoever_waits_for_the_output_of_a_change_waits_for_its_end() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.pause();
+    let id = caller
+        .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    assert!(!caller.ok::<JobOutput>(json!({"job_id": id})).end);
+    let mut wire = world.wire();
+    wire.request(1, "job.output", &json!({"job_id": id, "wait_ms": 20_000}));
+    wire.request(2, "job.get", &json!({"job_id": id}));
+    assert_eq!(
+        wire.receive().expect("an answer")["id"],
+        2,
+        "the first still waits"
+    );
+    caller.resume();
+    assert_eq!(wire.receive().expect("an answer")["result"]["end"], true);
 }
 
 #[test]

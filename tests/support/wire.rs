@@ -73,13 +73,6 @@ impl Wire {
         self.stream.shutdown(Shutdown::Write).expect("it was open");
     }
 
-    /// Reads everything until the daemon closes the connection.
-    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.reader.read_to_end(&mut bytes).expect("the daemon closes");
-        bytes
-    }
-
     /// Reads an HTTP answer's head, with its empty line.
     pub(crate) fn head(&mut self) -> String {
         let mut head = String::new();

@@ -100,7 +100,7 @@ fn streams(registry: &mut Registry) {
             return Err(invalid("bytes_max", format!("is 1 to {OUTPUT_MAX}")));
         }
         let wait = Duration::from_millis(params.wait_ms).min(OUTPUT_WAIT_MAX);
-        let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         let mut answer = JobOutputAnswer {
             output: Vec::new(),
             next_offset: params.offset,
@@ -108,7 +108,8 @@ fn streams(registry: &mut Registry) {
             end: true,
         };
         let Some(spool) = &job.spool else {
-            answer.end = job.state.borrow().is_ended();
+            // There will be none; whoever waits for some waits for the end.
+            answer.end = matches!(tokio::time::timeout(wait, end(&mut job)).await, Ok(Ok(_)));
             return Ok(answer);
         };
         if params.offset > spool.end() {
