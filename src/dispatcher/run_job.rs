@@ -331,16 +331,7 @@ impl<O: Orbctl> Work<O> {
         let released = self.release.take();
         tokio::select! {
             () = &mut gone => {}
-            () = self.stop.cancelled() => {
-                sys::terminate(identity);
-                tokio::select! {
-                    () = &mut gone => {}
-                    () = tokio::time::sleep(self.limits.grace) => {
-                        sys::kill(identity);
-                        gone.await;
-                    }
-                }
-            }
+            () = self.stop.cancelled() => end_process(identity, self.limits.grace).await,
         }
         // The process is gone, so its owner can say how it ended; one that does not say so soon never will.
         let told = match released {
@@ -362,6 +353,15 @@ impl<O: Orbctl> Work<O> {
         });
         finished.exit_code = told;
         finished
+    }
+}
+
+/// Ends a process that is not our child, politely and then not, and waits until it is gone.
+pub(super) async fn end_process(identity: ChildIdentity, grace: Duration) {
+    sys::terminate(identity);
+    if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
+        sys::kill(identity);
+        sys::gone(identity).await;
     }
 }
 

@@ -28,7 +28,7 @@ use super::handle::{
     QueueVerb, QueueView, ReadError, Rejection, Request, StateFilter, Submission, Target, WaitingFor,
 };
 use super::known::{Known, Seen, by_name, topic};
-use super::run_job::{Durable, Finished, RunLimits, Work, run_job};
+use super::run_job::{Durable, Finished, RunLimits, Work, end_process, run_job};
 use super::stored;
 use super::{Parts, Settings};
 
@@ -974,6 +974,7 @@ impl<O: Orbctl> State<O> {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
             };
+            let stop = entry.stop.clone();
             self.jobs.insert(
                 spec.id,
                 Entry {
@@ -982,7 +983,8 @@ impl<O: Orbctl> State<O> {
                     ..entry
                 },
             );
-            self.running.spawn(watch_orphans(spec, children));
+            self.running
+                .spawn(watch_orphans(spec, children, stop, self.settings.grace));
         }
         for doubtful in recovered.doubtful {
             let Some(operation) = stored::decode(&doubtful.operation) else {
@@ -1070,19 +1072,44 @@ impl<O: Orbctl> State<O> {
             );
         }
         self.running.detach_all();
+        // Whoever waits for them must not take our going away for a refusal and ask again.
+        let now = Moment::now();
+        for entry in self.jobs.values() {
+            let JobState::Running { since } = *entry.state.borrow() else {
+                continue;
+            };
+            entry.state.send_replace(JobState::Ended {
+                since: Some(since),
+                at: now,
+                outcome: unseen(&entry.spec.operation),
+                holder: None,
+            });
+        }
     }
 }
 
-/// Waits until the children of a job of the last life are gone.
-async fn watch_orphans(spec: Arc<JobSpec>, children: Vec<ChildIdentity>) -> (JobId, Finished) {
+/// Waits until the children of a job of the last life are gone, and ends them when they are to be stopped.
+async fn watch_orphans(
+    spec: Arc<JobSpec>,
+    children: Vec<ChildIdentity>,
+    stop: CancellationToken,
+    grace: Duration,
+) -> (JobId, Finished) {
     for child in children {
-        sys::gone(child).await;
+        tokio::select! {
+            () = sys::gone(child) => {}
+            () = stop.cancelled() => end_process(child, grace).await,
+        }
     }
-    let outcome = match spec.operation.effect() {
+    (spec.id, Finished::new(unseen(&spec.operation)))
+}
+
+/// Says what became of a job whose end nobody saw.
+fn unseen(operation: &Operation) -> Outcome {
+    match operation.effect() {
         Effect::Changes(_) => Outcome::Unknown(Sighting::NOTHING),
         Effect::Reads => Outcome::Interrupted,
-    };
-    (spec.id, Finished::new(outcome))
+    }
 }
 
 /// Says whether a job is acknowledged to survive a restart: detached changes are. A command never is, because its words are not
