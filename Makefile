@@ -39,7 +39,7 @@ bench:
 	$(CARGO) bench --features sim
 
 bless:
-	ORBD_BLESS=1 $(CARGO) test --features sim --test suite bless
+	ORBD_BLESS=1 $(CARGO) test --features sim --test suite -- golden published
 
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)

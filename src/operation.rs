@@ -62,7 +62,7 @@ pub enum Operation {
     /// Puts the whole configuration back to its defaults.
     ConfigReset,
     /// Starts OrbStack itself.
-    StartOrbstack,
+    StartOrbstack(Force),
     /// Stops OrbStack itself and with it every machine.
     StopOrbstack(Force),
     /// Starts every machine.
@@ -500,7 +500,7 @@ impl Operation {
             Self::SetDefault(_) => "set_default",
             Self::ConfigSet { .. } => "config_set",
             Self::ConfigReset => "config_reset",
-            Self::StartOrbstack => "start_orbstack",
+            Self::StartOrbstack(_) => "start_orbstack",
             Self::StopOrbstack(_) => "stop_orbstack",
             Self::StartAll => "start_all",
             Self::StopAll(_) => "stop_all",
@@ -528,7 +528,7 @@ impl Operation {
             | Self::SetDefault(None)
             | Self::ConfigSet { .. }
             | Self::ConfigReset
-            | Self::StartOrbstack
+            | Self::StartOrbstack(_)
             | Self::StopOrbstack(_)
             | Self::StartAll
             | Self::StopAll(_) => None,
@@ -550,7 +550,9 @@ impl Operation {
             | Self::Export(..)
             | Self::SetDefault(_) => Class::Change,
             Self::ConfigSet { .. } | Self::ConfigReset => Class::Configuration,
-            Self::StartOrbstack | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => Class::Fleet,
+            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
+                Class::Fleet
+            }
         }
     }
 
@@ -585,7 +587,7 @@ impl Operation {
             Self::ConfigSet { .. } | Self::ConfigReset => {
                 Footprint::new([(Lane::Configuration, Exclusive), fleet])
             }
-            Self::StartOrbstack | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
+            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Footprint::new([(Lane::Fleet, Exclusive)])
             }
         }
@@ -611,7 +613,7 @@ impl Operation {
             Self::SetDefault(_) | Self::ConfigSet { .. } | Self::ConfigReset => {
                 Effect::Changes(Scope::Configuration)
             }
-            Self::StartOrbstack | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
+            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Effect::Changes(Scope::Everything)
             }
         }
@@ -623,6 +625,7 @@ impl Operation {
             self,
             Self::Stop(_, Force::Yes)
                 | Self::Delete(_, Force::Yes)
+                | Self::StartOrbstack(Force::Yes)
                 | Self::StopOrbstack(Force::Yes)
                 | Self::StopAll(Force::Yes)
         )

@@ -184,7 +184,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
     // While it waits, every equal read joins it.
     caller.pause();
     let calls: Vec<_> = (0..10)
-        .map(|_| world.background(|caller| caller.machines()))
+        .map(|_| world.background(super::support::Caller::machines))
         .collect();
     let waiting = caller.find("list", "", JobStateWord::Waiting);
     eventually("nine join the first", || {
@@ -201,7 +201,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
 fn a_read_that_runs_is_joined_too() {
     let world = World::new().latency("list=1500").machines(&["a"]).started();
     let mut caller = world.client();
-    let first = world.background(|caller| caller.machines());
+    let first = world.background(super::support::Caller::machines);
     caller.find("list", "", JobStateWord::Running);
     assert_eq!(caller.machines().len(), 1);
     first.join().expect("it is told");

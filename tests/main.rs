@@ -1,10 +1,5 @@
 //! The test suite: one binary.
 
-mod golden;
-mod orbctl_sim_suite;
-mod published;
-mod schema;
-mod tidy;
 mod daemon_cache;
 mod daemon_crash;
 mod daemon_jobs;
@@ -15,5 +10,9 @@ mod daemon_queue;
 mod daemon_socket;
 mod daemon_trouble;
 mod daemon_wire;
+mod golden;
 mod orbctl_sim_suite;
+mod published;
+mod schema;
 mod support;
+mod tidy;

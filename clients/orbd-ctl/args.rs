@@ -380,6 +380,9 @@ pub(crate) struct Start {
     /// Every machine
     #[arg(long)]
     pub(crate) all: bool,
+    /// For OrbStack itself: end what runs and cancel what waits, instead of queueing behind it
+    #[arg(short, long, conflicts_with_all = ["machines", "all"])]
+    pub(crate) force: bool,
     /// What every job has.
     #[command(flatten)]
     pub(crate) job: JobArgs,

@@ -81,8 +81,6 @@ pub(super) struct Finished {
     pub(super) outcome: Outcome,
     /// What a query saw.
     pub(super) facts: Option<Facts>,
-    /// Whether `orbctl` itself looked sick.
-    pub(super) sick: bool,
     pub(super) exit_code: Option<i32>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -93,7 +91,6 @@ impl Finished {
         Self {
             outcome,
             facts: None,
-            sick: false,
             exit_code: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -109,7 +106,6 @@ impl Finished {
         Self {
             outcome,
             facts: None,
-            sick: false,
             exit_code,
             bytes_in,
             bytes_out,
@@ -174,7 +170,7 @@ impl<O: Orbctl> Work<O> {
             .run(invocation, self.abandon.clone())
             .await
             .map_err(|error| error.failure())?;
-        read(&operation, &completion).1
+        read(&operation, &completion)
     }
 
     /// Checks that an id still means the machine whose lane the job holds.
@@ -203,21 +199,16 @@ impl<O: Orbctl> Work<O> {
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
         };
         if let Some(outcome) = cut_short(&completion) {
-            let mut finished = Finished::counted(outcome, &completion);
-            finished.sick = completion.ending == Ending::TimedOut;
-            return finished;
+            return Finished::counted(outcome, &completion);
         }
-        let (sick, facts) = read(&operation, &completion);
-        let mut finished = match facts {
+        match read(&operation, &completion) {
             Ok(facts) => {
                 let mut finished = Finished::counted(Outcome::Succeeded(Success::Read), &completion);
                 finished.facts = Some(facts);
                 finished
             }
             Err(failure) => Finished::counted(Outcome::Failed(failure), &completion),
-        };
-        finished.sick = sick;
-        finished
+        }
     }
 
     async fn exec(&mut self) -> Finished {
@@ -251,9 +242,7 @@ impl<O: Orbctl> Work<O> {
                 Outcome::Failed(Failure::Internal(format!("{ending:?} was not classified").into()))
             }
         };
-        let mut finished = Finished::counted(outcome, &completion);
-        finished.sick = verdict.sick;
-        finished
+        Finished::counted(outcome, &completion)
     }
 
     async fn change(&self) -> Finished {
@@ -288,9 +277,7 @@ impl<O: Orbctl> Work<O> {
             }
             // Killed, timed out, stopped, or it fell over: the service may go on without it.
             (Ending::Exited(_) | Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped, _) => {
-                let mut finished = Finished::counted(self.settle().await, &completion);
-                finished.sick = verdict.sick || completion.ending == Ending::TimedOut;
-                finished
+                Finished::counted(self.settle().await, &completion)
             }
         }
     }
@@ -382,20 +369,17 @@ fn cut_short(completion: &Completion) -> Option<Outcome> {
     }
 }
 
-/// Reads a query's answer, and says whether `orbctl` looked sick.
-fn read(operation: &Operation, completion: &Completion) -> (bool, Result<Facts, Failure>) {
+/// Reads a query's answer.
+fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure> {
     let Operation::Query(query) = operation else {
-        return (false, Err(Failure::Internal("not a query".into())));
+        return Err(Failure::Internal("not a query".into()));
     };
     if completion.ending == Ending::TimedOut {
-        return (
-            true,
-            Err(Failure::OrbctlUnavailable("it gave no answer in time".into())),
-        );
+        return Err(Failure::OrbctlUnavailable("it gave no answer in time".into()));
     }
     let verdict = orbctl::classify::classify(operation, completion);
     if let Some(failure) = verdict.failure {
-        return (verdict.sick, Err(failure));
+        return Err(failure);
     }
     let stdout = &completion.stdout.bytes;
     let facts = match query {
@@ -407,8 +391,5 @@ fn read(operation: &Operation, completion: &Completion) -> (bool, Result<Facts, 
         Query::Default => orbctl::output::default_machine(stdout).map(Facts::Default),
         Query::Ssh | Query::Logs(..) => Ok(Facts::Text(String::from_utf8_lossy(stdout).into_owned())),
     };
-    (
-        false,
-        facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into())),
-    )
+    facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
 }

@@ -17,7 +17,7 @@ pub(super) const QUIET: Duration = Duration::from_secs(10);
 /// Returns the read that tells whether an operation holds, for those where one does.
 pub(super) fn telling(operation: &Operation) -> Option<Query> {
     match operation {
-        Operation::StartOrbstack | Operation::StopOrbstack(_) => Some(Query::Status),
+        Operation::StartOrbstack(_) | Operation::StopOrbstack(_) => Some(Query::Status),
         Operation::SetDefault(_) => Some(Query::Default),
         Operation::ConfigSet { .. } => Some(Query::ConfigShow),
         Operation::Create(_)
@@ -48,7 +48,7 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
             | Operation::Stop(..)
             | Operation::SetDefault(_)
             | Operation::ConfigSet { .. }
-            | Operation::StartOrbstack
+            | Operation::StartOrbstack(_)
             | Operation::StopOrbstack(_)
             | Operation::StartAll
             | Operation::StopAll(_)
@@ -72,7 +72,7 @@ pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
         }
         (Operation::StartAll, Facts::Machines(all)) => Some(all.iter().all(running)),
         (Operation::StopAll(_), Facts::Machines(all)) => Some(all.iter().all(stopped)),
-        (Operation::StartOrbstack, Facts::Status(status)) => Some(*status == OrbstackStatus::Running),
+        (Operation::StartOrbstack(_), Facts::Status(status)) => Some(*status == OrbstackStatus::Running),
         (Operation::StopOrbstack(_), Facts::Status(status)) => Some(*status == OrbstackStatus::Stopped),
         (Operation::SetDefault(name), Facts::Default(default)) => Some(name == default),
         (Operation::ConfigSet { key, value }, Facts::Config(values)) => {

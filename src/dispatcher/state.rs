@@ -542,7 +542,6 @@ impl<O: Orbctl> State<O> {
             release,
             spec: spec.clone(),
         };
-        entry.state.send_replace(JobState::Running { since: now });
         let touches = entry.touches.clone();
         let mut durable = None;
         if let Operation::Query(query) = &spec.operation {
@@ -555,6 +554,10 @@ impl<O: Orbctl> State<O> {
         }
         if let Some(scope) = touches {
             self.invalidate(&scope);
+        }
+        // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
+        if let Some(entry) = self.jobs.get(&id) {
+            entry.state.send_replace(JobState::Running { since: now });
         }
         tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
         self.metrics.count(Counter::Spawns);
@@ -638,6 +641,7 @@ impl<O: Orbctl> State<O> {
             Outcome::Succeeded(Success::Change { changed: false })
         ) {
             self.metrics.count(Counter::ChangesSkipped);
+            self.metrics.count(Counter::SpawnsSaved);
         }
         self.conclude(id, since, now, &finished, None);
     }

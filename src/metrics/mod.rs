@@ -86,8 +86,6 @@ pub enum Counter {
     CacheHits,
     /// A read that the cache could not answer.
     CacheMisses,
-    /// A read answered with an old observation because `orbctl` is sick.
-    StaleAnswers,
     /// A job that shared another's invocation.
     Joins,
     /// A change that already held and was not carried out.
@@ -98,31 +96,21 @@ pub enum Counter {
     Spawns,
     /// A child process not started thanks to the cache, a join, or a change that already held.
     SpawnsSaved,
-    /// A child process that could not be started.
-    SpawnFailures,
     /// A connection accepted.
     Connections,
-    /// A request received.
-    Requests,
-    /// A time that the circuit breaker opened.
-    BreakerTrips,
 }
 
 impl Counter {
     /// Every counter, in the order of declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 8] = [
         Self::CacheHits,
         Self::CacheMisses,
-        Self::StaleAnswers,
         Self::Joins,
         Self::ChangesSkipped,
         Self::Refusals,
         Self::Spawns,
         Self::SpawnsSaved,
-        Self::SpawnFailures,
         Self::Connections,
-        Self::Requests,
-        Self::BreakerTrips,
     ];
 
     /// Returns the name used on the wire and in exports.
@@ -130,16 +118,12 @@ impl Counter {
         match self {
             Self::CacheHits => "cache_hits",
             Self::CacheMisses => "cache_misses",
-            Self::StaleAnswers => "stale_answers",
             Self::Joins => "joins",
             Self::ChangesSkipped => "changes_skipped",
             Self::Refusals => "refusals",
             Self::Spawns => "spawns",
             Self::SpawnsSaved => "spawns_saved",
-            Self::SpawnFailures => "spawn_failures",
             Self::Connections => "connections",
-            Self::Requests => "requests",
-            Self::BreakerTrips => "breaker_trips",
         }
     }
 
@@ -148,7 +132,6 @@ impl Counter {
         match self {
             Self::CacheHits => "Reads answered from the cache.",
             Self::CacheMisses => "Reads that the cache could not answer.",
-            Self::StaleAnswers => "Reads answered with an old observation because orbctl is sick.",
             Self::Joins => "Jobs that shared another's invocation.",
             Self::ChangesSkipped => "Changes that already held and were not carried out.",
             Self::Refusals => "Requests refused before acceptance.",
@@ -156,10 +139,7 @@ impl Counter {
             Self::SpawnsSaved => {
                 "Child processes not started thanks to the cache, a join or a change that already held."
             }
-            Self::SpawnFailures => "Child processes that could not be started.",
             Self::Connections => "Connections accepted.",
-            Self::Requests => "Requests received.",
-            Self::BreakerTrips => "Times that the circuit breaker opened.",
         }
     }
 }

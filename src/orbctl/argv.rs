@@ -54,7 +54,7 @@ pub fn argv(operation: &Operation) -> Vec<OsString> {
         }
         Operation::ConfigSet { key, value } => words(["config", "set", key.as_str(), value]),
         Operation::ConfigReset => words(["config", "reset"]),
-        Operation::StartOrbstack => words(["start"]),
+        Operation::StartOrbstack(_) => words(["start"]),
         Operation::StopOrbstack(Force::No) => words(["stop"]),
         Operation::StopOrbstack(Force::Yes) => words(["stop", "-f"]),
         Operation::StartAll => words(["start", "--all"]),
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn orbstack_itself_is_a_command_without_a_name() {
-        check(&Operation::StartOrbstack, &["start"]);
+        check(&Operation::StartOrbstack(Force::No), &["start"]);
         check(&Operation::StopOrbstack(Force::No), &["stop"]);
         check(&Operation::StopOrbstack(Force::Yes), &["stop", "-f"]);
         check(&Operation::StartAll, &["start", "--all"]);

@@ -374,7 +374,13 @@ mod tests {
         let start = "[-32098] start VM: timed out waiting for VM to start\n";
         let list = Operation::Query(Query::List);
         check(&list, 2, "", panic, &failed(2, panic, true));
-        check(&Operation::StartOrbstack, 1, "", start, &failed(1, start, true));
+        check(
+            &Operation::StartOrbstack(Force::No),
+            1,
+            "",
+            start,
+            &failed(1, start, true),
+        );
         check(&exec("web"), 2, "", panic, &failed(2, panic, true));
         check(&exec("web"), 1, "", start, &failed(1, start, true));
         let home = "panic: $HOME is not defined\n";

@@ -159,7 +159,7 @@ methods! {
             "Tells whether OrbStack runs, without waking it.";
         OrbstackVersion "orbstack.version" (ReadParams) -> VersionAnswer,
             "Tells the version of orbctl.";
-        OrbstackStart "orbstack.start" (ChangeParams) -> ChangeAnswer,
+        OrbstackStart "orbstack.start" (ForceParams) -> ChangeAnswer,
             "Starts OrbStack itself.";
         OrbstackStop "orbstack.stop" (ForceParams) -> ChangeAnswer,
             "Stops OrbStack itself and with it every machine.";

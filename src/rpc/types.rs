@@ -44,6 +44,11 @@ macro_rules! job_params {
     };
 }
 
+/// Reads a field that must be there but may be null, so that leaving it out by mistake is not taken for null.
+fn nullable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde calls it with a reference"
@@ -302,6 +307,8 @@ job_params! {
     /// Parameters of `machine.set_default`.
     SetDefaultParams {
         /// Name or id; null clears the default.
+        #[serde(deserialize_with = "nullable")]
+        #[schemars(required, extend("type" = ["string", "null"]))]
         machine: Option<String>,
     }
 }

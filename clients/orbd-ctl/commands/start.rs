@@ -27,7 +27,7 @@ pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Tro
         );
     }
     if args.machines.is_empty() {
-        let params = request!(&wishes, ChangeParams {});
+        let params = request!(&wishes, ForceParams { force: args.force });
         return change::carry_out::<OrbstackStart>(
             context,
             &change("start_orbstack"),
@@ -72,6 +72,7 @@ mod tests {
         let args = Start {
             machines: vec!["a".into(), "gone".into(), "b".into()],
             all: false,
+            force: false,
             job: JobArgs::default(),
         };
         assert_eq!(start(&mut context, &args).unwrap(), ExitCode::from(4));

@@ -16,7 +16,7 @@ pub(super) fn register(registry: &mut Registry) {
             .await
             .ok_or_else(|| convert::internal("no dispatcher"))?;
         let counters = server.metrics.counters();
-        let entries = view
+        let mut entries: Vec<CacheEntry> = view
             .entries
             .into_iter()
             .map(|kept| {
@@ -38,6 +38,7 @@ pub(super) fn register(registry: &mut Registry) {
                 }
             })
             .collect();
+        entries.sort_by(|a, b| (&a.topic, &a.machine).cmp(&(&b.topic, &b.machine)));
         Ok(CacheStatusAnswer {
             generation: view.generation.get(),
             entries,

@@ -39,8 +39,8 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.method::<ConfigSet, _, _>(async |server, params, caller| {
         let options = params.options();
-        if params.value.contains('\0') || params.value.starts_with('-') {
-            return Err(invalid("value", "cannot start with '-' or contain NUL bytes"));
+        if params.value.contains('\0') {
+            return Err(invalid("value", "cannot contain NUL bytes"));
         }
         let operation = Operation::ConfigSet {
             key: parse("key", &params.key)?,

@@ -6,7 +6,7 @@ use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
 use crate::rpc::api::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
 use crate::rpc::convert::{self, bytes_of, parse, timeout};
-use crate::rpc::errors::{ErrorKind, invalid};
+use crate::rpc::errors::invalid;
 use crate::rpc::server::Registry;
 use crate::rpc::types::{
     Gap, JobAnswer, JobCancelAnswer, JobInputAnswer, JobListAnswer, JobOutputAnswer, JobStateWord,
@@ -135,15 +135,14 @@ fn streams(registry: &mut Registry) {
         match batch {
             Batch::Chunks(chunks) => {
                 answer.output = chunks.iter().map(convert::chunk).collect();
-                answer.end = false;
             }
             Batch::Gap { from, to } => {
                 answer.gap = Some(Gap { from, to });
-                answer.end = false;
             }
             Batch::End => {}
         }
         answer.next_offset = reader.position();
+        answer.end = spool.is_ended() && answer.next_offset == spool.end();
         Ok(answer)
     });
     registry.method::<JobInput, _, _>(async |server, params, _caller| {
@@ -162,7 +161,10 @@ fn streams(registry: &mut Registry) {
             return if takes {
                 Ok(JobInputAnswer { open: false })
             } else {
-                Err(ErrorKind::InvalidParams.error(format!("job {id} was not started with stdin_stream")))
+                Err(invalid(
+                    "job_id",
+                    format!("job {id} was not started with stdin_stream"),
+                ))
             };
         };
         let open = bytes.is_empty() || input.send(bytes).await.is_ok();

@@ -14,6 +14,8 @@ use crate::rpc::types::{
     MetricsRow, MetricsSummaryAnswer, TextAnswer,
 };
 
+/// When a busy store is worth another question.
+const RETRY_AFTER_MS: u64 = 1000;
 /// Records listed where the caller says nothing.
 const HISTORY_DEFAULT: usize = 100;
 
@@ -152,7 +154,11 @@ fn written(record: &OperationRecord) -> MetricsRecord {
 
 fn store_error(error: &StoreError) -> ErrorObject {
     match error {
-        StoreError::Busy | StoreError::TimedOut => ErrorKind::QueueFull.error(error.to_string()),
+        StoreError::Busy | StoreError::TimedOut => {
+            let mut data = ErrorKind::QueueFull.data();
+            data.retry_after_ms = Some(RETRY_AFTER_MS);
+            ErrorKind::QueueFull.with(error.to_string(), data)
+        }
         other => internal(&other.to_string()),
     }
 }

@@ -34,7 +34,8 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<OrbstackStart, _, _>(async |server, params, caller| {
-        change(server, caller, Operation::StartOrbstack, None, params.options()).await
+        let operation = Operation::StartOrbstack(convert::force(params.force));
+        change(server, caller, operation, None, params.options()).await
     });
     registry.method::<OrbstackStop, _, _>(async |server, params, caller| {
         let operation = Operation::StopOrbstack(convert::force(params.force));
