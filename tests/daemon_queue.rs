@@ -9,7 +9,7 @@ use orbd::rpc::api::{
 use orbd::rpc::types::JobStateWord;
 use serde_json::json;
 
-use crate::support::{World, eventually, outcome_of};
+use crate::support::{Caller, World, eventually, outcome_of};
 
 #[test]
 fn changes_of_one_machine_run_in_the_order_in_which_they_were_accepted() {
@@ -53,7 +53,7 @@ fn changes_of_different_machines_run_together() {
 }
 
 /// Lets changes loose at once and returns the most that ran together.
-fn most_together(world: &World, changes: impl FnOnce(&mut crate::support::Caller) -> Vec<u64>) -> usize {
+fn most_together(world: &World, changes: impl FnOnce(&mut Caller) -> Vec<u64>) -> usize {
     let mut caller = world.client();
     caller.pause();
     let ids = changes(&mut caller);
@@ -183,9 +183,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
     let mut caller = world.client();
     // While it waits, every equal read joins it.
     caller.pause();
-    let calls: Vec<_> = (0..10)
-        .map(|_| world.background(super::support::Caller::machines))
-        .collect();
+    let calls: Vec<_> = (0..10).map(|_| world.background(Caller::machines)).collect();
     let waiting = caller.find("list", "", JobStateWord::Waiting);
     eventually("nine join the first", || {
         (caller.job(waiting.id).joined == 9).then_some(())
@@ -201,7 +199,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
 fn a_read_that_runs_is_joined_too() {
     let world = World::new().latency("list=1500").machines(&["a"]).started();
     let mut caller = world.client();
-    let first = world.background(super::support::Caller::machines);
+    let first = world.background(Caller::machines);
     caller.find("list", "", JobStateWord::Running);
     assert_eq!(caller.machines().len(), 1);
     first.join().expect("it is told");

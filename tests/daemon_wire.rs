@@ -498,7 +498,7 @@ fn frame(payload: &[u8]) -> Vec<u8> {
     match u8::try_from(payload.len()) {
         Ok(short) if short < 126 => frame.push(0x80 | short),
         _ => {
-            frame.push(0x80 | 0x7e);
+            frame.push(0x80 + 126);
             frame.extend(u16::try_from(payload.len()).expect("short").to_be_bytes());
         }
     }

@@ -16,6 +16,8 @@ mod handle;
 mod known;
 mod run_job;
 mod settle;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod stored;
 
