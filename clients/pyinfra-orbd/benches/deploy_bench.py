@@ -1,9 +1,12 @@
 """Times a deploy through ``@orbstack`` against the same deploy through ``@nothing``.
 
 What counts is the whole process, as a user waits for it. Both are run in turn, in one go, so that whatever else the computer does
-falls on both; medians are compared. How many ``orbctl`` were spawned and how they overlapped is read from the stand-in's ledger.
+falls on both, and each pair gives a ratio; their median is told. Seconds of processor time (of PyInfra's process alone) are told
+beside: they hardly depend on what else runs. How many ``orbctl`` were spawned and how they overlapped is read from the stand-in's
+ledger, and so is the critical path: the longest chain of invocations that had to follow each other, which is one host's.
 
-    python benches/deploy_bench.py                      ten machines, twenty commands, an orbctl that takes no time
+    python benches/deploy_bench.py --instant            ten machines, twenty commands, a small compiled orbctl that does nothing
+    python benches/deploy_bench.py                      the stand-in, which starts a real shell for each command
     python benches/deploy_bench.py --latency 150        each orbctl takes 150 ms
     python benches/deploy_bench.py --orbctl PATH        an orbctl of your own, with machines of its own
     python benches/deploy_bench.py --deploy files       directories, lines, uploads and commands instead of commands alone
@@ -20,8 +23,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -45,6 +49,13 @@ for number in range({operations} // 4):
 }
 
 
+class Cost(NamedTuple):
+    """What one deploy took."""
+
+    seconds: float
+    cpu: float
+
+
 def main() -> None:
     """Runs the comparison and prints it."""
     options = arguments()
@@ -55,25 +66,49 @@ def main() -> None:
     try:
         if not options.orbctl:
             daemon.create(*(f"m{number}" for number in range(options.hosts)))
+        if options.instant:
+            make_instant(daemon)
         deploy = folder / "deploy.py"
         deploy.write_text(DEPLOYS[options.deploy].format(operations=options.operations))
-        ours: list[float] = []
-        theirs: list[float] = []
+        ours: list[Cost] = []
+        theirs: list[Cost] = []
+        # Once each without counting: compiles what Python keeps compiled, and fills the daemon's cache.
         deployed(f"@nothing/{options.hosts}", deploy, daemon)
         deployed("@orbstack", deploy, daemon)
-        begun = len(daemon.ledger()) if daemon.ledger_file.exists() else 0
+        begun = len(daemon.ledger())
         for run in range(options.runs):
             theirs.append(deployed(f"@nothing/{options.hosts}", deploy, daemon))
             ours.append(deployed("@orbstack", deploy, daemon))
-            print(f"run {run + 1}: nothing {theirs[-1]:.3f} s, orbstack {ours[-1]:.3f} s, ratio {ours[-1] / theirs[-1]:.3f}")
-        nothing, orbstack = statistics.median(theirs), statistics.median(ours)
-        paired = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-        print(f"median: nothing {nothing:.3f} s, orbstack {orbstack:.3f} s; median of the paired ratios {paired:.3f}")
-        if daemon.ledger_file.exists():
-            tell(daemon.ledger()[begun:], options.runs, orbstack)
+            print(
+                f"run {run + 1}: nothing {theirs[-1].seconds:.3f} s (cpu {theirs[-1].cpu:.3f}), "
+                f"orbstack {ours[-1].seconds:.3f} s (cpu {ours[-1].cpu:.3f}), ratio {ours[-1].seconds / theirs[-1].seconds:.3f}"
+            )
+        for what, get in (("seconds", attrgetter("seconds")), ("cpu of pyinfra", attrgetter("cpu"))):
+            ratios = sorted(get(one) / get(other) for one, other in zip(ours, theirs, strict=True))
+            print(
+                f"{what}: nothing {statistics.median(map(get, theirs)):.3f}, orbstack {statistics.median(map(get, ours)):.3f}; "
+                f"paired ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), "
+                f"best of each {min(map(get, ours)) / min(map(get, theirs)):.3f}"
+            )
+        if not options.instant:
+            seconds = statistics.median(one.seconds for one in ours)
+            tell(daemon.ledger()[begun:], options.runs, seconds, statistics.median(one.seconds for one in theirs))
     finally:
         daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_instant(daemon: RealDaemon) -> None:
+    """Puts a compiled ``orbctl`` that answers like the stand-in, without doing anything, in the stand-in's place."""
+    folder = daemon.folder / "instant"
+    folder.mkdir()
+    for command in (["list", "-f", "json"], ["status"], ["version"]):
+        (folder / command[0]).write_text(daemon.sim(*command))
+    compiled = folder / "orbctl"
+    subprocess.run(["cc", "-O2", "-o", compiled, Path(__file__).with_name("instant_orbctl.c")], check=True)
+    daemon.stop()
+    daemon.environment.update(ORBD_ORBCTL=str(compiled), INSTANT_ORBCTL=str(folder))
+    daemon.process = daemon.start()
 
 
 def arguments() -> argparse.Namespace:
@@ -85,51 +120,60 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--latency", default="0", help="ORBCTL_SIM_LATENCY, as in 150 or run=150,list=20")
     parser.add_argument("--isolation", default="dir", help="ORBCTL_SIM_ISOLATION; commands of this deploy are harmless")
     parser.add_argument("--deploy", choices=DEPLOYS, default="shell")
+    parser.add_argument("--instant", action="store_true", help="a small compiled orbctl; needs cc")
     parser.add_argument("--orbctl", help="another orbctl than orbctl-sim, with machines of its own")
     return parser.parse_args()
 
 
-def deployed(target: str, deploy: Path, daemon: RealDaemon) -> float:
-    """Runs one deploy and returns its seconds."""
+def deployed(target: str, deploy: Path, daemon: RealDaemon) -> Cost:
+    """Runs one deploy and returns what it took."""
     environment = {**os.environ, "ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
-    begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "pyinfra", "-y", target, str(deploy)],
-        env=environment,
-        cwd=deploy.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    took = time.perf_counter() - begun
-    if done.returncode != 0:
-        raise SystemExit(done.stdout + done.stderr)
-    return took
+    # Else what is not installed, ours, would be compiled anew each time, and the rest not.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with tempfile.TemporaryFile() as said:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyinfra", "-y", target, str(deploy)],
+            env=environment,
+            cwd=deploy.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        took = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            said.seek(0)
+            raise SystemExit(said.read().decode())
+    return Cost(took, usage.ru_utime + usage.ru_stime)
 
 
-def tell(events: list[dict[str, Any]], runs: int, seconds: float) -> None:
-    """Prints spawns, overlaps and the time in which any orbctl ran."""
+def tell(events: list[dict[str, Any]], runs: int, seconds: float, nothing: float) -> None:
+    """Prints spawns, overlaps and the critical path."""
     spawns = Counter(event["command"] for event in events if event["event"] == "start")
     print(f"spawns per deploy: {sum(spawns.values()) / runs:g} ({dict(spawns)} in {runs})")
     machines = {event["id"]: event.get("machine") for event in events if event["event"] == "start"}
     running: set[str] = set()
     most = 0
     most_per_machine = 0
-    busy = 0
-    since = 0
+    begun: dict[str, int] = {}
+    spent: Counter[str | None] = Counter()
     for event in events:
         if event["event"] == "start":
-            if not running:
-                since = event["monotonic_ns"]
+            begun[event["id"]] = event["monotonic_ns"]
             running.add(event["id"])
             most = max(most, len(running))
             most_per_machine = max(most_per_machine, *Counter(machines[one] for one in running).values())
         elif event["event"] == "end" and event["id"] in running:
             running.remove(event["id"])
-            if not running:
-                busy += event["monotonic_ns"] - since
+            spent[machines[event["id"]]] += event["monotonic_ns"] - begun[event["id"]]
     print(f"at once: {most} in all, {most_per_machine} on one machine")
-    print(f"some orbctl ran for {busy / runs / 1e9:.3f} s of {seconds:.3f} s")
+    # What names no machine, such as list, comes before everything that does.
+    whole = spent.pop(None, 0)
+    path = (whole + max(spent.values())) / runs / 1e9
+    print(f"critical path of the invocations {path:.3f} s: {seconds / path:.3f} times that, {seconds / (path + nothing):.3f} of")
+    print("what it and PyInfra's own work take one after the other")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ class RealDaemon:
 
     def ledger(self) -> list[dict[str, Any]]:
         """Returns every event of every invocation so far, in order."""
+        if not self.ledger_file.exists():
+            return []
         return [json.loads(line) for line in self.ledger_file.read_text().splitlines()]
 
     def spawns(self) -> Counter[str]:
@@ -113,12 +115,16 @@ class RealDaemon:
         self.process.kill()
         self.process.wait()
 
-    def close(self) -> None:
-        """Stops the daemon and takes the machines away."""
+    def stop(self) -> None:
+        """Stops the daemon in order."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def close(self) -> None:
+        """Stops the daemon and takes the machines away."""
+        self.stop()
         subprocess.run([self.orbctl, "sim-cleanup"], env=self.environment, capture_output=True, timeout=60, check=False)

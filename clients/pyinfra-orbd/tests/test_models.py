@@ -61,6 +61,21 @@ def test_nested_lists_are_tuples() -> None:
     assert listed.jobs[0].operation == "run"
 
 
+def test_they_behave_like_frozen_dataclasses() -> None:
+    """Made by name, compared by value, shown with all fields, never changed."""
+    chunk = models.Chunk(stream="stdout", offset=3)
+    assert chunk == models.Chunk(stream="stdout", offset=3, at_us=0)
+    assert hash(chunk) == hash(models.Chunk(stream="stdout", offset=3))
+    assert chunk != models.Gap(start=0, end=3)
+    assert repr(chunk) == "Chunk(stream='stdout', offset=3, at_us=0, text=None, base64=None)"
+    with pytest.raises(AttributeError):
+        chunk.offset = 4  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        del chunk.offset
+    with pytest.raises(TypeError, match="colour, offset"):
+        models.Chunk(stream="stdout", colour="green")  # type: ignore[call-arg]
+
+
 def test_importing_the_client_is_light() -> None:
     """It loads neither PyInfra nor gevent, and none of what makes an import slow in the standard library."""
     heavy = "{'pyinfra', 'gevent', 'dataclasses', 'typing', 'asyncio', 'ssl', 'http', 'logging', 'subprocess', 'tempfile'}"

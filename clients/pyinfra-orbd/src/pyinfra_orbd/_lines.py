@@ -37,12 +37,15 @@ class Lines:
     def __init__(self, on_line: Callable[[OutputLine], None] | None) -> None:
         """Calls ``on_line`` with each line as it is completed."""
         self._on_line = on_line
-        self._streams = {name: Stream(name) for name in ("stdout", "stderr")}
+        self._streams: dict[str, Stream] = {}
         self._lines: list[OutputLine] = []
 
     def feed(self, chunk: Chunk) -> None:
         """Takes bytes."""
-        stream = self._streams["stderr" if chunk.stream == "stderr" else "stdout"]
+        name = "stderr" if chunk.stream == "stderr" else "stdout"
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = Stream(name)
         self._take(stream, stream.decode(chunk.data), chunk.offset)
 
     def lost(self, count: int) -> None:

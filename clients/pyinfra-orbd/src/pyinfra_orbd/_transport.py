@@ -48,6 +48,10 @@ NO = ("0", "false", "no", "off")
 LINE_MAX = 64 << 20
 """Bytes of the longest line accepted, so that a daemon gone wrong cannot fill our memory."""
 
+# Made once: `json.dumps` and `json.loads` make an encoder, or guess an encoding, for each message.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
 
 def socket_path() -> str:
     """Returns where the daemon listens: ``$ORBD_SOCKET``, else ``~/.orbd/orbd.sock``."""
@@ -118,7 +122,7 @@ class Connection:
         self._next_id += 1
         request = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
         try:
-            line = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            line = _encode(request).encode() + b"\n"
         except UnicodeEncodeError as error:
             # A lone surrogate: bytes that Python could not decode, in a file name for instance. JSON has no place for them.
             self.done()
@@ -141,7 +145,7 @@ class Connection:
                 raise errors.ProtocolViolation(f"a line of the daemon is longer than {LINE_MAX} bytes")
             raise self._gone(None)
         try:
-            message = json.loads(line)
+            message = _decode(line.decode())
         except ValueError as error:
             raise errors.ProtocolViolation(f"the daemon sent a line that is not JSON: {line[:80]!r}") from error
         if not isinstance(message, dict):

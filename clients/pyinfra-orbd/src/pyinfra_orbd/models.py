@@ -1,4 +1,4 @@
-"""What the daemon answers, as frozen dataclasses.
+"""What the daemon answers, as frozen records.
 
 Only what goes over the wire stands here, under the names that it has there. Fields that a later daemon adds are ignored; a field
 that is missing although the protocol promises it is a :class:`~pyinfra_orbd.errors.ProtocolViolation`.
@@ -10,65 +10,92 @@ import types
 import typing
 from base64 import b64decode
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import dataclass_transform
 
 from .errors import ProtocolViolation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_decoders: dict[type[Any], Callable[[Any], Any]] = {}
 
-
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Model:
-    """Base of everything that is read from the wire."""
+    """Base of everything that is read from the wire.
 
-    __slots__ = ()
+    Its classes are written and behave like frozen dataclasses, and a type checker takes them for such. The decorator itself would
+    generate and compile code for each of them at every import, which takes PyInfra longer than a hundred commands.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        shape = _shape(type(self))
+        wrong = (values.keys() - shape.converters.keys()) | (shape.required - values.keys())
+        if wrong:
+            raise TypeError(f"{type(self).__name__}: missing or unknown: {', '.join(sorted(wrong))}")
+        self.__dict__.update(values)
 
     @classmethod
     def from_wire(cls, wire: Any) -> Self:
         """Reads a decoded JSON object."""
-        decode = _decoders.get(cls)
-        if decode is None:
-            decode = _decoders[cls] = _compile(cls)
-        model: Self = decode(wire)
-        return model
-
-
-def _compile(cls: type[Any]) -> Callable[[Any], Any]:
-    # Done at the first use of each class, so that importing this module stays cheap.
-    hints = typing.get_type_hints(cls)
-    plain: list[str] = []
-    converted: list[tuple[str, Callable[[Any], Any]]] = []
-    required: list[str] = []
-    for item in fields(typing.cast("Any", cls)):
-        converter = _converter(hints[item.name])
-        if converter is None:
-            plain.append(item.name)
-        else:
-            converted.append((item.name, converter))
-        if item.default is MISSING and item.default_factory is MISSING:
-            required.append(item.name)
-
-    def decode(wire: Any) -> Any:
+        shape = _shape(cls)
         if not isinstance(wire, dict):
             raise ProtocolViolation(f"{cls.__name__}: expected an object, got {type(wire).__name__}")
-        values = {name: wire[name] for name in plain if name in wire}
-        for name, convert in converted:
-            if name in wire and wire[name] is not None:
-                values[name] = convert(wire[name])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            missing = ", ".join(name for name in required if name not in values)
-            raise ProtocolViolation(f"{cls.__name__}: {missing} is missing") from error
+        model = cls.__new__(cls)
+        values = model.__dict__
+        for name, convert in shape.converters.items():
+            if name in wire:
+                value = wire[name]
+                if convert is None:
+                    values[name] = value
+                elif value is not None:
+                    values[name] = convert(value)
+        if not shape.required <= values.keys():
+            raise ProtocolViolation(f"{cls.__name__}: {', '.join(sorted(shape.required - values.keys()))} is missing")
+        return model
 
-    return decode
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values().values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _shape(type(self)).converters}
+
+
+class Shape:
+    """A class's fields, found at its first use."""
+
+    __slots__ = ("converters", "required")
+
+    def __init__(self, cls: type[Model]) -> None:
+        # What turns decoded JSON into each field, or None where it already is.
+        self.converters = {name: _converter(hint) for name, hint in typing.get_type_hints(cls).items()}
+        # A default is an attribute of the class, where an instance without a value of its own finds it.
+        self.required = frozenset(name for name in self.converters if not hasattr(cls, name))
+
+
+_shapes: dict[type[Model], Shape] = {}
+
+
+def _shape(cls: type[Model]) -> Shape:
+    shape = _shapes.get(cls)
+    if shape is None:
+        shape = _shapes[cls] = Shape(cls)
+    return shape
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """Returns what turns decoded JSON into ``hint``, or None where it already is."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -82,12 +109,10 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Done(Model):
     """Nothing to say beyond success."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Hello(Model):
     """Answer of ``daemon.hello``."""
 
@@ -96,7 +121,6 @@ class Hello(Model):
     instance: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DaemonInfo(Model):
     """Answer of ``daemon.info``."""
 
@@ -110,11 +134,10 @@ class DaemonInfo(Model):
     orbctl: str | None = None
     config_file: str | None = None
     state_dir: str
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = types.MappingProxyType({})
     strict: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Observed(Model):
     """When and how a fact was seen; part of every answer that tells facts."""
 
@@ -126,7 +149,6 @@ class Observed(Model):
     age_ms: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Image(Model):
     """Image that a machine was made from."""
 
@@ -136,7 +158,6 @@ class Image(Model):
     variant: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MachineConfig(Model):
     """A machine's settings; each is absent where the installed OrbStack does not report it."""
 
@@ -151,7 +172,6 @@ class MachineConfig(Model):
     disk_limit_bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Machine(Model):
     """One machine. ``state`` is ``running``, ``stopped``, or another word of OrbStack's: busy."""
 
@@ -163,14 +183,12 @@ class Machine(Model):
     builtin: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MachineList(Observed):
     """Answer of ``machine.list``."""
 
     machines: tuple[Machine, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MachineInfo(Observed):
     """Answer of ``machine.info``."""
 
@@ -180,7 +198,6 @@ class MachineInfo(Observed):
     ip6: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Change(Model):
     """Answer of every change; ``changed`` is absent until the job ended."""
 
@@ -191,7 +208,6 @@ class Change(Model):
     run_us: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk(Model):
     """Bytes that a command wrote, at ``offset`` of both streams in order of arrival."""
 
@@ -209,7 +225,6 @@ class Chunk(Model):
         return b64decode(self.base64 or "")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Gap(Model):
     """Output that is no longer kept: from the first byte missing to the first there again."""
 
@@ -226,7 +241,6 @@ class Gap(Model):
             raise ProtocolViolation("Gap: from or to is missing") from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Run(Model):
     """Answer of ``machine.run``; there is more from ``job.output`` when ``next_offset`` is below ``output_bytes``."""
 
@@ -240,28 +254,24 @@ class Run(Model):
     run_us: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Text(Model):
     """Answer of reads that give text."""
 
     text: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DefaultMachine(Observed):
     """Answer of ``machine.default``."""
 
     machine: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Status(Observed):
     """Answer of ``orbstack.status``."""
 
     status: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Version(Observed):
     """Answer of ``orbstack.version``."""
 
@@ -270,21 +280,18 @@ class Version(Observed):
     commit: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Observed):
     """Answer of ``config.show``."""
 
     values: Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ConfigValue(Observed):
     """Answer of ``config.get``; no value where the key is not set."""
 
     value: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Caller(Model):
     """Who asked for a job."""
 
@@ -293,7 +300,6 @@ class Caller(Model):
     uid: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class WaitingFor(Model):
     """Why a job waits: for a ``job``, a ``limit``, or because it is ``paused``."""
 
@@ -306,7 +312,6 @@ class WaitingFor(Model):
     limit: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome(Model):
     """How a job ended: ``succeeded``, ``failed``, ``cancelled``, ``expired``, ``interrupted`` or ``unknown``."""
 
@@ -316,7 +321,6 @@ class Outcome(Model):
     error: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Job(Model):
     """One job."""
 
@@ -343,18 +347,15 @@ class Job(Model):
         """Reads a decoded JSON object; ``class`` is a word of Python's and becomes ``job_class``."""
         if isinstance(wire, dict) and "class" in wire:
             wire = {**wire, "job_class": wire["class"]}
-        # Named, not `super()`: making a dataclass with slots replaces the class that a bare `super()` would look for.
-        return super(Job, cls).from_wire(wire)
+        return super().from_wire(wire)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobAnswer(Model):
     """Answer of ``job.get`` and ``job.wait``."""
 
     job: Job
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobList(Model):
     """Answer of ``job.list``, oldest first."""
 
@@ -362,14 +363,12 @@ class JobList(Model):
     more: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobCancel(Model):
     """Answer of ``job.cancel``: ``never_started``, ``stopping`` or ``already_ended``."""
 
     result: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobOutput(Model):
     """Answer of ``job.output``."""
 
@@ -379,33 +378,28 @@ class JobOutput(Model):
     end: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobInput(Model):
     """Answer of ``job.input``: whether the command still reads."""
 
     open: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Accepted(Model):
     """The job exists."""
 
     job_id: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting(Model):
     """The job has waited for a second or longer, or waits for something else than before."""
 
     waiting_for: WaitingFor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Started(Model):
     """The job runs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Ended(Model):
     """The job is over; nothing follows."""
 
@@ -433,7 +427,6 @@ def event_from_wire(wire: Any) -> JobEvent | None:
     return None if cls is None else cls.from_wire(wire)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class QueueStatus(Model):
     """Answer of ``queue.status``, ``queue.pause``, ``queue.resume`` and ``queue.drain``."""
 
@@ -446,7 +439,6 @@ class QueueStatus(Model):
     draining_machines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CacheEntry(Model):
     """One kept observation."""
 
@@ -457,7 +449,6 @@ class CacheEntry(Model):
     valid: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CacheStatus(Model):
     """Answer of ``cache.status``."""
 
@@ -467,14 +458,12 @@ class CacheStatus(Model):
     misses: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CacheInvalidate(Model):
     """Answer of ``cache.invalidate``."""
 
     generation: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Distribution(Model):
     """A distribution of durations in microseconds."""
 
@@ -485,7 +474,6 @@ class Distribution(Model):
     max_us: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsRow(Model):
     """One row of a summary."""
 
@@ -498,14 +486,12 @@ class MetricsRow(Model):
     run: Distribution
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsSummary(Model):
     """Answer of ``metrics.summary``, sorted by operation and machine."""
 
     rows: tuple[MetricsRow, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsRecord(Model):
     """One recorded operation."""
 
@@ -525,7 +511,6 @@ class MetricsRecord(Model):
     joined: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsHistory(Model):
     """Answer of ``metrics.history``, newest first."""
 
@@ -533,7 +518,6 @@ class MetricsHistory(Model):
     cursor: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Counters(Model):
     """Answer of ``metrics.counters``."""
 
@@ -541,7 +525,6 @@ class Counters(Model):
     store: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Lease(Model):
     """Answer of ``session.lease``: the place is the caller's until the named process is gone."""
 
