@@ -14,7 +14,7 @@ from pyinfra.api.host import Host
 
 from fake_daemon import FakeDaemon, ShellMachines
 from pyinfra_orbd import Client, connector
-from real_daemon import RealDaemon
+from real_daemon import RealDaemon, temporary_daemon
 
 
 @pytest.fixture
@@ -80,16 +80,9 @@ def host(make_host: MakeHost) -> Host:
 @pytest.fixture(scope="session")
 def real_daemon() -> Iterator[RealDaemon]:
     """A real daemon with the machines ``web`` and ``db``, shared by all tests that need one."""
-    folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
-    real = None
-    try:
-        real = RealDaemon(folder)
+    with temporary_daemon() as real:
         real.create("web", "db")
         yield real
-    finally:
-        if real is not None:
-            real.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

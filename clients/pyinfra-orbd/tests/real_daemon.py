@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +109,10 @@ class RealDaemon:
             return []
         return [json.loads(line) for line in self.ledger_file.read_text().splitlines()]
 
-    def spawns(self) -> Counter[str]:
+    @staticmethod
+    def spawns_in(events: list[dict[str, Any]]) -> Counter[str]:
         """Counts invocations by command."""
-        return Counter(line["command"] for line in self.ledger() if line["event"] == "start")
+        return Counter(event["command"] for event in events if event["event"] == "start")
 
     def kill(self) -> None:
         """Kills the daemon without warning."""
@@ -128,3 +132,17 @@ class RealDaemon:
         """Stops the daemon and takes the machines away."""
         self.stop()
         subprocess.run([self.orbctl, "sim-cleanup"], env=self.environment, capture_output=True, timeout=60, check=False)
+
+
+@contextmanager
+def temporary_daemon(**options: Any) -> Iterator[RealDaemon]:
+    """Starts a daemon in a folder whose path is short enough for a socket, and leaves nothing behind."""
+    folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
+    daemon = None
+    try:
+        daemon = RealDaemon(folder, **options)
+        yield daemon
+    finally:
+        if daemon is not None:
+            daemon.close()
+        shutil.rmtree(folder, ignore_errors=True)

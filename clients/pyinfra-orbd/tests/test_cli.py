@@ -1,18 +1,15 @@
 """PyInfra's own command line, as a user calls it.
 
-First the six cases that PyInfra tries on its local connector, in our words: what an operation does, and that it does nothing
-the second time. Each runs against the daemon of our own making and against a real one; what happened is looked at inside the
-machine.
+First the six cases that PyInfra's own end-to-end tests try on its local connector (``test_e2e_local.py``), with the same calls:
+an operation does what it says, and nothing the second time. They run in a machine with a root file system of its own (where the
+stand-in can make one: as root), and what happened is looked at inside the machine.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +17,7 @@ import pytest
 
 from fake_daemon import FakeDaemon, ShellMachines, machine
 from real_daemon import RealDaemon
-
-
-class Target:
-    """The machine ``web``, and PyInfra in front of it."""
-
-    def __init__(self, environment: dict[str, str], inside: Callable[[str], str], cwd: Path) -> None:
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "LANG": "C.UTF-8", **environment}
-        self.inside = inside
-        self.cwd = cwd
-
-    def pyinfra(self, *words: str, code: int = 0) -> str:
-        """Calls PyInfra and returns everything that it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", "pyinfra", "-y", *words],
-            env=self.environment,
-            cwd=self.cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == code, done.stdout
-        assert "Traceback" not in done.stdout, done.stdout
-        return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-
-    def changes(self, *words: str) -> None:
-        """Runs an operation that has something to do."""
-        said = self.pyinfra("-v", "@orbstack/web", *words)
-        assert "[web] Success" in said, said
-
-    def is_done(self, *words: str) -> None:
-        """Runs an operation that has nothing to do."""
-        said = self.pyinfra("-v", "@orbstack/web", *words)
-        assert "[web] No changes" in said, said
-
-    def holds(self, test: str) -> bool:
-        """Says whether a shell's test holds inside the machine."""
-        return self.inside(f"{test} && echo yes || echo no").strip() == "yes"
-
-    def bytes_of(self, path: str) -> bytes:
-        """Returns a file of the machine's."""
-        return bytes.fromhex(self.inside(f"od -An -v -tx1 {path}").replace("\n", " "))
+from target import Target
 
 
 @pytest.fixture
@@ -87,129 +42,128 @@ def real_target(real: RealDaemon, tmp_path: Path) -> Target:
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.needs_daemon)])
-def target(request: pytest.FixtureRequest) -> Target:
-    """Both, one after the other."""
+def both(request: pytest.FixtureRequest) -> Target:
+    """Both, one after the other: for the tests that a daemon of our own making serves when there is no other."""
     target: Target = request.getfixturevalue(f"{request.param}_target")
     return target
 
 
+@pytest.mark.needs_daemon
 class TestLocalCases:
     """The six."""
 
-    def test_file(self, target: Target) -> None:
+    def test_file(self, real_target: Target) -> None:
         """A file is made once."""
-        target.changes("files.file", "_testfile")
-        assert target.holds("test -f _testfile")
-        target.is_done("files.file", "_testfile")
+        real_target.changes("files.file", "_testfile")
+        assert real_target.holds("test -f _testfile")
+        real_target.is_done("files.file", "_testfile")
 
-    def test_directory(self, target: Target) -> None:
+    def test_directory(self, real_target: Target) -> None:
         """A folder is made once and removed once."""
-        target.changes("files.directory", "_testdir")
-        assert target.holds("test -d _testdir")
-        target.is_done("files.directory", "_testdir")
-        target.changes("files.directory", "_testdir", "present=False")
-        assert target.holds("! test -e _testdir")
-        target.is_done("files.directory", "_testdir", "present=False")
+        real_target.changes("files.directory", "_testdir")
+        assert real_target.holds("test -d _testdir")
+        real_target.is_done("files.directory", "_testdir")
+        real_target.changes("files.directory", "_testdir", "present=False")
+        assert real_target.holds("! test -e _testdir")
+        real_target.is_done("files.directory", "_testdir", "present=False")
 
-    def test_link(self, target: Target) -> None:
-        """A link is made once."""
-        target.changes("files.link", "_testlink", "target=_testfile")
-        assert target.inside("readlink _testlink").strip() == "_testfile"
-        target.is_done("files.link", "_testlink", "target=_testfile")
+    def test_link(self, real_target: Target) -> None:
+        """A link is made once, whether there is anything behind it or not."""
+        real_target.changes("files.link", "_testlink", "target=_testfile")
+        assert real_target.inside("readlink _testlink").strip() == "_testfile"
+        real_target.is_done("files.link", "_testlink", "target=_testfile")
 
-    def test_line(self, target: Target) -> None:
+    def test_line(self, real_target: Target) -> None:
         """A line is added once and replaced once."""
-        target.changes("files.line", "_testfile", "someline")
-        target.is_done("files.line", "_testfile", "someline")
-        target.changes("files.line", "_testfile", "someline", "replace=anotherline")
-        assert target.bytes_of("_testfile") == b"anotherline\n"
-        target.is_done("files.line", "_testfile", "someline", "replace=anotherline")
+        real_target.changes("files.line", "_testfile", "someline")
+        real_target.is_done("files.line", "_testfile", "someline")
+        real_target.changes("files.line", "_testfile", "someline", "replace=anotherline")
+        assert real_target.bytes_of("_testfile") == b"anotherline\n"
+        real_target.is_done("files.line", "_testfile", "someline", "replace=anotherline")
 
-    @pytest.mark.parametrize(
-        ("before", "ensure", "after"),
-        [
-            ("hello world", "true", b"hello world\nsomeline\n"),
-            (r"hello world\n", "true", b"hello world\nsomeline\n"),
-        ],
-    )
-    def test_line_with_a_newline(self, target: Target, before: str, ensure: str, after: bytes) -> None:
+    def test_line_with_a_newline(self, real_target: Target) -> None:
         """A last line without an end gets one first."""
-        target.inside(f"printf '{before}' >_testfile")
-        target.changes("files.line", "_testfile", "someline", f"ensure_newline={ensure}")
-        assert target.bytes_of("_testfile") == after
+        for before in (r"hello world", r"hello world\n"):
+            real_target.inside(f"printf '{before}' >_testfile")
+            real_target.changes("files.line", "_testfile", "someline", "ensure_newline=true")
+            assert real_target.bytes_of("_testfile") == b"hello world\nsomeline\n"
 
-    @pytest.mark.parametrize(
-        ("before", "after"),
-        [("hello world", b"hello worldsomeline\n"), (r"hello world\n", b"hello world\nsomeline\n")],
-    )
-    def test_line_without_a_newline(self, target: Target, before: str, after: bytes) -> None:
+    def test_line_without_a_newline(self, real_target: Target) -> None:
         """Or not, where nobody wants it."""
-        target.inside(f"printf '{before}' >_testfile")
-        target.changes("files.line", "_testfile", "someline", "ensure_newline=false")
-        assert target.bytes_of("_testfile") == after
+        for before, after in (
+            (r"hello world", b"hello worldsomeline\n"),
+            (r"hello world\n", b"hello world\nsomeline\n"),
+        ):
+            real_target.inside(f"printf '{before}' >_testfile")
+            real_target.changes("files.line", "_testfile", "someline", "ensure_newline=false")
+            assert real_target.bytes_of("_testfile") == after
 
 
+@pytest.mark.needs_daemon
 class TestCommandLine:
     """What the predecessor got wrong."""
 
-    def test_exec_succeeds_and_prints(self, target: Target) -> None:
+    def test_exec_succeeds_and_prints(self, real_target: Target) -> None:
         """Printed output is no reason to fail."""
-        said = target.pyinfra("@orbstack/web", "exec", "--", "echo", "hi")
+        said = real_target.pyinfra("@orbstack/web", "exec", "--", "echo", "hi")
         assert "[web] hi" in said
 
-    @pytest.mark.parametrize("flags", ["-v", "-vv", "-vvv"])
-    def test_every_verbosity(self, target: Target, flags: str) -> None:
+    @pytest.mark.parametrize("flags", ["-v", "-vvv"])
+    def test_every_verbosity(self, real_target: Target, flags: str) -> None:
         """Nor is any of these."""
-        said = target.pyinfra(flags, "@orbstack/web", "server.shell", "echo hi; echo err >&2")
+        said = real_target.pyinfra(flags, "@orbstack/web", "server.shell", "echo hi; echo err >&2")
         assert "Success" in said
 
-    def test_a_failing_command(self, target: Target) -> None:
+    def test_a_failing_command(self, real_target: Target) -> None:
         """It fails the host once, with its output."""
-        said = target.pyinfra("@orbstack/web", "server.shell", "echo tally >>_testtally; echo why network >&2; exit 3", code=1)
-        assert "why network" in said
-        assert target.bytes_of("_testtally") == b"tally\n"
-
-    def test_a_template_and_secrets(self, target: Target) -> None:
-        """File objects are uploaded, secrets are not shown."""
-        (target.cwd / "hello.j2").write_text("Hello {{ who }}!\n")
-        (target.cwd / "deploy.py").write_text(
-            textwrap.dedent("""
-                from pyinfra.api import HiddenValue
-                from pyinfra.operations import files, server
-
-                files.template("hello.j2", "_testhello", who="é")
-                server.shell(commands=['printf %s "$TOKEN" >_testtoken'], _env={"TOKEN": HiddenValue("s3cret")})
-                server.shell(commands=["cat >_teststdin"], _stdin=["a", "b"])
-            """)
+        said = real_target.pyinfra(
+            "@orbstack/web", "server.shell", "echo tally >>_testtally; echo why network >&2; exit 3", code=1
         )
-        said = target.pyinfra("-vvv", "@orbstack/web", "deploy.py")
-        assert target.bytes_of("_testhello") == "Hello é!\n".encode()
-        assert target.bytes_of("_teststdin") == b"a\nb\n"
-        assert target.bytes_of("_testtoken") == b"s3cret"
-        assert "s3cret" not in said
+        assert "why network" in said
+        assert real_target.bytes_of("_testtally") == b"tally\n"
 
-    def test_a_timeout(self, target: Target) -> None:
+    def test_a_timeout(self, real_target: Target) -> None:
         """It is told as one."""
-        said = target.pyinfra("@orbstack/web", "server.shell", "sleep 20", "_timeout=1", code=1)
+        said = real_target.pyinfra("@orbstack/web", "server.shell", "sleep 20", "_timeout=1", code=1)
         assert "timed out after 1s" in said
 
-    def test_put_and_get(self, target: Target) -> None:
+    def test_put_and_get(self, real_target: Target) -> None:
         """Files of some size, both ways."""
         content = os.urandom(3_000_000)
-        (target.cwd / "big").write_bytes(content)
-        target.changes("files.put", "big", "_testbig")
-        target.is_done("files.put", "big", "_testbig")
-        target.changes("files.get", "_testbig", "back")
-        assert (target.cwd / "back").read_bytes() == content
+        (real_target.cwd / "big").write_bytes(content)
+        real_target.changes("files.put", "big", "_testbig")
+        real_target.is_done("files.put", "big", "_testbig")
+        real_target.changes("files.get", "_testbig", "back")
+        assert (real_target.cwd / "back").read_bytes() == content
 
-    def test_a_mistyped_machine_fails(self, target: Target) -> None:
+    def test_a_mistyped_machine_fails(self, real_target: Target) -> None:
         """It does not vanish from the inventory."""
-        said = target.pyinfra("@orbstack/wbe", "server.shell", "uname", code=1)
+        said = real_target.pyinfra("@orbstack/wbe", "server.shell", "uname", code=1)
         assert "OrbStack has no machine 'wbe'" in said
 
-    def test_the_other_name(self, target: Target) -> None:
+    def test_the_other_name(self, real_target: Target) -> None:
         """``@orbd`` is the same connector."""
-        assert "[web] hi" in target.pyinfra("@orbd/web", "exec", "--", "echo", "hi")
+        assert "[web] hi" in real_target.pyinfra("@orbd/web", "exec", "--", "echo", "hi")
+
+
+def test_a_template_and_secrets(both: Target) -> None:
+    """File objects are uploaded, secrets are not shown."""
+    (both.cwd / "hello.j2").write_text("Hello {{ who }}!\n")
+    (both.cwd / "deploy.py").write_text(
+        textwrap.dedent("""
+            from pyinfra.api import HiddenValue
+            from pyinfra.operations import files, server
+
+            files.template("hello.j2", "_testhello", who="é")
+            server.shell(commands=['printf %s "$TOKEN" >_testtoken'], _env={"TOKEN": HiddenValue("s3cret")})
+            server.shell(commands=["cat >_teststdin"], _stdin=["a", "b"])
+        """)
+    )
+    said = both.pyinfra("-vvv", "@orbstack/web", "deploy.py")
+    assert both.bytes_of("_testhello") == "Hello é!\n".encode()
+    assert both.bytes_of("_teststdin") == b"a\nb\n"
+    assert both.bytes_of("_testtoken") == b"s3cret"
+    assert "s3cret" not in said
 
 
 def test_no_daemon_is_told_without_a_traceback(tmp_path: Path, short_folder: Path) -> None:
@@ -251,19 +205,3 @@ def test_one_list_for_all_and_one_run_for_each_command(fake_target: Target, daem
         called[method] = called.get(method, 0) + 1
     assert called == {"machine.list": 2 + 10, "machine.run": 50}
     assert machines.fresh_lists == 0
-
-
-@pytest.mark.needs_daemon
-def test_spawns_of_a_deploy(real_target: Target, real: RealDaemon) -> None:
-    """The same, counted where it costs: no info, at most a list or two, one run per command."""
-    (real_target.cwd / "deploy.py").write_text(
-        "from pyinfra.operations import server\nfor n in range(5):\n    server.shell(commands=[f'echo {n}'])\n"
-    )
-    before = real.spawns()
-    real_target.pyinfra("@orbstack", "deploy.py")
-    after = real.spawns()
-    after.subtract(before)
-    spent = +after
-    assert spent["run"] == 10
-    assert spent["list"] <= 2
-    assert set(spent) <= {"run", "list"}

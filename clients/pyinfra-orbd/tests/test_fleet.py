@@ -1,0 +1,184 @@
+"""Deploys of many machines through a real daemon: what is spawned, what overlaps, what is left when the daemon dies."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import short_folder  # noqa: F401
+from pyinfra_orbd import Client, errors
+from real_daemon import RealDaemon, temporary_daemon
+from target import Target
+
+pytestmark = pytest.mark.needs_daemon
+
+Span = tuple[int, int]
+
+CHANGES = {"create", "start", "stop", "restart", "delete", "rename", "clone"}
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[RealDaemon]:
+    """Twenty machines that are folders, behind an ``orbctl`` that takes 20 ms for a command."""
+    with temporary_daemon(isolation="dir", latency="0,run=20,start=50,stop=50") as daemon:
+        daemon.create(*(f"m{number}" for number in range(20)))
+        yield daemon
+
+
+def target_of(daemon: RealDaemon, cwd: Path) -> Target:
+    return Target({"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}, lambda command: "", cwd)
+
+
+def spans(events: list[dict[str, Any]], begin: str, end: str, commands: set[str]) -> dict[str, list[Span]]:
+    """Finds from when to when each machine was in the hands of such a command."""
+    begun = {event["id"]: event for event in events if event["event"] == begin and event["command"] in commands}
+    found = defaultdict(list)
+    for event in events:
+        if event["event"] == end and event["id"] in begun:
+            found[begun[event["id"]]["machine"]].append((begun[event["id"]]["monotonic_ns"], event["monotonic_ns"]))
+    return {machine: sorted(times) for machine, times in found.items()}
+
+
+def overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def test_spawns_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
+    """One list for ten hosts together, one run for each command, and nothing else; the hosts side by side."""
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra.operations import server\nfor n in range(20):\n    server.shell(commands=[f'echo {n}'])\n"
+    )
+    with Client(str(fleet.socket)) as client:
+        client.cache_invalidate()
+    before = len(fleet.ledger())
+    target_of(fleet, tmp_path).pyinfra(",".join(f"@orbstack/m{number}" for number in range(10)), "deploy.py")
+    events = fleet.ledger()[before:]
+    assert RealDaemon.spawns_in(events) == {"list": 1, "run": 200}
+    runs = spans(events, "start", "end", {"run"})
+    assert {machine: len(times) for machine, times in runs.items()} == {f"m{number}": 20 for number in range(10)}
+    # PyInfra asks a host for one thing at a time, so a host's commands follow each other and the hosts' do not.
+    assert not any(overlap(one, other) for times in runs.values() for one, other in pairwise(times))
+    assert sum(overlap(one, other) for one in runs["m0"] for other in runs["m1"]) > 5
+
+
+def test_changes_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
+    """Machines that were named are started, each once and by itself, different ones side by side."""
+    names = [f"m{number}" for number in range(4)]
+    for name in names:
+        fleet.sim("stop", name)
+    with Client(str(fleet.socket)) as client:
+        client.cache_invalidate()
+    before = len(fleet.ledger())
+    target = target_of(fleet, tmp_path)
+    words = (",".join(f"@orbstack/{name}" for name in names), "server.shell", "uname")
+    # Two at a time, so that every machine is wanted twice.
+    processes = [target.begin(*words), target.begin(*words)]
+    for process in processes:
+        target.end(process)
+    events = fleet.ledger()[before:]
+    changes = spans(events, "work_start", "work_end", CHANGES)
+    assert changes.keys() == set(names)
+    for times in changes.values():
+        assert not any(overlap(one, other) for one, other in pairwise(times))
+    assert any(overlap(one, other) for one in changes["m0"] for other in changes["m1"] + changes["m2"] + changes["m3"])
+    spawns = RealDaemon.spawns_in(events)
+    assert spawns["run"] == 8
+    # A start that finds its machine started by the other one's may still be asked for, but nothing is asked a third time.
+    assert 4 <= spawns["start"] <= 8
+    assert spawns.keys() <= {"list", "start", "run"}
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
+def test_twenty_hosts_side_by_side(fleet: RealDaemon, patch: str) -> None:
+    """Connect, commands, files and facts for twenty hosts at once, from PyInfra's API as it is and patched as its CLI does."""
+    script = f"""
+        {patch}
+        import io, time
+        from pyinfra.api import Config, Inventory, State
+        from pyinfra.api.connect import connect_all, disconnect_all
+        from pyinfra.api.facts import get_facts
+        from pyinfra.api.operation import add_op
+        from pyinfra.api.operations import run_ops
+        from pyinfra.facts.server import Home
+        from pyinfra.operations import files, server
+
+        inventory = Inventory((["@orbstack"], {{}}))
+        state = State(inventory, Config())
+        connect_all(state)
+        homes = get_facts(state, Home)
+        add_op(state, server.shell, commands=["sleep 1"])
+        add_op(state, files.put, src=io.StringIO("content"), dest="put")
+        begun = time.monotonic()
+        run_ops(state)
+        took = time.monotonic() - begun
+        disconnect_all(state)
+        print(len(set(homes.values())), sum(state.results[host].success_ops for host in inventory), took < 10)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
+        env={"ORBD_SOCKET": str(fleet.socket), "ORBD_AUTOSTART": "0", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("20 40 True\n", "")
+
+
+def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
+    """Each host fails at once and says why; the next daemon knows what it cannot know, and keeps changes off until it does."""
+    (tmp_path / "deploy.py").write_text(
+        textwrap.dedent("""
+            from pyinfra.operations import server
+            server.shell(name="first", commands=["echo one"])
+            server.shell(name="second", commands=["exec sleep 300"])
+            server.shell(name="third", commands=["echo three"])
+        """)
+    )
+    with temporary_daemon(isolation="dir") as daemon:
+        daemon.create("web", "db", "cache")
+        target = target_of(daemon, tmp_path)
+        process = target.begin("@orbstack", "deploy.py")
+        wait_until(lambda: RealDaemon.spawns_in(daemon.ledger())["run"] == 6)
+        daemon.kill()
+        begun = time.monotonic()
+        said = target.end(process, code=1, seconds=30)
+        assert time.monotonic() - begun < 10
+        print(said)
+        for name in ("web", "db", "cache"):
+            assert re.search(rf"\[{name}\] .*orbd closed the connection before the answer was complete", said)
+        assert "third" not in said.partition("Starting operation: second")[2].partition("Results")[0]
+
+        daemon.process = daemon.start()
+        with Client(str(daemon.socket)) as client:
+            left = client.job_list(operation="run").jobs
+            assert sorted((job.machine, job.state) for job in left) == [(name, "running") for name in ("cache", "db", "web")]
+            # The commands of the last life still run. More commands may join them; a change has to wait, and is told for what.
+            assert client.machine_run("web", ["true"]).exit_code == 0
+            with pytest.raises(errors.QueueTimeout) as caught:
+                client.machine_restart("web", queue_timeout_ms=200)
+            assert caught.value.data["holder"]["job_id"] in {job.id for job in left}
+            for event in daemon.ledger():
+                if event["event"] == "start" and "exec sleep 300" in " ".join(event["args"]):
+                    subprocess.run(["kill", str(event["pid"])], check=True)
+            ended = [client.job_wait(job.id, timeout_ms=10_000) for job in left]
+            assert [job.outcome and job.outcome.kind for job in ended] == ["interrupted"] * 3
+            assert client.machine_restart("web").state == "ended"
+        # The same deploy's hosts work again, without anybody having mended anything.
+        target.pyinfra("@orbstack", "server.shell", "uname")
+
+
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
