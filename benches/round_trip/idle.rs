@@ -1,0 +1,104 @@
+//! What a daemon that did a lot costs when it does nothing: memory and wakeups.
+
+use std::time::{Duration, Instant};
+
+use super::Scale;
+use super::daemon::{Daemon, request};
+use super::stand_in::MACHINE;
+use super::stats::{Bar, Table};
+
+/// Connections that make the daemon work.
+const CLIENTS: usize = 8;
+
+pub(crate) fn measure(scale: Scale, table: &mut Table) {
+    let operations = scale.pick(100_000, 40);
+    let daemon = Daemon::with_stand_in(&["exec_per_machine=16"]);
+    let fresh = f64::from(daemon.memory_kb("VmRSS")) / 1024.0;
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let daemon = &daemon;
+            scope.spawn(move || work(daemon, client, operations / CLIENTS));
+        }
+    });
+    let took = began.elapsed().as_secs_f64();
+    let after = f64::from(daemon.memory_kb("VmRSS")) / 1024.0;
+    let counters = daemon.lines().call("metrics.counters", "{}");
+    assert!(
+        counters["recorded"].as_u64() >= u64::try_from(operations).ok(),
+        "{counters}"
+    );
+    // Records are handed over, flushed, and the helper leaves after ten quiet seconds.
+    let until = Instant::now() + Duration::from_secs(scale.pick(60, 0));
+    while Instant::now() < until && has_children(daemon.pid()) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::thread::sleep(Duration::from_secs(scale.pick(2, 0)));
+    let before = wakeups(daemon.pid());
+    let span = Duration::from_secs(scale.pick(60, 0));
+    std::thread::sleep(span);
+    let woken = wakeups(daemon.pid()) - before;
+    let resident = f64::from(daemon.memory_kb("VmRSS")) / 1024.0;
+    let mb = |value: f64| format!("{value:.1} MB");
+    table.add(
+        "resident after 100,000 operations, MB",
+        format!("fresh {}", mb(fresh)),
+        format!("at once {}", mb(after)),
+        &[resident],
+        Bar::AtMost(10.0),
+    );
+    table.add(
+        "wakeups per second, over a minute",
+        format!("{operations} operations"),
+        format!("in {took:.0} s"),
+        &[f64::from(woken) / span.as_secs_f64().max(1.0)],
+        Bar::AtMost(0.1),
+    );
+}
+
+/// Reads that must ask and commands, in turn.
+fn work(daemon: &Daemon, client: usize, operations: usize) {
+    let mut lines = daemon.lines();
+    lines.call(
+        "daemon.hello",
+        &format!("{{\"client\":\"bench-{client}\",\"protocol\":1}}"),
+    );
+    let run = request(
+        "machine.run",
+        &format!("{{\"machine\":\"{MACHINE}\",\"command\":[\"true\"]}}"),
+    );
+    for _ in 0..operations {
+        let answer = lines.exchange(&run).expect("an answer");
+        assert!(answer.contains("\"exit_code\":0"), "{answer}");
+    }
+}
+
+/// Says whether the process has children; false where the system does not tell.
+fn has_children(pid: u32) -> bool {
+    threads(pid).into_iter().any(|thread| {
+        std::fs::read_to_string(thread.join("children")).is_ok_and(|children| !children.trim().is_empty())
+    })
+}
+
+/// Returns how often the process's threads went to sleep by themselves, and so were woken.
+fn wakeups(pid: u32) -> u32 {
+    threads(pid)
+        .into_iter()
+        .filter_map(|thread| std::fs::read_to_string(thread.join("status")).ok())
+        .filter_map(|status| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u32>().ok()
+        })
+        .sum()
+}
+
+fn threads(pid: u32) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| thread.path())
+        .collect()
+}

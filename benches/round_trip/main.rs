@@ -1,0 +1,96 @@
+//! What orbd costs: every figure beside that of doing without it, in the same run, by the same load generator.
+//!
+//! `cargo bench --bench round_trip` measures answers from the cache, commands and their output;
+//! `cargo bench --bench round_trip -- idle restart` the two that take minutes; names pick. Rounds of the two sides alternate, so that a
+//! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
+//! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` names another daemon to measure.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures by itself and starts what it measures"
+)]
+#![expect(clippy::print_stdout, reason = "its tables")]
+
+mod cached;
+mod daemon;
+mod echo;
+mod exec;
+mod idle;
+mod output;
+mod restart;
+mod stand_in;
+mod stats;
+
+use std::path::Path;
+
+use stats::Table;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Enough for figures.
+    Full,
+    /// Enough to see that it works.
+    Tiny,
+}
+
+impl Scale {
+    /// Picks a value.
+    pub(crate) fn pick<T>(self, full: T, tiny: T) -> T {
+        match self {
+            Self::Full => full,
+            Self::Tiny => tiny,
+        }
+    }
+}
+
+type Section = (&'static str, fn(Scale, &mut Table));
+
+/// By name, in order. The first three are measured unless others are named.
+const SECTIONS: [Section; 5] = [
+    ("cached", cached::measure),
+    ("exec", exec::measure),
+    ("output", output::measure),
+    ("idle", idle::measure),
+    ("restart", restart::measure),
+];
+
+fn main() {
+    let mut args = std::env::args_os();
+    let called = args.next().unwrap_or_default();
+    // This program is started again in two other parts.
+    if Path::new(&called)
+        .file_name()
+        .is_some_and(|name| name == stand_in::NAME)
+    {
+        return stand_in::run(args);
+    }
+    let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
+    if words.first().is_some_and(|word| word == echo::FLAG) {
+        return echo::serve(&words[1..]);
+    }
+    // Cargo says `--bench` when it benches, and nothing of the kind when it tests.
+    let is_bench = words.iter().any(|word| word == "--bench");
+    let scale = if is_bench && std::env::var_os("ORBD_BENCH_TINY").is_none() {
+        Scale::Full
+    } else {
+        Scale::Tiny
+    };
+    let wanted = |name: &str, at: usize| {
+        let named = words.iter().any(|word| !word.starts_with('-'));
+        match (named, scale) {
+            (true, _) => words.iter().any(|word| word == name),
+            (false, Scale::Full) => at < 3,
+            (false, Scale::Tiny) => true,
+        }
+    };
+    let mut table = Table::default();
+    for (at, (name, measure)) in SECTIONS.iter().enumerate() {
+        if wanted(name, at) {
+            measure(scale, &mut table);
+        }
+    }
+    if scale == Scale::Full {
+        print!("{table}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The smallest `orbctl`: this program under that name. It lists one machine, writes a stream, or ends at once.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What this program must be called to be one.
+pub(crate) const NAME: &str = "orbctl";
+
+/// The machine that it knows.
+pub(crate) const MACHINE: &str = "web";
+
+/// The word that makes it write: then a kind and a number of bytes.
+pub(crate) const EMIT: &str = "emit";
+
+/// Bytes written at a time.
+const PIECE: usize = 64 << 10;
+
+const LIST: &str = r#"[{"id": "01M4HXHNTVZXRXR1F5PV7GC8R7", "name": "web",
+    "image": {"distro": "ubuntu", "version": "noble", "arch": "arm64", "variant": "default"},
+    "config": {"isolated": false, "default_username": "dev"}, "builtin": false, "state": "running"}]"#;
+
+/// Gives this program that name in a folder.
+pub(crate) fn install(folder: &Path) -> PathBuf {
+    let path = folder.join(NAME);
+    let own = std::env::current_exe().expect("this program has a path");
+    std::os::unix::fs::symlink(own, &path).expect("a link");
+    path
+}
+
+/// Does what the arguments say.
+pub(crate) fn run(args: impl Iterator<Item = OsString>) {
+    let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
+    if words.first().is_some_and(|word| word == "list") {
+        print!("{LIST}");
+        return;
+    }
+    let Some(at) = words.iter().position(|word| word == EMIT) else {
+        return;
+    };
+    let kind = &words[at + 1];
+    let mut left: usize = words[at + 2].parse().expect("a number of bytes");
+    let piece = piece(kind);
+    let mut stdout = std::io::stdout().lock();
+    while left > 0 {
+        let now = left.min(piece.len());
+        // A reader that is gone wants no more.
+        if stdout.write_all(&piece[..now]).is_err() {
+            return;
+        }
+        left -= now;
+    }
+}
+
+/// Makes what is written over and over: lines of a log, or bytes that are no text.
+fn piece(kind: &str) -> Vec<u8> {
+    if kind == "text" {
+        let line =
+            b"2026-11-20T16:50:56Z INFO unpacking \"linux-headers\" (6.8.0-51) over the last one ...\n";
+        line.iter().copied().cycle().take(PIECE).collect()
+    } else {
+        (0..=u8::MAX).rev().cycle().take(PIECE).collect()
+    }
+}
