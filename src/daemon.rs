@@ -33,7 +33,7 @@ use crate::spool;
 /// Longest time that looks go on after a change was cut short.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 /// Most output of ended jobs kept in memory.
-const KEEP_BYTES: u64 = 2 << 20;
+const KEEP_BYTES: u64 = 16 << 20;
 /// Subscriptions of one connection.
 const SUBSCRIPTIONS_MAX: u32 = 64;
 /// How long the journal and the metrics have to write what is left.
@@ -54,6 +54,12 @@ pub enum SetupError {
     /// The journal cannot be opened.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The task that decides everything failed. A fault of ours; whoever watches us starts another.
+    #[error("the dispatcher failed")]
+    Dispatcher(#[source] tokio::task::JoinError),
+    /// The metrics cannot be kept.
+    #[error("cannot keep metrics")]
+    Metrics(#[source] io::Error),
     /// The listener cannot be used.
     #[error("cannot listen")]
     Listen(#[source] io::Error),
@@ -95,7 +101,7 @@ pub async fn run(
         state_dir = %config.state_dir.display(),
         "orbd"
     );
-    let metrics = Metrics::start(config.metrics().map_err(SetupError::Listen)?);
+    let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
     let installed = Installed::new(program.clone(), surroundings.home, surroundings.environment);
     let parts = dispatcher::Parts {
         orbctl: Arc::new(installed),
@@ -133,23 +139,35 @@ pub async fn run(
             subscriptions_max: SUBSCRIPTIONS_MAX,
         },
     };
-    let serving = tokio::spawn(listen::serve(listener, server, settings, stop, answered.clone()));
+    let serving = tokio::spawn(listen::serve(
+        listener,
+        server,
+        settings,
+        stop.clone(),
+        answered.clone(),
+    ));
     let journal = dispatching.await;
+    // However it ended: without it nothing can be done any more.
+    stop.cancel();
     answered.cancel();
     if let Err(error) = serving.await {
         tracing::error!(%error, "the listener failed");
     }
-    match journal {
+    let ended = match journal {
         Ok(journal) => {
             if let Err(error) = journal.close(CLOSE_LIMIT).await {
                 tracing::error!(%error, "the journal could not be closed");
             }
+            Ok(())
         }
-        Err(error) => tracing::error!(%error, "the dispatcher failed"),
-    }
+        Err(error) => {
+            tracing::error!(%error, "the dispatcher failed");
+            Err(SetupError::Dispatcher(error))
+        }
+    };
     metrics.shutdown(CLOSE_LIMIT).await;
     tracing::info!("stopped");
-    Ok(())
+    ended
 }
 
 fn make_folder(path: &Path) -> Result<(), SetupError> {

@@ -619,6 +619,20 @@ impl Operation {
         }
     }
 
+    /// Returns about how many bytes its operands take.
+    pub fn weight(&self) -> u64 {
+        let Self::Exec(_, request) = self else {
+            return 0;
+        };
+        let words: usize = request.command.iter().map(String::len).sum();
+        let env: usize = request.env.iter().map(|(_, value)| value.len()).sum();
+        let input = match &request.stdin {
+            Stdin::Bytes(bytes) => bytes.len(),
+            Stdin::Empty | Stdin::Stream => 0,
+        };
+        (words + env + input) as u64
+    }
+
     /// Says whether it ends what runs in its lanes and cancels what waits there, instead of queueing behind it.
     pub fn preempts(&self) -> bool {
         matches!(

@@ -159,6 +159,8 @@ pub struct Job {
     pub state: watch::Receiver<JobState>,
     /// What it wrote, for jobs that write.
     pub spool: Option<spool::Spool>,
+    /// Bytes that it wrote and that are no longer kept.
+    pub output_gone: u64,
 }
 
 impl Job {
@@ -206,6 +208,14 @@ pub enum Rejection {
     ClientQueueFull {
         /// The bound.
         limit: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// No room for what the jobs carry with them.
+    #[error("the commands and inputs of waiting and running jobs would take more than {limit} bytes")]
+    OperandsFull {
+        /// The bound.
+        limit: u64,
         /// When to come back.
         retry_after: Duration,
     },
@@ -350,6 +360,8 @@ pub struct Published {
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
+    /// The acceptance of this job could not be written down, for this reason.
+    Undo(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
     Read {
         query: Query,
         max_age: Option<Duration>,

@@ -70,6 +70,16 @@ pub struct Settings {
     pub instance: String,
 }
 
+impl Settings {
+    fn run_limits(&self) -> run_job::RunLimits {
+        run_job::RunLimits {
+            query: self.run_timeouts.query,
+            grace: self.grace,
+            settle: self.settle,
+        }
+    }
+}
+
 /// Longest runs by class.
 #[derive(Debug, Clone, Copy)]
 pub struct RunTimeouts {
@@ -120,7 +130,7 @@ pub fn start<O: Orbctl>(
 ) -> (Dispatcher, tokio::task::JoinHandle<Journal>) {
     let (requests, inbox) = mpsc::channel(handle::REQUESTS_MAX);
     let (publish, published) = watch::channel(Published::default());
-    let state = state::State::new(settings, parts, publish);
+    let state = state::State::new(settings, parts, publish, requests.downgrade());
     let task = tokio::spawn(state.run(inbox, shutdown));
     (Dispatcher { requests, published }, task)
 }

@@ -22,10 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::job::{Ending, Failure, Outcome, Phase, Sighting, Success};
+use crate::job::{Ending, Failure, Outcome, Phase, Success};
 use crate::journal::JournalError;
-use crate::operation::{Class, Operation, Query, Stdin};
-use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink};
+use crate::operation::{Class, Effect, Operation, Query, Stdin};
+use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
 
@@ -81,6 +81,7 @@ pub(super) struct Finished {
     pub(super) outcome: Outcome,
     /// What a query saw.
     pub(super) facts: Option<Facts>,
+    pub(super) ending: Option<Ending>,
     pub(super) exit_code: Option<i32>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
@@ -91,6 +92,7 @@ impl Finished {
         Self {
             outcome,
             facts: None,
+            ending: None,
             exit_code: None,
             bytes_in: 0,
             bytes_out: 0,
@@ -106,6 +108,7 @@ impl Finished {
         Self {
             outcome,
             facts: None,
+            ending: Some(completion.ending),
             exit_code,
             bytes_in,
             bytes_out,
@@ -115,9 +118,6 @@ impl Finished {
 
 /// Runs a job to its end; a change that outlives us not before it is on disk (`durable`). Never panics on anything that `orbctl` does.
 pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> Finished {
-    if let Carrier::Lease(identity) = work.spec.carrier.clone() {
-        return work.lease(identity).await;
-    }
     if let Some(durable) = durable
         && let Err(error) = durable.await
     {
@@ -127,11 +127,28 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     if let Err(finished) = work.check_id().await {
         return finished;
     }
+    if let Carrier::Lease(identity) = work.spec.carrier.clone() {
+        return work.lease(identity).await;
+    }
     match &work.spec.operation {
         Operation::Query(query) => work.query(query).await,
         Operation::Exec(..) => work.exec().await,
         _ => work.change().await,
     }
+}
+
+/// Waits until what a job of the last life left running is gone, and looks what came of it. The lanes stay held meanwhile.
+pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> Finished {
+    for child in children {
+        tokio::select! {
+            () = sys::gone(child) => {}
+            () = work.stop.cancelled() => end_process(child, work.limits.grace).await,
+        }
+    }
+    Finished::new(match work.spec.operation.effect() {
+        Effect::Changes(_) => work.settle().await,
+        Effect::Reads => Outcome::Interrupted,
+    })
 }
 
 impl<O: Orbctl> Work<O> {
@@ -157,8 +174,9 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
-    /// Makes one read for the job's own use. `stop` does not end it, because looks are what follows a stop.
-    async fn look(&self, query: Query) -> Result<Facts, Failure> {
+    /// Makes one read for the job's own use. What ends it depends on when it is made: before the work `stop` does, after a cut,
+    /// when looks are what follows a stop, only `abandon`.
+    async fn look(&self, query: Query, until: &CancellationToken) -> Result<Facts, Failure> {
         let operation = Operation::Query(query);
         let mut invocation =
             Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
@@ -167,7 +185,7 @@ impl<O: Orbctl> Work<O> {
         invocation.marker.clone_from(&self.marker);
         let completion = self
             .orbctl
-            .run(invocation, self.abandon.clone())
+            .run(invocation, until.clone())
             .await
             .map_err(|error| error.failure())?;
         read(&operation, &completion)
@@ -178,7 +196,8 @@ impl<O: Orbctl> Work<O> {
         let (Some(id), Some(name)) = (&self.spec.expected_id, self.spec.operation.machine()) else {
             return Ok(());
         };
-        match self.look(Query::List).await {
+        match self.look(Query::List, &self.stop).await {
+            _ if self.stop.is_cancelled() => Err(Finished::new(Outcome::Cancelled(Phase::Running))),
             Ok(Facts::Machines(all)) if by_id(&all, id).is_some_and(|machine| machine.name == *name) => {
                 Ok(())
             }
@@ -247,10 +266,15 @@ impl<O: Orbctl> Work<O> {
 
     async fn change(&self) -> Finished {
         let operation = &self.spec.operation;
-        // The look begins after the change was accepted, so `changed: false` is never said of something older.
-        if settle::is_idempotent(operation)
+        if let Some(unsupported) = self.unsupported().await {
+            return Finished::new(Outcome::Failed(unsupported));
+        }
+        // The look begins after the change was accepted, so `changed: false` is never said of something older. A forced change
+        // does not wait for a look: it is there to mend what may not answer.
+        if !operation.preempts()
+            && settle::is_idempotent(operation)
             && let Some(query) = settle::telling(operation)
-            && let Ok(facts) = self.look(query).await
+            && let Ok(facts) = self.look(query, &self.stop).await
             && settle::holds(operation, &facts) == Some(true)
         {
             return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
@@ -282,6 +306,19 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
+    /// Says what the installed version lacks for this change; asks only for changes that need more than the oldest has.
+    async fn unsupported(&self) -> Option<Failure> {
+        version::feature(&self.spec.operation)?;
+        match self.look(Query::Version, &self.stop).await {
+            Ok(Facts::Version(installed)) => version::supported(&installed)
+                .and_then(|installed| version::check(&self.spec.operation, installed))
+                .err()
+                .map(Failure::from),
+            // If it cannot say its version, the change itself will show what is wrong.
+            _ => None,
+        }
+    }
+
     /// Looks until a change that was cut short has come to rest.
     async fn settle(&self) -> Outcome {
         let operation = &self.spec.operation;
@@ -292,7 +329,7 @@ impl<O: Orbctl> Work<O> {
         let began = Moment::now();
         let mut pause = LOOK_PAUSE_FIRST;
         loop {
-            let looked = self.look(query.clone()).await;
+            let looked = self.look(query.clone(), &self.abandon).await;
             let since = Moment::now().instant.saturating_duration_since(began.instant);
             if let Ok(facts) = looked
                 && settling.look(operation, facts, since).settled
@@ -316,10 +353,23 @@ impl<O: Orbctl> Work<O> {
         let gone = sys::gone(identity);
         tokio::pin!(gone);
         let released = self.release.take();
-        tokio::select! {
-            () = &mut gone => {}
-            () = self.stop.cancelled() => end_process(identity, self.limits.grace).await,
-        }
+        let limit = async {
+            match self.spec.run_timeout {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let is_late = tokio::select! {
+            () = &mut gone => false,
+            () = self.stop.cancelled() => {
+                end_process(identity, self.limits.grace).await;
+                false
+            }
+            () = limit => {
+                end_process(identity, self.limits.grace).await;
+                true
+            }
+        };
         // The process is gone, so its owner can say how it ended; one that does not say so soon never will.
         let told = match released {
             Some(release) => tokio::time::timeout(RELEASE_WAIT, release)
@@ -335,8 +385,10 @@ impl<O: Orbctl> Work<O> {
                 exit_code,
                 stderr_tail: "".into(),
             }),
+            (None, Class::Exec) if is_late => Outcome::Expired(Phase::Running),
             (None, Class::Exec) => Outcome::Interrupted,
-            (None, _) => Outcome::Unknown(Sighting::NOTHING),
+            // Its process is gone, but what it told OrbStack's service to do may go on.
+            (None, _) => self.settle().await,
         });
         finished.exit_code = told;
         finished
@@ -376,6 +428,9 @@ fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure
     };
     if completion.ending == Ending::TimedOut {
         return Err(Failure::OrbctlUnavailable("it gave no answer in time".into()));
+    }
+    if completion.ending == Ending::Stopped {
+        return Err(Failure::OrbctlUnavailable("the look was given up".into()));
     }
     let verdict = orbctl::classify::classify(operation, completion);
     if let Some(failure) = verdict.failure {

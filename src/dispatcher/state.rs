@@ -11,10 +11,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, Recorded, Source, Ticket, Topic};
+use crate::cache::{Cache, Generation, Recorded, Source, Ticket, Topic};
 use crate::clock::Moment;
 use crate::job::{Failure, JobId, Outcome, Phase, Priority, Sighting, Success};
-use crate::journal::{AcceptedJob, Entry as JournalEntry, Journal, Starting};
+use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Journal, Recovered, Starting};
 use crate::machine::MachineState;
 use crate::metrics::{self, Counter, Metrics, OperationRecord, OutcomeWord};
 use crate::operation::{Class, Effect, Operation, Query, Scope, Stdin};
@@ -28,7 +28,7 @@ use super::handle::{
     QueueVerb, QueueView, ReadError, Rejection, Request, StateFilter, Submission, Target, WaitingFor,
 };
 use super::known::{Known, Seen, by_name, topic};
-use super::run_job::{Durable, Finished, RunLimits, Work, end_process, run_job};
+use super::run_job::{Durable, Finished, Work, run_job, run_orphan};
 use super::stored;
 use super::{Parts, Settings};
 
@@ -36,6 +36,10 @@ use super::{Parts, Settings};
 const REQUESTS_AT_ONCE: usize = 64;
 /// Pieces of streamed input between a client and a child.
 const INPUT_MAX: usize = 4;
+/// Most bytes of commands, environments and inputs held by jobs that are not over.
+const OPERANDS_MAX: u64 = 256 << 20;
+/// When a caller refused for that may come back.
+const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long after a stop running changes are waited for before they are left to themselves.
 const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
 
@@ -48,6 +52,8 @@ struct Entry {
     /// Ends looking afterwards, too.
     abandon: CancellationToken,
     spool: Option<spool::Spool>,
+    /// Bytes that it wrote and that are no longer kept.
+    output_gone: u64,
     /// Until the start: where output will go.
     writer: Option<spool::Writer>,
     /// Where streamed input goes in, while it may.
@@ -72,9 +78,18 @@ impl Entry {
 /// A read under way, and who waits for it.
 struct Reading {
     job: JobId,
-    /// Made when the read began; absent while it waits.
-    begun: Option<(Option<Ticket>, Moment)>,
+    /// Absent while it waits.
+    begun: Option<Begun>,
     waiters: Vec<oneshot::Sender<Result<Seen, ReadError>>>,
+}
+
+/// What is remembered of a read when it begins.
+struct Begun {
+    /// For answers that are kept.
+    ticket: Option<Ticket>,
+    /// For those that are not: any change since then may show in them.
+    generation: Generation,
+    at: Moment,
 }
 
 /// Owns what changes.
@@ -82,13 +97,19 @@ pub(super) struct State<O> {
     settings: Settings,
     orbctl: Arc<O>,
     journal: Journal,
+    /// To ourselves, for what ends outside of us. Weak: it must not keep our own inbox open.
+    requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
     cache: Cache<Arc<Known>>,
     jobs: BTreeMap<JobId, Entry>,
-    /// Ended jobs, oldest first, with when they ended and what their output takes in memory.
-    ended: VecDeque<(Instant, JobId, u64)>,
+    /// Ended jobs, oldest first, with when they ended.
+    ended: VecDeque<(Instant, JobId)>,
+    /// Those of them whose output is still kept, with what it takes in memory.
+    outputs: VecDeque<(JobId, u64)>,
     ended_bytes: u64,
+    /// Bytes of commands and input that jobs hold until they are over.
+    operands: u64,
     reads: HashMap<Query, Reading>,
     /// Reads that newer callers could not join, by job: their own waiters are still to be told.
     outdated: HashMap<JobId, Reading>,
@@ -104,7 +125,12 @@ pub(super) struct State<O> {
 }
 
 impl<O: Orbctl> State<O> {
-    pub(super) fn new(settings: Settings, parts: Parts<O>, publish: watch::Sender<Published>) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        parts: Parts<O>,
+        publish: watch::Sender<Published>,
+        requests: mpsc::WeakSender<Request>,
+    ) -> Self {
         let (spawned, children) = mpsc::channel(64);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
@@ -112,11 +138,14 @@ impl<O: Orbctl> State<O> {
             settings,
             orbctl: parts.orbctl,
             journal: parts.journal,
+            requests,
             metrics: parts.metrics,
             cache: Cache::default(),
             jobs: BTreeMap::new(),
             ended: VecDeque::new(),
+            outputs: VecDeque::new(),
             ended_bytes: 0,
+            operands: 0,
             reads: HashMap::new(),
             outdated: HashMap::new(),
             running: JoinSet::new(),
@@ -152,6 +181,11 @@ impl<O: Orbctl> State<O> {
             };
             tokio::select! {
                 biased;
+                // First: an inbox that is never empty must not keep us from stopping.
+                () = shutdown.cancelled(), if !self.stopping => {
+                    leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
+                    self.begin_stop();
+                }
                 Some((id, child)) = self.children.recv() => self.child_started(id, child),
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((id, finished)) => self.end(id, finished),
@@ -171,10 +205,6 @@ impl<O: Orbctl> State<O> {
                     None => return self.journal,
                 },
                 () = timer => {}
-                () = shutdown.cancelled(), if !self.stopping => {
-                    leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
-                    self.begin_stop();
-                }
             }
             let now = Moment::now().instant;
             self.expire(now);
@@ -192,6 +222,7 @@ impl<O: Orbctl> State<O> {
         // An answer that nobody waits for any more is dropped: its caller is gone.
         match request {
             Request::Submit(submission, reply) => self.submit(*submission, reply),
+            Request::Undo(accepted, cause, reply) => self.undo(*accepted, cause, reply),
             Request::Read {
                 query,
                 max_age,
@@ -274,7 +305,7 @@ impl<O: Orbctl> State<O> {
         // It may start at once; it is acknowledged only when a power loss could no longer forget it.
         let entry = JournalEntry::Accepted(AcceptedJob {
             job: id,
-            operation: stored::encode(&spec.operation),
+            operation: stored::encode(&spec.operation, spec.expected_id.as_ref()),
             client: spec.client.name.to_string(),
             accepted_ms: spec.accepted.unix_ms(),
             priority: spec.priority,
@@ -282,13 +313,40 @@ impl<O: Orbctl> State<O> {
             run_timeout: spec.run_timeout,
         });
         let written = self.journal.append_durable(&entry);
+        let requests = self.requests.clone();
         tokio::spawn(async move {
-            let answer = match written.await {
-                Ok(()) => Ok(accepted),
-                Err(error) => Err(Rejection::Journal(error.to_string().into())),
-            };
-            let _ = reply.send(answer);
+            match written.await {
+                Ok(()) => {
+                    let _ = reply.send(Ok(accepted));
+                }
+                Err(error) => {
+                    // A dispatcher that is gone answers nobody.
+                    if let Some(requests) = requests.upgrade() {
+                        let _ = requests
+                            .send(Request::Undo(Box::new(accepted), error.to_string().into(), reply))
+                            .await;
+                    }
+                }
+            }
         });
+    }
+
+    /// Takes back a job whose acceptance could not be written down. One that started meanwhile goes on, and is acknowledged:
+    /// "nothing happened" would not be true of it.
+    fn undo(&mut self, accepted: Job, cause: Arc<str>, reply: oneshot::Sender<Result<Job, Rejection>>) {
+        let id = accepted.spec.id;
+        let waits = self
+            .jobs
+            .get(&id)
+            .is_some_and(|entry| matches!(*entry.state.borrow(), JobState::Waiting));
+        let answer = if waits {
+            self.cancel(id);
+            Err(Rejection::Journal(cause))
+        } else {
+            tracing::error!(job_id = id.0, %cause, "it runs, but a loss of power would forget it");
+            Ok(accepted)
+        };
+        let _ = reply.send(answer);
     }
 
     /// Puts a job into the queue and carries out what its force does to others.
@@ -300,14 +358,19 @@ impl<O: Orbctl> State<O> {
             queue_deadline: spec.accepted.instant.checked_add(queue_timeout),
             ..scheduled(spec)
         };
+        if self.operands.saturating_add(spec.operation.weight()) > OPERANDS_MAX {
+            self.metrics.count(Counter::Refusals);
+            return Err(Rejection::OperandsFull {
+                limit: OPERANDS_MAX,
+                retry_after: OPERANDS_RETRY_AFTER,
+            });
+        }
         let admission = self.scheduler.submit(new, spec.accepted.instant).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
             tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, %refusal, "refused");
             rejected(refusal)
         })?;
-        let entry = self.entry(spec);
-        let job = Self::job(&entry);
-        self.jobs.insert(spec.id, entry);
+        let job = self.enter(spec);
         tracing::debug!(
             job_id = spec.id.0,
             operation = spec.operation.verb(),
@@ -317,6 +380,14 @@ impl<O: Orbctl> State<O> {
         );
         self.preempt(admission, spec.id);
         Ok(job)
+    }
+
+    fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
+        let entry = self.entry(spec);
+        let job = Self::job(&entry);
+        self.operands += spec.operation.weight();
+        self.jobs.insert(spec.id, entry);
+        job
     }
 
     fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
@@ -335,6 +406,7 @@ impl<O: Orbctl> State<O> {
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
             spool,
+            output_gone: 0,
             writer,
             input,
             input_end,
@@ -385,9 +457,12 @@ impl<O: Orbctl> State<O> {
             // accepts an observation as old as that.
             let may_join = match &reading.begun {
                 None => true,
-                Some((ticket, began)) => {
-                    ticket.as_ref().is_none_or(|ticket| self.cache.is_current(ticket))
-                        && now.age_of(began) <= max_age
+                Some(begun) => {
+                    let is_current = match &begun.ticket {
+                        Some(ticket) => self.cache.is_current(ticket),
+                        None => begun.generation == self.cache.generation(),
+                    };
+                    is_current && now.age_of(&begun.at) <= max_age
                 }
             };
             if may_join {
@@ -450,20 +525,18 @@ impl<O: Orbctl> State<O> {
         };
         let Some(reading) = reading else { return };
         let answer = match (finished.facts.take(), reading.begun) {
-            (Some(facts), Some((ticket, began))) => {
+            (Some(facts), Some(begun)) => {
                 let known = Arc::new(Known::new(facts));
-                let generation = self.cache.generation();
-                let mut seen = Seen {
+                let seen = Seen {
                     value: known.clone(),
-                    generation,
-                    observed_at: began,
+                    generation: begun.generation,
+                    observed_at: begun.at,
                     source: Source::List,
                 };
-                if let Some(ticket) = ticket {
-                    seen.generation = ticket.generation();
-                    if self.cache.record(ticket, known.clone()) == Recorded::Stored {
-                        self.learned(&query, &known);
-                    }
+                if let Some(ticket) = begun.ticket
+                    && self.cache.record(ticket, known.clone()) == Recorded::Stored
+                {
+                    self.learned(&query, &known);
                 }
                 Ok(seen)
             }
@@ -528,11 +601,7 @@ impl<O: Orbctl> State<O> {
         });
         let work = Work {
             orbctl: self.orbctl.clone(),
-            limits: RunLimits {
-                query: self.settings.run_timeouts.query,
-                grace: self.settings.grace,
-                settle: self.settings.settle,
-            },
+            limits: self.settings.run_limits(),
             stop: entry.stop.clone(),
             abandon: entry.abandon.clone(),
             spool: entry.writer.take(),
@@ -547,7 +616,11 @@ impl<O: Orbctl> State<O> {
         if let Operation::Query(query) = &spec.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = topic(query).map(|topic| self.cache.begin(&topic, &now));
-                reading.begun = Some((ticket, now));
+                reading.begun = Some(Begun {
+                    ticket,
+                    generation: self.cache.generation(),
+                    at: now,
+                });
             }
         } else {
             durable = self.journal_start(&spec, &work.marker);
@@ -560,7 +633,6 @@ impl<O: Orbctl> State<O> {
             entry.state.send_replace(JobState::Running { since: now });
         }
         tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
-        self.metrics.count(Counter::Spawns);
         self.running.spawn(async move {
             // A panic in here is our fault; it must end this job and nothing else.
             let finished = AssertUnwindSafe(run_job(work, durable)).catch_unwind().await;
@@ -592,6 +664,7 @@ impl<O: Orbctl> State<O> {
     }
 
     fn child_started(&self, id: JobId, child: ChildIdentity) {
+        self.metrics.count(Counter::Spawns);
         let needed = self
             .jobs
             .get(&id)
@@ -695,6 +768,7 @@ impl<O: Orbctl> State<O> {
             outcome,
             holder,
         });
+        self.operands -= spec.operation.weight();
         if matches!(spec.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
         }
@@ -702,31 +776,48 @@ impl<O: Orbctl> State<O> {
             // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
             self.jobs.remove(&id);
         } else {
-            let bytes = entry
-                .spool
-                .as_ref()
-                .map_or(0, |spool| spool.end().min(spool::MEMORY));
-            self.ended_bytes += bytes;
-            self.ended.push_back((now.instant, id, bytes));
+            if let Some(spool) = &entry.spool {
+                let bytes = spool.end().min(spool::MEMORY);
+                self.ended_bytes += bytes;
+                self.outputs.push_back((id, bytes));
+            }
+            self.ended.push_back((now.instant, id));
         }
     }
 
     fn next_forgotten(&self) -> Option<Instant> {
-        self.ended.front().map(|(at, _, _)| *at + self.settings.keep)
+        self.ended.front().map(|(at, _)| *at + self.settings.keep)
     }
 
-    /// Forgets ended jobs that are too old, too many or too large.
+    /// Forgets ended jobs that are too old or too many, and before that the oldest outputs, where they are too large.
     fn forget(&mut self, now: Instant) {
-        while let Some((at, id, bytes)) = self.ended.front().copied() {
+        while self.ended_bytes > self.settings.keep_bytes && self.outputs.len() > 1 {
+            self.forget_oldest_output();
+        }
+        while let Some((at, id)) = self.ended.front().copied() {
             let too_old = now.saturating_duration_since(at) >= self.settings.keep;
             let too_many = self.ended.len() > self.settings.keep_max;
-            let too_large = self.ended_bytes > self.settings.keep_bytes && self.ended.len() > 1;
-            if !(too_old || too_many || too_large) {
+            if !(too_old || too_many) {
                 return;
             }
             self.ended.pop_front();
-            self.ended_bytes -= bytes;
+            // Both lines are in order of end, so its output is the oldest, if it is still there.
+            if self.outputs.front().is_some_and(|(oldest, _)| *oldest == id) {
+                self.forget_oldest_output();
+            }
             self.jobs.remove(&id);
+        }
+    }
+
+    fn forget_oldest_output(&mut self) {
+        let Some((id, bytes)) = self.outputs.pop_front() else {
+            return;
+        };
+        self.ended_bytes -= bytes;
+        if let Some(entry) = self.jobs.get_mut(&id)
+            && let Some(spool) = entry.spool.take()
+        {
+            entry.output_gone = spool.end();
         }
     }
 
@@ -791,6 +882,7 @@ impl<O: Orbctl> State<O> {
             spec: entry.spec.clone(),
             state: entry.state.subscribe(),
             spool: entry.spool.clone(),
+            output_gone: entry.output_gone,
         }
     }
 
@@ -807,7 +899,7 @@ impl<O: Orbctl> State<O> {
             spec: entry.spec.clone(),
             state,
             waiting_for,
-            output_bytes: entry.spool.as_ref().map_or(0, spool::Spool::end),
+            output_bytes: entry.spool.as_ref().map_or(entry.output_gone, spool::Spool::end),
             joined: entry.joined,
         }
     }
@@ -937,15 +1029,24 @@ impl<O: Orbctl> State<O> {
     // ---- beginning and stopping ---------------------------------------------------------------------------------------------
 
     /// Takes over from the life before: its children keep their lanes, its acknowledged changes their places.
-    fn recover(&mut self, recovered: crate::journal::Recovered) {
+    fn recover(&mut self, recovered: Recovered) {
         let now = Moment::now();
-        for found in recovered.in_flight {
+        self.recover_running(recovered.in_flight, now);
+        self.recover_waiting(recovered.waiting, recovered.doubtful, now);
+    }
+
+    fn recover_running(&mut self, in_flight: Vec<InFlight>, now: Moment) {
+        for found in in_flight {
             let starting = &found.starting;
-            let operation = match &found.accepted {
-                Some(accepted) => stored::decode(&accepted.operation),
-                None => stored::outline(starting),
-            };
-            let Some(operation) = operation else {
+            // An outline holds the lane as well, should the whole be from a version that we do not understand.
+            let accepted = found
+                .accepted
+                .as_ref()
+                .and_then(|accepted| stored::decode(&accepted.operation));
+            let Some(operation) = accepted
+                .map(|(operation, _)| operation)
+                .or_else(|| stored::outline(starting))
+            else {
                 tracing::error!(
                     job_id = starting.job.0,
                     "a job of the last run cannot be read; its lane is not held"
@@ -978,7 +1079,22 @@ impl<O: Orbctl> State<O> {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
             };
-            let stop = entry.stop.clone();
+            // A command's words died with its daemon, and whoever waited for it with the connection.
+            if matches!(spec.operation, Operation::Exec(..)) {
+                entry.stop.cancel();
+            }
+            let work = Work {
+                orbctl: self.orbctl.clone(),
+                limits: self.settings.run_limits(),
+                stop: entry.stop.clone(),
+                abandon: entry.abandon.clone(),
+                spool: None,
+                input: None,
+                marker: starting.marker.clone(),
+                spawned: self.spawned.clone(),
+                release: None,
+                spec: spec.clone(),
+            };
             self.jobs.insert(
                 spec.id,
                 Entry {
@@ -988,10 +1104,13 @@ impl<O: Orbctl> State<O> {
                 },
             );
             self.running
-                .spawn(watch_orphans(spec, children, stop, self.settings.grace));
+                .spawn(async move { (spec.id, run_orphan(work, children).await) });
         }
-        for doubtful in recovered.doubtful {
-            let Some(operation) = stored::decode(&doubtful.operation) else {
+    }
+
+    fn recover_waiting(&mut self, waiting: Vec<AcceptedJob>, doubtful: Vec<AcceptedJob>, now: Moment) {
+        for doubtful in doubtful {
+            let Some((operation, _)) = stored::decode(&doubtful.operation) else {
                 continue;
             };
             let spec = Arc::new(stored::revived(
@@ -1010,8 +1129,8 @@ impl<O: Orbctl> State<O> {
             self.jobs.insert(spec.id, entry);
             self.end_unstarted(doubtful.job, Outcome::Unknown(Sighting::NOTHING), None);
         }
-        for waiting in recovered.waiting {
-            let Some(operation) = stored::decode(&waiting.operation) else {
+        for waiting in waiting {
+            let Some((operation, expected_id)) = stored::decode(&waiting.operation) else {
                 tracing::error!(
                     job_id = waiting.job.0,
                     "an accepted job of the last run cannot be read and is dropped"
@@ -1020,18 +1139,23 @@ impl<O: Orbctl> State<O> {
             };
             let spec = Arc::new(JobSpec {
                 priority: waiting.priority,
+                expected_id,
                 run_timeout: waiting.run_timeout,
                 ..stored::revived(waiting.job, operation, &waiting.client, true, now)
             });
+            // It was acknowledged, so no limit of this life turns it away.
             let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
+            let new = NewJob {
+                queue_deadline: now.instant.checked_add(queue_timeout),
+                ..scheduled(&spec)
+            };
+            self.scheduler.readmit(new, now.instant);
+            self.enter(&spec);
             tracing::info!(
                 job_id = spec.id.0,
                 operation = spec.operation.verb(),
                 "queued again after a restart"
             );
-            if let Err(rejection) = self.accept(&spec, queue_timeout) {
-                tracing::error!(job_id = spec.id.0, %rejection, "an accepted job could not be queued again");
-            }
         }
     }
 
@@ -1090,22 +1214,6 @@ impl<O: Orbctl> State<O> {
             });
         }
     }
-}
-
-/// Waits until the children of a job of the last life are gone, and ends them when they are to be stopped.
-async fn watch_orphans(
-    spec: Arc<JobSpec>,
-    children: Vec<ChildIdentity>,
-    stop: CancellationToken,
-    grace: Duration,
-) -> (JobId, Finished) {
-    for child in children {
-        tokio::select! {
-            () = sys::gone(child) => {}
-            () = stop.cancelled() => end_process(child, grace).await,
-        }
-    }
-    (spec.id, Finished::new(unseen(&spec.operation)))
 }
 
 /// Says what became of a job whose end nobody saw.
@@ -1221,7 +1329,7 @@ fn record(
         ended_ms: now.unix_ms(),
         wait_us: micros(spec.accepted.instant, since.unwrap_or(now).instant),
         run_us: since.map_or(0, |since| micros(since.instant, now.instant)),
-        ending: None,
+        ending: finished.ending,
         outcome: outcome_word(&finished.outcome),
         exit_code: finished.exit_code,
         bytes_in: finished.bytes_in,

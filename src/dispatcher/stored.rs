@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Moment;
 use crate::job::{ClientId, JobId, Priority};
 use crate::journal::{Process, Starting};
+use crate::machine::MachineId;
 use crate::operation::{ExecRequest, Force, Lane, NewMachine, Operation};
 use crate::sys::{ChildIdentity, StartTime};
 
@@ -52,24 +53,25 @@ struct StoredMachine {
     forward_ssh_agent: bool,
 }
 
-/// Writes an operation whole. Only changes are kept whole.
-pub(super) fn encode(operation: &Operation) -> Vec<u8> {
+/// Writes a change whole, with the id by which its machine was named: it is compared again before the change starts.
+pub(super) fn encode(operation: &Operation, expected_id: Option<&MachineId>) -> Vec<u8> {
     let Some(stored) = store(operation) else {
         return Vec::new();
     };
     let mut bytes = vec![VERSION];
     // A vector cannot fail to grow in a way that postcard could report.
-    bytes.extend(postcard::to_stdvec(&stored).unwrap_or_default());
+    bytes.extend(postcard::to_stdvec(&(stored, expected_id.map(MachineId::as_str))).unwrap_or_default());
     bytes
 }
 
-/// Reads an operation; `None` for anything that this version does not understand.
-pub(super) fn decode(bytes: &[u8]) -> Option<Operation> {
+/// Reads a change; `None` for anything that this version does not understand.
+pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
     let (version, rest) = bytes.split_first()?;
     if *version != VERSION {
         return None;
     }
-    restore(postcard::from_bytes(rest).ok()?)
+    let (stored, expected_id): (Stored, Option<String>) = postcard::from_bytes(rest).ok()?;
+    Some((restore(stored)?, parsed(expected_id)?))
 }
 
 /// Makes what is known of an operation that was under way: enough for its lanes, its verb and its machine. It is never run.

@@ -135,7 +135,7 @@ pub fn check(operation: &Operation, installed: Version) -> Result<(), Unsupporte
 }
 
 /// Returns the newest feature that an operation needs.
-fn feature(operation: &Operation) -> Option<Feature> {
+pub fn feature(operation: &Operation) -> Option<Feature> {
     match operation {
         Operation::Clone { .. } | Operation::Export(..) | Operation::Import(..) => Some(Feature::Copies),
         Operation::Create(NewMachine {

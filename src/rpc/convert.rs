@@ -458,7 +458,9 @@ pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> type
 /// Writes why something was not accepted.
 pub(super) fn rejection(rejection: &Rejection) -> Refusal {
     match rejection {
-        Rejection::QueueFull { retry_after, .. } | Rejection::ClientQueueFull { retry_after, .. } => {
+        Rejection::QueueFull { retry_after, .. }
+        | Rejection::ClientQueueFull { retry_after, .. }
+        | Rejection::OperandsFull { retry_after, .. } => {
             let mut data = ErrorKind::QueueFull.data();
             data.retry_after_ms = Some(ms(*retry_after));
             ErrorKind::QueueFull.with(rejection.to_string(), data)

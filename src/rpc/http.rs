@@ -36,6 +36,7 @@ use super::lines::Bounds;
 use super::server::Server;
 use crate::job::JobId;
 use crate::spool::{Batch, Reader, Stream};
+use crate::sys;
 
 /// Messages of a WebSocket session between a handler and the socket. Each may hold 64 KiB of output.
 const MESSAGES_MAX: u32 = 16;
@@ -104,14 +105,28 @@ impl Http {
                     .unwrap_or_else(|error| plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())))
             }
         });
+        let mut hang_up = match sys::HangUp::watch(&stream) {
+            Ok(hang_up) => hang_up,
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be watched for hang-up");
+                return;
+            }
+        };
         let (open, closed) = oneshot::channel();
         let mut http = hyper::server::conn::http1::Builder::new();
+        // A client that closes its sending side still waits for its answer; a full hang-up is seen below.
+        http.half_close(true);
         http.max_buf_size(bounds.frame_max.clamp(64 << 10, 1 << 20));
         let served = http
             .serve_connection(TokioIo::new(Polite::new(stream, open)), service)
             .with_upgrades();
-        if let Err(error) = served.await {
-            tracing::debug!(%error, "an HTTP connection ended");
+        tokio::select! {
+            served = served => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "an HTTP connection ended");
+                }
+            }
+            () = hang_up.seen() => return,
         }
         // An upgraded stream went to a session's own task. Nothing is ever sent: this ends when the stream is dropped.
         let _ = closed.await;
@@ -181,6 +196,9 @@ async fn job_output(server: &Server, method: &Method, path: &str, query: Option<
     let Some(job) = server.dispatcher.job(id).await else {
         return plain(StatusCode::NOT_FOUND, "no such job, or it ended too long ago");
     };
+    if job.output_gone > 0 {
+        return plain(StatusCode::GONE, "the output is no longer kept");
+    }
     let Some(spool) = job.spool else {
         return plain(StatusCode::NOT_FOUND, "this job has no output");
     };

@@ -75,12 +75,17 @@ pub struct Service {
 #[derive(Deserialize)]
 struct Request<'a> {
     jsonrpc: Option<&'a str>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     id: Option<Id<'a>>,
     #[serde(borrow)]
     method: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     params: Option<&'a RawValue>,
+}
+
+/// Reads an id that is there: also `null` is one, and only its absence asks for no answer.
+fn given<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id<'a>>, D::Error> {
+    Id::deserialize(deserializer).map(Some)
 }
 
 /// What is known of a request that is not one: enough to answer it.

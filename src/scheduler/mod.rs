@@ -212,6 +212,12 @@ impl Scheduler {
         Ok(admission)
     }
 
+    /// Queues a job that an earlier life of the daemon accepted. No limit turns it away, and it cancels nothing.
+    pub fn readmit(&mut self, job: NewJob, now: Instant) {
+        self.ready.tell(now);
+        self.queue_up(job);
+    }
+
     /// Takes note of a job that runs already: a child of the daemon's previous life. It counts in the limits and holds its
     /// lanes, beside whoever is there, until [`Scheduler::end`].
     pub fn adopt(&mut self, job: NewJob) {

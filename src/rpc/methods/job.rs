@@ -108,6 +108,14 @@ fn streams(registry: &mut Registry) {
             end: true,
         };
         let Some(spool) = &job.spool else {
+            if job.output_gone > params.offset {
+                answer.gap = Some(Gap {
+                    from: params.offset,
+                    to: job.output_gone,
+                });
+                answer.next_offset = job.output_gone;
+                return Ok(answer);
+            }
             // There will be none; whoever waits for some waits for the end.
             answer.end = matches!(tokio::time::timeout(wait, end(&mut job)).await, Ok(Ok(_)));
             return Ok(answer);

@@ -124,6 +124,12 @@ pub(super) async fn follow(
     follower.wait_for_start(server, &job).await?;
     if let Some(spool) = &job.spool {
         follower.output(spool, offset).await?;
+    } else if job.output_gone > offset {
+        let gap = Gap {
+            from: offset,
+            to: job.output_gone,
+        };
+        follower.tell(&JobEvent::Gap(gap)).await?;
     }
     let mut state = job.state.clone();
     tokio::select! {
@@ -202,7 +208,8 @@ impl Follower {
                 Ok(Batch::End) => return Some(()),
                 Err(error) => {
                     tracing::error!(%error, "output cannot be read back");
-                    return Some(());
+                    let (from, to) = (reader.position(), spool.end());
+                    return self.tell(&JobEvent::Gap(Gap { from, to })).await;
                 }
             }
         }
