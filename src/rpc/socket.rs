@@ -8,8 +8,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+
+/// How often and how long a lock is waited for that somebody has.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +76,8 @@ impl Socket {
             .mode(0o600)
             .open(&lock_path)
             .map_err(system("open", &lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(SocketError::Taken(path.to_owned())),
-            Err(error) => return Err(system("lock", &lock_path)(error.into())),
+        if !take(&lock).map_err(system("lock", &lock_path))? {
+            return Err(SocketError::Taken(path.to_owned()));
         }
 
         match fs::symlink_metadata(path) {
@@ -104,6 +107,25 @@ impl Socket {
     /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Takes the lock; false when somebody keeps it.
+///
+/// A child that a killed daemon was just spawning holds all that the daemon held, until it executes its program. To take that
+/// for a daemon would leave none: whoever finds another one exits content. So who keeps it is waited out.
+fn take(lock: &File) -> io::Result<bool> {
+    let mut tries = LOCK_TRIES;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => {
+                tries -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -144,6 +166,22 @@ mod tests {
         assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
         drop(first);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_lock_that_is_given_back_soon_is_waited_for() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        drop(Socket::bind(&path).expect("bind"));
+        // As a child does that has not executed its program yet, after its daemon was killed.
+        let held = File::open(lock_path(&path)).expect("the lock stays");
+        flock(&held, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+        let executes = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_PAUSE * 5);
+            drop(held);
+        });
+        Socket::bind(&path).expect("the lock is free in a moment");
+        executes.join().expect("no panic");
     }
 
     #[test]
