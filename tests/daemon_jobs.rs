@@ -265,7 +265,9 @@ fn a_forced_delete_ends_a_change_that_hangs_and_passes_a_pause() {
     let hanging = caller
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
-    caller.until_running(hanging);
+    eventually("it is there", || {
+        (world.ledger().spawns("restart") == 1).then_some(())
+    });
     caller.pause();
     assert_eq!(
         caller
