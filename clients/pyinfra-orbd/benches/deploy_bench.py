@@ -75,10 +75,12 @@ def main() -> None:
         # Once each without counting: compiles what Python keeps compiled, and fills the daemon's cache.
         deployed(f"@nothing/{options.hosts}", deploy, daemon)
         deployed("@orbstack", deploy, daemon)
-        begun = len(daemon.ledger())
+        ledgers: list[list[dict[str, Any]]] = []
         for run in range(options.runs):
             theirs.append(deployed(f"@nothing/{options.hosts}", deploy, daemon))
+            begun = len(daemon.ledger())
             ours.append(deployed("@orbstack", deploy, daemon))
+            ledgers.append(daemon.ledger()[begun:])
             print(
                 f"run {run + 1}: nothing {theirs[-1].seconds:.3f} s (cpu {theirs[-1].cpu:.3f}), "
                 f"orbstack {ours[-1].seconds:.3f} s (cpu {ours[-1].cpu:.3f}), ratio {ours[-1].seconds / theirs[-1].seconds:.3f}"
@@ -91,8 +93,7 @@ def main() -> None:
                 f"best of each {min(map(get, ours)) / min(map(get, theirs)):.3f}"
             )
         if not options.instant:
-            seconds = statistics.median(one.seconds for one in ours)
-            tell(daemon.ledger()[begun:], options.runs, seconds, statistics.median(one.seconds for one in theirs))
+            tell(ledgers, ours, theirs)
     finally:
         daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,31 +150,50 @@ def deployed(target: str, deploy: Path, daemon: RealDaemon) -> Cost:
     return Cost(took, usage.ru_utime + usage.ru_stime)
 
 
-def tell(events: list[dict[str, Any]], runs: int, seconds: float, nothing: float) -> None:
-    """Prints spawns, overlaps and the critical path."""
-    spawns = Counter(event["command"] for event in events if event["event"] == "start")
-    print(f"spawns per deploy: {sum(spawns.values()) / runs:g} ({dict(spawns)} in {runs})")
+def tell(ledgers: list[list[dict[str, Any]]], ours: list[Cost], theirs: list[Cost]) -> None:
+    """Prints spawns, overlaps, and how long everything took beside the critical path of the invocations."""
+    spawns = Counter(event["command"] for events in ledgers for event in events if event["event"] == "start")
+    print(f"spawns in {len(ledgers)} deploys: {dict(spawns)}")
+    at_once = [most_at_once(events) for events in ledgers]
+    print(f"at once: {max(most for most, _ in at_once)} in all, {max(most for _, most in at_once)} on one machine")
+    paths, spans = zip(*map(critical_path, ledgers), strict=True)
+    print(f"critical path of the invocations: {statistics.median(paths):.3f} s")
+    without = [one.seconds - other.seconds for one, other in zip(ours, theirs, strict=True)]
+    for what, times in (
+        ("from the first invocation to the last one's end", spans),
+        ("the whole process without PyInfra's own work", without),
+        ("the whole process", [one.seconds for one in ours]),
+    ):
+        ratios = sorted(one / path for one, path in zip(times, paths, strict=True))
+        print(f"    {what}: {statistics.median(ratios):.3f} times that ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+def most_at_once(events: list[dict[str, Any]]) -> tuple[int, int]:
+    """Returns how many invocations ran at once, in all and on one machine."""
     machines = {event["id"]: event.get("machine") for event in events if event["event"] == "start"}
     running: set[str] = set()
-    most = 0
-    most_per_machine = 0
-    begun: dict[str, int] = {}
-    spent: Counter[str | None] = Counter()
+    most = on_one = 0
     for event in events:
         if event["event"] == "start":
-            begun[event["id"]] = event["monotonic_ns"]
             running.add(event["id"])
             most = max(most, len(running))
-            most_per_machine = max(most_per_machine, *Counter(machines[one] for one in running).values())
-        elif event["event"] == "end" and event["id"] in running:
-            running.remove(event["id"])
-            spent[machines[event["id"]]] += event["monotonic_ns"] - begun[event["id"]]
-    print(f"at once: {most} in all, {most_per_machine} on one machine")
+            on_one = max(on_one, *Counter(machines[one] for one in running).values())
+        elif event["event"] == "end":
+            running.discard(event["id"])
+    return most, on_one
+
+
+def critical_path(events: list[dict[str, Any]]) -> tuple[float, float]:
+    """Returns the seconds of the longest chain of invocations that must follow each other, and those from first to last."""
+    begun = {event["id"]: event for event in events if event["event"] == "start"}
+    spent: Counter[str | None] = Counter()
+    for event in events:
+        if event["event"] == "end" and event["id"] in begun:
+            start = begun[event["id"]]
+            spent[start.get("machine")] += event["monotonic_ns"] - start["monotonic_ns"]
     # What names no machine, such as list, comes before everything that does.
-    whole = spent.pop(None, 0)
-    path = (whole + max(spent.values())) / runs / 1e9
-    print(f"critical path of the invocations {path:.3f} s: {seconds / path:.3f} times that, {seconds / (path + nothing):.3f} of")
-    print("what it and PyInfra's own work take one after the other")
+    path = spent.pop(None, 0) + max(spent.values())
+    return path / 1e9, (events[-1]["monotonic_ns"] - events[0]["monotonic_ns"]) / 1e9
 
 
 if __name__ == "__main__":

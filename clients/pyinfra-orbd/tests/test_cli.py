@@ -34,6 +34,10 @@ def fake_target(daemon: FakeDaemon, machines: ShellMachines, tmp_path: Path) -> 
 def real_target(real: RealDaemon, tmp_path: Path) -> Target:
     """The real daemon, with an empty home in its machine."""
     real.inside("web", "sh", "-c", "cd && rm -rf _test* put got")
+    if os.geteuid() == 0:
+        # A machine of its own, whose files are not ours.
+        assert real.inside("web", "uname", "-n").strip() == "web"
+        assert real.inside("web", "sh", "-c", f"test -e {real.folder} || echo hidden").strip() == "hidden"
     return Target(
         {"ORBD_SOCKET": str(real.socket), "ORBD_AUTOSTART": "0"},
         lambda command: real.inside("web", "sh", "-c", f"cd; {command}"),

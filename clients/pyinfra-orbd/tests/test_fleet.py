@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from conftest import short_folder  # noqa: F401
 from pyinfra_orbd import Client, errors
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
