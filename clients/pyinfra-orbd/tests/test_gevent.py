@@ -25,7 +25,7 @@ def python(script: str, daemon: FakeDaemon) -> list[str]:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
 
@@ -114,6 +114,41 @@ def test_twenty_hosts_through_pyinfra(daemon: FakeDaemon, tmp_path: Path, patch:
         assert (machines.home(name) / "where").read_text() == f"{machines.home(name)}\n"
         assert (machines.home(name) / "put").read_text() == "content"
     assert daemon.accepted <= 21
+
+
+@pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
+def test_nothing_is_left_open_at_the_end(daemon: FakeDaemon, machines: ShellMachines, patch: str) -> None:
+    """Whoever forgets a client, an event stream, a thread or a parent's connections: Python finds no open socket."""
+    script = f"""
+        {patch}
+        import os, threading
+        import gevent
+        from pyinfra_orbd import Client
+        client = Client()
+        client.machine_list()
+        gevent.get_hub()
+        gevent.spawn(client.machine_list).join()
+        def elsewhere():
+            gevent.sleep(0)
+            client.machine_list()
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        Client().machine_list()
+        with Client() as closed:
+            closed.machine_list()
+        events = client.machine_run_follow("web", ["sleep", "30"])
+        next(events)
+        child = os.fork()
+        print(len(client.machine_list().machines), flush=True)
+        if child:
+            os.waitpid(child, 0)
+    """
+    assert python(script, daemon) == ["2", "2"]
+    deadline = time.monotonic() + 5
+    while daemon.peers or machines.running():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_autostart_lets_others_run(short_folder: Path) -> None:

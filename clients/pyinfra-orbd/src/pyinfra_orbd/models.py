@@ -12,12 +12,15 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import dataclass_transform
-
 from .errors import ProtocolViolation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Says nothing: what it tells is for type checkers."""
+        return lambda cls: cls
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
