@@ -969,7 +969,7 @@ fn discard(segments: impl IntoIterator<Item = Segment>) {
 }
 
 /// Makes a file and takes its name away, so that it goes with the last descriptor, however we die.
-fn nameless_file(dir: &Path) -> io::Result<File> {
+pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,8 @@
 //! Deaths of the daemon: children live on, and the next life must neither run beside them nor forget what was promised.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -49,6 +51,71 @@ fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
     let ledger = world.ledger();
     ledger.assert_no_overlap();
     assert_eq!(ledger.order_on("a"), ["restart", "restart"]);
+}
+
+/// Starts a daemon whose `orbctl` talks on both streams, as the real one does, until there is a file `go`, and then some more before
+/// it makes a machine; it leaves files `begun` and `made`. All else is the stand-in's.
+fn talkative() -> World {
+    let world = World::new();
+    let program = world.path("orbctl");
+    let text = format!(
+        "#!/bin/sh\n\
+         progress() {{ echo \"creating\"; echo \"still creating\" >&2; sleep 0.1; }}\n\
+         if [ \"$1\" = create ]; then\n\
+         : > '{folder}/begun'\n\
+         while [ ! -e '{folder}/go' ]; do progress; done\n\
+         for more in 1 2 3; do progress; done\n\
+         '{sim}' \"$@\" && : > '{folder}/made'\n\
+         exit\n\
+         fi\n\
+         exec '{sim}' \"$@\"\n",
+        folder = world.path("").display(),
+        sim = env!("CARGO_BIN_EXE_orbctl-sim"),
+    );
+    fs::write(&program, text).expect("a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("ours");
+    let program = program.display().to_string();
+    world.variable("ORBD_ORBCTL", &program).started()
+}
+
+/// Starts to make a machine; returns the job.
+fn making(world: &World) -> u64 {
+    let mut caller = world.client();
+    let params = json!({"name": "a", "distro": "ubuntu", "detach": true});
+    let id = caller.ok::<MachineCreate>(params).job_id;
+    caller.until_running(id);
+    eventually("it is there", || world.path("begun").exists().then_some(()));
+    id
+}
+
+/// Lets the change go on when its daemon is gone, and looks how it ends.
+fn finishes_alone(world: &mut World, id: u64) {
+    fs::write(world.path("go"), "").expect("written");
+    eventually("the machine is made", || {
+        world.path("made").exists().then_some(())
+    });
+    world.start();
+    let mut caller = world.client();
+    assert_eq!(outcome_of(&caller.end_of(id)), ("unknown", "outcome_unknown"));
+    assert_eq!(caller.state_of("a").as_deref(), Some("running"));
+    assert_eq!(world.ledger().spawns("create"), 1);
+}
+
+#[test]
+fn a_change_that_talks_finishes_although_the_daemon_was_killed() {
+    let mut world = talkative();
+    let id = making(&world);
+    world.kill();
+    finishes_alone(&mut world, id);
+}
+
+#[test]
+fn a_change_that_talks_finishes_although_the_daemon_was_stopped_and_has_left() {
+    let mut world = talkative();
+    let id = making(&world);
+    world.terminate();
+    assert_eq!(world.ended().code(), Some(0));
+    finishes_alone(&mut world, id);
 }
 
 #[test]

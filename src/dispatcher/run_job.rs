@@ -13,6 +13,7 @@
 //!                            command: cancelled or expired    change: looks until settled --> unknown
 //! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub(super) struct Work<O> {
     pub(super) abandon: CancellationToken,
     /// Where a command's output goes.
     pub(super) spool: Option<spool::Writer>,
+    /// Folder for a change's output, which must not break when we end first.
+    pub(super) spool_dir: PathBuf,
     /// Where streamed input comes from.
     pub(super) input: Option<mpsc::Receiver<Bytes>>,
     /// Put into the child's environment, so that our next life recognises it.
@@ -282,8 +285,12 @@ impl<O: Orbctl> Work<O> {
         if self.stop.is_cancelled() {
             return Finished::new(Outcome::Cancelled(Phase::Running));
         }
-        let mut invocation =
-            Invocation::new(orbctl::argv::argv(operation), Sink::Capture { max: ANSWER_MAX });
+        // A stop leaves it to finish, and a crash cannot ask: no pipe of ours may break under it.
+        let sink = Sink::Files {
+            dir: self.spool_dir.clone(),
+            max: ANSWER_MAX,
+        };
+        let mut invocation = Invocation::new(orbctl::argv::argv(operation), sink);
         invocation.run_timeout = self.spec.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,

@@ -605,6 +605,7 @@ impl<O: Orbctl> State<O> {
             stop: entry.stop.clone(),
             abandon: entry.abandon.clone(),
             spool: entry.writer.take(),
+            spool_dir: self.settings.spool.dir.clone(),
             input: entry.input_end.take(),
             marker: format!("{}:{id}", self.settings.instance),
             spawned: self.spawned.clone(),

@@ -25,6 +25,7 @@ pub use crate::sys::{ChildIdentity, StartTime};
 
 pub mod argv;
 pub mod classify;
+mod files;
 pub mod locate;
 pub mod output;
 pub mod process;
@@ -115,6 +116,14 @@ pub enum Sink {
     },
     /// Into a spool, which ends with the invocation; the [`Completion`] has the end of each stream.
     Spool(spool::Writer),
+    /// Into two files without names, so that nothing breaks for the child when we end before it. The [`Completion`] is that of
+    /// [`Sink::Capture`]. Where no such file can be had, it is a capture: a full disk must not keep a machine from being stopped.
+    Files {
+        /// An existing folder of ours.
+        dir: PathBuf,
+        /// Bytes kept of each stream.
+        max: usize,
+    },
 }
 
 /// How an invocation ended and what it left.
@@ -132,7 +141,8 @@ pub struct Completion {
     pub bytes_in: u64,
     /// Bytes that it wrote to both streams, as far as they were read.
     pub bytes_out: u64,
-    /// Another process still held a stream after the child was gone, and reading was given up; there may be more that nobody saw.
+    /// Another process still held a stream after the child was gone, and reading was given up, or files could not be read; there may
+    /// be more that nobody saw.
     pub output_cut: bool,
     /// The spool failed, so the child was ended: what was read after that is lost.
     pub spool_failed: Option<spool::WriteError>,

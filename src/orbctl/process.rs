@@ -11,6 +11,10 @@
 //! One invocation is one future without tasks of its own. Draining goes on in every state, so a child never blocks on a full pipe
 //! except where its spool makes it wait.
 //!
+//! **Who outlives us.** Every child may, for it has a group of its own and is not killed when the future is dropped. But its pipes
+//! break when we die, and with them most children at their next line. What must go on is given [`Sink::Files`]: then there is
+//! nothing to drain, and what was written is read when the child is gone, whoever still holds the files.
+//!
 //! **Environment.** A child gets the environment that the daemon was given, without what is ours (`ORBD_*`), what speaks of the
 //! daemon's own terminal and folder (`TERM`, `COLUMNS`, `PWD`...: how the daemon was started must not change what a command
 //! sees), and what a service manager meant for us alone (`NOTIFY_SOCKET`, `LISTEN_*`, `WATCHDOG_*`). `HOME` is always set, without it
@@ -37,6 +41,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::files::Files;
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
 use crate::job::Ending;
@@ -91,7 +96,7 @@ impl Installed {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
-    fn spawn(&self, args: &[OsString], marker: &str, stdin: Stdio) -> Result<Child, SpawnError> {
+    fn spawn(&self, args: &[OsString], marker: &str, streams: Streams) -> Result<Child, SpawnError> {
         let mut command = Command::new(&self.program);
         command
             .args(args)
@@ -100,9 +105,9 @@ impl Installed {
             .current_dir(&self.home)
             // Never `pre_exec`: it would make the standard library fork instead of posix_spawn.
             .process_group(0)
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stdin(streams.stdin)
+            .stdout(streams.stdout)
+            .stderr(streams.stderr);
         if !marker.is_empty() {
             command.env(sys::MARKER, marker);
         }
@@ -127,6 +132,28 @@ impl Installed {
             _ => SpawnError::Other { program, source },
         }
     }
+}
+
+/// What a child is given for its three streams.
+struct Streams {
+    stdin: Stdio,
+    stdout: Stdio,
+    stderr: Stdio,
+}
+
+/// Makes the files that a sink asks for. `None` when it asks for none or none can be had: then there are pipes.
+async fn files_for(sink: &Sink) -> Option<(Files, (Stdio, Stdio))> {
+    let Sink::Files { dir, .. } = sink else {
+        return None;
+    };
+    let made = Files::make(dir.clone()).await.and_then(|files| {
+        let for_child = files.for_child()?;
+        Ok((files, for_child))
+    });
+    made.inspect_err(|error| {
+        tracing::warn!(folder = %dir.display(), %error, "no file for orbctl's output: it gets pipes, which break if orbd ends first");
+    })
+    .ok()
 }
 
 /// Says whether a variable of the daemon's environment is one of its children's too.
@@ -168,11 +195,23 @@ impl Orbctl for Installed {
             marker,
             started,
         } = invocation;
-        let stdin_kind = match &stdin {
-            Input::Empty => Stdio::null(),
-            Input::Bytes(_) | Input::Stream(_) => Stdio::piped(),
+        // A disk that stands still must not keep a stop from being seen.
+        let Some(files) = stop.run_until_cancelled(files_for(&output)).await else {
+            return Ok(never_started());
         };
-        let mut child = self.spawn(&args, &marker, stdin_kind)?;
+        let (files, (to_stdout, to_stderr)) = match files {
+            Some((files, for_child)) => (Some(files), for_child),
+            None => (None, (Stdio::piped(), Stdio::piped())),
+        };
+        let streams = Streams {
+            stdin: match &stdin {
+                Input::Empty => Stdio::null(),
+                Input::Bytes(_) | Input::Stream(_) => Stdio::piped(),
+            },
+            stdout: to_stdout,
+            stderr: to_stderr,
+        };
+        let mut child = self.spawn(&args, &marker, streams)?;
         drop(args);
         if let Some(started) = started
             && let Some(identity) = Group::of(&child).identity()
@@ -183,13 +222,16 @@ impl Orbctl for Installed {
 
         let progress = Progress::default();
         let fed = AtomicU64::new(0);
-        let out_pipe = child.stdout.take().expect("piped");
-        let err_pipe = child.stderr.take().expect("piped");
+        let pipes = (child.stdout.take(), child.stderr.take());
         let (mut out, mut err) = match &output {
-            Sink::Capture { max } => (Kept::beginning(*max), Kept::end(*max)),
+            Sink::Capture { max } | Sink::Files { max, .. } => (Kept::beginning(*max), Kept::end(*max)),
             Sink::Spool(_) => (Kept::end(TAIL_MAX), Kept::end(TAIL_MAX)),
         };
         let draining = async {
+            // With files there is nothing to drain.
+            let (Some(out_pipe), Some(err_pipe)) = pipes else {
+                return;
+            };
             tokio::join!(
                 drain(out_pipe, Stream::Stdout, &output, &mut out, &progress),
                 drain(err_pipe, Stream::Stderr, &output, &mut err, &progress),
@@ -201,16 +243,29 @@ impl Orbctl for Installed {
             run_timeout,
             grace,
         };
-        let (ending, output_cut) = watch(child, &limits, &progress, draining, feeding).await?;
+        let (ending, mut output_cut) = watch(child, &limits, &progress, draining, feeding).await?;
+        let (mut stdout, mut stderr) = (out.into_captured(), err.into_captured());
+        let mut bytes_out = progress.read.load(Ordering::Relaxed);
+        if let (Some(files), Sink::Files { max, .. }) = (files, &output) {
+            match files.read(*max).await {
+                Ok(read) => (stdout, stderr) = read,
+                Err(error) => {
+                    // How it ended is known, which says most.
+                    tracing::warn!(%error, "orbctl's output cannot be read back");
+                    output_cut = true;
+                }
+            }
+            bytes_out = stdout.total + stderr.total;
+        }
         // The spool ends before anybody is told that the invocation did.
         drop(output);
         Ok(Completion {
             ending,
-            stdout: out.into_captured(),
-            stderr: err.into_captured(),
+            stdout,
+            stderr,
             took: since(began),
             bytes_in: fed.load(Ordering::Relaxed),
-            bytes_out: progress.read.load(Ordering::Relaxed),
+            bytes_out,
             output_cut,
             spool_failed: progress.take_failure(),
         })
@@ -846,6 +901,133 @@ mod tests {
         assert_eq!(run(invocation).await.ending, Ending::TimedOut);
     }
 
+    /// A script whose output goes to files in a folder.
+    fn into_files(dir: &Path, text: &str) -> Invocation {
+        let mut invocation = script(text);
+        invocation.output = Sink::Files {
+            dir: dir.into(),
+            max: 1024 * 1024,
+        };
+        invocation
+    }
+
+    #[tokio::test]
+    async fn files_tell_what_pipes_tell() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for text in [
+            "true",
+            "exit 7",
+            "echo out; echo err >&2; exit 255",
+            "printf '\\000\\377\\r\\n\\200'; kill -9 $$",
+            "echo one >&2; echo two >&2; exec sh -c 'echo three >&2; echo four'",
+            "i=0; while [ $i -lt 300 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done",
+        ] {
+            let (piped, filed) = (run(script(text)).await, run(into_files(dir.path(), text)).await);
+            assert_eq!(filed.ending, piped.ending, "{text}");
+            assert_eq!(filed.stdout, piped.stdout, "{text}");
+            assert_eq!(filed.stderr, piped.stderr, "{text}");
+            assert_eq!(filed.bytes_out, piped.bytes_out, "{text}");
+            assert!(!filed.output_cut, "{text}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
+    }
+
+    #[tokio::test]
+    async fn files_keep_the_beginning_and_the_end_of_much() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let text = "say() { echo first; head -c 16777216 /dev/zero; echo last; }; say >&2 & say; wait";
+        let completion = run(into_files(dir.path(), text)).await;
+        let (out, err) = (&completion.stdout, &completion.stderr);
+        let total = 16 * 1024 * 1024 + 11;
+        assert_eq!((out.total, err.total), (total, total));
+        assert_eq!((out.bytes.len(), err.bytes.len()), (1024 * 1024, 1024 * 1024));
+        assert!(out.bytes.starts_with(b"first\n\0") && err.bytes.ends_with(b"\0last\n"));
+        assert!(out.opening.starts_with(b"first\n") && err.opening.starts_with(b"first\n"));
+        assert_eq!(completion.bytes_out, total * 2);
+    }
+
+    #[tokio::test]
+    async fn a_child_with_files_is_stopped_killed_and_timed_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let ready = dir.path().join("ready");
+        let after = format!(
+            "echo out; : > '{}'; while :; do sleep 0.01; done",
+            ready.display()
+        );
+        for (trap, stdout) in [
+            ("trap 'echo bye; exit 0' TERM", "out\nbye\n"),
+            ("trap '' TERM", "out\n"),
+        ] {
+            let mut invocation = into_files(dir.path(), &format!("{trap}; {after}"));
+            invocation.grace = Duration::from_millis(if stdout == "out\n" { 50 } else { 5000 });
+            let stop = CancellationToken::new();
+            let running = tokio::spawn({
+                let stop = stop.clone();
+                async move { shell().run(invocation, stop).await }
+            });
+            while !ready.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            std::fs::remove_file(&ready).expect("there");
+            stop.cancel();
+            let completion = running.await.expect("no panic").expect("a shell");
+            assert_eq!(completion.ending, Ending::Stopped);
+            assert_eq!(&completion.stdout.bytes[..], stdout.as_bytes());
+        }
+        let mut invocation = into_files(dir.path(), "echo out; exec sleep 60");
+        invocation.run_timeout = Some(Duration::from_millis(20));
+        assert_eq!(run(invocation).await.ending, Ending::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_holds_a_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut invocation = into_files(dir.path(), "sleep 60 & echo mine; exit 4");
+        invocation.marker = format!("file-holder-{}", std::process::id());
+        let marker = invocation.marker.clone();
+        let completion = run(invocation).await;
+        assert_eq!(completion.ending, Ending::Exited(4));
+        assert_eq!(&completion.stdout.bytes[..], b"mine\n");
+        assert!(!completion.output_cut);
+        for process in sys::children_with_marker(&marker) {
+            sys::kill(process);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_folder_for_files_there_are_pipes() {
+        let completion = run(into_files(
+            Path::new("/nowhere"),
+            "echo out; echo err >&2; exit 3",
+        ))
+        .await;
+        assert_eq!(completion.ending, Ending::Exited(3));
+        assert_eq!(completion.stdout, Captured::whole(&b"out\n"[..]));
+        assert_eq!(completion.stderr, Captured::whole(&b"err\n"[..]));
+        assert_eq!(completion.bytes_out, 8);
+    }
+
+    #[tokio::test]
+    async fn a_child_with_files_goes_on_writing_when_nobody_is_left_to_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (go, marker) = (dir.path().join("go"), dir.path().join("marker"));
+        let (go_text, marker_text) = (go.display(), marker.display());
+        let text = format!(
+            "while [ ! -e '{go_text}' ]; do echo out; echo err >&2; sleep 0.01; done; \
+             echo out; echo err >&2; : > '{marker_text}'"
+        );
+        let (started, identity) = oneshot::channel();
+        let mut invocation = into_files(dir.path(), &text);
+        invocation.started = Some(started);
+        let running = tokio::spawn(run(invocation));
+        let identity = identity.await.expect("told");
+        running.abort();
+        assert!(running.await.expect_err("aborted").is_cancelled());
+        std::fs::write(&go, "").expect("written");
+        sys::gone(identity).await;
+        assert!(marker.exists(), "it came to its end");
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn two_hundred_children_at_once() {
         let shell = std::sync::Arc::new(shell());
@@ -939,6 +1121,13 @@ mod tests {
         let _pipe = tokio::net::unix::pipe::pipe().expect("a pipe");
         let completion = run(script("ls /proc/self/fd 2>/dev/null || ls /dev/fd")).await;
         // One more is the folder that `ls` reads.
+        assert_eq!(&completion.stdout.bytes[..], b"0\n1\n2\n3\n");
+        let dir = tempfile::tempdir().expect("a folder");
+        let completion = run(into_files(
+            dir.path(),
+            "ls /proc/self/fd 2>/dev/null || ls /dev/fd",
+        ))
+        .await;
         assert_eq!(&completion.stdout.bytes[..], b"0\n1\n2\n3\n");
     }
 
