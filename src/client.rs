@@ -208,6 +208,9 @@ fn parse<'a, T: Deserialize<'a>>(method: &'static str, text: &'a str) -> Result<
 }
 
 /// The events of a subscription, in order.
+///
+/// Other calls are made on another connection: a request that the daemon does not take yet, because it waits for room to tell
+/// events, would never be sent by one who reads none of them meanwhile.
 pub struct Events<'a, S> {
     client: &'a mut Client,
     subscription: PhantomData<S>,
@@ -234,27 +237,5 @@ impl<S: Subscription> Events<'_, S> {
             }
         }
         Ok(None)
-    }
-
-    /// Calls a method on the same connection between events, for instance `job.input`; events that arrive meanwhile are
-    /// given to `on_event`.
-    pub fn call<M: Method>(
-        &mut self,
-        params: &M::Params,
-        mut on_event: impl FnMut(S::Event),
-    ) -> Result<M::Answer, CallError> {
-        let id = self.client.send(M::NAME, params)?;
-        loop {
-            let line = self.client.line()?;
-            let frame: Frame<'_> = parse(M::NAME, &line)?;
-            if let Some(notification) = frame.params {
-                on_event(parse(S::NOTIFICATION, notification.result.get())?);
-            } else if frame.id == Some(id) {
-                return match frame.error {
-                    Some(error) => Err(CallError::Refused(error)),
-                    None => parse(M::NAME, frame.result.map_or("null", RawValue::get)),
-                };
-            }
-        }
     }
 }
