@@ -1,6 +1,8 @@
 //! Starting the daemon when nobody manages it: find the program, start it detached, wait until it answers.
 //!
-//! Ten clients may do so at once: every daemon but one finds the lock held and exits with 0, which is no failure here.
+//! Ten clients may do so at once: every daemon but one finds the lock held and exits with 0, which is no failure here. The one
+//! that holds the lock may also be on its way out: it takes no connections any more and goes when what runs has ended. Then
+//! nobody is going to answer until another daemon is started, so whoever waits starts one again once the lock is free.
 
 use std::env;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -9,30 +11,43 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orbd::client::Client;
+use orbd::config;
 
 use crate::console::{Console, now};
 use crate::link::{Link, greet};
 use crate::trouble::Trouble;
 
-/// How long a daemon may take to answer after its start.
-const START_MAX: Duration = Duration::from_secs(5);
+/// How long it may take until a daemon answers: longer than an earlier one takes to go (10 s for changes, farewells after that),
+/// and shorter than the 20 s that PyInfra's connector gives `daemon start`.
+const START_MAX: Duration = Duration::from_secs(18);
+
+/// How often a daemon is started that exits with 0 while nobody holds the lock. More than once, because a client that looks at
+/// the lock holds it for a moment.
+const VAIN_MAX: u32 = 5;
+
+/// The pause before a second start; it doubles with each until it is [`AGAIN_MAX`].
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// The longest pause between two starts.
+const AGAIN_MAX: Duration = Duration::from_secs(1);
 
 /// How much of a failed daemon's last words is shown.
 const LAST_WORDS_MAX: u64 = 2000;
 
 /// Starts the daemon and connects to it once it answers.
 pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, Trouble> {
-    let program = find(link)?;
-    let (log_path, log, log_start) = open_log(&link.socket)?;
-    let mut child = spawn(&program, link, &log)
-        .map_err(|error| failed(format!("{}: {error}", program.display()), &log_path))?;
-    let started = now();
+    launch_program(&find(link)?, link, console)
+}
+
+fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<Client, Trouble> {
+    let log = Log::open(&link.socket)?;
+    let began = now();
+    let mut starts = Starts::new(began);
     let mut pause = Duration::from_millis(1);
-    let mut said = false;
-    let mut alive = true;
+    let mut said = "";
     loop {
         if let Ok(mut client) = link.dial() {
             // Any answer will do, also that it speaks another protocol: whoever asked finds that out alone.
@@ -41,53 +56,158 @@ pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, Troub
                 _ => return link.dial(),
             }
         }
-        if alive && let Ok(Some(status)) = child.try_wait() {
-            if !status.success() {
-                let words = last_words(&log_path, log_start);
-                let words = if words.is_empty() {
-                    String::new()
-                } else {
-                    format!("\n{words}")
-                };
-                return Err(failed(
-                    format!("{} ended with {status}{words}", program.display()),
-                    &log_path,
-                ));
-            }
-            // Somebody else's daemon holds the lock and will answer.
-            alive = false;
-        }
-        let waited = now() - started;
+        let waits_for = starts.tend(program, link, &log)?;
+        let waited = now() - began;
         if waited >= START_MAX {
-            let words = last_words(&log_path, log_start);
-            let words = if words.is_empty() {
-                String::new()
-            } else {
-                format!("\n{words}")
+            let who = match waits_for {
+                WaitsFor::Ours => "it",
+                WaitsFor::Other => "another orbd, which holds the lock beside the socket,",
             };
-            return Err(failed(
-                format!(
-                    "it has not answered on {} for {} s{words}",
-                    link.socket.display(),
-                    waited.as_secs()
-                ),
-                &log_path,
-            ));
+            return Err(log.failed(&format!(
+                "{who} has not answered on {} for {} s",
+                link.socket.display(),
+                waited.as_secs()
+            )));
         }
-        if waited >= Duration::from_secs(1) && !said {
-            console.say("waiting for orbd to start");
-            said = true;
+        let saying = match waits_for {
+            WaitsFor::Ours => "waiting for orbd to start",
+            WaitsFor::Other => "waiting for another orbd, which seems to be stopping, to go",
+        };
+        if waited >= Duration::from_secs(1) && said != saying {
+            console.say(saying);
+            said = saying;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
-fn failed(reason: String, log: &Path) -> Trouble {
-    Trouble::NotStarted {
-        reason,
-        hint: format!("what it says at its start is in {}", log.display()),
+/// Whom we wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    /// The daemon that we started, or are about to start again.
+    Ours,
+    /// Whoever holds the lock.
+    Other,
+}
+
+/// The daemons that we started, one after the other.
+struct Starts {
+    child: Option<Child>,
+    /// When there may be another.
+    next: Instant,
+    pause: Duration,
+    /// How many have ended with 0.
+    ended: u32,
+    /// How many of them for no reason that we know.
+    in_vain: u32,
+}
+
+impl Starts {
+    fn new(at: Instant) -> Self {
+        Self {
+            child: None,
+            next: at,
+            pause: AGAIN_AFTER,
+            ended: 0,
+            in_vain: 0,
+        }
     }
+
+    /// Looks after the daemon that we started, and starts another if none is going to answer.
+    fn tend(&mut self, program: &Path, link: &Link, log: &Log) -> Result<WaitsFor, Trouble> {
+        if let Some(child) = &mut self.child {
+            let Ok(Some(status)) = child.try_wait() else {
+                return Ok(WaitsFor::Ours);
+            };
+            if !status.success() {
+                return Err(log.failed(&format!("{} ended with {status}", program.display())));
+            }
+            // Somebody held the lock, who will answer or go; or, when nobody did, there was a reason that we do not know.
+            self.child = None;
+            self.ended += 1;
+            self.next = now() + self.pause;
+            self.pause = (self.pause * 2).min(AGAIN_MAX);
+            if link.is_held() {
+                return Ok(WaitsFor::Other);
+            }
+            self.in_vain += 1;
+            if self.in_vain >= VAIN_MAX {
+                return Err(log.failed(&format!(
+                    "{} ended without serving, {VAIN_MAX} times, though no other orbd runs",
+                    program.display()
+                )));
+            }
+        } else if self.ended > 0 && link.is_held() {
+            return Ok(WaitsFor::Other);
+        } else if self.next <= now() {
+            let child = spawn(program, link, &log.file)
+                .map_err(|error| log.failed(&format!("{}: {error}", program.display())))?;
+            self.child = Some(child);
+        }
+        Ok(WaitsFor::Ours)
+    }
+}
+
+/// The file that takes what the daemon says before its own log is open.
+struct Log {
+    path: PathBuf,
+    file: File,
+    /// Where it ended before this start.
+    start: u64,
+}
+
+impl Log {
+    /// Opens the file beside the socket.
+    fn open(socket: &Path) -> Result<Self, Trouble> {
+        let path = socket.with_extension("err");
+        if let Some(directory) = path.parent() {
+            // Fails where it exists, which is the usual case; opening the file tells everything else.
+            let _ = DirBuilder::new().mode(0o700).create(directory);
+        }
+        let opened = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            // The socket may be in a directory that others write to.
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&path)
+            .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+        match opened {
+            Ok((file, start)) => Ok(Self { path, file, start }),
+            Err(source) => Err(Trouble::Local {
+                what: format!("cannot write {}", path.display()),
+                source,
+            }),
+        }
+    }
+
+    /// Says why there is no daemon, in its own words where it had any, and where to read more.
+    fn failed(&self, reason: &str) -> Trouble {
+        let words = tail(&self.path, self.start);
+        let hint = match (words.is_empty(), own_log()) {
+            // Whoever said nothing here has come as far as its own log.
+            (true, Some(log)) => match tail(&log, 0).lines().last() {
+                Some(line) => format!("its log is {}, whose last line is: {line}", log.display()),
+                None => format!("its log would be {}, which is empty or not there", log.display()),
+            },
+            _ => format!("what it says at its start is in {}", self.path.display()),
+        };
+        Trouble::NotStarted {
+            reason: if words.is_empty() {
+                reason.to_owned()
+            } else {
+                format!("{reason}\n{words}")
+            },
+            hint,
+        }
+    }
+}
+
+/// Returns where the daemon's own log is: it reads the same configuration as we do here, from the same environment.
+fn own_log() -> Option<PathBuf> {
+    let config = config::Config::load(&config::Flags::default(), &config::Environment::of_process()).ok()?;
+    Some(config.log_folder().join("orbd.log"))
 }
 
 /// Finds `orbd`: beside our own program, as it was called and as it really is, else on PATH.
@@ -112,30 +232,6 @@ fn find(link: &Link) -> Result<PathBuf, Trouble> {
         })
 }
 
-/// Opens the file that takes what the daemon says before its own log is open, and returns where it ends now.
-fn open_log(socket: &Path) -> Result<(PathBuf, File, u64), Trouble> {
-    let path = socket.with_extension("err");
-    if let Some(directory) = path.parent() {
-        // Fails where it exists, which is the usual case; opening the file tells everything else.
-        let _ = DirBuilder::new().mode(0o700).create(directory);
-    }
-    let opened = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        // The socket may be in a directory that others write to.
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&path)
-        .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
-    match opened {
-        Ok((file, end)) => Ok((path, file, end)),
-        Err(source) => Err(Trouble::Local {
-            what: format!("cannot write {}", path.display()),
-            source,
-        }),
-    }
-}
-
 /// Starts the daemon in its own process group, away from our terminal's signals and our directory.
 #[expect(
     clippy::disallowed_methods,
@@ -152,8 +248,8 @@ fn spawn(program: &Path, link: &Link, log: &File) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Reads what was written to the log since `start`, its end if it is long.
-fn last_words(path: &Path, start: u64) -> String {
+/// Reads what was written to a file since `start`, its end if it is long.
+fn tail(path: &Path, start: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
         let end = file.metadata()?.len();
@@ -167,44 +263,66 @@ fn last_words(path: &Path, start: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::environment::Environment;
     use crate::fake;
 
-    /// Makes a directory with a program `orbd` of these lines and a link that finds it on PATH.
-    fn with_daemon(script: &str) -> (tempfile::TempDir, Link) {
+    /// Makes a directory with a program of these lines and a link to a socket where nobody listens.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "written by another process: a file that this one has open for writing, and with it the children of its \
+                  other threads, cannot be executed"
+    )]
+    fn with_daemon(script: &str) -> (tempfile::TempDir, PathBuf, Link) {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("orbd");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let written = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod 755 \"$2\"",
+                "sh",
+                script,
+            ])
+            .arg(&program)
+            .status()
+            .unwrap();
+        assert!(written.success());
         let link = Link {
             socket: directory.path().join("orbd.sock"),
             autostart: true,
-            environment: Environment {
-                path: Some(directory.path().into()),
-                ..Environment::default()
-            },
+            environment: Environment::default(),
         };
-        (directory, link)
+        (directory, program, link)
     }
 
     #[test]
     fn a_daemon_that_cannot_start_is_quoted() {
-        let (_directory, link) = with_daemon("echo 'config: no such key: colour' >&2; exit 2");
-        if env::current_exe()
-            .unwrap()
-            .parent()
-            .unwrap()
-            .join("orbd")
-            .is_file()
-        {
-            return;
-        }
-        let trouble = launch(&link, &mut fake::console().0).err().expect("fails");
+        let (_directory, program, link) = with_daemon("echo 'config: no such key: colour' >&2; exit 2");
+        let trouble = launch_program(&program, &link, &mut fake::console().0)
+            .err()
+            .expect("fails");
         assert_eq!(trouble.exit(), 3);
-        assert!(trouble.to_string().contains("no such key: colour"), "{trouble}");
+        let text = trouble.to_string();
+        assert!(text.contains("no such key: colour"), "{text}");
+        assert!(text.contains("exit status: 2"), "{text}");
+        assert!(trouble.hint().unwrap().contains("orbd.err"));
+    }
+
+    #[test]
+    fn a_daemon_that_ends_without_serving_is_started_a_few_times_and_no_more() {
+        let (directory, program, link) = with_daemon("echo x >>\"${0%/*}/starts\"");
+        let trouble = launch_program(&program, &link, &mut fake::console().0)
+            .err()
+            .expect("fails");
+        assert_eq!(trouble.exit(), 3);
+        assert!(trouble.to_string().contains("ended without serving"), "{trouble}");
+        assert!(
+            trouble.hint().unwrap().contains("orbd.log"),
+            "{:?}",
+            trouble.hint()
+        );
+        let starts = std::fs::read_to_string(directory.path().join("starts")).unwrap();
+        assert_eq!(starts.lines().count(), usize::try_from(VAIN_MAX).unwrap());
     }
 
     #[test]
@@ -212,8 +330,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("orbd.sock");
         std::fs::write(directory.path().join("orbd.err"), "old\n").unwrap();
-        let (path, mut log, start) = open_log(&socket).unwrap();
-        std::io::Write::write_all(&mut log, b"new\n").unwrap();
-        assert_eq!(last_words(&path, start), "new");
+        let mut log = Log::open(&socket).unwrap();
+        std::io::Write::write_all(&mut log.file, b"new\n").unwrap();
+        assert_eq!(tail(&log.path, log.start), "new");
     }
 }

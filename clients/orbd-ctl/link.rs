@@ -1,13 +1,17 @@
 //! The way to the daemon: which socket, whether to start what should listen there, and who we say that we are.
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orbd::client::{CallError, Client};
 use orbd::rpc::api::{DaemonHello, DaemonInfo, PROTOCOL_VERSION};
 use orbd::rpc::errors::ErrorKind;
+use orbd::rpc::socket::lock_path;
 use orbd::rpc::types::{HelloAnswer, HelloParams, NoParams};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
 use crate::console::Console;
@@ -22,7 +26,7 @@ pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
 const GREETING_MAX: Duration = Duration::from_secs(5);
 
 /// How long a question on the side may take; what it asks is nice to know, never needed.
-const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
+pub(crate) const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
 
 /// Where the daemon is and how to get there.
 pub(crate) struct Link {
@@ -93,6 +97,22 @@ impl Link {
         Some(client)
     }
 
+    /// Says whether a daemon holds the lock beside the socket, also one that takes no connections any more.
+    ///
+    /// Whoever looks at a free lock holds it for a moment. Shared, so that those who look do not mislead each other; a daemon that
+    /// starts in that moment gives up, which is why nobody looks who does not wait for one to go, and why [`launch`] starts
+    /// another.
+    pub(crate) fn is_held(&self) -> bool {
+        let opened = OpenOptions::new()
+            .read(true)
+            // Neither elsewhere nor for a writer of a pipe is waited: the socket may be in a directory that others write to.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+            .open(lock_path(&self.socket));
+        opened.is_ok_and(|file| {
+            flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+        })
+    }
+
     fn reach(&self, console: &mut Console) -> Result<Client, Trouble> {
         match self.dial() {
             Err(Trouble::NotRunning { .. }) if self.autostart => launch::launch(self, console),
@@ -141,6 +161,25 @@ fn mismatch(version: &str, protocol: u32) -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_held_by_a_daemon_and_not_by_those_who_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = Link {
+            socket: directory.path().join("orbd.sock"),
+            autostart: false,
+            environment: Environment::default(),
+        };
+        assert!(!link.is_held(), "there is no lock yet");
+        let lock = std::fs::File::create(lock_path(&link.socket)).unwrap();
+        assert!(!link.is_held());
+        flock(&lock, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(!link.is_held());
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(link.is_held());
+        drop(lock);
+        assert!(!link.is_held());
+    }
 
     #[test]
     fn the_flag_goes_before_the_variable_before_the_home_directory() {

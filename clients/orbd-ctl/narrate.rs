@@ -11,7 +11,7 @@ use orbd::rpc::api::{JobGet, JobList, QueueStatus};
 use orbd::rpc::types::{Job, JobListParams, JobParams, JobStateWord, NoParams, WaitingFor};
 
 use crate::console::{Console, now};
-use crate::link::Link;
+use crate::link::{Link, SIDE_QUESTION_MAX};
 use crate::render;
 
 /// A wait that is shorter than this is not worth a word; later ones are looked into as often.
@@ -26,6 +26,8 @@ pub(crate) enum Watch {
     Job(u64),
     /// All of the queue.
     Queue,
+    /// The daemon's end.
+    Farewell,
 }
 
 /// Says what we wait for.
@@ -54,6 +56,15 @@ impl<'a> Narrator<'a> {
             told: String::new(),
             line: None,
         }
+    }
+
+    /// Begins to wait for the end of the daemon behind this connection. Questions go there alone, because it takes no others, and
+    /// whoever takes one is another daemon.
+    pub(crate) fn of_farewell(link: &'a Link, client: Client) -> Self {
+        let mut narrator = Self::new(link, Watch::Farewell);
+        // It may be stuck, and nothing that it tells is needed.
+        narrator.aside = client.set_timeout(Some(SIDE_QUESTION_MAX)).ok().map(|()| client);
+        narrator
     }
 
     /// Looks what we wait for, if it is time to, and says so.
@@ -89,7 +100,7 @@ impl<'a> Narrator<'a> {
 
     /// Returns the connection for questions on the side.
     pub(crate) fn aside(&mut self) -> Option<&mut Client> {
-        if self.aside.is_none() {
+        if self.aside.is_none() && !matches!(self.watch, Watch::Farewell) {
             self.aside = self.link.aside();
         }
         self.aside.as_mut()
@@ -104,6 +115,7 @@ impl<'a> Narrator<'a> {
                 None
             }
             Watch::Queue => return Vec::new(),
+            Watch::Farewell => return self.running(),
         };
         if self.ours.is_empty() {
             let pid = std::process::id();
@@ -138,6 +150,20 @@ impl<'a> Narrator<'a> {
         jobs
     }
 
+    /// Asks for all jobs that run.
+    fn running(&mut self) -> Vec<Job> {
+        let query = JobListParams {
+            state: Some(JobStateWord::Running),
+            ..JobListParams::default()
+        };
+        if let Some(Ok(answer)) = self.aside().map(|client| client.call::<JobList>(&query)) {
+            answer.jobs
+        } else {
+            self.aside = None;
+            Vec::new()
+        }
+    }
+
     fn look(&mut self) -> Phrase {
         match &self.watch {
             Watch::Queue => {
@@ -152,6 +178,7 @@ impl<'a> Narrator<'a> {
                     _ => Phrase::plain("waiting for the queue to empty".into()),
                 }
             }
+            Watch::Farewell => Phrase::farewell(&self.open_jobs()),
             Watch::Ours(_, what) => {
                 let what = what.clone();
                 let jobs = self.open_jobs();
@@ -213,6 +240,13 @@ impl Phrase {
         }
     }
 
+    fn farewell(running: &[Job]) -> Self {
+        Self::plain(match render::job_names(running) {
+            Some(names) => format!("waiting for orbd to stop; still running: {names}"),
+            None => "waiting for orbd to stop".into(),
+        })
+    }
+
     /// Makes one phrase of several jobs: those that wait are more interesting than those that run.
     fn of(jobs: &[Job], what: &str) -> Self {
         let more = |count: usize| {
@@ -272,6 +306,25 @@ mod tests {
                 lasting: "waiting for job 12 (create web) of pyinfra".into(),
                 passing: ", accepted 34 s ago".into(),
             }
+        );
+    }
+
+    #[test]
+    fn a_farewell_names_what_still_runs() {
+        let told = |count: u64| {
+            let jobs: Vec<Job> = (0..count)
+                .map(|at| fake::job(13 + at, "start", JobStateWord::Running))
+                .collect();
+            Phrase::farewell(&jobs).lasting
+        };
+        assert_eq!(told(0), "waiting for orbd to stop");
+        assert_eq!(
+            told(2),
+            "waiting for orbd to stop; still running: job 13 (start web), job 14 (start web)"
+        );
+        assert_eq!(
+            told(5),
+            "waiting for orbd to stop; still running: job 13 (start web), job 14 (start web), job 15 (start web) and 2 more"
         );
     }
 

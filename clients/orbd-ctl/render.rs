@@ -232,6 +232,17 @@ pub(crate) fn job_name(job: &Job) -> String {
     }
 }
 
+/// Names the first few of several jobs; `None` when there are none.
+pub(crate) fn job_names(jobs: &[Job]) -> Option<String> {
+    const NAMED_MAX: usize = 3;
+    let named: Vec<String> = jobs.iter().take(NAMED_MAX).map(job_name).collect();
+    let more = match jobs.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!named.is_empty()).then(|| format!("{}{more}", named.join(", ")))
+}
+
 /// Names what a job waits for, and apart from it the part that changes all the time.
 pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
     match (waiting_for.kind.as_str(), waiting_for.job_id) {

@@ -1,21 +1,30 @@
 //! `daemon`.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use orbd::client::Client;
 use orbd::rpc::api::{DaemonInfo, DaemonStop};
 use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
+use orbd::sys::{self, ChildIdentity, StartTime};
 
 use crate::args::DaemonCommand;
-use crate::console::now;
+use crate::console::{Console, now};
 use crate::context::Context;
 use crate::launch;
-use crate::link;
+use crate::link::Link;
+use crate::narrate::{Narrator, Watch};
 use crate::render;
 use crate::trouble::Trouble;
 
-/// How long a daemon may take to go. It ends commands within its grace; changes it leaves behind.
-const STOP_MAX: Duration = Duration::from_secs(60);
+/// How long a daemon that was asked to stop waits for changes, unless its grace is longer; then it leaves them behind.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+
+/// What it takes after that, generously: 2 s for connections, for the journal and for the metrics each.
+const FAREWELLS_MAX: Duration = Duration::from_secs(10);
+
+/// How long a process takes to exit once it has given its lock back.
+const EXIT_MAX: Duration = Duration::from_secs(1);
 
 /// How long it may take to tell about itself.
 const INFO_MAX: Duration = Duration::from_secs(5);
@@ -30,8 +39,9 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
                 context.console.print(b"{}\n")?;
             } else {
                 let said = match stopped {
-                    Some(pid) => format!("orbd stopped (pid {pid})\n"),
-                    None => "orbd is not running\n".into(),
+                    Stopped::Process(pid) => format!("orbd stopped (pid {pid})\n"),
+                    Stopped::Unnamed => "orbd stopped\n".into(),
+                    Stopped::Nobody => "orbd is not running\n".into(),
                 };
                 context.console.print(said.as_bytes())?;
             }
@@ -41,20 +51,23 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             start(context)?;
         }
         DaemonCommand::Status => {
-            let answer = ask(context)?;
+            let (_, answer) = ask(context)?;
             context.console.answer(&answer, render::daemon)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks a daemon that runs about itself.
-fn ask(context: &Context) -> Result<DaemonInfoAnswer, Trouble> {
+/// Asks a daemon that runs about itself. The connection leads to the one that answered, whoever listens later.
+fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), Trouble> {
     let mut client = context.link.dial()?;
     let mut pending = client.start::<DaemonInfo>(&NoParams {})?;
-    pending.wait(INFO_MAX)?.ok_or_else(|| Trouble::Mute {
-        socket: context.link.socket.clone(),
-    })
+    match pending.wait(INFO_MAX)? {
+        Some(info) => Ok((client, info)),
+        None => Err(Trouble::Mute {
+            socket: context.link.socket.clone(),
+        }),
+    }
 }
 
 fn start(context: &mut Context) -> Result<(), Trouble> {
@@ -63,7 +76,7 @@ fn start(context: &mut Context) -> Result<(), Trouble> {
             drop(launch::launch(&context.link, &mut context.console)?);
             None
         }
-        other => Some(other?),
+        other => Some(other?.1),
     };
     let word = if running.is_some() {
         "is running already"
@@ -72,54 +85,126 @@ fn start(context: &mut Context) -> Result<(), Trouble> {
     };
     let info = match running {
         Some(info) => info,
-        None => ask(context)?,
+        None => ask(context)?.1,
     };
     context.console.answer(&info, |info, _| {
         format!("orbd {word} (pid {}, socket {})\n", info.pid, info.socket)
     })
 }
 
-/// Stops the daemon and waits until it is gone. Returns its process id, or nothing when it did not run.
-fn stop(context: &mut Context) -> Result<Option<u32>, Trouble> {
-    let info = match ask(context) {
-        Err(Trouble::NotRunning { .. }) => return Ok(None),
+/// What was stopped.
+enum Stopped {
+    /// Nobody ran.
+    Nobody,
+    /// This process.
+    Process(u32),
+    /// One that had been asked before and took no connections any more, so that it could not say who it is.
+    Unnamed,
+}
+
+/// Stops the daemon and waits until it is gone.
+fn stop(context: &mut Context) -> Result<Stopped, Trouble> {
+    let (mut client, info) = match ask(context) {
+        // It takes no connections while it ends what runs, but holds its lock to the end.
+        Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) if context.link.is_held() => {
+            let leaving = Leaving {
+                process: None,
+                at_most: LEAVE_MAX + FAREWELLS_MAX,
+            };
+            let mut narrator = Narrator::new(&context.link, Watch::Farewell);
+            leaving.see_off(&context.link, &mut context.console, &mut narrator)?;
+            return Ok(Stopped::Unnamed);
+        }
+        Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) => return Ok(Stopped::Nobody),
         other => other?,
     };
-    let mut client = context.link.dial()?;
+    let grace = Duration::from_millis(info.limits.get("grace_ms").copied().unwrap_or(0));
+    let leaving = Leaving {
+        process: Some(Process {
+            pid: info.pid,
+            started: sys::process_identity(info.pid),
+        }),
+        at_most: LEAVE_MAX.max(grace) + FAREWELLS_MAX,
+    };
     match client.call::<DaemonStop>(&NoParams {}).map_err(Trouble::from) {
         // It may be gone before its answer is out.
         Ok(_) | Err(Trouble::Lost(_)) => {}
         Err(trouble) => return Err(trouble),
     }
-    let asked = now();
-    let mut pause = Duration::from_millis(1);
-    let mut said = false;
-    while !is_gone(context, &info.instance) {
-        let waited = now() - asked;
-        if waited > STOP_MAX {
-            return Err(Trouble::Local {
-                what: format!(
-                    "orbd (pid {}) has not gone for {}",
-                    info.pid,
-                    render::duration(waited)
-                ),
-                source: std::io::ErrorKind::TimedOut.into(),
-            });
-        }
-        if waited > Duration::from_secs(1) && !said {
-            context.console.say("waiting for orbd to end what runs");
-            said = true;
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-    Ok(Some(info.pid))
+    let mut narrator = Narrator::of_farewell(&context.link, client);
+    leaving.see_off(&context.link, &mut context.console, &mut narrator)?;
+    Ok(Stopped::Process(info.pid))
 }
 
-/// Says whether the daemon of that life is gone: nobody answers, or somebody else does.
-fn is_gone(context: &Context, instance: &str) -> bool {
-    let Ok(mut client) = context.link.dial() else {
-        return true;
-    };
-    matches!(link::greet(&mut client, &context.link.socket), Ok(hello) if hello.instance != instance)
+/// A daemon that was asked to stop.
+struct Leaving {
+    process: Option<Process>,
+    at_most: Duration,
+}
+
+/// Which process it is.
+struct Process {
+    pid: u32,
+    /// `None` when it was gone already, or where we may not look.
+    started: Option<StartTime>,
+}
+
+impl Leaving {
+    /// Waits until it is gone, and says what keeps it.
+    fn see_off(
+        &self,
+        link: &Link,
+        console: &mut Console,
+        narrator: &mut Narrator<'_>,
+    ) -> Result<(), Trouble> {
+        let asked = now();
+        let mut free = None;
+        let mut pause = Duration::from_millis(1);
+        while !self.is_gone(link, &mut free) {
+            if now() - asked > self.at_most {
+                narrator.clear();
+                let who = self
+                    .process
+                    .as_ref()
+                    .map_or_else(|| "orbd".into(), |process| format!("orbd (pid {})", process.pid));
+                let keeps = render::job_names(&narrator.open_jobs())
+                    .map_or_else(String::new, |names| format!("; still running: {names}"));
+                return Err(Trouble::Local {
+                    what: format!(
+                        "{who} has been asked to stop and has not gone for {}{keeps}",
+                        render::duration(self.at_most)
+                    ),
+                    source: std::io::ErrorKind::TimedOut.into(),
+                });
+            }
+            narrator.tick(console);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Says whether it is gone: its process is, or, where we cannot see that, nobody holds its lock. That nobody listens says
+    /// nothing. `free` is when its lock was first seen free.
+    fn is_gone(&self, link: &Link, free: &mut Option<Instant>) -> bool {
+        let process = self.process.as_ref();
+        let identity = process.and_then(|process| {
+            Some(ChildIdentity {
+                pid: process.pid,
+                started: process.started?,
+            })
+        });
+        match (identity, *free) {
+            (Some(identity), _) if !sys::is_alive(&identity) => true,
+            // Giving the lock back is the last that it does before it exits. A process that stays longer is a stranger: where the
+            // daemon's ids are others than ours, as in a container.
+            (Some(_), Some(free)) => now() - free > EXIT_MAX,
+            (Some(_), None) => {
+                *free = (!link.is_held()).then(now);
+                false
+            }
+            // Somebody who listens is another one, which a service manager started.
+            (None, _) => link.dial().is_ok() || !link.is_held(),
+        }
+    }
 }
