@@ -60,7 +60,7 @@ Exit codes:
   130  interrupted by Ctrl-C
   141  whoever read our output went away
   `run`, `job output --follow` and `job wait` pass on the command's own exit code. `run` says 124 when `--timeout` passed
-  and 125 when the command could not be run. `push`, `pull`, `export` and `import` pass on orbctl's.
+  and 125 when the command could not be run, or ended well and some of its output was lost. `push`, `pull`, `export` and `import` pass on orbctl's.
 
 Environment:
   ORBD_SOCKET     socket of the daemon; ~/.orbd/orbd.sock where unset

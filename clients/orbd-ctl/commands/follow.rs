@@ -43,11 +43,11 @@ impl Sink {
         })
     }
 
-    fn take(&mut self, console: &mut Console, chunk: Chunk) -> Result<(), Trouble> {
+    /// Takes a chunk that ends before `end`.
+    fn take(&mut self, console: &mut Console, chunk: Chunk, end: u64) -> Result<(), Trouble> {
         match self {
             Self::Streams => write(console, &chunk),
             Self::Answer(answer) => {
-                let end = chunk.offset + u64::try_from(content(&chunk)?.len()).unwrap_or(u64::MAX);
                 answer.output_bytes = end;
                 // Once something was left out, what follows is too: `next_offset` is where the rest begins.
                 if end <= INLINE_MAX && answer.next_offset == chunk.offset {
@@ -61,15 +61,27 @@ impl Sink {
     }
 }
 
-/// Follows a job to its end. The first Ctrl-C cancels it and waits for its end; `on_start` is told when it starts.
+/// A job that was followed to its end.
+pub(super) struct Followed {
+    /// The job.
+    pub(super) job: Job,
+    /// Some of its output never came. That has been said, and whoever acts on the exit code has to know too.
+    pub(super) lost: bool,
+}
+
+/// Follows a job to its end, its output from `offset` on. The first Ctrl-C cancels it and waits for its end; `on_start` is told
+/// when it starts.
 pub(super) fn follow<S: Subscription<Event = JobEvent>>(
     events: &mut Events<'_, S>,
+    offset: u64,
     sink: &mut Sink,
     interrupt: &Interrupt,
     narrator: &mut Narrator<'_>,
     console: &mut Console,
     on_start: &mut dyn FnMut(u64) -> Result<(), Trouble>,
-) -> Result<Job, Trouble> {
+) -> Result<Followed, Trouble> {
+    let mut next = offset;
+    let mut lost = false;
     let mut id = None;
     let mut started = false;
     let mut cancelled = false;
@@ -110,7 +122,11 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                 started = true;
             }
             JobEvent::Output(chunk) => {
-                if let Err(trouble) = sink.take(console, chunk) {
+                let taken = length(&chunk).and_then(|length| {
+                    next = chunk.offset + length;
+                    sink.take(console, chunk, next)
+                });
+                if let Err(trouble) = taken {
                     // Nobody reads any more, so nobody needs the command; closing the connection would say so too.
                     if let Some(id) = id {
                         cancel(narrator, id);
@@ -118,14 +134,27 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                     return Err(trouble);
                 }
             }
-            JobEvent::Gap(gap) => say_gap(console, &gap),
+            JobEvent::Gap(gap) => {
+                narrator.clear();
+                say_gap(console, &gap);
+                next = gap.to;
+                lost = true;
+            }
             JobEvent::Ended { job } => {
                 narrator.clear();
                 if cancelled {
                     console.say(&format!("job {} has ended", job.id));
                     return Err(Trouble::Interrupted);
                 }
-                return Ok(*job);
+                // Output that the daemon could not read back has no event of its own: the count tells.
+                if next < job.output_bytes {
+                    console.say(&format!(
+                        "{} bytes of output are lost, from byte {next} on: orbd could not read them back, and its log says why",
+                        job.output_bytes - next
+                    ));
+                    lost = true;
+                }
+                return Ok(Followed { job: *job, lost });
             }
         }
     }
@@ -144,6 +173,11 @@ pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), Trouble>
         Stream::Stdout => console.print(&bytes),
         Stream::Stderr => Ok(console.err.write_all(&bytes).and_then(|()| console.err.flush())?),
     }
+}
+
+/// Returns how many bytes a chunk has.
+fn length(chunk: &Chunk) -> Result<u64, Trouble> {
+    Ok(u64::try_from(content(chunk)?.len()).unwrap_or(u64::MAX))
 }
 
 /// Returns the bytes of a chunk.

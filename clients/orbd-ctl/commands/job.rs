@@ -48,6 +48,7 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
 
 /// Writes what there is.
 fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCode, Trouble> {
+    let mut code = ExitCode::SUCCESS;
     loop {
         let params = JobOutputParams {
             job_id,
@@ -55,18 +56,19 @@ fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCod
             ..JobOutputParams::default()
         };
         let answer = context.ask::<JobOutput>(Watch::Queue, &params)?;
+        if let Some(gap) = &answer.gap {
+            follow::say_gap(&mut context.console, gap);
+            code = ExitCode::from(exit::FAILED);
+        }
         if context.console.json {
             context.console.answer(&answer, |_, _| String::new())?;
         } else {
-            if let Some(gap) = &answer.gap {
-                follow::say_gap(&mut context.console, gap);
-            }
             for chunk in &answer.output {
                 follow::write(&mut context.console, chunk)?;
             }
         }
         if answer.end || answer.next_offset <= offset {
-            return Ok(ExitCode::SUCCESS);
+            return Ok(code);
         }
         offset = answer.next_offset;
     }
@@ -82,13 +84,17 @@ fn follow_output(context: &mut Context, job_id: u64, offset: u64) -> Result<Exit
     } else {
         Sink::Streams
     };
-    let job = follow::follow(
+    let followed = follow::follow(
         &mut events,
+        offset,
         &mut sink,
         &Interrupt::default(),
         &mut narrator,
         &mut context.console,
         &mut |_| Ok(()),
     )?;
-    follow::exit_of(&job).map(ExitCode::from)
+    Ok(ExitCode::from(match follow::exit_of(&followed.job)? {
+        0 if followed.lost => exit::FAILED,
+        code => code,
+    }))
 }

@@ -11,13 +11,13 @@ use orbd::rpc::api::{JobInput, MachineRun, MachineRunFollow};
 use orbd::rpc::types::{JobInputParams, JobStateWord};
 
 use super::default::machine_or_default;
-use super::follow::{self, Sink};
+use super::follow::{self, Followed, Sink};
 use crate::args::Run;
 use crate::context::{Context, request};
 use crate::environment::variable;
 use crate::interrupt::Interrupt;
 use crate::narrate::{Narrator, Watch};
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, exit};
 
 /// Bytes of input in one message: 64 KiB as base64.
 const INPUT_PIECE: usize = 48 << 10;
@@ -84,8 +84,9 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
         }
         Ok(())
     };
-    let job = follow::follow(
+    let Followed { job, lost } = follow::follow(
         &mut events,
+        0,
         &mut sink,
         interrupt,
         &mut narrator,
@@ -102,7 +103,8 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
         answer.run_us = job.run_us;
         context.console.answer(&answer, |_, _| String::new())?;
     }
-    Ok(code)
+    // The command's failure says more than ours; its success would be taken for all of its output.
+    Ok(if code == 0 && lost { exit::RUN_FAILED } else { code })
 }
 
 /// Passes our input on until it ends or nobody reads it. Nobody waits for this: the command's end is ours.
@@ -266,6 +268,40 @@ mod tests {
     }
 
     #[test]
+    fn lost_output_is_said_and_is_no_success() {
+        let run = |exit_code: i32, gap: bool| {
+            let fake = Fake::new(move |peer, request| {
+                begin(peer, request);
+                peer.event(output("stdout", 0, b"begin"));
+                if gap {
+                    peer.event(json!({"type": "gap", "from": 5, "to": 10}));
+                    peer.event(output("stdout", 10, b"end\n"));
+                }
+                let mut event = ended(exit_code);
+                event["job"]["output_bytes"] = json!(14);
+                peer.event(event);
+            });
+            let (mut context, out, err) = fake.context();
+            let code = carry_out(&mut context, args(&["x"]), &Interrupt::default()).unwrap();
+            (code, out.text(), err.text())
+        };
+        let (code, out, err) = run(0, true);
+        assert_eq!((code, out.as_str()), (125, "beginend\n"));
+        assert!(
+            err.contains("5 bytes of output are lost, from byte 5 on"),
+            "{err}"
+        );
+        // What could not be read back is missing without an event.
+        let (code, out, err) = run(0, false);
+        assert_eq!((code, out.as_str()), (125, "begin"));
+        assert!(
+            err.contains("9 bytes of output are lost, from byte 5 on"),
+            "{err}"
+        );
+        assert_eq!(run(3, true).0, 3);
+    }
+
+    #[test]
     fn with_json_the_answer_is_what_an_unstreamed_run_says() {
         let fake = Fake::new(|peer, request| {
             begin(peer, request);
@@ -308,6 +344,16 @@ mod tests {
 
     #[test]
     fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
+        struct Pressing(Interrupt);
+        impl Write for Pressing {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.press();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
         let (sender, receiver) = mpsc::channel::<()>();
         let receiver = std::sync::Mutex::new(receiver);
         let fake = Fake::new(move |peer, request| {
@@ -316,6 +362,7 @@ mod tests {
                 sender.send(()).unwrap();
             } else {
                 begin(peer, request);
+                peer.event(output("stdout", 0, b"y\n"));
                 receiver.lock().unwrap().recv().unwrap();
                 let mut job = fake::job(12, "run", JobStateWord::Ended);
                 job.outcome = Some(fake::succeeded(Some(143)));
@@ -324,12 +371,8 @@ mod tests {
         });
         let (mut context, _, err) = fake.context();
         let interrupt = Interrupt::default();
-        let pressed = interrupt.clone();
-        // Well after the daemon has told that the job exists: before that, leaving is all there is to do.
-        std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            pressed.press();
-        });
+        // Output shows that the client knows of its job: before that, leaving is all there is to do.
+        context.console.out = Box::new(Pressing(interrupt.clone()));
         let trouble = carry_out(&mut context, args(&["x"]), &interrupt).expect_err("interrupted");
         assert_eq!(trouble.exit_of_run(), 130);
         assert_eq!(
