@@ -1,0 +1,386 @@
+//! The command line against a real daemon: who starts it, how it stops, and what programs around it rely on.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests start the command line as a shell would"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use orbd::rpc::api::{DaemonInfo, DaemonStop};
+use orbd::rpc::types::JobStateWord;
+use serde_json::{Value, json};
+
+use crate::support::{Random, World, eventually, is_alive, outcome_of};
+
+/// Describes a call of the command line, in the daemon's environment, so that it starts one like the world's.
+fn ctl(world: &World, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
+    command
+        .args(words)
+        .env_clear()
+        .envs(
+            world
+                .daemon_command()
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .current_dir(world.path("home"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Calls it and waits for its end.
+fn call(world: &World, words: &[&str]) -> Output {
+    ctl(world, words).output().expect("it starts")
+}
+
+/// Calls what must succeed, and returns its answer.
+#[track_caller]
+fn ok(world: &World, words: &[&str]) -> String {
+    succeeded(words, call(world, words))
+}
+
+#[track_caller]
+fn succeeded(words: &[&str], output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", said(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Returns what it told people.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Lists the daemons of a world, without their helpers.
+fn daemons(world: &World) -> Vec<u32> {
+    let is_daemon = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words
+            .next()
+            .is_some_and(|program| program == env!("CARGO_BIN_EXE_orbd").as_bytes())
+            && words.all(|word| word != b"--metrics-store")
+    };
+    world.processes().into_iter().filter(is_daemon).collect()
+}
+
+/// A world where a change of `a` runs until [`Held::let_go`].
+struct Held {
+    world: World,
+    change: Child,
+    job: u64,
+    orbctl: u32,
+}
+
+impl Held {
+    fn new() -> Self {
+        let world = World::new()
+            .script("[[trouble]]\ncommand = \"restart\"\nkind = \"hang\"\ntimes = 1")
+            .machines(&["a"])
+            .started();
+        let change = ctl(&world, &["restart", "a"]).spawn().expect("it starts");
+        let job = world.client().find("restart", "a", JobStateWord::Running).id;
+        let orbctl = eventually("it is there", || Some(world.ledger().of("restart").first()?.pid));
+        Self {
+            world,
+            change,
+            job,
+            orbctl,
+        }
+    }
+
+    /// Ends the change. It was cut short, which is what its caller is told.
+    fn let_go(&self) {
+        let pid = i32::try_from(self.orbctl).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+    }
+
+    /// Waits for the change's caller.
+    fn exit_of_change(self) -> (World, Option<i32>) {
+        let output = self.change.wait_with_output().expect("ours");
+        (self.world, output.status.code())
+    }
+}
+
+/// Says whether nobody listens.
+fn is_refused(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_err()
+}
+
+/// Reads what a call says until it says this.
+#[track_caller]
+fn until_it_says(child: &mut Child, wanted: &str) -> BufReader<std::process::ChildStderr> {
+    let mut lines = BufReader::new(child.stderr.take().expect("piped"));
+    let mut all = String::new();
+    while !all.contains(wanted) {
+        let read = lines.read_line(&mut all).expect("text");
+        assert_ne!(read, 0, "it never said {wanted:?}, but: {all}");
+    }
+    lines
+}
+
+#[test]
+fn ten_calls_at_once_start_one_daemon() {
+    let world = World::new().machines(&["a"]);
+    let calls: Vec<Child> = (0..10)
+        .map(|_| ctl(&world, &["list", "--quiet"]).spawn().expect("it starts"))
+        .collect();
+    for child in calls {
+        let output = child.wait_with_output().expect("ours");
+        assert_eq!(succeeded(&["list"], output), "a\n");
+    }
+    // Those that found the lock held may still be on their way out.
+    eventually("one is left", || (daemons(&world).len() == 1).then_some(()));
+    let pid = world.client().ok::<DaemonInfo>(json!({})).pid;
+    assert_eq!(daemons(&world), [pid]);
+}
+
+#[test]
+fn a_stop_is_told_when_the_daemon_is_gone_and_says_meanwhile_what_keeps_it() {
+    let held = Held::new();
+    let pid = held.world.pid();
+    let mut stop = ctl(&held.world, &["daemon", "stop"]).spawn().expect("it starts");
+    let _rest = until_it_says(&mut stop, &format!("still running: job {} (restart a)", held.job));
+    // A second one cannot ask any more, and must not say that nobody runs.
+    let mut second = ctl(&held.world, &["daemon", "stop"]).spawn().expect("it starts");
+    let _rest = until_it_says(&mut second, "waiting for orbd to stop");
+    assert!(is_alive(pid) && is_refused(&held.world.socket()));
+    assert!(stop.try_wait().expect("ours").is_none());
+    held.let_go();
+    let answer = stop.wait_with_output().expect("ours").stdout;
+    assert_eq!(
+        String::from_utf8(answer).expect("text"),
+        format!("orbd stopped (pid {pid})\n")
+    );
+    assert!(!is_alive(pid));
+    assert_eq!(second.wait_with_output().expect("ours").stdout, b"orbd stopped\n");
+    let (world, code) = held.exit_of_change();
+    assert_eq!(code, Some(7), "it may have taken effect");
+    assert_eq!(ok(&world, &["daemon", "stop"]), "orbd is not running\n");
+}
+
+#[test]
+fn a_restart_during_a_change_ends_with_a_daemon() {
+    let held = Held::new();
+    let pid = held.world.pid();
+    let mut restart = ctl(&held.world, &["daemon", "restart"])
+        .spawn()
+        .expect("it starts");
+    let _rest = until_it_says(&mut restart, "still running");
+    held.let_go();
+    let output = restart.wait_with_output().expect("ours");
+    let answer = succeeded(&["daemon", "restart"], output);
+    assert!(answer.starts_with("orbd started (pid "), "{answer}");
+    let (world, _) = held.exit_of_change();
+    let info = world.client().ok::<DaemonInfo>(json!({}));
+    assert_ne!(info.pid, pid);
+    assert_eq!(daemons(&world), [info.pid]);
+}
+
+#[test]
+fn calls_during_a_stop_wait_for_the_next_daemon() {
+    let held = Held::new();
+    held.world.client().ok::<DaemonStop>(json!({}));
+    eventually("nobody listens", || {
+        is_refused(&held.world.socket()).then_some(())
+    });
+    let mut calls: Vec<Child> = (0..3)
+        .map(|_| ctl(&held.world, &["list", "--quiet"]).spawn().expect("it starts"))
+        .collect();
+    let _rests: Vec<_> = calls
+        .iter_mut()
+        .map(|child| until_it_says(child, "waiting for another orbd"))
+        .collect();
+    held.let_go();
+    for child in calls {
+        let output = child.wait_with_output().expect("ours");
+        assert_eq!(succeeded(&["list"], output), "a\n");
+    }
+    let (world, _) = held.exit_of_change();
+    eventually("one is left", || (daemons(&world).len() == 1).then_some(()));
+}
+
+#[test]
+fn a_command_reads_and_writes_exactly_our_bytes() {
+    let world = World::with_machines(&["a"]);
+    let bytes = Random::new(7).bytes(1 << 20);
+    let mut child = ctl(&world, &["run", "-m", "a", "cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    let typed = bytes.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&typed).expect("it reads"));
+    let output = child.wait_with_output().expect("ours");
+    writer.join().expect("written");
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(0), ""));
+    assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+}
+
+#[test]
+fn a_command_ends_us_with_its_own_code() {
+    let world = World::with_machines(&["a"]);
+    for code in [0, 1, 2, 3, 7, 77, 124, 125, 126, 127, 128, 130, 143, 254, 255] {
+        let output = call(
+            &world,
+            &["run", "-m", "a", "sh", "-c", &format!("echo e >&2; exit {code}")],
+        );
+        assert_eq!(
+            (output.status.code(), said(&output).as_str()),
+            (Some(code), "e\n")
+        );
+    }
+}
+
+#[test]
+fn what_is_not_there_has_its_exit_code() {
+    let world = World::with_machines(&["a"]);
+    for (words, code) in [
+        (["info", "no"].as_slice(), 4),
+        (&["start", "no"], 4),
+        (&["restart", "a", "no"], 4),
+        (&["delete", "--yes", "no"], 4),
+        (&["job", "show", "999"], 4),
+        (&["run", "-m", "no", "true"], 125),
+        // The real tool's own.
+        (&["push", "-m", "no", "x"], 1),
+        (&["export", "no", "x"], 1),
+    ] {
+        let output = call(&world, words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
+        assert_ne!(said(&output), "", "{words:?}");
+    }
+    let output = ctl(&world, &["--no-autostart", "--socket", "nowhere.sock", "list"])
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn files_and_archives_go_there_and_back_through_leases() {
+    let world = World::with_machines(&["a"]);
+    let bytes = Random::new(8).bytes(100_000);
+    fs::write(world.path("home/there.bin"), &bytes).expect("written");
+    ok(&world, &["push", "-m", "a", "there.bin", "copy.bin"]);
+    ok(&world, &["pull", "-m", "a", "copy.bin", "back.bin"]);
+    assert!(fs::read(world.path("home/back.bin")).expect("pulled") == bytes);
+    ok(&world, &["export", "a", "a.tar"]);
+    ok(&world, &["import", "-n", "b", "a.tar"]);
+    assert_eq!(ok(&world, &["list", "--quiet", "--max-age", "0"]), "a\nb\n");
+    let output = call(&world, &["run", "-m", "b", "cat", "copy.bin"]);
+    assert!(output.stdout == bytes, "{}", said(&output));
+    let mut caller = world.client();
+    for operation in ["push", "pull", "export", "import"] {
+        let job = caller
+            .jobs()
+            .into_iter()
+            .find(|job| job.operation == operation)
+            .expect("it was a job");
+        assert_eq!(outcome_of(&job), ("succeeded", ""), "{operation}");
+    }
+    // The code of the real tool is ours too.
+    let output = call(&world, &["push", "-m", "a", "nothing-there"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+}
+
+#[test]
+fn every_verb_that_reads_answers_with_json() {
+    let world = World::with_machines(&["a"]);
+    let id = world.client().run("a", &["echo", "hi"]).job_id.to_string();
+    ok(&world, &["default", "a"]);
+    for words in [
+        ["list"].as_slice(),
+        &["info", "a"],
+        &["default"],
+        &["logs", "a"],
+        &["ssh"],
+        &["config", "show"],
+        &["config", "get", "memory_mib"],
+        &["status"],
+        &["version"],
+        &["jobs"],
+        &["jobs", "--all"],
+        &["job", "show", &id],
+        &["job", "wait", &id],
+        &["job", "output", &id],
+        &["job", "output", "--follow", &id],
+        &["queue"],
+        &["cache"],
+        &["metrics"],
+        &["metrics", "history"],
+        &["metrics", "counters"],
+        &["daemon", "status"],
+    ] {
+        let words = [&["--json"], words].concat();
+        let answer = ok(&world, &words);
+        assert!(answer.ends_with('\n'), "{words:?}: {answer:?}");
+        for line in answer.lines() {
+            let object: Value = serde_json::from_str(line).expect("JSON");
+            assert!(object.is_object(), "{words:?}: {line}");
+        }
+    }
+    let output = call(&world, &["--json", "info", "no"]);
+    let object: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(object["error"]["data"]["kind"], "machine_not_found");
+}
+
+#[test]
+fn the_list_of_jobs_says_what_each_waits_for() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let holding = ok(&world, &["run", "-m", "a", "--detach", "cat", &gate]);
+    let holding = id_of(&holding);
+    caller.until_running(holding);
+    let waiting = id_of(&ok(&world, &["restart", "--detach", "a"]));
+    let jobs = ok(&world, &["jobs"]);
+    let line = |id: u64| {
+        let beginning = id.to_string();
+        let line = jobs
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(beginning.as_str()));
+        line.unwrap_or_else(|| panic!("no job {id} in\n{jobs}"))
+    };
+    assert!(line(holding).contains("running"), "{jobs}");
+    assert!(
+        line(waiting).contains(&format!("job {holding} (run a)")),
+        "{jobs}"
+    );
+    world.open_gate("gate");
+    assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
+    assert_eq!(ok(&world, &["jobs"]), "");
+}
+
+fn id_of(answer: &str) -> u64 {
+    answer.trim().parse().expect("an id")
+}
+
+#[test]
+fn output_that_was_not_kept_is_no_success() {
+    let world = World::new().set("spool_max", "64KiB").machines(&["a"]).started();
+    let mut caller = world.client();
+    let id = caller.run_detached(
+        "a",
+        &["dd", "if=/dev/zero", "bs=65536", "count=64", "status=none"],
+    );
+    caller.end_of(id);
+    for words in [["job", "output"].as_slice(), &["job", "output", "--follow"]] {
+        let id = id.to_string();
+        let words = [words, &[id.as_str()]].concat();
+        let output = call(&world, &words);
+        assert!(
+            said(&output).contains("are lost, from byte 0 on"),
+            "{}",
+            said(&output)
+        );
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(!output.stdout.is_empty(), "the end was kept");
+    }
+}
