@@ -146,7 +146,6 @@ fn spawn(folder: &Path, orbctl: &Path, settings: &[String]) -> Child {
         set("state_dir", &folder.join("state")),
         set("orbctl", orbctl),
         "allow_root=true".to_owned(),
-        "autostart=false".to_owned(),
     ]
     .iter()
     .chain(settings)

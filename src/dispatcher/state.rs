@@ -1091,6 +1091,7 @@ impl<O: Orbctl> State<O> {
                 abandon: entry.abandon.clone(),
                 spool: None,
                 input: None,
+                spool_dir: self.settings.spool.dir.clone(),
                 marker: starting.marker.clone(),
                 spawned: self.spawned.clone(),
                 release: None,

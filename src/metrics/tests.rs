@@ -578,9 +578,11 @@ fn the_store_stays_bounded_under_endless_rotation() {
         "the sums outlive the records"
     );
     assert!(*sizes.last().expect("some") <= 24 << 20, "{sizes:?}");
-    assert_eq!(
-        sizes[15..].iter().max(),
-        sizes[10..15].iter().max(),
+    // sled takes space in segments of 512 KiB and frees them when its threads come to it; a store that kept everything would
+    // have grown by twelve of them between the two.
+    let most = |sizes: &[u64]| sizes.iter().copied().max().expect("some");
+    assert!(
+        most(&sizes[15..]) <= most(&sizes[10..15]) + 3 * (512 << 10),
         "it does not grow: {sizes:?}"
     );
 }
