@@ -3,6 +3,7 @@
 //! Words become types here and nowhere else. The verbs and flags mirror `orbctl`'s where it has them; what is ours alone
 //! (`--detach`, `--timeout`, `jobs`, `cancel` and so on) has no namesake there.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use orbd::rpc::types::{ExportFormat, GroupBy, JobStateWord, Priority};
     version,
     arg_required_else_help = true,
     subcommand_required = true,
-    max_term_width = 100,
+    max_term_width = WIDTH_MAX,
     after_help = "Examples:
   orbd-ctl list                          the machines, from memory when it is fresh
   orbd-ctl create ubuntu:noble web       make a machine and boot it
@@ -35,6 +36,26 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Widest help, in columns.
+const WIDTH_MAX: usize = 100;
+
+impl Cli {
+    /// Reads the command line.
+    ///
+    /// Where it begins with a verb, as nearly always, no other verb is built: that was a quarter of all instructions of a
+    /// `list`. What is said of mistakes and with `--help` is then the verb's own anyway.
+    pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
+        let verb = words.get(1).and_then(|word| Command::verb(word.to_str()?));
+        let Some(verb) = verb else {
+            return Self::try_parse_from(words);
+        };
+        let matches = Global::augment_args(clap::Command::new("orbd-ctl").max_term_width(WIDTH_MAX))
+            .subcommand(verb)
+            .try_get_matches_from(words)?;
+        Self::from_arg_matches(&matches)
+    }
 }
 
 const AFTER_LONG_HELP: &str = "Examples:
@@ -153,19 +174,30 @@ macro_rules! verbs {
             }
         }
 
+        impl Command {
+            /// Builds the verb with this name.
+            fn verb(word: &str) -> Option<clap::Command> {
+                $({
+                    const ALIASES: &[&str] = &[$($alias),*];
+                    if word == $name || ALIASES.contains(&word) {
+                        fn help(command: clap::Command) -> clap::Command {
+                            command.about($about.trim()).after_help($examples)
+                        }
+                        let verb = help(clap::Command::new($name))
+                            .visible_aliases(ALIASES.iter().copied())
+                            .hide($name == "lease-exec")
+                            // Said again, because the arguments bring a description of their own.
+                            .defer(|command| help($args::augment_args(command)));
+                        return Some(verb);
+                    }
+                })*
+                None
+            }
+        }
+
         impl Subcommand for Command {
             fn augment_subcommands(command: clap::Command) -> clap::Command {
-                command$(.subcommand({
-                    const ALIASES: &[&str] = &[$($alias),*];
-                    fn help(command: clap::Command) -> clap::Command {
-                        command.about($about.trim()).after_help($examples)
-                    }
-                    help(clap::Command::new($name))
-                        .visible_aliases(ALIASES.iter().copied())
-                        .hide($name == "lease-exec")
-                        // Said again, because the arguments bring a description of their own.
-                        .defer(|command| help($args::augment_args(command)))
-                }))*
+                command.subcommands([$($name),*].into_iter().filter_map(Self::verb))
             }
 
             fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
@@ -907,12 +939,16 @@ mod tests {
 
     use super::*;
 
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
     fn parse(line: &str) -> Cli {
-        Cli::try_parse_from(line.split(' ')).expect(line)
+        read(line).expect(line)
     }
 
     fn refused(line: &str) -> String {
-        let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).expect_err(line);
+        let error = read(line).map(|_| ()).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");
         error.to_string()
     }
@@ -920,6 +956,32 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verb_alone_says_the_same_as_among_the_others() {
+        let mut verbs = 0;
+        for verb in Cli::command().get_subcommands() {
+            for name in std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()) {
+                for rest in [
+                    "-h",
+                    "--help",
+                    "--version",
+                    "--nope",
+                    "--json=x",
+                    "x --nope y z",
+                    "help",
+                    "config",
+                ] {
+                    let line = format!("orbd-ctl {name} {rest}");
+                    let alone = read(&line).map_err(|error| error.to_string());
+                    let among = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+                    assert_eq!(format!("{alone:?}"), format!("{among:?}"), "{line}");
+                }
+                verbs += 1;
+            }
+        }
+        assert!(verbs > 28, "{verbs}");
     }
 
     #[test]

@@ -6,8 +6,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use args::Cli;
 use console::Console;
 use context::Context;
@@ -30,7 +28,7 @@ mod render;
 mod trouble;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(message) => {
             // Help goes to stdout with 0, a mistake to stderr with 2. Who does not read either is not told a third time.
