@@ -16,7 +16,7 @@ const BUFFER: usize = 256 << 10;
 
 pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let bytes: usize = scale.pick(1 << 30, 1 << 20);
-    let daemon = Daemon::with_stand_in(&["cache_max_age=1h", "jobs_keep_max=0"]);
+    let daemon = Daemon::with_stand_in(&["cache_max_age=1h", "jobs_keep_max=1"]);
     daemon.lines().call("machine.list", "{}");
     let ways: [(&str, &str, Way, Bar); 4] = [
         ("HTTP body", "binary", as_body, Bar::AtLeast(0.8)),
