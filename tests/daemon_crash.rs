@@ -119,7 +119,7 @@ fn a_change_that_talks_finishes_although_the_daemon_was_stopped_and_has_left() {
 }
 
 #[test]
-fn a_command_that_outlived_the_daemon_holds_its_lane_and_ends_interrupted() {
+fn a_command_that_outlived_the_daemon_is_ended_before_anything_changes_its_machine() {
     let mut world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -131,13 +131,10 @@ fn a_command_that_outlived_the_daemon_holds_its_lane_and_ends_interrupted() {
     world.kill();
     world.start();
     let mut caller = world.client();
-    let beside = caller.run("a", &["true"]);
-    assert_eq!(beside.exit_code, Some(0), "commands share their machine");
     let next = caller
         .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
         .job_id;
-    assert_eq!(caller.job(next).state, JobStateWord::Waiting);
-    world.open_gate("gate");
+    // Its words died with the daemon that ran it, and so did whoever would read what it says: nobody opens the gate.
     assert_eq!(outcome_of(&caller.end_of(id)), ("interrupted", "job_interrupted"));
     assert_eq!(outcome_of(&caller.end_of(next)), ("succeeded", ""));
     world.ledger().assert_no_overlap();
@@ -159,14 +156,10 @@ fn a_promised_change_runs_once_after_a_crash_and_one_that_was_not_promised_never
     let promised = caller
         .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
         .job_id;
-    for _ in 0..3 {
-        world.kill();
-        world.start();
-    }
+    world.kill();
+    world.start();
     attached.join().expect("no panic");
     let mut caller = world.client();
-    assert_eq!(caller.job(promised).state, JobStateWord::Waiting);
-    world.open_gate("gate");
     assert_eq!(outcome_of(&caller.end_of(promised)), ("succeeded", ""));
     for _ in 0..2 {
         world.kill();

@@ -1084,6 +1084,7 @@ impl<O: Orbctl> State<O> {
             if matches!(spec.operation, Operation::Exec(..)) {
                 entry.stop.cancel();
             }
+            self.operands += spec.operation.weight();
             let work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),

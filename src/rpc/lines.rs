@@ -114,7 +114,7 @@ pub async fn serve(
         subscriptions: BoundedSubscriptions::new(service.bounds.subscriptions_max),
         service,
         connection,
-        messages,
+        messages: Some(messages),
         in_flight: FuturesUnordered::new(),
         input: Vec::new(),
         scanned: 0,
@@ -129,7 +129,8 @@ struct Session {
     service: Arc<Service>,
     connection: Arc<Connection>,
     subscriptions: BoundedSubscriptions,
-    messages: mpsc::Sender<Box<RawValue>>,
+    /// Ours ends with reading, so that the inbox ends with the last subscription.
+    messages: Option<mpsc::Sender<Box<RawValue>>>,
     /// Calls that have not ended. `None` is the end of a call whose answer went another way.
     in_flight: FuturesUnordered<BoxFuture<'static, Option<Box<RawValue>>>>,
     /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
@@ -150,18 +151,17 @@ impl Session {
         mut hang_up: sys::HangUp,
         stop: CancellationToken,
     ) {
+        let mut is_subscribed = true;
         loop {
             if !self.flush(stream) {
                 return;
             }
+            if !self.reading {
+                self.messages = None;
+            }
             let pending = self.output.len() - self.written;
             let room = pending < OUTPUT_HIGH;
-            if !self.reading
-                && self.in_flight.is_empty()
-                && pending == 0
-                && inbox.is_empty()
-                && !self.is_subscribed()
-            {
+            if !self.reading && self.in_flight.is_empty() && pending == 0 && !is_subscribed {
                 return;
             }
             let may_read = self.reading && room && self.in_flight.len() < self.service.bounds.in_flight_max;
@@ -174,7 +174,11 @@ impl Session {
                         self.push(answer.get().as_bytes());
                     }
                 }
-                Some(message) = inbox.recv(), if room => self.push(message.get().as_bytes()),
+                message = inbox.recv(), if room && is_subscribed => match message {
+                    Some(message) => self.push(message.get().as_bytes()),
+                    // Nobody sends any more, and nobody will.
+                    None => is_subscribed = false,
+                },
                 ready = stream.readable(), if may_read => {
                     if ready.is_err() || !self.read(stream) {
                         return;
@@ -183,12 +187,6 @@ impl Session {
                 () = stop.cancelled(), if self.reading => self.reading = false,
             }
         }
-    }
-
-    /// Says whether a subscription is alive: each holds a permit.
-    fn is_subscribed(&self) -> bool {
-        // The receiver ends only with the session, so live senders beside our own belong to subscriptions.
-        self.messages.strong_count() > 1
     }
 
     /// Writes what can be written now. Returns false when the connection is broken.
@@ -327,6 +325,13 @@ impl Session {
                 )
             }
             MethodCallback::Subscription(handler) => {
+                let Some(messages) = self.messages.clone() else {
+                    self.refuse(
+                        &id,
+                        ErrorKind::Draining.error("this connection takes no more requests"),
+                    );
+                    return None;
+                };
                 let Some(permit) = self.subscriptions.acquire() else {
                     let text = format!(
                         "a connection has at most {} subscriptions",
@@ -341,7 +346,7 @@ impl Session {
                     subscription_permit: permit,
                 };
                 // The answer goes through the sink, ahead of the first notification.
-                let sink = MethodSink::new(self.messages.clone());
+                let sink = MethodSink::new(messages);
                 Some(handler(id, params, sink, state, extensions).map(|_| None).boxed())
             }
         }
