@@ -22,6 +22,7 @@ from conftest import MakeHost
 from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machine
 from pyinfra_orbd import connector, errors
 from pyinfra_orbd.connector import OrbStackConnector
+from pyinfra_orbd.errors import ProtocolViolation
 
 names_data = OrbStackConnector.make_names_data
 
@@ -291,6 +292,45 @@ class TestRun:
         ok, output = run(host, "wc -c", _stdin="x" * (3 << 20))
         assert ok
         assert output.stdout.strip() == str((3 << 20) + 1)
+
+    def test_output_that_is_lost(self, host: Host, daemon: FakeDaemon) -> None:
+        """What is missing is told where it is missing, at the beginning, in what goes along with the answer, and afterwards."""
+
+        def chunk(offset: int, text: str) -> dict[str, Any]:
+            return {"stream": "stdout", "offset": offset, "at_us": 1, "text": text}
+
+        def more(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+            if params["offset"] == 20:
+                return {"output": [], "next_offset": 50, "gap": {"from": 20, "to": 50}, "end": False}
+            assert params["offset"] == 50
+            return {"output": [chunk(50, "c\n")], "next_offset": 52, "end": True}
+
+        daemon.handlers["machine.run"] = lambda peer, params: {
+            "job_id": 1,
+            "state": "ended",
+            "exit_code": 0,
+            "output": [chunk(5, "a\n"), chunk(18, "b\n")],
+            "next_offset": 20,
+            "output_bytes": 52,
+        }
+        daemon.handlers["job.output"] = more
+        _, output = run(host, "anything")
+        assert output.stdout_lines == ["a", "b", "c"]
+        assert [re.sub(r"\D", "", line) for line in output.stderr_lines] == ["5", "11", "30"]
+
+    def test_output_that_is_gone(self, host: Host, daemon: FakeDaemon) -> None:
+        """An answer that brings nothing and says nothing about it is an error."""
+        daemon.handlers["machine.run"] = lambda peer, params: {
+            "job_id": 1,
+            "state": "ended",
+            "exit_code": 0,
+            "output": [],
+            "next_offset": 0,
+            "output_bytes": 52,
+        }
+        daemon.handlers["job.output"] = lambda peer, params: {"output": [], "next_offset": 0, "end": True}
+        with pytest.raises(ProtocolViolation, match="output ends at 0 of 52 bytes"):
+            run(host, "anything")
 
     def test_a_timeout(self, host: Host) -> None:
         """It is PyInfra's TimeoutError, in time, and the next command works."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from io import BytesIO
@@ -53,6 +56,82 @@ def test_much_input(host: Host) -> None:
     """More than fits into a request."""
     _, output = host.run_shell_command("wc -c", _stdin="x" * (5 << 20))
     assert output.stdout.strip() == str((5 << 20) + 1)
+
+
+ECHO = """
+    from pyinfra.api import Config, Inventory, State
+    from pyinfra_orbd import connector
+
+    printed = []
+    connector.echo = lambda text, err: printed.append(text)
+    inventory = Inventory((["@orbstack/web", "@orbstack/db"], {{}}))
+    State(inventory, Config())
+    given = "".join(f"{{number:063d}}\\n" for number in range(131072))
+    right = []
+
+    def run(host):
+        host.connect(raise_exceptions=True)
+        ok, output = host.run_shell_command("cat", _stdin=given, print_output={live})
+        right.append(ok and output.stdout_lines == given.splitlines() and output.stderr == "")
+
+    {run}
+    print(right, len(printed))
+    connector.client().close()
+"""
+
+WAYS = {
+    "plain": ("", "[run(host) for host in inventory]"),
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor",
+        "with ThreadPoolExecutor(2) as pool: list(pool.map(run, inventory))",
+    ),
+    "patched": (
+        "from gevent import monkey; monkey.patch_all(); import gevent",
+        "gevent.joinall([gevent.spawn(run, h) for h in inventory])",
+    ),
+    "hub": ("import gevent; gevent.get_hub()", "gevent.joinall([gevent.spawn(run, host) for host in inventory])"),
+}
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["at the end", "live"])
+@pytest.mark.parametrize("way", WAYS)
+def test_much_input_and_output(real: RealDaemon, way: str, live: bool) -> None:
+    """A command that writes while it reads: neither side waits for the other for ever, whatever waiting means here."""
+    patch, run = WAYS[way]
+    script = f"{patch}\n{textwrap.dedent(ECHO).format(live=live, run=run)}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", script],
+        env={"ORBD_SOCKET": str(real.socket), "ORBD_AUTOSTART": "0", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (f"[True, True] {262144 if live else 0}\n", "")
+
+
+def test_an_interrupted_echo(real: RealDaemon) -> None:
+    """Both connections go, the command with them, and the next call works."""
+    script = """
+        import gevent, itertools
+        from pyinfra_orbd import Client
+        with Client() as client:
+            def echo():
+                with gevent.Timeout(1, False):
+                    command = ["sh", "-c", "head -c 3000000; exec sleep 300"]
+                    for event in client.machine_run_follow("web", command, stdin=itertools.repeat(b"x" * 100_000)):
+                        job_id = getattr(event, "job_id", None) or job_id
+                print(len(client._pool._idle_here()))
+                print(client.job_wait(job_id, timeout_ms=15_000).state)
+            gevent.spawn(echo).get()
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
+        env={"ORBD_SOCKET": str(real.socket), "ORBD_AUTOSTART": "0", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("0\nended\n", "")
 
 
 def test_a_timeout(host: Host) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_daemon import HELLO, Failure, FakeDaemon, Hangup, Peer, ShellMachines
-from pyinfra_orbd import Client, _transport, errors
+from pyinfra_orbd import Client, _client, _transport, errors, models
 from pyinfra_orbd.errors import error_from_wire
 
 
@@ -193,8 +193,68 @@ def test_a_finished_subscription_gives_its_connection_back(machines: ShellMachin
     for command in ("cat >/dev/null", "exec <&-; true", "head -c 10"):
         events = list(client.machine_run_follow("web", ["sh", "-c", command], stdin=b"x" * (3 << 20)))
         assert type(events[-1]).__name__ == "Ended"
-    assert daemon.accepted == 1
+    # The second one carried the input.
+    assert daemon.accepted == 2
+    assert len(client._pool._idle_here()) == 2
     client.machine_list()
+
+
+def test_leaving_in_the_middle_of_the_input_closes_both_connections(
+    daemon: FakeDaemon, machines: ShellMachines, client: Client
+) -> None:
+    """A piece that nobody reads is under way."""
+    events = client.machine_run_follow("web", ["sh", "-c", "sleep 0.2; echo on; exec sleep 30"], stdin=b"x" * (3 << 20))
+    for event in events:
+        if type(event).__name__ == "Chunk":
+            break
+    events.close()
+    wait_until(lambda: machines.running() == 0)
+    assert client._pool._idle_here() == []
+    wait_until(lambda: daemon.peers == [])
+
+
+def test_input_that_is_refused_is_an_error(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
+    """And the command, which would have read half of it, is stopped."""
+
+    def refuse(peer: Peer, params: dict[str, Any]) -> Any:
+        raise Failure("internal", "no memory", -32603)
+
+    daemon.handlers["job.input"] = refuse
+    with pytest.raises(errors.InternalError, match="no memory"):
+        list(client.machine_run_follow("web", ["sh", "-c", "cat; sleep 30"], stdin=b"x" * (3 << 20)))
+    wait_until(lambda: machines.running() == 0)
+    assert client._pool._idle_here() == []
+
+
+def test_output_without_end_does_not_keep_input_waiting(machines: ShellMachines, client: Client) -> None:
+    """There is always an event to read, and the input gets through all the same."""
+    script = "yes >&2 & count=$(wc -c); kill $!; echo $count"
+    out = b""
+    for event in client.machine_run_follow("web", ["sh", "-c", script], stdin=b"x" * (3 << 20), run_timeout_ms=30_000):
+        if isinstance(event, models.Chunk) and event.stream == "stdout":
+            out += event.data
+    assert out == b"%d\n" % (3 << 20)
+
+
+def test_an_answer_to_input_that_never_comes(
+    daemon: FakeDaemon, machines: ShellMachines, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has ended, so nobody waits for long; the connection is not used again."""
+    monkeypatch.setattr(_client, "FEED_GRACE", 0.1)
+    real = daemon.handlers["job.input"]
+
+    def silent(peer: Peer, params: dict[str, Any]) -> Any:
+        answer = real(peer, params)
+        if params.get("end"):
+            time.sleep(2)
+        return answer
+
+    daemon.handlers["job.input"] = silent
+    begun = time.monotonic()
+    events = list(client.machine_run_follow("web", ["sh", "-c", "cat >/dev/null"], stdin=b"x" * (2 << 20)))
+    assert time.monotonic() - begun < 1.5
+    assert isinstance(events[-1], models.Ended)
+    assert len(client._pool._idle_here()) == 1
 
 
 def test_a_failing_source_stops_the_command(machines: ShellMachines, client: Client) -> None:

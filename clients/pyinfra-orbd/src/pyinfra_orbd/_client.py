@@ -5,10 +5,11 @@ Owns names and parameters on the wire, nothing else: the daemon queues, caches a
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 
 from . import errors
-from ._transport import Connection, Pool, socket_path
+from ._transport import Connection, Pool, socket_path, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ INLINE_MAX = 1 << 20
 
 PIECE = 256 << 10
 """Bytes of one piece of input."""
+
+FEED_GRACE = 1.0
+"""Seconds that the last answer to input may come after the command's end; then its connection is closed instead of kept."""
 
 
 def _given(**params: Any) -> dict[str, Any]:
@@ -234,7 +238,8 @@ class Client:
         The last event is :class:`~pyinfra_orbd.models.Ended`. A command that did not come to a regular end raises after it what
         :meth:`machine_run` would have raised; one that ended by itself, with whatever exit code, raises nothing.
 
-        Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it.
+        Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it, over a
+        second connection, whenever the next event is asked for.
         """
         params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
         params["command"] = list(command)
@@ -256,9 +261,9 @@ class Client:
         """Tells the version of orbctl."""
         return models.Version.from_wire(self.call("orbstack.version", _given(max_age_ms=max_age_ms)))
 
-    def orbstack_start(self, **job: Any) -> models.Change:
+    def orbstack_start(self, *, force: bool = False, **job: Any) -> models.Change:
         """Starts OrbStack itself."""
-        return self._change("orbstack.start", **job)
+        return self._change("orbstack.start", force=force, **job)
 
     def orbstack_stop(self, *, force: bool = False, **job: Any) -> models.Change:
         """Stops OrbStack itself and with it every machine."""
@@ -407,34 +412,44 @@ class Client:
     def _follow(
         self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None
     ) -> Generator[models.JobEvent, None, models.Ended]:
-        with self._pool.borrow() as connection:
-            try:
-                subscription = connection.answer(connection.send(method, params))
-            except errors.RequestFailed:
-                connection.done()
-                raise
-            feed = Feed(connection, pieces) if pieces is not None else None
-            ended = None
-            while ended is None or (feed is not None and feed.is_waiting):
-                message = connection.receive()
-                if "method" not in message:
-                    if feed is not None:
-                        feed.answered(message)
-                    continue
-                told = message.get("params") or {}
-                if told.get("subscription") != subscription:
-                    continue
-                event = models.event_from_wire(told.get("result"))
-                if isinstance(event, models.Ended):
-                    # Held back until an answer that is still on its way has come: then the connection is clean.
-                    ended = event
-                elif event is not None:
-                    if feed is not None and isinstance(event, models.Accepted):
-                        feed.begin(event.job_id)
-                    yield event
-            connection.done()
+        if pieces is None:
+            with self._pool.borrow() as connection:
+                ended = yield from self._events(connection, method, params, None)
+        else:
+            # Input has a connection of its own: the daemon stops reading from one whose events nobody takes, so whoever sent
+            # input there could wait for the daemon while the daemon waits for them.
+            with self._pool.borrow() as connection, self._pool.borrow() as second:
+                feed = Feed(second, pieces)
+                ended = yield from self._events(connection, method, params, feed)
+                feed.finish()
         yield ended
         return ended
+
+    @staticmethod
+    def _events(
+        connection: Connection, method: str, params: Mapping[str, Any], feed: Feed | None
+    ) -> Generator[models.JobEvent, None, models.Ended]:
+        """Yields all but the last event, which it returns: until then the connection is in its call."""
+        try:
+            subscription = connection.answer(connection.send(method, params))
+        except errors.RequestFailed:
+            connection.done()
+            raise
+        while True:
+            if feed is not None:
+                feed.send_until(connection)
+            message = connection.receive()
+            told = message.get("params") or {}
+            if "method" not in message or told.get("subscription") != subscription:
+                continue
+            event = models.event_from_wire(told.get("result"))
+            if isinstance(event, models.Ended):
+                connection.done()
+                return event
+            if event is not None:
+                if feed is not None and isinstance(event, models.Accepted):
+                    feed.begin(event.job_id)
+                yield event
 
 
 def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:
@@ -447,9 +462,10 @@ def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:
 
 
 class Feed:
-    """Input sent piece by piece beside the events of the command that reads it.
+    """Input sent piece by piece on a connection of its own, beside the events of the command that reads it.
 
     One piece is under way at a time; the daemon answers it when the command's end has room, so a slow reader holds us back.
+    There is neither thread nor greenlet in it: whoever waits for the next event sends meanwhile, and waits for both connections.
     """
 
     def __init__(self, connection: Connection, pieces: Iterator[bytes]) -> None:
@@ -460,34 +476,64 @@ class Feed:
         self._request_id: int | None = None
         self._is_over = False
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a piece has not been answered yet."""
-        return self._request_id is not None
-
     def begin(self, job_id: int) -> None:
         """Sends the first piece to the job."""
         self._job_id = job_id
-        self._send()
+        self._next()
 
-    def answered(self, message: Mapping[str, Any]) -> None:
-        """Takes the answer to a piece and sends the next."""
-        if message.get("id") != self._request_id:
-            return
-        self._request_id = None
+    def send_until(self, events: Connection) -> None:
+        """Sends until there is something to read on ``events``, or until no more is wanted."""
+        while self._request_id is not None:
+            # Before looking at the events: a command that never stops writing must not keep its input waiting.
+            has_moved = self._step()
+            if events.has_arrived():
+                return
+            if not has_moved:
+                wait((events, self._connection))
+
+    def finish(self) -> None:
+        """Takes the answer to the last piece after the command's end, so that the connection can be kept."""
+        self._is_over = True
+        deadline = time.monotonic() + FEED_GRACE
+        try:
+            while self._request_id is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                if not self._step():
+                    wait((self._connection,), left)
+        except errors.OrbdError:
+            # The command's end is told already, and input that it did not read is nobody's loss. The connection is within its
+            # call, so it is closed.
+            pass
+
+    def _step(self) -> bool:
+        """Does what can be done without waiting; says whether that was anything."""
+        has_moved = self._connection.push()
+        if not self._connection.has_arrived():
+            return has_moved
+        message = self._connection.receive()
+        is_unreadable = message.get("id") is None and "error" in message
+        if "method" not in message and (message.get("id") == self._request_id or is_unreadable):
+            self._answered(message)
+        return True
+
+    def _answered(self, message: Mapping[str, Any]) -> None:
+        answer = None
         try:
             answer = self._connection.result(message)
-        except errors.RequestFailed:
-            # The job is over or does not read any more; its end, which is on its way, says how that came about.
+        except errors.JobNotFound:
+            # The job is over and forgotten; its end, which is on its way, says how that came about.
             self._is_over = True
-            return
+        self._request_id = None
+        self._connection.done()
         if isinstance(answer, dict) and answer.get("open") is False:
             self._is_over = True
         if not self._is_over:
-            self._send()
+            self._next()
 
-    def _send(self) -> None:
+    def _next(self) -> None:
         piece = next((piece for piece in self._pieces if piece), None)
         self._is_over = piece is None
         params = _job_input(self._job_id, piece or b"", end=self._is_over)
-        self._request_id = self._connection.send("job.input", params)
+        self._request_id = self._connection.begin("job.input", params)

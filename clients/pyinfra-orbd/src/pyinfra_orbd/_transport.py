@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -26,9 +27,10 @@ from . import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from io import BufferedReader
     from types import TracebackType
-    from typing import Any, BinaryIO
+    from typing import Any
 
 PROTOCOL_VERSION = 1
 """Version of the protocol that this package speaks."""
@@ -83,6 +85,20 @@ def sleep(seconds: float) -> None:
     gevent.sleep(seconds)
 
 
+def wait(connections: Sequence[Connection], seconds: float | None = None) -> None:
+    """Waits until one of the connections has something to read or room for what it has to send, or so long."""
+    module: Any = select
+    if _hub() is not None:
+        import gevent.select
+
+        module = gevent.select
+    # Not `select`, which knows no file descriptor above 1023.
+    poll = module.poll()
+    for connection in connections:
+        poll.register(connection.fileno(), module.POLLIN | (module.POLLOUT if connection.is_sending else 0))
+    poll.poll(None if seconds is None else seconds * 1000)
+
+
 class Connection:
     """One connection, carrying one call at a time."""
 
@@ -91,7 +107,8 @@ class Connection:
         self._next_id = 1
         self.in_call = True
         self._socket: Any = None
-        self._reader: BinaryIO | None = None
+        self._reader: BufferedReader | None = None
+        self._unsent = memoryview(b"")
         module = _socket_module()
         self._socket = module.socket(module.AF_UNIX, module.SOCK_STREAM)
         try:
@@ -117,6 +134,63 @@ class Connection:
 
     def send(self, method: str, params: Mapping[str, Any]) -> int:
         """Sends a request and returns its id. The call is open until :meth:`done`."""
+        request_id, line = self._request(method, params)
+        try:
+            self._socket.sendall(line)
+        except OSError as error:
+            raise self._gone(error) from error
+        return request_id
+
+    def begin(self, method: str, params: Mapping[str, Any]) -> int:
+        """Takes a request and returns its id like :meth:`send`, but :meth:`push` sends it."""
+        request_id, line = self._request(method, params)
+        self._unsent = memoryview(line)
+        return request_id
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a part of the request is not sent yet."""
+        return bool(self._unsent)
+
+    def fileno(self) -> int:
+        """Returns the socket's file descriptor."""
+        return int(self._socket.fileno())
+
+    def push(self) -> bool:
+        """Sends as much of what is not sent yet as goes without waiting; says whether that was anything."""
+        if not self._unsent:
+            return False
+        self._socket.settimeout(0.0)
+        try:
+            count = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:  # macOS's word for the same.
+                return False
+            raise self._gone(error) from error
+        finally:
+            self._socket.settimeout(None)
+        self._unsent = self._unsent[count:]
+        return True
+
+    def has_arrived(self) -> bool:
+        """Says whether :meth:`receive` would find the beginning of a message, or the end of the connection."""
+        assert self._reader is not None
+        self._socket.settimeout(0.0)
+        try:
+            # Takes what is there into the buffer. Nothing taken is either nothing there or the end, which `recv` tells apart.
+            if not self._reader.peek(1):
+                self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise self._gone(error) from error
+        finally:
+            self._socket.settimeout(None)
+        return True
+
+    def _request(self, method: str, params: Mapping[str, Any]) -> tuple[int, bytes]:
         self.in_call = True
         request_id = self._next_id
         self._next_id += 1
@@ -127,11 +201,7 @@ class Connection:
             # A lone surrogate: bytes that Python could not decode, in a file name for instance. JSON has no place for them.
             self.done()
             raise errors.InvalidParams(f"{method}: not valid Unicode: {error.reason}", kind="invalid_params") from error
-        try:
-            self._socket.sendall(line)
-        except OSError as error:
-            raise self._gone(error) from error
-        return request_id
+        return request_id, line
 
     def receive(self) -> dict[str, Any]:
         """Reads one message: an answer or a notification."""

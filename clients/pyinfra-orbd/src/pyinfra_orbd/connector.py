@@ -340,18 +340,12 @@ class OrbStackConnector(BaseConnector):
         if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
             return self._follow(words, stdin, lines.feed, lines.lost, control)
         run = client().machine_run(self.machine, words, stdin=stdin, **self._options(control))
-        for chunk in run.output:
-            lines.feed(chunk)
-        offset = run.next_offset
+        offset = _feed(lines, run.output, 0, run.next_offset)
         while offset < run.output_bytes:
             more = client().job_output(run.job_id, offset=offset)
-            if more.gap is not None:
-                lines.lost(more.gap.end - more.gap.start)
-            for chunk in more.output:
-                lines.feed(chunk)
             if more.next_offset <= offset:
                 raise ProtocolViolation(f"job {run.job_id}: output ends at {offset} of {run.output_bytes} bytes")
-            offset = more.next_offset
+            offset = _feed(lines, more.output, offset, more.next_offset)
         if run.exit_code is None:
             raise ProtocolViolation(f"job {run.job_id} ended without an exit code")
         return run.exit_code
@@ -434,6 +428,18 @@ class OrbStackConnector(BaseConnector):
         if code != 0:
             reason = output.output.strip() or f"exit code {code}"
             raise OSError(f"{what} failed: {reason}")
+
+
+def _feed(lines: Lines, chunks: tuple[models.Chunk, ...], offset: int, end: int) -> int:
+    """Takes what an answer brought from ``offset`` to ``end``, which it returns; what no chunk brought is told as lost."""
+    for chunk in chunks:
+        if chunk.offset > offset:
+            lines.lost(chunk.offset - offset)
+        lines.feed(chunk)
+        offset = chunk.offset + len(chunk.data)
+    if end > offset:
+        lines.lost(end - offset)
+    return end
 
 
 def _find(machines: tuple[models.Machine, ...], name: str) -> models.Machine | None:
