@@ -15,7 +15,8 @@ impl fmt::Display for JobId {
     }
 }
 
-/// Identifies the party that jobs are shared out between: one connection, or all connections that gave the same name.
+/// Identifies the party that turns are shared out between: a process, however many connections it has, or one connection where the
+/// system does not tell whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
 

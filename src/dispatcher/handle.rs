@@ -225,9 +225,6 @@ pub enum Rejection {
         /// The daemon, the queue or a lane.
         what: String,
     },
-    /// The machine named by its id does not exist.
-    #[error("no machine has the id or name {0}")]
-    NoSuchMachine(MachineId),
     /// It cannot be written down, and was asked to survive a restart.
     #[error("the job could not be written to the journal: {0}")]
     Journal(Arc<str>),

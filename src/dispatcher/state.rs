@@ -266,6 +266,10 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cache_view());
             }
             Request::Invalidate(scope, reply) => {
+                if scope == Scope::Everything {
+                    // On request also the version, which no change of ours touches.
+                    self.cache.invalidate_all();
+                }
                 self.invalidate(&scope);
                 let _ = reply.send(self.cache.generation());
             }

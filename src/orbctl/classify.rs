@@ -9,7 +9,7 @@
 //! that prints this very line about the machine in which it runs, nothing else, and exits with 1.
 //!
 //! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
-//! the same way, whatever they ask. The circuit breaker listens to it. A read that hung past its limit is sick too; a change that
+//! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. A read that hung past its limit is sick too; a change that
 //! did is not, because creates wait for the network; a command that did is its caller's affair.
 
 use std::borrow::Cow;

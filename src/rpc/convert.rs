@@ -466,11 +466,6 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             ErrorKind::QueueFull.with(rejection.to_string(), data)
         }
         Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
-        Rejection::NoSuchMachine(id) => {
-            let mut data = ErrorKind::MachineNotFound.data();
-            data.machine = Some(id.to_string());
-            ErrorKind::MachineNotFound.with(rejection.to_string(), data)
-        }
         Rejection::Journal(_) => internal(&rejection.to_string()),
     }
 }

@@ -16,6 +16,8 @@ use crate::rpc::types::{
 
 /// When a busy store is worth another question.
 const RETRY_AFTER_MS: u64 = 1000;
+/// Most bytes of one export, which is held whole on its way.
+const EXPORT_MAX: usize = 32 << 20;
 /// Records listed where the caller says nothing.
 const HISTORY_DEFAULT: usize = 100;
 
@@ -87,16 +89,28 @@ pub(super) fn register(registry: &mut Registry) {
             cursor: page.next.map(|cursor| cursor.to_string()),
         })
     });
+    writing(registry);
+}
+
+fn writing(registry: &mut Registry) {
     registry.method::<MetricsExport, _, _>(async |server, params, _caller| {
         let format = match params.format {
             ExportFormat::JsonLines => Format::JsonLines,
             ExportFormat::Csv => Format::Csv,
             ExportFormat::Prometheus => Format::Prometheus,
         };
-        let export = server.metrics.export(format, HistoryRequest::default());
-        Ok(TextAnswer {
-            text: export.text().await.map_err(|error| store_error(&error))?,
-        })
+        let mut export = server.metrics.export(format, HistoryRequest::default());
+        let mut text = String::new();
+        while let Some(chunk) = export.next_chunk().await.map_err(|error| store_error(&error))? {
+            text.push_str(&chunk);
+            if text.len() > EXPORT_MAX {
+                return Err(invalid(
+                    "format",
+                    format!("the export takes more than {EXPORT_MAX} bytes; page through metrics.history"),
+                ));
+            }
+        }
+        Ok(TextAnswer { text })
     });
     registry.method::<MetricsCounters, _, _>(async |server, _params, _caller| {
         let counters = server.metrics.counters();
