@@ -66,6 +66,11 @@ for name in web db cache; do
     orbd-ctl create ubuntu:24.04 "$prefix$name" &
     pids="$pids $!"
 done
+tries=50
+until [ "$tries" = 0 ] || orbd-ctl jobs --json | grep -q '"state":"waiting"'; do
+    tries=$((tries - 1))
+    sleep 0.1
+done
 orbd-ctl jobs
 for pid in $pids; do wait "$pid"; done
 orbd-ctl list
