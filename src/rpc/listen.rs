@@ -117,7 +117,7 @@ impl Host {
             return;
         }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return refuse(stream, self.bounds).await;
+            return refuse(stream).await;
         };
         self.server.metrics.count(Counter::Connections);
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -160,7 +160,7 @@ async fn peek(stream: &UnixStream) -> io::Result<Option<u8>> {
 }
 
 /// Tells a client that there are too many, in the framing that most use.
-async fn refuse(mut stream: UnixStream, _bounds: Bounds) {
+async fn refuse(mut stream: UnixStream) {
     let mut data = ErrorKind::QueueFull.data();
     data.retry_after_ms = Some(1000);
     let error = ErrorKind::QueueFull.with("too many connections; close some, or raise connections_max", data);
