@@ -67,7 +67,7 @@ for name in web db cache; do
     pids="$pids $!"
 done
 tries=50
-until [ "$tries" = 0 ] || orbd-ctl jobs --json | grep -q '"state":"waiting"'; do
+until [ "$tries" = 0 ] || orbd-ctl jobs --json 2>/dev/null | grep -q '"state":"waiting"'; do
     tries=$((tries - 1))
     sleep 0.1
 done
@@ -95,7 +95,7 @@ fi
 deploying=$!
 looks=0
 while kill -0 "$deploying" 2>/dev/null; do
-    if [ "$looks" -lt 5 ] && [ "$(orbd-ctl jobs --json | grep -c '"state":"running"')" -gt 0 ]; then
+    if [ "$looks" -lt 5 ] && [ "$(orbd-ctl jobs --json 2>/dev/null | grep -c '"state":"running"')" -gt 0 ]; then
         looks=$((looks + 1))
         say "The queue while it runs (look $looks)"
         orbd-ctl jobs
