@@ -8,19 +8,50 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::{ChildIdentity, Seen, StartTime, marker_of};
 
-pub(super) fn look(pid: u32) -> Option<Seen> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+/// What we want of `/proc/PID/stat`.
+struct Stat {
+    state: char,
+    /// Absent where the leader is outside of our namespace of process ids, as in a container that was entered from without: the
+    /// kernel says 0, which `rustix::process::getsid` takes for impossible.
+    session: Option<u32>,
+    started: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     // The second field is the program's name in brackets and may itself hold blanks and brackets.
     let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = std::str::from_utf8(stat.get(after_name..)?).ok()?;
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next()?;
-    // Field 22 of the whole line; the state was field 3.
-    let at = fields.nth(18)?.parse().ok()?;
-    Some(Seen {
-        started: StartTime { at, boot: boot_id() },
-        is_zombie: matches!(state, "Z" | "X"),
+    // The numbers are those of proc_pid_stat(5), which counts from 1.
+    let mut fields = (3..).zip(
+        std::str::from_utf8(stat.get(after_name..)?)
+            .ok()?
+            .split_ascii_whitespace(),
+    );
+    let mut field = |wanted: u32| fields.find_map(|(number, field)| (number == wanted).then_some(field));
+    Some(Stat {
+        state: field(3)?.chars().next()?,
+        session: Some(field(6)?.parse().ok()?).filter(|leader| *leader != 0),
+        started: field(22)?.parse().ok()?,
     })
+}
+
+pub(super) fn look(pid: u32) -> Option<Seen> {
+    let stat = stat(pid)?;
+    Some(Seen {
+        started: StartTime {
+            at: stat.started,
+            boot: boot_id(),
+        },
+        is_zombie: matches!(stat.state, 'Z' | 'X'),
+    })
+}
+
+/// Returns the leader of a process's session.
+pub(super) fn session_of(pid: u32) -> Option<u32> {
+    stat(pid)?.session
 }
 
 /// Returns this boot's id; zero where the kernel does not tell, which is still the same for the whole boot.
@@ -65,4 +96,23 @@ pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
             (!seen.is_zombie).then_some((identity, marker))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_whose_session_began_outside_of_the_container_has_none() {
+        let line = |session: &str| {
+            format!("42 (a) b (c) S 1 42 {session} 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 99887 1 2")
+        };
+        let inside = parse_stat(line("7").as_bytes()).expect("well formed");
+        assert_eq!(
+            (inside.state, inside.session, inside.started),
+            ('S', Some(7), 99_887)
+        );
+        let outside = parse_stat(line("0").as_bytes()).expect("well formed");
+        assert_eq!(outside.session, None);
+    }
 }

@@ -31,6 +31,13 @@ pub(super) fn look(pid: u32) -> Option<Seen> {
     })
 }
 
+/// Returns the leader of a process's session.
+pub(super) fn session_of(pid: u32) -> Option<u32> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let session = rustix::process::getsid(Some(pid)).ok()?;
+    u32::try_from(session.as_raw_nonzero().get()).ok()
+}
+
 /// Returns when the process is gone; an error says that it cannot be watched or was not there to begin with.
 pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
     let queue = exit_queue(identity.pid)?;

@@ -134,15 +134,12 @@ pub fn marked_processes() -> Vec<(ChildIdentity, std::ffi::OsString)> {
         .into_iter()
         .filter(|(identity, _)| identity.pid != ourselves)
         .collect();
-    let session = |pid: u32| {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let session = rustix::process::getsid(Some(pid)).ok()?;
-        u32::try_from(session.as_raw_nonzero().get()).ok()
-    };
     let pids: std::collections::HashSet<u32> = marked.iter().map(|(identity, _)| identity.pid).collect();
     marked
         .into_iter()
-        .filter(|(identity, _)| !session(identity.pid).is_some_and(|leader| pids.contains(&leader)))
+        .filter(|(identity, _)| {
+            !platform::session_of(identity.pid).is_some_and(|leader| pids.contains(&leader))
+        })
         .collect()
 }
 
