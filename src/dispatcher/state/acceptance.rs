@@ -1,0 +1,192 @@
+//! Acceptance: into the queue, into the journal, and what force does to others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Moment;
+use crate::job::{JobId, Outcome, Phase};
+use crate::journal::{AcceptedJob, Entry as JournalEntry};
+use crate::metrics::Counter;
+use crate::operation::{Operation, Stdin};
+use crate::orbctl::Orbctl;
+use crate::scheduler::{Admission, NewJob, Refusal};
+use crate::spool;
+
+use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, Submission};
+use super::super::stored;
+use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
+
+impl<O: Orbctl> State<O> {
+    pub(super) fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Job, Rejection>>) {
+        let queue_timeout = submission.queue_timeout.unwrap_or(self.settings.queue_timeout);
+        let id = self.journal.next_id();
+        let class = submission.operation.class();
+        let spec = Arc::new(JobSpec {
+            id,
+            run_timeout: submission
+                .run_timeout
+                .or_else(|| self.settings.run_timeouts.of(class)),
+            operation: submission.operation,
+            client: submission.client,
+            carrier: submission.carrier,
+            expected_id: submission.expected_id,
+            detached: submission.detached,
+            priority: submission.priority,
+            accepted: Moment::now(),
+        });
+        let accepted = match self.accept(&spec, queue_timeout) {
+            Ok(job) => job,
+            Err(rejection) => {
+                let _ = reply.send(Err(rejection));
+                return;
+            }
+        };
+        if !is_durable(&spec) {
+            let _ = reply.send(Ok(accepted));
+            return;
+        }
+        // It may start at once; it is acknowledged only when a power loss could no longer forget it.
+        let entry = JournalEntry::Accepted(AcceptedJob {
+            job: id,
+            operation: stored::encode(&spec.operation, spec.expected_id.as_ref()),
+            client: spec.client.name.to_string(),
+            accepted_ms: spec.accepted.unix_ms(),
+            priority: spec.priority,
+            queue_timeout: Some(queue_timeout),
+            run_timeout: spec.run_timeout,
+        });
+        let written = self.journal.append_durable(&entry);
+        let requests = self.requests.clone();
+        tokio::spawn(async move {
+            match written.await {
+                Ok(()) => {
+                    let _ = reply.send(Ok(accepted));
+                }
+                Err(error) => {
+                    // A dispatcher that is gone answers nobody.
+                    if let Some(requests) = requests.upgrade() {
+                        let _ = requests
+                            .send(Request::Undo(Box::new(accepted), error.to_string().into(), reply))
+                            .await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Takes back a job whose acceptance could not be written down. One that started meanwhile goes on, and is acknowledged:
+    /// "nothing happened" would not be true of it.
+    pub(super) fn undo(
+        &mut self,
+        accepted: Job,
+        cause: Arc<str>,
+        reply: oneshot::Sender<Result<Job, Rejection>>,
+    ) {
+        let id = accepted.spec.id;
+        let waits = self
+            .jobs
+            .get(&id)
+            .is_some_and(|entry| matches!(*entry.state.borrow(), JobState::Waiting));
+        let answer = if waits {
+            self.cancel(id);
+            Err(Rejection::Journal(cause))
+        } else {
+            tracing::error!(job_id = id.0, %cause, "it runs, but a loss of power would forget it");
+            Ok(accepted)
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// Puts a job into the queue and carries out what its force does to others.
+    pub(super) fn accept(&mut self, spec: &Arc<JobSpec>, queue_timeout: Duration) -> Result<Job, Rejection> {
+        if self.stopping {
+            return Err(Rejection::Stopping);
+        }
+        let new = NewJob {
+            queue_deadline: spec.accepted.instant.checked_add(queue_timeout),
+            ..scheduled(spec)
+        };
+        if self.operands.saturating_add(spec.operation.weight()) > OPERANDS_MAX {
+            self.metrics.count(Counter::Refusals);
+            return Err(Rejection::OperandsFull {
+                limit: OPERANDS_MAX,
+                retry_after: OPERANDS_RETRY_AFTER,
+            });
+        }
+        let admission = self.scheduler.submit(new, spec.accepted.instant).map_err(|refusal| {
+            self.metrics.count(Counter::Refusals);
+            tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, %refusal, "refused");
+            rejected(refusal)
+        })?;
+        let job = self.enter(spec);
+        tracing::debug!(
+            job_id = spec.id.0,
+            operation = spec.operation.verb(),
+            machine = spec.operation.machine().map(tracing::field::display),
+            client = %spec.client.name,
+            "accepted"
+        );
+        self.preempt(admission, spec.id);
+        Ok(job)
+    }
+
+    pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
+        let entry = self.entry(spec);
+        let job = Self::job(&entry);
+        self.operands += spec.operation.weight();
+        self.jobs.insert(spec.id, entry);
+        job
+    }
+
+    pub(super) fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
+        let (mut spool, mut writer, mut input, mut input_end) = (None, None, None, None);
+        if let Operation::Exec(_, request) = &spec.operation {
+            let (into, out_of) = spool::spool(&self.settings.spool, &self.spools);
+            (writer, spool) = (Some(into), Some(out_of));
+            if request.stdin == Stdin::Stream {
+                let (into, out_of) = mpsc::channel(INPUT_MAX);
+                (input, input_end) = (Some(into), Some(out_of));
+            }
+        }
+        Entry {
+            spec: spec.clone(),
+            state: watch::Sender::new(JobState::Waiting),
+            stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
+            spool,
+            output_gone: 0,
+            writer,
+            input,
+            input_end,
+            release: None,
+            touches: None,
+            joined: 0,
+        }
+    }
+
+    fn preempt(&mut self, admission: Admission, by: JobId) {
+        for id in admission.cancelled {
+            self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), None);
+        }
+        for id in admission.stop {
+            if let Some(entry) = self.jobs.get(&id) {
+                tracing::info!(job_id = id.0, by = by.0, "preempted");
+                entry.stop.cancel();
+                entry.abandon.cancel();
+            }
+        }
+    }
+}
+
+fn rejected(refusal: Refusal) -> Rejection {
+    match refusal {
+        Refusal::QueueFull { limit, retry_after } => Rejection::QueueFull { limit, retry_after },
+        Refusal::ClientQueueFull { limit, retry_after } => Rejection::ClientQueueFull { limit, retry_after },
+        Refusal::Draining { what } => Rejection::Draining {
+            what: what.to_string(),
+        },
+    }
+}

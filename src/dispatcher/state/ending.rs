@@ -1,0 +1,260 @@
+//! Ends: who is told, what is recorded, what is kept and for how long; cancelling and clients that go away.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::clock::Moment;
+use crate::job::{JobId, Outcome, Phase, Success};
+use crate::journal::Entry as JournalEntry;
+use crate::metrics::{self, Counter, OperationRecord, OutcomeWord};
+use crate::operation::Operation;
+use crate::orbctl::Orbctl;
+use crate::scheduler::{self, CancelResult};
+use crate::spool;
+
+use super::super::handle::{Cancelled, Carrier, JobSpec, JobState, WaitingFor};
+use super::super::run_job::Finished;
+use super::{State, is_durable};
+
+impl<O: Orbctl> State<O> {
+    /// A running job is over.
+    pub(super) fn end(&mut self, id: JobId, mut finished: Finished) {
+        let now = Moment::now();
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            debug_assert!(false, "job {id} ends, but is not known");
+            return;
+        };
+        let spec = entry.spec.clone();
+        entry.input = None;
+        // Before anybody is answered: whoever reads after that answer reads what is true after the change.
+        let touches = entry.touches.take();
+        let since = match *entry.state.borrow() {
+            JobState::Running { since } => Some(since),
+            JobState::Waiting | JobState::Ended { .. } => None,
+        };
+        if let Some(scope) = touches {
+            self.invalidate(&scope);
+        }
+        if !matches!(spec.operation, Operation::Query(_)) {
+            self.journal_append(&JournalEntry::Ended { job: id });
+        }
+        self.scheduler.end(id, now.instant);
+        self.finish_read(id, &mut finished, None);
+        if matches!(
+            finished.outcome,
+            Outcome::Succeeded(Success::Change { changed: false })
+        ) {
+            self.metrics.count(Counter::ChangesSkipped);
+            self.metrics.count(Counter::SpawnsSaved);
+        }
+        self.conclude(id, since, now, &finished, None);
+    }
+
+    /// A job that never started is over; the scheduler has forgotten it.
+    pub(super) fn end_unstarted(&mut self, id: JobId, outcome: Outcome, holder: Option<WaitingFor>) {
+        let now = Moment::now();
+        if self.jobs.get(&id).is_some_and(|entry| is_durable(&entry.spec)) {
+            self.journal_append(&JournalEntry::Ended { job: id });
+        }
+        let mut finished = Finished::new(outcome);
+        self.finish_read(id, &mut finished, holder.as_ref());
+        self.conclude(id, None, now, &finished, holder);
+    }
+
+    /// Tells followers, records, and keeps what is to be kept.
+    fn conclude(
+        &mut self,
+        id: JobId,
+        since: Option<Moment>,
+        now: Moment,
+        finished: &Finished,
+        holder: Option<WaitingFor>,
+    ) {
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        // Dropping an unused writer ends its spool, and with it every follower's wait.
+        entry.writer = None;
+        entry.input_end = None;
+        let spec = entry.spec.clone();
+        let outcome = finished.outcome.clone();
+        self.metrics
+            .record(record(&spec, since, now, finished, entry.joined));
+        let level_worthy = !matches!(outcome, Outcome::Succeeded(_));
+        let run_us = since.map(|since| now.instant.saturating_duration_since(since.instant).as_micros());
+        if level_worthy {
+            tracing::info!(
+                job_id = id.0,
+                operation = spec.operation.verb(),
+                outcome = outcome_word(&outcome).as_str(),
+                run_us,
+                "ended"
+            );
+        } else {
+            tracing::debug!(job_id = id.0, operation = spec.operation.verb(), run_us, "ended");
+        }
+        entry.state.send_replace(JobState::Ended {
+            since,
+            at: now,
+            outcome,
+            holder,
+        });
+        self.operands -= spec.operation.weight();
+        if matches!(spec.operation, Operation::Exec(..)) {
+            entry.spec = Arc::new(spec.forgotten());
+        }
+        if matches!(spec.operation, Operation::Query(_)) {
+            // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
+            self.jobs.remove(&id);
+        } else {
+            if let Some(spool) = &entry.spool {
+                let bytes = spool.end().min(spool::MEMORY);
+                self.ended_bytes += bytes;
+                self.outputs.push_back((id, bytes));
+            }
+            self.ended.push_back((now.instant, id));
+        }
+    }
+
+    pub(super) fn next_forgotten(&self) -> Option<Instant> {
+        self.ended.front().map(|(at, _)| *at + self.settings.keep)
+    }
+
+    /// Forgets ended jobs that are too old or too many, and before that the oldest outputs, where they are too large.
+    pub(super) fn forget(&mut self, now: Instant) {
+        while self.ended_bytes > self.settings.keep_bytes && self.outputs.len() > 1 {
+            self.forget_oldest_output();
+        }
+        while let Some((at, id)) = self.ended.front().copied() {
+            let too_old = now.saturating_duration_since(at) >= self.settings.keep;
+            let too_many = self.ended.len() > self.settings.keep_max;
+            if !(too_old || too_many) {
+                return;
+            }
+            self.ended.pop_front();
+            // Both lines are in order of end, so its output is the oldest, if it is still there.
+            if self.outputs.front().is_some_and(|(oldest, _)| *oldest == id) {
+                self.forget_oldest_output();
+            }
+            self.jobs.remove(&id);
+        }
+    }
+
+    fn forget_oldest_output(&mut self) {
+        let Some((id, bytes)) = self.outputs.pop_front() else {
+            return;
+        };
+        self.ended_bytes -= bytes;
+        if let Some(entry) = self.jobs.get_mut(&id)
+            && let Some(spool) = entry.spool.take()
+        {
+            entry.output_gone = spool.end();
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Instant) {
+        for scheduler::Expired { id, blocker } in self.scheduler.expire(now) {
+            let holder = self.waiting_for(&blocker);
+            self.end_unstarted(id, Outcome::Expired(Phase::Queued), holder);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: JobId) -> Cancelled {
+        let Some(entry) = self.jobs.get(&id) else {
+            return Cancelled::NoSuchJob;
+        };
+        if entry.state.borrow().is_ended() {
+            return Cancelled::AlreadyEnded;
+        }
+        entry.stop.cancel();
+        match self.scheduler.cancel(id) {
+            CancelResult::NeverStarted => {
+                self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), None);
+                Cancelled::NeverStarted
+            }
+            CancelResult::Stopping | CancelResult::NoSuchJob => Cancelled::Stopping,
+        }
+    }
+
+    /// Cancels what waits and stops commands of a client that is gone; a running change is left to finish, and a lease is free
+    /// only when its process is gone.
+    pub(super) fn connection_gone(&mut self, connection: u64) {
+        let attached: Vec<JobId> = self
+            .jobs
+            .values()
+            .filter(|entry| entry.spec.client.connection == connection && !entry.spec.detached)
+            .filter(|entry| match *entry.state.borrow() {
+                JobState::Waiting => true,
+                JobState::Running { .. } => {
+                    matches!(entry.spec.operation, Operation::Exec(..))
+                        && matches!(entry.spec.carrier, Carrier::Daemon)
+                }
+                JobState::Ended { .. } => false,
+            })
+            .map(|entry| entry.spec.id)
+            .collect();
+        for id in attached {
+            self.cancel(id);
+        }
+        for entry in self
+            .jobs
+            .values_mut()
+            .filter(|entry| entry.spec.client.connection == connection)
+        {
+            // Nobody is left to say how the process ended.
+            entry.release = None;
+        }
+    }
+}
+
+fn outcome_word(outcome: &Outcome) -> OutcomeWord {
+    match outcome {
+        Outcome::Succeeded(_) => OutcomeWord::Succeeded,
+        Outcome::Failed(_) => OutcomeWord::Failed,
+        Outcome::Cancelled(_) => OutcomeWord::Cancelled,
+        Outcome::Expired(_) => OutcomeWord::Expired,
+        Outcome::Interrupted => OutcomeWord::Interrupted,
+        Outcome::Unknown(_) => OutcomeWord::Unknown,
+    }
+}
+
+/// Describes an ended job to the metrics. Nothing of its arguments, environment or input is part of it.
+fn record(
+    spec: &JobSpec,
+    since: Option<Moment>,
+    now: Moment,
+    finished: &Finished,
+    joined: u32,
+) -> OperationRecord {
+    let micros = |from: Instant, to: Instant| {
+        u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+    };
+    let changed = match finished.outcome {
+        Outcome::Succeeded(Success::Change { changed }) => Some(changed),
+        _ => None,
+    };
+    OperationRecord {
+        id: spec.id.0,
+        operation: spec.operation.verb().into(),
+        machine: spec.operation.machine().cloned(),
+        class: spec.operation.class(),
+        client: metrics::Client {
+            name: spec.client.name.clone(),
+            pid: spec.client.pid,
+            uid: spec.client.uid,
+        },
+        accepted_ms: spec.accepted.unix_ms(),
+        started_ms: since.map(|since| since.unix_ms()),
+        ended_ms: now.unix_ms(),
+        wait_us: micros(spec.accepted.instant, since.unwrap_or(now).instant),
+        run_us: since.map_or(0, |since| micros(since.instant, now.instant)),
+        ending: finished.ending,
+        outcome: outcome_word(&finished.outcome),
+        exit_code: finished.exit_code,
+        bytes_in: finished.bytes_in,
+        bytes_out: finished.bytes_out,
+        joined: joined > 0,
+        cache_hits: 0,
+        changed,
+    }
+}

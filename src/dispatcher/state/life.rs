@@ -1,0 +1,215 @@
+//! The beginning, which takes over from the life before, and the stop, which leaves changes to finish.
+
+use std::sync::Arc;
+
+use crate::clock::Moment;
+use crate::job::{JobId, Outcome, Sighting};
+use crate::journal::{AcceptedJob, InFlight, Recovered};
+use crate::operation::{Effect, Operation};
+use crate::orbctl::Orbctl;
+use crate::scheduler::{self, NewJob};
+use crate::sys;
+
+use super::super::handle::{JobSpec, JobState};
+use super::super::run_job::{Work, run_orphan};
+use super::super::stored;
+use super::{Entry, State, is_durable, scheduled};
+
+impl<O: Orbctl> State<O> {
+    /// Takes over from the life before: its children keep their lanes, its acknowledged changes their places.
+    pub(super) fn recover(&mut self, recovered: Recovered) {
+        let now = Moment::now();
+        self.recover_running(recovered.in_flight, now);
+        self.recover_waiting(recovered.waiting, recovered.doubtful, now);
+    }
+
+    fn recover_running(&mut self, in_flight: Vec<InFlight>, now: Moment) {
+        for found in in_flight {
+            let starting = &found.starting;
+            // An outline holds the lane as well, should the whole be from a version that we do not understand.
+            let accepted = found
+                .accepted
+                .as_ref()
+                .and_then(|accepted| stored::decode(&accepted.operation));
+            let Some(operation) = accepted
+                .map(|(operation, _)| operation)
+                .or_else(|| stored::outline(starting))
+            else {
+                tracing::error!(
+                    job_id = starting.job.0,
+                    "a job of the last run cannot be read; its lane is not held"
+                );
+                continue;
+            };
+            let client = found.accepted.as_ref().map_or("", |accepted| &accepted.client);
+            let spec = Arc::new(stored::revived(
+                starting.job,
+                operation,
+                client,
+                starting.detached,
+                now,
+            ));
+            let children = match found.process.as_ref().and_then(stored::identity) {
+                Some(child) => vec![child],
+                // It died between deciding to start a child and learning of it: the child's own environment tells.
+                None => sys::children_with_marker(&starting.marker),
+            };
+            tracing::warn!(
+                job_id = spec.id.0,
+                operation = spec.operation.verb(),
+                children = children.len(),
+                "left by the last run; its lanes are held until its children are gone"
+            );
+            self.scheduler.adopt(scheduled(&spec));
+            let entry = self.entry(&spec);
+            entry.state.send_replace(JobState::Running { since: now });
+            let touches = match spec.operation.effect() {
+                Effect::Changes(scope) => Some(scope),
+                Effect::Reads => None,
+            };
+            // A command's words died with its daemon, and whoever waited for it with the connection.
+            if matches!(spec.operation, Operation::Exec(..)) {
+                entry.stop.cancel();
+            }
+            self.operands += spec.operation.weight();
+            let work = Work {
+                orbctl: self.orbctl.clone(),
+                limits: self.settings.run_limits(),
+                stop: entry.stop.clone(),
+                abandon: entry.abandon.clone(),
+                spool: None,
+                input: None,
+                spool_dir: self.settings.spool.dir.clone(),
+                marker: starting.marker.clone(),
+                spawned: self.spawned.clone(),
+                release: None,
+                spec: spec.clone(),
+            };
+            self.jobs.insert(
+                spec.id,
+                Entry {
+                    touches,
+                    writer: None,
+                    ..entry
+                },
+            );
+            self.running
+                .spawn(async move { (spec.id, run_orphan(work, children).await) });
+        }
+    }
+
+    fn recover_waiting(&mut self, waiting: Vec<AcceptedJob>, doubtful: Vec<AcceptedJob>, now: Moment) {
+        for doubtful in doubtful {
+            let Some((operation, _)) = stored::decode(&doubtful.operation) else {
+                continue;
+            };
+            let spec = Arc::new(stored::revived(
+                doubtful.job,
+                operation,
+                &doubtful.client,
+                true,
+                now,
+            ));
+            tracing::error!(
+                job_id = spec.id.0,
+                operation = spec.operation.verb(),
+                "may or may not have run: the journal is damaged"
+            );
+            let entry = self.entry(&spec);
+            self.jobs.insert(spec.id, entry);
+            self.end_unstarted(doubtful.job, Outcome::Unknown(Sighting::NOTHING), None);
+        }
+        for waiting in waiting {
+            let Some((operation, expected_id)) = stored::decode(&waiting.operation) else {
+                tracing::error!(
+                    job_id = waiting.job.0,
+                    "an accepted job of the last run cannot be read and is dropped"
+                );
+                continue;
+            };
+            let spec = Arc::new(JobSpec {
+                priority: waiting.priority,
+                expected_id,
+                run_timeout: waiting.run_timeout,
+                ..stored::revived(waiting.job, operation, &waiting.client, true, now)
+            });
+            // It was acknowledged, so no limit of this life turns it away.
+            let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
+            let new = NewJob {
+                queue_deadline: now.instant.checked_add(queue_timeout),
+                ..scheduled(&spec)
+            };
+            self.scheduler.readmit(new, now.instant);
+            self.enter(&spec);
+            tracing::info!(
+                job_id = spec.id.0,
+                operation = spec.operation.verb(),
+                "queued again after a restart"
+            );
+        }
+    }
+
+    /// Cancels what waits for somebody, ends commands, and leaves changes to finish.
+    pub(super) fn begin_stop(&mut self) {
+        self.stopping = true;
+        tracing::info!(
+            waiting = self.scheduler.waiting().total(),
+            running = self.running.len(),
+            "stopping"
+        );
+        let ids: Vec<JobId> = self
+            .jobs
+            .values()
+            .filter(|entry| {
+                let waits = matches!(*entry.state.borrow(), JobState::Waiting);
+                let keeps = is_durable(&entry.spec);
+                // A detached change that waits is in the journal: the next life does it.
+                if waits {
+                    !keeps
+                } else {
+                    !entry.is_running_change() && !entry.state.borrow().is_ended()
+                }
+            })
+            .map(|entry| entry.spec.id)
+            .collect();
+        for id in ids {
+            self.cancel(id);
+        }
+        self.scheduler.pause(scheduler::Target::All);
+        for entry in self.jobs.values() {
+            entry.abandon.cancel();
+        }
+    }
+
+    /// Lets go of changes that still run: their process groups are their own, and the journal remembers them.
+    pub(super) fn leave(&mut self) {
+        if !self.running.is_empty() {
+            tracing::warn!(
+                jobs = self.running.len(),
+                "left to finish by themselves; the next start finds them"
+            );
+        }
+        self.running.detach_all();
+        // Whoever waits for them must not take our going away for a refusal and ask again.
+        let now = Moment::now();
+        for entry in self.jobs.values() {
+            let JobState::Running { since } = *entry.state.borrow() else {
+                continue;
+            };
+            entry.state.send_replace(JobState::Ended {
+                since: Some(since),
+                at: now,
+                outcome: unseen(&entry.spec.operation),
+                holder: None,
+            });
+        }
+    }
+}
+
+/// Says what became of a job whose end nobody saw.
+fn unseen(operation: &Operation) -> Outcome {
+    match operation.effect() {
+        Effect::Changes(_) => Outcome::Unknown(Sighting::NOTHING),
+        Effect::Reads => Outcome::Interrupted,
+    }
+}

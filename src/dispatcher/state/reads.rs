@@ -1,0 +1,161 @@
+//! Reads: answered from what is known, shared with an equal one, or asked; and what is learned from them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::cache::{Recorded, Source, Topic};
+use crate::clock::Moment;
+use crate::job::{JobId, Priority};
+use crate::metrics::Counter;
+use crate::operation::{Operation, Query, Scope};
+use crate::orbctl::Orbctl;
+
+use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, WaitingFor};
+use super::super::known::{Known, Seen, topic};
+use super::super::run_job::Finished;
+use super::{Reading, State};
+
+impl<O: Orbctl> State<O> {
+    /// Answers a read from what is known, or joins an equal one, or asks.
+    pub(super) fn read(
+        &mut self,
+        query: &Query,
+        max_age: Option<Duration>,
+        client: &Client,
+        reply: oneshot::Sender<Result<Seen, ReadError>>,
+    ) {
+        let now = Moment::now();
+        let max_age = max_age
+            .unwrap_or(self.settings.cache_max_age)
+            .min(self.settings.cache_max_age);
+        if let Some(topic) = topic(query)
+            && let Some(seen) = self.cache.fresh(&topic, &now, max_age)
+        {
+            self.metrics.count(Counter::CacheHits);
+            self.metrics.count(Counter::SpawnsSaved);
+            let _ = reply.send(Ok(seen.clone()));
+            return;
+        }
+        self.metrics.count(Counter::CacheMisses);
+        if let Some(reading) = self.reads.get_mut(query) {
+            // A read may be shared while it waits; one that runs, only if nothing changed since it began and the caller
+            // accepts an observation as old as that.
+            let may_join = match &reading.begun {
+                None => true,
+                Some(begun) => {
+                    let is_current = match &begun.ticket {
+                        Some(ticket) => self.cache.is_current(ticket),
+                        None => begun.generation == self.cache.generation(),
+                    };
+                    is_current && now.age_of(&begun.at) <= max_age
+                }
+            };
+            if may_join {
+                self.metrics.count(Counter::Joins);
+                self.metrics.count(Counter::SpawnsSaved);
+                if let Some(entry) = self.jobs.get_mut(&reading.job) {
+                    entry.joined += 1;
+                }
+                reading.waiters.push(reply);
+                return;
+            }
+        }
+        let id = self.journal.next_id();
+        let spec = Arc::new(JobSpec {
+            id,
+            operation: Operation::Query(query.clone()),
+            client: client.clone(),
+            carrier: Carrier::Daemon,
+            expected_id: None,
+            // A read is shared, so no single client's going away ends it.
+            detached: true,
+            priority: Priority::Normal,
+            accepted: now,
+            run_timeout: Some(self.settings.run_timeouts.query),
+        });
+        match self.accept(&spec, self.settings.queue_timeout) {
+            Ok(_) => {
+                let before = self.reads.insert(
+                    query.clone(),
+                    Reading {
+                        job: id,
+                        begun: None,
+                        waiters: vec![reply],
+                    },
+                );
+                // The one that could not be joined goes on; its waiters are told by its own end.
+                if let Some(before) = before {
+                    self.superseded(before);
+                }
+            }
+            Err(rejection) => {
+                let _ = reply.send(Err(ReadError::Rejected(rejection)));
+            }
+        }
+    }
+
+    /// Keeps the waiters of a read that newer callers could not join with its job.
+    fn superseded(&mut self, reading: Reading) {
+        self.outdated.insert(reading.job, reading);
+    }
+
+    pub(super) fn finish_read(&mut self, id: JobId, finished: &mut Finished, holder: Option<&WaitingFor>) {
+        let Some(entry) = self.jobs.get(&id) else { return };
+        let Operation::Query(query) = entry.spec.operation.clone() else {
+            return;
+        };
+        let reading = match self.reads.get(&query) {
+            Some(reading) if reading.job == id => self.reads.remove(&query),
+            _ => self.outdated.remove(&id),
+        };
+        let Some(reading) = reading else { return };
+        let answer = match (finished.facts.take(), reading.begun) {
+            (Some(facts), Some(begun)) => {
+                let known = Arc::new(Known::new(facts));
+                let seen = Seen {
+                    value: known.clone(),
+                    generation: begun.generation,
+                    observed_at: begun.at,
+                    source: Source::List,
+                };
+                if let Some(ticket) = begun.ticket
+                    && self.cache.record(ticket, known.clone()) == Recorded::Stored
+                {
+                    self.learned(&query, &known);
+                }
+                Ok(seen)
+            }
+            _ => Err(ReadError::Ended {
+                id,
+                outcome: finished.outcome.clone(),
+                holder: holder.cloned(),
+            }),
+        };
+        for waiter in reading.waiters {
+            let _ = waiter.send(answer.clone());
+        }
+    }
+
+    /// Does what follows from something new being known.
+    fn learned(&mut self, query: &Query, known: &Known) {
+        if *query == Query::List {
+            if let Some(machines) = known.machines() {
+                self.cache
+                    .retain_machines(machines.iter().map(|machine| &machine.name));
+            }
+            self.publish_machines();
+        }
+    }
+
+    fn publish_machines(&self) {
+        let machines = self.cache.get(&Topic::Machines).cloned();
+        self.publish.send_replace(Published { machines });
+    }
+
+    pub(super) fn invalidate(&mut self, scope: &Scope) {
+        self.cache.invalidate(scope);
+        self.publish_machines();
+    }
+}

@@ -1,0 +1,154 @@
+//! Starts: what is made stale and written down before a child may exist.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+
+use crate::cache::{Cache, Topic};
+use crate::clock::Moment;
+use crate::job::{Failure, JobId, Outcome};
+use crate::journal::{Entry as JournalEntry, Starting};
+use crate::machine::MachineState;
+use crate::metrics::Counter;
+use crate::operation::{Effect, Operation, Scope};
+use crate::orbctl::Orbctl;
+use crate::sys::ChildIdentity;
+
+use super::super::handle::{Carrier, JobSpec, JobState};
+use super::super::known::{Known, by_name, topic};
+use super::super::run_job::{Durable, Finished, Work, run_job};
+use super::super::stored;
+use super::{Begun, State, is_durable};
+
+impl<O: Orbctl> State<O> {
+    pub(super) fn start_ready(&mut self) {
+        while let Some(id) = self.scheduler.start_next(Moment::now().instant) {
+            self.start(id);
+        }
+    }
+
+    fn start(&mut self, id: JobId) {
+        let now = Moment::now();
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            debug_assert!(false, "job {id} starts, but is not known");
+            self.scheduler.end(id, now.instant);
+            return;
+        };
+        let spec = entry.spec.clone();
+        entry.touches = match spec.operation.effect() {
+            Effect::Changes(scope) => Some(scope),
+            Effect::Reads => {
+                may_start_its_machine(&spec.operation, &self.cache, &now, self.settings.cache_max_age)
+            }
+        };
+        let release = matches!(spec.carrier, Carrier::Lease(_)).then(|| {
+            let (told, release) = oneshot::channel();
+            entry.release = Some(told);
+            release
+        });
+        let work = Work {
+            orbctl: self.orbctl.clone(),
+            limits: self.settings.run_limits(),
+            stop: entry.stop.clone(),
+            abandon: entry.abandon.clone(),
+            spool: entry.writer.take(),
+            spool_dir: self.settings.spool.dir.clone(),
+            input: entry.input_end.take(),
+            marker: format!("{}:{id}", self.settings.instance),
+            spawned: self.spawned.clone(),
+            release,
+            spec: spec.clone(),
+        };
+        let touches = entry.touches.clone();
+        let mut durable = None;
+        if let Operation::Query(query) = &spec.operation {
+            if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
+                let ticket = topic(query).map(|topic| self.cache.begin(&topic, &now));
+                reading.begun = Some(Begun {
+                    ticket,
+                    generation: self.cache.generation(),
+                    at: now,
+                });
+            }
+        } else {
+            durable = self.journal_start(&spec, &work.marker);
+        }
+        if let Some(scope) = touches {
+            self.invalidate(&scope);
+        }
+        // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
+        if let Some(entry) = self.jobs.get(&id) {
+            entry.state.send_replace(JobState::Running { since: now });
+        }
+        tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
+        self.running.spawn(async move {
+            // A panic in here is our fault; it must end this job and nothing else.
+            let finished = AssertUnwindSafe(run_job(work, durable)).catch_unwind().await;
+            let broken = || Finished::new(Outcome::Failed(Failure::Internal("a job's task panicked".into())));
+            (id, finished.unwrap_or_else(|_| broken()))
+        });
+    }
+
+    /// Writes down that a child may exist from now on: without this line our next life could run beside it. For a change that
+    /// was acknowledged to outlive us it returns what the child must wait for, so that no loss of power makes it run twice.
+    fn journal_start(&self, spec: &JobSpec, marker: &str) -> Option<Durable> {
+        let entry = JournalEntry::Starting(Starting {
+            job: spec.id,
+            marker: marker.to_owned(),
+            lanes: spec.operation.footprint().lanes().to_vec(),
+            verb: spec.operation.verb().to_owned(),
+            machine: spec.operation.machine().cloned(),
+            class: spec.operation.class(),
+            detached: spec.detached,
+        });
+        let durable = is_durable(spec).then(|| -> Durable { Box::pin(self.journal.append_durable(&entry)) });
+        if durable.is_none() {
+            self.journal_append(&entry);
+        }
+        if let Carrier::Lease(identity) = &spec.carrier {
+            self.child_started(spec.id, *identity);
+        }
+        durable
+    }
+
+    pub(super) fn child_started(&self, id: JobId, child: ChildIdentity) {
+        self.metrics.count(Counter::Spawns);
+        let needed = self
+            .jobs
+            .get(&id)
+            .is_some_and(|entry| !matches!(entry.spec.operation, Operation::Query(_)));
+        if needed {
+            self.journal_append(&JournalEntry::Started {
+                job: id,
+                process: stored::process(&child),
+            });
+        }
+    }
+
+    pub(super) fn journal_append(&self, entry: &JournalEntry) {
+        if let Err(error) = self.journal.append(entry) {
+            // Work goes on: refusing a stop or a delete because the disk is full would make things worse.
+            tracing::error!(%error, "the journal cannot be written: a crash now could forget what runs");
+        }
+    }
+}
+
+/// Says what a command makes stale: its machine, if that is not freshly seen running, because then the command may start it.
+fn may_start_its_machine(
+    operation: &Operation,
+    cache: &Cache<Arc<Known>>,
+    now: &Moment,
+    max_age: Duration,
+) -> Option<Scope> {
+    let (Operation::Exec(name, _) | Operation::Push(name) | Operation::Pull(name)) = operation else {
+        return None;
+    };
+    let running = cache
+        .fresh(&Topic::Machines, now, max_age)
+        .and_then(|seen| by_name(seen.value.machines()?, name))
+        .is_some_and(|machine| machine.state == MachineState::Running);
+    (!running).then(|| Scope::Machines(vec![name.clone()]))
+}

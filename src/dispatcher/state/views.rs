@@ -1,0 +1,99 @@
+//! What can be seen from outside: jobs, why they wait, the cache.
+
+use crate::clock::Moment;
+use crate::orbctl::Orbctl;
+use crate::scheduler::Blocker;
+use crate::spool;
+
+use super::super::handle::{CacheView, Job, JobFilter, JobState, JobView, KeptView, StateFilter, WaitingFor};
+use super::{Entry, State};
+
+impl<O: Orbctl> State<O> {
+    pub(super) fn job(entry: &Entry) -> Job {
+        Job {
+            spec: entry.spec.clone(),
+            state: entry.state.subscribe(),
+            spool: entry.spool.clone(),
+            output_gone: entry.output_gone,
+        }
+    }
+
+    pub(super) fn view(&self, entry: &Entry) -> JobView {
+        let state = entry.state.borrow().clone();
+        let waiting_for = match state {
+            JobState::Waiting => self
+                .scheduler
+                .blocker(entry.spec.id)
+                .and_then(|blocker| self.waiting_for(&blocker)),
+            JobState::Running { .. } | JobState::Ended { .. } => None,
+        };
+        JobView {
+            spec: entry.spec.clone(),
+            state,
+            waiting_for,
+            output_bytes: entry.spool.as_ref().map_or(entry.output_gone, spool::Spool::end),
+            joined: entry.joined,
+        }
+    }
+
+    pub(super) fn waiting_for(&self, blocker: &Blocker) -> Option<WaitingFor> {
+        match blocker {
+            Blocker::Job { id, .. } => self.jobs.get(id).map(|entry| WaitingFor::Job {
+                id: *id,
+                verb: entry.spec.operation.verb(),
+                machine: entry.spec.operation.machine().cloned(),
+                client: entry.spec.client.name.clone(),
+                age: Moment::now().age_of(&entry.spec.accepted),
+            }),
+            Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
+            Blocker::Paused(_) => Some(WaitingFor::Paused),
+            Blocker::NotWaiting => None,
+        }
+    }
+
+    pub(super) fn list(&self, filter: &JobFilter) -> (Vec<JobView>, bool) {
+        let wanted = |entry: &&Entry| {
+            let state = match *entry.state.borrow() {
+                JobState::Waiting => StateFilter::Waiting,
+                JobState::Running { .. } => StateFilter::Running,
+                JobState::Ended { .. } => StateFilter::Ended,
+            };
+            filter.state.is_none_or(|only| only == state)
+                && filter
+                    .machine
+                    .as_ref()
+                    .is_none_or(|only| entry.spec.operation.machine() == Some(only))
+                && filter
+                    .verb
+                    .as_ref()
+                    .is_none_or(|only| entry.spec.operation.verb() == only)
+        };
+        let mut newest = self.jobs.values().rev().filter(wanted);
+        let mut jobs: Vec<JobView> = newest
+            .by_ref()
+            .take(filter.limit)
+            .map(|entry| self.view(entry))
+            .collect();
+        let more = newest.next().is_some();
+        jobs.reverse();
+        (jobs, more)
+    }
+
+    pub(super) fn cache_view(&self) -> CacheView {
+        let now = Moment::now();
+        let entries = self
+            .cache
+            .entries()
+            .map(|(topic, seen, valid)| KeptView {
+                topic: topic.clone(),
+                generation: seen.generation,
+                age: now.age_of(&seen.observed_at),
+                valid,
+            })
+            .collect();
+        CacheView {
+            generation: self.cache.generation(),
+            entries,
+        }
+    }
+}
