@@ -798,6 +798,9 @@ keys! {
     /// The longest request.
     frame_max: Bytes = |_| Bytes(16 << 20), Bytes(1 << 12) => Bytes(1 << 30);
 
+    /// Whether clients start orbd when it does not run. `ORBD_AUTOSTART=0` does the same for one client.
+    autostart: bool = |_| true;
+
     /// How much is logged: error, warn, info, debug or trace, also per module as in `info,orbd::rpc=debug`.
     log_level: String = |_| "info".into();
     /// How logs look: "text" or "json".

@@ -1,5 +1,6 @@
 //! The test suite: one binary.
 
+mod ctl_service;
 mod ctl_suite;
 mod daemon_cache;
 mod daemon_crash;

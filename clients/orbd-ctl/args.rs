@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orbd::rpc::types::{ExportFormat, GroupBy, JobStateWord, Priority};
@@ -330,6 +331,12 @@ Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
   orbd-ctl daemon restart                after an upgrade";
+    /// Keep orbd running as a service: launchd on a Mac, systemd on Linux
+    Service(ServiceVerb) "service" [] "Examples:
+  orbd-ctl service install               now and at each login
+  orbd-ctl service install --print       show the file that would be written, and do nothing
+  orbd-ctl service status
+  orbd-ctl service logs --follow";
     /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
     LeaseExec(Nothing) "lease-exec" [] "";
 }
@@ -871,6 +878,47 @@ pub(crate) enum DaemonCommand {
     Restart,
     /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
     Status,
+}
+
+/// `service`.
+#[derive(Debug, Args)]
+pub(crate) struct ServiceVerb {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: ServiceCommand,
+    /// Which manager to talk to [default: the system's own]
+    #[arg(long, global = true, value_enum, hide = true)]
+    pub(crate) manager: Option<ManagerName>,
+}
+
+/// `service ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Write the service's file and start orbd, now and at each login; brings an old file up to date
+    Install {
+        /// Print the file instead, and do nothing
+        #[arg(long)]
+        print: bool,
+    },
+    /// Stop orbd and take the service's file away
+    Uninstall,
+    /// Start the service and wait until it answers
+    Start,
+    /// Stop the service in order; it stays stopped until the next login or use
+    Stop,
+    /// Stop the service in order and start it again
+    Restart,
+    /// Show whether it is installed, loaded and running; exits with 3 when it does not run
+    Status,
+    /// Show the last lines of orbd's log
+    Logs {
+        /// Go on with what is written from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// How many lines
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+        lines: usize,
+    },
 }
 
 fn priority(text: &str) -> Result<Priority, String> {

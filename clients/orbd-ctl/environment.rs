@@ -10,6 +10,8 @@ pub(crate) struct Environment {
     pub(crate) socket: Option<PathBuf>,
     /// `$HOME`, unless empty.
     pub(crate) home: Option<PathBuf>,
+    /// `$XDG_CONFIG_HOME`, where absolute.
+    pub(crate) config_home: Option<PathBuf>,
     /// `$PATH`.
     pub(crate) path: Option<OsString>,
     /// `$ORBD_AUTOSTART` forbids starting the daemon.
@@ -30,6 +32,9 @@ impl Environment {
         Self {
             socket: given("ORBD_SOCKET").map(PathBuf::from),
             home: given("HOME").map(PathBuf::from),
+            config_home: given("XDG_CONFIG_HOME")
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute()),
             path: given("PATH"),
             autostart_off: given("ORBD_AUTOSTART").is_some_and(|value| {
                 ["0", "no", "off", "false"]

@@ -1,4 +1,4 @@
-//! Starting the daemon when nobody manages it: find the program, start it detached, wait until it answers.
+//! Starting the daemon: through its service where one is installed, else find the program, start it detached, wait until it answers.
 //!
 //! Ten clients may do so at once: every daemon but one finds the lock held and exits with 0, which is no failure here. The one
 //! that holds the lock may also be on its way out: it takes no connections any more and goes when what runs has ended. Then
@@ -18,6 +18,7 @@ use orbd::config;
 
 use crate::console::{Console, now};
 use crate::link::{Link, greet};
+use crate::service::Service;
 use crate::trouble::Trouble;
 
 /// How long it may take until a daemon answers: longer than an earlier one takes to go (10 s for changes, farewells after that),
@@ -37,9 +38,41 @@ const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// How much of a failed daemon's last words is shown.
 const LAST_WORDS_MAX: u64 = 2000;
 
-/// Starts the daemon and connects to it once it answers.
+/// How long a service manager's daemon may take to answer before one is started without it.
+const SERVICE_MAX: Duration = Duration::from_secs(5);
+
+/// Starts the daemon and connects to it once it answers: through its service where one is installed, else by itself.
 pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, Trouble> {
+    if let Some(service) = Service::installed(link) {
+        match service.start().and_then(|()| answered(link, SERVICE_MAX)) {
+            Ok(Some(client)) => return Ok(client),
+            Ok(None) => console.say("the service has not answered; starting orbd without it"),
+            Err(trouble) => console.say(&format!("{trouble}; starting orbd without its service")),
+        }
+    }
     launch_program(&find(link)?, link, console)
+}
+
+/// Says whether the configuration lets clients start the daemon. Where it is not in order the daemon itself will say so.
+pub(crate) fn is_wanted() -> bool {
+    config::Config::load(&config::Flags::default(), &config::Environment::of_process())
+        .map_or(true, |config| config.autostart)
+}
+
+/// Waits for a daemon that somebody else started.
+pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>, Trouble> {
+    let began = now();
+    let mut pause = Duration::from_millis(1);
+    while now() - began < at_most {
+        if let Ok(mut client) = link.dial()
+            && !matches!(greet(&mut client, &link.socket), Err(Trouble::Lost(_)))
+        {
+            return link.dial().map(Some);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    Ok(None)
 }
 
 fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<Client, Trouble> {
@@ -205,13 +238,13 @@ impl Log {
 }
 
 /// Returns where the daemon's own log is: it reads the same configuration as we do here, from the same environment.
-fn own_log() -> Option<PathBuf> {
+pub(crate) fn own_log() -> Option<PathBuf> {
     let config = config::Config::load(&config::Flags::default(), &config::Environment::of_process()).ok()?;
     Some(config.log_folder().join("orbd.log"))
 }
 
 /// Finds `orbd`: beside our own program, as it was called and as it really is, else on PATH.
-fn find(link: &Link) -> Result<PathBuf, Trouble> {
+pub(crate) fn find(link: &Link) -> Result<PathBuf, Trouble> {
     let ours = env::current_exe().ok();
     let real = ours.as_ref().and_then(|path| path.canonicalize().ok());
     let on_path = link

@@ -115,7 +115,9 @@ impl Link {
 
     fn reach(&self, console: &mut Console) -> Result<Client, Trouble> {
         match self.dial() {
-            Err(Trouble::NotRunning { .. }) if self.autostart => launch::launch(self, console),
+            Err(Trouble::NotRunning { .. }) if self.autostart && launch::is_wanted() => {
+                launch::launch(self, console)
+            }
             other => other,
         }
     }

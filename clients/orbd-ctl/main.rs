@@ -25,6 +25,7 @@ mod launch;
 mod link;
 mod narrate;
 mod render;
+mod service;
 mod trouble;
 
 fn main() -> ExitCode {

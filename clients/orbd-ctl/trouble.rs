@@ -73,6 +73,14 @@ pub(crate) enum Trouble {
         /// What to do.
         hint: String,
     },
+    /// The service manager refused.
+    #[error("{message}")]
+    Service {
+        /// What it was told, and what it said.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
     /// The connection broke in the middle.
     #[error("the connection to orbd was lost")]
     Lost(#[source] io::Error),
@@ -161,7 +169,7 @@ impl Trouble {
             Self::Absent { .. } => exit::WRONG_OBJECT,
             Self::Interrupted => exit::INTERRUPTED,
             Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => exit::BROKEN_PIPE,
-            Self::Local { .. } | Self::Output(_) => exit::FAILED,
+            Self::Service { .. } | Self::Local { .. } | Self::Output(_) => exit::FAILED,
         }
     }
 
@@ -217,7 +225,10 @@ impl Trouble {
             Self::Unreadable { .. } | Self::Protocol(_) => {
                 "after an upgrade, `orbd-ctl daemon restart` brings both to one version; `orbd-ctl version` shows them"
             }
-            Self::NotStarted { hint, .. } | Self::Usage { hint, .. } | Self::Absent { hint, .. } => hint,
+            Self::NotStarted { hint, .. }
+            | Self::Service { hint, .. }
+            | Self::Usage { hint, .. }
+            | Self::Absent { hint, .. } => hint,
             Self::Interrupted | Self::Local { .. } | Self::Output(_) => return None,
         };
         Some(hint.to_owned())
@@ -229,6 +240,7 @@ impl Trouble {
             Self::Refused(error) => return error.clone(),
             Self::NotRunning { .. } | Self::Unreachable { .. } | Self::Mute { .. } => "daemon_unreachable",
             Self::NotStarted { .. } => "daemon_not_started",
+            Self::Service { .. } => "service_manager",
             Self::Lost(_) => "connection_lost",
             Self::Unreadable { .. } => "answer_unreadable",
             Self::Protocol(_) => {

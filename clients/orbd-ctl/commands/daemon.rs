@@ -92,6 +92,11 @@ fn start(context: &mut Context) -> Result<(), Trouble> {
     })
 }
 
+/// Stops a daemon that runs, whoever it is, without an answer on stdout.
+pub(super) fn stop_quietly(context: &mut Context) -> Result<(), Trouble> {
+    stop(context).map(drop)
+}
+
 /// What was stopped.
 enum Stopped {
     /// Nobody ran.

@@ -27,6 +27,7 @@ mod queue;
 mod rename;
 mod restart;
 mod run;
+mod service;
 mod ssh;
 mod start;
 mod status;
@@ -64,6 +65,7 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Cache(args) => cache::cache(context, args.command),
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),
+        Command::Service(args) => service::service(context, &args),
         Command::LeaseExec(_) => Ok(lease::exec()),
     }
 }

@@ -1,0 +1,364 @@
+//! `service`.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::args::{ServiceCommand, ServiceVerb};
+use crate::context::Context;
+use crate::interrupt::Interrupt;
+use crate::launch;
+use crate::render;
+use crate::service::{ManagerName, Service, State, Written};
+use crate::trouble::{Trouble, exit};
+
+/// How long a service may take until it answers, after its manager says that it started it.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+/// How long it may take to be gone after it was asked to stop; launchd and systemd kill it before that.
+const GONE_MAX: Duration = Duration::from_secs(60);
+
+/// Most of a log that is read for its last lines.
+const TAIL_MAX: u64 = 1 << 20;
+
+/// How often a followed log is looked at.
+const FOLLOW_TICK: Duration = Duration::from_millis(250);
+
+/// What `--json` says of a service.
+#[derive(Debug, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and programs read them by name"
+)]
+struct Report {
+    manager: &'static str,
+    file: PathBuf,
+    installed: bool,
+    /// The file says what this version of orbd-ctl would write.
+    current: bool,
+    loaded: bool,
+    /// The manager's process.
+    pid: Option<u32>,
+    last_exit: Option<i32>,
+    /// Somebody answers on the socket, the service or another daemon.
+    answers: bool,
+    socket: PathBuf,
+}
+
+/// Installs, removes, starts, stops and shows the service.
+pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitCode, Trouble> {
+    let name = args.manager.unwrap_or_else(ManagerName::of_this_system);
+    let service = Service::of(&context.link, name)?;
+    match args.command {
+        ServiceCommand::Install { print: true } => {
+            let text = service.text(&context.link)?;
+            context.console.print(&text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        ServiceCommand::Install { print: false } => install(context, &service)?,
+        ServiceCommand::Uninstall => uninstall(context, &service)?,
+        ServiceCommand::Start => {
+            must_be_installed(&service)?;
+            service.check()?;
+            service.start()?;
+            must_answer(context)?;
+            told(context, &service, "orbd runs as a service")?;
+        }
+        ServiceCommand::Stop => {
+            must_be_installed(&service)?;
+            stop(&service)?;
+            told(context, &service, "the service is stopped")?;
+        }
+        ServiceCommand::Restart => {
+            must_be_installed(&service)?;
+            stop(&service)?;
+            service.start()?;
+            must_answer(context)?;
+            told(context, &service, "the service was started again")?;
+        }
+        ServiceCommand::Status => return status(context, &service),
+        ServiceCommand::Logs { follow, lines } => logs(context, follow, lines)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install(context: &mut Context, service: &Service) -> Result<(), Trouble> {
+    service.check()?;
+    let written = service.write(&context.link)?;
+    let state = service.state()?;
+    if written == Written::Same && state.pid.is_some() && context.link.dial().is_ok() {
+        return told(context, service, "the service is installed already, and runs");
+    }
+    // A daemon that was started by hand holds the socket: the service's own would see that and end.
+    if state.pid.is_none() && context.link.is_held() {
+        context
+            .console
+            .say("stopping the orbd that runs without a service");
+        super::daemon::stop_quietly(context)?;
+    }
+    service.load()?;
+    must_answer(context)?;
+    told(
+        context,
+        service,
+        "the service is installed: orbd runs now, and after each login",
+    )
+}
+
+fn uninstall(context: &mut Context, service: &Service) -> Result<(), Trouble> {
+    let said = if service.remove()? {
+        "the service is uninstalled; orbd still starts on demand"
+    } else {
+        "the service is not installed"
+    };
+    told(context, service, said)
+}
+
+fn stop(service: &Service) -> Result<(), Trouble> {
+    let Some(pid) = service.state()?.pid else {
+        return Ok(());
+    };
+    service.stop()?;
+    let asked = crate::console::now();
+    let mut pause = Duration::from_millis(5);
+    while service.state()?.pid == Some(pid) {
+        if crate::console::now() - asked > GONE_MAX {
+            return Err(Trouble::Service {
+                message: format!(
+                    "orbd (pid {pid}) was asked to stop and has not gone for {} s",
+                    GONE_MAX.as_secs()
+                ),
+                hint: "`orbd-ctl jobs` shows what runs".into(),
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+    Ok(())
+}
+
+fn must_be_installed(service: &Service) -> Result<(), Trouble> {
+    if service.is_installed() {
+        return Ok(());
+    }
+    Err(Trouble::Absent {
+        message: format!(
+            "the service is not installed: there is no {}",
+            service.file.display()
+        ),
+        hint: "`orbd-ctl service install` installs and starts it".into(),
+    })
+}
+
+/// Waits until the service's daemon answers.
+fn must_answer(context: &Context) -> Result<(), Trouble> {
+    match launch::answered(&context.link, ANSWER_MAX)? {
+        Some(_) => Ok(()),
+        None => Err(Trouble::NotStarted {
+            reason: format!(
+                "the service was started, but nothing has answered on {} for {} s",
+                context.link.socket.display(),
+                ANSWER_MAX.as_secs()
+            ),
+            hint: format!(
+                "`orbd-ctl service status` shows how it ended, `orbd-ctl service logs` and {} what it said",
+                context.link.socket.with_extension("err").display()
+            ),
+        }),
+    }
+}
+
+fn report(context: &Context, service: &Service) -> Result<Report, Trouble> {
+    // Without a manager there is nothing loaded; what is on disk can be told all the same.
+    let State {
+        loaded,
+        pid,
+        last_exit,
+    } = service.state().unwrap_or_default();
+    Ok(Report {
+        manager: service.name.as_str(),
+        file: service.file.clone(),
+        installed: service.is_installed(),
+        current: service.is_installed() && service.is_current(&context.link)?,
+        loaded,
+        pid,
+        last_exit,
+        answers: context.link.dial().is_ok(),
+        socket: context.link.socket.clone(),
+    })
+}
+
+fn told(context: &mut Context, service: &Service, sentence: &str) -> Result<(), Trouble> {
+    if !context.console.json {
+        return context
+            .console
+            .print(format!("{sentence} ({})\n", service.file.display()).as_bytes());
+    }
+    let report = report(context, service)?;
+    context.console.answer(&report, |_, _| String::new())
+}
+
+fn status(context: &mut Context, service: &Service) -> Result<ExitCode, Trouble> {
+    let report = report(context, service)?;
+    let runs = report.pid.is_some() && report.answers;
+    context.console.answer(&report, show)?;
+    Ok(if runs {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::UNREACHABLE)
+    })
+}
+
+fn show(report: &Report, colour: bool) -> String {
+    let (style, headline) = match (report.installed, report.pid, report.answers) {
+        (true, Some(pid), true) => (render::GOOD, format!("orbd runs as a service (pid {pid})")),
+        (true, Some(pid), false) => (
+            render::BAD,
+            format!("the service runs (pid {pid}) but does not answer"),
+        ),
+        (true, None, true) => (
+            render::BAD,
+            "the service does not run; another orbd answers".into(),
+        ),
+        (true, None, false) => (render::BAD, "the service is installed and does not run".into()),
+        (false, _, true) => (
+            render::GOOD,
+            "no service is installed; orbd runs without one".into(),
+        ),
+        (false, _, false) => (
+            render::BAD,
+            "no service is installed, and orbd does not run".into(),
+        ),
+    };
+    let mut text = format!("{}\n", render::paint(colour, style, &headline));
+    let mut line = |name: &str, value: &str| text.extend(["  ", &format!("{name:<8}"), " ", value, "\n"]);
+    line("manager", report.manager);
+    line("file", &report.file.display().to_string());
+    line("socket", &report.socket.display().to_string());
+    if let Some(code) = report.last_exit {
+        line("last", &format!("ended with exit code {code}"));
+    }
+    let advice = match (report.installed, report.current, report.loaded) {
+        (false, ..) => Some("`orbd-ctl service install` keeps orbd running"),
+        (true, false, _) => Some("`orbd-ctl service install` brings the file up to date"),
+        (true, true, false) => Some("`orbd-ctl service start` loads and starts it"),
+        (true, true, true) => None,
+    };
+    text.extend(advice.map(|advice| format!("{} {advice}\n", render::paint(colour, render::HINT, "hint:"))));
+    text
+}
+
+/// Shows the end of the daemon's log, and what is added to it.
+fn logs(context: &mut Context, follow: bool, lines: usize) -> Result<(), Trouble> {
+    let path = log_file()?;
+    let unreadable = |source| Trouble::Local {
+        what: format!("cannot read {}", path.display()),
+        source,
+    };
+    let mut log = Log::open(&path).map_err(unreadable)?;
+    let tail = log.tail(lines).map_err(unreadable)?;
+    context.console.print(&tail)?;
+    if !follow {
+        return Ok(());
+    }
+    let interrupt = Interrupt::watch()?;
+    while !interrupt.came() {
+        let more = log.more().map_err(unreadable)?;
+        if more.is_empty() {
+            std::thread::sleep(FOLLOW_TICK);
+        } else {
+            context.console.print(&more)?;
+        }
+    }
+    Err(Trouble::Interrupted)
+}
+
+/// Finds the log where the configuration puts it: ours is the daemon's, unless it was started with another environment.
+fn log_file() -> Result<PathBuf, Trouble> {
+    launch::own_log().ok_or_else(|| Trouble::Absent {
+        message: "orbd's log cannot be found: its configuration is not in order".into(),
+        hint: "`orbd --check-config` says what is wrong".into(),
+    })
+}
+
+/// A log file that may be rotated while it is read.
+struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: File::open(path)?,
+        })
+    }
+
+    /// Returns the last lines, and stands at the end afterwards.
+    fn tail(&mut self, lines: usize) -> io::Result<Vec<u8>> {
+        let end = self.file.metadata()?.len();
+        self.file.seek(SeekFrom::Start(end.saturating_sub(TAIL_MAX)))?;
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes)?;
+        let from = memchr::memrchr_iter(b'\n', bytes.strip_suffix(b"\n").unwrap_or(&bytes))
+            .nth(lines.saturating_sub(1))
+            .map_or(0, |at| at + 1);
+        Ok(if lines == 0 {
+            Vec::new()
+        } else {
+            bytes.split_off(from)
+        })
+    }
+
+    /// Returns what was added; after a rotation the rest of the old file, then the new one.
+    fn more(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.file.by_ref().take(TAIL_MAX).read_to_end(&mut bytes)?;
+        if bytes.is_empty()
+            && let Ok(named) = fs::metadata(&self.path)
+            && named.ino() != self.file.metadata()?.ino()
+        {
+            self.file = File::open(&self.path)?;
+            self.file.by_ref().take(TAIL_MAX).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_last_lines_of_a_log_are_shown_and_what_follows_also_over_a_rotation() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("orbd.log");
+        fs::write(&path, "one\ntwo\nthree\n").expect("written");
+        let mut log = Log::open(&path).expect("there");
+        assert_eq!(log.tail(2).expect("read"), b"two\nthree\n");
+        assert_eq!(log.more().expect("read"), b"");
+        let mut writer = fs::OpenOptions::new().append(true).open(&path).expect("there");
+        writer.write_all(b"four\n").expect("written");
+        fs::rename(&path, folder.path().join("orbd.log.1")).expect("renamed");
+        fs::write(&path, "five\n").expect("written");
+        assert_eq!(log.more().expect("read"), b"four\n");
+        assert_eq!(log.more().expect("read"), b"five\n");
+    }
+
+    #[test]
+    fn a_short_log_is_shown_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("orbd.log");
+        fs::write(&path, "one\n").expect("written");
+        assert_eq!(Log::open(&path).expect("there").tail(50).expect("read"), b"one\n");
+        assert_eq!(Log::open(&path).expect("there").tail(0).expect("read"), b"");
+    }
+}

@@ -1,0 +1,223 @@
+//! systemd's user manager: the unit, and the words of `systemctl --user`.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+
+use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
+use crate::trouble::Trouble;
+
+/// The unit's name.
+pub(super) const UNIT: &str = "orbd.service";
+
+const SYSTEMCTL: &str = "systemctl";
+
+/// systemd's manager of the calling user.
+pub(super) struct Systemd;
+
+const NO_MANAGER: &str = "systemd's manager for your user does not run here: log in, or `loginctl enable-linger` as an administrator; \
+                          until then `orbd-ctl daemon start` runs orbd without a service";
+
+impl Systemd {
+    fn must(words: &[&str], hint: &str) -> Result<(), Trouble> {
+        let arguments: Vec<&str> = ["--user"].iter().chain(words).copied().collect();
+        let output = tool(SYSTEMCTL, &arguments)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(refused(SYSTEMCTL, &arguments, &output, hint))
+    }
+}
+
+impl Manager for Systemd {
+    fn text(&self, description: &Description) -> Result<Vec<u8>, Trouble> {
+        unit(description)
+            .map(String::into_bytes)
+            .map_err(|value| Trouble::Usage {
+                message: format!("{value:?} cannot be written into a unit"),
+                hint: "paths of a unit are UTF-8 without control characters".into(),
+            })
+    }
+
+    fn check(&self) -> Result<(), Trouble> {
+        Self::must(&["show-environment"], NO_MANAGER)
+    }
+
+    fn load(&self) -> Result<(), Trouble> {
+        Self::must(&["daemon-reload"], NO_MANAGER)?;
+        Self::must(
+            &["enable", "--now", UNIT],
+            "`systemctl --user status orbd` and `journalctl --user -u orbd` say more",
+        )
+    }
+
+    fn unload(&self) -> Result<(), Trouble> {
+        Self::must(
+            &["disable", "--now", UNIT],
+            "`systemctl --user status orbd` says more",
+        )
+    }
+
+    fn start(&self) -> Result<(), Trouble> {
+        Self::must(
+            &["start", UNIT],
+            "`systemctl --user status orbd` and `journalctl --user -u orbd` say more",
+        )
+    }
+
+    fn stop(&self) -> Result<(), Trouble> {
+        Self::must(&["stop", UNIT], "`systemctl --user status orbd` says more")
+    }
+
+    fn state(&self) -> Result<State, Trouble> {
+        let arguments = [
+            "--user",
+            "show",
+            UNIT,
+            "--property=LoadState,UnitFileState,MainPID,ExecMainStatus,ExecMainExitTimestampMonotonic",
+        ];
+        let output = tool(SYSTEMCTL, &arguments)?;
+        if !output.status.success() {
+            return Err(refused(SYSTEMCTL, &arguments, &output, NO_MANAGER));
+        }
+        Ok(read_state(&String::from_utf8_lossy(&output.stdout)))
+    }
+}
+
+fn read_state(text: &str) -> State {
+    let value = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or_default()
+    };
+    let has_ended = !matches!(value("ExecMainExitTimestampMonotonic"), "" | "0");
+    State {
+        loaded: value("LoadState") == "loaded"
+            && matches!(value("UnitFileState"), "enabled" | "enabled-runtime"),
+        pid: value("MainPID").parse().ok().filter(|pid| *pid != 0),
+        last_exit: has_ended.then(|| value("ExecMainStatus").parse().ok()).flatten(),
+    }
+}
+
+/// Makes the unit. The keys are those of systemd.service(5) and systemd.exec(5).
+fn unit(description: &Description) -> Result<String, String> {
+    let mut environment = String::new();
+    for (name, value) in description.environment() {
+        let _ = writeln!(
+            environment,
+            "Environment={}",
+            quoted(&format!("{name}={}", plain(&value)?))
+        );
+    }
+    Ok(format!(
+        "[Unit]\n\
+         Description=orbd, through which every orbctl invocation goes\n\
+         Documentation=https://github.com/orbd/orbd\n\
+         \n\
+         [Service]\n\
+         Type=exec\n\
+         ExecStart={program}\n\
+         {environment}\
+         # After a crash. An orderly stop stays one.\n\
+         Restart=on-failure\n\
+         RestartSec={THROTTLE_S}\n\
+         # Changes that run are left to finish, and are found again at the next start.\n\
+         KillMode=process\n\
+         TimeoutStopSec={stop}\n\
+         LimitNOFILE={DESCRIPTORS}\n\
+         UMask=0077\n\
+         StandardOutput=append:{said}\n\
+         StandardError=inherit\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target\n",
+        program = command_word(plain(description.program.as_os_str())?),
+        stop = description.stop_limit.as_secs(),
+        said = unquoted(plain(description.said.as_os_str())?),
+    ))
+}
+
+/// Returns text that a unit can hold at all.
+fn plain(value: &OsStr) -> Result<&str, String> {
+    value
+        .to_str()
+        .filter(|text| !text.chars().any(char::is_control))
+        .ok_or_else(|| value.to_string_lossy().into_owned())
+}
+
+/// Writes text as one word of a unit: in quotes, with systemd's own signs taken literally.
+fn quoted(text: &str) -> String {
+    let mut word = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => word.extend(['\\', letter]),
+            '%' => word.push_str("%%"),
+            other => word.push(other),
+        }
+    }
+    word.push('"');
+    word
+}
+
+/// Writes text as one word of a command line, where variables are filled in as well.
+fn command_word(text: &str) -> String {
+    quoted(text).replace('$', "$$")
+}
+
+/// Writes text as the rest of a line, where quotes mean nothing and only specifiers have to be said twice.
+fn unquoted(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::description;
+    use super::*;
+
+    #[test]
+    fn the_unit_says_what_it_is_to_say() {
+        let text = unit(&description()).expect("a unit");
+        for line in [
+            "ExecStart=\"/opt/homebrew/bin/orbd\"",
+            "Environment=\"HOME=/Users/me & co\"",
+            "Environment=\"PATH=/usr/bin:/bin\"",
+            "Restart=on-failure",
+            "RestartSec=5",
+            "KillMode=process",
+            "TimeoutStopSec=30",
+            "LimitNOFILE=16384",
+            "StandardOutput=append:/Users/me & co/.orbd/orbd.err",
+            "WantedBy=default.target",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn signs_of_systemds_own_are_taken_literally() {
+        assert_eq!(quoted("a \"b\" 100% $HOME \\"), r#""a \"b\" 100%% $HOME \\""#);
+        assert_eq!(command_word("$HOME"), r#""$$HOME""#);
+        let line_break = Description {
+            program: "/a\nExecStartPre=/bin/evil".into(),
+            ..description()
+        };
+        assert!(unit(&line_break).is_err());
+    }
+
+    #[test]
+    fn the_state_is_read() {
+        let text = "MainPID=77\nExecMainStatus=0\nLoadState=loaded\nUnitFileState=enabled\nExecMainExitTimestampMonotonic=0\n";
+        let running = State {
+            loaded: true,
+            pid: Some(77),
+            last_exit: None,
+        };
+        assert_eq!(read_state(text), running);
+        let text = "MainPID=0\nExecMainStatus=2\nLoadState=loaded\nUnitFileState=disabled\nExecMainExitTimestampMonotonic=9\n";
+        let failed = State {
+            loaded: false,
+            pid: None,
+            last_exit: Some(2),
+        };
+        assert_eq!(read_state(text), failed);
+    }
+}

@@ -1,0 +1,42 @@
+# The formula for a tap (brew tap orbd/orbd). A release fills in the checksum.
+class Orbd < Formula
+  desc "Queues, joins, caches and records every orbctl invocation of a user"
+  homepage "https://github.com/orbd/orbd"
+  url "https://github.com/orbd/orbd/archive/refs/tags/v0.1.0.tar.gz"
+  sha256 "0000000000000000000000000000000000000000000000000000000000000000"
+  license any_of: ["MIT", "Apache-2.0"]
+  head "https://github.com/orbd/orbd.git", branch: "main"
+
+  depends_on "rust" => :build
+
+  def install
+    system "cargo", "install", *std_cargo_args
+  end
+
+  # The same as `orbd-ctl service install` writes; see launchd/README.md.
+  service do
+    run opt_bin/"orbd"
+    keep_alive successful_exit: false
+    run_at_load true
+    throttle_interval 5
+    process_type :interactive
+    environment_variables PATH: "#{Dir.home}/.orbstack/bin:#{std_service_path_env}"
+    error_log_path var/"log/orbd.err"
+    log_path var/"log/orbd.err"
+  end
+
+  def caveats
+    <<~EOS
+      orbd starts on demand. To keep it running, one of:
+        orbd-ctl service install
+        brew services start orbd
+      After an upgrade: orbd-ctl daemon restart
+    EOS
+  end
+
+  test do
+    assert_match version.to_s, shell_output("#{bin}/orbd --version")
+    assert_match "every key explained", shell_output("#{bin}/orbd --help")
+    assert_match "<key>ProgramArguments</key>", shell_output("#{bin}/orbd-ctl service install --print")
+  end
+end

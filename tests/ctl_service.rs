@@ -1,0 +1,457 @@
+//! `orbd-ctl service` against scripted managers. They keep what they were told in a folder, start and end the real daemon, and fail
+//! as the real ones are known to. What a real launchd does with the file nobody has seen yet; systemd's own checker reads the unit.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests start the command line as a shell would"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{World, eventually};
+
+/// What both managers have in common: a folder with `pid`, `loaded`, `exit`, what they were told, and scripted failures.
+const COMMON: &str = r#"#!/bin/sh
+folder='FOLDER'
+echo "${0##*/} $*" >>"$folder/told"
+runs() { [ -s "$folder/pid" ] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; }
+begin() {
+    runs && return
+    rm -f "$folder/exit"
+    (
+        "$1" >>"$folder/said" 2>&1 &
+        echo $! >"$folder/pid"
+        wait $!
+        echo $? >"$folder/exit"
+        rm "$folder/pid"
+    ) >/dev/null 2>&1 &
+    while [ ! -e "$folder/pid" ] && [ ! -e "$folder/exit" ]; do sleep 0.01; done
+}
+end() {
+    runs || return
+    kill -TERM "$(cat "$folder/pid")"
+    while runs; do sleep 0.01; done
+}
+fails() { [ -e "$folder/$1" ] || return 1; echo "$2" >&2; exit "$3"; }
+"#;
+
+const LAUNCHCTL: &str = r#"
+domain="gui/$(id -u)"
+target="$domain/dev.orbd.orbd"
+program() { sed -n '/ProgramArguments/,/<\/array>/s/.*<string>\(.*\)<.*/\1/p' "$1"; }
+case "$1 $2" in
+"print $domain")
+    fails no_session "Domain does not support specified action" 125 ;;
+"print $target")
+    [ -e "$folder/loaded" ] || { echo 'Could not find service "dev.orbd.orbd" in domain for user gui: 501' >&2; exit 113; }
+    echo "$target = {"
+    runs && printf '\tstate = running\n\tpid = %s\n' "$(cat "$folder/pid")"
+    [ -e "$folder/exit" ] && printf '\tlast exit code = %s\n' "$(cat "$folder/exit")"
+    printf '\tendpoints = {\n\t\tpid = 1\n\t}\n}\n' ;;
+"enable $target") ;;
+"bootstrap $domain")
+    fails refuse "Bootstrap failed: 5: Input/output error" 5
+    if [ -e "$folder/faster" ]; then cp "$3" "$folder/loaded"; begin "$(program "$3")"; fi
+    fails loaded "Bootstrap failed: 5: Input/output error" 5
+    cp "$3" "$folder/loaded"
+    begin "$(program "$3")" ;;
+"bootout $target")
+    [ -e "$folder/loaded" ] || { echo "Boot-out failed: 3: No such process" >&2; exit 3; }
+    if [ -e "$folder/slow" ]; then
+        (end; rm "$folder/loaded") >/dev/null 2>&1 &
+        echo "Boot-out failed: 36: Operation now in progress" >&2
+        exit 36
+    fi
+    end
+    rm "$folder/loaded" ;;
+"kickstart $target")
+    begin "$(program "$folder/loaded")" ;;
+"kill SIGTERM")
+    runs && kill -TERM "$(cat "$folder/pid")" ;;
+*) echo "unknown: $*" >&2; exit 64 ;;
+esac
+exit 0
+"#;
+
+const SYSTEMCTL: &str = r#"
+unit="$HOME/.config/systemd/user/orbd.service"
+program() { sed -n 's/^ExecStart="\(.*\)"$/\1/p' "$unit"; }
+[ "$1" = --user ] || exit 64
+shift
+fails no_session "Failed to connect to bus: No medium found" 1
+case "$*" in
+show-environment) ;;
+daemon-reload) ;;
+"enable --now orbd.service") : >"$folder/loaded"; begin "$(program)" ;;
+"disable --now orbd.service") end; rm "$folder/loaded" ;;
+"start orbd.service") fails refuse "Job for orbd.service failed." 1; begin "$(program)" ;;
+"stop orbd.service") end ;;
+"show orbd.service --property="*)
+    runs && echo "MainPID=$(cat "$folder/pid")" || echo MainPID=0
+    if [ -e "$folder/exit" ]; then echo "ExecMainStatus=$(cat "$folder/exit")"; echo ExecMainExitTimestampMonotonic=5; fi
+    [ -e "$unit" ] && echo LoadState=loaded || echo LoadState=not-found
+    [ -e "$folder/loaded" ] && echo UnitFileState=enabled || echo UnitFileState=disabled ;;
+*) echo "unknown: $*" >&2; exit 64 ;;
+esac
+exit 0
+"#;
+
+/// A world with scripted managers first on PATH.
+struct Managed {
+    world: World,
+    by: &'static str,
+}
+
+impl Managed {
+    fn new(by: &'static str) -> Self {
+        let world = World::new().machines(&["a"]);
+        let managed = Self { world, by };
+        fs::create_dir_all(managed.folder()).expect("a folder");
+        for (name, text) in [("launchctl", LAUNCHCTL), ("systemctl", SYSTEMCTL)] {
+            let path = managed.bin().join(name);
+            fs::create_dir_all(managed.bin()).expect("a folder");
+            let common = COMMON.replace("FOLDER", &managed.folder().display().to_string());
+            fs::write(&path, common + text).expect("a script");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("ours");
+        }
+        managed
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.world.path("manager")
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.world.path("bin")
+    }
+
+    /// Scripts a failure, or ends it.
+    fn trouble(&self, name: &str, on: bool) {
+        let path = self.folder().join(name);
+        if on {
+            fs::write(path, "").expect("written");
+        } else {
+            fs::remove_file(path).expect("it was there");
+        }
+    }
+
+    fn call(&self, words: &[&str]) -> Output {
+        let described = self.world.daemon_command();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
+        command.args(words).env_clear();
+        for (name, value) in described.get_envs() {
+            match value {
+                Some(value) if name == "PATH" => {
+                    let folders = [self.bin()].into_iter().chain(std::env::split_paths(value));
+                    command.env("PATH", std::env::join_paths(folders).expect("a path"));
+                }
+                Some(value) => {
+                    command.env(name, value);
+                }
+                None => {}
+            }
+        }
+        command
+            .env("HOME", self.world.path("home"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("it starts")
+    }
+
+    fn service(&self, words: &[&str]) -> Output {
+        let words: Vec<&str> = ["service"]
+            .iter()
+            .chain(words)
+            .chain(&["--manager", self.by])
+            .copied()
+            .collect();
+        self.call(&words)
+    }
+
+    #[track_caller]
+    fn ok(&self, words: &[&str]) -> String {
+        let output = self.service(words);
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn fails(&self, words: &[&str], code: i32, wanted: &[&str]) {
+        let output = self.service(words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        for wanted in wanted {
+            assert!(said.contains(wanted), "{words:?}: {said}");
+        }
+    }
+
+    fn status(&self) -> Value {
+        let output = self.service(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Returns what the manager was told since the last time, without looks.
+    fn told(&self) -> Vec<String> {
+        let path = self.folder().join("told");
+        let told = fs::read_to_string(&path).unwrap_or_default();
+        let _ = fs::remove_file(path);
+        let uid = format!("gui/{}", rustix::process::getuid().as_raw());
+        told.lines()
+            .map(|line| {
+                line.replace(&uid, "gui/UID")
+                    .replace(&self.world.path("home").display().to_string(), "~")
+            })
+            .filter(|line| {
+                !line.contains(" print ") && !line.contains(" show ") && !line.contains("show-environment")
+            })
+            .collect()
+    }
+
+    fn pid(&self) -> Option<u32> {
+        fs::read_to_string(self.folder().join("pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+}
+
+/// The whole life of a service under one manager. Returns it uninstalled.
+fn lives(under: &'static str) -> Managed {
+    let managed = Managed::new(under);
+    assert_eq!(managed.status()["installed"], false);
+    managed.fails(&["start"], 4, &["not installed", "orbd-ctl service install"]);
+
+    assert!(managed.ok(&["install"]).contains("installed"));
+    let status = managed.status();
+    let pid = managed.pid();
+    assert!(pid.is_some());
+    assert_eq!(status["pid"].as_u64(), pid.map(u64::from));
+    for yes in ["installed", "current", "loaded", "answers"] {
+        assert_eq!(status[yes], true, "{yes}: {status}");
+    }
+    managed.told();
+    assert!(managed.ok(&["install"]).contains("already"));
+    assert_eq!(managed.told(), [""; 0], "nothing is done twice");
+    assert_eq!(managed.pid(), pid);
+
+    managed.ok(&["restart"]);
+    assert!(managed.pid().is_some() && managed.pid() != pid);
+    managed.ok(&["stop"]);
+    assert_eq!(managed.pid(), None);
+    assert_eq!(managed.status()["last_exit"], 0);
+    assert_eq!(managed.service(&["status"]).status.code(), Some(3));
+    managed.ok(&["start"]);
+    assert!(managed.pid().is_some());
+
+    managed.ok(&["uninstall"]);
+    assert_eq!(managed.pid(), None);
+    let status = managed.status();
+    assert_eq!(
+        (&status["installed"], &status["loaded"]),
+        (&false.into(), &false.into())
+    );
+    assert!(managed.ok(&["uninstall"]).contains("not installed"));
+    managed
+}
+
+#[test]
+fn a_service_under_launchd_is_installed_stopped_started_and_removed() {
+    let managed = lives("launchd");
+    managed.told();
+    managed.ok(&["install"]);
+    assert_eq!(
+        managed.told(),
+        [
+            "launchctl enable gui/UID/dev.orbd.orbd",
+            "launchctl bootstrap gui/UID ~/Library/LaunchAgents/dev.orbd.orbd.plist",
+        ]
+    );
+    managed.ok(&["stop"]);
+    managed.ok(&["start"]);
+    assert_eq!(
+        managed.told(),
+        [
+            "launchctl kill SIGTERM gui/UID/dev.orbd.orbd",
+            "launchctl kickstart gui/UID/dev.orbd.orbd",
+        ]
+    );
+    managed.ok(&["uninstall"]);
+    assert_eq!(managed.told(), ["launchctl bootout gui/UID/dev.orbd.orbd"]);
+}
+
+#[test]
+fn a_service_under_systemd_is_installed_stopped_started_and_removed() {
+    let managed = lives("systemd");
+    managed.told();
+    managed.ok(&["install"]);
+    assert_eq!(
+        managed.told(),
+        [
+            "systemctl --user daemon-reload",
+            "systemctl --user enable --now orbd.service"
+        ]
+    );
+}
+
+#[test]
+fn an_old_file_is_brought_up_to_date_and_loaded_again() {
+    let managed = Managed::new("launchd");
+    managed.ok(&["install"]);
+    let file = managed
+        .world
+        .path("home/Library/LaunchAgents/dev.orbd.orbd.plist");
+    let text = fs::read_to_string(&file).expect("written");
+    fs::write(&file, text.replace("Interactive", "Background")).expect("ours");
+    assert_eq!(managed.status()["current"], false);
+    managed.told();
+    // The agent takes its time to go, and says so.
+    managed.trouble("slow", true);
+    managed.ok(&["install"]);
+    assert_eq!(managed.told()[0], "launchctl bootout gui/UID/dev.orbd.orbd");
+    assert_eq!(managed.status()["current"], true);
+    assert_eq!(fs::read_to_string(&file).expect("written"), text);
+}
+
+#[test]
+fn without_a_login_session_it_says_what_is_missing() {
+    for (under, words) in [
+        ("launchd", "log in on the Mac's screen"),
+        ("systemd", "enable-linger"),
+    ] {
+        let managed = Managed::new(under);
+        managed.trouble("no_session", true);
+        managed.fails(&["install"], 1, &[words, "orbd-ctl daemon start"]);
+        assert_eq!(managed.status()["installed"], false, "nothing was written");
+    }
+}
+
+#[test]
+fn a_refused_bootstrap_is_told_in_launchds_words_unless_somebody_was_faster() {
+    let managed = Managed::new("launchd");
+    managed.trouble("refuse", true);
+    managed.fails(&["install"], 1, &["Bootstrap failed: 5", "plutil -lint"]);
+    managed.trouble("refuse", false);
+    managed.trouble("faster", true);
+    // Loaded by somebody else in the middle of it, which launchd calls the same.
+    assert!(managed.ok(&["install"]).contains("installed"));
+}
+
+#[test]
+fn a_daemon_that_runs_without_a_service_makes_room_for_it() {
+    let managed = Managed::new("systemd");
+    assert!(managed.call(&["daemon", "start"]).status.success());
+    let output = managed.service(&["install"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("stopping the orbd that runs without a service")
+    );
+    assert_eq!(managed.status()["answers"], true);
+    assert!(managed.pid().is_some());
+}
+
+/// Nobody starts what the configuration says nobody is to start, but for who asks for just that.
+#[test]
+fn autostart_can_be_turned_off_in_the_configuration() {
+    let managed = Managed::new("systemd");
+    let config = managed.world.path("home/.config/orbd");
+    fs::create_dir_all(&config).expect("a folder");
+    fs::write(config.join("config.toml"), "autostart = false\n").expect("written");
+    let output = managed.call(&["list"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("orbd-ctl daemon start"),
+        "{output:?}"
+    );
+    assert!(managed.call(&["daemon", "start"]).status.success());
+    assert!(managed.call(&["list"]).status.success());
+    assert!(managed.call(&["daemon", "stop"]).status.success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
+    let managed = Managed::new("systemd");
+    managed.ok(&["install"]);
+    managed.ok(&["stop"]);
+    managed.told();
+    let output = managed.call(&["list"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(managed.told(), ["systemctl --user start orbd.service"]);
+    assert!(managed.pid().is_some());
+    managed.ok(&["stop"]);
+    managed.trouble("refuse", true);
+    let output = managed.call(&["list"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("starting orbd without its service"),
+        "{output:?}"
+    );
+    assert_eq!(managed.pid(), None);
+    assert!(managed.call(&["daemon", "stop"]).status.success());
+}
+
+#[test]
+fn the_log_of_the_service_is_shown() {
+    let managed = Managed::new("systemd");
+    managed.ok(&["install"]);
+    let text = eventually("the first line is written", || {
+        let output = managed.service(&["logs"]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.contains("orbd").then_some(text)
+    });
+    assert!(text.lines().count() <= 50);
+    assert_eq!(managed.ok(&["logs", "-n", "1"]).lines().count(), 1);
+}
+
+/// systemd itself reads the unit, where there is systemd.
+#[cfg(target_os = "linux")]
+#[test]
+fn systemd_finds_no_fault_in_the_unit() {
+    let managed = Managed::new("systemd");
+    let unit = managed.world.path("orbd.service");
+    fs::write(&unit, managed.ok(&["install", "--print"])).expect("written");
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--user"])
+        .arg(&unit)
+        .env("XDG_RUNTIME_DIR", managed.world.path("home"))
+        .output();
+    let Ok(verified) = verified else {
+        eprintln!("not tested: there is no systemd-analyze here");
+        return;
+    };
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(verified.status.success(), "{said}");
+    assert!(!said.contains("orbd.service"), "{said}");
+}
+
+/// What lies in `launchd/` for people to read is what would be installed. `ORBD_BLESS=1` writes it anew.
+#[test]
+fn the_published_files_are_those_that_are_installed() {
+    let home = tempfile::tempdir().expect("a folder");
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_orbd-ctl")).with_file_name("orbd");
+    for (manager, file) in [("launchd", "dev.orbd.orbd.plist"), ("systemd", "orbd.service")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"))
+            .args(["service", "install", "--print", "--manager", manager])
+            .env_clear()
+            .env("HOME", home.path())
+            .env("PATH", "/usr/bin:/bin")
+            .output()
+            .expect("it starts");
+        let installed = String::from_utf8(output.stdout)
+            .expect("text")
+            .replace(&home.path().display().to_string(), "/Users/you")
+            .replace(&program.display().to_string(), "/opt/homebrew/opt/orbd/bin/orbd");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("launchd")
+            .join(file);
+        if std::env::var_os("ORBD_BLESS").is_some() {
+            fs::write(&path, &installed).expect("written");
+        }
+        assert_eq!(fs::read_to_string(&path).expect("there"), installed, "{file}");
+    }
+}
