@@ -384,3 +384,113 @@ fn output_that_was_not_kept_is_no_success() {
         assert!(!output.stdout.is_empty(), "the end was kept");
     }
 }
+
+/// What a shell shows for a line whose last word is being typed.
+fn completed(world: &World, words: &[&str]) -> Vec<String> {
+    let words: Vec<&str> = ["--", "orbd-ctl"].iter().chain(words).copied().collect();
+    let output = ctl(world, &words)
+        .env("COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", (words.len() - 2).to_string())
+        .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+        .env("_CLAP_IFS", "\n")
+        .output()
+        .expect("it starts");
+    let text = succeeded(&words, output);
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_shell_completes_verbs_machines_and_jobs_and_starts_no_daemon_for_it() {
+    let mut world = World::new().machines(&["web", "db"]);
+    assert_eq!(completed(&world, &["inf"]), ["info"]);
+    assert_eq!(
+        completed(&world, &["info", ""])
+            .iter()
+            .filter(|word| !word.starts_with('-'))
+            .count(),
+        0
+    );
+    assert_eq!(daemons(&world), [0; 0]);
+    world.start();
+    assert_eq!(completed(&world, &["info", "w"]), ["web"]);
+    assert_eq!(completed(&world, &["run", "--machine", "d"]), ["db"]);
+    let job = world.client().run("web", &["true"]).job_id.to_string();
+    assert!(completed(&world, &["job", "show", ""]).contains(&job));
+}
+
+/// The script that a shell reads makes a real bash ask us.
+#[test]
+fn bash_reads_the_script_and_completes_with_it() {
+    let world = World::with_machines(&["web"]);
+    let script = "source <(orbd-ctl completions bash)
+        COMP_WORDS=(orbd-ctl info w) COMP_CWORD=2 COMP_TYPE=9 COMP_LINE='orbd-ctl info w' COMP_POINT=15
+        $(complete -p orbd-ctl | sed 's/.*-F \\([^ ]*\\).*/\\1/') orbd-ctl w info
+        printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let bin = Path::new(env!("CARGO_BIN_EXE_orbd-ctl"))
+        .parent()
+        .expect("a folder");
+    let mut command = Command::new("bash");
+    for (name, value) in ctl(&world, &[]).get_envs() {
+        command.env(name, value.expect("set"));
+    }
+    let output = command
+        .args(["-c", script])
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .output()
+        .expect("bash");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "web",
+        "{output:?}"
+    );
+}
+
+#[test]
+fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
+    let mut world = World::new();
+    let levels = |world: &World| -> Vec<(String, String)> {
+        let output = call(world, &["doctor", "--json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = answer["findings"].as_array().expect("a list").clone();
+        let bad = findings.iter().any(|finding| finding["level"] == "bad");
+        assert_eq!(output.status.code(), Some(i32::from(bad)), "{answer}");
+        for finding in &findings {
+            assert_eq!(
+                finding["level"] == "good",
+                finding.get("mend").is_none(),
+                "{finding}"
+            );
+        }
+        let text = |finding: &Value, key: &str| finding[key].as_str().expect("text").to_owned();
+        findings
+            .iter()
+            .map(|finding| (text(finding, "about"), text(finding, "level")))
+            .collect()
+    };
+    let level = |world: &World, about: &str| {
+        let found = levels(world).into_iter().find(|(name, _)| name == about);
+        found.map(|(_, level)| level).unwrap_or_default()
+    };
+    assert_eq!(
+        level(&world, "orbd"),
+        "doubtful",
+        "it does not run, and nobody started it"
+    );
+    assert_eq!(daemons(&world), [0; 0]);
+    world.start();
+    for (about, level) in levels(&world) {
+        assert_eq!(level, "good", "{about}");
+    }
+    call(&world, &["queue", "pause"]);
+    assert_eq!(level(&world, "queue"), "doubtful");
+    call(&world, &["queue", "resume"]);
+    call(&world, &["stop", "--orbstack"]);
+    assert_eq!(level(&world, "OrbStack"), "doubtful");
+    assert_eq!(level(&world, "queue"), "good");
+    world.kill();
+    assert_eq!(level(&world, "orbd"), "doubtful", "a crash left its socket");
+    let config = world.path("home/.config/orbd");
+    fs::create_dir_all(&config).expect("a folder");
+    fs::write(config.join("config.toml"), "qeueu_max = 5\n").expect("written");
+    assert_eq!(level(&world, "configuration"), "bad");
+}

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::completions::Shell;
 use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -337,6 +338,19 @@ Examples:
   orbd-ctl service install --print       show the file that would be written, and do nothing
   orbd-ctl service status
   orbd-ctl service logs --follow";
+    /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
+    Doctor(Nothing) "doctor" [] "Examples:
+  orbd-ctl doctor
+  orbd-ctl doctor --json | jq -r '.findings[] | select(.level == \"bad\") | .mend'";
+    /// Print the completions of a shell, names of machines and ids of jobs among them
+    Completions(Completions) "completions" [] "Examples:
+  orbd-ctl completions bash > ~/.local/share/bash-completion/completions/orbd-ctl
+  orbd-ctl completions zsh > \"${fpath[1]}/_orbd-ctl\"
+  orbd-ctl completions fish > ~/.config/fish/completions/orbd-ctl.fish";
+    /// Print the manual page, or write those of all commands
+    Man(Man) "man" [] "Examples:
+  orbd-ctl man | man -l -
+  orbd-ctl man --to /usr/local/share/man/man1";
     /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
     LeaseExec(Nothing) "lease-exec" [] "";
 }
@@ -919,6 +933,22 @@ pub(crate) enum ServiceCommand {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
         lines: usize,
     },
+}
+
+/// `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+/// `man`.
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Write the pages of all commands into this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
 }
 
 fn priority(text: &str) -> Result<Priority, String> {

@@ -15,6 +15,7 @@ use trouble::exit;
 
 mod args;
 mod commands;
+mod completions;
 mod console;
 mod context;
 mod environment;
@@ -29,6 +30,7 @@ mod service;
 mod trouble;
 
 fn main() -> ExitCode {
+    completions::answer_shell();
     let cli = match Cli::read(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(message) => {

@@ -11,6 +11,8 @@ class Orbd < Formula
 
   def install
     system "cargo", "install", *std_cargo_args
+    generate_completions_from_executable(bin/"orbd-ctl", "completions")
+    system bin/"orbd-ctl", "man", "--to", man1
   end
 
   # The same as `orbd-ctl service install` writes; see launchd/README.md.

@@ -10,11 +10,13 @@ mod cache;
 mod cancel;
 mod change;
 mod clone;
+mod completions;
 mod config;
 mod create;
 mod daemon;
 mod default;
 mod delete;
+mod doctor;
 mod follow;
 mod info;
 mod job;
@@ -66,6 +68,9 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),
         Command::Service(args) => service::service(context, &args),
+        Command::Doctor(_) => doctor::doctor(context),
+        Command::Completions(args) => completions::completions(context, &args),
+        Command::Man(args) => completions::man(context, &args),
         Command::LeaseExec(_) => Ok(lease::exec()),
     }
 }

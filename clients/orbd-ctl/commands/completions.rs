@@ -1,0 +1,94 @@
+//! `completions` and `man`: what a package installs beside the program.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, Completions, Man};
+use crate::completions;
+use crate::context::Context;
+use crate::trouble::Trouble;
+
+/// Prints the script that a shell reads.
+pub(super) fn completions(context: &mut Context, args: &Completions) -> Result<ExitCode, Trouble> {
+    let script = completions::script(args.shell)?;
+    context.console.print(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the manual page, or writes one for each verb into a folder.
+pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, Trouble> {
+    let grammar = Cli::command();
+    let Some(folder) = &args.to else {
+        let page = page(grammar)?;
+        context.console.print(&page)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let written = pages(grammar)?;
+    for (name, page) in &written {
+        let path = folder.join(name);
+        write(folder, &path, page).map_err(|source| Trouble::Local {
+            what: format!("cannot write {}", path.display()),
+            source,
+        })?;
+    }
+    context.console.say(&format!(
+        "{} pages written to {}",
+        written.len(),
+        folder.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(folder: &Path, path: &Path, page: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(path, page)
+}
+
+/// Renders the page of one command.
+fn page(command: clap::Command) -> Result<Vec<u8>, Trouble> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    Ok(page)
+}
+
+/// Renders a page for the program and one for each verb: `orbd-ctl.1`, `orbd-ctl-list.1` and so on.
+fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, Trouble> {
+    let mut grammar = grammar.disable_help_subcommand(true);
+    grammar.build();
+    let verbs: Vec<clap::Command> = grammar
+        .get_subcommands()
+        .filter(|verb| !verb.is_hide_set())
+        .cloned()
+        .collect();
+    let mut pages = vec![("orbd-ctl.1".to_owned(), page(grammar)?)];
+    for verb in verbs {
+        // Found as `man orbd-ctl-list`, which is also the name that clap has given it to be shown.
+        pages.push((format!("orbd-ctl-{}.1", verb.get_name()), page(verb)?));
+    }
+    Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_has_a_page_with_its_examples() {
+        let pages = pages(Cli::command()).expect("rendered");
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(
+            names.contains(&"orbd-ctl.1") && names.contains(&"orbd-ctl-list.1"),
+            "{names:?}"
+        );
+        assert!(!names.iter().any(|name| name.contains("lease-exec")), "{names:?}");
+        let text = |wanted: &str| {
+            let (_, page) = pages.iter().find(|(name, _)| name == wanted).expect("there");
+            String::from_utf8_lossy(page).into_owned()
+        };
+        assert!(text("orbd-ctl-list.1").contains("orbd\\-ctl list \\-\\-running"));
+        assert!(text("orbd-ctl.1").contains("Exit codes"));
+    }
+}

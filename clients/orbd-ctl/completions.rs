@@ -1,0 +1,165 @@
+//! What a shell completes: our own grammar, and the names of machines and the ids of jobs as orbd knows them now.
+//!
+//! A shell that completes calls us with `COMPLETE` set. We then answer it instead of doing anything: from the grammar, and from a
+//! daemon that runs already. A keystroke must not start a daemon, wake OrbStack or make anybody wait.
+
+use std::time::Duration;
+
+use clap::{CommandFactory, ValueEnum};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::{CompleteEnv, Shells};
+use orbd::client::Client;
+use orbd::rpc::api::{JobList, MachineList, OrbstackStatus};
+use orbd::rpc::types::{JobListParams, JobStateWord, ReadParams};
+
+use crate::args::{Cli, Global};
+use crate::environment::{Environment, variable};
+use crate::link::{CLIENT_NAME, Link};
+use crate::trouble::Trouble;
+
+/// Set by a shell that completes, to the shell's name.
+const VARIABLE: &str = "COMPLETE";
+
+/// How long the daemon may think while somebody waits for a keystroke.
+const ANSWER_MAX: Duration = Duration::from_millis(700);
+
+/// A shell that we can complete for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// GNU bash, 4.4 or later
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// Answers a shell that completes, and ends; returns where none does.
+pub(crate) fn answer_shell() {
+    if variable(VARIABLE).is_some_and(|shell| !shell.is_empty()) {
+        CompleteEnv::with_factory(grammar).var(VARIABLE).complete();
+    }
+}
+
+/// Returns the script that makes a shell ask us.
+pub(crate) fn script(shell: Shell) -> Result<Vec<u8>, Trouble> {
+    let name = match shell {
+        Shell::Bash => "bash",
+        Shell::Zsh => "zsh",
+        Shell::Fish => "fish",
+    };
+    let mut text = Vec::new();
+    if let Some(completer) = Shells::builtins().completer(name) {
+        completer
+            .write_registration(VARIABLE, "orbd_ctl", "orbd-ctl", "orbd-ctl", &mut text)
+            .map_err(Trouble::Output)?;
+    }
+    Ok(text)
+}
+
+/// The grammar with what can stand where a machine or a job is named.
+fn grammar() -> clap::Command {
+    let mut grammar = Cli::command();
+    // The verbs' own arguments are not there before.
+    grammar.build();
+    completed(grammar)
+}
+
+fn completed(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|argument| match argument.get_id().as_str() {
+            "machine" | "machines" => argument.add(ArgValueCandidates::new(machines)),
+            "id" | "ids" => argument.add(ArgValueCandidates::new(jobs)),
+            _ => argument,
+        })
+        .mut_subcommands(completed)
+}
+
+/// Connects to a daemon that runs.
+fn daemon() -> Option<Client> {
+    let link = Link::resolve(&Global::default(), Environment::read()).ok()?;
+    let mut client = link.dial().ok()?;
+    client.set_timeout(Some(ANSWER_MAX)).ok()?;
+    client.hello(CLIENT_NAME).ok()?;
+    Some(client)
+}
+
+fn machines() -> Vec<CompletionCandidate> {
+    let names = || {
+        let mut client = daemon()?;
+        // The list wakes OrbStack, its status does not.
+        let status = client.call::<OrbstackStatus>(&ReadParams::default()).ok()?;
+        if status.status != "running" {
+            return None;
+        }
+        let answer = client.call::<MachineList>(&ReadParams::default()).ok()?;
+        Some(answer.machines)
+    };
+    names()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|machine| CompletionCandidate::new(machine.name).help(Some(machine.state.into())))
+        .collect()
+}
+
+fn jobs() -> Vec<CompletionCandidate> {
+    let open = || {
+        let params = JobListParams::default();
+        daemon()?.call::<JobList>(&params).ok()
+    };
+    let Some(answer) = open() else {
+        return Vec::new();
+    };
+    // The newest first, and what is not over before what is.
+    let (ended, open): (Vec<_>, Vec<_>) = answer
+        .jobs
+        .into_iter()
+        .rev()
+        .partition(|job| job.state == JobStateWord::Ended);
+    open.into_iter()
+        .chain(ended)
+        .map(|job| {
+            let what = format!("{} {}", job.operation, job.machine.unwrap_or_default());
+            CompletionCandidate::new(job.id.to_string()).help(Some(what.trim().to_owned().into()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_shell_gets_a_script_that_calls_us() {
+        for shell in Shell::value_variants() {
+            let text = String::from_utf8(script(*shell).expect("written")).expect("text");
+            assert!(
+                text.contains("orbd-ctl") && text.contains(VARIABLE),
+                "{shell:?}: {text}"
+            );
+        }
+    }
+
+    /// A verb that names a machine under another id would be completed as a file.
+    #[test]
+    fn every_machine_and_job_that_can_be_typed_is_completed() {
+        fn check(command: &clap::Command, path: &str) {
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                let named = argument.get_value_names().into_iter().flatten();
+                let names_one = named
+                    .into_iter()
+                    .any(|name| matches!(name.as_str(), "NAME" | "ID" | "SOURCE"));
+                let is_new = help.to_lowercase().contains("new machine") || help.starts_with("Name of");
+                if names_one && !is_new {
+                    let completed = argument.get::<ArgValueCandidates>().is_some();
+                    assert!(completed, "{path}: {} is not completed", argument.get_id());
+                }
+            }
+            for verb in command.get_subcommands() {
+                check(verb, &format!("{path} {}", verb.get_name()));
+            }
+        }
+        check(&grammar(), "orbd-ctl");
+    }
+}
