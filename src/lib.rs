@@ -3,7 +3,7 @@
 //! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
-//! - [`scheduler`], [`cache`]: what starts next, and what is known. Pure: no clock, no I/O, no async.
+//! - [`scheduler`], [`cache`], [`events`]: what starts next, what is known, and what is told of it. Pure: no clock, no I/O, no async.
 //! - [`clock`], [`sys`]: time, and questions to the kernel about processes and sockets.
 //! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
 //! - [`orbctl`]: the only module that knows `orbctl`.
@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod dispatcher;
+pub mod events;
 pub mod job;
 pub mod journal;
 pub mod logging;

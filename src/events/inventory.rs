@@ -1,0 +1,113 @@
+//! What is different between two lists of machines.
+
+use std::collections::HashMap;
+
+use crate::machine::{Machine, MachineId, MachineName};
+
+/// One machine that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// It was not there before.
+    Appeared(Machine),
+    /// It is not as it was.
+    Changed {
+        /// As it is now.
+        machine: Machine,
+        /// Its name before, if it has another now.
+        renamed_from: Option<MachineName>,
+    },
+    /// It is not there any more.
+    Gone(Machine),
+}
+
+/// Finds what is different. A machine is the same one if its id is: another one of the same name has taken its place.
+///
+/// What is gone comes first, so that a name is free before it is taken; the rest is in the order of the list.
+pub fn differences(before: &[Machine], now: &[Machine]) -> Vec<Difference> {
+    let by_id = |machines: &[Machine]| -> HashMap<MachineId, usize> {
+        let with_place = machines.iter().enumerate();
+        with_place
+            .map(|(place, machine)| (machine.id.clone(), place))
+            .collect()
+    };
+    let (was, is) = (by_id(before), by_id(now));
+    let gone = before
+        .iter()
+        .filter(|machine| !is.contains_key(&machine.id))
+        .map(|machine| Difference::Gone(machine.clone()));
+    let rest = now.iter().filter_map(
+        |machine| match was.get(&machine.id).map(|place| &before[*place]) {
+            None => Some(Difference::Appeared(machine.clone())),
+            Some(before) if before == machine => None,
+            Some(before) => Some(Difference::Changed {
+                machine: machine.clone(),
+                renamed_from: (before.name != machine.name).then(|| before.name.clone()),
+            }),
+        },
+    );
+    gone.chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Image, MachineConfig, MachineState};
+
+    fn machine(id: char, name: &str, state: &str) -> Machine {
+        Machine {
+            id: format!("01M4HXHNTVZXRXR1F5PV7GC8R{id}").parse().expect("an id"),
+            name: name.parse().expect("a name"),
+            state: MachineState::from_word(state),
+            image: Image::default(),
+            config: MachineConfig::default(),
+            builtin: false,
+        }
+    }
+
+    /// Writes lists as `1 web running, 2 db stopped`, and differences as `+web`, `~web`, `db~web` and `-web`.
+    fn check(before: &str, now: &str, expected: &str) {
+        let list = |text: &str| -> Vec<Machine> {
+            text.split(", ")
+                .filter(|text| !text.is_empty())
+                .map(|text| {
+                    let mut words = text.split(' ');
+                    let mut next = || words.next().expect("three words");
+                    let id = next().chars().next().expect("a digit");
+                    machine(id, next(), next())
+                })
+                .collect()
+        };
+        let found: Vec<String> = differences(&list(before), &list(now))
+            .iter()
+            .map(|difference| match difference {
+                Difference::Appeared(machine) => format!("+{}", machine.name),
+                Difference::Gone(machine) => format!("-{}", machine.name),
+                Difference::Changed {
+                    machine,
+                    renamed_from,
+                } => {
+                    let before = renamed_from.as_ref().map(ToString::to_string);
+                    format!("{}~{}", before.unwrap_or_default(), machine.name)
+                }
+            })
+            .collect();
+        assert_eq!(found.join(" "), expected, "from {before:?} to {now:?}");
+    }
+
+    #[test]
+    fn a_machine_is_known_again_by_its_id() {
+        check("", "", "");
+        check("1 web running", "1 web running", "");
+        check("", "1 web running, 2 db stopped", "+web +db");
+        check("1 web running, 2 db stopped", "2 db stopped", "-web");
+        check("1 web running", "1 web stopped", "~web");
+        check("1 web running", "1 www running", "web~www");
+        // Another machine with the name of the old one.
+        check("1 web running", "2 web running", "-web +web");
+        // Two that swap their names; and a name that is taken by one that was there before.
+        check("1 a running, 2 b running", "1 b running, 2 a running", "a~b b~a");
+        check("1 a running, 2 b running", "2 a running", "-a b~a");
+        // Order alone is no difference.
+        check("1 a running, 2 b running", "2 b running, 1 a running", "");
+    }
+}
