@@ -774,6 +774,9 @@ keys! {
 
     /// The oldest observation that anybody is answered with.
     cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);
+    /// How soon orbd looks again while somebody is subscribed to events of machines. While nothing changes the pauses grow
+    /// to ten seconds; without a subscriber there are no looks.
+    watch_interval: Duration = |_| seconds(2), Duration::from_millis(100) => hours(1);
 
     /// At most so much output of one job is kept.
     spool_max: Bytes = |_| Bytes(1 << 30), Bytes(1 << 16) => Bytes(1 << 40);

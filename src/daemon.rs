@@ -233,6 +233,7 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
             strict: config.strict,
         },
         cache_max_age: config.cache_max_age,
+        watch_interval: config.watch_interval,
         queue_timeout: config.queue_timeout,
         run_timeouts: RunTimeouts {
             query: config.query_timeout,
@@ -275,6 +276,7 @@ fn limits(config: &Config) -> BTreeMap<String, u64> {
             ("frame_max_bytes", config.frame_max.0),
             ("spool_max_bytes", config.spool_max.0),
             ("cache_max_age_ms", ms(config.cache_max_age)),
+            ("watch_interval_ms", ms(config.watch_interval)),
             ("queue_timeout_ms", ms(config.queue_timeout)),
             ("grace_ms", ms(config.grace)),
         ]

@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cache::{Generation, Topic};
 use crate::clock::Moment;
+use crate::events::{Ring, Told};
 use crate::job::{ClientId, JobId, Outcome, Priority};
-use crate::machine::{MachineId, MachineName};
+use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
 use crate::spool;
 use crate::sys::ChildIdentity;
@@ -354,6 +355,49 @@ pub struct Published {
     pub machines: Option<Seen>,
 }
 
+/// Follows what happens. While one is there who wants what looks find, the dispatcher looks again and again.
+pub struct Subscriber {
+    /// The last events. Ends with the dispatcher.
+    pub events: watch::Receiver<Ring<Arc<Told>>>,
+    /// Counted by the dispatcher.
+    pub(super) _wanted: Option<Arc<()>>,
+}
+
+/// Whether `orbctl` itself works, as far as is known.
+#[derive(Debug, Clone)]
+pub enum Health {
+    /// It does.
+    Well,
+    /// It does not.
+    Sick {
+        /// Since when that is known.
+        since: Moment,
+        /// What is wrong with it.
+        reason: Arc<str>,
+    },
+}
+
+/// Everything as it was when one event was the last.
+#[derive(Debug, Clone)]
+pub struct Overview {
+    /// That event's number; 0 before the first.
+    pub sequence: u64,
+    /// When this was described.
+    pub at: Moment,
+    /// The machines as they were last seen; `None` until the first look.
+    pub machines: Option<Seen>,
+    /// Something may have changed them since, and the next look has not ended.
+    pub machines_stale: bool,
+    /// OrbStack's status as it was last seen.
+    pub status: Option<OrbstackStatus>,
+    /// Jobs that wait or run, oldest first; reads are not among them.
+    pub jobs: Vec<JobView>,
+    /// Whether younger ones were left out.
+    pub more_jobs: bool,
+    /// How `orbctl` is.
+    pub health: Health,
+}
+
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
@@ -381,6 +425,9 @@ pub(super) enum Request {
     QueueView(oneshot::Sender<QueueView>),
     CacheView(oneshot::Sender<CacheView>),
     Invalidate(Scope, oneshot::Sender<Generation>),
+    /// Whether what looks find is wanted.
+    Subscribe(bool, oneshot::Sender<Subscriber>),
+    Overview(oneshot::Sender<Overview>),
 }
 
 /// Talks to the dispatcher. Cheap to clone.
@@ -494,6 +541,16 @@ impl Dispatcher {
     /// Forgets what is known.
     pub async fn invalidate(&self, scope: Scope) -> Option<Generation> {
         self.ask(|reply| Request::Invalidate(scope, reply)).await
+    }
+
+    /// Follows what happens; `wants_looks` keeps the dispatcher looking. `None` when it is gone.
+    pub async fn subscribe(&self, wants_looks: bool) -> Option<Subscriber> {
+        self.ask(|reply| Request::Subscribe(wants_looks, reply)).await
+    }
+
+    /// Describes everything as it is. `None` when the dispatcher is gone.
+    pub async fn overview(&self) -> Option<Overview> {
+        self.ask(Request::Overview).await
     }
 
     /// Returns what may be answered without asking.

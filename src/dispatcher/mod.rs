@@ -7,8 +7,8 @@
 //! handlers --requests--> dispatcher --spawns--> run_job, one task each --+
 //!    ^                    |  ^  ^                                        |
 //!    |                    |  |  +---- end of a job, child started -------+
-//!    +--state of a job----+  +------- deadline
-//!          (watch)        |
+//!    +--state of a job----+  +------- deadline, a look that is due
+//!    +--events (watch)----+
 //!                         +--journal (inline, page cache) --metrics (never blocks)
 //! ```
 
@@ -29,8 +29,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use handle::{
-    CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
-    Published, QueueVerb, QueueView, ReadError, Rejection, StateFilter, Submission, Target, WaitingFor,
+    CacheView, Cancelled, Carrier, Client, Dispatcher, Health, Job, JobFilter, JobSpec, JobState, JobView,
+    KeptView, Overview, Published, QueueVerb, QueueView, ReadError, Rejection, StateFilter, Submission,
+    Subscriber, Target, WaitingFor,
 };
 pub use known::{Facts, Known, Seen};
 
@@ -48,6 +49,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Oldest observation that is answered with.
     pub cache_max_age: Duration,
+    /// Shortest pause between looks while somebody watches.
+    pub watch_interval: Duration,
     /// Longest wait where the caller says nothing.
     pub queue_timeout: Duration,
     /// Longest runs where the caller says nothing.

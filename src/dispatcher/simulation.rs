@@ -3,6 +3,8 @@
 //!
 //! [`World::idle`] lets virtual time pass a millisecond, which happens only when every task waits: what can happen has happened.
 
+mod watching;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -61,9 +63,11 @@ type Inventory = Arc<Mutex<BTreeMap<String, String>>>;
 struct Scripted {
     calls: mpsc::UnboundedSender<Call>,
     inventory: Inventory,
-    /// Lists are answered from the inventory, not by the test.
+    /// Lists and the status are answered from here, not by the test.
     lists_itself: bool,
     lists: Mutex<usize>,
+    /// What OrbStack does, in `orbctl`'s word, and how often that was asked.
+    status: Mutex<(&'static str, usize)>,
 }
 
 fn list_of(inventory: &Inventory) -> String {
@@ -92,6 +96,12 @@ impl Orbctl for Scripted {
         if args[0] == "list" && self.lists_itself {
             *self.lists.lock().unwrap_or_else(PoisonError::into_inner) += 1;
             return Ok(completion(Ending::Exited(0), &list_of(&self.inventory), ""));
+        }
+        if args[0] == "status" && self.lists_itself {
+            let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.1 += 1;
+            let code = i32::from(status.0 != "Running");
+            return Ok(completion(Ending::Exited(code), &format!("{}\n", status.0), ""));
         }
         assert_ne!(args[0], "version", "a panic, as scripted");
         let (reply, answer) = oneshot::channel();
@@ -142,6 +152,7 @@ impl World {
             inventory: Arc::new(Mutex::new(BTreeMap::from(inventory))),
             lists_itself,
             lists: Mutex::new(0),
+            status: Mutex::new(("Running", 0)),
         });
         let parts = Parts {
             orbctl: orbctl.clone(),
@@ -225,6 +236,7 @@ fn settings(folder: &Path, limits: Limits) -> Settings {
     Settings {
         limits,
         cache_max_age: Duration::from_secs(30),
+        watch_interval: Duration::from_secs(2),
         queue_timeout: minutes(10),
         run_timeouts: RunTimeouts {
             query: Duration::from_secs(30),

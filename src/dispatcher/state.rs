@@ -7,6 +7,7 @@ mod queue;
 mod reads;
 mod starting;
 mod views;
+mod watching;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request,
 use super::known::{Known, Seen};
 use super::run_job::Finished;
 use super::{Parts, Settings};
+use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
 const REQUESTS_AT_ONCE: usize = 64;
@@ -119,6 +121,7 @@ pub(super) struct State<O> {
     children: mpsc::Receiver<(JobId, ChildIdentity)>,
     spools: spool::Budget,
     publish: watch::Sender<Published>,
+    watching: Watching,
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
     paused: Vec<Target>,
     draining: Vec<Target>,
@@ -136,6 +139,7 @@ impl<O: Orbctl> State<O> {
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
             spools: spool::Budget::new(settings.spool_total_max),
+            watching: Watching::new(settings.watch_interval),
             settings,
             orbctl: parts.orbctl,
             journal: parts.journal,
@@ -170,10 +174,13 @@ impl<O: Orbctl> State<O> {
         let mut leave_at: Option<Instant> = None;
         self.start_ready();
         loop {
-            let deadline = [self.scheduler.next_deadline(), self.next_forgotten(), leave_at]
-                .into_iter()
-                .flatten()
-                .min();
+            let deadlines = [
+                self.scheduler.next_deadline(),
+                self.next_forgotten(),
+                self.next_look(),
+                leave_at,
+            ];
+            let deadline = deadlines.into_iter().flatten().min();
             let timer = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -210,6 +217,7 @@ impl<O: Orbctl> State<O> {
             let now = Moment::now().instant;
             self.expire(now);
             self.forget(now);
+            self.look_if_due(now);
             self.start_ready();
             self.answer_drains();
             if self.stopping && (self.running.is_empty() || leave_at.is_some_and(|at| at <= now)) {
@@ -272,7 +280,12 @@ impl<O: Orbctl> State<O> {
                     self.cache.invalidate_all();
                 }
                 self.invalidate(&scope);
+                self.look_now();
                 let _ = reply.send(self.cache.generation());
+            }
+            Request::Subscribe(wants_looks, reply) => self.subscribe(wants_looks, reply),
+            Request::Overview(reply) => {
+                let _ = reply.send(self.overview());
             }
         }
     }

@@ -138,6 +138,7 @@ impl<O: Orbctl> State<O> {
         let job = Self::job(&entry);
         self.operands += spec.operation.weight();
         self.jobs.insert(spec.id, entry);
+        self.note_job(spec, &JobState::Waiting);
         job
     }
 

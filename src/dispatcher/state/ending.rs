@@ -34,6 +34,7 @@ impl<O: Orbctl> State<O> {
         };
         if let Some(scope) = touches {
             self.invalidate(&scope);
+            self.look_now();
         }
         if !matches!(spec.operation, Operation::Query(_)) {
             self.journal_append(&JournalEntry::Ended { job: id });
@@ -93,12 +94,13 @@ impl<O: Orbctl> State<O> {
         } else {
             tracing::debug!(job_id = id.0, operation = spec.operation.verb(), run_us, "ended");
         }
-        entry.state.send_replace(JobState::Ended {
+        let ended = JobState::Ended {
             since,
             at: now,
             outcome,
             holder,
-        });
+        };
+        entry.state.send_replace(ended.clone());
         self.operands -= spec.operation.weight();
         if matches!(spec.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
@@ -114,6 +116,7 @@ impl<O: Orbctl> State<O> {
             }
             self.ended.push_back((now.instant, id));
         }
+        self.note_job(&spec, &ended);
     }
 
     pub(super) fn next_forgotten(&self) -> Option<Instant> {

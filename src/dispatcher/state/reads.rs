@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::{Recorded, Source, Topic};
 use crate::clock::Moment;
+use crate::events::Event;
 use crate::job::{JobId, Priority};
 use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
@@ -39,6 +40,18 @@ impl<O: Orbctl> State<O> {
             return;
         }
         self.metrics.count(Counter::CacheMisses);
+        self.ask(query, max_age, client, reply);
+    }
+
+    /// Joins an equal read, or begins one. Returns the job that will answer; without one the refusal has been answered.
+    pub(super) fn ask(
+        &mut self,
+        query: &Query,
+        max_age: Duration,
+        client: &Client,
+        reply: oneshot::Sender<Result<Seen, ReadError>>,
+    ) -> Option<JobId> {
+        let now = Moment::now();
         if let Some(reading) = self.reads.get_mut(query) {
             // A read may be shared while it waits; one that runs, only if nothing changed since it began and the caller
             // accepts an observation as old as that.
@@ -59,7 +72,7 @@ impl<O: Orbctl> State<O> {
                     entry.joined += 1;
                 }
                 reading.waiters.push(reply);
-                return;
+                return Some(reading.job);
             }
         }
         let id = self.journal.next_id();
@@ -89,9 +102,11 @@ impl<O: Orbctl> State<O> {
                 if let Some(before) = before {
                     self.superseded(before);
                 }
+                Some(id)
             }
             Err(rejection) => {
                 let _ = reply.send(Err(ReadError::Rejected(rejection)));
+                None
             }
         }
     }
@@ -123,7 +138,7 @@ impl<O: Orbctl> State<O> {
                 if let Some(ticket) = begun.ticket
                     && self.cache.record(ticket, known.clone()) == Recorded::Stored
                 {
-                    self.learned(&query, &known);
+                    self.learned(id, &query, &known);
                 }
                 Ok(seen)
             }
@@ -136,16 +151,21 @@ impl<O: Orbctl> State<O> {
         for waiter in reading.waiters {
             let _ = waiter.send(answer.clone());
         }
+        self.looked(id, answer.as_ref().ok().map(|seen| &seen.value.facts));
     }
 
     /// Does what follows from something new being known.
-    fn learned(&mut self, query: &Query, known: &Known) {
+    fn learned(&mut self, id: JobId, query: &Query, known: &Known) {
         if *query == Query::List {
             if let Some(machines) = known.machines() {
                 self.cache
                     .retain_machines(machines.iter().map(|machine| &machine.name));
             }
             self.publish_machines();
+            self.learned_machines(self.watching.is_look(id));
+        }
+        if *query == Query::Status {
+            self.learned_status();
         }
     }
 
@@ -155,7 +175,12 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn invalidate(&mut self, scope: &Scope) {
-        self.cache.invalidate(scope);
+        let generation = self.cache.invalidate(scope);
         self.publish_machines();
+        self.note(Event::CacheInvalidated {
+            scope: scope.clone(),
+            generation,
+        });
+        self.hurry();
     }
 }

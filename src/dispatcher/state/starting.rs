@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
-use crate::cache::{Cache, Topic};
+use crate::cache::{Cache, Ticket, Topic};
 use crate::clock::Moment;
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
@@ -67,6 +67,11 @@ impl<O: Orbctl> State<O> {
         if let Operation::Query(query) = &spec.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = topic(query).map(|topic| self.cache.begin(&topic, &now));
+                let ticket = if self.watching.is_look(id) {
+                    ticket.map(Ticket::as_look)
+                } else {
+                    ticket
+                };
                 reading.begun = Some(Begun {
                     ticket,
                     generation: self.cache.generation(),
@@ -80,8 +85,10 @@ impl<O: Orbctl> State<O> {
             self.invalidate(&scope);
         }
         // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
+        let running = JobState::Running { since: now };
+        self.note_job(&spec, &running);
         if let Some(entry) = self.jobs.get(&id) {
-            entry.state.send_replace(JobState::Running { since: now });
+            entry.state.send_replace(running);
         }
         tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
         self.running.spawn(async move {

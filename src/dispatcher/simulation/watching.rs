@@ -1,0 +1,277 @@
+//! Looks that nobody asked for: when there are some, how many, and what is told of what they see.
+
+use super::*;
+use crate::cache::Source;
+use crate::events::Event;
+
+impl World {
+    async fn watch(&self) -> Subscriber {
+        self.dispatcher.subscribe(true).await.expect("it lives")
+    }
+
+    fn orbstack(&self, word: &'static str) {
+        let mut status = self.orbctl.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.0 = word;
+    }
+
+    fn statuses(&self) -> usize {
+        self.orbctl
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .1
+    }
+
+    /// Lets time pass until so much has passed since `began`, and what happens at that moment.
+    async fn until(&self, began: Moment, ms: u64) {
+        tokio::time::sleep_until((began.instant + Duration::from_millis(ms)).into()).await;
+        self.idle().await;
+    }
+}
+
+/// Writes the events after one, each in a few words.
+fn since(subscriber: &Subscriber, number: u64) -> Vec<String> {
+    let events = subscriber.events.borrow().since(number, 1000).expect("no gap");
+    events
+        .iter()
+        .map(|told| match &told.event {
+            Event::MachinesKnown { machines, .. } => format!("{} machines", machines.len()),
+            Event::MachineAppeared { machine, .. } => format!("{} appeared", machine.name),
+            Event::MachineChanged { machine, .. } => format!("{} {}", machine.name, machine.state.as_str()),
+            Event::MachineGone { machine, .. } => format!("{} gone", machine.name),
+            Event::OrbstackChanged { status, .. } => format!("orbstack {}", status.as_str()),
+            Event::JobQueued(job) => format!("{} queued", job.verb),
+            Event::JobStarted(job) => format!("{} started", job.verb),
+            Event::JobEnded(job, _) => format!("{} ended", job.verb),
+            Event::CacheInvalidated { .. } => "stale".to_owned(),
+            Event::OrbctlSick { reason } => format!("sick: {reason}"),
+            Event::OrbctlWell => "well".to_owned(),
+        })
+        .collect()
+}
+
+fn last(subscriber: &Subscriber) -> u64 {
+    subscriber.events.borrow().last()
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_watches_there_is_no_look() {
+    let world = World::new();
+    tokio::time::sleep(HOUR).await;
+    // Whoever wants to hear of jobs alone does not make anybody look.
+    let of_jobs = world.dispatcher.subscribe(false).await.expect("it lives");
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((world.statuses(), world.lists()), (0, 0));
+    let (one, other) = (world.watch().await, world.watch().await);
+    world.idle().await;
+    assert_eq!(
+        (world.statuses(), world.lists()),
+        (1, 1),
+        "the first is told at once"
+    );
+    assert_eq!(since(&of_jobs, 0), ["orbstack running", "2 machines"]);
+    drop(one);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.lists(), 2, "one is left");
+    drop(other);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((world.statuses(), world.lists()), (2, 2), "nobody is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_while_nothing_changes_and_are_short_again_when_something_does() {
+    let world = World::new();
+    let subscriber = world.watch().await;
+    let began = Moment::now();
+    for (ms, lists) in [
+        (100, 1),
+        (2_100, 2),
+        (5_900, 2),
+        (6_100, 3),
+        (13_900, 3),
+        (14_100, 4),
+        (24_100, 5),
+        (34_100, 6),
+    ] {
+        world.until(began, ms).await;
+        assert_eq!(world.lists(), lists, "after {ms} ms");
+    }
+    let number = last(&subscriber);
+    world.set("a", "stopped");
+    world.set("c", "creating");
+    world.until(began, 44_100).await;
+    assert_eq!(since(&subscriber, number), ["a stopped", "c appeared"]);
+    world.remove("c");
+    world.until(began, 46_200).await;
+    assert_eq!(since(&subscriber, number + 2), ["c gone"]);
+    assert_eq!(world.lists(), 8);
+    let published = world.dispatcher.published().machines.clone().expect("a list");
+    assert_eq!(published.source, Source::Look);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_orbstack_is_not_asked_for_its_machines() {
+    let world = World::new();
+    world.orbstack("Stopped");
+    let subscriber = world.watch().await;
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(world.lists(), 0);
+    assert_eq!(since(&subscriber, 0), ["orbstack stopped"]);
+    assert!(
+        (350..=370).contains(&world.statuses()),
+        "{} looks",
+        world.statuses()
+    );
+    world.orbstack("Running");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(since(&subscriber, 1), ["orbstack running", "2 machines"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_a_caller_makes_stands_for_a_look() {
+    let world = World::new();
+    let _subscriber = world.watch().await;
+    let began = Moment::now();
+    world.until(began, 1_500).await;
+    let fresh = world.read(Query::List, Some(Duration::ZERO)).await;
+    assert!(fresh.expect("no panic").is_ok());
+    world.until(began, 3_400).await;
+    assert_eq!((world.statuses(), world.lists()), (1, 2), "the pause begins anew");
+    world.until(began, 3_600).await;
+    assert_eq!((world.statuses(), world.lists()), (2, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_known_and_young_is_not_looked_at_again_for_the_first_subscriber() {
+    let world = World::new();
+    let known = world.read(Query::List, None).await;
+    assert!(known.expect("no panic").is_ok());
+    let began = Moment::now();
+    world.until(began, 500).await;
+    let _subscriber = world.watch().await;
+    world.until(began, 1_900).await;
+    assert_eq!(world.lists(), 1);
+    world.until(began, 2_100).await;
+    assert_eq!(world.lists(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_change_did_is_told_at_its_end() {
+    let mut world = World::new();
+    let subscriber = world.watch().await;
+    world.idle().await;
+    let number = last(&subscriber);
+    let job = world.change(Operation::Stop(name("a"), Force::No)).await;
+    let call = world.call("stop").await;
+    world.set("a", "stopped");
+    let began = Moment::now();
+    call.exit(0);
+    assert_eq!(outcome(&job).await, CHANGED);
+    world.until(began, 10).await;
+    let told = since(&subscriber, number);
+    assert_eq!(
+        told,
+        [
+            "stop queued",
+            "stale",
+            "stop started",
+            "stale",
+            "stop ended",
+            "a stopped"
+        ]
+    );
+    let numbers: Vec<u64> = {
+        let ring = subscriber.events.borrow();
+        let events = ring.since(0, 1000).expect("no gap");
+        events.iter().map(|told| told.sequence).collect()
+    };
+    assert_eq!(numbers, (1..=last(&subscriber)).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_that_fail_are_followed_by_pauses_and_share_with_callers() {
+    let mut world = World::with(Limits::default(), false);
+    let _subscriber = world.watch().await;
+    let began = Moment::now();
+    let mut looks = 0;
+    loop {
+        let call = world.call("status").await;
+        if Moment::now().instant - began.instant > Duration::from_secs(60) {
+            break;
+        }
+        looks += 1;
+        call.end(
+            Ending::Exited(2),
+            "",
+            "panic: timed out\n\ngoroutine 1 [running]:\n",
+        );
+    }
+    assert!((5..=9).contains(&looks), "{looks} looks in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_much_changes_during_a_look_one_more_follows() {
+    let mut world = World::with(Limits::default(), false);
+    let subscriber = world.watch().await;
+    let status = world.call("status").await;
+    for _ in 0..5 {
+        world
+            .dispatcher
+            .invalidate(Scope::Everything)
+            .await
+            .expect("it lives");
+    }
+    world.no_call().await;
+    status.end(Ending::Exited(0), "Running\n", "");
+    let list = world.call("list").await;
+    list.end(Ending::Exited(0), &list_of(&world.orbctl.inventory), "");
+    world.idle().await;
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    let list = world.call("list").await;
+    list.end(Ending::Exited(0), &list_of(&world.orbctl.inventory), "");
+    world.no_call().await;
+    let told = since(&subscriber, 0);
+    assert_eq!(
+        told[told.len() - 2..],
+        ["2 machines", "orbstack running"],
+        "{told:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
+    let mut world = World::new();
+    let subscriber = world.watch().await;
+    world.idle().await;
+    let running = world.change(restart("a")).await;
+    let waiting = world.change(restart("a")).await;
+    let call = world.call("restart").await;
+    let all = world.dispatcher.overview().await.expect("it lives");
+    assert_eq!(all.sequence, last(&subscriber));
+    let ids: Vec<JobId> = all.jobs.iter().map(|job| job.spec.id).collect();
+    assert_eq!(ids, [running.spec.id, waiting.spec.id]);
+    assert!(
+        all.machines.is_some() && all.machines_stale,
+        "known, and may have changed"
+    );
+    assert!(matches!(all.health, Health::Well));
+    call.exit(0);
+    world.call("restart").await.exit(0);
+    assert_eq!(outcome(&waiting).await, CHANGED);
+    world.idle().await;
+    let all = world.dispatcher.overview().await.expect("it lives");
+    assert!(all.jobs.is_empty() && !all.machines_stale);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_the_events() {
+    let world = World::new();
+    let mut subscriber = world.watch().await;
+    world.idle().await;
+    subscriber.events.borrow_and_update();
+    world.shutdown.cancel();
+    while subscriber.events.changed().await.is_ok() {}
+    world.task.await.expect("no panic");
+}

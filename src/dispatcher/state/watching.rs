@@ -1,0 +1,306 @@
+//! Watching: what is told to subscribers, and the looks that nobody asked for.
+//!
+//! ```text
+//!             somebody watches                       running
+//! no timer ----------------------> due at `next` --> status ---------> list --> what differs is told
+//!    ^                                ^                | stopped, failed  |
+//!    +-- nobody watches any more      +--- pause ------+------------------+
+//! ```
+//!
+//! While nobody watches there is neither a look nor a timer. At most one look runs; a wish that comes meanwhile is remembered, and
+//! more of them are one. A look that fails is followed by a pause like any other. The pause grows while nothing changes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::cache::Topic;
+use crate::clock::Moment;
+use crate::events::{Difference, Event, JobFacts, Pace, Ring, Told, differences};
+use crate::job::{ClientId, JobId};
+use crate::machine::OrbstackStatus;
+use crate::operation::{Operation, Query};
+use crate::orbctl::Orbctl;
+
+use super::super::handle::{Client, Health, JobSpec, JobState, Overview, Subscriber, Target};
+use super::super::known::{Facts, Seen};
+use super::State;
+
+/// Events that are kept for readers who stay behind or come back.
+const EVENTS_KEPT: usize = 1024;
+/// Most jobs that an overview tells.
+const OVERVIEW_JOBS_MAX: usize = 10_000;
+
+/// What is known of watchers, and what they were told.
+pub(super) struct Watching {
+    /// The only channel to subscribers: each holds a receiver and the number of the last event that it was told.
+    events: watch::Sender<Ring<Arc<Told>>>,
+    /// Held by each subscriber who wants what looks find.
+    wanted: Arc<()>,
+    /// The machines as they were told.
+    machines: Option<Seen>,
+    /// OrbStack's status as it was told.
+    status: Option<OrbstackStatus>,
+    health: Health,
+    pace: Pace,
+    /// When to look next, if somebody watches.
+    next: Option<Instant>,
+    /// The read that the look in progress waits for.
+    look: Option<JobId>,
+    /// Something changed while a look was in progress, which may not have seen it.
+    again: bool,
+}
+
+impl Watching {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self {
+            events: watch::Sender::new(Ring::new(EVENTS_KEPT)),
+            wanted: Arc::new(()),
+            machines: None,
+            status: None,
+            health: Health::Well,
+            pace: Pace::new(interval),
+            next: None,
+            look: None,
+            again: false,
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        Arc::strong_count(&self.wanted) > 1
+    }
+
+    /// Says whether a job is a look that nobody asked for.
+    pub(super) fn is_look(&self, id: JobId) -> bool {
+        self.look == Some(id)
+    }
+
+    fn pause_from(&mut self, now: Instant) {
+        self.next = Some(now + self.pace.pause());
+    }
+}
+
+impl<O: Orbctl> State<O> {
+    /// Tells an event to everybody who is subscribed. The one way to do so.
+    pub(super) fn note(&mut self, event: Event) {
+        let now = Moment::now();
+        match &event {
+            Event::OrbctlSick { reason } => {
+                self.watching.health = Health::Sick {
+                    since: now,
+                    reason: reason.clone(),
+                };
+            }
+            Event::OrbctlWell => self.watching.health = Health::Well,
+            _ => {}
+        }
+        self.watching
+            .events
+            .send_modify(|ring| ring.push(|sequence| Arc::new(Told::new(sequence, now, event))));
+    }
+
+    /// Tells of a job, unless it is a read.
+    pub(super) fn note_job(&mut self, spec: &JobSpec, state: &JobState) {
+        if matches!(spec.operation, Operation::Query(_)) {
+            return;
+        }
+        let facts = JobFacts {
+            id: spec.id,
+            verb: spec.operation.verb(),
+            machine: spec.operation.machine().cloned(),
+            client: spec.client.name.clone(),
+        };
+        self.note(match state {
+            JobState::Waiting => Event::JobQueued(facts),
+            JobState::Running { .. } => Event::JobStarted(facts),
+            JobState::Ended { outcome, .. } => Event::JobEnded(facts, outcome.clone()),
+        });
+    }
+
+    pub(super) fn subscribe(&mut self, wants_looks: bool, reply: oneshot::Sender<Subscriber>) {
+        let is_first = wants_looks && !self.watching.is_wanted();
+        let subscriber = Subscriber {
+            events: self.watching.events.subscribe(),
+            _wanted: wants_looks.then(|| self.watching.wanted.clone()),
+        };
+        if is_first {
+            let now = Moment::now();
+            self.watching.pace.hurry();
+            let known = self
+                .cache
+                .fresh(&Topic::Machines, &now, self.watching.pace.pause());
+            let age = known.map(|seen| now.age_of(&seen.observed_at));
+            let pause = age.map_or(Duration::ZERO, |age| {
+                self.watching.pace.pause().saturating_sub(age)
+            });
+            self.watching.next = Some(now.instant + pause);
+        }
+        let _ = reply.send(subscriber);
+    }
+
+    /// Describes everything as it is, at the number of the last event.
+    pub(super) fn overview(&self) -> Overview {
+        let active = self
+            .jobs
+            .values()
+            .filter(|entry| !entry.state.borrow().is_ended())
+            .filter(|entry| !matches!(entry.spec.operation, Operation::Query(_)));
+        let mut jobs: Vec<_> = active
+            .take(OVERVIEW_JOBS_MAX + 1)
+            .map(|entry| self.view(entry))
+            .collect();
+        let more_jobs = jobs.len() > OVERVIEW_JOBS_MAX;
+        jobs.truncate(OVERVIEW_JOBS_MAX);
+        Overview {
+            sequence: self.watching.events.borrow().last(),
+            at: Moment::now(),
+            machines: self.watching.machines.clone(),
+            machines_stale: self.cache.get(&Topic::Machines).is_none(),
+            status: self.watching.status.clone(),
+            jobs,
+            more_jobs,
+            health: self.watching.health.clone(),
+        }
+    }
+
+    /// Something was made stale, so more may follow: the pauses are short again.
+    pub(super) fn hurry(&mut self) {
+        self.watching.pace.hurry();
+        let soon = Moment::now().instant + self.watching.pace.pause();
+        self.watching.next = self.watching.next.map(|next| next.min(soon));
+    }
+
+    /// Something has changed that a look would show: whoever watches need not wait for it.
+    pub(super) fn look_now(&mut self) {
+        if self.watching.look.is_some() {
+            self.watching.again = true;
+        } else {
+            self.watching.next = Some(Moment::now().instant);
+        }
+    }
+
+    /// Returns when to look next: never while nobody watches, a look is in progress, or none would be taken.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let may_look = self.watching.look.is_none()
+            && self.watching.is_wanted()
+            && !self.stopping
+            && !self.draining.contains(&Target::All);
+        self.watching.next.filter(|_| may_look)
+    }
+
+    /// Begins the look that is due.
+    pub(super) fn look_if_due(&mut self, now: Instant) {
+        if self.next_look().is_some_and(|next| next <= now) {
+            self.look(&Query::Status);
+        }
+    }
+
+    fn look(&mut self, query: &Query) {
+        // Whoever may join shares it; we are told by the end of the job.
+        let (reply, _) = oneshot::channel();
+        self.watching.look = self.ask(query, Duration::ZERO, &ourselves(), reply);
+        if self.watching.look.is_none() {
+            self.watching.pace.slow_down();
+            self.look_ended();
+        }
+    }
+
+    /// A read is over: goes on with the look that waited for it, if one did.
+    pub(super) fn looked(&mut self, id: JobId, facts: Option<&Facts>) {
+        if !self.watching.is_look(id) {
+            return;
+        }
+        self.watching.look = None;
+        match facts {
+            // Asking for the list would wake OrbStack if it did not run.
+            Some(Facts::Status(OrbstackStatus::Running)) if self.watching.is_wanted() && !self.stopping => {
+                self.look(&Query::List);
+            }
+            // What it saw has been told, and has set the pace.
+            Some(Facts::Machines(_)) => self.look_ended(),
+            _ => {
+                self.watching.pace.slow_down();
+                self.look_ended();
+            }
+        }
+    }
+
+    fn look_ended(&mut self) {
+        let now = Moment::now().instant;
+        if std::mem::take(&mut self.watching.again) {
+            self.watching.next = Some(now);
+        } else {
+            self.watching.pause_from(now);
+        }
+    }
+
+    /// Tells what is new in a list that has just been kept, whoever asked for it.
+    pub(super) fn learned_machines(&mut self, is_look: bool) {
+        let Some(seen) = self.cache.get(&Topic::Machines).cloned() else {
+            return;
+        };
+        let generation = seen.generation;
+        let now = seen.value.machines().unwrap_or_default();
+        let news: Vec<Event> = match &self.watching.machines {
+            None => vec![Event::MachinesKnown {
+                machines: now.to_vec(),
+                generation,
+            }],
+            Some(before) => differences(before.value.machines().unwrap_or_default(), now)
+                .into_iter()
+                .map(|difference| match difference {
+                    Difference::Appeared(machine) => Event::MachineAppeared { machine, generation },
+                    Difference::Changed {
+                        machine,
+                        renamed_from,
+                    } => Event::MachineChanged {
+                        machine,
+                        renamed_from,
+                        generation,
+                    },
+                    Difference::Gone(machine) => Event::MachineGone { machine, generation },
+                })
+                .collect(),
+        };
+        if !news.is_empty() {
+            self.watching.pace.hurry();
+        } else if is_look {
+            self.watching.pace.slow_down();
+        }
+        self.watching.machines = Some(seen);
+        for event in news {
+            self.note(event);
+        }
+        // A caller's read saw what a look would have seen.
+        self.watching.pause_from(Moment::now().instant);
+    }
+
+    /// Tells OrbStack's status when it is new, whoever asked for it.
+    pub(super) fn learned_status(&mut self) {
+        let Some(seen) = self.cache.get(&Topic::Status) else {
+            return;
+        };
+        let Facts::Status(status) = &seen.value.facts else {
+            return;
+        };
+        if self.watching.status.as_ref() == Some(status) {
+            return;
+        }
+        let (status, generation) = (status.clone(), seen.generation);
+        self.watching.status = Some(status.clone());
+        self.watching.pace.hurry();
+        self.note(Event::OrbstackChanged { status, generation });
+    }
+}
+
+/// The client of looks: the daemon itself. It shares turns with no other, and its connection never goes away.
+fn ourselves() -> Client {
+    Client {
+        id: ClientId(u64::MAX - 1),
+        connection: u64::MAX,
+        name: "orbd".into(),
+        pid: Some(std::process::id()),
+        uid: rustix::process::getuid().as_raw(),
+    }
+}
