@@ -155,6 +155,7 @@ impl Case {
             "meanwhile",
             "response",
             "notifications",
+            "until",
         ];
         for part in parts.as_object().expect("an example is an object").keys() {
             assert!(
@@ -222,7 +223,8 @@ impl Case {
         if self.parts.get("notifications").is_some() {
             loop {
                 let message = talk.notification()?;
-                let last = message["params"]["result"]["type"] == "ended";
+                let until = self.parts["until"].as_str().unwrap_or("ended");
+                let last = message["params"]["result"]["type"] == until;
                 heard.push(message);
                 if last {
                     break;
@@ -319,6 +321,7 @@ fn written(parts: &Value) -> String {
         "meanwhile",
         "response",
         "notifications",
+        "until",
     ];
     let mut text = String::from("{\n");
     for name in order {

@@ -4,6 +4,7 @@ mod ctl_service;
 mod ctl_suite;
 mod daemon_cache;
 mod daemon_crash;
+mod daemon_events;
 mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;

@@ -9,13 +9,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::types::{
     CacheInvalidateAnswer, CacheInvalidateParams, CacheStatusAnswer, ChangeAnswer, ChangeParams,
     ConfigAnswer, ConfigGetAnswer, ConfigGetParams, ConfigSetParams, CountersAnswer, DaemonInfoAnswer,
-    DefaultAnswer, Done, ForceParams, HelloAnswer, HelloParams, JobAnswer, JobCancelAnswer, JobEvent,
-    JobFollowParams, JobInputAnswer, JobInputParams, JobListAnswer, JobListParams, JobOutputAnswer,
-    JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams, MachineCloneParams,
-    MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams, MachineListAnswer,
-    MachineParams, MachineRenameParams, MetricsExportParams, MetricsHistoryAnswer, MetricsHistoryParams,
-    MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer, QueueTargetParams, ReadParams,
-    ReleaseParams, RunAnswer, RunParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    DefaultAnswer, Done, Event, EventsSubscribeParams, ForceParams, HelloAnswer, HelloParams, JobAnswer,
+    JobCancelAnswer, JobEvent, JobFollowParams, JobInputAnswer, JobInputParams, JobListAnswer, JobListParams,
+    JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams,
+    MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
+    MachineListAnswer, MachineParams, MachineRenameParams, MetricsExportParams, MetricsHistoryAnswer,
+    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer,
+    QueueTargetParams, ReadParams, ReleaseParams, RunAnswer, RunParams, SetDefaultParams, StatusAnswer,
+    TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -213,5 +214,7 @@ methods! {
             "Runs a command in a machine and tells its output as it comes. Ending the subscription, or the connection, stops the command.";
         JobFollow "job.follow" / "job.event" / "job.unfollow" (JobFollowParams) -> JobEvent,
             "Tells a job's output and end as they come.";
+        EventsSubscribe "events.subscribe" / "events.event" / "events.unsubscribe" (EventsSubscribeParams) -> Event,
+            "Tells what happens to machines, jobs, the cache and orbctl as it happens: first everything as it is, or what came since the last event that was told.";
     }
 }

@@ -1,5 +1,7 @@
 //! Between the wire's types and the words: parsing on the way in, naming the field that is wrong; plain copying on the way out.
 
+mod events;
+
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -16,6 +18,8 @@ use crate::job::{Failure, JobId, Outcome, Phase, Priority, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
 use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, Stdin};
 use crate::spool;
+
+pub(super) use events::{event, event_gap, event_kind, event_state};
 
 type Refusal = types::ErrorObject;
 

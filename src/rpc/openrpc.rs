@@ -65,6 +65,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
         | "config.show" | "config.get" => &[],
+        "events.subscribe" => &[E::Draining],
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
         | "session.release" => &[E::JobNotFound],

@@ -3,10 +3,16 @@
 //! Parameters refuse unknown fields by name; clients must ignore result fields that they do not know. Times are RFC 3339 in
 //! UTC with milliseconds; durations carry their unit in the name. `proto/openrpc.json` is generated from these types.
 
+mod events;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use events::{
+    Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason, OrbctlHealth,
+};
 
 /// Declares parameters of a method that makes a job: its own fields and the ones every job has.
 macro_rules! job_params {

@@ -23,7 +23,7 @@ FOLDER = Path(os.environ.get("ORBD_EXAMPLES") or Path(__file__).resolve().parent
 PATIENCE = 20.0
 """Seconds; longer than any answer takes."""
 
-PARTS = {"about", "config", "trouble", "setup", "request", "request_text", "meanwhile", "response", "notifications"}
+PARTS = {"about", "config", "trouble", "setup", "request", "request_text", "meanwhile", "response", "notifications", "until"}
 
 # For each placeholder: the text that it stands for inside a longer one, and what a fake daemon answers in its place.
 PLACEHOLDERS: dict[str, tuple[str, Any]] = {
@@ -208,7 +208,7 @@ class Player:
             found = differences(parts["response"], response, "response")
             if "notifications" in parts:
                 heard: list[Any] = []
-                while not heard or heard[-1]["params"]["result"]["type"] != "ended":
+                while not heard or heard[-1]["params"]["result"]["type"] != parts.get("until", "ended"):
                     heard.append(talk.notification())
                 found += differences(parts["notifications"], heard, "notifications")
             return found

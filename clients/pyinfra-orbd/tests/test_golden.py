@@ -20,7 +20,7 @@ BY_NAME = {case.name: case for case in CASES}
 RENAMED = {"stdin_text": ("stdin", str.encode), "text": ("data", str.encode)}
 
 # Every connection says hello by itself; the client ends a subscription by closing its connection.
-UNTYPED = {"daemon.hello", "job.unfollow", "machine.run_unfollow"}
+UNTYPED = {"daemon.hello", "events.subscribe", "job.unfollow", "machine.run_unfollow"}
 
 
 def parameters(cases: list[Case]) -> list[Any]:

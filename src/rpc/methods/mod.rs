@@ -3,6 +3,7 @@
 mod cache;
 mod config;
 mod daemon;
+mod events;
 mod job;
 mod machine;
 mod metrics;
@@ -28,6 +29,7 @@ pub(super) fn register(registry: &mut Registry) {
     cache::register(registry);
     config::register(registry);
     daemon::register(registry);
+    events::register(registry);
     job::register(registry);
     machine::register(registry);
     metrics::register(registry);

@@ -1,0 +1,178 @@
+//! Events on the way out, and which are wanted on the way in.
+
+use super::{job, machine, observed, outcome_word, time};
+use crate::clock::Moment;
+use crate::dispatcher::{Health, Overview};
+use crate::events::{Event, JobFacts, Kind, Told};
+use crate::job::{Outcome, Success};
+use crate::machine::{Machine, MachineName};
+use crate::operation::Scope;
+use crate::rpc::types::{self, EventDetails, EventKind};
+
+/// Reads which events are wanted.
+pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
+    match kind {
+        EventKind::MachinesKnown => Kind::MachinesKnown,
+        EventKind::MachineAppeared => Kind::MachineAppeared,
+        EventKind::MachineChanged => Kind::MachineChanged,
+        EventKind::MachineGone => Kind::MachineGone,
+        EventKind::OrbstackChanged => Kind::OrbstackChanged,
+        EventKind::JobQueued => Kind::JobQueued,
+        EventKind::JobStarted => Kind::JobStarted,
+        EventKind::JobEnded => Kind::JobEnded,
+        EventKind::CacheInvalidated => Kind::CacheInvalidated,
+        EventKind::OrbctlSick => Kind::OrbctlSick,
+        EventKind::OrbctlWell => Kind::OrbctlWell,
+    }
+}
+
+/// Writes an event.
+pub(in crate::rpc) fn event(told: &Told, instance: &str) -> types::Event {
+    let what = match &told.event {
+        Event::MachinesKnown { machines, generation } => EventDetails::MachinesKnown {
+            machines: machines.iter().map(machine).collect(),
+            generation: generation.get(),
+        },
+        Event::MachineAppeared {
+            machine: it,
+            generation,
+        } => EventDetails::MachineAppeared {
+            machine: machine(it),
+            generation: generation.get(),
+        },
+        Event::MachineChanged {
+            machine: it,
+            renamed_from,
+            generation,
+        } => EventDetails::MachineChanged {
+            machine: machine(it),
+            renamed_from: renamed_from.as_ref().map(MachineName::to_string),
+            generation: generation.get(),
+        },
+        Event::MachineGone {
+            machine: it,
+            generation,
+        } => EventDetails::MachineGone {
+            machine: machine(it),
+            generation: generation.get(),
+        },
+        Event::OrbstackChanged { status, generation } => EventDetails::OrbstackChanged {
+            status: status.as_str().into(),
+            generation: generation.get(),
+        },
+        Event::JobQueued(facts) => EventDetails::JobQueued {
+            job: event_job(facts),
+        },
+        Event::JobStarted(facts) => EventDetails::JobStarted {
+            job: event_job(facts),
+        },
+        Event::JobEnded(facts, outcome) => EventDetails::JobEnded {
+            job: event_job(facts),
+            outcome: event_outcome(outcome),
+            reason: match outcome {
+                Outcome::Failed(failure) => Some(failure.to_string()),
+                _ => None,
+            },
+        },
+        Event::CacheInvalidated { scope, generation } => {
+            let (scope, machines) = match scope {
+                Scope::Machines(names) => ("machines", names.iter().map(MachineName::to_string).collect()),
+                Scope::Configuration => ("configuration", Vec::new()),
+                Scope::Everything => ("everything", Vec::new()),
+            };
+            EventDetails::CacheInvalidated {
+                scope: scope.into(),
+                machines,
+                generation: generation.get(),
+            }
+        }
+        Event::OrbctlSick { reason } => EventDetails::OrbctlSick {
+            reason: reason.to_string(),
+        },
+        Event::OrbctlWell => EventDetails::OrbctlWell {},
+    };
+    types::Event {
+        sequence: told.sequence,
+        instance: instance.to_owned(),
+        noticed_at: time(told.at.wall),
+        what,
+    }
+}
+
+/// Writes everything as it is.
+pub(in crate::rpc) fn event_state(overview: &Overview, instance: &str) -> types::Event {
+    let now = Moment::now();
+    let machine_list = overview.machines.as_ref().map(|seen| {
+        let machines: &[Machine] = seen.value.machines().unwrap_or_default();
+        let mut seen = observed(seen, &now);
+        if overview.machines_stale {
+            seen.stale = true;
+            seen.stale_reason = Some("something may have changed since; the next look tells".into());
+        }
+        types::MachineListAnswer {
+            machines: machines.iter().map(machine).collect(),
+            observed: seen,
+        }
+    });
+    let orbctl = match &overview.health {
+        Health::Well => types::OrbctlHealth {
+            health: "well".into(),
+            reason: None,
+            noticed_at: None,
+        },
+        Health::Sick { since, reason } => types::OrbctlHealth {
+            health: "sick".into(),
+            reason: Some(reason.to_string()),
+            noticed_at: Some(time(since.wall)),
+        },
+    };
+    let state = types::EventState {
+        machine_list,
+        orbstack: overview.status.as_ref().map(|status| status.as_str().to_owned()),
+        jobs: overview.jobs.iter().map(job).collect(),
+        more_jobs: overview.more_jobs,
+        orbctl,
+    };
+    at_overview(overview, instance, EventDetails::State(Box::new(state)))
+}
+
+/// Writes that events were missed.
+pub(in crate::rpc) fn event_gap(
+    overview: &Overview,
+    instance: &str,
+    reason: types::GapReason,
+) -> types::Event {
+    at_overview(overview, instance, EventDetails::Gap { reason })
+}
+
+fn at_overview(overview: &Overview, instance: &str, what: EventDetails) -> types::Event {
+    types::Event {
+        sequence: overview.sequence,
+        instance: instance.to_owned(),
+        noticed_at: time(overview.at.wall),
+        what,
+    }
+}
+
+fn event_job(facts: &JobFacts) -> types::EventJob {
+    types::EventJob {
+        id: facts.id.0,
+        operation: facts.verb.into(),
+        machine: facts.machine.as_ref().map(MachineName::to_string),
+        client: facts.client.to_string(),
+    }
+}
+
+fn event_outcome(outcome: &Outcome) -> types::Outcome {
+    let (exit_code, changed) = match outcome {
+        Outcome::Succeeded(Success::Exec { exit_code }) => (Some(*exit_code), None),
+        Outcome::Succeeded(Success::Change { changed }) => (None, Some(*changed)),
+        _ => (None, None),
+    };
+    types::Outcome {
+        kind: outcome_word(outcome).into(),
+        exit_code,
+        changed,
+        error: None,
+    }
+}

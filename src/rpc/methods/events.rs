@@ -1,0 +1,129 @@
+//! `events.subscribe`: what happens, as it happens.
+//!
+//! A subscriber is a number, that of the last event it was told, and a place in the one ring of events. It waits for the ring to
+//! grow and for room on its own connection, never for another subscriber; who stays behind for longer than the ring reaches is
+//! told of the gap and of everything as it is.
+
+use std::sync::Arc;
+
+use jsonrpsee::core::server::{PendingSubscriptionSink, SubscriptionSink};
+use serde_json::value::RawValue;
+
+use crate::dispatcher::{Overview, Rejection, Subscriber};
+use crate::events::{Gap, Kind, Told};
+use crate::rpc::api::EventsSubscribe;
+use crate::rpc::convert;
+use crate::rpc::server::{Registry, Server, owned};
+use crate::rpc::types::{Event, EventsSubscribeParams, GapReason};
+
+/// Events taken from the ring at once.
+const BATCH_MAX: usize = 64;
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.subscription::<EventsSubscribe, _, _>(async |server, params, _caller, pending| {
+        let kinds: Vec<Kind> = params.kinds.iter().copied().map(convert::event_kind).collect();
+        let wants_looks = kinds.is_empty() || kinds.iter().any(|kind| kind.is_found_by_looking());
+        let Some(subscriber) = server.dispatcher.subscribe(wants_looks).await else {
+            let gone = convert::rejection(&Rejection::Stopping);
+            return pending.reject(owned(gone)).await;
+        };
+        let begin = begin(&server, &params);
+        // Ends when either side is gone.
+        let _ = tell(&server, subscriber, &kinds, begin, pending).await;
+    });
+}
+
+/// Where a subscriber begins.
+enum Begin {
+    /// With everything as it is.
+    Now,
+    /// After this event.
+    After(u64),
+    /// After an event that another life told.
+    Elsewhere,
+}
+
+fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
+    let is_ours = params
+        .instance
+        .as_ref()
+        .is_none_or(|instance| *instance == server.about.instance);
+    match params.since {
+        None => Begin::Now,
+        Some(number) if is_ours => Begin::After(number),
+        Some(_) => Begin::Elsewhere,
+    }
+}
+
+/// Tells events until the subscriber or the dispatcher is gone.
+async fn tell(
+    server: &Server,
+    mut subscriber: Subscriber,
+    kinds: &[Kind],
+    begin: Begin,
+    pending: PendingSubscriptionSink,
+) -> Option<()> {
+    let sink = pending.accept().await.ok()?;
+    let mut last = match begin {
+        Begin::Now => everything(server, &sink, None).await?,
+        Begin::After(number) => number,
+        Begin::Elsewhere => everything(server, &sink, Some(GapReason::OtherInstance)).await?,
+    };
+    loop {
+        let (newest, since) = {
+            let ring = subscriber.events.borrow_and_update();
+            (ring.last(), ring.since(last, BATCH_MAX))
+        };
+        match since {
+            Ok(events) if events.is_empty() => {
+                tokio::select! {
+                    changed = subscriber.events.changed() => changed.ok()?,
+                    () = sink.closed() => return None,
+                }
+            }
+            Ok(events) => {
+                for told in events {
+                    last = told.sequence;
+                    if kinds.is_empty() || kinds.contains(&told.event.kind()) {
+                        sink.send(encoded(&told, &server.about.instance)?).await.ok()?;
+                    }
+                }
+            }
+            Err(Gap) => {
+                // A number that was not given yet was given by somebody else.
+                let reason = if last > newest {
+                    GapReason::OtherInstance
+                } else {
+                    GapReason::NotKept
+                };
+                last = everything(server, &sink, Some(reason)).await?;
+            }
+        }
+    }
+}
+
+/// Tells everything as it is, after the gap if there is one, and returns the number of the last event in it.
+async fn everything(server: &Server, sink: &SubscriptionSink, gap: Option<GapReason>) -> Option<u64> {
+    let overview: Overview = server.dispatcher.overview().await?;
+    let instance = &server.about.instance;
+    if let Some(reason) = gap {
+        send(sink, &convert::event_gap(&overview, instance, reason)).await?;
+    }
+    send(sink, &convert::event_state(&overview, instance)).await?;
+    Some(overview.sequence)
+}
+
+async fn send(sink: &SubscriptionSink, event: &Event) -> Option<()> {
+    let json = serde_json::value::to_raw_value(event).ok()?;
+    sink.send(json).await.ok()
+}
+
+/// Returns the event as it goes over the wire. It is written once; each subscriber gets a copy of the text.
+fn encoded(told: &Arc<Told>, instance: &str) -> Option<Box<RawValue>> {
+    let text = told.encoded.get_or_init(|| {
+        serde_json::to_string(&convert::event(told, instance))
+            .unwrap_or_default()
+            .into()
+    });
+    RawValue::from_string(text.to_string()).ok()
+}
