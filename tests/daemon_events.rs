@@ -353,3 +353,27 @@ fn a_thousand_subscribers_are_all_told_of_one_change() {
         "the same event, each once"
     );
 }
+
+#[test]
+fn a_subscription_can_be_ended_as_soon_as_its_id_is_known() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    for _ in 0..200 {
+        let answer = wire.call(1, "events.subscribe", &json!({"kinds": ["cache_invalidated"]}));
+        let id = answer["result"].clone();
+        let ended = wire.call(2, "events.unsubscribe", &json!([id]));
+        assert_eq!(ended["result"], true);
+        let again = wire.exchange(
+            &json!({"jsonrpc": "2.0", "id": 3, "method": "events.unsubscribe", "params": [id]}).to_string(),
+        );
+        assert_eq!(
+            (&again["id"], &again["result"]),
+            (&json!(3), &json!(false)),
+            "nothing is told after its end"
+        );
+    }
+    // None of them holds a place any more.
+    invalidate(&world, 1);
+    let answer = wire.call(4, "daemon.info", &json!({}));
+    assert!(answer["result"]["instance"].is_string());
+}

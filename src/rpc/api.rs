@@ -94,6 +94,14 @@ macro_rules! methods {
             }
         )*
 
+        /// Returns the request that ends subscriptions of this name.
+        pub fn unsubscribe_of(subscription: &str) -> Option<&'static str> {
+            match subscription {
+                $($sub_name => Some($unsubscribe),)*
+                _ => None,
+            }
+        }
+
         /// Returns every method and subscription in the order of the published description.
         pub fn descriptions() -> Vec<Description> {
             vec![

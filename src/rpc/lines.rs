@@ -2,26 +2,29 @@
 //!
 //! One task per connection reads, runs handlers and writes; it calls the same jsonrpsee methods as HTTP and WebSocket do. What
 //! it promises: calls are answered as they end, in any order; a client that does not read is not read from either, so its
-//! requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen even while nothing is read.
+//! requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen even while nothing is read; a
+//! subscription can be ended as soon as its id is known.
 //!
 //! ```text
 //!            +-- complete line --> fast path (cached list) ----+
 //!  socket -> input                                             +-> output -> socket
 //!            +-- complete line --> handler future, in flight --+
-//!                                  subscription messages ------+
+//!            a channel for each subscription, until its end ---+
 //! ```
 
+use std::collections::HashMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::{self, AbortHandle, Abortable, BoxStream, FuturesUnordered, SelectAll, StreamExt};
 use jsonrpsee::core::server::{BoundedSubscriptions, ConnectionId as RpcConnectionId};
 use jsonrpsee::core::server::{MethodCallback, MethodSink, SubscriptionState};
+use jsonrpsee::core::traits::IdProvider;
 use jsonrpsee::server::RandomIntegerIdProvider;
-use jsonrpsee::types::{Id, Params};
+use jsonrpsee::types::{Id, Params, SubscriptionId};
 use jsonrpsee::{Extensions, Methods};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -29,6 +32,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::api::unsubscribe_of;
 use super::connection::Connection;
 use super::errors::ErrorKind;
 use super::types::ErrorObject;
@@ -53,7 +57,8 @@ const OUTPUT_HIGH: usize = 256 << 10;
 const READ_SIZE: usize = 16 << 10;
 /// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
 const KEEP_CAPACITY: usize = 128 << 10;
-/// Subscription messages between a handler and the socket; each may hold a chunk of output.
+/// Messages between a handler and the socket, of a subscription that is alone; of several, each has a share, and one at least.
+/// Each may hold a chunk of output.
 const MESSAGES_MAX: usize = 16;
 
 /// Answers the hottest reads without going through the general dispatch. Must answer what the general dispatch would.
@@ -109,12 +114,12 @@ pub async fn serve(
             return;
         }
     };
-    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
     let session = Session {
         subscriptions: BoundedSubscriptions::new(service.bounds.subscriptions_max),
         service,
         connection,
-        messages: Some(messages),
+        inbox: SelectAll::new(),
+        subscribed: HashMap::new(),
         in_flight: FuturesUnordered::new(),
         input: Vec::new(),
         scanned: 0,
@@ -122,15 +127,17 @@ pub async fn serve(
         written: 0,
         reading: true,
     };
-    session.run(&stream, inbox, hang_up, stop).await;
+    session.run(&stream, hang_up, stop).await;
 }
 
 struct Session {
     service: Arc<Service>,
     connection: Arc<Connection>,
     subscriptions: BoundedSubscriptions,
-    /// Ours ends with reading, so that the inbox ends with the last subscription.
-    messages: Option<mpsc::Sender<Box<RawValue>>>,
+    /// What subscriptions tell.
+    inbox: SelectAll<BoxStream<'static, Heard>>,
+    /// Each of them, from before its id is answered: jsonrpsee's own account has it only some time after that.
+    subscribed: HashMap<SubscriptionId<'static>, Subscribed>,
     /// Calls that have not ended. `None` is the end of a call whose answer went another way.
     in_flight: FuturesUnordered<BoxFuture<'static, Option<Box<RawValue>>>>,
     /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
@@ -143,25 +150,40 @@ struct Session {
     reading: bool,
 }
 
+/// How a subscription is ended.
+struct Subscribed {
+    /// By which request.
+    unsubscribe: &'static str,
+    /// Its channel, and with it its handler.
+    channel: AbortHandle,
+}
+
+/// What comes out of a subscription's channel.
+enum Heard {
+    Message(Box<RawValue>),
+    /// Nothing more follows.
+    End(SubscriptionId<'static>),
+}
+
+/// Gives a subscription the id that was made for it.
+#[derive(Debug)]
+struct Given(SubscriptionId<'static>);
+
+impl IdProvider for Given {
+    fn next_id(&self) -> SubscriptionId<'static> {
+        self.0.clone()
+    }
+}
+
 impl Session {
-    async fn run(
-        mut self,
-        stream: &UnixStream,
-        mut inbox: mpsc::Receiver<Box<RawValue>>,
-        mut hang_up: sys::HangUp,
-        stop: CancellationToken,
-    ) {
-        let mut is_subscribed = true;
+    async fn run(mut self, stream: &UnixStream, mut hang_up: sys::HangUp, stop: CancellationToken) {
         loop {
             if !self.flush(stream) {
                 return;
             }
-            if !self.reading {
-                self.messages = None;
-            }
             let pending = self.output.len() - self.written;
             let room = pending < OUTPUT_HIGH;
-            if !self.reading && self.in_flight.is_empty() && pending == 0 && !is_subscribed {
+            if !self.reading && self.in_flight.is_empty() && pending == 0 && self.inbox.is_empty() {
                 return;
             }
             let may_read = self.reading && room && self.in_flight.len() < self.service.bounds.in_flight_max;
@@ -174,10 +196,10 @@ impl Session {
                         self.push(answer.get().as_bytes());
                     }
                 }
-                message = inbox.recv(), if room && is_subscribed => match message {
-                    Some(message) => self.push(message.get().as_bytes()),
-                    // Nobody sends any more, and nobody will.
-                    None => is_subscribed = false,
+                heard = self.inbox.next(), if room && !self.inbox.is_empty() => match heard {
+                    Some(Heard::Message(message)) => self.push(message.get().as_bytes()),
+                    Some(Heard::End(id)) => drop(self.subscribed.remove(&id)),
+                    None => {}
                 },
                 ready = stream.readable(), if may_read => {
                     if ready.is_err() || !self.read(stream) {
@@ -302,9 +324,9 @@ impl Session {
                 }
                 None
             }
-            MethodCallback::Unsubscription(handler) => {
-                let answer = handler(id, params, rpc_connection, usize::MAX, extensions);
-                self.push(answer.as_json().get().as_bytes());
+            MethodCallback::Unsubscription(_) => {
+                let ended = self.unsubscribe(name, &params);
+                self.push(ended_json(&id, ended).get().as_bytes());
                 None
             }
             MethodCallback::Async(handler) => {
@@ -325,13 +347,7 @@ impl Session {
                 )
             }
             MethodCallback::Subscription(handler) => {
-                let Some(messages) = self.messages.clone() else {
-                    self.refuse(
-                        &id,
-                        ErrorKind::Draining.error("this connection takes no more requests"),
-                    );
-                    return None;
-                };
+                let unsubscribe = unsubscribe_of(name).unwrap_or_default();
                 let Some(permit) = self.subscriptions.acquire() else {
                     let text = format!(
                         "a connection has at most {} subscriptions",
@@ -340,16 +356,53 @@ impl Session {
                     self.refuse(&id, ErrorKind::QueueFull.error(text));
                     return None;
                 };
+                let handler = handler.clone();
+                let given = Given(RandomIntegerIdProvider.next_id());
                 let state = SubscriptionState {
                     conn_id: rpc_connection,
-                    id_provider: &RandomIntegerIdProvider,
+                    id_provider: &given,
                     subscription_permit: permit,
                 };
                 // The answer goes through the sink, ahead of the first notification.
-                let sink = MethodSink::new(messages);
+                let sink = MethodSink::new(self.open(given.0.clone(), unsubscribe));
                 Some(handler(id, params, sink, state, extensions).map(|_| None).boxed())
             }
         }
+    }
+
+    /// Makes the channel of a subscription.
+    fn open(
+        &mut self,
+        id: SubscriptionId<'static>,
+        unsubscribe: &'static str,
+    ) -> mpsc::Sender<Box<RawValue>> {
+        let share = MESSAGES_MAX / (self.subscribed.len() + 1);
+        let (messages, inbox) = mpsc::channel(share.max(1));
+        let told = stream::unfold(inbox, async |mut inbox: mpsc::Receiver<_>| {
+            inbox.recv().await.map(|message| (Heard::Message(message), inbox))
+        });
+        let (channel, registration) = AbortHandle::new_pair();
+        let subscribed = Subscribed { unsubscribe, channel };
+        self.subscribed.insert(id.clone(), subscribed);
+        let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
+        self.inbox.push(Abortable::new(whole, registration).boxed());
+        messages
+    }
+
+    /// Ends a subscription at once: nothing of it is told after this. Its handler sees that its channel is closed.
+    fn unsubscribe(&mut self, request: &str, params: &Params<'_>) -> bool {
+        let Ok(id) = params.one::<SubscriptionId<'_>>() else {
+            return false;
+        };
+        let id = id.into_owned();
+        let ours = self.subscribed.get(&id);
+        if ours.is_none_or(|subscribed| subscribed.unsubscribe != request) {
+            return false;
+        }
+        if let Some(subscribed) = self.subscribed.remove(&id) {
+            subscribed.channel.abort();
+        }
+        true
     }
 
     fn fast(&mut self, id: &Id<'_>, method: &str, params: Option<&RawValue>) -> bool {
@@ -454,6 +507,12 @@ pub fn error_json(id: &Id<'_>, error: ErrorObject) -> Box<RawValue> {
         error,
     })
     .unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// Makes the answer to a request that was to end a subscription.
+fn ended_json(id: &Id<'_>, ended: bool) -> Box<RawValue> {
+    let answer = serde_json::json!({"jsonrpc": "2.0", "id": id, "result": ended});
+    serde_json::value::to_raw_value(&answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 fn malformed<'a>(line: &'a [u8], error: &serde_json::Error) -> (Id<'a>, ErrorObject) {
