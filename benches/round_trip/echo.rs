@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Threads,
     /// One thread that polls.
     Poll,
+    /// One thread that writes to all connections whatever it reads on one.
+    FanOut,
 }
 
 /// A running echo server. It is killed when dropped.
@@ -36,7 +38,11 @@ impl Echo {
         let child = Command::new(own)
             .arg(FLAG)
             .args([&socket, &file])
-            .arg(if kind == Kind::Poll { "poll" } else { "threads" })
+            .arg(match kind {
+                Kind::Threads => "threads",
+                Kind::Poll => "poll",
+                Kind::FanOut => "fan-out",
+            })
             .stdin(Stdio::null())
             .spawn()
             .expect("this program");
@@ -65,8 +71,10 @@ pub(crate) fn serve(words: &[String]) {
     };
     let answer: &'static [u8] = std::fs::read(file).expect("the answer").leak();
     let listener = UnixListener::bind(socket).expect("a socket");
-    if kind == "poll" {
-        return serve_by_poll(&listener, answer);
+    match kind.as_str() {
+        "poll" => return serve_by_poll(&listener, answer),
+        "fan-out" => return fan_out(&listener, answer),
+        _ => {}
     }
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || serve_one(stream, answer));
@@ -78,6 +86,32 @@ fn serve_one(mut stream: UnixStream, answer: &[u8]) {
     while stream.read(&mut buffer).is_ok_and(|read| read > 0) {
         if stream.write_all(answer).is_err() {
             return;
+        }
+    }
+}
+
+/// The first connection speaks, all others are told.
+fn fan_out(listener: &UnixListener, answer: &[u8]) {
+    // Whoever starts this program connects once to see that it listens.
+    let mut streams: Vec<UnixStream> = listener.incoming().flatten().skip(1).take(1).collect();
+    let mut buffer = [0; 4096];
+    loop {
+        let mut ready = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(&streams[0], PollFlags::IN),
+        ];
+        poll(&mut ready, None).expect("poll");
+        let [connects, speaks] = ready.map(|fd| !fd.revents().is_empty());
+        // First: nobody who is there already is left out.
+        if connects {
+            streams.extend(listener.accept().map(|(stream, _)| stream));
+        } else if speaks {
+            if !streams[0].read(&mut buffer).is_ok_and(|read| read > 0) {
+                return;
+            }
+            for stream in &mut streams[1..] {
+                stream.write_all(answer).expect("it reads");
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What orbd costs: every figure beside that of doing without it, in the same run, by the same load generator.
 //!
-//! `cargo bench --bench round_trip` measures answers from the cache, commands and their output;
+//! `cargo bench --bench round_trip` measures answers from the cache, commands, their output and events;
 //! `cargo bench --bench round_trip -- idle restart` the two that take minutes; names pick. Rounds of the two sides alternate, so that a
 //! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
 //! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` names another daemon to measure.
@@ -14,6 +14,7 @@
 mod cached;
 mod daemon;
 mod echo;
+mod events;
 mod exec;
 mod idle;
 mod output;
@@ -46,11 +47,12 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// By name, in order. The first three are measured unless others are named.
-const SECTIONS: [Section; 5] = [
+/// By name, in order. The first four are measured unless others are named.
+const SECTIONS: [Section; 6] = [
     ("cached", cached::measure),
     ("exec", exec::measure),
     ("output", output::measure),
+    ("events", events::measure),
     ("idle", idle::measure),
     ("restart", restart::measure),
 ];
@@ -80,7 +82,7 @@ fn main() {
         let named = words.iter().any(|word| !word.starts_with('-'));
         match (named, scale) {
             (true, _) => words.iter().any(|word| word == name),
-            (false, Scale::Full) => at < 3,
+            (false, Scale::Full) => at < 4,
             (false, Scale::Tiny) => true,
         }
     };

@@ -11,7 +11,7 @@ use crate::completions::Shell;
 use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use orbd::rpc::types::{ExportFormat, GroupBy, JobStateWord, Priority};
+use orbd::rpc::types::{EventKind, ExportFormat, GroupBy, JobStateWord, Priority};
 
 /// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]
@@ -317,6 +317,11 @@ Examples:
   orbd-ctl queue pause web               nothing more starts on web
   orbd-ctl queue resume web
   orbd-ctl queue drain                   refuse new work, return when the rest has ended";
+    /// Show what happens to machines, jobs and orbctl
+    Events(Events) "events" [] "Examples:
+  orbd-ctl events                        everything as it is, and the number of the last event
+  orbd-ctl events --follow --kinds machines,job_ended
+  orbd-ctl events --since 41             what came after event 41";
     /// Show or forget what orbd remembers
     Cache(Cache) "cache" [] "Examples:
   orbd-ctl cache
@@ -764,6 +769,27 @@ pub(crate) struct QueueTarget {
     pub(crate) machine: Option<String>,
 }
 
+/// `events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on telling, also over a restart of orbd, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only what came after the event with this number
+    #[arg(long, value_name = "N")]
+    pub(crate) since: Option<u64>,
+    /// Instance of orbd that gave this number; the one that runs where absent
+    #[arg(long, value_name = "ID", requires = "since")]
+    pub(crate) instance: Option<String>,
+    /// Only these: machines, jobs, cache, orbctl, or one event's own name
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = event_kinds)]
+    pub(crate) kinds: Vec<EventKinds>,
+}
+
+/// Events that one word stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EventKinds(pub(crate) Vec<EventKind>);
+
 /// `cache`.
 #[derive(Debug, Args)]
 pub(crate) struct Cache {
@@ -967,6 +993,27 @@ fn job_state(text: &str) -> Result<JobStateWord, String> {
         "ended" => Ok(JobStateWord::Ended),
         _ => Err("waiting, running or ended".into()),
     }
+}
+
+fn event_kinds(text: &str) -> Result<EventKinds, String> {
+    use EventKind as K;
+    let kinds = match text {
+        "machines" => vec![
+            K::MachinesKnown,
+            K::MachineAppeared,
+            K::MachineChanged,
+            K::MachineGone,
+            K::OrbstackChanged,
+        ],
+        "jobs" => vec![K::JobQueued, K::JobStarted, K::JobEnded],
+        "cache" => vec![K::CacheInvalidated],
+        "orbctl" => vec![K::OrbctlSick, K::OrbctlWell],
+        // The wire's own words.
+        word => vec![serde_json::from_value(word.into()).map_err(|_| {
+            "machines, jobs, cache, orbctl, or the name of an event as in machine_gone".to_owned()
+        })?],
+    };
+    Ok(EventKinds(kinds))
 }
 
 fn group_by(text: &str) -> Result<GroupBy, String> {

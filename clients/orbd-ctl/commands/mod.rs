@@ -17,6 +17,7 @@ mod daemon;
 mod default;
 mod delete;
 mod doctor;
+mod events;
 mod follow;
 mod info;
 mod job;
@@ -64,6 +65,7 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Job(args) => job::job(context, &args.command),
         Command::Cancel(args) => cancel::cancel(context, &args),
         Command::Queue(args) => queue::queue(context, args.command),
+        Command::Events(args) => events::events(context, &args),
         Command::Cache(args) => cache::cache(context, args.command),
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),

@@ -1,0 +1,261 @@
+//! `events`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orbd::client::{CallError, Client, Events};
+use orbd::rpc::api::EventsSubscribe;
+use orbd::rpc::types::{
+    Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason, JobListAnswer,
+    Outcome,
+};
+
+use crate::args;
+use crate::console::Console;
+use crate::context::Context;
+use crate::link::greet;
+use crate::render;
+use crate::trouble::Trouble;
+
+/// Between two tries to reach a daemon that went away.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
+
+/// Shows everything as it is, what came since an event, or what happens.
+pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitCode, Trouble> {
+    let kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
+    let mut client = context.connect()?;
+    if args.follow {
+        return follow(context, client, args, kinds);
+    }
+    // Whoever asks for orbctl's health alone makes nobody look; the state is told in any case.
+    let now = EventsSubscribeParams {
+        kinds: vec![EventKind::OrbctlSick],
+        ..EventsSubscribeParams::default()
+    };
+    let state = client.subscribe::<EventsSubscribe>(&now)?.next_event()?;
+    match args.since {
+        None => tell(&mut context.console, &state)?,
+        Some(number) => {
+            let newest = state.sequence;
+            let is_ours = args.instance.as_ref().is_none_or(|id| *id == state.instance);
+            if !(is_ours && number == newest) {
+                until(context, args, &kinds, newest)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows what came since an event, up to the one that is the newest.
+fn until(
+    context: &mut Context,
+    args: &args::Events,
+    kinds: &[EventKind],
+    newest: u64,
+) -> Result<(), Trouble> {
+    let params = EventsSubscribeParams {
+        since: args.since,
+        instance: args.instance.clone(),
+        // All, or the newest might never be told.
+        kinds: Vec::new(),
+    };
+    let mut client = context.connect()?;
+    let mut events = client.subscribe::<EventsSubscribe>(&params)?;
+    loop {
+        let event = events.next_event()?;
+        if kinds.is_empty() || kind_of(&event).is_none_or(|kind| kinds.contains(&kind)) {
+            tell(&mut context.console, &event)?;
+        }
+        if event.sequence >= newest && !matches!(event.what, EventDetails::Gap { .. }) {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows what happens until Ctrl-C. When the daemon goes away it waits for the next one, and never starts one.
+fn follow(
+    context: &mut Context,
+    mut client: Client,
+    args: &args::Events,
+    kinds: Vec<EventKind>,
+) -> Result<ExitCode, Trouble> {
+    let mut params = EventsSubscribeParams {
+        since: args.since,
+        instance: args.instance.clone(),
+        kinds,
+    };
+    loop {
+        let lost = match client.subscribe::<EventsSubscribe>(&params) {
+            Ok(events) => listen(&mut context.console, events, &mut params)?,
+            Err(CallError::Lost(source)) => Trouble::Lost(source),
+            Err(error) => return Err(error.into()),
+        };
+        context.console.say(&format!("{lost}; waiting for orbd"));
+        client = loop {
+            std::thread::sleep(RECONNECT_PAUSE);
+            match context.link.dial() {
+                Ok(mut client) => match greet(&mut client, &context.link.socket) {
+                    Ok(_) => break client,
+                    Err(Trouble::Lost(_)) => {}
+                    Err(trouble) => return Err(trouble),
+                },
+                Err(Trouble::NotRunning { .. }) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        };
+    }
+}
+
+/// Shows events until the connection is lost, and keeps account of the last one.
+fn listen(
+    console: &mut Console,
+    mut events: Events<'_, EventsSubscribe>,
+    params: &mut EventsSubscribeParams,
+) -> Result<Trouble, Trouble> {
+    loop {
+        match events.next_event() {
+            Ok(event) => {
+                tell(console, &event)?;
+                params.since = Some(event.sequence);
+                params.instance = Some(event.instance);
+            }
+            Err(CallError::Lost(source)) => return Ok(Trouble::Lost(source)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn tell(console: &mut Console, event: &Event) -> Result<(), Trouble> {
+    console.answer(event, text)
+}
+
+/// Writes an event for a person: when, its number, and what happened.
+fn text(event: &Event, colour: bool) -> String {
+    let time = event.noticed_at.split_once('T').map_or("", |(_, time)| time);
+    let time = time.split('.').next().unwrap_or_default();
+    let number = event.sequence;
+    match &event.what {
+        EventDetails::State(state) => state_text(state, event, colour),
+        what => format!("{time}Z {number:>5}  {}\n", what_text(what)),
+    }
+}
+
+fn what_text(what: &EventDetails) -> String {
+    match what {
+        EventDetails::Gap {
+            reason: GapReason::NotKept,
+        } => "events were missed: they are no longer kept".into(),
+        EventDetails::Gap {
+            reason: GapReason::OtherInstance,
+        } => "events were missed: orbd has been started anew".into(),
+        EventDetails::State(_) => "everything as it is".into(),
+        EventDetails::MachinesKnown { machines, .. } => {
+            let each: Vec<String> = machines
+                .iter()
+                .map(|machine| format!("{} {}", machine.name, machine.state))
+                .collect();
+            match each.len() {
+                0 => "there are no machines".into(),
+                _ => format!("machines: {}", each.join(", ")),
+            }
+        }
+        EventDetails::MachineAppeared { machine, .. } => {
+            format!("machine {} appeared, {}", machine.name, machine.state)
+        }
+        EventDetails::MachineChanged {
+            machine,
+            renamed_from: Some(before),
+            ..
+        } => format!("machine {before} is {} now, {}", machine.name, machine.state),
+        EventDetails::MachineChanged { machine, .. } => {
+            format!("machine {} is {}", machine.name, machine.state)
+        }
+        EventDetails::MachineGone { machine, .. } => format!("machine {} is gone", machine.name),
+        EventDetails::OrbstackChanged { status, .. } => format!("OrbStack is {status}"),
+        EventDetails::JobQueued { job } => format!("{} is queued", job_text(job)),
+        EventDetails::JobStarted { job } => format!("{} runs", job_text(job)),
+        EventDetails::JobEnded { job, outcome, reason } => {
+            let reason = reason.as_ref().map(|reason| format!(": {reason}"));
+            format!(
+                "{} {}{}",
+                job_text(job),
+                outcome_text(outcome),
+                reason.unwrap_or_default()
+            )
+        }
+        EventDetails::CacheInvalidated {
+            scope,
+            machines,
+            generation,
+        } => {
+            let about = if machines.is_empty() {
+                scope.clone()
+            } else {
+                machines.join(", ")
+            };
+            format!("what was known is stale: {about} (generation {generation})")
+        }
+        EventDetails::OrbctlSick { reason } => format!("orbctl does not work: {reason}"),
+        EventDetails::OrbctlWell {} => "orbctl works again".into(),
+    }
+}
+
+fn job_text(job: &EventJob) -> String {
+    let machine = job
+        .machine
+        .as_ref()
+        .map_or_else(String::new, |machine| format!(" {machine}"));
+    format!("job {} ({}{machine}) of {}", job.id, job.operation, job.client)
+}
+
+fn outcome_text(outcome: &Outcome) -> String {
+    match (outcome.kind.as_str(), outcome.exit_code, outcome.changed) {
+        ("succeeded", Some(code), _) => format!("ended with exit code {code}"),
+        ("succeeded", None, Some(false)) => "had nothing to do".into(),
+        (word, _, _) => word.into(),
+    }
+}
+
+fn state_text(state: &EventState, event: &Event, colour: bool) -> String {
+    let mut text = match &state.machine_list {
+        Some(list) => render::machines(list, colour),
+        None => "The machines are not known yet.\n".into(),
+    };
+    if !state.jobs.is_empty() {
+        let jobs = JobListAnswer {
+            jobs: state.jobs.clone(),
+            more: state.more_jobs,
+        };
+        text.push('\n');
+        text.push_str(&render::jobs(&jobs, colour));
+    }
+    let orbstack = state.orbstack.as_deref().unwrap_or("not known yet");
+    let orbctl = match &state.orbctl.reason {
+        Some(reason) => format!("{}: {reason}", state.orbctl.health),
+        None => state.orbctl.health.clone(),
+    };
+    let number = event.sequence;
+    let last = format!(
+        "\nOrbStack {orbstack}, orbctl {orbctl}, event {number} of instance {}\n",
+        event.instance
+    );
+    text.push_str(&last);
+    text
+}
+
+fn kind_of(event: &Event) -> Option<EventKind> {
+    Some(match event.what {
+        EventDetails::Gap { .. } | EventDetails::State(_) => return None,
+        EventDetails::MachinesKnown { .. } => EventKind::MachinesKnown,
+        EventDetails::MachineAppeared { .. } => EventKind::MachineAppeared,
+        EventDetails::MachineChanged { .. } => EventKind::MachineChanged,
+        EventDetails::MachineGone { .. } => EventKind::MachineGone,
+        EventDetails::OrbstackChanged { .. } => EventKind::OrbstackChanged,
+        EventDetails::JobQueued { .. } => EventKind::JobQueued,
+        EventDetails::JobStarted { .. } => EventKind::JobStarted,
+        EventDetails::JobEnded { .. } => EventKind::JobEnded,
+        EventDetails::CacheInvalidated { .. } => EventKind::CacheInvalidated,
+        EventDetails::OrbctlSick { .. } => EventKind::OrbctlSick,
+        EventDetails::OrbctlWell {} => EventKind::OrbctlWell,
+    })
+}
