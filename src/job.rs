@@ -45,6 +45,43 @@ pub enum Ending {
     Stopped,
 }
 
+/// What the end of an invocation says about `orbctl` itself, whatever it says about the operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sign {
+    /// OrbStack's service answered.
+    Well,
+    /// It may be sick, or only one machine is.
+    Doubtful(Illness),
+    /// It is sick: the next call will fail or hang in the same way, whatever it asks.
+    Sick(Illness),
+    /// Nothing.
+    Nothing,
+}
+
+/// Why `orbctl` is taken for sick.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Illness {
+    /// A read, which takes no time when all is well, gave no answer within its limit.
+    Blocked {
+        /// The read.
+        verb: &'static str,
+    },
+    /// What OrbStack's service, or `orbctl` in its place, said: one line, bounded, without control characters.
+    Said(Arc<str>),
+}
+
+impl fmt::Display for Illness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocked { verb } => {
+                let command = verb.replace('_', " ");
+                write!(f, "orbctl {command} gave no answer within its time limit")
+            }
+            Self::Said(line) => write!(f, "orbctl said: {line}"),
+        }
+    }
+}
+
 /// Where a job was when it was cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {

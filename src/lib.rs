@@ -4,6 +4,8 @@
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
 //! - [`scheduler`], [`cache`], [`events`]: what starts next, what is known, and what is told of it. Pure: no clock, no I/O, no async.
+//! - [`scheduler`], [`cache`], [`breaker`]: what starts next, what is known, and whether `orbctl` is well enough to be asked. Pure: no
+//!   clock, no I/O, no async.
 //! - [`clock`], [`sys`]: time, and questions to the kernel about processes and sockets.
 //! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
 //! - [`orbctl`]: the only module that knows `orbctl`.
@@ -12,6 +14,7 @@
 //! - [`rpc`], [`client`]: the wire, from both ends.
 //! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
 
+pub mod breaker;
 pub mod cache;
 pub mod client;
 pub mod clock;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The words are plain data. Scheduler and cache decide, so they know no outside thing. Each outside thing (time, kernel,
 /// files, orbctl, the journal's file, the store) has one module that knows it and nobody who decides. The dispatcher
 /// coordinates. The wire knows the dispatcher's handle and never who decides or who runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("machine", &[]),
     ("operation", &["machine"]),
     ("job", &["machine"]),
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("cache", &["machine", "operation", "clock"]),
     // An event carries the moment at which it was noticed; nobody here asks for the time.
     ("events", &["machine", "operation", "job", "clock", "cache"]),
+    ("breaker", &["job", "clock"]),
     ("spool", &["clock"]),
     // Output goes straight from the pipes into a spool; a child is named to the dispatcher by what `sys` knows of it.
     (
@@ -38,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "scheduler",
             "cache",
             "events",
+            "breaker",
             "spool",
             "orbctl",
             "journal",
@@ -147,7 +149,7 @@ fn the_table_of_modules_has_no_circle() {
 
 #[test]
 fn what_decides_is_pure() {
-    let deciding = ["machine", "operation", "job", "scheduler", "cache", "events"];
+    let deciding = ["machine", "operation", "job", "scheduler", "cache", "breaker", "events"];
     let mut breaches = Vec::new();
     for file in production()
         .iter()

@@ -9,15 +9,17 @@
 //! that prints this very line about the machine in which it runs, nothing else, and exits with 1.
 //!
 //! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
-//! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. A read that hung past its limit is sick too; a change that
-//! did is not, because creates wait for the network; a command that did is its caller's affair.
+//! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. What is no sign
+//! of it: a change that ran into its limit, because creates wait for the network (the looks that follow it are signs); a command
+//! that did, because that is its caller's affair. A read about one machine that did leaves a doubt: it may be that machine.
+//! **Well** it is when the service answered, if only to refuse; what `orbctl` may read from a file of its own says nothing.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::output::said;
 use super::{Captured, Completion, TAIL_MAX};
-use crate::job::{Ending, Failure};
+use crate::job::{Ending, Failure, Illness, Sign};
 use crate::machine::MachineName;
 use crate::operation::{Operation, Query};
 
@@ -27,16 +29,24 @@ pub struct Verdict {
     /// What went wrong. `None` for success and for what we ended ourselves: what a timeout or a stop means depends on why, which
     /// the dispatcher knows.
     pub failure: Option<Failure>,
-    /// Whether `orbctl` itself is sick.
-    pub sick: bool,
+    /// What it says about `orbctl` itself.
+    pub sign: Sign,
 }
 
 impl Verdict {
-    const WELL: Self = Self {
-        failure: None,
-        sick: false,
-    };
+    /// Nothing failed, and it says this about `orbctl` itself.
+    fn passed(sign: Sign) -> Self {
+        Self { failure: None, sign }
+    }
+
+    /// Says whether `orbctl` itself is sick.
+    pub fn is_sick(&self) -> bool {
+        matches!(self.sign, Sign::Sick(_))
+    }
 }
+
+/// Longest line that is quoted as what is wrong with `orbctl`.
+const SAID_MAX: usize = 200;
 
 /// What OrbStack's service says, or what is said in its place, when it does not work. Recorded, except the last two, which are what
 /// the tool's language says when a socket has nobody behind it.
@@ -52,24 +62,44 @@ const SICK: [&str; 6] = [
 /// Says what the end of an invocation means for its operation.
 pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
     match completion.ending {
-        Ending::Exited(0) | Ending::Stopped => Verdict::WELL,
-        Ending::TimedOut => Verdict {
-            failure: None,
-            sick: matches!(operation, Operation::Query(_)),
-        },
+        Ending::Exited(0) if asks_the_service(operation) => Verdict::passed(Sign::Well),
+        Ending::Exited(0) | Ending::Stopped => Verdict::passed(Sign::Nothing),
+        Ending::TimedOut => Verdict::passed(match operation {
+            Operation::Query(query) => {
+                let blocked = Illness::Blocked { verb: query.verb() };
+                match operation.machine() {
+                    Some(_) => Sign::Doubtful(blocked),
+                    None => Sign::Sick(blocked),
+                }
+            }
+            _ => Sign::Nothing,
+        }),
         Ending::Signalled(signal) => Verdict {
             failure: Some(Failure::OrbctlKilled {
                 signal,
                 stderr_tail: tail_for(operation, &completion.stderr),
             }),
-            sick: false,
+            sign: Sign::Nothing,
         },
         Ending::Exited(code) => match operation {
             Operation::Exec(machine, _) => of_exec(machine, code, completion),
             // Its exit code is 1 when OrbStack is stopped, which is an answer.
-            Operation::Query(Query::Status) if completion.stdout.total > 0 => Verdict::WELL,
+            Operation::Query(Query::Status) if completion.stdout.total > 0 => Verdict::passed(Sign::Nothing),
             _ => of_failed(operation, code, &completion.stderr),
         },
+    }
+}
+
+/// Says whether only a service that works can have carried this out. Not of what `orbctl` may know from its own files; `status`
+/// was recorded to answer while the rest did not.
+fn asks_the_service(operation: &Operation) -> bool {
+    match operation {
+        Operation::Query(Query::List | Query::Info(_)) => true,
+        Operation::Query(_)
+        | Operation::SetDefault(_)
+        | Operation::ConfigSet { .. }
+        | Operation::ConfigReset => false,
+        _ => true,
     }
 }
 
@@ -83,20 +113,38 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
         stderr_tail: tail(stderr),
     });
     let has = |word: &str| lines().any(|line| line.contains(word));
-    let is_panic = lines().any(|line| line.starts_with("panic:") || line.starts_with("goroutine "));
+    let is_panic_line = |line: &str| line.starts_with("panic:") || line.starts_with("goroutine ");
     // A crash over its own operands (`delete ID` in 2.2.3) says nothing about the next call; over a bare read it does.
     let is_own_crash = has("runtime error") && !matches!(operation, Operation::Query(_));
-    let sick = SICK.iter().any(|text| has(text)) || (is_panic && !is_own_crash);
+    let complaint = lines()
+        .find(|line| SICK.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash));
+    let sign = match (complaint, &failure) {
+        (Some(line), _) => sick(line),
+        // It looked and refused.
+        (
+            None,
+            Failure::MachineNotFound(_) | Failure::MachineExists(_) | Failure::MachineWrongState { .. },
+        ) => Sign::Well,
+        (None, _) => Sign::Nothing,
+    };
     Verdict {
         failure: Some(failure),
-        sick,
+        sign,
     }
+}
+
+/// Quotes the line that shows that `orbctl` is sick.
+fn sick(line: &str) -> Sign {
+    let text = clean(line.as_bytes());
+    Sign::Sick(Illness::Said(
+        text.chars().take(SAID_MAX).collect::<String>().into(),
+    ))
 }
 
 fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict {
     let stderr = &completion.stderr;
     if completion.stdout.total > 0 {
-        return Verdict::WELL;
+        return Verdict::passed(Sign::Nothing);
     }
     let text = String::from_utf8_lossy(if stderr.is_whole() {
         &stderr.bytes
@@ -105,7 +153,7 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     });
     let mut lines = said(&text);
     let Some(first) = lines.next() else {
-        return Verdict::WELL;
+        return Verdict::passed(Sign::Nothing);
     };
     let (has_code, text) = cause(first);
     let is_alone = stderr.is_whole() && lines.next().is_none();
@@ -116,23 +164,23 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
         if not_found {
             return Verdict {
                 failure: Some(Failure::MachineNotFound(machine.as_str().into())),
-                sick: false,
+                sign: Sign::Well,
             };
         }
     }
     // The two forms in which the service was recorded to fail under any command.
     let is_panic = code == 2 && text.starts_with("panic: ");
     let is_refusal = code == 1 && is_alone && has_code;
-    if (is_panic || is_refusal) && SICK.iter().any(|sick| text.contains(sick)) {
+    if (is_panic || is_refusal) && SICK.iter().any(|known| text.contains(known)) {
         return Verdict {
             failure: Some(Failure::OrbctlFailed {
                 exit_code: code,
                 stderr_tail: tail(stderr),
             }),
-            sick: true,
+            sign: sick(text),
         };
     }
-    Verdict::WELL
+    Verdict::passed(Sign::Nothing)
 }
 
 /// Recognises the failures that have a name.
@@ -259,7 +307,8 @@ mod tests {
         expected: &(Option<Failure>, bool),
     ) {
         let verdict = classify(operation, &completion(Ending::Exited(code), stdout, stderr));
-        assert_eq!(&(verdict.failure, verdict.sick), expected, "{stderr}");
+        let is_sick = verdict.is_sick();
+        assert_eq!(&(verdict.failure, is_sick), expected, "{stderr}");
     }
 
     fn failed(exit_code: i32, stderr: &str, sick: bool) -> (Option<Failure>, bool) {
@@ -422,7 +471,8 @@ mod tests {
             ..completion(Ending::Exited(2), "", "")
         };
         let verdict = classify(&Operation::Query(Query::List), &completion);
-        assert!(verdict.sick);
+        let said = Illness::Said("panic: timed out waiting for services to start".into());
+        assert_eq!(verdict.sign, Sign::Sick(said));
         let Some(Failure::OrbctlFailed { stderr_tail, .. }) = verdict.failure else {
             panic!("{verdict:?}");
         };
@@ -483,14 +533,51 @@ mod tests {
 
     #[test]
     fn what_we_ended_is_for_the_dispatcher_to_judge() {
-        let verdict = |operation: &Operation, ending| {
+        let blocked = |verb| Illness::Blocked { verb };
+        let list = Operation::Query(Query::List);
+        for (operation, ending, sign) in [
+            (&list, Ending::TimedOut, Sign::Sick(blocked("list"))),
+            (&info("a"), Ending::TimedOut, Sign::Doubtful(blocked("info"))),
+            (&create("a"), Ending::TimedOut, Sign::Nothing),
+            (&exec("a"), Ending::TimedOut, Sign::Nothing),
+            (&list, Ending::Stopped, Sign::Nothing),
+        ] {
             let verdict = classify(operation, &completion(ending, "", "panic: x"));
-            (verdict.failure, verdict.sick)
+            assert_eq!((verdict.failure, verdict.sign), (None, sign), "{operation:?}");
+        }
+    }
+
+    #[test]
+    fn orbctl_is_well_when_its_service_answered_if_only_to_refuse() {
+        let missing = "[-32098] machine not found: 'web'\n";
+        for (operation, code, stderr, sign) in [
+            (Operation::Query(Query::List), 0, "", Sign::Well),
+            (info("web"), 1, missing, Sign::Well),
+            (exec("web"), 0, "", Sign::Well),
+            (exec("web"), 1, missing, Sign::Well),
+            (create("web"), 0, "", Sign::Well),
+            // The guest's own answer, or one from a file, or one that was given while nothing else was.
+            (exec("web"), 7, "", Sign::Nothing),
+            (Operation::Query(Query::Version), 0, "", Sign::Nothing),
+            (Operation::Query(Query::Status), 0, "", Sign::Nothing),
+            (create("web"), 1, "[-32098] no space\n", Sign::Nothing),
+        ] {
+            let verdict = classify(&operation, &completion(Ending::Exited(code), "", stderr));
+            assert_eq!(verdict.sign, sign, "{operation:?} {code}");
+        }
+        let killed = classify(&info("web"), &completion(Ending::Signalled(9), "", ""));
+        assert_eq!(killed.sign, Sign::Nothing);
+    }
+
+    #[test]
+    fn what_is_quoted_of_a_sick_orbctl_is_one_short_clean_line() {
+        let stderr = format!("panic: \u{1b}[31m{}\ngoroutine 1 [running]:\n", "x".repeat(9000));
+        let list = Operation::Query(Query::List);
+        let verdict = classify(&list, &completion(Ending::Exited(2), "", &stderr));
+        let Sign::Sick(Illness::Said(line)) = verdict.sign else {
+            panic!("{verdict:?}");
         };
-        assert_eq!(verdict(&info("a"), Ending::TimedOut), (None, true));
-        assert_eq!(verdict(&create("a"), Ending::TimedOut), (None, false));
-        assert_eq!(verdict(&exec("a"), Ending::TimedOut), (None, false));
-        assert_eq!(verdict(&info("a"), Ending::Stopped), (None, false));
+        assert_eq!(*line, format!("panic: [31m{}", "x".repeat(SAID_MAX - 11)));
     }
 
     #[test]
