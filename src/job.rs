@@ -181,6 +181,9 @@ pub enum Failure {
         /// The end of what it wrote to stderr, bounded.
         stderr_tail: Arc<str>,
     },
+    /// `orbctl` is sick, so this was not begun.
+    #[error("orbctl is sick: {0}")]
+    OrbctlSick(Illness),
     /// It succeeded but said something that we do not know.
     #[error("orbctl's answer could not be read: {0}")]
     OrbctlOutputUnreadable(Arc<str>),

@@ -494,3 +494,32 @@ fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
     fs::write(config.join("config.toml"), "qeueu_max = 5\n").expect("written");
     assert_eq!(level(&world, "configuration"), "bad");
 }
+
+// ---- a sick orbctl -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_is_out_of_date_is_said_apart_from_it_and_what_is_refused_has_its_code() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"list\"\nkind = \"panic\"\nskip = 1")
+        .machines(&["a"])
+        .started();
+    ok(&world, &["list"]);
+    let output = call(&world, &["list", "--quiet", "--max-age", "0"]);
+    let note = said(&output);
+    assert_eq!(succeeded(&["list"], output), "a\n");
+    assert!(
+        note.contains("may be out of date: orbctl is sick") && note.lines().count() == 1,
+        "{note}"
+    );
+    let json: Value = serde_json::from_str(&ok(&world, &["--json", "list", "--max-age", "0"])).expect("JSON");
+    assert_eq!(json["stale"], true);
+    let output = call(&world, &["restart", "a"]);
+    assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+    assert!(
+        said(&output).contains("orbctl is sick and was not asked"),
+        "{}",
+        said(&output)
+    );
+    let queue = ok(&world, &["queue"]);
+    assert!(queue.contains("sick since"), "{queue}");
+}

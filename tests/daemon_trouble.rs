@@ -4,7 +4,7 @@ use orbd::rpc::api::{
     MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop, OrbstackStatus,
     OrbstackVersion,
 };
-use orbd::rpc::types::{ErrorData, Stream};
+use orbd::rpc::types::{ErrorData, JobStateWord, Stream};
 use serde_json::json;
 
 use crate::support::{Caller, World, eventually, outcome_of, stream_of};
@@ -25,6 +25,7 @@ fn restart_a(caller: &mut Caller) -> ErrorData {
 /// Checks that nothing is left of a trouble with `a`.
 fn all_is_well(world: &World) {
     let mut caller = world.client();
+    caller.until_well();
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
     assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
     assert_eq!(
@@ -167,6 +168,48 @@ fn a_change_that_is_settled_elsewhere_holds_its_lane_until_then() {
     assert_eq!(outcome_of(&ended), ("unknown", "outcome_unknown"));
     assert_eq!(outcome_of(&caller.end_of(using)), ("succeeded", ""));
     assert_eq!(world.truth(), [("new".to_owned(), "running".to_owned())]);
+}
+
+/// Each trouble takes three seconds before it strikes a change of `a`; within them a change and a command of `b` come and go.
+#[test]
+fn whatever_befalls_a_machine_others_go_on_meanwhile() {
+    let troubles = [
+        ("hang", "outcome_unknown"),
+        ("hang_hard", "outcome_unknown"),
+        ("panic", "outcome_unknown"),
+        ("killed", "outcome_unknown"),
+        ("fail", "orbctl_failed"),
+        ("garbage", ""),
+        ("slow", ""),
+    ];
+    std::thread::scope(|scope| {
+        for (kind, expected) in troubles {
+            scope.spawn(move || {
+                let world = World::new()
+                    .set("grace", "200ms")
+                    .script(&format!(
+                        "[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 3000\nmachine = \"a\"\n\
+                         [[trouble]]\ncommand = \"restart\"\nkind = \"{kind}\"\nms = 1\nmachine = \"a\""
+                    ))
+                    .machines(&["a", "b"])
+                    .started();
+                let mut caller = world.client();
+                let restarted = world.background(|caller| {
+                    caller.call::<MachineRestart>(json!({"machine": "a", "run_timeout_ms": 6000}))
+                });
+                let id = caller.find("restart", "a", JobStateWord::Running).id;
+                caller.ok::<MachineRestart>(json!({"machine": "b"}));
+                assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+                assert_eq!(caller.job(id).state, JobStateWord::Running, "{kind}");
+                let told = match restarted.join().expect("it is told") {
+                    Ok(_) => String::new(),
+                    Err(error) => error.data.expect("every error has data").kind,
+                };
+                assert_eq!(told, expected, "{kind}");
+                all_is_well(&world);
+            });
+        }
+    });
 }
 
 #[test]

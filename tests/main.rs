@@ -10,6 +10,7 @@ mod daemon_lease;
 mod daemon_lifecycle;
 mod daemon_output;
 mod daemon_queue;
+mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;
 mod daemon_wire;

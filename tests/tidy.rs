@@ -149,7 +149,15 @@ fn the_table_of_modules_has_no_circle() {
 
 #[test]
 fn what_decides_is_pure() {
-    let deciding = ["machine", "operation", "job", "scheduler", "cache", "breaker", "events"];
+    let deciding = [
+        "machine",
+        "operation",
+        "job",
+        "scheduler",
+        "cache",
+        "breaker",
+        "events",
+    ];
     let mut breaches = Vec::new();
     for file in production()
         .iter()

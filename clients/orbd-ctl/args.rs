@@ -77,7 +77,7 @@ Exit codes:
     2  the command line, or a value in it, is wrong
     3  orbd cannot be reached, or speaks another protocol
     4  what was named does not exist, exists already, or is in the wrong state
-    5  the queue refused it, or a time limit passed
+    5  the queue refused it, orbctl is sick, or a time limit passed
     6  the job was cancelled by somebody else, or orbd died under it
     7  a change was cut short and may have taken effect: look before you repeat it
   130  interrupted by Ctrl-C

@@ -299,6 +299,7 @@ mod tests {
             client: Some("pyinfra".into()),
             age_ms: Some(34_000),
             limit: None,
+            reason: None,
         });
         assert_eq!(
             Phrase::of(&[job], "start web"),

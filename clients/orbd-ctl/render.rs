@@ -279,6 +279,13 @@ pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
             },
             String::new(),
         ),
+        ("sick", _) => (
+            match &waiting_for.reason {
+                Some(reason) => format!("orbctl to be well again ({reason})"),
+                None => "orbctl to be well again".into(),
+            },
+            String::new(),
+        ),
         (other, _) => (other.to_owned(), String::new()),
     }
 }
@@ -408,6 +415,9 @@ pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
     };
     names("paused", &answer.paused_machines);
     names("draining", &answer.draining_machines);
+    if let Some(sick) = &answer.sick {
+        lines.push(("orbctl", format!("sick since {}: {}", sick.since, sick.reason)));
+    }
     pairs(lines)
 }
 
@@ -682,6 +692,7 @@ database  stopped  ubuntu  noble    arm64
             client: Some("pyinfra".into()),
             age_ms: Some(34_000),
             limit: None,
+            reason: None,
         });
         let mut ran = fake::job(9, "run", JobStateWord::Ended);
         ran.run_us = Some(1234);

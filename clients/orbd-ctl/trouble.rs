@@ -311,7 +311,9 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound
         | ErrorKind::ProtocolMismatch => exit::UNREACHABLE,
-        ErrorKind::QueueFull | ErrorKind::Draining | ErrorKind::DeadlineExceeded => exit::REFUSED,
+        ErrorKind::QueueFull | ErrorKind::Draining | ErrorKind::DeadlineExceeded | ErrorKind::OrbctlSick => {
+            exit::REFUSED
+        }
         ErrorKind::MachineNotFound
         | ErrorKind::MachineExists
         | ErrorKind::MachineWrongState
@@ -386,6 +388,11 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
         }
         ErrorKind::OrbctlUnavailable => {
             "install OrbStack, or say where orbctl is in orbd's configuration; `orbd-ctl daemon status` shows what was found"
+                .into()
+        }
+        ErrorKind::OrbctlSick => {
+            "nothing was begun; orbd keeps looking, and `orbd-ctl queue` shows since when. If it does not pass: \
+             `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`"
                 .into()
         }
         ErrorKind::OrbctlKilled | ErrorKind::OrbctlOutputUnreadable => {

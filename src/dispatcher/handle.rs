@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::cache::{Generation, Topic};
 use crate::clock::Moment;
 use crate::events::{Ring, Told};
-use crate::job::{ClientId, JobId, Outcome, Priority};
+use crate::job::{ClientId, Illness, JobId, Outcome, Priority};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
 use crate::spool;
@@ -149,6 +149,8 @@ pub enum WaitingFor {
     Limit(&'static str),
     /// The queue or its lane is paused.
     Paused,
+    /// `orbctl` is sick.
+    Sick(Illness),
 }
 
 /// A job as its followers hold it.
@@ -226,12 +228,26 @@ pub enum Rejection {
         /// The daemon, the queue or a lane.
         what: String,
     },
+    /// `orbctl` is sick, and nothing is known that could be told instead.
+    #[error("orbctl is sick and was not asked: {}", .0.illness)]
+    Sick(SicknessView),
     /// It cannot be written down, and was asked to survive a restart.
     #[error("the job could not be written to the journal: {0}")]
     Journal(Arc<str>),
     /// The daemon is going away.
     #[error("orbd is stopping")]
     Stopping,
+}
+
+/// What ails `orbctl`, at one moment.
+#[derive(Debug, Clone)]
+pub struct SicknessView {
+    /// Since when.
+    pub since: Moment,
+    /// Why.
+    pub illness: Illness,
+    /// When to come back: after the next probe.
+    pub retry_after: Duration,
 }
 
 /// Why a read gave no facts.
@@ -300,6 +316,8 @@ pub struct QueueView {
     pub draining: bool,
     /// Machines for which new work is refused.
     pub draining_machines: Vec<MachineName>,
+    /// What ails `orbctl`, while it is sick.
+    pub sickness: Option<SicknessView>,
 }
 
 /// Which jobs to list.
@@ -363,20 +381,6 @@ pub struct Subscriber {
     pub(super) _wanted: Option<Arc<()>>,
 }
 
-/// Whether `orbctl` itself works, as far as is known.
-#[derive(Debug, Clone)]
-pub enum Health {
-    /// It does.
-    Well,
-    /// It does not.
-    Sick {
-        /// Since when that is known.
-        since: Moment,
-        /// What is wrong with it.
-        reason: Arc<str>,
-    },
-}
-
 /// Everything as it was when one event was the last.
 #[derive(Debug, Clone)]
 pub struct Overview {
@@ -394,8 +398,8 @@ pub struct Overview {
     pub jobs: Vec<JobView>,
     /// Whether younger ones were left out.
     pub more_jobs: bool,
-    /// How `orbctl` is.
-    pub health: Health,
+    /// What ails `orbctl`; absent while it is well.
+    pub sick: Option<SicknessView>,
 }
 
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.

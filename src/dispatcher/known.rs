@@ -1,8 +1,10 @@
 //! What orbd knows of the world: typed facts, each in a form that can be served again and again.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use crate::cache::{Observation, Topic};
+use crate::cache::{Generation, Observation, Source, Topic};
+use crate::clock::Moment;
+use crate::job::Illness;
 use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 use crate::operation::Query;
 
@@ -52,8 +54,32 @@ impl Known {
     }
 }
 
-/// Facts with when and how they were seen.
-pub type Seen = Observation<std::sync::Arc<Known>>;
+/// Facts with when and how they were seen, as a caller is told them.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The facts.
+    pub value: Arc<Known>,
+    /// The generation in which the read that saw them began.
+    pub generation: Generation,
+    /// When that read began.
+    pub observed_at: Moment,
+    /// What kind of read it was.
+    pub source: Source,
+    /// Why they are told although they are out of date: `orbctl` is sick.
+    pub stale: Option<Illness>,
+}
+
+impl From<&Observation<Arc<Known>>> for Seen {
+    fn from(seen: &Observation<Arc<Known>>) -> Self {
+        Self {
+            value: seen.value.clone(),
+            generation: seen.generation,
+            observed_at: seen.observed_at,
+            source: seen.source,
+            stale: None,
+        }
+    }
+}
 
 /// Returns under what a query's answer is kept; `None` for answers that are not.
 pub(super) fn topic(query: &Query) -> Option<Topic> {
@@ -66,6 +92,14 @@ pub(super) fn topic(query: &Query) -> Option<Topic> {
         Query::Default => Some(Topic::Default),
         Query::Ssh => Some(Topic::Ssh),
         Query::Logs(..) => None,
+    }
+}
+
+/// Returns under what an answer is kept that may be told although it is out of date: one that can say so on the wire.
+pub(super) fn stale_topic(query: &Query) -> Option<Topic> {
+    match query {
+        Query::Ssh | Query::Logs(..) => None,
+        _ => topic(query),
     }
 }
 

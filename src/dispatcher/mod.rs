@@ -6,8 +6,8 @@
 //! ```text
 //! handlers --requests--> dispatcher --spawns--> run_job, one task each --+
 //!    ^                    |  ^  ^                                        |
-//!    |                    |  |  +---- end of a job, child started -------+
-//!    +--state of a job----+  +------- deadline, a look that is due
+//!    |                    |  |  +---- end of a job; child started, sign -+
+//!    +--state of a job----+  +------- deadline; look or probe that is due
 //!    +--events (watch)----+
 //!                         +--journal (inline, page cache) --metrics (never blocks)
 //! ```
@@ -29,8 +29,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use handle::{
-    CacheView, Cancelled, Carrier, Client, Dispatcher, Health, Job, JobFilter, JobSpec, JobState, JobView,
-    KeptView, Overview, Published, QueueVerb, QueueView, ReadError, Rejection, StateFilter, Submission,
+    CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
+    Overview, Published, QueueVerb, QueueView, ReadError, Rejection, SicknessView, StateFilter, Submission,
     Subscriber, Target, WaitingFor,
 };
 pub use known::{Facts, Known, Seen};

@@ -15,7 +15,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -23,8 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::job::{Ending, Failure, Outcome, Phase, Success};
+use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
 use crate::journal::JournalError;
+use crate::machine::OrbstackStatus;
 use crate::operation::{Class, Effect, Operation, Query, Stdin};
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
@@ -55,6 +56,15 @@ pub(super) struct RunLimits {
     pub(super) settle: Duration,
 }
 
+/// What a job says while it runs.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// There is a child.
+    Started(ChildIdentity),
+    /// An invocation that began then says something about `orbctl` itself.
+    Sign(Sign, Instant),
+}
+
 /// What a job needs to run.
 pub(super) struct Work<O> {
     pub(super) spec: Arc<JobSpec>,
@@ -72,8 +82,8 @@ pub(super) struct Work<O> {
     pub(super) input: Option<mpsc::Receiver<Bytes>>,
     /// Put into the child's environment, so that our next life recognises it.
     pub(super) marker: String,
-    /// Told of each child, as soon as there is one.
-    pub(super) spawned: mpsc::Sender<(crate::job::JobId, ChildIdentity)>,
+    /// Told of each child, as soon as there is one, and of what each invocation says about `orbctl` itself.
+    pub(super) notes: mpsc::Sender<(JobId, Note)>,
     /// For a lease: how the client says that its process ended.
     pub(super) release: Option<oneshot::Receiver<Option<i32>>>,
 }
@@ -140,6 +150,29 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     }
 }
 
+/// Asks only whether `orbctl` is well again. `status` comes first because it wakes nobody: with OrbStack stopped there is nobody
+/// who could be sick, and the next call starts it. Otherwise only the list shows that the service works: `status` was recorded to
+/// answer while nothing else did.
+pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> Finished {
+    let began = Moment::now().instant;
+    let looked = match work.look(Query::Status, &work.stop).await {
+        Ok(Facts::Status(OrbstackStatus::Stopped)) => {
+            work.report(Sign::Well, began).await;
+            return Finished::new(Outcome::Succeeded(Success::Read));
+        }
+        Ok(_) => work.look(Query::List, &work.stop).await,
+        Err(failure) => Err(failure),
+    };
+    match looked {
+        Ok(facts) => Finished {
+            facts: Some(facts),
+            ..Finished::new(Outcome::Succeeded(Success::Read))
+        },
+        Err(_) if work.stop.is_cancelled() => Finished::new(Outcome::Cancelled(Phase::Running)),
+        Err(failure) => Finished::new(Outcome::Failed(failure)),
+    }
+}
+
 /// Waits until what a job of the last life left running is gone, and looks what came of it. The lanes stay held meanwhile.
 pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> Finished {
     for child in children {
@@ -161,19 +194,34 @@ impl<O: Orbctl> Work<O> {
         invocation.started = Some(started);
         invocation.marker.clone_from(&self.marker);
         invocation.grace = self.limits.grace;
+        let began = Moment::now().instant;
         let run = self.orbctl.run(invocation, self.stop.clone());
         tokio::pin!(run);
         let report = async {
             if let Ok(identity) = told.await {
                 // The dispatcher outlives its jobs; if it is gone, so is the journal.
-                let _ = self.spawned.send((self.spec.id, identity)).await;
+                let _ = self.notes.send((self.spec.id, Note::Started(identity))).await;
             }
             std::future::pending::<()>().await;
         };
-        tokio::select! {
+        let completion = tokio::select! {
             biased;
             () = report => unreachable!("it never ends"),
             completion = &mut run => completion,
+        }?;
+        self.report(
+            orbctl::classify::classify(&self.spec.operation, &completion).sign,
+            began,
+        )
+        .await;
+        Ok(completion)
+    }
+
+    /// Tells what an invocation that began then says about `orbctl` itself: before its job ends, and a look before the next one.
+    async fn report(&self, sign: Sign, began: Instant) {
+        if sign != Sign::Nothing {
+            // The dispatcher outlives its jobs; if it is gone, nobody is let through anyway.
+            let _ = self.notes.send((self.spec.id, Note::Sign(sign, began))).await;
         }
     }
 
@@ -186,12 +234,18 @@ impl<O: Orbctl> Work<O> {
         invocation.run_timeout = Some(self.limits.query);
         invocation.grace = self.limits.grace;
         invocation.marker.clone_from(&self.marker);
+        let began = Moment::now().instant;
         let completion = self
             .orbctl
             .run(invocation, until.clone())
             .await
             .map_err(|error| error.failure())?;
-        read(&operation, &completion)
+        let sign = orbctl::classify::classify(&operation, &completion).sign;
+        self.report(sign.clone(), began).await;
+        match sign {
+            Sign::Sick(illness) => Err(Failure::OrbctlSick(illness)),
+            Sign::Well | Sign::Doubtful(_) | Sign::Nothing => read(&operation, &completion),
+        }
     }
 
     /// Checks that an id still means the machine whose lane the job holds.
@@ -277,10 +331,16 @@ impl<O: Orbctl> Work<O> {
         if !operation.preempts()
             && settle::is_idempotent(operation)
             && let Some(query) = settle::telling(operation)
-            && let Ok(facts) = self.look(query, &self.stop).await
-            && settle::holds(operation, &facts) == Some(true)
         {
-            return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
+            match self.look(query, &self.stop).await {
+                Ok(facts) if settle::holds(operation, &facts) == Some(true) => {
+                    return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
+                }
+                // The change would meet the same, and now it can still be said that nothing was done.
+                Err(failure @ Failure::OrbctlSick(_)) => return Finished::new(Outcome::Failed(failure)),
+                // It may be a look that the installed version cannot make: the change itself will tell.
+                Ok(_) | Err(_) => {}
+            }
         }
         if self.stop.is_cancelled() {
             return Finished::new(Outcome::Cancelled(Phase::Running));
@@ -322,6 +382,7 @@ impl<O: Orbctl> Work<O> {
                 .and_then(|installed| version::check(&self.spec.operation, installed))
                 .err()
                 .map(Failure::from),
+            Err(failure @ Failure::OrbctlSick(_)) => Some(failure),
             // If it cannot say its version, the change itself will show what is wrong.
             _ => None,
         }

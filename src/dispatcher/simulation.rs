@@ -3,6 +3,7 @@
 //!
 //! [`World::idle`] lets virtual time pass a millisecond, which happens only when every task waits: what can happen has happened.
 
+mod health;
 mod watching;
 
 use std::collections::BTreeMap;

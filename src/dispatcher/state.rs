@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod ending;
+mod health;
 mod life;
 mod queue;
 mod reads;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::breaker::Breaker;
 use crate::cache::{Cache, Generation, Ticket};
 use crate::clock::Moment;
 use crate::job::JobId;
@@ -27,11 +29,10 @@ use crate::operation::{Class, Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob, Scheduler};
 use crate::spool;
-use crate::sys::ChildIdentity;
 
 use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request, Target};
 use super::known::{Known, Seen};
-use super::run_job::Finished;
+use super::run_job::{Finished, Note};
 use super::{Parts, Settings};
 use watching::Watching;
 
@@ -117,8 +118,11 @@ pub(super) struct State<O> {
     /// Reads that newer callers could not join, by job: their own waiters are still to be told.
     outdated: HashMap<JobId, Reading>,
     running: JoinSet<(JobId, Finished)>,
-    spawned: mpsc::Sender<(JobId, ChildIdentity)>,
-    children: mpsc::Receiver<(JobId, ChildIdentity)>,
+    notes: mpsc::Sender<(JobId, Note)>,
+    said: mpsc::Receiver<(JobId, Note)>,
+    breaker: Breaker,
+    /// The probe under way, and what its look may be kept by.
+    probe: Option<(JobId, Ticket)>,
     spools: spool::Budget,
     publish: watch::Sender<Published>,
     watching: Watching,
@@ -135,7 +139,7 @@ impl<O: Orbctl> State<O> {
         publish: watch::Sender<Published>,
         requests: mpsc::WeakSender<Request>,
     ) -> Self {
-        let (spawned, children) = mpsc::channel(64);
+        let (notes, said) = mpsc::channel(64);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
             spools: spool::Budget::new(settings.spool_total_max),
@@ -154,8 +158,10 @@ impl<O: Orbctl> State<O> {
             reads: HashMap::new(),
             outdated: HashMap::new(),
             running: JoinSet::new(),
-            spawned,
-            children,
+            notes,
+            said,
+            breaker: Breaker::new(),
+            probe: None,
             publish,
             drains: Vec::new(),
             paused: Vec::new(),
@@ -178,6 +184,7 @@ impl<O: Orbctl> State<O> {
                 self.scheduler.next_deadline(),
                 self.next_forgotten(),
                 self.next_look(),
+                self.next_probe(),
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
@@ -194,7 +201,7 @@ impl<O: Orbctl> State<O> {
                     leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
                     self.begin_stop();
                 }
-                Some((id, child)) = self.children.recv() => self.child_started(id, child),
+                Some((id, note)) = self.said.recv() => self.noted(id, note),
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((id, finished)) => self.end(id, finished),
                     Err(error) => tracing::error!(%error, "a job's task was lost"),
@@ -218,6 +225,7 @@ impl<O: Orbctl> State<O> {
             self.expire(now);
             self.forget(now);
             self.look_if_due(now);
+            self.probe_if_due();
             self.start_ready();
             self.answer_drains();
             if self.stopping && (self.running.is_empty() || leave_at.is_some_and(|at| at <= now)) {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::errors::{ErrorKind, invalid};
 use super::types;
 use crate::clock::{Moment, unix_ms};
-use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, WaitingFor};
+use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, SicknessView, WaitingFor};
 use crate::job::{Failure, JobId, Outcome, Phase, Priority, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
 use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, Stdin};
@@ -173,9 +173,21 @@ pub(super) fn observed(seen: &Seen, now: &Moment) -> types::Observed {
         generation: seen.generation.get(),
         observed_at: time(seen.observed_at.wall),
         source: SOURCE.into(),
-        stale: false,
-        stale_reason: None,
+        stale: seen.stale.is_some(),
+        stale_reason: seen
+            .stale
+            .as_ref()
+            .map(|illness| format!("orbctl is sick: {illness}")),
         age_ms: ms(now.age_of(&seen.observed_at)),
+    }
+}
+
+/// Writes what ails `orbctl`.
+pub(super) fn sickness(view: &SicknessView) -> types::Sickness {
+    types::Sickness {
+        since: time(view.since.wall),
+        reason: view.illness.to_string(),
+        retry_after_ms: ms(view.retry_after),
     }
 }
 
@@ -249,6 +261,7 @@ pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
         client: None,
         age_ms: None,
         limit: None,
+        reason: None,
     };
     match waiting {
         WaitingFor::Job {
@@ -273,6 +286,11 @@ pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
         },
         WaitingFor::Paused => types::WaitingFor {
             kind: "paused".into(),
+            ..empty
+        },
+        WaitingFor::Sick(illness) => types::WaitingFor {
+            kind: "sick".into(),
+            reason: Some(illness.to_string()),
             ..empty
         },
     }
@@ -308,6 +326,10 @@ fn holder(waiting: &WaitingFor) -> types::Holder {
         WaitingFor::Paused => types::Holder {
             job_id: None,
             description: "a pause of the queue".into(),
+        },
+        WaitingFor::Sick(illness) => types::Holder {
+            job_id: None,
+            description: format!("orbctl, which is sick: {illness}"),
         },
     }
 }
@@ -469,6 +491,13 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             data.retry_after_ms = Some(ms(*retry_after));
             ErrorKind::QueueFull.with(rejection.to_string(), data)
         }
+        Rejection::Sick(sickness) => {
+            let retry_after_ms = ms(sickness.retry_after);
+            let text = format!("{rejection}; orbd keeps looking: come back in {retry_after_ms} ms, or force");
+            let mut data = ErrorKind::OrbctlSick.data();
+            data.retry_after_ms = Some(retry_after_ms);
+            ErrorKind::OrbctlSick.with(text, data)
+        }
         Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
         Rejection::Journal(_) => internal(&rejection.to_string()),
     }
@@ -606,6 +635,9 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             data.signal = Some(*signal);
             data.stderr_tail = Some(stderr_tail.to_string());
             ErrorKind::OrbctlKilled.with(format!("{what}: {text}"), data)
+        }
+        Failure::OrbctlSick(_) => {
+            ErrorKind::OrbctlSick.with(format!("{what}: {text}"), start(ErrorKind::OrbctlSick))
         }
         Failure::OrbctlOutputUnreadable(_) => ErrorKind::OrbctlOutputUnreadable.with(
             format!("{what}: {text}"),

@@ -77,12 +77,14 @@ kinds! {
     OrbctlKilled 4003 "orbctl_killed";
     /// `orbctl` succeeded but said something that we do not know.
     OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
+    /// `orbctl` itself is sick, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
+    OrbctlSick 4005 "orbctl_sick";
 }
 
 impl ErrorKind {
     /// Says whether the same call may succeed later without anybody mending anything.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::QueueFull | Self::Draining)
+        matches!(self, Self::QueueFull | Self::Draining | Self::OrbctlSick)
     }
 
     /// Finds the kind of a word.

@@ -49,7 +49,7 @@ pub fn document() -> Value {
 pub fn errors_of(method: &str) -> Vec<ErrorKind> {
     use ErrorKind as E;
     /// Whatever becomes a job or needs a look at the inventory.
-    const JOB: [ErrorKind; 8] = [
+    const JOB: [ErrorKind; 9] = [
         E::QueueFull,
         E::Draining,
         E::JobCancelled,
@@ -58,6 +58,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         E::OrbctlFailed,
         E::OrbctlKilled,
         E::OrbctlOutputUnreadable,
+        E::OrbctlSick,
     ];
     let own: &[ErrorKind] = match method {
         "daemon.hello" => &[E::ProtocolMismatch],

@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use events::{
-    Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason, OrbctlHealth,
-};
+pub use events::{Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason};
 
 /// Declares parameters of a method that makes a job: its own fields and the ones every job has.
 macro_rules! job_params {
@@ -553,8 +551,8 @@ pub struct Client {
 /// Why a job waits.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingFor {
-    /// `job`, `limit` or `paused`.
-    #[schemars(extend("enum" = ["job", "limit", "paused"]))]
+    /// `job`, `limit`, `paused` or `sick`.
+    #[schemars(extend("enum" = ["job", "limit", "paused", "sick"]))]
     pub kind: String,
     /// The job in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -574,6 +572,9 @@ pub struct WaitingFor {
     /// The limit that is reached, as in `exec_per_machine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
+    /// Why `orbctl` is sick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// How a job ended.
@@ -893,6 +894,21 @@ pub struct QueueStatusAnswer {
     pub draining: bool,
     /// Machines for which new work is refused.
     pub draining_machines: Vec<String>,
+    /// What ails `orbctl`; absent while it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sick: Option<Sickness>,
+}
+
+/// What ails `orbctl`: reads are answered from what was last known, and nothing is begun that is not forced.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Sickness {
+    /// When it was noticed.
+    #[schemars(extend("format" = "date-time"))]
+    pub since: String,
+    /// Why.
+    pub reason: String,
+    /// When it will have been looked at again.
+    pub retry_after_ms: u64,
 }
 
 /// Parameters of `queue.pause`, `queue.resume` and `queue.drain`.
@@ -1180,6 +1196,9 @@ pub struct DaemonInfoAnswer {
     pub limits: BTreeMap<String, u64>,
     /// Whether one invocation at a time is run.
     pub strict: bool,
+    /// What ails `orbctl`; absent while it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sick: Option<Sickness>,
 }
 
 /// What a client is about to carry out itself.

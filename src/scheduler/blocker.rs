@@ -24,13 +24,15 @@ pub enum Blocker {
     },
     /// The queue or a lane of its own is paused.
     Paused(Target),
+    /// Everything is held.
+    Held,
     /// Nothing: it runs, or starts when [`Scheduler::start_next`] is called.
     NotWaiting,
 }
 
 impl Scheduler {
-    /// Returns why a job waits, or nothing for a job that is not known. What takes longest to change is named first: a pause,
-    /// then another job, then a limit.
+    /// Returns why a job waits, or nothing for a job that is not known. What takes longest to change is named first: a pause, a
+    /// hold, then another job, then a limit.
     pub fn blocker(&self, id: JobId) -> Option<Blocker> {
         let job = self.jobs.get(&id)?;
         Some(if matches!(job.state, State::Running) {
@@ -40,6 +42,7 @@ impl Scheduler {
         } else {
             self.paused_target(id)
                 .map(Blocker::Paused)
+                .or_else(|| (self.gates.held && job.manner == Manner::InTurn).then_some(Blocker::Held))
                 .or_else(|| self.lane_blocker(id))
                 .or_else(|| self.limit_blocker(id))
                 .unwrap_or(Blocker::NotWaiting)

@@ -3,6 +3,9 @@
 //! A *pause* keeps waiting jobs from starting; new ones are accepted and wait too. A *drain* refuses new jobs; those accepted
 //! before get their turn, so a drained lane comes to rest. The two are independent: drained and paused, only what runs goes on.
 //!
+//! A *hold* is a pause of everything that people do not ask for and cannot take back: the dispatcher holds while `orbctl` is sick. It
+//! lets through what a pause does.
+//!
 //! - A forced change passes a pause: the verbs that mend things get through, and whoever forces means it. It does not pass a
 //!   drain: who drains a lane wants it empty, and can still cancel what runs in it.
 //! - A session passes a pause, because it stands in no line; a drain of everything refuses it.
@@ -37,6 +40,7 @@ impl fmt::Display for Target {
 #[derive(Debug, Default)]
 pub(super) struct Gates {
     pub(super) paused: bool,
+    pub(super) held: bool,
     draining: bool,
     draining_lanes: BTreeSet<Lane>,
 }
@@ -77,6 +81,16 @@ impl Scheduler {
                 self.settle(freed);
             }
         }
+    }
+
+    /// Keeps waiting jobs from starting, beside any pause.
+    pub fn hold(&mut self) {
+        self.gates.held = true;
+    }
+
+    /// Takes back the hold; pauses stay.
+    pub fn release(&mut self) {
+        self.gates.held = false;
     }
 
     /// Says whether exactly this target is paused.

@@ -238,7 +238,7 @@ impl Scheduler {
             .next_session()
             .or_else(|| self.ready.take_urgent())
             .or_else(|| {
-                let open = !self.gates.paused;
+                let open = !self.gates.paused && !self.gates.held;
                 open.then(|| self.ready.take_next()).flatten()
             })?;
         self.start(id, now);

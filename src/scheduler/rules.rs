@@ -836,6 +836,28 @@ fn a_paused_queue_starts_only_sessions_and_forced_changes() {
 }
 
 #[test]
+fn a_hold_lets_through_what_a_pause_does_and_is_apart_from_it() {
+    let mut bench = bench_with_defaults();
+    bench.query();
+    bench.scheduler.hold();
+    bench.exec("web");
+    bench.session("web");
+    bench.starts(&[3]);
+    for job in [1, 2] {
+        assert_eq!(bench.scheduler.blocker(JobId(job)), Some(Blocker::Held));
+    }
+    let forced = bench.new_change("db");
+    assert_eq!(bench.force(forced), (vec![], vec![]));
+    assert_eq!(bench.scheduler.blocker(JobId(4)), Some(Blocker::NotWaiting));
+    bench.starts(&[4]);
+    bench.scheduler.pause(Target::All);
+    bench.scheduler.release();
+    bench.starts(&[]);
+    bench.scheduler.resume(Target::All);
+    bench.starts(&[1, 2]);
+}
+
+#[test]
 fn a_pause_survives_that_its_lane_is_idle() {
     let mut bench = bench_with_defaults();
     let web = Target::Lane(lane("web"));

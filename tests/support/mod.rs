@@ -24,10 +24,10 @@ use base64::Engine;
 use orbd::client::{CallError, Client};
 use orbd::rpc::api::{
     DaemonInfo, JobCancel, JobGet, JobList, JobOutput, JobWait, MachineList, MachineRun, Method, QueuePause,
-    QueueResume,
+    QueueResume, QueueStatus,
 };
 use orbd::rpc::types::{
-    Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, RunAnswer, Stream,
+    Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, RunAnswer, Sickness, Stream,
 };
 use serde_json::{Value, json};
 
@@ -110,6 +110,14 @@ impl World {
         fs::write(&path, text).expect("a script");
         let path = path.display().to_string();
         self.variable("ORBCTL_SIM_SCRIPT", &path)
+    }
+
+    /// Scripts other troubles, or none, from the next invocation on.
+    pub(crate) fn rescript(&self, text: &str) {
+        let next = self.path("script.next");
+        fs::write(&next, text).expect("a script");
+        // In one step: an invocation that reads it now sees the one or the other.
+        fs::rename(next, self.path("script.toml")).expect("a script");
     }
 
     /// Makes machines before the daemon starts, without a trace in the ledger.
@@ -419,6 +427,20 @@ impl Caller {
     pub(crate) fn run_detached(&mut self, machine: &str, command: &[&str]) -> u64 {
         let params = json!({"machine": machine, "command": command, "detach": true});
         self.ok::<MachineRun>(params).job_id
+    }
+
+    /// Returns what ails `orbctl`, as the daemon takes it.
+    #[track_caller]
+    pub(crate) fn sickness(&mut self) -> Option<Sickness> {
+        self.ok::<QueueStatus>(json!({})).sick
+    }
+
+    /// Waits until the daemon takes `orbctl` for well. Nothing tells that to somebody who does not ask.
+    #[track_caller]
+    pub(crate) fn until_well(&mut self) {
+        eventually("orbctl is taken for well", || {
+            self.sickness().is_none().then_some(())
+        });
     }
 
     /// Looks at a job.

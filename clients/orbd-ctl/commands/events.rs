@@ -230,10 +230,10 @@ fn state_text(state: &EventState, event: &Event, colour: bool) -> String {
         text.push_str(&render::jobs(&jobs, colour));
     }
     let orbstack = state.orbstack.as_deref().unwrap_or("not known yet");
-    let orbctl = match &state.orbctl.reason {
-        Some(reason) => format!("{}: {reason}", state.orbctl.health),
-        None => state.orbctl.health.clone(),
-    };
+    let orbctl = state
+        .sick
+        .as_ref()
+        .map_or_else(|| "well".into(), |sick| format!("sick: {}", sick.reason));
     let number = event.sequence;
     let last = format!(
         "\nOrbStack {orbstack}, orbctl {orbctl}, event {number} of instance {}\n",

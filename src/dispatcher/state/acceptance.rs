@@ -105,6 +105,7 @@ impl<O: Orbctl> State<O> {
         if self.stopping {
             return Err(Rejection::Stopping);
         }
+        self.refuse_while_sick(spec)?;
         let new = NewJob {
             queue_deadline: spec.accepted.instant.checked_add(queue_timeout),
             ..scheduled(spec)
@@ -130,6 +131,10 @@ impl<O: Orbctl> State<O> {
             "accepted"
         );
         self.preempt(admission, spec.id);
+        if spec.operation.preempts() {
+            // With one invocation at a time a probe that hangs would be in the way of what mends.
+            self.stop_probe();
+        }
         Ok(job)
     }
 

@@ -40,6 +40,7 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         self.scheduler.end(id, now.instant);
+        self.finish_probe(id, &mut finished, now.instant);
         self.finish_read(id, &mut finished, None);
         if matches!(
             finished.outcome,

@@ -81,7 +81,7 @@ impl<O: Orbctl> State<O> {
                 input: None,
                 spool_dir: self.settings.spool.dir.clone(),
                 marker: starting.marker.clone(),
-                spawned: self.spawned.clone(),
+                notes: self.notes.clone(),
                 release: None,
                 spec: spec.clone(),
             };

@@ -36,10 +36,18 @@ impl<O: Orbctl> State<O> {
         {
             self.metrics.count(Counter::CacheHits);
             self.metrics.count(Counter::SpawnsSaved);
-            let _ = reply.send(Ok(seen.clone()));
+            let _ = reply.send(Ok(seen.into()));
             return;
         }
         self.metrics.count(Counter::CacheMisses);
+        if self.sickness().is_some()
+            && let Some(seen) = self.last_known(query)
+        {
+            self.breaker.asked(now.instant);
+            self.metrics.count(Counter::SpawnsSaved);
+            let _ = reply.send(Ok(seen));
+            return;
+        }
         self.ask(query, max_age, client, reply);
     }
 
@@ -112,7 +120,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Keeps the waiters of a read that newer callers could not join with its job.
-    fn superseded(&mut self, reading: Reading) {
+    pub(super) fn superseded(&mut self, reading: Reading) {
         self.outdated.insert(reading.job, reading);
     }
 
@@ -134,6 +142,7 @@ impl<O: Orbctl> State<O> {
                     generation: begun.generation,
                     observed_at: begun.at,
                     source: Source::List,
+                    stale: None,
                 };
                 if let Some(ticket) = begun.ticket
                     && self.cache.record(ticket, known.clone()) == Recorded::Stored
@@ -142,7 +151,8 @@ impl<O: Orbctl> State<O> {
                 }
                 Ok(seen)
             }
-            _ => Err(ReadError::Ended {
+            // Sick, perhaps as this very read has shown.
+            _ => self.last_known(&query).ok_or_else(|| ReadError::Ended {
                 id,
                 outcome: finished.outcome.clone(),
                 holder: holder.cloned(),
@@ -155,7 +165,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Does what follows from something new being known.
-    fn learned(&mut self, id: JobId, query: &Query, known: &Known) {
+    pub(super) fn learned(&mut self, id: JobId, query: &Query, known: &Known) {
         if *query == Query::List {
             if let Some(machines) = known.machines() {
                 self.cache
@@ -170,7 +180,7 @@ impl<O: Orbctl> State<O> {
     }
 
     fn publish_machines(&self) {
-        let machines = self.cache.get(&Topic::Machines).cloned();
+        let machines = self.cache.get(&Topic::Machines).map(Seen::from);
         self.publish.send_replace(Published { machines });
     }
 

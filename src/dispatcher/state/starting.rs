@@ -58,7 +58,7 @@ impl<O: Orbctl> State<O> {
             spool_dir: self.settings.spool.dir.clone(),
             input: entry.input_end.take(),
             marker: format!("{}:{id}", self.settings.instance),
-            spawned: self.spawned.clone(),
+            notes: self.notes.clone(),
             release,
             spec: spec.clone(),
         };
@@ -91,9 +91,14 @@ impl<O: Orbctl> State<O> {
             entry.state.send_replace(running);
         }
         tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
+        self.spawn(id, run_job(work, durable));
+    }
+
+    /// Runs a job's work in a task of its own.
+    pub(super) fn spawn(&mut self, id: JobId, work: impl Future<Output = Finished> + Send + 'static) {
         self.running.spawn(async move {
             // A panic in here is our fault; it must end this job and nothing else.
-            let finished = AssertUnwindSafe(run_job(work, durable)).catch_unwind().await;
+            let finished = AssertUnwindSafe(work).catch_unwind().await;
             let broken = || Finished::new(Outcome::Failed(Failure::Internal("a job's task panicked".into())));
             (id, finished.unwrap_or_else(|_| broken()))
         });

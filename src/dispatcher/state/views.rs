@@ -47,6 +47,10 @@ impl<O: Orbctl> State<O> {
             }),
             Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
             Blocker::Paused(_) => Some(WaitingFor::Paused),
+            Blocker::Held => {
+                let sickness = self.breaker.sickness()?;
+                Some(WaitingFor::Sick(sickness.illness.clone()))
+            }
             Blocker::NotWaiting => None,
         }
     }

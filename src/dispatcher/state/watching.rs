@@ -23,7 +23,7 @@ use crate::machine::OrbstackStatus;
 use crate::operation::{Operation, Query};
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Client, Health, JobSpec, JobState, Overview, Subscriber, Target};
+use super::super::handle::{Client, JobSpec, JobState, Overview, Subscriber, Target};
 use super::super::known::{Facts, Seen};
 use super::State;
 
@@ -42,7 +42,6 @@ pub(super) struct Watching {
     machines: Option<Seen>,
     /// OrbStack's status as it was told.
     status: Option<OrbstackStatus>,
-    health: Health,
     pace: Pace,
     /// When to look next, if somebody watches.
     next: Option<Instant>,
@@ -59,7 +58,6 @@ impl Watching {
             wanted: Arc::new(()),
             machines: None,
             status: None,
-            health: Health::Well,
             pace: Pace::new(interval),
             next: None,
             look: None,
@@ -85,16 +83,6 @@ impl<O: Orbctl> State<O> {
     /// Tells an event to everybody who is subscribed. The one way to do so.
     pub(super) fn note(&mut self, event: Event) {
         let now = Moment::now();
-        match &event {
-            Event::OrbctlSick { reason } => {
-                self.watching.health = Health::Sick {
-                    since: now,
-                    reason: reason.clone(),
-                };
-            }
-            Event::OrbctlWell => self.watching.health = Health::Well,
-            _ => {}
-        }
         self.watching
             .events
             .send_modify(|ring| ring.push(|sequence| Arc::new(Told::new(sequence, now, event))));
@@ -160,7 +148,7 @@ impl<O: Orbctl> State<O> {
             status: self.watching.status.clone(),
             jobs,
             more_jobs,
-            health: self.watching.health.clone(),
+            sick: self.sickness(),
         }
     }
 
@@ -189,9 +177,16 @@ impl<O: Orbctl> State<O> {
         self.watching.next.filter(|_| may_look)
     }
 
-    /// Begins the look that is due.
+    /// Begins the look that is due. While `orbctl` is sick its probes are what looks, and they go on while somebody watches.
     pub(super) fn look_if_due(&mut self, now: Instant) {
-        if self.next_look().is_some_and(|next| next <= now) {
+        if self.next_look().is_none_or(|next| next > now) {
+            return;
+        }
+        if self.breaker.sickness().is_some() {
+            self.breaker.asked(now);
+            self.watching.pace.slow_down();
+            self.look_ended();
+        } else {
             self.look(&Query::Status);
         }
     }
@@ -268,7 +263,7 @@ impl<O: Orbctl> State<O> {
         } else if is_look {
             self.watching.pace.slow_down();
         }
-        self.watching.machines = Some(seen);
+        self.watching.machines = Some((&seen).into());
         for event in news {
             self.note(event);
         }

@@ -2,7 +2,7 @@
 
 use super::{job, machine, observed, outcome_word, time};
 use crate::clock::Moment;
-use crate::dispatcher::{Health, Overview};
+use crate::dispatcher::Overview;
 use crate::events::{Event, JobFacts, Kind, Told};
 use crate::job::{Outcome, Success};
 use crate::machine::{Machine, MachineName};
@@ -114,24 +114,12 @@ pub(in crate::rpc) fn event_state(overview: &Overview, instance: &str) -> types:
             observed: seen,
         }
     });
-    let orbctl = match &overview.health {
-        Health::Well => types::OrbctlHealth {
-            health: "well".into(),
-            reason: None,
-            noticed_at: None,
-        },
-        Health::Sick { since, reason } => types::OrbctlHealth {
-            health: "sick".into(),
-            reason: Some(reason.to_string()),
-            noticed_at: Some(time(since.wall)),
-        },
-    };
     let state = types::EventState {
         machine_list,
         orbstack: overview.status.as_ref().map(|status| status.as_str().to_owned()),
         jobs: overview.jobs.iter().map(job).collect(),
         more_jobs: overview.more_jobs,
-        orbctl,
+        sick: overview.sick.as_ref().map(super::sickness),
     };
     at_overview(overview, instance, EventDetails::State(Box::new(state)))
 }

@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonStop, PROTOCOL_VERSION};
-use crate::rpc::convert::{ms, time};
+use crate::rpc::convert::{self, ms, time};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
 use crate::rpc::types::{DaemonInfoAnswer, Done, HelloAnswer};
@@ -36,6 +36,7 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
         let about = &server.about;
+        let queue = server.dispatcher.queue_view().await;
         let path = |path: &std::path::Path| path.display().to_string();
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
@@ -50,6 +51,7 @@ pub(super) fn register(registry: &mut Registry) {
             state_dir: path(&about.state_dir),
             limits: about.limits.clone(),
             strict: about.strict,
+            sick: queue.sickness.as_ref().map(convert::sickness),
         })
     });
     registry.method::<DaemonStop, _, _>(async |server, _params, caller| {

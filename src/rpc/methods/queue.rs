@@ -2,7 +2,7 @@
 
 use crate::dispatcher::{QueueVerb, QueueView, Target};
 use crate::rpc::api::{QueueDrain, QueuePause, QueueResume, QueueStatus};
-use crate::rpc::convert::{parse, rejection as rejected};
+use crate::rpc::convert::{self, parse, rejection as rejected};
 use crate::rpc::server::{Registry, Server};
 use crate::rpc::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
 
@@ -47,5 +47,6 @@ fn answer(view: &QueueView) -> QueueStatusAnswer {
         paused_machines: names(&view.paused_machines),
         draining: view.draining,
         draining_machines: names(&view.draining_machines),
+        sick: view.sickness.as_ref().map(convert::sickness),
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Job, Machine, MachineListAnswer, Outcome};
+use super::{Job, Machine, MachineListAnswer, Outcome, Sickness};
 
 /// What an event is about: its `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -177,23 +177,9 @@ pub struct EventState {
     pub jobs: Vec<Job>,
     /// Whether younger ones were left out.
     pub more_jobs: bool,
-    /// How `orbctl` is.
-    pub orbctl: OrbctlHealth,
-}
-
-/// How `orbctl` is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct OrbctlHealth {
-    /// `well` or `sick`.
-    #[schemars(extend("enum" = ["well", "sick"]))]
-    pub health: String,
-    /// What is wrong with it.
+    /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// When that was noticed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "date-time"))]
-    pub noticed_at: Option<String>,
+    pub sick: Option<Sickness>,
 }
 
 /// A job, as far as events tell of it.

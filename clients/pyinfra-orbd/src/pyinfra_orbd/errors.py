@@ -30,7 +30,8 @@
             ├── OrbctlUnavailable   orbctl_unavailable
             ├── OrbctlFailed        orbctl_failed
             ├── OrbctlKilled        orbctl_killed
-            └── OrbctlUnreadable    orbctl_output_unreadable
+            ├── OrbctlUnreadable    orbctl_output_unreadable
+            └── OrbctlSick          orbctl_sick
 
 All are ``OSError`` because that is what PyInfra contains to the host it happened on; anything else ends the whole deploy with a
 traceback. ``QueueTimeout`` is no ``TimeoutError``: PyInfra reports every ``TimeoutError`` as "timed out after ``_timeout``" and
@@ -63,6 +64,7 @@ __all__ = [
     "OrbctlError",
     "OrbctlFailed",
     "OrbctlKilled",
+    "OrbctlSick",
     "OrbctlUnavailable",
     "OrbctlUnreadable",
     "OrbdError",
@@ -233,6 +235,10 @@ class OrbctlUnreadable(OrbctlError):
     """``orbctl`` succeeded but said something that the daemon does not know."""
 
 
+class OrbctlSick(OrbctlError):
+    """``orbctl`` itself is sick, so nothing was begun; ``data["retry_after_ms"]`` says when to come back. Force passes."""
+
+
 _BY_KIND: dict[str, type[RequestFailed]] = {
     "invalid_params": InvalidParams,
     "invalid_request": InvalidParams,
@@ -254,6 +260,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "orbctl_failed": OrbctlFailed,
     "orbctl_killed": OrbctlKilled,
     "orbctl_output_unreadable": OrbctlUnreadable,
+    "orbctl_sick": OrbctlSick,
 }
 
 # JSON-RPC's own errors carry no kind where the daemon's framing answers them, before any method is known.

@@ -124,6 +124,14 @@ class Hello(Model):
     instance: str
 
 
+class Sickness(Model):
+    """What ails ``orbctl``: reads are told as last known, and nothing is begun that is not forced."""
+
+    since: str
+    reason: str
+    retry_after_ms: int
+
+
 class DaemonInfo(Model):
     """Answer of ``daemon.info``."""
 
@@ -139,6 +147,7 @@ class DaemonInfo(Model):
     state_dir: str
     limits: Mapping[str, int] = types.MappingProxyType({})
     strict: bool = False
+    sick: Sickness | None = None
 
 
 class Observed(Model):
@@ -304,7 +313,7 @@ class Caller(Model):
 
 
 class WaitingFor(Model):
-    """Why a job waits: for a ``job``, a ``limit``, or because it is ``paused``."""
+    """Why a job waits: for a ``job``, a ``limit``, because it is ``paused``, or because ``orbctl`` is ``sick``."""
 
     kind: str
     job_id: int | None = None
@@ -313,6 +322,7 @@ class WaitingFor(Model):
     client: str | None = None
     age_ms: int | None = None
     limit: str | None = None
+    reason: str | None = None
 
 
 class Outcome(Model):
@@ -440,6 +450,7 @@ class QueueStatus(Model):
     paused_machines: tuple[str, ...] = ()
     draining: bool = False
     draining_machines: tuple[str, ...] = ()
+    sick: Sickness | None = None
 
 
 class CacheEntry(Model):

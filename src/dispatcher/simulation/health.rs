@@ -1,0 +1,427 @@
+//! The dispatcher while `orbctl` is sick: who is told what, what is let through, and how it finds out that all is well again.
+
+use super::*;
+use crate::job::Illness;
+
+const PANIC: &str = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\n";
+const SECOND: Duration = Duration::from_secs(1);
+
+fn said() -> Illness {
+    Illness::Said("panic: timed out waiting for services to start".into())
+}
+
+impl World {
+    /// A world in which the test answers lists, too, and the list is known.
+    async fn that_knows() -> Self {
+        let mut world = Self::with(Limits::default(), false);
+        let read = world.read(Query::List, None);
+        world.answer_list().await;
+        read.await.expect("no panic").expect("facts");
+        world
+    }
+
+    /// The same, with a service that has just said that it does not work.
+    async fn that_is_sick() -> Self {
+        let mut world = Self::that_knows().await;
+        world.fall_sick().await;
+        world
+    }
+
+    async fn fall_sick(&mut self) {
+        let read = self.read(Query::ConfigShow, Some(Duration::ZERO));
+        self.call("config").await.end(Ending::Exited(2), "", PANIC);
+        assert!(read.await.expect("no panic").is_err(), "nothing is known of it");
+        assert!(self.is_sick().await);
+    }
+
+    async fn answer_list(&mut self) {
+        let list = list_of(&self.orbctl.inventory);
+        self.call("list").await.end(Ending::Exited(0), &list, "");
+    }
+
+    async fn is_sick(&self) -> bool {
+        self.dispatcher.queue_view().await.sickness.is_some()
+    }
+
+    async fn told(&self, query: Query, max_age: Option<Duration>) -> Result<Seen, ReadError> {
+        self.read(query, max_age).await.expect("no panic")
+    }
+
+    async fn refusal(&self, submission: Submission) -> SicknessView {
+        match self.dispatcher.submit(submission).await {
+            Err(Rejection::Sick(sickness)) => sickness,
+            other => panic!("not refused for that: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
+    let mut world = World::that_is_sick().await;
+    // Whatever age is accepted, and although it is made stale as well.
+    let _ = world.dispatcher.invalidate(Scope::Everything).await;
+    for max_age in [None, Some(Duration::ZERO)] {
+        let seen = world.told(Query::List, max_age).await.expect("what was known");
+        assert_eq!(seen.value.machines().map(<[_]>::len), Some(2));
+        assert_eq!(seen.stale, Some(said()));
+    }
+    for operation in [
+        restart("a"),
+        exec("a"),
+        create("new"),
+        Operation::StartOrbstack(Force::No),
+    ] {
+        let sickness = world.refusal(submission(operation)).await;
+        assert_eq!(sickness.illness, said());
+        assert!(sickness.retry_after <= SECOND, "{sickness:?}");
+    }
+    let detached = Submission {
+        detached: true,
+        ..submission(restart("a"))
+    };
+    world.refusal(detached).await;
+    let lease = Submission {
+        carrier: Carrier::Lease(crate::sys::ChildIdentity {
+            pid: std::process::id(),
+            started: crate::sys::process_identity(std::process::id()).expect("ourselves"),
+        }),
+        ..submission(Operation::Push(name("a")))
+    };
+    world.refusal(lease).await;
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_of_what_was_never_known_or_cannot_be_marked_is_refused() {
+    let mut world = World::that_is_sick().await;
+    for query in [Query::Info(name("a")), Query::Ssh, Query::Version] {
+        let Err(ReadError::Rejected(Rejection::Sick(sickness))) = world.told(query, None).await else {
+            panic!("it cannot be told");
+        };
+        assert_eq!(sickness.illness, said());
+    }
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_young_enough_is_told_as_ever() {
+    let world = World::that_is_sick().await;
+    let seen = world.told(Query::List, None).await.expect("known");
+    assert_eq!(seen.stale, None);
+    tokio::time::sleep(SECOND * 31).await;
+    let seen = world.told(Query::List, None).await.expect("known");
+    assert!(seen.stale.is_some(), "too old for anybody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_read_that_shows_the_illness_is_told_what_was_known_and_so_is_who_shares_it() {
+    let mut world = World::that_knows().await;
+    tokio::time::sleep(SECOND * 10).await;
+    let read = world.read(Query::List, Some(Duration::ZERO));
+    let call = world.call("list").await;
+    let joined = world.read(Query::List, Some(SECOND * 9));
+    world.no_call().await;
+    let other = world.read(Query::Default, None);
+    let hanging = world.call("default").await;
+    call.end(Ending::Exited(2), "", PANIC);
+    for read in [read, joined] {
+        let seen = read.await.expect("no panic").expect("what was known");
+        assert_eq!(seen.stale, Some(said()));
+    }
+    // What nothing is known of may still succeed.
+    hanging.end(Ending::Exited(0), "a\n", "");
+    assert!(other.await.expect("no panic").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_wait_for_a_place_do_not_wait_for_the_recovery() {
+    let limits = Limits {
+        queries_max: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with(limits, false);
+    let blocked = world.read(Query::List, None);
+    let call = world.call("list").await;
+    let waiting = world.read(Query::Status, None);
+    world.idle().await;
+    call.end(Ending::Exited(2), "", PANIC);
+    assert!(blocked.await.expect("no panic").is_err());
+    assert!(matches!(
+        waiting.await.expect("no panic"),
+        Err(ReadError::Ended {
+            outcome: Outcome::Failed(Failure::OrbctlSick(_)),
+            ..
+        })
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
+    let mut world = World::that_is_sick().await;
+    for pause in [1, 2, 4, 8, 16, 30, 30] {
+        let began = Moment::now();
+        let status = world.call("status").await;
+        let waited = Moment::now().instant - began.instant;
+        assert!(
+            waited <= SECOND * pause && waited + SECOND > SECOND * pause,
+            "{pause}: {waited:?}"
+        );
+        world.no_call().await;
+        status.end(Ending::Exited(0), "Running\n", "");
+        let list = world.call("list").await;
+        if pause == 8 {
+            // It blocks: the probe is over at its limit.
+            tokio::time::sleep(SECOND * 29).await;
+            world.no_call().await;
+            let _held = list;
+            tokio::time::sleep(SECOND).await;
+        } else {
+            list.end(Ending::Exited(2), "", PANIC);
+        }
+        assert!(world.is_sick().await);
+        world.refusal(submission(exec("a"))).await;
+    }
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    world.set("new", "running");
+    world.answer_list().await;
+    world.idle().await;
+    assert!(!world.is_sick().await);
+    // What it saw is known.
+    let seen = world.told(Query::List, None).await.expect("known");
+    assert_eq!(
+        (seen.value.machines().map(<[_]>::len), seen.stale),
+        (Some(3), None)
+    );
+    let job = world.change(exec("a")).await;
+    world.call("run").await.exit(0);
+    assert_eq!(
+        outcome(&job).await,
+        Outcome::Succeeded(Success::Exec { exit_code: 0 })
+    );
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_does_not_wake_an_orbstack_that_is_stopped() {
+    let mut world = World::that_is_sick().await;
+    world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
+    world.no_call().await;
+    assert!(!world.is_sick().await, "the next call starts it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_probed_for_who_does_not_ask() {
+    let mut world = World::that_is_sick().await;
+    let mut probes = 0;
+    let began = Moment::now();
+    while Moment::now().instant - began.instant < SECOND * 3600 {
+        tokio::select! {
+            biased;
+            call = world.calls.recv() => {
+                call.expect("the dispatcher lives").end(Ending::Exited(2), "", PANIC);
+                probes += 1;
+            }
+            () = tokio::time::sleep(SECOND * 60) => {}
+        }
+    }
+    assert!((20..30).contains(&probes), "{probes}");
+    world.refusal(submission(exec("a"))).await;
+    world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
+    let mut world = World::that_knows().await;
+    let running = world.change(exec("a")).await;
+    let run = world.call("run").await;
+    let next = world.change(restart("a")).await;
+    let impatient = world
+        .submit(Submission {
+            queue_timeout: Some(SECOND / 2),
+            ..submission(restart("a"))
+        })
+        .await;
+    world.fall_sick().await;
+    // What runs goes on, and what it would have let start does not.
+    run.exit(7);
+    assert_eq!(
+        outcome(&running).await,
+        Outcome::Succeeded(Success::Exec { exit_code: 7 })
+    );
+    world.no_call().await;
+    let view = world.dispatcher.view(next.spec.id).await.expect("known");
+    assert!(matches!(view.waiting_for, Some(WaitingFor::Sick(illness)) if illness == said()));
+    assert_eq!(outcome(&impatient).await, Outcome::Expired(Phase::Queued));
+    let JobState::Ended { holder, .. } = impatient.state.borrow().clone() else {
+        panic!("it ended");
+    };
+    assert!(matches!(holder, Some(WaitingFor::Sick(_))), "{holder:?}");
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    world.answer_list().await;
+    world.call("restart").await.exit(0);
+    assert_eq!(outcome(&next).await, CHANGED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn force_passes_and_what_it_mends_is_noticed() {
+    let mut world = World::that_is_sick().await;
+    let stop = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    world.call("stop").await.end(Ending::Exited(2), "", PANIC);
+    // It looks at what came of it, and sees no more than anybody.
+    world.call("list").await.end(Ending::Exited(2), "", PANIC);
+    assert!(world.is_sick().await);
+    let start = world.change(Operation::StartOrbstack(Force::Yes)).await;
+    assert!(matches!(outcome(&stop).await, Outcome::Unknown(seen) if !seen.settled));
+    world.call("start").await.exit(0);
+    assert_eq!(outcome(&start).await, CHANGED);
+    assert!(!world.is_sick().await);
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn force_by_an_id_that_cannot_be_checked_does_not_pass() {
+    let mut world = World::that_is_sick().await;
+    let by_id = Submission {
+        expected_id: Some("01M4HXHNTVZXRXR1F5PV7GC8R0".parse().expect("an id")),
+        ..submission(Operation::Delete(name("a"), Force::Yes))
+    };
+    world.refusal(by_id).await;
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_own_look_shows_the_illness_is_not_begun() {
+    let mut world = World::that_knows().await;
+    let job = world.change(Operation::Stop(name("a"), Force::No)).await;
+    world.call("list").await.end(Ending::Exited(2), "", PANIC);
+    assert_eq!(outcome(&job).await, Outcome::Failed(Failure::OrbctlSick(said())));
+    assert!(world.is_sick().await);
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_after_a_cut_go_on_and_the_first_that_sees_something_ends_the_illness() {
+    let mut world = World::that_knows().await;
+    let job = world.change(restart("a")).await;
+    world.call("restart").await.end(Ending::Exited(2), "", PANIC);
+    for _ in 0..2 {
+        world.call("list").await.end(Ending::Exited(2), "", PANIC);
+        world.refusal(submission(exec("b"))).await;
+    }
+    world.answer_list().await;
+    world.idle().await;
+    assert!(!world.is_sick().await);
+    let exec = world.change(exec("b")).await;
+    world.call("run").await.exit(0);
+    outcome(&exec).await;
+    // The change itself has still to come to rest.
+    assert!(!job.state.borrow().is_ended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_that_come_and_go_outweigh_a_read_that_blocks() {
+    let mut world = World::that_knows().await;
+    let read = world.read(Query::List, Some(Duration::ZERO));
+    let _hangs = world.call("list").await;
+    tokio::time::sleep(SECOND).await;
+    let job = world.change(exec("a")).await;
+    world.call("run").await.exit(0);
+    outcome(&job).await;
+    let read = read.await.expect("no panic");
+    assert!(matches!(
+        read,
+        Err(ReadError::Ended {
+            outcome: Outcome::Expired(Phase::Running),
+            ..
+        })
+    ));
+    assert!(!world.is_sick().await);
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_blocks_while_nothing_else_is_heard_is_enough() {
+    let mut world = World::that_knows().await;
+    let read = world.read(Query::List, Some(Duration::ZERO));
+    let _hangs = world.call("list").await;
+    let seen = read.await.expect("no panic").expect("what was known");
+    assert_eq!(seen.stale, Some(Illness::Blocked { verb: "list" }));
+    world.refusal(submission(exec("a"))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
+    let mut world = World::that_knows().await;
+    let read = world.read(Query::Info(name("a")), None);
+    let _hangs = world.call("info").await;
+    let command = world
+        .submit(Submission {
+            run_timeout: Some(SECOND),
+            ..submission(exec("a"))
+        })
+        .await;
+    let _runs = world.call("run").await;
+    assert_eq!(outcome(&command).await, Outcome::Expired(Phase::Running));
+    assert!(read.await.expect("no panic").is_err());
+    // It is looked into, and all goes on meanwhile.
+    let status = world.call("status").await;
+    let job = world.change(exec("b")).await;
+    world.call("run").await.exit(1);
+    outcome(&job).await;
+    status.end(Ending::Exited(0), "Running\n", "");
+    world.answer_list().await;
+    world.idle().await;
+    assert!(!world.is_sick().await);
+    world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_joins_a_read_that_the_illness_caught() {
+    let mut world = World::that_knows().await;
+    let caught = world.read(Query::Default, None);
+    let _hangs = world.call("default").await;
+    world.fall_sick().await;
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    world.answer_list().await;
+    world.idle().await;
+    let fresh = world.read(Query::Default, None);
+    world.call("default").await.end(Ending::Exited(0), "a\n", "");
+    assert!(fresh.await.expect("no panic").is_ok());
+    // And when it is given up at last, it is no sign of anything.
+    assert!(caught.await.expect("no panic").is_err());
+    assert!(!world.is_sick().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_at_a_time_a_probe_waits_for_what_runs_and_force_does_not_wait_for_the_probe() {
+    let limits = Limits {
+        strict: true,
+        ..Limits::default()
+    };
+    let mut world = World::with(limits, false);
+    let read = world.read(Query::List, None);
+    world.call("list").await.end(Ending::Exited(2), "", PANIC);
+    assert!(read.await.expect("no panic").is_err());
+    let forced = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    let stop = world.call("stop").await;
+    tokio::time::sleep(SECOND * 60).await;
+    world.no_call().await;
+    stop.end(Ending::Exited(1), "", "no\n");
+    outcome(&forced).await;
+    let _hangs = world.call("status").await;
+    world.idle().await;
+    let forced = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    world.call("stop").await.exit(0);
+    assert_eq!(outcome(&forced).await, CHANGED);
+    assert!(!world.is_sick().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_probe() {
+    let mut world = World::that_is_sick().await;
+    let _hangs = world.call("status").await;
+    let began = Moment::now();
+    world.shutdown.cancel();
+    world.task.await.expect("no panic");
+    assert!(Moment::now().instant - began.instant < SECOND);
+}

@@ -1,0 +1,199 @@
+//! The health of `orbctl`: what it lets through, who is told what while it is sick, and the probes.
+
+use std::time::Instant;
+
+use crate::breaker::Turn;
+use crate::cache::{Recorded, Topic};
+use crate::clock::Moment;
+use crate::events::Event;
+use crate::job::{Failure, JobId, Outcome, Sign};
+use crate::metrics::Counter;
+use crate::operation::{Class, Operation, Query};
+use crate::orbctl::Orbctl;
+use crate::scheduler::CancelResult;
+
+use super::super::handle::{JobSpec, JobState, Rejection, SicknessView};
+use super::super::known::{Facts, Known, Seen, stale_topic};
+use super::super::run_job::{Finished, Note, Work, run_probe};
+use super::super::stored;
+use super::{Arc, State, scheduled};
+
+impl<O: Orbctl> State<O> {
+    /// A running job says something.
+    pub(super) fn noted(&mut self, id: JobId, note: Note) {
+        match note {
+            Note::Started(child) => self.child_started(id, child),
+            Note::Sign(sign, began) => self.heard(id, sign, began),
+        }
+    }
+
+    fn heard(&mut self, by: JobId, sign: Sign, began: Instant) {
+        let turn = self.breaker.heard(sign, began, &Moment::now());
+        self.turned(turn, by);
+    }
+
+    /// The one place where everybody else learns that the health of `orbctl` has changed.
+    fn turned(&mut self, turn: Turn, by: JobId) {
+        match turn {
+            Turn::None => {}
+            Turn::FellSick => {
+                if let Some(sickness) = self.breaker.sickness() {
+                    tracing::warn!(job_id = by.0, illness = %sickness.illness, "orbctl is sick: only force is let through");
+                    let reason = sickness.illness.to_string().into();
+                    self.note(Event::OrbctlSick { reason });
+                }
+                self.scheduler.hold();
+                self.answer_readers();
+            }
+            Turn::Recovered => {
+                tracing::info!(job_id = by.0, "orbctl is well again");
+                self.stop_probe();
+                self.scheduler.release();
+                self.note(Event::OrbctlWell);
+                self.look_now();
+            }
+        }
+    }
+
+    /// Returns what ails `orbctl`; `None` while it is well.
+    pub(super) fn sickness(&self) -> Option<SicknessView> {
+        self.breaker.sickness().map(|sickness| SicknessView {
+            since: sickness.since,
+            illness: sickness.illness.clone(),
+            retry_after: self.breaker.retry_after(Moment::now().instant),
+        })
+    }
+
+    /// Refuses what would only wait for its limit. Force passes, because it mends, unless it names a machine by an id that cannot be
+    /// checked now. So does a session, which is its user's own affair.
+    pub(super) fn refuse_while_sick(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
+        let is_urgent = spec.operation.preempts() && spec.expected_id.is_none();
+        if is_urgent || spec.operation.class() == Class::Session {
+            return Ok(());
+        }
+        let Some(sickness) = self.sickness() else {
+            return Ok(());
+        };
+        self.breaker.asked(spec.accepted.instant);
+        self.metrics.count(Counter::Refusals);
+        tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+        Err(Rejection::Sick(sickness))
+    }
+
+    /// Returns what was last known, however old, marked as that; only while `orbctl` is sick.
+    pub(super) fn last_known(&self, query: &Query) -> Option<Seen> {
+        let sickness = self.breaker.sickness()?;
+        let seen = self.cache.last_known(&stale_topic(query)?)?;
+        Some(Seen {
+            stale: Some(sickness.illness.clone()),
+            ..seen.into()
+        })
+    }
+
+    /// Answers those who wait for reads: at once, where something is known. Of the rest, a read that runs may still succeed; one
+    /// that waits would wait for the recovery, and reads wait behind nothing.
+    fn answer_readers(&mut self) {
+        let queries: Vec<Query> = self.reads.keys().cloned().collect();
+        for query in queries {
+            let known = self.last_known(&query);
+            let Some(reading) = self.reads.get_mut(&query) else {
+                continue;
+            };
+            if let Some(known) = known {
+                for waiter in reading.waiters.drain(..) {
+                    let _ = waiter.send(Ok(known.clone()));
+                }
+            }
+            let id = reading.job;
+            if reading.begun.is_some() {
+                // It may hang until its limit, also after the recovery: nobody is to join it any more.
+                if let Some(reading) = self.reads.remove(&query) {
+                    self.superseded(reading);
+                }
+            } else if self.scheduler.cancel(id) == CancelResult::NeverStarted {
+                let failure = self
+                    .breaker
+                    .sickness()
+                    .map(|sickness| Failure::OrbctlSick(sickness.illness.clone()));
+                if let Some(failure) = failure {
+                    self.end_unstarted(id, Outcome::Failed(failure), None);
+                }
+            }
+        }
+    }
+
+    /// Returns when a probe is to begin. With one invocation at a time it waits until nothing runs: the end of what does wakes us.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        let may_run = !self.stopping && (!self.scheduler.limits().strict || self.scheduler.is_still());
+        self.breaker.next_probe().filter(|_| may_run)
+    }
+
+    pub(super) fn probe_if_due(&mut self) {
+        let now = Moment::now();
+        if self.next_probe().is_none_or(|at| at > now.instant) || !self.breaker.begin_probe(now.instant) {
+            return;
+        }
+        let spec = Arc::new(JobSpec {
+            run_timeout: Some(self.settings.run_timeouts.query),
+            ..stored::revived(
+                self.journal.next_id(),
+                Operation::Query(Query::List),
+                PROBER,
+                true,
+                now,
+            )
+        });
+        // Beside all limits: what hangs must not keep out what shows that nothing does any more.
+        self.scheduler.adopt(scheduled(&spec));
+        self.enter(&spec);
+        let Some(entry) = self.jobs.get(&spec.id) else {
+            return;
+        };
+        entry.state.send_replace(JobState::Running { since: now });
+        let work = Work {
+            orbctl: self.orbctl.clone(),
+            limits: self.settings.run_limits(),
+            stop: entry.stop.clone(),
+            abandon: entry.abandon.clone(),
+            spool: None,
+            spool_dir: self.settings.spool.dir.clone(),
+            input: None,
+            marker: format!("{}:{}", self.settings.instance, spec.id),
+            notes: self.notes.clone(),
+            release: None,
+            spec: spec.clone(),
+        };
+        self.probe = Some((spec.id, self.cache.begin(&Topic::Machines, &now).as_look()));
+        tracing::debug!(job_id = spec.id.0, "probes whether orbctl is well");
+        self.spawn(spec.id, run_probe(work));
+    }
+
+    /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over.
+    pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut Finished, now: Instant) {
+        let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
+            return;
+        };
+        if let Some(facts @ Facts::Machines(_)) = finished.facts.take() {
+            let known = Arc::new(Known::new(facts));
+            if self.cache.record(ticket, known.clone()) == Recorded::Stored {
+                self.learned(id, &Query::List, &known);
+            }
+        }
+        if self.scheduler.waiting().total() > 0 {
+            // Whoever waits still wants to know.
+            self.breaker.asked(now);
+        }
+        self.breaker.probe_ended(now);
+    }
+
+    pub(super) fn stop_probe(&self) {
+        if let Some((id, _)) = &self.probe
+            && let Some(entry) = self.jobs.get(id)
+        {
+            entry.stop.cancel();
+        }
+    }
+}
+
+/// The name that probes have in lists of jobs and in the metrics.
+const PROBER: &str = "orbd";
