@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::support::{Random, World, eventually, is_alive, outcome_of};
 
 /// Describes a call of the command line, in the daemon's environment, so that it starts one like the world's.
-fn ctl(world: &World, words: &[&str]) -> Command {
+pub(crate) fn ctl(world: &World, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
     command
         .args(words)
@@ -36,13 +36,13 @@ fn ctl(world: &World, words: &[&str]) -> Command {
 }
 
 /// Calls it and waits for its end.
-fn call(world: &World, words: &[&str]) -> Output {
+pub(crate) fn call(world: &World, words: &[&str]) -> Output {
     ctl(world, words).output().expect("it starts")
 }
 
 /// Calls what must succeed, and returns its answer.
 #[track_caller]
-fn ok(world: &World, words: &[&str]) -> String {
+pub(crate) fn ok(world: &World, words: &[&str]) -> String {
     succeeded(words, call(world, words))
 }
 
@@ -53,7 +53,7 @@ fn succeeded(words: &[&str], output: Output) -> String {
 }
 
 /// Returns what it told people.
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

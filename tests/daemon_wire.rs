@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use base64::Engine;
-use orbd::rpc::api::{DaemonHello, DaemonInfo};
+use orbd::rpc::api::{CacheInvalidate, DaemonHello, DaemonInfo};
 use orbd::rpc::types::JobStateWord;
 use serde_json::{Value, json};
 
@@ -567,6 +567,34 @@ fn a_websocket_session_calls_and_follows() {
         }
     }
     assert_eq!(types, ["accepted", "started", "output", "ended"]);
+}
+
+#[test]
+fn a_websocket_session_is_told_of_events() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = upgraded(&world);
+    let kinds = json!({"kinds": ["cache_invalidated"]});
+    ask(&mut wire, 1, "events.subscribe", &kinds);
+    let id = message(&mut wire)["result"].clone();
+    let state = message(&mut wire);
+    assert_eq!(state["params"]["result"]["type"], "state");
+    world.client().ok::<CacheInvalidate>(json!({"machine": "a"}));
+    let told = message(&mut wire);
+    assert_eq!(
+        (&told["method"], &told["params"]["subscription"]),
+        (&json!("events.event"), &id)
+    );
+    let event = &told["params"]["result"];
+    assert_eq!(
+        (&event["type"], &event["machines"], &event["instance"]),
+        (
+            &json!("cache_invalidated"),
+            &json!(["a"]),
+            &state["params"]["result"]["instance"]
+        )
+    );
+    ask(&mut wire, 2, "events.unsubscribe", &json!([id]));
+    assert_eq!(message(&mut wire)["result"], true);
 }
 
 #[test]

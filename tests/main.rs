@@ -1,6 +1,7 @@
 //! The test suite: one binary.
 
 mod ctl_service;
+mod ctl_events;
 mod ctl_suite;
 mod daemon_cache;
 mod daemon_crash;
