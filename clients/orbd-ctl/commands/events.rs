@@ -197,6 +197,7 @@ fn what_text(what: &EventDetails) -> String {
         }
         EventDetails::OrbctlSick { reason } => format!("orbctl does not work: {reason}"),
         EventDetails::OrbctlWell {} => "orbctl works again".into(),
+        EventDetails::Other => "something that this orbd-ctl does not know".into(),
     }
 }
 
@@ -245,7 +246,7 @@ fn state_text(state: &EventState, event: &Event, colour: bool) -> String {
 
 fn kind_of(event: &Event) -> Option<EventKind> {
     Some(match event.what {
-        EventDetails::Gap { .. } | EventDetails::State(_) => return None,
+        EventDetails::Gap { .. } | EventDetails::State(_) | EventDetails::Other => return None,
         EventDetails::MachinesKnown { .. } => EventKind::MachinesKnown,
         EventDetails::MachineAppeared { .. } => EventKind::MachineAppeared,
         EventDetails::MachineChanged { .. } => EventKind::MachineChanged,

@@ -241,6 +241,25 @@ async fn however_much_changes_during_a_look_one_more_follows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_queue_that_is_paused_or_drained_is_not_filled_with_looks() {
+    let world = World::new();
+    let _subscriber = world.watch().await;
+    world.idle().await;
+    for verb in [QueueVerb::Pause, QueueVerb::Drain] {
+        let looks = world.statuses();
+        let view = world.dispatcher.queue(verb, Target::All).await;
+        assert_eq!(view.expect("it lives").waiting, 0);
+        tokio::time::sleep(HOUR).await;
+        let view = world.dispatcher.queue_view().await;
+        assert_eq!((world.statuses(), view.waiting), (looks, 0));
+        let view = world.dispatcher.queue(QueueVerb::Resume, Target::All).await;
+        assert!(view.is_ok());
+        world.idle().await;
+        assert_eq!(world.statuses(), looks + 1, "the one that was due");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
     let mut world = World::new();
     let subscriber = world.watch().await;

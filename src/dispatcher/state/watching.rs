@@ -173,7 +173,9 @@ impl<O: Orbctl> State<O> {
         let may_look = self.watching.look.is_none()
             && self.watching.is_wanted()
             && !self.stopping
-            && !self.draining.contains(&Target::All);
+            && ![&self.draining, &self.paused]
+                .iter()
+                .any(|targets| targets.contains(&Target::All));
         self.watching.next.filter(|_| may_look)
     }
 

@@ -151,6 +151,10 @@ pub enum EventDetails {
     },
     /// `orbctl` works again.
     OrbctlWell {},
+    /// Of a later version: never told by this one.
+    #[serde(other)]
+    #[schemars(skip)]
+    Other,
 }
 
 /// Why events were missed.
@@ -194,4 +198,17 @@ pub struct EventJob {
     pub machine: Option<String>,
     /// Name of who asked.
     pub client: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_that_came_later_keeps_its_number_and_can_be_passed_over() {
+        let event = r#"{"sequence":7,"instance":"1-2","noticed_at":"2026-01-02T03:04:05.678Z","type":"comet","tail":[1]}"#;
+        let event: Event = serde_json::from_str(event).expect("it is an event");
+        assert_eq!((event.sequence, event.instance.as_str()), (7, "1-2"));
+        assert!(matches!(event.what, EventDetails::Other));
+    }
 }
