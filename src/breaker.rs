@@ -7,8 +7,8 @@
 //! ```text
 //!             a doubtful sign                      a sick sign
 //!        ┌──────────────────► Doubted ────────────────────┐
-//!        │   a well sign, or  │  │ probe at once;         │
-//!        │ ◄──────────────────┘  │ all goes on meanwhile  ▼
+//!        │   a well sign, or  │  │ probe, at once if the  │
+//!        │ ◄── a probe's end ─┘  │ last was 30 s ago      ▼
 //!       Well ────────────── a sick sign ───────────────► Sick ─┐ probe after 1 s, 2 s, 4 s ... 30 s
 //!        ▲                                                │  ▲ │ without a well sign
 //!        └────────────────── a well sign ─────────────────┘  └─┘
@@ -43,6 +43,8 @@ pub struct Breaker {
     newest: Option<Instant>,
     /// The beginning of the probe under way. Apart from the state: a recovery does not wait for it.
     probe: Option<Instant>,
+    /// When the last probe ended.
+    probed: Option<Instant>,
     /// When somebody last asked for something.
     asked: Option<Instant>,
 }
@@ -95,6 +97,7 @@ impl Breaker {
             state: State::Well,
             newest: None,
             probe: None,
+            probed: None,
             asked: None,
         }
     }
@@ -168,7 +171,11 @@ impl Breaker {
         }
         match &self.state {
             State::Well => None,
-            State::Doubted { since } => Some(*since),
+            // Doubts that come again and again must not become a poll.
+            State::Doubted { since } => {
+                let rested = self.probed.map(|probed| probed + PAUSE_MAX);
+                rested.max(Some(*since))
+            }
             State::Sick { probe_at, .. } => {
                 Some(*probe_at).filter(|at| self.asked.is_some_and(|asked| *at <= asked + ATTENTION))
             }
@@ -190,6 +197,7 @@ impl Breaker {
             debug_assert!(false, "a probe ends that never began");
             return;
         };
+        self.probed = Some(now);
         match &mut self.state {
             // It saw nothing that is wrong with all of `orbctl`.
             State::Doubted { since } if *since <= began => self.state = State::Well,
@@ -337,6 +345,8 @@ mod tests {
         bench.end_probe();
         assert_eq!(bench.pause(), None, "nothing was wrong");
         assert_eq!(bench.hear(doubtful()), Turn::None);
+        assert_eq!(bench.pause(), Some(PAUSE_MAX), "not again and again");
+        bench.pass(PAUSE_MAX);
         assert!(bench.probe());
         assert_eq!(bench.hear(blocked()), Turn::FellSick);
         bench.end_probe();
@@ -353,6 +363,7 @@ mod tests {
         assert_eq!(bench.hear(doubtful()), Turn::None);
         assert!(!bench.probe(), "one at a time");
         bench.end_probe();
+        bench.pass(PAUSE_MAX);
         assert!(bench.probe());
     }
 

@@ -359,12 +359,12 @@ impl<O: Orbctl> Work<O> {
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
         };
         let verdict = orbctl::classify::classify(operation, &completion);
-        let is_sick = verdict.is_sick();
+        let may_be_sick = verdict.may_be_sick();
         match (completion.ending, verdict.failure) {
             (Ending::Exited(_), None) => {
                 Finished::counted(Outcome::Succeeded(Success::Change { changed: true }), &completion)
             }
-            (Ending::Exited(_), Some(failure)) if !is_sick => {
+            (Ending::Exited(_), Some(failure)) if !may_be_sick => {
                 Finished::counted(Outcome::Failed(failure), &completion)
             }
             // Killed, timed out, stopped, or it fell over: the service may go on without it.

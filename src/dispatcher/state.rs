@@ -87,6 +87,15 @@ struct Reading {
     waiters: Vec<oneshot::Sender<Result<Seen, ReadError>>>,
 }
 
+impl Reading {
+    /// Answers everybody who waits; the read itself goes on.
+    fn tell(&mut self, seen: &Seen) {
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.send(Ok(seen.clone()));
+        }
+    }
+}
+
 /// What is remembered of a read when it begins.
 struct Begun {
     /// For answers that are kept.

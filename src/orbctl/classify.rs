@@ -11,7 +11,8 @@
 //! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
 //! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. What is no sign
 //! of it: a change that ran into its limit, because creates wait for the network (the looks that follow it are signs); a command
-//! that did, because that is its caller's affair. A read about one machine that did leaves a doubt: it may be that machine.
+//! that did, because that is its caller's affair. A read about one machine that did leaves a doubt: it may be that machine. So does a
+//! command that ends with what the service says when it is sick: it may be the guest's own.
 //! **Well** it is when the service answered, if only to refuse; what `orbctl` may read from a file of its own says nothing.
 
 use std::borrow::Cow;
@@ -39,22 +40,25 @@ impl Verdict {
         Self { failure: None, sign }
     }
 
-    /// Says whether `orbctl` itself is sick.
-    pub fn is_sick(&self) -> bool {
-        matches!(self.sign, Sign::Sick(_))
+    /// Says whether `orbctl` itself is sick, or may be: what a change that ends so has done is not known.
+    pub fn may_be_sick(&self) -> bool {
+        matches!(self.sign, Sign::Sick(_) | Sign::Doubtful(_))
     }
 }
 
 /// Longest line that is quoted as what is wrong with `orbctl`.
 const SAID_MAX: usize = 200;
 
-/// What OrbStack's service says, or what is said in its place, when it does not work. Recorded, except the last two, which are what
-/// the tool's language says when a socket has nobody behind it.
-const SICK: [&str; 6] = [
+/// What OrbStack's service was recorded to say, or what is said in its place, when it does not work.
+const SICK: [&str; 4] = [
     "timed out waiting for services to start",
     "timed out waiting for VM to start",
     "missing TCC permission",
     "$HOME is not defined",
+];
+
+/// What the tool's language says when a socket has nobody behind it: the service's, unless a guest's program says so of its own.
+const NOBODY: [&str; 2] = [
     "connect: connection refused",
     "connect: no such file or directory",
 ];
@@ -118,14 +122,19 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     let is_own_crash = has("runtime error") && !matches!(operation, Operation::Query(_));
     let complaint = lines()
         .find(|line| SICK.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash));
-    let sign = match (complaint, &failure) {
-        (Some(line), _) => sick(line),
+    let nobody = lines().find(|line| NOBODY.iter().any(|text| line.contains(text)));
+    let sign = match (complaint, nobody, &failure) {
+        (Some(line), ..) => Sign::Sick(said_to_be(line)),
+        (None, Some(line), _) if matches!(operation, Operation::Query(_)) => Sign::Sick(said_to_be(line)),
+        // Where an image comes from may be what refuses.
+        (None, Some(line), _) => Sign::Doubtful(said_to_be(line)),
         // It looked and refused.
         (
             None,
+            None,
             Failure::MachineNotFound(_) | Failure::MachineExists(_) | Failure::MachineWrongState { .. },
         ) => Sign::Well,
-        (None, _) => Sign::Nothing,
+        (None, None, _) => Sign::Nothing,
     };
     Verdict {
         failure: Some(failure),
@@ -134,11 +143,9 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
 }
 
 /// Quotes the line that shows that `orbctl` is sick.
-fn sick(line: &str) -> Sign {
+fn said_to_be(line: &str) -> Illness {
     let text = clean(line.as_bytes());
-    Sign::Sick(Illness::Said(
-        text.chars().take(SAID_MAX).collect::<String>().into(),
-    ))
+    Illness::Said(text.chars().take(SAID_MAX).collect::<String>().into())
 }
 
 fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict {
@@ -171,13 +178,16 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     // The two forms in which the service was recorded to fail under any command.
     let is_panic = code == 2 && text.starts_with("panic: ");
     let is_refusal = code == 1 && is_alone && has_code;
-    if (is_panic || is_refusal) && SICK.iter().any(|known| text.contains(known)) {
+    let is_known = SICK.iter().any(|known| text.contains(known));
+    let is_nobody = NOBODY.iter().any(|known| text.contains(known));
+    if (is_panic && is_known) || (is_refusal && (is_known || is_nobody)) {
         return Verdict {
             failure: Some(Failure::OrbctlFailed {
                 exit_code: code,
                 stderr_tail: tail(stderr),
             }),
-            sign: sick(text),
+            // A guest's program could say the same: its words alone must not make everybody else wait.
+            sign: Sign::Doubtful(said_to_be(text)),
         };
     }
     Verdict::passed(Sign::Nothing)
@@ -307,7 +317,7 @@ mod tests {
         expected: &(Option<Failure>, bool),
     ) {
         let verdict = classify(operation, &completion(Ending::Exited(code), stdout, stderr));
-        let is_sick = verdict.is_sick();
+        let is_sick = matches!(verdict.sign, Sign::Sick(_));
         assert_eq!(&(verdict.failure, is_sick), expected, "{stderr}");
     }
 
@@ -430,8 +440,12 @@ mod tests {
             start,
             &failed(1, start, true),
         );
-        check(&exec("web"), 2, "", panic, &failed(2, panic, true));
-        check(&exec("web"), 1, "", start, &failed(1, start, true));
+        // Under a command it is a doubt, because a guest's program could say it.
+        check(&exec("web"), 2, "", panic, &failed(2, panic, false));
+        check(&exec("web"), 1, "", start, &failed(1, start, false));
+        let verdict = classify(&exec("web"), &completion(Ending::Exited(2), "", panic));
+        let said = Illness::Said("panic: timed out waiting for services to start".into());
+        assert_eq!(verdict.sign, Sign::Doubtful(said));
         let home = "panic: $HOME is not defined\n";
         check(
             &Operation::Query(Query::Version),
@@ -492,6 +506,12 @@ mod tests {
                 2,
                 "",
                 "panic: runtime error: index out of range\n\ngoroutine 1 [running]:\n",
+            ),
+            // One that misses its own database.
+            (
+                2,
+                "",
+                "panic: dial tcp 127.0.0.1:5432: connect: connection refused\n\ngoroutine 1 [running]:\n",
             ),
             // Not alone, not about this machine, not `orbctl`'s form, not its exit code.
             (1, "x", "[-32098] machine not found: 'web'\n"),
@@ -561,6 +581,14 @@ mod tests {
             (Operation::Query(Query::Version), 0, "", Sign::Nothing),
             (Operation::Query(Query::Status), 0, "", Sign::Nothing),
             (create("web"), 1, "[-32098] no space\n", Sign::Nothing),
+            (
+                create("web"),
+                1,
+                "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused\n",
+                Sign::Doubtful(Illness::Said(
+                    "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused".into(),
+                )),
+            ),
         ] {
             let verdict = classify(&operation, &completion(Ending::Exited(code), "", stderr));
             assert_eq!(verdict.sign, sign, "{operation:?} {code}");

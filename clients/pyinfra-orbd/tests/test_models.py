@@ -49,7 +49,7 @@ def test_a_sick_orbctl_is_told_in_the_answer_and_in_the_queue() -> None:
     listed = models.MachineList.from_wire({**seen, "machines": [], "stale": True, "stale_reason": "orbctl is sick: it hangs"})
     assert (listed.stale, listed.stale_reason) == (True, "orbctl is sick: it hangs")
     queue = {"waiting": 1, "running": 0, "queue_max": 8, "paused": False}
-    sick = {"since": "2026-11-20T00:00:00.000Z", "reason": "it hangs", "retry_after_ms": 1000}
+    sick: dict[str, Any] = {"since": "2026-11-20T00:00:00.000Z", "reason": "it hangs", "retry_after_ms": 1000}
     assert models.QueueStatus.from_wire(queue).sick is None
     assert models.QueueStatus.from_wire({**queue, "sick": sick}).sick == models.Sickness(**sick)
     assert models.WaitingFor.from_wire({"kind": "sick", "reason": "it hangs"}).reason == "it hangs"

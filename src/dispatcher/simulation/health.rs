@@ -376,6 +376,26 @@ async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_guest_may_have_said_is_looked_into_and_all_goes_on_meanwhile() {
+    let mut world = World::that_knows().await;
+    for n in 0..5 {
+        let job = world.change(exec("a")).await;
+        world.call("run").await.end(Ending::Exited(2), "", PANIC);
+        assert!(matches!(
+            outcome(&job).await,
+            Outcome::Failed(Failure::OrbctlFailed { .. })
+        ));
+        if n == 0 {
+            world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+            world.answer_list().await;
+        }
+        // However often it says so.
+        world.no_call().await;
+        assert!(!world.is_sick().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_joins_a_read_that_the_illness_caught() {
     let mut world = World::that_knows().await;
     let caught = world.read(Query::Default, None);

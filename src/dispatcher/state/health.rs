@@ -93,6 +93,16 @@ impl<O: Orbctl> State<O> {
     /// Answers those who wait for reads: at once, where something is known. Of the rest, a read that runs may still succeed; one
     /// that waits would wait for the recovery, and reads wait behind nothing.
     fn answer_readers(&mut self) {
+        let outdated: Vec<JobId> = self.outdated.keys().copied().collect();
+        for id in outdated {
+            let known = match self.jobs.get(&id).map(|entry| &entry.spec.operation) {
+                Some(Operation::Query(query)) => self.last_known(query),
+                _ => None,
+            };
+            if let (Some(known), Some(reading)) = (known, self.outdated.get_mut(&id)) {
+                reading.tell(&known);
+            }
+        }
         let queries: Vec<Query> = self.reads.keys().cloned().collect();
         for query in queries {
             let known = self.last_known(&query);
@@ -100,9 +110,7 @@ impl<O: Orbctl> State<O> {
                 continue;
             };
             if let Some(known) = known {
-                for waiter in reading.waiters.drain(..) {
-                    let _ = waiter.send(Ok(known.clone()));
-                }
+                reading.tell(&known);
             }
             let id = reading.job;
             if reading.begun.is_some() {
