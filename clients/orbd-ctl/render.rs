@@ -396,6 +396,7 @@ pub(crate) fn job(job: &Job, colour: bool) -> String {
 /// The queue.
 pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
     let state = match (answer.draining, answer.paused) {
+        (false, false) if answer.sick.is_some() => "held: only what is forced starts while orbctl is sick",
         (true, _) => "draining: new work is refused (`orbd-ctl queue resume` ends it)",
         (false, true) => "paused: nothing starts (`orbd-ctl queue resume` ends it)",
         (false, false) => "open",

@@ -76,7 +76,12 @@ impl<O: Orbctl> State<O> {
         };
         self.breaker.asked(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
-        tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+        if spec.operation.class() == Class::Query {
+            // Whoever polls would fill the log, and it says already that nothing is asked.
+            tracing::debug!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+        } else {
+            tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+        }
         Err(Rejection::Sick(sickness))
     }
 
