@@ -49,6 +49,12 @@ pub(super) fn look(pid: u32) -> Option<Seen> {
     })
 }
 
+/// Returns a process's effective user; of one that may not be looked into, root.
+pub(super) fn owner(pid: u32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
 /// Returns the leader of a process's session.
 pub(super) fn session_of(pid: u32) -> Option<u32> {
     stat(pid)?.session

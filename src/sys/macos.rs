@@ -13,13 +13,8 @@ use std::ptr;
 use super::{ChildIdentity, Seen, StartTime, environment_of_procargs, marker_of};
 
 pub(super) fn look(pid: u32) -> Option<Seen> {
-    let pid = libc::c_int::try_from(pid).ok()?;
-    let size = libc::c_int::try_from(size_of::<libc::proc_bsdinfo>()).ok()?;
-    // SAFETY: `proc_bsdinfo` is plain numbers and arrays of numbers, for which zeroes are valid.
-    let mut info: libc::proc_bsdinfo = unsafe { std::mem::zeroed() };
-    // SAFETY: the buffer is ours, writable and of the size that is passed.
-    let filled = unsafe { libc::proc_pidinfo(pid, libc::PROC_PIDTBSDINFO, 0, (&raw mut info).cast(), size) };
-    (filled == size).then_some(Seen {
+    let info = info(pid)?;
+    Some(Seen {
         started: StartTime {
             at: info
                 .pbi_start_tvsec
@@ -29,6 +24,21 @@ pub(super) fn look(pid: u32) -> Option<Seen> {
         },
         is_zombie: info.pbi_status == libc::SZOMB,
     })
+}
+
+/// Returns a process's effective user.
+pub(super) fn owner(pid: u32) -> Option<u32> {
+    Some(info(pid)?.pbi_uid)
+}
+
+fn info(pid: u32) -> Option<libc::proc_bsdinfo> {
+    let pid = libc::c_int::try_from(pid).ok()?;
+    let size = libc::c_int::try_from(size_of::<libc::proc_bsdinfo>()).ok()?;
+    // SAFETY: `proc_bsdinfo` is plain numbers and arrays of numbers, for which zeroes are valid.
+    let mut info: libc::proc_bsdinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the buffer is ours, writable and of the size that is passed.
+    let filled = unsafe { libc::proc_pidinfo(pid, libc::PROC_PIDTBSDINFO, 0, (&raw mut info).cast(), size) };
+    (filled == size).then_some(info)
 }
 
 /// Returns the leader of a process's session.

@@ -70,6 +70,11 @@ pub fn process_identity(pid: u32) -> Option<StartTime> {
     platform::look(pid).map(|seen| seen.started)
 }
 
+/// Returns the effective user of a process; `None` when there is none of this id that we may look at.
+pub fn process_owner(pid: u32) -> Option<u32> {
+    platform::owner(pid)
+}
+
 /// Says whether this very process still runs. A zombie does not.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
     platform::look(identity.pid).is_some_and(|seen| seen.started == identity.started && !seen.is_zombie)
@@ -235,6 +240,14 @@ mod tests {
             ..started
         };
         assert!(!is_alive(&ChildIdentity { pid, started: other }));
+    }
+
+    #[test]
+    fn a_process_has_an_owner() {
+        let ours = rustix::process::geteuid().as_raw();
+        assert_eq!(process_owner(std::process::id()), Some(ours));
+        // Above what Linux gives out, and macOS too.
+        assert_eq!(process_owner(0x7fff_fff0), None);
     }
 
     #[tokio::test]
