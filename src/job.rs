@@ -123,6 +123,11 @@ pub enum Success {
         /// Whether it was needed: false when what it asked for already held.
         changed: bool,
     },
+    /// A client's own process did it in a lease and said that it went well.
+    Lease {
+        /// Whether anything had to be done, where success alone tells: a machine that had to be running may have been before.
+        changed: Option<bool>,
+    },
 }
 
 /// What the inventory said after a change was cut short.

@@ -3,11 +3,15 @@
 //! An [`Operation`] says nothing about how it is carried out; `orbctl::argv` alone turns it into arguments. The table in
 //! `docs/ARCHITECTURE.md` and the one in [`Operation::footprint`] are the same.
 
+mod leased;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use leased::{Each, Leased};
 
 use crate::machine::{MachineId, MachineName};
 
@@ -69,6 +73,8 @@ pub enum Operation {
     StartAll,
     /// Stops every machine.
     StopAll(Force),
+    /// Something that only clients carry out, in leases.
+    Leased(Leased),
 }
 
 /// A read. Equal queries share one invocation while the generation has not moved.
@@ -504,6 +510,7 @@ impl Operation {
             Self::StopOrbstack(_) => "stop_orbstack",
             Self::StartAll => "start_all",
             Self::StopAll(_) => "stop_all",
+            Self::Leased(leased) => leased.verb(),
         }
     }
 
@@ -524,6 +531,7 @@ impl Operation {
             | Self::Import(name, _)
             | Self::SetDefault(Some(name)) => Some(name),
             Self::Create(new) => Some(&new.name),
+            Self::Leased(leased) => leased.machine(),
             Self::Query(_)
             | Self::SetDefault(None)
             | Self::ConfigSet { .. }
@@ -553,6 +561,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Class::Fleet
             }
+            Self::Leased(leased) => leased.class(),
         }
     }
 
@@ -590,6 +599,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Footprint::new([(Lane::Fleet, Exclusive)])
             }
+            Self::Leased(leased) => leased.footprint(),
         }
     }
 
@@ -616,6 +626,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Effect::Changes(Scope::Everything)
             }
+            Self::Leased(leased) => leased.effect(),
         }
     }
 
@@ -635,14 +646,15 @@ impl Operation {
 
     /// Says whether it ends what runs in its lanes and cancels what waits there, instead of queueing behind it.
     pub fn preempts(&self) -> bool {
-        matches!(
-            self,
-            Self::Stop(_, Force::Yes)
-                | Self::Delete(_, Force::Yes)
-                | Self::StartOrbstack(Force::Yes)
-                | Self::StopOrbstack(Force::Yes)
-                | Self::StopAll(Force::Yes)
-        )
+        match self {
+            Self::Stop(_, force)
+            | Self::Delete(_, force)
+            | Self::StartOrbstack(force)
+            | Self::StopOrbstack(force)
+            | Self::StopAll(force) => *force == Force::Yes,
+            Self::Leased(leased) => leased.preempts(),
+            _ => false,
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn ok(world: &World, words: &[&str]) -> String {
 }
 
 #[track_caller]
-fn succeeded(words: &[&str], output: Output) -> String {
+pub(crate) fn succeeded(words: &[&str], output: Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{words:?}: {}", said(&output));
     String::from_utf8(output.stdout).expect("text")
 }

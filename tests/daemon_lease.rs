@@ -7,11 +7,14 @@
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
-use orbd::rpc::api::{JobGet, MachineRestart, SessionLease, SessionRelease};
-use orbd::rpc::types::JobStateWord;
-use serde_json::json;
+use orbd::rpc::api::{
+    CacheStatus, DaemonStop, JobGet, MachineRestart, MachineSetDefault, MetricsHistory, OrbstackVersion,
+    QueueDrain, SessionLease, SessionRelease,
+};
+use orbd::rpc::types::{Job, JobStateWord, LeaseAnswer};
+use serde_json::{Value, json};
 
-use crate::support::{World, eventually, outcome_of};
+use crate::support::{Caller, World, eventually, outcome_of};
 
 /// A process that waits on a pipe before it does its work, as a client's does.
 fn waiting_process() -> Child {
@@ -28,6 +31,470 @@ fn let_go(process: &mut Child, exit_code: i32) {
     writeln!(stdin, "{exit_code}").expect("it reads");
     drop(stdin);
     assert_eq!(process.wait().expect("ours").code(), Some(exit_code));
+}
+
+/// A place in the queue, and the process that it belongs to.
+struct Lease {
+    process: Child,
+    answer: LeaseAnswer,
+}
+
+impl Lease {
+    /// Takes a place for what `params` say.
+    #[track_caller]
+    fn take(caller: &mut Caller, mut params: Value) -> Self {
+        let process = waiting_process();
+        params["pid"] = json!(process.id());
+        let answer = caller.ok::<SessionLease>(params);
+        Self { process, answer }
+    }
+
+    fn id(&self) -> u64 {
+        self.answer.job_id
+    }
+
+    /// Ends the process and gives the place back.
+    fn give_back(mut self, caller: &mut Caller, exit_code: i32) -> Job {
+        let_go(&mut self.process, exit_code);
+        let params = json!({"job_id": self.id(), "exit_code": exit_code});
+        caller.ok::<SessionRelease>(params).job
+    }
+
+    /// Kills the process as a signal would and says so.
+    fn die(mut self, caller: &mut Caller) -> Job {
+        self.process.kill().expect("ours");
+        self.process.wait().expect("ours");
+        let params = json!({"job_id": self.id(), "signal": 9});
+        caller.ok::<SessionRelease>(params).job
+    }
+}
+
+/// Returns what an ended job says of its success: its exit code and whether it changed anything.
+fn success_of(job: &Job) -> (Option<i32>, Option<bool>) {
+    let outcome = job.outcome.as_ref().expect("it has ended");
+    assert_eq!(outcome.kind, "succeeded", "{outcome:?}");
+    (outcome.exit_code, outcome.changed)
+}
+
+/// Operations, with `!` by force, and what they are about; their class; the machines told; what success says.
+const OPERATIONS: &str = "
+    push                | exec          | b   | nothing
+    pull a              | exec          | a   | nothing
+    run a               | exec          | a   | code
+    shell               | session       | b   | code
+    logs a              | session       | a   | nothing
+    create n            | creation      | n   | changed
+    import n            | creation      | n   | changed
+    export a            | change        | a   | changed
+    start a             | change        | a   | nothing
+    start a b           | change        | a b | nothing
+    stop! b             | change        | b   | nothing
+    restart b a         | change        | b a | changed
+    delete! a b         | change        | a b | changed
+    rename a > n        | change        | a n | changed
+    clone a > n         | change        | a n | changed
+    set_default a       | change        | a   | nothing
+    set_default         | change        |     | nothing
+    config_set          | configuration |     | nothing
+    config_reset        | configuration |     | changed
+    start_all           | fleet         |     | nothing
+    stop_all!           | fleet         |     | nothing
+    start_orbstack      | fleet         |     | nothing
+    stop_orbstack!      | fleet         |     | nothing
+    update_orbstack     | fleet         |     | nothing
+    reset_orbstack      | fleet         |     | changed
+    other               | session       |     | nothing
+";
+
+/// Reads the first column of [`OPERATIONS`].
+fn params_of(text: &str) -> Value {
+    let (subject, new_name) = match text.split_once('>') {
+        Some((subject, new_name)) => (subject, Some(new_name.trim())),
+        None => (text, None),
+    };
+    let mut words = subject.split_whitespace();
+    let operation = words.next().expect("an operation");
+    let mut params = json!({"operation": operation.trim_end_matches('!')});
+    if operation.ends_with('!') {
+        params["force"] = json!(true);
+    }
+    match words.collect::<Vec<_>>().as_slice() {
+        [] => {}
+        [one] => params["machine"] = json!(one),
+        several => params["machines"] = json!(several),
+    }
+    if let Some(new_name) = new_name {
+        params["new_name"] = json!(new_name);
+    }
+    params
+}
+
+#[test]
+fn every_operation_can_be_leased_and_says_honestly_what_is_known_of_its_end() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    caller.ok::<MachineSetDefault>(json!({"machine": "b"}));
+    for line in OPERATIONS.lines().filter(|line| line.contains('|')) {
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [operation, class, machines, success] = columns.as_slice() else {
+            panic!("{line}")
+        };
+        let lease = Lease::take(&mut caller, params_of(operation));
+        assert_eq!(lease.answer.machines.join(" "), *machines, "{line}");
+        let ended = lease.give_back(&mut caller, 0);
+        assert!(operation.starts_with(&ended.operation), "{line}");
+        assert_eq!(ended.class, *class, "{line}");
+        let expected = match *success {
+            "code" => (Some(0), None),
+            "changed" => (None, Some(true)),
+            _ => (None, None),
+        };
+        assert_eq!(success_of(&ended), expected, "{line}");
+    }
+}
+
+#[test]
+fn a_code_other_than_zero_is_a_commands_answer_and_a_changes_failure() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    for (operation, expected) in [
+        ("run", ("succeeded", "")),
+        ("shell", ("succeeded", "")),
+        ("logs", ("failed", "orbctl_failed")),
+        ("pull", ("failed", "orbctl_failed")),
+        ("stop", ("failed", "orbctl_failed")),
+    ] {
+        let lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
+        let ended = lease.give_back(&mut caller, 7);
+        assert_eq!(outcome_of(&ended), expected, "{operation}");
+        if expected.0 == "succeeded" {
+            assert_eq!(success_of(&ended).0, Some(7));
+        }
+    }
+    for (operation, expected) in [
+        ("run", ("failed", "orbctl_killed")),
+        ("push", ("failed", "orbctl_killed")),
+        ("shell", ("succeeded", "")),
+        ("logs", ("succeeded", "")),
+        // What it told OrbStack's service to do may go on.
+        ("start", ("unknown", "outcome_unknown")),
+    ] {
+        let lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
+        assert_eq!(outcome_of(&lease.die(&mut caller)), expected, "{operation}");
+    }
+}
+
+#[test]
+fn a_lease_is_recorded_with_its_exit_code() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
+    let id = shell.give_back(&mut caller, 3).id;
+    let record = eventually("it is recorded", || {
+        let answer = caller.ok::<MetricsHistory>(json!({"operation": "shell"}));
+        answer.records.into_iter().find(|record| record.job_id == id)
+    });
+    assert_eq!(
+        (
+            record.machine.as_deref(),
+            &*record.class,
+            &*record.outcome,
+            record.exit_code
+        ),
+        (Some("a"), "session", "succeeded", Some(3))
+    );
+}
+
+#[test]
+fn what_does_not_belong_to_an_operation_is_refused_by_name() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    caller.ok::<MachineSetDefault>(json!({"machine": null}));
+    let mut process = waiting_process();
+    for (mut params, field) in [
+        (json!({"operation": "push"}), "machine"),
+        (json!({"operation": "logs"}), "machine"),
+        (json!({"operation": "restart"}), "machine"),
+        (
+            json!({"operation": "delete", "machines": ["a", "-f"]}),
+            "machines",
+        ),
+        (
+            json!({"operation": "stop", "machine": "a", "machines": ["a"]}),
+            "machines",
+        ),
+        (
+            json!({"operation": "start", "machines": vec!["a"; 257]}),
+            "machines",
+        ),
+        (json!({"operation": "push", "machines": ["a"]}), "machines"),
+        (json!({"operation": "rename", "machine": "a"}), "new_name"),
+        (
+            json!({"operation": "stop", "machine": "a", "new_name": "b"}),
+            "new_name",
+        ),
+        (
+            json!({"operation": "start", "machine": "a", "force": true}),
+            "force",
+        ),
+        (json!({"operation": "start_all", "machine": "a"}), "machine"),
+        (json!({"operation": "other", "machine": "a"}), "machine"),
+        (
+            json!({"operation": "shell", "machine": "a", "detach": true}),
+            "detach",
+        ),
+    ] {
+        params["pid"] = json!(process.id());
+        let data = caller.refused::<SessionLease>(params.clone());
+        assert_eq!(data.field.as_deref(), Some(field), "{params}");
+    }
+    process.kill().expect("ours");
+    process.wait().expect("ours");
+    let jobs = caller.jobs();
+    assert!(
+        jobs.iter().all(|job| job.operation == "set_default"),
+        "nothing else was accepted"
+    );
+}
+
+#[test]
+fn a_process_that_is_not_the_callers_is_refused() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let mut refused = |pid: u32| {
+        let params = json!({"operation": "push", "machine": "a", "pid": pid});
+        let error = caller.call::<SessionLease>(params).expect_err("refused");
+        assert_eq!(error.data.expect("data").field.as_deref(), Some("pid"));
+        error.message
+    };
+    assert_eq!(refused(0), "pid: 0 is no process");
+    assert!(refused(1).contains("first process"));
+    assert!(refused(world.pid()).contains("orbd itself"));
+    assert_eq!(refused(0x7fff_fff0), "pid: no such process");
+    let mut zombie = Command::new("true").spawn().expect("it starts");
+    eventually("it has ended", || {
+        (!crate::support::is_alive(zombie.id())).then_some(())
+    });
+    assert_eq!(refused(zombie.id()), "pid: no such process");
+    zombie.wait().expect("ours");
+    // Only root can start another user's process.
+    if rustix::process::getuid().is_root() {
+        let mut other = Command::new("sleep");
+        std::os::unix::process::CommandExt::uid(&mut other, 65_534);
+        let mut other = other.arg("60").spawn().expect("it starts");
+        eventually("it runs as that user", || {
+            (refused(other.id()).ends_with("another user's")).then_some(())
+        });
+        other.kill().expect("ours");
+        other.wait().expect("ours");
+    }
+}
+
+#[test]
+fn a_session_waits_for_a_running_change_of_its_machine_and_holds_up_nothing() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let export = Lease::take(&mut caller, json!({"operation": "export", "machine": "a"}));
+    let mut process = waiting_process();
+    let params = json!({"operation": "shell", "machine": "a", "pid": process.id()});
+    let shell = world.background(move |caller| caller.ok::<SessionLease>(params).job_id);
+    let waiting = caller.find("shell", "a", JobStateWord::Waiting);
+    let waits_for = waiting.waiting_for.expect("it waits");
+    assert_eq!(waits_for.job_id, Some(export.id()));
+    export.give_back(&mut caller, 0);
+    let shell = shell.join().expect("granted");
+    assert_eq!(caller.job(shell).class, "session");
+    // With the shell open the machine can be changed, and a drain of all does not wait for it.
+    let restart = caller.ok::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!(restart.changed, Some(true));
+    caller.ok::<QueueDrain>(json!({}));
+    caller.resume();
+    let_go(&mut process, 0);
+    caller.end_of(shell);
+}
+
+#[test]
+fn several_machines_are_held_together() {
+    let world = World::with_machines(&["a", "b", "c"]);
+    let mut caller = world.client();
+    let lease = Lease::take(
+        &mut caller,
+        json!({"operation": "restart", "machines": ["a", "b"]}),
+    );
+    let waiting = ["a", "b"].map(|machine| {
+        let params = json!({"machine": machine, "detach": true});
+        let id = caller.ok::<MachineRestart>(params).job_id;
+        let waits_for = caller.job(id).waiting_for.expect("it waits");
+        assert_eq!(waits_for.job_id, Some(lease.id()));
+        id
+    });
+    caller.ok::<MachineRestart>(json!({"machine": "c"}));
+    lease.give_back(&mut caller, 0);
+    for id in waiting {
+        assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    }
+}
+
+#[test]
+fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let generation = |caller: &mut Caller| caller.ok::<CacheStatus>(json!({})).generation;
+    for (params, topic) in [
+        (json!({"operation": "stop", "machines": ["a", "b"]}), "machines"),
+        (json!({"operation": "create", "machine": "n"}), "machines"),
+        (json!({"operation": "config_set"}), "config"),
+        (json!({"operation": "other"}), "machines"),
+    ] {
+        caller.machines();
+        let before = generation(&mut caller);
+        let lease = Lease::take(&mut caller, params.clone());
+        let during = generation(&mut caller);
+        assert!(during > before, "{params}");
+        lease.give_back(&mut caller, 0);
+        assert!(generation(&mut caller) > during, "{params}: {topic}");
+    }
+    // The version too may be another one after something unknown, as after an update.
+    let seen = |caller: &mut Caller| caller.ok::<OrbstackVersion>(json!({})).observed.observed_at;
+    let before = seen(&mut caller);
+    assert_eq!(seen(&mut caller), before);
+    Lease::take(&mut caller, json!({"operation": "restart", "machine": "a"})).give_back(&mut caller, 0);
+    assert_eq!(seen(&mut caller), before);
+    let known = world.ledger().of("version").len();
+    Lease::take(&mut caller, json!({"operation": "other"})).give_back(&mut caller, 0);
+    seen(&mut caller);
+    assert_eq!(world.ledger().of("version").len(), known + 1);
+    // A session in a machine that is seen to run changes nothing.
+    caller.machines();
+    let before = generation(&mut caller);
+    Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"})).give_back(&mut caller, 0);
+    assert_eq!(generation(&mut caller), before);
+}
+
+#[test]
+fn a_machine_that_was_named_by_id_is_told_by_name_and_compared_again_before_the_place_is_given() {
+    let world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let id = caller
+        .machines()
+        .into_iter()
+        .find(|machine| machine.name == "a")
+        .expect("a")
+        .id;
+    let lease = Lease::take(&mut caller, json!({"operation": "delete", "machines": [id, "b"]}));
+    assert_eq!(lease.answer.machines, ["a", "b"]);
+    lease.give_back(&mut caller, 0);
+    // While it waits, the machine gets another name.
+    caller.machines();
+    caller.pause();
+    let mut process = waiting_process();
+    let params = json!({"operation": "delete", "machines": [id, "b"], "pid": process.id()});
+    let refused = world.background(move |caller| caller.refused::<SessionLease>(params));
+    caller.find("delete", "", JobStateWord::Waiting);
+    assert!(world.sim(&["rename", "a", "other"]).status.success());
+    caller.resume();
+    let data = refused.join().expect("answered");
+    assert_eq!(
+        (data.kind.as_str(), data.machine),
+        ("machine_not_found", Some(id))
+    );
+    // It was not told to begin, and is ended so that it holds nothing.
+    eventually("it is gone", || process.try_wait().expect("ours"));
+}
+
+#[test]
+fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ended() {
+    let mut world = World::with_machines(&["a", "b"]);
+    let mut caller = world.client();
+    let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
+    let other = Lease::take(&mut caller, json!({"operation": "other"}));
+    let push = Lease::take(&mut caller, json!({"operation": "push", "machine": "a"}));
+    let several = Lease::take(&mut caller, json!({"operation": "stop", "machines": ["b", "c"]}));
+    world.kill();
+    world.start();
+    let mut caller = world.client();
+    for (lease, operation, class) in [
+        (&shell, "shell", "session"),
+        (&other, "other", "session"),
+        (&push, "push", "exec"),
+        (&several, "stop", "change"),
+    ] {
+        let job = caller.job(lease.id());
+        assert_eq!(
+            (&*job.operation, &*job.class, job.state),
+            (operation, class, JobStateWord::Running)
+        );
+    }
+    // Lanes are held as before: those of the push and of the change, none of the sessions.
+    let restart = ["a", "b"].map(|machine| {
+        let params = json!({"machine": machine, "detach": true});
+        caller.ok::<MachineRestart>(params).job_id
+    });
+    let blocker = |caller: &mut Caller, id| caller.job(id).waiting_for.expect("it waits").job_id;
+    assert_eq!(blocker(&mut caller, restart[0]), Some(push.id()));
+    assert_eq!(blocker(&mut caller, restart[1]), Some(several.id()));
+    assert_eq!(success_of(&shell.give_back(&mut caller, 3)), (Some(3), None));
+    assert_eq!(outcome_of(&push.give_back(&mut caller, 0)), ("succeeded", ""));
+    assert_eq!(
+        outcome_of(&several.give_back(&mut caller, 4)),
+        ("failed", "orbctl_failed")
+    );
+    assert_eq!(success_of(&other.give_back(&mut caller, 0)), (None, None));
+    for id in restart {
+        assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    }
+}
+
+#[test]
+fn a_fleet_lease_holds_everything_over_a_crash() {
+    let mut world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let lease = Lease::take(&mut caller, json!({"operation": "update_orbstack"}));
+    world.kill();
+    world.start();
+    let mut caller = world.client();
+    let waiting = caller.run_detached("a", &["true"]);
+    let waits_for = caller.job(waiting).waiting_for.expect("it waits");
+    assert_eq!(
+        (waits_for.job_id, waits_for.operation.as_deref()),
+        (Some(lease.id()), Some("update_orbstack"))
+    );
+    let ended = lease.give_back(&mut caller, 0);
+    assert_eq!(success_of(&ended), (None, None));
+    assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
+}
+
+#[test]
+fn a_process_that_vanishes_with_its_owner_is_told_by_what_it_was() {
+    let world = World::with_machines(&["a"]);
+    let mut other = world.client();
+    for (operation, expected) in [
+        ("run", ("interrupted", "job_interrupted")),
+        ("shell", ("interrupted", "job_interrupted")),
+        ("push", ("interrupted", "job_interrupted")),
+        ("start", ("unknown", "outcome_unknown")),
+    ] {
+        let mut caller = world.client();
+        let mut lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
+        drop(caller);
+        assert_eq!(other.job(lease.id()).state, JobStateWord::Running, "{operation}");
+        let_go(&mut lease.process, 0);
+        assert_eq!(outcome_of(&other.end_of(lease.id())), expected, "{operation}");
+    }
+}
+
+#[test]
+fn a_stop_of_the_daemon_leaves_a_session_alone_and_does_not_wait_for_it() {
+    let mut world = World::new().set("grace", "60s").machines(&["a"]).started();
+    let mut caller = world.client();
+    let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
+    caller.ok::<DaemonStop>(json!({}));
+    // With anything that holds it up it would take a minute, which is longer than anybody here waits.
+    assert!(world.ended().success());
+    world.start();
+    let mut caller = world.client();
+    assert_eq!(caller.job(shell.id()).state, JobStateWord::Running);
+    assert_eq!(success_of(&shell.give_back(&mut caller, 0)), (Some(0), None));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The test suite: one binary.
 
-mod ctl_service;
 mod ctl_events;
+mod ctl_service;
+mod ctl_session;
 mod ctl_suite;
 mod daemon_cache;
 mod daemon_crash;

@@ -106,6 +106,9 @@ impl Published {
                 "minItems" => {
                     value.as_array().map(Vec::len) >= operand.as_u64().and_then(|n| n.try_into().ok())
                 }
+                "maxItems" => {
+                    value.as_array().map(Vec::len) <= operand.as_u64().and_then(|n| n.try_into().ok())
+                }
                 // Only names of clients have one, and a test of the daemon checks those.
                 "pattern" => value.is_string(),
                 "items" => {

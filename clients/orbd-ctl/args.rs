@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::completions::Shell;
+use crate::completions::ShellName;
 use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -227,7 +227,8 @@ verbs! {
     Create(Create) "create" ["add", "new"] "Examples:
   orbd-ctl create ubuntu                 the newest Ubuntu, in a machine named ubuntu
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
-  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src";
+  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
+  orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml";
     /// Boot machines; without a name, start OrbStack itself
     Start(Start) "start" [] "Examples:
   orbd-ctl start web db                  both at once
@@ -259,7 +260,7 @@ verbs! {
   orbd-ctl default web
   orbd-ctl default none                  clears it";
     /// Run a command in a machine
-    Run(Run) "run" ["shell"] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
+    Run(Run) "run" [] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
 command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
 
 Examples:
@@ -269,6 +270,15 @@ Examples:
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
   orbd-ctl run -m web --detach make world        prints the job's id; see `orbd-ctl job output -f ID`";
+    /// Open a shell in a machine
+    Shell(Shell) "shell" ["sh"] "The real orbctl runs here, with your terminal, directory and environment; orbd records it and starts it when no change
+of the machine runs. It is in nobody's way: a machine may be stopped while a shell is open in it.
+
+Examples:
+  orbd-ctl shell                                 in the default machine
+  orbd-ctl shell web
+  orbd-ctl shell web -u root
+  orbd-ctl run -t -m web htop                    a command instead of a shell";
     /// Copy files of the Mac into a machine
     Push(Transfer) "push" [] "Examples:
   orbd-ctl push -m web site.tar.gz               into the guest user's home
@@ -286,7 +296,8 @@ Examples:
     /// Show a machine's log
     Logs(Logs) "logs" [] "Examples:
   orbd-ctl logs web
-  orbd-ctl logs --all web | tail -50";
+  orbd-ctl logs --all web | tail -50
+  orbd-ctl logs --follow web             until Ctrl-C";
     /// Show how to reach machines over SSH
     Ssh(Nothing) "ssh" [] "";
     /// Show and change OrbStack's configuration
@@ -424,6 +435,9 @@ pub(crate) struct Create {
     /// Forward the Mac's SSH agent (OrbStack 2.1)
     #[arg(long)]
     pub(crate) forward_ssh_agent: bool,
+    /// Cloud-init user data; the real orbctl reads it, from here
+    #[arg(short = 'c', long, value_name = "FILE", conflicts_with_all = ["detach", "timeout"])]
+    pub(crate) user_data: Option<PathBuf>,
     /// What every job has.
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -555,6 +569,9 @@ pub(crate) struct Run {
     /// Give the command no input: for use inside a loop that reads its own
     #[arg(short, long)]
     pub(crate) no_input: bool,
+    /// Give the command our terminal; the real orbctl runs it, from here, as `shell` does
+    #[arg(short, long, conflicts_with_all = ["no_input", "detach", "timeout"])]
+    pub(crate) terminal: bool,
     /// What every job has.
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -566,6 +583,23 @@ pub(crate) struct Run {
         allow_hyphen_values = true
     )]
     pub(crate) command: Vec<String>,
+}
+
+/// `shell`.
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    /// Name or id [default: the default machine]
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Guest user [default: the machine's]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Guest directory [default: the one that corresponds to ours]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
 }
 
 /// `push` and `pull`.
@@ -617,6 +651,9 @@ pub(crate) struct Logs {
     /// Everything that is kept
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// Go on as it grows; the real orbctl does it, from here
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 /// `config`.
@@ -966,7 +1003,7 @@ pub(crate) enum ServiceCommand {
 pub(crate) struct Completions {
     /// Which shell
     #[arg(value_enum)]
-    pub(crate) shell: Shell,
+    pub(crate) shell: ShellName,
 }
 
 /// `man`.

@@ -25,7 +25,7 @@ const ANSWER_MAX: Duration = Duration::from_millis(700);
 
 /// A shell that we can complete for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Shell {
+pub(crate) enum ShellName {
     /// GNU bash, 4.4 or later
     Bash,
     /// Z shell
@@ -42,11 +42,11 @@ pub(crate) fn answer_shell() {
 }
 
 /// Returns the script that makes a shell ask us.
-pub(crate) fn script(shell: Shell) -> Result<Vec<u8>, Trouble> {
+pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, Trouble> {
     let name = match shell {
-        Shell::Bash => "bash",
-        Shell::Zsh => "zsh",
-        Shell::Fish => "fish",
+        ShellName::Bash => "bash",
+        ShellName::Zsh => "zsh",
+        ShellName::Fish => "fish",
     };
     let mut text = Vec::new();
     if let Some(completer) = Shells::builtins().completer(name) {
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn each_shell_gets_a_script_that_calls_us() {
-        for shell in Shell::value_variants() {
+        for shell in ShellName::value_variants() {
             let text = String::from_utf8(script(*shell).expect("written")).expect("text");
             assert!(
                 text.contains("orbd-ctl") && text.contains(VARIABLE),

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::cache::{Generation, Topic};
 use crate::clock::Moment;
 use crate::events::{Ring, Told};
-use crate::job::{ClientId, Illness, JobId, Outcome, Priority};
+use crate::job::{ClientId, Ending, Illness, JobId, Outcome, Priority};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
 use crate::spool;
@@ -421,7 +421,7 @@ pub(super) enum Request {
     EndInput(JobId),
     Release {
         job: JobId,
-        exit_code: Option<i32>,
+        ending: Option<Ending>,
         reply: oneshot::Sender<bool>,
     },
     ConnectionGone(u64),
@@ -509,14 +509,10 @@ impl Dispatcher {
     }
 
     /// Says how the process of a lease ended. Returns false when there is no such lease.
-    pub async fn release(&self, job: JobId, exit_code: Option<i32>) -> bool {
-        self.ask(|reply| Request::Release {
-            job,
-            exit_code,
-            reply,
-        })
-        .await
-        .unwrap_or(false)
+    pub async fn release(&self, job: JobId, ending: Option<Ending>) -> bool {
+        self.ask(|reply| Request::Release { job, ending, reply })
+            .await
+            .unwrap_or(false)
     }
 
     /// Says that a client is gone: what is attached to its connection is cancelled or stopped.

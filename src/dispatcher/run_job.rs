@@ -26,7 +26,7 @@ use crate::clock::Moment;
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
 use crate::journal::JournalError;
 use crate::machine::OrbstackStatus;
-use crate::operation::{Class, Effect, Operation, Query, Stdin};
+use crate::operation::{Class, Effect, Leased, Operation, Query, Stdin};
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
@@ -85,7 +85,7 @@ pub(super) struct Work<O> {
     /// Told of each child, as soon as there is one, and of what each invocation says about `orbctl` itself.
     pub(super) notes: mpsc::Sender<(JobId, Note)>,
     /// For a lease: how the client says that its process ended.
-    pub(super) release: Option<oneshot::Receiver<Option<i32>>>,
+    pub(super) release: Option<oneshot::Receiver<Option<Ending>>>,
 }
 
 /// How a job ended.
@@ -146,6 +146,10 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     match &work.spec.operation {
         Operation::Query(query) => work.query(query).await,
         Operation::Exec(..) => work.exec().await,
+        Operation::Leased(_) => {
+            let why = "only a client's own process can do this";
+            Finished::new(Outcome::Failed(Failure::Internal(why.into())))
+        }
         _ => work.change().await,
     }
 }
@@ -418,7 +422,7 @@ impl<O: Orbctl> Work<O> {
     }
 
     /// Holds the place for the client's process until that process is gone, whoever else dies.
-    async fn lease(&mut self, identity: ChildIdentity) -> Finished {
+    pub(super) async fn lease(&mut self, identity: ChildIdentity) -> Finished {
         let gone = sys::gone(identity);
         tokio::pin!(gone);
         let released = self.release.take();
@@ -428,17 +432,14 @@ impl<O: Orbctl> Work<O> {
                 None => std::future::pending().await,
             }
         };
-        let is_late = tokio::select! {
-            () = &mut gone => false,
-            () = self.stop.cancelled() => {
-                end_process(identity, self.limits.grace).await;
-                false
-            }
-            () = limit => {
-                end_process(identity, self.limits.grace).await;
-                true
-            }
+        let cut = tokio::select! {
+            () = &mut gone => None,
+            () = self.stop.cancelled() => Some(Outcome::Cancelled(Phase::Running)),
+            () = limit => Some(Outcome::Expired(Phase::Running)),
         };
+        if cut.is_some() {
+            end_process(identity, self.limits.grace).await;
+        }
         // The process is gone, so its owner can say how it ended; one that does not say so soon never will.
         let told = match released {
             Some(release) => tokio::time::timeout(RELEASE_WAIT, release)
@@ -448,19 +449,56 @@ impl<O: Orbctl> Work<O> {
                 .flatten(),
             None => None,
         };
-        let mut finished = Finished::new(match (told, self.spec.operation.class()) {
-            (Some(0), _) => Outcome::Succeeded(Success::Change { changed: true }),
-            (Some(exit_code), _) => Outcome::Failed(Failure::OrbctlFailed {
-                exit_code,
-                stderr_tail: "".into(),
-            }),
-            (None, Class::Exec) if is_late => Outcome::Expired(Phase::Running),
-            (None, Class::Exec) => Outcome::Interrupted,
+        let outcome = match leased(&self.spec.operation, told, cut) {
+            Some(outcome) => outcome,
             // Its process is gone, but what it told OrbStack's service to do may go on.
-            (None, _) => self.settle().await,
-        });
-        finished.exit_code = told;
+            None => self.settle().await,
+        };
+        let mut finished = Finished::new(outcome);
+        finished.ending = told;
+        finished.exit_code = match told {
+            Some(Ending::Exited(exit_code)) => Some(exit_code),
+            _ => None,
+        };
         finished
+    }
+}
+
+/// Says what the end of a client's own process means: how it ended by its owner's word, and what we cut it short for, if we did.
+/// `None` where only the inventory can tell.
+fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
+    let is_change = matches!(operation.effect(), Effect::Changes(_));
+    let is_command = matches!(operation, Operation::Leased(Leased::Run(_) | Leased::Shell(_)));
+    let exited = |exit_code| Some(Outcome::Succeeded(Success::Exec { exit_code }));
+    match (told, cut) {
+        (Some(Ending::Exited(0)), _) if is_change => {
+            // Nobody looked before: of what may have held already, success does not say that it did not.
+            let changed = (!settle::is_idempotent(operation)).then_some(true);
+            Some(Outcome::Succeeded(Success::Lease { changed }))
+        }
+        (_, Some(_)) | (None | Some(Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped), None)
+            if is_change =>
+        {
+            None
+        }
+        (_, Some(cut)) => Some(cut),
+        // A code other than zero is the command's own answer, as it is of those that we run.
+        (Some(Ending::Exited(exit_code)), None) if is_command => exited(exit_code),
+        // As shells tell it: whoever closes a terminal or interrupts a log ends it in the way that it is meant to be ended.
+        (Some(Ending::Signalled(signal)), None) if operation.class() == Class::Session => {
+            exited(128 + signal)
+        }
+        (Some(Ending::Exited(0)), None) => Some(Outcome::Succeeded(Success::Lease { changed: None })),
+        (Some(Ending::Exited(exit_code)), None) => Some(Outcome::Failed(Failure::OrbctlFailed {
+            exit_code,
+            stderr_tail: "".into(),
+        })),
+        (Some(Ending::Signalled(signal)), None) => Some(Outcome::Failed(Failure::OrbctlKilled {
+            signal,
+            stderr_tail: "".into(),
+        })),
+        // Its owner cannot say these: they are said of children of ours.
+        (None | Some(Ending::TimedOut | Ending::Stopped), None) => Some(Outcome::Interrupted),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::job::Sighting;
 use crate::machine::{Machine, MachineState, OrbstackStatus};
-use crate::operation::{Operation, Query};
+use crate::operation::{Each, Lane, Leased, Operation, Query};
 
 use super::known::{Facts, by_name};
 
@@ -29,13 +29,15 @@ pub(super) fn telling(operation: &Operation) -> Option<Query> {
         | Operation::Clone { .. }
         | Operation::Import(..)
         | Operation::StartAll
-        | Operation::StopAll(_) => Some(Query::List),
+        | Operation::StopAll(_)
+        | Operation::Leased(Leased::Create(_) | Leased::Several(..)) => Some(Query::List),
         Operation::Query(_)
         | Operation::Exec(..)
         | Operation::Push(_)
         | Operation::Pull(_)
         | Operation::Export(..)
-        | Operation::ConfigReset => None,
+        | Operation::ConfigReset
+        | Operation::Leased(_) => None,
     }
 }
 
@@ -52,6 +54,12 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
             | Operation::StopOrbstack(_)
             | Operation::StartAll
             | Operation::StopAll(_)
+            | Operation::Leased(
+                Leased::Several(Each::Start | Each::Stop(_), _)
+                    | Leased::ConfigSet
+                    | Leased::UpdateOrbstack
+                    | Leased::Other
+            )
     )
 }
 
@@ -61,6 +69,13 @@ pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
     let stopped = |machine: &Machine| machine.state == MachineState::Stopped;
     match (operation, facts) {
         (Operation::Create(new), Facts::Machines(all)) => Some(by_name(all, &new.name).is_some_and(running)),
+        (Operation::Leased(Leased::Create(name)), Facts::Machines(all)) => {
+            Some(by_name(all, name).is_some_and(running))
+        }
+        (Operation::Leased(Leased::Several(each, names)), Facts::Machines(_)) => {
+            let all = names.iter().map(|name| holds(&each.on(name.clone()), facts));
+            all.reduce(|one, other| Some(one? && other?)).flatten()
+        }
         (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, Facts::Machines(all)) => {
             Some(by_name(all, name).is_some_and(|machine| running(machine) || stopped(machine)))
         }
@@ -87,17 +102,17 @@ pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
 fn is_at_rest(operation: &Operation, facts: &Facts) -> bool {
     match facts {
         Facts::Machines(all) => {
-            let touched: Vec<_> = operation
-                .footprint()
+            let footprint = operation.footprint();
+            let touched: Vec<_> = footprint
                 .lanes()
                 .iter()
-                .map(|(lane, _)| lane.clone())
-                .collect();
-            let fleet = operation.machine().is_none();
-            all.iter()
-                .filter(|machine| {
-                    fleet || touched.contains(&crate::operation::Lane::Machine(machine.name.clone()))
+                .filter_map(|(lane, _)| match lane {
+                    Lane::Machine(name) => Some(name),
+                    Lane::Fleet | Lane::Configuration => None,
                 })
+                .collect();
+            all.iter()
+                .filter(|machine| touched.is_empty() || touched.contains(&&machine.name))
                 .all(|machine| !matches!(machine.state, MachineState::Busy(_)))
         }
         Facts::Status(status) => !matches!(status, OrbstackStatus::Other(_)),
@@ -204,6 +219,25 @@ mod tests {
         );
         let last = settling.look(&start("a"), machines(&[("a", "stopped")]), QUIET);
         assert_eq!((last.settled, last.holds), (true, Some(false)));
+    }
+
+    #[test]
+    fn several_hold_when_each_does_and_rest_when_each_does() {
+        let several = |each| {
+            let names = ["a", "b"].map(|name| name.parse().expect("a name"));
+            Operation::Leased(Leased::Several(each, names.to_vec()))
+        };
+        let start = several(Each::Start);
+        let check = |state: &str, expected| {
+            let facts = machines(&[("a", "running"), ("b", state), ("c", "stopping")]);
+            let seen = Settling::default().look(&start, facts, Duration::ZERO);
+            assert_eq!((seen.settled, seen.holds), expected, "{state}");
+        };
+        check("running", (true, Some(true)));
+        check("starting", (false, Some(false)));
+        check("stopped", (false, Some(false)));
+        let facts = machines(&[("a", "running"), ("b", "running")]);
+        assert_eq!(holds(&several(Each::Restart), &facts), None);
     }
 
     #[test]

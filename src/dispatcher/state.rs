@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::breaker::Breaker;
 use crate::cache::{Cache, Generation, Ticket};
 use crate::clock::Moment;
-use crate::job::JobId;
+use crate::job::{Ending, JobId};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::operation::{Class, Operation, Query, Scope};
@@ -65,7 +65,7 @@ struct Entry {
     /// Until the start: where streamed input comes out.
     input_end: Option<mpsc::Receiver<Bytes>>,
     /// For a lease: told how the client's process ended.
-    release: Option<oneshot::Sender<Option<i32>>>,
+    release: Option<oneshot::Sender<Option<Ending>>>,
     /// What the job makes stale, at its start and at its end.
     touches: Option<Scope>,
     /// How many callers share it beside the first.
@@ -73,9 +73,16 @@ struct Entry {
 }
 
 impl Entry {
-    fn is_running_change(&self) -> bool {
+    /// Says whether a stop of ours leaves it alone: a change finishes, and a client's own process is not ours to end.
+    fn is_left_to_finish(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Running { .. })
             && !matches!(self.spec.operation, Operation::Query(_) | Operation::Exec(..))
+    }
+
+    /// Says whether a stop of ours waits for it. A session may go on for days, and the next life finds it.
+    fn holds_up_a_stop(&self) -> bool {
+        matches!(*self.state.borrow(), JobState::Running { .. })
+            && self.spec.operation.class() != Class::Session
     }
 }
 
@@ -237,7 +244,9 @@ impl<O: Orbctl> State<O> {
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
-            if self.stopping && (self.running.is_empty() || leave_at.is_some_and(|at| at <= now)) {
+            if self.stopping
+                && (leave_at.is_some_and(|at| at <= now) || !self.jobs.values().any(Entry::holds_up_a_stop))
+            {
                 self.leave();
                 return self.journal;
             }
@@ -275,13 +284,9 @@ impl<O: Orbctl> State<O> {
                     entry.input = None;
                 }
             }
-            Request::Release {
-                job,
-                exit_code,
-                reply,
-            } => {
+            Request::Release { job, ending, reply } => {
                 let release = self.jobs.get_mut(&job).and_then(|entry| entry.release.take());
-                let _ = reply.send(release.is_some_and(|release| release.send(exit_code).is_ok()));
+                let _ = reply.send(release.is_some_and(|release| release.send(ending).is_ok()));
             }
             Request::ConnectionGone(connection) => self.connection_gone(connection),
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),

@@ -8,7 +8,7 @@ use crate::clock::Moment;
 use crate::job::{ClientId, JobId, Priority};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
-use crate::operation::{ExecRequest, Force, Lane, NewMachine, Operation};
+use crate::operation::{Each, ExecRequest, Force, Lane, Leased, NewMachine, Operation};
 use crate::sys::{ChildIdentity, StartTime};
 
 use super::handle::{Carrier, Client, JobSpec};
@@ -74,8 +74,18 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
     Some((restore(stored)?, parsed(expected_id)?))
 }
 
+/// Says whether a client's own process carries a job, in a lease: it has no marker of ours in its environment.
+pub(super) fn is_lease(starting: &Starting) -> bool {
+    starting.marker.is_empty()
+}
+
 /// Makes what is known of an operation that was under way: enough for its lanes, its verb and its machine. It is never run.
 pub(super) fn outline(starting: &Starting) -> Option<Operation> {
+    if is_lease(starting)
+        && let Some(leased) = leased_outline(starting)
+    {
+        return Some(Operation::Leased(leased));
+    }
     let machine = || starting.machine.clone();
     let other = || {
         let mut machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
@@ -132,6 +142,35 @@ pub(super) fn outline(starting: &Starting) -> Option<Operation> {
     })
 }
 
+/// The same for what only clients carry out. Whether it was forced is not known, and no matter: it runs already.
+fn leased_outline(starting: &Starting) -> Option<Leased> {
+    let machine = || starting.machine.clone();
+    let several = |each| {
+        let machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
+            Lane::Machine(name) => Some(name.clone()),
+            Lane::Fleet | Lane::Configuration => None,
+        });
+        // One that is about a single machine is an operation of ours.
+        let is_several = starting.machine.is_none();
+        is_several.then(|| Leased::Several(each, machines.collect()))
+    };
+    match starting.verb.as_str() {
+        "run" => Some(Leased::Run(machine()?)),
+        "shell" => Some(Leased::Shell(machine()?)),
+        "logs" => Some(Leased::Logs(machine()?)),
+        "create" => Some(Leased::Create(machine()?)),
+        "config_set" => Some(Leased::ConfigSet),
+        "start" => several(Each::Start),
+        "stop" => several(Each::Stop(Force::No)),
+        "restart" => several(Each::Restart),
+        "delete" => several(Each::Delete(Force::No)),
+        "update_orbstack" => Some(Leased::UpdateOrbstack),
+        "reset_orbstack" => Some(Leased::ResetOrbstack),
+        "other" => Some(Leased::Other),
+        _ => None,
+    }
+}
+
 /// Writes which process a child is.
 pub(super) fn process(child: &ChildIdentity) -> Process {
     let mut start_time = child.started.at.to_le_bytes().to_vec();
@@ -181,7 +220,11 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
 fn store(operation: &Operation) -> Option<Stored> {
     let forced = |force: &Force| *force == Force::Yes;
     Some(match operation {
-        Operation::Query(_) | Operation::Exec(..) | Operation::Push(_) | Operation::Pull(_) => return None,
+        Operation::Query(_)
+        | Operation::Exec(..)
+        | Operation::Push(_)
+        | Operation::Pull(_)
+        | Operation::Leased(_) => return None,
         Operation::Create(new) => Stored::Create(Box::new(StoredMachine {
             name: new.name.to_string(),
             distro: new.distro.to_string(),

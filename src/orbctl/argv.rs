@@ -17,7 +17,7 @@ const AT_HOME: &str = r#"cd 2>/dev/null || cd /; exec "$@""#;
 /// Starts a command as it is.
 const AS_IT_IS: &str = r#"exec "$@""#;
 
-/// Returns the arguments that carry out an operation.
+/// Returns the arguments that carry out an operation; none for one that only clients carry out, who have their own.
 ///
 /// A push or a pull is carried out by its client, who appends the files to these arguments.
 pub fn argv(operation: &Operation) -> Vec<OsString> {
@@ -60,6 +60,7 @@ pub fn argv(operation: &Operation) -> Vec<OsString> {
         Operation::StartAll => words(["start", "--all"]),
         Operation::StopAll(Force::No) => words(["stop", "--all"]),
         Operation::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
+        Operation::Leased(_) => Vec::new(),
     }
 }
 

@@ -433,6 +433,7 @@ fn outcome_out(
         Outcome::Succeeded(Success::Read) => {}
         Outcome::Succeeded(Success::Exec { exit_code }) => written.exit_code = Some(*exit_code),
         Outcome::Succeeded(Success::Change { changed }) => written.changed = Some(*changed),
+        Outcome::Succeeded(Success::Lease { changed }) => written.changed = *changed,
         other => written.error = Some(outcome_error(other, id, operation, holder)),
     }
     written

@@ -1201,7 +1201,7 @@ pub struct DaemonInfoAnswer {
     pub sick: Option<Sickness>,
 }
 
-/// What a client is about to carry out itself.
+/// What a client is about to carry out itself: the verb under which the job is listed and recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseOperation {
@@ -1214,17 +1214,71 @@ pub enum LeaseOperation {
     Export,
     /// Make a machine of an archive.
     Import,
+    /// Run a command in a machine, without a terminal.
+    Run,
+    /// A shell or a command in a machine, on a terminal: a session, in nobody's way.
+    Shell,
+    /// Follow a machine's log: a session, in nobody's way.
+    Logs,
+    /// Make a machine.
+    Create,
+    /// Boot machines.
+    Start,
+    /// Shut machines down.
+    Stop,
+    /// Shut machines down and boot them.
+    Restart,
+    /// Destroy machines.
+    Delete,
+    /// Give a machine another name.
+    Rename,
+    /// Copy a machine.
+    Clone,
+    /// Set the default machine, or clear it.
+    SetDefault,
+    /// Set a key of OrbStack's configuration.
+    ConfigSet,
+    /// Put the configuration back to its defaults.
+    ConfigReset,
+    /// Start every machine.
+    StartAll,
+    /// Stop every machine.
+    StopAll,
+    /// Start OrbStack itself.
+    StartOrbstack,
+    /// Stop OrbStack itself.
+    StopOrbstack,
+    /// Update OrbStack itself.
+    UpdateOrbstack,
+    /// Wipe everything that OrbStack has.
+    ResetOrbstack,
+    /// Anything else: a session, in nobody's way, and what orbd knows is forgotten when it starts and when it ends.
+    Other,
 }
 
 job_params! {
-    /// Parameters of `session.lease`.
+    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name` and `force` an operation takes is said at each; the
+    /// others are refused.
     LeaseParams {
         /// What the client is about to do.
         operation: LeaseOperation,
-        /// To which machine.
-        machine: String,
-        /// Process that waits for the answer before it runs the real tool.
+        /// Process that waits for the answer before it runs the real tool. It is the caller's own user's.
         pid: u32,
+        /// Name or id, or the new machine's name for `create` and `import`. Absent: the default machine for `push`, `pull`, `run`
+        /// and `shell`; no default machine any more for `set_default`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        machine: Option<String>,
+        /// Names or ids, instead of `machine`, for `start`, `stop`, `restart` and `delete`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        #[schemars(length(max = 256))]
+        machines: Vec<String>,
+        /// New name, for `rename` and `clone`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        new_name: Option<String>,
+        /// End what runs in the way and cancel what waits there, instead of queueing behind it: for `stop`, `delete`, `stop_all`,
+        /// `start_orbstack` and `stop_orbstack`.
+        #[serde(default, skip_serializing_if = "is_false")]
+        force: bool,
     }
 }
 
@@ -1235,6 +1289,10 @@ pub struct LeaseAnswer {
     pub job_id: u64,
     /// The real tool.
     pub orbctl: String,
+    /// Names of the machines that it is about, in the order in which they were given: what the tool is to be told, because what was
+    /// resolved to a name may be another machine's when the tool looks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<String>,
 }
 
 /// Parameters of `session.release`.
@@ -1243,9 +1301,13 @@ pub struct LeaseAnswer {
 pub struct ReleaseParams {
     /// The job of the lease.
     pub job_id: u64,
-    /// How the process ended, where it exited by itself.
+    /// Exit code of the process, where it exited by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Signal that ended it, where one did. Neither: it is not known how it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 127))]
+    pub signal: Option<i32>,
 }
 
 /// The job that holds what a refused one waited for.

@@ -1,10 +1,15 @@
 //! `create`.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use orbd::rpc::api::MachineCreate;
+use orbd::rpc::types::LeaseOperation;
 
 use super::change::{self, Change};
+use super::lease::{self, Place, Terminal};
+use super::transfer::operand;
 use crate::args::Create;
 use crate::context::{Context, request};
 use crate::trouble::Trouble;
@@ -14,9 +19,18 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Tr
     let wishes = context.wishes(&args.job);
     let (distro, version) = match args.image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
-        None => (args.image, None),
+        None => (args.image.clone(), None),
     };
-    let name = args.name.unwrap_or_else(|| distro.clone());
+    let name = args.name.clone().unwrap_or_else(|| distro.clone());
+    if let Some(file) = &args.user_data {
+        let place = Place {
+            operation: LeaseOperation::Create,
+            verb: "create",
+            machine: name.clone(),
+            terminal: Terminal::Ours,
+        };
+        return lease::carry_out(context, place, &wishes, |name| words(&args, file, name));
+    }
     let subjects = [name.clone()];
     let params = request!(
         &wishes,
@@ -43,6 +57,40 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Tr
     change::carry_out::<MachineCreate>(context, &change, &subjects, &[params])
 }
 
+/// Returns what the real tool is told when it reads a file of ours.
+fn words(args: &Create, user_data: &Path, name: &str) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["create".into(), "-c".into(), operand(user_data)];
+    let cpus = args.cpus.map(|cpus| cpus.to_string());
+    let values = [
+        ("-a", &args.arch),
+        ("-u", &args.user),
+        ("--cpus", &cpus),
+        ("--memory", &args.memory),
+        ("--disk", &args.disk),
+    ];
+    for (flag, value) in values {
+        if let Some(value) = value {
+            words.extend([flag.into(), value.into()]);
+        }
+    }
+    for mount in &args.mounts {
+        words.extend(["--mount".into(), mount.into()]);
+    }
+    let switches = [
+        ("--isolated", args.isolated),
+        ("--isolate-network", args.isolate_network),
+        ("--forward-ssh-agent", args.forward_ssh_agent),
+    ];
+    words.extend(
+        switches
+            .into_iter()
+            .filter(|(_, on)| *on)
+            .map(|(flag, _)| flag.into()),
+    );
+    words.extend([args.image.as_str().into(), name.into()]);
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -51,6 +99,18 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use crate::fake::Fake;
+
+    #[test]
+    fn with_user_data_the_real_tool_is_told_what_was_typed() {
+        let line = "orbd-ctl create -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Create(args) = cli.command else {
+            panic!("{line}")
+        };
+        let file = args.user_data.clone().expect("given");
+        let expected = "create -c ./-x.yaml -a amd64 --cpus 2 --mount /a:/b --isolated debian:12 db";
+        assert_eq!(words(&args, &file, "db").join(" ".as_ref()), expected);
+    }
 
     #[test]
     fn a_machine_is_named_after_its_distribution_unless_told() {

@@ -28,8 +28,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use orbd::client::Client;
-use orbd::rpc::api::{JobGet, SessionLease, SessionRelease};
-use orbd::rpc::types::{JobParams, LeaseOperation, ReleaseParams};
+use orbd::rpc::api::{SessionLease, SessionRelease};
+use orbd::rpc::types::{LeaseOperation, ReleaseParams};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -44,16 +44,41 @@ use crate::trouble::{Trouble, exit};
 /// The hidden verb of the child.
 const VERB: &str = "lease-exec";
 
+/// A place in the queue that is wanted.
+pub(super) struct Place {
+    /// What for.
+    pub(super) operation: LeaseOperation,
+    /// Its verb in job lists.
+    pub(super) verb: &'static str,
+    /// Name or id of the machine.
+    pub(super) machine: String,
+    /// Whose the terminal is meanwhile.
+    pub(super) terminal: Terminal,
+}
+
+/// Whose the terminal is while the real tool runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Terminal {
+    /// Ours: Ctrl-C interrupts the tool, and a second one ends us too.
+    Ours,
+    /// The tool's: whatever is typed is for what runs in it.
+    Its,
+}
+
 /// Runs the real `orbctl` with `arguments` in a place of the queue; the exit code is its own. `arguments` is told the
 /// machine's name, in case an id was typed where `orbctl` takes only names.
 pub(super) fn carry_out(
     context: &mut Context,
-    operation: LeaseOperation,
-    verb: &'static str,
-    machine: String,
+    place: Place,
     wishes: &JobWishes,
     arguments: impl FnOnce(&str) -> Vec<OsString>,
 ) -> Result<ExitCode, Trouble> {
+    let Place {
+        operation,
+        verb,
+        machine,
+        terminal,
+    } = place;
     let interrupt = Interrupt::watch()?;
     let mut client = context.connect()?;
     let (ours, theirs) = UnixStream::pair()?;
@@ -65,8 +90,11 @@ pub(super) fn carry_out(
         wishes,
         LeaseParams {
             operation,
-            machine: machine.clone(),
-            pid: child.id()
+            pid: child.id(),
+            machine: Some(machine.clone()),
+            machines: Vec::new(),
+            new_name: None,
+            force: false,
         }
     );
     let mut narrator = Narrator::new(&context.link, Watch::Ours(verb, format!("{verb} {machine}")));
@@ -84,17 +112,19 @@ pub(super) fn carry_out(
             return Err(trouble);
         }
     };
-    let name = name_of(&mut client, lease.job_id, machine);
+    if terminal == Terminal::Its {
+        interrupt.let_pass()?;
+    }
     let mut words = vec![OsString::from(lease.orbctl)];
-    words.extend(arguments(&name));
+    words.extend(arguments(lease.machines.first().unwrap_or(&machine)));
     // A child that was killed meanwhile is told by its status.
     let _ = grant(&ours, io::stdin().as_fd(), &words);
     let status = child.wait().map_err(|source| Trouble::Local {
         what: "cannot wait for orbctl".into(),
         source,
     })?;
-    release(context, client, lease.job_id, status)?;
-    if interrupt.came() {
+    release(context, client, lease.job_id, status, terminal)?;
+    if interrupt.came() && terminal == Terminal::Ours {
         context.console.say("orbctl was interrupted");
     }
     Ok(ExitCode::from(code_of(status)))
@@ -110,22 +140,6 @@ fn spawn(input: UnixStream) -> io::Result<Child> {
         .arg(VERB)
         .stdin(Stdio::from(OwnedFd::from(input)))
         .spawn()
-}
-
-/// Returns the machine's name where an id was typed: the daemon has resolved it for the job.
-fn name_of(client: &mut Client, job_id: u64, typed: String) -> String {
-    let is_shaped_like_an_id = typed.len() == 26
-        && typed
-            .bytes()
-            .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-    if !is_shaped_like_an_id {
-        return typed;
-    }
-    client
-        .call::<JobGet>(&JobParams { job_id })
-        .ok()
-        .and_then(|answer| answer.job.machine)
-        .unwrap_or(typed)
 }
 
 /// Sends path, arguments and input to the child; then its end, so that it knows that this was all.
@@ -212,10 +226,12 @@ fn release(
     mut client: Client,
     job_id: u64,
     status: ExitStatus,
+    terminal: Terminal,
 ) -> Result<(), Trouble> {
     let params = ReleaseParams {
         job_id,
         exit_code: status.code(),
+        signal: status.signal(),
     };
     let answer = client.call::<SessionRelease>(&params).or_else(|error| {
         // It was idle for as long as the copy took, and may have been closed for that.
@@ -223,7 +239,10 @@ fn release(
         client.call::<SessionRelease>(&params)
     });
     match answer {
-        Ok(answer) if context.console.json => context.console.answer(&answer, |_, _| String::new()),
+        // What ran had our stdout, and whoever reads it did not ask for a job in it.
+        Ok(answer) if context.console.json && terminal == Terminal::Ours => {
+            context.console.answer(&answer, |_, _| String::new())
+        }
         _ => Ok(()),
     }
 }

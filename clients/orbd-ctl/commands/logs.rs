@@ -1,10 +1,13 @@
 //! `logs`.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use orbd::rpc::api::MachineLogs;
-use orbd::rpc::types::LogsParams;
+use orbd::rpc::types::{LeaseOperation, LogsParams};
 
+use super::lease::{self, Place, Terminal};
+use super::transfer::wishes;
 use crate::args::Logs;
 use crate::context::Context;
 use crate::narrate::Watch;
@@ -20,4 +23,21 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Troubl
     let answer = context.ask::<MachineLogs>(watch, &params)?;
     context.console.answer(&answer, |answer, _| answer.text.clone())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a machine's log as it grows: the real tool does, in a session that is in nobody's way.
+pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, Trouble> {
+    let wishes = wishes(context, None);
+    let place = Place {
+        operation: LeaseOperation::Logs,
+        verb: "logs",
+        machine: args.machine.clone(),
+        terminal: Terminal::Its,
+    };
+    lease::carry_out(context, place, &wishes, |name| {
+        let mut words: Vec<OsString> = vec!["logs".into(), "--follow".into()];
+        words.extend(args.all.then(|| "--all".into()));
+        words.push(name.into());
+        words
+    })
 }

@@ -31,6 +31,7 @@ mod rename;
 mod restart;
 mod run;
 mod service;
+mod shell;
 mod ssh;
 mod start;
 mod status;
@@ -52,10 +53,12 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Clone(args) => clone::clone(context, args),
         Command::Default(args) => default::default(context, args),
         Command::Run(args) => Ok(run::run(context, args)),
+        Command::Shell(args) => Ok(shell::shell(context, &args)),
         Command::Push(args) => transfer::push(context, &args),
         Command::Pull(args) => transfer::pull(context, &args),
         Command::Export(args) => transfer::export(context, &args),
         Command::Import(args) => transfer::import(context, &args),
+        Command::Logs(args) if args.follow => logs::follow(context, &args),
         Command::Logs(args) => logs::logs(context, args),
         Command::Ssh(_) => ssh::ssh(context),
         Command::Config(args) => config::config(context, args.command),

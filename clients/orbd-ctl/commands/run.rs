@@ -24,6 +24,15 @@ const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. What goes wrong on our side of it has codes of its own, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
+    if args.terminal {
+        return match environment(&args.env) {
+            Ok(env) => super::shell::run(context, &args, env),
+            Err(trouble) => {
+                trouble.tell(&mut context.console);
+                ExitCode::from(trouble.exit_of_run())
+            }
+        };
+    }
     let carried_out = Interrupt::watch()
         .map_err(Trouble::from)
         .and_then(|interrupt| carry_out(context, args, &interrupt));
@@ -177,6 +186,7 @@ mod tests {
             workdir: None,
             env: Vec::new(),
             no_input: false,
+            terminal: false,
             job: JobArgs::default(),
             command: command.iter().map(|&word| word.into()).collect(),
         }

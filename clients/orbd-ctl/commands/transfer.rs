@@ -9,7 +9,7 @@ use std::time::Duration;
 use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
-use super::lease;
+use super::lease::{self, Place, Terminal};
 use crate::args::{Export, Import, JobArgs, Transfer};
 use crate::context::{Context, JobWishes};
 use crate::trouble::Trouble;
@@ -32,7 +32,13 @@ fn transfer(
 ) -> Result<ExitCode, Trouble> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
     let wishes = wishes(context, args.queue_timeout);
-    lease::carry_out(context, operation, verb, machine, &wishes, |name| {
+    let place = Place {
+        operation,
+        verb,
+        machine,
+        terminal: Terminal::Ours,
+    };
+    lease::carry_out(context, place, &wishes, |name| {
         let mut words: Vec<OsString> = vec![verb.into(), "-m".into(), name.into()];
         words.extend(args.paths.iter().map(|path| operand(path)));
         words
@@ -42,32 +48,32 @@ fn transfer(
 /// Writes a machine to an archive.
 pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, Trouble> {
     let wishes = wishes(context, args.queue_timeout);
-    let machine = args.machine.clone();
-    lease::carry_out(
-        context,
-        LeaseOperation::Export,
-        "export",
-        machine,
-        &wishes,
-        |name| vec!["export".into(), name.into(), operand(&args.file)],
-    )
+    let place = Place {
+        operation: LeaseOperation::Export,
+        verb: "export",
+        machine: args.machine.clone(),
+        terminal: Terminal::Ours,
+    };
+    lease::carry_out(context, place, &wishes, |name| {
+        vec!["export".into(), name.into(), operand(&args.file)]
+    })
 }
 
 /// Makes a machine of an archive.
 pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, Trouble> {
     let wishes = wishes(context, args.queue_timeout);
-    let machine = args.name.clone();
-    lease::carry_out(
-        context,
-        LeaseOperation::Import,
-        "import",
-        machine,
-        &wishes,
-        |name| vec!["import".into(), "-n".into(), name.into(), operand(&args.file)],
-    )
+    let place = Place {
+        operation: LeaseOperation::Import,
+        verb: "import",
+        machine: args.name.clone(),
+        terminal: Terminal::Ours,
+    };
+    lease::carry_out(context, place, &wishes, |name| {
+        vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
+    })
 }
 
-fn wishes(context: &Context, queue_timeout: Option<Duration>) -> JobWishes {
+pub(super) fn wishes(context: &Context, queue_timeout: Option<Duration>) -> JobWishes {
     context.wishes(&JobArgs {
         queue_timeout,
         ..JobArgs::default()
@@ -75,7 +81,7 @@ fn wishes(context: &Context, queue_timeout: Option<Duration>) -> JobWishes {
 }
 
 /// Makes sure that `orbctl` does not take a path for a flag.
-fn operand(path: &Path) -> OsString {
+pub(super) fn operand(path: &Path) -> OsString {
     if path.as_os_str().as_bytes().starts_with(b"-") {
         Path::new(".").join(path).into()
     } else {

@@ -33,7 +33,7 @@ impl<O: Orbctl> State<O> {
             JobState::Waiting | JobState::Ended { .. } => None,
         };
         if let Some(scope) = touches {
-            self.invalidate(&scope);
+            self.touch(&spec.operation, &scope);
             self.look_now();
         }
         if !matches!(spec.operation, Operation::Query(_)) {
@@ -235,6 +235,7 @@ fn record(
     };
     let changed = match finished.outcome {
         Outcome::Succeeded(Success::Change { changed }) => Some(changed),
+        Outcome::Succeeded(Success::Lease { changed }) => changed,
         _ => None,
     };
     OperationRecord {

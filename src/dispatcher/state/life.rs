@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Sighting};
 use crate::journal::{AcceptedJob, InFlight, Recovered};
@@ -10,7 +12,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys;
 
-use super::super::handle::{JobSpec, JobState};
+use super::super::handle::{Carrier, JobSpec, JobState};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
 use super::{Entry, State, is_durable, scheduled};
@@ -42,18 +44,20 @@ impl<O: Orbctl> State<O> {
                 continue;
             };
             let client = found.accepted.as_ref().map_or("", |accepted| &accepted.client);
-            let spec = Arc::new(stored::revived(
-                starting.job,
-                operation,
-                client,
-                starting.detached,
-                now,
-            ));
-            let children = match found.process.as_ref().and_then(stored::identity) {
+            let child = found.process.as_ref().and_then(stored::identity);
+            let is_lease = stored::is_lease(starting);
+            let children = match child {
                 Some(child) => vec![child],
+                // The place was not granted yet, so the client's process never began.
+                None if is_lease => Vec::new(),
                 // It died between deciding to start a child and learning of it: the child's own environment tells.
                 None => sys::children_with_marker(&starting.marker),
             };
+            let lease = child.filter(|_| is_lease);
+            let spec = Arc::new(JobSpec {
+                carrier: lease.map_or(Carrier::Daemon, Carrier::Lease),
+                ..stored::revived(starting.job, operation, client, starting.detached, now)
+            });
             tracing::warn!(
                 job_id = spec.id.0,
                 operation = spec.operation.verb(),
@@ -61,8 +65,14 @@ impl<O: Orbctl> State<O> {
                 "left by the last run; its lanes are held until its children are gone"
             );
             self.scheduler.adopt(scheduled(&spec));
-            let entry = self.entry(&spec);
+            let mut entry = self.entry(&spec);
             entry.state.send_replace(JobState::Running { since: now });
+            // Its owner may come back to say how it ended.
+            let release = lease.map(|_| {
+                let (told, release) = oneshot::channel();
+                entry.release = Some(told);
+                release
+            });
             let touches = match spec.operation.effect() {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
@@ -72,7 +82,7 @@ impl<O: Orbctl> State<O> {
                 entry.stop.cancel();
             }
             self.operands += spec.operation.weight();
-            let work = Work {
+            let mut work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
                 stop: entry.stop.clone(),
@@ -82,7 +92,7 @@ impl<O: Orbctl> State<O> {
                 spool_dir: self.settings.spool.dir.clone(),
                 marker: starting.marker.clone(),
                 notes: self.notes.clone(),
-                release: None,
+                release,
                 spec: spec.clone(),
             };
             self.jobs.insert(
@@ -93,8 +103,13 @@ impl<O: Orbctl> State<O> {
                     ..entry
                 },
             );
-            self.running
-                .spawn(async move { (spec.id, run_orphan(work, children).await) });
+            self.running.spawn(async move {
+                let finished = match lease {
+                    Some(identity) => work.lease(identity).await,
+                    None => run_orphan(work, children).await,
+                };
+                (spec.id, finished)
+            });
         }
     }
 
@@ -167,7 +182,7 @@ impl<O: Orbctl> State<O> {
                 if waits {
                     !keeps
                 } else {
-                    !entry.is_running_change() && !entry.state.borrow().is_ended()
+                    !entry.is_left_to_finish() && !entry.state.borrow().is_ended()
                 }
             })
             .map(|entry| entry.spec.id)

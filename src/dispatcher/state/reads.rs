@@ -184,6 +184,16 @@ impl<O: Orbctl> State<O> {
         self.publish.send_replace(Published { machines });
     }
 
+    /// Makes stale what an operation touches.
+    pub(super) fn touch(&mut self, operation: &Operation, scope: &Scope) {
+        if let Operation::Leased(leased) = operation
+            && leased.may_replace_orbctl()
+        {
+            self.cache.invalidate_all();
+        }
+        self.invalidate(scope);
+    }
+
     pub(super) fn invalidate(&mut self, scope: &Scope) {
         let generation = self.cache.invalidate(scope);
         self.publish_machines();

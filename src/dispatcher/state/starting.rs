@@ -13,7 +13,7 @@ use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
 use crate::machine::MachineState;
 use crate::metrics::Counter;
-use crate::operation::{Effect, Operation, Scope};
+use crate::operation::{Effect, Leased, Operation, Scope};
 use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
 
@@ -57,7 +57,11 @@ impl<O: Orbctl> State<O> {
             spool: entry.writer.take(),
             spool_dir: self.settings.spool.dir.clone(),
             input: entry.input_end.take(),
-            marker: format!("{}:{id}", self.settings.instance),
+            // A client's process carries none, and the next life must not look for one.
+            marker: match spec.carrier {
+                Carrier::Daemon => format!("{}:{id}", self.settings.instance),
+                Carrier::Lease(_) => String::new(),
+            },
             notes: self.notes.clone(),
             release,
             spec: spec.clone(),
@@ -82,7 +86,7 @@ impl<O: Orbctl> State<O> {
             durable = self.journal_start(&spec, &work.marker);
         }
         if let Some(scope) = touches {
-            self.invalidate(&scope);
+            self.touch(&spec.operation, &scope);
         }
         // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
         let running = JobState::Running { since: now };
@@ -155,7 +159,11 @@ fn may_start_its_machine(
     now: &Moment,
     max_age: Duration,
 ) -> Option<Scope> {
-    let (Operation::Exec(name, _) | Operation::Push(name) | Operation::Pull(name)) = operation else {
+    let (Operation::Exec(name, _)
+    | Operation::Push(name)
+    | Operation::Pull(name)
+    | Operation::Leased(Leased::Run(name) | Leased::Shell(name))) = operation
+    else {
         return None;
     };
     let running = cache

@@ -1,21 +1,26 @@
 //! `session.*`: places in the queue that a client uses itself.
 //!
-//! Files on the Mac are opened by the client, because a launchd agent lacks the rights that a terminal has. The client's process
-//! waits for our answer before it runs the real tool; the place is free when that process is gone, whoever else died.
+//! Files and terminals of the Mac belong to the client: a launchd agent lacks the rights to the former and has none of the latter.
+//! The client's process waits for our answer before it runs the real tool; the place is free when that process is gone, whoever
+//! else died. What the tool is told stays with the client: here is only what it touches.
 
 use std::path::PathBuf;
 
-use crate::dispatcher::{Carrier, JobState, Submission};
-use crate::job::JobId;
-use crate::operation::Operation;
+use crate::dispatcher::{Carrier, Facts, Job, JobState, Submission};
+use crate::job::{Ending, JobId};
+use crate::machine::MachineName;
+use crate::operation::{Each, Leased, Operation, Query};
 use crate::rpc::api::{SessionLease, SessionRelease};
-use crate::rpc::convert::{self, parse};
+use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
-use crate::rpc::server::Registry;
-use crate::rpc::types::{JobAnswer, LeaseAnswer, LeaseOperation};
+use crate::rpc::server::{Caller, Registry, Server};
+use crate::rpc::types::{ErrorObject, JobAnswer, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseParams};
 use crate::sys::{self, ChildIdentity};
 
-use super::{ended_well, no_such_job, resolve};
+use super::{Resolved, ended_well, no_such_job, read, resolve};
+
+/// Most machines of one lease.
+const MACHINES_MAX: usize = 256;
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<SessionLease, _, _>(async |server, params, caller| {
@@ -27,34 +32,16 @@ pub(super) fn register(registry: &mut Registry) {
             return Err(ErrorKind::OrbctlUnavailable
                 .error("orbctl was not found; set `orbctl` in orbd's configuration"));
         };
-        let started = sys::process_identity(params.pid).ok_or_else(|| invalid("pid", "no such process"))?;
-        let identity = ChildIdentity {
-            pid: params.pid,
-            started,
-        };
-        // The paths stay with the client: the daemon opens none of them.
-        let (operation, expected_id) = match params.operation {
-            LeaseOperation::Import => (
-                Operation::Import(parse("machine", &params.machine)?, PathBuf::new()),
-                None,
-            ),
-            of_existing => {
-                let machine = resolve(&server, &caller, "machine", &params.machine).await?;
-                let operation = match of_existing {
-                    LeaseOperation::Push => Operation::Push(machine.name),
-                    LeaseOperation::Pull => Operation::Pull(machine.name),
-                    LeaseOperation::Export | LeaseOperation::Import => {
-                        Operation::Export(machine.name, PathBuf::new())
-                    }
-                };
-                (operation, machine.id)
-            }
-        };
+        let client = caller.client()?;
+        // At once: what is resolved below may take a while, and an id of a process is used again.
+        let identity = process(params.pid, client.uid)?;
+        let subject = subject(&server, &caller, &params).await?;
         let submission = Submission {
-            operation,
-            client: caller.client()?,
+            operation: subject.operation,
+            client,
             carrier: Carrier::Lease(identity),
-            expected_id,
+            // Ids are compared below, before the answer: the job runs before it could compare them itself.
+            expected_id: None,
             detached: false,
             priority: convert::priority(options.priority),
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
@@ -65,31 +52,325 @@ pub(super) fn register(registry: &mut Registry) {
             .submit(submission)
             .await
             .map_err(|rejection| convert::rejection(&rejection))?;
-        let state = match job
-            .state
-            .wait_for(|state| !matches!(state, JobState::Waiting))
-            .await
-        {
-            Ok(state) => state.clone(),
-            Err(_) => return Err(convert::internal("the dispatcher is gone")),
-        };
-        ended_well(&job, &state)?;
+        started(&mut job).await?;
+        if let Err(error) = still_named(&server, &caller, &subject.machines).await {
+            server.dispatcher.cancel(job.spec.id).await;
+            return Err(error);
+        }
         Ok(LeaseAnswer {
             job_id: job.spec.id.0,
             orbctl: orbctl.display().to_string(),
+            machines: subject
+                .machines
+                .iter()
+                .map(|machine| machine.name.to_string())
+                .collect(),
         })
     });
     registry.method::<SessionRelease, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
+        let ending = ending(&params)?;
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         if !matches!(job.spec.carrier, Carrier::Lease(_)) {
             return Err(invalid("job_id", "is not a lease"));
         }
-        server.dispatcher.release(id, params.exit_code).await;
+        server.dispatcher.release(id, ending).await;
         super::end(&mut job).await?;
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(JobAnswer {
             job: convert::job(&view),
         })
     });
+}
+
+/// Looks up the process that is to use the place: one that runs, and that is the caller's.
+fn process(pid: u32, uid: u32) -> Result<ChildIdentity, ErrorObject> {
+    match pid {
+        0 => return Err(invalid("pid", "0 is no process")),
+        1 => {
+            return Err(invalid(
+                "pid",
+                "1 is the system's first process, which never ends",
+            ));
+        }
+        own if own == std::process::id() => {
+            return Err(invalid(
+                "pid",
+                "that is orbd itself; name the process that runs orbctl",
+            ));
+        }
+        _ => {}
+    }
+    let missing = || invalid("pid", "no such process");
+    let identity = ChildIdentity {
+        pid,
+        started: sys::process_identity(pid).ok_or_else(missing)?,
+    };
+    if sys::process_owner(pid).ok_or_else(missing)? != uid {
+        return Err(invalid("pid", "that process is another user's"));
+    }
+    // Looked at last, so that all of this was said of one and the same process.
+    if sys::is_alive(&identity) {
+        Ok(identity)
+    } else {
+        Err(missing())
+    }
+}
+
+/// What a lease is about.
+struct Subject {
+    operation: Operation,
+    machines: Vec<Resolved>,
+}
+
+/// Turns the parameters into what is touched. A parameter that does not belong to the operation is refused by name.
+async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Result<Subject, ErrorObject> {
+    use LeaseOperation as L;
+    let operation = params.operation;
+    let takes_several = matches!(operation, L::Start | L::Stop | L::Restart | L::Delete);
+    let takes_new_name = matches!(operation, L::Rename | L::Clone);
+    let takes_force = matches!(
+        operation,
+        L::Stop | L::Delete | L::StopAll | L::StartOrbstack | L::StopOrbstack
+    );
+    let takes_machine = !matches!(
+        operation,
+        L::ConfigSet
+            | L::ConfigReset
+            | L::StartAll
+            | L::StopAll
+            | L::StartOrbstack
+            | L::StopOrbstack
+            | L::UpdateOrbstack
+            | L::ResetOrbstack
+            | L::Other
+    );
+    for (field, is_given, is_taken) in [
+        ("machine", params.machine.is_some(), takes_machine),
+        ("machines", !params.machines.is_empty(), takes_several),
+        ("new_name", params.new_name.is_some(), takes_new_name),
+        ("force", params.force, takes_force),
+    ] {
+        if is_given && !is_taken {
+            return Err(invalid(field, "does not belong to this operation"));
+        }
+    }
+    let force = force(params.force);
+    match operation {
+        L::Push => in_machine(server, caller, params, Operation::Push).await,
+        L::Pull => in_machine(server, caller, params, Operation::Pull).await,
+        L::Run => {
+            in_machine(server, caller, params, |name| {
+                Operation::Leased(Leased::Run(name))
+            })
+            .await
+        }
+        L::Shell => {
+            in_machine(server, caller, params, |name| {
+                Operation::Leased(Leased::Shell(name))
+            })
+            .await
+        }
+        L::Logs => {
+            one(server, caller, params, |name| {
+                Operation::Leased(Leased::Logs(name))
+            })
+            .await
+        }
+        // The paths stay with the client: the daemon opens none of them.
+        L::Export => {
+            one(server, caller, params, |name| {
+                Operation::Export(name, PathBuf::new())
+            })
+            .await
+        }
+        L::Import => new(params, |name| Operation::Import(name, PathBuf::new())),
+        L::Create => new(params, |name| Operation::Leased(Leased::Create(name))),
+        L::Start => several(server, caller, params, Each::Start).await,
+        L::Stop => several(server, caller, params, Each::Stop(force)).await,
+        L::Restart => several(server, caller, params, Each::Restart).await,
+        L::Delete => several(server, caller, params, Each::Delete(force)).await,
+        L::Rename => renamed(server, caller, params, |from, to| Operation::Rename { from, to }).await,
+        L::Clone => {
+            renamed(server, caller, params, |source, copy| Operation::Clone {
+                source,
+                copy,
+            })
+            .await
+        }
+        L::SetDefault if params.machine.is_none() => Ok(Subject::of(Operation::SetDefault(None))),
+        L::SetDefault => one(server, caller, params, |name| Operation::SetDefault(Some(name))).await,
+        L::ConfigSet => Ok(Subject::of(Operation::Leased(Leased::ConfigSet))),
+        L::ConfigReset => Ok(Subject::of(Operation::ConfigReset)),
+        L::StartAll => Ok(Subject::of(Operation::StartAll)),
+        L::StopAll => Ok(Subject::of(Operation::StopAll(force))),
+        L::StartOrbstack => Ok(Subject::of(Operation::StartOrbstack(force))),
+        L::StopOrbstack => Ok(Subject::of(Operation::StopOrbstack(force))),
+        L::UpdateOrbstack => Ok(Subject::of(Operation::Leased(Leased::UpdateOrbstack))),
+        L::ResetOrbstack => Ok(Subject::of(Operation::Leased(Leased::ResetOrbstack))),
+        L::Other => Ok(Subject::of(Operation::Leased(Leased::Other))),
+    }
+}
+
+impl Subject {
+    /// Something that is about no machine.
+    fn of(operation: Operation) -> Self {
+        Self {
+            operation,
+            machines: Vec::new(),
+        }
+    }
+}
+
+fn given<'a>(field: &str, text: Option<&'a String>) -> Result<&'a String, ErrorObject> {
+    text.ok_or_else(|| invalid(field, "is missing"))
+}
+
+/// Something about the machine that is named.
+async fn one(
+    server: &Server,
+    caller: &Caller,
+    params: &LeaseParams,
+    operation: impl FnOnce(MachineName) -> Operation,
+) -> Result<Subject, ErrorObject> {
+    let machine = resolve(
+        server,
+        caller,
+        "machine",
+        given("machine", params.machine.as_ref())?,
+    )
+    .await?;
+    Ok(Subject {
+        operation: operation(machine.name.clone()),
+        machines: vec![machine],
+    })
+}
+
+/// Something in the machine that is named, else in the default one.
+async fn in_machine(
+    server: &Server,
+    caller: &Caller,
+    params: &LeaseParams,
+    operation: impl FnOnce(MachineName) -> Operation,
+) -> Result<Subject, ErrorObject> {
+    if params.machine.is_some() {
+        return one(server, caller, params, operation).await;
+    }
+    // Asked now: what the tool itself would take for the default machine is what counts.
+    let seen = read(server, caller, Query::Default, Some(0)).await?;
+    match &seen.value.facts {
+        Facts::Default(Some(name)) => Ok(Subject {
+            operation: operation(name.clone()),
+            machines: vec![Resolved {
+                name: name.clone(),
+                id: None,
+            }],
+        }),
+        Facts::Default(None) => Err(invalid("machine", "is missing, and there is no default machine")),
+        _ => Err(convert::internal("the default machine is of another kind")),
+    }
+}
+
+/// Something that makes a machine of this name.
+fn new(
+    params: &LeaseParams,
+    operation: impl FnOnce(MachineName) -> Operation,
+) -> Result<Subject, ErrorObject> {
+    let name: MachineName = parse("machine", given("machine", params.machine.as_ref())?)?;
+    Ok(Subject {
+        operation: operation(name.clone()),
+        machines: vec![Resolved { name, id: None }],
+    })
+}
+
+/// Something that is done to each of the machines that are named.
+async fn several(
+    server: &Server,
+    caller: &Caller,
+    params: &LeaseParams,
+    each: Each,
+) -> Result<Subject, ErrorObject> {
+    match (&params.machine, params.machines.len()) {
+        (_, 0) => return one(server, caller, params, |name| each.on(name)).await,
+        (Some(_), _) => return Err(invalid("machines", "give either machine or machines")),
+        (None, count) if count > MACHINES_MAX => {
+            return Err(invalid("machines", format!("are at most {MACHINES_MAX}")));
+        }
+        (None, _) => {}
+    }
+    let mut machines: Vec<Resolved> = Vec::with_capacity(params.machines.len());
+    for text in &params.machines {
+        machines.push(resolve(server, caller, "machines", text).await?);
+    }
+    let operation = match machines.as_slice() {
+        [only] => each.on(only.name.clone()),
+        all => {
+            let names = all.iter().map(|machine| machine.name.clone()).collect();
+            Operation::Leased(Leased::Several(each, names))
+        }
+    };
+    Ok(Subject { operation, machines })
+}
+
+/// Something that ends in a new name.
+async fn renamed(
+    server: &Server,
+    caller: &Caller,
+    params: &LeaseParams,
+    operation: impl FnOnce(MachineName, MachineName) -> Operation,
+) -> Result<Subject, ErrorObject> {
+    let new_name: MachineName = parse("new_name", given("new_name", params.new_name.as_ref())?)?;
+    let other = new_name.clone();
+    let mut subject = one(server, caller, params, |name| operation(name, other)).await?;
+    subject.machines.push(Resolved {
+        name: new_name,
+        id: None,
+    });
+    Ok(subject)
+}
+
+/// Waits until the place is the caller's.
+async fn started(job: &mut Job) -> Result<(), ErrorObject> {
+    let state = match job
+        .state
+        .wait_for(|state| !matches!(state, JobState::Waiting))
+        .await
+    {
+        Ok(state) => state.clone(),
+        Err(_) => return Err(convert::internal("the dispatcher is gone")),
+    };
+    ended_well(job, &state)
+}
+
+/// Checks that ids still mean the machines whose lanes are held: while the lease waited, one may have got another name.
+async fn still_named(server: &Server, caller: &Caller, machines: &[Resolved]) -> Result<(), ErrorObject> {
+    if machines.iter().all(|machine| machine.id.is_none()) {
+        return Ok(());
+    }
+    let seen = read(server, caller, Query::List, Some(0)).await?;
+    let known = seen.value.machines().unwrap_or_default();
+    for machine in machines {
+        let Some(id) = &machine.id else { continue };
+        if !known
+            .iter()
+            .any(|seen| seen.id == *id && seen.name == machine.name)
+        {
+            let mut data = ErrorKind::MachineNotFound.data();
+            data.machine = Some(id.to_string());
+            let text = format!("{id} is not {} any more", machine.name);
+            return Err(ErrorKind::MachineNotFound.with(text, data));
+        }
+    }
+    Ok(())
+}
+
+/// Parses how a process ended.
+fn ending(params: &ReleaseParams) -> Result<Option<Ending>, ErrorObject> {
+    match (params.exit_code, params.signal) {
+        (None, None) => Ok(None),
+        (Some(code), None) => Ok(Some(Ending::Exited(code))),
+        (None, Some(signal @ 1..=127)) => Ok(Some(Ending::Signalled(signal))),
+        (None, Some(_)) => Err(invalid("signal", "is from 1 to 127")),
+        (Some(_), Some(_)) => Err(invalid("signal", "give at most one of exit_code and signal")),
+    }
 }

@@ -28,17 +28,28 @@ use transfer::{Direction, Transfer};
 /// Everything that can be asked.
 pub(crate) enum Command {
     List(Listing),
-    Info { machine: String, format: Format },
+    Info {
+        machine: String,
+        format: Format,
+    },
     Status,
     Version,
-    Default { machine: Option<String> },
-    Logs { machine: String, all: bool },
+    Default {
+        machine: Option<String>,
+    },
+    Logs {
+        machine: String,
+        all: bool,
+        follow: bool,
+    },
     Ssh,
     Config(ConfigCommand),
     Change(Task),
     Run(RunCommand),
     Transfer(Transfer),
-    Update { check: bool },
+    Update {
+        check: bool,
+    },
     Help,
 }
 
@@ -88,11 +99,12 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
             Ok(Command::Default { machine })
         }
         "logs" => {
-            let words = mixed(&[switch("all", Some(b'a'))])?;
+            let words = mixed(&[switch("all", Some(b'a')), switch("follow", Some(b'f'))])?;
             let machine = words.rest_between(&name, 1, 1)?.remove(0);
             Ok(Command::Logs {
                 machine,
                 all: words.has("all"),
+                follow: words.has("follow"),
             })
         }
         "config" => config::parse(words).map(Command::Config),
@@ -159,7 +171,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
         Command::Status => query::status(sim),
         Command::Version => Ok(query::version(sim)),
         Command::Default { machine } => query::default(sim, machine),
-        Command::Logs { machine, all } => query::logs(sim, &machine, all),
+        Command::Logs { machine, all, follow } => query::logs(sim, &machine, all, follow),
         Command::Ssh => Ok(query::ssh(sim)),
         Command::Config(config) => config::execute(sim, &config),
         Command::Change(Task::Delete { machines, force }) => delete(sim, machines, force, troubles),

@@ -1,6 +1,9 @@
 //! Commands that only look: list, info, status, version, default, logs, ssh.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
 
 use crate::Sim;
 use crate::refusal::{Outcome, Refusal};
@@ -117,8 +120,11 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
     })
 }
 
-/// The console of a machine; with `all` also the service's own log.
-pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool) -> Outcome<Reply> {
+/// How often a log that is followed is looked at again.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
+
+/// The console of a machine; with `all` also the service's own log. Followed, it goes on until somebody ends it.
+pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool, follow: bool) -> Outcome<Reply> {
     sim.settings.latency.pass("logs");
     let inventory = sim.store.read()?;
     let machine = inventory.find(target).ok_or_else(|| Refusal::MachineNotFound {
@@ -126,10 +132,13 @@ pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool) -> Outcome<Reply> {
         machine: target.to_owned(),
     })?;
     let console = sim.store.machine_folder(&machine.id).join("console.log");
-    let mut text = fs::read(console).unwrap_or_default();
-    if all {
-        text.extend(fs::read(sim.store.home().join("service.log")).unwrap_or_default());
+    let service = all.then(|| fs::read(sim.store.home().join("service.log")).unwrap_or_default());
+    if follow {
+        io::stdout().write_all(&service.unwrap_or_default())?;
+        return Err(follow_file(&console).into());
     }
+    let mut text = fs::read(console).unwrap_or_default();
+    text.extend(service.unwrap_or_default());
     Ok(Reply {
         stdout: text,
         ..Reply::default()
@@ -156,4 +165,18 @@ pub(crate) fn update(check: bool) -> Reply {
     } else {
         "OrbStack updater will open in a new window.\n"
     })
+}
+
+/// Prints a file as it grows. Returns only when nobody reads any more.
+fn follow_file(path: &Path) -> io::Error {
+    let mut file = None;
+    loop {
+        file = file.or_else(|| File::open(path).ok());
+        if let Some(file) = &mut file
+            && let Err(error) = io::copy(file, &mut io::stdout().lock()).and_then(|_| io::stdout().flush())
+        {
+            return error;
+        }
+        std::thread::sleep(FOLLOW_PAUSE);
+    }
 }

@@ -391,14 +391,14 @@ class Client:
 
     # session
 
-    def session_lease(self, operation: str, machine: str, pid: int, **job: Any) -> models.Lease:
-        """Waits for a place in the queue that the process ``pid`` uses itself: ``push``, ``pull``, ``export`` or ``import``."""
+    def session_lease(self, operation: str, machine: str | None = None, *, pid: int, **job: Any) -> models.Lease:
+        """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``."""
         wire = self.call("session.lease", _given(operation=operation, machine=machine, pid=pid, **job))
         return models.Lease.from_wire(wire)
 
-    def session_release(self, job_id: int, *, exit_code: int | None = None) -> models.Job:
+    def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Job:
         """Says how the process of a lease ended and waits until it is gone."""
-        wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code))
+        wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
         return models.JobAnswer.from_wire(wire).job
 
     def _change(self, method: str, **params: Any) -> models.Change:

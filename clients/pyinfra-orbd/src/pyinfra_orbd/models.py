@@ -544,3 +544,4 @@ class Lease(Model):
 
     job_id: int
     orbctl: str
+    machines: tuple[str, ...] = ()

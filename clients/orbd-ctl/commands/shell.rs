@@ -1,0 +1,110 @@
+//! `shell` and `run --terminal`: the real `orbctl` with our terminal, directory and environment, recorded by orbd and in
+//! nobody's way.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use orbd::rpc::types::LeaseOperation;
+
+use super::default::machine_or_default;
+use super::lease::{self, Place, Terminal};
+use super::transfer::wishes;
+use crate::args::{Run, Shell};
+use crate::context::Context;
+use crate::trouble::Trouble;
+
+/// Opens a shell in a machine.
+pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
+    let guest = Guest {
+        user: args.user.as_deref(),
+        workdir: args.workdir.as_deref(),
+        ..Guest::default()
+    };
+    let ended = attach(context, args.machine.as_ref(), args.queue_timeout, &guest);
+    code(context, ended)
+}
+
+/// Runs a command that wants a terminal.
+pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
+    let guest = Guest {
+        user: args.user.as_deref(),
+        workdir: args.workdir.as_deref(),
+        env,
+        command: &args.command,
+    };
+    let ended = attach(context, args.machine.as_ref(), args.job.queue_timeout, &guest);
+    code(context, ended)
+}
+
+/// What is to run in the machine.
+#[derive(Default)]
+struct Guest<'a> {
+    user: Option<&'a str>,
+    workdir: Option<&'a str>,
+    env: BTreeMap<String, String>,
+    /// Empty: a shell.
+    command: &'a [String],
+}
+
+fn attach(
+    context: &mut Context,
+    machine: Option<&String>,
+    queue_timeout: Option<Duration>,
+    guest: &Guest<'_>,
+) -> Result<ExitCode, Trouble> {
+    let place = Place {
+        operation: LeaseOperation::Shell,
+        verb: "shell",
+        machine: machine_or_default(context, machine)?,
+        terminal: Terminal::Its,
+    };
+    let wishes = wishes(context, queue_timeout);
+    lease::carry_out(context, place, &wishes, |machine| words(guest, machine))
+}
+
+/// As with `run`, the small codes belong to what runs there.
+fn code(context: &mut Context, ended: Result<ExitCode, Trouble>) -> ExitCode {
+    ended.unwrap_or_else(|trouble| {
+        trouble.tell(&mut context.console);
+        ExitCode::from(trouble.exit_of_run())
+    })
+}
+
+/// Returns what the real tool is told.
+fn words(guest: &Guest<'_>, machine: &str) -> Vec<OsString> {
+    let mut words = vec!["run".to_owned(), "-m".into(), machine.into()];
+    for (flag, value) in [("-u", guest.user), ("-w", guest.workdir)] {
+        if let Some(value) = value {
+            words.extend([flag.into(), value.into()]);
+        }
+    }
+    if !guest.env.is_empty() {
+        words.push("env".into());
+        words.extend(guest.env.iter().map(|(key, value)| format!("{key}={value}")));
+    }
+    words.extend(guest.command.iter().cloned());
+    words.into_iter().map(OsString::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_real_tool_is_told_what_was_typed() {
+        let check = |guest: &Guest<'_>, expected: &str| {
+            assert_eq!(words(guest, "web").join(" ".as_ref()), expected);
+        };
+        check(&Guest::default(), "run -m web");
+        let command = ["top", "-d", "1"].map(String::from);
+        let guest = Guest {
+            user: Some("root"),
+            workdir: Some("/srv"),
+            env: BTreeMap::from([("A".into(), "1".into())]),
+            command: &command,
+        };
+        check(&guest, "run -m web -u root -w /srv env A=1 top -d 1");
+    }
+}
