@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Generation, Topic};
 use crate::clock::Moment;
@@ -27,6 +28,9 @@ pub struct Client {
     pub id: ClientId,
     /// The connection whose end cancels what is attached to it.
     pub connection: u64,
+    /// Cancelled when that connection is gone, before the dispatcher is told so: what it hands in after that is refused, however
+    /// late it comes.
+    pub gone: CancellationToken,
     /// Name given by the client itself.
     pub name: Arc<str>,
     /// Its process, where the system tells.
@@ -234,6 +238,9 @@ pub enum Rejection {
     /// It cannot be written down, and was asked to survive a restart.
     #[error("the job could not be written to the journal: {0}")]
     Journal(Arc<str>),
+    /// Its client hung up before it was accepted.
+    #[error("the client is gone")]
+    ClientGone,
     /// The daemon is going away.
     #[error("orbd is stopping")]
     Stopping,

@@ -273,6 +273,7 @@ fn client(number: u64) -> Client {
     Client {
         id: ClientId(number),
         connection: number,
+        gone: CancellationToken::new(),
         name: "test".into(),
         pid: None,
         uid: 0,
@@ -419,6 +420,25 @@ async fn what_cannot_be_started_or_panics_fails_and_frees_its_lane() {
         })
     ));
     let job = world.change(restart("a")).await;
+    world.call("restart").await.exit(0);
+    assert_eq!(outcome(&job).await, CHANGED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_in_after_its_connection_is_gone_is_refused_unless_it_is_detached() {
+    let mut world = World::new();
+    let late = submission(restart("a"));
+    // In this order the accept loop does it, while a handler still looks up a name.
+    late.client.gone.cancel();
+    world.dispatcher.connection_gone(late.client.connection).await;
+    let refused = world.dispatcher.submit(late.clone()).await;
+    assert!(matches!(refused, Err(Rejection::ClientGone)));
+    world.no_call().await;
+    let detached = Submission {
+        detached: true,
+        ..late
+    };
+    let job = world.submit(detached).await;
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&job).await, CHANGED);
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::job::{ClientId, JobId, Priority};
@@ -200,6 +201,7 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
         // Nobody of this life has this id, so it takes nobody's turn.
         id: ClientId(u64::MAX),
         connection: u64::MAX,
+        gone: CancellationToken::new(),
         name: client.into(),
         pid: None,
         uid: rustix::process::getuid().as_raw(),

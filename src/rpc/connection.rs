@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::job::ClientId;
 
 /// Identifies a connection for the life of the daemon.
@@ -14,6 +16,7 @@ pub struct Connection {
     id: ConnectionId,
     pid: Option<u32>,
     uid: u32,
+    gone: CancellationToken,
     /// Set by `daemon.hello`. A plain lock, held for a clone and never across an await.
     name: Mutex<Arc<str>>,
 }
@@ -25,6 +28,7 @@ impl Connection {
             id,
             pid,
             uid,
+            gone: CancellationToken::new(),
             name: Mutex::new("unnamed".into()),
         }
     }
@@ -42,6 +46,11 @@ impl Connection {
     /// Returns the peer's user.
     pub fn uid(&self) -> u32 {
         self.uid
+    }
+
+    /// Returns what is cancelled when it is gone. Handlers may outlive it.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
     }
 
     /// Returns the name given by `daemon.hello`.

@@ -499,6 +499,11 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             data.retry_after_ms = Some(retry_after_ms);
             ErrorKind::OrbctlSick.with(text, data)
         }
+        Rejection::ClientGone => {
+            let mut data = ErrorKind::JobCancelled.data();
+            data.phase = Some("queued".into());
+            ErrorKind::JobCancelled.with(rejection.to_string(), data)
+        }
         Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
         Rejection::Journal(_) => internal(&rejection.to_string()),
     }

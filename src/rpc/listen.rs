@@ -123,7 +123,9 @@ impl Host {
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         let connection = Arc::new(Connection::new(id, pid, peer.uid()));
-        self.serve(stream, connection, place).await;
+        self.serve(stream, connection.clone(), place).await;
+        // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
+        connection.gone().cancel();
         self.server.dispatcher.connection_gone(id.0).await;
     }
 

@@ -77,6 +77,7 @@ impl Caller {
         Ok(Client {
             id: connection.client(),
             connection: connection.id().0,
+            gone: connection.gone().clone(),
             name: connection.name(),
             pid: connection.pid(),
             uid: connection.uid(),

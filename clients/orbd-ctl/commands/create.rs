@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn with_user_data_the_real_tool_is_told_what_was_typed() {
-        let line = "orbd-ctl create -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
+        let line =
+            "orbd-ctl create -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         let Command::Create(args) = cli.command else {
             panic!("{line}")

@@ -21,6 +21,11 @@ use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_dura
 
 impl<O: Orbctl> State<O> {
     pub(super) fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Job, Rejection>>) {
+        if submission.client.gone.is_cancelled() && !submission.detached {
+            // Its connection's end has been handled: nobody would ever cancel this.
+            let _ = reply.send(Err(Rejection::ClientGone));
+            return;
+        }
         let queue_timeout = submission.queue_timeout.unwrap_or(self.settings.queue_timeout);
         let id = self.journal.next_id();
         let class = submission.operation.class();

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::Topic;
 use crate::clock::Moment;
@@ -299,5 +300,6 @@ fn ourselves() -> Client {
         name: "orbd".into(),
         pid: Some(std::process::id()),
         uid: rustix::process::getuid().as_raw(),
+        gone: CancellationToken::new(),
     }
 }
