@@ -254,7 +254,12 @@ impl<O: Orbctl> Work<O> {
 
     /// Checks that an id still means the machine whose lane the job holds.
     async fn check_id(&self) -> Result<(), Finished> {
-        let (Some(id), Some(name)) = (&self.spec.expected_id, self.spec.operation.machine()) else {
+        // A copy is listed under its own name; what was named is its source.
+        let named = match &self.spec.operation {
+            Operation::Clone { source, .. } => Some(source),
+            other => other.machine(),
+        };
+        let (Some(id), Some(name)) = (&self.spec.expected_id, named) else {
             return Ok(());
         };
         match self.look(Query::List, &self.stop).await {

@@ -837,6 +837,21 @@ async fn an_id_that_means_another_machine_by_now_is_refused() {
         Outcome::Failed(Failure::MachineNotFound(_))
     ));
     world.no_call().await;
+    let clone = Operation::Clone {
+        source: name("a"),
+        copy: name("c"),
+    };
+    let job = world
+        .submit(Submission {
+            operation: clone,
+            ..by_id("01M4HXHNTVZXRXR1F5PV7GC8R0")
+        })
+        .await;
+    // It came as far as asking for the version, at which this orbctl panics.
+    assert!(matches!(
+        outcome(&job).await,
+        Outcome::Failed(Failure::Internal(_))
+    ));
 }
 
 #[tokio::test(start_paused = true)]
