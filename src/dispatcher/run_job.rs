@@ -182,7 +182,7 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
     for child in children {
         tokio::select! {
             () = sys::gone(child) => {}
-            () = work.stop.cancelled() => end_process(child, work.limits.grace).await,
+            () = work.stop.cancelled() => end_orphan(child, work.limits.grace).await,
         }
     }
     Finished::new(match work.spec.operation.effect() {
@@ -512,6 +512,15 @@ pub(super) async fn end_process(identity: ChildIdentity, grace: Duration) {
     sys::terminate(identity);
     if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
         sys::kill(identity);
+        sys::gone(identity).await;
+    }
+}
+
+/// Ends what a child of an earlier life of ours started with it, too.
+async fn end_orphan(identity: ChildIdentity, grace: Duration) {
+    sys::terminate_group(identity);
+    if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
+        sys::kill_group(identity);
         sys::gone(identity).await;
     }
 }

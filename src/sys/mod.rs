@@ -106,16 +106,38 @@ pub fn kill(identity: ChildIdentity) {
     send(identity, rustix::process::Signal::KILL);
 }
 
+/// Asks a process that is not our child, and what it leads, to end. One that leads no group is asked alone: its group is somebody
+/// else's.
+pub fn terminate_group(identity: ChildIdentity) {
+    send_to_group(identity, rustix::process::Signal::TERM);
+}
+
+/// Ends a process that is not our child, and what it leads.
+pub fn kill_group(identity: ChildIdentity) {
+    send_to_group(identity, rustix::process::Signal::KILL);
+}
+
 fn send(identity: ChildIdentity, signal: rustix::process::Signal) {
-    let pid = i32::try_from(identity.pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid
-        && is_alive(&identity)
-    {
+    if let Some(pid) = alive_pid(&identity) {
         // It may be gone by now, which is what is wanted.
         let _ = rustix::process::kill_process(pid, signal);
     }
+}
+
+fn send_to_group(identity: ChildIdentity, signal: rustix::process::Signal) {
+    let Some(pid) = alive_pid(&identity) else { return };
+    // While its leader lives, the group's id is nobody else's.
+    let leads = rustix::process::getpgid(Some(pid)) == Ok(pid);
+    let _ = if leads {
+        rustix::process::kill_process_group(pid, signal)
+    } else {
+        rustix::process::kill_process(pid, signal)
+    };
+}
+
+fn alive_pid(identity: &ChildIdentity) -> Option<rustix::process::Pid> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(identity.pid).ok()?)?;
+    is_alive(identity).then_some(pid)
 }
 
 /// Returns the processes of this user, other than ourselves, that carry exactly this marker in [`MARKER`]: a child of an earlier
@@ -266,6 +288,39 @@ mod tests {
         assert!(!is_alive(&identity));
         child.wait().await.expect("reaped");
         gone(identity).await;
+    }
+
+    #[tokio::test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a stranger for the tests, not an orbctl"
+    )]
+    async fn what_leads_a_group_is_ended_with_it_and_what_does_not_alone() {
+        use tokio::io::{AsyncBufReadExt, BufReader};
+        for leads in [true, false] {
+            let mut command = tokio::process::Command::new("/bin/sh");
+            command
+                .args(["-c", "sleep 600 & echo $!; wait"])
+                .stdout(Stdio::piped());
+            if leads {
+                command.process_group(0);
+            }
+            let mut parent = command.kill_on_drop(true).spawn().expect("a shell");
+            let mut line = String::new();
+            let stdout = parent.stdout.take().expect("piped");
+            BufReader::new(stdout).read_line(&mut line).await.expect("a pid");
+            let pid = line.trim().parse().expect("a pid");
+            let started = process_identity(pid).expect("it runs");
+            let grandchild = ChildIdentity { pid, started };
+            terminate_group(identity_of(&parent));
+            parent.wait().await.expect("ours");
+            if leads {
+                gone(grandchild).await;
+            } else {
+                assert!(is_alive(&grandchild));
+                kill(grandchild);
+            }
+        }
     }
 
     #[tokio::test]
