@@ -249,8 +249,15 @@ fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
     let elsewhere = caller.run_detached("b", &["cat", &elsewhere_gate]);
     let told = caller.ok::<MachineStop>(json!({"machine": "a", "force": true}));
     assert_eq!(told.changed, Some(true));
-    assert_eq!(outcome_of(&caller.end_of(hanging)).0, "cancelled");
-    assert_eq!(outcome_of(&caller.end_of(waiting)).0, "cancelled");
+    for lost in [hanging, waiting] {
+        let job = caller.end_of(lost);
+        assert_eq!(outcome_of(&job), ("cancelled", "job_cancelled"));
+        let error = job.outcome.and_then(|outcome| outcome.error).expect("an error");
+        // Whoever loses to force is told whose.
+        let holder = error.data.and_then(|data| data.holder).expect("a holder");
+        assert_eq!(holder.job_id, Some(told.job_id));
+        assert!(error.message.contains("by force of job"), "{}", error.message);
+    }
     assert_eq!(caller.job(elsewhere).state, JobStateWord::Running);
     assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
     world.open_gate("gate");

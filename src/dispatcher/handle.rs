@@ -121,7 +121,7 @@ pub enum JobState {
         at: Moment,
         /// How.
         outcome: Outcome,
-        /// What it waited for at its end, if it never started.
+        /// What it waited for at its end, if it never started, or the forced change that it lost to.
         holder: Option<WaitingFor>,
     },
 }

@@ -30,7 +30,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob, Scheduler};
 use crate::spool;
 
-use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request, Target};
+use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request, Target, WaitingFor};
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{Parts, Settings};
@@ -70,6 +70,8 @@ struct Entry {
     touches: Option<Scope>,
     /// How many callers share it beside the first.
     joined: u32,
+    /// The forced change that ended it, if one did.
+    preempted_by: Option<WaitingFor>,
 }
 
 impl Entry {

@@ -556,10 +556,15 @@ pub(super) fn outcome_error(
         Outcome::Cancelled(phase) => {
             let mut data = start(ErrorKind::JobCancelled);
             data.phase = Some(phase_word(phase));
-            let text = match phase {
+            let mut text = match phase {
                 Phase::Queued => format!("job {id} ({what}) was cancelled before it started"),
                 Phase::Running => format!("job {id} ({what}) was cancelled while it ran"),
             };
+            if let Some(force) = holder_seen {
+                let holder = holder(force);
+                text = format!("{text}, by force of {}", holder.description);
+                data.holder = Some(holder);
+            }
             ErrorKind::JobCancelled.with(text, data)
         }
         Outcome::Expired(phase) => {

@@ -638,7 +638,7 @@ pub struct ErrorData {
     /// When a retry makes sense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// What the job waited for when it gave up.
+    /// What the job waited for when it gave up, or the forced change that cancelled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
     /// What was seen after a change was cut short.

@@ -175,15 +175,19 @@ impl<O: Orbctl> State<O> {
             release: None,
             touches: None,
             joined: 0,
+            preempted_by: None,
         }
     }
 
     fn preempt(&mut self, admission: Admission, by: JobId) {
+        // Whoever loses to force is told whose.
+        let force = self.jobs.get(&by).map(Self::in_the_way);
         for id in admission.cancelled {
-            self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), None);
+            self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), force.clone());
         }
         for id in admission.stop {
-            if let Some(entry) = self.jobs.get(&id) {
+            if let Some(entry) = self.jobs.get_mut(&id) {
+                entry.preempted_by.clone_from(&force);
                 tracing::info!(job_id = id.0, by = by.0, "preempted");
                 entry.stop.cancel();
                 entry.abandon.cancel();

@@ -28,6 +28,7 @@ impl<O: Orbctl> State<O> {
         entry.input = None;
         // Before anybody is answered: whoever reads after that answer reads what is true after the change.
         let touches = entry.touches.take();
+        let preempted_by = entry.preempted_by.take();
         let since = match *entry.state.borrow() {
             JobState::Running { since } => Some(since),
             JobState::Waiting | JobState::Ended { .. } => None,
@@ -49,7 +50,7 @@ impl<O: Orbctl> State<O> {
             self.metrics.count(Counter::ChangesSkipped);
             self.metrics.count(Counter::SpawnsSaved);
         }
-        self.conclude(id, since, now, &finished, None);
+        self.conclude(id, since, now, &finished, preempted_by);
     }
 
     /// A job that never started is over; the scheduler has forgotten it.

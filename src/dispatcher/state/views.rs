@@ -38,13 +38,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn waiting_for(&self, blocker: &Blocker) -> Option<WaitingFor> {
         match blocker {
-            Blocker::Job { id, .. } => self.jobs.get(id).map(|entry| WaitingFor::Job {
-                id: *id,
-                verb: entry.spec.operation.verb(),
-                machine: entry.spec.operation.machine().cloned(),
-                client: entry.spec.client.name.clone(),
-                age: Moment::now().age_of(&entry.spec.accepted),
-            }),
+            Blocker::Job { id, .. } => self.jobs.get(id).map(Self::in_the_way),
             Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
             Blocker::Paused(_) => Some(WaitingFor::Paused),
             Blocker::Held => {
@@ -52,6 +46,17 @@ impl<O: Orbctl> State<O> {
                 Some(WaitingFor::Sick(sickness.illness.clone()))
             }
             Blocker::NotWaiting => None,
+        }
+    }
+
+    /// Describes a job to those for whom it is in the way.
+    pub(super) fn in_the_way(entry: &Entry) -> WaitingFor {
+        WaitingFor::Job {
+            id: entry.spec.id,
+            verb: entry.spec.operation.verb(),
+            machine: entry.spec.operation.machine().cloned(),
+            client: entry.spec.client.name.clone(),
+            age: Moment::now().age_of(&entry.spec.accepted),
         }
     }
 
