@@ -439,9 +439,24 @@ fn outcome_out(
     written
 }
 
+/// Where a job is, as every answer of its caller's tells it: waiting is told once it is over.
+struct Progress {
+    state: types::JobStateWord,
+    wait_us: Option<u64>,
+    run_us: Option<u64>,
+}
+
+fn progress(accepted: &Moment, state: &JobState) -> Progress {
+    let (wait, run) = durations(accepted, state, &Moment::now());
+    Progress {
+        state: state_word(state),
+        wait_us: (!matches!(state, JobState::Waiting)).then(|| us(wait)),
+        run_us: run.map(us),
+    }
+}
+
 /// Answers a change: when it ended, or where it is.
 pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::ChangeAnswer {
-    let (wait, run) = durations(accepted, state, &Moment::now());
     let changed = match state {
         JobState::Ended {
             outcome: Outcome::Succeeded(Success::Change { changed }),
@@ -449,19 +464,22 @@ pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> t
         } => Some(*changed),
         _ => None,
     };
-    let started = !matches!(state, JobState::Waiting);
+    let Progress {
+        state,
+        wait_us,
+        run_us,
+    } = progress(accepted, state);
     types::ChangeAnswer {
         job_id: id.0,
-        state: state_word(state),
+        state,
         changed,
-        wait_us: started.then(|| us(wait)),
-        run_us: run.map(us),
+        wait_us,
+        run_us,
     }
 }
 
 /// Answers a command: when it ended, or where it is; its output is filled in by the caller.
 pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::RunAnswer {
-    let (wait, run) = durations(accepted, state, &Moment::now());
     let exit_code = match state {
         JobState::Ended {
             outcome: Outcome::Succeeded(Success::Exec { exit_code }),
@@ -469,16 +487,20 @@ pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> type
         } => Some(*exit_code),
         _ => None,
     };
-    let started = !matches!(state, JobState::Waiting);
+    let Progress {
+        state,
+        wait_us,
+        run_us,
+    } = progress(accepted, state);
     types::RunAnswer {
         job_id: id.0,
-        state: state_word(state),
+        state,
         exit_code,
         output: Vec::new(),
         next_offset: 0,
         output_bytes: 0,
-        wait_us: started.then(|| us(wait)),
-        run_us: run.map(us),
+        wait_us,
+        run_us,
     }
 }
 
