@@ -50,6 +50,27 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
     Ok(code)
 }
 
+/// Carries out a change of each machine that was named.
+pub(super) fn each<M: Method<Answer = ChangeAnswer>>(
+    context: &mut Context,
+    change: &Change,
+    machines: &[String],
+    request: impl Fn(String) -> M::Params,
+) -> Result<ExitCode, Trouble> {
+    let requests: Vec<_> = machines.iter().cloned().map(request).collect();
+    carry_out::<M>(context, change, machines, &requests)
+}
+
+/// Carries out one change of something that is no machine.
+pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
+    context: &mut Context,
+    change: &Change,
+    subject: &str,
+    request: M::Params,
+) -> Result<ExitCode, Trouble> {
+    carry_out::<M>(context, change, &[subject.to_owned()], &[request])
+}
+
 /// Says what became of one change. A detached job is its id alone, for scripts.
 fn told(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
     if answer.state != JobStateWord::Ended {

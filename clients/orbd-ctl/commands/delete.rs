@@ -24,20 +24,9 @@ pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, T
         done: "deleted",
         held: "is not there",
     };
-    let requests: Vec<_> = args
-        .machines
-        .iter()
-        .map(|machine| {
-            request!(
-                &wishes,
-                MachineForceParams {
-                    machine: machine.clone(),
-                    force
-                }
-            )
-        })
-        .collect();
-    change::carry_out::<MachineDelete>(context, &change, &args.machines, &requests)
+    change::each::<MachineDelete>(context, &change, &args.machines, |machine| {
+        request!(&wishes, MachineForceParams { machine, force })
+    })
 }
 
 fn is_meant(console: &mut Console, machines: &[String]) -> Result<bool, Trouble> {

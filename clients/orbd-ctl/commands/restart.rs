@@ -17,17 +17,7 @@ pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, T
         done: "restarted",
         held: "is running already",
     };
-    let requests: Vec<_> = args
-        .machines
-        .iter()
-        .map(|machine| {
-            request!(
-                &wishes,
-                MachineParams {
-                    machine: machine.clone()
-                }
-            )
-        })
-        .collect();
-    change::carry_out::<MachineRestart>(context, &change, &args.machines, &requests)
+    change::each::<MachineRestart>(context, &change, &args.machines, |machine| {
+        request!(&wishes, MachineParams { machine })
+    })
 }

@@ -19,35 +19,15 @@ pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Tro
     };
     if args.all {
         let params = request!(&wishes, ChangeParams {});
-        return change::carry_out::<MachineStartAll>(
-            context,
-            &change("start_all"),
-            &["every machine".into()],
-            &[params],
-        );
+        return change::whole::<MachineStartAll>(context, &change("start_all"), "every machine", params);
     }
     if args.machines.is_empty() {
         let params = request!(&wishes, ForceParams { force: args.force });
-        return change::carry_out::<OrbstackStart>(
-            context,
-            &change("start_orbstack"),
-            &["OrbStack".into()],
-            &[params],
-        );
+        return change::whole::<OrbstackStart>(context, &change("start_orbstack"), "OrbStack", params);
     }
-    let requests: Vec<_> = args
-        .machines
-        .iter()
-        .map(|machine| {
-            request!(
-                &wishes,
-                MachineParams {
-                    machine: machine.clone()
-                }
-            )
-        })
-        .collect();
-    change::carry_out::<MachineStart>(context, &change("start"), &args.machines, &requests)
+    change::each::<MachineStart>(context, &change("start"), &args.machines, |machine| {
+        request!(&wishes, MachineParams { machine })
+    })
 }
 
 #[cfg(test)]

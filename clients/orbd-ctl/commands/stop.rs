@@ -20,34 +20,13 @@ pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, Troub
     };
     if args.all {
         let params = request!(&wishes, ForceParams { force });
-        return change::carry_out::<MachineStopAll>(
-            context,
-            &change("stop_all"),
-            &["every machine".into()],
-            &[params],
-        );
+        return change::whole::<MachineStopAll>(context, &change("stop_all"), "every machine", params);
     }
     if args.orbstack {
         let params = request!(&wishes, ForceParams { force });
-        return change::carry_out::<OrbstackStop>(
-            context,
-            &change("stop_orbstack"),
-            &["OrbStack".into()],
-            &[params],
-        );
+        return change::whole::<OrbstackStop>(context, &change("stop_orbstack"), "OrbStack", params);
     }
-    let requests: Vec<_> = args
-        .machines
-        .iter()
-        .map(|machine| {
-            request!(
-                &wishes,
-                MachineForceParams {
-                    machine: machine.clone(),
-                    force
-                }
-            )
-        })
-        .collect();
-    change::carry_out::<MachineStop>(context, &change("stop"), &args.machines, &requests)
+    change::each::<MachineStop>(context, &change("stop"), &args.machines, |machine| {
+        request!(&wishes, MachineForceParams { machine, force })
+    })
 }
