@@ -9,7 +9,8 @@
 //! A [`Writer`] puts bytes in, a [`Spool`] is the handle to what is kept, a [`Reader`] follows. A small job never leaves memory.
 //! Beyond [`MEMORY`] bytes a blocking thread moves what is new into the current segment, a file that has no name any more, and goes
 //! when there is nothing left to move; what is recent stays in memory while somebody follows, so a reader that keeps up never
-//! touches a file. All file work is done on blocking threads: a full page cache must not stop the daemon's other answers.
+//! touches a file, and while it does so the thread moves much at a time. All file work is done on blocking threads: a full page
+//! cache must not stop the daemon's other answers.
 //!
 //! **Bounds.** A spool keeps at most its `max`, all spools of one [`Budget`] keep at most the budget's. At a bound the oldest segment
 //! goes, as soon as every reader that [holds](Spool::follow) has passed it; until then the writer, and so the child, waits. Readers who
@@ -44,6 +45,10 @@ pub const MAX_MIN: u64 = 4 * SEGMENT_MIN;
 
 /// What may wait for the disk before the writer does.
 const UNFLUSHED_MAX: u64 = 1024 * 1024;
+
+/// What may be in no file while somebody follows a running job: moving each few bytes on their own would cost more than the
+/// memory, which followers have in any case.
+const UNFLUSHED_FOLLOWED: u64 = UNFLUSHED_MAX / 2;
 
 /// What is kept in memory for readers that keep up, counting what waits for the disk.
 const RECENT_MAX: u64 = 2 * 1024 * 1024;
@@ -372,7 +377,7 @@ impl State {
             self.kept -= segment.size;
             discard(self.segments.pop_front());
             while self.recent.front().is_some_and(|chunk| chunk.end() <= self.first) {
-                self.forget_recent();
+                drop(self.forget_recent());
             }
             true
         } else {
@@ -386,19 +391,21 @@ impl State {
             self.flushed = self.first;
             self.kept -= chunk.cost();
             self.unflushed_cost -= chunk.cost();
-            self.forget_recent();
+            drop(self.forget_recent());
             true
         }
     }
 
-    fn forget_recent(&mut self) {
-        if let Some(chunk) = self.recent.pop_front() {
-            self.recent_cost -= chunk.cost();
-        }
+    fn forget_recent(&mut self) -> Option<Chunk> {
+        let chunk = self.recent.pop_front()?;
+        self.recent_cost -= chunk.cost();
+        Some(chunk)
     }
 
-    /// Forgets recent chunks that are in a segment and that no reader is about to want.
-    fn trim(&mut self) {
+    /// Forgets recent chunks that are in a segment and that no reader is about to want. Returns them, to be freed without the lock:
+    /// giving large ones back to the system takes longer than all else that is done with it.
+    fn trim(&mut self) -> Vec<Chunk> {
+        let mut forgotten = Vec::new();
         let wanted = self
             .readers
             .iter()
@@ -411,11 +418,12 @@ impl State {
             if !is_kept_elsewhere || is_wanted {
                 break;
             }
-            self.forget_recent();
+            forgotten.extend(self.forget_recent());
         }
         if self.recent.is_empty() {
             self.recent = VecDeque::new();
         }
+        forgotten
     }
 }
 
@@ -428,18 +436,32 @@ enum Accepted {
 
 impl Shared {
     /// Returns what may be in no file before one is used.
-    fn backlog_max(&self, state: &State) -> u64 {
+    fn backlog_max(state: &State) -> u64 {
+        if !state.is_ended && state.held_from().is_some() {
+            UNFLUSHED_FOLLOWED
+        } else {
+            MEMORY
+        }
+    }
+
+    /// Returns what is left in no file once one is used.
+    fn backlog_left(&self, state: &State) -> u64 {
         match self.keep {
-            Keep::Unread if state.held_from().is_some() => UNFLUSHED_MAX / 2,
-            Keep::All | Keep::Unread => MEMORY,
+            // The followers may take it yet.
+            Keep::Unread => Self::backlog_max(state),
+            Keep::All => MEMORY,
         }
     }
 
     fn start_flushing(self: &Arc<Self>, state: &mut State) {
-        if !state.is_flushing && state.unflushed_cost > self.backlog_max(state) {
+        if state.is_flushing || state.failed.is_some() || state.unflushed_cost <= Self::backlog_max(state) {
+            return;
+        }
+        // Without a runtime everything ends, and nobody comes back for it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             state.is_flushing = true;
             let shared = Arc::clone(self);
-            tokio::task::spawn_blocking(move || shared.flush());
+            runtime.spawn_blocking(move || shared.flush());
         }
     }
 
@@ -507,7 +529,7 @@ impl Shared {
     fn flush(&self) {
         loop {
             let mut state = lock(&self.state);
-            if state.unflushed_cost <= self.backlog_max(&state) {
+            if state.unflushed_cost <= self.backlog_left(&state) {
                 state.is_flushing = false;
                 drop(state);
                 self.room.notify_waiters();
@@ -551,10 +573,12 @@ impl Shared {
                         });
                     }
                     state.add_to_segment(&batch);
-                    state.trim();
+                    let forgotten = state.trim();
                     self.settle(&mut state);
                     drop(state);
                     self.room.notify_waiters();
+                    // What was written is freed with it, unless a reader has it.
+                    drop((forgotten, batch));
                 }
                 Err(error) => {
                     state.failed = Some(Arc::new(error));
@@ -673,9 +697,11 @@ impl Drop for Writer {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.is_ended = true;
-        state.trim();
+        self.shared.start_flushing(&mut state);
+        let forgotten = state.trim();
         let has_files = !state.segments.is_empty() || state.is_flushing;
         drop(state);
+        drop(forgotten);
         if has_files {
             let mut ended = lock(&self.shared.budget.0.ended);
             ended.retain(|spool| spool.strong_count() > 0);
@@ -869,9 +895,11 @@ impl Reader {
     }
 
     fn look(&mut self, max: usize) -> Found {
+        // Freed after the lock is.
+        let _forgotten;
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
-        self.pass(state);
+        _forgotten = self.pass(state);
         if self.position < state.first {
             let gap = Batch::Gap {
                 from: self.position,
@@ -926,7 +954,8 @@ impl Reader {
     }
 
     /// Tells the spool how far this reader is.
-    fn pass(&self, state: &mut State) {
+    fn pass(&self, state: &mut State) -> Vec<Chunk> {
+        let mut forgotten = Vec::new();
         if let Some(place) = state.readers.iter_mut().find(|place| place.id == self.id)
             && place.passed != self.position
         {
@@ -935,9 +964,10 @@ impl Reader {
                 state.drop_read();
                 self.shared.settle(state);
             }
-            state.trim();
+            forgotten = state.trim();
             self.shared.room.notify_waiters();
         }
+        forgotten
     }
 }
 
@@ -945,8 +975,11 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.readers.retain(|place| place.id != self.id);
-        state.trim();
+        // With nobody who follows, less may stay in memory.
+        self.shared.start_flushing(&mut state);
+        let forgotten = state.trim();
         drop(state);
+        drop(forgotten);
         self.shared.room.notify_waiters();
     }
 }
@@ -1276,10 +1309,36 @@ mod tests {
             let Found::Ready(Batch::Chunks(chunks)) = found else {
                 panic!("not in memory in round {round}");
             };
-            assert_eq!(chunks[0].bytes, pattern(round * 50_000, 50_000));
+            // In more than one piece where the writer had to wait for the disk.
+            let bytes = chunks.iter().map(|chunk| &chunk.bytes[..]).collect::<Vec<_>>();
+            assert_eq!(bytes.concat(), pattern(round * 50_000, 50_000));
         }
         assert!(lock(&fixture.spool.shared.state).recent_cost <= RECENT_MAX);
         fixture.end();
+    }
+
+    #[tokio::test]
+    async fn what_a_follower_kept_in_memory_goes_to_a_file_when_it_leaves_or_the_job_ends() {
+        for leaves in [true, false] {
+            let mut fixture = fixture(1 << 30, 1 << 30);
+            let mut follower = fixture.spool.follow(0);
+            let all = pattern(0, 400_000);
+            for piece in all.chunks(50_000) {
+                fixture.write(Stream::Stdout, piece.to_vec()).await;
+                follower.next(1 << 20).await.expect("readable");
+            }
+            assert!(lock(&fixture.spool.shared.state).segments.is_empty());
+            if leaves {
+                drop(follower);
+            } else {
+                fixture.end();
+            }
+            fixture.flushed().await;
+            assert!(lock(&fixture.spool.shared.state).recent_cost <= MEMORY + 50_100);
+            assert!(lock(&fixture.spool.shared.state).unflushed_cost <= MEMORY);
+            fixture.end();
+            assert!(read_all(fixture.spool.reader(0), 1 << 20).await.0 == all);
+        }
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
@@ -53,6 +54,13 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// More than any pipe holds: who has read this much since the child was gone has read all that the child wrote.
 const PIPE_MAX: u64 = 2 * 1024 * 1024;
+
+/// What the pipe of a child that fills it is made to hold, where the system lets one choose: the child then writes on while we are
+/// at its last bytes, and fewer turns of both move as much.
+const PIPE_WIDE: usize = 1024 * 1024;
+
+/// So much at once is what a usual pipe holds.
+const PIPE_FULL: usize = 64 * 1024;
 
 /// Read buffers start small, since most commands say little, and grow while they are filled; a large one takes several reads.
 const READ_MIN: usize = 8 * 1024;
@@ -479,7 +487,7 @@ impl DrainLimit {
 
 /// Reads one stream to its end.
 async fn drain(
-    mut pipe: impl AsyncRead + Unpin,
+    mut pipe: impl AsyncRead + AsFd + Unpin,
     stream: Stream,
     sink: &Sink,
     kept: &mut Kept,
@@ -487,6 +495,7 @@ async fn drain(
 ) {
     let mut buffer = BytesMut::new();
     let mut size = READ_MIN;
+    let mut is_wide = false;
     loop {
         if buffer.capacity() - buffer.len() < READ_MIN {
             buffer.reserve(size);
@@ -499,6 +508,10 @@ async fn drain(
         };
         if read == room {
             size = (size * 4).min(READ_MAX);
+        }
+        if read >= PIPE_FULL && !is_wide {
+            is_wide = true;
+            sys::widen_pipe(&pipe, PIPE_WIDE);
         }
         progress.read.fetch_add(read as u64, Ordering::Relaxed);
         let bytes = if read <= COPY_MAX {

@@ -2,11 +2,17 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags};
 
 use super::{ChildIdentity, Seen, StartTime, marker_of};
+
+pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
+    // A user's pipes together are bounded too, and beyond that it is refused.
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
+}
 
 /// What we want of `/proc/PID/stat`.
 struct Stat {

@@ -8,7 +8,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -78,6 +78,11 @@ pub fn process_owner(pid: u32) -> Option<u32> {
 /// Says whether this very process still runs. A zombie does not.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
     platform::look(identity.pid).is_some_and(|seen| seen.started == identity.started && !seen.is_zombie)
+}
+
+/// Makes a pipe hold more where the system can and lets us; else it stays as it is.
+pub fn widen_pipe(pipe: impl AsFd, bytes: usize) {
+    platform::widen_pipe(pipe.as_fd(), bytes);
 }
 
 /// Waits until a process is gone, whoever its parent is. Its exit status stays its parent's.
