@@ -129,6 +129,8 @@ pub struct ExecRequest {
     pub env: Vec<(EnvName, String)>,
     /// What the command reads.
     pub stdin: Stdin,
+    /// What is kept of what it writes.
+    pub output: OutputKept,
 }
 
 /// Why a command cannot be run.
@@ -161,6 +163,7 @@ impl ExecRequest {
             workdir: None,
             env: Vec::new(),
             stdin: Stdin::Empty,
+            output: OutputKept::All,
         })
     }
 
@@ -179,6 +182,7 @@ impl ExecRequest {
             workdir: None,
             env: Vec::new(),
             stdin,
+            output: self.output,
         }
     }
 
@@ -196,6 +200,15 @@ impl fmt::Debug for ExecRequest {
             .field("env", &self.env.len())
             .finish_non_exhaustive()
     }
+}
+
+/// What is kept of a command's output while the bounds are far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputKept {
+    /// Everything.
+    All,
+    /// What those who follow have not read, and the last of it; everything while nobody follows.
+    Unread,
 }
 
 /// What a command reads.

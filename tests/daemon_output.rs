@@ -261,6 +261,37 @@ fn a_follower_is_told_what_happens_in_order() {
 }
 
 #[test]
+fn output_that_is_passed_through_reaches_its_follower_whole_and_only_the_last_of_it_is_kept() {
+    let world = World::with_machines(&["a"]);
+    let all = Random::new(13).bytes(8 << 20);
+    fs::write(world.path("out"), &all).expect("a file");
+    let mut caller = world.client();
+    let params = serde_json::from_value(json!({
+        "machine": "a",
+        "command": ["cat", world.path("out")],
+        "pass_through": true,
+    }))
+    .expect("parameters");
+    let mut events = caller.0.subscribe::<MachineRunFollow>(&params).expect("accepted");
+    let mut bytes = Vec::new();
+    let job = loop {
+        match events.next_event().expect("an event") {
+            JobEvent::Output(chunk) => bytes.extend(bytes_of(&chunk)),
+            JobEvent::Gap(gap) => panic!("{gap:?}"),
+            JobEvent::Ended { job } => break job,
+            _ => {}
+        }
+    };
+    assert!(bytes == all);
+    // Whoever comes later is told what is gone, and reads the rest.
+    let answer = caller.ok::<JobOutput>(json!({"job_id": job.id, "offset": 0}));
+    let gap = answer.gap.expect("the beginning is gone");
+    assert_eq!((gap.from, gap.to), (0, answer.next_offset));
+    let rest = caller.output_from(job.id, gap.to, 1 << 20);
+    assert!(stream_of(&rest, Stream::Stdout) == all[usize::try_from(gap.to).expect("small")..]);
+}
+
+#[test]
 fn a_follower_of_a_waiting_command_is_told_what_for() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();

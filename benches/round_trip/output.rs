@@ -18,17 +18,32 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let bytes: usize = scale.pick(1 << 30, 1 << 20);
     let daemon = Daemon::with_stand_in(&["cache_max_age=1h", "jobs_keep_max=1"]);
     daemon.lines().call("machine.list", "{}");
-    let ways: [(&str, &str, Way, Bar); 4] = [
-        ("HTTP body", "binary", as_body, Bar::AtLeast(0.8)),
-        ("JSON lines, binary", "binary", as_lines, Bar::AtLeast(0.4)),
-        ("JSON lines, text", "text", as_lines, Bar::AtLeast(0.4)),
-        ("job.output by pieces, binary", "binary", in_pieces, Bar::None),
+    let ways: [(&str, &str, &str, Way, Bar); 7] = [
+        ("HTTP body", "binary", PASSED, as_body, Bar::AtLeast(0.8)),
+        (
+            "JSON lines, binary",
+            "binary",
+            PASSED,
+            as_lines,
+            Bar::AtLeast(0.4),
+        ),
+        ("JSON lines, text", "text", PASSED, as_lines, Bar::AtLeast(0.4)),
+        ("HTTP body, kept", "binary", KEPT, as_body, Bar::None),
+        ("JSON lines, binary, kept", "binary", KEPT, as_lines, Bar::None),
+        ("JSON lines, text, kept", "text", KEPT, as_lines, Bar::None),
+        (
+            "job.output by pieces, binary",
+            "binary",
+            KEPT,
+            in_pieces,
+            Bar::None,
+        ),
     ];
-    for (name, kind, way, bar) in ways {
+    for (name, kind, kept, way, bar) in ways {
         let (mut base, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..scale.pick(5, 1) {
             let pipe = rate(bytes, || through_pipe(daemon.orbctl(), kind, bytes));
-            let through = rate(bytes, || way(&daemon, kind, bytes));
+            let through = rate(bytes, || way(&daemon, kind, bytes, kept));
             base.push(pipe);
             with.push(through);
             ratios.push(through / pipe);
@@ -51,7 +66,11 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
 }
 
 /// Reads a command's whole output in some way.
-type Way = fn(&Daemon, &str, usize);
+type Way = fn(&Daemon, &str, usize, &str);
+
+/// Parameters of a command whose output stays readable, and of one whose output is only passed through.
+const KEPT: &str = "";
+const PASSED: &str = ",\"pass_through\":true";
 
 fn rate(bytes: usize, copy: impl FnOnce()) -> f64 {
     let began = Instant::now();
@@ -86,14 +105,14 @@ fn params(kind: &str, bytes: usize, more: &str) -> String {
 }
 
 /// Starts it detached; returns its id.
-fn begin(daemon: &Daemon, kind: &str, bytes: usize) -> u64 {
-    let params = params(kind, bytes, ",\"detach\":true");
+fn begin(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) -> u64 {
+    let params = params(kind, bytes, &format!("{kept},\"detach\":true"));
     let job = daemon.lines().call("machine.run", &params);
     job["job_id"].as_u64().expect("a job")
 }
 
-fn as_body(daemon: &Daemon, kind: &str, bytes: usize) {
-    let job = begin(daemon, kind, bytes);
+fn as_body(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) {
+    let job = begin(daemon, kind, bytes, kept);
     let mut stream = daemon.connect();
     write!(
         stream,
@@ -126,9 +145,9 @@ fn as_body(daemon: &Daemon, kind: &str, bytes: usize) {
     assert_eq!(total, bytes);
 }
 
-fn as_lines(daemon: &Daemon, kind: &str, bytes: usize) {
+fn as_lines(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) {
     let mut stream = daemon.connect();
-    let request = request("machine.run_follow", &params(kind, bytes, ""));
+    let request = request("machine.run_follow", &params(kind, bytes, kept));
     stream.write_all(request.as_bytes()).expect("it takes requests");
     let mut reader = BufReader::with_capacity(BUFFER, stream);
     let mut line = Vec::new();
@@ -149,8 +168,8 @@ fn as_lines(daemon: &Daemon, kind: &str, bytes: usize) {
     assert!(carried > bytes);
 }
 
-fn in_pieces(daemon: &Daemon, kind: &str, bytes: usize) {
-    let job = begin(daemon, kind, bytes);
+fn in_pieces(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) {
+    let job = begin(daemon, kind, bytes, kept);
     let mut lines = daemon.lines();
     let mut offset = 0;
     loop {

@@ -16,7 +16,7 @@ use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, SicknessView, WaitingFor};
 use crate::job::{Failure, JobId, Outcome, Phase, Priority, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
-use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, Stdin};
+use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, OutputKept, Stdin};
 use crate::spool;
 
 pub(super) use events::{event, event_gap, event_kind, event_state};
@@ -133,6 +133,9 @@ pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refu
         request.env.push((parse("env", &name)?, value));
     }
     request.stdin = stdin;
+    if params.pass_through {
+        request.output = OutputKept::Unread;
+    }
     Ok(request)
 }
 

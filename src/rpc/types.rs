@@ -375,6 +375,10 @@ job_params! {
         /// Input follows by `job.input`.
         #[serde(default, skip_serializing_if = "is_false")]
         stdin_stream: bool,
+        /// Keep no more than what followers have not read yet and the last 512 KiB: for large output that a client reads as it comes,
+        /// which then costs no file. While nobody follows, everything is kept.
+        #[serde(default, skip_serializing_if = "is_false")]
+        pass_through: bool,
     }
 }
 

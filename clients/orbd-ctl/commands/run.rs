@@ -65,6 +65,7 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
             stdin_text: None,
             stdin_base64: None,
             stdin_stream: input.is_some(),
+            pass_through: false,
         }
     );
     if wishes.detach {

@@ -10,7 +10,7 @@ use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
-use crate::operation::{Operation, Stdin};
+use crate::operation::{Operation, OutputKept, Stdin};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob, Refusal};
 use crate::spool;
@@ -155,7 +155,11 @@ impl<O: Orbctl> State<O> {
     pub(super) fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
         let (mut spool, mut writer, mut input, mut input_end) = (None, None, None, None);
         if let Operation::Exec(_, request) = &spec.operation {
-            let (into, out_of) = spool::spool(&self.settings.spool, &self.spools);
+            let mut settings = self.settings.spool.clone();
+            if request.output == OutputKept::Unread {
+                settings.keep = spool::Keep::Unread;
+            }
+            let (into, out_of) = spool::spool(&settings, &self.spools);
             (writer, spool) = (Some(into), Some(out_of));
             if request.stdin == Stdin::Stream {
                 let (into, out_of) = mpsc::channel(INPUT_MAX);
