@@ -7,10 +7,10 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
 use super::errors::{ErrorKind, invalid};
+use super::notification::BASE64;
 use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, SicknessView, WaitingFor};
@@ -241,6 +241,11 @@ pub(super) fn chunk(chunk: &spool::Chunk) -> types::Chunk {
         Ok(text) => (Some(text.to_owned()), None),
         Err(_) => (None, Some(BASE64.encode(&chunk.bytes))),
     };
+    chunk_with(chunk, text, base64)
+}
+
+/// Writes a chunk of output whose bytes somebody else wrote.
+pub(super) fn chunk_with(chunk: &spool::Chunk, text: Option<String>, base64: Option<String>) -> types::Chunk {
     let stream = match chunk.stream {
         spool::Stream::Stdout => types::Stream::Stdout,
         spool::Stream::Stderr => types::Stream::Stderr,

@@ -1,15 +1,16 @@
 //! Newline-delimited JSON-RPC over one connection.
 //!
 //! One task per connection reads, runs handlers and writes; it calls the same jsonrpsee methods as HTTP and WebSocket do. What
-//! it promises: calls are answered as they end, in any order; a client that does not read is not read from either, so its
-//! requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen even while nothing is read; a
-//! subscription can be ended as soon as its id is known.
+//! it promises: calls are answered as they end, in any order; a client that does not read is not read from either, and what it
+//! has sent waits unhandled, so its requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen
+//! even while nothing is read; a subscription can be ended as soon as its id is known.
 //!
 //! ```text
 //!            +-- complete line --> fast path (cached list) ----+
 //!  socket -> input                                             +-> output -> socket
 //!            +-- complete line --> handler future, in flight --+
-//!            a channel for each subscription, until its end ---+
+//!        for each subscription, until its end: messages ------+
+//!                                      and lines of its outlet +
 //! ```
 
 use std::collections::HashMap;
@@ -28,7 +29,9 @@ use jsonrpsee::types::{Id, Params, SubscriptionId};
 use jsonrpsee::{Extensions, Methods};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::WriteHalf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -51,20 +54,35 @@ pub struct Bounds {
     pub subscriptions_max: u32,
 }
 
-/// Unwritten output at which a connection stops reading and stops taking subscription messages.
-const OUTPUT_HIGH: usize = 256 << 10;
+/// Unwritten output at which a connection stops reading, handling what it has read, and taking subscription messages.
+const OUTPUT_HIGH: usize = 64 << 10;
 /// Room made for each read.
 const READ_SIZE: usize = 16 << 10;
 /// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
 const KEEP_CAPACITY: usize = 128 << 10;
 /// Messages between a handler and the socket, of a subscription that is alone; of several, each has a share, and one at least.
-/// Each may hold a chunk of output.
 const MESSAGES_MAX: usize = 16;
+/// The same of its outlet's lines; each may hold a chunk of output.
+const LINES_MAX: usize = 2;
 
 /// Answers the hottest reads without going through the general dispatch. Must answer what the general dispatch would.
 pub trait FastPath: Send + Sync {
     /// Appends the result's JSON for a method with these parameters, or returns false to leave it to the general dispatch.
     fn answer(&self, method: &str, params: Option<&RawValue>, out: &mut Vec<u8>) -> bool;
+}
+
+/// A subscription's way to its connection for messages that are whole lines already. Its handler finds it in its extensions.
+///
+/// jsonrpsee's own way encodes a message again to put it into its envelope. An answer that a handler gave through jsonrpsee is written
+/// before any line that it sends here later; among lines the order is kept; between lines and later messages there is none.
+#[derive(Debug, Clone)]
+pub struct Outlet(mpsc::Sender<Vec<u8>>);
+
+impl Outlet {
+    /// Sends a line, its end included, waiting for room. False when the connection is gone.
+    pub async fn send(&self, line: Vec<u8>) -> bool {
+        self.0.send(line).await.is_ok()
+    }
 }
 
 /// What every connection shares.
@@ -81,7 +99,7 @@ pub struct Service {
 struct Request<'a> {
     jsonrpc: Option<&'a str>,
     #[serde(borrow, default, deserialize_with = "given")]
-    id: Option<Id<'a>>,
+    id: Option<&'a RawValue>,
     #[serde(borrow)]
     method: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
@@ -89,8 +107,26 @@ struct Request<'a> {
 }
 
 /// Reads an id that is there: also `null` is one, and only its absence asks for no answer.
-fn given<'de: 'a, 'a, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Id<'a>>, D::Error> {
-    Id::deserialize(deserializer).map(Some)
+fn given<'de: 'a, 'a, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Parses an id. Costs more than all else of a request, so the fast path does without.
+fn parsed(id: &RawValue) -> Result<Id<'_>, ErrorObject> {
+    serde_json::from_str(id.get()).map_err(|_| {
+        ErrorKind::InvalidRequest.error("not a JSON-RPC request: an id is a text, a whole number or null")
+    })
+}
+
+/// Says whether an id can be repeated in an answer as it was written.
+fn is_plain(id: &RawValue) -> bool {
+    match id.get().as_bytes() {
+        [b'"', text @ .., b'"'] => !text.contains(&b'\\'),
+        // Any such number fits into 64 bits.
+        digits => digits.len() < 20 && digits.iter().all(u8::is_ascii_digit),
+    }
 }
 
 /// What is known of a request that is not one: enough to answer it.
@@ -114,6 +150,9 @@ pub async fn serve(
             return;
         }
     };
+    let outside = FuturesUnordered::new();
+    outside.push(hung_up(hang_up).boxed());
+    outside.push(stop.cancelled_owned().map(|()| Outside::Stopped).boxed());
     let session = Session {
         subscriptions: BoundedSubscriptions::new(service.bounds.subscriptions_max),
         service,
@@ -123,11 +162,27 @@ pub async fn serve(
         in_flight: FuturesUnordered::new(),
         input: Vec::new(),
         scanned: 0,
+        has_unhandled: false,
         output: Vec::new(),
         written: 0,
         reading: true,
     };
-    session.run(&stream, hang_up, stop).await;
+    session.run(stream, outside).await;
+}
+
+/// What a connection hears of beside its socket's readiness and its own calls. Polled only when one of them happened.
+type Outsides = FuturesUnordered<BoxFuture<'static, Outside>>;
+
+enum Outside {
+    /// The client is gone.
+    HungUp,
+    /// No more requests are taken.
+    Stopped,
+}
+
+async fn hung_up(mut hang_up: sys::HangUp) -> Outside {
+    hang_up.seen().await;
+    Outside::HungUp
 }
 
 struct Session {
@@ -143,6 +198,8 @@ struct Session {
     /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
     input: Vec<u8>,
     scanned: usize,
+    /// Whole lines were left in the input because a bound was reached.
+    has_unhandled: bool,
     /// Bytes to be written; the first `written` of them are.
     output: Vec<u8>,
     written: usize,
@@ -161,8 +218,35 @@ struct Subscribed {
 /// What comes out of a subscription's channel.
 enum Heard {
     Message(Box<RawValue>),
+    /// A message that is a whole line already.
+    Line(Vec<u8>),
     /// Nothing more follows.
     End(SubscriptionId<'static>),
+}
+
+/// The end of a subscription's channel where things come out.
+struct Channel {
+    messages: mpsc::Receiver<Box<RawValue>>,
+    lines: mpsc::Receiver<Vec<u8>>,
+    /// A line that lets messages go first.
+    line: Option<Vec<u8>>,
+}
+
+impl Channel {
+    /// Waits for what comes next; `None` when nothing will.
+    async fn next(&mut self) -> Option<Heard> {
+        if self.line.is_none() {
+            tokio::select! {
+                biased;
+                Some(message) = self.messages.recv() => return Some(Heard::Message(message)),
+                Some(line) = self.lines.recv() => self.line = Some(line),
+                else => return None,
+            }
+        }
+        // The answer that goes before a line may have come since messages were looked for.
+        let earlier = self.messages.try_recv().ok().map(Heard::Message);
+        earlier.or_else(|| self.line.take().map(Heard::Line))
+    }
 }
 
 /// Gives a subscription the id that was made for it.
@@ -176,21 +260,32 @@ impl IdProvider for Given {
 }
 
 impl Session {
-    async fn run(mut self, stream: &UnixStream, mut hang_up: sys::HangUp, stop: CancellationToken) {
+    async fn run(mut self, mut stream: UnixStream, mut outside: Outsides) {
+        let (mut reader, writer) = stream.split();
         loop {
-            if !self.flush(stream) {
+            if !self.flush(&writer) {
                 return;
+            }
+            let may_handle = self.reading && self.has_room();
+            if may_handle && self.has_unhandled {
+                self.handle();
+                continue;
             }
             let pending = self.output.len() - self.written;
             let room = pending < OUTPUT_HIGH;
             if !self.reading && self.in_flight.is_empty() && pending == 0 && self.inbox.is_empty() {
                 return;
             }
-            let may_read = self.reading && room && self.in_flight.len() < self.service.bounds.in_flight_max;
+            if may_handle {
+                self.input.reserve(READ_SIZE);
+            }
             tokio::select! {
                 biased;
-                () = hang_up.seen() => return,
-                ready = stream.writable(), if pending > 0 => if ready.is_err() { return },
+                Some(outside) = outside.next() => match outside {
+                    Outside::HungUp => return,
+                    Outside::Stopped => self.reading = false,
+                },
+                ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
                 Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     if let Some(answer) = answer {
                         self.push(answer.get().as_bytes());
@@ -198,21 +293,32 @@ impl Session {
                 }
                 heard = self.inbox.next(), if room && !self.inbox.is_empty() => match heard {
                     Some(Heard::Message(message)) => self.push(message.get().as_bytes()),
+                    Some(Heard::Line(line)) => self.push_line(line),
                     Some(Heard::End(id)) => drop(self.subscribed.remove(&id)),
                     None => {}
                 },
-                ready = stream.readable(), if may_read => {
-                    if ready.is_err() || !self.read(stream) {
-                        return;
+                read = reader.read_buf(&mut self.input), if may_handle => match read {
+                    Ok(0) => {
+                        self.reading = false;
+                        // What is whole but for its line end is a request all the same; what was cut short is told so.
+                        let last = std::mem::take(&mut self.input);
+                        self.line(&last);
                     }
-                }
-                () = stop.cancelled(), if self.reading => self.reading = false,
+                    Ok(_) => self.handle(),
+                    Err(_) => return,
+                },
             }
         }
     }
 
+    /// Says whether one more request may be handled: there is room for its answer, and for its call.
+    fn has_room(&self) -> bool {
+        self.output.len() - self.written < OUTPUT_HIGH
+            && self.in_flight.len() < self.service.bounds.in_flight_max
+    }
+
     /// Writes what can be written now. Returns false when the connection is broken.
-    fn flush(&mut self, stream: &UnixStream) -> bool {
+    fn flush(&mut self, stream: &WriteHalf<'_>) -> bool {
         while self.written < self.output.len() {
             match stream.try_write(&self.output[self.written..]) {
                 Ok(count) => self.written += count,
@@ -229,24 +335,17 @@ impl Session {
         true
     }
 
-    /// Reads once and handles every complete line. Returns false when the connection is broken.
-    fn read(&mut self, stream: &UnixStream) -> bool {
-        self.input.reserve(READ_SIZE);
-        match stream.try_read_buf(&mut self.input) {
-            Ok(0) => {
-                self.reading = false;
-                // What is whole but for its line end is a request all the same; what was cut short is told so.
-                let last = std::mem::take(&mut self.input);
-                self.line(&last);
-                return true;
-            }
-            Ok(_) => {}
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-        }
+    /// Handles the complete lines of what was read, as far as there is room.
+    fn handle(&mut self) {
         let input = std::mem::take(&mut self.input);
         let mut start = 0;
         let mut from = self.scanned;
+        self.has_unhandled = false;
         while let Some(at) = memchr::memchr(b'\n', &input[from..]) {
+            if !self.has_room() {
+                self.has_unhandled = true;
+                break;
+            }
             let end = from + at;
             self.line(&input[start..end]);
             start = end + 1;
@@ -254,6 +353,10 @@ impl Session {
         }
         self.input = input;
         self.input.drain(..start);
+        if self.has_unhandled {
+            self.scanned = 0;
+            return;
+        }
         self.scanned = self.input.len();
         if self.input.is_empty() && self.input.capacity() > KEEP_CAPACITY {
             self.input = Vec::new();
@@ -267,7 +370,6 @@ impl Session {
             self.input = Vec::new();
             self.reading = false;
         }
-        true
     }
 
     /// Handles one line.
@@ -278,7 +380,7 @@ impl Session {
             Some(b'[') => self.batch(line),
             Some(_) => match serde_json::from_slice::<Request<'_>>(line) {
                 Ok(request) => {
-                    if let Some(call) = self.call(request) {
+                    if let Some(call) = self.call(&request) {
                         self.in_flight.push(call);
                     }
                 }
@@ -291,17 +393,25 @@ impl Session {
     }
 
     /// Begins a call; an answer that is known at once is pushed at once.
-    fn call(&mut self, request: Request<'_>) -> Option<BoxFuture<'static, Option<Box<RawValue>>>> {
+    fn call(&mut self, request: &Request<'_>) -> Option<BoxFuture<'static, Option<Box<RawValue>>>> {
         // JSON-RPC: a request without id wants no answer. None of ours is worth making without one, so it is not executed.
-        let id = request.id?;
-        if request.jsonrpc != Some("2.0") {
+        let raw = request.id?;
+        let is_ours = request.jsonrpc == Some("2.0");
+        if is_ours && is_plain(raw) && self.fast(raw, &request.method, request.params) {
+            return None;
+        }
+        let id = match parsed(raw) {
+            Ok(id) => id,
+            Err(error) => {
+                self.refuse(&Id::Null, error);
+                return None;
+            }
+        };
+        if !is_ours {
             self.refuse(
                 &id,
                 ErrorKind::InvalidRequest.error("\"jsonrpc\" must be \"2.0\""),
             );
-            return None;
-        }
-        if self.fast(&id, &request.method, request.params) {
             return None;
         }
         let Some((name, callback)) = self.service.methods.method_with_name(&request.method) else {
@@ -363,8 +473,10 @@ impl Session {
                     id_provider: &given,
                     subscription_permit: permit,
                 };
+                let (messages, outlet) = self.open(given.0.clone(), unsubscribe);
+                extensions.insert(outlet);
                 // The answer goes through the sink, ahead of the first notification.
-                let sink = MethodSink::new(self.open(given.0.clone(), unsubscribe));
+                let sink = MethodSink::new(messages);
                 Some(handler(id, params, sink, state, extensions).map(|_| None).boxed())
             }
         }
@@ -375,18 +487,24 @@ impl Session {
         &mut self,
         id: SubscriptionId<'static>,
         unsubscribe: &'static str,
-    ) -> mpsc::Sender<Box<RawValue>> {
-        let share = MESSAGES_MAX / (self.subscribed.len() + 1);
-        let (messages, inbox) = mpsc::channel(share.max(1));
-        let told = stream::unfold(inbox, async |mut inbox: mpsc::Receiver<_>| {
-            inbox.recv().await.map(|message| (Heard::Message(message), inbox))
+    ) -> (mpsc::Sender<Box<RawValue>>, Outlet) {
+        let share = |most: usize| (most / (self.subscribed.len() + 1)).max(1);
+        let (sink, messages) = mpsc::channel(share(MESSAGES_MAX));
+        let (outlet, lines) = mpsc::channel(share(LINES_MAX));
+        let channel = Channel {
+            messages,
+            lines,
+            line: None,
+        };
+        let told = stream::unfold(channel, async |mut channel: Channel| {
+            channel.next().await.map(|heard| (heard, channel))
         });
         let (channel, registration) = AbortHandle::new_pair();
         let subscribed = Subscribed { unsubscribe, channel };
         self.subscribed.insert(id.clone(), subscribed);
         let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
         self.inbox.push(Abortable::new(whole, registration).boxed());
-        messages
+        (sink, Outlet(outlet))
     }
 
     /// Ends a subscription at once: nothing of it is told after this. Its handler sees that its channel is closed.
@@ -405,15 +523,14 @@ impl Session {
         true
     }
 
-    fn fast(&mut self, id: &Id<'_>, method: &str, params: Option<&RawValue>) -> bool {
+    fn fast(&mut self, id: &RawValue, method: &str, params: Option<&RawValue>) -> bool {
         let start = self.output.len();
         self.output.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":");
-        if serde_json::to_writer(&mut self.output, id).is_ok() {
-            self.output.extend_from_slice(b",\"result\":");
-            if self.service.fast.answer(method, params, &mut self.output) {
-                self.output.extend_from_slice(b"}\n");
-                return true;
-            }
+        self.output.extend_from_slice(id.get().as_bytes());
+        self.output.extend_from_slice(b",\"result\":");
+        if self.service.fast.answer(method, params, &mut self.output) {
+            self.output.extend_from_slice(b"}\n");
+            return true;
         }
         self.output.truncate(start);
         false
@@ -439,11 +556,15 @@ impl Session {
             let call = match serde_json::from_str::<Request<'_>>(request.get()) {
                 Ok(request) if self.is_subscription(&request.method) => {
                     let refusal = ErrorKind::InvalidRequest.error("a subscription cannot be part of a batch");
-                    request
-                        .id
-                        .map(|id| std::future::ready(Some(error_json(&id, refusal))).boxed())
+                    request.id.map(|id| {
+                        let answer = match parsed(id) {
+                            Ok(id) => error_json(&id, refusal),
+                            Err(error) => error_json(&Id::Null, error),
+                        };
+                        std::future::ready(Some(answer)).boxed()
+                    })
                 }
-                Ok(request) => self.call(request),
+                Ok(request) => self.call(&request),
                 Err(error) => {
                     let (id, refusal) = malformed(request.get().as_bytes(), &error);
                     self.refuse(&id, refusal);
@@ -490,6 +611,15 @@ impl Session {
         self.output.reserve(json.len() + 1);
         self.output.extend_from_slice(json);
         self.output.push(b'\n');
+    }
+
+    /// Takes a whole line, as it is where nothing else waits to be written.
+    fn push_line(&mut self, line: Vec<u8>) {
+        if self.output.is_empty() {
+            self.output = line;
+        } else {
+            self.output.extend_from_slice(&line);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod http;
 pub mod lines;
 pub mod listen;
 mod methods;
+mod notification;
 pub mod openrpc;
 mod served;
 pub mod server;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::api::{Method, Subscription};
 use super::connection::Connection;
 use super::errors::{ErrorKind, invalid};
+use super::lines::Outlet;
 use super::methods;
 use super::types::ErrorObject;
 use crate::clock::Moment;
@@ -62,12 +63,15 @@ pub struct About {
 /// A call's origin.
 pub(super) struct Caller {
     connection: Option<Arc<Connection>>,
+    /// The way for whole lines, where the caller reads such.
+    pub(super) outlet: Option<Outlet>,
 }
 
 impl Caller {
     fn new(extensions: &Extensions) -> Self {
         Self {
             connection: extensions.get::<Arc<Connection>>().cloned(),
+            outlet: extensions.get::<Outlet>().cloned(),
         }
     }
 

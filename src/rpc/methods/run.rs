@@ -8,16 +8,19 @@ use crate::dispatcher::{Job, JobState};
 use crate::operation::Operation;
 use crate::rpc::api::{MachineRun, MachineRunFollow};
 use crate::rpc::convert;
+use crate::rpc::lines::Outlet;
+use crate::rpc::notification::{self, Envelope};
 use crate::rpc::server::{Caller, Registry, Server, owned};
 use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams};
-use crate::spool::{Batch, Spool};
+use crate::spool::{self, Batch, Spool};
 
 use super::{end, ended_well, resolve, submit};
 
 /// Most output that an answer carries; the rest is read with `job.output`.
 const INLINE_MAX: usize = 1 << 20;
-/// Most output in one event of a follower.
-const EVENT_BYTES_MAX: usize = 64 << 10;
+/// Most output in one event of a follower that reads lines, and of one whose messages jsonrpsee keeps.
+const EVENT_BYTES_MAX: usize = 256 << 10;
+const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// A follower is told what its job waits for after this time, and looks again as often.
 const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
@@ -58,7 +61,7 @@ pub(super) fn register(registry: &mut Registry) {
             Ok(job) => {
                 let id = job.spec.id;
                 // Whoever gives up following gives up the command.
-                if follow(&server, job, 0, pending).await.is_none() {
+                if follow(&server, job, 0, pending, caller.outlet).await.is_none() {
                     server.dispatcher.cancel(id).await;
                 }
             }
@@ -113,9 +116,10 @@ pub(super) async fn follow(
     job: Job,
     offset: u64,
     pending: PendingSubscriptionSink,
+    outlet: Option<Outlet>,
 ) -> Option<()> {
     let sink = pending.accept().await.ok()?;
-    let follower = Follower { sink };
+    let follower = Follower { sink, outlet };
     follower
         .tell(&JobEvent::Accepted {
             job_id: job.spec.id.0,
@@ -147,13 +151,41 @@ pub(super) async fn follow(
 
 struct Follower {
     sink: SubscriptionSink,
+    /// Where it reads lines: then every event goes this way, so that they stay in order.
+    outlet: Option<Outlet>,
 }
 
 impl Follower {
     /// Sends one event, waiting for room. `None` when the follower is gone.
     async fn tell(&self, event: &JobEvent) -> Option<()> {
+        if let Some(outlet) = &self.outlet {
+            return self
+                .send_line(outlet, notification::line(self.envelope(), event)?)
+                .await;
+        }
         let json = serde_json::value::to_raw_value(event).ok()?;
         self.sink.send(json).await.ok()
+    }
+
+    async fn tell_output(&self, chunk: &spool::Chunk) -> Option<()> {
+        match &self.outlet {
+            Some(outlet) => {
+                let line = notification::output_line(self.envelope(), chunk)?;
+                self.send_line(outlet, line).await
+            }
+            None => self.tell(&JobEvent::Output(convert::chunk(chunk))).await,
+        }
+    }
+
+    fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            method: self.sink.method_name(),
+            subscription: self.sink.subscription_id(),
+        }
+    }
+
+    async fn send_line(&self, outlet: &Outlet, line: Vec<u8>) -> Option<()> {
+        (!self.sink.is_closed() && outlet.send(line).await).then_some(())
     }
 
     /// Waits for the start, and says what the job waits for when that takes long.
@@ -193,15 +225,19 @@ impl Follower {
     /// Sends output as it comes, until there is no more.
     async fn output(&self, spool: &Spool, offset: u64) -> Option<()> {
         let mut reader = spool.follow(offset);
+        let most = self
+            .outlet
+            .as_ref()
+            .map_or(MESSAGE_BYTES_MAX, |_| EVENT_BYTES_MAX);
         loop {
             let batch = tokio::select! {
-                batch = reader.next(EVENT_BYTES_MAX) => batch,
+                batch = reader.next(most) => batch,
                 () = self.sink.closed() => return None,
             };
             match batch {
                 Ok(Batch::Chunks(chunks)) => {
                     for chunk in &chunks {
-                        self.tell(&JobEvent::Output(convert::chunk(chunk))).await?;
+                        self.tell_output(chunk).await?;
                     }
                 }
                 Ok(Batch::Gap { from, to }) => self.tell(&JobEvent::Gap(Gap { from, to })).await?,

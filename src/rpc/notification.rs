@@ -1,0 +1,130 @@
+//! Notifications as whole lines, for subscribers that read JSON lines; output is encoded in one pass.
+//!
+//! A gigabyte of output is sixteen thousand events. Going through jsonrpsee each would be copied into a value, encoded, and encoded
+//! again into its envelope. Here the envelope is made from the same wire types with the bytes left out, and those are put in last.
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::PAD;
+use jsonrpsee::types::{SubscriptionId, SubscriptionPayload, SubscriptionResponse};
+
+use super::convert;
+use super::types::JobEvent;
+use crate::spool;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+type Base64 = base64::engine::Simd;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type Base64 = base64::engine::GeneralPurpose;
+
+/// The standard alphabet with padding, with the processor's wide instructions where there are some.
+pub(super) static BASE64: LazyLock<Base64> = LazyLock::new(|| {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    return Base64::standard(PAD);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Base64::new(&base64::alphabet::STANDARD, PAD);
+});
+
+/// What comes after a chunk's bytes: the ends of the string, the event, the parameters and the notification.
+const TAIL: &[u8] = b"\"}}}";
+
+/// Room for an envelope.
+const ENVELOPE: usize = 256;
+
+/// What a subscription's notifications have in common.
+pub(super) struct Envelope<'a> {
+    pub(super) method: &'a str,
+    pub(super) subscription: SubscriptionId<'static>,
+}
+
+/// Encodes an event as a line.
+pub(super) fn line(envelope: Envelope<'_>, event: &JobEvent) -> Option<Vec<u8>> {
+    let mut line = Vec::with_capacity(ENVELOPE);
+    encode(envelope, event, &mut line)?;
+    line.push(b'\n');
+    Some(line)
+}
+
+/// Encodes output as a line: what [`line`] makes of [`convert::chunk`].
+pub(super) fn output_line(envelope: Envelope<'_>, chunk: &spool::Chunk) -> Option<Vec<u8>> {
+    let bytes = &chunk.bytes[..];
+    let text = std::str::from_utf8(bytes).ok();
+    let empty = JobEvent::Output(convert::chunk_with(
+        chunk,
+        text.is_some().then(String::new),
+        text.is_none().then(String::new),
+    ));
+    let room = match text {
+        // One character in eight may need an escape before the room has to grow.
+        Some(text) => text.len() + text.len() / 8,
+        None => bytes.len().div_ceil(3) * 4,
+    };
+    let mut line = Vec::with_capacity(ENVELOPE + room);
+    encode(envelope, &empty, &mut line)?;
+    debug_assert!(line.ends_with(TAIL), "the bytes are declared last");
+    line.truncate(line.len() - TAIL.len());
+    if let Some(text) = text {
+        // Written with its own quotes.
+        line.pop();
+        serde_json::to_writer(&mut line, text).ok()?;
+        line.pop();
+    } else {
+        let start = line.len();
+        line.resize(start + bytes.len().div_ceil(3) * 4, 0);
+        BASE64.encode_slice(bytes, &mut line[start..]).ok()?;
+    }
+    line.extend_from_slice(TAIL);
+    line.push(b'\n');
+    Some(line)
+}
+
+fn encode(envelope: Envelope<'_>, event: &JobEvent, to: &mut Vec<u8>) -> Option<()> {
+    let payload = SubscriptionPayload {
+        subscription: envelope.subscription,
+        result: event,
+    };
+    let notification = SubscriptionResponse::new(envelope.method.into(), payload);
+    serde_json::to_writer(to, &notification).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn output_is_encoded_as_any_event_is() {
+        let every_byte: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
+        let pieces: [&[u8]; 9] = [
+            b"",
+            b"plain\n",
+            b"\"quoted\" \\ \x00\x1b[1m\t\x7f",
+            "\u{e4}\u{2028}\u{1f980}".as_bytes(),
+            b"\xff",
+            b"\xff1",
+            b"\xff12",
+            &every_byte,
+            // A character that is cut in two.
+            &"\u{1f980}".as_bytes()[..2],
+        ];
+        for (number, piece) in (0..).zip(pieces) {
+            for stream in [spool::Stream::Stdout, spool::Stream::Stderr] {
+                let chunk = spool::Chunk {
+                    stream,
+                    at: Duration::from_micros(number * 1000),
+                    offset: number,
+                    bytes: bytes::Bytes::copy_from_slice(piece),
+                };
+                let envelope = || Envelope {
+                    method: "job.event",
+                    subscription: SubscriptionId::Num(number),
+                };
+                let expected = line(envelope(), &JobEvent::Output(convert::chunk(&chunk)));
+                assert!(expected.is_some());
+                assert_eq!(output_line(envelope(), &chunk), expected, "{piece:?}");
+            }
+        }
+    }
+}
