@@ -3,6 +3,7 @@
 #   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
 #   make test     every test of every language
 #   make check    formatting, lints, documentation
+#   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures
 #   make bench    benches, each figure as a ratio beside its bar
 #   make bless    rewrites proto/openrpc.json and the golden examples from the code
 #   make clean    removes what the above made
@@ -12,8 +13,9 @@ PYTHON ?= python3
 VENV   := .venv
 PACKAGE := clients/pyinfra-orbd
 ORBCTL ?= sim
+CYCLES ?= 1000
 
-.PHONY: demo test test-rust test-python check bench bless clean
+.PHONY: demo test test-rust test-python check soak bench bless clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -34,6 +36,9 @@ check: $(VENV)/ready
 	$(CARGO) clippy --all-targets --features sim -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
+
+soak:
+	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test --features sim --test suite -- --nocapture under_load_and_many_deaths
 
 bench:
 	$(CARGO) bench --features sim

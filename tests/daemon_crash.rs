@@ -3,17 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
-use orbd::client::Client;
-use orbd::rpc::api::{
-    JobGet, MachineCreate, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop, QueueDrain,
-};
+use orbd::rpc::api::{JobGet, MachineCreate, MachineRestart, MachineStop};
 use orbd::rpc::types::JobStateWord;
 use serde_json::json;
 
-use crate::support::{Caller, Random, World, eventually, outcome_of};
+use crate::support::{World, eventually, outcome_of};
 
 #[test]
 fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
@@ -236,130 +231,14 @@ fn what_was_known_before_a_crash_is_not_told_after_it() {
     assert_eq!(world.client().state_of("a").as_deref(), Some("stopped"));
 }
 
-/// How often the daemon is killed under load.
-const KILLS: usize = 15;
-/// Clients that make the load.
-const CLIENTS: u64 = 4;
-
-/// What the clients of the load share.
-#[derive(Default)]
-struct Load {
-    is_over: AtomicBool,
-    /// Machines whose making was promised, with the jobs' ids.
-    promised: Mutex<Vec<(String, u64)>>,
-    /// Ids that were told, with the number of the life that told them.
-    told: Mutex<Vec<u64>>,
-}
-
-/// Makes calls until the load is over, and connects again whenever the daemon dies.
-fn keep_calling(load: &Load, socket: &std::path::Path, client: u64, seed: u64) {
-    let mut random = Random::new(seed.wrapping_add(client * 1_000_003));
-    let mut number = 0;
-    while !load.is_over.load(Ordering::Relaxed) {
-        let Ok(connection) = Client::connect(socket) else {
-            std::thread::yield_now();
-            continue;
-        };
-        connection
-            .set_timeout(Some(crate::support::PATIENCE))
-            .expect("a timeout");
-        let mut caller = Caller(connection);
-        while !load.is_over.load(Ordering::Relaxed) {
-            let machine = ["a", "b", "c"][usize::try_from(random.below(3)).expect("small")];
-            let of_machine = json!({"machine": machine});
-            let answered = match random.below(8) {
-                0..=2 => {
-                    let params = json!({"machine": machine, "command": ["true"]});
-                    caller
-                        .try_call::<MachineRun>(params)
-                        .map(|answer| answer.ok().map(|run| run.job_id))
-                }
-                3 => caller
-                    .try_call::<MachineRestart>(of_machine)
-                    .map(|answer| answer.ok().map(|change| change.job_id)),
-                4 => caller
-                    .try_call::<MachineStop>(of_machine)
-                    .map(|answer| answer.ok().map(|change| change.job_id)),
-                5 => caller
-                    .try_call::<MachineStart>(of_machine)
-                    .map(|answer| answer.ok().map(|change| change.job_id)),
-                6 => caller
-                    .try_call::<MachineList>(json!({"max_age_ms": 0}))
-                    .map(|_| None),
-                _ => {
-                    number += 1;
-                    let name = format!("new-{client}-{number}");
-                    let params = json!({"name": name, "distro": "ubuntu", "detach": true});
-                    caller.try_call::<MachineCreate>(params).map(|answer| {
-                        let id = answer.ok()?.job_id;
-                        load.promised.lock().expect("no panic").push((name, id));
-                        Some(id)
-                    })
-                }
-            };
-            match answered {
-                Ok(Some(id)) => load.told.lock().expect("no panic").push(id),
-                Ok(None) => {}
-                Err(_) => break,
-            }
-        }
-    }
-}
+/// Deaths in an ordinary run of the suite; `make soak` asks for a thousand.
+const CYCLES: usize = 32;
 
 #[test]
-fn under_load_and_many_deaths_nothing_overlaps_is_lost_or_runs_twice() {
+fn under_load_and_many_deaths_nothing_overlaps_is_lost_runs_twice_or_is_told_too_late() {
     let seed = u64::from(std::process::id()) << 16 | 0x5eed;
     println!("seed {seed}");
-    let mut random = Random::new(seed);
-    let mut world = World::new()
-        .latency("run=5,restart=15,stop=10,start=10,create=20,list=3")
-        .machines(&["a", "b", "c"])
-        .started();
-    let load = Arc::new(Load::default());
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            let (load, socket) = (load.clone(), world.socket());
-            std::thread::spawn(move || keep_calling(&load, &socket, client, seed))
-        })
-        .collect();
-    for _ in 0..KILLS {
-        // Work is what time is measured in here.
-        let enough = world.ledger().invocations.len() + 2 + usize::try_from(random.below(20)).expect("small");
-        eventually("work is done", || {
-            (world.ledger().invocations.len() >= enough).then_some(())
-        });
-        world.kill();
-        world.start();
-    }
-    load.is_over.store(true, Ordering::Relaxed);
-    for client in clients {
-        client.join().expect("no panic");
-    }
-    let status = world.client().ok::<QueueDrain>(json!({}));
-    assert_eq!((status.waiting, status.running), (0, 0));
-    let ledger = world.ledger();
-    ledger.assert_no_overlap();
-    let promised = load.promised.lock().expect("no panic");
-    assert!(
-        promised.len() > KILLS,
-        "too few promises to tell: {}",
-        promised.len()
-    );
-    let log = world.log();
-    for (name, id) in promised.iter() {
-        let times = ledger
-            .of("create")
-            .iter()
-            .filter(|one| one.args.contains(name))
-            .count();
-        // A death between the note that it starts and the start itself: told as unknown, never tried again.
-        let cut = format!("job_id={id} operation=\"create\" children=0");
-        assert!(
-            times == 1 || (times == 0 && log.contains(&cut)),
-            "job {id} ({name}) ran {times} times, seed {seed}"
-        );
-    }
-    let told = load.told.lock().expect("no panic");
-    let different: BTreeSet<_> = told.iter().collect();
-    assert_eq!(different.len(), told.len(), "an id was told twice, seed {seed}");
+    let figures = crate::deaths::run(crate::deaths::cycles_or(CYCLES), seed);
+    println!("{figures}");
+    figures.assert_nothing_broke();
 }

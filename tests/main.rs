@@ -16,6 +16,7 @@ mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;
 mod daemon_wire;
+mod deaths;
 mod golden;
 mod orbctl_sim_suite;
 mod published;

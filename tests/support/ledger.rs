@@ -1,8 +1,9 @@
 //! The stand-in's ledger: which invocations there were, in which order, and which were there at the same time.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -13,57 +14,115 @@ pub(crate) struct Invocation {
     pub(crate) machine: String,
     pub(crate) args: Vec<String>,
     pub(crate) start: usize,
+    /// Nanoseconds since 1970.
+    pub(crate) start_ns: i128,
     /// `None` when it was killed, or still runs.
     pub(crate) end: Option<usize>,
     pub(crate) exit: Option<i64>,
     pub(crate) pid: u32,
+    /// What the service did for it, machine by machine.
+    pub(crate) works: Vec<Work>,
 }
 
-/// The ledger as it was when it was read.
-#[derive(Debug)]
+/// The service at work on one machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Work {
+    pub(crate) machine: String,
+    /// When it was over, in nanoseconds since 1970, and whether it did what was asked.
+    pub(crate) end: Option<(i128, bool)>,
+}
+
+/// The ledger as it was when it was last read.
+#[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) invocations: Vec<Invocation>,
+    by_id: HashMap<String, usize>,
+    path: PathBuf,
+    /// Bytes and lines that were read.
+    offset: u64,
+    lines: usize,
 }
 
 impl Ledger {
     pub(super) fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let mut invocations = Vec::new();
-        let mut by_id: BTreeMap<String, usize> = BTreeMap::new();
-        // A last line without its end is still being written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        for (at, line) in whole.lines().enumerate() {
-            let line: Value = serde_json::from_str(line).expect("a line of JSON");
-            let word = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-            match line["event"].as_str() {
-                Some("start") => {
-                    by_id.insert(word("id"), invocations.len());
-                    let args = line["args"].as_array().into_iter().flatten();
-                    invocations.push(Invocation {
-                        command: word("command"),
-                        machine: word("machine"),
-                        args: args
-                            .map(|arg| arg.as_str().unwrap_or_default().to_owned())
-                            .collect(),
-                        start: at,
-                        end: None,
-                        exit: None,
-                        pid: line["pid"]
-                            .as_u64()
-                            .and_then(|pid| u32::try_from(pid).ok())
-                            .expect("a pid"),
-                    });
-                }
-                Some("end") => {
-                    if let Some(index) = by_id.get(&word("id")) {
-                        invocations[*index].end = Some(at);
-                        invocations[*index].exit = line["exit"].as_i64();
-                    }
-                }
-                _ => {}
-            }
+        let mut ledger = Self {
+            path: path.to_owned(),
+            ..Self::default()
+        };
+        ledger.read_on();
+        ledger
+    }
+
+    /// Reads what was written since the last time.
+    pub(crate) fn read_on(&mut self) {
+        let mut text = String::new();
+        // Before the first invocation there is none.
+        if let Ok(mut file) = File::open(&self.path) {
+            file.seek(SeekFrom::Start(self.offset)).expect("a file");
+            file.read_to_string(&mut text).expect("text");
         }
-        Self { invocations }
+        // A last line without its end is still being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        self.offset += whole.len() as u64;
+        for line in whole.lines() {
+            let line: Value = serde_json::from_str(line).expect("a line of JSON");
+            self.take_in(&line);
+            self.lines += 1;
+        }
+    }
+
+    fn take_in(&mut self, line: &Value) {
+        let word = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        let ns = || i128::from(line["realtime_ns"].as_i64().expect("a time"));
+        let event = word("event");
+        if event == "start" {
+            self.by_id.insert(word("id"), self.invocations.len());
+            let args = line["args"].as_array().into_iter().flatten();
+            self.invocations.push(Invocation {
+                command: word("command"),
+                machine: word("machine"),
+                args: args
+                    .map(|arg| arg.as_str().unwrap_or_default().to_owned())
+                    .collect(),
+                start: self.lines,
+                start_ns: ns(),
+                end: None,
+                exit: None,
+                pid: line["pid"]
+                    .as_u64()
+                    .and_then(|pid| u32::try_from(pid).ok())
+                    .expect("a pid"),
+                works: Vec::new(),
+            });
+            return;
+        }
+        let Some(&index) = self.by_id.get(&word("id")) else {
+            return;
+        };
+        let invocation = &mut self.invocations[index];
+        match event.as_str() {
+            "end" => {
+                invocation.end = Some(self.lines);
+                invocation.exit = line["exit"].as_i64();
+            }
+            "work_start" => invocation.works.push(Work {
+                machine: word("machine"),
+                end: None,
+            }),
+            "work_end" => {
+                let machine = word("machine");
+                let mut works = invocation.works.iter_mut().rev();
+                if let Some(work) = works.find(|work| work.machine == machine) {
+                    work.end = Some((ns(), line["done"] == true));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns how many lines were read.
+    pub(crate) fn lines(&self) -> usize {
+        self.lines
     }
 
     /// Returns the invocations of a command, in the order of their starts.
@@ -83,7 +142,7 @@ impl Ledger {
     pub(crate) fn order_on(&self, machine: &str) -> Vec<&str> {
         self.invocations
             .iter()
-            .filter(|invocation| invocation.machine == machine && !is_read(&invocation.command))
+            .filter(|invocation| invocation.machine == machine && !invocation.is_read())
             .map(|invocation| invocation.command.as_str())
             .collect()
     }
@@ -104,23 +163,41 @@ impl Ledger {
         usize::try_from(most).expect("never below nothing")
     }
 
-    /// Fails when a change of a machine ran beside anything else on it. What was killed is not looked at: it has no end.
+    /// Fails when a change of a machine ran beside anything else on it.
     #[track_caller]
     pub(crate) fn assert_no_overlap(&self) {
-        let ended: Vec<_> = self
-            .invocations
-            .iter()
-            .filter(|one| one.end.is_some() && !is_read(&one.command))
-            .collect();
-        for (at, one) in ended.iter().enumerate() {
-            for other in &ended[at + 1..] {
-                let both_share = one.command == "run" && other.command == "run";
-                let same = one.lanes().iter().any(|lane| other.lanes().contains(lane));
-                let apart = one.end.is_some_and(|end| end < other.start)
-                    || other.end.is_some_and(|end| end < one.start);
-                assert!(both_share || !same || apart, "together: {one:?} and {other:?}");
+        let overlaps = self.overlaps();
+        assert!(overlaps.is_empty(), "together: {overlaps:?}");
+    }
+
+    /// Returns the pairs that were on a machine together, one of them a change. What was killed is not looked at: it has no
+    /// end.
+    pub(crate) fn overlaps(&self) -> Vec<[&Invocation; 2]> {
+        let mut by_lane: BTreeMap<&str, Vec<(&Invocation, usize)>> = BTreeMap::new();
+        for invocation in self.invocations.iter().filter(|one| !one.is_read()) {
+            let Some(end) = invocation.end else { continue };
+            for lane in invocation.lanes() {
+                by_lane.entry(lane).or_default().push((invocation, end));
             }
         }
+        let mut found = Vec::new();
+        for (_, mut line) in by_lane {
+            line.sort_unstable_by_key(|(one, _)| one.start);
+            // Those that may not be over when the next one starts.
+            let mut there: Vec<(&Invocation, usize)> = Vec::new();
+            for (one, end) in line {
+                there.retain(|(_, end)| *end > one.start);
+                let is_allowed = |other: &Invocation| one.is_command() && other.is_command();
+                found.extend(
+                    there
+                        .iter()
+                        .filter(|(other, _)| !is_allowed(other))
+                        .map(|(other, _)| [*other, one]),
+                );
+                there.push((one, end));
+            }
+        }
+        found
     }
 }
 
@@ -133,12 +210,22 @@ impl Invocation {
         }
         lanes
     }
-}
 
-/// Says whether a command takes no lane.
-fn is_read(command: &str) -> bool {
-    matches!(
-        command,
-        "list" | "info" | "status" | "version" | "default" | "ssh" | "logs" | "config"
-    )
+    /// Says whether it takes no lane.
+    fn is_read(&self) -> bool {
+        matches!(
+            self.command.as_str(),
+            "list" | "info" | "status" | "version" | "default" | "ssh" | "logs" | "config"
+        )
+    }
+
+    /// Says whether it shares its machine with others of its kind.
+    fn is_command(&self) -> bool {
+        matches!(self.command.as_str(), "run" | "push" | "pull")
+    }
+
+    /// Says whether it holds its machine alone.
+    pub(crate) fn is_change(&self) -> bool {
+        !self.is_read() && !self.is_command()
+    }
 }

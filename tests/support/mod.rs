@@ -137,7 +137,18 @@ impl World {
 
     /// Starts the daemon and waits until it is the one that answers.
     pub(crate) fn start(&mut self) {
-        let mut child = self.daemon_command().spawn().expect("the daemon starts");
+        self.launch();
+        self.until_it_answers();
+    }
+
+    /// Starts the daemon without waiting for anything.
+    pub(crate) fn launch(&mut self) {
+        self.daemon = Some(self.daemon_command().spawn().expect("the daemon starts"));
+    }
+
+    /// Waits until the daemon that was started is the one that answers.
+    pub(crate) fn until_it_answers(&mut self) {
+        let mut child = self.daemon.take().expect("a daemon runs");
         eventually("the daemon answers", || {
             if let Some(status) = child.try_wait().expect("ours") {
                 panic!("the daemon ended with {status}: {}", self.log());
