@@ -35,7 +35,7 @@ mod ready;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

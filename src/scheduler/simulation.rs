@@ -79,7 +79,7 @@ enum Trouble {
 }
 
 /// Splitmix64: a few lines, and the same numbers everywhere.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -90,15 +90,15 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    pub(super) fn index(&mut self, len: usize) -> usize {
+    pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).expect("less than a usize")
     }
 
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -107,14 +107,14 @@ impl Random {
     clippy::disallowed_methods,
     reason = "a seed to repeat a run comes from outside"
 )]
-pub(super) fn seed_or(default: u64) -> u64 {
+pub(crate) fn seed_or(default: u64) -> u64 {
     std::env::var("ORBD_TEST_SEED").map_or(default, |seed| seed.parse().expect("a seed is a number"))
 }
 
 /// Says how to repeat a run that fails.
-pub(super) struct Repeat {
-    pub(super) seed: u64,
-    pub(super) step: u64,
+pub(crate) struct Repeat {
+    pub(crate) seed: u64,
+    pub(crate) step: u64,
 }
 
 impl Drop for Repeat {
@@ -395,6 +395,10 @@ fn simulate(default_seed: u64, limits: Limits, trouble: Trouble) {
         }
     }
     simulation.open_gates_and_finish();
+    println!(
+        "{STEPS} steps, {} jobs, {} starts; ORBD_TEST_SEED={seed} repeats them",
+        simulation.jobs, simulation.started
+    );
     assert!(
         simulation.started > STEPS / 10,
         "the traffic was too thin to prove anything"
