@@ -436,8 +436,13 @@ fn production() -> Vec<Source> {
         .iter()
         .flat_map(|(name, text)| test_modules(name, text))
         .collect();
+    // What lies below a module for tests is for tests.
+    let is_test = |name: &str| {
+        let is_below = |module: &String| name.starts_with(&module.replace(".rs", "/"));
+        tests.iter().any(|module| module == name || is_below(module))
+    };
     all.into_iter()
-        .filter(|(name, _)| !tests.contains(name))
+        .filter(|(name, _)| !is_test(name))
         .map(|(name, text)| Source {
             text: without_tests_and_comments(&text),
             name,
@@ -455,7 +460,11 @@ fn test_modules(name: &str, text: &str) -> Vec<String> {
     lines
         .windows(2)
         .filter(|pair| pair[0].trim() == "#[cfg(test)]")
-        .filter_map(|pair| pair[1].trim().strip_prefix("mod ")?.strip_suffix(';'))
+        .filter_map(|pair| {
+            let line = pair[1].trim();
+            let line = line.strip_prefix("pub(crate) ").unwrap_or(line);
+            line.strip_prefix("mod ")?.strip_suffix(';')
+        })
         .map(|module| format!("{folder}/{module}.rs"))
         .collect()
 }

@@ -4,6 +4,8 @@
 //! [`World::idle`] lets virtual time pass a millisecond, which happens only when every task waits: what can happen has happened.
 
 mod health;
+mod races;
+mod traffic;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -77,8 +79,9 @@ fn list_of(inventory: &Inventory) -> String {
         .iter()
         .enumerate()
         .map(|(number, (name, state))| {
+            let last = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[number] as char;
             serde_json::json!({
-                "id": format!("01M4HXHNTVZXRXR1F5PV7GC8R{number}"),
+                "id": format!("01M4HXHNTVZXRXR1F5PV7GC8R{last}"),
                 "name": name,
                 "image": {"distro": "ubuntu", "version": "noble", "arch": "arm64", "variant": "default"},
                 "config": {"isolated": false, "default_username": "dev"},

@@ -76,6 +76,7 @@ impl<O: Orbctl> State<O> {
         let Some(entry) = self.jobs.get_mut(&id) else {
             return;
         };
+        debug_assert!(!entry.state.borrow().is_ended(), "job {id} ends twice");
         // Dropping an unused writer ends its spool, and with it every follower's wait.
         entry.writer = None;
         entry.input_end = None;

@@ -1,0 +1,581 @@
+//! Races: each ordered pair of what can happen to a job, for each kind of job, one after the other and at the same moment.
+//!
+//! What must come of it is [`Expected`], a machine of a few states that is the contract on one page. All kinds go through a pair
+//! together, each on a machine of its own and for a client of its own. Afterwards a stranger asks for each machine: it must wait as
+//! long as the job is there, and no longer. At the very end the journal may remember what was left running and what was promised,
+//! and nothing else.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the process of a lease is its client's, which the test is"
+)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::*;
+use crate::sys::{self, ChildIdentity};
+
+/// What can happen to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// Somebody cancels it.
+    Cancel,
+    /// Its time is over: that of waiting while it waits, that of running while it runs.
+    Deadline,
+    /// What it waits for ends while it waits; it ends by itself while it runs.
+    End,
+    /// Its client hangs up.
+    Gone,
+    /// The daemon is asked to stop.
+    Stop,
+}
+
+const EVENTS: [Event; 5] = [
+    Event::Cancel,
+    Event::Deadline,
+    Event::End,
+    Event::Gone,
+    Event::Stop,
+];
+
+/// How two events follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spacing {
+    /// All that follows from the first has happened before the second.
+    Apart,
+    /// Nothing has.
+    Together,
+}
+
+/// A kind of job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent of each other, and all combinations are wanted"
+)]
+struct Kind {
+    is_change: bool,
+    is_lease: bool,
+    is_detached: bool,
+    waits: bool,
+}
+
+impl Kind {
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for waits in [false, true] {
+            for is_change in [false, true] {
+                for (is_lease, is_detached) in [(false, false), (false, true), (true, false)] {
+                    all.push(Self {
+                        is_change,
+                        is_lease,
+                        is_detached,
+                        waits,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    fn operation(self, machine: &str) -> Operation {
+        match (self.is_change, self.is_lease) {
+            (false, false) => exec(machine),
+            (true, false) => restart(machine),
+            (false, true) => Operation::Push(name(machine)),
+            (true, true) => Operation::Export(name(machine), PathBuf::new()),
+        }
+    }
+
+    fn is_promised(self) -> bool {
+        self.is_change && self.is_detached
+    }
+}
+
+/// How a job ended, as far as the race decides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Succeeded,
+    NeverStarted,
+    Cancelled,
+    ExpiredQueued,
+    ExpiredRunning,
+    /// A change that was cut short.
+    Unknown,
+    /// A command that was left to itself.
+    Interrupted,
+    /// Not ended: the next life does it.
+    Promised,
+}
+
+fn word(outcome: &Outcome) -> Word {
+    match outcome {
+        Outcome::Succeeded(_) => Word::Succeeded,
+        Outcome::Cancelled(Phase::Queued) => Word::NeverStarted,
+        Outcome::Cancelled(Phase::Running) => Word::Cancelled,
+        Outcome::Expired(Phase::Queued) => Word::ExpiredQueued,
+        Outcome::Expired(Phase::Running) => Word::ExpiredRunning,
+        Outcome::Unknown(_) => Word::Unknown,
+        Outcome::Interrupted => Word::Interrupted,
+        Outcome::Failed(failure) => panic!("nothing fails here: {failure}"),
+    }
+}
+
+/// The contract: where a job is, as far as events move it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Waiting,
+    Running,
+    Over(Word),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    kind: Kind,
+    place: Place,
+    /// From the stop on nothing starts, and ten seconds later what still runs is left to itself.
+    is_stopping: bool,
+    /// Nobody is left to say how the process of a lease ended.
+    is_gone: bool,
+}
+
+impl Expected {
+    fn of(kind: Kind, events: [Event; 2]) -> Word {
+        let place = if kind.waits {
+            Place::Waiting
+        } else {
+            Place::Running
+        };
+        let mut expected = Self {
+            kind,
+            place,
+            is_stopping: false,
+            is_gone: false,
+        };
+        for event in events {
+            expected.place = expected.after(event);
+            expected.is_stopping |= event == Event::Stop;
+            expected.is_gone |= event == Event::Gone;
+        }
+        // What is still there by then is let go on: what it waits for ends, and then it ends itself.
+        while let Place::Waiting | Place::Running = expected.place {
+            if expected.place == Place::Waiting && expected.is_stopping {
+                return Word::Promised;
+            }
+            expected.place = expected.after(Event::End);
+        }
+        match expected.place {
+            Place::Over(word) => word,
+            Place::Waiting | Place::Running => unreachable!("it is over"),
+        }
+    }
+
+    #[expect(
+        clippy::match_same_arms,
+        reason = "a line for each rule, in the order of the contract"
+    )]
+    fn after(self, event: Event) -> Place {
+        let Kind {
+            is_change,
+            is_lease,
+            is_detached,
+            waits,
+        } = self.kind;
+        let cut = |command: Word| Place::Over(if is_change { Word::Unknown } else { command });
+        match (self.place, event) {
+            (Place::Over(_), _) => self.place,
+            (Place::Waiting, Event::Cancel) => Place::Over(Word::NeverStarted),
+            // Long before that the daemon has left.
+            (Place::Waiting, Event::Deadline) if self.is_stopping => Place::Waiting,
+            (Place::Waiting, Event::Deadline) => Place::Over(Word::ExpiredQueued),
+            (Place::Waiting, Event::End) if self.is_stopping => Place::Waiting,
+            (Place::Waiting, Event::End) => Place::Running,
+            (Place::Waiting, Event::Gone) if is_detached => Place::Waiting,
+            (Place::Waiting, Event::Stop) if self.kind.is_promised() => Place::Waiting,
+            (Place::Waiting, Event::Gone | Event::Stop) => Place::Over(Word::NeverStarted),
+            (Place::Running, Event::Cancel) => cut(Word::Cancelled),
+            (Place::Running, Event::Deadline) if self.is_stopping => cut(Word::Interrupted),
+            // It waited in time, and nobody has limited how long it runs.
+            (Place::Running, Event::Deadline) if waits => Place::Running,
+            (Place::Running, Event::Deadline) => cut(Word::ExpiredRunning),
+            (Place::Running, Event::End) if is_lease && self.is_gone => cut(Word::Interrupted),
+            (Place::Running, Event::End) => Place::Over(Word::Succeeded),
+            // A change is left to finish, and the place of a lease belongs to its process.
+            (Place::Running, Event::Gone | Event::Stop) if is_change || is_lease => Place::Running,
+            (Place::Running, Event::Gone) if is_detached => Place::Running,
+            (Place::Running, Event::Gone | Event::Stop) => Place::Over(Word::Cancelled),
+        }
+    }
+}
+
+/// A job on its machine, with what is needed to do something to it.
+struct Runner {
+    kind: Kind,
+    number: u64,
+    machine: String,
+    holder: Option<Job>,
+    job: Job,
+    process: Option<Child>,
+    stranger: Option<Job>,
+}
+
+/// How long it may wait and run, where a deadline is among the events.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Race {
+    world: World,
+    runners: Vec<Runner>,
+    /// Invocations that wait for us, by machine.
+    calls: BTreeMap<String, Vec<Call>>,
+    /// How many changes were invoked on each machine.
+    changes: BTreeMap<String, usize>,
+    deadline: tokio::time::Instant,
+}
+
+impl Race {
+    /// Starts all kinds: some run, some wait for a change of somebody else.
+    async fn new(has_deadline: bool) -> Self {
+        let limits = Limits {
+            changes_max: 64,
+            ..Limits::default()
+        };
+        let mut race = Self {
+            world: World::with(limits, true),
+            runners: Vec::new(),
+            calls: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            deadline: tokio::time::Instant::now() + LIMIT,
+        };
+        // Promises reach the disk, which takes real time.
+        let held = hold_time();
+        for (number, kind) in (1..).zip(Kind::all()) {
+            let machine = format!("m{number}");
+            race.world.set(&machine, "running");
+            let holder = if kind.waits {
+                let of_another = Submission {
+                    client: client(100 + number),
+                    ..submission(restart(&machine))
+                };
+                let holder = race.world.submit(of_another).await;
+                race.next_call().await;
+                Some(holder)
+            } else {
+                None
+            };
+            let process = kind.is_lease.then(waiting_process);
+            let carrier = process.as_ref().map_or(Carrier::Daemon, |process| {
+                let pid = process.id();
+                let started = sys::process_identity(pid).expect("it waits");
+                Carrier::Lease(ChildIdentity { pid, started })
+            });
+            let limit = has_deadline.then_some(LIMIT);
+            let job = race
+                .world
+                .submit(Submission {
+                    client: client(number),
+                    carrier,
+                    detached: kind.is_detached,
+                    queue_timeout: limit.filter(|_| kind.waits),
+                    run_timeout: limit.filter(|_| !kind.waits),
+                    ..submission(kind.operation(&machine))
+                })
+                .await;
+            if !kind.waits && !kind.is_lease {
+                race.next_call().await;
+            }
+            race.runners.push(Runner {
+                kind,
+                number,
+                machine,
+                holder,
+                job,
+                process,
+                stranger: None,
+            });
+        }
+        drop(held);
+        race
+    }
+
+    /// Takes the next invocation, whatever it is.
+    async fn next_call(&mut self) {
+        let call = self.world.calls.recv().await.expect("the dispatcher lives");
+        self.keep(call);
+    }
+
+    fn keep(&mut self, call: Call) {
+        let machine = call
+            .args
+            .iter()
+            .find(|word| word.starts_with('m') && word[1..].parse::<u64>().is_ok());
+        let machine = machine.expect("each is about a machine").clone();
+        if call.args[0] == "restart" {
+            *self.changes.entry(machine.clone()).or_default() += 1;
+        }
+        self.calls.entry(machine).or_default().push(call);
+    }
+
+    /// Lets everything happen that can without the disk, a process or a deadline.
+    async fn idle(&mut self) {
+        self.world.idle().await;
+        while let Ok(call) = self.world.calls.try_recv() {
+            self.keep(call);
+        }
+    }
+
+    /// Waits until each promised change whose turn has come is invoked, or over: its start reaches the disk first, in real time.
+    async fn let_promises_start(&mut self) {
+        let held = hold_time();
+        for at in 0..self.runners.len() {
+            let Runner {
+                kind, machine, job, ..
+            } = &self.runners[at];
+            if !kind.is_promised() || !kind.waits || !matches!(*job.state.borrow(), JobState::Running { .. })
+            {
+                continue;
+            }
+            let (machine, mut state) = (machine.clone(), job.state.clone());
+            // The first is what it waited for.
+            while self.changes.get(&machine) != Some(&2) && !state.borrow_and_update().is_ended() {
+                tokio::select! {
+                    call = self.world.calls.recv() => self.keep(call.expect("the dispatcher lives")),
+                    _ = state.changed() => {}
+                }
+            }
+        }
+        drop(held);
+    }
+
+    async fn happens(&mut self, event: Event) {
+        match event {
+            Event::Deadline => tokio::time::sleep_until(self.deadline).await,
+            Event::Stop => self.world.shutdown.cancel(),
+            Event::Cancel => {
+                for runner in &self.runners {
+                    self.world.dispatcher.cancel(runner.job.spec.id).await;
+                }
+            }
+            Event::Gone => {
+                for runner in &self.runners {
+                    self.world.dispatcher.connection_gone(runner.number).await;
+                }
+            }
+            Event::End => self.end_all().await,
+        }
+    }
+
+    /// Ends what waiting jobs wait for, and running jobs.
+    async fn end_all(&mut self) {
+        for at in 0..self.runners.len() {
+            let runner = &mut self.runners[at];
+            for call in self.calls.remove(&runner.machine).unwrap_or_default() {
+                call.exit(0);
+            }
+            let is_granted = runner.holder.take().is_none();
+            if is_granted && let Some(mut process) = runner.process.take() {
+                drop(process.stdin.take());
+                let status = process.wait().expect("ours");
+                // As a shell would say it of one that was ended by a signal.
+                let exit_code = status.code().unwrap_or(143);
+                let id = runner.job.spec.id;
+                self.world
+                    .dispatcher
+                    .release(id, Some(Ending::Exited(exit_code)))
+                    .await;
+            }
+        }
+    }
+}
+
+/// A process that waits for the end of its input, as one does that waits for its place.
+fn waiting_process() -> Child {
+    Command::new("sh")
+        .args(["-c", "read go; exit 0"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("a shell")
+}
+
+/// Runs one pair and checks what came of it.
+async fn race(first: Event, second: Event, spacing: Spacing) {
+    let has_deadline = [first, second].contains(&Event::Deadline);
+    let stops = [first, second].contains(&Event::Stop);
+    let mut race = Race::new(has_deadline).await;
+    if spacing == Spacing::Together && has_deadline {
+        tokio::time::sleep_until(race.deadline).await;
+    }
+    race.happens(first).await;
+    if spacing == Spacing::Apart {
+        race.idle().await;
+        race.let_promises_start().await;
+    }
+    race.happens(second).await;
+    race.idle().await;
+    race.let_promises_start().await;
+
+    // A stranger asks for each machine.
+    for at in 0..race.runners.len() {
+        let of_a_stranger = Submission {
+            client: client(1000),
+            ..submission(exec(&race.runners[at].machine))
+        };
+        match race.world.dispatcher.submit(of_a_stranger).await {
+            Ok(stranger) => race.runners[at].stranger = Some(stranger),
+            Err(rejection) => assert!(stops && matches!(rejection, Rejection::Stopping), "{rejection}"),
+        }
+    }
+    race.idle().await;
+    for Runner {
+        kind,
+        job,
+        holder,
+        stranger,
+        ..
+    } in &race.runners
+    {
+        let holds = |job: &Job| matches!(*job.state.borrow(), JobState::Running { .. });
+        let is_held = holder.as_ref().is_some_and(holds)
+            // Two commands share their machine.
+            || (!job.state.borrow().is_ended() && kind.is_change);
+        if let Some(stranger) = stranger {
+            assert_eq!(
+                is_waiting(stranger),
+                is_held,
+                "{first:?}, {second:?}, {spacing:?}: {kind:?} {:?}",
+                *job.state.borrow()
+            );
+        }
+    }
+    let told: Vec<Option<Outcome>> = race.runners.iter().map(|runner| ended(&runner.job)).collect();
+
+    // What is still there goes on: first what is waited for, and then what waited.
+    for _ in 0..3 {
+        race.end_all().await;
+        race.idle().await;
+        if !stops {
+            race.let_promises_start().await;
+        }
+    }
+    for (at, told) in told.into_iter().enumerate() {
+        let Runner { kind, job, .. } = &race.runners[at];
+        let (kind, job) = (*kind, job.clone());
+        let what = || format!("{first:?}, {second:?}, {spacing:?}: {kind:?}");
+        let in_order = Expected::of(kind, [first, second]);
+        let allowed = match spacing {
+            Spacing::Apart => vec![in_order],
+            Spacing::Together => vec![in_order, Expected::of(kind, [second, first])],
+        };
+        let came = if allowed.contains(&Word::Promised) {
+            ended(&job).map_or(Word::Promised, |outcome| word(&outcome))
+        } else {
+            word(&outcome(&job).await)
+        };
+        // A process that is told to end may say with its last breath that all was done, and is believed.
+        let has_last_word = kind.is_lease && [first, second].contains(&Event::End);
+        // A change that is stopped between its turn and its invocation has not begun.
+        let has_not_begun = kind.waits && spacing == Spacing::Together && allowed.contains(&Word::Unknown);
+        assert!(
+            allowed.contains(&came)
+                || (has_last_word && came == Word::Succeeded)
+                || (has_not_begun && came == Word::Cancelled),
+            "{}: {came:?}, not {allowed:?}",
+            what()
+        );
+        if let Some(told) = told {
+            assert_eq!(ended(&job), Some(told), "{}: it ended twice", what());
+        }
+        let Some(stranger) = race.runners[at].stranger.clone() else {
+            continue;
+        };
+        while ended(&stranger).is_none() {
+            race.idle().await;
+            race.end_all().await;
+        }
+        let done = Outcome::Succeeded(Success::Exec { exit_code: 0 });
+        assert_eq!(
+            outcome(&stranger).await,
+            done,
+            "{}: the machine is free again",
+            what()
+        );
+    }
+    check_journal(race, [first, second], spacing).await;
+}
+
+/// Stops, and compares what the journal remembers with what is still to be done.
+async fn check_journal(race: Race, events: [Event; 2], spacing: Spacing) {
+    let Race { world, runners, .. } = race;
+    world.shutdown.cancel();
+    let journal = world.task.await.expect("no panic");
+    journal.close(LIMIT).await.expect("closed");
+    let path = world.folder.path().join("journal");
+    let (_, recovered) = Journal::open(&path, Moment::now().wall).expect("the journal");
+    let id = |runner: &Runner| runner.job.spec.id;
+    let promised: Vec<JobId> = runners
+        .iter()
+        .filter(|runner| is_waiting(&runner.job))
+        .map(id)
+        .collect();
+    let waiting: Vec<JobId> = recovered.waiting.iter().map(|job| job.job).collect();
+    assert_eq!(waiting, promised, "{events:?}");
+    // Only who runs for longer than a stop waits is left to itself.
+    let is_left = |runner: &&Runner| {
+        events == [Event::Stop, Event::Deadline]
+            && matches!(
+                Expected::of(runner.kind, events),
+                Word::Unknown | Word::Interrupted
+            )
+    };
+    let left: Vec<JobId> = runners.iter().filter(is_left).map(id).collect();
+    // The holders are somebody else's.
+    let ours = |job: &JobId| runners.iter().any(|runner| id(runner) == *job);
+    let in_flight = recovered.in_flight.iter().map(|found| found.starting.job);
+    let in_flight: Vec<JobId> = in_flight.filter(ours).collect();
+    match spacing {
+        Spacing::Apart => assert_eq!(in_flight, left, "{events:?}"),
+        Spacing::Together => assert!(in_flight.iter().all(|job| left.contains(job)), "{events:?}"),
+    }
+}
+
+fn ended(job: &Job) -> Option<Outcome> {
+    match &*job.state.borrow() {
+        JobState::Ended { outcome, .. } => Some(outcome.clone()),
+        JobState::Waiting | JobState::Running { .. } => None,
+    }
+}
+
+/// Runs all pairs that begin with an event.
+async fn races_that_begin_with(first: Event) {
+    for second in EVENTS.into_iter().filter(|second| *second != first) {
+        for spacing in [Spacing::Apart, Spacing::Together] {
+            race(first, second, spacing).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::Cancel).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::Deadline).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::End).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::Gone).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::Stop).await;
+}
