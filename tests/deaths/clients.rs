@@ -3,7 +3,7 @@
 //! Each client has one machine of its own, which nobody else changes: there it can say at once what it must read after its own
 //! change. The others are everybody's; what is told of them is judged later, by the ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -65,6 +65,15 @@ pub(super) struct Promise {
     pub(super) id: u64,
     pub(super) verb: &'static str,
     pub(super) machine: String,
+    /// The other machine whose lane it needs.
+    pub(super) source: Option<String>,
+}
+
+impl Promise {
+    /// Says whether one of its machines is among these.
+    pub(super) fn is_among(&self, machines: &BTreeSet<String>) -> bool {
+        machines.contains(&self.machine) || self.source.as_ref().is_some_and(|one| machines.contains(one))
+    }
 }
 
 /// Machines and their states as somebody was told them.
@@ -352,23 +361,31 @@ impl<'a> OverSocket<'a> {
         verb: &'static str,
         machine: &str,
         params: Value,
-    ) -> Result<(), Lost>
+    ) -> Result<bool, Lost>
     where
         M: Method<Answer = orbd::rpc::types::ChangeAnswer>,
     {
         let machine = machine.to_owned();
+        let source = params["new_name"]
+            .is_string()
+            .then(|| params["machine"].as_str().expect("a name").to_owned());
         match self.ask::<M>(caller, params) {
             Ok(Ok(answer)) => {
                 let id = answer.job_id;
                 self.load.count("change promised");
                 self.load.note(|told| {
                     told.ids.push(id);
-                    told.promises.push(Promise { id, verb, machine });
+                    told.promises.push(Promise {
+                        id,
+                        verb,
+                        machine,
+                        source,
+                    });
                 });
                 self.load.promised.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+                Ok(true)
             }
-            Ok(Err(_)) => Ok(()),
+            Ok(Err(_)) => Ok(false),
             Err(Lost) => {
                 self.load.doubt(verb, &machine);
                 Err(Lost)
@@ -382,13 +399,14 @@ impl<'a> OverSocket<'a> {
             let name = self.name("copy");
             self.kept.push(name.clone());
             let params = json!({"machine": source, "new_name": name, "detach": true});
-            self.promise::<MachineClone>(caller, "clone", &name, params)
+            self.promise::<MachineClone>(caller, "clone", &name, params)?;
         } else {
             let name = self.name("new");
             self.kept.push(name.clone());
             let params = json!({"name": name, "distro": "ubuntu", "detach": true});
-            self.promise::<MachineCreate>(caller, "create", &name, params)
+            self.promise::<MachineCreate>(caller, "create", &name, params)?;
         }
+        Ok(())
     }
 
     fn give_up_a_machine(&mut self, caller: &mut Caller) -> Result<(), Lost> {
@@ -396,13 +414,12 @@ impl<'a> OverSocket<'a> {
             return Ok(());
         }
         let chosen = usize::try_from(self.random.below(self.kept.len() as u64)).expect("an index");
-        let name = self.kept.swap_remove(chosen);
-        self.give_up(caller, &name)
-    }
-
-    fn give_up(&self, caller: &mut Caller, name: &str) -> Result<(), Lost> {
+        let name = self.kept[chosen].clone();
         let params = json!({"machine": name, "detach": true});
-        self.promise::<MachineDelete>(caller, "delete", name, params)
+        if self.promise::<MachineDelete>(caller, "delete", &name, params)? {
+            self.kept.swap_remove(chosen);
+        }
+        Ok(())
     }
 
     fn list(&mut self, caller: &mut Caller) -> Result<(), Lost> {
@@ -463,7 +480,8 @@ impl<'a> OverSocket<'a> {
         };
         if !done {
             self.own = None;
-            return self.give_up(caller, &name);
+            self.kept.push(name);
+            return Ok(());
         }
         if let Some(answer) = self.list_with(caller, json!({}))? {
             self.load.check_own(&answer, &name, expected);
@@ -542,6 +560,7 @@ fn outcome_of_kind(kind: &str) -> &'static str {
 pub(super) fn type_commands(load: &Load, number: u64, seed: u64) {
     let mut random = Random::new(seed.wrapping_add(number * 7_000_003));
     let mut own: Option<String> = None;
+    let mut left: Vec<String> = Vec::new();
     let mut made = 0;
     while !load.is_over() {
         let machine = SHARED[usize::try_from(random.below(3)).expect("small")];
@@ -554,6 +573,13 @@ pub(super) fn type_commands(load: &Load, number: u64, seed: u64) {
             }
             3 => ctl(load, &["start", "--queue-timeout=500ms", machine]).0,
             4 => list_by_command(load).0,
+            5 if !left.is_empty() => {
+                let code = ctl(load, &["delete", "--detach", &left[0]]).0;
+                if code == Some(0) {
+                    left.remove(0);
+                }
+                code
+            }
             _ => {
                 let (name, words, expected) = match own.take() {
                     None => {
@@ -577,7 +603,7 @@ pub(super) fn type_commands(load: &Load, number: u64, seed: u64) {
                     }
                     own = Some(name);
                 } else {
-                    ctl(load, &["delete", "--detach", &name]);
+                    left.push(name);
                 }
                 code
             }
@@ -601,21 +627,20 @@ fn list_by_command(load: &Load) -> (Option<i32>, Option<MachineListAnswer>) {
 
 /// Calls the command line; one that does not end is a breach.
 fn ctl(load: &Load, words: &[&str]) -> (Option<i32>, Vec<u8>) {
+    // A file and no pipe, because nobody reads before the end.
+    let path = load.folder.join("typed");
+    let stdout = std::fs::File::create(&path).expect("a file");
     let mut child = load
         .command(env!("CARGO_BIN_EXE_orbd-ctl"))
         .arg("--no-autostart")
         .args(words)
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .spawn()
         .expect("it starts");
     let code = ended(&mut child, load, words);
-    let mut stdout = Vec::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        std::io::Read::read_to_end(&mut pipe, &mut stdout).expect("what it wrote");
-    }
     let word = code.map_or("a signal".to_owned(), |code| code.to_string());
     load.count(&format!("orbd-ctl exited with {word}"));
-    (code, stdout)
+    (code, std::fs::read(&path).expect("what it wrote"))
 }
 
 fn ended(child: &mut Child, load: &Load, words: &[&str]) -> Option<i32> {

@@ -278,7 +278,7 @@ impl Operator {
             "succeeded" => done > 0,
             "failed" => times > 0,
             "unknown" => true,
-            "cancelled" => self.forced.contains(&promise.machine),
+            "cancelled" => promise.is_among(&self.forced),
             _ => false,
         };
         if !is_true {

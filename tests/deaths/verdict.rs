@@ -89,7 +89,7 @@ pub(super) fn promises(
         if times > promises.len() + doubtful {
             kept.twice.push(what());
         } else if times + cut < promises.len() {
-            if forced.contains(machine) {
+            if promises.iter().any(|promise| promise.is_among(forced)) {
                 kept.forced_away += promises.len() - times;
             } else {
                 kept.lost.push(what());
