@@ -73,6 +73,7 @@ fn run() -> Result<()> {
         return metrics::serve_store().context("the metrics store");
     }
     sys::seal_inherited_descriptors();
+    sys::raise_descriptor_limit();
     let places = Places::of_this_user()?;
     if arguments.sample_config {
         return print(&Config::sample(&places));

@@ -7,6 +7,7 @@ mod ctl_suite;
 mod daemon_cache;
 mod daemon_crash;
 mod daemon_events;
+mod daemon_extremes;
 mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;

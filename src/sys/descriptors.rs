@@ -1,4 +1,4 @@
-//! Keeps descriptors that we were started with from our children.
+//! Descriptors: those that we were started with are kept from our children, and we may have as many as we need.
 #![expect(
     unsafe_code,
     reason = "a descriptor that is only known by its number cannot be borrowed safely"
@@ -7,6 +7,24 @@
 use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// More than we ever need. macOS takes no number beyond this, whatever it says of its limit.
+const DESCRIPTORS_MAX: u64 = 10_240;
+
+/// Raises the number of descriptors that we may have to what the system allows. launchd starts agents with 256, which a hundred
+/// commands with their pipes use up.
+pub fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit
+        .maximum
+        .map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX));
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        // Without it we do with what there is; a child that cannot be started says why.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
 
 /// Marks everything beyond the three standard streams that whoever started us left open as not to be inherited.
 ///

@@ -1,0 +1,291 @@
+//! Extremes: callers inside of machines, an `orbctl` of which nothing answers, a gigabyte of output, no descriptors left.
+
+use orbd::rpc::api::{
+    DaemonInfo, JobOutput, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
+};
+use orbd::rpc::types::{JobStateWord, Stream};
+use serde_json::json;
+
+use crate::support::{Wire, World, bytes_of, eventually, outcome_of, stream_of};
+
+/// Runs a command in `a` that asks orbd to change `a`, and checks that it is told who is in its way.
+fn nested(world: &World, change: &str) {
+    let mut caller = world.client();
+    let call = format!(
+        "{} --no-autostart --socket {} {change}",
+        env!("CARGO_BIN_EXE_orbd-ctl"),
+        world.socket().display()
+    );
+    let answer = caller.run("a", &["sh", "-c", &call]);
+    let told = String::from_utf8_lossy(&stream_of(&answer.output, Stream::Stderr)).into_owned();
+    assert_eq!(answer.exit_code, Some(5), "{told}");
+    assert!(
+        told.contains(&format!("job {}", answer.job_id)) && told.contains("run"),
+        "the command itself is named: {told}"
+    );
+    assert_eq!(world.ledger().spawns("restart"), 0);
+    // Nothing is left of it.
+    caller.ok::<MachineRestart>(json!({"machine": "a"}));
+}
+
+#[test]
+fn a_command_that_changes_its_own_machine_is_told_that_it_waits_for_itself() {
+    let world = World::with_machines(&["a"]);
+    nested(&world, "restart --queue-timeout 300ms a");
+}
+
+#[test]
+fn a_command_that_changes_its_own_machine_is_told_so_also_if_it_says_no_limit() {
+    let world = World::new().set("queue_timeout", "1s").machines(&["a"]).started();
+    nested(&world, "restart a");
+}
+
+#[test]
+fn waiting_has_a_limit_although_nobody_asked_for_one() {
+    let world = World::new().started();
+    let limits = world.client().ok::<DaemonInfo>(json!({})).limits;
+    assert_eq!(limits.get("queue_timeout_ms"), Some(&(10 * 60 * 1000)));
+}
+
+#[test]
+fn a_forced_stop_gets_through_while_nothing_else_does() {
+    let everything = "[\"create\", \"run\", \"restart\", \"start\", \"list\", \"info\", \"status\", \"version\", \"default\"]";
+    let world = World::new()
+        .set("grace", "300ms")
+        .set("changes_max", "2")
+        .set("creates_max", "1")
+        .set("exec_max", "2")
+        .set("exec_per_machine", "2")
+        .set("queries_max", "2")
+        .set("queue_max", "6")
+        .set("queue_max_per_client", "6")
+        .script(&format!(
+            "[[trouble]]\ncommand = {everything}\nkind = \"hang_hard\""
+        ))
+        .machines(&["a", "b", "c"])
+        .started();
+    let mut caller = world.client();
+    // All places are taken.
+    let restart = json!({"machine": "a", "detach": true});
+    let restarting = caller.ok::<MachineRestart>(restart.clone()).job_id;
+    caller.ok::<MachineCreate>(json!({"name": "new", "distro": "ubuntu", "detach": true}));
+    for machine in ["b", "c"] {
+        caller.run_detached(machine, &["true"]);
+    }
+    let list = world.background(|caller| drop(caller.try_call::<MachineList>(json!({}))));
+    let info = world.background(|caller| drop(caller.try_call::<MachineInfo>(json!({"machine": "b"}))));
+    eventually("all of them hang", || {
+        (world.ledger().invocations.len() == 6).then_some(())
+    });
+    // All that may wait waits, and nothing may start.
+    let mut waiting = Vec::new();
+    let full = loop {
+        match caller.call::<MachineRestart>(restart.clone()) {
+            Ok(accepted) => waiting.push(accepted.job_id),
+            Err(error) => break *error.data.expect("data"),
+        }
+    };
+    assert_eq!((full.kind.as_str(), waiting.len()), ("queue_full", 6));
+    caller.pause();
+
+    let told = caller.ok::<MachineStop>(json!({"machine": "a", "force": true}));
+    assert_eq!(told.changed, Some(true));
+    assert_eq!(
+        outcome_of(&caller.end_of(restarting)),
+        ("unknown", "outcome_unknown")
+    );
+    for id in waiting {
+        assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
+    }
+    let truth = world.truth();
+    assert!(
+        truth.contains(&("a".to_owned(), "stopped".to_owned())),
+        "{truth:?}"
+    );
+    drop(world);
+    // They hung until the end.
+    for read in [list, info] {
+        read.join().expect("whatever it was told");
+    }
+}
+
+#[test]
+fn a_process_that_a_change_left_behind_does_not_keep_the_change() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"grandchild\"\nms = 20000")
+        .machines(&["a"])
+        .started();
+    let told = world.client().ok::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!(told.changed, Some(true));
+    assert!(told.run_us.is_some_and(|us| us < 10_000_000), "{told:?}");
+}
+
+/// What `yes` says over and over.
+const WORD: &[u8] = b"0123456789abcde\n";
+
+/// Returns a command that writes so many bytes of it.
+fn writing(bytes: u64) -> [String; 3] {
+    let script = format!("yes 0123456789abcde | head -c {bytes}");
+    ["sh", "-c", &script].map(str::to_owned)
+}
+
+/// Says whether bytes are those that stand at this offset.
+fn are_right(bytes: &[u8], offset: u64) -> bool {
+    let turn = usize::try_from(offset % WORD.len() as u64).expect("small");
+    let mut expected = WORD.repeat(bytes.len() / WORD.len() + 2);
+    expected.drain(..turn);
+    expected.starts_with(bytes)
+}
+
+/// Returns the most memory that a process has had in RAM, in bytes. Only on Linux.
+fn memory_peak(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+/// Reads a chunked body to its end and checks every byte; returns how many there were.
+fn check_body(wire: &mut Wire) -> u64 {
+    let mut offset = 0;
+    loop {
+        let mut size = String::new();
+        while !size.ends_with("\r\n") {
+            size.push(char::from(wire.exactly(1)[0]));
+        }
+        let size = usize::from_str_radix(size.trim_end(), 16).expect("a chunk's size");
+        let bytes = wire.exactly(size);
+        wire.exactly(2);
+        if size == 0 {
+            return offset;
+        }
+        assert!(are_right(&bytes, offset), "after {offset} bytes");
+        offset += size as u64;
+    }
+}
+
+#[test]
+fn a_gibibyte_of_output_arrives_whole_and_takes_no_memory() {
+    let world = World::with_machines(&["a"]);
+    let total = 1 << 30;
+    let mut caller = world.client();
+    let id = caller
+        .ok::<MachineRun>(json!({"machine": "a", "command": writing(total), "detach": true}))
+        .job_id;
+    let mut wire = world.wire();
+    wire.send(format!(
+        "GET /jobs/{id}/output?stream=stdout HTTP/1.1\r\nhost: orbd\r\n\r\n"
+    ));
+    let head = wire.head();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(check_body(&mut wire), total);
+    let job = caller.end_of(id);
+    assert_eq!((outcome_of(&job).0, job.output_bytes), ("succeeded", total));
+    // Its end can still be had, as chunks.
+    let rest = caller.output_from(id, total - 1000, 1 << 20);
+    assert!(are_right(&stream_of(&rest, Stream::Stdout), total - 1000));
+    if let Some(peak) = memory_peak(world.pid()) {
+        assert!(peak <= 64 << 20, "the daemon had {} MiB", peak >> 20);
+    }
+}
+
+#[test]
+fn what_is_beyond_spool_max_is_a_gap_that_is_told() {
+    let max = 1 << 20;
+    let world = World::new().set("spool_max", "1MiB").machines(&["a"]).started();
+    let total = 8 << 20;
+    let mut caller = world.client();
+    let id = caller
+        .ok::<MachineRun>(json!({"machine": "a", "command": writing(total), "detach": true}))
+        .job_id;
+    // Nobody follows, so the oldest bytes go and the command is not held up.
+    let job = caller.end_of(id);
+    assert_eq!((outcome_of(&job).0, job.output_bytes), ("succeeded", total));
+    let first = caller.ok::<JobOutput>(json!({"job_id": id}));
+    let gap = first.gap.expect("much is gone, and said to be");
+    assert_eq!(gap.from, 0);
+    assert!(gap.to >= total - max && gap.to < total, "{gap:?}");
+    let mut offset = gap.to;
+    for chunk in first.output {
+        assert_eq!(chunk.offset, offset);
+        let bytes = bytes_of(&chunk);
+        assert!(are_right(&bytes, offset));
+        offset += bytes.len() as u64;
+    }
+    for chunk in caller.output_from(id, offset, 1 << 20) {
+        let bytes = bytes_of(&chunk);
+        assert!(are_right(&bytes, offset));
+        offset += bytes.len() as u64;
+    }
+    assert_eq!(offset, total);
+}
+
+#[cfg(target_os = "linux")]
+mod descriptors {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+    use super::*;
+
+    const NONE: Rlimit = Rlimit {
+        current: None,
+        maximum: None,
+    };
+
+    /// Sets how many descriptors the daemon may have; returns how many it could have before.
+    fn limit(world: &World, most: u64) -> Rlimit {
+        let pid = i32::try_from(world.pid()).ok().and_then(Pid::from_raw);
+        let limit = Rlimit {
+            current: Some(most),
+            ..getrlimit(Resource::Nofile)
+        };
+        prlimit(pid, Resource::Nofile, limit).unwrap_or(NONE)
+    }
+
+    #[test]
+    fn the_daemon_takes_as_many_descriptors_as_it_may_have() {
+        let world = World::new().started();
+        let had = limit(&world, 256);
+        let may = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        assert!(had.current.is_none_or(|had| had >= may.min(10_240)), "{had:?}");
+    }
+
+    #[test]
+    fn two_hundred_commands_with_descriptors_for_sixty_end_or_say_what_is_missing() {
+        let world = World::new()
+            .set("exec_max", "200")
+            .set("exec_per_machine", "200")
+            .machines(&["a"])
+            .started();
+        let mut caller = world.client();
+        limit(&world, 256);
+        caller.pause();
+        let ids: Vec<u64> = (0..200)
+            .map(|_| caller.run_detached("a", &["sleep", "0.3"]))
+            .collect();
+        caller.resume();
+        let (mut done, mut refused) = (0, 0);
+        for &id in &ids {
+            let job = caller.end_of(id);
+            match outcome_of(&job) {
+                ("succeeded", "") => done += 1,
+                ("failed", "orbctl_unavailable") => {
+                    let text = format!("{job:?}");
+                    assert!(text.contains("limits are reached"), "{text}");
+                    refused += 1;
+                }
+                other => panic!("{other:?}: {job:?}"),
+            }
+        }
+        println!("{done} ended, {refused} were refused");
+        assert_eq!(done + refused, 200);
+        assert!(done > 0, "as many as could be");
+        // Afterwards it is as before: for who was connected and for who was not.
+        assert_eq!(world.client().run("a", &["true"]).exit_code, Some(0));
+        assert_eq!(
+            caller.ok::<MachineList>(json!({"max_age_ms": 0})).machines.len(),
+            1
+        );
+        assert_eq!(world.ledger().spawns("run"), done + 1, "each once");
+        assert!(caller.jobs().iter().all(|job| job.state == JobStateWord::Ended));
+    }
+}
