@@ -13,7 +13,8 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.host import Host
 
 from fake_daemon import FakeDaemon, ShellMachines
-from pyinfra_orbd import Client, connector
+from orbd import Client
+from pyinfra_orbd import connector
 from real_daemon import RealDaemon, temporary_daemon
 
 

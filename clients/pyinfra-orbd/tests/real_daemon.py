@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyinfra_orbd import Client
+from orbd import Client
 
 TARGET = Path(__file__).resolve().parents[3] / "target" / "debug"
 

@@ -20,9 +20,10 @@ from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from conftest import MakeHost
 from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machine
-from pyinfra_orbd import connector, errors
+from orbd import errors
+from orbd.errors import ProtocolViolation
+from pyinfra_orbd import connector
 from pyinfra_orbd.connector import OrbStackConnector
-from pyinfra_orbd.errors import ProtocolViolation
 
 names_data = OrbStackConnector.make_names_data
 

@@ -13,7 +13,8 @@ import pytest
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.host import Host
 
-from pyinfra_orbd import Client, connector, errors
+from orbd import Client, errors
+from pyinfra_orbd import connector
 from real_daemon import RealDaemon, temporary_daemon
 
 pytestmark = pytest.mark.needs_daemon
@@ -113,7 +114,7 @@ def test_an_interrupted_echo(real: RealDaemon) -> None:
     """Both connections go, the command with them, and the next call works."""
     script = """
         import gevent, itertools
-        from pyinfra_orbd import Client
+        from orbd import Client
         with Client() as client:
             def echo():
                 with gevent.Timeout(1, False):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbd import Client
+from orbd import Client
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 

@@ -46,7 +46,7 @@ def test_twenty_greenlets_wait_side_by_side(daemon: FakeDaemon, machines: ShellM
     daemon.handlers["machine.logs"] = slow
     script = f"""
         {patch}
-        from pyinfra_orbd import Client
+        from orbd import Client
         client = Client()
         {early}
         import gevent
@@ -67,7 +67,7 @@ def test_an_interrupted_greenlet_disturbs_nobody(daemon: FakeDaemon, machines: S
     script = f"""
         {patch}
         import gevent
-        from pyinfra_orbd import Client
+        from orbd import Client
         client = Client()
         def hurried():
             with gevent.Timeout(0.2, False):
@@ -123,7 +123,7 @@ def test_nothing_is_left_open_at_the_end(daemon: FakeDaemon, machines: ShellMach
         {patch}
         import os, threading
         import gevent
-        from pyinfra_orbd import Client
+        from orbd import Client
         client = Client()
         client.machine_list()
         gevent.get_hub()
@@ -157,7 +157,7 @@ def test_autostart_lets_others_run(short_folder: Path) -> None:
     (short_folder / "orbd-ctl").chmod(0o755)
     script = """
         import gevent
-        from pyinfra_orbd import Client, errors
+        from orbd import Client, errors
         client = Client()
         def call():
             try:

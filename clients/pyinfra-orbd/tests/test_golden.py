@@ -11,7 +11,7 @@ import pytest
 import golden
 from fake_daemon import Failure, FakeDaemon, Peer
 from golden import Case, Player
-from pyinfra_orbd import Client, errors
+from orbd import Client, errors
 
 CASES = golden.cases()
 BY_NAME = {case.name: case for case in CASES}

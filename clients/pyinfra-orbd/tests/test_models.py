@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pyinfra_orbd import models
-from pyinfra_orbd.errors import ProtocolViolation
+from orbd import models
+from orbd.errors import ProtocolViolation
 
 
 def test_fields_of_tomorrow_are_ignored() -> None:
@@ -91,5 +91,5 @@ def test_they_behave_like_frozen_dataclasses() -> None:
 def test_importing_the_client_is_light() -> None:
     """It loads neither PyInfra nor gevent, and none of what makes an import slow in the standard library."""
     heavy = "{'pyinfra', 'gevent', 'dataclasses', 'typing', 'asyncio', 'ssl', 'http', 'logging', 'subprocess', 'tempfile'}"
-    code = f"import sys, pyinfra_orbd; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, orbd; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]) == b"[]\n"

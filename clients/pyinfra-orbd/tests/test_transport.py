@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fake_daemon import HELLO, Failure, FakeDaemon, Hangup, Peer, ShellMachines
-from pyinfra_orbd import Client, _client, _transport, errors, models
-from pyinfra_orbd.errors import error_from_wire
+from orbd import Client, _client, _transport, errors, models
+from orbd.errors import error_from_wire
 
 
 def echo(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """OrbStack machines for PyInfra, through orbd.
 
-The connector is found by PyInfra under the names ``@orbstack`` and ``@orbd``. What stands here is the client beneath it:
-importing it needs neither PyInfra nor gevent.
+The connector is found by PyInfra under the names ``@orbstack`` and ``@orbd``. The client beneath it is the package :mod:`orbd`,
+whose public names can be had from here too; importing them needs neither PyInfra nor gevent.
 """
 
 from __future__ import annotations
 
+from orbd import Client, OrbdError
+
 from . import errors
-from ._client import Client
-from .errors import OrbdError
 
 __all__ = ["Client", "OrbdError", "errors"]

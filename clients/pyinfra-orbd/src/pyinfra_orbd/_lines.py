@@ -10,7 +10,7 @@ from pyinfra.connectors.util import OutputLine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .models import Chunk
+    from orbd.models import Chunk
 
 
 class Stream:

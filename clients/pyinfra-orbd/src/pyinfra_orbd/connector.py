@@ -33,12 +33,13 @@ from pyinfra.connectors.util import (
 )
 from typing_extensions import TypedDict, Unpack, override
 
-from . import models
-from ._client import INLINE_MAX, PIECE, Client
+from orbd import models
+from orbd._client import INLINE_MAX, PIECE, Client
+from orbd._transport import socket_path
+from orbd.errors import DaemonUnavailable, OrbdError, ProtocolViolation
+
 from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
 from ._lines import Lines
-from ._transport import socket_path
-from .errors import DaemonUnavailable, OrbdError, ProtocolViolation
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments

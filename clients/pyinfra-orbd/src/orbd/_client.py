@@ -235,7 +235,7 @@ class Client:
     ) -> Generator[models.JobEvent, None, None]:
         """Runs a command and yields what happens as it happens; closing the iterator early stops the command.
 
-        The last event is :class:`~pyinfra_orbd.models.Ended`. A command that did not come to a regular end raises after it what
+        The last event is :class:`~orbd.models.Ended`. A command that did not come to a regular end raises after it what
         :meth:`machine_run` would have raised; one that ended by itself, with whatever exit code, raises nothing.
 
         Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it, over a

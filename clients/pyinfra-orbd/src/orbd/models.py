@@ -1,0 +1,547 @@
+"""What the daemon answers, as frozen records.
+
+Only what goes over the wire stands here, under the names that it has there. Fields that a later daemon adds are ignored; a field
+that is missing although the protocol promises it is a :class:`~orbd.errors.ProtocolViolation`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Says nothing: what it tells is for type checkers."""
+        return lambda cls: cls
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Model:
+    """Base of everything that is read from the wire.
+
+    Its classes are written and behave like frozen dataclasses, and a type checker takes them for such. The decorator itself would
+    generate and compile code for each of them at every import, which takes PyInfra longer than a hundred commands.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        shape = _shape(type(self))
+        wrong = (values.keys() - shape.converters.keys()) | (shape.required - values.keys())
+        if wrong:
+            raise TypeError(f"{type(self).__name__}: missing or unknown: {', '.join(sorted(wrong))}")
+        self.__dict__.update(values)
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> Self:
+        """Reads a decoded JSON object."""
+        shape = _shape(cls)
+        if not isinstance(wire, dict):
+            raise ProtocolViolation(f"{cls.__name__}: expected an object, got {type(wire).__name__}")
+        model = cls.__new__(cls)
+        values = model.__dict__
+        for name, convert in shape.converters.items():
+            if name in wire:
+                value = wire[name]
+                if convert is None:
+                    values[name] = value
+                elif value is not None:
+                    values[name] = convert(value)
+        if not shape.required <= values.keys():
+            raise ProtocolViolation(f"{cls.__name__}: {', '.join(sorted(shape.required - values.keys()))} is missing")
+        return model
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values().values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _shape(type(self)).converters}
+
+
+class Shape:
+    """A class's fields, found at its first use."""
+
+    __slots__ = ("converters", "required")
+
+    def __init__(self, cls: type[Model]) -> None:
+        # What turns decoded JSON into each field, or None where it already is.
+        self.converters = {name: _converter(hint) for name, hint in typing.get_type_hints(cls).items()}
+        # A default is an attribute of the class, where an instance without a value of its own finds it.
+        self.required = frozenset(name for name in self.converters if not hasattr(cls, name))
+
+
+_shapes: dict[type[Model], Shape] = {}
+
+
+def _shape(cls: type[Model]) -> Shape:
+    shape = _shapes.get(cls)
+    if shape is None:
+        shape = _shapes[cls] = Shape(cls)
+    return shape
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _converter(inner)
+    if origin is tuple:
+        convert = _converter(arguments[0])
+        return tuple if convert is None else lambda wire: tuple(map(convert, wire))
+    if isinstance(hint, type) and issubclass(hint, Model):
+        return hint.from_wire
+    return None
+
+
+class Done(Model):
+    """Nothing to say beyond success."""
+
+
+class Hello(Model):
+    """Answer of ``daemon.hello``."""
+
+    protocol: int
+    version: str
+    instance: str
+
+
+class Sickness(Model):
+    """What ails ``orbctl``: reads are told as last known, and nothing is begun that is not forced."""
+
+    since: str
+    reason: str
+    retry_after_ms: int
+
+
+class DaemonInfo(Model):
+    """Answer of ``daemon.info``."""
+
+    version: str
+    protocol: int
+    instance: str
+    pid: int
+    started_at: str
+    uptime_ms: int
+    socket: str
+    orbctl: str | None = None
+    config_file: str | None = None
+    state_dir: str
+    limits: Mapping[str, int] = types.MappingProxyType({})
+    strict: bool = False
+    sick: Sickness | None = None
+
+
+class Observed(Model):
+    """When and how a fact was seen; part of every answer that tells facts."""
+
+    generation: int
+    observed_at: str
+    source: str
+    stale: bool
+    stale_reason: str | None = None
+    age_ms: int
+
+
+class Image(Model):
+    """Image that a machine was made from."""
+
+    distro: str
+    version: str
+    arch: str
+    variant: str | None = None
+
+
+class MachineConfig(Model):
+    """A machine's settings; each is absent where the installed OrbStack does not report it."""
+
+    default_username: str | None = None
+    isolated: bool | None = None
+    isolate_network: bool | None = None
+    forward_ssh_agent: bool | None = None
+    http_port: int | None = None
+    https_port: int | None = None
+    cpu_limit: int | None = None
+    memory_limit_mib: int | None = None
+    disk_limit_bytes: int | None = None
+
+
+class Machine(Model):
+    """One machine. ``state`` is ``running``, ``stopped``, or another word of OrbStack's: busy."""
+
+    id: str
+    name: str
+    state: str
+    image: Image
+    config: MachineConfig
+    builtin: bool = False
+
+
+class MachineList(Observed):
+    """Answer of ``machine.list``."""
+
+    machines: tuple[Machine, ...]
+
+
+class MachineInfo(Observed):
+    """Answer of ``machine.info``."""
+
+    machine: Machine
+    disk_size: int | None = None
+    ip4: str | None = None
+    ip6: str | None = None
+
+
+class Change(Model):
+    """Answer of every change; ``changed`` is absent until the job ended."""
+
+    job_id: int
+    state: str
+    changed: bool | None = None
+    wait_us: int | None = None
+    run_us: int | None = None
+
+
+class Chunk(Model):
+    """Bytes that a command wrote, at ``offset`` of both streams in order of arrival."""
+
+    stream: str
+    offset: int
+    at_us: int = 0
+    text: str | None = None
+    base64: str | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The bytes."""
+        if self.text is not None:
+            return self.text.encode()
+        return b64decode(self.base64 or "")
+
+
+class Gap(Model):
+    """Output that is no longer kept: from the first byte missing to the first there again."""
+
+    # `from` is a word of Python's, so both ends get their own names here and `from_wire` is written by hand.
+    start: int
+    end: int
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> Gap:
+        """Reads a decoded JSON object."""
+        try:
+            return cls(start=wire["from"], end=wire["to"])
+        except (KeyError, TypeError) as error:
+            raise ProtocolViolation("Gap: from or to is missing") from error
+
+
+class Run(Model):
+    """Answer of ``machine.run``; there is more from ``job.output`` when ``next_offset`` is below ``output_bytes``."""
+
+    job_id: int
+    state: str
+    exit_code: int | None = None
+    output: tuple[Chunk, ...]
+    next_offset: int
+    output_bytes: int
+    wait_us: int | None = None
+    run_us: int | None = None
+
+
+class Text(Model):
+    """Answer of reads that give text."""
+
+    text: str
+
+
+class DefaultMachine(Observed):
+    """Answer of ``machine.default``."""
+
+    machine: str | None = None
+
+
+class Status(Observed):
+    """Answer of ``orbstack.status``."""
+
+    status: str
+
+
+class Version(Observed):
+    """Answer of ``orbstack.version``."""
+
+    version: str
+    build: int | None = None
+    commit: str | None = None
+
+
+class Config(Observed):
+    """Answer of ``config.show``."""
+
+    values: Mapping[str, str]
+
+
+class ConfigValue(Observed):
+    """Answer of ``config.get``; no value where the key is not set."""
+
+    value: str | None = None
+
+
+class Caller(Model):
+    """Who asked for a job."""
+
+    name: str
+    pid: int | None = None
+    uid: int
+
+
+class WaitingFor(Model):
+    """Why a job waits: for a ``job``, a ``limit``, because it is ``paused``, or because ``orbctl`` is ``sick``."""
+
+    kind: str
+    job_id: int | None = None
+    operation: str | None = None
+    machine: str | None = None
+    client: str | None = None
+    age_ms: int | None = None
+    limit: str | None = None
+    reason: str | None = None
+
+
+class Outcome(Model):
+    """How a job ended: ``succeeded``, ``failed``, ``cancelled``, ``expired``, ``interrupted`` or ``unknown``."""
+
+    kind: str
+    exit_code: int | None = None
+    changed: bool | None = None
+    error: Mapping[str, Any] | None = None
+
+
+class Job(Model):
+    """One job."""
+
+    id: int
+    operation: str
+    machine: str | None = None
+    job_class: str = ""
+    client: Caller | None = None
+    detached: bool = False
+    priority: str = "normal"
+    state: str
+    accepted_at: str = ""
+    started_at: str | None = None
+    ended_at: str | None = None
+    wait_us: int = 0
+    run_us: int | None = None
+    waiting_for: WaitingFor | None = None
+    outcome: Outcome | None = None
+    output_bytes: int = 0
+    joined: int = 0
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> Job:
+        """Reads a decoded JSON object; ``class`` is a word of Python's and becomes ``job_class``."""
+        if isinstance(wire, dict) and "class" in wire:
+            wire = {**wire, "job_class": wire["class"]}
+        return super().from_wire(wire)
+
+
+class JobAnswer(Model):
+    """Answer of ``job.get`` and ``job.wait``."""
+
+    job: Job
+
+
+class JobList(Model):
+    """Answer of ``job.list``, oldest first."""
+
+    jobs: tuple[Job, ...]
+    more: bool = False
+
+
+class JobCancel(Model):
+    """Answer of ``job.cancel``: ``never_started``, ``stopping`` or ``already_ended``."""
+
+    result: str
+
+
+class JobOutput(Model):
+    """Answer of ``job.output``."""
+
+    output: tuple[Chunk, ...]
+    next_offset: int
+    gap: Gap | None = None
+    end: bool
+
+
+class JobInput(Model):
+    """Answer of ``job.input``: whether the command still reads."""
+
+    open: bool
+
+
+class Accepted(Model):
+    """The job exists."""
+
+    job_id: int
+
+
+class Waiting(Model):
+    """The job has waited for a second or longer, or waits for something else than before."""
+
+    waiting_for: WaitingFor
+
+
+class Started(Model):
+    """The job runs."""
+
+
+class Ended(Model):
+    """The job is over; nothing follows."""
+
+    job: Job
+
+
+JobEvent = Accepted | Waiting | Started | Chunk | Gap | Ended
+"""What a follower of a job is told: ``Accepted``, any ``Waiting``, ``Started``, any ``Chunk`` and ``Gap``, ``Ended``."""
+
+_EVENTS: dict[str, type[Accepted | Waiting | Started | Chunk | Gap | Ended]] = {
+    "accepted": Accepted,
+    "waiting": Waiting,
+    "started": Started,
+    "output": Chunk,
+    "gap": Gap,
+    "ended": Ended,
+}
+
+
+def event_from_wire(wire: Any) -> JobEvent | None:
+    """Reads one notification's ``result``; None for a type that a later daemon added."""
+    if not isinstance(wire, dict):
+        raise ProtocolViolation(f"event: expected an object, got {type(wire).__name__}")
+    cls = _EVENTS.get(wire.get("type", ""))
+    return None if cls is None else cls.from_wire(wire)
+
+
+class QueueStatus(Model):
+    """Answer of ``queue.status``, ``queue.pause``, ``queue.resume`` and ``queue.drain``."""
+
+    waiting: int
+    running: int
+    queue_max: int
+    paused: bool
+    paused_machines: tuple[str, ...] = ()
+    draining: bool = False
+    draining_machines: tuple[str, ...] = ()
+    sick: Sickness | None = None
+
+
+class CacheEntry(Model):
+    """One kept observation."""
+
+    topic: str
+    machine: str | None = None
+    generation: int
+    age_ms: int
+    valid: bool
+
+
+class CacheStatus(Model):
+    """Answer of ``cache.status``."""
+
+    generation: int
+    entries: tuple[CacheEntry, ...]
+    hits: int
+    misses: int
+
+
+class CacheInvalidate(Model):
+    """Answer of ``cache.invalidate``."""
+
+    generation: int
+
+
+class Distribution(Model):
+    """A distribution of durations in microseconds."""
+
+    min_us: int
+    p50_us: int
+    p90_us: int
+    p99_us: int
+    max_us: int
+
+
+class MetricsRow(Model):
+    """One row of a summary."""
+
+    operation: str | None = None
+    machine: str | None = None
+    count: int
+    errors: int
+    error_rate: float
+    wait: Distribution
+    run: Distribution
+
+
+class MetricsSummary(Model):
+    """Answer of ``metrics.summary``, sorted by operation and machine."""
+
+    rows: tuple[MetricsRow, ...]
+
+
+class MetricsRecord(Model):
+    """One recorded operation."""
+
+    job_id: int
+    operation: str
+    machine: str | None = None
+    client: Caller | None = None
+    accepted_at: str = ""
+    started_at: str | None = None
+    ended_at: str = ""
+    wait_us: int
+    run_us: int
+    outcome: str
+    exit_code: int | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    joined: int = 0
+
+
+class MetricsHistory(Model):
+    """Answer of ``metrics.history``, newest first."""
+
+    records: tuple[MetricsRecord, ...]
+    cursor: str | None = None
+
+
+class Counters(Model):
+    """Answer of ``metrics.counters``."""
+
+    counters: Mapping[str, int]
+    store: str
+
+
+class Lease(Model):
+    """Answer of ``session.lease``: the place is the caller's until the named process is gone."""
+
+    job_id: int
+    orbctl: str
+    machines: tuple[str, ...] = ()
