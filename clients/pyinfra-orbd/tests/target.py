@@ -1,13 +1,25 @@
-"""PyInfra's own command line in front of a machine."""
+"""The programs around the package: PyInfra's own command line in front of a machine, and an ``orbd-ctl`` of our making."""
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+
+def fake_ctl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts an ``orbd-ctl`` first on PATH."""
+    program = folder / "orbd-ctl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
 
 
 class Target:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import pytest
 from fake_daemon import HELLO, Failure, FakeDaemon, Hangup, Peer, ShellMachines
 from orbd import Client, _client, _transport, errors, models
 from orbd.errors import error_from_wire
+from target import fake_ctl
 
 
 def echo(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
@@ -311,15 +310,6 @@ def test_a_path_that_is_too_long(tmp_path: Path) -> None:
         Client(str(tmp_path / ("x" * 200))).machine_list()
 
 
-def fake_ctl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts an ``orbd-ctl`` first on PATH."""
-    program = folder / "orbd-ctl"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
-
-
 def test_the_daemon_is_started_on_demand(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing socket starts the daemon once, and the call is made."""
     path = short_folder / "orbd.sock"
@@ -329,7 +319,7 @@ def test_the_daemon_is_started_on_demand(short_folder: Path, monkeypatch: pytest
     timer.start()
     client = Client(str(path))
     client.call("daemon.hello", {"client": "x", "protocol": 1})
-    assert (short_folder / "calls").read_text() == "daemon start\n"
+    assert (short_folder / "calls").read_text() == f"--json --socket {path} daemon start\n"
     client.close_idle()
     started[0].close()
 

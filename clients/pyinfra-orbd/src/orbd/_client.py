@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
+from os import fspath
 
 from . import errors
 from ._transport import Connection, Pool, socket_path, wait
@@ -14,6 +15,7 @@ from ._transport import Connection, Pool, socket_path, wait
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from os import PathLike
     from typing import Any
 
     from typing_extensions import Self
@@ -135,14 +137,15 @@ class Client:
         isolate_network: bool = False,
         mounts: Sequence[str] = (),
         forward_ssh_agent: bool = False,
+        user_data: str | PathLike[str] | None = None,
         **job: Any,
     ) -> models.Change:
-        """Makes a machine and boots it."""
-        return self._change(
-            "machine.create",
-            name=name,
-            distro=distro,
-            version=version,
+        """Makes a machine and boots it.
+
+        ``user_data`` names a file of cloud-init's on this computer. The daemon opens no file of ours, so such a machine is made
+        by ``orbd-ctl`` in a place of the queue, and cannot be made with ``detach``.
+        """
+        options = _given(
             arch=arch,
             user=user,
             cpus=cpus,
@@ -154,6 +157,19 @@ class Client:
             forward_ssh_agent=forward_ssh_agent,
             **job,
         )
+        if user_data is None:
+            return self._change("machine.create", name=name, distro=distro, version=version, **options)
+        if options.pop("detach", None):
+            raise TypeError("a machine with user data is made by a process of ours: it cannot be detached")
+        words = ["create", *_flags({**options, "user_data": fspath(user_data)})]
+        image = distro if version is None else f"{distro}:{version}"
+        answer = self._ctl([*words, "--", image, name])
+        job_wire = answer.get("job") if isinstance(answer, dict) else None
+        if job_wire is None:
+            return models.Change.from_wire(answer)
+        made = models.Job.from_wire(job_wire)
+        changed = None if made.outcome is None else made.outcome.changed
+        return models.Change(job_id=made.id, state=made.state, changed=changed, wait_us=made.wait_us, run_us=made.run_us)
 
     def machine_start(self, machine: str, **job: Any) -> models.Change:
         """Boots a machine; a running one is left as it is."""
@@ -250,6 +266,46 @@ class Client:
             params["stdin_stream"] = True
             pieces = _pieces(stdin) if isinstance(stdin, bytes) else iter(stdin)
         return self._run_follow(params, pieces)
+
+    # files of this computer
+
+    def export_machine(
+        self, machine: str, path: str | PathLike[str], *, queue_timeout_ms: int | None = None
+    ) -> models.Job | None:
+        """Writes a machine to an archive, and tells the job; None where it was done but the daemon could not be told.
+
+        Like the three below, it has ``orbd-ctl`` wait for a place in the queue and open the files itself, as this user, from this
+        process's directory. A caller that is interrupted meanwhile (Ctrl-C, ``gevent.Timeout``) interrupts that.
+        """
+        return self._leased(["export", *_flags({"queue_timeout_ms": queue_timeout_ms}), "--", machine, fspath(path)])
+
+    def import_machine(self, path: str | PathLike[str], name: str, *, queue_timeout_ms: int | None = None) -> models.Job | None:
+        """Makes a machine of an archive, like :meth:`export_machine`."""
+        return self._leased(["import", *_flags({"name": name, "queue_timeout_ms": queue_timeout_ms}), "--", fspath(path)])
+
+    def push_files(
+        self,
+        machine: str,
+        paths: Sequence[str | PathLike[str]],
+        target: str | None = None,
+        *,
+        queue_timeout_ms: int | None = None,
+    ) -> models.Job | None:
+        """Copies files and folders into a machine, into the user's home or to ``target``, like :meth:`export_machine`."""
+        words = [*(fspath(path) for path in paths), *([] if target is None else [target])]
+        return self._leased(["push", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *words])
+
+    def pull_files(
+        self,
+        machine: str,
+        paths: Sequence[str],
+        target: str | PathLike[str] | None = None,
+        *,
+        queue_timeout_ms: int | None = None,
+    ) -> models.Job | None:
+        """Copies files and folders out of a machine, into this directory or to ``target``, like :meth:`export_machine`."""
+        words = [*paths, *([] if target is None else [fspath(target)])]
+        return self._leased(["pull", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *words])
 
     # orbstack and its configuration
 
@@ -401,6 +457,16 @@ class Client:
         wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
         return models.JobAnswer.from_wire(wire).job
 
+    def _ctl(self, words: Sequence[str]) -> Any:
+        # Loaded when it is needed: most callers open no files.
+        from . import _ctl
+
+        return _ctl.carry_out(self.path, words)
+
+    def _leased(self, words: Sequence[str]) -> models.Job | None:
+        answer = self._ctl(words)
+        return None if answer is None else models.JobAnswer.from_wire(answer).job
+
     def _change(self, method: str, **params: Any) -> models.Change:
         return models.Change.from_wire(self.call(method, _given(**params)))
 
@@ -450,6 +516,19 @@ class Client:
                 if feed is not None and isinstance(event, models.Accepted):
                     feed.begin(event.job_id)
                 yield event
+
+
+def _flags(options: Mapping[str, Any]) -> Iterator[str]:
+    """Says options as ``orbd-ctl`` reads them. Each is one word: a value never becomes a flag of its own."""
+    for name, value in _given(**options).items():
+        if name == "mounts":
+            yield from (f"--mount={mount}" for mount in value)
+        elif value is True:
+            yield f"--{name.replace('_', '-')}"
+        elif name in ("queue_timeout_ms", "run_timeout_ms"):
+            yield f"--{'queue-timeout' if name == 'queue_timeout_ms' else 'timeout'}={value}ms"
+        else:
+            yield f"--{name.replace('_', '-')}={value}"
 
 
 def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Connection:
         """Connects to ``path`` and says hello as ``client``."""
         self._next_id = 1
         self.in_call = True
+        self.pid = os.getpid()
         self._socket: Any = None
         self._reader: BufferedReader | None = None
         self._unsent = memoryview(b"")
@@ -327,7 +328,7 @@ class Pool:
         # Keyed by hub: a gevent socket is bound to the hub, and so to the thread, that made it. Plain sockets have the pool as
         # key.
         self._idle: WeakKeyDictionary[Any, list[Connection]] = WeakKeyDictionary()
-        self._starter = Starter()
+        self._starter = Starter(path)
 
     def borrow(self) -> Borrowed:
         """Returns a context manager around a connection."""
@@ -336,17 +337,22 @@ class Pool:
     def take(self) -> Connection:
         """Takes the connection used last that is still open, or opens one."""
         idle = self._idle_here()
-        while idle:
-            connection = idle.pop()
+        while True:
+            try:
+                # Not asked before whether there is one: another thread may take it between the question and the answer.
+                connection = idle.pop()
+            except IndexError:
+                return self._open()
             if connection.is_usable():
                 return connection
             connection.close()
-        return self._open()
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back."""
         idle = self._idle_here()
-        if connection.in_call or self._is_closed or len(idle) >= IDLE_MAX:
+        # One that came along through a fork is our parent's conversation still.
+        is_ours = connection.pid == self._pid
+        if connection.in_call or not is_ours or self._is_closed or len(idle) >= IDLE_MAX:
             connection.close()
         else:
             idle.append(connection)
@@ -360,14 +366,20 @@ class Pool:
         """Closes what is not in use; the next call opens a new connection."""
         # Plain sockets, under our own key, can be closed from anywhere; those of another thread's hub cannot.
         for idle in (self._idle_here(), self._idle.get(self, [])):
-            while idle:
-                idle.pop().close()
+            while True:
+                try:
+                    connection = idle.pop()
+                except IndexError:
+                    break
+                connection.close()
 
     def _idle_here(self) -> list[Connection]:
         if self._pid != os.getpid():
             # We are a forked child: these sockets are our parent's conversation.
             self._pid = os.getpid()
             self._idle = WeakKeyDictionary()
+            # Whoever was starting the daemon at that moment did not come along.
+            self._starter = Starter(self.path)
         hub = _hub()
         # Not `hub or self`: a hub that has not switched yet is false.
         return self._idle.setdefault(self if hub is None else hub, [])
@@ -397,13 +409,11 @@ class Pool:
 
 
 class Starter:
-    """Starts the daemon on demand through ``orbd-ctl daemon start``, which knows about services and locks.
+    """Starts the daemon on demand through ``orbd-ctl daemon start``, which knows about services and locks."""
 
-    It never forks in Python, which is broken under gevent on macOS: ``posix_spawn`` alone makes the child.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
         """Starts nothing yet."""
+        self._path = path
         self._is_starting = False
 
     def start(self, refusal: errors.DaemonNotRunning) -> None:
@@ -418,51 +428,11 @@ class Starter:
             return
         self._is_starting = True
         try:
-            self._run(refusal)
+            # Loaded when it is needed: few processes find no daemon.
+            from . import _ctl
+
+            trouble = _ctl.start_daemon(self._path, START_TIMEOUT)
         finally:
             self._is_starting = False
-
-    def _run(self, refusal: errors.DaemonNotRunning) -> None:
-        from tempfile import TemporaryFile
-
-        with TemporaryFile() as said:
-            try:
-                pid = os.posix_spawnp(
-                    "orbd-ctl",
-                    ["orbd-ctl", "daemon", "start"],
-                    dict(os.environ),
-                    file_actions=[
-                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                        (os.POSIX_SPAWN_DUP2, said.fileno(), 2),
-                    ],
-                    # A Ctrl-C meant for us must not end a start half-way.
-                    setpgroup=0,
-                )
-            except OSError as error:
-                raise errors.DaemonNotRunning(f"{refusal}; orbd-ctl: {error.strerror}") from refusal
-            code = self._wait(pid)
-            if code != 0:
-                said.seek(0)
-                text = said.read().decode("utf-8", "replace").strip()
-                ending = "did not end in time" if code is None else f"ended with {code}"
-                raise errors.DaemonNotRunning(f"{refusal}; `orbd-ctl daemon start` {ending}: {text}") from refusal
-
-    @staticmethod
-    def _wait(pid: int) -> int | None:
-        deadline = time.monotonic() + START_TIMEOUT
-        pause = 0.002
-        while time.monotonic() < deadline:
-            try:
-                # Never a blocking wait: gevent's own is not cooperative for children that it did not make.
-                ended, status = os.waitpid(pid, os.WNOHANG)
-            except OSError as error:
-                if error.errno == errno.ECHILD:
-                    # gevent's child watcher was faster. Whether it worked shows at the next attempt to connect.
-                    return 0
-                raise
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            sleep(pause)
-            pause = min(pause * 1.5, 0.05)
-        return None
+        if trouble is not None:
+            raise errors.DaemonNotRunning(f"{refusal}; {trouble}") from refusal

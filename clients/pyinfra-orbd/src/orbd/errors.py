@@ -7,6 +7,7 @@
     │   ├── DaemonNotRunning        nobody listens on the socket, and nobody could be started
     │   └── DaemonGone              the connection broke before the answer was complete
     ├── ProtocolViolation           the daemon said what this protocol does not know
+    ├── CtlFailed                   orbd-ctl, which opens files for us, could not be run or gave no reason
     └── RequestFailed               the daemon answered with an error: one class for each kind
         ├── InvalidParams           invalid_params, invalid_request, parse_error
         ├── MethodNotFound          method_not_found
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "CtlFailed",
     "DaemonGone",
     "DaemonNotRunning",
     "DaemonUnavailable",
@@ -107,6 +109,10 @@ class DaemonGone(DaemonUnavailable):
 
 class ProtocolViolation(OrbdError):
     """The daemon said what this protocol does not know."""
+
+
+class CtlFailed(OrbdError):
+    """``orbd-ctl``, which opens files for us, could not be run, or failed without giving a reason that programs can read."""
 
 
 class RequestFailed(OrbdError):

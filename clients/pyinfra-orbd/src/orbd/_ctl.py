@@ -1,0 +1,190 @@
+"""Calls of ``orbd-ctl``, for what only a process of the user's may do: start the daemon, and open files of the Mac.
+
+The daemon opens no file of the user's: as a launchd agent it may not read where the user may. So archives and the like are read
+and written by the real ``orbctl``, which ``orbd-ctl`` runs itself while it holds a place in the queue.
+
+Never forks in Python, which is broken under gevent on macOS: ``posix_spawn`` alone makes the child. The child is in a process
+group of its own, so that what a terminal sends to ours does not reach it half-way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from json import JSONDecoder
+from tempfile import TemporaryFile
+
+from . import errors
+from ._transport import sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+PROGRAM = "orbd-ctl"
+
+PAUSE_MAX = 0.05
+"""Seconds between two looks at a child that takes long."""
+
+INTERRUPT_GRACE = 10.0
+"""Seconds that a child has to withdraw after its caller was interrupted; then it is left to itself."""
+
+USAGE = 2
+"""Exit code for a command line that is wrong."""
+
+_decode = JSONDecoder().decode
+
+
+class Spawned:
+    """One call under way."""
+
+    def __init__(self, socket: str, words: Sequence[str]) -> None:
+        """Starts it; raises ``OSError`` as it comes where it cannot."""
+        self._out = TemporaryFile()  # noqa: SIM115
+        self._err = TemporaryFile()  # noqa: SIM115
+        # Python's own dispositions are not the child's: one that ignores SIGPIPE never notices that its reader is gone.
+        defaults = [signal.SIGPIPE, signal.SIGXFSZ]
+        try:
+            self.pid = os.posix_spawnp(
+                PROGRAM,
+                [PROGRAM, "--json", "--socket", socket, *words],
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, self._out.fileno(), 1),
+                    (os.POSIX_SPAWN_DUP2, self._err.fileno(), 2),
+                ],
+                setpgroup=0,
+                setsigdef=defaults,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Forgets what it said."""
+        self._out.close()
+        self._err.close()
+
+    def wait(self, seconds: float | None) -> int | None:
+        """Returns how it ended, as ``subprocess`` says it, or None where it has not after so long.
+
+        A child that somebody else collected (gevent's watcher of children does that) has ended with 0 for all we know.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        pause = 0.002
+        while deadline is None or time.monotonic() < deadline:
+            try:
+                # Never a blocking wait: gevent's own is not cooperative for children that it did not make.
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+            except OSError as error:
+                if error.errno == errno.ECHILD:
+                    return 0
+                raise
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            sleep(pause)
+            pause = min(pause * 1.5, PAUSE_MAX)
+        return None
+
+    def interrupt(self) -> None:
+        """Does what Ctrl-C does in a terminal: what waits is withdrawn, ``orbctl`` is told."""
+        try:
+            os.killpg(self.pid, signal.SIGINT)
+        except ProcessLookupError:
+            return
+        self.wait(INTERRUPT_GRACE)
+
+    def answer(self) -> Any:
+        """Returns the object that ``--json`` wrote last, after whatever ``orbctl`` said there; None where there is none."""
+        for line in reversed(self._said(self._out).splitlines()):
+            if line.startswith("{"):
+                try:
+                    return _decode(line)
+                except ValueError:
+                    return None
+        return None
+
+    def complaint(self) -> str:
+        """Returns what it said on stderr."""
+        return self._said(self._err).strip()
+
+    @staticmethod
+    def _said(file: Any) -> str:
+        file.seek(0)
+        return str(file.read().decode("utf-8", "replace"))
+
+
+def start_daemon(socket: str, seconds: float) -> str | None:
+    """Starts the daemon and waits until it answers; returns what went wrong, or None."""
+    try:
+        spawned = Spawned(socket, ["daemon", "start"])
+    except OSError as error:
+        return f"{PROGRAM}: {error.strerror}"
+    try:
+        code = spawned.wait(seconds)
+        if code == 0:
+            return None
+        ending = "did not end in time" if code is None else f"ended with {code}"
+        return f"`{PROGRAM} daemon start` {ending}: {spawned.complaint()}"
+    finally:
+        spawned.close()
+
+
+def carry_out(socket: str, words: Sequence[str]) -> Any:
+    """Has ``words`` carried out and returns the answer as the wire has it; None where it was done and nobody could say more.
+
+    Whoever is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts the call too.
+    """
+    verb = f"`{PROGRAM} {words[0]}`"
+    try:
+        spawned = Spawned(socket, words)
+    except OSError as error:
+        raise errors.CtlFailed(f"{PROGRAM}, which opens files for {words[0]}, cannot be run: {error.strerror}") from error
+    try:
+        try:
+            code = spawned.wait(None)
+        except BaseException:
+            spawned.interrupt()
+            raise
+        answer = spawned.answer()
+        failure = _failure(answer)
+        if failure is not None:
+            raise _exception(failure, spawned.complaint())
+        if code == USAGE and answer is None:
+            raise errors.CtlFailed(f"{PROGRAM} does not know what is asked of it; is it older? {spawned.complaint()}")
+        if code != 0:
+            raise errors.CtlFailed(f"{verb} ended with {code}: {spawned.complaint()}")
+        return answer
+    finally:
+        spawned.close()
+
+
+def _failure(answer: Any) -> dict[str, Any] | None:
+    """Returns the error object in an answer: the call's own, or that of the job that it tells the end of."""
+    if not isinstance(answer, dict):
+        return None
+    if "error" in answer:
+        return answer["error"]  # type: ignore[no-any-return]
+    job = answer.get("job")
+    outcome = job.get("outcome") if isinstance(job, dict) else None
+    return outcome.get("error") if isinstance(outcome, dict) else None
+
+
+def _exception(error: dict[str, Any], complaint: str) -> errors.OrbdError:
+    data = error.get("data")
+    kind = data.get("kind") if isinstance(data, dict) else None
+    message = str(error.get("message", ""))
+    if kind in ("daemon_unreachable", "daemon_not_started"):
+        return errors.DaemonNotRunning(message)
+    if kind == "connection_lost":
+        return errors.DaemonGone(message)
+    if kind == "orbctl_failed" and isinstance(data, dict) and not data.get("stderr_tail") and complaint:
+        # The daemon was told how `orbctl` ended; what it said came to us.
+        code = data.get("exit_code")
+        said = complaint.splitlines()[-1]
+        error = {**error, "message": f"orbctl failed with exit code {code}: {said}", "data": {**data, "stderr_tail": complaint}}
+    return errors.error_from_wire(error)
