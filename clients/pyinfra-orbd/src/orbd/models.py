@@ -334,6 +334,13 @@ class Outcome(Model):
     error: Mapping[str, Any] | None = None
 
 
+def _without_class(wire: Any) -> Any:
+    """``class`` is a word of Python's: it becomes ``job_class``."""
+    if isinstance(wire, dict) and "class" in wire:
+        return {**wire, "job_class": wire["class"]}
+    return wire
+
+
 class Job(Model):
     """One job."""
 
@@ -357,10 +364,8 @@ class Job(Model):
 
     @classmethod
     def from_wire(cls, wire: Any) -> Job:
-        """Reads a decoded JSON object; ``class`` is a word of Python's and becomes ``job_class``."""
-        if isinstance(wire, dict) and "class" in wire:
-            wire = {**wire, "job_class": wire["class"]}
-        return super().from_wire(wire)
+        """Reads a decoded JSON object."""
+        return super().from_wire(_without_class(wire))
 
 
 class JobAnswer(Model):
@@ -523,6 +528,12 @@ class MetricsRecord(Model):
     bytes_in: int = 0
     bytes_out: int = 0
     joined: int = 0
+    job_class: str = ""
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> MetricsRecord:
+        """Reads a decoded JSON object."""
+        return super().from_wire(_without_class(wire))
 
 
 class MetricsHistory(Model):
