@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import orbd
 import orbd.errors
 import orbd.models
@@ -16,3 +19,20 @@ def test_the_client_can_be_had_beside_the_connector() -> None:
     assert pyinfra_orbd.OrbdError is orbd.OrbdError
     assert pyinfra_orbd.errors.MachineNotFound is orbd.errors.MachineNotFound
     assert pyinfra_orbd.models.Machine is orbd.models.Machine
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Returns what a fresh Python without site packages has loaded after it."""
+    code = f"import sys; sys.path[:0] = {sys.path!r}; {statement}; print(*sys.modules)"
+    return set(subprocess.check_output([sys.executable, "-S", "-c", code], text=True).split())
+
+
+def test_importing_the_client_is_light() -> None:
+    """What it costs above sockets and JSON is its own three files: no typing, no dataclasses, no PyInfra, no gevent."""
+    bare = loaded_by("import __future__, base64, json, select, socket, weakref")
+    assert loaded_by("import orbd") - bare == {"orbd", "orbd._client", "orbd._transport", "orbd.errors"}
+
+
+def test_importing_the_connectors_package_is_light() -> None:
+    """PyInfra's plugin machinery looks at packages that it does not use; only the connector's module brings PyInfra."""
+    assert loaded_by("import pyinfra_orbd") - loaded_by("import orbd") == {"pyinfra_orbd", "pyinfra_orbd.errors"}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -278,6 +282,41 @@ def test_a_child_does_not_speak_on_its_parents_connection(daemon: FakeDaemon, cl
     client.machine_ssh()
     assert daemon.accepted == 2
     inherited.pop().close()
+
+
+def test_a_child_of_a_fork_has_a_fresh_pool(daemon: FakeDaemon, machines: ShellMachines) -> None:
+    """Also one that was made in the middle of a call: what it was given back is closed, not kept, and its parent goes on."""
+    script = """
+        import os, sys
+        from orbd import Client
+        client = Client(sys.argv[1])
+        client.machine_list()
+        events = client.machine_run_follow("web", ["sh", "-c", "echo a; sleep 0.2; echo b"])
+        borrowed = client._pool.take()
+        next(events)
+        child = os.fork()
+        client._pool.give(borrowed)
+        who = "parent" if child else "child"
+        os.write(1, f"{who} {len(client._pool._idle_here())} {len(client.machine_list().machines)}\\n".encode())
+        if child == 0:
+            events.close()
+            client.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.write(1, b"".join(getattr(event, "data", b"") for event in events))
+        client.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(daemon.path)],
+        env={**os.environ, "ORBD_AUTOSTART": "0"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == ["a", "b", "child 0 2", "parent 1 2"]
+    # List, events, the child's own.
+    assert daemon.accepted == 3
 
 
 def test_threads_do_not_share_a_call(daemon: FakeDaemon, client: Client) -> None:
