@@ -15,14 +15,14 @@ PACKAGE := clients/pyinfra-orbd
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: demo test test-rust test-python check soak bench bless clean
+.PHONY: demo test test-rust test-python test-python-oldest check soak bench bless clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
 	$(CARGO) build --release --bins --features sim
 	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
 
-test: test-rust test-python
+test: test-rust test-python test-python-oldest
 
 test-rust:
 	$(CARGO) test --features sim
@@ -30,6 +30,10 @@ test-rust:
 test-python: $(VENV)/ready
 	$(CARGO) build --bins --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
+
+# The connector with the oldest PyInfra that it promises to run with.
+test-python-oldest: $(VENV)-oldest/ready
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)-oldest/bin/python -m pytest -m "not needs_daemon" tests/test_connector.py tests/test_cli.py
 
 check: $(VENV)/ready
 	$(CARGO) fmt --check
@@ -52,6 +56,12 @@ $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
 	touch $@
 
+$(VENV)-oldest/ready: $(PACKAGE)/requirements-oldest.txt $(PACKAGE)/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-oldest.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
+	touch $@
+
 clean:
 	$(CARGO) clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-oldest

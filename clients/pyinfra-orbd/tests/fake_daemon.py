@@ -203,12 +203,16 @@ class ShellMachines:
         self.machines = [machine(name) for name in names]
         self.outputs: dict[int, list[dict[str, Any]]] = {}
         self.fresh_lists = 0
+        self.created: list[dict[str, Any]] = []
+        # Machines that no list shows yet: somebody else is making them.
+        self.hidden: set[str] = set()
         self._running: dict[int, tuple[Peer, subprocess.Popen[bytes]]] = {}
         for item in self.machines:
             (folder / item["name"]).mkdir(parents=True)
         daemon.handlers.update(
             {
                 "machine.list": self._list,
+                "machine.create": self._create,
                 "machine.start": self._start,
                 "machine.run": self._run,
                 "machine.run_follow": self._follow,
@@ -239,7 +243,18 @@ class ShellMachines:
     def _list(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         self.fresh_lists += params.get("max_age_ms") == 0
         seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "orbctl", "stale": False, "age_ms": 1}
-        return {"machines": self.machines, **seen}
+        shown = [item for item in self.machines if item["name"] not in self.hidden]
+        return {"machines": shown, **seen}
+
+    def _create(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        name = params["name"]
+        self.hidden.discard(name)
+        if any(item["name"] == name for item in self.machines):
+            raise Failure("machine_exists", f"machine already exists: '{name}'", 2002, machine=name)
+        self.created.append(params)
+        self.machines.append(machine(name, distro=params["distro"]))
+        self.home(name).mkdir()
+        return {"job_id": self.daemon.number(), "state": "ended", "changed": True}
 
     def _start(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         item = self._find(params["machine"])

@@ -11,18 +11,22 @@ from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
+from pyinfra.api import Config, Inventory, State
 from pyinfra.api.command import QuoteString, StringCommand
-from pyinfra.api.exceptions import ConnectError, InventoryError
+from pyinfra.api.connect import connect_all
+from pyinfra.api.exceptions import ConnectError, ConnectorDataTypeError, InventoryError
 from pyinfra.api.hiddenvalue import HiddenValue
 from pyinfra.api.host import Host
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from conftest import MakeHost
 from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machine
-from orbd import errors
+from orbd import Client, errors
 from orbd.errors import ProtocolViolation
 from pyinfra_orbd import connector
+from pyinfra_orbd._fleet import Fleet
 from pyinfra_orbd.connector import OrbStackConnector
 
 names_data = OrbStackConnector.make_names_data
@@ -164,6 +168,101 @@ class TestConnect:
         else:
             host.connect(raise_exceptions=True)
         assert machines.machines[0]["state"] == ("running" if wanted else "stopped")
+
+    def test_all_hosts_ask_once(self, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """Fifty that connect side by side share a list; those that want it fresh share another, begun after they asked."""
+        names = [f"m{number}" for number in range(50)]
+        machines.machines.extend(machine(name) for name in names)
+        inventory = Inventory(([f"@orbstack/{name}" for name in names] + ["@orbstack/none", "@orbstack/void"], {}))
+        state = State(inventory, Config(PARALLEL=64, FAIL_PERCENT=100))
+        daemon.requests.clear()
+        connect_all(state)
+        assert len(state.activated_hosts) == 50
+        assert daemon.methods() == ["machine.list", "machine.list"]
+        assert machines.fresh_lists == 1
+
+    def test_whoever_leads_may_be_interrupted(self, client: Client, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """The others ask for themselves; only a failure is shared."""
+        shared = Fleet(client)
+        gevent.get_hub()
+        answer = daemon.handlers["machine.list"]
+        go = threading.Event()
+
+        def slow(peer: Peer, params: dict[str, Any]) -> Any:
+            go.wait(5)
+            return answer(peer, params)
+
+        daemon.handlers["machine.list"] = slow
+        leader = gevent.spawn(shared.machines)
+        others = [gevent.spawn(shared.machines) for _ in range(3)]
+        gevent.idle()
+        leader.kill()
+        go.set()
+        gevent.joinall(others)
+        assert [sorted(other.value) for other in others] == [["01DB", "01WEB", "db", "web"]] * 3
+
+        def fail(peer: Peer, params: dict[str, Any]) -> None:
+            raise Failure("orbctl_unavailable", "no orbctl", 4001)
+
+        daemon.handlers["machine.list"] = fail
+        failed = [gevent.spawn(shared.machines) for _ in range(3)]
+        gevent.joinall(failed)
+        assert [type(one.exception) for one in failed] == [errors.OrbctlUnavailable] * 3
+
+    def test_a_missing_machine_is_made(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """Of the image that the inventory names, with what else it says of it; then commands run in it."""
+        wanted = {
+            "orbstack_image": "debian:bookworm",
+            "orbstack_arch": "amd64",
+            "orbstack_default_user": "dev",
+            "orbstack_cpus": 2,
+            "orbstack_memory": "4G",
+            "orbstack_disk": "40G",
+            "orbstack_isolated": True,
+        }
+        host = make_host(("@orbstack/new", wanted))
+        assert machines.created == [
+            {
+                "name": "new",
+                "distro": "debian",
+                "version": "bookworm",
+                "arch": "amd64",
+                "user": "dev",
+                "cpus": 2,
+                "memory": "4G",
+                "disk": "40G",
+                "isolated": True,
+            }
+        ]
+        assert run(host, "echo up")[1].stdout == "up"
+
+    def test_a_machine_that_is_there_is_left_alone(self, make_host: MakeHost, machines: ShellMachines) -> None:
+        """Also one of another image, and one that somebody made a moment ago; it is started if need be."""
+        make_host(("@orbstack/web", {"orbstack_image": "debian"}))
+        machines.hidden = {"db"}
+        machines.set_state("db", "stopped")
+        make_host(("@orbstack/db", {"orbstack_image": "debian"}))
+        assert [one["state"] for one in machines.machines] == ["running", "running"]
+        assert machines.fresh_lists == 2
+
+    def test_a_machine_that_cannot_be_made(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """It is a ConnectError with the daemon's words; the other hosts go on."""
+
+        def refuse(peer: Peer, params: dict[str, Any]) -> None:
+            raise Failure("invalid_params", "distro: 'Nope!' is not a name of an image", -32602, field="distro")
+
+        daemon.handlers["machine.create"] = refuse
+        with pytest.raises(ConnectError, match="machine 'new': distro: 'Nope!' is not"):
+            make_host(("@orbstack/new", {"orbstack_image": "Nope!"}))
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("orbstack_autostart", "yes"), ("orbstack_image", 12), ("orbstack_cpus", "two"), ("orbstack_user", ["root"])],
+    )
+    def test_data_of_a_wrong_type(self, make_host: MakeHost, key: str, value: Any) -> None:
+        """It is told by its name before anything is asked of anybody."""
+        with pytest.raises(ConnectorDataTypeError, match=f"Invalid connector data `{key}`"):
+            make_host(("@orbstack/web", {key: value}))
 
     def test_a_start_that_fails(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
         """It is a ConnectError with the daemon's words; the other hosts go on."""

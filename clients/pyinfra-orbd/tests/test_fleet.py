@@ -30,7 +30,7 @@ CHANGES = {"create", "start", "stop", "restart", "delete", "rename", "clone"}
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[RealDaemon]:
     """Twenty machines that are folders, behind an ``orbctl`` that takes 20 ms for a command."""
-    with temporary_daemon(isolation="dir", latency="0,run=20,start=50,stop=50") as daemon:
+    with temporary_daemon(isolation="dir", latency="0,run=20,start=300,stop=50") as daemon:
         daemon.create(*(f"m{number}" for number in range(20)))
         yield daemon
 

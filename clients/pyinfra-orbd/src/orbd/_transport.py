@@ -60,7 +60,7 @@ def socket_path() -> str:
     return os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
 
 
-def _hub() -> Any:
+def hub() -> Any:
     """Returns gevent's hub of this thread, or None where there is none."""
     # Looked up, not imported: without gevent in the process there is nothing to be cooperative with.
     local = sys.modules.get("gevent._hub_local")
@@ -68,7 +68,7 @@ def _hub() -> Any:
 
 
 def _socket_module() -> Any:
-    if _hub() is None:
+    if hub() is None:
         return socket
     import gevent.socket
 
@@ -77,7 +77,7 @@ def _socket_module() -> Any:
 
 def sleep(seconds: float) -> None:
     """Sleeps and lets other greenlets run where a hub does."""
-    if _hub() is None:
+    if hub() is None:
         time.sleep(seconds)
         return
     import gevent
@@ -88,7 +88,7 @@ def sleep(seconds: float) -> None:
 def wait(connections: Sequence[Connection], seconds: float | None = None) -> None:
     """Waits until one of the connections has something to read or room for what it has to send, or so long."""
     module: Any = select
-    if _hub() is not None:
+    if hub() is not None:
         import gevent.select
 
         module = gevent.select
@@ -380,9 +380,9 @@ class Pool:
             self._idle = WeakKeyDictionary()
             # Whoever was starting the daemon at that moment did not come along.
             self._starter = Starter(self.path)
-        hub = _hub()
+        here = hub()
         # Not `hub or self`: a hub that has not switched yet is false.
-        return self._idle.setdefault(self if hub is None else hub, [])
+        return self._idle.setdefault(self if here is None else here, [])
 
     def _open(self) -> Connection:
         try:

@@ -6,7 +6,7 @@ carries out a command. It spawns nothing, repeats nothing and remembers nothing;
 ::
 
     make_names_data ── machine.list (from the daemon's cache)
-    connect ────────── machine.list (from the daemon's cache), machine.start where allowed
+    connect ────────── machine.list (from the daemon's cache, one for all hosts); machine.create or machine.start where allowed
     run_shell_command  machine.run, or machine.run_follow where output is shown as it comes
     put_file, get_file machine.run or machine.run_follow of a small script that reads stdin or writes stdout
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.exceptions import ConnectError, InventoryError
+from pyinfra.api.output import echo, format_text
 from pyinfra.connectors.base import BaseConnector, DataMeta
 from pyinfra.connectors.util import (
     CommandOutput,
@@ -36,19 +37,14 @@ from typing_extensions import TypedDict, Unpack, override
 from orbd import models
 from orbd._client import INLINE_MAX, PIECE, Client
 from orbd._transport import socket_path
-from orbd.errors import DaemonUnavailable, OrbdError, ProtocolViolation
+from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
+from ._fleet import Fleet
 from ._lines import Lines
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
-
-try:
-    from pyinfra.api.output import echo, format_text
-except ImportError:  # before PyInfra 3.8
-    from click import echo  # type: ignore[assignment]
-    from click import style as format_text
 
 # Put before a command that wants a terminal. The daemon has none to give yet, so the machine makes one: `script` comes with the
 # base system of every distribution but Alpine. What the command reads is not echoed into its output where `script` is new enough.
@@ -73,6 +69,14 @@ class ConnectorData(TypedDict):
     vm_name: str | None
     orbstack_user: str | None
     orbstack_autostart: bool | None
+    orbstack_image: str | None
+    orbstack_arch: str | None
+    orbstack_default_user: str | None
+    orbstack_cpus: int | None
+    orbstack_memory: str | None
+    orbstack_disk: str | None
+    orbstack_isolated: bool | None
+    orbstack_user_data: str | None
     orbstack_named: bool
 
 
@@ -82,10 +86,21 @@ connector_data_meta: dict[str, DataMeta] = {
     "orbstack_autostart": DataMeta(
         "Whether connecting starts a stopped machine; where absent, yes for ``@orbstack/NAME`` and no for ``@orbstack``"
     ),
+    "orbstack_image": DataMeta(
+        "Image that connecting makes a missing machine from, as in ``ubuntu`` or ``ubuntu:noble``; where absent, none is made"
+    ),
+    "orbstack_arch": DataMeta("Of a machine that is made: ``arm64`` or ``amd64``; the Mac's where absent"),
+    "orbstack_default_user": DataMeta("Of a machine that is made: its default user; the Mac user's name where absent"),
+    "orbstack_cpus": DataMeta("Of a machine that is made: processor limit (OrbStack 2.2)"),
+    "orbstack_memory": DataMeta("Of a machine that is made: memory limit, as in ``4G`` (OrbStack 2.2)"),
+    "orbstack_disk": DataMeta("Of a machine that is made: disk limit, as in ``40G`` (OrbStack 2.2)"),
+    "orbstack_isolated": DataMeta("Of a machine that is made: whether it has no access to the Mac (OrbStack 2.1)"),
+    "orbstack_user_data": DataMeta("Of a machine that is made: file of the Mac with cloud-init's user data"),
     "orbstack_named": DataMeta("Set by the connector: whether the machine was named (``@orbstack/NAME``)", False),
 }
 
 _clients: dict[str, Client] = {}
+_fleets: dict[str, Fleet] = {}
 
 
 def client() -> Client:
@@ -93,7 +108,13 @@ def client() -> Client:
     path = socket_path()
     if path not in _clients:
         _clients[path] = Client(path)
+        _fleets[path] = Fleet(_clients[path])
     return _clients[path]
+
+
+def fleet() -> Fleet:
+    """Returns the machines of :func:`client`."""
+    return _fleets[client().path]
 
 
 class OrbStackConnector(BaseConnector):
@@ -182,15 +203,16 @@ class OrbStackConnector(BaseConnector):
 
     def _connect(self) -> None:
         name = self.machine
-        machine = _find(client().machine_list().machines, name)
+        machine = fleet().machines().get(name)
         autostart = self.data["orbstack_autostart"]
         if autostart is None:
             autostart = self.data["orbstack_named"]
         if machine is None or (machine.state == "stopped" and not autostart):
-            # Refused on fresh facts only: machines also come and go outside the daemon, without its cache hearing of it.
-            machine = _find(client().machine_list(max_age_ms=0).machines, name)
+            # Refused and made on fresh facts only: machines come and go outside the daemon too, without its cache hearing of it.
+            machine = fleet().machines(is_fresh=True).get(name)
         if machine is None:
-            raise ConnectError(f"OrbStack has no machine '{name}'; see `orbctl list`")
+            self._create(name)
+            return
         if machine.state != "stopped":
             # Whatever else it is, the first command waits for it.
             return
@@ -200,6 +222,34 @@ class OrbStackConnector(BaseConnector):
                 "or set orbstack_autostart"
             )
         client().machine_start(name)
+
+    def _create(self, name: str) -> None:
+        """Makes the machine that is missing, where the host's data says of what."""
+        image = self.data["orbstack_image"]
+        if image is None:
+            raise ConnectError(f"OrbStack has no machine '{name}'; see `orbctl list`, or set orbstack_image to have it made")
+        distro, _, version = image.partition(":")
+        logger.info("%sMaking machine %s of %s", self.host.print_prefix, name, image)
+        try:
+            client().machine_create(
+                name,
+                distro,
+                version=version or None,
+                arch=self.data["orbstack_arch"],
+                user=self.data["orbstack_default_user"],
+                cpus=self.data["orbstack_cpus"],
+                memory=self.data["orbstack_memory"],
+                disk=self.data["orbstack_disk"],
+                isolated=bool(self.data["orbstack_isolated"]),
+                user_data=self.data["orbstack_user_data"],
+            )
+        except MachineExists:
+            # Somebody was faster. What they made is what is there now.
+            machine = fleet().machines(is_fresh=True).get(name)
+            if machine is None:
+                raise
+            if machine.state == "stopped":
+                client().machine_start(name)
 
     @override
     def disconnect(self) -> None:
