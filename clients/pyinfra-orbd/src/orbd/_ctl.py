@@ -39,19 +39,19 @@ _decode = JSONDecoder().decode
 
 
 class Spawned:
-    """One call under way."""
+    """A program under way that is given nothing to read, and what it writes."""
 
-    def __init__(self, socket: str, words: Sequence[str]) -> None:
-        """Starts it; raises ``OSError`` as it comes where it cannot."""
+    def __init__(self, words: Sequence[str], **environment: str) -> None:
+        """Starts it, with more in its environment than there is in ours; raises ``OSError`` as it comes where it cannot."""
         self._out = TemporaryFile()  # noqa: SIM115
         self._err = TemporaryFile()  # noqa: SIM115
         # Python's own dispositions are not the child's: one that ignores SIGPIPE never notices that its reader is gone.
         defaults = [signal.SIGPIPE, signal.SIGXFSZ]
         try:
             self.pid = os.posix_spawnp(
-                PROGRAM,
-                [PROGRAM, "--json", "--socket", socket, *words],
-                dict(os.environ),
+                words[0],
+                list(words),
+                {**os.environ, **environment},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, self._out.fileno(), 1),
@@ -68,6 +68,16 @@ class Spawned:
         """Forgets what it said."""
         self._out.close()
         self._err.close()
+
+    def wait_or_interrupt(self) -> int:
+        """Waits for its end; whoever is interrupted while waiting (``gevent.Timeout``, Ctrl-C) interrupts it too."""
+        try:
+            code = self.wait(None)
+        except BaseException:
+            self.interrupt()
+            raise
+        assert code is not None
+        return code
 
     def wait(self, seconds: float | None) -> int | None:
         """Returns how it ended, as ``subprocess`` says it, or None where it has not after so long.
@@ -100,13 +110,17 @@ class Spawned:
 
     def answer(self) -> Any:
         """Returns the object that ``--json`` wrote last, after whatever ``orbctl`` said there; None where there is none."""
-        for line in reversed(self._said(self._out).splitlines()):
+        for line in reversed(self.output().splitlines()):
             if line.startswith("{"):
                 try:
                     return _decode(line)
                 except ValueError:
                     return None
         return None
+
+    def output(self) -> str:
+        """Returns what it said on stdout."""
+        return self._said(self._out)
 
     def complaint(self) -> str:
         """Returns what it said on stderr."""
@@ -118,10 +132,15 @@ class Spawned:
         return str(file.read().decode("utf-8", "replace"))
 
 
+def call(socket: str, words: Sequence[str]) -> Spawned:
+    """Starts ``orbd-ctl``."""
+    return Spawned([PROGRAM, "--json", "--socket", socket, *words])
+
+
 def start_daemon(socket: str, seconds: float) -> str | None:
     """Starts the daemon and waits until it answers; returns what went wrong, or None."""
     try:
-        spawned = Spawned(socket, ["daemon", "start"])
+        spawned = call(socket, ["daemon", "start"])
     except OSError as error:
         return f"{PROGRAM}: {error.strerror}"
     try:
@@ -141,15 +160,11 @@ def carry_out(socket: str, words: Sequence[str]) -> Any:
     """
     verb = f"`{PROGRAM} {words[0]}`"
     try:
-        spawned = Spawned(socket, words)
+        spawned = call(socket, words)
     except OSError as error:
         raise errors.CtlFailed(f"{PROGRAM}, which opens files for {words[0]}, cannot be run: {error.strerror}") from error
     try:
-        try:
-            code = spawned.wait(None)
-        except BaseException:
-            spawned.interrupt()
-            raise
+        code = spawned.wait_or_interrupt()
         answer = spawned.answer()
         failure = _failure(answer)
         if failure is not None:

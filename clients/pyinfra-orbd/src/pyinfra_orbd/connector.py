@@ -1,7 +1,7 @@
 """PyInfra's connector for OrbStack machines.
 
 Maps PyInfra's calls to the daemon's: one ``machine.list`` makes the inventory, one ``machine.run`` or ``machine.run_follow``
-carries out a command. It spawns nothing, repeats nothing and remembers nothing; the daemon does what of that is needed.
+carries out a command. It forks nothing, repeats nothing and remembers nothing; the daemon does what of that is needed.
 
 ::
 
@@ -9,6 +9,7 @@ carries out a command. It spawns nothing, repeats nothing and remembers nothing;
     connect ────────── machine.list (from the daemon's cache, one for all hosts); machine.create or machine.start where allowed
     run_shell_command  machine.run, or machine.run_follow where output is shown as it comes
     put_file, get_file machine.run or machine.run_follow of a small script that reads stdin or writes stdout
+    rsync ──────────── rsync itself, whose other end is such a command too
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from orbd._client import INLINE_MAX, PIECE, Client
 from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
+from . import _rsync
 from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
 from ._fleet import Fleet
 from ._lines import Lines
@@ -364,6 +366,37 @@ class OrbStackConnector(BaseConnector):
             sink.commit()
         if print_output:
             echo(f"{self.host.print_prefix}file downloaded: {remote_filename}", err=True)
+        return True
+
+    @override
+    def check_can_rsync(self) -> None:
+        """
+        Raises ``NotImplementedError`` where ``rsync`` or ``orbd-ctl`` is missing on this computer.
+        """
+        _rsync.check()
+
+    @override
+    def rsync(
+        self,
+        src: str,
+        dest: str,
+        flags: Iterable[str],
+        print_output: bool = False,
+        print_input: bool = False,
+        **arguments: Unpack[ConnectorArguments],
+    ) -> bool:
+        """
+        Copies a folder into the machine with ``rsync``, which has to be installed on both ends.
+
+        Of the ways to another authority it takes ``_sudo`` and ``_sudo_user``. Raises ``OSError`` when it fails.
+        """
+        command = _rsync.words(self.machine, src, dest, flags, arguments)
+        if print_input:
+            echo(f"{self.host.print_prefix}>>> {shlex.join(command)}", err=True)
+        said = _rsync.run(command, socket=client().path, user=self.data["orbstack_user"], timeout=arguments.get("_timeout"))
+        if print_output:
+            for line in said.splitlines():
+                echo(f"{self.host.print_prefix}{line}", err=True)
         return True
 
     # What follows is ours.
