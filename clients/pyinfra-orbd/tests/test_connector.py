@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from io import BytesIO, StringIO, TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from conftest import MakeHost
 from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machine
 from orbd import Client, errors
 from orbd.errors import ProtocolViolation
-from pyinfra_orbd import connector
+from pyinfra_orbd import _files, connector
 from pyinfra_orbd._fleet import Fleet
 from pyinfra_orbd.connector import OrbStackConnector
 
@@ -730,6 +731,34 @@ class TestFiles:
         host.get_file(name, back, _sudo=True, _use_sudo_login=True)
         assert back.getvalue() == ALL_BYTES
 
+    @pytest.mark.parametrize("arguments", [{}, {"_sudo": True}, {"_sudo": True, "_use_sudo_login": True}])
+    def test_a_name_in_the_users_home(
+        self, host: Host, machines: ShellMachines, authority: Path, arguments: dict[str, Any]
+    ) -> None:
+        """PyInfra's facts read a leading tilde like this; anywhere else it is a letter. A folder of that name never appears."""
+        host.put_file(BytesIO(b"x"), "~/a 'b'", _chdir="/", **arguments)
+        back = BytesIO()
+        host.get_file("~/a 'b'", back, _chdir="/", **arguments)
+        assert back.getvalue() == b"x"
+        host.put_file(BytesIO(b"y"), "~", **arguments)
+        assert sorted(path.name for path in machines.home("web").iterdir() if path.is_file()) == ["a 'b'", "~"]
+
+    def test_a_large_file_says_how_far_it_is(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Every five seconds, on the level that everybody sees; here the clock is in a hurry."""
+        moments = count(0, 3)
+        monkeypatch.setattr("pyinfra_orbd._files.time.monotonic", lambda: float(next(moments)))
+        told: list[str] = []
+        progress = _files.Progress("upload of x", 4_000_000, told.append)
+        assert b"".join(progress.of(iter([b"x" * 1_000_000] * 4))) == b"x" * 4_000_000
+        assert told == ["upload of x: 2.0 of 4.0 MB (50 %)", "upload of x: 4.0 of 4.0 MB (100 %)"]
+        caplog.set_level("INFO", "pyinfra")
+        host.put_file(BytesIO(b"x" * 2_000_000), "there")
+        host.get_file("there", BytesIO())
+        assert re.search(r"\[web\] upload of there: \d\.\d of 2\.0 MB \(\d+ %\)", caplog.text)
+        assert re.search(r"\[web\] download of there: \d\.\d MB", caplog.text)
+
     def test_chdir_counts(self, host: Host, machines: ShellMachines) -> None:
         """As it does for the facts that look at the same file."""
         (machines.home("web") / "sub").mkdir()
@@ -784,8 +813,6 @@ class TestFiles:
 
     def test_a_local_file_that_shrinks(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
         """What was promised did not come."""
-        from pyinfra_orbd import _files
-
         local = tmp_path / "log"
         local.write_bytes(b"x" * 100)
 

@@ -10,7 +10,8 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from typing_extensions import Self
@@ -20,8 +21,12 @@ NOT_FOUND = 44
 
 
 def with_words(script: str, *words: str) -> str:
-    """Returns ``script`` with its positional parameters set."""
-    return f"set -- {' '.join(map(shlex.quote, words))}\n{script}"
+    """Returns ``script`` with its positional parameters set.
+
+    A word that begins with ``~/`` lies in the home of whoever runs the script, as PyInfra's facts have it.
+    """
+    quoted = (f"~/{shlex.quote(word[2:])}" if word.startswith("~/") else shlex.quote(word) for word in words)
+    return f"set -- {' '.join(quoted)}\n{script}"
 
 
 def armoured(script: str) -> str:
@@ -78,6 +83,44 @@ printf '\n{GET_MARK.decode().strip()}\n'
 exec cat <&3
 """
 """Writes a file to stdout after ``GET_MARK``: ``FILE``."""
+
+
+COPY_SCRIPT = 'cat "$1" >"$2"'
+"""Copies what only it may write to: ``FILE TARGET``."""
+
+PROGRESS_EVERY = 5.0
+"""Seconds between two lines about a file that takes long."""
+
+
+class Progress:
+    """Says how far a file has come, when that takes so long that somebody might wonder."""
+
+    def __init__(self, what: str, total: int | None, tell: Callable[[str], None]) -> None:
+        """Begins; ``total`` is absent where only the other end knows it."""
+        self._what = what
+        self._total = total
+        self._tell = tell
+        self._moved = 0
+        self._told = time.monotonic()
+
+    def moved(self, count: int) -> None:
+        """Takes notice of so many more bytes."""
+        self._moved += count
+        now = time.monotonic()
+        if now - self._told < PROGRESS_EVERY:
+            return
+        self._told = now
+        megabytes = f"{self._moved / 1e6:.1f}"
+        if self._total:
+            self._tell(f"{self._what}: {megabytes} of {self._total / 1e6:.1f} MB ({100 * self._moved // self._total} %)")
+        else:
+            self._tell(f"{self._what}: {megabytes} MB")
+
+    def of(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Hands on pieces and takes notice of each when the next one is wanted."""
+        for piece in pieces:
+            yield piece
+            self.moved(len(piece))
 
 
 class Source:

@@ -41,7 +41,7 @@ from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _rsync
-from ._files import GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Sink, Source, armoured, with_words
+from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Progress, Sink, Source, armoured, with_words
 from ._fleet import Fleet
 from ._lines import Lines
 
@@ -231,7 +231,7 @@ class OrbStackConnector(BaseConnector):
         if image is None:
             raise ConnectError(f"OrbStack has no machine '{name}'; see `orbctl list`, or set orbstack_image to have it made")
         distro, _, version = image.partition(":")
-        logger.info("%sMaking machine %s of %s", self.host.print_prefix, name, image)
+        self._tell(f"Making machine {name} of {image}")
         try:
             client().machine_create(
                 name,
@@ -345,11 +345,13 @@ class OrbStackConnector(BaseConnector):
 
         def execute(sink: Sink) -> tuple[int, CommandOutput]:
             sink.restart()
+            progress = Progress(f"download of {remote_filename}", None, self._tell)
             lines = Lines(None)
 
             def take(chunk: models.Chunk) -> None:
                 if chunk.stream == "stdout":
                     sink.write(chunk.data)
+                    progress.moved(len(chunk.data))
                 else:
                     lines.feed(chunk)
 
@@ -406,6 +408,10 @@ class OrbStackConnector(BaseConnector):
 
     def _temp_dir(self, arguments: ConnectorArguments) -> str:
         return arguments.get("_temp_dir") or self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
+
+    def _tell(self, text: str) -> None:
+        """Says what takes long, also to those who asked for no details."""
+        logger.info("%s%s", self.host.print_prefix, text)
 
     def _print_line(self, line: OutputLine) -> None:
         text = format_text(line.line, "red") if line.buffer_name == "stderr" else line.line
@@ -476,7 +482,8 @@ class OrbStackConnector(BaseConnector):
             if source.size <= INLINE_MAX:
                 code = self._run(words, source.read_all(), lines, control, is_live=False)
             else:
-                code = self._follow(words, source.pieces(PIECE), lines.feed, lines.lost, control)
+                progress = Progress(f"upload of {target}", source.size, self._tell)
+                code = self._follow(words, progress.of(source.pieces(PIECE)), lines.feed, lines.lost, control)
             return code, CommandOutput(lines.finish())
 
         code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
@@ -494,8 +501,7 @@ class OrbStackConnector(BaseConnector):
             if user and user != "root":
                 acl = StringCommand("setfacl", "-m", QuoteString(f"u:{user}:r"), QuoteString(temporary))
                 self._said(acl, plain, control)
-            copy = StringCommand("cat", QuoteString(temporary), ">", QuoteString(target))
-            self._said(_script(copy.get_raw_value(), arguments), arguments, control)
+            self._said(_script(with_words(COPY_SCRIPT, temporary, target), arguments), arguments, control)
         finally:
             self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, control)
 
