@@ -104,7 +104,11 @@ class Peer:
     def _tell(self, answer: dict[str, Any], method: str, events: Iterator[Any]) -> None:
         subscription = self.daemon.number()
         self.send({**answer, "result": subscription})
-        notification = {"machine.run_follow": "machine.run_event", "job.follow": "job.event"}[method]
+        notification = {
+            "machine.run_follow": "machine.run_event",
+            "job.follow": "job.event",
+            "events.subscribe": "events.event",
+        }[method]
         for event in events:
             params = {"subscription": subscription, "result": event}
             self.send({"jsonrpc": "2.0", "method": notification, "params": params})

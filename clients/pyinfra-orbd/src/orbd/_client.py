@@ -445,6 +445,28 @@ class Client:
         """Counts cache hits, joins, refusals and the like since the daemon's start."""
         return models.Counters.from_wire(self.call("metrics.counters"))
 
+    # events
+
+    def events_subscribe(
+        self, *, kinds: Iterable[str] = (), since: int | None = None, instance: str | None = None
+    ) -> Generator[models.Event, None, None]:
+        """Yields what happens, until the iterator is closed or the daemon goes.
+
+        The first event is :class:`~orbd.models.State`, everything as it is. Whoever remembers ``sequence`` and ``instance`` of
+        the last event, and gives them as ``since`` and ``instance``, is told what came after it instead; where that is no longer
+        kept, :class:`~orbd.models.Missed` and then the state. ``kinds`` leaves out others. Each iterator has a connection of its
+        own.
+        """
+        params = _given(kinds=list(kinds) or None, since=since, instance=instance)
+        with self._pool.borrow() as connection:
+            subscription = _subscribed(connection, "events.subscribe", params)
+            while True:
+                told = connection.receive().get("params") or {}
+                if told.get("subscription") == subscription:
+                    event = models.happening_from_wire(told.get("result"))
+                    if event is not None:
+                        yield event
+
     # session
 
     def session_lease(self, operation: str, machine: str | None = None, *, pid: int, **job: Any) -> models.Lease:
@@ -496,17 +518,12 @@ class Client:
         connection: Connection, method: str, params: Mapping[str, Any], feed: Feed | None
     ) -> Generator[models.JobEvent, None, models.Ended]:
         """Yields all but the last event, which it returns: until then the connection is in its call."""
-        try:
-            subscription = connection.answer(connection.send(method, params))
-        except errors.RequestFailed:
-            connection.done()
-            raise
+        subscription = _subscribed(connection, method, params)
         while True:
             if feed is not None:
                 feed.send_until(connection)
-            message = connection.receive()
-            told = message.get("params") or {}
-            if "method" not in message or told.get("subscription") != subscription:
+            told = connection.receive().get("params") or {}
+            if told.get("subscription") != subscription:
                 continue
             event = models.event_from_wire(told.get("result"))
             if isinstance(event, models.Ended):
@@ -516,6 +533,15 @@ class Client:
                 if feed is not None and isinstance(event, models.Accepted):
                     feed.begin(event.job_id)
                 yield event
+
+
+def _subscribed(connection: Connection, method: str, params: Mapping[str, Any]) -> Any:
+    """Subscribes and returns what names the subscription. The connection is in its call until that ends."""
+    try:
+        return connection.answer(connection.send(method, params))
+    except errors.RequestFailed:
+        connection.done()
+        raise
 
 
 def _flags(options: Mapping[str, Any]) -> Iterator[str]:

@@ -445,6 +445,146 @@ def event_from_wire(wire: Any) -> JobEvent | None:
     return None if cls is None else cls.from_wire(wire)
 
 
+class EventJob(Model):
+    """A job, as far as events tell of it."""
+
+    id: int
+    operation: str
+    client: str
+    machine: str | None = None
+
+
+class OrbctlHealth(Model):
+    """How ``orbctl`` is: ``well`` or ``sick``."""
+
+    health: str
+    noticed_at: str | None = None
+    reason: str | None = None
+
+
+class Event(Model):
+    """Something that happened; its class says what. ``sequence`` and ``instance`` are what one goes on from after a break."""
+
+    sequence: int
+    instance: str
+    noticed_at: str
+
+
+class Missed(Event):
+    """Events were missed, ``not_kept`` or told by ``other_instance``; the state follows."""
+
+    reason: str
+
+
+class State(Event):
+    """Everything as it was when the event ``sequence`` was the last; what nobody has looked at yet is absent."""
+
+    jobs: tuple[Job, ...]
+    more_jobs: bool
+    orbctl: OrbctlHealth
+    machine_list: MachineList | None = None
+    orbstack: str | None = None
+
+
+class MachinesKnown(Event):
+    """The list of machines was seen for the first time since the daemon started."""
+
+    machines: tuple[Machine, ...]
+    generation: int
+
+
+class MachineAppeared(Event):
+    """There is a machine that was not there before."""
+
+    machine: Machine
+    generation: int
+
+
+class MachineChanged(Event):
+    """A machine is not as it was, by its id; with its old name where it has another now."""
+
+    machine: Machine
+    generation: int
+    renamed_from: str | None = None
+
+
+class MachineGone(Event):
+    """A machine is not there any more; as it was last seen."""
+
+    machine: Machine
+    generation: int
+
+
+class OrbstackChanged(Event):
+    """OrbStack itself is not as it was, or was seen for the first time."""
+
+    status: str
+    generation: int
+
+
+class JobQueued(Event):
+    """A job was accepted; reads are not told."""
+
+    job: EventJob
+
+
+class JobStarted(Event):
+    """A job runs."""
+
+    job: EventJob
+
+
+class JobEnded(Event):
+    """A job is over, and why it failed; ``job.get`` tells more."""
+
+    job: EventJob
+    outcome: Outcome
+    reason: str | None = None
+
+
+class CacheInvalidated(Event):
+    """What was known became stale: of ``machines``, of the ``configuration``, or ``everything``."""
+
+    scope: str
+    generation: int
+    machines: tuple[str, ...] = ()
+
+
+class OrbctlSick(Event):
+    """``orbctl`` itself does not work."""
+
+    reason: str
+
+
+class OrbctlWell(Event):
+    """``orbctl`` works again."""
+
+
+_HAPPENINGS: dict[str, type[Event]] = {
+    "gap": Missed,
+    "state": State,
+    "machines_known": MachinesKnown,
+    "machine_appeared": MachineAppeared,
+    "machine_changed": MachineChanged,
+    "machine_gone": MachineGone,
+    "orbstack_changed": OrbstackChanged,
+    "job_queued": JobQueued,
+    "job_started": JobStarted,
+    "job_ended": JobEnded,
+    "cache_invalidated": CacheInvalidated,
+    "orbctl_sick": OrbctlSick,
+    "orbctl_well": OrbctlWell,
+}
+
+
+def happening_from_wire(wire: Any) -> Event | None:
+    """Reads one event of ``events.subscribe``; None for a type that a later daemon added."""
+    if not isinstance(wire, dict):
+        raise ProtocolViolation(f"event: expected an object, got {type(wire).__name__}")
+    cls = _HAPPENINGS.get(wire.get("type", ""))
+    return None if cls is None else cls.from_wire(wire)
+
+
 class QueueStatus(Model):
     """Answer of ``queue.status``, ``queue.pause``, ``queue.resume`` and ``queue.drain``."""
 
