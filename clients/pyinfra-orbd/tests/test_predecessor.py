@@ -1,0 +1,262 @@
+"""The faults of ``pyinfra-orbstack`` 0.11.0 in connecting, commands and files, each shown gone, against a real daemon.
+
+A test is named after the fault. Those of its operations stand where the operations are tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.api import Config, HiddenValue, Inventory, QuoteString, State, StringCommand
+from pyinfra.api.host import Host
+
+from orbd import Client, errors
+from pyinfra_orbd import connector
+from real_daemon import RealDaemon, temporary_daemon
+from target import Target
+
+pytestmark = pytest.mark.needs_daemon
+
+
+@pytest.fixture(scope="module")
+def own_daemon() -> Iterator[RealDaemon]:
+    """A daemon whose machines are started and stopped here."""
+    with temporary_daemon() as daemon:
+        daemon.create("web", "db")
+        yield daemon
+
+
+@pytest.fixture
+def daemon(own_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
+    """It, where the environment says that it is."""
+    monkeypatch.setenv("ORBD_SOCKET", str(own_daemon.socket))
+    monkeypatch.setenv("ORBD_AUTOSTART", "0")
+    yield own_daemon
+    connector.client().close()
+    connector._clients.clear()
+
+
+@pytest.fixture
+def host(daemon: RealDaemon) -> Host:
+    """The machine ``web``, connected."""
+    inventory = Inventory((["@orbstack/web"], {}))
+    State(inventory, Config())
+    host = next(iter(inventory))
+    host.connect(raise_exceptions=True)
+    return host
+
+
+@pytest.fixture
+def target(daemon: RealDaemon, tmp_path: Path) -> Target:
+    """PyInfra's command line in front of it."""
+    environment = {"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
+    return Target(environment, lambda command: daemon.inside("web", "sh", "-c", command), tmp_path)
+
+
+def spawned(daemon: RealDaemon, before: int) -> dict[str, int]:
+    return dict(RealDaemon.spawns_in(daemon.ledger()[before:]))
+
+
+@pytest.mark.parametrize("verbosity", [[], ["-vvv"]])
+def test_printed_output_makes_the_command_fail(target: Target, verbosity: list[str]) -> None:
+    """`exec` prints what the command says; so does any `-vvv`."""
+    said = target.pyinfra(*verbosity, "@orbstack/web", "exec", "--", "echo", "hi")
+    assert "[web] hi" in said
+    assert "[web] Success" in said
+
+
+def test_file_objects_cannot_be_put_or_got(host: Host, target: Target) -> None:
+    """Both ways, of text and of bytes; so templates work."""
+    assert host.put_file(StringIO("é\n"), "put")
+    back = BytesIO()
+    assert host.get_file("put", back)
+    assert back.getvalue() == "é\n".encode()
+    text = StringIO()
+    assert host.get_file("put", text)
+    assert text.getvalue() == "é\n"
+    (target.cwd / "page.j2").write_text("{{ who }}")
+    target.pyinfra("@orbstack/web", "files.template", "page.j2", "page", "who=world")
+    assert host.run_shell_command("cat page")[1].stdout == "world"
+
+
+@pytest.mark.parametrize("word", ["apt-get", "create", "network", "timeout", "connection refused"])
+def test_a_failed_command_is_run_again_for_the_words_in_it(host: Host, daemon: RealDaemon, word: str) -> None:
+    """Once, whatever it is called and whatever it complains of."""
+    before = len(daemon.ledger())
+    ok, output = host.run_shell_command(f"echo x >>tries; : {word}; echo '{word} failed' >&2; exit 1")
+    assert not ok
+    assert output.stderr == f"{word} failed"
+    assert spawned(daemon, before) == {"run": 1}
+    assert host.run_shell_command("wc -l <tries; rm tries")[1].stdout.strip() == "1"
+
+
+def test_timeout_is_ignored(host: Host) -> None:
+    """It ends the command, and is the TimeoutError that PyInfra reports as one."""
+    with pytest.raises(TimeoutError) as caught:
+        host.run_shell_command("sleep 60", _timeout=1)
+    assert isinstance(caught.value, errors.RunTimeout)
+
+
+@pytest.mark.parametrize(("given", "read"), [("a", b"a\n"), (["a", "b"], b"a\nb\n"), (StringIO("a\nb"), b"a\nb\n")])
+def test_stdin_is_ignored(host: Host, given: Any, read: bytes) -> None:
+    """It arrives as PyInfra's other connectors write it."""
+    _, output = host.run_shell_command("cat >stdin; wc -c <stdin", _stdin=given)
+    assert output.stdout.strip() == str(len(read))
+    back = BytesIO()
+    host.get_file("stdin", back)
+    assert back.getvalue() == read
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"_shell_executable": None},
+        {"_sudo": True},
+        {"_sudo": True, "_su_user": "root"},
+        {"_sudo": True, "_su_user": "root", "_use_su_login": True},
+        {"_shell_executable": "bash"},
+    ],
+    ids=lambda arguments: "+".join(arguments) or "plain",
+)
+def test_no_outer_shell(host: Host, arguments: dict[str, Any]) -> None:
+    """Pipes, lists, substitutions and quotes mean the same under every authority and shell."""
+    command = """printf '%s\\n' "b c" a | sort && echo "$(echo "it's")" """
+    ok, output = host.run_shell_command(command, **arguments)
+    assert ok
+    assert output.stdout_lines == ["a", "b c", "it's"]
+
+
+def test_a_guess_that_it_is_wrapped_already_drops_env_and_chdir(host: Host) -> None:
+    """A command that looks like one of the connector's own is a command; secrets in it arrive as they are."""
+    ok, output = host.run_shell_command("sh -c 'echo $WHERE; pwd'", _env={"WHERE": "here"}, _chdir="/usr")
+    assert (ok, output.stdout_lines) == (True, ["here", "/usr"])
+    secret = StringCommand("sh -c", QuoteString(StringCommand("echo", HiddenValue("s3cret"))))
+    assert host.run_shell_command(secret)[1].stdout == "s3cret"
+
+
+def test_secrets_are_printed(target: Target, daemon: RealDaemon) -> None:
+    """Neither on screen, however much is shown there, nor in what the daemon keeps or logs."""
+    (target.cwd / "deploy.py").write_text(
+        "from pyinfra.api import HiddenValue, QuoteString, StringCommand\n"
+        "from pyinfra.operations import server\n"
+        "server.shell(commands=[StringCommand('printf %s', QuoteString(HiddenValue('s3cret')), '| wc -c')])\n"
+    )
+    said = target.pyinfra("-vvv", "@orbstack/web", "deploy.py")
+    assert "s3cret" not in said
+    assert "[web] 6" in said
+    with Client(str(daemon.socket)) as client:
+        assert "s3cret" not in client.metrics_export()
+        assert "s3cret" not in repr(client.job_list(limit=100))
+    assert "s3cret" not in daemon.log.read_text()
+
+
+def test_a_failed_connect_counts_as_connected(target: Target, daemon: RealDaemon) -> None:
+    """The host is reported and left out; the others go on."""
+    said = target.pyinfra("@orbstack/web,@orbstack/nobody", "exec", "--", "echo", "hi", code=1)
+    assert "[nobody] OrbStack has no machine 'nobody'" in said
+    assert "[nobody] Connected" not in said
+    assert re.search(r"\[web\] +hi", said)
+
+
+def test_a_missing_orbctl_is_a_traceback(tmp_path: Path) -> None:
+    """It is a sentence that says what is missing (and ``Target`` finds every traceback)."""
+    with temporary_daemon(isolation="dir") as daemon:
+        daemon.stop()
+        daemon.environment["ORBD_ORBCTL"] = str(tmp_path / "none/orbctl")
+        daemon.process = daemon.start()
+        target = Target({"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}, lambda command: "", tmp_path)
+        said = target.pyinfra("@orbstack", "exec", "--", "true", code=1)
+    assert "orbctl" in said
+    assert str(tmp_path / "none/orbctl") in said
+
+
+def test_a_mistyped_machine_vanishes(target: Target) -> None:
+    """It stays in the inventory, fails, and so does PyInfra."""
+    said = target.pyinfra("@orbstack/wbe", "exec", "--", "true", code=1)
+    assert "OrbStack has no machine 'wbe'" in said
+
+
+def test_a_bare_name_starts_every_stopped_machine(target: Target, daemon: RealDaemon) -> None:
+    """A fact of all machines leaves those that are stopped alone, and says so."""
+    daemon.sim("stop", "db")
+    with Client(str(daemon.socket)) as client:
+        client.cache_invalidate()
+    before = len(daemon.ledger())
+    said = target.pyinfra("@orbstack", "fact", "server.Hostname", code=1)
+    assert "machine 'db' is stopped" in said
+    assert "start" not in spawned(daemon, before)
+    assert '"db' not in daemon.sim("list", "-r")
+    daemon.sim("start", "db")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root, machines of the stand-in have no other users")
+def test_a_sudo_download_leaves_a_readable_copy(host: Host) -> None:
+    """Nothing is ever made in the machine's /tmp: its own time of change shows that."""
+    host.run_shell_command("sudo -n sh -c 'umask 077; echo secret >/root/secret'")
+    _, before = host.run_shell_command("stat -c %y /tmp; ls -A /tmp")
+    back = BytesIO()
+    assert host.get_file("/root/secret", back, _sudo=True)
+    assert back.getvalue() == b"secret\n"
+    assert host.run_shell_command("stat -c %y /tmp; ls -A /tmp")[1].stdout == before.stdout
+    with pytest.raises(OSError, match="Permission denied"):
+        host.get_file("/root/secret", BytesIO())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root, machines of the stand-in have no other users")
+def test_a_sudo_upload_breaks_in_a_sticky_folder_and_keeps_the_wrong_owner(host: Host) -> None:
+    """The other user writes it, so it is theirs, also into /tmp itself, also over a file of theirs."""
+    host.run_shell_command("sudo -n useradd -m other")
+    for path in ("/tmp/theirs", "/home/other/theirs"):
+        for content in (b"one", b"two and more"):
+            assert host.put_file(BytesIO(content), path, _sudo=True, _sudo_user="other")
+            ok, output = host.run_shell_command(f"stat -c '%U %s' {path}", _sudo=True)
+            assert (ok, output.stdout) == (True, f"other {len(content)}")
+    assert host.run_shell_command("ls -A /tmp; rm -f /tmp/theirs", _sudo=True)[1].stdout_lines == ["theirs"]
+    host.put_file(BytesIO(b"x"), "/etc/motd-of-ours", _sudo=True)
+    assert host.run_shell_command("stat -c '%U %a' /etc/motd-of-ours")[1].stdout == "root 644"
+
+
+def test_output_that_is_not_utf_8_fails_the_command(host: Host) -> None:
+    """Such bytes are shown as such, and the command has succeeded."""
+    ok, output = host.run_shell_command(r"printf 'caf\351\n\377\376'")
+    assert (ok, output.stdout_lines) == (True, ["caf\ufffd", "\ufffd\ufffd"])
+
+
+def test_lines_are_split_at_other_characters(host: Host) -> None:
+    """A line ends at a newline: progress bars, form feeds and what Unicode calls a separator stay inside."""
+    _, output = host.run_shell_command(r"printf '1%%\r2%%\n\fpage\v.\n\302\205\342\200\250end\n'")
+    assert output.stdout_lines == ["1%\r2%", "\fpage\v.", "\x85\u2028end"]
+
+
+def test_the_order_of_stdout_and_stderr_is_lost(host: Host) -> None:
+    """They come in the order in which they were written."""
+    _, output = host.run_shell_command("for n in 1 2 3; do echo out$n; sleep 0.05; echo err$n >&2; sleep 0.05; done")
+    assert [line.line for line in output] == ["out1", "err1", "out2", "err2", "out3", "err3"]
+
+
+def test_an_uploaded_file_is_for_everybody_for_a_moment(host: Host) -> None:
+    """While bytes come they lie in a file that only its user may read; the mode that stays is the user's own."""
+    seen = host.run_shell_command
+    host.put_file(BytesIO(b"x"), "fresh")
+    assert seen("stat -c %a fresh")[1].stdout == f"{0o666 & ~int(seen('umask')[1].stdout, 8):o}"
+    # The machine's end is looked at while it waits for the second half.
+    half = b"x" * (2 << 20)
+    modes: list[str] = []
+
+    class Slow(BytesIO):
+        def read(self, length: int | None = -1, /) -> bytes:
+            if length and length > 0 and self.tell() >= 1 << 20 and not modes:
+                modes.extend(seen("stat -c %a .pyinfra-orbd.*")[1].stdout_lines)
+            return super().read(length)
+
+    host.put_file(Slow(half), "slow")
+    assert modes == [f"{stat.S_IRUSR | stat.S_IWUSR:o}"]
+    assert seen("ls -A | grep -c pyinfra-orbd")[1].stdout == "0"
