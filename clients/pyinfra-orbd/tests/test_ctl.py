@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orbd import Client, errors
+from orbd import Client, _ctl, errors
 from real_daemon import RealDaemon
 from target import fake_ctl
 
@@ -154,6 +155,58 @@ def test_the_child_has_the_signals_of_a_fresh_process(
     """Python ignores SIGPIPE; orbctl must not inherit that."""
     fake_ctl(short_folder, 'kill -PIPE $$; echo "survived" >&2; exit 1', monkeypatch)
     with pytest.raises(errors.CtlFailed, match="ended with -13"):
+        anywhere.export_machine("web", "x")
+
+
+GREENLETS = """
+    {patch}
+    import gevent, gevent.subprocess
+    from orbd import Client, _ctl, errors
+    # From here on gevent's loop collects every child of this process.
+    gevent.subprocess.check_output(["true"])
+    client = Client("{folder}/orbd.sock")
+    ticks = []
+    def tick():
+        while True:
+            gevent.sleep(0.01)
+            ticks.append(1)
+    ticker = gevent.spawn(tick)
+    def call(name):
+        try:
+            return client.export_machine(name, "x").id
+        except errors.CtlFailed as error:
+            return str(error)
+    calls = [gevent.spawn(call, name) for name in ("good", "bad", "good")]
+    gevent.joinall(calls)
+    print([one.value for one in calls], len(ticks) > 5)
+"""
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
+def test_gevent_that_collects_our_children(short_folder: Path, monkeypatch: pytest.MonkeyPatch, patch: str) -> None:
+    """How each ended is known all the same, they run side by side, and others run meanwhile."""
+    fake_ctl(short_folder, f"sleep 0.3; case $* in *bad*) exit 9 ;; esac; echo '{job(kind='succeeded')}'", monkeypatch)
+    script = textwrap.dedent(GREENLETS).format(patch=patch, folder=short_folder)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[7, '`orbd-ctl export` ended with 9: ', 7] True\n", "")
+
+
+def test_a_child_that_somebody_else_collects(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said counts; where it said nothing, that is no success."""
+    monkeypatch.setattr(os, "waitpid", lambda pid, options: (_ for _ in ()).throw(ChildProcessError(errno.ECHILD, "none")))
+    monkeypatch.setattr(_ctl, "hub", lambda: None)
+    spawned = os.posix_spawnp
+
+    def spawn_and_end(*args: Any, **kwargs: Any) -> int:
+        pid = spawned(*args, **kwargs)
+        os.waitid(os.P_PID, pid, os.WEXITED)
+        return pid
+
+    monkeypatch.setattr(os, "posix_spawnp", spawn_and_end)
+    fake_ctl(short_folder, f"echo '{job(kind='succeeded')}'", monkeypatch)
+    assert anywhere.export_machine("web", "x") is not None
+    fake_ctl(short_folder, "echo who knows >&2", monkeypatch)
+    with pytest.raises(errors.CtlFailed, match="nobody can say how: who knows"):
         anywhere.export_machine("web", "x")
 
 

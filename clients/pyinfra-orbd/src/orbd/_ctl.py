@@ -17,7 +17,7 @@ from json import JSONDecoder
 from tempfile import TemporaryFile
 
 from . import errors
-from ._transport import sleep
+from ._transport import hub, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,10 +32,37 @@ PAUSE_MAX = 0.05
 INTERRUPT_GRACE = 10.0
 """Seconds that a child has to withdraw after its caller was interrupted; then it is left to itself."""
 
+LOST = 1 << 16
+"""Stands for an exit code where somebody else in this process collected the child: that it ended is all one knows."""
+
 USAGE = 2
 """Exit code for a command line that is wrong."""
 
 _decode = JSONDecoder().decode
+
+
+class Watched:
+    """A child's end, told by gevent's loop.
+
+    Once anybody in the process has used gevent's ``subprocess`` (PyInfra does for ``@local``), that loop collects every child as
+    it ends, and only who watches it learns how that was.
+    """
+
+    def __init__(self, loop: Any, pid: int) -> None:
+        """Watches, before anything else can run."""
+        from gevent.event import Event
+
+        self._over = Event()
+        self._watcher = loop.child(pid, False)
+        self._watcher.start(self._end)
+
+    def _end(self) -> None:
+        self._watcher.stop()
+        self._over.set()
+
+    def get(self, seconds: float | None) -> int | None:
+        """Waits so long and returns how it ended; None where it has not."""
+        return os.waitstatus_to_exitcode(self._watcher.rstatus) if self._over.wait(seconds) else None
 
 
 class Spawned:
@@ -63,6 +90,9 @@ class Spawned:
         except BaseException:
             self.close()
             raise
+        here = hub()
+        # Only the main thread's loop hears of children.
+        self._ended = Watched(here.loop, self.pid) if here is not None and here.loop.default else None
 
     def close(self) -> None:
         """Forgets what it said."""
@@ -80,10 +110,9 @@ class Spawned:
         return code
 
     def wait(self, seconds: float | None) -> int | None:
-        """Returns how it ended, as ``subprocess`` says it, or None where it has not after so long.
-
-        A child that somebody else collected (gevent's watcher of children does that) has ended with 0 for all we know.
-        """
+        """Returns how it ended, as ``subprocess`` says it, or ``LOST``; None where it has not ended after so long."""
+        if self._ended is not None:
+            return self._ended.get(seconds)
         deadline = None if seconds is None else time.monotonic() + seconds
         pause = 0.002
         while deadline is None or time.monotonic() < deadline:
@@ -92,7 +121,7 @@ class Spawned:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
             except OSError as error:
                 if error.errno == errno.ECHILD:
-                    return 0
+                    return LOST
                 raise
             if ended:
                 return os.waitstatus_to_exitcode(status)
@@ -104,7 +133,8 @@ class Spawned:
         """Does what Ctrl-C does in a terminal: what waits is withdrawn, ``orbctl`` is told."""
         try:
             os.killpg(self.pid, signal.SIGINT)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
+            # It is gone; macOS says it the second way of a group that only waits to be collected.
             return
         self.wait(INTERRUPT_GRACE)
 
@@ -145,7 +175,8 @@ def start_daemon(socket: str, seconds: float) -> str | None:
         return f"{PROGRAM}: {error.strerror}"
     try:
         code = spawned.wait(seconds)
-        if code == 0:
+        if code in (0, LOST):
+            # Whether it worked shows at the next attempt to connect.
             return None
         ending = "did not end in time" if code is None else f"ended with {code}"
         return f"`{PROGRAM} daemon start` {ending}: {spawned.complaint()}"
@@ -171,7 +202,9 @@ def carry_out(socket: str, words: Sequence[str]) -> Any:
             raise _exception(failure, spawned.complaint())
         if code == USAGE and answer is None:
             raise errors.CtlFailed(f"{PROGRAM} does not know what is asked of it; is it older? {spawned.complaint()}")
-        if code != 0:
+        if code == LOST and answer is None:
+            raise errors.CtlFailed(f"{verb} ended, and nobody can say how: {spawned.complaint()}")
+        if code not in (0, LOST):
             raise errors.CtlFailed(f"{verb} ended with {code}: {spawned.complaint()}")
         return answer
     finally:

@@ -15,7 +15,7 @@ import shlex
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
-from orbd._ctl import PROGRAM, Spawned
+from orbd._ctl import LOST, PROGRAM, Spawned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,7 +65,8 @@ def run(command: list[str], *, socket: str, user: str | None, timeout: float | N
     try:
         code = spawned.wait_or_interrupt()
         if code != 0:
-            raise OSError(f"rsync ended with {code}: {spawned.complaint()}")
+            ending = "ended, and nobody can say how" if code == LOST else f"ended with {code}"
+            raise OSError(f"rsync {ending}: {spawned.complaint()}")
         return spawned.output()
     finally:
         spawned.close()
