@@ -507,6 +507,32 @@ class TestRun:
             run(host, "true")
 
 
+class TestLegacy:
+    """Keyword arguments of ``pyinfra-orbstack``, for code of one's own that calls the connector."""
+
+    def test_they_mean_what_they_meant(self, host: Host, machines: ShellMachines, authority: Path) -> None:
+        """Each under PyInfra's name, or the daemon's; the note names what to write instead."""
+        (machines.home("web") / "sub").mkdir()
+        with pytest.warns(DeprecationWarning, match=r"workdir \(_chdir\), timeout \(_timeout\), user .*orbstack_user"):
+            _, output = host.run_shell_command("pwd", user="someone", workdir="sub", timeout=5, max_retries=3)
+        assert output.stdout.endswith("/web/sub")
+        params = machines.daemon.requests[-1][1]
+        assert (params["user"], params["run_timeout_ms"]) == ("someone", 5000)
+        with pytest.warns(DeprecationWarning, match=r"sudo \(_sudo\), sudo_user \(_sudo_user\), mode \(files.put"):
+            host.put_file(BytesIO(b"x"), "there", sudo=True, sudo_user="mark", mode="640")
+        assert (machines.home("web") / "there").stat().st_mode & 0o777 == 0o640
+        back = BytesIO()
+        with pytest.warns(DeprecationWarning, match="sudo"):
+            host.get_file("there", back, sudo=True)
+        assert back.getvalue() == b"x"
+
+    def test_pyinfras_own_win(self, host: Host, machines: ShellMachines) -> None:
+        """Where both were given."""
+        with pytest.warns(DeprecationWarning, match="timeout"):
+            host.run_shell_command("true", timeout=5, _timeout=7)
+        assert machines.daemon.requests[-1][1]["run_timeout_ms"] == 7000
+
+
 class TestPty:
     """A terminal in the machine."""
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
@@ -273,7 +274,9 @@ class OrbStackConnector(BaseConnector):
 
         Lines end at ``\n`` alone and stand in the order in which they were completed; bytes that are not UTF-8 are replaced.
         """
+        arguments, legacy = _without_legacy(arguments)
         control = extract_control_arguments(arguments)
+        options = self._options(control, legacy)
         # Read once: PyInfra may run the command a second time, with a sudo password, and a file can be read only once.
         stdin = _stdin_bytes(control.get("_stdin"))
 
@@ -289,7 +292,7 @@ class OrbStackConnector(BaseConnector):
             else:
                 words = ["sh", "-c", raw]
             lines = Lines(self._print_line if print_output else None)
-            code = self._run(words, stdin, lines, control, is_live=print_output)
+            code = self._run(words, stdin, lines, options, is_live=print_output)
             return code, CommandOutput(lines.finish())
 
         code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
@@ -311,14 +314,18 @@ class OrbStackConnector(BaseConnector):
         The bytes are collected in a private temporary file and put in place only when all of them have come. A file that is
         replaced keeps its owner, mode and links, a new one gets the user's usual ones. Raises ``OSError`` when it fails.
         """
-        control = _file_control(arguments)
+        arguments, legacy = _without_legacy(arguments)
+        options = self._options(extract_control_arguments(arguments), legacy)
         if print_input:
             echo(f"{self.host.print_prefix}>>> upload {remote_filename}", err=True)
         with Source(filename_or_io) as source:
             if arguments.get("_su_password"):
-                self._put_for_su(source, remote_filename, arguments, control)
+                self._put_for_su(source, remote_filename, arguments, options)
             else:
-                self._put(source, remote_filename, arguments, control)
+                self._put(source, remote_filename, arguments, options)
+        if legacy.mode:
+            words = with_words('chmod "$1" "$2"', legacy.mode, remote_filename)
+            self._said(_script(words, arguments), arguments, options)
         if print_output:
             echo(f"{self.host.print_prefix}file uploaded: {remote_filename}", err=True)
         return True
@@ -339,7 +346,8 @@ class OrbStackConnector(BaseConnector):
         Nothing is copied inside the machine: whoever may read the file writes it to us. A local file is replaced only when all
         bytes have come. Raises ``OSError`` when it fails, ``FileNotFoundError`` when there is no such file.
         """
-        control = _file_control(arguments)
+        arguments, legacy = _without_legacy(arguments)
+        options = self._options(extract_control_arguments(arguments), legacy)
         if print_input:
             echo(f"{self.host.print_prefix}>>> download {remote_filename}", err=True)
 
@@ -357,7 +365,7 @@ class OrbStackConnector(BaseConnector):
 
             script = _script(with_words(GET_SCRIPT, remote_filename), arguments)
             words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
-            code = self._follow(words, None, take, sink.lost, control)
+            code = self._follow(words, None, take, sink.lost, options)
             return code, CommandOutput(lines.finish())
 
         with Sink(filename_or_io, GET_MARK) as sink:
@@ -422,14 +430,14 @@ class OrbStackConnector(BaseConnector):
         words: list[str],
         stdin: bytes | None,
         lines: Lines,
-        control: ConnectorArguments,
+        options: dict[str, Any],
         *,
         is_live: bool,
     ) -> int:
         """Runs ``words`` with the fewest messages that show enough, and returns the exit code."""
         if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
-            return self._follow(words, stdin, lines.feed, lines.lost, control)
-        run = client().machine_run(self.machine, words, stdin=stdin, **self._options(control))
+            return self._follow(words, stdin, lines.feed, lines.lost, options)
+        run = client().machine_run(self.machine, words, stdin=stdin, **options)
         offset = _feed(lines, run.output, 0, run.next_offset)
         while offset < run.output_bytes:
             more = client().job_output(run.job_id, offset=offset)
@@ -446,10 +454,10 @@ class OrbStackConnector(BaseConnector):
         stdin: bytes | Iterator[bytes] | None,
         take: Callable[[models.Chunk], None],
         lost: Callable[[int], None],
-        control: ConnectorArguments,
+        options: dict[str, Any],
     ) -> int:
         """Runs ``words``, hands on its output as it comes, and returns the exit code."""
-        events = client().machine_run_follow(self.machine, words, stdin=stdin, **self._options(control))
+        events = client().machine_run_follow(self.machine, words, stdin=stdin, **options)
         job = None
         # Closed even when `take` raises: leaving early closes the connection, which stops the command.
         with closing(events):
@@ -464,14 +472,15 @@ class OrbStackConnector(BaseConnector):
             raise ProtocolViolation("the command's events ended without its exit code")
         return job.outcome.exit_code
 
-    def _options(self, control: ConnectorArguments) -> dict[str, Any]:
-        options: dict[str, Any] = {"user": self.data["orbstack_user"]}
+    def _options(self, control: ConnectorArguments, legacy: Legacy) -> dict[str, Any]:
+        """Returns what the daemon is told beside the command."""
+        options: dict[str, Any] = {"user": legacy.user or self.data["orbstack_user"]}
         timeout = control.get("_timeout")
         if timeout:
             options["run_timeout_ms"] = max(1, int(timeout * 1000))
         return options
 
-    def _put(self, source: Source, target: str, arguments: ConnectorArguments, control: ConnectorArguments) -> None:
+    def _put(self, source: Source, target: str, arguments: ConnectorArguments, options: dict[str, Any]) -> None:
         """Streams ``source`` to a script that runs as whoever is to own the file."""
         fallback = self._temp_dir(arguments)
         script = _script(with_words(PUT_SCRIPT, target, str(source.size), fallback), arguments)
@@ -480,36 +489,36 @@ class OrbStackConnector(BaseConnector):
             words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
             lines = Lines(None)
             if source.size <= INLINE_MAX:
-                code = self._run(words, source.read_all(), lines, control, is_live=False)
+                code = self._run(words, source.read_all(), lines, options, is_live=False)
             else:
                 progress = Progress(f"upload of {target}", source.size, self._tell)
-                code = self._follow(words, progress.of(source.pieces(PIECE)), lines.feed, lines.lost, control)
+                code = self._follow(words, progress.of(source.pieces(PIECE)), lines.feed, lines.lost, options)
             return code, CommandOutput(lines.finish())
 
         code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
         self._check(code, output, f"upload of {target}")
 
-    def _put_for_su(self, source: Source, target: str, arguments: ConnectorArguments, control: ConnectorArguments) -> None:
+    def _put_for_su(self, source: Source, target: str, arguments: ConnectorArguments, options: dict[str, Any]) -> None:
         """Uploads where ``su`` asks for a password: it reads that from stdin, which then cannot carry the file too."""
         plain = _without_authority(arguments)
         folder = self._temp_dir(arguments)
         template = f"{folder}/pyinfra-orbd.XXXXXXXXXX"
-        temporary = self._said(StringCommand("mktemp", QuoteString(template)), plain, control)
+        temporary = self._said(StringCommand("mktemp", QuoteString(template)), plain, options)
         try:
-            self._put(source, temporary, plain, control)
+            self._put(source, temporary, plain, options)
             user = arguments.get("_su_user")
             if user and user != "root":
                 acl = StringCommand("setfacl", "-m", QuoteString(f"u:{user}:r"), QuoteString(temporary))
-                self._said(acl, plain, control)
-            self._said(_script(with_words(COPY_SCRIPT, temporary, target), arguments), arguments, control)
+                self._said(acl, plain, options)
+            self._said(_script(with_words(COPY_SCRIPT, temporary, target), arguments), arguments, options)
         finally:
-            self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, control)
+            self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, options)
 
-    def _said(self, command: StringCommand, arguments: ConnectorArguments, control: ConnectorArguments) -> str:
+    def _said(self, command: StringCommand, arguments: ConnectorArguments, options: dict[str, Any]) -> str:
         """Runs one step of an upload and returns what it printed."""
         lines = Lines(None)
         words = ["sh", "-c", self._shell_command(command, arguments).get_raw_value()]
-        code = self._run(words, None, lines, control, is_live=False)
+        code = self._run(words, None, lines, options, is_live=False)
         output = CommandOutput(lines.finish())
         self._check(code, output, str(command))
         return str(output.stdout)
@@ -579,10 +588,31 @@ def _stdin_bytes(stdin: Any) -> bytes | None:
     return bytes(data)
 
 
-def _file_control(arguments: ConnectorArguments) -> ConnectorArguments:
-    """Takes the control arguments out of ``arguments`` and keeps those that make sense for a file."""
-    control = extract_control_arguments(arguments)
-    return {"_timeout": control["_timeout"]} if control.get("_timeout") else {}
+class Legacy(NamedTuple):
+    """What ``pyinfra-orbstack`` took as keyword arguments and PyInfra has no argument for."""
+
+    user: str | None
+    mode: str | None
+
+
+# Its other keyword arguments, under PyInfra's names.
+_LEGACY_NAMES = {"workdir": "_chdir", "timeout": "_timeout", "sudo": "_sudo", "sudo_user": "_sudo_user"}
+
+
+def _without_legacy(arguments: ConnectorArguments) -> tuple[ConnectorArguments, Legacy]:
+    """Puts the names of ``pyinfra-orbstack`` into PyInfra's; ``max_retries`` means nothing any more: nothing is run twice."""
+    given: dict[str, Any] = dict(arguments)
+    old = [name for name in (*_LEGACY_NAMES, "user", "mode", "max_retries") if name in given]
+    if not old:
+        return arguments, Legacy(None, None)
+    new = {"user": "the host data orbstack_user", "mode": "files.put(mode=)", "max_retries": "nothing", **_LEGACY_NAMES}
+    told = ", ".join(f"{name} ({new[name]})" for name in old)
+    warnings.warn(f"arguments of pyinfra-orbstack, and what stands for them now: {told}", DeprecationWarning, stacklevel=3)
+    values = {name: given.pop(name) for name in old}
+    for name, ours in _LEGACY_NAMES.items():
+        if values.get(name) is not None:
+            given.setdefault(ours, values[name])
+    return given, Legacy(values.get("user"), values.get("mode"))  # type: ignore[return-value]
 
 
 def _without_authority(arguments: ConnectorArguments) -> ConnectorArguments:
