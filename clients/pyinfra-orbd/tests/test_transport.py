@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,36 @@ def test_refuses_another_protocol(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["daemon.hello"] = lambda peer, params: {**HELLO, "protocol": 2}
     with pytest.raises(errors.ProtocolMismatch, match=r"speaks protocol 2, this package speaks 1"):
         client.machine_ssh()
+
+
+def test_a_daemon_of_another_age(daemon: FakeDaemon, client: Client) -> None:
+    """One that does not know our hello is told as what it is, and not by the first thing that it stumbles on."""
+
+    def refuse(peer: Peer, params: dict[str, Any]) -> None:
+        raise Failure("method_not_found", "no method daemon.hello", -32601)
+
+    daemon.handlers["daemon.hello"] = refuse
+    with pytest.raises(errors.ProtocolMismatch, match=r"protocol 1 \(no method daemon.hello\): upgrade the older"):
+        client.machine_ssh()
+
+
+def test_something_that_is_not_orbd(short_folder: Path) -> None:
+    """Whoever else listens there is not taken for a daemon that is ill."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(short_folder / "s"))
+    listener.listen()
+
+    def serve() -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1 << 16)
+            peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with listener, pytest.raises(errors.ProtocolViolation, match=r"not JSON: b'HTTP/1\.1 400"):
+        Client(str(short_folder / "s")).machine_ssh()
+    thread.join()
 
 
 def test_an_error_is_an_exception_of_its_kind(daemon: FakeDaemon, client: Client) -> None:

@@ -123,7 +123,14 @@ class Connection:
             raise
 
     def _hello(self, client: str) -> None:
-        answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
+        try:
+            answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
+        except errors.MethodNotFound as error:
+            raise errors.ProtocolMismatch(
+                f"orbd does not know this package's hello, which is of protocol {PROTOCOL_VERSION} ({error}): "
+                "upgrade the older of the two",
+                kind="protocol_mismatch",
+            ) from error
         protocol = answer.get("protocol") if isinstance(answer, dict) else None
         if protocol != PROTOCOL_VERSION:
             version = answer.get("version", "?") if isinstance(answer, dict) else "?"
