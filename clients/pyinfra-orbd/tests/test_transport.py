@@ -350,6 +350,24 @@ def test_a_child_of_a_fork_has_a_fresh_pool(daemon: FakeDaemon, machines: ShellM
     assert daemon.accepted == 3
 
 
+def test_the_end_of_the_interpreter_is_quiet(daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that outlives gevent's own modules says nothing; any other time a failure to close is told."""
+    connection = client._pool.take()
+    real = connection._socket
+
+    class TakenApart:
+        def close(self) -> None:
+            raise TypeError("'NoneType' object is not callable")
+
+    connection._socket = TakenApart()
+    with pytest.raises(TypeError):
+        connection.__del__()
+    monkeypatch.setattr(_transport.Connection, "_is_finalizing", lambda self: True)
+    connection.__del__()
+    connection._socket = real
+    connection.close()
+
+
 def test_threads_do_not_share_a_call(daemon: FakeDaemon, client: Client) -> None:
     """Each thread gets its own answers."""
     daemon.handlers["machine.logs"] = lambda peer, params: {"text": params["machine"]}

@@ -287,9 +287,17 @@ class Connection:
         if self._socket is not None:
             self._socket.close()
 
+    # Ours, because the module's own names may be gone by then.
+    _is_finalizing = staticmethod(sys.is_finalizing)
+
     def __del__(self) -> None:
         """Closes a connection that nobody has any more."""
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            # At the interpreter's end gevent may have been taken apart before us; the system closes what is left.
+            if not self._is_finalizing():
+                raise
 
     @staticmethod
     def _gone(error: OSError | None) -> errors.OrbdError:

@@ -148,6 +148,12 @@ class OrbStackConnector(BaseConnector):
             ("@orbstack/db", {"orbstack_user": "root", "orbstack_autostart": False}),
         ]
 
+    A machine that is made when it is missing, so that one run creates and deploys:
+
+    .. code:: python
+
+        hosts = [("@orbstack/new", {"orbstack_image": "ubuntu:noble", "orbstack_cpus": 2, "orbstack_memory": "4G"})]
+
     Machines by their groups (``orbstack_running``, ``orbstack_stopped``, ``orbstack_arm64``, ``orbstack_amd64``,
     ``orbstack_<distro>``):
 
