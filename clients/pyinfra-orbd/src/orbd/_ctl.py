@@ -14,10 +14,11 @@ import os
 import signal
 import time
 from json import JSONDecoder
+from shutil import which
 from tempfile import TemporaryFile
 
 from . import errors
-from ._transport import hub, sleep
+from ._transport import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ INTERRUPT_GRACE = 10.0
 """Seconds that a child has to withdraw after its caller was interrupted; then it is left to itself."""
 
 LOST = 1 << 16
-"""Stands for an exit code where somebody else in this process collected the child: that it ended is all one knows."""
+"""Stands for an exit code where the child was killed with its shell and collected by somebody else: nobody knows how it ended."""
 
 USAGE = 2
 """Exit code for a command line that is wrong."""
@@ -41,28 +42,10 @@ USAGE = 2
 _decode = JSONDecoder().decode
 
 
-class Watched:
-    """A child's end, told by gevent's loop.
-
-    Once anybody in the process has used gevent's ``subprocess`` (PyInfra does for ``@local``), that loop collects every child as
-    it ends, and only who watches it learns how that was.
-    """
-
-    def __init__(self, loop: Any, pid: int) -> None:
-        """Watches, before anything else can run."""
-        from gevent.event import Event
-
-        self._over = Event()
-        self._watcher = loop.child(pid, False)
-        self._watcher.start(self._end)
-
-    def _end(self) -> None:
-        self._watcher.stop()
-        self._over.set()
-
-    def get(self, seconds: float | None) -> int | None:
-        """Waits so long and returns how it ended; None where it has not."""
-        return os.waitstatus_to_exitcode(self._watcher.rstatus) if self._over.wait(seconds) else None
+# Once anybody in the process has used gevent's `subprocess` (PyInfra does for `@local`), gevent's loop collects every child as it
+# ends, and how that was is lost. Watching for it would make gevent do so in programs that did not ask for it, and take the
+# children of others away from them. So a shell around the program writes it down.
+WRAPPER = '"$@" 3>&-; code=$?; echo $code >&3; exit $code'
 
 
 class Spawned:
@@ -70,19 +53,27 @@ class Spawned:
 
     def __init__(self, words: Sequence[str], **environment: str) -> None:
         """Starts it, with more in its environment than there is in ours; raises ``OSError`` as it comes where it cannot."""
+        program = which(words[0])
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+        self._code = TemporaryFile()  # noqa: SIM115
         self._out = TemporaryFile()  # noqa: SIM115
         self._err = TemporaryFile()  # noqa: SIM115
+        if self._code.fileno() == 3:
+            # Not every system keeps a descriptor that is duplicated onto itself open.
+            os.set_inheritable(3, True)
         # Python's own dispositions are not the child's: one that ignores SIGPIPE never notices that its reader is gone.
         defaults = [signal.SIGPIPE, signal.SIGXFSZ]
         try:
-            self.pid = os.posix_spawnp(
-                words[0],
-                list(words),
+            self.pid = os.posix_spawn(
+                "/bin/sh",
+                ["sh", "-c", WRAPPER, "sh", program, *words[1:]],
                 {**os.environ, **environment},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, self._out.fileno(), 1),
                     (os.POSIX_SPAWN_DUP2, self._err.fileno(), 2),
+                    (os.POSIX_SPAWN_DUP2, self._code.fileno(), 3),
                 ],
                 setpgroup=0,
                 setsigdef=defaults,
@@ -90,12 +81,10 @@ class Spawned:
         except BaseException:
             self.close()
             raise
-        here = hub()
-        # Only the main thread's loop hears of children.
-        self._ended = Watched(here.loop, self.pid) if here is not None and here.loop.default else None
 
     def close(self) -> None:
         """Forgets what it said."""
+        self._code.close()
         self._out.close()
         self._err.close()
 
@@ -110,9 +99,7 @@ class Spawned:
         return code
 
     def wait(self, seconds: float | None) -> int | None:
-        """Returns how it ended, as ``subprocess`` says it, or ``LOST``; None where it has not ended after so long."""
-        if self._ended is not None:
-            return self._ended.get(seconds)
+        """Returns its exit code, as a shell says it, or ``LOST``; None where it has not ended after so long."""
         deadline = None if seconds is None else time.monotonic() + seconds
         pause = 0.002
         while deadline is None or time.monotonic() < deadline:
@@ -121,7 +108,8 @@ class Spawned:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
             except OSError as error:
                 if error.errno == errno.ECHILD:
-                    return LOST
+                    written = self._said(self._code).strip()
+                    return int(written) if written.isdigit() else LOST
                 raise
             if ended:
                 return os.waitstatus_to_exitcode(status)
