@@ -117,6 +117,16 @@ class Spawned:
             pause = min(pause * 1.5, PAUSE_MAX)
         return None
 
+    def settle(self, seconds: float) -> None:
+        """Waits so long for the children that it left behind, which may still be saying what went wrong."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            sleep(0.01)
+
     def interrupt(self) -> None:
         """Does what Ctrl-C does in a terminal: what waits is withdrawn, ``orbctl`` is told."""
         try:

@@ -32,6 +32,9 @@ REMOTE_SHELL = (
 UNSUPPORTED = ("_su_user", "_doas", "_dzdo", "_sudo_password", "_use_sudo_password")
 """Ways to another authority that want input of their own, or that rsync's one word for the other end cannot say."""
 
+SETTLE_MAX = 2.0
+"""Seconds that the machine's end has to say why it failed."""
+
 
 def check() -> None:
     """Raises ``NotImplementedError`` where rsync cannot be, as PyInfra expects it."""
@@ -65,8 +68,11 @@ def run(command: list[str], *, socket: str, user: str | None, timeout: float | N
     try:
         code = spawned.wait_or_interrupt()
         if code != 0:
+            # rsync leaves as soon as it has failed; the reason comes from the machine, through a child that it does not wait for.
+            spawned.settle(SETTLE_MAX)
             ending = "ended, and nobody can say how" if code == LOST else f"ended with {code}"
-            raise OSError(f"rsync {ending}: {spawned.complaint()}")
+            # It also hangs up on the machine's end, so that the reason may be on its way still and never arrive.
+            raise OSError(f"rsync {ending}: {spawned.complaint() or 'it gave no reason; rsync(1) lists its exit codes'}")
         return spawned.output()
     finally:
         spawned.close()
