@@ -1,4 +1,7 @@
-"""PyInfra's API in front of one host, as a test's way to carry out one operation and hear what came of it."""
+"""PyInfra's API in front of one host, as a test's way to carry out one operation and hear what came of it.
+
+No commands on ``@local`` here: gevent would from then on collect every child of this process, also those that others wait for.
+"""
 
 from __future__ import annotations
 

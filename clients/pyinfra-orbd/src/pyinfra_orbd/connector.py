@@ -42,6 +42,7 @@ from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _rsync
+from ._answered import Asked
 from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Progress, Sink, Source, armoured, with_words
 from ._fleet import Fleet
 from ._lines import Lines
@@ -280,6 +281,9 @@ class OrbStackConnector(BaseConnector):
 
         Lines end at ``\n`` alone and stand in the order in which they were completed; bytes that are not UTF-8 are replaced.
         """
+        if isinstance(command, Asked):
+            # A fact that the daemon has answered already; its machine has no part in it.
+            return command.outcome()
         arguments, legacy = _without_legacy(arguments)
         control = extract_control_arguments(arguments)
         options = self._options(control, legacy)

@@ -1,0 +1,217 @@
+"""What the daemon knows, as plain values: the one source of facts and helpers.
+
+Everything here is made of dictionaries, lists, texts and numbers, so that a deploy can use it as it is and PyInfra can print it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from os import path
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from orbd import Client, models
+
+DOMAIN = "orb.local"
+"""OrbStack gives every machine a name below it."""
+
+SSH_HOST = "orb"
+"""What OrbStack's SSH configuration calls itself."""
+
+SSH_PORT_ELSEWHERE = 32222
+"""Where OrbStack's SSH server listens, for programs that do not read its configuration."""
+
+
+class Machine(TypedDict):
+    """A machine as the inventory has it."""
+
+    id: str
+    name: str
+    state: str
+    distro: str
+    version: str
+    arch: str
+    username: str | None
+    isolated: bool
+    cpus: int | None
+    memory_mib: int | None
+    disk_bytes: int | None
+
+
+class MachineInfo(Machine):
+    """A machine with what only a look at itself tells; addresses are there while it runs."""
+
+    ip4: str | None
+    ip6: str | None
+    disk_size: int | None
+    domain: str
+
+
+class Network(TypedDict):
+    """How a machine is reached, and what it reaches. ``gateway`` is there while the machine runs."""
+
+    ip4: str | None
+    ip6: str | None
+    domain: str
+    hostname: str
+    subnet: str | None
+    gateway: str | None
+
+
+class Ssh(TypedDict):
+    """How to reach a machine over SSH: as ``connect`` says from this computer, or through host, port and key."""
+
+    machine: str
+    user: str | None
+    connect: str
+    host: str
+    port: int
+    login: str
+    identity_file: str | None
+    text: str
+
+
+class Orbstack(TypedDict):
+    """OrbStack itself. There is no version where OrbStack is not installed well enough to tell it."""
+
+    status: str
+    running: bool
+    version: str
+
+
+def _machine(machine: models.Machine) -> Machine:
+    config = machine.config
+    return {
+        "id": machine.id,
+        "name": machine.name,
+        "state": machine.state,
+        "distro": machine.image.distro,
+        "version": machine.image.version,
+        "arch": machine.image.arch,
+        "username": config.default_username,
+        "isolated": bool(config.isolated),
+        "cpus": config.cpu_limit,
+        "memory_mib": config.memory_limit_mib,
+        "disk_bytes": config.disk_limit_bytes,
+    }
+
+
+def _milliseconds(max_age: float | None) -> int | None:
+    return None if max_age is None else max(0, int(max_age * 1000))
+
+
+def machines(client: Client, max_age: float | None = None) -> list[Machine]:
+    """Tells every machine."""
+    return [_machine(machine) for machine in client.machine_list(max_age_ms=_milliseconds(max_age)).machines]
+
+
+def machine_info(client: Client, machine: str, max_age: float | None = None) -> MachineInfo:
+    """Tells one machine."""
+    info = client.machine_info(machine, max_age_ms=_milliseconds(max_age))
+    return {
+        **_machine(info.machine),
+        "ip4": info.ip4,
+        "ip6": info.ip6,
+        "disk_size": info.disk_size,
+        "domain": f"{info.machine.name}.{DOMAIN}",
+    }
+
+
+def network(client: Client, machine: str, max_age: float | None = None) -> Network:
+    """Tells addresses and names from the inventory, subnet and gateway from inside a machine that runs.
+
+    Of a machine that does not run, the subnet is the one that OrbStack is configured to use. Looking never starts a machine.
+    """
+    info = machine_info(client, machine, max_age)
+    subnet = gateway = None
+    if info["state"] == "running":
+        run = client.machine_run(info["name"], ["cat", "/proc/net/route"])
+        subnet, gateway = route(
+            b"".join(chunk.data for chunk in run.output if chunk.stream == "stdout").decode("ascii", "replace")
+        )
+    if subnet is None:
+        subnet = client.config_show(max_age_ms=_milliseconds(max_age)).values.get("network.subnet4")
+    return {
+        "ip4": info["ip4"],
+        "ip6": info["ip6"],
+        "domain": info["domain"],
+        "hostname": info["domain"],
+        "subnet": subnet,
+        "gateway": gateway,
+    }
+
+
+class Route(NamedTuple):
+    """One row of the kernel's table of routes."""
+
+    interface: str
+    target: IPv4Address
+    gateway: IPv4Address
+    mask: IPv4Address
+
+
+def route(table: str) -> tuple[str | None, str | None]:
+    """Reads the kernel's table of routes: the network of the default route's interface, and its gateway."""
+    routes = list(_routes(table))
+    nowhere = IPv4Address(0)
+    default = next((found for found in routes if found.target == found.mask == nowhere), None)
+    if default is None:
+        return None, None
+    near = (found for found in routes if found.interface == default.interface and found.gateway == nowhere != found.mask)
+    subnet = next((str(IPv4Network((int(found.target), str(found.mask)))) for found in near), None)
+    return subnet, str(default.gateway)
+
+
+def _routes(table: str) -> Iterator[Route]:
+    for line in table.splitlines()[1:]:
+        row = line.split()
+        try:
+            yield Route(row[0], _address(row[1]), _address(row[2]), _address(row[7]))
+        except (IndexError, ValueError, OverflowError):
+            # Not a route as Linux writes it; what cannot be read is not told.
+            continue
+
+
+def _address(text: str) -> IPv4Address:
+    # The kernel prints addresses as the numbers that their bytes are on a little-endian machine, as all of OrbStack's are.
+    return IPv4Address(int.from_bytes(int(text, 16).to_bytes(4, "little"), "big"))
+
+
+def ssh(client: Client, machine: str, user: str | None = None) -> Ssh:
+    """Tells how to reach a machine over SSH."""
+    text = client.machine_ssh()
+    port = re.search(r"^\s*Port\s+(\d+)\s*$", text, re.MULTILINE)
+    key = re.search(r"^\s*IdentityFile\s+(.+?)\s*$", text, re.MULTILINE)
+    login = machine if user is None else f"{user}@{machine}"
+    return {
+        "machine": machine,
+        "user": user,
+        "connect": connect_string(machine, user),
+        "host": "localhost",
+        "port": int(port[1]) if port else SSH_PORT_ELSEWHERE,
+        "login": login,
+        "identity_file": path.expanduser(key[1].strip("'\"")) if key else None,
+        "text": text,
+    }
+
+
+def connect_string(machine: str, user: str | None = None) -> str:
+    """Tells the command that opens a shell in a machine from this computer."""
+    return f"ssh {machine if user is None else f'{user}@{machine}'}@{SSH_HOST}"
+
+
+def orbstack(client: Client, max_age: float | None = None) -> Orbstack:
+    """Tells whether OrbStack runs, without waking it, and its version."""
+    status = client.orbstack_status(max_age_ms=_milliseconds(max_age)).status
+    return {
+        "status": status,
+        "running": status == "running",
+        "version": client.orbstack_version(max_age_ms=_milliseconds(max_age)).version,
+    }
+
+
+def config(client: Client, max_age: float | None = None) -> dict[str, str]:
+    """Tells OrbStack's whole configuration."""
+    return dict(client.config_show(max_age_ms=_milliseconds(max_age)).values)
