@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pyinfra.api.state import State
 
 try:
-    from pyinfra.api.output import echo
+    from pyinfra.api.output import echo as echo
 except ImportError:  # before PyInfra 3.8
-    from click import echo  # type: ignore[assignment]
+    from click import echo as echo  # type: ignore[assignment]
 
 P = ParamSpec("P")
 
