@@ -41,7 +41,7 @@ from orbd._client import INLINE_MAX, PIECE, Client
 from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
-from . import _rsync
+from . import _predecessor, _rsync
 from ._answered import Asked
 from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Progress, Sink, Source, armoured, with_words
 from ._fleet import Fleet
@@ -102,6 +102,9 @@ connector_data_meta: dict[str, DataMeta] = {
     "orbstack_user_data": DataMeta("Of a machine that is made: file of the Mac with cloud-init's user data"),
     "orbstack_named": DataMeta("Set by the connector: whether the machine was named (``@orbstack/NAME``)", False),
 }
+
+# PyInfra loads the connectors of all packages, so this is said whichever of the two it then takes.
+_predecessor.warn()
 
 _clients: dict[str, Client] = {}
 _fleets: dict[str, Fleet] = {}
