@@ -121,6 +121,13 @@ def test_blocks_are_understood(page: Path) -> None:
         assert re.match(r"(file|not run|exits): .|says$|$", block.note), f"{page.name}:{block.line}: {block.note}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links(page: Path) -> None:
+    """They lead somewhere."""
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
 def test_blocks() -> None:
     """Notes belong to the block right after them."""
     page = "a\n\n<!-- file: x.py -->\n```python\n1\n```\n\n```sh\nls\n```\n"
