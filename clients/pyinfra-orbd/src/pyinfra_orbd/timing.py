@@ -87,6 +87,10 @@ class Span:
         self.took_s = 0.0
         self.records: list[models.MetricsRecord] = []
 
+    def is_around(self, at_ms: int) -> bool:
+        """Says whether it was under way at a time of the wall clock's."""
+        return self.began_ms <= at_ms and (self.ended_ms is None or at_ms <= self.ended_ms)
+
     def end(self) -> None:
         """Stops the clock."""
         self.took_s = time.monotonic() - self._began
@@ -147,8 +151,7 @@ class TimingReport(BaseStateCallback):
         self._is_done = True
         self._took_s = time.monotonic() - self._began
         try:
-            for record in self._records():
-                self._assign(record)
+            self._assign(self._records())
         except OrbdError as error:
             self.problem = f"the daemon's records cannot be had: {error}"
         steps = self.steps(state)
@@ -233,20 +236,23 @@ class TimingReport(BaseStateCallback):
                 return
         self.problem = f"only the last {RECORDS_MAX} calls are counted"
 
-    def _assign(self, record: models.MetricsRecord) -> None:
-        """Gives a record to the operation that it was made for: that of its host, begun last when it was accepted."""
-        at = _milliseconds(record.accepted_at)
-        host = host_of(record.job_id)
-
-        def is_of(span: Span) -> bool:
-            whose = machine_of(span.host) == record.machine if host is None else span.host.name == host
-            return whose and span.began_ms <= at and (span.ended_ms is None or at <= span.ended_ms)
-
-        spans = [span for span in self._spans if is_of(span)]
-        if spans:
-            max(spans, key=lambda span: span.began_ms).records.append(record)
-        else:
-            self._rest.append(record)
+    def _assign(self, records: Iterable[models.MetricsRecord]) -> None:
+        """Gives each record to the operation that it was made for: that of its host, begun last when it was accepted."""
+        by_host: dict[str, list[Span]] = {}
+        by_machine: dict[str | None, list[Span]] = {}
+        for span in self._spans:
+            by_host.setdefault(span.host.name, []).append(span)
+            by_machine.setdefault(machine_of(span.host), []).append(span)
+        by_machine.pop(None, None)
+        for record in records:
+            host = host_of(record.job_id)
+            spans = by_machine.get(record.machine, []) if host is None else by_host.get(host, [])
+            at = _milliseconds(record.accepted_at)
+            around = [span for span in spans if span.is_around(at)]
+            if around:
+                max(around, key=lambda span: span.began_ms).records.append(record)
+            else:
+                self._rest.append(record)
 
     def _write(self, path: str, write: Callable[[Any], None]) -> None:
         try:
