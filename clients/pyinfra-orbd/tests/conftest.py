@@ -18,6 +18,16 @@ from pyinfra_orbd import connector
 from real_daemon import RealDaemon, temporary_daemon
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts those last that play deploys in this process.
+
+    That starts gevent's loop, which collects children of this process from then on, also those that other tests wait for.
+    """
+    items.sort(
+        key=lambda item: hasattr(getattr(item, "module", None), "playing") or hasattr(getattr(item, "module", None), "play")
+    )
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder whose path is short enough for a socket; pytest's own is not."""

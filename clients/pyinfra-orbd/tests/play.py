@@ -1,6 +1,6 @@
 """PyInfra's API in front of one host, as a test's way to carry out one operation and hear what came of it.
 
-No commands on ``@local`` here: gevent would from then on collect every child of this process, also those that others wait for.
+No commands on ``@local`` here: gevent would collect every child of this process meanwhile, also those that others wait for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gevent
+from gevent._hub_local import get_hub_if_exists
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.connect import connect_all, disconnect_all
 from pyinfra.api.exceptions import PyinfraError
@@ -74,6 +76,7 @@ def heard() -> Iterator[Heard]:
 @contextmanager
 def playing(*entries: Any) -> Iterator[State]:
     """Connects to hosts, and disconnects at the end."""
+    has_hub = get_hub_if_exists() is not None
     state = State(Inventory((list(entries), {})), Config())
     state.print_noop_info = True
     connect_all(state)
@@ -81,6 +84,13 @@ def playing(*entries: Any) -> Iterator[State]:
         yield state
     finally:
         disconnect_all(state)
+        forget_clients()
+        # PyInfra leaves them as they are when an operation raises.
+        ctx_host.reset()
+        ctx_state.reset()
+        if not has_hub:
+            # Where a hub is, the client is gevent's, and the loop collects this process's children, whoever waits for them.
+            gevent.get_hub().destroy(destroy_loop=True)
 
 
 def forget_clients() -> None:
