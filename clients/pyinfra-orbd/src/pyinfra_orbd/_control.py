@@ -16,6 +16,7 @@ from pyinfra import context, logger
 from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import OperationTypeError
+from pyinfra.api.output import echo
 from typing_extensions import override
 
 from orbd import Client, OrbdError, errors, models
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from pyinfra.api.arguments_typed import PyinfraOperation
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
-
-try:
-    from pyinfra.api.output import echo as echo
-except ImportError:  # before PyInfra 3.8
-    from click import echo as echo  # type: ignore[assignment]
 
 P = ParamSpec("P")
 

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, overload
 
 from pyinfra import context
 from pyinfra import logger as pyinfra_logger
+from pyinfra.api.output import echo
 from pyinfra.api.state import BaseStateCallback, State
 
 from orbd import OrbdError, models
 
-from ._control import client, echo, machine_of
+from ._control import client, machine_of
 from ._jobs import host_of
 
 if TYPE_CHECKING:
