@@ -816,7 +816,7 @@ pub(crate) struct Events {
     #[arg(long, value_name = "N")]
     pub(crate) since: Option<u64>,
     /// Instance of orbd that gave this number; the one that runs where absent
-    #[arg(long, value_name = "ID", requires = "since")]
+    #[arg(long, value_name = "INSTANCE", requires = "since")]
     pub(crate) instance: Option<String>,
     /// Only these: machines, jobs, cache, orbctl, or one event's own name
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = event_kinds)]
