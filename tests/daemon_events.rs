@@ -66,8 +66,8 @@ fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
     let mut watcher = Watcher::new(&world, &json!({}));
     let state = watcher.next();
     assert_eq!(
-        (&state["type"], &state["machine_list"], &state["orbctl"]["health"]),
-        (&json!("state"), &Value::Null, &json!("well"))
+        (&state["type"], &state["machine_list"], &state["sick"]),
+        (&json!("state"), &Value::Null, &Value::Null)
     );
     let known = watcher.until("machines_known");
     assert_eq!(known["machines"][0]["name"], "a");
@@ -376,4 +376,32 @@ fn a_subscription_can_be_ended_as_soon_as_its_id_is_known() {
     invalidate(&world, 1);
     let answer = wire.call(4, "daemon.info", &json!({}));
     assert!(answer["result"]["instance"].is_string());
+}
+
+/// Who watches keeps the probes going: it is told of the recovery although nobody asks for anything, and of what it missed.
+#[test]
+fn an_illness_is_told_and_the_recovery_with_what_happened_meanwhile() {
+    let world = World::new()
+        .set("query_timeout", "1s")
+        .set("grace", "200ms")
+        .script("")
+        .machines(&["a"])
+        .started();
+    let mut watcher = Watcher::new(&world, &json!({}));
+    watcher.until("machines_known");
+    world.rescript("[[trouble]]\nkind = \"panic\"");
+    world.client().ok::<MachineList>(json!({"max_age_ms": 0}));
+    let sick = watcher.until("orbctl_sick");
+    let reason = sick["reason"].as_str().expect("a reason");
+    assert!(reason.contains("panic"), "{reason}");
+    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_sick"]})).next();
+    assert_eq!(state["sick"]["reason"], sick["reason"]);
+
+    assert!(world.sim(&["stop", "a"]).status.success(), "past the daemon");
+    world.rescript("");
+    watcher.until("orbctl_well");
+    let changed = watcher.until("machine_changed");
+    assert_eq!(changed["machine"]["state"], "stopped");
+    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_well"]})).next();
+    assert_eq!(state["sick"], Value::Null);
 }
