@@ -17,8 +17,10 @@ pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
 /// What we want of `/proc/PID/stat`.
 struct Stat {
     state: char,
+    /// Zero where its leader is outside of our namespace of process ids.
+    group: u32,
     /// Absent where the leader is outside of our namespace of process ids, as in a container that was entered from without: the
-    /// kernel says 0, which `rustix::process::getsid` takes for impossible.
+    /// kernel says 0, which rustix's `getsid` and `getpgid` take for impossible.
     session: Option<u32>,
     started: u64,
 }
@@ -39,6 +41,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let mut field = |wanted: u32| fields.find_map(|(number, field)| (number == wanted).then_some(field));
     Some(Stat {
         state: field(3)?.chars().next()?,
+        group: field(5)?.parse().ok()?,
         session: Some(field(6)?.parse().ok()?).filter(|leader| *leader != 0),
         started: field(22)?.parse().ok()?,
     })
@@ -59,6 +62,11 @@ pub(super) fn look(pid: u32) -> Option<Seen> {
 pub(super) fn owner(pid: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
+/// Says whether a process leads its group.
+pub(super) fn leads_group(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.group == pid)
 }
 
 /// Returns the leader of a process's session.
@@ -117,7 +125,7 @@ mod tests {
     #[test]
     fn a_process_whose_session_began_outside_of_the_container_has_none() {
         let line = |session: &str| {
-            format!("42 (a) b (c) S 1 42 {session} 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 99887 1 2")
+            format!("42 (a) b (c) S 1 {session} {session} 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 99887 1 2")
         };
         let inside = parse_stat(line("7").as_bytes()).expect("well formed");
         assert_eq!(
@@ -125,6 +133,6 @@ mod tests {
             ('S', Some(7), 99_887)
         );
         let outside = parse_stat(line("0").as_bytes()).expect("well formed");
-        assert_eq!(outside.session, None);
+        assert_eq!((outside.group, outside.session), (0, None));
     }
 }

@@ -44,7 +44,21 @@ fn info(pid: u32) -> Option<libc::proc_bsdinfo> {
     (filled == size).then_some(info)
 }
 
+/// Says whether a process leads its group.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "there are no namespaces of process ids here, so the group is always one"
+)]
+pub(super) fn leads_group(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::getpgid(Some(pid)) == Ok(pid))
+}
+
 /// Returns the leader of a process's session.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "there are no namespaces of process ids here, so the session is always one"
+)]
 pub(super) fn session_of(pid: u32) -> Option<u32> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
     let session = rustix::process::getsid(Some(pid)).ok()?;

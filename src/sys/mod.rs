@@ -132,8 +132,7 @@ fn send(identity: ChildIdentity, signal: rustix::process::Signal) {
 fn send_to_group(identity: ChildIdentity, signal: rustix::process::Signal) {
     let Some(pid) = alive_pid(&identity) else { return };
     // While its leader lives, the group's id is nobody else's.
-    let leads = rustix::process::getpgid(Some(pid)) == Ok(pid);
-    let _ = if leads {
+    let _ = if platform::leads_group(identity.pid) {
         rustix::process::kill_process_group(pid, signal)
     } else {
         rustix::process::kill_process(pid, signal)
