@@ -794,6 +794,10 @@ keys! {
 
     /// At most so many clients are connected at once.
     connections_max: usize = |_| 256, 1 => 65_536;
+    /// When that many are connected and one more comes, the connection that has been idle for longest, and for at least so
+    /// long, is closed for it. Idle is what has no call, subscription, job or lease. Nothing is closed while there is room:
+    /// clients keep connections between their calls, and an idle daemon has no timers.
+    connection_idle_max: Duration = |_| minutes(1), Duration::from_millis(100) => days(30);
     /// At most so many requests of one connection are answered at once.
     requests_max: usize = |_| 128, 1 => 65_536;
     /// At most so many requests are sent in one batch.

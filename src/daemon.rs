@@ -132,6 +132,7 @@ pub async fn run(
     let answered = CancellationToken::new();
     let settings = listen::Settings {
         connections_max: config.connections_max,
+        connection_idle_max: config.connection_idle_max,
         bounds: Bounds {
             frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
             in_flight_max: config.requests_max,
@@ -271,6 +272,7 @@ fn limits(config: &Config) -> BTreeMap<String, u64> {
             ("queue_max", number(config.queue_max)),
             ("queue_max_per_client", number(config.queue_max_per_client)),
             ("connections_max", number(config.connections_max)),
+            ("connection_idle_max_ms", ms(config.connection_idle_max)),
             ("requests_max", number(config.requests_max)),
             ("batch_max", number(config.batch_max)),
             ("frame_max_bytes", config.frame_max.0),

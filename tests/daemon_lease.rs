@@ -629,3 +629,19 @@ fn a_lease_needs_a_process_that_is_there() {
     assert_eq!(data.field.as_deref(), Some("job_id"));
     caller.ok::<JobGet>(json!({"job_id": job}));
 }
+
+#[test]
+fn a_connection_that_took_a_lease_is_not_closed_for_being_idle() {
+    let world = World::new()
+        .set("connections_max", "4")
+        .set("connection_idle_max", "100ms")
+        .machines(&["a"])
+        .started();
+    let mut owner = world.client();
+    let lease = Lease::take(&mut owner, json!({"operation": "run", "machine": "a"}));
+    let mut idle = world.admitted();
+    let _newcomers = [(); 3].map(|()| world.subscribed());
+    assert!(idle.receive().is_none());
+    let ended = lease.give_back(&mut owner, 3);
+    assert_eq!(success_of(&ended), (Some(3), None));
+}

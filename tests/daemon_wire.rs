@@ -357,31 +357,64 @@ fn websocket_clients_that_never_read_cost_bounded_memory() {
     assert!(grown < 64 << 10, "{grown} KiB for 8 connections and {sent} bytes");
 }
 
-/// Connects as soon as there is room: a connection that was closed is one until the daemon has noticed.
-fn admitted(world: &World) -> Wire {
-    eventually("there is room", || {
-        let mut wire = world.wire();
-        let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}\n";
-        // Refused, it may be closed before this is written.
-        let _ = wire.stream.write_all(request);
-        wire.receive()?["result"].is_object().then_some(wire)
-    })
-}
-
 #[test]
 fn more_connections_than_may_be_are_refused_with_a_reason() {
     let world = World::new().set("connections_max", "3").started();
-    let mut kept: Vec<Wire> = (0..3).map(|_| admitted(&world)).collect();
+    let mut kept: Vec<Wire> = (0..3).map(|_| world.admitted()).collect();
     let mut refused = world.wire();
     let answer = refused.receive().expect("it says why");
     assert_eq!(error_of(&answer), (1001, "queue_full"));
     assert!(answer["error"]["data"]["retry_after_ms"].is_u64());
     assert!(refused.receive().is_none());
     drop(kept.pop());
-    drop(admitted(&world));
+    drop(world.admitted());
     for wire in &mut kept {
         still_works(wire);
     }
+}
+
+#[test]
+fn an_idle_connection_makes_room_for_a_new_one_and_none_that_is_in_use_does() {
+    let world = World::new()
+        .set("connections_max", "5")
+        .set("connection_idle_max", "100ms")
+        .machines(&["a"])
+        .started();
+    let mut in_call = world.admitted();
+    let command = json!({"machine": "a", "command": ["cat", world.gate("done")]});
+    in_call.request(2, "machine.run", &command);
+    let mut session = upgraded(&world);
+    let mut idle = world.admitted();
+    // All of these are in use, so the last has only the idle one's place.
+    for wire in &mut [(); 3].map(|()| world.subscribed()) {
+        still_works(wire);
+    }
+    assert!(idle.receive().is_none());
+    ask(&mut session, 1, "daemon.info", &json!({}));
+    assert!(message(&mut session)["result"].is_object());
+    world.open_gate("done");
+    assert_eq!(
+        in_call.until(|answer| answer["id"] == 2)["result"]["exit_code"],
+        0
+    );
+}
+
+#[test]
+fn idle_http_connections_and_those_that_never_said_a_word_make_room_too() {
+    let world = World::new()
+        .set("connections_max", "4")
+        .set("connection_idle_max", "100ms")
+        .started();
+    let mut silent = world.wire();
+    let mut kept_alive = world.wire();
+    let (head, _) = http(
+        &mut kept_alive,
+        &post("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}"),
+    );
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let _newcomers = [(); 4].map(|()| world.subscribed());
+    assert!(silent.receive().is_none());
+    assert!(kept_alive.receive().is_none());
 }
 
 /// Sends one HTTP request and returns head and body.
@@ -630,14 +663,14 @@ fn websocket_sessions_count_as_connections() {
     let mut first = upgraded(&world);
     ask(&mut first, 1, "daemon.info", &json!({}));
     message(&mut first);
-    let _second = admitted(&world);
+    let _second = world.admitted();
     let mut refused = world.wire();
     assert_eq!(
         error_of(&refused.receive().expect("it says why")),
         (1001, "queue_full")
     );
     drop(first);
-    admitted(&world);
+    world.admitted();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the rest of orbd says to the dispatcher, and the handle that says it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -432,6 +433,7 @@ pub(super) enum Request {
         reply: oneshot::Sender<bool>,
     },
     ConnectionGone(u64),
+    HoldingConnections(oneshot::Sender<HashSet<u64>>),
     Queue(QueueVerb, Target, oneshot::Sender<QueueView>),
     QueueView(oneshot::Sender<QueueView>),
     CacheView(oneshot::Sender<CacheView>),
@@ -526,6 +528,11 @@ impl Dispatcher {
     pub async fn connection_gone(&self, connection: u64) {
         // A dispatcher that is gone has stopped everything already.
         let _ = self.requests.send(Request::ConnectionGone(connection)).await;
+    }
+
+    /// Returns the connections whose end would cancel, stop or lose sight of a job. `None` when the dispatcher is gone.
+    pub async fn holding_connections(&self) -> Option<HashSet<u64>> {
+        self.ask(Request::HoldingConnections).await
     }
 
     /// Pauses, resumes or drains. A drain that was not over when the daemon stopped is no drain.

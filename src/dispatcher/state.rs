@@ -291,6 +291,9 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(release.is_some_and(|release| release.send(ending).is_ok()));
             }
             Request::ConnectionGone(connection) => self.connection_gone(connection),
+            Request::HoldingConnections(reply) => {
+                let _ = reply.send(self.holding_connections());
+            }
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),
             Request::QueueView(reply) => {
                 let _ = reply.send(self.queue_view());

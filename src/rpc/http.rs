@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 use tower::Service;
 use tower::layer::util::Identity;
 
-use super::connection::Connection;
+use super::connection::{Connection, InUse};
 use super::lines::Bounds;
 use super::server::Server;
 use crate::job::JobId;
@@ -94,9 +94,15 @@ impl Http {
             let mut rpc = rpc.clone();
             let (server, connection) = (self.server.clone(), connection.clone());
             async move {
+                let Some(in_use) = connection.begin_use() else {
+                    return Ok(plain(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "closed for being idle; connect again",
+                    ));
+                };
                 if let Some(rest) = request.uri().path().strip_prefix("/jobs/") {
                     return Ok::<_, Infallible>(
-                        job_output(&server, request.method(), rest, request.uri().query()).await,
+                        job_output(&server, request.method(), rest, request.uri().query(), in_use).await,
                     );
                 }
                 request.extensions_mut().insert(connection);
@@ -113,12 +119,16 @@ impl Http {
             }
         };
         let (open, closed) = oneshot::channel();
+        let session = connection.clone();
         let mut http = hyper::server::conn::http1::Builder::new();
         // A client that closes its sending side still waits for its answer; a full hang-up is seen below.
         http.half_close(true);
         http.max_buf_size(bounds.frame_max.clamp(64 << 10, 1 << 20));
         let served = http
-            .serve_connection(TokioIo::new(Polite::new(stream, open)), service)
+            .serve_connection(
+                TokioIo::new(Polite::new(stream, connection.clone(), open)),
+                service,
+            )
             .with_upgrades();
         tokio::select! {
             served = served => {
@@ -128,7 +138,8 @@ impl Http {
             }
             () = hang_up.seen() => return,
         }
-        // An upgraded stream went to a session's own task. Nothing is ever sent: this ends when the stream is dropped.
+        // An upgraded stream went to a session's own task, and only jsonrpsee knows what that does: it is in use to its end. Nothing is ever sent: this ends when the stream is dropped.
+        let _in_use = session.begin_use();
         let _ = closed.await;
     }
 }
@@ -178,7 +189,13 @@ fn wanted(query: Option<&str>) -> Result<Wanted, String> {
     Ok(wanted)
 }
 
-async fn job_output(server: &Server, method: &Method, path: &str, query: Option<&str>) -> Response<HttpBody> {
+async fn job_output(
+    server: &Server,
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    in_use: InUse,
+) -> Response<HttpBody> {
     if method != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -209,11 +226,11 @@ async fn job_output(server: &Server, method: &Method, path: &str, query: Option<
         );
     }
     let pieces = stream::unfold(
-        (spool.follow(wanted.from), Vec::new()),
-        move |(mut reader, mut ready)| async move {
+        (spool.follow(wanted.from), Vec::new(), in_use),
+        move |(mut reader, mut ready, in_use)| async move {
             loop {
                 if let Some(bytes) = ready.pop() {
-                    return Some((Ok(Frame::data(bytes)), (reader, ready)));
+                    return Some((Ok(Frame::data(bytes)), (reader, ready, in_use)));
                 }
                 match next(&mut reader, wanted.stream).await {
                     // Taken from the end, so turned around.
@@ -222,7 +239,7 @@ async fn job_output(server: &Server, method: &Method, path: &str, query: Option<
                         ready = bytes;
                     }
                     Ok(None) => return None,
-                    Err(error) => return Some((Err(error), (reader, ready))),
+                    Err(error) => return Some((Err(error), (reader, ready, in_use))),
                 }
             }
         },
@@ -262,7 +279,10 @@ async fn next(reader: &mut Reader, stream: Option<Stream>) -> io::Result<Option<
 /// it hold every answer in memory.
 struct Polite {
     stream: UnixStream,
+    connection: Arc<Connection>,
     write_blocked: bool,
+    /// While a write is blocked: an answer is on its way.
+    in_use: Option<InUse>,
     /// Bytes read since others went first.
     read: usize,
     reader: Option<Waker>,
@@ -271,10 +291,12 @@ struct Polite {
 }
 
 impl Polite {
-    fn new(stream: UnixStream, open: oneshot::Sender<()>) -> Self {
+    fn new(stream: UnixStream, connection: Arc<Connection>, open: oneshot::Sender<()>) -> Self {
         Self {
             stream,
+            connection,
             write_blocked: false,
+            in_use: None,
             read: 0,
             reader: None,
             _open: open,
@@ -283,6 +305,11 @@ impl Polite {
 
     fn wrote<T>(&mut self, result: Poll<T>) -> Poll<T> {
         self.write_blocked = result.is_pending();
+        if !self.write_blocked {
+            self.in_use = None;
+        } else if self.in_use.is_none() {
+            self.in_use = self.connection.begin_use();
+        }
         if !self.write_blocked
             && let Some(reader) = self.reader.take()
         {

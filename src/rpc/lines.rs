@@ -262,9 +262,13 @@ impl IdProvider for Given {
 impl Session {
     async fn run(mut self, mut stream: UnixStream, mut outside: Outsides) {
         let (mut reader, writer) = stream.split();
+        let mut in_use = None;
         loop {
             if !self.flush(&writer) {
                 return;
+            }
+            if self.is_idle() {
+                in_use = None;
             }
             let may_handle = self.reading && self.has_room();
             if may_handle && self.has_unhandled {
@@ -297,18 +301,31 @@ impl Session {
                     Some(Heard::End(id)) => drop(self.subscribed.remove(&id)),
                     None => {}
                 },
-                read = reader.read_buf(&mut self.input), if may_handle => match read {
-                    Ok(0) => {
-                        self.reading = false;
-                        // What is whole but for its line end is a request all the same; what was cut short is told so.
-                        let last = std::mem::take(&mut self.input);
-                        self.line(&last);
+                read = reader.read_buf(&mut self.input), if may_handle => {
+                    if in_use.is_none() {
+                        in_use = self.connection.begin_use();
                     }
-                    Ok(_) => self.handle(),
-                    Err(_) => return,
-                },
+                    match read {
+                        // It was idle for too long, and this came too late.
+                        _ if in_use.is_none() => return,
+                        Ok(0) => {
+                            self.reading = false;
+                            // What is whole but for its line end is a request all the same; what was cut short is told so.
+                            let last = std::mem::take(&mut self.input);
+                            self.line(&last);
+                        }
+                        Ok(_) => self.handle(),
+                        Err(_) => return,
+                    }
+                }
             }
         }
+    }
+
+    /// Says whether nothing is under way: no call, no subscription, nothing to be handled or written.
+    fn is_idle(&self) -> bool {
+        let is_quiet = self.in_flight.is_empty() && self.inbox.is_empty();
+        is_quiet && !self.has_unhandled && self.output.is_empty()
     }
 
     /// Says whether one more request may be handled: there is room for its answer, and for its call.

@@ -1,8 +1,9 @@
 //! Accepting connections: who may come in, how many, and which framing the first byte asks for.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -17,18 +18,23 @@ use super::http::Http;
 use super::lines::{self, Bounds, Service};
 use super::served::Published;
 use super::server::{Server, methods};
+use crate::clock::Moment;
 use crate::metrics::Counter;
 
 /// How long to wait after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections have to end after a stop, once no more requests are taken.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a connection that is closed for another one may take to be gone.
+const MAKE_ROOM: Duration = Duration::from_secs(1);
 
 /// How connections are served.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Connections at once.
     pub connections_max: usize,
+    /// When they are all taken, one that was idle for so long is closed for a new one.
+    pub connection_idle_max: Duration,
     /// Bounds of each.
     pub bounds: Bounds,
 }
@@ -56,6 +62,8 @@ pub async fn serve(
         http,
         bounds: settings.bounds,
         places: Arc::new(Semaphore::new(settings.connections_max)),
+        idle_max: settings.connection_idle_max,
+        open: Mutex::default(),
         next_id: AtomicU64::new(1),
         uid: rustix::process::getuid().as_raw(),
         stop: answered.clone(),
@@ -96,6 +104,9 @@ struct Host {
     http: Http,
     bounds: Bounds,
     places: Arc<Semaphore>,
+    idle_max: Duration,
+    /// Every connection that has a place. Held for a look and never across an await.
+    open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
     next_id: AtomicU64,
     uid: u32,
     stop: CancellationToken,
@@ -116,20 +127,64 @@ impl Host {
             tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
             return;
         }
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return refuse(stream).await;
+        let place = match self.places.clone().try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => match self.make_room().await {
+                Some(place) => place,
+                None => return refuse(stream).await,
+            },
         };
         self.server.metrics.count(Counter::Connections);
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         let connection = Arc::new(Connection::new(id, pid, peer.uid()));
-        self.serve(stream, connection.clone(), place).await;
+        self.open().insert(id, connection.clone());
+        tokio::select! {
+            () = self.serve(stream, connection.clone()) => {}
+            // It was idle, so nothing is cut off.
+            () = connection.gone().cancelled() => {}
+        }
+        self.open().remove(&id);
+        drop(place);
         // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
         connection.gone().cancel();
         self.server.dispatcher.connection_gone(id.0).await;
     }
 
-    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, _place: OwnedSemaphorePermit) {
+    fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the connection that has been idle for longest, and returns its place. Asked only when all places are taken, so
+    /// that idle connections cost no timer, and nobody loses one that is in nobody's way.
+    async fn make_room(&self) -> Option<OwnedSemaphorePermit> {
+        // These would lose more than a connection. Whoever joins them after this is no longer idle for long enough.
+        let holding = self.server.dispatcher.holding_connections().await?;
+        let now = Moment::now().instant;
+        let closed = {
+            let open = self.open();
+            let mut idle: Vec<_> = open
+                .values()
+                .filter(|connection| !holding.contains(&connection.id().0))
+                .filter_map(|connection| Some((connection.idle_since()?, connection)))
+                .collect();
+            idle.sort_unstable_by_key(|(since, _)| *since);
+            // Another newcomer may have closed one meanwhile, or its client may use it again.
+            idle.into_iter()
+                .map(|(_, connection)| connection)
+                .find(|connection| connection.close_if_idle(now, self.idle_max))
+                .cloned()
+        }?;
+        tracing::info!(
+            client = %closed.name(),
+            pid = closed.pid(),
+            "closed an idle connection to make room for a new one"
+        );
+        let place = self.places.clone().acquire_owned();
+        tokio::time::timeout(MAKE_ROOM, place).await.ok()?.ok()
+    }
+
+    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) {
         let first = tokio::select! {
             first = peek(&stream) => first,
             () = self.stop.cancelled() => return,

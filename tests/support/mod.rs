@@ -12,7 +12,7 @@ mod ledger;
 mod wire;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -248,6 +248,25 @@ impl World {
     /// Connects and speaks by hand.
     pub(crate) fn wire(&self) -> Wire {
         Wire::connect(&self.socket())
+    }
+
+    /// Connects as soon as there is room: a connection that was closed is one until the daemon has noticed.
+    pub(crate) fn admitted(&self) -> Wire {
+        eventually("there is room", || {
+            let mut wire = self.wire();
+            let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}\n";
+            // Refused, it may be closed before this is written.
+            let _ = wire.stream.write_all(request);
+            wire.receive()?["result"].is_object().then_some(wire)
+        })
+    }
+
+    /// Connects as soon as there is room, and stays in use.
+    pub(crate) fn subscribed(&self) -> Wire {
+        let mut wire = self.admitted();
+        let answer = wire.call(2, "events.subscribe", &json!({}));
+        assert!(answer["error"].is_null(), "{answer}");
+        wire
     }
 
     /// Makes a call on a connection of its own, in a thread of its own.

@@ -1,5 +1,6 @@
 //! Ends: who is told, what is recorded, what is kept and for how long; cancelling and clients that go away.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -180,6 +181,16 @@ impl<O: Orbctl> State<O> {
             }
             CancelResult::Stopping | CancelResult::NoSuchJob => Cancelled::Stopping,
         }
+    }
+
+    /// Returns the connections that attached jobs and leases hang on.
+    pub(super) fn holding_connections(&self) -> HashSet<u64> {
+        self.jobs
+            .values()
+            .filter(|entry| !entry.state.borrow().is_ended())
+            .filter(|entry| !entry.spec.detached || entry.release.is_some())
+            .map(|entry| entry.spec.client.connection)
+            .collect()
     }
 
     /// Cancels what waits and stops commands of a client that is gone; a running change is left to finish, and a lease is free
