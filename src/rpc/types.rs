@@ -115,7 +115,8 @@ pub struct Observed {
     pub observed_at: String,
     /// Where it came from: `orbctl`.
     pub source: String,
-    /// Whether the fact is known to be out of date; only while `orbctl` cannot be asked.
+    /// Whether the fact is known to be out of date, or may be. Answers of reads say so only while `orbctl` cannot be asked; the
+    /// `state` of `events.subscribe` also while the look after something that changed has not ended.
     pub stale: bool,
     /// Why it is stale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
