@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
@@ -74,6 +74,8 @@ pub(super) struct Work<O> {
     pub(super) stop: CancellationToken,
     /// Ends looking, too: somebody forces the lane, or we are going away.
     pub(super) abandon: CancellationToken,
+    /// Places for looks after a cut, shared by all jobs.
+    pub(super) looks: Arc<Semaphore>,
     /// Where a command's output goes.
     pub(super) spool: Option<spool::Writer>,
     /// Folder for a change's output, which must not break when we end first.
@@ -407,9 +409,11 @@ impl<O: Orbctl> Work<O> {
         let began = Moment::now();
         let mut pause = LOOK_PAUSE_FIRST;
         loop {
-            let looked = self.look(query.clone(), &self.abandon).await;
+            let looked = self
+                .look_in_turn(&query, began.instant + self.limits.settle)
+                .await;
             let since = Moment::now().instant.saturating_duration_since(began.instant);
-            if let Ok(facts) = looked
+            if let Some(Ok(facts)) = looked
                 && settling.look(operation, facts, since).settled
             {
                 break;
@@ -424,6 +428,22 @@ impl<O: Orbctl> Work<O> {
             pause = (pause * 2).min(LOOK_PAUSE_MAX);
         }
         Outcome::Unknown(settling.last())
+    }
+
+    /// Looks once one of the places for looks is free; `None` when none was by then, or nobody wants to know any more. A life that
+    /// begins after many deaths has many changes to look after, and no limit of the queue holds what it adopts. What forces waits
+    /// for nothing.
+    async fn look_in_turn(&self, query: &Query, end: Instant) -> Option<Result<Facts, Failure>> {
+        let _place = if self.spec.operation.preempts() {
+            None
+        } else {
+            tokio::select! {
+                place = self.looks.acquire() => Some(place.ok()?),
+                () = tokio::time::sleep_until(end.into()) => return None,
+                () = self.abandon.cancelled() => return None,
+            }
+        };
+        Some(self.look(query.clone(), &self.abandon).await)
     }
 
     /// Holds the place for the client's process until that process is gone, whoever else dies.

@@ -936,3 +936,64 @@ async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
     let mut world = World::over(world.folder, Limits::default(), true);
     world.no_call().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_life_that_adopts_many_changes_looks_after_a_few_at_a_time_and_after_forced_ones_at_once() {
+    let mut world = World::new();
+    let mut calls = Vec::new();
+    for number in 0..6 {
+        world.change(restart(&format!("m{number}"))).await;
+        calls.push(world.call("restart").await);
+    }
+    let held = hold_time();
+    let forced = Submission {
+        detached: true,
+        ..submission(Operation::Stop(name("a"), Force::Yes))
+    };
+    world.submit(forced).await;
+    calls.push(world.call("stop").await);
+    drop(held);
+    let World { task, folder, .. } = world;
+    task.abort();
+    assert!(task.await.is_err());
+
+    // All their children are gone, so all would look at once.
+    let mut world = World::over(folder, Limits::default(), false);
+    let mut looks = Vec::new();
+    for _ in 0..=Limits::default().queries_max {
+        looks.push(world.call("list").await);
+    }
+    world.no_call().await;
+    // As each ends, one that had no place has its turn; whoever looked goes behind it.
+    let list = list_of(&world.orbctl.inventory);
+    for look in looks {
+        look.end(Ending::Exited(0), &list, "");
+    }
+    let waited = [world.call("list").await, world.call("list").await];
+    world.no_call().await;
+    for look in waited {
+        look.end(Ending::Exited(0), &list, "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_that_find_no_place_end_with_the_others() {
+    let limits = Limits {
+        queries_max: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with(limits, false);
+    let jobs = [world.change(restart("a")).await, world.change(restart("b")).await];
+    for _ in &jobs {
+        world.call("restart").await.end(Ending::Signalled(9), "", "");
+    }
+    let _unanswered = world.call("list").await;
+    world.no_call().await;
+    let began = Moment::now();
+    // Nobody ever answers: each look ends at its limit, and the other one's turn comes.
+    for job in &jobs {
+        assert_eq!(outcome(job).await, Outcome::Unknown(Sighting::NOTHING));
+    }
+    let took = Moment::now().instant - began.instant;
+    assert!(took <= Duration::from_secs(150), "{took:?}");
+}

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +136,8 @@ pub(super) struct State<O> {
     /// Reads that newer callers could not join, by job: their own waiters are still to be told.
     outdated: HashMap<JobId, Reading>,
     running: JoinSet<(JobId, Finished)>,
+    /// Places for looks after a cut.
+    looks: Arc<Semaphore>,
     notes: mpsc::Sender<(JobId, Note)>,
     said: mpsc::Receiver<(JobId, Note)>,
     breaker: Breaker,
@@ -158,6 +160,12 @@ impl<O: Orbctl> State<O> {
         requests: mpsc::WeakSender<Request>,
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
+        // No job waits here for its own place in the queue: looks are made in it, and strict alone means one at a time.
+        let looks = if settings.limits.strict {
+            1
+        } else {
+            settings.limits.queries_max
+        };
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
             spools: spool::Budget::new(settings.spool_total_max),
@@ -176,6 +184,7 @@ impl<O: Orbctl> State<O> {
             reads: HashMap::new(),
             outdated: HashMap::new(),
             running: JoinSet::new(),
+            looks: Arc::new(Semaphore::new(looks)),
             notes,
             said,
             breaker: Breaker::new(),

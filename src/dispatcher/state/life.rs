@@ -85,6 +85,7 @@ impl<O: Orbctl> State<O> {
             let mut work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
+                looks: self.looks.clone(),
                 stop: entry.stop.clone(),
                 abandon: entry.abandon.clone(),
                 spool: None,
