@@ -784,7 +784,7 @@ keys! {
     spool_total_max: Bytes = |_| Bytes(4 << 30), Bytes(1 << 16) => Bytes(1 << 43);
     /// How long ended jobs and their output are kept.
     jobs_keep: Duration = |_| minutes(15), seconds(1) => days(30);
-    /// At most so many ended jobs are kept.
+    /// At most so many ended jobs are kept. With 0 only those who already wait for a job or follow it are told its end.
     jobs_keep_max: usize = |_| 1000, 0 => 1_000_000;
 
     /// At most so many records of operations are kept.

@@ -102,7 +102,6 @@ fn record(n: u64, ended_ms: u64) -> OperationRecord {
         bytes_in: 0,
         bytes_out: 120,
         joined: false,
-        cache_hits: 0,
         changed: None,
     }
 }

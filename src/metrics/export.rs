@@ -145,13 +145,12 @@ fn json_line(out: &mut String, record: &OperationRecord) {
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         "joined": record.joined,
-        "cache_hits": record.cache_hits,
         "changed": record.changed,
     });
     let _ = writeln!(out, "{line}");
 }
 
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 20] = [
     "id",
     "operation",
     "machine",
@@ -171,7 +170,6 @@ const COLUMNS: [&str; 21] = [
     "bytes_in",
     "bytes_out",
     "joined",
-    "cache_hits",
     "changed",
 ];
 
@@ -199,7 +197,6 @@ fn csv_line(out: &mut String, record: &OperationRecord) {
         record.bytes_in.to_string(),
         record.bytes_out.to_string(),
         record.joined.to_string(),
-        record.cache_hits.to_string(),
         text(record.changed),
     ];
     for (at, field) in fields.iter().enumerate() {
@@ -320,7 +317,7 @@ fn seconds(us: u64) -> String {
 fn prometheus_operations(page: &mut String, totals: &[SummaryRow], recent: &[SummaryRow]) {
     type Value = fn(&SummaryRow) -> u64;
     type Of = fn(&SummaryRow) -> Spread;
-    let counters: [(&str, &str, Value); 7] = [
+    let counters: [(&str, &str, Value); 6] = [
         ("operations", "Operations ended.", |row| row.counts.count),
         (
             "operation_errors",
@@ -334,11 +331,6 @@ fn prometheus_operations(page: &mut String, totals: &[SummaryRow], recent: &[Sum
             "operations_joined",
             "Operations that shared another's invocation.",
             |row| row.counts.joined,
-        ),
-        (
-            "operation_cache_hits",
-            "Reads within operations answered from the cache.",
-            |row| row.counts.cache_hits,
         ),
         ("operation_input_bytes", "Bytes of input.", |row| {
             row.counts.bytes_in
@@ -420,7 +412,7 @@ mod tests {
         assert_eq!(
             out,
             "7,start,web,change,deploy,4711,501,1763650000000,1763650000020,1763650001250,20123,1230456,exited,,\
-             succeeded,0,12,34567,false,2,true\r\n"
+             succeeded,0,12,34567,false,true\r\n"
         );
         assert_eq!(out.matches(',').count() + 1, COLUMNS.len());
     }

@@ -272,7 +272,6 @@ fn record(
         bytes_in: finished.bytes_in,
         bytes_out: finished.bytes_out,
         joined: joined > 0,
-        cache_hits: 0,
         changed,
     }
 }
