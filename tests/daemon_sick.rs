@@ -2,7 +2,7 @@
 
 use orbd::rpc::api::{
     CacheInvalidate, DaemonInfo, JobGet, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun,
-    MachineSsh, MachineStop, OrbstackStart,
+    MachineSsh, MachineStart, MachineStop, OrbstackStart,
 };
 use orbd::rpc::types::JobStateWord;
 use serde_json::{Value, json};
@@ -72,6 +72,18 @@ fn lists_are_told_as_last_known_with_the_reason_and_all_is_well_again_by_itself(
         all_is_well(&mut caller);
         world.ledger().assert_no_overlap();
     }
+}
+
+#[test]
+fn a_change_whose_own_look_finds_orbctl_sick_is_told_when_to_come_back() {
+    let world = world();
+    world.rescript(PANICS);
+    let data = world.client().refused::<MachineStart>(json!({"machine": "a"}));
+    assert_eq!(
+        (data.kind.as_str(), data.retry_after_ms),
+        ("orbctl_sick", Some(1000))
+    );
+    assert!(data.job_id.is_some(), "it was accepted: {data:?}");
 }
 
 #[test]

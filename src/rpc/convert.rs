@@ -547,6 +547,10 @@ pub(super) fn read_error(error: &ReadError, operation: &Operation) -> Refusal {
     }
 }
 
+/// When to come back after a job met a sick `orbctl`: that was noticed just then, and the first probe follows within a second.
+/// Who comes too early is refused and told more exactly.
+const SICK_RETRY_AFTER_MS: u64 = 1000;
+
 /// Logs a fault of our own under a number that the caller is told.
 pub(super) fn internal(what: &str) -> Refusal {
     let incident = format!("{:x}", unix_ms(Moment::now().wall));
@@ -678,7 +682,9 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             ErrorKind::OrbctlKilled.with(format!("{what}: {text}"), data)
         }
         Failure::OrbctlSick(_) => {
-            ErrorKind::OrbctlSick.with(format!("{what}: {text}"), start(ErrorKind::OrbctlSick))
+            let mut data = start(ErrorKind::OrbctlSick);
+            data.retry_after_ms = Some(SICK_RETRY_AFTER_MS);
+            ErrorKind::OrbctlSick.with(format!("{what}: {text}"), data)
         }
         Failure::OrbctlOutputUnreadable(_) => ErrorKind::OrbctlOutputUnreadable.with(
             format!("{what}: {text}"),

@@ -77,7 +77,7 @@ kinds! {
     OrbctlKilled 4003 "orbctl_killed";
     /// `orbctl` succeeded but said something that we do not know.
     OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
-    /// `orbctl` itself is sick, so nothing was begun; `data.retry_after_ms`, where there is one, says when to come back. Force passes.
+    /// `orbctl` itself is sick, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
     OrbctlSick 4005 "orbctl_sick";
 }
 
