@@ -75,30 +75,18 @@ pub struct Submission {
 pub struct JobSpec {
     /// Its id.
     pub id: JobId,
-    /// What it does.
-    pub operation: Operation,
-    /// For whom.
-    pub client: Client,
-    /// Who runs the tool.
-    pub carrier: Carrier,
-    /// The id by which the machine was named.
-    pub expected_id: Option<MachineId>,
-    /// Whether it outlives its client.
-    pub detached: bool,
-    /// Who goes first.
-    pub priority: Priority,
     /// When it was accepted.
     pub accepted: Moment,
-    /// Longest run.
-    pub run_timeout: Option<Duration>,
+    /// What was asked for, with the defaults in place of limits that nobody named.
+    pub asked: Submission,
 }
 
 impl JobSpec {
     /// Returns what is kept of a job that is over: everything but a command's words, environment and input.
     pub(super) fn forgotten(&self) -> Self {
         let mut kept = self.clone();
-        if let Operation::Exec(machine, request) = &self.operation {
-            kept.operation = Operation::Exec(machine.clone(), request.forgotten());
+        if let Operation::Exec(machine, request) = &self.asked.operation {
+            kept.asked.operation = Operation::Exec(machine.clone(), request.forgotten());
         }
         kept
     }

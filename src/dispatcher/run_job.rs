@@ -142,10 +142,10 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     if let Err(finished) = work.check_id().await {
         return finished;
     }
-    if let Carrier::Lease(identity) = work.spec.carrier.clone() {
+    if let Carrier::Lease(identity) = work.spec.asked.carrier.clone() {
         return work.lease(identity).await;
     }
-    match &work.spec.operation {
+    match &work.spec.asked.operation {
         Operation::Query(query) => work.query(query).await,
         Operation::Exec(..) => work.exec().await,
         Operation::Leased(_) => {
@@ -187,7 +187,7 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
             () = work.stop.cancelled() => end_orphan(child, work.limits.grace).await,
         }
     }
-    Finished::new(match work.spec.operation.effect() {
+    Finished::new(match work.spec.asked.operation.effect() {
         Effect::Changes(_) => work.settle().await,
         Effect::Reads => Outcome::Interrupted,
     })
@@ -216,7 +216,7 @@ impl<O: Orbctl> Work<O> {
             completion = &mut run => completion,
         }?;
         self.report(
-            orbctl::classify::classify(&self.spec.operation, &completion).sign,
+            orbctl::classify::classify(&self.spec.asked.operation, &completion).sign,
             began,
         )
         .await;
@@ -257,11 +257,11 @@ impl<O: Orbctl> Work<O> {
     /// Checks that an id still means the machine whose lane the job holds.
     async fn check_id(&self) -> Result<(), Finished> {
         // A copy is listed under its own name; what was named is its source.
-        let named = match &self.spec.operation {
+        let named = match &self.spec.asked.operation {
             Operation::Clone { source, .. } => Some(source),
             other => other.machine(),
         };
-        let (Some(id), Some(name)) = (&self.spec.expected_id, named) else {
+        let (Some(id), Some(name)) = (&self.spec.asked.expected_id, named) else {
             return Ok(());
         };
         match self.look(Query::List, &self.stop).await {
@@ -280,7 +280,7 @@ impl<O: Orbctl> Work<O> {
         let operation = Operation::Query(query.clone());
         let mut invocation =
             Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
-        invocation.run_timeout = self.spec.run_timeout;
+        invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
@@ -299,7 +299,7 @@ impl<O: Orbctl> Work<O> {
     }
 
     async fn exec(&mut self) -> Finished {
-        let input = match (&self.spec.operation, self.input.take()) {
+        let input = match (&self.spec.asked.operation, self.input.take()) {
             (_, Some(stream)) => Input::Stream(stream),
             (Operation::Exec(_, request), None) => match &request.stdin {
                 Stdin::Bytes(bytes) => Input::Bytes(bytes.clone()),
@@ -311,9 +311,9 @@ impl<O: Orbctl> Work<O> {
             .spool
             .take()
             .map_or(Sink::Capture { max: ANSWER_MAX }, Sink::Spool);
-        let mut invocation = Invocation::new(orbctl::argv::argv(&self.spec.operation), sink);
+        let mut invocation = Invocation::new(orbctl::argv::argv(&self.spec.asked.operation), sink);
         invocation.stdin = input;
-        invocation.run_timeout = self.spec.run_timeout;
+        invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
@@ -321,7 +321,7 @@ impl<O: Orbctl> Work<O> {
         if let Some(outcome) = cut_short(&completion) {
             return Finished::counted(outcome, &completion);
         }
-        let verdict = orbctl::classify::classify(&self.spec.operation, &completion);
+        let verdict = orbctl::classify::classify(&self.spec.asked.operation, &completion);
         let outcome = match (verdict.failure, completion.ending) {
             (Some(failure), _) => Outcome::Failed(failure),
             (None, Ending::Exited(exit_code)) => Outcome::Succeeded(Success::Exec { exit_code }),
@@ -333,7 +333,7 @@ impl<O: Orbctl> Work<O> {
     }
 
     async fn change(&self) -> Finished {
-        let operation = &self.spec.operation;
+        let operation = &self.spec.asked.operation;
         if let Some(unsupported) = self.unsupported().await {
             return Finished::new(Outcome::Failed(unsupported));
         }
@@ -362,7 +362,7 @@ impl<O: Orbctl> Work<O> {
             max: ANSWER_MAX,
         };
         let mut invocation = Invocation::new(orbctl::argv::argv(operation), sink);
-        invocation.run_timeout = self.spec.run_timeout;
+        invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             // There was a child, and how it ended was not seen: the inventory must tell.
@@ -387,10 +387,10 @@ impl<O: Orbctl> Work<O> {
 
     /// Says what the installed version lacks for this change; asks only for changes that need more than the oldest has.
     async fn unsupported(&self) -> Option<Failure> {
-        version::feature(&self.spec.operation)?;
+        version::feature(&self.spec.asked.operation)?;
         match self.look(Query::Version, &self.stop).await {
             Ok(Facts::Version(installed)) => version::supported(&installed)
-                .and_then(|installed| version::check(&self.spec.operation, installed))
+                .and_then(|installed| version::check(&self.spec.asked.operation, installed))
                 .err()
                 .map(Failure::from),
             Err(failure @ Failure::OrbctlSick(_)) => Some(failure),
@@ -401,7 +401,7 @@ impl<O: Orbctl> Work<O> {
 
     /// Looks until a change that was cut short has come to rest.
     async fn settle(&self) -> Outcome {
-        let operation = &self.spec.operation;
+        let operation = &self.spec.asked.operation;
         let mut settling = Settling::default();
         let Some(query) = settle::telling(operation) else {
             return Outcome::Unknown(settling.last());
@@ -434,7 +434,7 @@ impl<O: Orbctl> Work<O> {
     /// begins after many deaths has many changes to look after, and no limit of the queue holds what it adopts. What forces waits
     /// for nothing.
     async fn look_in_turn(&self, query: &Query, end: Instant) -> Option<Result<Facts, Failure>> {
-        let _place = if self.spec.operation.preempts() {
+        let _place = if self.spec.asked.operation.preempts() {
             None
         } else {
             tokio::select! {
@@ -452,7 +452,7 @@ impl<O: Orbctl> Work<O> {
         tokio::pin!(gone);
         let released = self.release.take();
         let limit = async {
-            match self.spec.run_timeout {
+            match self.spec.asked.run_timeout {
                 Some(limit) => tokio::time::sleep(limit).await,
                 None => std::future::pending().await,
             }
@@ -474,7 +474,7 @@ impl<O: Orbctl> Work<O> {
                 .flatten(),
             None => None,
         };
-        let outcome = match leased(&self.spec.operation, told, cut) {
+        let outcome = match leased(&self.spec.asked.operation, told, cut) {
             Some(outcome) => outcome,
             // Its process is gone, but what it told OrbStack's service to do may go on.
             None => self.settle().await,

@@ -78,13 +78,16 @@ impl Entry {
     /// Says whether a stop of ours leaves it alone: a change finishes, and a client's own process is not ours to end.
     fn is_left_to_finish(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Running { .. })
-            && !matches!(self.spec.operation, Operation::Query(_) | Operation::Exec(..))
+            && !matches!(
+                self.spec.asked.operation,
+                Operation::Query(_) | Operation::Exec(..)
+            )
     }
 
     /// Says whether a stop of ours waits for it. A session may go on for days, and the next life finds it.
     fn holds_up_a_stop(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Running { .. })
-            && self.spec.operation.class() != Class::Session
+            && self.spec.asked.operation.class() != Class::Session
     }
 }
 
@@ -330,9 +333,9 @@ impl<O: Orbctl> State<O> {
 /// Says whether a job is acknowledged to survive a restart: detached changes are. A command never is, because its words are not
 /// written down.
 fn is_durable(spec: &JobSpec) -> bool {
-    spec.detached
+    spec.asked.detached
         && !matches!(
-            spec.operation.class(),
+            spec.asked.operation.class(),
             Class::Query | Class::Exec | Class::Session
         )
 }
@@ -341,12 +344,12 @@ fn is_durable(spec: &JobSpec) -> bool {
 fn scheduled(spec: &JobSpec) -> NewJob {
     NewJob {
         id: spec.id,
-        client: spec.client.id,
-        class: spec.operation.class(),
-        footprint: spec.operation.footprint(),
-        priority: spec.priority,
+        client: spec.asked.client.id,
+        class: spec.asked.operation.class(),
+        footprint: spec.asked.operation.footprint(),
+        priority: spec.asked.priority,
         queue_deadline: None,
-        preempts: spec.operation.preempts(),
-        machine: spec.operation.machine().cloned(),
+        preempts: spec.asked.operation.preempts(),
+        machine: spec.asked.operation.machine().cloned(),
     }
 }

@@ -12,7 +12,7 @@ use crate::machine::MachineId;
 use crate::operation::{Each, ExecRequest, Force, Lane, Leased, NewMachine, Operation};
 use crate::sys::{ChildIdentity, StartTime};
 
-use super::handle::{Carrier, Client, JobSpec};
+use super::handle::{Carrier, Client, JobSpec, Submission};
 
 /// Version of the shape below. A change of meaning makes a new variant, never a new sense for an old one.
 const VERSION: u8 = 1;
@@ -208,14 +208,17 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
     };
     JobSpec {
         id,
-        operation,
-        client,
-        carrier: Carrier::Daemon,
-        expected_id: None,
-        detached,
-        priority: Priority::Normal,
         accepted: now,
-        run_timeout: None,
+        asked: Submission {
+            operation,
+            client,
+            carrier: Carrier::Daemon,
+            expected_id: None,
+            detached,
+            priority: Priority::Normal,
+            queue_timeout: None,
+            run_timeout: None,
+        },
     }
 }
 

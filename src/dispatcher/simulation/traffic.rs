@@ -194,7 +194,7 @@ impl Traffic {
         if recent > 0 {
             let chosen = self.asked.len() - 1 - self.random.index(recent);
             let asked = &self.asked[chosen].job;
-            if let Operation::Create(new) = &asked.spec.operation {
+            if let Operation::Create(new) = &asked.spec.asked.operation {
                 self.released.insert(new.name.to_string());
             }
             self.world.dispatcher.cancel(asked.spec.id).await;
@@ -227,7 +227,7 @@ impl Traffic {
         let moves = |machine: &str| {
             self.asked.iter().rev().take(400).any(|asked| {
                 matches!(*asked.job.state.borrow(), JobState::Running { .. })
-                    && asked.job.spec.operation.machine().map(MachineName::as_str) == Some(machine)
+                    && asked.job.spec.asked.operation.machine().map(MachineName::as_str) == Some(machine)
             })
         };
         let truth = self
@@ -304,7 +304,7 @@ impl Traffic {
         // Noted as started and never invoked: the next life cannot know, and does not try.
         for asked in &self.asked {
             if let (Operation::Create(new), JobState::Running { .. }) =
-                (&asked.job.spec.operation, &*asked.job.state.borrow())
+                (&asked.job.spec.asked.operation, &*asked.job.state.borrow())
             {
                 self.released.insert(new.name.to_string());
             }

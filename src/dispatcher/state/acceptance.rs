@@ -1,7 +1,6 @@
 //! Acceptance: into the queue, into the journal, and what force does to others.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,29 +19,30 @@ use super::super::stored;
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
 
 impl<O: Orbctl> State<O> {
-    pub(super) fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Job, Rejection>>) {
+    pub(super) fn submit(
+        &mut self,
+        mut submission: Submission,
+        reply: oneshot::Sender<Result<Job, Rejection>>,
+    ) {
         if submission.client.gone.is_cancelled() && !submission.detached {
             // Its connection's end has been handled: nobody would ever cancel this.
             let _ = reply.send(Err(Rejection::ClientGone));
             return;
         }
-        let queue_timeout = submission.queue_timeout.unwrap_or(self.settings.queue_timeout);
-        let id = self.journal.next_id();
         let class = submission.operation.class();
+        submission
+            .queue_timeout
+            .get_or_insert(self.settings.queue_timeout);
+        submission.run_timeout = submission
+            .run_timeout
+            .or_else(|| self.settings.run_timeouts.of(class));
+        let id = self.journal.next_id();
         let spec = Arc::new(JobSpec {
             id,
-            run_timeout: submission
-                .run_timeout
-                .or_else(|| self.settings.run_timeouts.of(class)),
-            operation: submission.operation,
-            client: submission.client,
-            carrier: submission.carrier,
-            expected_id: submission.expected_id,
-            detached: submission.detached,
-            priority: submission.priority,
             accepted: Moment::now(),
+            asked: submission,
         });
-        let accepted = match self.accept(&spec, queue_timeout) {
+        let accepted = match self.accept(&spec) {
             Ok(job) => job,
             Err(rejection) => {
                 let _ = reply.send(Err(rejection));
@@ -56,12 +56,12 @@ impl<O: Orbctl> State<O> {
         // It may start at once; it is acknowledged only when a power loss could no longer forget it.
         let entry = JournalEntry::Accepted(AcceptedJob {
             job: id,
-            operation: stored::encode(&spec.operation, spec.expected_id.as_ref()),
-            client: spec.client.name.to_string(),
+            operation: stored::encode(&spec.asked.operation, spec.asked.expected_id.as_ref()),
+            client: spec.asked.client.name.to_string(),
             accepted_ms: spec.accepted.unix_ms(),
-            priority: spec.priority,
-            queue_timeout: Some(queue_timeout),
-            run_timeout: spec.run_timeout,
+            priority: spec.asked.priority,
+            queue_timeout: spec.asked.queue_timeout,
+            run_timeout: spec.asked.run_timeout,
         });
         let written = self.journal.append_durable(&entry);
         let requests = self.requests.clone();
@@ -106,16 +106,19 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Puts a job into the queue and carries out what its force does to others.
-    pub(super) fn accept(&mut self, spec: &Arc<JobSpec>, queue_timeout: Duration) -> Result<Job, Rejection> {
+    pub(super) fn accept(&mut self, spec: &Arc<JobSpec>) -> Result<Job, Rejection> {
         if self.stopping {
             return Err(Rejection::Stopping);
         }
         self.refuse_while_sick(spec)?;
         let new = NewJob {
-            queue_deadline: spec.accepted.instant.checked_add(queue_timeout),
+            queue_deadline: spec
+                .asked
+                .queue_timeout
+                .and_then(|limit| spec.accepted.instant.checked_add(limit)),
             ..scheduled(spec)
         };
-        if self.operands.saturating_add(spec.operation.weight()) > OPERANDS_MAX {
+        if self.operands.saturating_add(spec.asked.operation.weight()) > OPERANDS_MAX {
             self.metrics.count(Counter::Refusals);
             return Err(Rejection::OperandsFull {
                 limit: OPERANDS_MAX,
@@ -124,19 +127,19 @@ impl<O: Orbctl> State<O> {
         }
         let admission = self.scheduler.submit(new, spec.accepted.instant).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
-            tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, %refusal, "refused");
+            tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, %refusal, "refused");
             rejected(refusal)
         })?;
         let job = self.enter(spec);
         tracing::debug!(
             job_id = spec.id.0,
-            operation = spec.operation.verb(),
-            machine = spec.operation.machine().map(tracing::field::display),
-            client = %spec.client.name,
+            operation = spec.asked.operation.verb(),
+            machine = spec.asked.operation.machine().map(tracing::field::display),
+            client = %spec.asked.client.name,
             "accepted"
         );
         self.preempt(admission, spec.id);
-        if spec.operation.preempts() {
+        if spec.asked.operation.preempts() {
             // With one invocation at a time a probe that hangs would be in the way of what mends.
             self.stop_probe();
         }
@@ -146,7 +149,7 @@ impl<O: Orbctl> State<O> {
     pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
         let entry = self.entry(spec);
         let job = Self::job(&entry);
-        self.operands += spec.operation.weight();
+        self.operands += spec.asked.operation.weight();
         self.jobs.insert(spec.id, entry);
         self.note_job(spec, &JobState::Waiting);
         job
@@ -154,7 +157,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
         let (mut spool, mut writer, mut input, mut input_end) = (None, None, None, None);
-        if let Operation::Exec(_, request) = &spec.operation {
+        if let Operation::Exec(_, request) = &spec.asked.operation {
             let mut settings = self.settings.spool.clone();
             if request.output == OutputKept::Unread {
                 settings.keep = spool::Keep::Unread;

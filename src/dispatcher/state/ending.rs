@@ -35,10 +35,10 @@ impl<O: Orbctl> State<O> {
             JobState::Waiting | JobState::Ended { .. } => None,
         };
         if let Some(scope) = touches {
-            self.touch(&spec.operation, &scope);
+            self.touch(&spec.asked.operation, &scope);
             self.look_now();
         }
-        if !matches!(spec.operation, Operation::Query(_)) {
+        if !matches!(spec.asked.operation, Operation::Query(_)) {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         self.scheduler.end(id, now.instant);
@@ -90,13 +90,18 @@ impl<O: Orbctl> State<O> {
         if level_worthy {
             tracing::info!(
                 job_id = id.0,
-                operation = spec.operation.verb(),
+                operation = spec.asked.operation.verb(),
                 outcome = outcome_word(&outcome).as_str(),
                 run_us,
                 "ended"
             );
         } else {
-            tracing::debug!(job_id = id.0, operation = spec.operation.verb(), run_us, "ended");
+            tracing::debug!(
+                job_id = id.0,
+                operation = spec.asked.operation.verb(),
+                run_us,
+                "ended"
+            );
         }
         let ended = JobState::Ended {
             since,
@@ -105,11 +110,11 @@ impl<O: Orbctl> State<O> {
             holder,
         };
         entry.state.send_replace(ended.clone());
-        self.operands -= spec.operation.weight();
-        if matches!(spec.operation, Operation::Exec(..)) {
+        self.operands -= spec.asked.operation.weight();
+        if matches!(spec.asked.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
         }
-        if matches!(spec.operation, Operation::Query(_)) {
+        if matches!(spec.asked.operation, Operation::Query(_)) {
             // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
             self.jobs.remove(&id);
         } else {
@@ -188,8 +193,8 @@ impl<O: Orbctl> State<O> {
         self.jobs
             .values()
             .filter(|entry| !entry.state.borrow().is_ended())
-            .filter(|entry| !entry.spec.detached || entry.release.is_some())
-            .map(|entry| entry.spec.client.connection)
+            .filter(|entry| !entry.spec.asked.detached || entry.release.is_some())
+            .map(|entry| entry.spec.asked.client.connection)
             .collect()
     }
 
@@ -199,12 +204,12 @@ impl<O: Orbctl> State<O> {
         let attached: Vec<JobId> = self
             .jobs
             .values()
-            .filter(|entry| entry.spec.client.connection == connection && !entry.spec.detached)
+            .filter(|entry| entry.spec.asked.client.connection == connection && !entry.spec.asked.detached)
             .filter(|entry| match *entry.state.borrow() {
                 JobState::Waiting => true,
                 JobState::Running { .. } => {
-                    matches!(entry.spec.operation, Operation::Exec(..))
-                        && matches!(entry.spec.carrier, Carrier::Daemon)
+                    matches!(entry.spec.asked.operation, Operation::Exec(..))
+                        && matches!(entry.spec.asked.carrier, Carrier::Daemon)
                 }
                 JobState::Ended { .. } => false,
             })
@@ -216,7 +221,7 @@ impl<O: Orbctl> State<O> {
         for entry in self
             .jobs
             .values_mut()
-            .filter(|entry| entry.spec.client.connection == connection)
+            .filter(|entry| entry.spec.asked.client.connection == connection)
         {
             // Nobody is left to say how the process ended.
             entry.release = None;
@@ -253,13 +258,13 @@ fn record(
     };
     OperationRecord {
         id: spec.id.0,
-        operation: spec.operation.verb().into(),
-        machine: spec.operation.machine().cloned(),
-        class: spec.operation.class(),
+        operation: spec.asked.operation.verb().into(),
+        machine: spec.asked.operation.machine().cloned(),
+        class: spec.asked.operation.class(),
         client: metrics::Client {
-            name: spec.client.name.clone(),
-            pid: spec.client.pid,
-            uid: spec.client.uid,
+            name: spec.asked.client.name.clone(),
+            pid: spec.asked.client.pid,
+            uid: spec.asked.client.uid,
         },
         accepted_ms: spec.accepted.unix_ms(),
         started_ms: since.map(|since| since.unix_ms()),

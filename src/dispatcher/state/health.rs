@@ -67,8 +67,8 @@ impl<O: Orbctl> State<O> {
     /// Refuses what would only wait for its limit. Force passes, because it mends, unless it names a machine by an id that cannot be
     /// checked now. So does a session, which is its user's own affair.
     pub(super) fn refuse_while_sick(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
-        let is_urgent = spec.operation.preempts() && spec.expected_id.is_none();
-        if is_urgent || spec.operation.class() == Class::Session {
+        let is_urgent = spec.asked.operation.preempts() && spec.asked.expected_id.is_none();
+        if is_urgent || spec.asked.operation.class() == Class::Session {
             return Ok(());
         }
         let Some(sickness) = self.sickness() else {
@@ -76,11 +76,11 @@ impl<O: Orbctl> State<O> {
         };
         self.breaker.asked(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
-        if spec.operation.class() == Class::Query {
+        if spec.asked.operation.class() == Class::Query {
             // Whoever polls would fill the log, and it says already that nothing is asked.
-            tracing::debug!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+            tracing::debug!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, "refused: orbctl is sick");
         } else {
-            tracing::info!(operation = spec.operation.verb(), client = %spec.client.name, "refused: orbctl is sick");
+            tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, "refused: orbctl is sick");
         }
         Err(Rejection::Sick(sickness))
     }
@@ -100,7 +100,7 @@ impl<O: Orbctl> State<O> {
     fn answer_readers(&mut self) {
         let outdated: Vec<JobId> = self.outdated.keys().copied().collect();
         for id in outdated {
-            let known = match self.jobs.get(&id).map(|entry| &entry.spec.operation) {
+            let known = match self.jobs.get(&id).map(|entry| &entry.spec.asked.operation) {
                 Some(Operation::Query(query)) => self.last_known(query),
                 _ => None,
             };
@@ -146,16 +146,10 @@ impl<O: Orbctl> State<O> {
         if self.next_probe().is_none_or(|at| at > now.instant) || !self.breaker.begin_probe(now.instant) {
             return;
         }
-        let spec = Arc::new(JobSpec {
-            run_timeout: Some(self.settings.run_timeouts.query),
-            ..stored::revived(
-                self.journal.next_id(),
-                Operation::Query(Query::List),
-                PROBER,
-                true,
-                now,
-            )
-        });
+        let probe = Operation::Query(Query::List);
+        let mut spec = stored::revived(self.journal.next_id(), probe, PROBER, true, now);
+        spec.asked.run_timeout = Some(self.settings.run_timeouts.query);
+        let spec = Arc::new(spec);
         // Beside all limits: what hangs must not keep out what shows that nothing does any more.
         self.scheduler.adopt(scheduled(&spec));
         self.enter(&spec);

@@ -12,7 +12,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys;
 
-use super::super::handle::{Carrier, JobSpec, JobState};
+use super::super::handle::{Carrier, JobState, Submission};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
 use super::{Entry, State, is_durable, scheduled};
@@ -54,13 +54,12 @@ impl<O: Orbctl> State<O> {
                 None => sys::children_with_marker(&starting.marker),
             };
             let lease = child.filter(|_| is_lease);
-            let spec = Arc::new(JobSpec {
-                carrier: lease.map_or(Carrier::Daemon, Carrier::Lease),
-                ..stored::revived(starting.job, operation, client, starting.detached, now)
-            });
+            let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
+            spec.asked.carrier = lease.map_or(Carrier::Daemon, Carrier::Lease);
+            let spec = Arc::new(spec);
             tracing::warn!(
                 job_id = spec.id.0,
-                operation = spec.operation.verb(),
+                operation = spec.asked.operation.verb(),
                 children = children.len(),
                 "left by the last run; its lanes are held until its children are gone"
             );
@@ -73,15 +72,15 @@ impl<O: Orbctl> State<O> {
                 entry.release = Some(told);
                 release
             });
-            let touches = match spec.operation.effect() {
+            let touches = match spec.asked.operation.effect() {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
             };
             // A command's words died with its daemon, and whoever waited for it with the connection.
-            if matches!(spec.operation, Operation::Exec(..)) {
+            if matches!(spec.asked.operation, Operation::Exec(..)) {
                 entry.stop.cancel();
             }
-            self.operands += spec.operation.weight();
+            self.operands += spec.asked.operation.weight();
             let mut work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
@@ -128,7 +127,7 @@ impl<O: Orbctl> State<O> {
             ));
             tracing::error!(
                 job_id = spec.id.0,
-                operation = spec.operation.verb(),
+                operation = spec.asked.operation.verb(),
                 "may or may not have run: the journal is damaged"
             );
             let entry = self.entry(&spec);
@@ -143,14 +142,17 @@ impl<O: Orbctl> State<O> {
                 );
                 continue;
             };
-            let spec = Arc::new(JobSpec {
+            let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
+            let mut spec = stored::revived(waiting.job, operation, &waiting.client, true, now);
+            spec.asked = Submission {
                 priority: waiting.priority,
                 expected_id,
+                queue_timeout: Some(queue_timeout),
                 run_timeout: waiting.run_timeout,
-                ..stored::revived(waiting.job, operation, &waiting.client, true, now)
-            });
+                ..spec.asked
+            };
+            let spec = Arc::new(spec);
             // It was acknowledged, so no limit of this life turns it away.
-            let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
             let new = NewJob {
                 queue_deadline: now.instant.checked_add(queue_timeout),
                 ..scheduled(&spec)
@@ -159,7 +161,7 @@ impl<O: Orbctl> State<O> {
             self.enter(&spec);
             tracing::info!(
                 job_id = spec.id.0,
-                operation = spec.operation.verb(),
+                operation = spec.asked.operation.verb(),
                 "queued again after a restart"
             );
         }
@@ -215,7 +217,7 @@ impl<O: Orbctl> State<O> {
             entry.state.send_replace(JobState::Ended {
                 since: Some(since),
                 at: now,
-                outcome: unseen(&entry.spec.operation),
+                outcome: unseen(&entry.spec.asked.operation),
                 holder: None,
             });
         }

@@ -13,7 +13,7 @@ use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, WaitingFor};
+use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, Submission, WaitingFor};
 use super::super::known::{Known, Seen, topic};
 use super::super::run_job::Finished;
 use super::{Reading, State};
@@ -86,17 +86,20 @@ impl<O: Orbctl> State<O> {
         let id = self.journal.next_id();
         let spec = Arc::new(JobSpec {
             id,
-            operation: Operation::Query(query.clone()),
-            client: client.clone(),
-            carrier: Carrier::Daemon,
-            expected_id: None,
-            // A read is shared, so no single client's going away ends it.
-            detached: true,
-            priority: Priority::Normal,
             accepted: now,
-            run_timeout: Some(self.settings.run_timeouts.query),
+            asked: Submission {
+                operation: Operation::Query(query.clone()),
+                client: client.clone(),
+                carrier: Carrier::Daemon,
+                expected_id: None,
+                // A read is shared, so no single client's going away ends it.
+                detached: true,
+                priority: Priority::Normal,
+                queue_timeout: Some(self.settings.queue_timeout),
+                run_timeout: Some(self.settings.run_timeouts.query),
+            },
         });
-        match self.accept(&spec, self.settings.queue_timeout) {
+        match self.accept(&spec) {
             Ok(_) => {
                 let before = self.reads.insert(
                     query.clone(),
@@ -126,7 +129,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn finish_read(&mut self, id: JobId, finished: &mut Finished, holder: Option<&WaitingFor>) {
         let Some(entry) = self.jobs.get(&id) else { return };
-        let Operation::Query(query) = entry.spec.operation.clone() else {
+        let Operation::Query(query) = entry.spec.asked.operation.clone() else {
             return;
         };
         let reading = match self.reads.get(&query) {

@@ -38,13 +38,16 @@ impl<O: Orbctl> State<O> {
             return;
         };
         let spec = entry.spec.clone();
-        entry.touches = match spec.operation.effect() {
+        entry.touches = match spec.asked.operation.effect() {
             Effect::Changes(scope) => Some(scope),
-            Effect::Reads => {
-                may_start_its_machine(&spec.operation, &self.cache, &now, self.settings.cache_max_age)
-            }
+            Effect::Reads => may_start_its_machine(
+                &spec.asked.operation,
+                &self.cache,
+                &now,
+                self.settings.cache_max_age,
+            ),
         };
-        let release = matches!(spec.carrier, Carrier::Lease(_)).then(|| {
+        let release = matches!(spec.asked.carrier, Carrier::Lease(_)).then(|| {
             let (told, release) = oneshot::channel();
             entry.release = Some(told);
             release
@@ -59,7 +62,7 @@ impl<O: Orbctl> State<O> {
             spool_dir: self.settings.spool.dir.clone(),
             input: entry.input_end.take(),
             // A client's process carries none, and the next life must not look for one.
-            marker: match spec.carrier {
+            marker: match spec.asked.carrier {
                 Carrier::Daemon => format!("{}:{id}", self.settings.instance),
                 Carrier::Lease(_) => String::new(),
             },
@@ -69,7 +72,7 @@ impl<O: Orbctl> State<O> {
         };
         let touches = entry.touches.clone();
         let mut durable = None;
-        if let Operation::Query(query) = &spec.operation {
+        if let Operation::Query(query) = &spec.asked.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = topic(query).map(|topic| self.cache.begin(&topic, &now));
                 let ticket = if self.watching.is_look(id) {
@@ -87,7 +90,7 @@ impl<O: Orbctl> State<O> {
             durable = self.journal_start(&spec, &work.marker);
         }
         if let Some(scope) = touches {
-            self.touch(&spec.operation, &scope);
+            self.touch(&spec.asked.operation, &scope);
         }
         // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
         let running = JobState::Running { since: now };
@@ -95,7 +98,7 @@ impl<O: Orbctl> State<O> {
         if let Some(entry) = self.jobs.get(&id) {
             entry.state.send_replace(running);
         }
-        tracing::debug!(job_id = id.0, operation = spec.operation.verb(), "started");
+        tracing::debug!(job_id = id.0, operation = spec.asked.operation.verb(), "started");
         self.spawn(id, run_job(work, durable));
     }
 
@@ -115,17 +118,17 @@ impl<O: Orbctl> State<O> {
         let entry = JournalEntry::Starting(Starting {
             job: spec.id,
             marker: marker.to_owned(),
-            lanes: spec.operation.footprint().lanes().to_vec(),
-            verb: spec.operation.verb().to_owned(),
-            machine: spec.operation.machine().cloned(),
-            class: spec.operation.class(),
-            detached: spec.detached,
+            lanes: spec.asked.operation.footprint().lanes().to_vec(),
+            verb: spec.asked.operation.verb().to_owned(),
+            machine: spec.asked.operation.machine().cloned(),
+            class: spec.asked.operation.class(),
+            detached: spec.asked.detached,
         });
         let durable = is_durable(spec).then(|| -> Durable { Box::pin(self.journal.append_durable(&entry)) });
         if durable.is_none() {
             self.journal_append(&entry);
         }
-        if let Carrier::Lease(identity) = &spec.carrier {
+        if let Carrier::Lease(identity) = &spec.asked.carrier {
             self.child_started(spec.id, *identity);
         }
         durable
@@ -136,7 +139,7 @@ impl<O: Orbctl> State<O> {
         let needed = self
             .jobs
             .get(&id)
-            .is_some_and(|entry| !matches!(entry.spec.operation, Operation::Query(_)));
+            .is_some_and(|entry| !matches!(entry.spec.asked.operation, Operation::Query(_)));
         if needed {
             self.journal_append(&JournalEntry::Started {
                 job: id,

@@ -53,9 +53,9 @@ impl<O: Orbctl> State<O> {
     pub(super) fn in_the_way(entry: &Entry) -> WaitingFor {
         WaitingFor::Job {
             id: entry.spec.id,
-            verb: entry.spec.operation.verb(),
-            machine: entry.spec.operation.machine().cloned(),
-            client: entry.spec.client.name.clone(),
+            verb: entry.spec.asked.operation.verb(),
+            machine: entry.spec.asked.operation.machine().cloned(),
+            client: entry.spec.asked.client.name.clone(),
             age: Moment::now().age_of(&entry.spec.accepted),
         }
     }
@@ -71,11 +71,11 @@ impl<O: Orbctl> State<O> {
                 && filter
                     .machine
                     .as_ref()
-                    .is_none_or(|only| entry.spec.operation.machine() == Some(only))
+                    .is_none_or(|only| entry.spec.asked.operation.machine() == Some(only))
                 && filter
                     .verb
                     .as_ref()
-                    .is_none_or(|only| entry.spec.operation.verb() == only)
+                    .is_none_or(|only| entry.spec.asked.operation.verb() == only)
         };
         let mut newest = self.jobs.values().rev().filter(wanted);
         let mut jobs: Vec<JobView> = newest

@@ -91,14 +91,14 @@ impl<O: Orbctl> State<O> {
 
     /// Tells of a job, unless it is a read.
     pub(super) fn note_job(&mut self, spec: &JobSpec, state: &JobState) {
-        if matches!(spec.operation, Operation::Query(_)) {
+        if matches!(spec.asked.operation, Operation::Query(_)) {
             return;
         }
         let facts = JobFacts {
             id: spec.id,
-            verb: spec.operation.verb(),
-            machine: spec.operation.machine().cloned(),
-            client: spec.client.name.clone(),
+            verb: spec.asked.operation.verb(),
+            machine: spec.asked.operation.machine().cloned(),
+            client: spec.asked.client.name.clone(),
         };
         self.note(match state {
             JobState::Waiting => Event::JobQueued(facts),
@@ -134,7 +134,7 @@ impl<O: Orbctl> State<O> {
             .jobs
             .values()
             .filter(|entry| !entry.state.borrow().is_ended())
-            .filter(|entry| !matches!(entry.spec.operation, Operation::Query(_)));
+            .filter(|entry| !matches!(entry.spec.asked.operation, Operation::Query(_)));
         let mut jobs: Vec<_> = active
             .take(OVERVIEW_JOBS_MAX + 1)
             .map(|entry| self.view(entry))

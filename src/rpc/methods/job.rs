@@ -164,7 +164,7 @@ fn streams(registry: &mut Registry) {
         let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         let Some(input) = server.dispatcher.input(id).await else {
             // Over, or its input was ended: a writer to a closed pipe is told, not failed.
-            let takes = matches!(&job.spec.operation, crate::operation::Operation::Exec(_, request)
+            let takes = matches!(&job.spec.asked.operation, crate::operation::Operation::Exec(_, request)
                 if request.stdin == crate::operation::Stdin::Stream);
             return if takes {
                 Ok(JobInputAnswer { open: false })

@@ -148,7 +148,7 @@ fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject> {
         JobState::Ended { outcome, holder, .. } => Err(convert::outcome_error(
             outcome,
             job.spec.id,
-            &job.spec.operation,
+            &job.spec.asked.operation,
             holder.as_ref(),
         )),
     }

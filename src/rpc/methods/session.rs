@@ -71,7 +71,7 @@ pub(super) fn register(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
-        if !matches!(job.spec.carrier, Carrier::Lease(_)) {
+        if !matches!(job.spec.asked.carrier, Carrier::Lease(_)) {
             return Err(invalid("job_id", "is not a lease"));
         }
         server.dispatcher.release(id, ending).await;
