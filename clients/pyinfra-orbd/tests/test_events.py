@@ -11,10 +11,11 @@ from fake_daemon import Failure, FakeDaemon, Peer, machine
 from orbd import Client, errors, models
 
 SEEN = {"instance": "fake", "noticed_at": "2026-11-20T00:00:00.000Z"}
+SICK: Any = {"since": "2026-11-20T00:00:00.000Z", "reason": "orbctl hangs", "retry_after_ms": 5000}
 
 
 def story(peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"type": "state", "sequence": 4, **SEEN, "jobs": [], "more_jobs": False, "orbctl": {"health": "well"}}
+    yield {"type": "state", "sequence": 4, **SEEN, "jobs": [], "more_jobs": False, "sick": SICK}
     yield {"type": "of_tomorrow", "sequence": 5, **SEEN}
     yield {"type": "machine_changed", "sequence": 6, **SEEN, "machine": machine("web"), "generation": 9, "renamed_from": "old"}
     job = {"id": 3, "operation": "start", "client": "editor", "machine": "web"}
@@ -27,7 +28,8 @@ def test_events_are_yielded_as_they_come(daemon: FakeDaemon, client: Client) -> 
     events = client.events_subscribe()
     state = next(events)
     assert isinstance(state, models.State)
-    assert (state.sequence, state.machine_list, state.orbctl.health) == (4, None, "well")
+    assert (state.sequence, state.machine_list, state.orbstack) == (4, None, None)
+    assert state.sick == models.Sickness(**SICK)
     changed = next(events)
     assert isinstance(changed, models.MachineChanged)
     assert (changed.machine.name, changed.renamed_from) == ("web", "old")

@@ -229,10 +229,14 @@ class Client:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
+        pass_through: bool = False,
         **job: Any,
     ) -> models.Run:
-        """Runs a command and answers with its exit code and output; ``stdin`` goes along whole."""
-        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
+        """Runs a command and answers with its exit code and output; ``stdin`` goes along whole.
+
+        ``pass_through`` keeps only the end of what followers have read, so that much output costs the daemon no file.
+        """
+        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, pass_through=pass_through, **job)
         params["command"] = list(command)
         if stdin is not None:
             params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
@@ -247,6 +251,7 @@ class Client:
         workdir: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | Iterable[bytes] | None = None,
+        pass_through: bool = False,
         **job: Any,
     ) -> Generator[models.JobEvent, None, None]:
         """Runs a command and yields what happens as it happens; closing the iterator early stops the command.
@@ -255,9 +260,10 @@ class Client:
         :meth:`machine_run` would have raised; one that ended by itself, with whatever exit code, raises nothing.
 
         Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it, over a
-        second connection, whenever the next event is asked for.
+        second connection, whenever the next event is asked for. ``pass_through`` is for much output that is read as it comes:
+        what was yielded is not kept.
         """
-        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, **job)
+        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, pass_through=pass_through, **job)
         params["command"] = list(command)
         pieces: Iterator[bytes] | None = None
         if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:
@@ -469,10 +475,32 @@ class Client:
 
     # session
 
-    def session_lease(self, operation: str, machine: str | None = None, *, pid: int, **job: Any) -> models.Lease:
-        """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``."""
-        wire = self.call("session.lease", _given(operation=operation, machine=machine, pid=pid, **job))
-        return models.Lease.from_wire(wire)
+    def session_lease(
+        self,
+        operation: str,
+        machine: str | None = None,
+        *,
+        pid: int,
+        machines: Sequence[str] = (),
+        new_name: str | None = None,
+        force: bool = False,
+        **job: Any,
+    ) -> models.Lease:
+        """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
+
+        ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
+        ``clone``, and ``force`` ends or cancels what is in the way.
+        """
+        params = _given(
+            operation=operation,
+            machine=machine,
+            machines=list(machines) or None,
+            new_name=new_name,
+            force=force,
+            pid=pid,
+            **job,
+        )
+        return models.Lease.from_wire(self.call("session.lease", params))
 
     def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Job:
         """Says how the process of a lease ended and waits until it is gone."""

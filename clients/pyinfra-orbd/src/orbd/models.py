@@ -454,14 +454,6 @@ class EventJob(Model):
     machine: str | None = None
 
 
-class OrbctlHealth(Model):
-    """How ``orbctl`` is: ``well`` or ``sick``."""
-
-    health: str
-    noticed_at: str | None = None
-    reason: str | None = None
-
-
 class Event(Model):
     """Something that happened; its class says what. ``sequence`` and ``instance`` are what one goes on from after a break."""
 
@@ -481,9 +473,9 @@ class State(Event):
 
     jobs: tuple[Job, ...]
     more_jobs: bool
-    orbctl: OrbctlHealth
     machine_list: MachineList | None = None
     orbstack: str | None = None
+    sick: Sickness | None = None
 
 
 class MachinesKnown(Event):
