@@ -211,6 +211,43 @@ def test_an_interrupted_call_throws_its_connection_away(daemon: FakeDaemon, clie
     assert daemon.accepted == 2
 
 
+@pytest.mark.parametrize("when", ["call", "hello"])
+@pytest.mark.parametrize("thrown", [TimeoutError, TimeoutError("mine")], ids=["bare", "with words"])
+def test_a_limit_of_the_callers_own(when: str, thrown: Any, daemon: FakeDaemon, client: Client) -> None:
+    """``gevent.Timeout`` that throws a ``TimeoutError``, as PyInfra's does, is not taken for a daemon that is silent."""
+    import gevent
+
+    released = threading.Event()
+
+    def slow(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        released.wait(10)
+        return {"text": "late", "protocol": 1, "version": "0", "instance": "fake"}
+
+    daemon.handlers["machine.logs" if when == "call" else "daemon.hello"] = slow
+    gevent.get_hub()
+    with pytest.raises(TimeoutError) as caught, gevent.Timeout(0.05, thrown):
+        client.machine_logs("web")
+    assert not isinstance(caught.value, errors.OrbdError)
+    assert client._pool._idle_here() == []
+    released.set()
+
+
+@pytest.mark.parametrize("is_cooperative", [False, True], ids=["plain", "hub"])
+def test_a_daemon_that_says_nothing(is_cooperative: bool, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes the connection but never answers the hello is told as such."""
+    released = threading.Event()
+    daemon.handlers["daemon.hello"] = lambda peer, params: {} if released.wait(10) else None
+    monkeypatch.setattr(_transport, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(_transport, "hub", _transport.hub if is_cooperative else lambda: None)
+    if is_cooperative:
+        import gevent
+
+        gevent.get_hub()
+    with pytest.raises(errors.DaemonGone, match="did not answer within"):
+        Client(str(daemon.path)).daemon_info()
+    released.set()
+
+
 def test_leaving_a_subscription_early_closes_its_connection(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
     """That is how a command is stopped."""
     events = client.machine_run_follow("web", ["sh", "-c", "echo on; exec sleep 30"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from io import BufferedReader
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
 PROTOCOL_VERSION = 1
 """Version of the protocol that this package speaks."""
@@ -99,6 +99,15 @@ def wait(connections: Sequence[Connection], seconds: float | None = None) -> Non
     poll.poll(None if seconds is None else seconds * 1000)
 
 
+def is_of_others(error: OSError) -> bool:
+    """Says whether a timeout is not the socket's own, nor the system's.
+
+    ``gevent.Timeout(5, TimeoutError)``, which is how PyInfra sets limits, throws it into whatever call is under way. Those of
+    sockets say "timed out", those of the system have a number.
+    """
+    return isinstance(error, TimeoutError) and error.errno is None and error.args != ("timed out",)
+
+
 class Connection:
     """One connection, carrying one call at a time."""
 
@@ -146,7 +155,7 @@ class Connection:
         try:
             self._socket.sendall(line)
         except OSError as error:
-            raise self._gone(error) from error
+            self._fail(error)
         return request_id
 
     def begin(self, method: str, params: Mapping[str, Any]) -> int:
@@ -176,7 +185,7 @@ class Connection:
         except OSError as error:
             if error.errno == errno.ENOBUFS:  # macOS's word for the same.
                 return False
-            raise self._gone(error) from error
+            self._fail(error)
         finally:
             self._socket.settimeout(None)
         self._unsent = self._unsent[count:]
@@ -193,7 +202,7 @@ class Connection:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise self._gone(error) from error
+            self._fail(error)
         finally:
             self._socket.settimeout(None)
         return True
@@ -217,7 +226,7 @@ class Connection:
         try:
             line = self._reader.readline(LINE_MAX)
         except OSError as error:
-            raise self._gone(error) from error
+            self._fail(error)
         if not line.endswith(b"\n"):
             if len(line) >= LINE_MAX:
                 raise errors.ProtocolViolation(f"a line of the daemon is longer than {LINE_MAX} bytes")
@@ -298,6 +307,12 @@ class Connection:
             # At the interpreter's end gevent may have been taken apart before us; the system closes what is left.
             if not self._is_finalizing():
                 raise
+
+    def _fail(self, error: OSError) -> NoReturn:
+        """Tells what became of the connection; whoever's time is over beside it is told so in their own words."""
+        if is_of_others(error):
+            raise error
+        raise self._gone(error) from error
 
     @staticmethod
     def _gone(error: OSError | None) -> errors.OrbdError:
@@ -416,6 +431,8 @@ class Pool:
                 f"orbd is not running (nobody listens on {self.path}); start it with `orbd-ctl daemon start`"
             ) from error
         except TimeoutError as error:
+            if is_of_others(error):
+                raise
             raise errors.DaemonGone(f"orbd did not accept a connection on {self.path}; see `orbd-ctl doctor`") from error
         except OSError as error:
             # Among them a path that is too long, which has neither errno nor a name of its own.

@@ -115,9 +115,6 @@ class Step(FunctionCommand):
             logger.debug("%s: %s: done by somebody else: %s", host.name, self.said, error)
             return True
         except OrbdError as error:
-            if connector_arguments.get("_timeout") and isinstance(error.__cause__, TimeoutError):
-                # PyInfra's own limit, which the reading of the answer takes for a connection's. PyInfra has words for it.
-                raise error.__cause__ from error
             host.log_styled(f"{self.said}: {told(error)}", fg="red", log_func=logger.error)
             return False
         if change is not None:
