@@ -248,7 +248,7 @@ def test_a_machine_goes_through_an_archive(real: RealDaemon, tmp_path: Path, mon
         assert imported.outcome.changed
         assert "web-copy" in [machine.name for machine in client.machine_list().machines]
         assert real.inside("web-copy", "sh", "-c", "cat /root/mark 2>/dev/null || cat mark") == mark
-        with pytest.raises(errors.OrbctlFailed, match="already exists"):
+        with pytest.raises(errors.MachineExists, match="already exists"):
             client.import_machine("-web.tar.zst", "web-copy")
         recorded = [record.operation for record in client.metrics_history(limit=50).records]
         client.machine_delete("web-copy", force=True)

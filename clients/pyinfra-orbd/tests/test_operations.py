@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from orbd import Client
+from orbd import Client, errors
 from play import forget_clients, play
 from pyinfra_orbd import operations
+from pyinfra_orbd.operations import archives, machines
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
@@ -95,8 +95,6 @@ class TestTwice:
 
     def test_create_with_user_data(self, daemon: RealDaemon, tmp_path: Path) -> None:
         """The file goes to ``orbctl`` by its name, opened by whoever deploys."""
-        if "--user-data" not in subprocess.run([daemon.ctl, "create", "--help"], capture_output=True, text=True).stdout:
-            pytest.skip("the built orbd-ctl has no --user-data yet")
         (tmp_path / "cloud.yaml").write_text("#cloud-config\n")
         check_twice(
             operations.vm_create,
@@ -105,6 +103,24 @@ class TestTwice:
             user_data=str(tmp_path / "cloud.yaml"),
             reason="machine 'new' is there",
         )
+
+    def test_a_name_that_was_taken_meanwhile(self, daemon: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Somebody was faster, and what is wanted is there, also where our own process is told so and not the daemon."""
+        (tmp_path / "cloud.yaml").write_text("#cloud-config\n")
+        with Client(str(daemon.socket)) as client:
+            archive = tmp_path / "base.tar.zst"
+            client.export_machine("base", archive)
+            monkeypatch.setattr(machines, "is_so", lambda look: False)
+            monkeypatch.setattr(archives, "is_so", lambda look: False)
+            for played in (
+                play(operations.vm_create, "base", "ubuntu", user_data=str(tmp_path / "cloud.yaml")),
+                play(operations.vm_create, "base", "ubuntu"),
+                play(operations.vm_import, str(archive), "base"),
+            ):
+                assert not played.failed, played.said
+            with pytest.raises(errors.MachineExists, match="machine base already exists") as caught:
+                client.machine_create("base", "ubuntu", user_data=tmp_path / "cloud.yaml")
+        assert (caught.value.code, caught.value.kind, caught.value.machine) == (2002, "machine_exists", "base")
 
     def test_delete(self, daemon: RealDaemon) -> None:
         """A machine is deleted."""

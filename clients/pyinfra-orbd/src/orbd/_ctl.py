@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import time
 from json import JSONDecoder
@@ -36,8 +37,14 @@ INTERRUPT_GRACE = 10.0
 LOST = 1 << 16
 """Stands for an exit code where the child was killed with its shell and collected by somebody else: nobody knows how it ended."""
 
+EXISTS = 2002
+"""Code of ``machine_exists``."""
+
 USAGE = 2
 """Exit code for a command line that is wrong."""
+
+TAKEN = re.compile(r"machine already exists: '([^']*)'$")
+"""How ``orbctl`` says that a name is taken (2.2.3): the daemon reads it by itself, but what our own call says comes to us."""
 
 _decode = JSONDecoder().decode
 
@@ -232,5 +239,10 @@ def _exception(error: dict[str, Any], complaint: str) -> errors.OrbdError:
         # The daemon was told how `orbctl` ended; what it said came to us.
         code = data.get("exit_code")
         said = complaint.splitlines()[-1]
+        taken = TAKEN.search(said)
+        if taken is not None:
+            # So that callers are told the same as by calls in which no file of theirs is read.
+            told = {**data, "kind": "machine_exists", "machine": taken[1], "stderr_tail": complaint}
+            return errors.MachineExists(f"machine {taken[1]} already exists", code=EXISTS, kind="machine_exists", data=told)
         error = {**error, "message": f"orbctl failed with exit code {code}: {said}", "data": {**data, "stderr_tail": complaint}}
     return errors.error_from_wire(error)
