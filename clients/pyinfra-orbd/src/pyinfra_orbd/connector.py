@@ -5,7 +5,7 @@ carries out a command. It forks nothing, repeats nothing and remembers nothing; 
 
 ::
 
-    make_names_data ── machine.list (from the daemon's cache)
+    make_names_data ── machine.list (from the daemon's cache; a warning where that is out of date)
     connect ────────── machine.list (from the daemon's cache, one for all hosts); machine.create or machine.start where allowed
     run_shell_command  machine.run, or machine.run_follow where output is shown as it comes
     put_file, get_file machine.run or machine.run_follow of a small script that reads stdin or writes stdout
@@ -37,7 +37,7 @@ from pyinfra.connectors.util import (
 from typing_extensions import TypedDict, Unpack, override
 
 from orbd import models
-from orbd._client import INLINE_MAX, PIECE, Client
+from orbd._client import INLINE_MAX, PIECE
 from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
@@ -46,6 +46,7 @@ from ._answered import Asked
 from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Progress, Sink, Source, armoured, with_words
 from ._fleet import Fleet
 from ._lines import Lines
+from ._stale import TellingClient
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -106,15 +107,15 @@ connector_data_meta: dict[str, DataMeta] = {
 # PyInfra loads the connectors of all packages, so this is said whichever of the two it then takes.
 _predecessor.warn()
 
-_clients: dict[str, Client] = {}
+_clients: dict[str, TellingClient] = {}
 _fleets: dict[str, Fleet] = {}
 
 
-def client() -> Client:
+def client() -> TellingClient:
     """Returns the client that all hosts of this process share, for the socket that the environment names now."""
     path = socket_path()
     if path not in _clients:
-        _clients[path] = Client(path)
+        _clients[path] = TellingClient(path)
         _fleets[path] = Fleet(_clients[path])
     return _clients[path]
 
