@@ -175,6 +175,58 @@ def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
         target.pyinfra("@orbstack", "server.shell", "uname")
 
 
+def test_a_machine_is_deleted_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
+    """Its host fails with the reason and is asked for nothing more; the others end as if nothing had been."""
+    (tmp_path / "deploy.py").write_text(
+        textwrap.dedent("""
+            import io
+            from pyinfra.operations import files, server
+            server.shell(name="first", commands=["echo one"])
+            server.shell(name="second", commands=["while ! test -e go; do sleep 0.05; done"])
+            files.put(name="third", src=io.StringIO("three"), dest="third")
+        """)
+    )
+    with temporary_daemon(isolation="dir") as daemon:
+        daemon.create("web", "db", "cache")
+        target = target_of(daemon, tmp_path)
+        process = target.begin("@orbstack", "deploy.py")
+        wait_until(lambda: RealDaemon.spawns_in(daemon.ledger())["run"] == 6)
+        with Client(str(daemon.socket)) as client:
+            client.machine_delete("db", force=True)
+        for name in ("web", "cache"):
+            daemon.inside(name, "touch", "go")
+        said = target.end(process, code=1, seconds=60)
+        assert re.search(r"\[db\]\s.*was cancelled while it ran, by force of job \d+ \(delete db\)", said), said
+        assert "Traceback" not in said
+        assert [daemon.inside(name, "cat", "third") for name in ("web", "cache")] == ["three", "three"]
+        asked = [event for event in daemon.ledger() if event["event"] == "start" and event["command"] == "run"]
+        assert sum(event["machine"] == "db" for event in asked) == 2
+        # The next run over the fleet has nothing of it any more.
+        assert "db" not in target.pyinfra("@orbstack", "server.shell", "uname")
+
+
+def test_a_hundred_hosts(tmp_path: Path) -> None:
+    """Connected, given a file and a command, from the command line as users do, and nothing is asked more often than needed."""
+    (tmp_path / "deploy.py").write_text(
+        textwrap.dedent("""
+            import io
+            from pyinfra import host
+            from pyinfra.operations import files, server
+            files.put(name="put", src=io.StringIO(host.name), dest="put")
+            server.shell(name="shell", commands=["cat put >>said"])
+        """)
+    )
+    names = [f"h{number}" for number in range(100)]
+    with temporary_daemon(isolation="dir") as daemon:
+        daemon.create(*names)
+        before = len(daemon.ledger())
+        said = target_of(daemon, tmp_path).pyinfra("@orbstack", "deploy.py")
+        spawns = RealDaemon.spawns_in(daemon.ledger()[before:])
+        assert spawns["list"] == 1
+        assert [daemon.inside(name, "cat", "said") for name in names[::9]] == names[::9]
+        assert len(re.findall(r"\[h\d+\]\s+Success", said)) == 200
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
