@@ -10,6 +10,7 @@ ledger, and so is the critical path: the longest chain of invocations that had t
     python benches/deploy_bench.py --latency 150        each orbctl takes 150 ms
     python benches/deploy_bench.py --orbctl PATH        an orbctl of your own, with machines of its own
     python benches/deploy_bench.py --deploy files       directories, lines, uploads and commands instead of commands alone
+    python benches/deploy_bench.py --predecessor PYTHON in the same run also with pyinfra-orbstack, which that Python has
 """
 
 from __future__ import annotations
@@ -72,15 +73,24 @@ def main() -> None:
         deploy.write_text(DEPLOYS[options.deploy].format(operations=options.operations))
         ours: list[Cost] = []
         theirs: list[Cost] = []
+        before: list[Cost] = []
+        spawned: Counter[str] = Counter()
         # Once each without counting: compiles what Python keeps compiled, and fills the daemon's cache.
         deployed(f"@nothing/{options.hosts}", deploy, daemon)
         deployed("@orbstack", deploy, daemon)
+        if options.predecessor:
+            make_path(daemon)
+            deployed("@orbstack", deploy, daemon, options.predecessor)
         ledgers: list[list[dict[str, Any]]] = []
         for run in range(options.runs):
             theirs.append(deployed(f"@nothing/{options.hosts}", deploy, daemon))
             begun = len(daemon.ledger())
             ours.append(deployed("@orbstack", deploy, daemon))
             ledgers.append(daemon.ledger()[begun:])
+            if options.predecessor:
+                begun = len(daemon.ledger())
+                before.append(deployed("@orbstack", deploy, daemon, options.predecessor))
+                spawned += RealDaemon.spawns_in(daemon.ledger()[begun:])
             print(
                 f"run {run + 1}: nothing {theirs[-1].seconds:.3f} s (cpu {theirs[-1].cpu:.3f}), "
                 f"orbstack {ours[-1].seconds:.3f} s (cpu {ours[-1].cpu:.3f}), ratio {ours[-1].seconds / theirs[-1].seconds:.3f}"
@@ -91,6 +101,13 @@ def main() -> None:
                 f"{what}: nothing {statistics.median(map(get, theirs)):.3f}, orbstack {statistics.median(map(get, ours)):.3f}; "
                 f"paired ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), "
                 f"best of each {min(map(get, ours)) / min(map(get, theirs)):.3f}"
+            )
+        if options.predecessor:
+            ratios = sorted(one.seconds / other.seconds for one, other in zip(before, ours, strict=True))
+            print(
+                f"predecessor: {statistics.median(one.seconds for one in before):.3f} s, "
+                f"{statistics.median(ratios):.2f} times ours ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+                f"spawns in {len(before)} deploys: {dict(spawned)}"
             )
         if not options.instant:
             tell(ledgers, ours, theirs)
@@ -112,6 +129,13 @@ def make_instant(daemon: RealDaemon) -> None:
     daemon.process = daemon.start()
 
 
+def make_path(daemon: RealDaemon) -> None:
+    """Makes a folder for PATH in which ``orbctl`` is the daemon's."""
+    folder = daemon.folder / "path"
+    folder.mkdir()
+    (folder / "orbctl").symlink_to(daemon.environment["ORBD_ORBCTL"])
+
+
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,19 +146,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--isolation", default="dir", help="ORBCTL_SIM_ISOLATION; commands of this deploy are harmless")
     parser.add_argument("--deploy", choices=DEPLOYS, default="shell")
     parser.add_argument("--instant", action="store_true", help="a small compiled orbctl; needs cc")
+    parser.add_argument(
+        "--predecessor", help="a Python that has pyinfra-orbstack; not with --instant, which does not know its calls"
+    )
     parser.add_argument("--orbctl", help="another orbctl than orbctl-sim, with machines of its own")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.predecessor and options.instant:
+        parser.error("--predecessor needs the stand-in")
+    return options
 
 
-def deployed(target: str, deploy: Path, daemon: RealDaemon) -> Cost:
+def deployed(target: str, deploy: Path, daemon: RealDaemon, python: str = sys.executable) -> Cost:
     """Runs one deploy and returns what it took."""
     environment = {**os.environ, "ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
     # Else what is not installed, ours, would be compiled anew each time, and the rest not.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if python != sys.executable:
+        # The predecessor calls what PATH has.
+        environment.update(daemon.environment, PATH=f"{daemon.folder / 'path'}:{os.environ['PATH']}")
     with tempfile.TemporaryFile() as said:
         begun = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pyinfra", "-y", target, str(deploy)],
+            [python, "-m", "pyinfra", "-y", target, str(deploy)],
             env=environment,
             cwd=deploy.parent,
             stdin=subprocess.DEVNULL,
