@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import textwrap
@@ -230,4 +231,32 @@ def test_a_daemon_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         own.process.wait()
         own.process = own.start()
         assert host.run_shell_command("echo back")[1].stdout == "back"
+        connector._clients.clear()
+
+
+def test_a_daemon_that_is_killed_in_the_middle_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there stays there whole, and the next daemon takes the upload."""
+    with temporary_daemon(isolation="dir") as own:
+        own.create("web")
+        monkeypatch.setenv("ORBD_SOCKET", str(own.socket))
+        inventory = Inventory((["@orbstack/web"], {}))
+        State(inventory, Config())
+        host = next(iter(inventory))
+        host.connect(raise_exceptions=True)
+        host.put_file(io.BytesIO(b"old"), "file")
+
+        class Deadly(io.BytesIO):
+            """Bytes whose second half nobody is there to take."""
+
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell() >= 4 << 20:
+                    own.kill()
+                return super().read(size)
+
+        with pytest.raises(ConnectionError):
+            host.put_file(Deadly(bytes(8 << 20)), "file")
+        assert own.inside("web", "cat", "file") == "old"
+        own.process = own.start()
+        host.put_file(io.BytesIO(b"new"), "file")
+        assert own.inside("web", "cat", "file") == "new"
         connector._clients.clear()
