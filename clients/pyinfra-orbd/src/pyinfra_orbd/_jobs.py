@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orbd._transport import socket_path
+
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
 
-_noted: dict[int, str] = {}
+# By the daemon's socket too: another daemon counts its jobs anew.
+_noted: dict[tuple[str, int], str] = {}
 
 NOTED_MAX = 100_000
 """Jobs remembered; beyond it the oldest are forgotten."""
@@ -19,11 +22,11 @@ NOTED_MAX = 100_000
 
 def note(host: Host, job_id: int) -> None:
     """Remembers that a job was done for a host."""
-    _noted[job_id] = host.name
+    _noted[socket_path(), job_id] = host.name
     if len(_noted) > NOTED_MAX:
         del _noted[next(iter(_noted))]
 
 
 def host_of(job_id: int) -> str | None:
     """Returns the name of the host that a job was done for, or None where nobody said."""
-    return _noted.get(job_id)
+    return _noted.get((socket_path(), job_id))
