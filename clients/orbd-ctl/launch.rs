@@ -59,14 +59,18 @@ pub(crate) fn is_wanted() -> bool {
         .map_or(true, |config| config.autostart)
 }
 
+/// Says whether a daemon answers. Any answer will do, also that it speaks another protocol: whoever asked finds that out alone.
+fn is_served(link: &Link) -> bool {
+    link.dial()
+        .is_ok_and(|mut client| !matches!(greet(&mut client, &link.socket), Err(Trouble::Lost(_))))
+}
+
 /// Waits for a daemon that somebody else started.
 pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>, Trouble> {
     let began = now();
     let mut pause = Duration::from_millis(1);
     while now() - began < at_most {
-        if let Ok(mut client) = link.dial()
-            && !matches!(greet(&mut client, &link.socket), Err(Trouble::Lost(_)))
-        {
+        if is_served(link) {
             return link.dial().map(Some);
         }
         std::thread::sleep(pause);
@@ -82,12 +86,8 @@ fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<
     let mut pause = Duration::from_millis(1);
     let mut said = "";
     loop {
-        if let Ok(mut client) = link.dial() {
-            // Any answer will do, also that it speaks another protocol: whoever asked finds that out alone.
-            match greet(&mut client, &link.socket) {
-                Err(Trouble::Lost(_)) => {}
-                _ => return link.dial(),
-            }
+        if is_served(link) {
+            return link.dial();
         }
         let waits_for = starts.tend(program, link, &log)?;
         let waited = now() - began;
