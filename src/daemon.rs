@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
+
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::dispatcher::{self, RunTimeouts};

@@ -42,6 +42,9 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::Limits;
 use crate::spool;
 
+/// How long after a stop running changes are waited for, unless the grace is longer, before they are left to themselves.
+pub const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
+
 /// How the dispatcher behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {

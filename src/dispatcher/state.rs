@@ -33,7 +33,7 @@ use crate::spool;
 use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request, Target, WaitingFor};
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
-use super::{Parts, Settings};
+use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
 use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
@@ -44,8 +44,6 @@ const INPUT_MAX: usize = 4;
 const OPERANDS_MAX: u64 = 256 << 20;
 /// When a caller refused for that may come back.
 const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long after a stop running changes are waited for before they are left to themselves.
-const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
 
 /// Everything about one job.
 struct Entry {

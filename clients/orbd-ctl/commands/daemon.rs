@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use orbd::client::Client;
+use orbd::daemon::LEAVE_CHANGES_AFTER;
 use orbd::rpc::api::{DaemonInfo, DaemonStop};
 use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
 use orbd::sys::{self, ChildIdentity, StartTime};
@@ -16,9 +17,6 @@ use crate::link::Link;
 use crate::narrate::{Narrator, Watch};
 use crate::render;
 use crate::trouble::Trouble;
-
-/// How long a daemon that was asked to stop waits for changes, unless its grace is longer; then it leaves them behind.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What it takes after that, generously: 2 s for connections, for the journal and for the metrics each.
 const FAREWELLS_MAX: Duration = Duration::from_secs(10);
@@ -114,7 +112,7 @@ fn stop(context: &mut Context) -> Result<Stopped, Trouble> {
         Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) if context.link.is_held() => {
             let leaving = Leaving {
                 process: None,
-                at_most: LEAVE_MAX + FAREWELLS_MAX,
+                at_most: LEAVE_CHANGES_AFTER + FAREWELLS_MAX,
             };
             let mut narrator = Narrator::new(&context.link, Watch::Farewell);
             leaving.see_off(&context.link, &mut context.console, &mut narrator)?;
@@ -129,7 +127,7 @@ fn stop(context: &mut Context) -> Result<Stopped, Trouble> {
             pid: info.pid,
             started: sys::process_identity(info.pid),
         }),
-        at_most: LEAVE_MAX.max(grace) + FAREWELLS_MAX,
+        at_most: LEAVE_CHANGES_AFTER.max(grace) + FAREWELLS_MAX,
     };
     match client.call::<DaemonStop>(&NoParams {}).map_err(Trouble::from) {
         // It may be gone before its answer is out.

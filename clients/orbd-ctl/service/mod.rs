@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
+use orbd::daemon::LEAVE_CHANGES_AFTER;
 
 use crate::link::Link;
 use crate::trouble::Trouble;
@@ -26,9 +27,6 @@ const DESCRIPTORS: u32 = 16_384;
 
 /// After a crash the daemon is started again no sooner than this many seconds after its last start.
 const THROTTLE_S: u32 = 5;
-
-/// How long an orderly stop leaves running changes, unless the grace is longer.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What closing connections, the journal and the metrics may take after that, generously.
 const FAREWELLS_MAX: Duration = Duration::from_secs(20);
@@ -67,7 +65,7 @@ impl Description {
             path: search_path(&home, link.environment.path.as_deref()),
             socket: (link.socket != usual).then(|| link.socket.clone()),
             said: link.socket.with_extension("err"),
-            stop_limit: config.grace.max(LEAVE_MAX) + FAREWELLS_MAX,
+            stop_limit: config.grace.max(LEAVE_CHANGES_AFTER) + FAREWELLS_MAX,
             home,
         })
     }
