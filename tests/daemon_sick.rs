@@ -171,13 +171,13 @@ fn what_was_accepted_before_waits_for_the_recovery_and_says_so() {
     let gate = world.gate("gate");
     let mut caller = world.client();
     let running = caller.run_detached("a", &["cat", &gate]);
-    caller.until_running(running);
+    let command = world.at_gate("gate");
     let waiting = caller
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     let mut caller = fall_sick(&world, PANICS);
     // What the illness found running is left alone, and what it lets start waits.
-    world.open_gate("gate");
+    command.open();
     assert_eq!(outcome_of(&caller.end_of(running)), ("succeeded", ""));
     let job = caller.ok::<JobGet>(json!({"job_id": waiting})).job;
     assert_eq!(job.state, JobStateWord::Waiting);

@@ -17,6 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use orbd::rpc::api::{
 use orbd::rpc::types::{
     Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, RunAnswer, Sickness, Stream,
 };
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 pub(crate) use ledger::Ledger;
@@ -59,6 +61,8 @@ pub(crate) struct World {
     values: Vec<String>,
     variables: Vec<(&'static str, String)>,
     daemon: Option<Child>,
+    /// Last, so that it also watches what ends this.
+    _watchdog: Option<Watchdog>,
 }
 
 impl World {
@@ -78,6 +82,7 @@ impl World {
                 ("ORBCTL_SIM_ISOLATION", "dir".into()),
             ],
             daemon: None,
+            _watchdog: Watchdog::start(),
         }
     }
 
@@ -291,10 +296,27 @@ impl World {
         path.display().to_string()
     }
 
+    /// Waits until a command is at the gate, and keeps it there until it is let through.
+    ///
+    /// A job that runs is not there yet: its process has still to start, and to read which troubles are scripted.
+    #[track_caller]
+    pub(crate) fn at_gate(&self, name: &str) -> AtGate {
+        let path = self.path(name);
+        // Without waiting in `open`, which would have no end where nobody ever reads.
+        let mode = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        eventually(&format!("a command reads {name}"), || {
+            match rustix::fs::open(&path, mode, rustix::fs::Mode::empty()) {
+                Ok(opened) => Some(AtGate(opened.into())),
+                Err(rustix::io::Errno::NXIO) => None,
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        })
+    }
+
     /// Lets one command behind the gate go on, with something to read.
+    #[track_caller]
     pub(crate) fn open_gate(&self, name: &str) {
-        // Opening waits for the reader; the reader sees the end when this is dropped.
-        fs::write(self.path(name), "go\n").expect("somebody reads");
+        self.at_gate(name).open();
     }
 
     /// Kills the daemon as a crash would. Its children live on.
@@ -334,6 +356,46 @@ impl World {
                 *pid != ours && (stands_in || contains(&environ, folder)) && !is_zombie(*pid)
             })
             .collect()
+    }
+}
+
+/// A command that waits at a gate. It reads the end when this is dropped.
+pub(crate) struct AtGate(fs::File);
+
+impl AtGate {
+    /// Lets it go on, with something to read.
+    pub(crate) fn open(mut self) {
+        self.0.write_all(b"go\n").expect("somebody reads");
+    }
+}
+
+/// Ends the whole run, with the name of the test, when one of its worlds outlives all patience: a wait without an end would
+/// otherwise tell nothing, not even whose it is.
+struct Watchdog {
+    /// Dropped with the world, which ends the thread.
+    _over: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    /// Much longer than the longest test here; the thousand deaths of `make soak` are not watched.
+    const PATIENCE: Duration = Duration::from_secs(240);
+
+    fn start() -> Option<Self> {
+        if std::env::var_os("ORBD_SOAK_CYCLES").is_some() {
+            return None;
+        }
+        let (over, waits) = mpsc::channel();
+        // The test's: the harness names its threads so.
+        let name = std::thread::current().name().unwrap_or("a test").to_owned();
+        std::thread::spawn(move || {
+            if waits.recv_timeout(Self::PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // Past the harness, which keeps what is printed for tests that end.
+                let line = format!("\ntest {name} has not ended in {:?}: given up\n", Self::PATIENCE);
+                let _ = io::stderr().write_all(line.as_bytes());
+                std::process::abort();
+            }
+        });
+        Some(Self { _over: over })
     }
 }
 
