@@ -940,7 +940,9 @@ fn the_default_user_is_no_root_and_lives_at_home() {
 fn a_restart_ends_all_processes_and_keeps_the_files() {
     let Some(sim) = Sim::isolated() else { return };
     sim.ok(&["create", "debian", "box"]);
-    let script = "echo kept > /opt/file; echo lost > /tmp/file; setsid sleep 1000 >/dev/null 2>&1 &";
+    // It ends when the other process is what it is to be, not when it is about to be.
+    let script = "echo kept > /opt/file; echo lost > /tmp/file; setsid sleep 1000 >/dev/null 2>&1 & \
+                  until grep -qs ^sleep /proc/[0-9]*/comm; do :; done";
     sim.ok(&["run", "-u", "root", "sh", "-c", script]);
     let count = ["run", "sh", "-c", "grep -ls ^sleep /proc/[0-9]*/comm | wc -l"];
     assert_eq!(sim.ok(&count), "1\n");
