@@ -292,7 +292,7 @@ impl Session {
                 ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
                 Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     if let Some(answer) = answer {
-                        self.push(answer.get().as_bytes());
+                        self.push_answer(answer);
                     }
                 }
                 heard = self.inbox.next(), if room && !self.inbox.is_empty() => match heard {
@@ -628,6 +628,19 @@ impl Session {
         self.output.reserve(json.len() + 1);
         self.output.extend_from_slice(json);
         self.output.push(b'\n');
+    }
+
+    /// The same for what is ours to keep: a long answer becomes the output, where a copy of it would cost its length once more.
+    fn push_answer(&mut self, answer: Box<RawValue>) {
+        if self.output.is_empty() && answer.get().len() > KEEP_CAPACITY {
+            let mut line = Box::<str>::from(answer).into_string().into_bytes();
+            // No more than that: the next power of two would be the copy again.
+            line.reserve_exact(1);
+            line.push(b'\n');
+            self.output = line;
+        } else {
+            self.push(answer.get().as_bytes());
+        }
     }
 
     /// Takes a whole line, as it is where nothing else waits to be written.

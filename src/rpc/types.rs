@@ -787,9 +787,9 @@ pub struct JobOutputParams {
     /// First byte wanted, counted over both streams; 0 where absent.
     #[serde(default)]
     pub offset: u64,
-    /// At most so many bytes; 1 MiB where absent, at most 4 MiB.
+    /// At most so many bytes, and never more than 1 MiB, which is what is meant where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 4_194_304))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub bytes_max: Option<u64>,
     /// When there is nothing yet, wait so long for something; 0 where absent.
     #[serde(default)]

@@ -20,10 +20,9 @@ use super::{end, no_such_job};
 const LIST_DEFAULT: usize = 100;
 /// Most jobs listed.
 const LIST_MAX: usize = 10_000;
-/// Bytes of output answered where the caller says nothing.
-const OUTPUT_DEFAULT: u64 = 1 << 20;
-/// Most bytes of output in one answer.
-const OUTPUT_MAX: u64 = 4 << 20;
+/// Most bytes of output in one answer, also where the caller says nothing. An answer is built in memory, coded and put into its
+/// envelope, so it costs several times that; whoever wants much takes an HTTP body or follows.
+const OUTPUT_MAX: u64 = 1 << 20;
 /// Longest wait of one `job.output`.
 const OUTPUT_WAIT_MAX: Duration = Duration::from_secs(3600);
 
@@ -95,7 +94,7 @@ fn looks(registry: &mut Registry) {
 fn streams(registry: &mut Registry) {
     registry.method::<JobOutput, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
-        let most = params.bytes_max.unwrap_or(OUTPUT_DEFAULT);
+        let most = params.bytes_max.unwrap_or(OUTPUT_MAX);
         if most == 0 || most > OUTPUT_MAX {
             return Err(invalid("bytes_max", format!("is 1 to {OUTPUT_MAX}")));
         }
