@@ -47,7 +47,8 @@ pub enum Topic {
 }
 
 impl Topic {
-    const fn source(&self) -> Source {
+    /// Returns the kind of read that tells it.
+    pub const fn source(&self) -> Source {
         match self {
             Self::Machines => Source::List,
             Self::Info(_) => Source::Info,
@@ -77,6 +78,8 @@ pub enum Source {
     Default,
     /// `ssh`, for a caller.
     Ssh,
+    /// `logs`, for a caller.
+    Logs,
     /// A look that no caller asked for.
     Look,
 }
@@ -92,6 +95,7 @@ impl Source {
             Self::ConfigShow => "config_show",
             Self::Default => "default",
             Self::Ssh => "ssh",
+            Self::Logs => "logs",
             Self::Look => "look",
         }
     }

@@ -147,3 +147,23 @@ fn a_change_that_already_holds_is_not_carried_out() {
     assert_eq!(told.changed, Some(true));
     assert_eq!(world.ledger().spawns("start"), 1);
 }
+
+/// Whether an answer is new or remembered, it says which read told it.
+#[test]
+fn an_answer_says_which_read_told_it() {
+    let world = World::with_machines(&["a"]);
+    let mut wire = world.wire();
+    for (method, params, source) in [
+        ("machine.list", json!({}), "list"),
+        ("machine.info", json!({"machine": "a"}), "info"),
+        ("orbstack.status", json!({}), "status"),
+        ("orbstack.version", json!({}), "version"),
+        ("config.show", json!({}), "config_show"),
+        ("machine.default", json!({}), "default"),
+    ] {
+        for id in 0..2 {
+            let answer = wire.call(id, method, &params);
+            assert_eq!(answer["result"]["source"], source, "{method}: {answer}");
+        }
+    }
+}

@@ -175,7 +175,7 @@ pub(super) fn observed(seen: &Seen, now: &Moment) -> types::Observed {
     types::Observed {
         generation: seen.generation.get(),
         observed_at: time(seen.observed_at.wall),
-        source: SOURCE.into(),
+        source: seen.source.as_str().into(),
         stale: seen.stale.is_some(),
         stale_reason: seen
             .stale
@@ -193,9 +193,6 @@ pub(super) fn sickness(view: &SicknessView) -> types::Sickness {
         retry_after_ms: ms(view.retry_after),
     }
 }
-
-/// Where facts come from.
-pub(super) const SOURCE: &str = "orbctl";
 
 /// Writes a machine.
 pub(super) fn machine(machine: &Machine) -> types::Machine {

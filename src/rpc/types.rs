@@ -113,7 +113,8 @@ pub struct Observed {
     /// When the look began.
     #[schemars(extend("format" = "date-time"))]
     pub observed_at: String,
-    /// Where it came from: `orbctl`.
+    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`; or `look`, which orbd made by itself
+    /// because somebody watches.
     pub source: String,
     /// Whether the fact is known to be out of date, or may be. Answers of reads say so only while `orbctl` cannot be asked; the
     /// `state` of `events.subscribe` also while the look after something that changed has not ended.

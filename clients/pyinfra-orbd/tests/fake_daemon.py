@@ -246,7 +246,7 @@ class ShellMachines:
 
     def _list(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         self.fresh_lists += params.get("max_age_ms") == 0
-        seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "orbctl", "stale": False, "age_ms": 1}
+        seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "list", "stale": False, "age_ms": 1}
         shown = [item for item in self.machines if item["name"] not in self.hidden]
         return {"machines": shown, **seen}
 

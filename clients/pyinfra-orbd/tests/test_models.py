@@ -43,7 +43,7 @@ def test_words_of_pythons_have_other_names() -> None:
 
 def test_a_sick_orbctl_is_told_in_the_answer_and_in_the_queue() -> None:
     """Facts that are out of date say so and why; what waits says for what."""
-    seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "orbctl", "age_ms": 90_000}
+    seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "list", "age_ms": 90_000}
     listed = models.MachineList.from_wire({**seen, "machines": [], "stale": True, "stale_reason": "orbctl is sick: it hangs"})
     assert (listed.stale, listed.stale_reason) == (True, "orbctl is sick: it hangs")
     queue = {"waiting": 1, "running": 0, "queue_max": 8, "paused": False}

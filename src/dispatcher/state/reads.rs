@@ -140,11 +140,16 @@ impl<O: Orbctl> State<O> {
         let answer = match (finished.facts.take(), reading.begun) {
             (Some(facts), Some(begun)) => {
                 let known = Arc::new(Known::new(facts));
+                let source = if self.watching.is_look(id) {
+                    Source::Look
+                } else {
+                    topic(&query).map_or(Source::Logs, |topic| topic.source())
+                };
                 let seen = Seen {
                     value: known.clone(),
                     generation: begun.generation,
                     observed_at: begun.at,
-                    source: Source::List,
+                    source,
                     stale: None,
                 };
                 if let Some(ticket) = begun.ticket
