@@ -22,13 +22,14 @@ use orbd::rpc::types::{EventKind, ExportFormat, GroupBy, JobStateWord, Priority}
     subcommand_required = true,
     max_term_width = WIDTH_MAX,
     after_help = "Examples:
-  orbd-ctl list                          the machines, from memory when it is fresh
+  orbd-ctl list                          the machines, from memory while fresh
   orbd-ctl create ubuntu:noble web       make a machine and boot it
-  orbd-ctl run -m web uname -a           run a command; output, input and exit code are its own
-  orbd-ctl jobs                          what waits and runs, and what it waits for
+  orbd-ctl run -m web uname -a           a command, with its own exit code
+  orbd-ctl jobs                          what waits and runs, and for what
   orbd-ctl list --json                   the same for programs
 
-`orbd-ctl help COMMAND` has examples for each command; `orbd-ctl --help` also lists exit codes and environment.",
+`orbd-ctl help COMMAND` has examples for each command; `orbd-ctl --help` also lists exit codes \
+and environment.",
     after_long_help = AFTER_LONG_HELP
 )]
 pub(crate) struct Cli {
@@ -51,23 +52,31 @@ impl Cli {
     pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
         let verb = words.get(1).and_then(|word| Command::verb(word.to_str()?));
         let Some(verb) = verb else {
-            return Self::try_parse_from(words);
+            return Self::try_parse_from(words).map(Self::settled);
         };
         let matches = Global::augment_args(clap::Command::new("orbd-ctl").max_term_width(WIDTH_MAX))
             .subcommand(verb)
             .try_get_matches_from(words)?;
-        Self::from_arg_matches(&matches)
+        Self::from_arg_matches(&matches).map(Self::settled)
+    }
+
+    /// `--format json`, which `orbctl` has on some verbs, is our `--json`.
+    fn settled(mut self) -> Self {
+        if let Command::List(List { form, .. }) | Command::Info(Info { form, .. }) = &self.command {
+            self.global.json |= form.format == Some(Format::Json);
+        }
+        self
     }
 }
 
 const AFTER_LONG_HELP: &str = "Examples:
-  orbd-ctl list                          the machines, from memory when it is fresh
+  orbd-ctl list                          the machines, from memory while fresh
   orbd-ctl create ubuntu:noble web       make a machine and boot it
-  orbd-ctl run -m web uname -a           run a command; output, input and exit code are its own
+  orbd-ctl run -m web uname -a           a command, with its own exit code
   tar c . | orbd-ctl run -m web tar xC /srv
-  orbd-ctl start --detach web            answer at once with a job id; `orbd-ctl job wait ID` waits
-  orbd-ctl jobs                          what waits and runs, and what it waits for
-  orbd-ctl cancel 12                     a waiting job never starts, a running one is stopped
+  orbd-ctl start --detach web            answer at once with the job's id
+  orbd-ctl jobs                          what waits and runs, and for what
+  orbd-ctl cancel 12                     end a job, or keep it from starting
   orbd-ctl metrics --window 1h           how long calls waited and ran
   orbd-ctl list --json | jq -r '.machines[].name'
 
@@ -79,19 +88,20 @@ Exit codes:
     4  what was named does not exist, exists already, or is in the wrong state
     5  the queue refused it, orbctl is sick, or a time limit passed
     6  the job was cancelled by somebody else, or orbd died under it
-    7  a change was cut short and may have taken effect: look before you repeat it
+    7  a change was cut short and may have taken effect: look first
   130  interrupted by Ctrl-C
   141  whoever read our output went away
-  `run`, `job output --follow` and `job wait` pass on the command's own exit code. `run` says 124 when `--timeout` passed
-  and 125 when the command could not be run, or ended well and some of its output was lost. `push`, `pull`, `export` and `import` pass on orbctl's.
+  `run`, `job output --follow` and `job wait` pass on the command's own exit code. `run` says 124 when \
+`--timeout` passed and 125 when the command could not be run, or ended well and some of its output was \
+lost. `push`, `pull`, `export` and `import` pass on orbctl's.
 
 Environment:
   ORBD_SOCKET     socket of the daemon; ~/.orbd/orbd.sock where unset
   ORBD_AUTOSTART  0 = do not start the daemon on demand
   NO_COLOR        not empty = no colours
 
-With --json every command writes one JSON object a line to stdout, in the shapes of proto/openrpc.json; a failure is
-{\"error\": {\"code\", \"message\", \"data\"}}. Messages for people always go to stderr.";
+With --json every command writes one JSON object a line to stdout, in the shapes of proto/openrpc.json; a \
+failure is {\"error\": {\"code\", \"message\", \"data\"}}. Messages for people always go to stderr.";
 
 /// What every command takes.
 #[derive(Debug, Args, Default)]
@@ -128,6 +138,34 @@ pub(crate) struct JobArgs {
     /// End it when it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
+}
+
+/// What every command takes that runs the real `orbctl` here, in a place of the queue. It ends with us, so none is detached.
+#[derive(Debug, Args, Default, Clone)]
+pub(crate) struct LeaseArgs {
+    /// Give up when it has not started after TIME, as in 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) queue_timeout: Option<Duration>,
+    /// End it when it has run for TIME
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// How answers look, as `orbctl` says it.
+#[derive(Debug, Args, Default)]
+pub(crate) struct FormatArgs {
+    /// Form of the answer; json is the same as --json
+    #[arg(short, long, value_name = "FORM", value_enum)]
+    pub(crate) format: Option<Format>,
+}
+
+/// A form, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// How old an answer may be.
@@ -225,7 +263,7 @@ verbs! {
   orbd-ctl info web --json | jq -r .ip4";
     /// Make a machine and boot it
     Create(Create) "create" ["add", "new"] "Examples:
-  orbd-ctl create ubuntu                 the newest Ubuntu, in a machine named ubuntu
+  orbd-ctl create ubuntu                 the newest Ubuntu, named ubuntu
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
   orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
   orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml";
@@ -237,7 +275,7 @@ verbs! {
     /// Shut machines down
     Stop(Stop) "stop" [] "Examples:
   orbd-ctl stop web
-  orbd-ctl stop --force web              end what runs there instead of waiting for it
+  orbd-ctl stop --force web              end what runs there, do not wait
   orbd-ctl stop --all                    every machine
   orbd-ctl stop --orbstack               OrbStack itself";
     /// Shut machines down and boot them
@@ -247,7 +285,7 @@ verbs! {
     Delete(Delete) "delete" ["rm"] "Examples:
   orbd-ctl delete scratch                asks first on a terminal
   orbd-ctl delete --yes one two
-  orbd-ctl delete --force stuck          end what runs there instead of waiting for it";
+  orbd-ctl delete --force stuck          end what runs there, do not wait";
     /// Give a machine another name
     Rename(Rename) "rename" [] "Examples:
   orbd-ctl rename web web-old";
@@ -260,19 +298,20 @@ verbs! {
   orbd-ctl default web
   orbd-ctl default none                  clears it";
     /// Run a command in a machine
-    Run(Run) "run" [] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code is the
-command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
+    Run(Run) "run" [] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code \
+is the command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
 
 Examples:
   orbd-ctl run uname -a                          in the default machine
   orbd-ctl run -m web -u root -w /srv ls -la
+  orbd-ctl run -m web -s 'cd app && make'        through the login shell
   orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
-  orbd-ctl run -m web --detach make world        prints the job's id; see `orbd-ctl job output -f ID`";
+  orbd-ctl run -m web --detach make world        prints the job's id";
     /// Open a shell in a machine
-    Shell(Shell) "shell" ["sh"] "The real orbctl runs here, with your terminal, directory and environment; orbd records it and starts it when no change
-of the machine runs. It is in nobody's way: a machine may be stopped while a shell is open in it.
+    Shell(Shell) "shell" ["sh"] "The real orbctl runs here, with your terminal, directory and environment; orbd records it and starts it when \
+no change of the machine runs. It is in nobody's way: a machine may be stopped while a shell is open in it.
 
 Examples:
   orbd-ctl shell                                 in the default machine
@@ -299,24 +338,30 @@ Examples:
   orbd-ctl logs --all web | tail -50
   orbd-ctl logs --follow web             until Ctrl-C";
     /// Show how to reach machines over SSH
-    Ssh(Nothing) "ssh" [] "";
+    Ssh(Nothing) "ssh" [] "Examples:
+  orbd-ctl ssh";
     /// Show and change OrbStack's configuration
     Config(Config) "config" [] "Examples:
   orbd-ctl config show
   orbd-ctl config get machine.web.username
   orbd-ctl config set memory_mib 8192";
     /// Say whether OrbStack runs, without waking it; exits with 1 when it does not
-    Status(Status) "status" [] "";
+    Status(Status) "status" [] "Examples:
+  orbd-ctl status
+  orbd-ctl status --max-age 0 && echo it runs";
     /// Show the versions of orbctl, orbd and orbd-ctl
-    Version(Version) "version" [] "";
+    Version(Version) "version" [] "Examples:
+  orbd-ctl version
+  orbd-ctl version --max-age 0           ask orbctl now";
     /// List jobs that wait or run, and what they wait for
     Jobs(Jobs) "jobs" ["ps"] "Examples:
   orbd-ctl jobs
   orbd-ctl jobs --all -n 20              the ended ones too
   orbd-ctl jobs --state waiting -m web";
-    /// Show one job, wait for it, or read what it wrote
+    /// Show one job, why it waits, wait for it, or read what it wrote
     Job(Job) "job" [] "Examples:
   orbd-ctl job show 12
+  orbd-ctl job why 12                    what is in its way, and in that one's
   orbd-ctl job wait 12 --timeout 30s
   orbd-ctl job output --follow 12        from its first byte until it ends";
     /// Cancel jobs: a waiting one never starts, a running one is stopped
@@ -327,10 +372,10 @@ Examples:
   orbd-ctl queue
   orbd-ctl queue pause web               nothing more starts on web
   orbd-ctl queue resume web
-  orbd-ctl queue drain                   refuse new work, return when the rest has ended";
+  orbd-ctl queue drain                   refuse new work, return when done";
     /// Show what happens to machines, jobs and orbctl
     Events(Events) "events" [] "Examples:
-  orbd-ctl events                        everything as it is, and the number of the last event
+  orbd-ctl events                        everything as it is
   orbd-ctl events --follow --kinds machines,job_ended
   orbd-ctl events --since 41             what came after event 41";
     /// Show or forget what orbd remembers
@@ -347,11 +392,12 @@ Examples:
     Daemon(Daemon) "daemon" [] "Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
-  orbd-ctl daemon restart                after an upgrade";
+  orbd-ctl daemon restart                after an upgrade
+  orbd-ctl daemon logs --follow          what orbd does, as it does it";
     /// Keep orbd running as a service: launchd on a Mac, systemd on Linux
     Service(ServiceVerb) "service" [] "Examples:
   orbd-ctl service install               now and at each login
-  orbd-ctl service install --print       show the file that would be written, and do nothing
+  orbd-ctl service install --print       show the file, and do nothing
   orbd-ctl service status
   orbd-ctl service logs --follow";
     /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
@@ -359,8 +405,8 @@ Examples:
   orbd-ctl doctor
   orbd-ctl doctor --json | jq -r '.findings[] | select(.level == \"bad\") | .mend'";
     /// Print the completions of a shell, names of machines and ids of jobs among them
-    Completions(Completions) "completions" [] "Examples:
-  orbd-ctl completions bash > ~/.local/share/bash-completion/completions/orbd-ctl
+    Completions(Completions) "completions" ["completion"] "Examples:
+  echo 'source <(orbd-ctl completions bash)' >> ~/.bashrc
   orbd-ctl completions zsh > \"${fpath[1]}/_orbd-ctl\"
   orbd-ctl completions fish > ~/.config/fish/completions/orbd-ctl.fish";
     /// Print the manual page, or write those of all commands
@@ -384,6 +430,9 @@ pub(crate) struct List {
     /// Only machines that run
     #[arg(short, long)]
     pub(crate) running: bool,
+    /// How it looks.
+    #[command(flatten)]
+    pub(crate) form: FormatArgs,
     /// How old it may be.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
@@ -395,6 +444,9 @@ pub(crate) struct Info {
     /// Name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
+    /// How it looks.
+    #[command(flatten)]
+    pub(crate) form: FormatArgs,
     /// How old it may be.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
@@ -414,6 +466,9 @@ pub(crate) struct Create {
     /// Default user [default: the Mac user's name]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
+    /// Ask for the default user's password; the real orbctl does, on this terminal
+    #[arg(short = 'p', long, conflicts_with = "detach")]
+    pub(crate) set_password: bool,
     /// Processor limit (OrbStack 2.2)
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
@@ -436,7 +491,7 @@ pub(crate) struct Create {
     #[arg(long)]
     pub(crate) forward_ssh_agent: bool,
     /// Cloud-init user data; the real orbctl reads it, from here
-    #[arg(short = 'c', long, value_name = "FILE", conflicts_with_all = ["detach", "timeout"])]
+    #[arg(short = 'c', long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) user_data: Option<PathBuf>,
     /// What every job has.
     #[command(flatten)]
@@ -572,6 +627,12 @@ pub(crate) struct Run {
     /// Give the command our terminal; the real orbctl runs it, from here, as `shell` does
     #[arg(short, long, conflicts_with_all = ["no_input", "detach", "timeout"])]
     pub(crate) terminal: bool,
+    /// Run it in the guest user's login shell; the real orbctl does, from here
+    #[arg(short = 's', long = "shell", conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) login_shell: bool,
+    /// Translate paths of the Mac in its arguments; the real orbctl does, from here
+    #[arg(short = 'p', long = "path", conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) translate_paths: bool,
     /// What every job has.
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -591,6 +652,9 @@ pub(crate) struct Shell {
     /// Name or id [default: the default machine]
     #[arg(value_name = "NAME")]
     pub(crate) machine: Option<String>,
+    /// The same, as orbctl has it
+    #[arg(short, long = "machine", value_name = "NAME", conflicts_with = "machine")]
+    pub(crate) named_machine: Option<String>,
     /// Guest user [default: the machine's]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
@@ -611,9 +675,9 @@ pub(crate) struct Transfer {
     /// What to copy, and last where to
     #[arg(value_name = "SRC… [DEST]", required = true)]
     pub(crate) paths: Vec<PathBuf>,
-    /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) queue_timeout: Option<Duration>,
+    /// Its limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseArgs,
 }
 
 /// `export`.
@@ -624,9 +688,9 @@ pub(crate) struct Export {
     pub(crate) machine: String,
     /// Archive to write, as in web.tar.zst
     pub(crate) file: PathBuf,
-    /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) queue_timeout: Option<Duration>,
+    /// Its limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseArgs,
 }
 
 /// `import`.
@@ -637,9 +701,9 @@ pub(crate) struct Import {
     pub(crate) name: String,
     /// Archive to read
     pub(crate) file: PathBuf,
-    /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) queue_timeout: Option<Duration>,
+    /// Its limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseArgs,
 }
 
 /// `logs`.
@@ -748,6 +812,11 @@ pub(crate) enum JobCommand {
         /// The job's id
         id: u64,
     },
+    /// Say what a job waits for, what that waits for, and so on
+    Why {
+        /// The job's id
+        id: u64,
+    },
     /// Wait for a job's end; exits as the job ended
     Wait {
         /// The job's id
@@ -764,7 +833,12 @@ pub(crate) enum JobCommand {
         #[arg(short, long)]
         follow: bool,
         /// First byte wanted, counted over both streams
-        #[arg(long, value_name = "BYTE", default_value_t = 0)]
+        #[arg(
+            long = "from",
+            visible_alias = "offset",
+            value_name = "BYTE",
+            default_value_t = 0
+        )]
         offset: u64,
     },
 }
@@ -955,6 +1029,19 @@ pub(crate) enum DaemonCommand {
     Restart,
     /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
     Status,
+    /// Show the last lines of orbd's own log
+    Logs(LogArgs),
+}
+
+/// `daemon logs` and `service logs`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct LogArgs {
+    /// Go on with what is written from now on, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many lines
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    pub(crate) lines: usize,
 }
 
 /// `service`.
@@ -987,15 +1074,8 @@ pub(crate) enum ServiceCommand {
     Restart,
     /// Show whether it is installed, loaded and running; exits with 3 when it does not run
     Status,
-    /// Show the last lines of orbd's log
-    Logs {
-        /// Go on with what is written from now on
-        #[arg(short, long)]
-        follow: bool,
-        /// How many lines
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
-        lines: usize,
-    },
+    /// Show the last lines of orbd's own log, as `daemon logs` does
+    Logs(LogArgs),
 }
 
 /// `completions`.
@@ -1118,6 +1198,29 @@ mod tests {
     #[test]
     fn the_grammar_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Help is read in 80 columns. Prose is one line for clap to wrap; what is laid out in columns has to fit.
+    #[test]
+    fn examples_fit_a_terminal_and_every_verb_has_some() {
+        fn check(command: &clap::Command, depth: usize) {
+            let name = command.get_name();
+            let texts = [command.get_after_help(), command.get_after_long_help()];
+            let texts: Vec<String> = texts.into_iter().flatten().map(ToString::to_string).collect();
+            for line in texts.iter().flat_map(|text| text.lines()) {
+                let laid_out = line.starts_with("  ") && !line.starts_with("  `");
+                assert!(!laid_out || line.chars().count() <= 80, "{name}: {line}");
+            }
+            if depth == 1 && !command.is_hide_set() && name != "help" {
+                assert!(texts.iter().any(|text| text.contains("Examples:\n")), "{name}");
+            }
+            for verb in command.get_subcommands() {
+                check(verb, depth + 1);
+            }
+        }
+        let mut grammar = Cli::command();
+        grammar.build();
+        check(&grammar, 0);
     }
 
     #[test]

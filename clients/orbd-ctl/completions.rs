@@ -68,7 +68,7 @@ fn grammar() -> clap::Command {
 fn completed(command: clap::Command) -> clap::Command {
     command
         .mut_args(|argument| match argument.get_id().as_str() {
-            "machine" | "machines" => argument.add(ArgValueCandidates::new(machines)),
+            "machine" | "machines" | "named_machine" => argument.add(ArgValueCandidates::new(machines)),
             "id" | "ids" => argument.add(ArgValueCandidates::new(jobs)),
             _ => argument,
         })

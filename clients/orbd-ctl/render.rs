@@ -393,6 +393,38 @@ pub(crate) fn job(job: &Job, colour: bool) -> String {
     pairs(lines)
 }
 
+/// Why a job waits: a sentence for it and for each job that is in the way.
+pub(crate) fn why(jobs: &[Job], colour: bool) -> String {
+    jobs.iter().fold(String::new(), |mut text, job| {
+        let name = job_name(job);
+        let (state, style) = job_state(job);
+        let state = paint(colour, style, &state);
+        let _ = match (job.state, &job.waiting_for, &job.outcome) {
+            (JobStateWord::Waiting, Some(reason), _) => {
+                let (reason, age) = waiting_for(reason);
+                writeln!(text, "{name} of {} is {state} for {reason}{age}", job.client.name)
+            }
+            (JobStateWord::Ended, _, Some(ended)) => writeln!(
+                text,
+                "{name} of {} is over: {state}, {}",
+                job.client.name,
+                outcome(ended)
+            ),
+            (_, _, _) => {
+                let for_so_long = job
+                    .run_us
+                    .map_or_else(String::new, |us| format!(" for {}", duration_us(us)));
+                writeln!(
+                    text,
+                    "{name} of {} is {state}{for_so_long}; nothing is in its way",
+                    job.client.name
+                )
+            }
+        };
+        text
+    })
+}
+
 /// The queue.
 pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
     let state = match (answer.draining, answer.paused) {

@@ -1,7 +1,6 @@
 //! `create`.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use orbd::rpc::api::MachineCreate;
@@ -22,14 +21,15 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Tr
         None => (args.image.clone(), None),
     };
     let name = args.name.clone().unwrap_or_else(|| distro.clone());
-    if let Some(file) = &args.user_data {
+    if args.user_data.is_some() || args.set_password {
         let place = Place {
             operation: LeaseOperation::Create,
             verb: "create",
             machine: name.clone(),
             terminal: Terminal::Ours,
+            done: Some(format!("{name} created")),
         };
-        return lease::carry_out(context, place, &wishes, |name| words(&args, file, name));
+        return lease::carry_out(context, place, &wishes, |name| words(&args, name));
     }
     let subjects = [name.clone()];
     let params = request!(
@@ -57,9 +57,13 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Tr
     change::carry_out::<MachineCreate>(context, &change, &subjects, &[params])
 }
 
-/// Returns what the real tool is told when it reads a file of ours.
-fn words(args: &Create, user_data: &Path, name: &str) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec!["create".into(), "-c".into(), operand(user_data)];
+/// Returns what the real tool is told when it reads a file of ours, or asks at our terminal.
+fn words(args: &Create, name: &str) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["create".into()];
+    if let Some(file) = &args.user_data {
+        words.extend(["-c".into(), operand(file)]);
+    }
+    words.extend(args.set_password.then(|| "-p".into()));
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let values = [
         ("-a", &args.arch),
@@ -103,14 +107,13 @@ mod tests {
     #[test]
     fn with_user_data_the_real_tool_is_told_what_was_typed() {
         let line =
-            "orbd-ctl create -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
+            "orbd-ctl create -p -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         let Command::Create(args) = cli.command else {
             panic!("{line}")
         };
-        let file = args.user_data.clone().expect("given");
-        let expected = "create -c ./-x.yaml -a amd64 --cpus 2 --mount /a:/b --isolated debian:12 db";
-        assert_eq!(words(&args, &file, "db").join(" ".as_ref()), expected);
+        let expected = "create -c ./-x.yaml -p -a amd64 --cpus 2 --mount /a:/b --isolated debian:12 db";
+        assert_eq!(words(&args, "db").join(" ".as_ref()), expected);
     }
 
     #[test]

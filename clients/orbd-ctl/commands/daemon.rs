@@ -52,6 +52,7 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             let (_, answer) = ask(context)?;
             context.console.answer(&answer, render::daemon)?;
         }
+        DaemonCommand::Logs(args) => super::own_log::logs(context, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,10 @@
-//! `job show`, `job wait`, `job output`.
+//! `job show`, `job why`, `job wait`, `job output`.
 
 use std::process::ExitCode;
 
 use orbd::rpc::api::{JobFollow, JobGet, JobOutput, JobWait};
-use orbd::rpc::types::{JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams};
+use orbd::rpc::types::{Job, JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams};
+use serde::Serialize;
 
 use super::follow::{self, Sink};
 use crate::args::{JobCommand, millis};
@@ -13,7 +14,16 @@ use crate::narrate::{Narrator, Watch};
 use crate::render;
 use crate::trouble::{Trouble, exit};
 
-/// Shows one job, waits for it, or reads what it wrote.
+/// At most so many jobs are named of those that wait for each other.
+const CHAIN_MAX: usize = 100;
+
+/// What `job why --json` says: the job, the one that it waits for, the one that that waits for, and so on.
+#[derive(Debug, Serialize)]
+struct Chain {
+    jobs: Vec<Job>,
+}
+
+/// Shows one job, says why it waits, waits for it, or reads what it wrote.
 pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCode, Trouble> {
     match *command {
         JobCommand::Show { id } => {
@@ -21,6 +31,13 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
             context
                 .console
                 .answer(&answer, |answer, colour| render::job(&answer.job, colour))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        JobCommand::Why { id } => {
+            let chain = chain(context, id)?;
+            context
+                .console
+                .answer(&chain, |chain, colour| render::why(&chain.jobs, colour))?;
             Ok(ExitCode::SUCCESS)
         }
         JobCommand::Wait { id, timeout } => {
@@ -44,6 +61,27 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
         JobCommand::Output { id, follow, offset } if follow => follow_output(context, id, offset),
         JobCommand::Output { id, offset, .. } => output(context, id, offset),
     }
+}
+
+/// Looks up what a job waits for, and what that waits for. Each is looked at by itself: meanwhile the queue moves on.
+fn chain(context: &mut Context, id: u64) -> Result<Chain, Trouble> {
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut next = Some(id);
+    while let Some(id) = next.take() {
+        let job = match context.ask::<JobGet>(Watch::Queue, &JobParams { job_id: id }) {
+            Ok(answer) => answer.job,
+            // What was in the way has ended and is forgotten.
+            Err(_) if !jobs.is_empty() => break,
+            Err(trouble) => return Err(trouble),
+        };
+        next = job
+            .waiting_for
+            .as_ref()
+            .and_then(|reason| reason.job_id)
+            .filter(|next| jobs.len() < CHAIN_MAX && jobs.iter().all(|job| job.id != *next));
+        jobs.push(job);
+    }
+    Ok(Chain { jobs })
 }
 
 /// Writes what there is.

@@ -29,16 +29,18 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use orbd::client::Client;
 use orbd::rpc::api::{SessionLease, SessionRelease};
-use orbd::rpc::types::{LeaseOperation, ReleaseParams};
+use orbd::rpc::types::{Job, JobAnswer, LeaseOperation, ReleaseParams};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+use rustix::process::Signal;
 
 use crate::console::Console;
 use crate::context::{Context, JobWishes, attend, request};
 use crate::interrupt::Interrupt;
 use crate::narrate::{Narrator, Watch};
+use crate::render;
 use crate::trouble::{Trouble, exit};
 
 /// The hidden verb of the child.
@@ -54,6 +56,8 @@ pub(super) struct Place {
     pub(super) machine: String,
     /// Whose the terminal is meanwhile.
     pub(super) terminal: Terminal,
+    /// Said when it was done, where the tool itself says nothing.
+    pub(super) done: Option<String>,
 }
 
 /// Whose the terminal is while the real tool runs.
@@ -78,6 +82,7 @@ pub(super) fn carry_out(
         verb,
         machine,
         terminal,
+        done,
     } = place;
     let interrupt = Interrupt::watch()?;
     let mut client = context.connect()?;
@@ -123,11 +128,37 @@ pub(super) fn carry_out(
         what: "cannot wait for orbctl".into(),
         source,
     })?;
-    release(context, client, lease.job_id, status, terminal)?;
-    if interrupt.came() && terminal == Terminal::Ours {
+    let job = release(context, client, lease.job_id, status);
+    // What has the terminal has our stdout too, and whoever reads that did not ask for a job in it.
+    if terminal == Terminal::Its {
+        return Ok(ExitCode::from(code_of(status)));
+    }
+    if interrupt.came() {
         context.console.say("orbctl was interrupted");
+    } else if let (Some(signal), Some(answer)) = (status.signal(), &job)
+        && let Some(trouble) = cut_short(&answer.job, signal)
+    {
+        return Err(trouble);
+    }
+    if let Some(answer) = job {
+        context
+            .console
+            .answer(&answer, |answer, _| match (&done, status.success()) {
+                (Some(done), true) => match answer.job.run_us {
+                    Some(us) => format!("{done} (took {})\n", render::duration_us(us)),
+                    None => format!("{done}\n"),
+                },
+                _ => String::new(),
+            })?;
     }
     Ok(ExitCode::from(code_of(status)))
+}
+
+/// Returns why the daemon ended the tool, where it did: a limit passed, or somebody cancelled the job.
+fn cut_short(job: &Job, signal: i32) -> Option<Trouble> {
+    let by_the_daemon = [Signal::TERM, Signal::KILL].map(Signal::as_raw).contains(&signal);
+    let error = job.outcome.as_ref()?.error.clone()?;
+    by_the_daemon.then_some(Trouble::Refused(error))
 }
 
 /// Starts the child that waits.
@@ -221,13 +252,7 @@ pub(super) fn exec() -> ExitCode {
 }
 
 /// Gives the place back. That the child is gone is enough for the daemon, so nothing here is a reason to fail.
-fn release(
-    context: &mut Context,
-    mut client: Client,
-    job_id: u64,
-    status: ExitStatus,
-    terminal: Terminal,
-) -> Result<(), Trouble> {
+fn release(context: &Context, mut client: Client, job_id: u64, status: ExitStatus) -> Option<JobAnswer> {
     let params = ReleaseParams {
         job_id,
         exit_code: status.code(),
@@ -238,13 +263,7 @@ fn release(
         let mut client = context.link.aside().ok_or(error)?;
         client.call::<SessionRelease>(&params)
     });
-    match answer {
-        // What ran had our stdout, and whoever reads it did not ask for a job in it.
-        Ok(answer) if context.console.json && terminal == Terminal::Ours => {
-            context.console.answer(&answer, |_, _| String::new())
-        }
-        _ => Ok(()),
-    }
+    answer.ok()
 }
 
 fn code_of(status: ExitStatus) -> u8 {

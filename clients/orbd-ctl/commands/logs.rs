@@ -8,7 +8,7 @@ use orbd::rpc::types::{LeaseOperation, LogsParams};
 
 use super::lease::{self, Place, Terminal};
 use super::transfer::wishes;
-use crate::args::Logs;
+use crate::args::{LeaseArgs, Logs};
 use crate::context::Context;
 use crate::narrate::Watch;
 use crate::trouble::Trouble;
@@ -27,12 +27,13 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Troubl
 
 /// Shows a machine's log as it grows: the real tool does, in a session that is in nobody's way.
 pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, None);
+    let wishes = wishes(context, &LeaseArgs::default());
     let place = Place {
         operation: LeaseOperation::Logs,
         verb: "logs",
         machine: args.machine.clone(),
         terminal: Terminal::Its,
+        done: None,
     };
     lease::carry_out(context, place, &wishes, |name| {
         let mut words: Vec<OsString> = vec!["logs".into(), "--follow".into()];

@@ -24,7 +24,7 @@ const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. What goes wrong on our side of it has codes of its own, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
-    if args.terminal {
+    if args.terminal || args.login_shell || args.translate_paths {
         return match environment(&args.env) {
             Ok(env) => super::shell::run(context, &args, env),
             Err(trouble) => {
@@ -188,6 +188,8 @@ mod tests {
             env: Vec::new(),
             no_input: false,
             terminal: false,
+            login_shell: false,
+            translate_paths: false,
             job: JobArgs::default(),
             command: command.iter().map(|&word| word.into()).collect(),
         }

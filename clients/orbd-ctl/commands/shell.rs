@@ -1,17 +1,16 @@
-//! `shell` and `run --terminal`: the real `orbctl` with our terminal, directory and environment, recorded by orbd and in
-//! nobody's way.
+//! `shell`, and `run` with `--terminal`, `--shell` or `--path`: the real `orbctl` with our terminal or streams, directory and
+//! environment, recorded by orbd. What has the terminal is a session and in nobody's way; what has not is a command like others.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
 use super::transfer::wishes;
-use crate::args::{Run, Shell};
+use crate::args::{LeaseArgs, Run, Shell};
 use crate::context::Context;
 use crate::trouble::Trouble;
 
@@ -22,19 +21,35 @@ pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
         workdir: args.workdir.as_deref(),
         ..Guest::default()
     };
-    let ended = attach(context, args.machine.as_ref(), args.queue_timeout, &guest);
+    let machine = args.machine.as_ref().or(args.named_machine.as_ref());
+    let limits = LeaseArgs {
+        queue_timeout: args.queue_timeout,
+        timeout: None,
+    };
+    let ended = attach(context, machine, &limits, Terminal::Its, &guest);
     code(context, ended)
 }
 
-/// Runs a command that wants a terminal.
+/// Runs a command that wants a terminal, or something that only the real tool can do.
 pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
     let guest = Guest {
         user: args.user.as_deref(),
         workdir: args.workdir.as_deref(),
+        login_shell: args.login_shell,
+        translate_paths: args.translate_paths,
         env,
         command: &args.command,
     };
-    let ended = attach(context, args.machine.as_ref(), args.job.queue_timeout, &guest);
+    let limits = LeaseArgs {
+        queue_timeout: args.job.queue_timeout,
+        timeout: args.job.timeout,
+    };
+    let terminal = if args.terminal {
+        Terminal::Its
+    } else {
+        Terminal::Ours
+    };
+    let ended = attach(context, args.machine.as_ref(), &limits, terminal, &guest);
     code(context, ended)
 }
 
@@ -43,6 +58,8 @@ pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, Strin
 struct Guest<'a> {
     user: Option<&'a str>,
     workdir: Option<&'a str>,
+    login_shell: bool,
+    translate_paths: bool,
     env: BTreeMap<String, String>,
     /// Empty: a shell.
     command: &'a [String],
@@ -51,16 +68,22 @@ struct Guest<'a> {
 fn attach(
     context: &mut Context,
     machine: Option<&String>,
-    queue_timeout: Option<Duration>,
+    limits: &LeaseArgs,
+    terminal: Terminal,
     guest: &Guest<'_>,
 ) -> Result<ExitCode, Trouble> {
-    let place = Place {
-        operation: LeaseOperation::Shell,
-        verb: "shell",
-        machine: machine_or_default(context, machine)?,
-        terminal: Terminal::Its,
+    let (operation, verb) = match terminal {
+        Terminal::Its => (LeaseOperation::Shell, "shell"),
+        Terminal::Ours => (LeaseOperation::Run, "run"),
     };
-    let wishes = wishes(context, queue_timeout);
+    let place = Place {
+        operation,
+        verb,
+        machine: machine_or_default(context, machine)?,
+        terminal,
+        done: None,
+    };
+    let wishes = wishes(context, limits);
     lease::carry_out(context, place, &wishes, |machine| words(guest, machine))
 }
 
@@ -79,6 +102,9 @@ fn words(guest: &Guest<'_>, machine: &str) -> Vec<OsString> {
         if let Some(value) = value {
             words.extend([flag.into(), value.into()]);
         }
+    }
+    for (flag, on) in [("-s", guest.login_shell), ("-p", guest.translate_paths)] {
+        words.extend(on.then(|| flag.into()));
     }
     if !guest.env.is_empty() {
         words.push("env".into());
@@ -102,9 +128,11 @@ mod tests {
         let guest = Guest {
             user: Some("root"),
             workdir: Some("/srv"),
+            login_shell: true,
+            translate_paths: true,
             env: BTreeMap::from([("A".into(), "1".into())]),
             command: &command,
         };
-        check(&guest, "run -m web -u root -w /srv env A=1 top -d 1");
+        check(&guest, "run -m web -u root -w /srv -s -p env A=1 top -d 1");
     }
 }

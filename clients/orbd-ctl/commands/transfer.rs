@@ -4,24 +4,23 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
-use crate::args::{Export, Import, JobArgs, Transfer};
+use crate::args::{Export, Import, JobArgs, LeaseArgs, Transfer};
 use crate::context::{Context, JobWishes};
 use crate::trouble::Trouble;
 
 /// Copies files of the Mac into a machine.
 pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
-    transfer(context, args, LeaseOperation::Push, "push")
+    transfer(context, args, LeaseOperation::Push, "push", "copied into")
 }
 
 /// Copies files out of a machine to the Mac.
 pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
-    transfer(context, args, LeaseOperation::Pull, "pull")
+    transfer(context, args, LeaseOperation::Pull, "pull", "copied out of")
 }
 
 fn transfer(
@@ -29,12 +28,14 @@ fn transfer(
     args: &Transfer,
     operation: LeaseOperation,
     verb: &'static str,
+    done: &str,
 ) -> Result<ExitCode, Trouble> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let wishes = wishes(context, args.queue_timeout);
+    let wishes = wishes(context, &args.limits);
     let place = Place {
         operation,
         verb,
+        done: Some(format!("{done} {machine}")),
         machine,
         terminal: Terminal::Ours,
     };
@@ -47,12 +48,13 @@ fn transfer(
 
 /// Writes a machine to an archive.
 pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, args.queue_timeout);
+    let wishes = wishes(context, &args.limits);
     let place = Place {
         operation: LeaseOperation::Export,
         verb: "export",
         machine: args.machine.clone(),
         terminal: Terminal::Ours,
+        done: Some(format!("{} exported to {}", args.machine, args.file.display())),
     };
     lease::carry_out(context, place, &wishes, |name| {
         vec!["export".into(), name.into(), operand(&args.file)]
@@ -61,21 +63,23 @@ pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, T
 
 /// Makes a machine of an archive.
 pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, args.queue_timeout);
+    let wishes = wishes(context, &args.limits);
     let place = Place {
         operation: LeaseOperation::Import,
         verb: "import",
         machine: args.name.clone(),
         terminal: Terminal::Ours,
+        done: Some(format!("{} imported", args.name)),
     };
     lease::carry_out(context, place, &wishes, |name| {
         vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
     })
 }
 
-pub(super) fn wishes(context: &Context, queue_timeout: Option<Duration>) -> JobWishes {
+pub(super) fn wishes(context: &Context, limits: &LeaseArgs) -> JobWishes {
     context.wishes(&JobArgs {
-        queue_timeout,
+        queue_timeout: limits.queue_timeout,
+        timeout: limits.timeout,
         ..JobArgs::default()
     })
 }
