@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::environment::Environment;
+use crate::layout::Look;
 use crate::trouble::Trouble;
 
 /// The three standard streams and how to treat them.
@@ -26,10 +27,10 @@ pub(crate) struct Console {
     pub(crate) err_is_terminal: bool,
     /// Somebody can be asked: both input and messages are on a terminal.
     pub(crate) can_ask: bool,
-    /// Colours on `out`.
-    pub(crate) out_colour: bool,
-    /// Colours on `err`.
-    pub(crate) err_colour: bool,
+    /// How `out` is looked at.
+    pub(crate) out_look: Look,
+    /// How `err` is looked at.
+    pub(crate) err_look: Look,
     /// Answers are for programs.
     pub(crate) json: bool,
 }
@@ -41,8 +42,8 @@ impl Console {
         let input_is_terminal = stdin.is_terminal();
         let err_is_terminal = stderr.is_terminal();
         Self {
-            out_colour: stdout.is_terminal() && !environment.colour_off,
-            err_colour: err_is_terminal && !environment.colour_off,
+            out_look: Look::of(&stdout, environment.colour_off),
+            err_look: Look::of(&stderr, environment.colour_off),
             err_is_terminal,
             can_ask: input_is_terminal && err_is_terminal,
             input: (!input_is_terminal)
@@ -57,14 +58,14 @@ impl Console {
     pub(crate) fn answer<A: Serialize>(
         &mut self,
         answer: &A,
-        text: impl FnOnce(&A, bool) -> String,
+        text: impl FnOnce(&A, Look) -> String,
     ) -> Result<(), Trouble> {
         let text = if self.json {
             let mut line = serde_json::to_string(answer).map_err(io::Error::from)?;
             line.push('\n');
             line
         } else {
-            text(answer, self.out_colour)
+            text(answer, self.out_look)
         };
         self.print(text.as_bytes())
     }
@@ -77,7 +78,8 @@ impl Console {
 
     /// Tells a person something. That nobody can be told is no reason to fail.
     pub(crate) fn say(&mut self, message: &str) {
-        let _ = self.err.write_all(format!("orbd-ctl: {message}\n").as_bytes());
+        let line = self.err_look.paragraph(&format!("orbd-ctl: {message}\n"), 2);
+        let _ = self.err.write_all(line.as_bytes());
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::console::Console;
 use crate::context::Context;
 use crate::environment::Environment;
+use crate::layout::Look;
 use crate::link::Link;
 
 /// Bytes that were written, shared with whoever wrote them.
@@ -50,8 +51,8 @@ pub(crate) fn console() -> (Console, Written, Written) {
         input: None,
         err_is_terminal: false,
         can_ask: false,
-        out_colour: false,
-        err_colour: false,
+        out_look: Look::default(),
+        err_look: Look::default(),
         json: false,
     };
     (console, out, err)

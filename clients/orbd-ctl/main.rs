@@ -2,7 +2,7 @@
 //!
 //! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. What
 //! was typed becomes types in [`args`]; each verb has a file in [`commands`]; [`context`] makes every call, [`narrate`] says
-//! what takes so long, [`render`] writes for people, and [`trouble`] knows what to say of failures and how to exit.
+//! what takes so long, [`render`] writes for people, [`layout`] makes it fit, and [`trouble`] knows what to say of failures and how to exit.
 
 use std::process::ExitCode;
 
@@ -23,6 +23,7 @@ mod environment;
 mod fake;
 mod interrupt;
 mod launch;
+mod layout;
 mod link;
 mod narrate;
 mod render;

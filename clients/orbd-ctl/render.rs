@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color};
 use orbd::rpc::types::{
     CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
     MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
     Observed, Outcome, QueueStatusAnswer, WaitingFor,
 };
+
+use crate::layout::Look;
 
 /// Done, running.
 pub(crate) const GOOD: Color = Color::Green;
@@ -20,14 +22,14 @@ pub(crate) const HINT: Color = Color::Yellow;
 const QUIET: Color = Color::DarkGrey;
 
 /// Paints a text on a terminal.
-pub(crate) fn paint(colour: bool, style: Color, text: &str) -> String {
+pub(crate) fn paint(look: Look, style: Color, text: &str) -> String {
     let code = match style {
         Color::Green => 32,
         Color::Red => 31,
         Color::Yellow => 33,
         _ => 90,
     };
-    if colour {
+    if look.colour {
         format!("\x1b[{code}m{text}\x1b[0m")
     } else {
         text.to_owned()
@@ -84,47 +86,6 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{count} B")
 }
 
-/// Lays out rows in columns two blanks apart; `right` names the columns of numbers.
-fn table(
-    header: &[&str],
-    right: &[usize],
-    rows: impl IntoIterator<Item = Vec<Cell>>,
-    colour: bool,
-) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_content_arrangement(ContentArrangement::Disabled);
-    if colour {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
-    table.set_header(header.iter().map(Cell::new));
-    for row in rows {
-        table.add_row(row);
-    }
-    let last = header.len() - 1;
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if index == last { 0 } else { 2 }));
-        if right.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let mut text = table.trim_fmt();
-    text.push('\n');
-    text
-}
-
-/// Lays out names and values, one pair a line.
-fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
-    let pairs: Vec<_> = pairs.into_iter().collect();
-    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    pairs.iter().fold(String::new(), |mut text, (name, value)| {
-        let _ = writeln!(text, "{name:width$}  {value}");
-        text
-    })
-}
-
 fn state_colour(state: &str) -> Color {
     match state {
         "running" => GOOD,
@@ -134,10 +95,11 @@ fn state_colour(state: &str) -> Color {
 }
 
 /// The machines.
-pub(crate) fn machines(answer: &MachineListAnswer, colour: bool) -> String {
-    table(
+pub(crate) fn machines(answer: &MachineListAnswer, look: Look) -> String {
+    look.table(
         &["NAME", "STATE", "DISTRO", "VERSION", "ARCH"],
         &[],
+        &[0],
         answer.machines.iter().map(|machine| {
             vec![
                 Cell::new(&machine.name),
@@ -147,20 +109,16 @@ pub(crate) fn machines(answer: &MachineListAnswer, colour: bool) -> String {
                 Cell::new(&machine.image.arch),
             ]
         }),
-        colour,
     )
 }
 
 /// One machine.
-pub(crate) fn info(answer: &MachineInfoAnswer, colour: bool) -> String {
+pub(crate) fn info(answer: &MachineInfoAnswer, look: Look) -> String {
     let machine = &answer.machine;
     let mut lines = vec![
         ("name", machine.name.clone()),
         ("id", machine.id.clone()),
-        (
-            "state",
-            paint(colour, state_colour(&machine.state), &machine.state),
-        ),
+        ("state", paint(look, state_colour(&machine.state), &machine.state)),
         (
             "image",
             format!(
@@ -189,8 +147,10 @@ pub(crate) fn info(answer: &MachineInfoAnswer, colour: bool) -> String {
     known("isolated", yes(isolated));
     known("network isolated", yes(isolate_network));
     known("ssh agent", yes(forward_ssh_agent));
-    known("http port", http_port.map(|port| port.to_string()));
-    known("https port", https_port.map(|port| port.to_string()));
+    // As with the limits, 0 is none.
+    let port = |port: &Option<u16>| port.filter(|port| *port > 0).map(|port| port.to_string());
+    known("http port", port(http_port));
+    known("https port", port(https_port));
     known(
         "cpus",
         cpu_limit
@@ -207,7 +167,7 @@ pub(crate) fn info(answer: &MachineInfoAnswer, colour: bool) -> String {
         "disk limit",
         disk_limit_bytes.filter(|limit| *limit > 0).map(bytes),
     );
-    pairs(lines)
+    look.pairs(lines)
 }
 
 /// Says that an answer is out of date, and why; nothing where it is not.
@@ -323,8 +283,8 @@ fn detail(job: &Job) -> String {
 }
 
 /// The jobs.
-pub(crate) fn jobs(answer: &JobListAnswer, colour: bool) -> String {
-    table(
+pub(crate) fn jobs(answer: &JobListAnswer, look: Look) -> String {
+    look.table(
         &[
             "ID",
             "STATE",
@@ -336,6 +296,7 @@ pub(crate) fn jobs(answer: &JobListAnswer, colour: bool) -> String {
             "DETAIL",
         ],
         &[0, 5, 6],
+        &[3, 4, 7],
         answer.jobs.iter().map(|job| {
             let (state, style) = job_state(job);
             vec![
@@ -349,12 +310,11 @@ pub(crate) fn jobs(answer: &JobListAnswer, colour: bool) -> String {
                 Cell::new(detail(job)),
             ]
         }),
-        colour,
     )
 }
 
 /// One job.
-pub(crate) fn job(job: &Job, colour: bool) -> String {
+pub(crate) fn job(job: &Job, look: Look) -> String {
     let (state, style) = job_state(job);
     let client = match job.client.pid {
         Some(pid) => format!("{} (pid {pid})", job.client.name),
@@ -362,7 +322,7 @@ pub(crate) fn job(job: &Job, colour: bool) -> String {
     };
     let mut lines = vec![
         ("job", job.id.to_string()),
-        ("state", paint(colour, style, &state)),
+        ("state", paint(look, style, &state)),
         ("operation", job.operation.clone()),
     ];
     let mut known = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
@@ -390,15 +350,15 @@ pub(crate) fn job(job: &Job, colour: bool) -> String {
         "joined",
         (job.joined > 0).then(|| format!("{} other callers", job.joined)),
     );
-    pairs(lines)
+    look.pairs(lines)
 }
 
 /// Why a job waits: a sentence for it and for each job that is in the way.
-pub(crate) fn why(jobs: &[Job], colour: bool) -> String {
+pub(crate) fn why(jobs: &[Job], look: Look) -> String {
     jobs.iter().fold(String::new(), |mut text, job| {
         let name = job_name(job);
         let (state, style) = job_state(job);
-        let state = paint(colour, style, &state);
+        let state = paint(look, style, &state);
         let _ = match (job.state, &job.waiting_for, &job.outcome) {
             (JobStateWord::Waiting, Some(reason), _) => {
                 let (reason, age) = waiting_for(reason);
@@ -426,7 +386,7 @@ pub(crate) fn why(jobs: &[Job], colour: bool) -> String {
 }
 
 /// The queue.
-pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
+pub(crate) fn queue(answer: &QueueStatusAnswer, look: Look) -> String {
     let state = match (answer.draining, answer.paused) {
         (false, false) if answer.sick.is_some() => "held: only what is forced starts while orbctl is sick",
         (true, _) => "draining: new work is refused (`orbd-ctl queue resume` ends it)",
@@ -451,11 +411,11 @@ pub(crate) fn queue(answer: &QueueStatusAnswer, _colour: bool) -> String {
     if let Some(sick) = &answer.sick {
         lines.push(("orbctl", format!("sick since {}: {}", sick.since, sick.reason)));
     }
-    pairs(lines)
+    look.pairs(lines)
 }
 
 /// What is remembered.
-pub(crate) fn cache(answer: &CacheStatusAnswer, colour: bool) -> String {
+pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
     let asked = answer.hits + answer.misses;
     let share = if asked == 0 {
         String::new()
@@ -465,16 +425,17 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, colour: bool) -> String {
             u128::from(answer.hits) * 100 / u128::from(asked)
         )
     };
-    let mut text = pairs([
+    let mut text = look.pairs([
         ("generation", answer.generation.to_string()),
         ("hits", format!("{}{share}", answer.hits)),
         ("misses", answer.misses.to_string()),
     ]);
     if !answer.entries.is_empty() {
         text.push('\n');
-        text.push_str(&table(
+        text.push_str(&look.table(
             &["TOPIC", "MACHINE", "GENERATION", "SEEN", "VALID"],
             &[2],
+            &[1],
             answer.entries.iter().map(|entry| {
                 vec![
                     Cell::new(&entry.topic),
@@ -488,71 +449,74 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, colour: bool) -> String {
                     },
                 ]
             }),
-            colour,
         ));
     }
     text
 }
 
-/// Counts and percentiles. Fits in 80 columns while names are short.
-pub(crate) fn metrics(answer: &MetricsSummaryAnswer, colour: bool) -> String {
+/// Counts and percentiles; those that are asked for least are left out where all do not fit, and that is said.
+pub(crate) fn metrics(answer: &MetricsSummaryAnswer, look: Look) -> String {
+    let anywhere = Look { width: None, ..look };
+    let whole = percentiles(answer, anywhere, true);
+    if look.fits(&whole) {
+        return whole;
+    }
+    let note = "The terminal is too narrow for the p90s; --json has them.\n";
+    percentiles(answer, look, false) + &look.paragraph(note, 0)
+}
+
+fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> String {
     let by_operation = answer.rows.iter().any(|row| row.operation.is_some()) || answer.rows.is_empty();
     let by_machine = answer.rows.iter().any(|row| row.machine.is_some());
-    let mut header = Vec::new();
-    if by_operation {
-        header.push("\nOPERATION");
-    }
-    if by_machine {
-        header.push("\nMACHINE");
-    }
-    let names = header.len();
-    header.extend([
-        "\nCOUNT",
-        "\nERR",
-        "WAIT\np50",
-        "\np90",
-        "\np99",
-        "RUN\np50",
-        "\np90",
-        "\np99",
-        "\nmax",
-    ]);
+    let p90 = |name| with_p90.then_some(name);
+    let header: Vec<&str> = [
+        by_operation.then_some("\nOPERATION"),
+        by_machine.then_some("\nMACHINE"),
+        Some("\nCOUNT"),
+        Some("\nERR"),
+        Some("WAIT\np50"),
+        p90("\np90"),
+        Some("\np99"),
+        Some("RUN\np50"),
+        p90("\np90"),
+        Some("\np99"),
+        Some("\nmax"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let names = usize::from(by_operation) + usize::from(by_machine);
     let right: Vec<usize> = (names..header.len()).collect();
-    table(
-        &header,
-        &right,
-        answer.rows.iter().map(|row| {
-            let mut cells = Vec::with_capacity(header.len());
-            if by_operation {
-                cells.push(Cell::new(row.operation.as_deref().unwrap_or("-")));
-            }
-            if by_machine {
-                cells.push(Cell::new(row.machine.as_deref().unwrap_or("-")));
-            }
-            cells.push(Cell::new(row.count));
-            cells.push(match row.errors {
+    let wide: Vec<usize> = (0..names).collect();
+    let rows = answer.rows.iter().map(|row| {
+        let name = |name: &Option<String>| Cell::new(name.as_deref().unwrap_or("-"));
+        let time = |us: u64| Some(Cell::new(duration_us(us)));
+        [
+            by_operation.then(|| name(&row.operation)),
+            by_machine.then(|| name(&row.machine)),
+            Some(Cell::new(row.count)),
+            Some(match row.errors {
                 0 => Cell::new(0),
                 errors => Cell::new(errors).fg(BAD),
-            });
-            let durations = [
-                row.wait.p50_us,
-                row.wait.p90_us,
-                row.wait.p99_us,
-                row.run.p50_us,
-                row.run.p90_us,
-                row.run.p99_us,
-                row.run.max_us,
-            ];
-            cells.extend(durations.map(|us| Cell::new(duration_us(us))));
-            cells
-        }),
-        colour,
-    )
+            }),
+            time(row.wait.p50_us),
+            time(row.wait.p90_us).filter(|_| with_p90),
+            time(row.wait.p99_us),
+            time(row.run.p50_us),
+            time(row.run.p90_us).filter(|_| with_p90),
+            time(row.run.p99_us),
+            time(row.run.max_us),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    });
+    look.table(&header, &right, &wide, rows)
 }
 
 /// Recorded operations.
-pub(crate) fn history(answer: &MetricsHistoryAnswer, colour: bool) -> String {
-    table(
+pub(crate) fn history(answer: &MetricsHistoryAnswer, look: Look) -> String {
+    look.table(
         &[
             "JOB",
             "ENDED",
@@ -564,6 +528,7 @@ pub(crate) fn history(answer: &MetricsHistoryAnswer, colour: bool) -> String {
             "OUTCOME",
         ],
         &[0, 5, 6],
+        &[3, 4, 7],
         answer.records.iter().map(|record| {
             let outcome = match (record.outcome.as_str(), record.exit_code) {
                 ("succeeded", None | Some(0)) => Cell::new("succeeded"),
@@ -581,7 +546,6 @@ pub(crate) fn history(answer: &MetricsHistoryAnswer, colour: bool) -> String {
                 outcome,
             ]
         }),
-        colour,
     )
 }
 
@@ -594,8 +558,8 @@ fn short_time(rfc3339: &str) -> String {
 }
 
 /// Counters.
-pub(crate) fn counters(answer: &CountersAnswer, _colour: bool) -> String {
-    let mut text = pairs(
+pub(crate) fn counters(answer: &CountersAnswer, look: Look) -> String {
+    let mut text = look.pairs(
         answer
             .counters
             .iter()
@@ -606,7 +570,7 @@ pub(crate) fn counters(answer: &CountersAnswer, _colour: bool) -> String {
 }
 
 /// Keys and values of the configuration, as `orbctl` prints them.
-pub(crate) fn config(answer: &ConfigAnswer, _colour: bool) -> String {
+pub(crate) fn config(answer: &ConfigAnswer, _look: Look) -> String {
     answer
         .values
         .iter()
@@ -616,17 +580,23 @@ pub(crate) fn config(answer: &ConfigAnswer, _colour: bool) -> String {
         })
 }
 
+/// Writes a limit in the unit that its name ends with.
+fn bound(name: &str, limit: u64) -> String {
+    if name.ends_with("_ms") {
+        duration_us(limit.saturating_mul(1000))
+    } else if name.ends_with("_bytes") {
+        bytes(limit)
+    } else {
+        limit.to_string()
+    }
+}
+
 /// The daemon.
-pub(crate) fn daemon(answer: &DaemonInfoAnswer, colour: bool) -> String {
-    let limits: Vec<_> = answer
-        .limits
-        .iter()
-        .map(|(name, limit)| format!("{name} {limit}"))
-        .collect();
+pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     let nothing = || "none".to_owned();
     let mut text = format!(
         "{}, pid {}, up {}\n",
-        paint(colour, GOOD, &format!("orbd {} is running", answer.version)),
+        paint(look, GOOD, &format!("orbd {} is running", answer.version)),
         answer.pid,
         duration_us(answer.uptime_ms.saturating_mul(1000))
     );
@@ -636,7 +606,7 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, colour: bool) -> String {
             "orbctl",
             answer.orbctl.clone().unwrap_or_else(|| {
                 paint(
-                    colour,
+                    look,
                     BAD,
                     "not found; install OrbStack, or name it in the configuration",
                 )
@@ -649,10 +619,17 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, colour: bool) -> String {
     if answer.strict {
         lines.push(("order", "strict: one invocation at a time".into()));
     }
+    text.push_str(&look.pairs(lines));
+    let limits = look.pairs(
+        answer
+            .limits
+            .iter()
+            .map(|(name, limit)| (name.as_str(), bound(name, *limit))),
+    );
     if !limits.is_empty() {
-        lines.push(("limits", limits.join(", ")));
+        text.push_str("limits\n");
     }
-    text.push_str(&pairs(lines));
+    text.extend(limits.lines().map(|line| format!("  {line}\n")));
     text
 }
 
@@ -662,6 +639,11 @@ mod tests {
 
     use super::*;
     use crate::fake;
+
+    const COLOURS: Look = Look {
+        colour: true,
+        width: None,
+    };
 
     #[test]
     fn durations_are_short_and_round_at_the_edges() {
@@ -704,14 +686,14 @@ mod tests {
             observed: fake::observed(),
         };
         assert_eq!(
-            machines(&answer, false),
+            machines(&answer, Look::default()),
             "\
 NAME      STATE    DISTRO  VERSION  ARCH
 web       running  ubuntu  noble    arm64
 database  stopped  ubuntu  noble    arm64
 "
         );
-        assert!(machines(&answer, true).contains('\x1b'));
+        assert!(machines(&answer, COLOURS).contains('\x1b'));
     }
 
     #[test]
@@ -746,7 +728,7 @@ database  stopped  ubuntu  noble    arm64
             more: false,
         };
         assert_eq!(
-            jobs(&answer, false),
+            jobs(&answer, Look::default()),
             "\
 ID  STATE    OPERATION  MACHINE  CLIENT     WAIT     RUN  DETAIL
  9  ended    run        web      pyinfra  1.2 ms  1.2 ms  exit 3
@@ -777,7 +759,7 @@ ID  STATE    OPERATION  MACHINE  CLIENT     WAIT     RUN  DETAIL
         let answer = MetricsSummaryAnswer {
             rows: vec![row("config_reset", 0), row("run", 7)],
         };
-        let text = metrics(&answer, false);
+        let text = metrics(&answer, Look::default());
         assert_eq!(
             text,
             "                            WAIT                    RUN

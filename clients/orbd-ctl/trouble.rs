@@ -278,7 +278,7 @@ impl Trouble {
         if matches!(self, Self::Interrupted) {
             return;
         }
-        let paint = |style, text| render::paint(console.err_colour, style, text);
+        let paint = |style, text| render::paint(console.err_look, style, text);
         let mut text = format!("{} {}\n", paint(render::BAD, "orbd-ctl:"), self.chain());
         if let Some(tail) = self.data().and_then(|data| data.stderr_tail.as_deref()) {
             let sentence = text.clone();
@@ -294,7 +294,9 @@ impl Trouble {
             let label = paint(render::HINT, "hint:");
             text.extend([label.as_str(), " ", &hint, "\n"]);
         }
-        let _ = console.err.write_all(text.as_bytes());
+        let _ = console
+            .err
+            .write_all(console.err_look.paragraph(&text, 2).as_bytes());
     }
 
     /// Tells it and returns the exit code.

@@ -18,7 +18,8 @@ use orbd::rpc::types::{DaemonInfoAnswer, NoParams, ReadParams};
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::link::Link;
+use crate::layout::Look;
+use crate::link::{CLIENT_NAME, Link};
 use crate::render;
 use crate::service::{ManagerName, Service};
 use crate::trouble::{Trouble, exit};
@@ -263,6 +264,8 @@ fn service(link: &Link, daemon_runs: bool) -> Finding {
 
 /// Looks at what only a daemon that runs can tell.
 fn of_daemon(mut client: Client, info: &DaemonInfoAnswer) -> Vec<Finding> {
+    // So that its questions have a name in the metrics. Whether it may speak to us has been looked at.
+    let _ = client.hello(CLIENT_NAME);
     let mut findings = vec![match &info.orbctl {
         Some(path) => Finding::good("orbctl", path.clone()),
         None => not_found("orbd finds no orbctl"),
@@ -370,7 +373,7 @@ fn state_folder(folder: &Path) -> Option<Finding> {
     })
 }
 
-fn show(findings: &Findings, colour: bool) -> String {
+fn show(findings: &Findings, look: Look) -> String {
     let mut text = String::new();
     for finding in &findings.findings {
         let (style, sign) = match finding.level {
@@ -378,16 +381,11 @@ fn show(findings: &Findings, colour: bool) -> String {
             Level::Doubtful => (render::HINT, "hmm "),
             Level::Bad => (render::BAD, "bad "),
         };
-        text.extend([
-            render::paint(colour, style, sign).as_str(),
-            " ",
-            finding.about,
-            ": ",
-            &finding.says,
-            "\n",
-        ]);
+        let sign = render::paint(look, style, sign);
+        let says = format!("{sign} {}: {}\n", finding.about, finding.says);
+        text.push_str(&look.paragraph(&says, 5));
         if let Some(mend) = &finding.mend {
-            text.extend(["     -> ", mend, "\n"]);
+            text.push_str(&look.paragraph(&format!("     -> {mend}\n"), 8));
         }
     }
     text
@@ -428,7 +426,7 @@ mod tests {
             ],
         };
         assert_eq!(
-            show(&findings, false),
+            show(&findings, Look::default()),
             "ok   socket: /s\nbad  orbctl: not found\n     -> install OrbStack\n"
         );
     }

@@ -13,6 +13,7 @@ use orbd::rpc::types::{
 use crate::args;
 use crate::console::Console;
 use crate::context::Context;
+use crate::layout::Look;
 use crate::link::greet;
 use crate::render;
 use crate::trouble::Trouble;
@@ -130,12 +131,12 @@ fn tell(console: &mut Console, event: &Event) -> Result<(), Trouble> {
 }
 
 /// Writes an event for a person: when, its number, and what happened.
-fn text(event: &Event, colour: bool) -> String {
+fn text(event: &Event, look: Look) -> String {
     let time = event.noticed_at.split_once('T').map_or("", |(_, time)| time);
     let time = time.split('.').next().unwrap_or_default();
     let number = event.sequence;
     match &event.what {
-        EventDetails::State(state) => state_text(state, event, colour),
+        EventDetails::State(state) => state_text(state, event, look),
         what => format!("{time}Z {number:>5}  {}\n", what_text(what)),
     }
 }
@@ -217,9 +218,9 @@ fn outcome_text(outcome: &Outcome) -> String {
     }
 }
 
-fn state_text(state: &EventState, event: &Event, colour: bool) -> String {
+fn state_text(state: &EventState, event: &Event, look: Look) -> String {
     let mut text = match &state.machine_list {
-        Some(list) => render::machines(list, colour),
+        Some(list) => render::machines(list, look),
         None => "The machines are not known yet.\n".into(),
     };
     if !state.jobs.is_empty() {
@@ -228,7 +229,7 @@ fn state_text(state: &EventState, event: &Event, colour: bool) -> String {
             more: state.more_jobs,
         };
         text.push('\n');
-        text.push_str(&render::jobs(&jobs, colour));
+        text.push_str(&render::jobs(&jobs, look));
     }
     let orbstack = state.orbstack.as_deref().unwrap_or("not known yet");
     let orbctl = state

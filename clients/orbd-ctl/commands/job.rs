@@ -30,14 +30,14 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
             let answer = context.ask::<JobGet>(Watch::Queue, &JobParams { job_id: id })?;
             context
                 .console
-                .answer(&answer, |answer, colour| render::job(&answer.job, colour))?;
+                .answer(&answer, |answer, look| render::job(&answer.job, look))?;
             Ok(ExitCode::SUCCESS)
         }
         JobCommand::Why { id } => {
             let chain = chain(context, id)?;
             context
                 .console
-                .answer(&chain, |chain, colour| render::why(&chain.jobs, colour))?;
+                .answer(&chain, |chain, look| render::why(&chain.jobs, look))?;
             Ok(ExitCode::SUCCESS)
         }
         JobCommand::Wait { id, timeout } => {
@@ -48,7 +48,7 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
             let answer = context.ask::<JobWait>(Watch::Job(id), &params)?;
             context
                 .console
-                .answer(&answer, |answer, colour| render::job(&answer.job, colour))?;
+                .answer(&answer, |answer, look| render::job(&answer.job, look))?;
             if answer.job.state != JobStateWord::Ended {
                 context.console.say("it goes on");
                 return Ok(ExitCode::from(exit::REFUSED));

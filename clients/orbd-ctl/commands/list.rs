@@ -20,14 +20,14 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Troub
     if args.running {
         answer.machines.retain(|machine| machine.state == "running");
     }
-    context.console.answer(&answer, |answer, colour| {
+    context.console.answer(&answer, |answer, look| {
         if args.quiet {
             answer
                 .machines
                 .iter()
                 .fold(String::new(), |text, machine| text + &machine.name + "\n")
         } else {
-            render::machines(answer, colour)
+            render::machines(answer, look)
         }
     })?;
     if let Some(note) = render::staleness(&answer.observed) {

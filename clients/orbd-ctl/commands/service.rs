@@ -10,6 +10,7 @@ use super::own_log;
 use crate::args::{ServiceCommand, ServiceVerb};
 use crate::context::Context;
 use crate::launch;
+use crate::layout::Look;
 use crate::render;
 use crate::service::{ManagerName, Service, State, Written};
 use crate::trouble::{Trouble, exit};
@@ -205,7 +206,7 @@ fn status(context: &mut Context, service: &Service) -> Result<ExitCode, Trouble>
     })
 }
 
-fn show(report: &Report, colour: bool) -> String {
+fn show(report: &Report, look: Look) -> String {
     let (style, headline) = match (report.installed, report.pid, report.answers) {
         (true, Some(pid), true) => (render::GOOD, format!("orbd runs as a service (pid {pid})")),
         (true, Some(pid), false) => (
@@ -226,7 +227,7 @@ fn show(report: &Report, colour: bool) -> String {
             "no service is installed, and orbd does not run".into(),
         ),
     };
-    let mut text = format!("{}\n", render::paint(colour, style, &headline));
+    let mut text = format!("{}\n", render::paint(look, style, &headline));
     let mut line = |name: &str, value: &str| text.extend(["  ", &format!("{name:<8}"), " ", value, "\n"]);
     line("manager", report.manager);
     line("file", &report.file.display().to_string());
@@ -240,6 +241,6 @@ fn show(report: &Report, colour: bool) -> String {
         (true, true, false) => Some("`orbd-ctl service start` loads and starts it"),
         (true, true, true) => None,
     };
-    text.extend(advice.map(|advice| format!("{} {advice}\n", render::paint(colour, render::HINT, "hint:"))));
+    text.extend(advice.map(|advice| format!("{} {advice}\n", render::paint(look, render::HINT, "hint:"))));
     text
 }

@@ -17,13 +17,13 @@ pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, T
         max_age_ms: args.age.max_age_ms(),
     };
     let answer = context.ask::<OrbstackStatus>(Watch::Ours("status", "status".into()), &params)?;
-    context.console.answer(&answer, |answer, colour| {
+    context.console.answer(&answer, |answer, look| {
         let style = if answer.status == "running" {
             render::GOOD
         } else {
             render::HINT
         };
-        format!("{}\n", render::paint(colour, style, &answer.status))
+        format!("{}\n", render::paint(look, style, &answer.status))
     })?;
     if let Some(note) = render::staleness(&answer.observed) {
         context.console.say(&note);
