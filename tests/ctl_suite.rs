@@ -116,7 +116,7 @@ fn is_refused(socket: &Path) -> bool {
 
 /// Reads what a call says until it says this.
 #[track_caller]
-fn until_it_says(child: &mut Child, wanted: &str) -> BufReader<std::process::ChildStderr> {
+pub(crate) fn until_it_says(child: &mut Child, wanted: &str) -> BufReader<std::process::ChildStderr> {
     let mut lines = BufReader::new(child.stderr.take().expect("piped"));
     let mut all = String::new();
     while !all.contains(wanted) {

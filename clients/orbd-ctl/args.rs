@@ -4,7 +4,9 @@
 //! (`--detach`, `--timeout`, `jobs`, `cancel` and so on) has no namesake there.
 
 use std::ffi::OsString;
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::completions::ShellName;
@@ -133,10 +135,10 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "WHO", value_parser = priority)]
     pub(crate) priority: Option<Priority>,
     /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
     /// End it when it has run for TIME
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -144,10 +146,10 @@ pub(crate) struct JobArgs {
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct LeaseArgs {
     /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
     /// End it when it has run for TIME
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -172,7 +174,7 @@ pub(crate) enum Format {
 #[derive(Debug, Args, Default)]
 pub(crate) struct AgeArgs {
     /// Oldest answer to accept, as in 500ms or 10s; 0 asks orbctl now
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) max_age: Option<Duration>,
 }
 
@@ -470,13 +472,13 @@ pub(crate) struct Create {
     #[arg(short = 'p', long, conflicts_with = "detach")]
     pub(crate) set_password: bool,
     /// Processor limit (OrbStack 2.2)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>, allow_hyphen_values = true)]
     pub(crate) cpus: Option<u32>,
     /// Memory limit, as in 4G (OrbStack 2.2)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<String>,
     /// Disk limit, as in 40G (OrbStack 2.2)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk: Option<String>,
     /// No access to the Mac (OrbStack 2.1)
     #[arg(long)]
@@ -653,7 +655,12 @@ pub(crate) struct Shell {
     #[arg(value_name = "NAME")]
     pub(crate) machine: Option<String>,
     /// The same, as orbctl has it
-    #[arg(short, long = "machine", value_name = "NAME", conflicts_with = "machine")]
+    #[arg(
+        short = 'm',
+        long = "machine",
+        value_name = "NAME",
+        conflicts_with = "machine"
+    )]
     pub(crate) named_machine: Option<String>,
     /// Guest user [default: the machine's]
     #[arg(short, long)]
@@ -662,7 +669,7 @@ pub(crate) struct Shell {
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
     /// Give up when it has not started after TIME, as in 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
 }
 
@@ -673,7 +680,7 @@ pub(crate) struct Transfer {
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
     /// What to copy, and last where to
-    #[arg(value_name = "SRC… [DEST]", required = true)]
+    #[arg(value_name = "PATH", required = true)]
     pub(crate) paths: Vec<PathBuf>,
     /// Its limits.
     #[command(flatten)]
@@ -792,7 +799,7 @@ pub(crate) struct Jobs {
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
     /// At most so many, the newest [default: 100]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole::<usize>, allow_hyphen_values = true)]
     pub(crate) limit: Option<usize>,
 }
 
@@ -810,24 +817,28 @@ pub(crate) enum JobCommand {
     /// Show one job
     Show {
         /// The job's id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
     },
     /// Say what a job waits for, what that waits for, and so on
     Why {
         /// The job's id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
     },
     /// Wait for a job's end; exits as the job ended
     Wait {
         /// The job's id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
         /// Give up after TIME, with exit code 5; the job goes on
-        #[arg(long, value_name = "TIME", value_parser = duration)]
+        #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
         timeout: Option<Duration>,
     },
     /// Write what a job wrote, each stream to its own
     Output {
         /// The job's id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
         /// Go on until the job ends, then exit as it did
         #[arg(short, long)]
@@ -837,7 +848,9 @@ pub(crate) enum JobCommand {
             long = "from",
             visible_alias = "offset",
             value_name = "BYTE",
-            default_value_t = 0
+            default_value_t = 0,
+            value_parser = whole::<u64>,
+            allow_hyphen_values = true
         )]
         offset: u64,
     },
@@ -847,7 +860,7 @@ pub(crate) enum JobCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
     /// Ids of the jobs
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required = true, value_parser = job_id, allow_hyphen_values = true)]
     pub(crate) ids: Vec<u64>,
 }
 
@@ -887,7 +900,7 @@ pub(crate) struct Events {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// Only what came after the event with this number
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_hyphen_values = true)]
     pub(crate) since: Option<u64>,
     /// Instance of orbd that gave this number; the one that runs where absent
     #[arg(long, value_name = "INSTANCE", requires = "since")]
@@ -956,7 +969,7 @@ pub(crate) enum MetricsCommand {
 #[derive(Debug, Args, Default)]
 pub(crate) struct MetricsSummary {
     /// Only the last TIME, as in 1h or 7d [default: everything kept]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) window: Option<Duration>,
     /// A row for each operation, machine, or both
     #[arg(long, value_name = "WHAT", value_parser = group_by)]
@@ -979,10 +992,17 @@ pub(crate) struct MetricsHistory {
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
     /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
-    #[arg(long, value_name = "OUTCOME")]
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     pub(crate) outcome: Option<String>,
     /// At most so many
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        value_parser = whole::<usize>,
+        allow_hyphen_values = true
+    )]
     pub(crate) limit: usize,
     /// Go on where the answer before ended
     #[arg(long)]
@@ -1040,7 +1060,14 @@ pub(crate) struct LogArgs {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// How many lines
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = whole::<usize>,
+        allow_hyphen_values = true
+    )]
     pub(crate) lines: usize,
 }
 
@@ -1140,6 +1167,26 @@ fn group_by(text: &str) -> Result<GroupBy, String> {
         "both" => Ok(GroupBy::Both),
         _ => Err("operation, machine or both".into()),
     }
+}
+
+fn outcome(text: &str) -> Result<String, String> {
+    match text {
+        "succeeded" | "failed" | "cancelled" | "expired" | "interrupted" | "unknown" => Ok(text.to_owned()),
+        _ => Err("succeeded, failed, cancelled, expired, interrupted or unknown".into()),
+    }
+}
+
+/// Reads a whole number. The standard library's own words are about its types.
+fn whole<N: FromStr<Err = ParseIntError>>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "it is too large".into(),
+        _ => "a whole number, from 0 on".into(),
+    })
+}
+
+/// Reads the id of a job.
+fn job_id(text: &str) -> Result<u64, String> {
+    whole(text).map_err(|_| "the id of a job is a number, as in 12; `orbd-ctl jobs --all` lists them".into())
 }
 
 /// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.

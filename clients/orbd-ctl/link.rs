@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orbd::client::{CallError, Client};
+use orbd::config::SOCKET_PATH_MAX;
 use orbd::rpc::api::{DaemonHello, DaemonInfo, PROTOCOL_VERSION};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::socket::lock_path;
@@ -62,6 +63,15 @@ impl Link {
 
     /// Connects to a daemon that runs, without a word.
     pub(crate) fn dial(&self) -> Result<Client, Trouble> {
+        let length = self.socket.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(Trouble::Usage {
+                message: format!(
+                    "the path of the socket has {length} bytes; the system allows {SOCKET_PATH_MAX}"
+                ),
+                hint: "give a shorter one with --socket or ORBD_SOCKET".into(),
+            });
+        }
         Client::connect(&self.socket).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Trouble::NotRunning {
                 socket: self.socket.clone(),

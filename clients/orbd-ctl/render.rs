@@ -250,10 +250,19 @@ pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
     }
 }
 
+/// Returns the beginning of a message, and shows that there is more; `--json` tells the whole.
+fn beginning(message: &str) -> String {
+    const LENGTH_MAX: usize = 200;
+    match message.char_indices().nth(LENGTH_MAX) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
 /// Says in a few words how a job ended.
 fn outcome(outcome: &Outcome) -> String {
     match (&outcome.error, outcome.exit_code, outcome.changed) {
-        (Some(error), ..) => error.message.lines().next().unwrap_or_default().to_owned(),
+        (Some(error), ..) => beginning(error.message.lines().next().unwrap_or_default()),
         (None, Some(0), _) if outcome.kind == "succeeded" => "done".into(),
         (None, Some(code), _) => format!("exit {code}"),
         (None, None, Some(false)) => "nothing to do".into(),

@@ -195,9 +195,16 @@ impl Trouble {
         }
     }
 
-    /// Returns the whole chain in one sentence.
+    /// Returns the whole chain in one sentence. What the wire calls by another name than the command line is called as it was
+    /// typed.
     fn chain(&self) -> String {
         let mut text = self.to_string();
+        let field = self.data().and_then(|data| data.field.as_deref());
+        if let Some(flag) = field.and_then(flag_of)
+            && let Some(rest) = field.and_then(|field| text.strip_prefix(field))
+        {
+            text = format!("{flag}{rest}");
+        }
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
             text.push_str(": ");
@@ -304,6 +311,28 @@ impl Trouble {
         self.tell(console);
         ExitCode::from(self.exit())
     }
+}
+
+/// Returns what is typed for a field of the wire, where it is not called the same.
+fn flag_of(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "run_timeout_ms" | "timeout_ms" => "--timeout",
+        "queue_timeout_ms" => "--queue-timeout",
+        "max_age_ms" => "--max-age",
+        "new_name" => "the new name",
+        "window_ms" => "--window",
+        "mounts" => "--mount",
+        "limit" => "-n",
+        "cpus" => "--cpus",
+        "memory" => "--memory",
+        "disk" => "--disk",
+        "arch" => "--arch",
+        "user" => "--user",
+        "workdir" => "--workdir",
+        "env" => "--env",
+        "cursor" => "--cursor",
+        _ => return None,
+    })
 }
 
 fn exit_of_kind(kind: ErrorKind) -> u8 {

@@ -30,6 +30,13 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Troub
             render::machines(answer, look)
         }
     })?;
+    if answer.machines.is_empty() && !args.quiet && !context.console.json {
+        context.console.say(if args.running {
+            "no machine runs; `orbd-ctl list` shows those that are stopped too"
+        } else {
+            "there are no machines; `orbd-ctl create ubuntu` makes one"
+        });
+    }
     if let Some(note) = render::staleness(&answer.observed) {
         context.console.say(&note);
     }

@@ -155,6 +155,12 @@ fn environment(words: &[String]) -> Result<BTreeMap<String, String>, Trouble> {
                         hint: "pass it through a file or the command's input".into(),
                     });
                 }
+                None if word.is_empty() => {
+                    return Err(Trouble::Usage {
+                        message: "-e: an empty word names no variable".into(),
+                        hint: "write -e KEY=VALUE, or -e KEY for what it is in the environment".into(),
+                    });
+                }
                 None => {
                     return Err(Trouble::Usage {
                         message: format!("-e {word}: there is no such variable in the environment"),

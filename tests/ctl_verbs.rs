@@ -1,0 +1,515 @@
+//! The command line verb by verb: what bad input is told, what orbctl's own flags do, and Ctrl-C.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::Child;
+
+use orbd::rpc::types::JobStateWord;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::ctl_suite::{call, ctl, ok, said, until_it_says};
+use crate::support::{World, eventually, outcome_of};
+
+/// Words, exit code, and what must be said: the field or flag, and the mend where the sentence has one.
+type Case = (&'static [&'static str], i32, &'static [&'static str]);
+
+/// Mistakes that the command line itself notices.
+const TYPED_WRONG: &[Case] = &[
+    (&["frobnicate"], 2, &["frobnicate", "--help"]),
+    (&["info"], 2, &["NAME"]),
+    (&["list", "surplus"], 2, &["surplus"]),
+    (&["list", "-f", "xml"], 2, &["--format", "text, json"]),
+    (
+        &["list", "--max-age", "-1"],
+        2,
+        &["--max-age", "as in 500ms, 30s"],
+    ),
+    (&["list", "--max-age", ""], 2, &["--max-age", "as in 500ms, 30s"]),
+    (
+        &["create", "ubuntu", "z", "--cpus", "-1"],
+        2,
+        &["--cpus", "whole number"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--cpus", "99999999999"],
+        2,
+        &["--cpus", "too large"],
+    ),
+    (
+        &["create", "ubuntu", "z", "-p", "-d"],
+        2,
+        &["--set-password", "--detach"],
+    ),
+    (
+        &["create", "ubuntu", "z", "-c", "f", "-d"],
+        2,
+        &["--user-data", "--detach"],
+    ),
+    (&["start", "a", "--all"], 2, &["--all"]),
+    (&["stop"], 2, &["--orbstack"]),
+    (&["stop", "a", "--all"], 2, &["--all"]),
+    (&["delete"], 2, &["NAME"]),
+    (&["rename", "a"], 2, &["NEW"]),
+    (&["run", "-m", "a"], 2, &["COMMAND"]),
+    (
+        &["run", "-m", "a", "--timeout", "-5s", "ls"],
+        2,
+        &["--timeout", "as in 500ms, 30s"],
+    ),
+    (
+        &["run", "-m", "a", "--priority", "fast", "ls"],
+        2,
+        &["--priority", "interactive"],
+    ),
+    (&["run", "-m", "a", "-td", "ls"], 2, &["--terminal", "--detach"]),
+    (&["run", "-m", "a", "-sd", "ls"], 2, &["--shell", "--detach"]),
+    (&["shell", "a", "-m", "b"], 2, &["NAME", "--machine"]),
+    (&["push", "-m", "a"], 2, &["PATH"]),
+    (&["import", "x"], 2, &["--name"]),
+    (&["config", "set", "cpu"], 2, &["VALUE"]),
+    (
+        &["jobs", "--state", "gone"],
+        2,
+        &["--state", "waiting, running or ended"],
+    ),
+    (&["jobs", "-n", "-1"], 2, &["--limit", "whole number"]),
+    (
+        &["job", "show", "a"],
+        2,
+        &["ID", "is a number", "orbd-ctl jobs --all"],
+    ),
+    (&["job", "show", "-1"], 2, &["ID", "is a number"]),
+    (
+        &["job", "show", "01M8HBQ5HXJ5NCJCRBB1GPQAJY"],
+        2,
+        &["ID", "is a number"],
+    ),
+    (
+        &["job", "wait", "1", "--timeout", "-1"],
+        2,
+        &["--timeout", "as in 500ms"],
+    ),
+    (
+        &["job", "output", "1", "--from", "-1"],
+        2,
+        &["--from", "whole number"],
+    ),
+    (&["cancel", "a"], 2, &["ID", "is a number"]),
+    (
+        &["events", "--kinds", "x"],
+        2,
+        &["--kinds", "machines, jobs, cache, orbctl"],
+    ),
+    (&["events", "--instance", "x"], 2, &["--since"]),
+    (
+        &["metrics", "--window", "soon"],
+        2,
+        &["--window", "as in 500ms, 30s"],
+    ),
+    (
+        &["metrics", "--by", "colour"],
+        2,
+        &["--by", "operation, machine or both"],
+    ),
+    (
+        &["metrics", "history", "--outcome", "x"],
+        2,
+        &["--outcome", "succeeded, failed"],
+    ),
+    (&["completions", "tcsh"], 2, &["SHELL", "bash, zsh, fish"]),
+    (&["daemon", "logs", "-n", "few"], 2, &["--lines", "whole number"]),
+];
+
+/// Mistakes that only the daemon, or the real tool, notices.
+const MEANT_WRONG: &[Case] = &[
+    (&["info", ""], 2, &["machine", "empty"]),
+    (&["info", "--", "-x"], 2, &["machine", "cannot start with '-'"]),
+    (
+        &["info", "a\tb\u{1b}[31m"],
+        2,
+        &["machine", "letters, digits", "\\u{1b}"],
+    ),
+    (
+        &["info", "nobody"],
+        4,
+        &["nobody does not exist", "orbd-ctl list"],
+    ),
+    (&["start", "nobody"], 4, &["nobody does not exist"]),
+    (&["create", "ubuntu", ""], 2, &["name", "empty"]),
+    (&["create", "ubuntu:"], 2, &["version"]),
+    (
+        &["create", "ubuntu", "a"],
+        4,
+        &["already exists", "orbd-ctl delete a"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--cpus", "0"],
+        2,
+        &["--cpus", "at least 1"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--memory", "lots"],
+        2,
+        &["--memory", "K, M, G or T"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--memory", "-4G"],
+        2,
+        &["--memory", "K, M, G or T"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--arch", "sparc"],
+        2,
+        &["--arch", "arm64 or amd64"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--mount", ""],
+        2,
+        &["--mount", "SRC:DEST"],
+    ),
+    (
+        &["create", "ubuntu", "z", "--user", "a b"],
+        2,
+        &["--user", "no blanks"],
+    ),
+    (&["create", "nodistro", "z"], 1, &["unknown distro"]),
+    (&["rename", "a", ""], 2, &["the new name", "empty"]),
+    (&["rename", "a", "b"], 4, &["already exists"]),
+    (&["clone", "nobody", "c"], 4, &["nobody does not exist"]),
+    (&["default", "nobody"], 4, &["nobody does not exist"]),
+    (&["run", "ls"], 125, &["no default machine", "-m NAME"]),
+    (&["run", "-m", "", "ls"], 125, &["machine", "empty"]),
+    (&["run", "-m", "a", ""], 125, &["command", "empty"]),
+    (
+        &["run", "-m", "a", "--", "-x"],
+        125,
+        &["command", "start with '-'"],
+    ),
+    (
+        &["run", "-m", "a", "-u", "-x", "ls"],
+        125,
+        &["--user", "no leading '-'"],
+    ),
+    (&["run", "-m", "a", "-w", "", "ls"], 125, &["--workdir"]),
+    (&["run", "-m", "a", "-e", "", "ls"], 125, &["-e", "KEY=VALUE"]),
+    (
+        &["run", "-m", "a", "-e", "NOT_THERE", "ls"],
+        125,
+        &["NOT_THERE", "-e NOT_THERE=VALUE"],
+    ),
+    (
+        &["run", "-m", "a", "-e", "A B=x", "ls"],
+        125,
+        &["--env", "letters, digits"],
+    ),
+    (
+        &["run", "-m", "a", "--timeout", "9999999d", "ls"],
+        125,
+        &["--timeout", "at most a year"],
+    ),
+    (
+        &["restart", "a", "--queue-timeout", "9999999d"],
+        2,
+        &["--queue-timeout", "at most a year"],
+    ),
+    (&["logs", "nobody"], 4, &["nobody does not exist"]),
+    (&["config", "get", ""], 2, &["key", "letters, digits"]),
+    (
+        &["config", "get", "no.such.key"],
+        4,
+        &["not set", "orbd-ctl config show"],
+    ),
+    (&["config", "set", "no.such.key", "1"], 1, &["unknown config key"]),
+    (&["jobs", "-n", "0"], 2, &["-n", "1 to 10000"]),
+    (&["jobs", "-m", ""], 2, &["machine", "empty"]),
+    (
+        &["job", "show", "18446744073709551615"],
+        4,
+        &["no job", "orbd-ctl jobs --all"],
+    ),
+    (&["job", "why", "999"], 4, &["no job 999"]),
+    (&["cancel", "999"], 4, &["no job 999"]),
+    (&["queue", "pause", ""], 2, &["machine", "empty"]),
+    (&["metrics", "history", "-n", "99999"], 2, &["-n", "1 to 1000"]),
+    (
+        &["metrics", "history", "--cursor", "x"],
+        2,
+        &["--cursor", "earlier page"],
+    ),
+    (&["import", "-n", "", "f"], 2, &["empty"]),
+    (&["import", "-n", "z", "not-there"], 1, &["not-there"]),
+    (&["man", "--to", "/dev/null/x"], 1, &["/dev/null/x"]),
+];
+
+#[track_caller]
+fn check(world: &World, (words, code, parts): &Case) {
+    let output = call(world, words);
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(*code), "{words:?}: {told}");
+    for part in *parts {
+        assert!(told.contains(part), "{words:?} does not say {part:?}: {told}");
+    }
+    assert!(
+        !told.contains('\u{1b}'),
+        "{words:?} reaches the terminal as it is: {told:?}"
+    );
+    assert!(output.stdout.is_empty(), "{words:?}: {output:?}");
+}
+
+#[test]
+fn whatever_is_typed_wrong_is_named_with_what_is_right_and_needs_no_daemon() {
+    let world = World::new();
+    for case in TYPED_WRONG {
+        check(&world, case);
+    }
+    assert!(world.processes().is_empty(), "nobody started a daemon");
+}
+
+#[test]
+fn whatever_cannot_be_done_is_named_with_its_exit_code() {
+    let world = World::with_machines(&["a", "b"]);
+    ok(&world, &["default", "none"]);
+    for case in MEANT_WRONG {
+        check(&world, case);
+    }
+    // With --json a program is told the same, and the code is the same.
+    for (words, code, _) in MEANT_WRONG.iter().filter(|(words, ..)| words[0] == "info") {
+        let output = call(&world, &[&["--json"], *words].concat());
+        assert_eq!(output.status.code(), Some(*code), "{words:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(answer["error"]["data"]["kind"].is_string(), "{answer}");
+    }
+    assert_eq!(world.truth().len(), 2, "nothing came of all that");
+}
+
+#[test]
+fn a_name_or_path_that_is_too_long_is_refused_before_anything_is_asked() {
+    let world = World::with_machines(&["a"]);
+    let long = "x".repeat(300);
+    for words in [["info", &long], ["start", &long], ["logs", &long]] {
+        let output = call(&world, &words);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("at most 253 bytes"), "{}", said(&output));
+    }
+    let output = call(&world, &["--socket", &long, "list"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(
+        said(&output).contains("--socket") && said(&output).contains("103"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn the_flags_of_orbctls_own_verbs_do_what_they_do_there() {
+    let world = World::with_machines(&["a"]);
+    let object = |text: String| -> Value { serde_json::from_str(&text).expect("JSON") };
+    let list = object(ok(&world, &["list", "-f", "json"]));
+    assert_eq!(list["machines"][0]["name"], "a");
+    assert_eq!(
+        object(ok(&world, &["info", "-f", "json", "a"]))["machine"]["name"],
+        "a"
+    );
+    assert!(ok(&world, &["list", "--format", "text"]).starts_with("NAME"));
+    // What only the real tool can do runs it here, in a place of the queue.
+    assert_eq!(ok(&world, &["run", "-m", "a", "-s", "-p", "echo", "hi"]), "hi\n");
+    let output = call(&world, &["run", "-m", "a", "-s", "sh", "-c", "exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "{}", said(&output));
+    ok(&world, &["create", "-p", "ubuntu", "b"]);
+    let ledger = world.ledger();
+    let told = |command: &str| ledger.of(command)[0].args.join(" ");
+    assert_eq!(told("run"), "run -m a -s -p echo hi");
+    assert_eq!(told("create"), "create -p ubuntu b");
+    let jobs = world.client().jobs();
+    let leased = jobs
+        .iter()
+        .find(|job| job.operation == "run")
+        .expect("it was a job");
+    assert_eq!(
+        (leased.class.as_str(), outcome_of(leased)),
+        ("exec", ("succeeded", ""))
+    );
+    let output = ctl(&world, &["shell", "-m", "a"]).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
+
+#[test]
+fn what_the_real_tool_does_for_us_says_when_it_is_done_and_has_a_limit() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\ntimes = 1")
+        .machines(&["a"])
+        .started();
+    let output = call(&world, &["export", "--timeout", "50ms", "a", "late.tar"]);
+    assert_eq!(
+        output.status.code(),
+        Some(7),
+        "it may have written some of it: {}",
+        said(&output)
+    );
+    let told = ok(&world, &["export", "a", "a.tar"]);
+    assert!(told.starts_with("a exported to a.tar (took "), "{told}");
+    let told = ok(&world, &["push", "-m", "a", "a.tar"]);
+    assert!(told.starts_with("copied into a (took "), "{told}");
+}
+
+#[test]
+fn why_follows_what_is_in_the_way_to_its_end() {
+    let world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let holding = caller.run_detached("a", &["cat", &gate]);
+    caller.until_running(holding);
+    let id = |text: String| -> u64 { text.trim().parse().expect("an id") };
+    let second = id(ok(&world, &["clone", "--detach", "a", "c"]));
+    let third = id(ok(&world, &["start", "--detach", "c"]));
+    let told = ok(&world, &["job", "why", &third.to_string()]);
+    let lines: Vec<&str> = told.lines().collect();
+    let waits = |line: &str, job: u64, other: u64| {
+        line.starts_with(&format!("job {job} (")) && line.contains(&format!("is waiting for job {other} ("))
+    };
+    assert_eq!(lines.len(), 3, "{told}");
+    assert!(waits(lines[0], third, second), "{told}");
+    assert!(waits(lines[1], second, holding), "{told}");
+    assert!(
+        lines[2].starts_with(&format!("job {holding} (run a)")) && lines[2].contains("nothing is in its way"),
+        "{told}"
+    );
+    let chain: Value =
+        serde_json::from_str(&ok(&world, &["--json", "job", "why", &third.to_string()])).expect("JSON");
+    let ids: Vec<u64> = chain["jobs"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|job| job["id"].as_u64())
+        .collect();
+    assert_eq!(ids, [third, second, holding]);
+    world.open_gate("gate");
+    caller.end_of(third);
+    let told = ok(&world, &["job", "why", &third.to_string()]);
+    assert!(told.contains("is over"), "{told}");
+}
+
+#[test]
+fn a_jobs_output_is_read_from_any_byte() {
+    let world = World::with_machines(&["a"]);
+    let id = world
+        .client()
+        .run("a", &["printf", "0123456789"])
+        .job_id
+        .to_string();
+    for flag in ["--from", "--offset"] {
+        assert_eq!(ok(&world, &["job", "output", flag, "4", &id]), "456789");
+        assert_eq!(
+            ok(&world, &["job", "output", "--follow", flag, "4", &id]),
+            "456789"
+        );
+    }
+}
+
+#[test]
+fn the_daemons_own_log_is_shown_where_it_is_written() {
+    let world = World::new().machines(&["a"]);
+    let output = call(&world, &["daemon", "logs"]);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("no log yet"), "{}", said(&output));
+    ok(&world, &["daemon", "start"]);
+    let first = eventually("it logs", || {
+        let text = ok(&world, &["daemon", "logs", "-n", "100"]);
+        text.lines().next().map(str::to_owned)
+    });
+    assert!(first.contains("version="), "{first}");
+    let last = ok(&world, &["service", "logs", "-n", "1"]);
+    assert_eq!(last.lines().count(), 1, "{last}");
+    ok(&world, &["daemon", "stop"]);
+}
+
+// ---- Ctrl-C --------------------------------------------------------------------------------------------------------------------
+
+/// A call in a group of its own, so that what we press is for it alone.
+fn begun(world: &World, words: &[&str]) -> Child {
+    ctl(world, words).process_group(0).spawn().expect("it starts")
+}
+
+fn press(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::INT).expect("it runs");
+}
+
+#[test]
+fn ctrl_c_withdraws_a_change_that_waits_and_leaves_one_that_runs() {
+    let world = World::with_machines(&["a", "b"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let holding = caller.run_detached("a", &["cat", &gate]);
+    caller.until_running(holding);
+    let change = begun(&world, &["restart", "a"]);
+    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
+    press(&change);
+    let output = change.wait_with_output().expect("ours");
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert!(
+        said(&output).contains(&format!(
+            "job {waiting} (restart a) was withdrawn before it started"
+        )),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(
+        outcome_of(&caller.end_of(waiting)),
+        ("cancelled", "job_cancelled")
+    );
+    world.open_gate("gate");
+}
+
+#[test]
+fn ctrl_c_during_a_change_says_that_it_goes_on() {
+    let world = World::new()
+        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"hang\"\ntimes = 1")
+        .machines(&["a"])
+        .started();
+    let mut caller = world.client();
+    let change = begun(&world, &["restart", "a"]);
+    let running = caller.find("restart", "a", JobStateWord::Running).id;
+    eventually("the tool runs", || {
+        world.ledger().of("restart").first().map(|_| ())
+    });
+    press(&change);
+    let output = change.wait_with_output().expect("ours");
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let told = said(&output);
+    assert!(
+        told.contains(&format!("job {running} (restart a) has started and goes on"))
+            && told.contains(&format!("orbd-ctl job wait {running}")),
+        "{told}"
+    );
+    // It is the daemon's now. What we end here was cut short.
+    assert_eq!(caller.job(running).state, JobStateWord::Running);
+    let tool = i32::try_from(world.ledger().of("restart")[0].pid).expect("a pid");
+    kill_process(Pid::from_raw(tool).expect("a pid"), Signal::KILL).expect("it runs");
+    assert_eq!(outcome_of(&caller.end_of(running)).0, "unknown");
+}
+
+#[test]
+fn ctrl_c_cancels_a_command_and_a_second_one_leaves_at_once() {
+    let world = World::new().set("grace", "100ms").machines(&["a"]).started();
+    let mut caller = world.client();
+    let stubborn = "trap '' TERM; echo ready; while :; do sleep 1; done";
+    let mut run = begun(&world, &["run", "-m", "a", "sh", "-c", stubborn]);
+    let mut ready = [0; 6];
+    run.stdout
+        .as_mut()
+        .expect("piped")
+        .read_exact(&mut ready)
+        .expect("it runs");
+    let id = caller.find("run", "a", JobStateWord::Running).id;
+    press(&run);
+    let _rest = until_it_says(
+        &mut run,
+        &format!("cancelling job {id}; Ctrl-C again leaves at once"),
+    );
+    press(&run);
+    let output = run.wait_with_output().expect("ours");
+    assert_eq!(output.status.code(), Some(130));
+    // The connection is gone, so the command is ended, if need be with force.
+    assert_ne!(outcome_of(&caller.end_of(id)).0, "succeeded");
+}
