@@ -5,7 +5,7 @@
 #   make check    formatting, lints, documentation
 #   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures
 #   make bench    benches, each figure as a ratio beside its bar
-#   make bless    rewrites proto/openrpc.json and the golden examples from the code
+#   make bless    rewrites proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
 #   make clean    removes what the above made
 
 CARGO  ?= cargo
@@ -49,6 +49,7 @@ bench:
 
 bless:
 	ORBD_BLESS=1 $(CARGO) test --features sim --test suite -- golden published
+	ORBD_BLESS=1 $(CARGO) test --features sim --bin orbd-ctl -- reference
 
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)

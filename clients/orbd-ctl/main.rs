@@ -26,6 +26,8 @@ mod launch;
 mod layout;
 mod link;
 mod narrate;
+#[cfg(test)]
+mod reference;
 mod render;
 mod service;
 mod trouble;

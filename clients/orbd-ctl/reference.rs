@@ -1,0 +1,151 @@
+//! For tests: the reference of the command line, made of the grammar, as it stands in `docs/cli.md`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use clap::{Arg, Command, CommandFactory};
+
+use crate::args::Cli;
+use crate::environment::variable;
+
+/// The page, and what surrounds the part of it that is generated. What is outside is written by hand.
+const PAGE: &str = "docs/cli.md";
+const BEGIN: &str = "<!-- From here on the page is made of the grammar: `make bless` rewrites it. -->\n";
+const END: &str = "<!-- Until here. -->\n";
+
+/// Writes the reference of all verbs.
+fn reference() -> String {
+    let mut grammar = Cli::command().disable_help_subcommand(true);
+    grammar.build();
+    let mut text = String::from(
+        "\n### Everywhere\n\nThese go before and after any verb. `--help` works everywhere too, `--version` before a verb.\n\n",
+    );
+    table(
+        &mut text,
+        grammar
+            .get_arguments()
+            .filter(|argument| argument.is_global_set()),
+    );
+    for verb in grammar.get_subcommands() {
+        chapter(&mut text, verb, 3);
+    }
+    text.push('\n');
+    text
+}
+
+fn chapter(text: &mut String, command: &Command, level: usize) {
+    if command.is_hide_set() {
+        return;
+    }
+    let mut usage = command.clone().render_usage().to_string();
+    if let Some(words) = usage.strip_prefix("Usage: ") {
+        // Several usages are lined up under the first.
+        usage = words.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    }
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let _ = write!(text, "\n{} {name}\n\n{about}.", "#".repeat(level));
+    let aliases: Vec<String> = command
+        .get_visible_aliases()
+        .map(|alias| format!("`{alias}`"))
+        .collect();
+    if !aliases.is_empty() {
+        let _ = write!(text, " Also {}.", aliases.join(", "));
+    }
+    let _ = write!(text, "\n\n```text\n{usage}\n```\n");
+    let own = |argument: &&Arg| {
+        !argument.is_global_set() && !argument.is_hide_set() && argument.get_id().as_str() != "help"
+    };
+    if command.get_arguments().any(|argument| own(&argument)) {
+        text.push('\n');
+        table(text, command.get_arguments().filter(own));
+    }
+    if let Some(help) = command.get_after_help() {
+        let help = help.to_string();
+        let (prose, examples) = help.split_once("Examples:\n").unwrap_or((&help, ""));
+        for (before, part, after) in [
+            ("\n", prose.trim(), "\n"),
+            ("\n```text\n", examples.trim_end(), "\n```\n"),
+        ] {
+            if !part.is_empty() {
+                let lines: Vec<&str> = part
+                    .lines()
+                    .map(|line| line.strip_prefix("  ").unwrap_or(line))
+                    .collect();
+                text.extend([before, &lines.join("\n"), after]);
+            }
+        }
+    }
+    for verb in command.get_subcommands() {
+        chapter(text, verb, level + 1);
+    }
+}
+
+fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
+    text.push_str("| | |\n|---|---|\n");
+    for argument in arguments {
+        let name = argument.to_string();
+        let short = argument
+            .get_short()
+            .map_or_else(String::new, |short| format!("`-{short}`, "));
+        let aliases = argument.get_visible_aliases().unwrap_or_default();
+        let aliases: String = aliases.iter().map(|alias| format!(", `--{alias}`")).collect();
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let values = argument.get_possible_values();
+        let values: Vec<&str> = values
+            .iter()
+            .map(clap::builder::PossibleValue::get_name)
+            .collect();
+        let takes_value = argument.get_action().takes_values();
+        let values = if values.is_empty() || !takes_value {
+            String::new()
+        } else {
+            format!(": {}", values.join(", "))
+        };
+        let default = argument.get_default_values().first().filter(|_| takes_value);
+        let default = default.map_or_else(String::new, |value| {
+            format!(" [default: {}]", value.to_string_lossy())
+        });
+        // A bar would end the cell.
+        let cell = |text: String| text.replace('|', "\\|");
+        let _ = writeln!(
+            text,
+            "| {} | {} |",
+            cell(format!("{short}`{name}`{aliases}")),
+            cell(format!("{help}{values}{default}"))
+        );
+    }
+}
+
+#[test]
+fn the_reference_in_the_documents_is_the_grammars() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = std::fs::read_to_string(&path).expect("the page is there");
+    let (before, rest) = page.split_once(BEGIN).expect("it has a beginning");
+    let (committed, after) = rest.split_once(END).expect("it has an end");
+    let generated = reference();
+    if variable("ORBD_BLESS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{generated}{END}{after}"))
+            .expect("the page is written");
+        return;
+    }
+    assert!(
+        committed == generated,
+        "{PAGE} is not what the grammar says; `make bless` rewrites it"
+    );
+}
+
+#[test]
+fn the_map_before_the_reference_names_every_verb() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = std::fs::read_to_string(path).expect("the page is there");
+    let (map, _) = page.split_once(BEGIN).expect("it has a beginning");
+    let rows: String = map.lines().filter(|line| line.starts_with("| `")).collect();
+    let mut grammar = Cli::command();
+    grammar.build();
+    for verb in grammar.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let name = verb.get_name();
+        let is_named = rows.split(['`', ' ', ',', '|']).any(|word| word == name);
+        assert!(is_named || name == "help", "{name} is in no row of the map");
+    }
+}
