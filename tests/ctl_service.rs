@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::ctl_doctor;
 use crate::support::{World, eventually};
 
 /// What both managers have in common: a folder with `pid`, `loaded`, `exit`, what they were told, and scripted failures.
@@ -393,6 +394,52 @@ fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
     );
     assert_eq!(managed.pid(), None);
     assert!(managed.call(&["daemon", "stop"]).status.success());
+}
+
+#[test]
+fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
+    let managed = Managed::new("systemd");
+    managed.ok(&["install"]);
+    let doctor = |managed: &Managed| ctl_doctor::read(&managed.call(&["doctor", "--json"]));
+    let found = doctor(&managed);
+    assert_eq!(ctl_doctor::about(&found, "service").level, "good", "{found:#?}");
+    managed.ok(&["stop"]);
+    fs::write(managed.folder().join("exit"), "78").expect("written");
+    let found = doctor(&managed);
+    let service = ctl_doctor::about(&found, "service");
+    assert!(
+        service.level == "bad"
+            && service.says.contains("exit code 78")
+            && service.mend.contains("orbd-ctl service logs"),
+        "{service:?}"
+    );
+    // The service has a PATH of its own: what is found from a terminal need not be found by it.
+    let path = ctl_doctor::about(&found, "service's PATH");
+    assert!(
+        path.level == "bad"
+            && path.says.contains("leads to no orbctl")
+            && path.mend.contains("orbd-ctl service install"),
+        "{path:?}"
+    );
+    let file = managed.world.path("home/.config/systemd/user/orbd.service");
+    let unit = fs::read_to_string(&file).expect("installed");
+    let somewhere = managed.world.path("somewhere");
+    fs::create_dir(&somewhere).expect("a folder");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), somewhere.join("orbctl")).expect("a link");
+    fs::remove_file(managed.folder().join("exit")).expect("it was there");
+    let unit = unit.replace("PATH=", &format!("PATH={}:", somewhere.display()));
+    fs::write(&file, unit).expect("written");
+    let found = doctor(&managed);
+    assert_eq!(
+        ctl_doctor::about(&found, "service's PATH").level,
+        "good",
+        "{found:#?}"
+    );
+    assert!(
+        ctl_doctor::about(&found, "service")
+            .says
+            .contains("not what this version would write")
+    );
 }
 
 #[test]

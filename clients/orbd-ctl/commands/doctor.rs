@@ -2,6 +2,7 @@
 //!
 //! Each check looks at one thing and gives one finding. None changes anything, starts the daemon or wakes OrbStack.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use orbd::client::Client;
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
-use orbd::orbctl::locate::{Search, locate};
+use orbd::orbctl::locate::{LocateError, Located, Search, locate};
 use orbd::rpc::api::{
     DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, PROTOCOL_VERSION, QueueStatus,
 };
@@ -21,11 +22,14 @@ use crate::context::Context;
 use crate::layout::Look;
 use crate::link::{CLIENT_NAME, Link};
 use crate::render;
-use crate::service::{ManagerName, Service};
+use crate::service::{ManagerName, Service, State};
 use crate::trouble::{Trouble, exit};
 
 /// How long the daemon may think about each question.
 const ANSWER_MAX: Duration = Duration::from_secs(40);
+
+/// What helps when OrbStack does not answer.
+const UNSTICK: &str = "`orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`; if that does not help, restart the app";
 
 /// Less free than this where orbd keeps its state, and something will fail soon.
 const FREE_MIN: u64 = 100 << 20;
@@ -115,8 +119,12 @@ fn examine(link: &Link) -> Vec<Finding> {
     findings.push(socket(&link.socket));
     let daemon = reach(link, &mut findings);
     findings.push(service(link, daemon.is_some()));
+    findings.extend(service_path(link));
     match (daemon, &config) {
-        (Some((client, info)), _) => findings.extend(of_daemon(client, &info)),
+        (Some((client, info)), config) => {
+            findings.extend(of_daemon(client, &info, config.as_ref().ok(), link));
+            findings.extend(state_folder(Path::new(&info.state_dir)));
+        }
         (None, Ok(config)) => {
             findings.push(orbctl_alone(config, link));
             findings.extend(state_folder(&config.state_dir));
@@ -128,6 +136,11 @@ fn examine(link: &Link) -> Vec<Finding> {
 
 /// Looks at the socket's path and at who may reach it.
 fn socket(path: &Path) -> Finding {
+    socket_of(path, rustix::process::geteuid().as_raw())
+}
+
+/// The same for this user.
+fn socket_of(path: &Path, ours: u32) -> Finding {
     const ABOUT: &str = "socket";
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_MAX {
@@ -140,7 +153,6 @@ fn socket(path: &Path) -> Finding {
             "set ORBD_SOCKET to a shorter path",
         );
     }
-    let ours = rustix::process::geteuid().as_raw();
     if let Some(folder) = path.parent()
         && let Ok(data) = fs::metadata(folder)
         && (data.uid() != ours || data.mode() & 0o077 != 0)
@@ -238,6 +250,17 @@ fn service(link: &Link, daemon_runs: bool) -> Finding {
                 .hint()
                 .unwrap_or_else(|| "orbd-ctl service install".into()),
         ),
+        Ok((_, _, Some(Ok(state)))) if is_failing(&state) && !daemon_runs => Finding::bad(
+            ABOUT,
+            format!(
+                "it is installed, but its orbd ended with exit code {}",
+                state.last_exit.unwrap_or_default()
+            ),
+            format!(
+                "`orbd-ctl service logs` and {} say why; then orbd-ctl service start",
+                link.socket.with_extension("err").display()
+            ),
+        ),
         Ok((service, false, Some(Ok(_)))) => Finding::doubtful(
             ABOUT,
             format!("{} is not what this version would write", service.file.display()),
@@ -262,13 +285,57 @@ fn service(link: &Link, daemon_runs: bool) -> Finding {
     }
 }
 
+/// Says whether the manager has given up on it, or is about to try again.
+fn is_failing(state: &State) -> bool {
+    state.pid.is_none() && state.last_exit.is_some_and(|code| code != 0)
+}
+
+/// Looks whether the service's own PATH leads to `orbctl`: a manager gives little of its own, and what it gets is not what a
+/// terminal has.
+fn service_path(link: &Link) -> Option<Finding> {
+    const ABOUT: &str = "service's PATH";
+    let service = Service::of(link, ManagerName::of_this_system()).ok()?;
+    let path = service.search_path()?;
+    // The service has the file's settings, and none of those that this environment makes.
+    let config = Config::load(&Flags::default(), &ConfigEnvironment::default()).ok()?;
+    Some(match find_orbctl(&config, link, Some(&path)) {
+        Ok(found) => Finding::good(ABOUT, format!("leads to {}", found.path().display())),
+        Err(LocateError::NotFound) => Finding::bad(
+            ABOUT,
+            format!("{} leads to no orbctl", path.display()),
+            "call `orbd-ctl service install` where orbctl is on PATH, or set `orbctl` in orbd's configuration",
+        ),
+        Err(error) => Finding {
+            about: ABOUT,
+            ..not_found(&error)
+        },
+    })
+}
+
 /// Looks at what only a daemon that runs can tell.
-fn of_daemon(mut client: Client, info: &DaemonInfoAnswer) -> Vec<Finding> {
+fn of_daemon(
+    mut client: Client,
+    info: &DaemonInfoAnswer,
+    config: Option<&Config>,
+    link: &Link,
+) -> Vec<Finding> {
     // So that its questions have a name in the metrics. Whether it may speak to us has been looked at.
     let _ = client.hello(CLIENT_NAME);
     let mut findings = vec![match &info.orbctl {
         Some(path) => Finding::good("orbctl", path.clone()),
-        None => not_found("orbd finds no orbctl"),
+        // It looked when it started.
+        None => match config.map(|config| find_orbctl(config, link, link.environment.path.as_deref())) {
+            Some(Ok(found)) => Finding::bad(
+                "orbctl",
+                format!(
+                    "orbd found none when it started; now there is {}",
+                    found.path().display()
+                ),
+                "orbd-ctl daemon restart",
+            ),
+            Some(Err(error)) => not_found(&error),
+            None => not_found(&LocateError::NotFound),
+        },
     }];
     if info.orbctl.is_some() {
         match client.call::<OrbstackVersion>(&ReadParams::default()) {
@@ -280,13 +347,14 @@ fn of_daemon(mut client: Client, info: &DaemonInfoAnswer) -> Vec<Finding> {
             )),
         }
         findings.push(match client.call::<OrbstackStatus>(&ReadParams::default()) {
+            Ok(answer) if answer.observed.stale => Finding::bad(
+                "OrbStack",
+                render::staleness(&answer.observed).unwrap_or_default(),
+                UNSTICK,
+            ),
             Ok(answer) if answer.status == "running" => Finding::good("OrbStack", answer.status),
             Ok(answer) => Finding::doubtful("OrbStack", answer.status, "orbd-ctl start"),
-            Err(error) => Finding::bad(
-                "OrbStack",
-                Trouble::from(error).to_string(),
-                "`orbd-ctl stop --orbstack --force`, then `orbd-ctl start`; if that does not help, restart the app",
-            ),
+            Err(error) => Finding::bad("OrbStack", Trouble::from(error).to_string(), UNSTICK),
         });
     }
     if let Ok(queue) = client.call::<QueueStatus>(&NoParams {}) {
@@ -319,44 +387,94 @@ fn of_daemon(mut client: Client, info: &DaemonInfoAnswer) -> Vec<Finding> {
             ),
         });
     }
-    findings.extend(state_folder(Path::new(&info.state_dir)));
     findings
 }
 
-fn not_found(says: &str) -> Finding {
-    Finding::bad(
-        "orbctl",
-        says,
-        "install OrbStack (https://orbstack.dev), or set `orbctl` in orbd's configuration to its path",
-    )
+/// Says why there is no `orbctl`, and what mends that.
+fn not_found(error: &LocateError) -> Finding {
+    let mend = match error {
+        LocateError::NotExecutable(path) if path.exists() => {
+            format!(
+                "chmod +x {}, or correct `orbctl` in orbd's configuration",
+                path.display()
+            )
+        }
+        LocateError::NotFound => {
+            "install OrbStack (https://orbstack.dev), or set `orbctl` in orbd's configuration to its path"
+                .into()
+        }
+        _ => "correct `orbctl` in orbd's configuration, or leave it out: it is looked for then".into(),
+    };
+    Finding::bad("orbctl", error.to_string(), mend)
+}
+
+/// Looks for `orbctl` as a daemon with this configuration and PATH would.
+fn find_orbctl(config: &Config, link: &Link, path: Option<&OsStr>) -> Result<Located, LocateError> {
+    let ours: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
+    locate(&Search {
+        configured: config.orbctl.as_deref(),
+        path,
+        home: link.environment.home.as_deref(),
+        ours: &ours,
+    })
 }
 
 /// Looks for `orbctl` as a daemon of this environment would.
 fn orbctl_alone(config: &Config, link: &Link) -> Finding {
-    let ours: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
-    let search = Search {
-        configured: config.orbctl.as_deref(),
-        path: link.environment.path.as_deref(),
-        home: link.environment.home.as_deref(),
-        ours: &ours,
-    };
-    match locate(&search) {
+    match find_orbctl(config, link, link.environment.path.as_deref()) {
         Ok(located) => Finding::good("orbctl", located.path().display().to_string()),
-        Err(error) => not_found(&error.to_string()),
+        Err(error) => not_found(&error),
     }
 }
 
-/// Looks whether there is room where orbd keeps its state.
-fn state_folder(folder: &Path) -> Option<Finding> {
-    const ABOUT: &str = "disk";
+/// Looks whether there is room where orbd keeps its state, and whether something had to be set aside there.
+fn state_folder(folder: &Path) -> Vec<Finding> {
+    disk(folder).into_iter().chain(set_aside(folder)).collect()
+}
+
+/// Looks for what was damaged, and kept for whoever wants to look into it.
+fn set_aside(folder: &Path) -> Option<Finding> {
+    let mut found: Vec<PathBuf> = [folder.join("metrics"), folder.to_owned()]
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().contains(".set-aside-"))
+        })
+        .collect();
+    found.sort();
+    let first = found.first()?;
+    let more = match found.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(Finding::doubtful(
+        "set aside",
+        format!(
+            "{}{more}: damaged, so orbd went on with a fresh one",
+            first.display()
+        ),
+        "orbd's log says why (`orbd-ctl daemon logs`); remove it when you have seen enough",
+    ))
+}
+
+fn disk(folder: &Path) -> Option<Finding> {
     // Before the first start there is no folder yet; the one above it tells as much.
     let existing = folder.ancestors().find(|folder| folder.is_dir())?;
-    let place = folder.display();
     let writable = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_ok();
     let free = rustix::fs::statvfs(existing)
         .map(|data| data.f_bavail.saturating_mul(data.f_frsize))
         .ok()?;
-    Some(if !writable {
+    Some(room(folder, writable, free))
+}
+
+/// Judges what was seen of a disk.
+fn room(folder: &Path, writable: bool, free: u64) -> Finding {
+    const ABOUT: &str = "disk";
+    let place = folder.display();
+    if !writable {
         Finding::bad(
             ABOUT,
             format!("{place} cannot be written"),
@@ -370,7 +488,7 @@ fn state_folder(folder: &Path) -> Option<Finding> {
         )
     } else {
         Finding::good(ABOUT, format!("{} MiB are free where {place} is", free >> 20))
-    })
+    }
 }
 
 fn show(findings: &Findings, look: Look) -> String {
@@ -415,6 +533,22 @@ mod tests {
         assert_eq!(socket(&file).level, Level::Good, "it is not there yet");
         fs::write(&file, "").expect("written");
         assert!(socket(&file).says.contains("something else"));
+        fs::remove_file(&file).expect("ours");
+        let _listener = std::os::unix::net::UnixListener::bind(&file).expect("a socket");
+        assert_eq!(socket(&file).level, Level::Good);
+        let stranger = rustix::process::geteuid().as_raw() + 1;
+        assert_eq!(socket_of(&file, stranger).level, Level::Bad);
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_is_bad_before_it_is_full() {
+        let check = |writable, free, level| {
+            assert_eq!(room(Path::new("/state"), writable, free).level, level, "{free}");
+        };
+        check(true, FREE_MIN, Level::Good);
+        check(true, FREE_MIN - 1, Level::Bad);
+        check(true, 0, Level::Bad);
+        check(false, u64::MAX, Level::Bad);
     }
 
     #[test]

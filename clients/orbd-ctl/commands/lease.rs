@@ -29,6 +29,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use orbd::client::Client;
 use orbd::rpc::api::{SessionLease, SessionRelease};
+use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{Job, JobAnswer, LeaseOperation, ReleaseParams};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -157,8 +158,13 @@ pub(super) fn carry_out(
 /// Returns why the daemon ended the tool, where it did: a limit passed, or somebody cancelled the job.
 fn cut_short(job: &Job, signal: i32) -> Option<Trouble> {
     let by_the_daemon = [Signal::TERM, Signal::KILL].map(Signal::as_raw).contains(&signal);
-    let error = job.outcome.as_ref()?.error.clone()?;
-    by_the_daemon.then_some(Trouble::Refused(error))
+    let trouble = Trouble::Refused(job.outcome.as_ref()?.error.clone()?);
+    let by_the_daemon = by_the_daemon
+        && matches!(
+            trouble.kind(),
+            Some(ErrorKind::DeadlineExceeded | ErrorKind::JobCancelled | ErrorKind::OutcomeUnknown)
+        );
+    by_the_daemon.then_some(trouble)
 }
 
 /// Starts the child that waits.

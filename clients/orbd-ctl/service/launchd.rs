@@ -7,6 +7,7 @@
 //! `launchctl` has no interface for programs. What is read of it here is kept small: exit codes, and three lines of `print`.
 //! Nothing of this has run on a Mac yet; it is tested with a scripted `launchctl` that answers as the real one is known to.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -164,6 +165,12 @@ impl Manager for Launchd {
         } else {
             State::default()
         })
+    }
+
+    fn search_path(&self, text: &[u8]) -> Option<OsString> {
+        let agent = Value::from_reader_xml(text).ok()?;
+        let environment = agent.as_dictionary()?.get("EnvironmentVariables")?;
+        Some(environment.as_dictionary()?.get("PATH")?.as_string()?.into())
     }
 }
 

@@ -172,6 +172,8 @@ trait Manager {
     fn stop(&self) -> Result<(), Trouble>;
     /// Looks.
     fn state(&self) -> Result<State, Trouble>;
+    /// Returns the `PATH` that a file sets.
+    fn search_path(&self, text: &[u8]) -> Option<OsString>;
 }
 
 /// The service of one user under one manager.
@@ -306,6 +308,11 @@ impl Service {
     /// Asks it to stop in order.
     pub(crate) fn stop(&self) -> Result<(), Trouble> {
         self.manager.stop()
+    }
+
+    /// Returns the `PATH` that its file sets, where it is installed.
+    pub(crate) fn search_path(&self) -> Option<OsString> {
+        self.manager.search_path(&fs::read(&self.file).ok()?)
     }
 
     /// Looks how the manager sees it.

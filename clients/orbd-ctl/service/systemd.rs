@@ -1,6 +1,7 @@
 //! systemd's user manager: the unit, and the words of `systemctl --user`.
 
 use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fmt::Write;
 
 use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
@@ -80,6 +81,15 @@ impl Manager for Systemd {
             return Err(refused(SYSTEMCTL, &arguments, &output, NO_MANAGER));
         }
         Ok(read_state(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    fn search_path(&self, text: &[u8]) -> Option<OsString> {
+        // As `unit` wrote it. What it had to escape there is in no folder that a PATH has.
+        let text = std::str::from_utf8(text).ok()?;
+        let path = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Environment=\"PATH=")?.strip_suffix('"'))?;
+        Some(path.into())
     }
 }
 

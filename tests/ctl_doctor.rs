@@ -1,0 +1,328 @@
+//! `orbd-ctl doctor` in made-up situations: each is found, named and told with what mends it. What a service has to do with it is
+//! in `ctl_service`; the drop-in has a place of its own.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "these tests start the command line as a shell would, and say what they had to leave out"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::ctl_suite::{call, ctl, ok};
+use crate::support::World;
+
+/// A finding: what it is about, how good it is, what was seen and what mends it.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    about: String,
+    pub(crate) level: String,
+    pub(crate) says: String,
+    pub(crate) mend: String,
+}
+
+/// Reads what the doctor said with `--json`, and checks what is true of any such answer.
+#[track_caller]
+pub(crate) fn read(output: &Output) -> Vec<Finding> {
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    let findings: Vec<Finding> = answer["findings"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|finding| Finding {
+            about: text(finding, "about"),
+            level: text(finding, "level"),
+            says: text(finding, "says"),
+            mend: text(finding, "mend"),
+        })
+        .collect();
+    let is_bad = findings.iter().any(|finding| finding.level == "bad");
+    assert_eq!(output.status.code(), Some(i32::from(is_bad)), "{findings:#?}");
+    for finding in &findings {
+        assert!(!finding.says.is_empty(), "{finding:?}");
+        assert_eq!(finding.level == "good", finding.mend.is_empty(), "{finding:?}");
+    }
+    findings
+}
+
+/// Finds what was said about one thing.
+#[track_caller]
+pub(crate) fn about<'a>(findings: &'a [Finding], wanted: &str) -> &'a Finding {
+    let mut found = findings.iter().filter(|finding| finding.about == wanted);
+    let first = found
+        .next()
+        .unwrap_or_else(|| panic!("nothing about {wanted}: {findings:#?}"));
+    assert!(found.next().is_none(), "twice about {wanted}: {findings:#?}");
+    first
+}
+
+/// Checks one finding.
+#[track_caller]
+fn check(output: &Output, wanted: &str, level: &str, says: &str, mend: &str) {
+    let findings = read(output);
+    let finding = about(&findings, wanted);
+    assert!(
+        finding.level == level && finding.says.contains(says) && finding.mend.contains(mend),
+        "{finding:?}"
+    );
+}
+
+fn doctor(world: &World) -> Output {
+    call(world, &["doctor", "--json"])
+}
+
+#[test]
+fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_without() {
+    let world = World::new();
+    let path = world.path("orbctl");
+    let path = path.to_str().expect("text");
+    let doctor = |world: &World| {
+        let mut doctor = ctl(world, &["doctor", "--json"]);
+        doctor.env("ORBD_ORBCTL", path).output().expect("it starts")
+    };
+    check(
+        &doctor(&world),
+        "orbctl",
+        "bad",
+        "is not there or cannot be executed",
+        "orbd's configuration",
+    );
+    fs::write(path, "#!/bin/sh\n").expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("ours");
+    check(
+        &doctor(&world),
+        "orbctl",
+        "bad",
+        "cannot be executed",
+        &format!("chmod +x {path}"),
+    );
+    let world = world.variable("ORBD_ORBCTL", path).started();
+    check(
+        &doctor(&world),
+        "orbctl",
+        "bad",
+        "cannot be executed",
+        &format!("chmod +x {path}"),
+    );
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");
+    check(
+        &doctor(&world),
+        "orbctl",
+        "bad",
+        "found none when it started",
+        "orbd-ctl daemon restart",
+    );
+}
+
+#[test]
+fn an_orbstack_that_is_stopped_or_does_not_answer_is_found() {
+    let world = World::new()
+        .set("query_timeout", "1s")
+        .machines(&["a"])
+        .script("")
+        .started();
+    ok(&world, &["stop", "--orbstack"]);
+    check(
+        &doctor(&world),
+        "OrbStack",
+        "doubtful",
+        "stopped",
+        "orbd-ctl start",
+    );
+    ok(&world, &["start"]);
+    check(&doctor(&world), "OrbStack", "good", "running", "");
+    world.rescript("[[trouble]]\ncommand = \"status\"\nkind = \"hang\"");
+    call(&world, &["cache", "invalidate"]);
+    check(
+        &doctor(&world),
+        "OrbStack",
+        "bad",
+        "",
+        "orbd-ctl stop --orbstack --force",
+    );
+}
+
+#[test]
+fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
+    let world = World::new();
+    let long = world.path(&"x".repeat(120));
+    let long = long.to_str().expect("text");
+    let output = call(&world, &["--socket", long, "doctor", "--json"]);
+    check(&output, "socket", "bad", "the system allows 103", "ORBD_SOCKET");
+    fs::write(world.socket(), "").expect("written");
+    check(
+        &doctor(&world),
+        "socket",
+        "bad",
+        "something else than a socket",
+        "move it away",
+    );
+    fs::remove_file(world.socket()).expect("ours");
+    let folder = world.socket();
+    let folder = folder.parent().expect("a folder");
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("ours");
+    check(
+        &doctor(&world),
+        "socket",
+        "bad",
+        "open to other users",
+        "chmod 700",
+    );
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("ours");
+}
+
+#[test]
+fn a_socket_that_a_crash_left_and_one_of_another_user_are_found() {
+    let mut world = World::with_machines(&["a"]);
+    check(&doctor(&world), "orbd", "good", "runs, pid", "");
+    world.kill();
+    check(
+        &doctor(&world),
+        "orbd",
+        "doubtful",
+        "left by a crash",
+        "orbd-ctl daemon start",
+    );
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::lchown(world.socket(), Some(12345), None).expect("root may");
+        check(
+            &doctor(&world),
+            "socket",
+            "bad",
+            "belongs to another user",
+            "unset ORBD_SOCKET",
+        );
+    } else {
+        eprintln!("LEFT OUT, as this is not root: a socket of another user; a unit test has it");
+    }
+}
+
+/// Answers whoever comes with what a daemon of another version would say of itself.
+fn impostor(world: &World, version: &str, protocol: u32) {
+    let mut info: Value = serde_json::from_str(&ok(world, &["--json", "daemon", "status"])).expect("JSON");
+    info["version"] = version.into();
+    info["protocol"] = protocol.into();
+    let path = world.path("other.sock");
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(path).expect("a socket");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                let request: Value = serde_json::from_str(&line).expect("JSON");
+                let answer = match request["method"].as_str() {
+                    Some("daemon.info") => {
+                        serde_json::json!({"jsonrpc": "2.0", "id": request["id"], "result": info})
+                    }
+                    _ => serde_json::json!({"jsonrpc": "2.0", "id": request["id"],
+                                            "error": {"code": -32601, "message": "no such method"}}),
+                };
+                // Whoever asked may be gone.
+                let _ = (&stream).write_all(format!("{answer}\n").as_bytes());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
+    let world = World::with_machines(&["a"]);
+    let socket = world.path("other.sock");
+    let socket = socket.to_str().expect("text");
+    impostor(&world, "9.9.9", 1);
+    let output = call(&world, &["--socket", socket, "doctor", "--json"]);
+    check(
+        &output,
+        "orbd",
+        "doubtful",
+        "orbd 9.9.9 runs",
+        "orbd-ctl daemon restart",
+    );
+    impostor(&world, "9.9.9", 2);
+    let output = call(&world, &["--socket", socket, "doctor", "--json"]);
+    check(
+        &output,
+        "orbd",
+        "bad",
+        "speaks protocol 2",
+        "orbd-ctl daemon restart",
+    );
+}
+
+#[test]
+fn what_was_set_aside_is_found() {
+    let world = World::with_machines(&["a"]);
+    let findings = read(&doctor(&world));
+    assert!(
+        findings.iter().all(|finding| finding.level == "good"),
+        "{findings:#?}"
+    );
+    fs::create_dir_all(world.path("state/metrics/store-1.set-aside-1795879048")).expect("a folder");
+    check(
+        &doctor(&world),
+        "set aside",
+        "doubtful",
+        "store-1.set-aside-1795879048",
+        "orbd-ctl daemon logs",
+    );
+    fs::write(world.path("state/journal.set-aside-1795879049"), "").expect("written");
+    check(
+        &doctor(&world),
+        "set aside",
+        "doubtful",
+        "and 1 more",
+        "remove it",
+    );
+}
+
+/// A disk of its own, so small that it is full, where only this call sees it.
+#[test]
+fn a_disk_that_is_full_is_found() {
+    let world = World::new();
+    let state = world.path("state");
+    fs::create_dir_all(&state).expect("a folder");
+    let mut doctor = ctl(&world, &["doctor", "--json"]);
+    let mut small = Command::new("unshare");
+    small
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=1m tmpfs \"$0\" && exec \"$@\"")
+        .arg(&state)
+        .arg(doctor.get_program())
+        .args(doctor.get_args())
+        .env_clear();
+    for (name, value) in doctor.get_envs() {
+        small.env(name, value.expect("set"));
+    }
+    let output = small.output();
+    match output {
+        Ok(output) if !output.stdout.is_empty() => {
+            check(&output, "disk", "bad", "MiB are free", "make room");
+        }
+        other => eprintln!("LEFT OUT, as no disk can be made here: {other:?}; a unit test has the judgement"),
+    }
+    check(
+        &doctor.output().expect("it starts"),
+        "disk",
+        "good",
+        "MiB are free",
+        "",
+    );
+}
+
+#[test]
+fn an_orbctl_on_path_is_found_as_the_daemon_would() {
+    let world = World::new();
+    let bin = world.path("somewhere");
+    fs::create_dir(&bin).expect("a folder");
+    symlink(env!("CARGO_BIN_EXE_orbctl-sim"), bin.join("orbctl")).expect("a link");
+    let mut doctor = ctl(&world, &["doctor", "--json"]);
+    doctor.env_remove("ORBD_ORBCTL").env("PATH", &bin);
+    let place = bin.join("orbctl");
+    let output = doctor.output().expect("it starts");
+    check(&output, "orbctl", "good", place.to_str().expect("text"), "");
+}
