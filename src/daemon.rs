@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::dispatcher::{self, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::metrics::Metrics;
-use crate::orbctl::locate::{Search, locate};
+use crate::orbctl::locate::{LocateError, Located, Search, locate};
 use crate::orbctl::process::Installed;
 use crate::rpc::lines::Bounds;
 use crate::rpc::listen;
@@ -90,19 +90,32 @@ pub async fn run(
     }
     let started = Moment::now();
     let instance = instance(&started);
-    let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
-    let (program, found) = find_orbctl(&config, &surroundings);
+    let found = find_orbctl(&config, &surroundings);
+    let program = match &found {
+        Ok(located) => located.path().to_owned(),
+        Err(_) => config
+            .orbctl
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("/nonexistent/orbctl")),
+    };
+    let config_file = surroundings.config_file.as_deref();
+    // The first line of every life.
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance,
         pid = std::process::id(),
         orbctl = %program.display(),
-        found,
+        found = found.is_ok(),
         socket = %config.socket.display(),
-        config_file = surroundings.config_file.as_deref().map(|path| tracing::field::display(path.display())),
+        config_file = %config_file.unwrap_or(Path::new("none")).display(),
         state_dir = %config.state_dir.display(),
         "orbd"
     );
+    if let Err(error) = &found {
+        // It serves all the same: every job says what is missing, and the journal is kept.
+        tracing::error!(%error, "orbctl was not found; set `orbctl` in the configuration");
+    }
+    let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
     let installed = Installed::new(program.clone(), surroundings.home, surroundings.environment);
     let parts = dispatcher::Parts {
@@ -121,7 +134,7 @@ pub async fn run(
             instance,
             started,
             socket: config.socket.clone(),
-            orbctl: found.then_some(program),
+            orbctl: found.is_ok().then_some(program),
             config_file: surroundings.config_file,
             state_dir: config.state_dir.clone(),
             limits: limits(&config),
@@ -189,8 +202,8 @@ fn instance(started: &Moment) -> String {
     format!("{:x}-{:x}", started.unix_ms(), std::process::id())
 }
 
-/// Finds `orbctl`. Without one the daemon serves all the same: every job says what is missing, and the journal is kept.
-fn find_orbctl(config: &Config, surroundings: &Surroundings) -> (PathBuf, bool) {
+/// Finds `orbctl`.
+fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Result<Located, LocateError> {
     let path = surroundings
         .environment
         .iter()
@@ -202,25 +215,12 @@ fn find_orbctl(config: &Config, surroundings: &Surroundings) -> (PathBuf, bool) 
         .and_then(Path::parent)
         .map(|folder| folder.join("orbd-ctl"));
     let ours: Vec<PathBuf> = own.iter().cloned().chain(beside).collect();
-    let search = Search {
+    locate(&Search {
         configured: config.orbctl.as_deref(),
         path,
         home: Some(&surroundings.home),
         ours: &ours,
-    };
-    match locate(&search) {
-        Ok(located) => (located.path().to_owned(), true),
-        Err(error) => {
-            tracing::error!(%error, "orbctl was not found; set `orbctl` in the configuration");
-            (
-                config
-                    .orbctl
-                    .clone()
-                    .unwrap_or_else(|| PathBuf::from("/nonexistent/orbctl")),
-                false,
-            )
-        }
-    }
+    })
 }
 
 fn settings(config: &Config, instance: &str) -> dispatcher::Settings {

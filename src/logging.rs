@@ -9,9 +9,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use tracing::Metadata;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::clock::Moment;
 
@@ -107,20 +111,30 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
         }
     };
     let errors = writer.error_counter();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_span_events(FmtSpan::NONE)
         .with_ansi(settings.to == Destination::Stderr && io::stderr().is_terminal())
         .with_writer(writer);
-    match settings.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|_| LoggingError::Twice)?;
+    let lines = match settings.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines.with_filter(filter_fn(is_ours)))
+        .try_init()
+        .map_err(|_| LoggingError::Twice)?;
     Ok(Guard {
         _worker: worker,
         errors,
     })
+}
+
+/// Says whether a line is of our own making. Others are never written, whatever the level says: what the libraries tell of their
+/// work may be whole requests, and with them what nobody is to read.
+fn is_ours(about: &Metadata<'_>) -> bool {
+    let target = about.target();
+    target == "orbd" || target.starts_with("orbd::")
 }
 
 fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {

@@ -546,7 +546,7 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Reads one text message.
-fn message(wire: &mut Wire) -> Value {
+pub(crate) fn message(wire: &mut Wire) -> Value {
     loop {
         let head = wire.exactly(2);
         let length = match head[1] {
@@ -562,7 +562,7 @@ fn message(wire: &mut Wire) -> Value {
     }
 }
 
-fn upgraded(world: &World) -> Wire {
+pub(crate) fn upgraded(world: &World) -> Wire {
     let mut wire = world.wire();
     let key = base64::engine::general_purpose::STANDARD.encode([7; 16]);
     wire.send(format!(
@@ -574,7 +574,7 @@ fn upgraded(world: &World) -> Wire {
     wire
 }
 
-fn ask(wire: &mut Wire, id: u64, method: &str, params: &Value) {
+pub(crate) fn ask(wire: &mut Wire, id: u64, method: &str, params: &Value) {
     let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
     wire.send(frame(request.to_string().as_bytes()));
 }

@@ -13,6 +13,7 @@ mod daemon_extremes;
 mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;
+mod daemon_log;
 mod daemon_output;
 mod daemon_queue;
 mod daemon_sick;

@@ -232,6 +232,25 @@ fn inner_types_are_not_serialised() {
     );
 }
 
+/// Who reads a log looks for a job or for a client, and finds all of its lines or is misled.
+#[test]
+fn whatever_is_logged_about_a_job_names_its_client() {
+    let mut breaches = Vec::new();
+    for file in production() {
+        for (at, _) in file.text.match_indices("tracing::") {
+            let call = file.text[at..].split(");").next().unwrap_or_default();
+            if call.contains("!(") && call.contains("job_id") && !call.contains("client") {
+                let line = file.text[..at].lines().count();
+                breaches.push(format!("{}:{line}", file.name));
+            }
+        }
+    }
+    report(
+        "lines about a job without its client (use `about_job!`)",
+        &breaches,
+    );
+}
+
 #[test]
 fn every_module_opens_with_what_it_is() {
     let breaches: Vec<String> = sources()

@@ -12,6 +12,7 @@
 //!                         +--journal (inline, page cache) --metrics (never blocks)
 //! ```
 
+mod about_job;
 mod handle;
 mod known;
 mod run_job;

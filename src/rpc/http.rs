@@ -114,7 +114,12 @@ impl Http {
         let mut hang_up = match sys::HangUp::watch(&stream) {
             Ok(hang_up) => hang_up,
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be watched for hang-up");
+                tracing::warn!(
+                    client = %connection.name(),
+                    pid = connection.pid(),
+                    %error,
+                    "a connection cannot be watched for hang-up"
+                );
                 return;
             }
         };
@@ -133,7 +138,12 @@ impl Http {
         tokio::select! {
             served = served => {
                 if let Err(error) = served {
-                    tracing::debug!(%error, "an HTTP connection ended");
+                    tracing::debug!(
+                        client = %connection.name(),
+                        pid = connection.pid(),
+                        %error,
+                        "an HTTP connection ended"
+                    );
                 }
             }
             () = hang_up.seen() => return,

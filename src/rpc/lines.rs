@@ -146,7 +146,12 @@ pub async fn serve(
     let hang_up = match sys::HangUp::watch(&stream) {
         Ok(hang_up) => hang_up,
         Err(error) => {
-            tracing::warn!(%error, "a connection cannot be watched for hang-up");
+            tracing::warn!(
+                client = %connection.name(),
+                pid = connection.pid(),
+                %error,
+                "a connection cannot be watched for hang-up"
+            );
             return;
         }
     };

@@ -17,6 +17,7 @@ use crate::spool;
 use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, Submission};
 use super::super::stored;
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
+use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn submit(
@@ -99,7 +100,9 @@ impl<O: Orbctl> State<O> {
             self.cancel(id);
             Err(Rejection::Journal(cause))
         } else {
-            tracing::error!(job_id = id.0, %cause, "it runs, but a loss of power would forget it");
+            if let Some(entry) = self.jobs.get(&id) {
+                about_job!(error, entry.spec, %cause, "it runs, but a loss of power would forget it");
+            }
             Ok(accepted)
         };
         let _ = reply.send(answer);
@@ -131,13 +134,7 @@ impl<O: Orbctl> State<O> {
             rejected(refusal)
         })?;
         let job = self.enter(spec);
-        tracing::debug!(
-            job_id = spec.id.0,
-            operation = spec.asked.operation.verb(),
-            machine = spec.asked.operation.machine().map(tracing::field::display),
-            client = %spec.asked.client.name,
-            "accepted"
-        );
+        about_job!(debug, spec, "accepted");
         self.preempt(admission, spec.id);
         if spec.asked.operation.preempts() {
             // With one invocation at a time a probe that hangs would be in the way of what mends.
@@ -195,7 +192,7 @@ impl<O: Orbctl> State<O> {
         for id in admission.stop {
             if let Some(entry) = self.jobs.get_mut(&id) {
                 entry.preempted_by.clone_from(&force);
-                tracing::info!(job_id = id.0, by = by.0, "preempted");
+                about_job!(info, entry.spec, by = by.0, "preempted");
                 entry.stop.cancel();
                 entry.abandon.cancel();
             }

@@ -16,6 +16,7 @@ use crate::spool;
 use super::super::handle::{Cancelled, Carrier, JobSpec, JobState, WaitingFor};
 use super::super::run_job::Finished;
 use super::{State, is_durable};
+use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// A running job is over.
@@ -86,22 +87,21 @@ impl<O: Orbctl> State<O> {
         self.metrics
             .record(record(&spec, since, now, finished, entry.joined));
         let level_worthy = !matches!(outcome, Outcome::Succeeded(_));
-        let run_us = since.map(|since| now.instant.saturating_duration_since(since.instant).as_micros());
+        // JSON has no integers of 128 bits.
+        let run_us = since.map(|since| {
+            let ran = now.instant.saturating_duration_since(since.instant);
+            u64::try_from(ran.as_micros()).unwrap_or(u64::MAX)
+        });
         if level_worthy {
-            tracing::info!(
-                job_id = id.0,
-                operation = spec.asked.operation.verb(),
+            about_job!(
+                info,
+                spec,
                 outcome = outcome_word(&outcome).as_str(),
                 run_us,
                 "ended"
             );
         } else {
-            tracing::debug!(
-                job_id = id.0,
-                operation = spec.asked.operation.verb(),
-                run_us,
-                "ended"
-            );
+            about_job!(debug, spec, run_us, "ended");
         }
         let ended = JobState::Ended {
             since,

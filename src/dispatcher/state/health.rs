@@ -17,6 +17,7 @@ use super::super::known::{Facts, Known, Seen, stale_topic};
 use super::super::run_job::{Finished, Note, Work, run_probe};
 use super::super::stored;
 use super::{Arc, State, scheduled};
+use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// A running job says something.
@@ -34,11 +35,18 @@ impl<O: Orbctl> State<O> {
 
     /// The one place where everybody else learns that the health of `orbctl` has changed.
     fn turned(&mut self, turn: Turn, by: JobId) {
+        let asked = self.jobs.get(&by).map(|entry| &entry.spec.asked);
         match turn {
             Turn::None => {}
             Turn::FellSick => {
                 if let Some(sickness) = self.breaker.sickness() {
-                    tracing::warn!(job_id = by.0, illness = %sickness.illness, "orbctl is sick: only force is let through");
+                    tracing::warn!(
+                        job_id = by.0,
+                        operation = asked.map(|asked| asked.operation.verb()),
+                        client = asked.map(|asked| tracing::field::display(&asked.client.name)),
+                        illness = %sickness.illness,
+                        "orbctl is sick: only force is let through"
+                    );
                     let reason = sickness.illness.to_string().into();
                     self.note(Event::OrbctlSick { reason });
                 }
@@ -46,7 +54,12 @@ impl<O: Orbctl> State<O> {
                 self.answer_readers();
             }
             Turn::Recovered => {
-                tracing::info!(job_id = by.0, "orbctl is well again");
+                tracing::info!(
+                    job_id = by.0,
+                    operation = asked.map(|asked| asked.operation.verb()),
+                    client = asked.map(|asked| tracing::field::display(&asked.client.name)),
+                    "orbctl is well again"
+                );
                 self.stop_probe();
                 self.scheduler.release();
                 self.note(Event::OrbctlWell);
@@ -172,8 +185,8 @@ impl<O: Orbctl> State<O> {
             spec: spec.clone(),
         };
         self.probe = Some((spec.id, self.cache.begin(&Topic::Machines, &now).as_look()));
-        tracing::debug!(job_id = spec.id.0, "probes whether orbctl is well");
-        self.spawn(spec.id, run_probe(work));
+        about_job!(debug, spec, "probes whether orbctl is well");
+        self.spawn(&spec, run_probe(work));
     }
 
     /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over.

@@ -16,6 +16,8 @@ use super::super::handle::{Carrier, JobState, Submission};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
 use super::{Entry, State, is_durable, scheduled};
+use crate::dispatcher::about_job::{self, about_job};
+use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
     /// Takes over from the life before: its children keep their lanes, its acknowledged changes their places.
@@ -39,6 +41,9 @@ impl<O: Orbctl> State<O> {
             else {
                 tracing::error!(
                     job_id = starting.job.0,
+                    operation = %starting.verb,
+                    machine = starting.machine.as_ref().map(tracing::field::display),
+                    client = found.accepted.as_ref().map_or("", |accepted| &accepted.client),
                     "a job of the last run cannot be read; its lane is not held"
                 );
                 continue;
@@ -57,9 +62,9 @@ impl<O: Orbctl> State<O> {
             let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
             spec.asked.carrier = lease.map_or(Carrier::Daemon, Carrier::Lease);
             let spec = Arc::new(spec);
-            tracing::warn!(
-                job_id = spec.id.0,
-                operation = spec.asked.operation.verb(),
+            about_job!(
+                warn,
+                spec,
                 children = children.len(),
                 "left by the last run; its lanes are held until its children are gone"
             );
@@ -103,13 +108,15 @@ impl<O: Orbctl> State<O> {
                     ..entry
                 },
             );
-            self.running.spawn(async move {
+            let span = about_job::span(&spec);
+            let finish = async move {
                 let finished = match lease {
                     Some(identity) => work.lease(identity).await,
                     None => run_orphan(work, children).await,
                 };
                 (spec.id, finished)
-            });
+            };
+            self.running.spawn(finish.instrument(span));
         }
     }
 
@@ -125,11 +132,7 @@ impl<O: Orbctl> State<O> {
                 true,
                 now,
             ));
-            tracing::error!(
-                job_id = spec.id.0,
-                operation = spec.asked.operation.verb(),
-                "may or may not have run: the journal is damaged"
-            );
+            about_job!(error, spec, "may or may not have run: the journal is damaged");
             let entry = self.entry(&spec);
             self.jobs.insert(spec.id, entry);
             self.end_unstarted(doubtful.job, Outcome::Unknown(Sighting::NOTHING), None);
@@ -138,6 +141,7 @@ impl<O: Orbctl> State<O> {
             let Some((operation, expected_id)) = stored::decode(&waiting.operation) else {
                 tracing::error!(
                     job_id = waiting.job.0,
+                    client = %waiting.client,
                     "an accepted job of the last run cannot be read and is dropped"
                 );
                 continue;
@@ -159,11 +163,7 @@ impl<O: Orbctl> State<O> {
             };
             self.scheduler.readmit(new, now.instant);
             self.enter(&spec);
-            tracing::info!(
-                job_id = spec.id.0,
-                operation = spec.asked.operation.verb(),
-                "queued again after a restart"
-            );
+            about_job!(info, spec, "queued again after a restart");
         }
     }
 

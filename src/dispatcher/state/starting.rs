@@ -22,6 +22,8 @@ use super::super::known::{Known, by_name, topic};
 use super::super::run_job::{Durable, Finished, Work, run_job};
 use super::super::stored;
 use super::{Begun, State, is_durable};
+use crate::dispatcher::about_job::{self, about_job};
+use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn start_ready(&mut self) {
@@ -98,12 +100,14 @@ impl<O: Orbctl> State<O> {
         if let Some(entry) = self.jobs.get(&id) {
             entry.state.send_replace(running);
         }
-        tracing::debug!(job_id = id.0, operation = spec.asked.operation.verb(), "started");
-        self.spawn(id, run_job(work, durable));
+        about_job!(debug, spec, "started");
+        self.spawn(&spec, run_job(work, durable));
     }
 
     /// Runs a job's work in a task of its own.
-    pub(super) fn spawn(&mut self, id: JobId, work: impl Future<Output = Finished> + Send + 'static) {
+    pub(super) fn spawn(&mut self, spec: &JobSpec, work: impl Future<Output = Finished> + Send + 'static) {
+        let id = spec.id;
+        let work = work.instrument(about_job::span(spec));
         self.running.spawn(async move {
             // A panic in here is our fault; it must end this job and nothing else.
             let finished = AssertUnwindSafe(work).catch_unwind().await;

@@ -127,7 +127,7 @@ pub(super) async fn follow(
         .await?;
     follower.wait_for_start(server, &job).await?;
     if let Some(spool) = &job.spool {
-        follower.output(spool, offset).await?;
+        follower.output(&job, spool, offset).await?;
     } else if job.output_gone > offset {
         let gap = Gap {
             from: offset,
@@ -223,7 +223,7 @@ impl Follower {
     }
 
     /// Sends output as it comes, until there is no more.
-    async fn output(&self, spool: &Spool, offset: u64) -> Option<()> {
+    async fn output(&self, job: &Job, spool: &Spool, offset: u64) -> Option<()> {
         let mut reader = spool.follow(offset);
         let most = self
             .outlet
@@ -243,7 +243,13 @@ impl Follower {
                 Ok(Batch::Gap { from, to }) => self.tell(&JobEvent::Gap(Gap { from, to })).await?,
                 Ok(Batch::End) => return Some(()),
                 Err(error) => {
-                    tracing::error!(%error, "output cannot be read back");
+                    tracing::error!(
+                        job_id = job.spec.id.0,
+                        operation = job.spec.asked.operation.verb(),
+                        client = %job.spec.asked.client.name,
+                        %error,
+                        "output cannot be read back"
+                    );
                     let (from, to) = (reader.position(), spool.end());
                     return self.tell(&JobEvent::Gap(Gap { from, to })).await;
                 }
