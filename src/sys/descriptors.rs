@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// More than we ever need. macOS takes no number beyond this, whatever it says of its limit.
+/// More than we ever need. macOS takes no number beyond this, whatever it says of its limit: `OPEN_MAX`, see `setrlimit(2)`.
 const DESCRIPTORS_MAX: u64 = 10_240;
 
 /// Raises the number of descriptors that we may have to what the system allows. launchd starts agents with 256, which a hundred

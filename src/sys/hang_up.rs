@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 /// Which readiness tells a full hang-up without also waking for data. Linux reports EPOLLHUP, which mio shows as closed for
 /// reading, for any interest; a half-close (EPOLLRDHUP) it reports only with EPOLLIN, which is not asked for. kqueue has no such
-/// interest: there the write filter's EOF tells, at the price of waking when the socket becomes writable again.
+/// interest: there the write filter's `EV_EOF` tells (`kqueue(2)`: set when the reader disconnects), at the price of waking when the socket becomes writable again.
 #[cfg(target_os = "linux")]
 const INTEREST: Interest = Interest::PRIORITY;
 #[cfg(not(target_os = "linux"))]

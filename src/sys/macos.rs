@@ -1,4 +1,8 @@
 //! macOS: `proc_pidinfo`, a kqueue and `sysctl`.
+//!
+//! What each call promises is in Apple's manual pages and headers, named beside it. `libproc` has no manual page: its contract is the
+//! comments of `libproc.h` and `sys/proc_info.h`. Where neither says something, it is said here that it is assumed, and
+//! `docs/macos-checklist.md` has a step that looks.
 #![expect(
     unsafe_code,
     reason = "no safe wrapper of these calls exists; this is the one file that may"
@@ -12,9 +16,11 @@ use std::ptr;
 
 use super::{ChildIdentity, Seen, StartTime, environment_of_procargs, marker_of};
 
-/// macOS widens a pipe by itself, as far as it goes.
+/// macOS widens a pipe by itself, as far as it goes; `fcntl(2)` has no word for it.
 pub(super) fn widen_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
 
+/// Looks at one process. Without a wish for zombies (the call's argument is 0) one that has ended and was not waited for is none, as
+/// is one of another user.
 pub(super) fn look(pid: u32) -> Option<Seen> {
     let info = info(pid)?;
     Some(Seen {
@@ -25,15 +31,17 @@ pub(super) fn look(pid: u32) -> Option<Seen> {
                 .saturating_add(info.pbi_start_tvusec),
             boot: 0,
         },
+        // Assumed never to be seen; if it is, such a process does not run.
         is_zombie: info.pbi_status == libc::SZOMB,
     })
 }
 
-/// Returns a process's effective user.
+/// Returns a process's effective user; `pbi_ruid` would be the real one (`sys/proc_info.h`).
 pub(super) fn owner(pid: u32) -> Option<u32> {
     Some(info(pid)?.pbi_uid)
 }
 
+/// Asks `proc_pidinfo` for `PROC_PIDTBSDINFO` (`libproc.h`): it returns how many bytes it has filled, which is all of them or none.
 fn info(pid: u32) -> Option<libc::proc_bsdinfo> {
     let pid = libc::c_int::try_from(pid).ok()?;
     let size = libc::c_int::try_from(size_of::<libc::proc_bsdinfo>()).ok()?;
@@ -76,14 +84,19 @@ pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
 }
 
 /// Makes a kqueue that becomes readable when the process exits. `ESRCH` says that there is none.
+///
+/// `kqueue(2)`: `EVFILT_PROC` watches any process that the caller may see, not only its children; `NOTE_EXIT` is its end. A kqueue is itself
+/// a descriptor that can be waited for. The event is never fetched, so the queue stays readable for good.
 fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes nothing, returns a new descriptor or -1.
     let raw = unsafe { libc::kqueue() };
     if raw < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's. A kqueue is not inherited by children.
+    // SAFETY: the descriptor is new and nobody else's.
     let queue = unsafe { OwnedFd::from_raw_fd(raw) };
+    // `kqueue(2)`: a child made by fork does not inherit it. What we become when we execute another program would.
+    rustix::io::fcntl_setfd(&queue, rustix::io::FdFlags::CLOEXEC)?;
     let change = libc::kevent {
         ident: libc::uintptr_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?,
         filter: libc::EVFILT_PROC,
@@ -92,6 +105,7 @@ fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
         data: 0,
         udata: ptr::null_mut(),
     };
+    // `kevent(2)`: with no room for events it returns at once, and what is wrong with the change is its own error.
     // SAFETY: one change is passed by a valid pointer, no events are asked for.
     let result = unsafe {
         libc::kevent(
@@ -110,10 +124,11 @@ fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
 }
 
 pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
+    let mut room = vec![0_u8; arguments_max()];
     pids()
         .into_iter()
         .filter_map(|pid| {
-            let marker = marker_of(environment_of_procargs(&procargs(pid)?)?)?;
+            let marker = marker_of(environment_of_procargs(procargs(pid, &mut room)?)?)?;
             let pid = u32::try_from(pid).ok()?;
             let seen = look(pid)?;
             let identity = ChildIdentity {
@@ -126,46 +141,70 @@ pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
 }
 
 /// Returns the ids of all processes; those of other users fail at the next question.
+///
+/// `proc_listallpids` (`libproc.h`) returns how many ids it has filled in, and with no buffer how many there are, about. Who is left out
+/// is a child that nobody waits for, so a full buffer is asked for again, larger.
 fn pids() -> Vec<libc::pid_t> {
+    const TRIES: usize = 8;
     // SAFETY: a null buffer asks for the number of processes.
     let count = unsafe { libc::proc_listallpids(ptr::null_mut(), 0) };
-    // Some more, for those that start between the two calls.
+    // Some more, for those that start between the calls.
     let mut pids: Vec<libc::pid_t> = vec![0; usize::try_from(count).unwrap_or(0) + 64];
-    let Ok(size) = libc::c_int::try_from(pids.len() * size_of::<libc::pid_t>()) else {
-        return Vec::new();
-    };
-    // SAFETY: the buffer is ours, writable and of the size that is passed.
-    let filled = unsafe { libc::proc_listallpids(pids.as_mut_ptr().cast(), size) };
-    pids.truncate(usize::try_from(filled).unwrap_or(0));
+    for _ in 0..TRIES {
+        let Ok(size) = libc::c_int::try_from(pids.len() * size_of::<libc::pid_t>()) else {
+            return Vec::new();
+        };
+        // SAFETY: the buffer is ours, writable and of the size that is passed.
+        let filled = unsafe { libc::proc_listallpids(pids.as_mut_ptr().cast(), size) };
+        let filled = usize::try_from(filled).unwrap_or(0);
+        if filled < pids.len() {
+            pids.truncate(filled);
+            break;
+        }
+        pids.resize(pids.len() * 2, 0);
+    }
+    // Zero, where there is one, is the kernel.
+    pids.retain(|pid| *pid > 0);
     pids
 }
 
-/// Returns a process's arguments and environment in the kernel's own form.
-fn procargs(pid: libc::pid_t) -> Option<Vec<u8>> {
-    let mut name = [libc::CTL_KERN, libc::KERN_PROCARGS2, pid];
-    let names = libc::c_uint::try_from(name.len()).ok()?;
-    let mut size: libc::size_t = 0;
-    // SAFETY: the name is ours; a null buffer asks for the size.
+/// Returns how long arguments and environment of a process can be: `KERN_ARGMAX` of `sysctl(3)`.
+fn arguments_max() -> usize {
+    /// What it has been for many years.
+    const USUAL: usize = 1 << 20;
+    let mut name = [libc::CTL_KERN, libc::KERN_ARGMAX];
+    let mut longest: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>();
+    // SAFETY: name and result are ours, and their sizes are passed.
     let asked = unsafe {
         libc::sysctl(
             name.as_mut_ptr(),
-            names,
-            ptr::null_mut(),
+            2,
+            (&raw mut longest).cast(),
             &raw mut size,
             ptr::null_mut(),
             0,
         )
     };
-    if asked != 0 {
-        return None;
+    match usize::try_from(longest) {
+        Ok(longest) if asked == 0 && longest > 0 => longest,
+        _ => USUAL,
     }
-    let mut buffer = vec![0_u8; size];
+}
+
+/// Returns a process's arguments and environment in the kernel's own form: `KERN_PROCARGS2` of `sysctl(3)`, whose layout
+/// `sys/sysctl.h` leaves to whoever knows it, `ps(1)` above all. Into a buffer that is long enough for any process: in one that is too short
+/// the beginning would be missing.
+fn procargs(pid: libc::pid_t, room: &mut [u8]) -> Option<&[u8]> {
+    let mut name = [libc::CTL_KERN, libc::KERN_PROCARGS2, pid];
+    let names = libc::c_uint::try_from(name.len()).ok()?;
+    let mut size: libc::size_t = room.len();
     // SAFETY: the buffer is ours, writable and of the size that is passed.
     let got = unsafe {
         libc::sysctl(
             name.as_mut_ptr(),
             names,
-            buffer.as_mut_ptr().cast(),
+            room.as_mut_ptr().cast(),
             &raw mut size,
             ptr::null_mut(),
             0,
@@ -174,6 +213,5 @@ fn procargs(pid: libc::pid_t) -> Option<Vec<u8>> {
     if got != 0 {
         return None;
     }
-    buffer.truncate(size);
-    Some(buffer)
+    room.get(..size)
 }

@@ -174,7 +174,8 @@ pub fn marked_processes() -> Vec<(ChildIdentity, std::ffi::OsString)> {
         .collect()
 }
 
-/// Returns who is at the other end of a local socket, as the kernel noted it when they connected.
+/// Returns who is at the other end of a local socket, as the kernel noted it when they connected: `SO_PEERCRED` of `unix(7)` on Linux,
+/// `getpeereid(3)` and `LOCAL_PEERPID` of `unix(4)` on macOS.
 pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
     let cred = stream.peer_cred()?;
     Ok(Peer {
