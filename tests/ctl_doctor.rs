@@ -2,8 +2,7 @@
 //! in `ctl_service`; the drop-in has a place of its own.
 #![expect(
     clippy::disallowed_methods,
-    clippy::print_stderr,
-    reason = "these tests start the command line as a shell would, and say what they had to leave out"
+    reason = "these tests start the command line as a shell would"
 )]
 
 use std::fs;

@@ -1,9 +1,5 @@
 //! What is written down, and what never is: a secret that passes through orbd in every way that there is must be in no log, however
 //! much is logged, in no record and in no journal.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this test starts the command line as a shell would"
-)]
 
 use std::fs;
 use std::io::{Read, Write};

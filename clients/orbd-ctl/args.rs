@@ -456,6 +456,10 @@ pub(crate) struct Info {
 
 /// `create`.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch on the command line"
+)]
 pub(crate) struct Create {
     /// Distribution and version, as in ubuntu or ubuntu:noble
     #[arg(value_name = "DISTRO[:VERSION]")]
@@ -610,6 +614,10 @@ pub(crate) struct DefaultMachine {
 
 /// `run`.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch on the command line"
+)]
 pub(crate) struct Run {
     /// Name or id [default: the default machine]
     #[arg(short, long, value_name = "NAME")]

@@ -12,10 +12,6 @@ use crate::layout::Look;
 use crate::trouble::Trouble;
 
 /// The three standard streams and how to treat them.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own about one of the streams"
-)]
 pub(crate) struct Console {
     /// Answers. Unbuffered: whoever composes a table writes it in one piece.
     pub(crate) out: Box<dyn Write>,

@@ -89,7 +89,10 @@ fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
             .get_short()
             .map_or_else(String::new, |short| format!("`-{short}`, "));
         let aliases = argument.get_visible_aliases().unwrap_or_default();
-        let aliases: String = aliases.iter().map(|alias| format!(", `--{alias}`")).collect();
+        let aliases = aliases.iter().fold(String::new(), |mut text, alias| {
+            let _ = write!(text, ", `--{alias}`");
+            text
+        });
         let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
         let values = argument.get_possible_values();
         let values: Vec<&str> = values

@@ -54,21 +54,23 @@ fn page(command: clap::Command) -> Result<Vec<u8>, Trouble> {
     Ok(page)
 }
 
-/// Renders a page for the program and one for each verb: `orbd-ctl.1`, `orbd-ctl-list.1` and so on.
+/// Renders a page for the program and one for each verb, down to the last: `orbd-ctl.1`, `orbd-ctl-job.1`, `orbd-ctl-job-why.1`.
 fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, Trouble> {
     let mut grammar = grammar.disable_help_subcommand(true);
     grammar.build();
-    let verbs: Vec<clap::Command> = grammar
-        .get_subcommands()
-        .filter(|verb| !verb.is_hide_set())
-        .cloned()
-        .collect();
-    let mut pages = vec![("orbd-ctl.1".to_owned(), page(grammar)?)];
-    for verb in verbs {
-        // Found as `man orbd-ctl-list`, which is also the name that clap has given it to be shown.
-        pages.push((format!("orbd-ctl-{}.1", verb.get_name()), page(verb)?));
-    }
+    let mut pages = Vec::new();
+    add_pages(&grammar, "orbd-ctl", &mut pages)?;
     Ok(pages)
+}
+
+/// Adds the page of a command and those below it. Found as `man orbd-ctl-job-why`, which is also the name that clap has given it to
+/// be shown.
+fn add_pages(command: &clap::Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> Result<(), Trouble> {
+    pages.push((format!("{name}.1"), page(command.clone())?));
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        add_pages(verb, &format!("{name}-{}", verb.get_name()), pages)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -90,5 +92,6 @@ mod tests {
         };
         assert!(text("orbd-ctl-list.1").contains("orbd\\-ctl list \\-\\-running"));
         assert!(text("orbd-ctl.1").contains("Exit codes"));
+        assert!(text("orbd-ctl-job-output.1").contains("\\-\\-from"));
     }
 }
