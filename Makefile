@@ -3,9 +3,12 @@
 #   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
 #   make test     every test of every language
 #   make check    formatting, lints, documentation
+#   make deny     licences, sources and known faults of what orbd is built of (needs cargo-deny and the network)
 #   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures
 #   make bench    benches, each figure as a ratio beside its bar
 #   make bless    rewrites proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
+#   make dist     the archive of a release for this system, or for TARGET=...
+#   make formula  the Homebrew formula of a release (VERSION=... SHA256=...)
 #   make clean    removes what the above made
 
 CARGO  ?= cargo
@@ -15,7 +18,7 @@ PACKAGE := clients/pyinfra-orbd
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: demo test test-rust test-python test-python-oldest check soak bench bless clean
+.PHONY: demo test test-rust test-python test-python-oldest check deny soak bench bless dist formula clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -41,6 +44,9 @@ check: $(VENV)/ready
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
 
+deny:
+	$(CARGO) deny check
+
 soak:
 	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test --features sim --test suite -- --nocapture under_load_and_many_deaths
 
@@ -50,6 +56,12 @@ bench:
 bless:
 	ORBD_BLESS=1 $(CARGO) test --features sim --test suite -- golden published
 	ORBD_BLESS=1 $(CARGO) test --features sim --bin orbd-ctl -- reference
+
+dist:
+	TARGET=$(TARGET) .ci/dist
+
+formula:
+	VERSION=$(VERSION) SHA256=$(SHA256) .ci/formula
 
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
