@@ -303,8 +303,23 @@ fn links_between_documents_lead_somewhere() {
         for target in links(&text) {
             let path = target.split('#').next().unwrap_or_default();
             let is_elsewhere = target.contains("://") || target.starts_with("mailto:");
-            if !is_elsewhere && !path.is_empty() && !folder.join(path).exists() {
+            if is_elsewhere {
+                continue;
+            }
+            let wanted = if path.is_empty() {
+                root().join(&name)
+            } else {
+                folder.join(path)
+            };
+            let Ok(data) = wanted.metadata() else {
                 breaches.push(format!("{name}: {target}"));
+                continue;
+            };
+            if let Some((_, heading)) = target.split_once('#')
+                && !(data.is_file()
+                    && headings(&fs::read_to_string(&wanted).unwrap_or_default()).contains(heading))
+            {
+                breaches.push(format!("{name}: {target} (no such heading)"));
             }
         }
     }
@@ -441,6 +456,24 @@ fn links(text: &str) -> Vec<String> {
     targets
 }
 
+/// What a document's headings are called in links.
+fn headings(text: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        is_code ^= line.trim_start().starts_with("```");
+        let Some(title) = line.strip_prefix('#').filter(|_| !is_code) else {
+            continue;
+        };
+        let title = title.trim_start_matches('#').trim().to_lowercase();
+        let kept = title
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        found.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+    }
+    found
+}
+
 /// A file of the library or the daemon, without its tests and comments.
 struct Source {
     name: String,
@@ -561,5 +594,7 @@ fn the_rules_see_what_they_look_for() {
         test_modules("src/journal.rs", "#[cfg(test)]\nmod tests;\n"),
         ["src/journal/tests.rs"]
     );
+    let found = headings("# One: two `three`\n```\n# four\n```\n### Five\n");
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["five", "one-two-three"]);
     assert_eq!(links("see [a](b.md#c) and\n```\n[x](y)\n```\n"), ["b.md#c"]);
 }

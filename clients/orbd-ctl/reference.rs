@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
+use orbd::rpc::errors::ErrorKind;
 
 use crate::args::Cli;
 use crate::environment::variable;
+use crate::trouble::Trouble;
 
 /// The page, and what surrounds the part of it that is generated. What is outside is written by hand.
 const PAGE: &str = "docs/cli.md";
@@ -136,6 +138,86 @@ fn the_reference_in_the_documents_is_the_grammars() {
         committed == generated,
         "{PAGE} is not what the grammar says; `make bless` rewrites it"
     );
+}
+
+/// Every document in which verbs are named, by its name from the root.
+fn documents() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = [
+        "",
+        "docs",
+        "docs/pyinfra",
+        "docs/decisions",
+        "launchd",
+        "proto",
+        "clients/pyinfra-orbd",
+    ];
+    let mut found = Vec::new();
+    for folder in folders {
+        for entry in std::fs::read_dir(root.join(folder)).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|ending| ending == "md") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                found.push((
+                    path.strip_prefix(root).expect("below").display().to_string(),
+                    text,
+                ));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_verb_that_a_document_names_is_there() {
+    let mut grammar = Cli::command();
+    grammar.build();
+    let is_verb = |word: &str| {
+        let is_flag = word.starts_with('-') || !word.starts_with(|letter: char| letter.is_ascii_lowercase());
+        is_flag
+            || grammar
+                .get_subcommands()
+                .any(|verb| verb.get_name() == word || verb.get_visible_aliases().any(|alias| alias == word))
+    };
+    let (mut named, mut unknown) = (0, Vec::new());
+    for (document, text) in documents() {
+        let mut is_code = false;
+        for line in text.lines() {
+            if line.trim_start().starts_with("```") {
+                is_code = !is_code;
+            }
+            let begins = line.strip_prefix("orbd-ctl ").filter(|_| is_code);
+            for rest in begins.into_iter().chain(line.split("`orbd-ctl ").skip(1)) {
+                let word = rest
+                    .split([' ', '`', '|', '\\', ',', ')', ';'])
+                    .next()
+                    .unwrap_or_default();
+                named += 1;
+                if !is_verb(word) {
+                    unknown.push(format!("{document}: orbd-ctl {word}"));
+                }
+            }
+        }
+    }
+    assert!(named > 150, "{named}");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn the_exit_codes_of_the_page_are_the_programs() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = std::fs::read_to_string(path).expect("the page is there");
+    for kind in ErrorKind::ALL {
+        let error = kind.error("sorry");
+        let word = error.data.as_ref().expect("has data").kind.clone();
+        let code = Trouble::Refused(error).exit();
+        let row = page.lines().find(|line| line.starts_with(&format!("| {code} |")));
+        let row = row.unwrap_or_else(|| panic!("no row for {code}"));
+        assert!(
+            row.contains(&format!("`{word}`")),
+            "{word} ends with {code}, which the page does not say"
+        );
+    }
 }
 
 #[test]
