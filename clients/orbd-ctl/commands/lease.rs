@@ -141,15 +141,14 @@ pub(super) fn carry_out(
     {
         return Err(trouble);
     }
-    if let Some(answer) = job {
+    // What a command writes is its own, so nothing is said of it.
+    if let (Some(answer), Some(done)) = (job, done) {
         context
             .console
-            .answer(&answer, |answer, _| match (&done, status.success()) {
-                (Some(done), true) => match answer.job.run_us {
-                    Some(us) => format!("{done} (took {})\n", render::duration_us(us)),
-                    None => format!("{done}\n"),
-                },
-                _ => String::new(),
+            .answer(&answer, |answer, _| match answer.job.run_us {
+                _ if !status.success() => String::new(),
+                Some(us) => format!("{done} (took {})\n", render::duration_us(us)),
+                None => format!("{done}\n"),
             })?;
     }
     Ok(ExitCode::from(code_of(status)))
