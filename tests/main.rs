@@ -5,6 +5,7 @@ mod ctl_events;
 mod ctl_service;
 mod ctl_session;
 mod ctl_suite;
+mod ctl_terminal;
 mod ctl_verbs;
 mod daemon_cache;
 mod daemon_crash;

@@ -364,7 +364,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
 
 /// Why a job waits: a sentence for it and for each job that is in the way.
 pub(crate) fn why(jobs: &[Job], look: Look) -> String {
-    jobs.iter().fold(String::new(), |mut text, job| {
+    let text = jobs.iter().fold(String::new(), |mut text, job| {
         let name = job_name(job);
         let (state, style) = job_state(job);
         let state = paint(look, style, &state);
@@ -391,7 +391,8 @@ pub(crate) fn why(jobs: &[Job], look: Look) -> String {
             }
         };
         text
-    })
+    });
+    look.paragraph(&text, 2)
 }
 
 /// The queue.

@@ -130,6 +130,9 @@ fn tell(console: &mut Console, event: &Event) -> Result<(), Trouble> {
     console.answer(event, text)
 }
 
+/// Where it says what happened, after time and number.
+const WHAT_COLUMN: usize = 17;
+
 /// Writes an event for a person: when, its number, and what happened.
 fn text(event: &Event, look: Look) -> String {
     let time = event.noticed_at.split_once('T').map_or("", |(_, time)| time);
@@ -137,7 +140,10 @@ fn text(event: &Event, look: Look) -> String {
     let number = event.sequence;
     match &event.what {
         EventDetails::State(state) => state_text(state, event, look),
-        what => format!("{time}Z {number:>5}  {}\n", what_text(what)),
+        what => look.paragraph(
+            &format!("{time}Z {number:>5}  {}\n", what_text(what)),
+            WHAT_COLUMN,
+        ),
     }
 }
 
@@ -241,7 +247,7 @@ fn state_text(state: &EventState, event: &Event, look: Look) -> String {
         "\nOrbStack {orbstack}, orbctl {orbctl}, event {number} of instance {}\n",
         event.instance
     );
-    text.push_str(&last);
+    text.push_str(&look.paragraph(&last, 2));
     text
 }
 
