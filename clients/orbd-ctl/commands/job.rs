@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use orbd::rpc::api::{JobFollow, JobGet, JobOutput, JobWait};
+use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{Job, JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams};
 use serde::Serialize;
 
@@ -71,7 +72,7 @@ fn chain(context: &mut Context, id: u64) -> Result<Chain, Trouble> {
         let job = match context.ask::<JobGet>(Watch::Queue, &JobParams { job_id: id }) {
             Ok(answer) => answer.job,
             // What was in the way has ended and is forgotten.
-            Err(_) if !jobs.is_empty() => break,
+            Err(trouble) if !jobs.is_empty() && trouble.kind() == Some(ErrorKind::JobNotFound) => break,
             Err(trouble) => return Err(trouble),
         };
         next = job
