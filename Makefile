@@ -2,6 +2,7 @@
 #
 #   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
 #   make test     every test of every language
+#   make test-unit  the part of it that needs no daemon; also for Macs, where the rest has not been made to run yet
 #   make check    formatting, lints, documentation
 #   make deny     licences, sources and known faults of what orbd is built of (needs cargo-deny and the network)
 #   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures
@@ -18,7 +19,7 @@ PACKAGE := clients/pyinfra-orbd
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: demo test test-rust test-python test-python-oldest check deny soak bench bless dist formula clean
+.PHONY: demo test test-unit test-rust test-python test-python-oldest check deny soak bench bless dist formula clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -26,6 +27,10 @@ demo: $(VENV)/ready
 	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
 
 test: test-rust test-python test-python-oldest
+
+test-unit: $(VENV)/ready
+	$(CARGO) test --features sim --lib --bins
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon"
 
 test-rust:
 	$(CARGO) test --features sim

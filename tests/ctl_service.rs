@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
 use crate::ctl_doctor;
 use crate::support::{World, eventually};
 
@@ -396,6 +397,7 @@ fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
     assert!(managed.call(&["daemon", "stop"]).status.success());
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
     let managed = Managed::new("systemd");
