@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::ctl_suite::{ctl, ok};
 use crate::daemon_wire::{ask, message, upgraded};
-use crate::support::World;
+use crate::support::{World, eventually};
 
 /// The words of which nothing may be found, each from where it went in.
 struct Secrets(Vec<String>);
@@ -210,7 +210,12 @@ fn every_line_is_an_object_and_whatever_is_about_a_job_names_it_and_its_client()
     let waiting = ok(&world, &["restart", "--detach", "a"]);
     caller.cancel(waiting.trim().parse().expect("an id"));
     caller.resume();
-    let log = world.log();
+    // Lines are written by a thread of their own.
+    let log = eventually("the end is written", || {
+        let log = world.log();
+        let is_whole = log.ends_with('\n') && log.contains("\"cancelled\"");
+        is_whole.then_some(log)
+    });
     let lines: Vec<Value> = log
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
