@@ -95,6 +95,7 @@ pub(super) fn carry_out(
             machines: Vec::new(),
             new_name: None,
             force: false,
+            read: None,
         }
     );
     let mut narrator = Narrator::new(&context.link, Watch::Ours(verb, format!("{verb} {machine}")));
