@@ -367,8 +367,6 @@ Examples:
     Man(Man) "man" [] "Examples:
   orbd-ctl man | man -l -
   orbd-ctl man --to /usr/local/share/man/man1";
-    /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
-    LeaseExec(Nothing) "lease-exec" [] "";
 }
 
 /// A verb that takes nothing.
@@ -1063,7 +1061,7 @@ fn group_by(text: &str) -> Result<GroupBy, String> {
 }
 
 /// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const SHAPE: &str = "a number with ms, s, m, h or d, as in 500ms, 30s or 1h30m";
     if let Ok(seconds) = text.parse::<u64>() {
         return Ok(Duration::from_secs(seconds));

@@ -76,6 +76,5 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Doctor(_) => doctor::doctor(context),
         Command::Completions(args) => completions::completions(context, &args),
         Command::Man(args) => completions::man(context, &args),
-        Command::LeaseExec(_) => Ok(lease::exec()),
     }
 }
