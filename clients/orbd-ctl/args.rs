@@ -354,6 +354,11 @@ Examples:
   orbd-ctl service install --print       show the file that would be written, and do nothing
   orbd-ctl service status
   orbd-ctl service logs --follow";
+    /// Put orbd before the real orbctl, for every program that calls it by name
+    Dropin(DropinVerb) "dropin" [] "Examples:
+  orbd-ctl dropin install                links orbctl and orb in ~/.orbd/bin, and what to add to your profile
+  orbd-ctl dropin status                 which orbctl runs, and which real one is behind it
+  orbd-ctl dropin uninstall";
     /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
     Doctor(Nothing) "doctor" [] "Examples:
   orbd-ctl doctor
@@ -994,6 +999,28 @@ pub(crate) enum ServiceCommand {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
         lines: usize,
     },
+}
+
+/// `dropin`.
+#[derive(Debug, Args)]
+pub(crate) struct DropinVerb {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: DropinCommand,
+    /// Folder of the links, which has to come first on PATH [default: ~/.orbd/bin]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// `dropin ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum DropinCommand {
+    /// Link orbctl and orb to this program; a file that is not orbd's is never replaced
+    Install,
+    /// Take the links away
+    Uninstall,
+    /// Show what orbctl and orb are on PATH; exits with 1 when calls do not come through orbd
+    Status,
 }
 
 /// `completions`.

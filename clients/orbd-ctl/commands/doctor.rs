@@ -114,6 +114,7 @@ fn examine(link: &Link) -> Vec<Finding> {
     findings.push(socket(&link.socket));
     let daemon = reach(link, &mut findings);
     findings.push(service(link, daemon.is_some()));
+    findings.extend(dropin(link));
     match (daemon, &config) {
         (Some((client, info)), _) => findings.extend(of_daemon(client, &info)),
         (None, Ok(config)) => {
@@ -318,6 +319,16 @@ fn of_daemon(mut client: Client, info: &DaemonInfoAnswer) -> Vec<Finding> {
     }
     findings.extend(state_folder(Path::new(&info.state_dir)));
     findings
+}
+
+/// Looks whether a drop-in that is installed is the one that is called. Whoever has none misses nothing.
+fn dropin(link: &Link) -> Option<Finding> {
+    const ABOUT: &str = "drop-in";
+    let report = super::dropin::examine(link, &super::dropin::usual_folder(link)?);
+    match report.shadow() {
+        Some((says, mend)) => Some(Finding::doubtful(ABOUT, says, mend)),
+        None => report.good().map(|says| Finding::good(ABOUT, says)),
+    }
 }
 
 fn not_found(says: &str) -> Finding {

@@ -9,10 +9,11 @@
 //!
 //! Whoever calls must not notice: the same bytes, exit code and signals, because it is the real tool that runs, in the caller's
 //! directory, environment and terminal, in the place that the daemon gave it. [`words`] says what is touched, [`find`] where the tool
-//! is, [`carry_out`] asks and waits, [`guard`] is us while the tool runs. `docs/dropin.md` tells what differs all the same.
+//! is, [`carry_out`] asks and waits, [`guard`] is us while the tool runs; [`links`] make us be called. `docs/dropin.md` tells what
+//! differs all the same.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub(crate) use words::Called;
 mod carry_out;
 mod find;
 mod guard;
+pub(crate) mod links;
 mod words;
 
 /// One call of the tool.
@@ -121,6 +123,19 @@ impl Settings {
             above: text(orbd::sys::MARKER).and_then(|marker| job_of(&marker)),
         }
     }
+}
+
+/// Returns the real tool that a call would run: the one that the daemon names, else the one that is found without it.
+pub(crate) fn real_tool(
+    named: Option<&Path>,
+    environment: &crate::environment::Environment,
+) -> Result<PathBuf, String> {
+    let finder = Finder::of_process();
+    let found = match named {
+        Some(named) => finder.named(Called::Orbctl, named),
+        None => finder.located(Called::Orbctl, environment),
+    };
+    found.map_err(|why| why.to_string())
 }
 
 /// Finds the job in a marker: `INSTANCE:JOB`.
