@@ -287,7 +287,8 @@ impl Session<'_> {
             other => other.ok(),
         };
         let outcome = told.and_then(|answer| answer.job.outcome);
-        if let (Ended::Signalled(_), Some(outcome)) = (ended, outcome)
+        // The tool was ended from outside, whatever it made of that.
+        if let Some(outcome) = outcome
             && matches!(outcome.kind.as_str(), "cancelled" | "expired")
             && let Some(error) = outcome.error
         {
