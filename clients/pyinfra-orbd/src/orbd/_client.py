@@ -490,7 +490,7 @@ class Client:
         """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
 
         ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
-        ``clone``, ``force`` ends or cancels what is in the way, and ``read`` says which read ``read`` is, as in :meth:`session_read`.
+        ``clone``, and ``force`` ends or cancels what is in the way. With the operation ``read`` goes what :meth:`session_read` takes.
         """
         params = _given(
             operation=operation,
