@@ -65,7 +65,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
         | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
-        | "config.show" | "config.get" => &[],
+        | "config.show" | "config.get" | "session.read" => &[],
         "events.subscribe" => &[E::Draining],
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
@@ -86,8 +86,6 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "machine.start_all" | "machine.stop_all" | "orbstack.start" | "orbstack.stop" | "config.reset" => {
             &[E::OutcomeUnknown]
         }
-        // What the tool refuses is its answer.
-        "session.read" => &[],
         "session.lease" => &[
             E::MachineNotFound,
             E::MachineExists,

@@ -156,10 +156,10 @@ pub(super) fn examine(link: &link::Link, folder: &Path) -> Report {
     let told = link
         .aside()
         .map(|mut client| client.call::<DaemonInfo>(&NoParams {}).ok());
-    let named = told
+    let of_daemon = told
         .as_ref()
         .and_then(|info| Some(PathBuf::from(info.as_ref()?.orbctl.clone()?)));
-    let (orbctl, why) = match real_tool(named.as_deref(), &link.environment) {
+    let (orbctl, why) = match real_tool(of_daemon.as_deref(), &link.environment) {
         Ok(orbctl) => (Some(orbctl), None),
         Err(why) => (None, Some(why)),
     };
@@ -228,33 +228,33 @@ impl Report {
     }
 
     fn show(&self) -> String {
-        let mut text = format!(
-            "drop-in  {}, {}\n",
-            self.folder.display(),
-            if self.installed {
-                "installed"
-            } else {
-                "not installed"
-            }
-        );
-        for name in &self.names {
+        let state = if self.installed {
+            "installed"
+        } else {
+            "not installed"
+        };
+        let behind = match (&self.orbctl, &self.why) {
+            (Some(orbctl), _) => orbctl.display().to_string(),
+            (None, why) => format!("nothing: {}", why.as_deref().unwrap_or("unknown")),
+        };
+        let orbd = if self.answers {
+            "answers"
+        } else {
+            "does not answer; until it does, the drop-in runs the real tool directly"
+        };
+        let names = self.names.iter().map(|name| {
             let runs = match &name.runs {
                 Some(path) if name.is_drop_in => format!("{}, the drop-in", path.display()),
                 Some(path) => format!("{}, not the drop-in", path.display()),
                 None => "not on PATH".into(),
             };
-            text.push_str(&format!("{:<7}  {runs}\n", name.name));
-        }
-        text.push_str(&match (&self.orbctl, &self.why) {
-            (Some(orbctl), _) => format!("behind   {}\n", orbctl.display()),
-            (None, why) => format!("behind   nothing: {}\n", why.as_deref().unwrap_or("unknown")),
+            format!("{:<7}  {runs}\n", name.name)
         });
-        text.push_str(if self.answers {
-            "orbd     answers\n"
-        } else {
-            "orbd     does not answer; until it does, the drop-in runs the real tool directly\n"
-        });
-        text.extend(self.advice());
-        text
+        [format!("drop-in  {}, {state}\n", self.folder.display())]
+            .into_iter()
+            .chain(names)
+            .chain([format!("behind   {behind}\n"), format!("orbd     {orbd}\n")])
+            .chain(self.advice())
+            .collect()
     }
 }

@@ -220,6 +220,7 @@ impl Session<'_> {
     }
 
     /// Lets the tool run in a place.
+    #[expect(clippy::zombie_processes, reason = "the guard waits for it, by its id")]
     fn lease(mut self, mut params: LeaseParams) -> Result<ExitCode, Failed> {
         let child = WaitingChild::start()
             .map_err(|error| Failed::Refused(format!("cannot start ourselves a second time: {error}")))?;
@@ -245,7 +246,7 @@ impl Session<'_> {
         let marker = format!("{}:{}", self.hello.instance, lease.job_id);
         let variables = vec![(MARKER.into(), marker.into())];
         let child = child.grant(&self.invocation.grant(&program, variables));
-        let ended = guard.watch(child.id());
+        let ended = guard.watch(&child);
         self.release(lease.job_id, ended);
         Ok(ended.repeat())
     }

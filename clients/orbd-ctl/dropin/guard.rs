@@ -13,7 +13,7 @@
 //! What nobody can pass on is SIGKILL and SIGSTOP to us alone.
 
 use std::io;
-use std::process::ExitCode;
+use std::process::{Child, ExitCode};
 
 use orbd::sys::{is_in_foreground, stop_by};
 use rustix::process::{
@@ -70,10 +70,8 @@ impl Guard {
     }
 
     /// Waits until the child has ended.
-    pub(super) fn watch(mut self, child: u32) -> Ended {
-        let Some(child) = i32::try_from(child).ok().and_then(Pid::from_raw) else {
-            return Ended::Exited(i32::from(REFUSED));
-        };
+    pub(super) fn watch(mut self, child: &Child) -> Ended {
+        let child = Pid::from_child(child);
         loop {
             while let Some(status) = match look(child) {
                 Ok(status) => status,

@@ -138,63 +138,15 @@ const OF_CREATE: [Flag; 11] = [
 /// Says what is to be done for a command other than `run`; `None` where it is not understood.
 fn of_command(command: &str, words: &[OsString]) -> Option<Plan> {
     use LeaseOperation as L;
-    let read = |command| {
-        Some(Plan::Read(Read {
-            command,
-            ..Read::default()
-        }))
-    };
     match command {
-        "list" => {
-            let sorted = Sorted::mixed(
-                words,
-                &[FORMAT, ("quiet", Some('q'), false), ("running", Some('r'), false)],
-            )?;
-            sorted.none()?;
-            Some(Plan::Read(Read {
-                command: ReadCommand::List,
-                format: sorted.format()?,
-                quiet: sorted.has("quiet"),
-                running: sorted.has("running"),
-                ..Read::default()
-            }))
-        }
-        "info" => {
-            let sorted = Sorted::mixed(words, &[FORMAT])?;
-            Some(Plan::Read(Read {
-                command: ReadCommand::Info,
-                machine: Some(sorted.machine()?),
-                format: sorted.format()?,
-                ..Read::default()
-            }))
-        }
-        "status" if words.is_empty() => read(ReadCommand::Status),
-        "version" if words.is_empty() => read(ReadCommand::Version),
-        "ssh" if words.is_empty() => read(ReadCommand::Ssh),
-        "default" if words.is_empty() => read(ReadCommand::Default),
+        "list" | "info" | "status" | "version" | "ssh" | "logs" => looks(command, words),
+        "default" if words.is_empty() => looks(command, words),
         "default" => {
             let machine = Sorted::mixed(words, &[])?.machine()?;
             Some(Plan::Place(Place {
                 machine: (machine != "none").then_some(machine),
                 ..Place::of(L::SetDefault)
             }))
-        }
-        "logs" => {
-            let sorted = Sorted::mixed(words, &[("all", Some('a'), false), ("follow", Some('f'), false)])?;
-            let machine = Some(sorted.machine()?);
-            Some(if sorted.has("follow") {
-                Plan::Place(Place {
-                    machine,
-                    ..Place::of(L::Logs)
-                })
-            } else {
-                Plan::Read(Read {
-                    command: ReadCommand::Logs,
-                    machine,
-                    all: sorted.has("all"),
-                    ..Read::default()
-                })
-            })
         }
         "config" => config(words),
         "create" | "add" | "new" => {
@@ -247,6 +199,63 @@ fn of_command(command: &str, words: &[OsString]) -> Option<Plan> {
             Some(Plan::Place(Place::of(L::UpdateOrbstack)))
         }
         "reset" => Some(Plan::Place(Place::of(L::ResetOrbstack))),
+        _ => None,
+    }
+}
+
+/// Says what is to be done for a command that shows something.
+fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
+    let read = |command| {
+        Some(Plan::Read(Read {
+            command,
+            ..Read::default()
+        }))
+    };
+    match command {
+        "list" => {
+            let sorted = Sorted::mixed(
+                words,
+                &[FORMAT, ("quiet", Some('q'), false), ("running", Some('r'), false)],
+            )?;
+            sorted.none()?;
+            Some(Plan::Read(Read {
+                command: ReadCommand::List,
+                format: sorted.format()?,
+                quiet: sorted.has("quiet"),
+                running: sorted.has("running"),
+                ..Read::default()
+            }))
+        }
+        "info" => {
+            let sorted = Sorted::mixed(words, &[FORMAT])?;
+            Some(Plan::Read(Read {
+                command: ReadCommand::Info,
+                machine: Some(sorted.machine()?),
+                format: sorted.format()?,
+                ..Read::default()
+            }))
+        }
+        "status" if words.is_empty() => read(ReadCommand::Status),
+        "version" if words.is_empty() => read(ReadCommand::Version),
+        "ssh" if words.is_empty() => read(ReadCommand::Ssh),
+        "default" if words.is_empty() => read(ReadCommand::Default),
+        "logs" => {
+            let sorted = Sorted::mixed(words, &[("all", Some('a'), false), ("follow", Some('f'), false)])?;
+            let machine = Some(sorted.machine()?);
+            Some(if sorted.has("follow") {
+                Plan::Place(Place {
+                    machine,
+                    ..Place::of(LeaseOperation::Logs)
+                })
+            } else {
+                Plan::Read(Read {
+                    command: ReadCommand::Logs,
+                    machine,
+                    all: sorted.has("all"),
+                    ..Read::default()
+                })
+            })
+        }
         _ => None,
     }
 }

@@ -490,7 +490,8 @@ class Client:
         """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
 
         ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
-        ``clone``, and ``force`` ends or cancels what is in the way. With the operation ``read`` goes what :meth:`session_read` takes.
+        ``clone``, and ``force`` ends or cancels what is in the way. The operation ``read`` needs a ``read`` as in
+        :meth:`session_read`.
         """
         params = _given(
             operation=operation,
