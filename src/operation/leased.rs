@@ -25,7 +25,7 @@ pub enum Leased {
     UpdateOrbstack,
     /// Wipes everything that OrbStack has.
     ResetOrbstack,
-    /// A read whose answer its client lets the tool itself print, because that is on a terminal, or because the client is in a place already.
+    /// A read whose answer the tool itself is to print: on a terminal, or for a client that is in a place already.
     Read(Verbatim),
     /// Something that orbd has no word for. It is in nobody's way, and afterwards nothing is known any more.
     Other,
