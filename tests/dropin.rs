@@ -466,6 +466,27 @@ fn when_the_tool_is_stopped_so_is_the_drop_in_and_both_go_on() {
 }
 
 #[test]
+fn when_the_drop_in_is_killed_its_place_is_held_until_the_tool_is_gone() {
+    let world = World::with_machines(&["a"]);
+    let (mut child, tool) = at_gate(&world, Way::DropIn);
+    let mut caller = world.client();
+    let id = caller.find("run", "a", JobStateWord::Running).id;
+    kill(child.id(), Signal::KILL);
+    assert_eq!(end_of(&mut child).signal(), Some(Signal::KILL.as_raw()));
+    // Asked after the daemon has seen the connection end: what comes next waits for the place.
+    let mut stop = Way::DropIn
+        .command(&world, &["orbctl", "stop", "a"])
+        .spawn()
+        .expect("it starts");
+    let waiting = caller.find("stop", "a", JobStateWord::Waiting);
+    assert_eq!(waiting.waiting_for.expect("for what").job_id, Some(id));
+    assert!(is_alive(tool));
+    kill(tool, Signal::TERM);
+    assert!(end_of(&mut stop).success());
+    assert_eq!(outcome_of(&caller.end_of(id)).0, "interrupted");
+}
+
+#[test]
 fn whoever_reads_no_more_is_noticed_as_ever() {
     let world = World::with_machines(&["a"]);
     let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| {

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use orbd::rpc::types::JobStateWord;
 
 use crate::dropin::Way;
-use crate::support::{World, eventually};
+use crate::support::{World, eventually, outcome_of};
 
 /// A shell on a terminal, in which `orb` leads one way or the other.
 struct Terminal<'a> {
@@ -90,14 +90,13 @@ impl<'a> Terminal<'a> {
 
     /// Waits until a line of the screen is this one, without what is written behind it.
     #[track_caller]
-    fn shows(&self, wanted: &str) -> String {
+    fn shows(&self, wanted: &str) {
         eventually(&format!("{wanted:?} on the screen"), || {
-            let screen = self.screen();
-            screen
+            self.screen()
                 .lines()
                 .any(|line| line.trim_end().ends_with(wanted.trim_end()))
-                .then_some(screen)
-        })
+                .then_some(())
+        });
     }
 
     /// Asks the shell how the last command ended.
@@ -187,13 +186,12 @@ fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
         size("size 100x30");
         terminal.press(&["i"]);
         terminal.tmux(&["send-keys", "-l", "typed"]);
-        let screen = terminal.shows("typed");
+        terminal.shows("typed");
         terminal.press(&["Escape"]);
         terminal.types(":cquit 3");
-        (screen, terminal.code())
+        terminal.code()
     });
-    assert_eq!(ours, bare);
-    assert_eq!(ours.1, "3");
+    assert_eq!((ours.as_str(), bare.as_str()), ("3", "3"));
 }
 
 #[test]
@@ -279,4 +277,22 @@ fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
         terminal.code()
     });
     assert_eq!((ours.as_str(), bare.as_str()), ("9", "9"));
+}
+
+#[test]
+fn a_read_on_a_terminal_is_printed_by_the_tool_itself_and_recorded() {
+    let world = World::with_machines(&["a"]);
+    let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| {
+        let terminal = Terminal::open(&world, way);
+        terminal.types("clear; orbctl list; orbctl info gone");
+        terminal.shows("machine not found: 'gone'");
+        terminal.has_prompt();
+        terminal.screen()
+    });
+    assert_eq!(ours, bare);
+    assert!(ours.contains("NAME"), "{ours}");
+    for (operation, ended) in [("list", "succeeded"), ("info", "failed")] {
+        let job = world.client().find(operation, "", JobStateWord::Ended);
+        assert_eq!((job.class.as_str(), outcome_of(&job).0), ("session", ended));
+    }
 }
