@@ -35,7 +35,7 @@ test-unit: $(VENV)/ready
 test-rust:
 	$(CARGO) test --features sim
 
-test-python: $(VENV)/ready
+test-python: $(VENV)/ready $(VENV)-predecessor/ready
 	$(CARGO) build --bins --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
 
@@ -80,6 +80,12 @@ $(VENV)-oldest/ready: $(PACKAGE)/requirements-oldest.txt $(PACKAGE)/pyproject.to
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
 	touch $@
 
+# What the drop-in is proved with; its package and ours cannot be in one environment.
+$(VENV)-predecessor/ready: $(PACKAGE)/requirements-predecessor.txt
+	$(PYTHON) -m venv $(VENV)-predecessor
+	$(VENV)-predecessor/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-predecessor.txt
+	touch $@
+
 clean:
 	$(CARGO) clean
-	rm -rf $(VENV) $(VENV)-oldest
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-predecessor

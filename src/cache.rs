@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::machine::MachineName;
-use crate::operation::Scope;
+use crate::operation::{Scope, Verbatim};
 
 /// Machines of which something is remembered; the list says which exist, so more than this means that nobody told us.
 const MACHINES_MAX: usize = 1024;
@@ -44,9 +44,27 @@ pub enum Topic {
     Default,
     /// How to reach machines over SSH.
     Ssh,
+    /// What `orbctl` prints for a read.
+    Verbatim(Verbatim),
 }
 
 impl Topic {
+    /// Returns the topic with which this one becomes stale, where that is another.
+    fn follows(&self) -> Option<Self> {
+        match self {
+            Self::Verbatim(read) => Some(match read {
+                // A machine may be named by its id there, so a change of any makes it stale.
+                Verbatim::List { .. } | Verbatim::Info { .. } | Verbatim::Logs(..) => Self::Machines,
+                Verbatim::Status => Self::Status,
+                Verbatim::Version => Self::Version,
+                Verbatim::ConfigShow | Verbatim::ConfigGet(_) => Self::Config,
+                Verbatim::Default => Self::Default,
+                Verbatim::Ssh => Self::Ssh,
+            }),
+            _ => None,
+        }
+    }
+
     /// Returns the kind of read that tells it.
     pub const fn source(&self) -> Source {
         match self {
@@ -57,6 +75,7 @@ impl Topic {
             Self::Config => Source::ConfigShow,
             Self::Default => Source::Default,
             Self::Ssh => Source::Ssh,
+            Self::Verbatim(_) => Source::Verbatim,
         }
     }
 }
@@ -80,6 +99,8 @@ pub enum Source {
     Ssh,
     /// `logs`, for a caller.
     Logs,
+    /// Any read in `orbctl`'s own words, for a caller.
+    Verbatim,
     /// A look that no caller asked for.
     Look,
 }
@@ -96,6 +117,7 @@ impl Source {
             Self::Default => "default",
             Self::Ssh => "ssh",
             Self::Logs => "logs",
+            Self::Verbatim => "verbatim",
             Self::Look => "look",
         }
     }
@@ -316,7 +338,7 @@ impl<V> Cache<V> {
     /// Forgets machines that are no longer there.
     pub fn retain_machines<'a>(&mut self, names: impl IntoIterator<Item = &'a MachineName>) {
         let names: BTreeSet<&MachineName> = names.into_iter().collect();
-        self.forget(|name| !names.contains(name));
+        self.forget(|topic| matches!(topic, Topic::Info(name) if !names.contains(name)));
     }
 
     fn make_all_but_version_stale(&mut self) {
@@ -343,25 +365,26 @@ impl<V> Cache<V> {
             .slots
             .get(topic)
             .map_or(Generation::default(), |slot| slot.stale_at);
-        match topic {
-            Topic::Info(_) => own.max(self.infos_stale_at),
-            _ => own,
+        match (topic, topic.follows()) {
+            (Topic::Info(_), _) => own.max(self.infos_stale_at),
+            (_, Some(other)) => own.max(self.stale_at(&other)),
+            (_, None) => own,
         }
     }
 
     fn remembered_from(&self, topic: &Topic) -> u64 {
         match (self.slots.get(topic), topic) {
             (Some(slot), _) => slot.remembered_from,
-            (None, Topic::Info(_)) => self.forgotten_at,
+            (None, Topic::Info(_) | Topic::Verbatim(_)) => self.forgotten_at,
             // Other topics are never forgotten.
             (None, _) => 0,
         }
     }
 
     fn slot(&mut self, topic: Topic) -> &mut Slot<V> {
-        // Names that callers make up must not fill the memory. Forgetting costs a read, never a wrong answer.
+        // What callers make up must not fill the memory. Forgetting costs a read, never a wrong answer.
         if self.slots.len() >= MACHINES_MAX && !self.slots.contains_key(&topic) {
-            self.forget(|_| true);
+            self.forget(|topic| matches!(topic, Topic::Info(_) | Topic::Verbatim(_)));
         }
         let remembered_from = self.remembered_from(&topic);
         self.slots.entry(topic).or_insert(Slot {
@@ -371,10 +394,9 @@ impl<V> Cache<V> {
         })
     }
 
-    fn forget(&mut self, gone: impl Fn(&MachineName) -> bool) {
+    fn forget(&mut self, gone: impl Fn(&Topic) -> bool) {
         let before = self.slots.len();
-        self.slots
-            .retain(|topic, _| !matches!(topic, Topic::Info(name) if gone(name)));
+        self.slots.retain(|topic, _| !gone(topic));
         if self.slots.len() < before {
             self.forgotten_at = self.turns;
         }
@@ -416,7 +438,14 @@ mod tests {
         cache
     }
 
-    fn topics() -> [Topic; 8] {
+    fn printed(name: &str) -> Topic {
+        Topic::Verbatim(Verbatim::Info {
+            machine: machine(name),
+            format: None,
+        })
+    }
+
+    fn topics() -> [Topic; 10] {
         [
             Topic::Machines,
             info("web"),
@@ -426,6 +455,8 @@ mod tests {
             Topic::Config,
             Topic::Default,
             Topic::Ssh,
+            printed("web"),
+            Topic::Verbatim(Verbatim::ConfigGet("cpu".parse().expect("a key"))),
         ]
     }
 
@@ -445,7 +476,24 @@ mod tests {
     fn a_change_makes_stale_what_it_may_change_and_nothing_else() {
         check_scope(
             &machines(&["web"]),
-            &[info("db"), Topic::Version, Topic::Config, Topic::Ssh],
+            &[
+                info("db"),
+                Topic::Version,
+                Topic::Config,
+                Topic::Ssh,
+                topics()[9].clone(),
+            ],
+        );
+        // It may be the id of any.
+        check_scope(
+            &machines(&["db"]),
+            &[
+                info("web"),
+                Topic::Version,
+                Topic::Config,
+                Topic::Ssh,
+                topics()[9].clone(),
+            ],
         );
         check_scope(&Scope::Configuration, &[Topic::Version, Topic::Ssh]);
         check_scope(&Scope::Everything, &[Topic::Version]);
@@ -555,6 +603,8 @@ mod tests {
         let mut cache = full(&Moment::now());
         for n in 0..3 * MACHINES_MAX {
             cache.invalidate(&machines(&[&format!("m{n}")]));
+            let ticket = cache.begin(&printed(&format!("p{n}")), &Moment::now());
+            let _ = cache.record(ticket, 1);
         }
         assert!(cache.slots.len() <= MACHINES_MAX);
         assert!(cache.get(&Topic::Version).is_some());
@@ -597,7 +647,7 @@ mod tests {
         println!("ORBD_TEST_SEED={seed} repeats this run");
         let mut dice = seed | 1;
         let topics = topics();
-        let mut models: [Model; 8] = Default::default();
+        let mut models: [Model; 10] = Default::default();
         let mut cache: Cache<u64> = Cache::new();
         let mut reads: Vec<Read> = Vec::new();
         let mut stored = 0;
@@ -631,12 +681,12 @@ mod tests {
                 }
                 14 | 15 => {
                     let (scope, stale): (Scope, &[usize]) = match random(&mut dice, 6) {
-                        0 => (machines(&["web"]), &[0, 1, 3, 6]),
-                        1 => (machines(&["db"]), &[0, 2, 3, 6]),
-                        2 => (machines(&["db", "web"]), &[0, 1, 2, 3, 6]),
-                        3 => (machines(&["mail"]), &[0, 3, 6]),
-                        4 => (Scope::Configuration, &[0, 1, 2, 3, 5, 6]),
-                        _ => (Scope::Everything, &[0, 1, 2, 3, 5, 6, 7]),
+                        0 => (machines(&["web"]), &[0, 1, 3, 6, 8]),
+                        1 => (machines(&["db"]), &[0, 2, 3, 6, 8]),
+                        2 => (machines(&["db", "web"]), &[0, 1, 2, 3, 6, 8]),
+                        3 => (machines(&["mail"]), &[0, 3, 6, 8]),
+                        4 => (Scope::Configuration, &[0, 1, 2, 3, 5, 6, 8, 9]),
+                        _ => (Scope::Everything, &[0, 1, 2, 3, 5, 6, 7, 8, 9]),
                     };
                     let before = cache.generation();
                     assert!(cache.invalidate(&scope) > before);

@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md` and the one in [`Operation::footprint`] are the same.
 
 mod leased;
+mod verbatim;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use leased::{Each, Leased};
+pub use verbatim::{Format, Verbatim};
 
 use crate::machine::{MachineId, MachineName};
 
@@ -96,6 +98,8 @@ pub enum Query {
     Ssh,
     /// A machine's log so far.
     Logs(MachineName, LogScope),
+    /// What `orbctl` prints for a read, byte for byte.
+    Verbatim(Verbatim),
 }
 
 /// Which of a machine's logs.
@@ -545,6 +549,7 @@ impl Operation {
             | Self::SetDefault(Some(name)) => Some(name),
             Self::Create(new) => Some(&new.name),
             Self::Leased(leased) => leased.machine(),
+            Self::Query(Query::Verbatim(read)) => read.machine(),
             Self::Query(_)
             | Self::SetDefault(None)
             | Self::ConfigSet { .. }
@@ -683,6 +688,7 @@ impl Query {
             Self::Default => "default",
             Self::Ssh => "ssh",
             Self::Logs(..) => "logs",
+            Self::Verbatim(read) => read.subject().verb(),
         }
     }
 }

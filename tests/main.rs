@@ -22,6 +22,8 @@ mod daemon_socket;
 mod daemon_trouble;
 mod daemon_wire;
 mod deaths;
+mod dropin;
+mod dropin_terminal;
 mod golden;
 mod orbctl_sim_suite;
 mod published;

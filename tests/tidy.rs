@@ -388,6 +388,8 @@ fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
         ".git",
         ".demo",
         ".venv",
+        ".venv-oldest",
+        ".venv-predecessor",
         ".hypothesis",
     ];
     for entry in fs::read_dir(folder).expect("a folder can be read") {

@@ -1,6 +1,6 @@
 //! What orbd costs: every figure beside that of doing without it, in the same run, by the same load generator.
 //!
-//! `cargo bench --bench round_trip` measures answers from the cache, commands, their output and events;
+//! `cargo bench --bench round_trip` measures answers from the cache, commands, calls through the drop-in, output and events;
 //! `cargo bench --bench round_trip -- idle restart` the two that take minutes; names pick. Rounds of the two sides alternate, so that a
 //! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
 //! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` names another daemon to measure.
@@ -13,6 +13,7 @@
 
 mod cached;
 mod daemon;
+mod dropin;
 mod echo;
 mod events;
 mod exec;
@@ -47,10 +48,11 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// By name, in order. The first four are measured unless others are named.
-const SECTIONS: [Section; 6] = [
+/// By name, in order. The first five are measured unless others are named.
+const SECTIONS: [Section; 7] = [
     ("cached", cached::measure),
     ("exec", exec::measure),
+    ("dropin", dropin::measure),
     ("output", output::measure),
     ("events", events::measure),
     ("idle", idle::measure),
@@ -82,7 +84,7 @@ fn main() {
         let named = words.iter().any(|word| !word.starts_with('-'));
         match (named, scale) {
             (true, _) => words.iter().any(|word| word == name),
-            (false, Scale::Full) => at < 4,
+            (false, Scale::Full) => at < 5,
             (false, Scale::Tiny) => true,
         }
     };

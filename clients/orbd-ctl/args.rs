@@ -402,6 +402,11 @@ Examples:
   orbd-ctl service install --print       show the file, and do nothing
   orbd-ctl service status
   orbd-ctl service logs --follow";
+    /// Put orbd before the real orbctl, for every program that calls it by name
+    Dropin(DropinVerb) "dropin" [] "Examples:
+  orbd-ctl dropin install                links orbctl and orb in ~/.orbd/bin, and what to add to your profile
+  orbd-ctl dropin status                 which orbctl runs, and which real one is behind it
+  orbd-ctl dropin uninstall";
     /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
     Doctor(Nothing) "doctor" [] "Examples:
   orbd-ctl doctor
@@ -415,8 +420,6 @@ Examples:
     Man(Man) "man" [] "Examples:
   orbd-ctl man | man -l -
   orbd-ctl man --to /usr/local/share/man/man1";
-    /// Waits on its input for a place in the queue, then becomes the real orbctl. For orbd-ctl itself.
-    LeaseExec(Nothing) "lease-exec" [] "";
 }
 
 /// A verb that takes nothing.
@@ -1113,6 +1116,28 @@ pub(crate) enum ServiceCommand {
     Logs(LogArgs),
 }
 
+/// `dropin`.
+#[derive(Debug, Args)]
+pub(crate) struct DropinVerb {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub(crate) command: DropinCommand,
+    /// Folder of the links, which has to come first on PATH [default: ~/.orbd/bin]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// `dropin ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum DropinCommand {
+    /// Link orbctl and orb to this program; a file that is not orbd's is never replaced
+    Install,
+    /// Take the links away
+    Uninstall,
+    /// Show what orbctl and orb are on PATH; exits with 1 when calls do not come through orbd
+    Status,
+}
+
 /// `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
@@ -1198,7 +1223,7 @@ fn job_id(text: &str) -> Result<u64, String> {
 }
 
 /// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const SHAPE: &str = "a number with ms, s, m, h or d, as in 500ms, 30s or 1h30m";
     if let Ok(seconds) = text.parse::<u64>() {
         return Ok(Duration::from_secs(seconds));

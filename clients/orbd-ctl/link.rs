@@ -135,8 +135,13 @@ impl Link {
 
 /// Says who we are and compares protocols.
 pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, Trouble> {
+    greet_as(client, socket, CLIENT_NAME)
+}
+
+/// Says that we are `name` and compares protocols.
+pub(crate) fn greet_as(client: &mut Client, socket: &Path, name: &str) -> Result<HelloAnswer, Trouble> {
     let hello = HelloParams {
-        client: CLIENT_NAME.into(),
+        client: name.into(),
         protocol: PROTOCOL_VERSION,
     };
     let answer = client

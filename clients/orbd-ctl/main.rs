@@ -1,9 +1,11 @@
 //! `orbd-ctl`: the command line client of orbd.
 //!
-//! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. What
-//! was typed becomes types in [`args`]; each verb has a file in [`commands`]; [`context`] makes every call, [`narrate`] says
-//! what takes so long, [`render`] writes for people, [`layout`] makes it fit, and [`trouble`] knows what to say of failures and how to exit.
+//! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. Called
+//! `orbctl` or `orb` it is the [`dropin`] and nothing else. What was typed becomes types in [`args`]; each verb has a file in
+//! [`commands`]; [`context`] makes every call, [`narrate`] says what takes so long, [`render`] writes for people, [`layout`] makes it
+//! fit, and [`trouble`] knows what to say of failures and how to exit.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::Cli;
@@ -18,6 +20,7 @@ mod commands;
 mod completions;
 mod console;
 mod context;
+mod dropin;
 mod environment;
 #[cfg(test)]
 mod fake;
@@ -31,10 +34,18 @@ mod reference;
 mod render;
 mod service;
 mod trouble;
+mod waiting_child;
 
 fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let Some(called) = dropin::called_as(&words) {
+        return dropin::main(called, words);
+    }
+    if words.get(1).is_some_and(|verb| verb == waiting_child::VERB) {
+        return waiting_child::exec();
+    }
     completions::answer_shell();
-    let cli = match Cli::read(&std::env::args_os().collect::<Vec<_>>()) {
+    let cli = match Cli::read(&words) {
         Ok(cli) => cli,
         Err(message) => {
             // Help goes to stdout with 0, a mistake to stderr with 2. Who does not read either is not told a third time.

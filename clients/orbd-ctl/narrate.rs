@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) enum Watch {
     /// Our own jobs with this verb; the second is what to call them.
     Ours(&'static str, String),
+    /// Our own jobs, whatever they are; this is what to call them.
+    All(&'static str),
     /// Anybody's job.
     Job(u64),
     /// All of the queue.
@@ -110,6 +112,7 @@ impl<'a> Narrator<'a> {
     fn jobs(&mut self) -> Vec<Job> {
         let verb = match self.watch {
             Watch::Ours(verb, _) => Some(verb),
+            Watch::All(_) => None,
             Watch::Job(id) => {
                 self.ours = vec![id];
                 None
@@ -183,6 +186,11 @@ impl<'a> Narrator<'a> {
                 let what = what.clone();
                 let jobs = self.open_jobs();
                 Phrase::of(&jobs, &what)
+            }
+            Watch::All(what) => {
+                let what = *what;
+                let jobs = self.open_jobs();
+                Phrase::of(&jobs, what)
             }
             Watch::Job(id) => {
                 let what = format!("job {id}");

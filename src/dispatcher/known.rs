@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
+
 use crate::cache::{Generation, Observation, Source, Topic};
 use crate::clock::Moment;
-use crate::job::Illness;
+use crate::job::{Ending, Illness};
 use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
-use crate::operation::Query;
+use crate::operation::{Query, Verbatim};
 
 /// The answer to one query.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +27,19 @@ pub enum Facts {
     Default(Option<MachineName>),
     /// Text for people.
     Text(String),
+    /// What `orbctl` printed.
+    Printed(Printout),
+}
+
+/// What `orbctl` printed for a read, byte for byte, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Printout {
+    /// Its stdout.
+    pub stdout: Bytes,
+    /// Its stderr.
+    pub stderr: Bytes,
+    /// How it ended: by itself or by a signal that was not ours.
+    pub ending: Ending,
 }
 
 /// Facts, and room for the form in which they are served, so that they are encoded once however often they are asked for.
@@ -91,14 +106,15 @@ pub(super) fn topic(query: &Query) -> Option<Topic> {
         Query::ConfigShow => Some(Topic::Config),
         Query::Default => Some(Topic::Default),
         Query::Ssh => Some(Topic::Ssh),
-        Query::Logs(..) => None,
+        Query::Logs(..) | Query::Verbatim(Verbatim::Logs(..)) => None,
+        Query::Verbatim(read) => Some(Topic::Verbatim(read.clone())),
     }
 }
 
 /// Returns under what an answer is kept that may be told although it is out of date: one that can say so on the wire.
 pub(super) fn stale_topic(query: &Query) -> Option<Topic> {
     match query {
-        Query::Ssh | Query::Logs(..) => None,
+        Query::Ssh | Query::Logs(..) | Query::Verbatim(_) => None,
         _ => topic(query),
     }
 }

@@ -34,7 +34,7 @@ pub use handle::{
     Overview, Published, QueueVerb, QueueView, ReadError, Rejection, SicknessView, StateFilter, Submission,
     Subscriber, Target, WaitingFor,
 };
-pub use known::{Facts, Known, Seen};
+pub use known::{Facts, Known, Printout, Seen};
 
 use crate::journal::{Journal, Recovered};
 use crate::metrics::Metrics;

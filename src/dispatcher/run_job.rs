@@ -26,13 +26,13 @@ use crate::clock::Moment;
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
 use crate::journal::JournalError;
 use crate::machine::OrbstackStatus;
-use crate::operation::{Class, Effect, Leased, Operation, Query, Stdin};
+use crate::operation::{Class, Effect, Leased, Operation, Query, Stdin, Verbatim};
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
 
 use super::handle::{Carrier, JobSpec};
-use super::known::{Facts, by_id};
+use super::known::{Facts, Printout, by_id};
 use super::settle::{self, Settling};
 
 /// Most bytes of a read's answer that are kept; a list of ten thousand machines fits.
@@ -288,6 +288,9 @@ impl<O: Orbctl> Work<O> {
         if let Some(outcome) = cut_short(&completion) {
             return Finished::counted(outcome, &completion);
         }
+        if let Query::Verbatim(_) = query {
+            return printed(&operation, &completion);
+        }
         match read(&operation, &completion) {
             Ok(facts) => {
                 let mut finished = Finished::counted(Outcome::Succeeded(Success::Read), &completion);
@@ -493,7 +496,10 @@ impl<O: Orbctl> Work<O> {
 /// `None` where only the inventory can tell.
 fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
     let is_change = matches!(operation.effect(), Effect::Changes(_));
-    let is_command = matches!(operation, Operation::Leased(Leased::Run(_) | Leased::Shell(_)));
+    let is_command = matches!(
+        operation,
+        Operation::Leased(Leased::Run(_) | Leased::Shell(_) | Leased::Read(Verbatim::Status))
+    );
     let exited = |exit_code| Some(Outcome::Succeeded(Success::Exec { exit_code }));
     match (told, cut) {
         (Some(Ending::Exited(0)), _) if is_change => {
@@ -507,7 +513,8 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
             None
         }
         (_, Some(cut)) => Some(cut),
-        // A code other than zero is the command's own answer, as it is of those that we run.
+        // A code other than zero is the command's own answer, as it is of those that we run; and `status` says with it that OrbStack
+        // is stopped.
         (Some(Ending::Exited(exit_code)), None) if is_command => exited(exit_code),
         // As shells tell it: whoever closes a terminal or interrupts a log ends it in the way that it is meant to be ended.
         (Some(Ending::Signalled(signal)), None) if operation.class() == Class::Session => {
@@ -562,6 +569,26 @@ fn cut_short(completion: &Completion) -> Option<Outcome> {
     }
 }
 
+/// Takes what was printed for the answer, also of a read that failed: that is the tool's answer, too.
+fn printed(operation: &Operation, completion: &Completion) -> Finished {
+    let (stdout, stderr) = (&completion.stdout, &completion.stderr);
+    if completion.output_cut || !stdout.is_whole() || !stderr.is_whole() {
+        let failure = Failure::OrbctlOutputUnreadable("it printed more than is kept".into());
+        return Finished::counted(Outcome::Failed(failure), completion);
+    }
+    let outcome = match orbctl::classify::classify(operation, completion).failure {
+        Some(failure) => Outcome::Failed(failure),
+        None => Outcome::Succeeded(Success::Read),
+    };
+    let mut finished = Finished::counted(outcome, completion);
+    finished.facts = Some(Facts::Printed(Printout {
+        stdout: stdout.bytes.clone(),
+        stderr: stderr.bytes.clone(),
+        ending: completion.ending,
+    }));
+    finished
+}
+
 /// Reads a query's answer.
 fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure> {
     let Operation::Query(query) = operation else {
@@ -586,6 +613,7 @@ fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure
         Query::ConfigShow => orbctl::output::config(stdout).map(Facts::Config),
         Query::Default => orbctl::output::default_machine(stdout).map(Facts::Default),
         Query::Ssh | Query::Logs(..) => Ok(Facts::Text(String::from_utf8_lossy(stdout).into_owned())),
+        Query::Verbatim(_) => return Err(Failure::Internal("has no meaning, only bytes".into())),
     };
     facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
 }

@@ -23,7 +23,7 @@ use crate::clock::Moment;
 use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Priority, Sighting, Success};
 use crate::machine::MachineName;
 use crate::metrics;
-use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope};
+use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Verbatim};
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 
 /// What a call is answered with.
@@ -741,6 +741,90 @@ async fn equal_reads_share_an_invocation_until_something_changes() {
         .expect("no panic")
         .expect("facts");
     assert_eq!(seen.value.machines().map(<[_]>::len), Some(3), "not overwritten");
+    world.no_call().await;
+}
+
+fn printed(seen: &Seen) -> (&[u8], &[u8], Ending) {
+    match &seen.value.facts {
+        Facts::Printed(printed) => (&printed.stdout, &printed.stderr, printed.ending),
+        other => panic!("{other:?} was not printed"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() {
+    let mut world = World::with(Limits::default(), false);
+    let words = |quiet| {
+        Query::Verbatim(Verbatim::List {
+            format: None,
+            quiet,
+            running: false,
+        })
+    };
+    let first = world.read(words(true), None);
+    let call = world.call("list").await;
+    assert_eq!(call.args, ["list", "-q"]);
+    let joined = world.read(words(true), None);
+    world.no_call().await;
+    let other = world.read(words(false), None);
+    let typed = world.read(Query::List, None);
+    let (plain, json) = (world.call("list").await, world.call("list").await);
+    assert_eq!((plain.args.len(), json.args.len()), (1, 3));
+    plain.end(Ending::Exited(0), "a table", "");
+    json.end(Ending::Exited(0), "[]", "");
+    call.end(Ending::Exited(0), "a\nb\n", "a warning");
+    for read in [first, joined] {
+        let seen = read.await.expect("no panic").expect("printed");
+        assert_eq!(
+            printed(&seen),
+            (&b"a\nb\n"[..], &b"a warning"[..], Ending::Exited(0))
+        );
+    }
+    assert_eq!(
+        printed(&other.await.expect("no panic").expect("printed")).0,
+        b"a table"
+    );
+    typed.await.expect("no panic").expect("facts");
+    // Kept for whoever accepts it, until something changes.
+    world
+        .read(words(true), None)
+        .await
+        .expect("no panic")
+        .expect("kept");
+    world.no_call().await;
+    world
+        .dispatcher
+        .invalidate(Scope::Machines(vec![name("a")]))
+        .await
+        .expect("it lives");
+    let later = world.read(words(true), None);
+    world.call("list").await.end(Ending::Exited(0), "b\n", "");
+    assert_eq!(
+        printed(&later.await.expect("no panic").expect("printed")).0,
+        b"b\n"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_read_that_failed_printed_is_answered_and_not_kept() {
+    let mut world = World::with(Limits::default(), false);
+    let words = Query::Verbatim(Verbatim::Info {
+        machine: name("gone"),
+        format: None,
+    });
+    for _ in 0..2 {
+        let read = world.read(words.clone(), None);
+        let refusal = "[-32098] machine not found: 'gone'";
+        world.call("info").await.end(Ending::Exited(1), "", refusal);
+        let seen = read.await.expect("no panic").expect("an answer");
+        assert_eq!(printed(&seen), (&b""[..], refusal.as_bytes(), Ending::Exited(1)));
+    }
+    let status = Query::Verbatim(Verbatim::Status);
+    let read = world.read(status.clone(), None);
+    world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
+    read.await.expect("no panic").expect("an answer");
+    // That it is stopped is no failure.
+    world.read(status, None).await.expect("no panic").expect("kept");
     world.no_call().await;
 }
 

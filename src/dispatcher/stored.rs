@@ -9,7 +9,9 @@ use crate::clock::Moment;
 use crate::job::{ClientId, JobId, Priority};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
-use crate::operation::{Each, ExecRequest, Force, Lane, Leased, NewMachine, Operation};
+use crate::operation::{
+    Class, Each, ExecRequest, Force, Lane, Leased, LogScope, NewMachine, Operation, Verbatim,
+};
 use crate::sys::{ChildIdentity, StartTime};
 
 use super::handle::{Carrier, Client, JobSpec, Submission};
@@ -158,7 +160,7 @@ fn leased_outline(starting: &Starting) -> Option<Leased> {
     match starting.verb.as_str() {
         "run" => Some(Leased::Run(machine()?)),
         "shell" => Some(Leased::Shell(machine()?)),
-        "logs" => Some(Leased::Logs(machine()?)),
+        "logs" if starting.machine.is_some() => machine().map(Leased::Logs),
         "create" => Some(Leased::Create(machine()?)),
         "config_set" => Some(Leased::ConfigSet),
         "start" => several(Each::Start),
@@ -168,8 +170,31 @@ fn leased_outline(starting: &Starting) -> Option<Leased> {
         "update_orbstack" => Some(Leased::UpdateOrbstack),
         "reset_orbstack" => Some(Leased::ResetOrbstack),
         "other" => Some(Leased::Other),
+        verb if starting.class == Class::Session => read_outline(verb).map(Leased::Read),
         _ => None,
     }
+}
+
+/// The same for a read that its client lets the tool itself print.
+fn read_outline(verb: &str) -> Option<Verbatim> {
+    Some(match verb {
+        "list" => Verbatim::List {
+            format: None,
+            quiet: false,
+            running: false,
+        },
+        "info" => Verbatim::Info {
+            machine: "forgotten".parse().ok()?,
+            format: None,
+        },
+        "status" => Verbatim::Status,
+        "version" => Verbatim::Version,
+        "config_show" => Verbatim::ConfigShow,
+        "default" => Verbatim::Default,
+        "ssh" => Verbatim::Ssh,
+        "logs" => Verbatim::Logs("forgotten".parse().ok()?, LogScope::Default),
+        _ => return None,
+    })
 }
 
 /// Writes which process a child is.

@@ -3,7 +3,7 @@
 //! Such an operation has no operands: they stay with the client, who runs the real tool. orbd has to know what is touched, and
 //! that is all that is here.
 
-use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, Scope};
+use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, Scope, Verbatim};
 use crate::machine::MachineName;
 
 /// What a client's own process carries out while it holds a place in the queue.
@@ -25,6 +25,8 @@ pub enum Leased {
     UpdateOrbstack,
     /// Wipes everything that OrbStack has.
     ResetOrbstack,
+    /// A read whose answer the tool itself is to print: on a terminal, or for a client that is in a place already.
+    Read(Verbatim),
     /// Something that orbd has no word for. It is in nobody's way, and afterwards nothing is known any more.
     Other,
 }
@@ -75,6 +77,7 @@ impl Leased {
             Self::Several(each, _) => each.verb(),
             Self::UpdateOrbstack => "update_orbstack",
             Self::ResetOrbstack => "reset_orbstack",
+            Self::Read(read) => read.subject().verb(),
             Self::Other => "other",
         }
     }
@@ -87,6 +90,8 @@ impl Leased {
             | Self::ConfigSet
             | Self::UpdateOrbstack
             | Self::ResetOrbstack
+            // A session that names a machine waits for a change of it that runs; a read waits for none.
+            | Self::Read(_)
             | Self::Other => None,
         }
     }
@@ -95,7 +100,7 @@ impl Leased {
     pub fn class(&self) -> Class {
         match self {
             Self::Run(_) => Class::Exec,
-            Self::Shell(_) | Self::Logs(_) | Self::Other => Class::Session,
+            Self::Shell(_) | Self::Logs(_) | Self::Read(_) | Self::Other => Class::Session,
             Self::Create(_) => Class::Creation,
             Self::ConfigSet => Class::Configuration,
             Self::Several(..) => Class::Change,
@@ -110,7 +115,7 @@ impl Leased {
         let machine = |name: &MachineName, access| (Lane::Machine(name.clone()), access);
         match self {
             Self::Run(name) => Footprint::new([machine(name, Shared), fleet]),
-            Self::Shell(_) | Self::Logs(_) | Self::Other => Footprint::NONE,
+            Self::Shell(_) | Self::Logs(_) | Self::Read(_) | Self::Other => Footprint::NONE,
             Self::Create(name) => Footprint::new([machine(name, Exclusive), fleet]),
             Self::ConfigSet => Footprint::new([(Lane::Configuration, Exclusive), fleet]),
             Self::Several(_, names) => {
@@ -123,7 +128,7 @@ impl Leased {
     /// Returns what it makes stale. That a command or a shell may start its machine is known to the dispatcher.
     pub fn effect(&self) -> Effect {
         match self {
-            Self::Run(_) | Self::Shell(_) | Self::Logs(_) => Effect::Reads,
+            Self::Run(_) | Self::Shell(_) | Self::Logs(_) | Self::Read(_) => Effect::Reads,
             Self::Create(name) => Effect::Changes(Scope::Machines(vec![name.clone()])),
             Self::ConfigSet => Effect::Changes(Scope::Configuration),
             Self::Several(_, names) => Effect::Changes(Scope::Machines(names.clone())),

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use crate::machine::MachineName;
-use crate::operation::{ExecRequest, Force, LogScope, NewMachine, Operation, Query};
+use crate::operation::{ExecRequest, Force, Format, LogScope, NewMachine, Operation, Query, Verbatim};
 
 /// Starts a command in the guest user's home, as ssh does: also where there is no home (`nobody`), then in `/`.
 /// `orbctl run` by itself starts in the directory that corresponds to the caller's, which for a daemon means nothing.
@@ -75,7 +75,42 @@ fn of_query(query: &Query) -> Vec<OsString> {
         Query::Ssh => words(["ssh"]),
         Query::Logs(machine, LogScope::Default) => words(["logs", machine.as_str()]),
         Query::Logs(machine, LogScope::All) => words(["logs", "--all", machine.as_str()]),
+        Query::Verbatim(read) => of_verbatim(read),
     }
+}
+
+fn of_verbatim(read: &Verbatim) -> Vec<OsString> {
+    match read {
+        Verbatim::List {
+            format,
+            quiet,
+            running,
+        } => {
+            let mut args = words(["list"]);
+            args.extend(of_format(*format));
+            args.extend(quiet.then(|| "-q".into()));
+            args.extend(running.then(|| "-r".into()));
+            args
+        }
+        Verbatim::Info { machine, format } => {
+            let mut args = words(["info"]);
+            args.extend(of_format(*format));
+            args.push(machine.as_str().into());
+            args
+        }
+        Verbatim::ConfigGet(key) => words(["config", "get", key.as_str()]),
+        // These have no forms: asked in `orbctl`'s own words they are the same.
+        Verbatim::Status
+        | Verbatim::Version
+        | Verbatim::ConfigShow
+        | Verbatim::Default
+        | Verbatim::Ssh
+        | Verbatim::Logs(..) => of_query(&read.subject()),
+    }
+}
+
+fn of_format(format: Option<Format>) -> Vec<OsString> {
+    format.map_or_else(Vec::new, |format| words(["-f", format.as_str()]))
 }
 
 fn of_exec(machine: &MachineName, request: &ExecRequest) -> Vec<OsString> {
@@ -218,6 +253,32 @@ mod tests {
         check(Query::Ssh, &["ssh"]);
         check(Query::Logs(name("web"), LogScope::Default), &["logs", "web"]);
         check(Query::Logs(name("web"), LogScope::All), &["logs", "--all", "web"]);
+        let verbatim = |read, words: &[&str]| check(Query::Verbatim(read), words);
+        let list = |format, quiet, running| Verbatim::List {
+            format,
+            quiet,
+            running,
+        };
+        let info = |format| Verbatim::Info {
+            machine: name("web"),
+            format,
+        };
+        verbatim(list(None, false, false), &["list"]);
+        verbatim(
+            list(Some(Format::Json), true, true),
+            &["list", "-f", "json", "-q", "-r"],
+        );
+        verbatim(info(None), &["info", "web"]);
+        verbatim(info(Some(Format::Text)), &["info", "-f", "text", "web"]);
+        verbatim(
+            Verbatim::ConfigGet("cpu".parse().expect("a key")),
+            &["config", "get", "cpu"],
+        );
+        verbatim(Verbatim::ConfigShow, &["config", "show"]);
+        verbatim(
+            Verbatim::Logs(name("web"), LogScope::All),
+            &["logs", "--all", "web"],
+        );
     }
 
     #[test]

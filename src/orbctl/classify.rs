@@ -65,6 +65,9 @@ const NOBODY: [&str; 2] = [
 
 /// Says what the end of an invocation means for its operation.
 pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
+    if let Operation::Query(Query::Verbatim(read)) = operation {
+        return classify(&Operation::Query(read.subject()), completion);
+    }
     match completion.ending {
         Ending::Exited(0) if asks_the_service(operation) => Verdict::passed(Sign::Well),
         Ending::Exited(0) | Ending::Stopped => Verdict::passed(Sign::Nothing),

@@ -13,6 +13,9 @@ use rustix::fs::Access;
 /// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
 const NAME: &str = "orbctl";
 
+/// Our own programs. The drop-in is a link to one of them, whichever version or copy of us it belongs to.
+const OURS: [&str; 2] = ["orbd-ctl", "orbd"];
+
 /// Where Homebrew and the app put it.
 const USUAL: [&str; 3] = [
     "/opt/homebrew/bin",
@@ -29,7 +32,8 @@ pub struct Search<'a> {
     pub path: Option<&'a OsStr>,
     /// The user's home.
     pub home: Option<&'a Path>,
-    /// Our own programs. A candidate that is one of them is the drop-in, which would call us, and is passed over.
+    /// Our own programs. A candidate that is one of them, or a link to a program with one of our names, is a drop-in, which would
+    /// call us, and is passed over.
     pub ours: &'a [PathBuf],
 }
 
@@ -39,6 +43,9 @@ pub enum LocateError {
     /// Nowhere.
     #[error("orbctl is in none of the places where it is looked for; is OrbStack installed?")]
     NotFound,
+    /// Nowhere, but for a drop-in.
+    #[error("the only orbctl that was found, {}, is orbd's own drop-in; is OrbStack installed?", .0.display())]
+    OnlyOurs(PathBuf),
     /// The configured path is not absolute.
     #[error("the configured orbctl {} is not an absolute path", .0.display())]
     NotAbsolute(PathBuf),
@@ -97,14 +104,15 @@ impl Stamp {
 /// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
 pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
     let ours: Vec<Stamp> = search.ours.iter().filter_map(|path| Stamp::of(path)).collect();
-    let is_ours = |stamp: &Stamp| ours.iter().any(|own| own.is_same_file(stamp));
+    let is_ours =
+        |path: &Path, stamp: &Stamp| ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path);
     if let Some(path) = search.configured {
         if !path.is_absolute() {
             return Err(LocateError::NotAbsolute(path.into()));
         }
         return match executable(path) {
             None => Err(LocateError::NotExecutable(path.into())),
-            Some(stamp) if is_ours(&stamp) => Err(LocateError::Ours(path.into())),
+            Some(stamp) if is_ours(path, &stamp) => Err(LocateError::Ours(path.into())),
             Some(stamp) => Ok(Located {
                 path: path.into(),
                 stamp,
@@ -113,6 +121,7 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
     }
     let on_path = search.path.into_iter().flat_map(std::env::split_paths);
     let at_home = search.home.map(|home| home.join(".orbstack/bin"));
+    let mut passed_over = None;
     on_path
         .chain(at_home)
         .chain(USUAL.map(PathBuf::from))
@@ -120,10 +129,24 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(NAME))
         .find_map(|path| {
-            let stamp = executable(&path).filter(|stamp| !is_ours(stamp))?;
+            let stamp = executable(&path)?;
+            if is_ours(&path, &stamp) {
+                passed_over.get_or_insert(path);
+                return None;
+            }
             Some(Located { path, stamp })
         })
-        .ok_or(LocateError::NotFound)
+        .ok_or_else(|| passed_over.map_or(LocateError::NotFound, LocateError::OnlyOurs))
+}
+
+/// Says whether a path leads to a program with one of our names.
+pub fn is_named_as_ours(path: &Path) -> bool {
+    let target = path.canonicalize();
+    target.is_ok_and(|target| {
+        target
+            .file_name()
+            .is_some_and(|name| OURS.iter().any(|ours| name == *ours))
+    })
 }
 
 fn executable(path: &Path) -> Option<Stamp> {
@@ -198,6 +221,30 @@ mod tests {
         let search = Search {
             path: Some(&path),
             ours: std::slice::from_ref(&ours),
+            ..Search::default()
+        };
+        assert_eq!(locate(&search).expect("found").path(), real);
+    }
+
+    #[test]
+    fn a_drop_in_of_another_version_of_ours_is_passed_over() {
+        let folders = Folders::new();
+        let version = folders.add("version");
+        let other = version.with_file_name("orbd-ctl");
+        std::fs::rename(&version, &other).expect("moved");
+        std::fs::create_dir_all(folders.0.path().join("link")).expect("made");
+        let link = folders.0.path().join("link").join(NAME);
+        symlink(&other, &link).expect("linked");
+        let path = folders.path(&["link"]);
+        let search = Search {
+            path: Some(&path),
+            ..Search::default()
+        };
+        assert_eq!(locate(&search), Err(LocateError::OnlyOurs(link)));
+        let real = folders.add("real");
+        let path = folders.path(&["link", "real"]);
+        let search = Search {
+            path: Some(&path),
             ..Search::default()
         };
         assert_eq!(locate(&search).expect("found").path(), real);

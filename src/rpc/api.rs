@@ -14,9 +14,9 @@ use super::types::{
     JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams,
     MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
     MachineListAnswer, MachineParams, MachineRenameParams, MetricsExportParams, MetricsHistoryAnswer,
-    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer,
-    QueueTargetParams, ReadParams, ReleaseParams, RunAnswer, RunParams, SetDefaultParams, StatusAnswer,
-    TextAnswer, VersionAnswer,
+    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer,
+    QueueStatusAnswer, QueueTargetParams, ReadParams, ReleaseParams, RunAnswer, RunParams, SessionReadParams,
+    SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -214,6 +214,8 @@ methods! {
             "Counts cache hits, joins, refusals and the like since the daemon's start.";
         SessionLease "session.lease" (LeaseParams) -> LeaseAnswer,
             "Waits for a place in the queue that the caller uses itself: the named process, which waits for this answer, runs the real tool.";
+        SessionRead "session.read" (SessionReadParams) -> PrintoutAnswer,
+            "Tells what the real tool prints for a read, byte for byte, and how it ends; equal reads share one run of it.";
         SessionRelease "session.release" (ReleaseParams) -> JobAnswer,
             "Says how the process of a lease ended and waits until it is gone.";
     }

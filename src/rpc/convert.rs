@@ -13,10 +13,14 @@ use super::errors::{ErrorKind, invalid};
 use super::notification::BASE64;
 use super::types;
 use crate::clock::{Moment, unix_ms};
-use crate::dispatcher::{self, JobState, JobView, ReadError, Rejection, Seen, SicknessView, WaitingFor};
-use crate::job::{Failure, JobId, Outcome, Phase, Priority, Success};
+use crate::dispatcher::{
+    self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, WaitingFor,
+};
+use crate::job::{Ending, Failure, JobId, Outcome, Phase, Priority, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
-use crate::operation::{ExecRequest, Force, MachineRef, NewMachine, Operation, OutputKept, Stdin};
+use crate::operation::{
+    ExecRequest, Force, Format, LogScope, MachineRef, NewMachine, Operation, OutputKept, Stdin, Verbatim,
+};
 use crate::spool;
 
 pub(super) use events::{event, event_gap, event_kind, event_state};
@@ -232,13 +236,104 @@ pub(super) fn info(info: &MachineInfo, observed: types::Observed) -> types::Mach
     }
 }
 
+/// Parses a read in `orbctl`'s own words. A field that does not belong to its command is refused by name.
+pub(super) fn verbatim(read: &types::Read) -> Result<Verbatim, Refusal> {
+    use types::ReadCommand as R;
+    let command = read.command;
+    for (field, is_given, is_taken) in [
+        (
+            "machine",
+            read.machine.is_some(),
+            matches!(command, R::Info | R::Logs),
+        ),
+        ("key", read.key.is_some(), command == R::ConfigGet),
+        (
+            "format",
+            read.format.is_some(),
+            matches!(command, R::List | R::Info),
+        ),
+        ("quiet", read.quiet, command == R::List),
+        ("running", read.running, command == R::List),
+        ("all", read.all, command == R::Logs),
+    ] {
+        if is_given && !is_taken {
+            return Err(invalid(
+                &format!("read.{field}"),
+                "does not belong to this command",
+            ));
+        }
+    }
+    let format = read.format.map(|format| match format {
+        types::ReadFormat::Text => Format::Text,
+        types::ReadFormat::Json => Format::Json,
+    });
+    let machine = || -> Result<MachineName, Refusal> {
+        let missing = || invalid("read.machine", "is missing");
+        parse("read.machine", read.machine.as_ref().ok_or_else(missing)?)
+    };
+    Ok(match command {
+        R::List => Verbatim::List {
+            format,
+            quiet: read.quiet,
+            running: read.running,
+        },
+        R::Info => Verbatim::Info {
+            machine: machine()?,
+            format,
+        },
+        R::Status => Verbatim::Status,
+        R::Version => Verbatim::Version,
+        R::ConfigShow => Verbatim::ConfigShow,
+        R::ConfigGet => {
+            let missing = || invalid("read.key", "is missing");
+            Verbatim::ConfigGet(parse("read.key", read.key.as_ref().ok_or_else(missing)?)?)
+        }
+        R::Default => Verbatim::Default,
+        R::Ssh => Verbatim::Ssh,
+        R::Logs => {
+            let scope = if read.all {
+                LogScope::All
+            } else {
+                LogScope::Default
+            };
+            Verbatim::Logs(machine()?, scope)
+        }
+    })
+}
+
+/// Writes what was printed and how the tool ended.
+pub(super) fn printout(printed: &Printout, observed: types::Observed) -> types::PrintoutAnswer {
+    let bytes = |bytes: &Bytes| {
+        let (text, base64) = text_or_base64(bytes);
+        types::Printed { text, base64 }
+    };
+    let (exit_code, signal) = match printed.ending {
+        Ending::Exited(code) => (Some(code), None),
+        Ending::Signalled(signal) => (None, Some(signal)),
+        // Nothing is answered for these.
+        Ending::TimedOut | Ending::Stopped => (None, None),
+    };
+    types::PrintoutAnswer {
+        stdout: bytes(&printed.stdout),
+        stderr: bytes(&printed.stderr),
+        exit_code,
+        signal,
+        observed,
+    }
+}
+
 /// Writes a piece of output.
 pub(super) fn chunk(chunk: &spool::Chunk) -> types::Chunk {
-    let (text, base64) = match std::str::from_utf8(&chunk.bytes) {
-        Ok(text) => (Some(text.to_owned()), None),
-        Err(_) => (None, Some(BASE64.encode(&chunk.bytes))),
-    };
+    let (text, base64) = text_or_base64(&chunk.bytes);
     chunk_with(chunk, text, base64)
+}
+
+/// Writes bytes as text where they are UTF-8, else as base64.
+fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(BASE64.encode(bytes))),
+    }
 }
 
 /// Writes a chunk of output whose bytes somebody else wrote.

@@ -65,7 +65,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
         | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
-        | "config.show" | "config.get" => &[],
+        | "config.show" | "config.get" | "session.read" => &[],
         "events.subscribe" => &[E::Draining],
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
@@ -94,9 +94,15 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         ],
         other => unreachable!("{other} is in the table; a test visits every method"),
     };
-    let makes_job = ["machine.", "orbstack.", "config.", "session.lease"]
-        .iter()
-        .any(|prefix| method.starts_with(prefix));
+    let makes_job = [
+        "machine.",
+        "orbstack.",
+        "config.",
+        "session.lease",
+        "session.read",
+    ]
+    .iter()
+    .any(|prefix| method.starts_with(prefix));
     let shared: &[ErrorKind] = if makes_job { &JOB } else { &[] };
     let may = |kind: &ErrorKind| {
         matches!(kind, E::InvalidParams | E::Internal) || own.contains(kind) || shared.contains(kind)

@@ -113,8 +113,8 @@ pub struct Observed {
     /// When the look began.
     #[schemars(extend("format" = "date-time"))]
     pub observed_at: String,
-    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`; or `look`, which orbd made by itself
-    /// because somebody watches.
+    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`, `verbatim` of `session.read`; or
+    /// `look`, which orbd made by itself because somebody watches.
     pub source: String,
     /// Whether the fact is known to be out of date, or may be. Answers of reads say so only while `orbctl` cannot be asked; the
     /// `state` of `events.subscribe` also while the look after something that changed has not ended.
@@ -1258,13 +1258,15 @@ pub enum LeaseOperation {
     UpdateOrbstack,
     /// Wipe everything that OrbStack has.
     ResetOrbstack,
+    /// A read whose answer the tool itself is to print: a session, in nobody's way. `read` says which.
+    Read,
     /// Anything else: a session, in nobody's way, and what orbd knows is forgotten when it starts and when it ends.
     Other,
 }
 
 job_params! {
-    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name` and `force` an operation takes is said at each; the
-    /// others are refused.
+    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name`, `force` and `read` an operation takes is said at each;
+    /// the others are refused.
     LeaseParams {
         /// What the client is about to do.
         operation: LeaseOperation,
@@ -1285,7 +1287,111 @@ job_params! {
         /// `start_orbstack` and `stop_orbstack`.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
+        /// Which read, for `read`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        read: Option<Read>,
     }
+}
+
+/// A read in `orbctl`'s own words. Which of its fields a `command` takes is said at each; the others are refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Read {
+    /// What is asked.
+    pub command: ReadCommand,
+    /// Name or id, for `info` and `logs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Key, for `config_get`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// `--format`, for `list` and `info`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<ReadFormat>,
+    /// `--quiet`, for `list`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub quiet: bool,
+    /// `--running`, for `list`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub running: bool,
+    /// `--all`, for `logs`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub all: bool,
+}
+
+/// A command of `orbctl` that only reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadCommand {
+    /// `list`.
+    #[default]
+    List,
+    /// `info`.
+    Info,
+    /// `status`.
+    Status,
+    /// `version`.
+    Version,
+    /// `config show`.
+    ConfigShow,
+    /// `config get`.
+    ConfigGet,
+    /// `default` without a name.
+    Default,
+    /// `ssh`.
+    Ssh,
+    /// `logs`.
+    Logs,
+}
+
+/// A form in which `orbctl` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Parameters of `session.read`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionReadParams {
+    /// Which read.
+    pub read: Read,
+    /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now. The daemon's `cache_max_age` bounds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
+}
+
+/// Answer of `session.read`: what the tool printed, and how it ended. A read that failed is answered too, with what it said.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct PrintoutAnswer {
+    /// Its stdout.
+    pub stdout: Printed,
+    /// Its stderr.
+    pub stderr: Printed,
+    /// Its exit code, where it exited by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Signal that ended it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// When and how this was seen.
+    #[serde(flatten)]
+    pub observed: Observed,
+}
+
+/// What was printed, as `text` where it is UTF-8, else as `base64`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Printed {
+    /// The bytes, where they are UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The bytes, where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
 }
 
 /// Answer of `session.lease`: the place is the caller's until the named process is gone.

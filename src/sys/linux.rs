@@ -69,6 +69,11 @@ pub(super) fn leads_group(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.group == pid)
 }
 
+/// Returns our own process group; zero where its leader is outside of our namespace of process ids.
+pub(super) fn own_group() -> u32 {
+    stat(std::process::id()).map_or(0, |stat| stat.group)
+}
+
 /// Returns the leader of a process's session.
 pub(super) fn session_of(pid: u32) -> Option<u32> {
     stat(pid)?.session

@@ -52,6 +52,11 @@ fn info(pid: u32) -> Option<libc::proc_bsdinfo> {
     (filled == size).then_some(info)
 }
 
+/// Returns our own process group.
+pub(super) fn own_group() -> u32 {
+    rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs()
+}
+
 /// Says whether a process leads its group.
 #[expect(
     clippy::disallowed_methods,

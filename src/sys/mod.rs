@@ -1,10 +1,10 @@
 //! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone.
 //!
 //! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
-//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and a small one
-//! about descriptors are the only places with `unsafe`; the former is type-checked on Linux and has not run on a Mac yet.
+//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and two small ones
+//! about descriptors and stopping are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
 //!
-//! Nothing here knows `orbctl`, and nothing here starts or signals a process.
+//! Nothing here knows `orbctl`, and nothing here starts a process.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,6 +19,7 @@ mod descriptors;
 mod hang_up;
 #[cfg(target_os = "linux")]
 mod linux;
+mod stop;
 #[cfg(target_os = "linux")]
 use linux as platform;
 
@@ -29,6 +30,7 @@ use macos as platform;
 
 pub use descriptors::{raise_descriptor_limit, seal_inherited_descriptors};
 pub use hang_up::HangUp;
+pub use stop::stop_by;
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("orbd runs on macOS, and on Linux for development");
@@ -142,6 +144,15 @@ fn send_to_group(identity: ChildIdentity, signal: rustix::process::Signal) {
 fn alive_pid(identity: &ChildIdentity) -> Option<rustix::process::Pid> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(identity.pid).ok()?)?;
     is_alive(identity).then_some(pid)
+}
+
+/// Says whether our process group is the one that our terminal's keys send signals to.
+pub fn is_in_foreground() -> bool {
+    let Ok(terminal) = std::fs::File::open("/dev/tty") else {
+        return false;
+    };
+    rustix::termios::tcgetpgrp(&terminal)
+        .is_ok_and(|group| group.as_raw_nonzero().get().unsigned_abs() == platform::own_group())
 }
 
 /// Returns the processes of this user, other than ourselves, that carry exactly this marker in [`MARKER`]: a child of an earlier

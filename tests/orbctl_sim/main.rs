@@ -38,6 +38,7 @@ mod state;
 mod trouble;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::commands::Command;
@@ -48,7 +49,13 @@ use crate::settings::Settings;
 use crate::state::Store;
 
 fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    let words = if Path::new(&called).file_name().is_some_and(|name| name == "orb") {
+        commands::of_orb(words.collect())
+    } else {
+        words.collect()
+    };
     // Without HOME the real tool panics before it looks at its arguments, even for `version`.
     if std::env::var_os("HOME").is_none_or(|home| home.is_empty()) {
         return trouble::go_panic("$HOME is not defined").print();

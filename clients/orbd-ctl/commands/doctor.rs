@@ -120,6 +120,7 @@ fn examine(link: &Link) -> Vec<Finding> {
     let daemon = reach(link, &mut findings);
     findings.push(service(link, daemon.is_some()));
     findings.extend(service_path(link));
+    findings.extend(dropin(link));
     match (daemon, &config) {
         (Some((client, info)), config) => {
             findings.extend(of_daemon(client, &info, config.as_ref().ok(), link));
@@ -388,6 +389,16 @@ fn of_daemon(
         });
     }
     findings
+}
+
+/// Looks whether a drop-in that is installed is the one that is called. Whoever has none misses nothing.
+fn dropin(link: &Link) -> Option<Finding> {
+    const ABOUT: &str = "drop-in";
+    let report = super::dropin::examine(link, &super::dropin::usual_folder(link)?);
+    match report.shadow() {
+        Some((says, mend)) => Some(Finding::doubtful(ABOUT, says, mend)),
+        None => report.good().map(|says| Finding::good(ABOUT, says)),
+    }
 }
 
 /// Says why there is no `orbctl`, and what mends that.

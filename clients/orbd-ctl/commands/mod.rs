@@ -17,6 +17,7 @@ mod daemon;
 mod default;
 mod delete;
 mod doctor;
+mod dropin;
 mod events;
 mod follow;
 mod info;
@@ -74,9 +75,9 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Metrics(args) => metrics::metrics(context, args),
         Command::Daemon(args) => daemon::daemon(context, args.command),
         Command::Service(args) => service::service(context, &args),
+        Command::Dropin(args) => dropin::dropin(context, &args),
         Command::Doctor(_) => doctor::doctor(context),
         Command::Completions(args) => completions::completions(context, &args),
         Command::Man(args) => completions::man(context, &args),
-        Command::LeaseExec(_) => Ok(lease::exec()),
     }
 }

@@ -19,7 +19,7 @@ use crate::link::Link;
 use crate::trouble::Trouble;
 
 mod launchd;
-mod program;
+pub(crate) mod program;
 mod systemd;
 
 /// Descriptors that the daemon may have open: a connection takes one, a running job half a dozen. launchd gives 256 otherwise.

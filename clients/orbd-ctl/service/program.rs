@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 const CELLAR: &str = "Cellar";
 
 /// Returns the path to write down for this program: a link to it on PATH or Homebrew's own, where it lies in a version's folder.
-pub(super) fn stable(program: &Path, path: Option<&OsStr>) -> PathBuf {
+pub(crate) fn stable(program: &Path, path: Option<&OsStr>) -> PathBuf {
     let program = std::path::absolute(program).unwrap_or_else(|_| program.to_owned());
     let Ok(real) = program.canonicalize() else {
         return program;

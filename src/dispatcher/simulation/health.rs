@@ -94,7 +94,8 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_read_of_what_was_never_known_or_cannot_be_marked_is_refused() {
     let mut world = World::that_is_sick().await;
-    for query in [Query::Info(name("a")), Query::Ssh, Query::Version] {
+    let printed = Query::Verbatim(Verbatim::Status);
+    for query in [Query::Info(name("a")), Query::Ssh, Query::Version, printed] {
         let Err(ReadError::Rejected(Rejection::Sick(sickness))) = world.told(query, None).await else {
             panic!("it cannot be told");
         };

@@ -8,15 +8,27 @@ use tokio::sync::oneshot;
 use crate::cache::{Recorded, Source, Topic};
 use crate::clock::Moment;
 use crate::events::Event;
-use crate::job::{JobId, Priority};
+use crate::job::{JobId, Outcome, Priority};
 use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 
 use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, Submission, WaitingFor};
-use super::super::known::{Known, Seen, topic};
+use super::super::known::{Facts, Known, Seen, topic};
 use super::super::run_job::Finished;
 use super::{Reading, State};
+
+/// Longest printout that is kept: there may be as many as there are machines.
+const PRINTOUT_MAX: usize = 256 << 10;
+
+/// Says whether facts are told again. What a read that failed printed is its own caller's answer and nobody else's.
+fn is_kept(outcome: &Outcome, facts: &Facts) -> bool {
+    let fits = match facts {
+        Facts::Printed(printed) => printed.stdout.len() + printed.stderr.len() <= PRINTOUT_MAX,
+        _ => true,
+    };
+    fits && matches!(outcome, Outcome::Succeeded(_))
+}
 
 impl<O: Orbctl> State<O> {
     /// Answers a read from what is known, or joins an equal one, or asks.
@@ -153,6 +165,7 @@ impl<O: Orbctl> State<O> {
                     stale: None,
                 };
                 if let Some(ticket) = begun.ticket
+                    && is_kept(&finished.outcome, &known.facts)
                     && self.cache.record(ticket, known.clone()) == Recorded::Stored
                 {
                     self.learned(id, &query, &known);

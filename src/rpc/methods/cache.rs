@@ -28,6 +28,7 @@ pub(super) fn register(registry: &mut Registry) {
                     Topic::Config => ("config", None),
                     Topic::Default => ("default", None),
                     Topic::Ssh => ("ssh", None),
+                    Topic::Verbatim(read) => ("verbatim", read.machine().map(ToString::to_string)),
                 };
                 CacheEntry {
                     topic: topic.into(),

@@ -6,11 +6,12 @@
 
 use std::path::PathBuf;
 
+use crate::clock::Moment;
 use crate::dispatcher::{Carrier, Facts, Job, JobState, Submission};
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Each, Leased, Operation, Query};
-use crate::rpc::api::{SessionLease, SessionRelease};
+use crate::rpc::api::{SessionLease, SessionRead, SessionRelease};
 use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::{Caller, Registry, Server};
@@ -66,6 +67,17 @@ pub(super) fn register(registry: &mut Registry) {
                 .map(|machine| machine.name.to_string())
                 .collect(),
         })
+    });
+    registry.method::<SessionRead, _, _>(async |server, params, caller| {
+        let query = Query::Verbatim(convert::verbatim(&params.read)?);
+        let seen = read(&server, &caller, query, params.max_age_ms).await?;
+        match &seen.value.facts {
+            Facts::Printed(printed) => Ok(convert::printout(
+                printed,
+                convert::observed(&seen, &Moment::now()),
+            )),
+            _ => Err(convert::internal("the answer is of another kind")),
+        }
     });
     registry.method::<SessionRelease, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
@@ -143,6 +155,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             | L::StopOrbstack
             | L::UpdateOrbstack
             | L::ResetOrbstack
+            | L::Read
             | L::Other
     );
     for (field, is_given, is_taken) in [
@@ -150,6 +163,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         ("machines", !params.machines.is_empty(), takes_several),
         ("new_name", params.new_name.is_some(), takes_new_name),
         ("force", params.force, takes_force),
+        ("read", params.read.is_some(), operation == L::Read),
     ] {
         if is_given && !is_taken {
             return Err(invalid(field, "does not belong to this operation"));
@@ -208,6 +222,15 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         L::StopOrbstack => Ok(Subject::of(Operation::StopOrbstack(force))),
         L::UpdateOrbstack => Ok(Subject::of(Operation::Leased(Leased::UpdateOrbstack))),
         L::ResetOrbstack => Ok(Subject::of(Operation::Leased(Leased::ResetOrbstack))),
+        L::Read => {
+            let read = params
+                .read
+                .as_ref()
+                .ok_or_else(|| invalid("read", "is missing"))?;
+            Ok(Subject::of(Operation::Leased(Leased::Read(convert::verbatim(
+                read,
+            )?))))
+        }
         L::Other => Ok(Subject::of(Operation::Leased(Leased::Other))),
     }
 }
@@ -256,8 +279,10 @@ async fn in_machine(
     if params.machine.is_some() {
         return one(server, caller, params, operation).await;
     }
-    // Asked now: what the tool itself would take for the default machine is what counts.
-    let seen = read(server, caller, Query::Default, Some(0)).await?;
+    // Asked now: what the tool itself would take for the default machine is what counts. A session holds no lane of it, so what is
+    // known is good enough to say what waits for whom.
+    let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
+    let seen = read(server, caller, Query::Default, max_age_ms).await?;
     match &seen.value.facts {
         Facts::Default(Some(name)) => Ok(Subject {
             operation: operation(name.clone()),

@@ -61,6 +61,55 @@ pub(crate) fn first_word(words: &[OsString]) -> String {
         .unwrap_or_default()
 }
 
+/// The words of `orbctl` for words of `orb`, which takes the same ones, opens a shell without any, and runs what it does not know
+/// in the default machine, also behind flags of `run`.
+pub(crate) fn of_orb(mut words: Vec<OsString>) -> Vec<OsString> {
+    const KNOWN: [&str; 34] = [
+        "list",
+        "ls",
+        "info",
+        "status",
+        "version",
+        "--version",
+        "ssh",
+        "update",
+        "help",
+        "--help",
+        "-h",
+        "default",
+        "logs",
+        "config",
+        "run",
+        "shell",
+        "push",
+        "pull",
+        "create",
+        "add",
+        "new",
+        "start",
+        "stop",
+        "restart",
+        "delete",
+        "clone",
+        "rename",
+        "export",
+        "import",
+        "reset",
+        "doctor",
+        "top",
+        "report",
+        "login",
+    ];
+    let is_known = words
+        .first()
+        .and_then(|word| word.to_str())
+        .is_some_and(|word| KNOWN.contains(&word) || word.starts_with("sim-"));
+    if !is_known {
+        words.insert(0, "run".into());
+    }
+    words
+}
+
 /// Reads the words of an invocation.
 pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
     let Some((name, words)) = words.split_first() else {

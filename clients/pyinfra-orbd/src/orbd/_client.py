@@ -484,12 +484,14 @@ class Client:
         machines: Sequence[str] = (),
         new_name: str | None = None,
         force: bool = False,
+        read: Mapping[str, Any] | None = None,
         **job: Any,
     ) -> models.Lease:
         """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
 
         ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
-        ``clone``, and ``force`` ends or cancels what is in the way.
+        ``clone``, and ``force`` ends or cancels what is in the way. The operation ``read`` needs a ``read`` as in
+        :meth:`session_read`.
         """
         params = _given(
             operation=operation,
@@ -497,10 +499,19 @@ class Client:
             machines=list(machines) or None,
             new_name=new_name,
             force=force,
+            read=read,
             pid=pid,
             **job,
         )
         return models.Lease.from_wire(self.call("session.lease", params))
+
+    def session_read(self, read: Mapping[str, Any], *, max_age_ms: int | None = None) -> models.Printout:
+        """Tells what ``orbctl`` prints for a read, byte for byte, and how it ends; a read that it refuses is answered too.
+
+        ``read`` has a ``command`` such as ``list`` or ``config_get``, and what belongs to it: ``machine``, ``key``, ``format``,
+        ``quiet``, ``running``, ``all``.
+        """
+        return models.Printout.from_wire(self.call("session.read", _given(read=read, max_age_ms=max_age_ms)))
 
     def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Job:
         """Says how the process of a lease ended and waits until it is gone."""

@@ -688,3 +688,26 @@ class Lease(Model):
     job_id: int
     orbctl: str
     machines: tuple[str, ...] = ()
+
+
+class Printed(Model):
+    """What was printed to one stream."""
+
+    text: str | None = None
+    base64: str | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The bytes."""
+        if self.text is not None:
+            return self.text.encode()
+        return b64decode(self.base64 or "")
+
+
+class Printout(Observed):
+    """Answer of ``session.read``: what ``orbctl`` printed, and its exit code or the signal that ended it."""
+
+    stdout: Printed
+    stderr: Printed
+    exit_code: int | None = None
+    signal: int | None = None

@@ -1,0 +1,238 @@
+//! A child of ours that waits for a place in the queue and then becomes the real tool.
+//!
+//! It exists before the place is asked for, because the place is given to a process. Its input is a socket until the grant arrives
+//! on it, and with it our own input, which then takes its place. So the tool has the three standard streams and whatever our caller
+//! left open for it, nothing of ours; and a child whose parent dies before the grant reads the end of the socket and goes away
+//! without having done anything.
+//!
+//! It is started before we change what any signal does to us: what our caller ignores, the tool ignores too.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+
+use crate::console::Console;
+use crate::environment::Environment;
+use crate::trouble::exit;
+
+/// The hidden verb of the child.
+pub(crate) const VERB: &str = "lease-exec";
+
+/// Our own name. Under another one we would be the drop-in.
+const OWN_NAME: &str = "orbd-ctl";
+
+/// The child, as long as it waits.
+pub(crate) struct WaitingChild {
+    child: Child,
+    socket: UnixStream,
+}
+
+/// What the child is to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// The real tool.
+    pub(crate) program: OsString,
+    /// The name that it finds as its own.
+    pub(crate) name: OsString,
+    /// Additional environment.
+    pub(crate) variables: Vec<(OsString, OsString)>,
+    /// Its arguments.
+    pub(crate) arguments: Vec<OsString>,
+}
+
+impl WaitingChild {
+    /// Starts it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the real tool is run by a process of the client, in a place that the daemon grants"
+    )]
+    pub(crate) fn start() -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg0(OWN_NAME)
+            .arg(VERB)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()?;
+        Ok(Self { child, socket })
+    }
+
+    /// Returns its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets it go away, and waits until it has.
+    pub(crate) fn dismiss(mut self) {
+        drop(self.socket);
+        let _ = self.child.wait();
+    }
+
+    /// Lets it become the real tool, with our own input.
+    pub(crate) fn grant(self, grant: &Grant) -> Child {
+        // A child that was killed meanwhile is told by its status.
+        let _ = send(&self.socket, io::stdin().as_fd(), grant);
+        self.child
+    }
+}
+
+/// Sends the grant and the input to the child; then its end, so that it knows that this was all.
+fn send(socket: &UnixStream, input: impl AsFd, grant: &Grant) -> io::Result<()> {
+    let count = grant.variables.len().to_string().into();
+    let variables = grant.variables.iter().flat_map(|(name, value)| [name, value]);
+    let mut message = Vec::new();
+    for word in [&grant.program, &grant.name, &count]
+        .into_iter()
+        .chain(variables)
+        .chain(&grant.arguments)
+    {
+        message.extend_from_slice(word.as_bytes());
+        message.push(0);
+    }
+    let descriptors = [input.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    // The descriptor travels with the first bytes; a long message goes on after them.
+    let sent = rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&message)],
+        &mut control,
+        SendFlags::empty(),
+    )?;
+    io::Write::write_all(&mut { socket }, &message[sent..])?;
+    socket.shutdown(Shutdown::Write)
+}
+
+/// Waits for the grant. `None` when there will be none.
+fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd, Grant)>> {
+    let mut message = vec![0; 16 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match rustix::net::recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(&mut message)],
+            &mut control,
+            RecvFlags::empty(),
+        ) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?.bytes,
+        }
+    };
+    message.truncate(received);
+    let input = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    rest.read_to_end(&mut message)?;
+    // Without its last NUL the message was cut short: the parent died over it.
+    let (Some(input), Some(words)) = (input, message.strip_suffix(&[0])) else {
+        return Ok(None);
+    };
+    Ok(read(words).map(|grant| (input, grant)))
+}
+
+fn read(words: &[u8]) -> Option<Grant> {
+    let mut words = words
+        .split(|byte| *byte == 0)
+        .map(|word| OsString::from_vec(word.to_vec()));
+    let (program, name) = (words.next()?, words.next()?);
+    let count: usize = words.next()?.to_str()?.parse().ok()?;
+    let mut variables = Vec::new();
+    for _ in 0..count {
+        variables.push((words.next()?, words.next()?));
+    }
+    Some(Grant {
+        program,
+        name,
+        variables,
+        arguments: words.collect(),
+    })
+}
+
+/// What the child does: waits for its place, then becomes the real tool.
+pub(crate) fn exec() -> ExitCode {
+    let stdin = io::stdin();
+    let Ok(Some((input, grant))) = receive(&stdin, stdin.lock()) else {
+        // Refused, or withdrawn: whoever started us says why.
+        return ExitCode::from(exit::RUN_FAILED);
+    };
+    let error = match rustix::stdio::dup2_stdin(&input) {
+        Ok(()) => {
+            drop(input);
+            become_tool(&grant)
+        }
+        Err(error) => error.into(),
+    };
+    let mut console = Console::of_process(&Environment::default(), false);
+    console.say(&format!(
+        "cannot run {}: {error}",
+        grant.program.to_string_lossy()
+    ));
+    ExitCode::from(126)
+}
+
+/// Turns this process into the real tool. Returns only when that cannot be.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this process becomes orbctl: nothing is spawned"
+)]
+pub(crate) fn become_tool(grant: &Grant) -> io::Error {
+    let program: &OsStr = &grant.program;
+    Command::new(program)
+        .arg0(&grant.name)
+        .envs(grant.variables.iter().map(|(name, value)| (name, value)))
+        .args(&grant.arguments)
+        .exec()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn everything_arrives_together() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (input, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"typed").unwrap();
+        drop(writer);
+        let sent = Grant {
+            program: "/usr/local/bin/orbctl".into(),
+            name: "orb".into(),
+            variables: vec![("A".into(), "".into()), ("B".into(), "2".into())],
+            arguments: ["push", "", &"x".repeat(100_000)].map(Into::into).to_vec(),
+        };
+        let told = sent.clone();
+        let parent = std::thread::spawn(move || send(&ours, &input, &told).unwrap());
+        let (input, received) = receive(&theirs, &theirs).unwrap().expect("granted");
+        parent.join().unwrap();
+        assert!(received == sent);
+        let mut text = String::new();
+        std::fs::File::from(input).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "typed");
+    }
+
+    #[test]
+    fn a_parent_that_dies_grants_nothing() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(ours);
+        assert!(receive(&theirs, &theirs).unwrap().is_none());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"/usr/local/bin/orb").unwrap();
+        drop(ours);
+        assert!(receive(&theirs, &theirs).unwrap().is_none());
+    }
+}

@@ -1,0 +1,298 @@
+//! Programs that have the terminal, through `orb` with the drop-in before it and without: a real shell in a real tmux, whose keys are
+//! pressed and whose screen is read. What a person sees must be the same.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests start a terminal as a person would"
+)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use orbd::rpc::types::JobStateWord;
+
+use crate::dropin::Way;
+use crate::support::{World, eventually, outcome_of};
+
+/// A shell on a terminal, in which `orb` leads one way or the other.
+struct Terminal<'a> {
+    world: &'a World,
+    socket: String,
+}
+
+impl<'a> Terminal<'a> {
+    fn open(world: &'a World, way: Way) -> Self {
+        let folder = way.folder(world);
+        let terminal = Self {
+            world,
+            socket: world
+                .path(if way == Way::Bare {
+                    "tmux-bare"
+                } else {
+                    "tmux-dropin"
+                })
+                .display()
+                .to_string(),
+        };
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", folder.display());
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            "80",
+            "-y",
+            "24",
+            &format!("PATH={path} PS1='> ' exec bash --norc --noprofile -i"),
+        ]);
+        terminal.shows("> ");
+        terminal
+    }
+
+    #[track_caller]
+    fn tmux(&self, words: &[&str]) -> Output {
+        let daemon = self.world.daemon_command();
+        let output = Command::new("tmux")
+            .arg("-S")
+            .arg(Path::new(&self.socket))
+            .args(words)
+            .env_clear()
+            .envs(daemon.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .env("TERM", "xterm")
+            .current_dir(self.world.path("home"))
+            .output()
+            .expect("tmux is there");
+        assert!(
+            output.status.success(),
+            "tmux {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output
+    }
+
+    /// Presses keys, as tmux names them.
+    fn press(&self, keys: &[&str]) {
+        let mut words = vec!["send-keys"];
+        words.extend(keys);
+        self.tmux(&words);
+    }
+
+    /// Types a line.
+    fn types(&self, line: &str) {
+        self.tmux(&["send-keys", "-l", line]);
+        self.press(&["Enter"]);
+    }
+
+    fn screen(&self) -> String {
+        let output = self.tmux(&["capture-pane", "-p"]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until a line of the screen is this one, without what is written behind it.
+    #[track_caller]
+    fn shows(&self, wanted: &str) {
+        eventually(&format!("{wanted:?} on the screen"), || {
+            self.screen()
+                .lines()
+                .any(|line| line.trim_end().ends_with(wanted.trim_end()))
+                .then_some(())
+        });
+    }
+
+    /// Asks the shell how the last command ended.
+    #[track_caller]
+    fn code(&self) -> String {
+        self.has_prompt();
+        self.types("echo \"code is $?.\"");
+        let code = self.shows_code();
+        self.has_prompt();
+        self.types("clear");
+        eventually("a clear screen", || {
+            (!self.screen().contains("code is")).then_some(())
+        });
+        code
+    }
+
+    /// Waits until the shell asks. What is typed before goes to the program that has the terminal, or to nobody.
+    #[track_caller]
+    fn has_prompt(&self) {
+        eventually("a prompt", || {
+            let screen = self.screen();
+            let last = screen.lines().rfind(|line| !line.trim().is_empty())?;
+            last.trim_end().ends_with('>').then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn shows_code(&self) -> String {
+        eventually("a code on the screen", || {
+            let screen = self.screen();
+            let code = screen
+                .lines()
+                .find_map(|line| line.strip_prefix("code is ")?.trim_end().strip_suffix('.'))?;
+            Some(code.to_owned())
+        })
+    }
+
+    /// Changes the size of the terminal.
+    fn resize(&self, columns: u32, lines: u32) {
+        self.tmux(&[
+            "resize-window",
+            "-x",
+            &columns.to_string(),
+            "-y",
+            &lines.to_string(),
+        ]);
+    }
+}
+
+impl Drop for Terminal<'_> {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+/// Lets the same be done both ways, and returns what was seen each time.
+fn both<T>(act: impl Fn(&Terminal<'_>) -> T) -> [T; 2] {
+    let world = World::with_machines(&["a"]);
+    [Way::Bare, Way::DropIn].map(|way| {
+        let seen = act(&Terminal::open(&world, way));
+        if way == Way::DropIn {
+            // That it was the drop-in: orbd knows it, as a session.
+            let job = world.client().find("shell", "a", JobStateWord::Ended);
+            assert_eq!(job.class, "session");
+        }
+        seen
+    })
+}
+
+const VIM: &str = "orb -m a vim -u NONE -N -n";
+
+#[test]
+fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
+    let [bare, ours] = both(|terminal| {
+        terminal.types(VIM);
+        terminal.shows("~");
+        let size = |wanted: &str| {
+            // Asked anew: the editor may not have been told yet.
+            eventually(wanted, || {
+                terminal.press(&["Escape"]);
+                terminal.types(":echo 'size' &columns . 'x' . &lines");
+                terminal.screen().contains(wanted).then_some(())
+            });
+        };
+        size("size 80x24");
+        terminal.resize(100, 30);
+        size("size 100x30");
+        terminal.press(&["i"]);
+        terminal.tmux(&["send-keys", "-l", "typed"]);
+        terminal.shows("typed");
+        terminal.press(&["Escape"]);
+        terminal.types(":cquit 3");
+        terminal.code()
+    });
+    assert_eq!((ours.as_str(), bare.as_str()), ("3", "3"));
+}
+
+#[test]
+fn ctrl_z_stops_an_editor_and_fg_brings_it_back() {
+    let [bare, ours] = both(|terminal| {
+        terminal.types(VIM);
+        terminal.shows("~");
+        terminal.press(&["i"]);
+        terminal.tmux(&["send-keys", "-l", "kept"]);
+        terminal.shows("kept");
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            terminal.press(&["Escape", "C-z"]);
+            terminal.shows("Stopped                 orb -m a vim -u NONE -N -n");
+            seen.push(terminal.code());
+            terminal.has_prompt();
+            terminal.types("jobs | sed 's/ .*orb/ orb/'");
+            terminal.shows("[1]+ orb -m a vim -u NONE -N -n");
+            terminal.has_prompt();
+            terminal.types("clear; fg");
+            terminal.shows("kept");
+        }
+        terminal.press(&["Escape"]);
+        terminal.types(":quit!");
+        seen.push(terminal.code());
+        seen
+    });
+    assert_eq!(ours, bare);
+    assert_eq!(ours.last().map(String::as_str), Some("0"));
+}
+
+fn counted(terminal: &Terminal<'_>) -> usize {
+    let is_counted = |line: &&str| line.trim_end().ends_with("counted");
+    terminal.screen().lines().filter(is_counted).count()
+}
+
+#[test]
+fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
+    let [bare, ours] = both(|terminal| {
+        terminal.types("orb -m a sh -c 'echo be''gun; exec sleep 1000'");
+        terminal.shows("begun");
+        terminal.press(&["C-c"]);
+        let command = terminal.code();
+        terminal.types(
+            "orb -m a sh -c 'trap \"echo counted\" INT; echo re''ady; until read line; do :; done; exit 5'",
+        );
+        terminal.shows("ready");
+        // One after the other: signals of a kind that wait are one.
+        for pressed in 1..=2 {
+            terminal.press(&["C-c"]);
+            eventually("it is counted", || (counted(terminal) >= pressed).then_some(()));
+        }
+        terminal.press(&["Enter"]);
+        terminal.has_prompt();
+        let counted = counted(terminal);
+        let trapped = terminal.code();
+        (command, counted, trapped)
+    });
+    assert_eq!(ours, bare);
+    assert_eq!(ours, ("130".to_owned(), 2, "5".to_owned()));
+}
+
+#[test]
+fn a_program_that_redraws_its_screen_does_so_until_it_is_told_to_end() {
+    let [bare, ours] = both(|terminal| {
+        terminal.types("orb -m a top");
+        eventually("a table of processes", || {
+            terminal.screen().contains("PID").then_some(())
+        });
+        terminal.press(&["q"]);
+        terminal.code()
+    });
+    assert_eq!((ours.as_str(), bare.as_str()), ("0", "0"));
+}
+
+#[test]
+fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
+    let [bare, ours] = both(|terminal| {
+        terminal.types("orb -m a");
+        terminal.types("test -t 0 && test -t 1 && echo on a $((40 + 2))");
+        terminal.shows("on a 42");
+        terminal.types("exit 9");
+        terminal.code()
+    });
+    assert_eq!((ours.as_str(), bare.as_str()), ("9", "9"));
+}
+
+#[test]
+fn a_read_on_a_terminal_is_printed_by_the_tool_itself_and_recorded() {
+    let world = World::with_machines(&["a"]);
+    let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| {
+        let terminal = Terminal::open(&world, way);
+        terminal.types("clear; orbctl list; orbctl info gone");
+        terminal.shows("machine not found: 'gone'");
+        terminal.has_prompt();
+        terminal.screen()
+    });
+    assert_eq!(ours, bare);
+    assert!(ours.contains("NAME"), "{ours}");
+    for (operation, ended) in [("list", "succeeded"), ("info", "failed")] {
+        let job = world.client().find(operation, "", JobStateWord::Ended);
+        assert_eq!((job.class.as_str(), outcome_of(&job).0), ("session", ended));
+    }
+}
