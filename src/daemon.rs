@@ -5,6 +5,8 @@
 //! stop:  no new connections -> new jobs refused, waiting ones cancelled, commands ended -> answers -> journal -> metrics
 //! ```
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -15,22 +17,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
 
 use crate::clock::Moment;
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::dispatcher::{self, RunTimeouts};
 use crate::journal::{Journal, JournalError};
+use crate::logging::Level;
 use crate::metrics::Metrics;
 use crate::orbctl::locate::{Search, locate};
 use crate::orbctl::process::Installed;
 use crate::rpc::lines::Bounds;
 use crate::rpc::listen;
-use crate::rpc::server::{About, Server};
+use crate::rpc::server::{About, InForce, Server};
 use crate::scheduler::Limits;
 use crate::spool;
+use reload::{Reloader, Running};
 
 /// Longest time that looks go on after a change was cut short.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
@@ -70,20 +76,30 @@ pub enum SetupError {
 /// What the process was given.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
-    /// The user's home; `orbctl` runs there.
-    pub home: PathBuf,
     /// The environment, handed on to `orbctl` without what is ours.
     pub environment: Vec<(OsString, OsString)>,
-    /// The configuration file that was read.
-    pub config_file: Option<PathBuf>,
+    /// Where the configuration came from, and comes from again.
+    pub sources: Sources,
+    /// What is logged.
+    pub log_level: Level,
+    /// What people say to the process.
+    pub signals: Signals,
 }
 
-/// Serves until `shutdown`, and then until what must end has ended.
+/// What people say to the process. A `daemon.stop` and a `daemon.reload` are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// To stop in order.
+    pub stop: CancellationToken,
+    /// To read the configuration again; several before that are one.
+    pub reload: Arc<Notify>,
+}
+
+/// Serves until it is told to stop, and then until what must end has ended.
 pub async fn run(
     config: Config,
     listener: UnixListener,
     surroundings: Surroundings,
-    shutdown: CancellationToken,
 ) -> Result<(), SetupError> {
     for folder in [&config.state_dir, &config.spool_dir()] {
         make_folder(folder)?;
@@ -99,57 +115,65 @@ pub async fn run(
         orbctl = %program.display(),
         found,
         socket = %config.socket.display(),
-        config_file = surroundings.config_file.as_deref().map(|path| tracing::field::display(path.display())),
+        config_file = config.file().map(|path| tracing::field::display(path.display())),
         state_dir = %config.state_dir.display(),
         "orbd"
     );
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
-    let installed = Installed::new(program.clone(), surroundings.home, surroundings.environment);
+    let home = surroundings.sources.places.home.clone();
+    let installed = Installed::new(program.clone(), home, surroundings.environment);
     let parts = dispatcher::Parts {
         orbctl: Arc::new(installed),
         journal,
         recovered,
         metrics: metrics.clone(),
     };
-    // Ends the daemon; a caller's `daemon.stop` and a signal are the same.
-    let stop = shutdown.child_token();
+    let stop = surroundings.signals.stop.child_token();
     let (dispatcher, dispatching) = dispatcher::start(settings(&config, &instance), parts, stop.clone());
+    let (listening, connections) = watch::channel(listening(&config));
+    let (told, in_force) = watch::channel(in_force(&config));
+    let about = About {
+        instance: instance.clone(),
+        started,
+        socket: config.socket.clone(),
+        orbctl: found.then_some(program),
+        state_dir: config.state_dir.clone(),
+    };
+    let reloader = Reloader::new(
+        surroundings.sources,
+        Running {
+            config,
+            instance,
+            dispatcher: dispatcher.clone(),
+            listening,
+            in_force: told,
+            log_level: surroundings.log_level,
+        },
+    );
+    let reload = reloader.clone();
     let server = Arc::new(Server {
         dispatcher,
         metrics: metrics.clone(),
-        about: About {
-            instance,
-            started,
-            socket: config.socket.clone(),
-            orbctl: found.then_some(program),
-            config_file: surroundings.config_file,
-            state_dir: config.state_dir.clone(),
-            limits: limits(&config),
-            strict: config.strict,
-        },
-        cache_max_age: config.cache_max_age,
+        about,
+        in_force,
+        reload: Box::new(move || {
+            let reload = reload.clone();
+            async move { reload.reload().await }.boxed()
+        }),
         stop: stop.clone(),
     });
     let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
-    let settings = listen::Settings {
-        connections_max: config.connections_max,
-        connection_idle_max: config.connection_idle_max,
-        bounds: Bounds {
-            frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
-            in_flight_max: config.requests_max,
-            batch_max: config.batch_max,
-            subscriptions_max: SUBSCRIPTIONS_MAX,
-        },
-    };
     let serving = tokio::spawn(listen::serve(
         listener,
         server,
-        settings,
+        connections,
         stop.clone(),
         answered.clone(),
     ));
+    let reloading = tokio::spawn(reload_when_told(reloader, surroundings.signals.reload));
     let journal = dispatching.await;
+    reloading.abort();
     // However it ended: without it nothing can be done any more.
     stop.cancel();
     answered.cancel();
@@ -171,6 +195,15 @@ pub async fn run(
     metrics.shutdown(CLOSE_LIMIT).await;
     tracing::info!("stopped");
     ended
+}
+
+/// Reads the configuration again whenever a signal says so.
+async fn reload_when_told(reloader: Reloader, told: Arc<Notify>) {
+    loop {
+        told.notified().await;
+        // What is wrong with it stands in the log.
+        let _ = reloader.reload().await;
+    }
 }
 
 fn make_folder(path: &Path) -> Result<(), SetupError> {
@@ -205,7 +238,7 @@ fn find_orbctl(config: &Config, surroundings: &Surroundings) -> (PathBuf, bool) 
     let search = Search {
         configured: config.orbctl.as_deref(),
         path,
-        home: Some(&surroundings.home),
+        home: Some(&surroundings.sources.places.home),
         ours: &ours,
     };
     match locate(&search) {
@@ -257,6 +290,27 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
         },
         spool_total_max: config.spool_total_max.0,
         instance: instance.to_owned(),
+    }
+}
+
+fn listening(config: &Config) -> listen::Settings {
+    listen::Settings {
+        connections_max: config.connections_max,
+        connection_idle_max: config.connection_idle_max,
+        bounds: Bounds {
+            frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
+            in_flight_max: config.requests_max,
+            batch_max: config.batch_max,
+            subscriptions_max: SUBSCRIPTIONS_MAX,
+        },
+    }
+}
+
+fn in_force(config: &Config) -> InForce {
+    InForce {
+        config_file: config.file().map(Path::to_owned),
+        limits: limits(config),
+        strict: config.strict,
     }
 }
 

@@ -3,10 +3,12 @@
 //! Lines pass through a bounded buffer to a thread of their own, so a slow disk delays nobody; what does not fit is
 //! dropped. The [`Guard`] writes what is left when it is dropped: keep it to the end of `main`, and end by returning.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -84,9 +86,34 @@ pub enum LoggingError {
 pub struct Guard {
     _worker: WorkerGuard,
     errors: ErrorCounter,
+    level: Level,
+}
+
+/// Changes what is logged while the process runs.
+#[derive(Clone)]
+pub struct Level(Arc<SetFilter>);
+
+type SetFilter = dyn Fn(EnvFilter) -> bool + Send + Sync;
+
+impl Level {
+    /// Logs at this level from now on. Returns false when it is not one, and goes on as before.
+    pub fn set(&self, level: &str) -> bool {
+        filter(level).is_ok_and(|filter| (self.0)(filter))
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Level")
+    }
 }
 
 impl Guard {
+    /// Returns what changes the level.
+    pub fn level(&self) -> Level {
+        self.level.clone()
+    }
+
     /// Returns how many lines did not fit into the buffer.
     pub fn dropped_lines(&self) -> usize {
         self.errors.dropped_lines()
@@ -112,12 +139,24 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
         .with_span_events(FmtSpan::NONE)
         .with_ansi(settings.to == Destination::Stderr && io::stderr().is_terminal())
         .with_writer(writer);
-    match settings.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|_| LoggingError::Twice)?;
+    // The filter decides once for each place in the code, also when it can be exchanged: nothing is looked up per line.
+    let (started, level) = match settings.format {
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let level: Arc<SetFilter> = Arc::new(move |filter| handle.reload(filter).is_ok());
+            (builder.try_init(), level)
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            let level: Arc<SetFilter> = Arc::new(move |filter| handle.reload(filter).is_ok());
+            (builder.try_init(), level)
+        }
+    };
+    started.map_err(|_| LoggingError::Twice)?;
     Ok(Guard {
+        level: Level(level),
         _worker: worker,
         errors,
     })

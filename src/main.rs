@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use orbd::config::{Config, Environment, Flags, Places};
-use orbd::daemon::{self, Surroundings};
+use orbd::config::{Config, Environment, Flags, Places, Sources};
+use orbd::daemon::{self, Signals, Surroundings};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
 use orbd::rpc::socket::{Socket, SocketError};
 use orbd::sys;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Worker threads: one to serve, one for when that is busy with a stream. More cost memory and wakeups for nothing.
 const WORKERS: usize = 2;
@@ -78,12 +77,15 @@ fn run() -> Result<()> {
     if arguments.sample_config {
         return print(&Config::sample(&places));
     }
-    let environment = Environment::of_process();
-    let flags = Flags {
-        file: arguments.config,
-        values: arguments.values,
+    let sources = Sources {
+        places,
+        flags: Flags {
+            file: arguments.config,
+            values: arguments.values,
+        },
+        environment: Environment::of_process(),
     };
-    let config = Config::load_for(&places, &flags, &environment)?;
+    let config = sources.load()?;
     if arguments.check_config {
         return print("the configuration is valid\n");
     }
@@ -97,7 +99,7 @@ fn run() -> Result<()> {
     } else {
         Destination::Files
     };
-    let _logs = logging::init(&config.logging(to)).context("logging")?;
+    let logs = logging::init(&config.logging(to)).context("logging")?;
     let (socket, listener) = match Socket::bind(&config.socket) {
         Ok(bound) => bound,
         // Whoever wanted a daemon has one.
@@ -108,9 +110,10 @@ fn run() -> Result<()> {
         Err(error) => return Err(error).context("the socket"),
     };
     let surroundings = Surroundings {
-        home: places.home.clone(),
         environment: std::env::vars_os().collect(),
-        config_file: config.file().map(PathBuf::from),
+        sources,
+        log_level: logs.level(),
+        signals: Signals::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -118,9 +121,8 @@ fn run() -> Result<()> {
         .build()
         .context("the runtime")?;
     let served = runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        stop_on_signals(&shutdown).context("signals")?;
-        daemon::run(config, listener, surroundings, shutdown)
+        heed_signals(&surroundings.signals).context("signals")?;
+        daemon::run(config, listener, surroundings)
             .await
             .context("orbd cannot start")
     });
@@ -130,20 +132,24 @@ fn run() -> Result<()> {
     served
 }
 
-/// Turns SIGTERM and SIGINT into an orderly stop; SIGHUP is ignored.
-fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
+/// Turns SIGTERM and SIGINT into an orderly stop, and SIGHUP into a reload. A terminal that closes sends it too, and does no harm.
+fn heed_signals(signals: &Signals) -> std::io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals = signal(kind)?;
-        let shutdown = shutdown.clone();
+        let mut came = signal(kind)?;
+        let stop = signals.stop.clone();
         tokio::spawn(async move {
-            if signals.recv().await.is_some() {
-                shutdown.cancel();
+            if came.recv().await.is_some() {
+                stop.cancel();
             }
         });
     }
-    // Not ours: a daemon started from a terminal outlives it.
     let mut hang_up = signal(SignalKind::hangup())?;
-    tokio::spawn(async move { while hang_up.recv().await.is_some() {} });
+    let reload = signals.reload.clone();
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod daemon_lease;
 mod daemon_lifecycle;
 mod daemon_output;
 mod daemon_queue;
+mod daemon_reload;
 mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;

@@ -78,6 +78,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "metrics",
             "dispatcher",
             "rpc",
+            "logging",
             "config",
         ],
     ),

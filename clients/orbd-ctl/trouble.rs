@@ -324,6 +324,7 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::OrbctlFailed
         | ErrorKind::OrbctlKilled
         | ErrorKind::OrbctlOutputUnreadable
+        | ErrorKind::ConfigInvalid
         | ErrorKind::Internal => exit::FAILED,
     }
 }
@@ -332,6 +333,9 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
     let machine = data.machine.as_deref();
     Some(match kind {
         ErrorKind::InvalidParams | ErrorKind::OrbctlFailed => return None,
+        ErrorKind::ConfigInvalid => {
+            "orbd goes on as it was; `orbd-ctl daemon config check` says whether the file is in order".into()
+        }
         ErrorKind::ParseError
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound

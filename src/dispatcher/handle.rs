@@ -17,6 +17,7 @@ use crate::operation::{Operation, Query, Scope};
 use crate::spool;
 use crate::sys::ChildIdentity;
 
+use super::Settings;
 use super::known::Seen;
 
 /// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
@@ -367,6 +368,8 @@ pub struct CacheView {
 pub struct Published {
     /// The machine list, while it is valid.
     pub machines: Option<Seen>,
+    /// Oldest observation that is answered with.
+    pub cache_max_age: Duration,
 }
 
 /// Follows what happens. While one is there who wants what looks find, the dispatcher looks again and again.
@@ -429,6 +432,7 @@ pub(super) enum Request {
     /// Whether what looks find is wanted.
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Overview(oneshot::Sender<Overview>),
+    Adopt(Box<Settings>, oneshot::Sender<()>),
 }
 
 /// Talks to the dispatcher. Cheap to clone.
@@ -553,6 +557,12 @@ impl Dispatcher {
     /// Describes everything as it is. `None` when the dispatcher is gone.
     pub async fn overview(&self) -> Option<Overview> {
         self.ask(Request::Overview).await
+    }
+
+    /// Behaves by other settings from now on; returns once it does. What was accepted keeps the limits that it was given.
+    pub async fn adopt(&self, settings: Settings) {
+        // A dispatcher that is gone behaves in no way.
+        let _ = self.ask(|reply| Request::Adopt(Box::new(settings), reply)).await;
     }
 
     /// Returns what may be answered without asking.

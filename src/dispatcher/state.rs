@@ -161,12 +161,7 @@ impl<O: Orbctl> State<O> {
         requests: mpsc::WeakSender<Request>,
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
-        // No job waits here for its own place in the queue: looks are made in it, and strict alone means one at a time.
-        let looks = if settings.limits.strict {
-            1
-        } else {
-            settings.limits.queries_max
-        };
+        let looks = settings.looks_max();
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
             spools: spool::Budget::new(settings.spool_total_max),
@@ -324,7 +319,26 @@ impl<O: Orbctl> State<O> {
             Request::Overview(reply) => {
                 let _ = reply.send(self.overview());
             }
+            Request::Adopt(settings, reply) => {
+                self.adopt(*settings);
+                let _ = reply.send(());
+            }
         }
+    }
+
+    /// Behaves by other settings from now on. What runs or waits beyond a lowered bound stays.
+    fn adopt(&mut self, settings: Settings) {
+        self.scheduler.set_limits(settings.limits.clone());
+        self.spools.set_max(settings.spool_total_max);
+        if settings.looks_max() != self.settings.looks_max() {
+            // Jobs that run keep their share of the places there were.
+            self.looks = Arc::new(Semaphore::new(settings.looks_max()));
+        }
+        if settings.watch_interval != self.settings.watch_interval {
+            self.set_watch_interval(settings.watch_interval);
+        }
+        self.settings = settings;
+        self.publish_machines();
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::connection::{Connection, ConnectionId};
 use super::errors::ErrorKind;
 use super::http::Http;
 use super::lines::{self, Bounds, Service};
+use super::places::{Place, Places};
 use super::served::Published;
 use super::server::{Server, methods};
 use crate::clock::Moment;
@@ -41,28 +42,33 @@ pub struct Settings {
 
 /// Serves the listener until `stop`; returns when the last connection is gone, or soon after.
 ///
-/// `answered` says that every job has ended: until then connections stay, because their calls still wait for answers.
+/// `settings` may change meanwhile, all but the bounds. `answered` says that every job has ended: until then connections stay, because their calls still wait for answers.
 pub async fn serve(
     listener: UnixListener,
     server: Arc<Server>,
-    settings: Settings,
+    mut settings: watch::Receiver<Settings>,
     stop: CancellationToken,
     answered: CancellationToken,
 ) {
+    let Settings {
+        mut connections_max,
+        bounds,
+        ..
+    } = *settings.borrow_and_update();
     let methods = methods(server.clone());
-    let (http, sessions) = Http::new(server.clone(), methods.clone(), settings.bounds);
+    let (http, sessions) = Http::new(server.clone(), methods.clone(), bounds);
     let lines = Arc::new(Service {
         methods,
         fast: Box::new(Published(server.clone())),
-        bounds: settings.bounds,
+        bounds,
     });
     let host = Arc::new(Host {
         server,
         lines,
         http,
-        bounds: settings.bounds,
-        places: Arc::new(Semaphore::new(settings.connections_max)),
-        idle_max: settings.connection_idle_max,
+        bounds,
+        places: Places::new(connections_max),
+        settings: settings.clone(),
         open: Mutex::default(),
         next_id: AtomicU64::new(1),
         uid: rustix::process::getuid().as_raw(),
@@ -74,6 +80,11 @@ pub async fn serve(
             biased;
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
+            Ok(()) = settings.changed() => {
+                let wanted = settings.borrow_and_update().connections_max;
+                host.places.resize(connections_max, wanted);
+                connections_max = wanted;
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let host = host.clone();
@@ -103,8 +114,8 @@ struct Host {
     lines: Arc<Service>,
     http: Http,
     bounds: Bounds,
-    places: Arc<Semaphore>,
-    idle_max: Duration,
+    places: Places,
+    settings: watch::Receiver<Settings>,
     /// Every connection that has a place. Held for a look and never across an await.
     open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
     next_id: AtomicU64,
@@ -127,9 +138,9 @@ impl Host {
             tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
             return;
         }
-        let place = match self.places.clone().try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => match self.make_room().await {
+        let place = match self.places.take_now() {
+            Some(place) => place,
+            None => match self.make_room().await {
                 Some(place) => place,
                 None => return refuse(stream).await,
             },
@@ -157,10 +168,11 @@ impl Host {
 
     /// Closes the connection that has been idle for longest, and returns its place. Asked only when all places are taken, so
     /// that idle connections cost no timer, and nobody loses one that is in nobody's way.
-    async fn make_room(&self) -> Option<OwnedSemaphorePermit> {
+    async fn make_room(&self) -> Option<Place> {
         // These would lose more than a connection. Whoever joins them after this is no longer idle for long enough.
         let holding = self.server.dispatcher.holding_connections().await?;
         let now = Moment::now().instant;
+        let idle_max = self.settings.borrow().connection_idle_max;
         let closed = {
             let open = self.open();
             let mut idle: Vec<_> = open
@@ -172,7 +184,7 @@ impl Host {
             // Another newcomer may have closed one meanwhile, or its client may use it again.
             idle.into_iter()
                 .map(|(_, connection)| connection)
-                .find(|connection| connection.close_if_idle(now, self.idle_max))
+                .find(|connection| connection.close_if_idle(now, idle_max))
                 .cloned()
         }?;
         tracing::info!(
@@ -180,8 +192,7 @@ impl Host {
             pid = closed.pid(),
             "closed an idle connection to make room for a new one"
         );
-        let place = self.places.clone().acquire_owned();
-        tokio::time::timeout(MAKE_ROOM, place).await.ok()?.ok()
+        tokio::time::timeout(MAKE_ROOM, self.places.take()).await.ok()?
     }
 
     async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) {

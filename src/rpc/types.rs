@@ -1206,6 +1206,39 @@ pub struct DaemonInfoAnswer {
     pub sick: Option<Sickness>,
 }
 
+/// A key of orbd's own configuration that has a new value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AppliedKey {
+    /// Key.
+    pub key: String,
+    /// Its value before, as a flag would give it; null where nothing was set.
+    pub from: Option<String>,
+    /// Its value now; null where nothing is set.
+    pub to: Option<String>,
+}
+
+/// A key of orbd's own configuration whose new value needs a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyInWaiting {
+    /// Key.
+    pub key: String,
+    /// Value in force, as a flag would give it; null where nothing is set.
+    pub running: Option<String>,
+    /// Value that a restart puts in force; null where nothing is set.
+    pub configured: Option<String>,
+}
+
+/// Answer of `daemon.reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadAnswer {
+    /// Configuration file that was read; null where there is none.
+    pub config_file: Option<String>,
+    /// Keys that have new values.
+    pub applied: Vec<AppliedKey>,
+    /// Keys that keep their values until the daemon is restarted.
+    pub needs_restart: Vec<KeyInWaiting>,
+}
+
 /// What a client is about to carry out itself: the verb under which the job is listed and recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

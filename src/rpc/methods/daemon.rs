@@ -1,7 +1,7 @@
 //! `daemon.*`: the daemon itself.
 
 use crate::clock::Moment;
-use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonStop, PROTOCOL_VERSION};
+use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
 use crate::rpc::convert::{self, ms, time};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
@@ -37,6 +37,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
         let about = &server.about;
         let queue = server.dispatcher.queue_view().await;
+        let in_force = server.in_force.borrow().clone();
         let path = |path: &std::path::Path| path.display().to_string();
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
@@ -47,12 +48,18 @@ pub(super) fn register(registry: &mut Registry) {
             uptime_ms: ms(Moment::now().age_of(&about.started)),
             socket: path(&about.socket),
             orbctl: about.orbctl.as_deref().map(path),
-            config_file: about.config_file.as_deref().map(path),
+            config_file: in_force.config_file.as_deref().map(path),
             state_dir: path(&about.state_dir),
-            limits: about.limits.clone(),
-            strict: about.strict,
+            limits: in_force.limits,
+            strict: in_force.strict,
             sick: queue.sickness.as_ref().map(convert::sickness),
         })
+    });
+    registry.method::<DaemonReload, _, _>(async |server, _params, caller| {
+        tracing::info!(client = %caller.connection()?.name(), "asked to reload");
+        (server.reload)()
+            .await
+            .map_err(|problem| ErrorKind::ConfigInvalid.error(problem))
     });
     registry.method::<DaemonStop, _, _>(async |server, _params, caller| {
         tracing::info!(client = %caller.connection()?.name(), "asked to stop");

@@ -150,6 +150,35 @@ class DaemonInfo(Model):
     sick: Sickness | None = None
 
 
+class AppliedKey(Model):
+    """A key of the daemon's own configuration that has a new value; None where nothing is set."""
+
+    key: str
+    before: str | None = None
+    to: str | None = None
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> AppliedKey:
+        """Reads a decoded JSON object, whose ``from`` is a word of Python's."""
+        return super().from_wire({**wire, "before": wire.get("from")} if isinstance(wire, dict) else wire)
+
+
+class KeyInWaiting(Model):
+    """A key of the daemon's own configuration whose new value needs a restart; None where nothing is set."""
+
+    key: str
+    running: str | None = None
+    configured: str | None = None
+
+
+class Reload(Model):
+    """Answer of ``daemon.reload``."""
+
+    config_file: str | None = None
+    applied: tuple[AppliedKey, ...]
+    needs_restart: tuple[KeyInWaiting, ...]
+
+
 class Observed(Model):
     """When and how a fact was seen; part of every answer that tells facts."""
 
