@@ -630,6 +630,25 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads a configuration from a file's text alone, as if there were neither variables nor flags.
+    pub fn of_text(places: &Places, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(places);
+        config.apply_file(path, text)?;
+        config.file = Some(path.to_owned());
+        config.check(places)?;
+        Ok(config)
+    }
+
+    /// Turns a value, as a flag or a variable would give it, into what the file says for it. The error says that there is no such key,
+    /// or what would be right.
+    pub fn as_toml(places: &Places, key: &str, text: &str) -> Result<String, ConfigError> {
+        let mut config = Self::defaults(places);
+        config.set(key, &Given::Text(text), Origin::Flag(key.to_owned()))?;
+        let values = config.values();
+        let value = values.into_iter().find(|(name, _)| *name == key);
+        Ok(value.map(|(_, value)| value).unwrap_or_default())
+    }
+
     /// Returns the file that was read, if there was one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
@@ -777,16 +796,25 @@ impl Config {
     }
 }
 
+/// Returns the file that is read, whether or not it is there: the named one, else the usual one.
+pub fn file_in_use(places: &Places, flags: &Flags, environment: &Environment) -> PathBuf {
+    named_file(flags, environment).unwrap_or_else(|| default_file(places))
+}
+
+fn named_file(flags: &Flags, environment: &Environment) -> Option<PathBuf> {
+    flags
+        .file
+        .clone()
+        .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from))
+}
+
 /// Returns the file's path and text. A file that was named must be there; the usual one need not.
 fn read_file(
     places: &Places,
     flags: &Flags,
     environment: &Environment,
 ) -> Result<Option<(PathBuf, String)>, ConfigError> {
-    let named = flags
-        .file
-        .clone()
-        .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
+    let named = named_file(flags, environment);
     let path = named.clone().unwrap_or_else(|| default_file(places));
     let read = || -> io::Result<String> {
         let metadata = std::fs::metadata(&path)?;
@@ -805,6 +833,13 @@ fn read_file(
 /// Returns where the configuration is looked for when nobody names a file.
 pub fn default_file(places: &Places) -> PathBuf {
     places.config.join("config.toml")
+}
+
+/// Finds a key by its name; else says which one looks like it.
+pub fn find_key(name: &str) -> Result<&'static Key, Option<&'static str>> {
+    KEYS.iter()
+        .find(|key| key.name == name)
+        .ok_or_else(|| nearest(name, KEYS.iter().map(|key| key.name)))
 }
 
 /// Returns the known name that a misspelt one is close to.

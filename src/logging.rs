@@ -162,6 +162,28 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
     })
 }
 
+/// Writes one line once the [`Guard`] is gone, by itself and at once: for a process whose program could not be replaced.
+pub fn last_words(settings: &Settings, text: &str) {
+    let writer: Box<dyn Write + Send> = match settings.to {
+        Destination::Stderr => Box::new(io::stderr()),
+        Destination::Files => match Rotating::open(settings) {
+            Ok(rotating) => Box::new(rotating),
+            // Whoever reads stderr is told as well.
+            Err(_) => return,
+        },
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(writer));
+    let say = || tracing::error!("{text}");
+    match settings.format {
+        LogFormat::Text => tracing::subscriber::with_default(builder.finish(), say),
+        LogFormat::Json => {
+            tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), say);
+        }
+    }
+}
+
 fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
         .buffered_lines_limit(BUFFERED_LINES_MAX)

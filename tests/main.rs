@@ -17,6 +17,7 @@ mod daemon_reload;
 mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;
+mod daemon_upgrade;
 mod daemon_wire;
 mod deaths;
 mod golden;

@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use super::{in_force, listening, settings};
 use crate::config::{Config, Difference, Sources};
@@ -32,6 +32,8 @@ pub(super) struct Running {
     pub(super) listening: watch::Sender<listen::Settings>,
     pub(super) in_force: watch::Sender<InForce>,
     pub(super) log_level: Level,
+    /// Looks at the program, too: what it refused may have been the configuration.
+    pub(super) look: Arc<Notify>,
 }
 
 impl Reloader {
@@ -45,6 +47,7 @@ impl Reloader {
     /// Reads the configuration and puts in force what can be, one reload after the other. The error says what is wrong and where.
     pub(super) async fn reload(&self) -> Result<ReloadAnswer, String> {
         let mut running = self.running.lock().await;
+        running.look.notify_one();
         let configured = self.sources.load().map_err(|error| {
             let text = chain(&error);
             tracing::error!(error = %text, "the configuration is not valid; nothing was changed");
@@ -93,7 +96,7 @@ fn in_waiting(difference: Difference) -> KeyInWaiting {
 }
 
 /// Returns an error and its causes in one sentence.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

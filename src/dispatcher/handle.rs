@@ -401,6 +401,21 @@ pub struct Overview {
     pub sick: Option<SicknessView>,
 }
 
+/// Why the daemon cannot be replaced at this moment without anybody noticing.
+#[derive(Debug, Clone)]
+pub enum Unrest {
+    /// This job runs, or somebody waits for it or follows it.
+    Job(WaitingFor),
+    /// A job ended, or was asked about, a moment ago.
+    Recent,
+    /// A pause is in force, which is not written down.
+    Paused,
+    /// A drain is in force, which is not written down.
+    Draining,
+    /// `orbctl` is sick, and what is last known of it is all there is.
+    Sick,
+}
+
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
@@ -433,6 +448,9 @@ pub(super) enum Request {
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Overview(oneshot::Sender<Overview>),
     Adopt(Box<Settings>, oneshot::Sender<()>),
+    UntilQuiet(oneshot::Sender<()>),
+    StopIfQuiet(oneshot::Sender<bool>),
+    Unrest(oneshot::Sender<Option<Unrest>>),
 }
 
 /// Talks to the dispatcher. Cheap to clone.
@@ -563,6 +581,28 @@ impl Dispatcher {
     pub async fn adopt(&self, settings: Settings) {
         // A dispatcher that is gone behaves in no way.
         let _ = self.ask(|reply| Request::Adopt(Box::new(settings), reply)).await;
+    }
+
+    /// Waits until the daemon could be replaced without anybody noticing. `None` when the dispatcher is gone. Of several who wait,
+    /// the last is told.
+    pub async fn until_quiet(&self) -> Option<()> {
+        self.ask(Request::UntilQuiet).await
+    }
+
+    /// Stops, if the daemon can be replaced without anybody noticing, and says whether it does. What is left to the next life is
+    /// in the journal.
+    pub async fn stop_if_quiet(&self) -> bool {
+        self.ask(Request::StopIfQuiet).await.unwrap_or(false)
+    }
+
+    /// Says why the daemon cannot be replaced now; `None` when it can, or when the dispatcher is gone.
+    pub async fn unrest(&self) -> Option<Unrest> {
+        self.ask(Request::Unrest).await?
+    }
+
+    /// Waits until the dispatcher is gone.
+    pub async fn gone(&self) {
+        self.requests.closed().await;
     }
 
     /// Returns what may be answered without asking.

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use handle::{
     CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
     Overview, Published, QueueVerb, QueueView, ReadError, Rejection, SicknessView, StateFilter, Submission,
-    Subscriber, Target, WaitingFor,
+    Subscriber, Target, Unrest, WaitingFor,
 };
 pub use known::{Facts, Known, Seen};
 

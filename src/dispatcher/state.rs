@@ -5,6 +5,7 @@ mod ending;
 mod health;
 mod life;
 mod queue;
+mod quiet;
 mod reads;
 mod starting;
 mod views;
@@ -34,6 +35,7 @@ use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request,
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
+use quiet::Quiet;
 use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
@@ -150,7 +152,10 @@ pub(super) struct State<O> {
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
     paused: Vec<Target>,
     draining: Vec<Target>,
+    quiet: Quiet,
     stopping: bool,
+    /// The stop is for a successor, for whom nothing need be waited for.
+    succeeded: bool,
 }
 
 impl<O: Orbctl> State<O> {
@@ -189,7 +194,9 @@ impl<O: Orbctl> State<O> {
             drains: Vec::new(),
             paused: Vec::new(),
             draining: Vec::new(),
+            quiet: Quiet::new(),
             stopping: false,
+            succeeded: false,
         };
         state.recover(parts.recovered);
         state
@@ -208,6 +215,7 @@ impl<O: Orbctl> State<O> {
                 self.next_forgotten(),
                 self.next_look(),
                 self.next_probe(),
+                self.next_quiet(),
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
@@ -251,9 +259,9 @@ impl<O: Orbctl> State<O> {
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
-            if self.stopping
-                && (leave_at.is_some_and(|at| at <= now) || !self.jobs.values().any(Entry::holds_up_a_stop))
-            {
+            self.look_for_quiet(now);
+            let may_leave = self.succeeded || leave_at.is_some_and(|at| at <= now);
+            if self.stopping && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
                 self.leave();
                 return self.journal;
             }
@@ -272,6 +280,7 @@ impl<O: Orbctl> State<O> {
                 reply,
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
+                self.quiet.touch(Moment::now().instant);
                 let _ = reply.send(self.jobs.get(&id).map(Self::job));
             }
             Request::View(id, reply) => {
@@ -322,6 +331,13 @@ impl<O: Orbctl> State<O> {
             Request::Adopt(settings, reply) => {
                 self.adopt(*settings);
                 let _ = reply.send(());
+            }
+            Request::UntilQuiet(reply) => self.until_quiet(reply),
+            Request::StopIfQuiet(reply) => {
+                let _ = reply.send(self.stop_if_quiet());
+            }
+            Request::Unrest(reply) => {
+                let _ = reply.send(self.unrest());
             }
         }
     }

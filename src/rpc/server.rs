@@ -25,6 +25,7 @@ use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
 use crate::metrics::Metrics;
+use crate::upgrade::Glance;
 
 /// What every handler has.
 pub struct Server {
@@ -38,8 +39,21 @@ pub struct Server {
     pub in_force: watch::Receiver<InForce>,
     /// Reads the configuration again.
     pub reload: Reload,
+    /// Looks whether the program was replaced.
+    pub glance: Arc<Glance>,
+    /// What takes over when it can, or why it cannot.
+    pub upgrade: watch::Receiver<Option<Upgrade>>,
     /// Ends the daemon.
     pub stop: CancellationToken,
+}
+
+/// A program on disk that is not the one that runs.
+#[derive(Debug, Clone)]
+pub struct Upgrade {
+    /// When it was noticed.
+    pub noticed: Moment,
+    /// Its version, or why it is not to take over.
+    pub proof: Result<String, String>,
 }
 
 /// Reads the configuration again and says what became of it, or what is wrong with it.

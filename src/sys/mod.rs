@@ -27,7 +27,7 @@ mod macos;
 #[cfg(target_os = "macos")]
 use macos as platform;
 
-pub use descriptors::{raise_descriptor_limit, seal_inherited_descriptors};
+pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
 pub use hang_up::HangUp;
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]

@@ -37,6 +37,14 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
         let about = &server.about;
         let queue = server.dispatcher.queue_view().await;
+        let upgrade = server.upgrade.borrow().clone();
+        let upgrade = match upgrade {
+            Some(upgrade) => {
+                let unrest = server.dispatcher.unrest().await;
+                Some(convert::upgrade(&upgrade, unrest.as_ref()))
+            }
+            None => None,
+        };
         let in_force = server.in_force.borrow().clone();
         let path = |path: &std::path::Path| path.display().to_string();
         Ok(DaemonInfoAnswer {
@@ -53,6 +61,7 @@ pub(super) fn register(registry: &mut Registry) {
             limits: in_force.limits,
             strict: in_force.strict,
             sick: queue.sickness.as_ref().map(convert::sickness),
+            upgrade,
         })
     });
     registry.method::<DaemonReload, _, _>(async |server, _params, caller| {

@@ -132,6 +132,16 @@ class Sickness(Model):
     retry_after_ms: int
 
 
+class Upgrade(Model):
+    """A program of the daemon's that lies on disk and is not the one that runs; ``state`` is ``pending`` or ``refused``."""
+
+    state: str
+    noticed_at: str
+    version: str | None = None
+    waits_for: str | None = None
+    reason: str | None = None
+
+
 class DaemonInfo(Model):
     """Answer of ``daemon.info``."""
 
@@ -148,6 +158,7 @@ class DaemonInfo(Model):
     limits: Mapping[str, int] = types.MappingProxyType({})
     strict: bool = False
     sick: Sickness | None = None
+    upgrade: Upgrade | None = None
 
 
 class AppliedKey(Model):
