@@ -1,5 +1,6 @@
 //! The test suite: one binary.
 
+mod ctl_config;
 mod ctl_events;
 mod ctl_service;
 mod ctl_session;

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use orbd::client::Client;
 use orbd::daemon::LEAVE_CHANGES_AFTER;
-use orbd::rpc::api::{DaemonInfo, DaemonStop};
+use orbd::rpc::api::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
 use orbd::sys::{self, ChildIdentity, StartTime};
 
+use super::own_config;
 use crate::args::DaemonCommand;
 use crate::console::{Console, now};
 use crate::context::Context;
@@ -52,6 +53,15 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             let (_, answer) = ask(context)?;
             context.console.answer(&answer, render::daemon)?;
         }
+        DaemonCommand::Reload => {
+            let mut client = context.link.dial()?;
+            let mut pending = client.start::<DaemonReload>(&NoParams {})?;
+            let answer = pending.wait(INFO_MAX)?.ok_or_else(|| Trouble::Mute {
+                socket: context.link.socket.clone(),
+            })?;
+            context.console.answer(&answer, render::reload)?;
+        }
+        DaemonCommand::Config(command) => return own_config::own_config(context, command),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -26,6 +26,7 @@ mod lease;
 mod list;
 mod logs;
 mod metrics;
+mod own_config;
 mod queue;
 mod rename;
 mod restart;
