@@ -964,7 +964,11 @@ pub(crate) struct Daemon {
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Start orbd and wait until it answers; does nothing when it runs
-    Start,
+    Start {
+        /// Not where the configuration or the environment keeps clients from starting it: nobody asked for it by name
+        #[arg(long, hide = true)]
+        on_demand: bool,
+    },
     /// Stop orbd in order and wait until it is gone: changes that run are left to finish
     Stop,
     /// Stop orbd and start it again

@@ -94,8 +94,13 @@ pub(crate) enum Trouble {
         source: serde_json::Error,
     },
     /// Client and daemon speak different protocols.
-    #[error("{0}")]
-    Protocol(String),
+    #[error("{message}")]
+    Protocol {
+        /// Who speaks which.
+        message: String,
+        /// What brings both to one.
+        hint: String,
+    },
     /// What was typed makes no sense, in a way that the grammar cannot see.
     #[error("{message}")]
     Usage {
@@ -164,7 +169,7 @@ impl Trouble {
             | Self::NotStarted { .. }
             | Self::Lost(_)
             | Self::Unreadable { .. }
-            | Self::Protocol(_) => exit::UNREACHABLE,
+            | Self::Protocol { .. } => exit::UNREACHABLE,
             Self::Usage { .. } => exit::USAGE,
             Self::Absent { .. } => exit::WRONG_OBJECT,
             Self::Interrupted => exit::INTERRUPTED,
@@ -222,10 +227,11 @@ impl Trouble {
             Self::Lost(_) => {
                 "what was asked may have been done: look (`orbd-ctl list`, `orbd-ctl jobs --all`) before you repeat it"
             }
-            Self::Unreadable { .. } | Self::Protocol(_) => {
+            Self::Unreadable { .. } => {
                 "after an upgrade, `orbd-ctl daemon restart` brings both to one version; `orbd-ctl version` shows them"
             }
             Self::NotStarted { hint, .. }
+            | Self::Protocol { hint, .. }
             | Self::Service { hint, .. }
             | Self::Usage { hint, .. }
             | Self::Absent { hint, .. } => hint,
@@ -243,7 +249,7 @@ impl Trouble {
             Self::Service { .. } => "service_manager",
             Self::Lost(_) => "connection_lost",
             Self::Unreadable { .. } => "answer_unreadable",
-            Self::Protocol(_) => {
+            Self::Protocol { .. } => {
                 return ErrorKind::ProtocolMismatch.error(self.chain());
             }
             Self::Usage { .. } => return ErrorKind::InvalidParams.error(self.chain()),

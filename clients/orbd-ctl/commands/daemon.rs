@@ -31,7 +31,12 @@ const INFO_MAX: Duration = Duration::from_secs(5);
 /// Starts, stops and inspects the daemon. None of these says hello first: they have to work with a daemon of another version.
 pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, Trouble> {
     match command {
-        DaemonCommand::Start => start(context)?,
+        DaemonCommand::Start { on_demand } => {
+            if on_demand && !(context.link.autostart && launch::is_wanted()) {
+                ask(context).map_err(unwanted)?;
+            }
+            start(context)?;
+        }
         DaemonCommand::Stop => {
             let stopped = stop(context)?;
             if context.console.json {
@@ -75,6 +80,17 @@ fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), Trouble> {
         None => Err(Trouble::Mute {
             socket: context.link.socket.clone(),
         }),
+    }
+}
+
+/// Says of a daemon that does not run that it is not to be started on demand.
+fn unwanted(trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::NotRunning { .. } => Trouble::NotStarted {
+            reason: "`autostart` is off, so it is not started on demand".into(),
+            hint: "`orbd-ctl daemon start` starts it all the same".into(),
+        },
+        other => other,
     }
 }
 

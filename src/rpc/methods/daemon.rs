@@ -20,9 +20,13 @@ pub(super) fn register(registry: &mut Registry) {
             return Err(invalid("client", format!("has 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' and '.'")));
         }
         if params.protocol != PROTOCOL_VERSION {
+            let mend = if params.protocol > PROTOCOL_VERSION {
+                "orbd is the older: once the new one is installed, run: orbd-ctl daemon restart"
+            } else {
+                "the client is the older: update it to a version that goes with this orbd"
+            };
             let text = format!(
-                "the client {name} speaks protocol {}, orbd {VERSION} speaks {PROTOCOL_VERSION}; update the older of the \
-                 two, then run: orbd-ctl daemon stop",
+                "the client {name} speaks protocol {}, orbd {VERSION} speaks protocol {PROTOCOL_VERSION}; {mend}",
                 params.protocol
             );
             return Err(ErrorKind::ProtocolMismatch.error(text));
