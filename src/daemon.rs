@@ -170,7 +170,7 @@ pub async fn run(
         steward,
         settings,
         doorkeeper,
-    } = assemble(config, about, dispatcher, metrics.clone(), &stop, surroundings);
+    } = assemble(config, about, dispatcher, metrics.clone(), surroundings);
     let (listener, accepted) = at_door(doorstep).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(
@@ -237,7 +237,6 @@ fn assemble(
     about: About,
     dispatcher: Dispatcher,
     metrics: Metrics,
-    stop: &CancellationToken,
     surroundings: Surroundings,
 ) -> Parts {
     let (listening, settings) = watch::channel(listening(&config));
@@ -278,7 +277,8 @@ fn assemble(
         }),
         glance,
         upgrade,
-        stop: stop.clone(),
+        // The same as a signal's, so that it holds also when another program is about to take over.
+        stop: surroundings.signals.stop,
     };
     Parts {
         server: Arc::new(server),

@@ -74,13 +74,18 @@ impl Program {
         } else {
             own.as_deref().and_then(Stamp::of)
         }?;
-        let named = words.first().map(PathBuf::from);
-        let path = named
-            .into_iter()
-            .chain(own)
-            .find(|path| path.is_absolute() && Stamp::of(path) == Some(stamp))?;
+        let named = words.first().map(PathBuf::from).filter(|path| path.is_absolute());
+        let path = place(named, own.as_ref(), stamp)?;
         Some(Self { path, stamp, words })
     }
+}
+
+/// Finds the path at which another program would appear: by preference the one that was started, where that is what runs. Where neither
+/// is, it was replaced since a moment ago, and is where it was said to be.
+fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: Stamp) -> Option<PathBuf> {
+    let is_it = |path: &Path| Stamp::of(path) == Some(executed);
+    let found = named.iter().chain(own).find(|path| is_it(path)).cloned();
+    found.or(named)
 }
 
 /// Looks at the program file, and tells whoever waits when it looks other than before.
@@ -286,6 +291,33 @@ mod tests {
     }
 
     #[test]
+    fn a_program_is_looked_for_where_it_was_started_from() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| Some(folder.path().join(name));
+        fs::write(folder.path().join("orbd"), "one").expect("written");
+        std::os::unix::fs::symlink("orbd", folder.path().join("link")).expect("a link");
+        let executed = Stamp::of(&folder.path().join("orbd")).expect("there");
+        assert_eq!(
+            place(path("link"), path("orbd").as_ref(), executed),
+            path("link"),
+            "links are kept"
+        );
+        assert_eq!(
+            place(path("other"), path("orbd").as_ref(), executed),
+            path("orbd")
+        );
+        assert_eq!(place(None, path("orbd").as_ref(), executed), path("orbd"));
+        fs::write(folder.path().join("new"), "two").expect("written");
+        fs::rename(folder.path().join("new"), folder.path().join("orbd")).expect("renamed");
+        assert_eq!(
+            place(path("link"), path("orbd (deleted)").as_ref(), executed),
+            path("link"),
+            "replaced since"
+        );
+        assert_eq!(place(None, path("orbd (deleted)").as_ref(), executed), None);
+    }
+
+    #[test]
     fn a_glance_tells_once_for_each_new_sight() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("program");
@@ -296,7 +328,7 @@ mod tests {
             words: Vec::new(),
         };
         let glance = Glance::new(Some(&program));
-        let told = || tokio_test_now(&glance);
+        let told = || has_news(&glance);
         glance.look();
         assert!(!told());
         fs::write(&path, "other").expect("written");
@@ -310,7 +342,7 @@ mod tests {
     }
 
     /// Says whether the glance has something to tell.
-    fn tokio_test_now(glance: &Glance) -> bool {
+    fn has_news(glance: &Glance) -> bool {
         use futures_util::FutureExt;
         glance.differs().now_or_never().is_some()
     }

@@ -223,7 +223,7 @@ mod tests {
         check(
             |peer, request| {
                 if request["method"] == "daemon.hello" {
-                    peer.refuse(request, &Kind::ProtocolMismatch.error("no"));
+                    peer.refuse(request, Kind::ProtocolMismatch.error("no"));
                 } else {
                     let info = json!({"protocol": 2, "version": "9.9", "instance": "i", "pid": 1, "uptime_ms": 0,
                         "started_at": "", "socket": "", "orbctl": null, "config_file": null, "state_dir": "",

@@ -80,7 +80,10 @@ async fn whoever_waits_for_quiet_is_told_when_it_comes_and_the_stop_is_final() {
     let told = tokio::time::timeout(Duration::from_secs(2), &mut quiet).await;
     assert_eq!(told.expect("soon after its end").expect("no panic"), Some(()));
     let waiting = world.change(restart("b")).await;
-    assert!(!world.dispatcher.stop_if_quiet().await, "it was quiet, and is not now");
+    assert!(
+        !world.dispatcher.stop_if_quiet().await,
+        "it was quiet, and is not now"
+    );
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&waiting).await, CHANGED);
     drop(waiting);
@@ -100,10 +103,7 @@ async fn what_a_reload_changes_is_in_force_for_what_comes_next() {
     settings.limits.creates_max = 1;
     settings.run_timeouts.change = Duration::from_secs(5);
     world.dispatcher.adopt(settings.clone()).await;
-    let (first, second) = (
-        world.change(restart("a")).await,
-        world.change(restart("b")).await,
-    );
+    let (first, second) = (world.change(restart("a")).await, world.change(restart("b")).await);
     assert!(is_waiting(&second), "one at a time");
     assert_eq!(first.spec.asked.run_timeout, Some(Duration::from_secs(5)));
     settings.limits.changes_max = 2;
@@ -114,8 +114,5 @@ async fn what_a_reload_changes_is_in_force_for_what_comes_next() {
     }
     assert_eq!(outcome(&first).await, CHANGED);
     assert_eq!(outcome(&second).await, CHANGED);
-    assert_eq!(
-        world.dispatcher.published().cache_max_age,
-        Duration::from_secs(7)
-    );
+    assert_eq!(world.dispatcher.published().cache_max_age, Duration::from_secs(7));
 }
