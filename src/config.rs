@@ -174,6 +174,10 @@ trait Value: Sized + PartialEq {
     fn from_text(text: &str) -> Result<Self, String>;
     /// Writes it as TOML.
     fn to_toml(&self) -> String;
+    /// Writes it as [`Value::from_text`] reads it; `None` where nothing is set.
+    fn to_text(&self) -> Option<String> {
+        Some(self.to_toml().trim_matches('"').to_owned())
+    }
 }
 
 fn wrong_type(expected: &str, value: &toml::Value) -> String {
@@ -346,6 +350,9 @@ impl Value for String {
     fn to_toml(&self) -> String {
         toml::Value::String(self.clone()).to_string()
     }
+    fn to_text(&self) -> Option<String> {
+        Some(self.clone())
+    }
 }
 
 impl Value for PathBuf {
@@ -363,6 +370,9 @@ impl Value for PathBuf {
     }
     fn to_toml(&self) -> String {
         self.to_string_lossy().into_owned().to_toml()
+    }
+    fn to_text(&self) -> Option<String> {
+        Some(self.to_string_lossy().into_owned())
     }
 }
 
@@ -398,6 +408,9 @@ impl<T: Value> Value for Option<T> {
     }
     fn to_toml(&self) -> String {
         self.as_ref().map_or_else(|| "\"\"".into(), T::to_toml)
+    }
+    fn to_text(&self) -> Option<String> {
+        self.as_ref().and_then(T::to_text)
     }
 }
 
@@ -441,6 +454,67 @@ impl Key {
     pub fn variable(&self) -> String {
         format!("ORBD_{}", self.name.to_ascii_uppercase())
     }
+
+    /// Says whether it is read only when orbd starts, so that a reload does not change it.
+    pub fn needs_restart(&self) -> bool {
+        AT_START.contains(&self.name)
+    }
+}
+
+/// Keys that are read once, when orbd starts: what is opened, bound or started by then cannot be changed under those who use it.
+const AT_START: [&str; 14] = [
+    "socket",
+    "orbctl",
+    "state_dir",
+    "allow_root",
+    "history_max",
+    "history_max_age",
+    "requests_max",
+    "batch_max",
+    "frame_max",
+    "log_format",
+    "log_dir",
+    "log_max_files",
+    "log_max_size",
+    "log_max_age",
+];
+
+/// What a process reads its configuration from, again whenever it is asked to.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Where the user's files lie.
+    pub places: Places,
+    /// The command line.
+    pub flags: Flags,
+    /// The environment as it was at the start.
+    pub environment: Environment,
+}
+
+impl Sources {
+    /// Reads the configuration.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        Config::load_for(&self.places, &self.flags, &self.environment)
+    }
+}
+
+/// A key that has one value here and another there; `None` where nothing is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The key.
+    pub key: &'static str,
+    /// Its value before.
+    pub from: Option<String>,
+    /// Its value now.
+    pub to: Option<String>,
+}
+
+/// What a reload comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reloaded {
+    /// Keys that have their new values.
+    pub applied: Vec<Difference>,
+    /// Keys that keep their old values until orbd is restarted.
+    pub needs_restart: Vec<Difference>,
 }
 
 /// A value as one of the sources gives it.
@@ -502,6 +576,30 @@ macro_rules! keys {
             pub fn values(&self) -> Vec<(&'static str, String)> {
                 vec![$((stringify!($name), self.$name.to_toml()),)+]
             }
+
+            /// Returns every key's value as a flag or a variable would give it, in the order of the sample; `None` where nothing
+            /// is set.
+            pub fn texts(&self) -> Vec<(&'static str, Option<String>)> {
+                vec![$((stringify!($name), self.$name.to_text()),)+]
+            }
+
+            /// Takes over what can be changed while orbd runs, and says what was and what was not.
+            pub fn adopt(&mut self, configured: Self) -> Reloaded {
+                let mut reloaded = Reloaded::default();
+                $(if self.$name != configured.$name {
+                    let key = stringify!($name);
+                    let difference = Difference { key, from: self.$name.to_text(), to: configured.$name.to_text() };
+                    if AT_START.contains(&key) {
+                        reloaded.needs_restart.push(difference);
+                    } else {
+                        self.$name = configured.$name;
+                        reloaded.applied.push(difference);
+                    }
+                })+
+                self.origins = configured.origins;
+                self.file = configured.file;
+                reloaded
+            }
         }
     };
 }
@@ -532,6 +630,25 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads a configuration from a file's text alone, as if there were neither variables nor flags.
+    pub fn of_text(places: &Places, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(places);
+        config.apply_file(path, text)?;
+        config.file = Some(path.to_owned());
+        config.check(places)?;
+        Ok(config)
+    }
+
+    /// Turns a value, as a flag or a variable would give it, into what the file says for it. The error says that there is no such key,
+    /// or what would be right.
+    pub fn as_toml(places: &Places, key: &str, text: &str) -> Result<String, ConfigError> {
+        let mut config = Self::defaults(places);
+        config.set(key, &Given::Text(text), Origin::Flag(key.to_owned()))?;
+        let values = config.values();
+        let value = values.into_iter().find(|(name, _)| *name == key);
+        Ok(value.map(|(_, value)| value).unwrap_or_default())
+    }
+
     /// Returns the file that was read, if there was one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
@@ -547,12 +664,16 @@ impl Config {
         let mut text = String::from(
             "# orbd's configuration. Every key is shown with its default; remove the # to change it.\n\
              # Durations are in d, h, m, s and ms, sizes in B, KiB, MiB, GiB and TiB.\n\
-             # An environment variable ORBD_<KEY> goes before this file, a flag before both.\n",
+             # An environment variable ORBD_<KEY> goes before this file, a flag before both.\n\
+             # `orbd-ctl daemon reload` makes a running orbd read this file again; where a restart is needed that is said.\n",
         );
         for (key, (name, value)) in KEYS.iter().zip(Self::defaults(places).values()) {
             text.push('\n');
             for line in key.help.lines() {
                 let _ = writeln!(text, "# {}", line.trim());
+            }
+            if key.needs_restart() {
+                text.push_str("# A change needs a restart.\n");
             }
             let _ = writeln!(text, "#{name} = {value}");
         }
@@ -675,16 +796,25 @@ impl Config {
     }
 }
 
+/// Returns the file that is read, whether or not it is there: the named one, else the usual one.
+pub fn file_in_use(places: &Places, flags: &Flags, environment: &Environment) -> PathBuf {
+    named_file(flags, environment).unwrap_or_else(|| default_file(places))
+}
+
+fn named_file(flags: &Flags, environment: &Environment) -> Option<PathBuf> {
+    flags
+        .file
+        .clone()
+        .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from))
+}
+
 /// Returns the file's path and text. A file that was named must be there; the usual one need not.
 fn read_file(
     places: &Places,
     flags: &Flags,
     environment: &Environment,
 ) -> Result<Option<(PathBuf, String)>, ConfigError> {
-    let named = flags
-        .file
-        .clone()
-        .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
+    let named = named_file(flags, environment);
     let path = named.clone().unwrap_or_else(|| default_file(places));
     let read = || -> io::Result<String> {
         let metadata = std::fs::metadata(&path)?;
@@ -703,6 +833,13 @@ fn read_file(
 /// Returns where the configuration is looked for when nobody names a file.
 pub fn default_file(places: &Places) -> PathBuf {
     places.config.join("config.toml")
+}
+
+/// Finds a key by its name; else says which one looks like it.
+pub fn find_key(name: &str) -> Result<&'static Key, Option<&'static str>> {
+    KEYS.iter()
+        .find(|key| key.name == name)
+        .ok_or_else(|| nearest(name, KEYS.iter().map(|key| key.name)))
 }
 
 /// Returns the known name that a misspelt one is close to.
@@ -990,6 +1127,62 @@ mod tests {
     fn a_tilde_is_the_home_of_the_user() {
         let config = load(Some("socket = \"~/o.sock\""), &[], &[]).expect("valid");
         assert_eq!(config.socket, Path::new("/home/u/o.sock"));
+    }
+
+    #[test]
+    fn what_is_read_once_is_a_key_and_is_told_in_the_sample() {
+        for name in AT_START {
+            assert!(KEYS.iter().any(|key| key.name == name), "{name}");
+        }
+        let sample = Config::sample(&places());
+        assert_eq!(
+            sample.matches("# A change needs a restart.\n").count(),
+            AT_START.len()
+        );
+        assert!(sample.contains("# A change needs a restart.\n#frame_max = "));
+    }
+
+    #[test]
+    fn a_running_configuration_takes_over_what_it_can_and_says_what_it_cannot() {
+        let mut running = load(Some("grace = \"1s\"\nlog_dir = \"/l\""), &[], &[]).expect("valid");
+        let configured = load(
+            Some("queue_max = 9\nqueue_max_per_client = 9\nframe_max = 8192"),
+            &[],
+            &[],
+        );
+        let reloaded = running.adopt(configured.expect("valid"));
+        let told = |differences: &[Difference]| -> Vec<String> {
+            let told = differences
+                .iter()
+                .map(|it| format!("{} {:?} {:?}", it.key, it.from, it.to));
+            told.collect()
+        };
+        assert_eq!(
+            told(&reloaded.applied),
+            [
+                "queue_max Some(\"1024\") Some(\"9\")",
+                "queue_max_per_client Some(\"512\") Some(\"9\")",
+                "grace Some(\"1s\") Some(\"10s\")"
+            ]
+        );
+        assert_eq!(
+            told(&reloaded.needs_restart),
+            [
+                "frame_max Some(\"16MiB\") Some(\"8KiB\")",
+                "log_dir Some(\"/l\") None"
+            ]
+        );
+        assert_eq!((running.queue_max, running.grace), (9, seconds(10)));
+        assert_eq!(running.frame_max, Bytes(16 << 20), "what was opened stays");
+    }
+
+    #[test]
+    fn every_value_reads_back_as_it_is_told() {
+        for (key, text) in Config::defaults(&places()).texts() {
+            if let Some(text) = text {
+                load(None, &[], &[(key, &text)]).expect(key);
+            }
+        }
     }
 
     #[test]

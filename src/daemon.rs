@@ -4,33 +4,45 @@
 //! start: journal, orbctl, metrics (opens later, by itself), dispatcher, then the first connection is accepted
 //! stop:  no new connections -> new jobs refused, waiting ones cancelled, commands ended -> answers -> journal -> metrics
 //! ```
+//!
+//! A stop for another program's sake is the same, but that nothing runs that would be lost, and that the listener and the connections
+//! are held instead of closed, for that program to serve on.
+
+mod reload;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
 
 use crate::clock::Moment;
-use crate::config::Config;
-use crate::dispatcher::{self, RunTimeouts};
+use crate::config::{Config, Sources};
+use crate::dispatcher::{self, Dispatcher, RunTimeouts};
 use crate::journal::{Journal, JournalError};
+use crate::logging::Level;
 use crate::metrics::Metrics;
 use crate::orbctl::locate::{LocateError, Located, Search, locate};
 use crate::orbctl::process::Installed;
 use crate::rpc::lines::Bounds;
 use crate::rpc::listen;
-use crate::rpc::server::{About, Server};
+use crate::rpc::server::{About, InForce, Server};
 use crate::scheduler::Limits;
 use crate::spool;
+use crate::upgrade::{Glance, Program};
+use reload::{Reloader, Running};
+use upgrade::Steward;
 
 /// Longest time that looks go on after a change was cut short.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
@@ -70,21 +82,51 @@ pub enum SetupError {
 /// What the process was given.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
-    /// The user's home; `orbctl` runs there.
-    pub home: PathBuf,
     /// The environment, handed on to `orbctl` without what is ours.
     pub environment: Vec<(OsString, OsString)>,
-    /// The configuration file that was read.
-    pub config_file: Option<PathBuf>,
+    /// Where the configuration came from, and comes from again.
+    pub sources: Sources,
+    /// What is logged.
+    pub log_level: Level,
+    /// What people say to the process.
+    pub signals: Signals,
+    /// The program that runs; without it no upgrade is noticed.
+    pub program: Option<Program>,
 }
 
-/// Serves until `shutdown`, and then until what must end has ended.
+/// What is served.
+#[derive(Debug)]
+pub struct Doorstep {
+    /// The socket.
+    pub listener: UnixListener,
+    /// Connections that an earlier life accepted, each with the name that its client gave itself.
+    pub connections: Vec<(UnixStream, String)>,
+}
+
+/// How serving ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// For good.
+    Stopped,
+    /// For another program to serve on.
+    Succeeded(Doorstep),
+}
+
+/// What people say to the process. A `daemon.stop` and a `daemon.reload` are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// To stop in order.
+    pub stop: CancellationToken,
+    /// To read the configuration again; several before that are one.
+    pub reload: Arc<Notify>,
+}
+
+/// Serves until it is told to stop, and then until what must end has ended.
 pub async fn run(
     config: Config,
-    listener: UnixListener,
+    doorstep: Doorstep,
     surroundings: Surroundings,
-    shutdown: CancellationToken,
-) -> Result<(), SetupError> {
+) -> Result<Ended, SetupError> {
     for folder in [&config.state_dir, &config.spool_dir()] {
         make_folder(folder)?;
     }
@@ -98,78 +140,64 @@ pub async fn run(
             .clone()
             .unwrap_or_else(|| PathBuf::from("/nonexistent/orbctl")),
     };
-    let config_file = surroundings.config_file.as_deref();
-    // The first line of every life.
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        instance,
-        pid = std::process::id(),
-        orbctl = %program.display(),
-        found = found.is_ok(),
-        socket = %config.socket.display(),
-        config_file = %config_file.unwrap_or(Path::new("none")).display(),
-        state_dir = %config.state_dir.display(),
-        "orbd"
-    );
-    if let Err(error) = &found {
-        // It serves all the same: every job says what is missing, and the journal is kept.
-        tracing::error!(%error, "orbctl was not found; set `orbctl` in the configuration");
-    }
+    announce(&config, &instance, &program, found.as_ref().err());
     let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
-    let installed = Installed::new(program.clone(), surroundings.home, surroundings.environment);
+    let signals = surroundings.signals.clone();
+    let home = surroundings.sources.places.home.clone();
+    let installed = Installed::new(program.clone(), home, surroundings.environment.clone());
     let parts = dispatcher::Parts {
         orbctl: Arc::new(installed),
         journal,
         recovered,
         metrics: metrics.clone(),
     };
-    // Ends the daemon; a caller's `daemon.stop` and a signal are the same.
-    let stop = shutdown.child_token();
+    let stop = signals.stop.child_token();
     let (dispatcher, dispatching) = dispatcher::start(settings(&config, &instance), parts, stop.clone());
-    let server = Arc::new(Server {
-        dispatcher,
-        metrics: metrics.clone(),
-        about: About {
-            instance,
-            started,
-            socket: config.socket.clone(),
-            orbctl: found.is_ok().then_some(program),
-            config_file: surroundings.config_file,
-            state_dir: config.state_dir.clone(),
-            limits: limits(&config),
-            strict: config.strict,
-        },
-        cache_max_age: config.cache_max_age,
-        stop: stop.clone(),
-    });
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
-    let answered = CancellationToken::new();
-    let settings = listen::Settings {
-        connections_max: config.connections_max,
-        connection_idle_max: config.connection_idle_max,
-        bounds: Bounds {
-            frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
-            in_flight_max: config.requests_max,
-            batch_max: config.batch_max,
-            subscriptions_max: SUBSCRIPTIONS_MAX,
-        },
+    let about = About {
+        instance,
+        started,
+        socket: config.socket.clone(),
+        orbctl: found.is_ok().then_some(program),
+        state_dir: config.state_dir.clone(),
     };
+    let Parts {
+        server,
+        reloader,
+        steward,
+        settings,
+        doorkeeper,
+    } = assemble(config, about, dispatcher, metrics.clone(), surroundings);
+    let (listener, accepted) = at_door(doorstep).map_err(SetupError::Listen)?;
+    let answered = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(
         listener,
+        accepted,
         server,
         settings,
+        doorkeeper,
         stop.clone(),
         answered.clone(),
     ));
+    let reloading = tokio::spawn(reload_when_told(reloader, signals.reload));
+    let watching = tokio::spawn(async {
+        match steward {
+            Some(steward) => steward.watch().await,
+            None => false,
+        }
+    });
     let journal = dispatching.await;
+    reloading.abort();
     // However it ended: without it nothing can be done any more.
     stop.cancel();
     answered.cancel();
-    if let Err(error) = serving.await {
+    let held = serving.await.unwrap_or_else(|error| {
         tracing::error!(%error, "the listener failed");
-    }
-    let ended = match journal {
+        listen::Held::default()
+    });
+    // It ends with the dispatcher, for one reason or the other.
+    let is_succeeded = watching.await.unwrap_or(false);
+    let closed = match journal {
         Ok(journal) => {
             if let Err(error) = journal.close(CLOSE_LIMIT).await {
                 tracing::error!(%error, "the journal could not be closed");
@@ -182,8 +210,130 @@ pub async fn run(
         }
     };
     metrics.shutdown(CLOSE_LIMIT).await;
-    tracing::info!("stopped");
-    ended
+    closed?;
+    // Whoever asked for a stop meanwhile wants one.
+    let is_wanted = is_succeeded && !signals.stop.is_cancelled();
+    let left = is_wanted.then(|| off_door(held)).flatten();
+    let connections = left.as_ref().map(|doorstep| doorstep.connections.len());
+    tracing::info!(handed_over = connections, "stopped");
+    Ok(left.map_or(Ended::Stopped, Ended::Succeeded))
+}
+
+/// Writes the first line of every life.
+fn announce(config: &Config, instance: &str, program: &Path, missing: Option<&LocateError>) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        instance,
+        pid = std::process::id(),
+        orbctl = %program.display(),
+        found = missing.is_none(),
+        socket = %config.socket.display(),
+        config_file = %config.file().unwrap_or(Path::new("none")).display(),
+        state_dir = %config.state_dir.display(),
+        "orbd"
+    );
+    if let Some(error) = missing {
+        // It serves all the same: every job says what is missing, and the journal is kept.
+        tracing::error!(%error, "orbctl was not found; set `orbctl` in the configuration");
+    }
+}
+
+/// What serves, beside the dispatcher.
+struct Parts {
+    server: Arc<Server>,
+    reloader: Reloader,
+    steward: Option<Steward>,
+    settings: watch::Receiver<listen::Settings>,
+    doorkeeper: mpsc::Receiver<listen::Door>,
+}
+
+/// Makes the parts, and the channels by which they tell each other of what changes while they serve.
+fn assemble(
+    config: Config,
+    about: About,
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    surroundings: Surroundings,
+) -> Parts {
+    let (listening, settings) = watch::channel(listening(&config));
+    let (told, in_force) = watch::channel(in_force(&config));
+    let (upgrades, upgrade) = watch::channel(None);
+    let (door, doorkeeper) = mpsc::channel(1);
+    let glance = Arc::new(Glance::new(surroundings.program.as_ref()));
+    let look = Arc::new(Notify::new());
+    let reloader = Reloader::new(
+        surroundings.sources,
+        Running {
+            config,
+            instance: about.instance.clone(),
+            dispatcher: dispatcher.clone(),
+            listening,
+            in_force: told,
+            log_level: surroundings.log_level,
+            look: look.clone(),
+        },
+    );
+    let steward = surroundings.program.map(|program| Steward {
+        program,
+        glance: glance.clone(),
+        asked: look,
+        dispatcher: dispatcher.clone(),
+        door,
+        told: upgrades,
+    });
+    let reload = reloader.clone();
+    let server = Server {
+        dispatcher,
+        metrics,
+        about,
+        in_force,
+        reload: Box::new(move || {
+            let reload = reload.clone();
+            async move { reload.reload().await }.boxed()
+        }),
+        glance,
+        upgrade,
+        // The same as a signal's, so that it holds also when another program is about to take over.
+        stop: surroundings.signals.stop,
+    };
+    Parts {
+        server: Arc::new(server),
+        reloader,
+        steward,
+        settings,
+        doorkeeper,
+    }
+}
+
+/// Takes what is served into the runtime. A connection that does not fit is closed.
+fn at_door(doorstep: Doorstep) -> io::Result<(tokio::net::UnixListener, Vec<listen::AtRest>)> {
+    let listener = tokio::net::UnixListener::from_std(doorstep.listener)?;
+    let connections = doorstep.connections.into_iter().filter_map(|(stream, name)| {
+        stream.set_nonblocking(true).ok()?;
+        Some((tokio::net::UnixStream::from_std(stream).ok()?, name.into()))
+    });
+    Ok((listener, connections.collect()))
+}
+
+/// Takes what was held out of the runtime; `None` when the listener cannot be.
+fn off_door(held: listen::Held) -> Option<Doorstep> {
+    let connections = held
+        .connections
+        .into_iter()
+        .filter_map(|(stream, name)| Some((stream.into_std().ok()?, name.to_string())));
+    Some(Doorstep {
+        listener: held.listener?.into_std().ok()?,
+        connections: connections.collect(),
+    })
+}
+
+/// Reads the configuration again whenever a signal says so.
+async fn reload_when_told(reloader: Reloader, told: Arc<Notify>) {
+    loop {
+        told.notified().await;
+        // What is wrong with it stands in the log.
+        let _ = reloader.reload().await;
+    }
 }
 
 fn make_folder(path: &Path) -> Result<(), SetupError> {
@@ -218,7 +368,7 @@ fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Result<Located, 
     locate(&Search {
         configured: config.orbctl.as_deref(),
         path,
-        home: Some(&surroundings.home),
+        home: Some(&surroundings.sources.places.home),
         ours: &ours,
     })
 }
@@ -257,6 +407,27 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
         },
         spool_total_max: config.spool_total_max.0,
         instance: instance.to_owned(),
+    }
+}
+
+fn listening(config: &Config) -> listen::Settings {
+    listen::Settings {
+        connections_max: config.connections_max,
+        connection_idle_max: config.connection_idle_max,
+        bounds: Bounds {
+            frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
+            in_flight_max: config.requests_max,
+            batch_max: config.batch_max,
+            subscriptions_max: SUBSCRIPTIONS_MAX,
+        },
+    }
+}
+
+fn in_force(config: &Config) -> InForce {
+    InForce {
+        config_file: config.file().map(Path::to_owned),
+        limits: limits(config),
+        strict: config.strict,
     }
 }
 

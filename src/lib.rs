@@ -11,6 +11,7 @@
 //! - [`orbctl`]: the only module that knows `orbctl`.
 //! - [`journal`], [`metrics`]: what must survive a crash, and what happened.
 //! - [`dispatcher`]: the one task that owns what changes.
+//! - [`upgrade`]: whether another program lies on disk, and how it takes over.
 //! - [`rpc`], [`client`]: the wire, from both ends.
 //! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
 
@@ -33,3 +34,4 @@ pub mod rpc;
 pub mod scheduler;
 pub mod spool;
 pub mod sys;
+pub mod upgrade;

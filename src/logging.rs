@@ -3,10 +3,12 @@
 //! Lines pass through a bounded buffer to a thread of their own, so a slow disk delays nobody; what does not fit is
 //! dropped. The [`Guard`] writes what is left when it is dropped: keep it to the end of `main`, and end by returning.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tracing::Metadata;
@@ -15,7 +17,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::clock::Moment;
 
@@ -88,9 +90,34 @@ pub enum LoggingError {
 pub struct Guard {
     _worker: WorkerGuard,
     errors: ErrorCounter,
+    level: Level,
+}
+
+/// Changes what is logged while the process runs.
+#[derive(Clone)]
+pub struct Level(Arc<SetFilter>);
+
+type SetFilter = dyn Fn(EnvFilter) -> bool + Send + Sync;
+
+impl Level {
+    /// Logs at this level from now on. Returns false when it is not one, and goes on as before.
+    pub fn set(&self, level: &str) -> bool {
+        filter(level).is_ok_and(|filter| (self.0)(filter))
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Level")
+    }
 }
 
 impl Guard {
+    /// Returns what changes the level.
+    pub fn level(&self) -> Level {
+        self.level.clone()
+    }
+
     /// Returns how many lines did not fit into the buffer.
     pub fn dropped_lines(&self) -> usize {
         self.errors.dropped_lines()
@@ -115,6 +142,8 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
         .with_span_events(FmtSpan::NONE)
         .with_ansi(settings.to == Destination::Stderr && io::stderr().is_terminal())
         .with_writer(writer);
+    // The filter decides once for each place in the code, also when it can be exchanged: nothing is looked up per line.
+    let (filter, handle) = reload::Layer::new(filter);
     let lines = match settings.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
@@ -124,7 +153,9 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
         .with(lines.with_filter(filter_fn(is_ours)))
         .try_init()
         .map_err(|_| LoggingError::Twice)?;
+    let level: Arc<SetFilter> = Arc::new(move |filter| handle.reload(filter).is_ok());
     Ok(Guard {
+        level: Level(level),
         _worker: worker,
         errors,
     })
@@ -135,6 +166,28 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
 fn is_ours(about: &Metadata<'_>) -> bool {
     let target = about.target();
     target == "orbd" || target.starts_with("orbd::")
+}
+
+/// Writes one line once the [`Guard`] is gone, by itself and at once: for a process whose program could not be replaced.
+pub fn last_words(settings: &Settings, text: &str) {
+    let writer: Box<dyn Write + Send> = match settings.to {
+        Destination::Stderr => Box::new(io::stderr()),
+        Destination::Files => match Rotating::open(settings) {
+            Ok(rotating) => Box::new(rotating),
+            // Whoever reads stderr is told as well.
+            Err(_) => return,
+        },
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(writer));
+    let say = || tracing::error!("{text}");
+    match settings.format {
+        LogFormat::Text => tracing::subscriber::with_default(builder.finish(), say),
+        LogFormat::Json => {
+            tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), say);
+        }
+    }
 }
 
 fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {

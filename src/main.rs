@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use orbd::config::{Config, Environment, Flags, Places};
-use orbd::daemon::{self, Surroundings};
+use orbd::config::{Config, Environment, Flags, Places, Sources};
+use orbd::daemon::{self, Doorstep, Ended, Signals, Surroundings};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
+use orbd::rpc::api::PROTOCOL_VERSION;
 use orbd::rpc::socket::{Socket, SocketError};
 use orbd::sys;
+use orbd::upgrade::{self, Heirloom, HeirloomError, Inherited, Program};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Worker threads: one to serve, one for when that is busy with a stream. More cost memory and wakeups for nothing.
 const WORKERS: usize = 2;
@@ -45,6 +46,9 @@ struct Arguments {
     /// Print a configuration file with every key explained, and exit
     #[arg(long)]
     sample_config: bool,
+    /// Read the configuration, say who this is, and exit; the daemon asks a new version of itself this way before it makes room
+    #[arg(long, hide = true)]
+    prove: bool,
     /// Serve the metrics store over standard input; the daemon starts itself this way
     #[arg(long, hide = true)]
     metrics_store: bool,
@@ -72,18 +76,22 @@ fn run() -> Result<()> {
     if arguments.metrics_store {
         return metrics::serve_store().context("the metrics store");
     }
+    let inherited = Heirloom::receive();
     sys::seal_inherited_descriptors();
     sys::raise_descriptor_limit();
     let places = Places::of_this_user()?;
     if arguments.sample_config {
         return print(&Config::sample(&places));
     }
-    let environment = Environment::of_process();
-    let flags = Flags {
-        file: arguments.config,
-        values: arguments.values,
+    let sources = Sources {
+        places,
+        flags: Flags {
+            file: arguments.config,
+            values: arguments.values,
+        },
+        environment: Environment::of_process(),
     };
-    let config = Config::load_for(&places, &flags, &environment)?;
+    let config = sources.load()?;
     if arguments.check_config {
         return print("the configuration is valid\n");
     }
@@ -92,25 +100,46 @@ fn run() -> Result<()> {
         "orbd runs as a user, not as root; set allow_root if you really mean it"
     );
 
+    if arguments.prove {
+        return print(&upgrade::greeting(PROTOCOL_VERSION));
+    }
+
     let to = if arguments.foreground {
         Destination::Stderr
     } else {
         Destination::Files
     };
-    let _logs = logging::init(&config.logging(to)).context("logging")?;
-    let (socket, listener) = match Socket::bind(&config.socket) {
-        Ok(bound) => bound,
-        // Whoever wanted a daemon has one.
-        Err(SocketError::Taken(path)) => {
-            tracing::info!(socket = %path.display(), "another orbd serves this socket");
-            return Ok(());
-        }
-        Err(error) => return Err(error).context("the socket"),
+    let logs_to = config.logging(to);
+    let logs = logging::init(&logs_to).context("logging")?;
+    let (socket, doorstep) = match serve_on(&config, inherited) {
+        Some(taken_over) => taken_over,
+        None => match Socket::bind(&config.socket) {
+            Ok((socket, listener)) => {
+                let connections = Vec::new();
+                (
+                    socket,
+                    Doorstep {
+                        listener,
+                        connections,
+                    },
+                )
+            }
+            // Whoever wanted a daemon has one.
+            Err(SocketError::Taken(path)) => {
+                tracing::info!(socket = %path.display(), "another orbd serves this socket");
+                return Ok(());
+            }
+            Err(error) => return Err(error).context("the socket"),
+        },
     };
+    let program = Program::of_this_process();
+    let signals = Signals::default();
     let surroundings = Surroundings {
-        home: places.home.clone(),
         environment: std::env::vars_os().collect(),
-        config_file: config.file().map(PathBuf::from),
+        sources,
+        log_level: logs.level(),
+        signals: signals.clone(),
+        program: program.clone(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -118,32 +147,107 @@ fn run() -> Result<()> {
         .build()
         .context("the runtime")?;
     let served = runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        stop_on_signals(&shutdown).context("signals")?;
-        daemon::run(config, listener, surroundings, shutdown)
+        heed_signals(&signals).context("signals")?;
+        daemon::run(config, doorstep, surroundings)
             .await
             .context("orbd cannot start")
     });
     // Tasks that are still there wait for things that no longer matter.
     runtime.shutdown_background();
-    drop(socket);
-    served
+    match (served?, program) {
+        (Ended::Succeeded(doorstep), Some(program)) => {
+            // What was logged is written before the program is another one.
+            drop(logs);
+            let error = succeed(&program, &socket, doorstep);
+            drop(socket);
+            // Nothing serves any more: whoever watches us, or the next client, starts another.
+            let failed = anyhow::Error::new(error).context(format!(
+                "{} was to take over and could not be executed",
+                program.path.display()
+            ));
+            logging::last_words(&logs_to, &format!("{failed:#}"));
+            Err(failed)
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Turns SIGTERM and SIGINT into an orderly stop; SIGHUP is ignored.
-fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
+/// Takes over what an earlier life of this process left, if it did and it fits.
+fn serve_on(
+    config: &Config,
+    inherited: Result<Option<Inherited>, HeirloomError>,
+) -> Option<(Socket, Doorstep)> {
+    let left = match inherited {
+        Ok(left) => left?,
+        Err(error) => {
+            tracing::warn!(%error, "not taken over");
+            return None;
+        }
+    };
+    match Socket::inherit(&config.socket, left.listener, left.lock, left.inode) {
+        Ok((socket, listener)) => {
+            // Clients that were told another protocol connect anew, and are told.
+            let connections = if left.protocol == PROTOCOL_VERSION {
+                left.connections
+                    .into_iter()
+                    .map(|(descriptor, name)| (descriptor.into(), name))
+                    .collect()
+            } else {
+                Vec::new()
+            };
+            Some((
+                socket,
+                Doorstep {
+                    listener,
+                    connections,
+                },
+            ))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the socket that an earlier life left is not used");
+            None
+        }
+    }
+}
+
+/// Executes the program in place of this process. Returns only when that fails.
+fn succeed(program: &Program, socket: &Socket, doorstep: Doorstep) -> std::io::Error {
+    let (lock, inode) = match socket.bequeath() {
+        Ok(left) => left,
+        Err(error) => return error,
+    };
+    let left = Heirloom {
+        listener: doorstep.listener.into(),
+        lock,
+        inode,
+        protocol: PROTOCOL_VERSION,
+        connections: doorstep
+            .connections
+            .into_iter()
+            .map(|(stream, name)| (stream.into(), name))
+            .collect(),
+    };
+    left.execute(program)
+}
+
+/// Turns SIGTERM and SIGINT into an orderly stop, and SIGHUP into a reload. A terminal that closes sends it too, and does no harm.
+fn heed_signals(signals: &Signals) -> std::io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals = signal(kind)?;
-        let shutdown = shutdown.clone();
+        let mut came = signal(kind)?;
+        let stop = signals.stop.clone();
         tokio::spawn(async move {
-            if signals.recv().await.is_some() {
-                shutdown.cancel();
+            if came.recv().await.is_some() {
+                stop.cancel();
             }
         });
     }
-    // Not ours: a daemon started from a terminal outlives it.
     let mut hang_up = signal(SignalKind::hangup())?;
-    tokio::spawn(async move { while hang_up.recv().await.is_some() {} });
+    let reload = signals.reload.clone();
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     Ok(())
 }
 

@@ -204,7 +204,7 @@ pub struct Budget(Arc<BudgetShared>);
 
 #[derive(Debug)]
 struct BudgetShared {
-    max: u64,
+    max: AtomicU64,
     used: AtomicU64,
     /// Ended spools, the oldest first: what they keep goes first.
     ended: Mutex<VecDeque<Weak<Shared>>>,
@@ -215,11 +215,17 @@ impl Budget {
     /// Makes a budget of `max` bytes.
     pub fn new(max: u64) -> Self {
         Self(Arc::new(BudgetShared {
-            max,
+            max: AtomicU64::new(max),
             used: AtomicU64::new(0),
             ended: Mutex::new(VecDeque::new()),
             freed: Notify::new(),
         }))
+    }
+
+    /// Allows so many bytes from now on. What is kept beyond a lowered bound stays; nothing joins it until there is room.
+    pub fn set_max(&self, max: u64) {
+        self.0.max.store(max, Ordering::Relaxed);
+        self.0.freed.notify_waiters();
     }
 
     /// Returns the bytes in use.
@@ -228,11 +234,12 @@ impl Budget {
     }
 
     fn take(&self, bytes: u64) -> bool {
+        let max = self.0.max.load(Ordering::Relaxed);
         let taken = self
             .0
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.0.max)
+                used.checked_add(bytes).filter(|sum| *sum <= max)
             });
         taken.is_ok()
     }

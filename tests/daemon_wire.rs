@@ -677,8 +677,21 @@ fn websocket_sessions_count_as_connections() {
 fn a_client_of_another_protocol_is_told_which_one_is_older() {
     let world = World::new().started();
     let mut caller = world.client();
-    let data = caller.refused::<DaemonHello>(json!({"client": "old", "protocol": 0}));
-    assert_eq!(data.kind, "protocol_mismatch");
+    let version = env!("CARGO_PKG_VERSION");
+    for (protocol, mend) in [
+        (0, "the client is the older: update it"),
+        (
+            2,
+            "orbd is the older: once the new one is installed, run: orbd-ctl daemon restart",
+        ),
+    ] {
+        let refused = caller.call::<DaemonHello>(json!({"client": "other", "protocol": protocol}));
+        let error = refused.expect_err("refused");
+        assert_eq!(error.data.expect("data").kind, "protocol_mismatch");
+        let versions =
+            format!("the client other speaks protocol {protocol}, orbd {version} speaks protocol 1; {mend}");
+        assert!(error.message.starts_with(&versions), "{}", error.message);
+    }
     let hello = caller.ok::<DaemonHello>(json!({"client": "new", "protocol": 1}));
     let info = caller.ok::<DaemonInfo>(json!({}));
     assert_eq!(hello.instance, info.instance);

@@ -1,5 +1,6 @@
 //! The test suite: one binary.
 
+mod ctl_config;
 mod ctl_doctor;
 mod ctl_events;
 mod ctl_service;
@@ -17,9 +18,11 @@ mod daemon_lifecycle;
 mod daemon_log;
 mod daemon_output;
 mod daemon_queue;
+mod daemon_reload;
 mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;
+mod daemon_upgrade;
 mod daemon_wire;
 mod deaths;
 mod dropin;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The words are plain data. Scheduler and cache decide, so they know no outside thing. Each outside thing (time, kernel,
 /// files, orbctl, the journal's file, the store) has one module that knows it and nobody who decides. The dispatcher
 /// coordinates. The wire knows the dispatcher's handle and never who decides or who runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("machine", &[]),
     ("operation", &["machine"]),
     ("job", &["machine"]),
@@ -26,6 +26,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
         "orbctl",
         &["machine", "operation", "job", "clock", "sys", "spool"],
     ),
+    ("upgrade", &["sys"]),
     ("journal", &["machine", "operation", "job", "clock", "sys"]),
     ("metrics", &["machine", "operation", "job", "clock", "sys"]),
     (
@@ -61,6 +62,8 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "spool",
             "metrics",
             "dispatcher",
+            // A connection is when it is looked whether the program was replaced.
+            "upgrade",
         ],
     ),
     ("client", &["rpc"]),
@@ -77,11 +80,16 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "journal",
             "metrics",
             "dispatcher",
+            "upgrade",
             "rpc",
+            "logging",
             "config",
         ],
     ),
-    ("main", &["config", "daemon", "logging", "metrics", "rpc", "sys"]),
+    (
+        "main",
+        &["config", "daemon", "logging", "metrics", "rpc", "sys", "upgrade"],
+    ),
 ];
 
 /// Words that must not occur in the modules that only decide: whoever tests them drives time and events by hand.
@@ -177,10 +185,15 @@ fn each_outside_thing_is_named_in_one_place() {
     let places: [(&str, &[&str]); 5] = [
         // It may panic, hang and abort, and its threads never end: it lives in the helper process.
         ("sled::", &["src/metrics/store.rs"]),
-        // The helper starts the daemon's own binary, which is no orbctl.
+        // The helper, the proof and the next life are the daemon's own binary, which is no orbctl.
         (
             "Command::new",
-            &["src/orbctl/process.rs", "src/metrics/helper.rs"],
+            &[
+                "src/orbctl/process.rs",
+                "src/metrics/helper.rs",
+                "src/upgrade/prove.rs",
+                "src/upgrade/heirloom.rs",
+            ],
         ),
         ("Instant::now", &["src/clock.rs"]),
         ("SystemTime::now", &["src/clock.rs"]),

@@ -394,7 +394,10 @@ Examples:
     Daemon(Daemon) "daemon" [] "Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
-  orbd-ctl daemon restart                after an upgrade
+  orbd-ctl daemon restart                now, whatever runs; an upgrade takes over by itself when nothing does
+  orbd-ctl daemon config set grace 30s   orbd's own configuration; tells what it takes to be in force
+  orbd-ctl daemon config show            every key, its value and where that comes from
+  orbd-ctl daemon reload                 after the file was changed by hand
   orbd-ctl daemon logs --follow          what orbd does, as it does it";
     /// Keep orbd running as a service: launchd on a Mac, systemd on Linux
     Service(ServiceVerb) "service" [] "Examples:
@@ -770,6 +773,19 @@ pub(crate) enum ConfigCommand {
         #[command(flatten)]
         job: JobArgs,
     },
+    /// Of orbd's own configuration alone.
+    #[command(hide = true)]
+    Path,
+    /// Of orbd's own configuration alone.
+    #[command(hide = true)]
+    Check,
+    /// Of orbd's own configuration alone.
+    #[command(hide = true)]
+    Unset {
+        /// What was typed.
+        #[arg(hide = true)]
+        words: Vec<String>,
+    },
     /// Put everything back to its defaults
     Reset {
         /// What every job has.
@@ -1050,10 +1066,14 @@ pub(crate) struct Daemon {
 }
 
 /// `daemon ...`.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Start orbd and wait until it answers; does nothing when it runs
-    Start,
+    Start {
+        /// Not where the configuration or the environment keeps clients from starting it: nobody asked for it by name
+        #[arg(long, hide = true)]
+        on_demand: bool,
+    },
     /// Stop orbd in order and wait until it is gone: changes that run are left to finish
     Stop,
     /// Stop orbd and start it again
@@ -1062,6 +1082,21 @@ pub(crate) enum DaemonCommand {
     Status,
     /// Show the last lines of orbd's own log
     Logs(LogArgs),
+    /// Make orbd read its configuration again, and show what is in force and what needs a restart
+    Reload,
+    /// Show and change orbd's own configuration (`orbd-ctl config` is OrbStack's)
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  orbd-ctl daemon config path            where the file is, or would be
+  orbd-ctl daemon config show            every key, its value and where that comes from
+  orbd-ctl daemon config check           exits with 1 when something is wrong with it
+  orbd-ctl daemon config set queue_max 2000
+  orbd-ctl daemon config unset queue_max
+
+A variable ORBD_<KEY> goes before the file. `orbd --sample-config` explains every key."
+    )]
+    Config(OwnConfigCommand),
 }
 
 /// `daemon logs` and `service logs`.
@@ -1080,6 +1115,34 @@ pub(crate) struct LogArgs {
         allow_hyphen_values = true
     )]
     pub(crate) lines: usize,
+}
+
+/// `daemon config ...`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum OwnConfigCommand {
+    /// Show where the file is, or would be
+    Path,
+    /// Show every key, its value, and where that comes from
+    Show,
+    /// Say whether a file is in order; exits with 1 when it is not
+    Check {
+        /// File to look at instead of the one that orbd reads
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Set one key in the file, check the whole, and make a running orbd read it
+    Set {
+        /// Key, as in grace
+        key: String,
+        /// Value, as in 30s, 2000, 64MiB, true or info
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Take one key out of the file, so that its default holds
+    Unset {
+        /// Key
+        key: String,
+    },
 }
 
 /// `service`.

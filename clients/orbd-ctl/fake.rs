@@ -99,6 +99,17 @@ pub(crate) struct Fake {
 impl Fake {
     /// Listens, greets whoever comes, and gives every other request to `script`.
     pub(crate) fn new(script: impl Fn(&mut Peer, &Value) + Send + Sync + 'static) -> Self {
+        Self::greeting(move |peer, request| {
+            if request["method"] == "daemon.hello" {
+                peer.answer(request, json!({"protocol": 1, "version": "0", "instance": "i"}));
+            } else {
+                script(peer, request);
+            }
+        })
+    }
+
+    /// Listens, and gives every request to `script`, greetings too.
+    pub(crate) fn greeting(script: impl Fn(&mut Peer, &Value) + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("orbd.sock")).unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -135,12 +146,10 @@ fn serve(stream: &UnixStream, script: &(impl Fn(&mut Peer, &Value) + ?Sized), lo
     };
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         let request: Value = serde_json::from_str(&line).unwrap();
-        if request["method"] == "daemon.hello" {
-            peer.answer(&request, json!({"protocol": 1, "version": "0", "instance": "i"}));
-        } else {
+        if request["method"] != "daemon.hello" {
             log.lock().unwrap().push(request.clone());
-            script(&mut peer, &request);
         }
+        script(&mut peer, &request);
     }
 }
 

@@ -157,22 +157,35 @@ pub(crate) fn greet_as(client: &mut Client, socket: &Path, name: &str) -> Result
             // `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
             match client.call::<DaemonInfo>(&NoParams {}) {
                 Ok(info) => Err(mismatch(&info.version, info.protocol)),
-                Err(_) => Err(Trouble::Protocol(format!(
-                    "{}; this is orbd-ctl {} with protocol {PROTOCOL_VERSION}",
-                    error.message,
-                    env!("CARGO_PKG_VERSION")
-                ))),
+                Err(_) => Err(Trouble::Protocol {
+                    message: format!(
+                        "{}; this is orbd-ctl {} with protocol {PROTOCOL_VERSION}",
+                        error.message,
+                        env!("CARGO_PKG_VERSION")
+                    ),
+                    hint: RESTART.into(),
+                }),
             }
         }
         Err(error) => Err(error.into()),
     }
 }
 
+/// What mends it when the daemon is the older.
+const RESTART: &str = "once both are updated, `orbd-ctl daemon restart` starts the orbd that is installed";
+
 fn mismatch(version: &str, protocol: u32) -> Trouble {
-    Trouble::Protocol(format!(
-        "orbd {version} speaks protocol {protocol}, this orbd-ctl {} speaks protocol {PROTOCOL_VERSION}",
-        env!("CARGO_PKG_VERSION")
-    ))
+    let ours = env!("CARGO_PKG_VERSION");
+    Trouble::Protocol {
+        message: format!(
+            "orbd {version} speaks protocol {protocol}, this orbd-ctl {ours} speaks protocol {PROTOCOL_VERSION}"
+        ),
+        hint: if protocol < PROTOCOL_VERSION {
+            RESTART.into()
+        } else {
+            format!("this orbd-ctl is the older: update it to {version}, or call the one beside that orbd")
+        },
+    }
 }
 
 #[cfg(test)]
@@ -196,6 +209,45 @@ mod tests {
         assert!(link.is_held());
         drop(lock);
         assert!(!link.is_held());
+    }
+
+    #[test]
+    fn a_mismatch_names_both_versions_and_what_mends_it_in_both_directions() {
+        use crate::fake::Fake;
+        use orbd::rpc::errors::ErrorKind as Kind;
+        use serde_json::json;
+
+        let check = |answers: fn(&mut crate::fake::Peer, &serde_json::Value), older: &str| {
+            let daemon = Fake::greeting(answers);
+            let (context, ..) = daemon.context();
+            let mut client = context.link.dial().unwrap();
+            let trouble = greet(&mut client, &context.link.socket).unwrap_err();
+            let text = trouble.to_string();
+            let ours = format!("this orbd-ctl {} speaks protocol 1", env!("CARGO_PKG_VERSION"));
+            assert!(text.contains("orbd 9.9 speaks protocol "), "{text}");
+            assert!(text.ends_with(&ours), "{text}");
+            assert!(trouble.hint().unwrap().contains(older), "{:?}", trouble.hint());
+            assert_eq!(trouble.exit(), 3);
+        };
+        // One that is content with us, though we are not with it.
+        check(
+            |peer, request| peer.answer(request, json!({"protocol": 0, "version": "9.9", "instance": "i"})),
+            "`orbd-ctl daemon restart`",
+        );
+        // One that refuses us, and then says who it is.
+        check(
+            |peer, request| {
+                if request["method"] == "daemon.hello" {
+                    peer.refuse(request, Kind::ProtocolMismatch.error("no"));
+                } else {
+                    let info = json!({"protocol": 2, "version": "9.9", "instance": "i", "pid": 1, "uptime_ms": 0,
+                        "started_at": "", "socket": "", "orbctl": null, "config_file": null, "state_dir": "",
+                        "limits": {}, "strict": false});
+                    peer.answer(request, info);
+                }
+            },
+            "this orbd-ctl is the older: update it to 9.9",
+        );
     }
 
     #[test]

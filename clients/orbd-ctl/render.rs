@@ -7,7 +7,7 @@ use comfy_table::{Cell, Color};
 use orbd::rpc::types::{
     CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
     MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
-    Observed, Outcome, QueueStatusAnswer, WaitingFor,
+    Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitingFor,
 };
 
 use crate::layout::Look;
@@ -626,6 +626,9 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
         ("state", answer.state_dir.clone()),
         ("protocol", answer.protocol.to_string()),
     ];
+    if let Some(upgrade) = &answer.upgrade {
+        lines.push(("upgrade", self::upgrade(upgrade)));
+    }
     if answer.strict {
         lines.push(("order", "strict: one invocation at a time".into()));
     }
@@ -641,6 +644,50 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     }
     text.extend(limits.lines().map(|line| format!("  {line}\n")));
     text
+}
+
+/// Says what a reload came to.
+pub(crate) fn reload(answer: &ReloadAnswer, look: Look) -> String {
+    let shown = |value: &Option<String>| value.as_deref().unwrap_or("not set").to_owned();
+    let mut text = String::new();
+    for key in &answer.applied {
+        let (from, to) = (shown(&key.from), shown(&key.to));
+        let label = paint(look, GOOD, "in force");
+        let _ = writeln!(text, "{label} {}: {from} -> {to}", key.key);
+    }
+    for key in &answer.needs_restart {
+        let (running, configured) = (shown(&key.running), shown(&key.configured));
+        let label = paint(look, HINT, "needs `orbd-ctl daemon restart`");
+        let _ = writeln!(
+            text,
+            "{label} {}: {running} until then, {configured} after it",
+            key.key
+        );
+    }
+    if text.is_empty() {
+        let file = answer.config_file.as_ref().map_or_else(
+            || "there is no file".to_owned(),
+            |file| format!("{file} was read"),
+        );
+        text = format!("{file}; nothing is new\n");
+    }
+    text
+}
+
+/// Says what another program on disk waits for, or why it does not take over.
+pub(crate) fn upgrade(upgrade: &Upgrade) -> String {
+    match (&upgrade.reason, &upgrade.version, &upgrade.waits_for) {
+        (Some(reason), ..) => format!(
+            "refused: {reason}; `orbd-ctl daemon reload` looks again, `orbd-ctl daemon restart` starts it all the same"
+        ),
+        (None, version, waits_for) => format!(
+            "{} takes over by itself and waits for {}; `orbd-ctl daemon restart` does not wait",
+            version
+                .as_ref()
+                .map_or_else(|| "another program".into(), |version| format!("orbd {version}")),
+            waits_for.as_deref().unwrap_or("a moment without jobs")
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -94,8 +94,13 @@ pub(crate) enum Trouble {
         source: serde_json::Error,
     },
     /// Client and daemon speak different protocols.
-    #[error("{0}")]
-    Protocol(String),
+    #[error("{message}")]
+    Protocol {
+        /// Who speaks which.
+        message: String,
+        /// What brings both to one.
+        hint: String,
+    },
     /// What was typed makes no sense, in a way that the grammar cannot see.
     #[error("{message}")]
     Usage {
@@ -164,7 +169,7 @@ impl Trouble {
             | Self::NotStarted { .. }
             | Self::Lost(_)
             | Self::Unreadable { .. }
-            | Self::Protocol(_) => exit::UNREACHABLE,
+            | Self::Protocol { .. } => exit::UNREACHABLE,
             Self::Usage { .. } => exit::USAGE,
             Self::Absent { .. } => exit::WRONG_OBJECT,
             Self::Interrupted => exit::INTERRUPTED,
@@ -229,10 +234,11 @@ impl Trouble {
             Self::Lost(_) => {
                 "what was asked may have been done: look (`orbd-ctl list`, `orbd-ctl jobs --all`) before you repeat it"
             }
-            Self::Unreadable { .. } | Self::Protocol(_) => {
+            Self::Unreadable { .. } => {
                 "after an upgrade, `orbd-ctl daemon restart` brings both to one version; `orbd-ctl version` shows them"
             }
             Self::NotStarted { hint, .. }
+            | Self::Protocol { hint, .. }
             | Self::Service { hint, .. }
             | Self::Usage { hint, .. }
             | Self::Absent { hint, .. } => hint,
@@ -250,7 +256,7 @@ impl Trouble {
             Self::Service { .. } => "service_manager",
             Self::Lost(_) => "connection_lost",
             Self::Unreadable { .. } => "answer_unreadable",
-            Self::Protocol(_) => {
+            Self::Protocol { .. } => {
                 return ErrorKind::ProtocolMismatch.error(self.chain());
             }
             Self::Usage { .. } => return ErrorKind::InvalidParams.error(self.chain()),
@@ -355,6 +361,7 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::OrbctlFailed
         | ErrorKind::OrbctlKilled
         | ErrorKind::OrbctlOutputUnreadable
+        | ErrorKind::ConfigInvalid
         | ErrorKind::Internal => exit::FAILED,
     }
 }
@@ -363,6 +370,9 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
     let machine = data.machine.as_deref();
     Some(match kind {
         ErrorKind::InvalidParams | ErrorKind::OrbctlFailed => return None,
+        ErrorKind::ConfigInvalid => {
+            "orbd goes on as it was; `orbd-ctl daemon config check` says whether the file is in order".into()
+        }
         ErrorKind::ParseError
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound

@@ -32,7 +32,7 @@ class Orbd < Formula
       orbd starts on demand. To keep it running, one of:
         orbd-ctl service install
         brew services start orbd
-      After an upgrade: orbd-ctl daemon restart
+      An upgrade takes over by itself; `orbd-ctl daemon status` says what it waits for.
     EOS
   end
 

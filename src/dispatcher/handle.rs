@@ -17,6 +17,7 @@ use crate::operation::{Operation, Query, Scope};
 use crate::spool;
 use crate::sys::ChildIdentity;
 
+use super::Settings;
 use super::known::Seen;
 
 /// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
@@ -367,6 +368,8 @@ pub struct CacheView {
 pub struct Published {
     /// The machine list, while it is valid.
     pub machines: Option<Seen>,
+    /// Oldest observation that is answered with.
+    pub cache_max_age: Duration,
 }
 
 /// Follows what happens. While one is there who wants what looks find, the dispatcher looks again and again.
@@ -396,6 +399,21 @@ pub struct Overview {
     pub more_jobs: bool,
     /// What ails `orbctl`; absent while it is well.
     pub sick: Option<SicknessView>,
+}
+
+/// Why the daemon cannot be replaced at this moment without anybody noticing.
+#[derive(Debug, Clone)]
+pub enum Unrest {
+    /// This job runs, or somebody waits for it or follows it.
+    Job(WaitingFor),
+    /// A job ended, or was asked about, a moment ago.
+    Recent,
+    /// A pause is in force, which is not written down.
+    Paused,
+    /// A drain is in force, which is not written down.
+    Draining,
+    /// `orbctl` is sick, and what is last known of it is all there is.
+    Sick,
 }
 
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.
@@ -429,6 +447,10 @@ pub(super) enum Request {
     /// Whether what looks find is wanted.
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Overview(oneshot::Sender<Overview>),
+    Adopt(Box<Settings>, oneshot::Sender<()>),
+    UntilQuiet(oneshot::Sender<()>),
+    StopIfQuiet(oneshot::Sender<bool>),
+    Unrest(oneshot::Sender<Option<Unrest>>),
 }
 
 /// Talks to the dispatcher. Cheap to clone.
@@ -553,6 +575,34 @@ impl Dispatcher {
     /// Describes everything as it is. `None` when the dispatcher is gone.
     pub async fn overview(&self) -> Option<Overview> {
         self.ask(Request::Overview).await
+    }
+
+    /// Behaves by other settings from now on; returns once it does. What was accepted keeps the limits that it was given.
+    pub async fn adopt(&self, settings: Settings) {
+        // A dispatcher that is gone behaves in no way.
+        let _ = self.ask(|reply| Request::Adopt(Box::new(settings), reply)).await;
+    }
+
+    /// Waits until the daemon could be replaced without anybody noticing. `None` when the dispatcher is gone. Of several who wait,
+    /// the last is told.
+    pub async fn until_quiet(&self) -> Option<()> {
+        self.ask(Request::UntilQuiet).await
+    }
+
+    /// Stops, if the daemon can be replaced without anybody noticing, and says whether it does. What is left to the next life is
+    /// in the journal.
+    pub async fn stop_if_quiet(&self) -> bool {
+        self.ask(Request::StopIfQuiet).await.unwrap_or(false)
+    }
+
+    /// Says why the daemon cannot be replaced now; `None` when it can, or when the dispatcher is gone.
+    pub async fn unrest(&self) -> Option<Unrest> {
+        self.ask(Request::Unrest).await?
+    }
+
+    /// Waits until the dispatcher is gone.
+    pub async fn gone(&self) {
+        self.requests.closed().await;
     }
 
     /// Returns what may be answered without asking.

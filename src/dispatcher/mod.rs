@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use handle::{
     CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
     Overview, Published, QueueVerb, QueueView, ReadError, Rejection, SicknessView, StateFilter, Submission,
-    Subscriber, Target, WaitingFor,
+    Subscriber, Target, Unrest, WaitingFor,
 };
 pub use known::{Facts, Known, Printout, Seen};
 
@@ -78,6 +78,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Looks after a cut at once. No job waits there for its own place in the queue: looks are made in it, and strict alone means
+    /// one at a time.
+    fn looks_max(&self) -> usize {
+        if self.limits.strict {
+            1
+        } else {
+            self.limits.queries_max
+        }
+    }
+
     fn run_limits(&self) -> run_job::RunLimits {
         run_job::RunLimits {
             query: self.run_timeouts.query,
@@ -136,7 +146,10 @@ pub fn start<O: Orbctl>(
     shutdown: CancellationToken,
 ) -> (Dispatcher, tokio::task::JoinHandle<Journal>) {
     let (requests, inbox) = mpsc::channel(handle::REQUESTS_MAX);
-    let (publish, published) = watch::channel(Published::default());
+    let (publish, published) = watch::channel(Published {
+        machines: None,
+        cache_max_age: settings.cache_max_age,
+    });
     let state = state::State::new(settings, parts, publish, requests.downgrade());
     let task = tokio::spawn(state.run(inbox, shutdown));
     (Dispatcher { requests, published }, task)

@@ -5,6 +5,7 @@ mod ending;
 mod health;
 mod life;
 mod queue;
+mod quiet;
 mod reads;
 mod starting;
 mod views;
@@ -34,6 +35,7 @@ use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request,
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
+use quiet::Quiet;
 use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
@@ -150,7 +152,10 @@ pub(super) struct State<O> {
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
     paused: Vec<Target>,
     draining: Vec<Target>,
+    quiet: Quiet,
     stopping: bool,
+    /// The stop is for a successor, for whom nothing need be waited for.
+    succeeded: bool,
 }
 
 impl<O: Orbctl> State<O> {
@@ -161,12 +166,7 @@ impl<O: Orbctl> State<O> {
         requests: mpsc::WeakSender<Request>,
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
-        // No job waits here for its own place in the queue: looks are made in it, and strict alone means one at a time.
-        let looks = if settings.limits.strict {
-            1
-        } else {
-            settings.limits.queries_max
-        };
+        let looks = settings.looks_max();
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
             spools: spool::Budget::new(settings.spool_total_max),
@@ -194,7 +194,9 @@ impl<O: Orbctl> State<O> {
             drains: Vec::new(),
             paused: Vec::new(),
             draining: Vec::new(),
+            quiet: Quiet::new(),
             stopping: false,
+            succeeded: false,
         };
         state.recover(parts.recovered);
         state
@@ -213,6 +215,7 @@ impl<O: Orbctl> State<O> {
                 self.next_forgotten(),
                 self.next_look(),
                 self.next_probe(),
+                self.next_quiet(),
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
@@ -256,9 +259,9 @@ impl<O: Orbctl> State<O> {
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
-            if self.stopping
-                && (leave_at.is_some_and(|at| at <= now) || !self.jobs.values().any(Entry::holds_up_a_stop))
-            {
+            self.look_for_quiet(now);
+            let may_leave = self.succeeded || leave_at.is_some_and(|at| at <= now);
+            if self.stopping && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
                 self.leave();
                 return self.journal;
             }
@@ -277,6 +280,7 @@ impl<O: Orbctl> State<O> {
                 reply,
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
+                self.quiet.touch(Moment::now().instant);
                 let _ = reply.send(self.jobs.get(&id).map(Self::job));
             }
             Request::View(id, reply) => {
@@ -324,7 +328,33 @@ impl<O: Orbctl> State<O> {
             Request::Overview(reply) => {
                 let _ = reply.send(self.overview());
             }
+            Request::Adopt(settings, reply) => {
+                self.adopt(*settings);
+                let _ = reply.send(());
+            }
+            Request::UntilQuiet(reply) => self.until_quiet(reply),
+            Request::StopIfQuiet(reply) => {
+                let _ = reply.send(self.stop_if_quiet());
+            }
+            Request::Unrest(reply) => {
+                let _ = reply.send(self.unrest());
+            }
         }
+    }
+
+    /// Behaves by other settings from now on. What runs or waits beyond a lowered bound stays.
+    fn adopt(&mut self, settings: Settings) {
+        self.scheduler.set_limits(settings.limits.clone());
+        self.spools.set_max(settings.spool_total_max);
+        if settings.looks_max() != self.settings.looks_max() {
+            // Jobs that run keep their share of the places there were.
+            self.looks = Arc::new(Semaphore::new(settings.looks_max()));
+        }
+        if settings.watch_interval != self.settings.watch_interval {
+            self.set_watch_interval(settings.watch_interval);
+        }
+        self.settings = settings;
+        self.publish_machines();
     }
 }
 

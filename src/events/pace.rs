@@ -21,6 +21,11 @@ impl Pace {
         }
     }
 
+    /// Takes another shortest pause, and begins with it.
+    pub fn set_shortest(&mut self, shortest: Duration) {
+        *self = Self::new(shortest);
+    }
+
     /// Returns the pause before the next look.
     pub fn pause(&self) -> Duration {
         self.pause

@@ -15,8 +15,8 @@ use super::types::{
     MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
     MachineListAnswer, MachineParams, MachineRenameParams, MetricsExportParams, MetricsHistoryAnswer,
     MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer,
-    QueueStatusAnswer, QueueTargetParams, ReadParams, ReleaseParams, RunAnswer, RunParams, SessionReadParams,
-    SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    QueueStatusAnswer, QueueTargetParams, ReadParams, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
+    SessionReadParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -132,6 +132,8 @@ methods! {
             "Tells version, instance, limits and where orbctl is.";
         DaemonStop "daemon.stop" (NoParams) -> Done,
             "Stops the daemon in order: new work is refused, waiting attached jobs are cancelled, commands are ended, changes are left to finish.";
+        DaemonReload "daemon.reload" (NoParams) -> ReloadAnswer,
+            "Reads the daemon's own configuration again, as SIGHUP does: what can change while it runs does, the rest is told as needing a restart.";
         MachineList "machine.list" (ReadParams) -> MachineListAnswer,
             "Lists every machine.";
         MachineInfo "machine.info" (MachineInfoParams) -> MachineInfoAnswer,

@@ -11,10 +11,11 @@ use bytes::Bytes;
 
 use super::errors::{ErrorKind, invalid};
 use super::notification::BASE64;
+use super::server::Upgrade;
 use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
-    self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, WaitingFor,
+    self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, Unrest, WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Priority, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
@@ -195,6 +196,29 @@ pub(super) fn sickness(view: &SicknessView) -> types::Sickness {
         since: time(view.since.wall),
         reason: view.illness.to_string(),
         retry_after_ms: ms(view.retry_after),
+    }
+}
+
+/// Writes that another program lies on disk, and what it waits for.
+pub(super) fn upgrade(upgrade: &Upgrade, unrest: Option<&Unrest>) -> types::Upgrade {
+    let (version, reason) = match &upgrade.proof {
+        Ok(version) => (Some(version.clone()), None),
+        Err(reason) => (None, Some(reason.clone())),
+    };
+    types::Upgrade {
+        state: if reason.is_none() { "pending" } else { "refused" }.into(),
+        noticed_at: time(upgrade.noticed.wall),
+        waits_for: version.as_ref().map(|_| match unrest {
+            Some(Unrest::Job(job)) => holder(job).description,
+            Some(Unrest::Paused) => "a pause of the queue, which a new daemon would not know of".into(),
+            Some(Unrest::Draining) => "a drain of the queue, which a new daemon would not know of".into(),
+            Some(Unrest::Sick) => {
+                "orbctl to be well again: a new daemon would not know what was last seen".into()
+            }
+            Some(Unrest::Recent) | None => "a moment without jobs".into(),
+        }),
+        version,
+        reason,
     }
 }
 

@@ -53,6 +53,8 @@ kinds! {
     Draining 1002 "draining";
     /// Client and daemon speak different protocols.
     ProtocolMismatch 1003 "protocol_mismatch";
+    /// orbd's own configuration is not valid; the message says what and where, and nothing changed.
+    ConfigInvalid 1004 "config_invalid";
     /// `orbctl` knows no such machine.
     MachineNotFound 2001 "machine_not_found";
     /// The name is taken.

@@ -32,7 +32,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::WriteHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::api::unsubscribe_of;
@@ -137,12 +137,16 @@ struct Fragment<'a> {
 }
 
 /// Serves one connection until the client is gone or `stop` says that no more requests are taken.
+///
+/// While `rest` is true, it takes nothing new and gives the stream back as soon as nothing is under way on it: whoever has it then
+/// can serve it further, and its client notices nothing.
 pub async fn serve(
     stream: UnixStream,
     service: Arc<Service>,
     connection: Arc<Connection>,
     stop: CancellationToken,
-) {
+    rest: watch::Receiver<bool>,
+) -> Option<UnixStream> {
     let hang_up = match sys::HangUp::watch(&stream) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -152,12 +156,14 @@ pub async fn serve(
                 %error,
                 "a connection cannot be watched for hang-up"
             );
-            return;
+            return None;
         }
     };
     let outside = FuturesUnordered::new();
     outside.push(hung_up(hang_up).boxed());
     outside.push(stop.cancelled_owned().map(|()| Outside::Stopped).boxed());
+    let rests = if *rest.borrow() { Rest::Wanted } else { Rest::No };
+    outside.push(rest_changed(rest).boxed());
     let session = Session {
         subscriptions: BoundedSubscriptions::new(service.bounds.subscriptions_max),
         service,
@@ -170,9 +176,10 @@ pub async fn serve(
         has_unhandled: false,
         output: Vec::new(),
         written: 0,
-        reading: true,
+        reading: Reading::On,
+        rests,
     };
-    session.run(stream, outside).await;
+    session.run(stream, outside).await
 }
 
 /// What a connection hears of beside its socket's readiness and its own calls. Polled only when one of them happened.
@@ -183,6 +190,16 @@ enum Outside {
     HungUp,
     /// No more requests are taken.
     Stopped,
+    /// Whether to come to rest has changed.
+    Rest(watch::Receiver<bool>),
+}
+
+async fn rest_changed(mut rest: watch::Receiver<bool>) -> Outside {
+    match rest.changed().await {
+        Ok(()) => Outside::Rest(rest),
+        // Nobody is left to change it.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn hung_up(mut hang_up: sys::HangUp) -> Outside {
@@ -208,8 +225,30 @@ struct Session {
     /// Bytes to be written; the first `written` of them are.
     output: Vec<u8>,
     written: usize,
-    /// False once the client closed its sending side, sent a frame over the bound, or we stop.
-    reading: bool,
+    reading: Reading,
+    rests: Rest,
+}
+
+/// Whether more is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// It is.
+    On,
+    /// We stop; the client has not.
+    Stopped,
+    /// The client closed its sending side, or sent a frame over the bound.
+    Over,
+}
+
+/// Whether the stream is to come to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It is served on.
+    No,
+    /// Nothing new is taken from it.
+    Wanted,
+    /// It cannot: whoever served it further would not know its subscriptions, and its client would wait for them in vain.
+    Impossible,
 }
 
 /// How a subscription is ended.
@@ -265,36 +304,52 @@ impl IdProvider for Given {
 }
 
 impl Session {
-    async fn run(mut self, mut stream: UnixStream, mut outside: Outsides) {
+    async fn run(mut self, mut stream: UnixStream, mut outsides: Outsides) -> Option<UnixStream> {
         let (mut reader, writer) = stream.split();
         let mut in_use = None;
         loop {
             if !self.flush(&writer) {
-                return;
+                return None;
             }
             if self.is_idle() {
                 in_use = None;
+                // What was read in part would be lost, so the rest of it is waited for.
+                let may_rest = self.rests == Rest::Wanted && self.reading != Reading::Over;
+                if may_rest && self.input.is_empty() {
+                    return Some(stream);
+                }
             }
-            let may_handle = self.reading && self.has_room();
+            let is_reading = self.reading == Reading::On;
+            let may_handle = is_reading && self.has_room();
+            let may_read = may_handle && !(self.rests == Rest::Wanted && self.input.is_empty());
             if may_handle && self.has_unhandled {
                 self.handle();
                 continue;
             }
             let pending = self.output.len() - self.written;
             let room = pending < OUTPUT_HIGH;
-            if !self.reading && self.in_flight.is_empty() && pending == 0 && self.inbox.is_empty() {
-                return;
+            if !is_reading && self.in_flight.is_empty() && pending == 0 && self.inbox.is_empty() {
+                return None;
             }
-            if may_handle {
+            if may_read {
                 self.input.reserve(READ_SIZE);
             }
             tokio::select! {
                 biased;
-                Some(outside) = outside.next() => match outside {
-                    Outside::HungUp => return,
-                    Outside::Stopped => self.reading = false,
+                Some(outside) = outsides.next() => match outside {
+                    Outside::HungUp => return None,
+                    Outside::Stopped if is_reading => self.reading = Reading::Stopped,
+                    Outside::Stopped => {}
+                    Outside::Rest(mut rest) => {
+                        self.rests = match *rest.borrow_and_update() {
+                            true if self.subscribed.is_empty() => Rest::Wanted,
+                            true => Rest::Impossible,
+                            false => Rest::No,
+                        };
+                        outsides.push(rest_changed(rest).boxed());
+                    }
                 },
-                ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
+                ready = writer.writable(), if pending > 0 => if ready.is_err() { return None },
                 Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
                     if let Some(answer) = answer {
                         self.push_answer(answer);
@@ -306,21 +361,21 @@ impl Session {
                     Some(Heard::End(id)) => drop(self.subscribed.remove(&id)),
                     None => {}
                 },
-                read = reader.read_buf(&mut self.input), if may_handle => {
+                read = reader.read_buf(&mut self.input), if may_read => {
                     if in_use.is_none() {
                         in_use = self.connection.begin_use();
                     }
                     match read {
                         // It was idle for too long, and this came too late.
-                        _ if in_use.is_none() => return,
+                        _ if in_use.is_none() => return None,
                         Ok(0) => {
-                            self.reading = false;
+                            self.reading = Reading::Over;
                             // What is whole but for its line end is a request all the same; what was cut short is told so.
                             let last = std::mem::take(&mut self.input);
                             self.line(&last);
                         }
                         Ok(_) => self.handle(),
-                        Err(_) => return,
+                        Err(_) => return None,
                     }
                 }
             }
@@ -390,7 +445,7 @@ impl Session {
             );
             self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
             self.input = Vec::new();
-            self.reading = false;
+            self.reading = Reading::Over;
         }
     }
 
@@ -523,6 +578,9 @@ impl Session {
         });
         let (channel, registration) = AbortHandle::new_pair();
         let subscribed = Subscribed { unsubscribe, channel };
+        if self.rests == Rest::Wanted {
+            self.rests = Rest::Impossible;
+        }
         self.subscribed.insert(id.clone(), subscribed);
         let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
         self.inbox.push(Abortable::new(whole, registration).boxed());

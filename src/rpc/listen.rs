@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::connection::{Connection, ConnectionId};
 use super::errors::ErrorKind;
 use super::http::Http;
 use super::lines::{self, Bounds, Service};
+use super::places::{Place, Places};
 use super::served::Published;
 use super::server::{Server, methods};
 use crate::clock::Moment;
@@ -25,6 +26,8 @@ use crate::metrics::Counter;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections have to end after a stop, once no more requests are taken.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long it is waited for connections to come to rest.
+const REST_MAX: Duration = Duration::from_millis(200);
 /// How long a connection that is closed for another one may take to be gone.
 const MAKE_ROOM: Duration = Duration::from_secs(1);
 
@@ -39,45 +42,99 @@ pub struct Settings {
     pub bounds: Bounds,
 }
 
-/// Serves the listener until `stop`; returns when the last connection is gone, or soon after.
+/// What happens to the door.
+#[derive(Debug)]
+pub enum Door {
+    /// It is held: connections wait to be accepted, and those that are come to rest. Answered when all have, or after a moment: some
+    /// never do, as those with a subscription.
+    Hold(oneshot::Sender<()>),
+    /// It is open again, and all goes on as if nothing had been.
+    Open,
+}
+
+/// A connection at rest, with the name that its client gave itself.
+pub type AtRest = (UnixStream, Arc<str>);
+
+/// What was held when serving ended, for whoever serves on.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The listener.
+    pub listener: Option<UnixListener>,
+    /// Connections.
+    pub connections: Vec<AtRest>,
+}
+
+/// Serves the listener until `stop`, beginning with connections that an earlier life accepted; returns when the last connection is
+/// gone or at rest, or soon after.
 ///
-/// `answered` says that every job has ended: until then connections stay, because their calls still wait for answers.
+/// `settings` may change meanwhile, all but the bounds. `answered` says that every job has ended: until then connections stay, because
+/// their calls still wait for answers.
 pub async fn serve(
     listener: UnixListener,
+    accepted_before: Vec<AtRest>,
     server: Arc<Server>,
-    settings: Settings,
+    mut settings: watch::Receiver<Settings>,
+    mut door: mpsc::Receiver<Door>,
     stop: CancellationToken,
     answered: CancellationToken,
-) {
+) -> Held {
+    let Settings {
+        mut connections_max,
+        bounds,
+        ..
+    } = *settings.borrow_and_update();
     let methods = methods(server.clone());
-    let (http, sessions) = Http::new(server.clone(), methods.clone(), settings.bounds);
+    let (http, sessions) = Http::new(server.clone(), methods.clone(), bounds);
     let lines = Arc::new(Service {
         methods,
         fast: Box::new(Published(server.clone())),
-        bounds: settings.bounds,
+        bounds,
     });
+    let (rest, rests) = watch::channel(false);
     let host = Arc::new(Host {
         server,
         lines,
         http,
-        bounds: settings.bounds,
-        places: Arc::new(Semaphore::new(settings.connections_max)),
-        idle_max: settings.connection_idle_max,
+        bounds,
+        places: Places::new(connections_max),
+        settings: settings.clone(),
         open: Mutex::default(),
         next_id: AtomicU64::new(1),
         uid: rustix::process::getuid().as_raw(),
         stop: answered.clone(),
+        rests,
     });
-    let mut connections = JoinSet::new();
+    let mut doorway = Doorway {
+        host: host.clone(),
+        connections: JoinSet::new(),
+        at_rest: Vec::new(),
+        rest,
+        is_held: false,
+        asked: None,
+    };
+    for (stream, name) in accepted_before {
+        doorway.admit(stream, Some(name));
+    }
     loop {
+        let patience = doorway.patience();
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            Some(ended) = doorway.connections.join_next() => doorway.ended(ended.ok().flatten()),
+            Ok(()) = settings.changed() => {
+                let wanted = settings.borrow_and_update().connections_max;
+                host.places.resize(connections_max, wanted);
+                connections_max = wanted;
+            }
+            Some(change) = door.recv() => match change {
+                Door::Hold(told) => doorway.hold(told),
+                Door::Open => doorway.open(),
+            },
+            () = sleep_until(patience), if patience.is_some() => doorway.tell(),
+            accepted = listener.accept(), if !doorway.is_held => match accepted {
                 Ok((stream, _)) => {
-                    let host = host.clone();
-                    connections.spawn(async move { host.welcome(stream).await });
+                    host.server.glance.look();
+                    doorway.admit(stream, None);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -86,15 +143,119 @@ pub async fn serve(
             },
         }
     }
-    // New connections are refused from here on, and calls under way get their answers.
-    drop(listener);
+    // Unless they are held, new connections are refused from here on. Calls under way get their answers.
+    let listener = doorway.is_held.then_some(listener);
     answered.cancelled().await;
     // A session that is gone already cannot be stopped twice.
     let _ = sessions.stop();
-    let gone = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(FAREWELL, gone).await.is_err() {
+    if tokio::time::timeout(FAREWELL, doorway.gone()).await.is_err() {
         tracing::debug!("connections were closed before they ended");
     }
+    let at_rest = doorway.at_rest.into_iter();
+    Held {
+        listener,
+        connections: at_rest
+            .map(|resting| (resting.stream, resting.connection.name()))
+            .collect(),
+    }
+}
+
+/// Where connections come in, are served, and rest.
+struct Doorway {
+    host: Arc<Host>,
+    connections: JoinSet<Option<Resting>>,
+    at_rest: Vec<Resting>,
+    /// Tells connections whether to come to rest.
+    rest: watch::Sender<bool>,
+    is_held: bool,
+    /// Who is to be told that all are at rest, and until when that is waited for.
+    asked: Option<(oneshot::Sender<()>, Instant)>,
+}
+
+impl Doorway {
+    fn admit(&mut self, stream: UnixStream, name: Option<Arc<str>>) {
+        let host = self.host.clone();
+        self.connections
+            .spawn(async move { host.welcome(stream, name).await });
+    }
+
+    /// Serves a connection that came to rest further.
+    fn resume(&mut self, resting: Resting) {
+        let host = self.host.clone();
+        self.connections.spawn(async move {
+            host.attend(resting.stream, resting.connection, resting.place)
+                .await
+        });
+    }
+
+    fn hold(&mut self, told: oneshot::Sender<()>) {
+        self.is_held = true;
+        self.rest.send_replace(true);
+        self.asked = Some((told, Moment::now().instant + REST_MAX));
+        self.tell_if_all_rest();
+    }
+
+    fn open(&mut self) {
+        self.is_held = false;
+        self.rest.send_replace(false);
+        self.asked = None;
+        for resting in std::mem::take(&mut self.at_rest) {
+            self.resume(resting);
+        }
+    }
+
+    /// A connection is gone, or at rest.
+    fn ended(&mut self, resting: Option<Resting>) {
+        match resting {
+            Some(resting) if self.is_held => self.at_rest.push(resting),
+            // The door was opened again before it got here.
+            Some(resting) => self.resume(resting),
+            None => {}
+        }
+        self.tell_if_all_rest();
+    }
+
+    fn tell_if_all_rest(&mut self) {
+        if self.connections.is_empty() {
+            self.tell();
+        }
+    }
+
+    /// Tells whoever asked that those who come to rest have.
+    fn tell(&mut self) {
+        if let Some((told, _)) = self.asked.take() {
+            // Whoever asked may have gone meanwhile.
+            let _ = told.send(());
+        }
+    }
+
+    fn patience(&self) -> Option<Instant> {
+        self.asked.as_ref().map(|(_, until)| *until)
+    }
+
+    /// Waits until connections are gone or at rest. While the door is held, those on which nothing is under way and that cannot rest
+    /// are not waited for: somebody else takes over.
+    async fn gone(&mut self) {
+        while !(self.is_held && self.host.is_idle())
+            && let Some(ended) = self.connections.join_next().await
+        {
+            self.at_rest.extend(ended.ok().flatten());
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A connection at rest, which nobody serves. To everybody else it is as if somebody did.
+struct Resting {
+    stream: UnixStream,
+    connection: Arc<Connection>,
+    place: Place,
 }
 
 /// What every connection needs.
@@ -103,44 +264,60 @@ struct Host {
     lines: Arc<Service>,
     http: Http,
     bounds: Bounds,
-    places: Arc<Semaphore>,
-    idle_max: Duration,
+    places: Places,
+    settings: watch::Receiver<Settings>,
     /// Every connection that has a place. Held for a look and never across an await.
     open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
     next_id: AtomicU64,
     uid: u32,
     stop: CancellationToken,
+    /// Whether connections are to come to rest.
+    rests: watch::Receiver<bool>,
 }
 
 impl Host {
-    /// Serves one connection, and tells the dispatcher when it is gone.
-    async fn welcome(&self, stream: UnixStream) {
+    /// Serves one connection, whose client may have named itself before, until it is gone or at rest.
+    async fn welcome(&self, stream: UnixStream, name: Option<Arc<str>>) -> Option<Resting> {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => {
                 tracing::warn!(%error, "a peer could not be identified");
-                return;
+                return None;
             }
         };
         // The folder's mode keeps others out; this holds even if somebody loosens it.
         if peer.uid() != self.uid && peer.uid() != 0 {
             tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
-            return;
+            return None;
         }
-        let place = match self.places.clone().try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => match self.make_room().await {
-                Some(place) => place,
-                None => return refuse(stream).await,
-            },
+        let place = match self.places.take_now() {
+            None => self.make_room().await,
+            place => place,
+        };
+        let Some(place) = place else {
+            refuse(stream).await;
+            return None;
         };
         self.server.metrics.count(Counter::Connections);
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         let connection = Arc::new(Connection::new(id, pid, peer.uid()));
+        if let Some(name) = name {
+            connection.set_name(&name);
+        }
         self.open().insert(id, connection.clone());
+        self.attend(stream, connection, place).await
+    }
+
+    /// Serves one connection, and tells the dispatcher when it is gone.
+    async fn attend(&self, stream: UnixStream, connection: Arc<Connection>, place: Place) -> Option<Resting> {
+        let id = connection.id();
         tokio::select! {
-            () = self.serve(stream, connection.clone()) => {}
+            stream = self.serve(stream, connection.clone()) => {
+                if let Some(stream) = stream {
+                    return Some(Resting { stream, connection, place });
+                }
+            }
             // It was idle, so nothing is cut off.
             () = connection.gone().cancelled() => {}
         }
@@ -149,18 +326,27 @@ impl Host {
         // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
         connection.gone().cancel();
         self.server.dispatcher.connection_gone(id.0).await;
+        None
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says whether nothing is under way on any connection.
+    fn is_idle(&self) -> bool {
+        self.open()
+            .values()
+            .all(|connection| connection.idle_since().is_some())
+    }
+
     /// Closes the connection that has been idle for longest, and returns its place. Asked only when all places are taken, so
     /// that idle connections cost no timer, and nobody loses one that is in nobody's way.
-    async fn make_room(&self) -> Option<OwnedSemaphorePermit> {
+    async fn make_room(&self) -> Option<Place> {
         // These would lose more than a connection. Whoever joins them after this is no longer idle for long enough.
         let holding = self.server.dispatcher.holding_connections().await?;
         let now = Moment::now().instant;
+        let idle_max = self.settings.borrow().connection_idle_max;
         let closed = {
             let open = self.open();
             let mut idle: Vec<_> = open
@@ -172,7 +358,7 @@ impl Host {
             // Another newcomer may have closed one meanwhile, or its client may use it again.
             idle.into_iter()
                 .map(|(_, connection)| connection)
-                .find(|connection| connection.close_if_idle(now, self.idle_max))
+                .find(|connection| connection.close_if_idle(now, idle_max))
                 .cloned()
         }?;
         tracing::info!(
@@ -180,21 +366,28 @@ impl Host {
             pid = closed.pid(),
             "closed an idle connection to make room for a new one"
         );
-        let place = self.places.clone().acquire_owned();
-        tokio::time::timeout(MAKE_ROOM, place).await.ok()?.ok()
+        tokio::time::timeout(MAKE_ROOM, self.places.take()).await.ok()?
     }
 
-    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) {
+    /// Serves a connection until it is gone; gives the stream back when it is at rest.
+    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) -> Option<UnixStream> {
+        let mut rests = self.rests.clone();
         let first = tokio::select! {
             first = peek(&stream) => first,
-            () = self.stop.cancelled() => return,
+            () = self.stop.cancelled() => return None,
+            // Nothing has been taken from it.
+            Ok(_) = rests.wait_for(|rests| *rests) => return Some(stream),
         };
         match first {
             Ok(Some(byte)) if byte.is_ascii_uppercase() => {
                 self.http.serve(stream, connection, self.bounds).await;
+                None
             }
-            Ok(Some(_)) => lines::serve(stream, self.lines.clone(), connection, self.stop.clone()).await,
-            Ok(None) | Err(_) => {}
+            Ok(Some(_)) => {
+                let (lines, stop) = (self.lines.clone(), self.stop.clone());
+                lines::serve(stream, lines, connection, stop, self.rests.clone()).await
+            }
+            Ok(None) | Err(_) => None,
         }
     }
 }

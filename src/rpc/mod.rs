@@ -16,6 +16,7 @@ pub mod listen;
 mod methods;
 mod notification;
 pub mod openrpc;
+mod places;
 mod served;
 pub mod server;
 pub mod socket;

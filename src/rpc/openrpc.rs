@@ -62,6 +62,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
     ];
     let own: &[ErrorKind] = match method {
         "daemon.hello" => &[E::ProtocolMismatch],
+        "daemon.reload" => &[E::ConfigInvalid],
         "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
         | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"

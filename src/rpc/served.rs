@@ -54,16 +54,16 @@ impl FastPath for Published {
         if method != MachineList::NAME {
             return false;
         }
-        let max_age = match params.map(|params| serde_json::from_str::<ReadParams>(params.get())) {
-            None => self.0.cache_max_age,
-            Some(Ok(params)) => params
-                .max_age_ms
-                .map_or(self.0.cache_max_age, Duration::from_millis)
-                .min(self.0.cache_max_age),
+        let wanted = match params.map(|params| serde_json::from_str::<ReadParams>(params.get())) {
+            None => None,
+            Some(Ok(params)) => params.max_age_ms.map(Duration::from_millis),
             // The general dispatch says what is wrong.
             Some(Err(_)) => return false,
         };
         let published = self.0.dispatcher.published();
+        let max_age = wanted.map_or(published.cache_max_age, |wanted| {
+            wanted.min(published.cache_max_age)
+        });
         let Some(seen) = &published.machines else {
             return false;
         };

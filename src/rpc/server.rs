@@ -5,14 +5,15 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use jsonrpsee::core::server::PendingSubscriptionSink;
 use jsonrpsee::types::{ErrorObjectOwned, Params};
 use jsonrpsee::{Extensions, Methods, RpcModule};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Method, Subscription};
@@ -20,10 +21,11 @@ use super::connection::Connection;
 use super::errors::{ErrorKind, invalid};
 use super::lines::Outlet;
 use super::methods;
-use super::types::ErrorObject;
+use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
 use crate::metrics::Metrics;
+use crate::upgrade::Glance;
 
 /// What every handler has.
 pub struct Server {
@@ -33,10 +35,39 @@ pub struct Server {
     pub metrics: Metrics,
     /// What `daemon.info` tells and never changes.
     pub about: About,
-    /// Oldest observation that the fast path answers with.
-    pub cache_max_age: Duration,
+    /// What `daemon.info` tells and a reload may change.
+    pub in_force: watch::Receiver<InForce>,
+    /// Reads the configuration again.
+    pub reload: Reload,
+    /// Looks whether the program was replaced.
+    pub glance: Arc<Glance>,
+    /// What takes over when it can, or why it cannot.
+    pub upgrade: watch::Receiver<Option<Upgrade>>,
     /// Ends the daemon.
     pub stop: CancellationToken,
+}
+
+/// A program on disk that is not the one that runs.
+#[derive(Debug, Clone)]
+pub struct Upgrade {
+    /// When it was noticed.
+    pub noticed: Moment,
+    /// Its version, or why it is not to take over.
+    pub proof: Result<String, String>,
+}
+
+/// Reads the configuration again and says what became of it, or what is wrong with it.
+pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String>> + Send + Sync>;
+
+/// What `daemon.info` tells and a reload may change.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The configuration file that was read.
+    pub config_file: Option<PathBuf>,
+    /// Bounds by name.
+    pub limits: BTreeMap<String, u64>,
+    /// One invocation at a time.
+    pub strict: bool,
 }
 
 /// What `daemon.info` tells and never changes.
@@ -50,14 +81,8 @@ pub struct About {
     pub socket: PathBuf,
     /// Where `orbctl` is.
     pub orbctl: Option<PathBuf>,
-    /// The configuration file that was read.
-    pub config_file: Option<PathBuf>,
     /// Where state is kept.
     pub state_dir: PathBuf,
-    /// Bounds by name.
-    pub limits: BTreeMap<String, u64>,
-    /// One invocation at a time.
-    pub strict: bool,
 }
 
 /// A call's origin.

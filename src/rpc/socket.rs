@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -41,13 +42,33 @@ pub enum SocketError {
     },
 }
 
+/// Why what an earlier life left cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// It does not listen.
+    #[error("it does not listen")]
+    Listener,
+    /// It listens at another path.
+    #[error("it listens on {}", .0.display())]
+    Elsewhere(PathBuf),
+    /// The file at the path is not its own.
+    #[error("the socket file is not its own any more")]
+    Replaced,
+    /// The lock is not that of the socket, or not held.
+    #[error("the lock is not the one beside the socket")]
+    Lock,
+}
+
+/// Connections that wait to be accepted: as many as the system allows.
+const BACKLOG: i32 = -1;
+
 /// The bound socket. Dropping it unlinks the socket file, if it is still ours.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
     inode: (u64, u64),
     /// Held for as long as we live; the file stays, because unlinking it would let two daemons lock two files.
-    _lock: File,
+    lock: File,
 }
 
 impl Socket {
@@ -98,10 +119,52 @@ impl Socket {
             Self {
                 path: path.to_owned(),
                 inode: (found.dev(), found.ino()),
-                _lock: lock,
+                lock,
             },
             listener,
         ))
+    }
+
+    /// Takes over what an earlier life of this process bound and locked, if it is what this path needs. Otherwise it is closed, and
+    /// the socket that it had elsewhere is removed.
+    pub fn inherit(
+        path: &Path,
+        listener: OwnedFd,
+        lock: OwnedFd,
+        inode: (u64, u64),
+    ) -> Result<(Self, UnixListener), Unfit> {
+        let listener = UnixListener::from(listener);
+        let bound = listener.local_addr().map_err(|_| Unfit::Listener)?;
+        let bound = bound.as_pathname().ok_or(Unfit::Listener)?.to_owned();
+        // Dropped, it removes that file if it is still its own.
+        let socket = Self {
+            path: bound,
+            inode,
+            lock: File::from(lock),
+        };
+        if socket.path != path {
+            return Err(Unfit::Elsewhere(socket.path.clone()));
+        }
+        // On one that listens this changes nothing; on one that does not, or is connected, it fails.
+        rustix::net::listen(&listener, BACKLOG).map_err(|_| Unfit::Listener)?;
+        let is_ours = |file: &fs::Metadata, (device, inode)| file.dev() == device && file.ino() == inode;
+        if !fs::symlink_metadata(path).is_ok_and(|found| is_ours(&found, inode)) {
+            return Err(Unfit::Replaced);
+        }
+        let held = socket.lock.metadata().map_err(|_| Unfit::Lock)?;
+        let named = fs::metadata(lock_path(path)).map_err(|_| Unfit::Lock)?;
+        let is_locked = flock(&socket.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !is_ours(&named, (held.dev(), held.ino())) || !is_locked {
+            return Err(Unfit::Lock);
+        }
+        listener.set_nonblocking(true).map_err(|_| Unfit::Listener)?;
+        Ok((socket, listener))
+    }
+
+    /// Returns what the next life of this process needs to go on serving: the lock, and device and inode of the socket file.
+    pub fn bequeath(&self) -> io::Result<(OwnedFd, (u64, u64))> {
+        // A copy of the descriptor is the same lock.
+        Ok((self.lock.try_clone()?.into(), self.inode))
     }
 
     /// Returns where it is.
@@ -193,6 +256,60 @@ mod tests {
         let _theirs = UnixListener::bind(&path).expect("and makes another");
         drop(ours);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_an_earlier_life_left_is_taken_over_and_serves_on() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        let (before, listener) = Socket::bind(&path).expect("bind");
+        let (lock, inode) = before.bequeath().expect("a copy");
+        // As the exec does: its memory is gone, and what is not left with it.
+        std::mem::forget(before);
+        let waits = std::os::unix::net::UnixStream::connect(&path).expect("nobody has accepted it yet");
+        let (after, listener) = Socket::inherit(&path, listener.into(), lock, inode).expect("it is ours");
+        listener.accept().expect("it waited");
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
+        drop((after, waits));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_taken_over() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        let other = folder.path().join("other.sock");
+        let (before, listener) = Socket::bind(&other).expect("bind");
+        let left = || {
+            let (lock, inode) = before.bequeath().expect("a copy");
+            (OwnedFd::from(listener.try_clone().expect("a copy")), lock, inode)
+        };
+        let (listener, lock, (device, inode)) = left();
+        let replaced = Socket::inherit(&other, listener, lock, (device, inode + 1));
+        assert!(matches!(replaced, Err(Unfit::Replaced)), "{replaced:?}");
+        assert!(other.exists(), "it is somebody else's");
+
+        let (listener, _, inode) = left();
+        let elsewhere = File::create(folder.path().join("file")).expect("a file");
+        let unlocked = Socket::inherit(&other, listener, elsewhere.into(), inode);
+        assert!(matches!(unlocked, Err(Unfit::Lock)), "{unlocked:?}");
+
+        let (before, listener) = {
+            drop(before);
+            Socket::bind(&other).expect("bind")
+        };
+        let (lock, inode) = before.bequeath().expect("a copy");
+        std::mem::forget(before);
+        let moved = Socket::inherit(&path, listener.into(), lock, inode);
+        assert!(matches!(moved, Err(Unfit::Elsewhere(_))), "{moved:?}");
+        assert!(!other.exists(), "nobody would answer there any more");
+
+        let file = || OwnedFd::from(File::create(folder.path().join("file")).expect("a file"));
+        let no_socket = Socket::inherit(&path, file(), file(), (1, 1));
+        assert!(matches!(no_socket, Err(Unfit::Listener)), "{no_socket:?}");
+        let stream = std::os::unix::net::UnixStream::pair().expect("a pair").0;
+        let connected = Socket::inherit(&path, stream.into(), file(), (1, 1));
+        assert!(matches!(connected, Err(Unfit::Listener)), "{connected:?}");
     }
 
     #[test]

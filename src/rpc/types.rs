@@ -1205,6 +1205,63 @@ pub struct DaemonInfoAnswer {
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sick: Option<Sickness>,
+    /// Another program of the daemon's lies on disk; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
+}
+
+/// A program of the daemon's that lies on disk and is not the one that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Upgrade {
+    /// `pending`: it takes over as soon as nothing runs that would be lost. `refused`: it did not prove itself, and the daemon that
+    /// runs goes on.
+    #[schemars(extend("enum" = ["pending", "refused"]))]
+    pub state: String,
+    /// When it was noticed.
+    #[schemars(extend("format" = "date-time"))]
+    pub noticed_at: String,
+    /// Its version, while it is pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What it waits for, while it is pending, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A key of orbd's own configuration that has a new value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AppliedKey {
+    /// Key.
+    pub key: String,
+    /// Its value before, as a flag would give it; null where nothing was set.
+    pub from: Option<String>,
+    /// Its value now; null where nothing is set.
+    pub to: Option<String>,
+}
+
+/// A key of orbd's own configuration whose new value needs a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyInWaiting {
+    /// Key.
+    pub key: String,
+    /// Value in force, as a flag would give it; null where nothing is set.
+    pub running: Option<String>,
+    /// Value that a restart puts in force; null where nothing is set.
+    pub configured: Option<String>,
+}
+
+/// Answer of `daemon.reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadAnswer {
+    /// Configuration file that was read; null where there is none.
+    pub config_file: Option<String>,
+    /// Keys that have new values.
+    pub applied: Vec<AppliedKey>,
+    /// Keys that keep their values until the daemon is restarted.
+    pub needs_restart: Vec<KeyInWaiting>,
 }
 
 /// What a client is about to carry out itself: the verb under which the job is listed and recorded.

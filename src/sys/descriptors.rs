@@ -1,10 +1,12 @@
-//! Descriptors: those that we were started with are kept from our children, and we may have as many as we need.
+//! What we were started with: descriptors are kept from our children, or taken over from an earlier life; we may have as many as we
+//! need.
 #![expect(
     unsafe_code,
-    reason = "a descriptor that is only known by its number cannot be borrowed safely"
+    reason = "a descriptor that is only known by its number cannot be borrowed or owned safely, nor the environment changed"
 )]
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::ffi::OsString;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -47,4 +49,22 @@ pub fn seal_inherited_descriptors() {
             let _ = fcntl_setfd(descriptor, flags | FdFlags::CLOEXEC);
         }
     }
+}
+
+/// Takes over a descriptor that an earlier life of this process left open; `None` when the number is not open. Called once for each
+/// number, when the process starts, before anything is opened that could have it.
+pub fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: only its flags are read. If the number is not open, the call fails.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(descriptor).ok()?;
+    // SAFETY: it is open, and nobody else in this process knows of it: it was there before anything was opened here.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Takes a variable out of the environment, so that no child gets it. Called when the process starts, before any thread does.
+pub fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::vars_os().find_map(|(other, value)| (other == name).then_some(value))?;
+    // SAFETY: no other thread runs that could read the environment meanwhile.
+    unsafe { std::env::remove_var(name) };
+    Some(value)
 }

@@ -28,7 +28,7 @@ mod macos;
 #[cfg(target_os = "macos")]
 use macos as platform;
 
-pub use descriptors::{raise_descriptor_limit, seal_inherited_descriptors};
+pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
 pub use hang_up::HangUp;
 pub use stop::stop_by;
 

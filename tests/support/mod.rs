@@ -60,6 +60,8 @@ pub(crate) struct World {
     folder: tempfile::TempDir,
     values: Vec<String>,
     variables: Vec<(&'static str, String)>,
+    /// The daemon's program, where it is not the one that was built.
+    program: Option<PathBuf>,
     daemon: Option<Child>,
     /// Last, so that it also watches what ends this.
     _watchdog: Option<Watchdog>,
@@ -81,6 +83,7 @@ impl World {
                 ("ORBCTL_SIM_LATENCY", "0".into()),
                 ("ORBCTL_SIM_ISOLATION", "dir".into()),
             ],
+            program: None,
             daemon: None,
             _watchdog: Watchdog::start(),
         }
@@ -134,6 +137,31 @@ impl World {
         self
     }
 
+    /// Runs the daemon from a copy of its program in this world, which can be replaced.
+    pub(crate) fn installed(mut self) -> Self {
+        fs::create_dir(self.path("bin")).expect("a folder");
+        self.program = Some(self.path("bin/orbd"));
+        self.install(Path::new(env!("CARGO_BIN_EXE_orbd")));
+        self
+    }
+
+    /// Puts a copy of a program where the daemon was started from, as a package manager does: beside it first, then over it.
+    pub(crate) fn install(&self, program: &Path) {
+        // By another process: a file that this one has open for writing, and with it the children of its other threads, cannot be
+        // executed.
+        let copied = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "cp \"$1\" \"$2.new\" && chmod 755 \"$2.new\" && mv -f \"$2.new\" \"$2\"",
+                "sh",
+            ])
+            .arg(program)
+            .arg(self.path("bin/orbd"))
+            .status()
+            .expect("cp");
+        assert!(copied.success());
+    }
+
     /// Starts the daemon and waits until it answers.
     pub(crate) fn started(mut self) -> Self {
         self.start();
@@ -173,7 +201,8 @@ impl World {
             .append(true)
             .open(self.path("log"))
             .expect("a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_orbd"));
+        let built = Path::new(env!("CARGO_BIN_EXE_orbd"));
+        let mut command = Command::new(self.program.as_deref().unwrap_or(built));
         command
             .arg("--foreground")
             .args(self.values.iter().flat_map(|value| ["--set", value]))

@@ -60,6 +60,9 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             };
             change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
         }
+        ConfigCommand::Path => Err(of_orbd("path")),
+        ConfigCommand::Check => Err(of_orbd("check")),
+        ConfigCommand::Unset { .. } => Err(of_orbd("unset")),
         ConfigCommand::Reset { job } => {
             let wishes = context.wishes(&job);
             let params = request!(&wishes, ChangeParams {});
@@ -70,5 +73,13 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             };
             change::carry_out::<ConfigReset>(context, &change, &["the configuration".into()], &[params])
         }
+    }
+}
+
+/// Says where a verb is that OrbStack's configuration does not have.
+fn of_orbd(verb: &str) -> Trouble {
+    Trouble::Usage {
+        message: format!("OrbStack's configuration, which `orbd-ctl config` is about, has no `{verb}`"),
+        hint: format!("orbd's own is `orbd-ctl daemon config {verb}`"),
     }
 }

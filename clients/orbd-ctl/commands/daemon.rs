@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use orbd::client::Client;
 use orbd::daemon::LEAVE_CHANGES_AFTER;
-use orbd::rpc::api::{DaemonInfo, DaemonStop};
+use orbd::rpc::api::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
 use orbd::sys::{self, ChildIdentity, StartTime};
 
+use super::own_config;
 use crate::args::DaemonCommand;
 use crate::console::{Console, now};
 use crate::context::Context;
@@ -30,7 +31,12 @@ const INFO_MAX: Duration = Duration::from_secs(5);
 /// Starts, stops and inspects the daemon. None of these says hello first: they have to work with a daemon of another version.
 pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, Trouble> {
     match command {
-        DaemonCommand::Start => start(context)?,
+        DaemonCommand::Start { on_demand } => {
+            if on_demand && !(context.link.autostart && launch::is_wanted()) {
+                ask(context).map_err(unwanted)?;
+            }
+            start(context)?;
+        }
         DaemonCommand::Stop => {
             let stopped = stop(context)?;
             if context.console.json {
@@ -53,6 +59,15 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             context.console.answer(&answer, render::daemon)?;
         }
         DaemonCommand::Logs(args) => super::own_log::logs(context, args)?,
+        DaemonCommand::Reload => {
+            let mut client = context.link.dial()?;
+            let mut pending = client.start::<DaemonReload>(&NoParams {})?;
+            let answer = pending.wait(INFO_MAX)?.ok_or_else(|| Trouble::Mute {
+                socket: context.link.socket.clone(),
+            })?;
+            context.console.answer(&answer, render::reload)?;
+        }
+        DaemonCommand::Config(command) => return own_config::own_config(context, command),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -66,6 +81,17 @@ fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), Trouble> {
         None => Err(Trouble::Mute {
             socket: context.link.socket.clone(),
         }),
+    }
+}
+
+/// Says of a daemon that does not run that it is not to be started on demand.
+fn unwanted(trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::NotRunning { .. } => Trouble::NotStarted {
+            reason: "`autostart` is off, so it is not started on demand".into(),
+            hint: "`orbd-ctl daemon start` starts it all the same".into(),
+        },
+        other => other,
     }
 }
 

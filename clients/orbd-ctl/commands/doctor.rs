@@ -198,6 +198,14 @@ fn reach(link: &Link, findings: &mut Vec<Finding>) -> Option<(Client, DaemonInfo
             ),
             "orbd-ctl daemon restart",
         ),
+        Ok((_, info)) if info.upgrade.is_some() => {
+            let upgrade = info.upgrade.as_ref().map(render::upgrade).unwrap_or_default();
+            Finding::doubtful(
+                ABOUT,
+                format!("{} runs, pid {}; {upgrade}", info.version, info.pid),
+                "orbd-ctl daemon restart",
+            )
+        }
         Ok((_, info)) if info.version != env!("CARGO_PKG_VERSION") => Finding::doubtful(
             ABOUT,
             format!(

@@ -27,6 +27,7 @@ mod lease;
 mod list;
 mod logs;
 mod metrics;
+mod own_config;
 mod own_log;
 mod queue;
 mod rename;

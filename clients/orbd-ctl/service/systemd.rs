@@ -126,6 +126,8 @@ fn unit(description: &Description) -> Result<String, String> {
          [Service]\n\
          Type=exec\n\
          ExecStart={program}\n\
+         # Reads the configuration again; orbd.log says what came of it.\n\
+         ExecReload=/bin/kill -HUP $MAINPID\n\
          {environment}\
          # After a crash. An orderly stop stays one.\n\
          Restart=on-failure\n\

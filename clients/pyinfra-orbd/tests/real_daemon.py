@@ -42,9 +42,18 @@ class RealDaemon:
         isolation: str = "auto",
         config: Mapping[str, str] | None = None,
         script: Path | None = None,
+        installed: bool = False,
     ) -> None:
-        """Starts it and waits until it answers; ``script`` tells the stand-in what trouble to make."""
+        """Starts it and waits until it answers.
+
+        ``script`` tells the stand-in what trouble to make; ``installed`` runs a copy of the program, for :meth:`install`.
+        """
         self.folder = folder
+        self.program = binary("ORBD_BIN", "orbd")
+        if installed:
+            self.program = folder / "bin" / "orbd"
+            self.program.parent.mkdir()
+            self.install()
         self._words = [word for key, value in (config or {}).items() for word in ("--set", f"{key}={value}")]
         self.socket = folder / "orbd.sock"
         self.ledger_file = folder / "ledger.jsonl"
@@ -72,11 +81,18 @@ class RealDaemon:
         self.log = folder / "orbd.log"
         self.process = self.start()
 
+    def install(self) -> None:
+        """Puts another copy of the program in the place of the one that runs, as a package manager does."""
+        beside = self.program.with_name("orbd.new")
+        # Not by this process, whose children would have the file open for writing.
+        subprocess.run(["cp", binary("ORBD_BIN", "orbd"), beside], check=True)
+        beside.replace(self.program)
+
     def start(self) -> subprocess.Popen[bytes]:
         """Starts the daemon and waits until it answers."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [binary("ORBD_BIN", "orbd"), *self._words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self.program, *self._words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline = time.monotonic() + 15
         with socket.socket(socket.AF_UNIX) as probe:

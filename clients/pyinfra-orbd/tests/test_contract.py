@@ -39,7 +39,7 @@ SAID_AS = {
 }
 
 # Names on the wire that are words of Python's.
-FIELD_AS = {("Job", "class"): "job_class", ("MetricsRecord", "class"): "job_class"}
+FIELD_AS = {("Job", "class"): "job_class", ("MetricsRecord", "class"): "job_class", ("AppliedKey", "from"): "before"}
 
 # Answers that are read by hand, or that a method unwraps for its caller.
 BY_HAND = {"Gap"}

@@ -34,10 +34,24 @@ def test_says_hello_once_per_connection(daemon: FakeDaemon, client: Client) -> N
     assert daemon.requests[0][1] == {"client": "test", "protocol": 1}
 
 
-def test_refuses_another_protocol(daemon: FakeDaemon, client: Client) -> None:
-    """A daemon of another protocol is named with both versions, and the connection is closed."""
-    daemon.handlers["daemon.hello"] = lambda peer, params: {**HELLO, "protocol": 2}
-    with pytest.raises(errors.ProtocolMismatch, match=r"speaks protocol 2, this package speaks 1"):
+@pytest.mark.parametrize(("protocol", "mend"), [(2, "pip install --upgrade pyinfra-orbd"), (0, "orbd-ctl daemon restart")])
+def test_refuses_another_protocol(daemon: FakeDaemon, client: Client, protocol: int, mend: str) -> None:
+    """A daemon of another protocol is named with both versions and the command that mends it, and the connection is closed."""
+    daemon.handlers["daemon.hello"] = lambda peer, params: {**HELLO, "protocol": protocol}
+    expected = rf"orbd 0.0.0-fake speaks protocol {protocol}, this pyinfra-orbd \S+ speaks protocol 1; .*{mend}"
+    with pytest.raises(errors.ProtocolMismatch, match=expected):
+        client.machine_ssh()
+
+
+def test_is_refused_for_its_protocol(daemon: FakeDaemon, client: Client) -> None:
+    """A daemon that refuses ours is asked who it is, so that the message names both versions all the same."""
+
+    def refuse(peer: Peer, params: dict[str, Any]) -> None:
+        raise Failure("protocol_mismatch", "no", 1003)
+
+    daemon.handlers["daemon.hello"] = refuse
+    daemon.handlers["daemon.info"] = lambda peer, params: {"version": "9.9", "protocol": 2}
+    with pytest.raises(errors.ProtocolMismatch, match=r"orbd 9.9 speaks protocol 2, .* speaks protocol 1; .*pip install"):
         client.machine_ssh()
 
 
@@ -48,7 +62,9 @@ def test_a_daemon_of_another_age(daemon: FakeDaemon, client: Client) -> None:
         raise Failure("method_not_found", "no method daemon.hello", -32601)
 
     daemon.handlers["daemon.hello"] = refuse
-    with pytest.raises(errors.ProtocolMismatch, match=r"protocol 1 \(no method daemon.hello\): upgrade the older"):
+    with pytest.raises(
+        errors.ProtocolMismatch, match=r"protocol 1 \(no method daemon.hello\): upgrade the older.*daemon restart"
+    ):
         client.machine_ssh()
 
 
@@ -422,9 +438,10 @@ def test_threads_do_not_share_a_call(daemon: FakeDaemon, client: Client) -> None
     assert daemon.accepted <= 8
 
 
-def test_no_daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no", ["0", "off", "False"])
+def test_no_daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch, no: str) -> None:
     """The message says what to do."""
-    monkeypatch.setenv("ORBD_AUTOSTART", "0")
+    monkeypatch.setenv("ORBD_AUTOSTART", no)
     with pytest.raises(errors.DaemonNotRunning, match=r"start it with `orbd-ctl daemon start`.*ORBD_AUTOSTART forbids"):
         Client(str(short_folder / "none")).machine_list()
 
@@ -444,7 +461,7 @@ def test_the_daemon_is_started_on_demand(short_folder: Path, monkeypatch: pytest
     timer.start()
     client = Client(str(path))
     client.call("daemon.hello", {"client": "x", "protocol": 1})
-    assert (short_folder / "calls").read_text() == f"--json --socket {path} daemon start\n"
+    assert (short_folder / "calls").read_text() == f"--json --socket {path} daemon start --on-demand\n"
     client.close_idle()
     started[0].close()
 

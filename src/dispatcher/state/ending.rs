@@ -124,6 +124,7 @@ impl<O: Orbctl> State<O> {
                 self.outputs.push_back((id, bytes));
             }
             self.ended.push_back((now.instant, id));
+            self.quiet.touch(now.instant);
         }
         self.note_job(&spec, &ended);
     }

@@ -200,9 +200,12 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    fn publish_machines(&self) {
-        let machines = self.cache.get(&Topic::Machines).map(Seen::from);
-        self.publish.send_replace(Published { machines });
+    /// Tells the fast path what it may answer, and how old that may be.
+    pub(super) fn publish_machines(&self) {
+        self.publish.send_replace(Published {
+            machines: self.cache.get(&Topic::Machines).map(Seen::from),
+            cache_max_age: self.settings.cache_max_age,
+        });
     }
 
     /// Makes stale what an operation touches.

@@ -153,6 +153,13 @@ impl<O: Orbctl> State<O> {
         }
     }
 
+    /// Waits otherwise between looks from now on.
+    pub(super) fn set_watch_interval(&mut self, interval: Duration) {
+        self.watching.pace.set_shortest(interval);
+        let soon = Moment::now().instant + interval;
+        self.watching.next = self.watching.next.map(|_| soon);
+    }
+
     /// Something was made stale, so more may follow: the pauses are short again.
     pub(super) fn hurry(&mut self) {
         self.watching.pace.hurry();

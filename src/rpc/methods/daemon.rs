@@ -1,7 +1,7 @@
 //! `daemon.*`: the daemon itself.
 
 use crate::clock::Moment;
-use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonStop, PROTOCOL_VERSION};
+use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
 use crate::rpc::convert::{self, ms, time};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
@@ -20,9 +20,13 @@ pub(super) fn register(registry: &mut Registry) {
             return Err(invalid("client", format!("has 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' and '.'")));
         }
         if params.protocol != PROTOCOL_VERSION {
+            let mend = if params.protocol > PROTOCOL_VERSION {
+                "orbd is the older: once the new one is installed, run: orbd-ctl daemon restart"
+            } else {
+                "the client is the older: update it to a version that goes with this orbd"
+            };
             let text = format!(
-                "the client {name} speaks protocol {}, orbd {VERSION} speaks {PROTOCOL_VERSION}; update the older of the \
-                 two, then run: orbd-ctl daemon stop",
+                "the client {name} speaks protocol {}, orbd {VERSION} speaks protocol {PROTOCOL_VERSION}; {mend}",
                 params.protocol
             );
             return Err(ErrorKind::ProtocolMismatch.error(text));
@@ -37,6 +41,15 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
         let about = &server.about;
         let queue = server.dispatcher.queue_view().await;
+        let upgrade = server.upgrade.borrow().clone();
+        let upgrade = match upgrade {
+            Some(upgrade) => {
+                let unrest = server.dispatcher.unrest().await;
+                Some(convert::upgrade(&upgrade, unrest.as_ref()))
+            }
+            None => None,
+        };
+        let in_force = server.in_force.borrow().clone();
         let path = |path: &std::path::Path| path.display().to_string();
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
@@ -47,12 +60,19 @@ pub(super) fn register(registry: &mut Registry) {
             uptime_ms: ms(Moment::now().age_of(&about.started)),
             socket: path(&about.socket),
             orbctl: about.orbctl.as_deref().map(path),
-            config_file: about.config_file.as_deref().map(path),
+            config_file: in_force.config_file.as_deref().map(path),
             state_dir: path(&about.state_dir),
-            limits: about.limits.clone(),
-            strict: about.strict,
+            limits: in_force.limits,
+            strict: in_force.strict,
             sick: queue.sickness.as_ref().map(convert::sickness),
+            upgrade,
         })
+    });
+    registry.method::<DaemonReload, _, _>(async |server, _params, caller| {
+        tracing::info!(client = %caller.connection()?.name(), "asked to reload");
+        (server.reload)()
+            .await
+            .map_err(|problem| ErrorKind::ConfigInvalid.error(problem))
     });
     registry.method::<DaemonStop, _, _>(async |server, _params, caller| {
         tracing::info!(client = %caller.connection()?.name(), "asked to stop");

@@ -108,6 +108,10 @@ class Client:
         """Tells version, instance, limits and where orbctl is."""
         return models.DaemonInfo.from_wire(self.call("daemon.info"))
 
+    def daemon_reload(self) -> models.Reload:
+        """Makes the daemon read its own configuration again, and tells what is in force and what needs a restart."""
+        return models.Reload.from_wire(self.call("daemon.reload"))
+
     def daemon_stop(self) -> None:
         """Stops the daemon in order."""
         self.call("daemon.stop")

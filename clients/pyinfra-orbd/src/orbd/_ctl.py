@@ -175,7 +175,8 @@ def call(socket: str, words: Sequence[str]) -> Spawned:
 def start_daemon(socket: str, seconds: float) -> str | None:
     """Starts the daemon and waits until it answers; returns what went wrong, or None."""
     try:
-        spawned = call(socket, ["daemon", "start"])
+        # It reads the configuration, which may say that nobody is to start it on demand.
+        spawned = call(socket, ["daemon", "start", "--on-demand"])
     except OSError as error:
         return f"{PROGRAM}: {error.strerror}"
     try:

@@ -108,6 +108,28 @@ def is_of_others(error: OSError) -> bool:
     return isinstance(error, TimeoutError) and error.errno is None and error.args != ("timed out",)
 
 
+def _package() -> str:
+    """Names this package and its version, for messages alone: finding it out takes longer than a call."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"pyinfra-orbd {version('pyinfra-orbd')}"
+    except PackageNotFoundError:
+        return "pyinfra-orbd"
+
+
+def _mismatch(version: str, protocol: int | None) -> errors.ProtocolMismatch:
+    """Says who speaks which protocol, and what brings both to one."""
+    if protocol is not None and protocol > PROTOCOL_VERSION:
+        mend = "this package is the older: `pip install --upgrade pyinfra-orbd`"
+    else:
+        mend = "orbd is the older: once the new one is installed, run `orbd-ctl daemon restart`"
+    return errors.ProtocolMismatch(
+        f"orbd {version} speaks protocol {protocol}, this {_package()} speaks protocol {PROTOCOL_VERSION}; {mend}",
+        kind="protocol_mismatch",
+    )
+
+
 class Connection:
     """One connection, carrying one call at a time."""
 
@@ -136,18 +158,20 @@ class Connection:
             answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
         except errors.MethodNotFound as error:
             raise errors.ProtocolMismatch(
-                f"orbd does not know this package's hello, which is of protocol {PROTOCOL_VERSION} ({error}): "
-                "upgrade the older of the two",
+                f"orbd does not know the hello of this {_package()}, which is of protocol {PROTOCOL_VERSION} ({error}): "
+                "upgrade the older of the two, then run `orbd-ctl daemon restart`",
                 kind="protocol_mismatch",
             ) from error
+        except errors.ProtocolMismatch as error:
+            # `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
+            try:
+                answer = self.call("daemon.info", {})
+            except errors.RequestFailed:
+                raise error from None
         protocol = answer.get("protocol") if isinstance(answer, dict) else None
         if protocol != PROTOCOL_VERSION:
             version = answer.get("version", "?") if isinstance(answer, dict) else "?"
-            raise errors.ProtocolMismatch(
-                f"orbd {version} speaks protocol {protocol}, this package speaks {PROTOCOL_VERSION}: "
-                "upgrade the older of the two",
-                kind="protocol_mismatch",
-            )
+            raise _mismatch(version, protocol)
 
     def send(self, method: str, params: Mapping[str, Any]) -> int:
         """Sends a request and returns its id. The call is open until :meth:`done`."""
@@ -450,7 +474,7 @@ class Starter:
 
     def start(self, refusal: errors.DaemonNotRunning) -> None:
         """Starts the daemon, or waits for another greenlet that does; raises ``DaemonNotRunning`` where it cannot."""
-        if os.environ.get("ORBD_AUTOSTART") in NO:
+        if os.environ.get("ORBD_AUTOSTART", "").lower() in NO:
             raise errors.DaemonNotRunning(f"{refusal} (ORBD_AUTOSTART forbids to start it here)") from refusal
         has_waited = False
         while self._is_starting:

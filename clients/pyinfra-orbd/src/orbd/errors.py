@@ -16,6 +16,7 @@
         │   ├── QueueFull           queue_full
         │   └── Draining            draining
         ├── ProtocolMismatch        protocol_mismatch
+        ├── ConfigInvalid           config_invalid
         ├── MachineError
         │   ├── MachineNotFound     machine_not_found
         │   ├── MachineExists       machine_exists
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "ConfigInvalid",
     "CtlFailed",
     "DaemonGone",
     "DaemonNotRunning",
@@ -177,6 +179,10 @@ class ProtocolMismatch(RequestFailed):
     """Client and daemon speak different protocols."""
 
 
+class ConfigInvalid(RequestFailed):
+    """The daemon's own configuration is not valid; the message says what and where, and nothing changed."""
+
+
 class MachineError(RequestFailed):
     """The machine does not allow it."""
 
@@ -254,6 +260,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "queue_full": QueueFull,
     "draining": Draining,
     "protocol_mismatch": ProtocolMismatch,
+    "config_invalid": ConfigInvalid,
     "machine_not_found": MachineNotFound,
     "machine_exists": MachineExists,
     "machine_wrong_state": MachineWrongState,

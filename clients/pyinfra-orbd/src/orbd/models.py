@@ -132,6 +132,16 @@ class Sickness(Model):
     retry_after_ms: int
 
 
+class Upgrade(Model):
+    """A program of the daemon's that lies on disk and is not the one that runs; ``state`` is ``pending`` or ``refused``."""
+
+    state: str
+    noticed_at: str
+    version: str | None = None
+    waits_for: str | None = None
+    reason: str | None = None
+
+
 class DaemonInfo(Model):
     """Answer of ``daemon.info``."""
 
@@ -148,6 +158,36 @@ class DaemonInfo(Model):
     limits: Mapping[str, int] = types.MappingProxyType({})
     strict: bool = False
     sick: Sickness | None = None
+    upgrade: Upgrade | None = None
+
+
+class AppliedKey(Model):
+    """A key of the daemon's own configuration that has a new value; None where nothing is set."""
+
+    key: str
+    before: str | None = None
+    to: str | None = None
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> AppliedKey:
+        """Reads a decoded JSON object, whose ``from`` is a word of Python's."""
+        return super().from_wire({**wire, "before": wire.get("from")} if isinstance(wire, dict) else wire)
+
+
+class KeyInWaiting(Model):
+    """A key of the daemon's own configuration whose new value needs a restart; None where nothing is set."""
+
+    key: str
+    running: str | None = None
+    configured: str | None = None
+
+
+class Reload(Model):
+    """Answer of ``daemon.reload``."""
+
+    config_file: str | None = None
+    applied: tuple[AppliedKey, ...]
+    needs_restart: tuple[KeyInWaiting, ...]
 
 
 class Observed(Model):

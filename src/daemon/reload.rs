@@ -1,0 +1,108 @@
+//! Reload: the configuration is read again, and every part is told what concerns it.
+//!
+//! A configuration that is not valid changes nothing. What a part cannot change while it is in use keeps its value
+//! ([`Config::adopt`]), so that the parts and [`Running::config`] never say different things.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Notify, watch};
+
+use super::{in_force, listening, settings};
+use crate::config::{Config, Difference, Sources};
+use crate::dispatcher::Dispatcher;
+use crate::logging::Level;
+use crate::rpc::listen;
+use crate::rpc::server::InForce;
+use crate::rpc::types::{AppliedKey, KeyInWaiting, ReloadAnswer};
+
+/// Reloads. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Reloader {
+    sources: Arc<Sources>,
+    running: Arc<Mutex<Running>>,
+}
+
+/// What runs, and the ways to those who are told of a change.
+pub(super) struct Running {
+    /// The values in force.
+    pub(super) config: Config,
+    pub(super) instance: String,
+    pub(super) dispatcher: Dispatcher,
+    pub(super) listening: watch::Sender<listen::Settings>,
+    pub(super) in_force: watch::Sender<InForce>,
+    pub(super) log_level: Level,
+    /// Looks at the program, too: what it refused may have been the configuration.
+    pub(super) look: Arc<Notify>,
+}
+
+impl Reloader {
+    pub(super) fn new(sources: Sources, running: Running) -> Self {
+        Self {
+            sources: Arc::new(sources),
+            running: Arc::new(Mutex::new(running)),
+        }
+    }
+
+    /// Reads the configuration and puts in force what can be, one reload after the other. The error says what is wrong and where.
+    pub(super) async fn reload(&self) -> Result<ReloadAnswer, String> {
+        let mut running = self.running.lock().await;
+        running.look.notify_one();
+        let configured = self.sources.load().map_err(|error| {
+            let text = chain(&error);
+            tracing::error!(error = %text, "the configuration is not valid; nothing was changed");
+            text
+        })?;
+        let reloaded = running.config.adopt(configured);
+        running
+            .dispatcher
+            .adopt(settings(&running.config, &running.instance))
+            .await;
+        running.listening.send_replace(listening(&running.config));
+        running.in_force.send_replace(in_force(&running.config));
+        // It was checked with the rest.
+        running.log_level.set(&running.config.log_level);
+        let names = |differences: &[Difference]| -> String {
+            let names: Vec<_> = differences.iter().map(|difference| difference.key).collect();
+            names.join(" ")
+        };
+        tracing::info!(
+            applied = names(&reloaded.applied),
+            needs_restart = names(&reloaded.needs_restart),
+            "the configuration was read again"
+        );
+        Ok(ReloadAnswer {
+            config_file: running.config.file().map(|path| path.display().to_string()),
+            applied: reloaded.applied.into_iter().map(applied).collect(),
+            needs_restart: reloaded.needs_restart.into_iter().map(in_waiting).collect(),
+        })
+    }
+}
+
+fn applied(difference: Difference) -> AppliedKey {
+    AppliedKey {
+        key: difference.key.to_owned(),
+        from: difference.from,
+        to: difference.to,
+    }
+}
+
+fn in_waiting(difference: Difference) -> KeyInWaiting {
+    KeyInWaiting {
+        key: difference.key.to_owned(),
+        running: difference.from,
+        configured: difference.to,
+    }
+}
+
+/// Returns an error and its causes in one sentence.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

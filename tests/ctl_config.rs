@@ -1,0 +1,227 @@
+//! `orbd-ctl daemon config` and `daemon reload`: orbd's own configuration, from the command line.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::ctl_suite::{call, ok, said};
+use crate::support::World;
+
+/// Describes a world whose daemon and command line read a file that says this; without a text there is no file yet.
+fn configured(text: Option<&str>) -> World {
+    let world = World::new();
+    let file = world.path("config.toml");
+    // One that is named must be there when the daemon starts.
+    if let Some(text) = text {
+        fs::write(&file, text).expect("written");
+    }
+    world.variable("ORBD_CONFIG", &file.display().to_string())
+}
+
+fn file(world: &World) -> String {
+    fs::read_to_string(world.path("config.toml")).expect("there")
+}
+
+fn json_of(world: &World, words: &[&str]) -> Value {
+    serde_json::from_str(&ok(world, words)).expect("JSON")
+}
+
+#[test]
+fn a_value_is_set_in_the_file_and_in_force_in_the_daemon_that_runs() {
+    let world = configured(Some("# mine\ngrace = \"1s\" # short\n")).started();
+    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
+    let path = world.path("config.toml");
+    assert_eq!(
+        told,
+        format!("grace = 2s in {}\nin force grace: 1s -> 2s\n", path.display())
+    );
+    assert_eq!(file(&world), "# mine\ngrace = \"2s\" # short\n");
+    let info = json_of(&world, &["daemon", "status", "--json"]);
+    assert_eq!(info["limits"]["grace_ms"], 2000);
+
+    let told = ok(&world, &["daemon", "config", "set", "frame_max", "8MiB"]);
+    let needs = "needs `orbd-ctl daemon restart` frame_max: 16MiB until then, 8MiB after it\n";
+    assert!(told.ends_with(needs), "{told}");
+    assert_eq!(
+        file(&world),
+        "# mine\ngrace = \"2s\" # short\nframe_max = \"8MiB\"\n"
+    );
+
+    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
+    assert!(told.starts_with("grace is 2s in "), "{told}");
+    let told = ok(&world, &["daemon", "config", "unset", "grace"]);
+    assert!(told.contains("in force grace: 2s -> 10s"), "{told}");
+    assert_eq!(file(&world), "# mine\nframe_max = \"8MiB\"\n");
+    let told = ok(&world, &["daemon", "config", "unset", "grace"]);
+    assert!(told.starts_with("grace was not set in "), "{told}");
+}
+
+#[test]
+fn what_is_wrong_is_said_and_not_written() {
+    let world = configured(Some("changes_max = 4\n"));
+    let refused = |words: &[&str], code: i32, expected: &str| {
+        let words = [&["daemon", "config"], words].concat();
+        let output = call(&world, &words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
+        assert!(said(&output).contains(expected), "{words:?}: {}", said(&output));
+        assert_eq!(file(&world), "changes_max = 4\n");
+    };
+    refused(
+        &["set", "quue_max", "5"],
+        2,
+        "there is no key `quue_max`; did you mean `queue_max`?",
+    );
+    refused(&["unset", "quue_max"], 2, "did you mean `queue_max`?");
+    refused(
+        &["set", "grace", "soon"],
+        2,
+        "`grace` must be a duration like \"30s\"",
+    );
+    refused(
+        &["set", "queue_max", "0"],
+        2,
+        "`queue_max` must be between 1 and 1000000",
+    );
+    refused(
+        &["set", "creates_max", "5"],
+        1,
+        "`creates_max` cannot be more than `changes_max`",
+    );
+    fs::write(world.path("config.toml"), "changes_max = \n").expect("written");
+    let output = call(&world, &["daemon", "config", "set", "grace", "2s"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("is not valid TOML"), "{}", said(&output));
+    assert_eq!(file(&world), "changes_max = \n");
+}
+
+#[test]
+fn a_file_that_is_missing_is_made_and_a_variable_that_goes_before_it_is_told() {
+    let world = configured(None).variable("ORBD_GRACE", "3s");
+    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
+    assert!(
+        told.contains("$ORBD_GRACE is set here and goes before the file"),
+        "{told}"
+    );
+    assert!(
+        told.contains("orbd does not run; it is in force when it starts"),
+        "{told}"
+    );
+    assert!(file(&world).ends_with("\ngrace = \"2s\"\n"), "{}", file(&world));
+    let world = world.started();
+    let told = ok(&world, &["daemon", "config", "set", "grace", "4s"]);
+    assert!(told.contains("orbd goes on with the value that it has"), "{told}");
+}
+
+#[test]
+fn every_value_is_shown_with_where_it_comes_from() {
+    let world = configured(Some("\ngrace = \"1s\"\n")).variable("ORBD_QUEUE_MAX", "700");
+    let shown = ok(&world, &["daemon", "config", "show"]);
+    let line = |key: &str| {
+        let line = shown.lines().find(|line| line.starts_with(key)).expect(key);
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let path = world.path("config.toml").display().to_string();
+    assert_eq!(line("grace "), format!("grace 1s {path}:2"));
+    assert_eq!(line("queue_max "), "queue_max 700 $ORBD_QUEUE_MAX");
+    assert_eq!(line("changes_max"), "changes_max 8 default");
+    assert_eq!(line("log_dir"), "log_dir - default");
+    let json = json_of(&world, &["daemon", "config", "show", "--json"]);
+    assert_eq!(json["config_file"], path);
+    let keys = json["keys"].as_array().expect("a list");
+    let of = |name: &str| keys.iter().find(|key| key["key"] == name).expect("a key").clone();
+    assert_eq!(of("grace")["from"], "file");
+    assert_eq!(of("grace")["needs_restart"], false);
+    assert_eq!(of("frame_max")["needs_restart"], true);
+    assert_eq!(of("log_dir")["value"], Value::Null);
+    assert_eq!(ok(&world, &["daemon", "config", "path"]), format!("{path}\n"));
+}
+
+#[test]
+fn a_file_is_checked_and_the_exit_code_says_whether_it_is_in_order() {
+    let world = configured(Some("grace = \"1s\"\n"));
+    let path = world.path("config.toml").display().to_string();
+    assert_eq!(
+        ok(&world, &["daemon", "config", "check"]),
+        format!("{path} is valid\n")
+    );
+    let other = world.path("other.toml").display().to_string();
+    fs::write(&other, "strict = 1\n").expect("written");
+    let output = call(&world, &["daemon", "config", "check", "--file", &other]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(
+        told,
+        format!("{other}:1: `strict` must be true or false, not integer\n")
+    );
+    let output = call(
+        &world,
+        &["daemon", "config", "check", "--file", "/nowhere/x.toml"],
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_reload_by_hand_tells_what_came_of_it() {
+    let world = configured(Some("grace = \"1s\"\n")).started();
+    let path = world.path("config.toml").display().to_string();
+    let told = ok(&world, &["daemon", "reload"]);
+    assert_eq!(told, format!("{path} was read; nothing is new\n"));
+    fs::write(&path, "grace = \"2s\"\nlog_max_files = 3\n").expect("written");
+    let told = ok(&world, &["daemon", "reload"]);
+    assert_eq!(
+        told,
+        "in force grace: 1s -> 2s\n\
+         needs `orbd-ctl daemon restart` log_max_files: 5 until then, 3 after it\n"
+    );
+    fs::write(&path, "grace = 2\n").expect("written");
+    let output = call(&world, &["daemon", "reload"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains(":1: `grace` must be a duration"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn the_configuration_of_orbstack_and_that_of_orbd_point_at_each_other() {
+    let world = configured(None);
+    for verb in ["path", "check", "unset"] {
+        let output = call(&world, &["config", verb]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            said(&output).contains(&format!("orbd-ctl daemon config {verb}")),
+            "{}",
+            said(&output)
+        );
+    }
+    let output = call(&world, &["daemon", "reload"]);
+    assert_eq!(
+        output.status.code(),
+        Some(3),
+        "nobody is started to be told to reload"
+    );
+}
+
+#[test]
+fn a_pending_upgrade_is_shown_by_status_and_doctor_with_what_it_waits_for() {
+    let world = World::new().installed().started();
+    let mut caller = world.client();
+    caller.pause();
+    world.install(std::path::Path::new(env!("CARGO_BIN_EXE_orbd")));
+    let status = crate::support::eventually("it is told", || {
+        let status = ok(&world, &["daemon", "status"]);
+        status.contains("upgrade").then_some(status)
+    });
+    assert!(
+        status.contains("takes over by itself and waits for a pause of the queue"),
+        "{status}"
+    );
+    assert!(
+        status.contains("`orbd-ctl daemon restart` does not wait"),
+        "{status}"
+    );
+    let found = call(&world, &["doctor"]);
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(found.contains("waits for a pause of the queue"), "{found}");
+}
