@@ -9,7 +9,7 @@
 //!
 //! Whoever calls must not notice: the same bytes, exit code and signals, because it is the real tool that runs, in the caller's
 //! directory, environment and terminal, in the place that the daemon gave it. [`words`] says what is touched, [`find`] where the tool
-//! is, [`carry_out`] asks and waits, [`guard`] is us while the tool runs; [`links`] make us be called. `docs/dropin.md` tells what
+//! is, [`carry_out`] asks and waits, [`child`] becomes the tool, [`guard`] is us while it runs; [`links`] make us be called. `docs/dropin.md` tells what
 //! differs all the same.
 
 use std::ffi::OsString;
@@ -24,6 +24,7 @@ use find::{Finder, NoTool};
 pub(crate) use words::Called;
 
 mod carry_out;
+mod child;
 mod find;
 mod guard;
 pub(crate) mod links;
