@@ -16,7 +16,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Invocation, NOT_EXECUTABLE, REFUSED, refuse};
-use crate::waiting_child::become_tool;
 
 /// The child, as its parent has it.
 pub(super) struct TheTool {
@@ -73,7 +72,7 @@ impl Granted {
             return ExitCode::from(REFUSED);
         };
         let variables = vec![(MARKER.into(), marker)];
-        let error = become_tool(&invocation.grant(&program, variables));
+        let error = invocation.tool(&program, variables).become_it();
         refuse(
             &format!("cannot run {}: {error}", program.display()),
             NOT_EXECUTABLE,

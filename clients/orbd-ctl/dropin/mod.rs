@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::args::duration;
 use crate::environment::variable;
-use crate::waiting_child::{Grant, become_tool};
+use crate::waiting_child::Tool;
 use find::{Finder, NoTool};
 pub(crate) use words::Called;
 
@@ -41,9 +41,9 @@ struct Invocation {
 
 impl Invocation {
     /// Returns what a process of ours becomes.
-    fn grant(&self, program: &Path, variables: Vec<(OsString, OsString)>) -> Grant {
+    fn tool(&self, program: &Path, variables: Vec<(OsString, OsString)>) -> Tool {
         let visited = (OsString::from(find::VISITED), self.finder.visited());
-        Grant {
+        Tool {
             program: program.into(),
             name: self.name.clone(),
             variables: [visited].into_iter().chain(variables).collect(),
@@ -57,7 +57,7 @@ impl Invocation {
             Ok(program) => program,
             Err(missing) => return refuse(&missing.to_string(), exit_of(&missing)),
         };
-        let error = become_tool(&self.grant(&program, Vec::new()));
+        let error = self.tool(&program, Vec::new()).become_it();
         refuse(
             &format!("cannot run {}: {error}", program.display()),
             NOT_EXECUTABLE,
