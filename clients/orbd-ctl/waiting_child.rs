@@ -38,9 +38,8 @@ pub(crate) struct WaitingChild {
     socket: UnixStream,
 }
 
-/// What the child is to become.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Grant {
+/// The real tool, as a process is to become it.
+pub(crate) struct Tool {
     /// The real tool.
     pub(crate) program: OsString,
     /// The name that it finds as its own.
@@ -78,24 +77,18 @@ impl WaitingChild {
         let _ = self.child.wait();
     }
 
-    /// Lets it become the real tool, with our own input.
-    pub(crate) fn grant(self, grant: &Grant) -> Child {
+    /// Lets it become the real tool, with our own input. The first word is the tool's path.
+    pub(crate) fn grant(self, words: &[OsString]) -> Child {
         // A child that was killed meanwhile is told by its status.
-        let _ = send(&self.socket, io::stdin().as_fd(), grant);
+        let _ = send(&self.socket, io::stdin().as_fd(), words);
         self.child
     }
 }
 
 /// Sends the grant and the input to the child; then its end, so that it knows that this was all.
-fn send(socket: &UnixStream, input: impl AsFd, grant: &Grant) -> io::Result<()> {
-    let count = grant.variables.len().to_string().into();
-    let variables = grant.variables.iter().flat_map(|(name, value)| [name, value]);
+fn send(socket: &UnixStream, input: impl AsFd, words: &[OsString]) -> io::Result<()> {
     let mut message = Vec::new();
-    for word in [&grant.program, &grant.name, &count]
-        .into_iter()
-        .chain(variables)
-        .chain(&grant.arguments)
-    {
+    for word in words {
         message.extend_from_slice(word.as_bytes());
         message.push(0);
     }
@@ -115,7 +108,7 @@ fn send(socket: &UnixStream, input: impl AsFd, grant: &Grant) -> io::Result<()> 
 }
 
 /// Waits for the grant. `None` when there will be none.
-fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd, Grant)>> {
+fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd, Vec<OsString>)>> {
     let mut message = vec![0; 16 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -140,61 +133,52 @@ fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd
     let (Some(input), Some(words)) = (input, message.strip_suffix(&[0])) else {
         return Ok(None);
     };
-    Ok(read(words).map(|grant| (input, grant)))
-}
-
-fn read(words: &[u8]) -> Option<Grant> {
-    let mut words = words
+    let words = words
         .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()));
-    let (program, name) = (words.next()?, words.next()?);
-    let count: usize = words.next()?.to_str()?.parse().ok()?;
-    let mut variables = Vec::new();
-    for _ in 0..count {
-        variables.push((words.next()?, words.next()?));
-    }
-    Some(Grant {
-        program,
-        name,
-        variables,
-        arguments: words.collect(),
-    })
+    Ok(Some((input, words.collect())))
 }
 
 /// What the child does: waits for its place, then becomes the real tool.
 pub(crate) fn exec() -> ExitCode {
     let stdin = io::stdin();
-    let Ok(Some((input, grant))) = receive(&stdin, stdin.lock()) else {
+    let Ok(Some((input, mut words))) = receive(&stdin, stdin.lock()) else {
         // Refused, or withdrawn: whoever started us says why.
         return ExitCode::from(exit::RUN_FAILED);
+    };
+    let program = words.remove(0);
+    let tool = Tool {
+        name: program.clone(),
+        program,
+        variables: Vec::new(),
+        arguments: words,
     };
     let error = match rustix::stdio::dup2_stdin(&input) {
         Ok(()) => {
             drop(input);
-            become_tool(&grant)
+            tool.become_it()
         }
         Err(error) => error.into(),
     };
     let mut console = Console::of_process(&Environment::default(), false);
-    console.say(&format!(
-        "cannot run {}: {error}",
-        grant.program.to_string_lossy()
-    ));
+    console.say(&format!("cannot run {}: {error}", tool.program.to_string_lossy()));
     ExitCode::from(126)
 }
 
-/// Turns this process into the real tool. Returns only when that cannot be.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this process becomes orbctl: nothing is spawned"
-)]
-pub(crate) fn become_tool(grant: &Grant) -> io::Error {
-    let program: &OsStr = &grant.program;
-    Command::new(program)
-        .arg0(&grant.name)
-        .envs(grant.variables.iter().map(|(name, value)| (name, value)))
-        .args(&grant.arguments)
-        .exec()
+impl Tool {
+    /// Turns this process into it. Returns only when that cannot be.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this process becomes orbctl: nothing is spawned"
+    )]
+    pub(crate) fn become_it(&self) -> io::Error {
+        let program: &OsStr = &self.program;
+        Command::new(program)
+            .arg0(&self.name)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .args(&self.arguments)
+            .exec()
+    }
 }
 
 #[cfg(test)]
@@ -209,12 +193,10 @@ mod tests {
         let (input, mut writer) = io::pipe().unwrap();
         writer.write_all(b"typed").unwrap();
         drop(writer);
-        let sent = Grant {
-            program: "/usr/local/bin/orbctl".into(),
-            name: "orb".into(),
-            variables: vec![("A".into(), "".into()), ("B".into(), "2".into())],
-            arguments: ["push", "", &"x".repeat(100_000)].map(Into::into).to_vec(),
-        };
+        let long = "x".repeat(100_000);
+        let sent: Vec<OsString> = ["/usr/local/bin/orbctl", "push", "", &long]
+            .map(Into::into)
+            .to_vec();
         let told = sent.clone();
         let parent = std::thread::spawn(move || send(&ours, &input, &told).unwrap());
         let (input, received) = receive(&theirs, &theirs).unwrap().expect("granted");

@@ -1,10 +1,10 @@
 //! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone.
 //!
 //! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
-//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and two small ones
-//! about descriptors and stopping are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
+//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and three small ones
+//! about descriptors, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
 //!
-//! Nothing here knows `orbctl`, and nothing here starts a process.
+//! Nothing here knows `orbctl`, and nothing here starts a program.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 mod descriptors;
+mod fork;
 mod hang_up;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -29,6 +30,7 @@ mod macos;
 use macos as platform;
 
 pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
+pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
 pub use stop::stop_by;
 

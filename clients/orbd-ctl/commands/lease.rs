@@ -30,7 +30,7 @@ use crate::interrupt::Interrupt;
 use crate::narrate::{Narrator, Watch};
 use crate::render;
 use crate::trouble::{Trouble, exit};
-use crate::waiting_child::{Grant, WaitingChild};
+use crate::waiting_child::WaitingChild;
 
 /// A place in the queue that is wanted.
 pub(super) struct Place {
@@ -104,13 +104,9 @@ pub(super) fn carry_out(
     if terminal == Terminal::Its {
         interrupt.let_pass()?;
     }
-    let program = OsString::from(lease.orbctl);
-    let mut child = child.grant(&Grant {
-        name: program.clone(),
-        program,
-        variables: Vec::new(),
-        arguments: arguments(lease.machines.first().unwrap_or(&machine)),
-    });
+    let mut words = vec![OsString::from(lease.orbctl)];
+    words.extend(arguments(lease.machines.first().unwrap_or(&machine)));
+    let mut child = child.grant(&words);
     let status = child.wait().map_err(|source| Trouble::Local {
         what: "cannot wait for orbctl".into(),
         source,

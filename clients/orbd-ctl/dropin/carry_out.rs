@@ -1,6 +1,6 @@
 //! Asks orbd, and lets the real tool run in the place that it gives.
 //!
-//! **Called from inside of a place.** A process that runs in a place, and what it starts, has [`MARKER`] in its environment. Such a call
+//! **Called from inside of a place.** A process that runs in a place, and what it starts, has `ORBD_JOB` in its environment. Such a call
 //! takes no lane and shares nothing: whoever started it holds a place until it ends, and may hold the very lane that it would wait
 //! for, or stand before somebody who does. So it runs as what orbd has no word for, or as a read that the tool itself prints; both
 //! wait for nobody. A marker of a job that is over counts for nothing: it was left behind in somebody's environment.
@@ -21,10 +21,10 @@ use orbd::rpc::types::{
     HelloAnswer, JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, PrintoutAnswer,
     Read, ReleaseParams, SessionReadParams,
 };
-use orbd::sys::MARKER;
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
 
+use super::child::{Start, TheTool};
 use super::guard::{Ended, Guard};
 use super::words::{self, Place, Plan};
 use super::{Invocation, REFUSED, Settings, refuse};
@@ -34,7 +34,6 @@ use crate::link::{self, Link};
 use crate::narrate::{Narrator, Watch};
 use crate::trouble::Trouble;
 use crate::trouble::exit::FAILED;
-use crate::waiting_child::WaitingChild;
 
 /// Our name in job lists and records.
 const CLIENT_NAME: &str = "orbctl";
@@ -220,10 +219,17 @@ impl Session<'_> {
     }
 
     /// Lets the tool run in a place.
-    #[expect(clippy::zombie_processes, reason = "the guard waits for it, by its id")]
     fn lease(mut self, mut params: LeaseParams) -> Result<ExitCode, Failed> {
-        let child = WaitingChild::start()
-            .map_err(|error| Failed::Refused(format!("cannot start ourselves a second time: {error}")))?;
+        let child = match TheTool::start() {
+            Ok(Start::Parent(child)) => child,
+            Ok(Start::Child(granted)) => {
+                // Our parent's alone: orbd sees by its end that nobody asks any more.
+                let invocation = self.invocation;
+                drop(self);
+                return Ok(granted.wait(invocation));
+            }
+            Err(error) => return Err(Failed::Refused(format!("cannot start a process: {error}"))),
+        };
         params.pid = child.pid();
         let ready = self.place(&params).and_then(|lease| {
             let orbctl = Path::new(&lease.orbctl);
@@ -244,9 +250,7 @@ impl Session<'_> {
             }
         };
         let marker = format!("{}:{}", self.hello.instance, lease.job_id);
-        let variables = vec![(MARKER.into(), marker.into())];
-        let child = child.grant(&self.invocation.grant(&program, variables));
-        let ended = guard.watch(&child);
+        let ended = guard.watch(child.grant(&program, &marker));
         self.release(lease.job_id, ended);
         Ok(ended.repeat())
     }

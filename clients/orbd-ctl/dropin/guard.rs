@@ -13,7 +13,7 @@
 //! What nobody can pass on is SIGKILL and SIGSTOP to us alone.
 
 use std::io;
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 
 use orbd::sys::{is_in_foreground, stop_by};
 use rustix::process::{
@@ -70,8 +70,7 @@ impl Guard {
     }
 
     /// Waits until the child has ended.
-    pub(super) fn watch(mut self, child: &Child) -> Ended {
-        let child = Pid::from_child(child);
+    pub(super) fn watch(mut self, child: Pid) -> Ended {
         loop {
             while let Some(status) = match look(child) {
                 Ok(status) => status,

@@ -9,7 +9,7 @@
 //!
 //! Whoever calls must not notice: the same bytes, exit code and signals, because it is the real tool that runs, in the caller's
 //! directory, environment and terminal, in the place that the daemon gave it. [`words`] says what is touched, [`find`] where the tool
-//! is, [`carry_out`] asks and waits, [`guard`] is us while the tool runs; [`links`] make us be called. `docs/dropin.md` tells what
+//! is, [`carry_out`] asks and waits, [`child`] becomes the tool, [`guard`] is us while it runs; [`links`] make us be called. `docs/dropin.md` tells what
 //! differs all the same.
 
 use std::ffi::OsString;
@@ -19,11 +19,12 @@ use std::time::Duration;
 
 use crate::args::duration;
 use crate::environment::variable;
-use crate::waiting_child::{Grant, become_tool};
+use crate::waiting_child::Tool;
 use find::{Finder, NoTool};
 pub(crate) use words::Called;
 
 mod carry_out;
+mod child;
 mod find;
 mod guard;
 pub(crate) mod links;
@@ -40,9 +41,9 @@ struct Invocation {
 
 impl Invocation {
     /// Returns what a process of ours becomes.
-    fn grant(&self, program: &Path, variables: Vec<(OsString, OsString)>) -> Grant {
+    fn tool(&self, program: &Path, variables: Vec<(OsString, OsString)>) -> Tool {
         let visited = (OsString::from(find::VISITED), self.finder.visited());
-        Grant {
+        Tool {
             program: program.into(),
             name: self.name.clone(),
             variables: [visited].into_iter().chain(variables).collect(),
@@ -56,7 +57,7 @@ impl Invocation {
             Ok(program) => program,
             Err(missing) => return refuse(&missing.to_string(), exit_of(&missing)),
         };
-        let error = become_tool(&self.grant(&program, Vec::new()));
+        let error = self.tool(&program, Vec::new()).become_it();
         refuse(
             &format!("cannot run {}: {error}", program.display()),
             NOT_EXECUTABLE,
