@@ -450,9 +450,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// Returns the environment variable that sets it.
-    pub fn variable(&self) -> String {
-        format!("ORBD_{}", self.name.to_ascii_uppercase())
+    /// Returns the environment variable that sets it, if one does.
+    pub fn variable(&self) -> Option<String> {
+        // `ORBD_STRICT` is the drop-in's. Whoever sets that for all his programs must not slow the daemon that one of them starts.
+        (self.name != "strict").then(|| format!("ORBD_{}", self.name.to_ascii_uppercase()))
     }
 
     /// Says whether it is read only when orbd starts, so that a reload does not change it.
@@ -618,8 +619,9 @@ impl Config {
             config.file = Some(path);
         }
         for key in KEYS {
-            let variable = key.variable();
-            if let Some(text) = environment.get(&variable) {
+            if let Some(variable) = key.variable()
+                && let Some(text) = environment.get(&variable)
+            {
                 config.set(key.name, &Given::Text(text), Origin::Variable(variable))?;
             }
         }
@@ -878,7 +880,7 @@ keys! {
     /// Allow running as root.
     allow_root: bool = |_| false;
 
-    /// One invocation at a time, of all kinds but sessions.
+    /// One invocation at a time, of all kinds but sessions. No variable sets this: `ORBD_STRICT` is the drop-in's.
     strict: bool = |_| false;
     /// At most so many reads run at once.
     queries_max: usize = |_| 4, 1 => 64;
@@ -1030,16 +1032,22 @@ mod tests {
 
     #[test]
     fn flags_go_before_the_environment_and_that_before_the_file() {
-        let file = "queue_max = 2000\ngrace = \"1s\"\nstrict = true\n";
-        let variables = [("ORBD_GRACE", "2s"), ("ORBD_STRICT", "off")];
-        let config = load(Some(file), &variables, &[("strict", "true")]).expect("valid");
+        let file = "queue_max = 2000\ngrace = \"1s\"\nallow_root = true\n";
+        let variables = [("ORBD_GRACE", "2s"), ("ORBD_ALLOW_ROOT", "off")];
+        let config = load(Some(file), &variables, &[("allow_root", "true")]).expect("valid");
         assert_eq!(
-            (config.queue_max, config.grace, config.strict),
+            (config.queue_max, config.grace, config.allow_root),
             (2000, seconds(2), true)
         );
         assert!(matches!(config.origin("queue_max"), Origin::File { line: 1, .. }));
         assert_eq!(config.origin("grace"), Origin::Variable("ORBD_GRACE".into()));
-        assert_eq!(config.origin("strict"), Origin::Flag("strict".into()));
+        assert_eq!(config.origin("allow_root"), Origin::Flag("allow_root".into()));
+    }
+
+    #[test]
+    fn what_the_drop_in_is_told_makes_no_daemon_strict() {
+        let config = load(None, &[("ORBD_STRICT", "1")], &[]).expect("valid");
+        assert!(!config.strict);
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn edit(context: &mut Context, here: &Here, key: &'static Key, value: Option<&st
             .and_then(|(_, value)| value)
             .filter(|_| is_set),
         changed,
-        overridden_by: here.environment.get(&variable).map(|_| variable.clone()),
+        overridden_by: variable.filter(|variable| here.environment.get(variable).is_some()),
         running,
         not_running,
     };
