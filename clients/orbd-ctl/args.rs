@@ -394,9 +394,9 @@ Examples:
     Daemon(Daemon) "daemon" [] "Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
-  orbd-ctl daemon restart                now, whatever runs; an upgrade takes over by itself when nothing does
-  orbd-ctl daemon config set grace 30s   orbd's own configuration; tells what it takes to be in force
-  orbd-ctl daemon config show            every key, its value and where that comes from
+  orbd-ctl daemon restart                does not wait as an upgrade does
+  orbd-ctl daemon config set grace 30s   a key of orbd's own configuration
+  orbd-ctl daemon config show            every key, and what set it
   orbd-ctl daemon reload                 after the file was changed by hand
   orbd-ctl daemon logs --follow          what orbd does, as it does it";
     /// Keep orbd running as a service: launchd on a Mac, systemd on Linux
@@ -407,8 +407,8 @@ Examples:
   orbd-ctl service logs --follow";
     /// Put orbd before the real orbctl, for every program that calls it by name
     Dropin(DropinVerb) "dropin" [] "Examples:
-  orbd-ctl dropin install                links orbctl and orb in ~/.orbd/bin, and what to add to your profile
-  orbd-ctl dropin status                 which orbctl runs, and which real one is behind it
+  orbd-ctl dropin install                orbctl and orb in ~/.orbd/bin
+  orbd-ctl dropin status                 what is called, and what is behind it
   orbd-ctl dropin uninstall";
     /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
     Doctor(Nothing) "doctor" [] "Examples:
@@ -1089,8 +1089,8 @@ pub(crate) enum DaemonCommand {
         subcommand,
         after_help = "Examples:
   orbd-ctl daemon config path            where the file is, or would be
-  orbd-ctl daemon config show            every key, its value and where that comes from
-  orbd-ctl daemon config check           exits with 1 when something is wrong with it
+  orbd-ctl daemon config show            every key, and what set it
+  orbd-ctl daemon config check           exits with 1 when it is wrong
   orbd-ctl daemon config set queue_max 2000
   orbd-ctl daemon config unset queue_max
 
