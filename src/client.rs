@@ -45,6 +45,15 @@ pub struct Client {
     next_id: u64,
     /// The beginning of a line whose end had not come when a limited wait was over.
     partial: Vec<u8>,
+    /// Of two calls that were sent as one, the answer that came before it was asked for.
+    early: Option<(u64, String)>,
+}
+
+/// A call that was sent; [`Client::fetch`] fetches its answer.
+#[derive(Debug)]
+pub struct Sent<M> {
+    id: u64,
+    method: PhantomData<M>,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +81,7 @@ impl Client {
             writer,
             next_id: 1,
             partial: Vec::new(),
+            early: None,
         })
     }
 
@@ -105,6 +115,55 @@ impl Client {
         })
     }
 
+    /// Sends a call.
+    pub fn send_one<M: Method>(&mut self, params: &M::Params) -> Result<Sent<M>, CallError> {
+        let id = self.send(M::NAME, params)?;
+        Ok(Sent {
+            id,
+            method: PhantomData,
+        })
+    }
+
+    /// Sends two calls as one message, which saves waiting for the first before the second is on its way. Both are carried out,
+    /// whatever comes of the first.
+    pub fn send_both<A: Method, B: Method>(
+        &mut self,
+        first: &A::Params,
+        second: &B::Params,
+    ) -> Result<(Sent<A>, Sent<B>), CallError> {
+        let (first, mut lines) = self.encode(A::NAME, first)?;
+        let (second, more) = self.encode(B::NAME, second)?;
+        lines.extend(more);
+        self.writer.write_all(&lines).map_err(CallError::Lost)?;
+        let method = PhantomData;
+        Ok((
+            Sent { id: first, method },
+            Sent {
+                id: second,
+                method: PhantomData,
+            },
+        ))
+    }
+
+    /// Waits for the answer to a call that was sent, about `at_most` long; `None` when it has not come, and the wait can be repeated.
+    pub fn fetch<M: Method>(
+        &mut self,
+        sent: &Sent<M>,
+        at_most: Duration,
+    ) -> Result<Option<M::Answer>, CallError> {
+        if let Some((_, line)) = self.early.take_if(|(id, _)| *id == sent.id) {
+            return answer::<M>(&line).map(Some);
+        }
+        while let Some(line) = self.line_within(at_most)? {
+            match id_of(&line) {
+                Some(id) if id != sent.id => self.early = Some((id, line)),
+                // One whose id the daemon could not read is ours, too.
+                _ => return answer::<M>(&line).map(Some),
+            }
+        }
+        Ok(None)
+    }
+
     /// Subscribes; the events are read from what is returned, which borrows the connection.
     pub fn subscribe<S: Subscription>(&mut self, params: &S::Params) -> Result<Events<'_, S>, CallError> {
         let id = self.send(S::NAME, params)?;
@@ -121,14 +180,24 @@ impl Client {
 
     /// Sends a request and returns its id.
     fn send(&mut self, method: &'static str, params: &impl serde::Serialize) -> Result<u64, CallError> {
+        let (id, line) = self.encode(method, params)?;
+        self.writer.write_all(&line).map_err(CallError::Lost)?;
+        Ok(id)
+    }
+
+    /// Writes a request as a line, and returns its id and the line.
+    fn encode(
+        &mut self,
+        method: &'static str,
+        params: &impl serde::Serialize,
+    ) -> Result<(u64, Vec<u8>), CallError> {
         let id = self.next_id;
         self.next_id += 1;
         let request = serde_json::json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
         let mut line =
             serde_json::to_vec(&request).map_err(|source| CallError::Unreadable { method, source })?;
         line.push(b'\n');
-        self.writer.write_all(&line).map_err(CallError::Lost)?;
-        Ok(id)
+        Ok((id, line))
     }
 
     /// Reads until the answer to `id`; notifications of a subscription that was given up are passed over.
@@ -168,6 +237,11 @@ impl Client {
         }
         String::from_utf8(std::mem::take(&mut self.partial)).map_err(|_| io::ErrorKind::InvalidData.into())
     }
+}
+
+/// Returns which request a line answers; `None` for one whose id the daemon could not read, and for what is no answer.
+fn id_of(line: &str) -> Option<u64> {
+    serde_json::from_str::<Frame<'_>>(line).ok()?.id
 }
 
 /// Says whether a line is the answer to the request `id`, or to one whose id the daemon could not read.
@@ -237,5 +311,52 @@ impl<S: Subscription> Events<'_, S> {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::rpc::api::DaemonInfo;
+    use crate::rpc::types::NoParams;
+
+    /// Calls are answered as they end, in any order.
+    #[test]
+    fn of_two_calls_sent_as_one_each_gets_its_own_answer_whichever_comes_first() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let daemon = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a client");
+            let mut requests = BufReader::new(stream.try_clone().expect("a copy")).lines();
+            for _ in 0..2 {
+                requests.next().expect("a request").expect("a line");
+            }
+            let hello =
+                r#"{"jsonrpc":"2.0","id":1,"result":{"version":"9.9.9","protocol":1,"instance":"x"}}"#;
+            let error = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no","data":{"kind":"internal","retryable":false}}}"#;
+            (&stream)
+                .write_all(format!("{error}\n{hello}\n").as_bytes())
+                .expect("it reads");
+        });
+        let mut client = Client::connect(&socket).expect("it listens");
+        let hello = HelloParams {
+            client: "test".into(),
+            protocol: 1,
+        };
+        let (first, second) = client
+            .send_both::<DaemonHello, DaemonInfo>(&hello, &NoParams {})
+            .expect("sent");
+        let patience = Duration::from_secs(30);
+        let greeted = client
+            .fetch(&first, patience)
+            .expect("an answer")
+            .expect("in time");
+        assert_eq!(greeted.version, "9.9.9");
+        let refused = client.fetch(&second, patience).expect_err("it was refused");
+        assert!(matches!(refused, CallError::Refused(_)), "{refused}");
+        daemon.join().expect("no panic");
     }
 }

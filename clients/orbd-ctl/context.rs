@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use orbd::client::{Client, Pending};
+use orbd::client::{Client, Pending, Sent};
 use orbd::rpc::api::{JobCancel, Method};
 use orbd::rpc::types::{JobParams, JobStateWord, Priority};
 
@@ -80,13 +80,29 @@ impl Context {
         self.link.connect(&mut self.console)
     }
 
-    /// Asks for something that changes nothing. Ctrl-C ends us as it ends any program.
+    /// Asks for something that changes nothing, in the same breath as saying who we are. Ctrl-C ends us as it ends any program.
+    pub(crate) fn look<M: Method>(&mut self, watch: Watch, params: &M::Params) -> Result<M::Answer, Trouble> {
+        let (client, sent) = self.link.connect_and_ask::<M>(&mut self.console, params)?;
+        self.fetch(watch, client, &sent)
+    }
+
+    /// Asks for something that is done at once. Ctrl-C ends us as it ends any program.
     pub(crate) fn ask<M: Method>(&mut self, watch: Watch, params: &M::Params) -> Result<M::Answer, Trouble> {
         let mut client = self.connect()?;
-        let mut pending = client.start::<M>(params)?;
+        let sent = client.send_one::<M>(params)?;
+        self.fetch(watch, client, &sent)
+    }
+
+    /// Waits for an answer, and says what takes so long.
+    fn fetch<M: Method>(
+        &mut self,
+        watch: Watch,
+        mut client: Client,
+        sent: &Sent<M>,
+    ) -> Result<M::Answer, Trouble> {
         let mut narrator = Narrator::new(&self.link, watch);
         loop {
-            match pending.wait(SLOW_TICK)? {
+            match client.fetch(sent, SLOW_TICK)? {
                 Some(answer) => return Ok(answer),
                 None => narrator.tick(&mut self.console),
             }

@@ -6,9 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orbd::client::{CallError, Client};
+use orbd::client::{CallError, Client, Sent};
 use orbd::config::SOCKET_PATH_MAX;
-use orbd::rpc::api::{DaemonHello, DaemonInfo, PROTOCOL_VERSION};
+use orbd::rpc::api::{DaemonHello, DaemonInfo, Method, PROTOCOL_VERSION};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::socket::lock_path;
 use orbd::rpc::types::{HelloAnswer, HelloParams, NoParams};
@@ -99,6 +99,24 @@ impl Link {
         Ok(client)
     }
 
+    /// Connects likewise, and asks in the same breath. Only for what changes nothing: it is asked also of a daemon that refuses us.
+    pub(crate) fn connect_and_ask<M: Method>(
+        &self,
+        console: &mut Console,
+        params: &M::Params,
+    ) -> Result<(Client, Sent<M>), Trouble> {
+        let mut client = self.reach(console)?;
+        match greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params) {
+            // It was on its way out when it took our connection.
+            Err(Trouble::Lost(_)) => {
+                client = self.reach(console)?;
+                let (_, sent) = greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params)?;
+                Ok((client, sent))
+            }
+            other => other.map(|(_, sent)| (client, sent)),
+        }
+    }
+
     /// Connects once more for a question on the side, which never waits long and may fail.
     pub(crate) fn aside(&self) -> Option<Client> {
         let mut client = self.dial().ok()?;
@@ -140,13 +158,37 @@ pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, T
 
 /// Says that we are `name` and compares protocols.
 pub(crate) fn greet_as(client: &mut Client, socket: &Path, name: &str) -> Result<HelloAnswer, Trouble> {
-    let hello = HelloParams {
+    let answer = client
+        .start::<DaemonHello>(&hello_of(name))
+        .and_then(|mut pending| pending.wait(GREETING_MAX));
+    greeted(client, socket, answer)
+}
+
+/// Says that we are `name` and asks what changes nothing, in one message; its answer is fetched afterwards.
+pub(crate) fn greet_and_ask<M: Method>(
+    client: &mut Client,
+    socket: &Path,
+    name: &str,
+    params: &M::Params,
+) -> Result<(HelloAnswer, Sent<M>), Trouble> {
+    let (hello, sent) = client.send_both::<DaemonHello, M>(&hello_of(name), params)?;
+    let answer = client.fetch(&hello, GREETING_MAX);
+    Ok((greeted(client, socket, answer)?, sent))
+}
+
+fn hello_of(name: &str) -> HelloParams {
+    HelloParams {
         client: name.into(),
         protocol: PROTOCOL_VERSION,
-    };
-    let answer = client
-        .start::<DaemonHello>(&hello)
-        .and_then(|mut pending| pending.wait(GREETING_MAX));
+    }
+}
+
+/// Takes in how we were greeted.
+fn greeted(
+    client: &mut Client,
+    socket: &Path,
+    answer: Result<Option<HelloAnswer>, CallError>,
+) -> Result<HelloAnswer, Trouble> {
     match answer {
         Ok(Some(hello)) if hello.protocol == PROTOCOL_VERSION => Ok(hello),
         Ok(Some(hello)) => Err(mismatch(&hello.version, hello.protocol)),

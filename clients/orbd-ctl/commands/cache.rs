@@ -15,7 +15,7 @@ use crate::trouble::Trouble;
 pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Result<ExitCode, Trouble> {
     match command {
         None | Some(CacheCommand::Status) => {
-            let answer = context.ask::<CacheStatus>(Watch::Queue, &NoParams {})?;
+            let answer = context.look::<CacheStatus>(Watch::Queue, &NoParams {})?;
             context.console.answer(&answer, render::cache)?;
         }
         Some(CacheCommand::Invalidate { machine }) => {

@@ -20,7 +20,7 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             let params = ReadParams {
                 max_age_ms: args.age.max_age_ms(),
             };
-            let answer = context.ask::<ConfigShow>(watch, &params)?;
+            let answer = context.look::<ConfigShow>(watch, &params)?;
             context.console.answer(&answer, render::config)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -29,7 +29,7 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
                 key,
                 max_age_ms: age.max_age_ms(),
             };
-            let answer = context.ask::<ConfigGet>(watch, &params)?;
+            let answer = context.look::<ConfigGet>(watch, &params)?;
             if context.console.json || answer.value.is_some() {
                 context.console.answer(&answer, |answer, _| {
                     answer

@@ -17,7 +17,7 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
         let params = ReadParams {
             max_age_ms: args.age.max_age_ms(),
         };
-        let answer = context.ask::<MachineDefault>(Watch::Ours("default", "default".into()), &params)?;
+        let answer = context.look::<MachineDefault>(Watch::Ours("default", "default".into()), &params)?;
         context.console.answer(&answer, |answer, _| {
             answer
                 .machine
@@ -51,7 +51,7 @@ pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) 
         return Ok(name.clone());
     }
     let watch = Watch::Ours("default", "the default machine".into());
-    let answer = context.ask::<MachineDefault>(watch, &ReadParams::default())?;
+    let answer = context.look::<MachineDefault>(watch, &ReadParams::default())?;
     answer.machine.ok_or_else(|| Trouble::Absent {
         message: "no machine was named, and there is no default machine".into(),
         hint: "name one with -m NAME, or set the default with `orbd-ctl default NAME`".into(),

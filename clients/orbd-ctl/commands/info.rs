@@ -18,7 +18,7 @@ pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, Troubl
         max_age_ms: args.age.max_age_ms(),
         machine: args.machine,
     };
-    let answer = context.ask::<MachineInfo>(watch, &params)?;
+    let answer = context.look::<MachineInfo>(watch, &params)?;
     context.console.answer(&answer, render::info)?;
     if let Some(note) = render::staleness(&answer.observed) {
         context.console.say(&note);

@@ -28,7 +28,7 @@ struct Chain {
 pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCode, Trouble> {
     match *command {
         JobCommand::Show { id } => {
-            let answer = context.ask::<JobGet>(Watch::Queue, &JobParams { job_id: id })?;
+            let answer = context.look::<JobGet>(Watch::Queue, &JobParams { job_id: id })?;
             context
                 .console
                 .answer(&answer, |answer, look| render::job(&answer.job, look))?;
@@ -69,7 +69,7 @@ fn chain(context: &mut Context, id: u64) -> Result<Chain, Trouble> {
     let mut jobs: Vec<Job> = Vec::new();
     let mut next = Some(id);
     while let Some(id) = next.take() {
-        let job = match context.ask::<JobGet>(Watch::Queue, &JobParams { job_id: id }) {
+        let job = match context.look::<JobGet>(Watch::Queue, &JobParams { job_id: id }) {
             Ok(answer) => answer.job,
             // What was in the way has ended and is forgotten.
             Err(trouble) if !jobs.is_empty() && trouble.kind() == Some(ErrorKind::JobNotFound) => break,

@@ -45,7 +45,7 @@ pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, Troubl
 }
 
 fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, Trouble> {
-    context.ask::<JobList>(Watch::Queue, query)
+    context.look::<JobList>(Watch::Queue, query)
 }
 
 /// Puts two lists into one, oldest first. A job that started between the two looks is in both: the later look counts.

@@ -16,7 +16,7 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Troub
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let mut answer = context.ask::<MachineList>(Watch::Ours("list", "list".into()), &params)?;
+    let mut answer = context.look::<MachineList>(Watch::Ours("list", "list".into()), &params)?;
     if args.running {
         answer.machines.retain(|machine| machine.state == "running");
     }

@@ -20,7 +20,7 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Troubl
         machine: args.machine,
         all: args.all,
     };
-    let answer = context.ask::<MachineLogs>(watch, &params)?;
+    let answer = context.look::<MachineLogs>(watch, &params)?;
     context.console.answer(&answer, |answer, _| answer.text.clone())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,7 +24,7 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
                 limit: Some(args.limit),
                 cursor: args.cursor,
             };
-            let answer = context.ask::<MetricsHistory>(watch, &params)?;
+            let answer = context.look::<MetricsHistory>(watch, &params)?;
             context.console.answer(&answer, render::history)?;
             if let (Some(cursor), false) = (&answer.cursor, context.console.json) {
                 context
@@ -36,11 +36,11 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
             let params = MetricsExportParams {
                 format: format.into(),
             };
-            let answer = context.ask::<MetricsExport>(watch, &params)?;
+            let answer = context.look::<MetricsExport>(watch, &params)?;
             context.console.answer(&answer, |answer, _| answer.text.clone())?;
         }
         MetricsCommand::Counters => {
-            let answer = context.ask::<MetricsCounters>(watch, &NoParams {})?;
+            let answer = context.look::<MetricsCounters>(watch, &NoParams {})?;
             context.console.answer(&answer, render::counters)?;
         }
     }
@@ -54,7 +54,7 @@ fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), Trou
         machine: args.machine,
         group_by: args.by,
     };
-    let answer = context.ask::<MetricsSummary>(Watch::Ours("metrics", "metrics".into()), &params)?;
+    let answer = context.look::<MetricsSummary>(Watch::Ours("metrics", "metrics".into()), &params)?;
     context.console.answer(&answer, render::metrics)?;
     if answer.rows.is_empty() {
         context.console.say("nothing is recorded in this window");

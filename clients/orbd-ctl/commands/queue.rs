@@ -17,7 +17,7 @@ pub(super) fn queue(context: &mut Context, command: Option<QueueCommand>) -> Res
         machine: target.machine,
     };
     let answer = match command {
-        None | Some(QueueCommand::Status) => context.ask::<QueueStatus>(Watch::Queue, &NoParams {})?,
+        None | Some(QueueCommand::Status) => context.look::<QueueStatus>(Watch::Queue, &NoParams {})?,
         Some(QueueCommand::Pause(target)) => context.ask::<QueuePause>(Watch::Queue, &params(target))?,
         Some(QueueCommand::Resume(target)) => context.ask::<QueueResume>(Watch::Queue, &params(target))?,
         Some(QueueCommand::Drain(target)) => context.ask::<QueueDrain>(Watch::Queue, &params(target))?,

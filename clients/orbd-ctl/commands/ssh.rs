@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Shows how to reach machines over SSH.
 pub(super) fn ssh(context: &mut Context) -> Result<ExitCode, Trouble> {
-    let answer = context.ask::<MachineSsh>(Watch::Ours("ssh", "ssh".into()), &NoParams {})?;
+    let answer = context.look::<MachineSsh>(Watch::Ours("ssh", "ssh".into()), &NoParams {})?;
     context.console.answer(&answer, |answer, _| answer.text.clone())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, T
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let answer = context.ask::<OrbstackStatus>(Watch::Ours("status", "status".into()), &params)?;
+    let answer = context.look::<OrbstackStatus>(Watch::Ours("status", "status".into()), &params)?;
     context.console.answer(&answer, |answer, look| {
         let style = if answer.status == "running" {
             render::GOOD

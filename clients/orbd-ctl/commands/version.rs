@@ -28,7 +28,7 @@ pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode,
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let answer = context.ask::<OrbstackVersion>(Watch::Ours("version", "version".into()), &params)?;
+    let answer = context.look::<OrbstackVersion>(Watch::Ours("version", "version".into()), &params)?;
     context.console.answer(&answer, |answer, _| {
         let build = answer
             .build

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use orbd::client::{CallError, Client, Pending};
+use orbd::client::{CallError, Client, Sent};
 use orbd::rpc::api::{JobGet, Method, SessionLease, SessionRead, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{
@@ -118,7 +118,19 @@ fn attempt(
 ) -> Result<ExitCode, Failed> {
     let link = Link::resolve(&Global::default(), settings.environment.clone()).map_err(Failed::NoDaemon)?;
     let mut client = link.dial().map_err(Failed::NoDaemon)?;
-    let hello = link::greet_as(&mut client, &link.socket, CLIENT_NAME).map_err(Failed::NoDaemon)?;
+    // A read that is shared is asked for with the greeting: it changes nothing, whatever comes of that.
+    let shared = match &plan {
+        Plan::Read(read) if settings.above.is_none() && !prints_on_a_terminal() => {
+            Some(printout_of(read, settings, began))
+        }
+        _ => None,
+    };
+    let greeted = match &shared {
+        Some(params) => link::greet_and_ask::<SessionRead>(&mut client, &link.socket, CLIENT_NAME, params)
+            .map(|(hello, sent)| (hello, Some(sent))),
+        None => link::greet_as(&mut client, &link.socket, CLIENT_NAME).map(|hello| (hello, None)),
+    };
+    let (hello, sent) = greeted.map_err(Failed::NoDaemon)?;
     let mut session = Session {
         invocation,
         settings,
@@ -128,7 +140,7 @@ fn attempt(
     };
     let is_inside = session.is_inside();
     match plan {
-        Plan::Read(read) if !is_inside && !prints_on_a_terminal() => match session.read(&read, began) {
+        Plan::Read(read) if !is_inside && !prints_on_a_terminal() => match session.read(&read, sent, began) {
             Ok(printout) => Ok(printed(&printout)),
             // Too much to be passed on; the tool can print it itself.
             Err(Failed::NoPrintout) => session.lease(of_read(read)),
@@ -144,6 +156,15 @@ fn attempt(
 /// The tool may print otherwise on a terminal, so it prints there itself.
 fn prints_on_a_terminal() -> bool {
     io::stdout().is_terminal() || io::stderr().is_terminal()
+}
+
+fn printout_of(read: &Read, settings: &Settings, began: Instant) -> SessionReadParams {
+    // What was begun since we were called is as new as what the tool itself would have seen.
+    let max_age = settings.max_age.max(now() - began);
+    SessionReadParams {
+        read: read.clone(),
+        max_age_ms: Some(millis(max_age)),
+    }
 }
 
 fn of(operation: LeaseOperation) -> LeaseParams {
@@ -189,9 +210,14 @@ impl Session<'_> {
         asked.is_ok_and(|answer| answer.job.state != JobStateWord::Ended)
     }
 
-    /// Asks, and waits for the answer however long it takes: orbd has the limits.
+    /// Asks, and waits for the answer.
     fn ask<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, Failed> {
-        let mut pending: Pending<'_, M> = self.client.start(params).map_err(Trouble::from)?;
+        let sent = self.client.send_one::<M>(params).map_err(Trouble::from)?;
+        self.answer(&sent)
+    }
+
+    /// Waits for an answer however long it takes: orbd has the limits.
+    fn answer<M: Method>(&mut self, sent: &Sent<M>) -> Result<M::Answer, Failed> {
         let mut narrator = self.settings.verbose.then(|| {
             (
                 Narrator::new(self.link, Watch::All("orbctl")),
@@ -199,7 +225,7 @@ impl Session<'_> {
             )
         });
         loop {
-            if let Some(answer) = pending.wait(TICK).map_err(Trouble::from)? {
+            if let Some(answer) = self.client.fetch(sent, TICK).map_err(Trouble::from)? {
                 return Ok(answer);
             }
             if let Some((narrator, console)) = &mut narrator {
@@ -208,14 +234,17 @@ impl Session<'_> {
         }
     }
 
-    /// Asks what the tool prints.
-    fn read(&mut self, read: &Read, began: Instant) -> Result<PrintoutAnswer, Failed> {
-        // What was begun since we were called is as new as what the tool itself would have seen.
-        let max_age = self.settings.max_age.max(now() - began);
-        self.ask::<SessionRead>(&SessionReadParams {
-            read: read.clone(),
-            max_age_ms: Some(millis(max_age)),
-        })
+    /// Asks what the tool prints, unless that was asked already.
+    fn read(
+        &mut self,
+        read: &Read,
+        sent: Option<Sent<SessionRead>>,
+        began: Instant,
+    ) -> Result<PrintoutAnswer, Failed> {
+        match sent {
+            Some(sent) => self.answer(&sent),
+            None => self.ask::<SessionRead>(&printout_of(read, self.settings, began)),
+        }
     }
 
     /// Lets the tool run in a place.
