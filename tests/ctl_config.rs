@@ -224,4 +224,6 @@ fn a_pending_upgrade_is_shown_by_status_and_doctor_with_what_it_waits_for() {
     let found = call(&world, &["doctor"]);
     let found = String::from_utf8_lossy(&found.stdout).into_owned();
     assert!(found.contains("waits for a pause of the queue"), "{found}");
+    // A question to orbctl would wait for the end of the pause.
+    assert!(found.contains("not asked: the queue is paused"), "{found}");
 }

@@ -15,7 +15,7 @@ use orbd::orbctl::locate::{LocateError, Located, Search, locate};
 use orbd::rpc::api::{
     DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, PROTOCOL_VERSION, QueueStatus,
 };
-use orbd::rpc::types::{DaemonInfoAnswer, NoParams, ReadParams};
+use orbd::rpc::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -346,43 +346,17 @@ fn of_daemon(
             None => not_found(&LocateError::NotFound),
         },
     }];
+    let queue = client.call::<QueueStatus>(&NoParams {}).ok();
     if info.orbctl.is_some() {
-        match client.call::<OrbstackVersion>(&ReadParams::default()) {
-            Ok(answer) => findings.push(Finding::good("OrbStack's version", answer.version)),
-            Err(error) => findings.push(Finding::bad(
-                "OrbStack's version",
-                Trouble::from(error).to_string(),
-                "open OrbStack once, and let it update",
-            )),
+        if queue.as_ref().is_some_and(|queue| queue.paused) {
+            // Whoever asks would wait until somebody resumes it.
+            let says = "not asked: the queue is paused";
+            findings.push(Finding::doubtful("OrbStack", says, "orbd-ctl queue resume"));
+        } else {
+            findings.extend(of_orbstack(&mut client));
         }
-        findings.push(match client.call::<OrbstackStatus>(&ReadParams::default()) {
-            Ok(answer) if answer.observed.stale => Finding::bad(
-                "OrbStack",
-                render::staleness(&answer.observed).unwrap_or_default(),
-                UNSTICK,
-            ),
-            Ok(answer) if answer.status == "running" => Finding::good("OrbStack", answer.status),
-            Ok(answer) => Finding::doubtful("OrbStack", answer.status, "orbd-ctl start"),
-            Err(error) => Finding::bad("OrbStack", Trouble::from(error).to_string(), UNSTICK),
-        });
     }
-    if let Ok(queue) = client.call::<QueueStatus>(&NoParams {}) {
-        let held = match (queue.paused, queue.draining) {
-            (true, _) => Some("is paused".to_owned()),
-            (_, true) => Some("is draining".to_owned()),
-            _ if !queue.paused_machines.is_empty() => {
-                Some(format!("is paused for {}", queue.paused_machines.join(", ")))
-            }
-            _ if !queue.draining_machines.is_empty() => {
-                Some(format!("is draining for {}", queue.draining_machines.join(", ")))
-            }
-            _ => None,
-        };
-        findings.push(match held {
-            Some(held) => Finding::doubtful("queue", format!("it {held}"), "orbd-ctl queue resume [NAME]"),
-            None => Finding::good("queue", format!("{} run, {} wait", queue.running, queue.waiting)),
-        });
-    }
+    findings.extend(queue.as_ref().map(of_queue));
     if let Ok(counters) = client.call::<MetricsCounters>(&NoParams {}) {
         findings.push(match counters.store.as_str() {
             "open" | "closed" => Finding::good("metrics", "the store is in order"),
@@ -397,6 +371,48 @@ fn of_daemon(
         });
     }
     findings
+}
+
+/// Asks `orbctl` through the daemon.
+fn of_orbstack(client: &mut Client) -> [Finding; 2] {
+    let version = match client.call::<OrbstackVersion>(&ReadParams::default()) {
+        Ok(answer) => Finding::good("OrbStack's version", answer.version),
+        Err(error) => Finding::bad(
+            "OrbStack's version",
+            Trouble::from(error).to_string(),
+            "open OrbStack once, and let it update",
+        ),
+    };
+    let status = match client.call::<OrbstackStatus>(&ReadParams::default()) {
+        Ok(answer) if answer.observed.stale => Finding::bad(
+            "OrbStack",
+            render::staleness(&answer.observed).unwrap_or_default(),
+            UNSTICK,
+        ),
+        Ok(answer) if answer.status == "running" => Finding::good("OrbStack", answer.status),
+        Ok(answer) => Finding::doubtful("OrbStack", answer.status, "orbd-ctl start"),
+        Err(error) => Finding::bad("OrbStack", Trouble::from(error).to_string(), UNSTICK),
+    };
+    [version, status]
+}
+
+/// Looks whether anything is held.
+fn of_queue(queue: &QueueStatusAnswer) -> Finding {
+    let held = match (queue.paused, queue.draining) {
+        (true, _) => Some("is paused".to_owned()),
+        (_, true) => Some("is draining".to_owned()),
+        _ if !queue.paused_machines.is_empty() => {
+            Some(format!("is paused for {}", queue.paused_machines.join(", ")))
+        }
+        _ if !queue.draining_machines.is_empty() => {
+            Some(format!("is draining for {}", queue.draining_machines.join(", ")))
+        }
+        _ => None,
+    };
+    match held {
+        Some(held) => Finding::doubtful("queue", format!("it {held}"), "orbd-ctl queue resume [NAME]"),
+        None => Finding::good("queue", format!("{} run, {} wait", queue.running, queue.waiting)),
+    }
 }
 
 /// Looks whether a drop-in that is installed is the one that is called. Whoever has none misses nothing.
