@@ -45,7 +45,8 @@ pub struct Client {
     next_id: u64,
     /// The beginning of a line whose end had not come when a limited wait was over.
     partial: Vec<u8>,
-    /// Of two calls that were sent as one, the answer that came before it was asked for.
+    /// Two calls that were sent as one, and the answer to either that came while the other's was waited for.
+    pair: [u64; 2],
     early: Option<(u64, String)>,
 }
 
@@ -54,6 +55,15 @@ pub struct Client {
 pub struct Sent<M> {
     id: u64,
     method: PhantomData<M>,
+}
+
+impl<M> Sent<M> {
+    fn of(id: u64) -> Self {
+        Self {
+            id,
+            method: PhantomData,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -81,6 +91,8 @@ impl Client {
             writer,
             next_id: 1,
             partial: Vec::new(),
+            // No request has this id.
+            pair: [0; 2],
             early: None,
         })
     }
@@ -107,21 +119,13 @@ impl Client {
 
     /// Sends a call without waiting for its answer, which is read from what is returned.
     pub fn start<M: Method>(&mut self, params: &M::Params) -> Result<Pending<'_, M>, CallError> {
-        let id = self.send(M::NAME, params)?;
-        Ok(Pending {
-            client: self,
-            id,
-            method: PhantomData,
-        })
+        let sent = self.send_one(params)?;
+        Ok(Pending { client: self, sent })
     }
 
     /// Sends a call.
     pub fn send_one<M: Method>(&mut self, params: &M::Params) -> Result<Sent<M>, CallError> {
-        let id = self.send(M::NAME, params)?;
-        Ok(Sent {
-            id,
-            method: PhantomData,
-        })
+        self.send(M::NAME, params).map(Sent::of)
     }
 
     /// Sends two calls as one message, which saves waiting for the first before the second is on its way. Both are carried out,
@@ -135,14 +139,8 @@ impl Client {
         let (second, more) = self.encode(B::NAME, second)?;
         lines.extend(more);
         self.writer.write_all(&lines).map_err(CallError::Lost)?;
-        let method = PhantomData;
-        Ok((
-            Sent { id: first, method },
-            Sent {
-                id: second,
-                method: PhantomData,
-            },
-        ))
+        self.pair = [first, second];
+        Ok((Sent::of(first), Sent::of(second)))
     }
 
     /// Waits for the answer to a call that was sent, about `at_most` long; `None` when it has not come, and the wait can be repeated.
@@ -155,10 +153,13 @@ impl Client {
             return answer::<M>(&line).map(Some);
         }
         while let Some(line) = self.line_within(at_most)? {
-            match id_of(&line) {
-                Some(id) if id != sent.id => self.early = Some((id, line)),
-                // One whose id the daemon could not read is ours, too.
-                _ => return answer::<M>(&line).map(Some),
+            if answers(&line, sent.id) {
+                return answer::<M>(&line).map(Some);
+            }
+            // Whatever else comes was given up: a call that took too long, or a subscription.
+            let other = self.pair.into_iter().find(|id| answers(&line, *id));
+            if let Some(other) = other {
+                self.early = Some((other, line));
             }
         }
         Ok(None)
@@ -239,11 +240,6 @@ impl Client {
     }
 }
 
-/// Returns which request a line answers; `None` for one whose id the daemon could not read, and for what is no answer.
-fn id_of(line: &str) -> Option<u64> {
-    serde_json::from_str::<Frame<'_>>(line).ok()?.id
-}
-
 /// Says whether a line is the answer to the request `id`, or to one whose id the daemon could not read.
 fn answers(line: &str, id: u64) -> bool {
     serde_json::from_str::<Frame<'_>>(line)
@@ -261,19 +257,13 @@ fn answer<M: Method>(line: &str) -> Result<M::Answer, CallError> {
 /// A call that was sent. Dropping it gives the answer up.
 pub struct Pending<'a, M> {
     client: &'a mut Client,
-    id: u64,
-    method: PhantomData<M>,
+    sent: Sent<M>,
 }
 
 impl<M: Method> Pending<'_, M> {
     /// Waits for the answer, about `at_most` long; `None` when it has not come, and the wait can be repeated.
     pub fn wait(&mut self, at_most: Duration) -> Result<Option<M::Answer>, CallError> {
-        while let Some(line) = self.client.line_within(at_most)? {
-            if answers(&line, self.id) {
-                return answer::<M>(&line).map(Some);
-            }
-        }
-        Ok(None)
+        self.client.fetch(&self.sent, at_most)
     }
 }
 
@@ -337,8 +327,11 @@ mod tests {
             let hello =
                 r#"{"jsonrpc":"2.0","id":1,"result":{"version":"9.9.9","protocol":1,"instance":"x"}}"#;
             let error = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no","data":{"kind":"internal","retryable":false}}}"#;
+            // Neither is anybody's answer.
+            let late = r#"{"jsonrpc":"2.0","id":7,"result":null}"#;
+            let told = r#"{"jsonrpc":"2.0","method":"x","params":{"subscription":1,"result":null}}"#;
             (&stream)
-                .write_all(format!("{error}\n{hello}\n").as_bytes())
+                .write_all(format!("{told}\n{error}\n{late}\n{hello}\n").as_bytes())
                 .expect("it reads");
         });
         let mut client = Client::connect(&socket).expect("it listens");

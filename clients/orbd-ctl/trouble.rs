@@ -210,12 +210,7 @@ impl Trouble {
         {
             text = format!("{flag}{rest}");
         }
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
+        append_causes(&mut text, self);
         text
     }
 
@@ -444,6 +439,16 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
             None => "this is a bug in orbd; its log says more".into(),
         },
     })
+}
+
+/// Appends what an error was caused by, so that all is one sentence.
+pub(crate) fn append_causes(text: &mut String, error: &dyn std::error::Error) {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
 }
 
 #[cfg(test)]

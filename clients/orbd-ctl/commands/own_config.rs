@@ -22,7 +22,7 @@ use crate::args::OwnConfigCommand;
 use crate::context::Context;
 use crate::layout::Look;
 use crate::render;
-use crate::trouble::{Trouble, exit};
+use crate::trouble::{Trouble, append_causes, exit};
 
 /// How long a running orbd has to say what it made of a change.
 const RELOAD_MAX: Duration = Duration::from_secs(5);
@@ -444,12 +444,7 @@ fn cannot(action: &str, file: &Path, source: io::Error) -> Trouble {
 
 fn chain(error: &ConfigError) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
+    append_causes(&mut text, error);
     text
 }
 
