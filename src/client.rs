@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::rpc::api::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
@@ -66,6 +66,14 @@ impl<M> Sent<M> {
     }
 }
 
+#[derive(Serialize)]
+struct Request<'a, P> {
+    jsonrpc: &'static str,
+    id: u64,
+    method: &'static str,
+    params: &'a P,
+}
+
 #[derive(Deserialize)]
 struct Frame<'a> {
     id: Option<u64>,
@@ -80,6 +88,21 @@ struct Frame<'a> {
 struct Notification<'a> {
     #[serde(borrow)]
     result: &'a RawValue,
+}
+
+impl Frame<'_> {
+    /// Says whether it is the answer to the request `id`, or to one whose id the daemon could not read.
+    fn answers(&self, id: u64) -> bool {
+        self.id == Some(id) || (self.id.is_none() && self.error.is_some())
+    }
+}
+
+/// Returns what a method answered.
+fn answer<M: Method>(frame: Frame<'_>) -> Result<M::Answer, CallError> {
+    match (frame.error, frame.result) {
+        (Some(error), _) => Err(CallError::Refused(error)),
+        (None, result) => parse(M::NAME, result.map_or("null", RawValue::get)),
+    }
 }
 
 impl Client {
@@ -113,8 +136,7 @@ impl Client {
     /// Calls a method and waits for its answer.
     pub fn call<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, CallError> {
         let id = self.send(M::NAME, params)?;
-        let line = self.receive(id)?;
-        answer::<M>(&line)
+        self.receive(id, answer::<M>)
     }
 
     /// Sends a call without waiting for its answer, which is read from what is returned.
@@ -135,9 +157,9 @@ impl Client {
         first: &A::Params,
         second: &B::Params,
     ) -> Result<(Sent<A>, Sent<B>), CallError> {
-        let (first, mut lines) = self.encode(A::NAME, first)?;
-        let (second, more) = self.encode(B::NAME, second)?;
-        lines.extend(more);
+        let mut lines = Vec::new();
+        let first = self.encode(A::NAME, first, &mut lines)?;
+        let second = self.encode(B::NAME, second, &mut lines)?;
         self.writer.write_all(&lines).map_err(CallError::Lost)?;
         self.pair = [first, second];
         Ok((Sent::of(first), Sent::of(second)))
@@ -150,14 +172,17 @@ impl Client {
         at_most: Duration,
     ) -> Result<Option<M::Answer>, CallError> {
         if let Some((_, line)) = self.early.take_if(|(id, _)| *id == sent.id) {
-            return answer::<M>(&line).map(Some);
+            return answer::<M>(parse(M::NAME, &line)?).map(Some);
         }
         while let Some(line) = self.line_within(at_most)? {
-            if answers(&line, sent.id) {
-                return answer::<M>(&line).map(Some);
-            }
             // Whatever else comes was given up: a call that took too long, or a subscription.
-            let other = self.pair.into_iter().find(|id| answers(&line, *id));
+            let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line) else {
+                continue;
+            };
+            if frame.answers(sent.id) {
+                return answer::<M>(frame).map(Some);
+            }
+            let other = self.pair.into_iter().find(|id| frame.answers(*id));
             if let Some(other) = other {
                 self.early = Some((other, line));
             }
@@ -168,45 +193,58 @@ impl Client {
     /// Subscribes; the events are read from what is returned, which borrows the connection.
     pub fn subscribe<S: Subscription>(&mut self, params: &S::Params) -> Result<Events<'_, S>, CallError> {
         let id = self.send(S::NAME, params)?;
-        let line = self.receive(id)?;
-        let frame: Frame<'_> = parse(S::NAME, &line)?;
-        match frame.error {
+        self.receive(id, |frame| match frame.error {
             Some(error) => Err(CallError::Refused(error)),
-            None => Ok(Events {
-                client: self,
-                subscription: PhantomData,
-            }),
-        }
+            None => Ok(()),
+        })?;
+        Ok(Events {
+            client: self,
+            subscription: PhantomData,
+        })
     }
 
     /// Sends a request and returns its id.
-    fn send(&mut self, method: &'static str, params: &impl serde::Serialize) -> Result<u64, CallError> {
-        let (id, line) = self.encode(method, params)?;
+    fn send(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
+        let mut line = Vec::new();
+        let id = self.encode(method, params, &mut line)?;
         self.writer.write_all(&line).map_err(CallError::Lost)?;
         Ok(id)
     }
 
-    /// Writes a request as a line, and returns its id and the line.
+    /// Writes a request as a line, and returns its id.
     fn encode(
         &mut self,
         method: &'static str,
-        params: &impl serde::Serialize,
-    ) -> Result<(u64, Vec<u8>), CallError> {
+        params: &impl Serialize,
+        out: &mut Vec<u8>,
+    ) -> Result<u64, CallError> {
         let id = self.next_id;
         self.next_id += 1;
-        let request = serde_json::json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        let mut line =
-            serde_json::to_vec(&request).map_err(|source| CallError::Unreadable { method, source })?;
-        line.push(b'\n');
-        Ok((id, line))
+        let request = Request {
+            jsonrpc: "2.0",
+            id,
+            method,
+            params,
+        };
+        serde_json::to_writer(&mut *out, &request)
+            .map_err(|source| CallError::Unreadable { method, source })?;
+        out.push(b'\n');
+        Ok(id)
     }
 
-    /// Reads until the answer to `id`; notifications of a subscription that was given up are passed over.
-    fn receive(&mut self, id: u64) -> Result<String, CallError> {
+    /// Reads until the answer to `id`, and returns what `take` makes of it. Notifications of a subscription that was given up are passed
+    /// over.
+    fn receive<T>(
+        &mut self,
+        id: u64,
+        take: impl FnOnce(Frame<'_>) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
         loop {
             let line = self.line()?;
-            if answers(&line, id) {
-                return Ok(line);
+            if let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line)
+                && frame.answers(id)
+            {
+                return take(frame);
             }
         }
     }
@@ -237,20 +275,6 @@ impl Client {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         String::from_utf8(std::mem::take(&mut self.partial)).map_err(|_| io::ErrorKind::InvalidData.into())
-    }
-}
-
-/// Says whether a line is the answer to the request `id`, or to one whose id the daemon could not read.
-fn answers(line: &str, id: u64) -> bool {
-    serde_json::from_str::<Frame<'_>>(line)
-        .is_ok_and(|frame| frame.id == Some(id) || (frame.id.is_none() && frame.error.is_some()))
-}
-
-fn answer<M: Method>(line: &str) -> Result<M::Answer, CallError> {
-    let frame: Frame<'_> = parse(M::NAME, line)?;
-    match (frame.error, frame.result) {
-        (Some(error), _) => Err(CallError::Refused(error)),
-        (None, result) => parse(M::NAME, result.map_or("null", RawValue::get)),
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Instant;
 use super::Scale;
 use super::daemon::Daemon;
 use super::stand_in::MACHINE;
-use super::stats::{Bar, Table, median, us};
+use super::start;
+use super::stats::{Bar, Table, us};
 
 pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let daemon = Daemon::with_stand_in(&["cache_max_age=1h"]);
@@ -34,22 +35,17 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
         ("drop-in, no daemon, ms added", &["list"], nobody, Bar::None),
     ];
     for (what, words, socket, bar) in calls {
-        let (mut base, mut with, mut differences) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..scale.pick(15, 2) {
-            let (mut direct, mut through) = (Vec::new(), Vec::new());
-            for _ in 0..scale.pick(60, 3) {
-                direct.push(called(daemon.orbctl(), words, &socket, daemon.orbctl()));
-                through.push(called(&dropin, words, &socket, daemon.orbctl()));
-            }
-            let (direct, through) = (median(&direct), median(&through));
-            base.push(direct);
-            with.push(through);
-            differences.push((through - direct) / 1e3);
-        }
+        let rounds = start::rounds(
+            scale,
+            || called(daemon.orbctl(), words, &socket, daemon.orbctl()),
+            || called(&dropin, words, &socket, daemon.orbctl()),
+        );
+        let (base, with) = start::medians(&rounds);
+        let differences: Vec<f64> = rounds.iter().map(|(base, with)| (with - base) / 1e3).collect();
         table.add(
             what,
-            format!("{:.0} us", median(&base)),
-            format!("{:.0} us", median(&with)),
+            format!("{base:.0} us"),
+            format!("{with:.0} us"),
             &differences,
             bar,
         );
@@ -61,7 +57,7 @@ fn install(folder: &Path) -> PathBuf {
     let folder = folder.join("dropin");
     std::fs::create_dir(&folder).expect("a folder");
     let path = folder.join("orbctl");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbd-ctl"), &path).expect("a link");
+    std::os::unix::fs::symlink(start::orbd_ctl(), &path).expect("a link");
     path
 }
 

@@ -1,9 +1,11 @@
 //! What orbd costs: every figure beside that of doing without it, in the same run, by the same load generator.
 //!
-//! `cargo bench --bench round_trip` measures answers from the cache, commands, calls through the drop-in, output and events;
+//! `cargo bench --bench round_trip` measures answers from the cache, commands, starts of the client, calls through the
+//! drop-in, output and events;
 //! `cargo bench --bench round_trip -- idle restart` the two that take minutes; names pick. Rounds of the two sides alternate, so that a
 //! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
-//! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` names another daemon to measure.
+//! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` and
+//! `ORBD_BENCH_CTL` name another daemon and another client to measure.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,6 +23,7 @@ mod idle;
 mod output;
 mod restart;
 mod stand_in;
+mod start;
 mod stats;
 
 use std::path::Path;
@@ -48,10 +51,11 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// By name, in order. The first five are measured unless others are named.
-const SECTIONS: [Section; 7] = [
+/// By name, in order. The first six are measured unless others are named.
+const SECTIONS: [Section; 8] = [
     ("cached", cached::measure),
     ("exec", exec::measure),
+    ("start", start::measure),
     ("dropin", dropin::measure),
     ("output", output::measure),
     ("events", events::measure),
@@ -84,7 +88,7 @@ fn main() {
         let named = words.iter().any(|word| !word.starts_with('-'));
         match (named, scale) {
             (true, _) => words.iter().any(|word| word == name),
-            (false, Scale::Full) => at < 5,
+            (false, Scale::Full) => at < 6,
             (false, Scale::Tiny) => true,
         }
     };

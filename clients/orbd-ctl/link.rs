@@ -153,13 +153,8 @@ impl Link {
 
 /// Says who we are and compares protocols.
 pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, Trouble> {
-    greet_as(client, socket, CLIENT_NAME)
-}
-
-/// Says that we are `name` and compares protocols.
-pub(crate) fn greet_as(client: &mut Client, socket: &Path, name: &str) -> Result<HelloAnswer, Trouble> {
     let answer = client
-        .start::<DaemonHello>(&hello_of(name))
+        .start::<DaemonHello>(&hello_of(CLIENT_NAME))
         .and_then(|mut pending| pending.wait(GREETING_MAX));
     greeted(client, socket, answer)
 }

@@ -26,7 +26,12 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    use std::io::Read;
+    // One read: the kernel makes the line anew for each. It has 52 numbers and a name of 64 bytes at most.
+    let mut line = [0; 2048];
+    let mut file = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let length = file.read(&mut line).ok()?;
+    parse_stat(line.get(..length)?)
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Stat> {

@@ -18,8 +18,8 @@ use orbd::client::{CallError, Client, Sent};
 use orbd::rpc::api::{JobGet, Method, SessionLease, SessionRead, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{
-    HelloAnswer, JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, PrintoutAnswer,
-    Read, ReleaseParams, SessionReadParams,
+    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, PrintoutAnswer, Read,
+    ReleaseParams, SessionReadParams,
 };
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
@@ -117,36 +117,25 @@ fn attempt(
     began: Instant,
 ) -> Result<ExitCode, Failed> {
     let link = Link::resolve(&Global::default(), settings.environment.clone()).map_err(Failed::NoDaemon)?;
-    let mut client = link.dial().map_err(Failed::NoDaemon)?;
-    // A read that is shared is asked for with the greeting: it changes nothing, whatever comes of that.
-    let shared = match &plan {
-        Plan::Read(read) if settings.above.is_none() && !prints_on_a_terminal() => {
-            Some(printout_of(read, settings, began))
-        }
-        _ => None,
-    };
-    let greeted = match &shared {
-        Some(params) => link::greet_and_ask::<SessionRead>(&mut client, &link.socket, CLIENT_NAME, params)
-            .map(|(hello, sent)| (hello, Some(sent))),
-        None => link::greet_as(&mut client, &link.socket, CLIENT_NAME).map(|hello| (hello, None)),
-    };
-    let (hello, sent) = greeted.map_err(Failed::NoDaemon)?;
+    let client = link.dial().map_err(Failed::NoDaemon)?;
     let mut session = Session {
         invocation,
         settings,
         link: &link,
         client,
-        hello,
+        instance: None,
     };
     let is_inside = session.is_inside();
     match plan {
-        Plan::Read(read) if !is_inside && !prints_on_a_terminal() => match session.read(&read, sent, began) {
-            Ok(printout) => Ok(printed(&printout)),
-            // Too much to be passed on; the tool can print it itself.
-            Err(Failed::NoPrintout) => session.lease(of_read(read)),
-            Err(Failed::NoWord) => session.lease(of(LeaseOperation::Other)),
-            Err(failed) => Err(failed),
-        },
+        Plan::Read(read) if !is_inside && !prints_on_a_terminal() => {
+            match session.ask::<SessionRead>(&printout_of(&read, settings, began)) {
+                Ok(printout) => Ok(printed(&printout)),
+                // Too much to be passed on; the tool can print it itself.
+                Err(Failed::NoPrintout) => session.lease(of_read(read)),
+                Err(Failed::NoWord) => session.lease(of(LeaseOperation::Other)),
+                Err(failed) => Err(failed),
+            }
+        }
         Plan::Read(read) => session.lease(of_read(read)),
         Plan::Place(place) if !is_inside => session.lease(of_place(place)),
         Plan::Place(_) | Plan::Other | Plan::Untouched => session.lease(of(LeaseOperation::Other)),
@@ -197,7 +186,8 @@ struct Session<'a> {
     settings: &'a Settings,
     link: &'a Link,
     client: Client,
-    hello: HelloAnswer,
+    /// The life of the daemon that answers, once it has greeted us.
+    instance: Option<String>,
 }
 
 impl Session<'_> {
@@ -206,13 +196,21 @@ impl Session<'_> {
         let Some(job_id) = self.settings.above else {
             return false;
         };
-        let asked = self.client.call::<JobGet>(&JobParams { job_id });
+        let asked = self.ask::<JobGet>(&JobParams { job_id });
         asked.is_ok_and(|answer| answer.job.state != JobStateWord::Ended)
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for the answer. The first question goes in one message with the greeting, which saves a round trip; of a daemon
+    /// that speaks another protocol its answer is not used, and a place that such a daemon gives ends with the child that has it.
     fn ask<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, Failed> {
-        let sent = self.client.send_one::<M>(params).map_err(Trouble::from)?;
+        let sent = if self.instance.is_some() {
+            self.client.send_one::<M>(params).map_err(Trouble::from)?
+        } else {
+            let asked = link::greet_and_ask::<M>(&mut self.client, &self.link.socket, CLIENT_NAME, params);
+            let (hello, sent) = asked.map_err(Failed::NoDaemon)?;
+            self.instance = Some(hello.instance);
+            sent
+        };
         self.answer(&sent)
     }
 
@@ -231,19 +229,6 @@ impl Session<'_> {
             if let Some((narrator, console)) = &mut narrator {
                 narrator.tick(console);
             }
-        }
-    }
-
-    /// Asks what the tool prints, unless that was asked already.
-    fn read(
-        &mut self,
-        read: &Read,
-        sent: Option<Sent<SessionRead>>,
-        began: Instant,
-    ) -> Result<PrintoutAnswer, Failed> {
-        match sent {
-            Some(sent) => self.answer(&sent),
-            None => self.ask::<SessionRead>(&printout_of(read, self.settings, began)),
         }
     }
 
@@ -278,7 +263,11 @@ impl Session<'_> {
                 return Err(failed);
             }
         };
-        let marker = format!("{}:{}", self.hello.instance, lease.job_id);
+        let marker = format!(
+            "{}:{}",
+            self.instance.as_deref().unwrap_or_default(),
+            lease.job_id
+        );
         let ended = guard.watch(child.grant(&program, &marker));
         self.release(lease.job_id, ended);
         Ok(ended.repeat())

@@ -1,0 +1,80 @@
+//! `orbd-ctl list` as a whole process, from being started to being gone, against a program that does nothing.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::Scale;
+use super::daemon::Daemon;
+use super::stats::{Bar, Table, median, us};
+
+/// What takes as long as starting a process takes.
+const NOTHING: &str = "/bin/true";
+
+pub(crate) fn measure(scale: Scale, table: &mut Table) {
+    let daemon = Daemon::with_stand_in(&["cache_max_age=1h"]);
+    daemon.lines().call("machine.list", "{}");
+    let socket = daemon.socket();
+    let rounds = rounds(
+        scale,
+        || called(Path::new(NOTHING), &[], &socket),
+        || called(&orbd_ctl(), &["list"], &socket),
+    );
+    let (base, ours) = medians(&rounds);
+    let ratios: Vec<f64> = rounds.iter().map(|(base, ours)| ours / base).collect();
+    let of_ours: Vec<f64> = rounds.iter().map(|(_, ours)| ours / 1e3).collect();
+    let told = |us: f64| format!("{us:.0} us");
+    table.add(
+        "orbd-ctl list, whole process",
+        told(base),
+        told(ours),
+        &ratios,
+        Bar::AtMost(2.0),
+    );
+    table.add(
+        "orbd-ctl list, whole process, ms",
+        "-".into(),
+        told(ours),
+        &of_ours,
+        Bar::AtMost(2.5),
+    );
+}
+
+/// The client that is measured.
+pub(crate) fn orbd_ctl() -> std::path::PathBuf {
+    std::env::var_os("ORBD_BENCH_CTL")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_orbd-ctl").into())
+        .into()
+}
+
+/// Measures two things in turn, and returns the medians of each round, in us.
+pub(crate) fn rounds(
+    scale: Scale,
+    mut base: impl FnMut() -> f64,
+    mut ours: impl FnMut() -> f64,
+) -> Vec<(f64, f64)> {
+    let round = |_| {
+        let pairs: Vec<(f64, f64)> = (0..scale.pick(60, 3)).map(|_| (base(), ours())).collect();
+        medians(&pairs)
+    };
+    (0..scale.pick(15, 2)).map(round).collect()
+}
+
+/// Returns the median of each side.
+pub(crate) fn medians(pairs: &[(f64, f64)]) -> (f64, f64) {
+    let (base, ours): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+    (median(&base), median(&ours))
+}
+
+fn called(program: &Path, words: &[&str], socket: &Path) -> f64 {
+    let began = Instant::now();
+    let status = Command::new(program)
+        .args(words)
+        .env("ORBD_SOCKET", socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("this program");
+    assert!(status.success());
+    us(began.elapsed())
+}
