@@ -74,6 +74,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
         "daemon",
         &[
             "clock",
+            "sys",
             "scheduler",
             "spool",
             "orbctl",

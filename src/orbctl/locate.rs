@@ -4,11 +4,11 @@
 //! link stays right.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustix::fs::Access;
+
+use crate::sys::FileStamp;
 
 /// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
 const NAME: &str = "orbctl";
@@ -61,7 +61,7 @@ pub enum LocateError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     path: PathBuf,
-    stamp: Stamp,
+    stamp: FileStamp,
 }
 
 impl Located {
@@ -72,40 +72,20 @@ impl Located {
 
     /// Says whether it is another file now, or none. Costs one system call.
     pub fn changed(&self) -> bool {
-        Stamp::of(&self.path) != Some(self.stamp)
-    }
-}
-
-/// What tells one file from another that took its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    dev: u64,
-    inode: u64,
-    modified: Option<SystemTime>,
-    size: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let data = std::fs::metadata(path).ok()?;
-        data.is_file().then(|| Self {
-            dev: data.dev(),
-            inode: data.ino(),
-            modified: data.modified().ok(),
-            size: data.len(),
-        })
-    }
-
-    fn is_same_file(&self, other: &Self) -> bool {
-        (self.dev, self.inode) == (other.dev, other.inode)
+        FileStamp::of(&self.path) != Some(self.stamp)
     }
 }
 
 /// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
 pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
-    let ours: Vec<Stamp> = search.ours.iter().filter_map(|path| Stamp::of(path)).collect();
-    let is_ours =
-        |path: &Path, stamp: &Stamp| ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path);
+    let ours: Vec<FileStamp> = search
+        .ours
+        .iter()
+        .filter_map(|path| FileStamp::of(path))
+        .collect();
+    let is_ours = |path: &Path, stamp: &FileStamp| {
+        ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path)
+    };
     if let Some(path) = search.configured {
         if !path.is_absolute() {
             return Err(LocateError::NotAbsolute(path.into()));
@@ -149,9 +129,9 @@ pub fn is_named_as_ours(path: &Path) -> bool {
     })
 }
 
-fn executable(path: &Path) -> Option<Stamp> {
+fn executable(path: &Path) -> Option<FileStamp> {
     rustix::fs::access(path, Access::EXEC_OK).ok()?;
-    Stamp::of(path)
+    FileStamp::of(path)
 }
 
 #[cfg(test)]
