@@ -316,12 +316,7 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cache_view());
             }
             Request::Invalidate(scope, reply) => {
-                if scope == Scope::Everything {
-                    // On request also the version, which no change of ours touches.
-                    self.cache.invalidate_all();
-                }
-                self.invalidate(&scope);
-                self.look_now();
+                self.distrust(&scope);
                 let _ = reply.send(self.cache.generation());
             }
             Request::Subscribe(wants_looks, reply) => self.subscribe(wants_looks, reply),

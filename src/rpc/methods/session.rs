@@ -29,7 +29,7 @@ pub(super) fn register(registry: &mut Registry) {
         if options.detach {
             return Err(invalid("detach", "a lease belongs to its client"));
         }
-        let Some(orbctl) = server.about.orbctl.as_ref() else {
+        let Some(orbctl) = (server.orbctl)() else {
             return Err(ErrorKind::OrbctlUnavailable
                 .error("orbctl was not found; set `orbctl` in orbd's configuration"));
         };
