@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::reload::chain;
+use crate::causes::with_causes;
 use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
 use crate::rpc::listen::Door;
@@ -91,11 +91,11 @@ impl Steward {
                         ),
                         Err(error) => tracing::warn!(
                             program = %path,
-                            error = chain(error),
+                            error = with_causes(error),
                             "the program was replaced by one that does not prove itself; going on with the old one"
                         ),
                     }
-                    let proof = proof.map_err(|error| chain(&error));
+                    let proof = proof.map_err(|error| with_causes(&error));
                     self.told.send_replace(Some(server::Upgrade { noticed, proof }));
                 }
             }
