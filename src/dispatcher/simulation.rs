@@ -9,7 +9,7 @@ mod races;
 mod traffic;
 mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -664,9 +664,12 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
         Outcome::Succeeded(Success::Exec { exit_code: 0 })
     );
 
-    // A running change is left to finish.
+    // A running change is left to finish; until then it holds its connection, which nothing that is over does.
+    let holding = async |world: &World| world.dispatcher.holding_connections().await.expect("it lives");
+    assert_eq!(holding(&world).await, HashSet::new());
     let change = world.change(restart("a")).await;
     let call = world.call("restart").await;
+    assert_eq!(holding(&world).await, HashSet::from([1]));
     world.dispatcher.connection_gone(1).await;
     world.idle().await;
     call.exit(0);
