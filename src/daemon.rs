@@ -33,7 +33,7 @@ use crate::dispatcher::{self, Dispatcher, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::logging::Level;
 use crate::metrics::Metrics;
-use crate::orbctl::locate::{LocateError, Located, Search, locate};
+use crate::orbctl::locate::{LocateError, Search, Whereabouts};
 use crate::orbctl::process::Installed;
 use crate::rpc::lines::Bounds;
 use crate::rpc::listen;
@@ -132,22 +132,17 @@ pub async fn run(
     }
     let started = Moment::now();
     let instance = instance(&started);
-    let found = find_orbctl(&config, &surroundings);
-    let program = match &found {
-        Ok(located) => located.path().to_owned(),
-        Err(_) => config
-            .orbctl
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("/nonexistent/orbctl")),
-    };
-    announce(&config, &instance, &program, found.as_ref().err());
+    let orbctl = Arc::new(Installed::new(
+        find_orbctl(&config, &surroundings),
+        surroundings.sources.places.home.clone(),
+        surroundings.environment.clone(),
+    ));
+    announce(&config, &instance, &orbctl.program());
     let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
     let signals = surroundings.signals.clone();
-    let home = surroundings.sources.places.home.clone();
-    let installed = Installed::new(program.clone(), home, surroundings.environment.clone());
     let parts = dispatcher::Parts {
-        orbctl: Arc::new(installed),
+        orbctl: orbctl.clone(),
         journal,
         recovered,
         metrics: metrics.clone(),
@@ -158,7 +153,6 @@ pub async fn run(
         instance,
         started,
         socket: config.socket.clone(),
-        orbctl: found.is_ok().then_some(program),
         state_dir: config.state_dir.clone(),
     };
     let Parts {
@@ -167,7 +161,7 @@ pub async fn run(
         steward,
         settings,
         doorkeeper,
-    } = assemble(config, about, dispatcher, metrics.clone(), surroundings);
+    } = assemble(config, about, orbctl, dispatcher, metrics.clone(), surroundings);
     let (listener, accepted) = at_door(doorstep).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(
@@ -220,21 +214,22 @@ pub async fn run(
 }
 
 /// Writes the first line of every life.
-fn announce(config: &Config, instance: &str, program: &Path, missing: Option<&LocateError>) {
+fn announce(config: &Config, instance: &str, orbctl: &Result<PathBuf, LocateError>) {
+    let path = orbctl.as_ref().ok().or(config.orbctl.as_ref());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance,
         pid = std::process::id(),
-        orbctl = %program.display(),
-        found = missing.is_none(),
+        orbctl = %path.map_or(Path::new("none"), PathBuf::as_path).display(),
+        found = orbctl.is_ok(),
         socket = %config.socket.display(),
         config_file = %config.file().unwrap_or(Path::new("none")).display(),
         state_dir = %config.state_dir.display(),
         "orbd"
     );
-    if let Some(error) = missing {
-        // It serves all the same: every job says what is missing, and the journal is kept.
-        tracing::error!(%error, "orbctl was not found; set `orbctl` in the configuration");
+    if let Err(error) = orbctl {
+        // It serves all the same: every job looks again and says what is missing, and the journal is kept.
+        tracing::error!(%error, "orbctl was not found; install OrbStack, or set `orbctl` in the configuration");
     }
 }
 
@@ -251,6 +246,7 @@ struct Parts {
 fn assemble(
     config: Config,
     about: About,
+    orbctl: Arc<Installed>,
     dispatcher: Dispatcher,
     metrics: Metrics,
     surroundings: Surroundings,
@@ -287,6 +283,7 @@ fn assemble(
         metrics,
         about,
         in_force,
+        orbctl: Box::new(move || orbctl.program().ok()),
         reload: Box::new(move || {
             let reload = reload.clone();
             async move { reload.reload().await }.boxed()
@@ -352,8 +349,8 @@ fn instance(started: &Moment) -> String {
     format!("{:x}-{:x}", started.unix_ms(), std::process::id())
 }
 
-/// Finds `orbctl`.
-fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Result<Located, LocateError> {
+/// Looks for `orbctl`.
+fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Whereabouts {
     let path = surroundings
         .environment
         .iter()
@@ -365,7 +362,7 @@ fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Result<Located, 
         .and_then(Path::parent)
         .map(|folder| folder.join("orbd-ctl"));
     let ours: Vec<PathBuf> = own.iter().cloned().chain(beside).collect();
-    locate(&Search {
+    Whereabouts::new(&Search {
         configured: config.orbctl.as_deref(),
         path,
         home: Some(&surroundings.sources.places.home),

@@ -3,10 +3,10 @@
 //! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
-//! - [`scheduler`], [`cache`], [`events`]: what starts next, what is known, and what is told of it. Pure: no clock, no I/O, no async.
-//! - [`scheduler`], [`cache`], [`breaker`]: what starts next, what is known, and whether `orbctl` is well enough to be asked. Pure: no
-//!   clock, no I/O, no async.
-//! - [`clock`], [`sys`]: time, and questions to the kernel about processes and sockets.
+//! - [`causes`]: an error with all that led to it, as one sentence.
+//! - [`scheduler`], [`cache`], [`events`], [`breaker`]: what starts next, what is known, what is told of it, and whether `orbctl` is well
+//!   enough to be asked. Pure: no clock, no I/O, no async.
+//! - [`clock`], [`sys`]: time, and questions to the kernel about processes, sockets and files.
 //! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
 //! - [`orbctl`]: the only module that knows `orbctl`.
 //! - [`journal`], [`metrics`]: what must survive a crash, and what happened.
@@ -17,6 +17,7 @@
 
 pub mod breaker;
 pub mod cache;
+pub mod causes;
 pub mod client;
 pub mod clock;
 pub mod config;

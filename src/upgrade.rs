@@ -17,8 +17,6 @@ mod heirloom;
 mod prove;
 
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,29 +25,7 @@ use tokio::sync::Notify;
 pub use heirloom::{Heirloom, HeirloomError, Inherited, VARIABLE};
 pub use prove::{Unproven, greeting, prove};
 
-/// What tells one program file from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    device: u64,
-    inode: u64,
-    mode: u32,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    /// Looks at the file that a path leads to, links followed. `None` when there is none, as in the middle of an installation.
-    pub fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        found.is_file().then(|| Self {
-            device: found.dev(),
-            inode: found.ino(),
-            mode: found.mode(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
-    }
-}
+use crate::sys::FileStamp;
 
 /// The program that runs.
 #[derive(Debug, Clone)]
@@ -57,7 +33,7 @@ pub struct Program {
     /// Where it was started from, links kept: an upgrade may be a link that leads elsewhere.
     pub path: PathBuf,
     /// The file that was executed.
-    pub stamp: Stamp,
+    pub stamp: FileStamp,
     /// Its words, its own name first.
     pub words: Vec<OsString>,
 }
@@ -70,9 +46,9 @@ impl Program {
         // On Linux the file that was executed, wherever it is by now.
         let executed = Path::new("/proc/self/exe");
         let stamp = if cfg!(target_os = "linux") {
-            Stamp::of(executed)
+            FileStamp::of(executed)
         } else {
-            own.as_deref().and_then(Stamp::of)
+            own.as_deref().and_then(FileStamp::of)
         }?;
         let named = words.first().map(PathBuf::from).filter(|path| path.is_absolute());
         let path = place(named, own.as_ref(), stamp)?;
@@ -82,8 +58,8 @@ impl Program {
 
 /// Finds the path at which another program would appear: by preference the one that was started, where that is what runs. Where neither
 /// is, it was replaced since a moment ago, and is where it was said to be.
-fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: Stamp) -> Option<PathBuf> {
-    let is_it = |path: &Path| Stamp::of(path) == Some(executed);
+fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: FileStamp) -> Option<PathBuf> {
+    let is_it = |path: &Path| FileStamp::of(path) == Some(executed);
     let found = named.iter().chain(own).find(|path| is_it(path)).cloned();
     found.or(named)
 }
@@ -93,7 +69,7 @@ fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: Stamp) -> Opti
 pub struct Glance {
     path: Option<PathBuf>,
     /// A plain lock, held for a comparison.
-    seen: Mutex<Option<Stamp>>,
+    seen: Mutex<Option<FileStamp>>,
     differs: Notify,
 }
 
@@ -110,7 +86,7 @@ impl Glance {
     /// Looks.
     pub fn look(&self) {
         let Some(path) = &self.path else { return };
-        let now = Stamp::of(path);
+        let now = FileStamp::of(path);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen != now {
             *seen = now;
@@ -135,11 +111,11 @@ enum Phase {
     /// It is the one that runs.
     Current,
     /// It is being tried.
-    Proving(Stamp),
+    Proving(FileStamp),
     /// It is good, and takes over when the daemon is quiet.
-    Pending(Stamp),
+    Pending(FileStamp),
     /// It is no good.
-    Refused(Stamp),
+    Refused(FileStamp),
 }
 
 /// What follows from a look.
@@ -148,7 +124,7 @@ pub enum Step {
     /// Nothing.
     Nothing,
     /// The file is to prove itself.
-    Prove(Stamp),
+    Prove(FileStamp),
     /// The file that runs is back: nothing takes over.
     Withdraw,
 }
@@ -156,13 +132,13 @@ pub enum Step {
 /// Decides what to do about the file on disk.
 #[derive(Debug)]
 pub struct Watch {
-    running: Stamp,
+    running: FileStamp,
     phase: Phase,
 }
 
 impl Watch {
     /// Begins with the file that runs.
-    pub fn new(running: Stamp) -> Self {
+    pub fn new(running: FileStamp) -> Self {
         Self {
             running,
             phase: Phase::Current,
@@ -170,7 +146,7 @@ impl Watch {
     }
 
     /// Takes in a look. A file that is gone says nothing: another is about to come.
-    pub fn saw(&mut self, seen: Option<Stamp>) -> Step {
+    pub fn saw(&mut self, seen: Option<FileStamp>) -> Step {
         match (seen, self.phase) {
             (None, _) => Step::Nothing,
             (Some(stamp), Phase::Current) if stamp == self.running => Step::Nothing,
@@ -209,7 +185,7 @@ impl Watch {
     }
 
     /// Returns the file that takes over when the daemon is quiet.
-    pub fn pending(&self) -> Option<Stamp> {
+    pub fn pending(&self) -> Option<FileStamp> {
         match self.phase {
             Phase::Pending(stamp) => Some(stamp),
             Phase::Current | Phase::Proving(_) | Phase::Refused(_) => None,
@@ -219,75 +195,62 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    fn stamp(inode: u64) -> Stamp {
-        Stamp {
-            device: 1,
-            inode,
-            mode: 0o755,
-            size: 100,
-            modified: (0, 0),
-        }
-    }
+    use super::*;
 
     #[test]
     fn each_new_file_proves_itself_once() {
-        let mut watch = Watch::new(stamp(1));
-        assert_eq!(watch.saw(Some(stamp(1))), Step::Nothing);
+        let mut watch = Watch::new(FileStamp::numbered(1));
+        assert_eq!(watch.saw(Some(FileStamp::numbered(1))), Step::Nothing);
         assert_eq!(watch.saw(None), Step::Nothing, "it is being replaced");
-        assert_eq!(watch.saw(Some(stamp(2))), Step::Prove(stamp(2)));
-        assert_eq!(watch.saw(Some(stamp(2))), Step::Nothing);
+        assert_eq!(
+            watch.saw(Some(FileStamp::numbered(2))),
+            Step::Prove(FileStamp::numbered(2))
+        );
+        assert_eq!(watch.saw(Some(FileStamp::numbered(2))), Step::Nothing);
         watch.proved(false);
-        assert_eq!(watch.saw(Some(stamp(2))), Step::Nothing, "it was refused");
+        assert_eq!(
+            watch.saw(Some(FileStamp::numbered(2))),
+            Step::Nothing,
+            "it was refused"
+        );
         assert_eq!(watch.pending(), None);
-        assert_eq!(watch.saw(Some(stamp(3))), Step::Prove(stamp(3)));
+        assert_eq!(
+            watch.saw(Some(FileStamp::numbered(3))),
+            Step::Prove(FileStamp::numbered(3))
+        );
         watch.proved(true);
-        assert_eq!(watch.pending(), Some(stamp(3)));
-        assert_eq!(watch.saw(Some(stamp(3))), Step::Nothing);
+        assert_eq!(watch.pending(), Some(FileStamp::numbered(3)));
+        assert_eq!(watch.saw(Some(FileStamp::numbered(3))), Step::Nothing);
         assert_eq!(watch.saw(None), Step::Nothing);
-        assert_eq!(watch.pending(), Some(stamp(3)));
+        assert_eq!(watch.pending(), Some(FileStamp::numbered(3)));
     }
 
     #[test]
     fn the_old_file_that_comes_back_takes_back_the_upgrade() {
-        let mut watch = Watch::new(stamp(1));
+        let mut watch = Watch::new(FileStamp::numbered(1));
         for is_good in [true, false] {
-            watch.saw(Some(stamp(2)));
+            watch.saw(Some(FileStamp::numbered(2)));
             watch.proved(is_good);
-            assert_eq!(watch.saw(Some(stamp(1))), Step::Withdraw);
+            assert_eq!(watch.saw(Some(FileStamp::numbered(1))), Step::Withdraw);
             assert_eq!(watch.pending(), None);
         }
     }
 
     #[test]
     fn a_file_that_was_refused_is_tried_again_on_request_and_a_good_one_is_not() {
-        let mut watch = Watch::new(stamp(1));
-        watch.saw(Some(stamp(2)));
+        let mut watch = Watch::new(FileStamp::numbered(1));
+        watch.saw(Some(FileStamp::numbered(2)));
         watch.proved(false);
         watch.try_again();
-        assert_eq!(watch.saw(Some(stamp(2))), Step::Prove(stamp(2)));
+        assert_eq!(
+            watch.saw(Some(FileStamp::numbered(2))),
+            Step::Prove(FileStamp::numbered(2))
+        );
         watch.proved(true);
         watch.try_again();
-        assert_eq!(watch.pending(), Some(stamp(2)));
-    }
-
-    #[test]
-    fn a_replaced_file_has_another_stamp_and_a_link_that_moves_too() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("one"), "same").expect("written");
-        fs::write(path("two"), "same").expect("written");
-        std::os::unix::fs::symlink(path("one"), path("link")).expect("a link");
-        let before = Stamp::of(&path("link"));
-        assert_eq!(before, Stamp::of(&path("one")));
-        fs::remove_file(path("link")).expect("there");
-        assert_eq!(Stamp::of(&path("link")), None);
-        std::os::unix::fs::symlink(path("two"), path("link")).expect("a link");
-        assert_ne!(Stamp::of(&path("link")), before);
-        fs::rename(path("two"), path("one")).expect("renamed");
-        assert_ne!(Stamp::of(&path("one")), before);
-        assert_eq!(Stamp::of(folder.path()), None, "a folder is no program");
+        assert_eq!(watch.pending(), Some(FileStamp::numbered(2)));
     }
 
     #[test]
@@ -296,7 +259,7 @@ mod tests {
         let path = |name: &str| Some(folder.path().join(name));
         fs::write(folder.path().join("orbd"), "one").expect("written");
         std::os::unix::fs::symlink("orbd", folder.path().join("link")).expect("a link");
-        let executed = Stamp::of(&folder.path().join("orbd")).expect("there");
+        let executed = FileStamp::of(&folder.path().join("orbd")).expect("there");
         assert_eq!(
             place(path("link"), path("orbd").as_ref(), executed),
             path("link"),
@@ -323,7 +286,7 @@ mod tests {
         let path = folder.path().join("program");
         fs::write(&path, "one").expect("written");
         let program = Program {
-            stamp: Stamp::of(&path).expect("there"),
+            stamp: FileStamp::of(&path).expect("there"),
             path: path.clone(),
             words: Vec::new(),
         };

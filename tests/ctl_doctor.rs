@@ -110,11 +110,25 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
         &format!("chmod +x {path}"),
     );
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");
+    check(&doctor(&world), "orbctl", "good", path, "");
+}
+
+#[test]
+fn an_orbctl_that_only_a_daemon_started_anew_would_find_is_told() {
+    let world = World::new();
+    let nowhere = world.path("nowhere");
+    let nowhere = nowhere.to_str().expect("text");
+    let world = world.variable("ORBD_ORBCTL", nowhere).started();
+    let mut doctor = ctl(&world, &["doctor", "--json"]);
+    let output = doctor
+        .env("ORBD_ORBCTL", env!("CARGO_BIN_EXE_orbctl-sim"))
+        .output()
+        .expect("it starts");
     check(
-        &doctor(&world),
+        &output,
         "orbctl",
         "bad",
-        "found none when it started",
+        "finds none with the configuration and PATH that it was started with",
         "orbd-ctl daemon restart",
     );
 }

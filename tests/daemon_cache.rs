@@ -1,13 +1,18 @@
 //! What is known, and when it stops being told.
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
 use orbd::rpc::api::{
     CacheInvalidate, CacheStatus, MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList,
-    MachineRename, MachineRestart, MachineStart, MachineStop, OrbstackStop, QueueStatus,
+    MachineRename, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop, OrbstackVersion,
+    QueueStatus,
 };
 use orbd::rpc::types::JobStateWord;
 use serde_json::json;
 
-use crate::support::World;
+use crate::support::{Caller, World};
 
 #[test]
 fn a_list_that_is_known_costs_no_invocation_and_tells_its_age() {
@@ -166,4 +171,68 @@ fn an_answer_says_which_read_told_it() {
             assert_eq!(answer["result"]["source"], source, "{method}: {answer}");
         }
     }
+}
+
+/// Makes a program that is the stand-in but for the version that it says.
+fn stand_in_of(world: &World, name: &str, version: &str) -> PathBuf {
+    let program = world.path(name);
+    let text = format!(
+        "#!/bin/sh\n\
+         [ \"$1\" = version ] && echo 'Version: {version} (1)' && exit\n\
+         exec '{sim}' \"$@\"\n",
+        sim = env!("CARGO_BIN_EXE_orbctl-sim"),
+    );
+    fs::write(&program, text).expect("a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("ours");
+    program
+}
+
+#[test]
+fn after_an_upgrade_of_orbctl_nothing_is_told_that_the_old_one_said() {
+    let world = World::new().machines(&["a"]);
+    let place = world.path("orbctl");
+    let next = world.path("next");
+    let lead_to = |program: &Path| {
+        symlink(program, &next).expect("a link");
+        fs::rename(&next, &place).expect("moved");
+    };
+    let (old, new) = (
+        stand_in_of(&world, "old", "8.0.0"),
+        stand_in_of(&world, "new", "9.0.0"),
+    );
+    lead_to(&old);
+    let value = place.display().to_string();
+    let world = world.variable("ORBD_ORBCTL", &value).started();
+    let mut caller = world.client();
+    let version = |caller: &mut Caller| caller.ok::<OrbstackVersion>(json!({})).version;
+    caller.machines();
+    assert_eq!(version(&mut caller), "8.0.0");
+    // As in the middle of an installation: what is known is told, and what must be started fails as it would.
+    fs::remove_file(&place).expect("there");
+    caller.machines();
+    let failed = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
+    assert_eq!(failed.kind, "orbctl_unavailable");
+    caller.machines();
+    assert_eq!(world.ledger().spawns("list"), 1);
+    lead_to(&old);
+    caller.run("a", &["true"]);
+    caller.machines();
+    assert_eq!(world.ledger().spawns("list"), 1, "it is the old one again");
+    lead_to(&new);
+    caller.machines();
+    assert_eq!(world.ledger().spawns("list"), 1, "nothing was started since");
+    let before = caller.ok::<CacheStatus>(json!({})).generation;
+    caller.run("a", &["true"]);
+    assert!(caller.ok::<CacheStatus>(json!({})).generation > before);
+    caller.machines();
+    caller.machines();
+    assert_eq!(world.ledger().spawns("list"), 2);
+    assert_eq!(version(&mut caller), "9.0.0");
+    let log = world.log();
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("another program"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&value), "{lines:?}");
 }

@@ -1,13 +1,13 @@
 //! An `orbctl` that misbehaves: each trouble has its outcome, within its limit, and other machines go on.
 
 use orbd::rpc::api::{
-    MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop, OrbstackStatus,
-    OrbstackVersion,
+    DaemonInfo, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
+    OrbstackStatus, OrbstackVersion,
 };
 use orbd::rpc::types::{ErrorData, JobStateWord, Stream};
 use serde_json::json;
 
-use crate::support::{Caller, World, eventually, outcome_of, stream_of};
+use crate::support::{Caller, World, outcome_of, stream_of};
 
 /// Starts a daemon whose stand-in plays one trouble; other machines than `a` are spared.
 fn trouble(command: &str, rest: &str) -> World {
@@ -312,11 +312,16 @@ fn an_orbctl_that_is_not_there_is_called_that_and_found_again() {
         .variable("ORBD_ORBCTL", &place.display().to_string())
         .started();
     let mut caller = world.client();
+    assert_eq!(caller.ok::<DaemonInfo>(json!({})).orbctl, None);
     let data = caller.refused::<MachineList>(json!({}));
     assert_eq!(data.kind, "orbctl_unavailable");
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
     assert_eq!(data.kind, "orbctl_unavailable");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &place).expect("a link");
-    eventually("it is found", || caller.call::<MachineList>(json!({})).ok());
+    assert_eq!(caller.machines().len(), 2, "the next call looks for it again");
+    assert_eq!(
+        caller.ok::<DaemonInfo>(json!({})).orbctl,
+        Some(place.display().to_string())
+    );
     all_is_well(&world);
 }

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 /// The words are plain data. Scheduler and cache decide, so they know no outside thing. Each outside thing (time, kernel,
 /// files, orbctl, the journal's file, the store) has one module that knows it and nobody who decides. The dispatcher
 /// coordinates. The wire knows the dispatcher's handle and never who decides or who runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("machine", &[]),
     ("operation", &["machine"]),
     ("job", &["machine"]),
+    ("causes", &[]),
     ("clock", &[]),
     ("sys", &[]),
     ("scheduler", &["machine", "operation", "job"]),
@@ -73,7 +74,9 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     (
         "daemon",
         &[
+            "causes",
             "clock",
+            "sys",
             "scheduler",
             "spool",
             "orbctl",

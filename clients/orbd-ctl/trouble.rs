@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use orbd::causes::append_causes;
 use orbd::client::CallError;
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{ErrorData, ErrorObject};
@@ -439,16 +440,6 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
             None => "this is a bug in orbd; its log says more".into(),
         },
     })
-}
-
-/// Appends what an error was caused by, so that all is one sentence.
-pub(crate) fn append_causes(text: &mut String, error: &dyn std::error::Error) {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 //! A configuration that is not valid changes nothing. What a part cannot change while it is in use keeps its value
 //! ([`Config::adopt`]), so that the parts and [`Running::config`] never say different things.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{in_force, listening, settings};
+use crate::causes::with_causes;
 use crate::config::{Config, Difference, Sources};
 use crate::dispatcher::Dispatcher;
 use crate::logging::Level;
@@ -49,7 +49,7 @@ impl Reloader {
         let mut running = self.running.lock().await;
         running.look.notify_one();
         let configured = self.sources.load().map_err(|error| {
-            let text = chain(&error);
+            let text = with_causes(&error);
             tracing::error!(error = %text, "the configuration is not valid; nothing was changed");
             text
         })?;
@@ -93,16 +93,4 @@ fn in_waiting(difference: Difference) -> KeyInWaiting {
         running: difference.from,
         configured: difference.to,
     }
-}
-
-/// Returns an error and its causes in one sentence.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

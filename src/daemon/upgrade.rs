@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::reload::chain;
+use crate::causes::with_causes;
 use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
 use crate::rpc::listen::Door;
 use crate::rpc::server;
-use crate::upgrade::{Glance, Program, Stamp, Step, Unproven, Watch, prove};
+use crate::sys::FileStamp;
+use crate::upgrade::{Glance, Program, Step, Unproven, Watch, prove};
 
 /// What the steward works with.
 pub(super) struct Steward {
@@ -61,7 +62,7 @@ impl Steward {
     /// Looks at the file until there is nothing new to it.
     async fn look(&self, watch: &mut Watch) {
         loop {
-            match watch.saw(Stamp::of(&self.program.path)) {
+            match watch.saw(FileStamp::of(&self.program.path)) {
                 Step::Nothing => return,
                 Step::Withdraw => {
                     tracing::info!("the program that runs is back in its place; nothing takes over");
@@ -70,7 +71,7 @@ impl Steward {
                 Step::Prove(stamp) => {
                     let noticed = Moment::now();
                     let proof = prove(&self.program).await;
-                    if Stamp::of(&self.program.path) != Some(stamp) {
+                    if FileStamp::of(&self.program.path) != Some(stamp) {
                         // It is still being written, and what was tried is not what is there.
                         continue;
                     }
@@ -90,11 +91,11 @@ impl Steward {
                         ),
                         Err(error) => tracing::warn!(
                             program = %path,
-                            error = chain(error),
+                            error = with_causes(error),
                             "the program was replaced by one that does not prove itself; going on with the old one"
                         ),
                     }
-                    let proof = proof.map_err(|error| chain(&error));
+                    let proof = proof.map_err(|error| with_causes(&error));
                     self.told.send_replace(Some(server::Upgrade { noticed, proof }));
                 }
             }
@@ -102,13 +103,13 @@ impl Steward {
     }
 
     /// Lets the new program take over, if this is the moment. If it is not, everything goes on.
-    async fn hand_over(&self, stamp: Stamp) -> HandedOver {
+    async fn hand_over(&self, stamp: FileStamp) -> HandedOver {
         let (held, holds) = oneshot::channel();
         // Whoever serves the door is gone when the daemon stops.
         if self.door.send(Door::Hold(held)).await.is_err() || holds.await.is_err() {
             return HandedOver::NotNow;
         }
-        let is_there = Stamp::of(&self.program.path) == Some(stamp);
+        let is_there = FileStamp::of(&self.program.path) == Some(stamp);
         // What has been asked for meanwhile is with the dispatcher, whose answer is final.
         if is_there && self.dispatcher.stop_if_quiet().await {
             return HandedOver::Yes;

@@ -61,6 +61,9 @@ pub(super) struct RunLimits {
 pub(super) enum Note {
     /// There is a child.
     Started(ChildIdentity),
+    /// `orbctl` is another program than before. Said before that one starts, so that nobody is told what the old one said once
+    /// the new one has answered.
+    Replaced,
     /// An invocation that began then says something about `orbctl` itself.
     Sign(Sign, Instant),
 }
@@ -201,7 +204,7 @@ impl<O: Orbctl> Work<O> {
         invocation.marker.clone_from(&self.marker);
         invocation.grace = self.limits.grace;
         let began = Moment::now().instant;
-        let run = self.orbctl.run(invocation, self.stop.clone());
+        let run = self.start(invocation, self.stop.clone());
         tokio::pin!(run);
         let report = async {
             if let Ok(identity) = told.await {
@@ -223,6 +226,19 @@ impl<O: Orbctl> Work<O> {
         Ok(completion)
     }
 
+    /// Starts `orbctl`, and first says so if it is another program than before.
+    async fn start(
+        &self,
+        invocation: Invocation,
+        stop: CancellationToken,
+    ) -> Result<Completion, orbctl::SpawnError> {
+        if self.orbctl.is_replaced() {
+            // The dispatcher outlives its jobs; if it is gone, nobody is told anything any more.
+            let _ = self.notes.send((self.spec.id, Note::Replaced)).await;
+        }
+        self.orbctl.run(invocation, stop).await
+    }
+
     /// Tells what an invocation that began then says about `orbctl` itself: before its job ends, and a look before the next one.
     async fn report(&self, sign: Sign, began: Instant) {
         if sign != Sign::Nothing {
@@ -242,8 +258,7 @@ impl<O: Orbctl> Work<O> {
         invocation.marker.clone_from(&self.marker);
         let began = Moment::now().instant;
         let completion = self
-            .orbctl
-            .run(invocation, until.clone())
+            .start(invocation, until.clone())
             .await
             .map_err(|error| error.failure())?;
         let sign = orbctl::classify::classify(&operation, &completion).sign;

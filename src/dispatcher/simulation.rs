@@ -9,9 +9,10 @@ mod races;
 mod traffic;
 mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ struct Scripted {
     lists: Mutex<usize>,
     /// What OrbStack does, in `orbctl`'s word, and how often that was asked.
     status: Mutex<(&'static str, usize)>,
+    /// Another program took its place, which nobody has noticed yet.
+    replaced: AtomicBool,
 }
 
 fn list_of(inventory: &Inventory) -> String {
@@ -95,6 +98,10 @@ fn list_of(inventory: &Inventory) -> String {
 }
 
 impl Orbctl for Scripted {
+    fn is_replaced(&self) -> bool {
+        self.replaced.swap(false, Ordering::Relaxed)
+    }
+
     async fn run(&self, invocation: Invocation, stop: CancellationToken) -> Reply {
         let word = |arg: &OsString| arg.to_string_lossy().into_owned();
         let args: Vec<String> = invocation.args.iter().map(word).collect();
@@ -158,6 +165,7 @@ impl World {
             lists_itself,
             lists: Mutex::new(0),
             status: Mutex::new(("Running", 0)),
+            replaced: AtomicBool::new(false),
         });
         let parts = Parts {
             orbctl: orbctl.clone(),
@@ -656,9 +664,12 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
         Outcome::Succeeded(Success::Exec { exit_code: 0 })
     );
 
-    // A running change is left to finish.
+    // A running change is left to finish; until then it holds its connection, which nothing that is over does.
+    let holding = async |world: &World| world.dispatcher.holding_connections().await.expect("it lives");
+    assert_eq!(holding(&world).await, HashSet::new());
     let change = world.change(restart("a")).await;
     let call = world.call("restart").await;
+    assert_eq!(holding(&world).await, HashSet::from([1]));
     world.dispatcher.connection_gone(1).await;
     world.idle().await;
     call.exit(0);
@@ -743,6 +754,33 @@ async fn equal_reads_share_an_invocation_until_something_changes() {
         .expect("facts");
     assert_eq!(seen.value.machines().map(<[_]>::len), Some(3), "not overwritten");
     world.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_orbctl_said_is_not_told_once_the_new_one_was_started() {
+    let mut world = World::new();
+    let list = async |world: &World| {
+        let seen = world.read(Query::List, None).await.expect("no panic");
+        seen.expect("facts");
+        world.lists()
+    };
+    assert_eq!(list(&world).await, 1);
+    world.orbctl.replaced.store(true, Ordering::Relaxed);
+    assert_eq!(list(&world).await, 1, "nothing was started, so nobody looked");
+    let command = world.submit(submission(exec("a"))).await;
+    let call = world.call("run").await;
+    // It still runs: what it was started beside is stale at once.
+    assert_eq!(list(&world).await, 2);
+    assert_eq!(list(&world).await, 2);
+    call.exit(0);
+    outcome(&command).await;
+    assert_eq!(list(&world).await, 2, "an end of a command changes nothing");
+    // The read that notices it began before all was made stale, so it is asked once more.
+    world.orbctl.replaced.store(true, Ordering::Relaxed);
+    let asked = world.read(Query::List, Some(Duration::ZERO)).await;
+    asked.expect("no panic").expect("facts");
+    assert_eq!(list(&world).await, 4);
+    assert_eq!(list(&world).await, 4);
 }
 
 fn printed(seen: &Seen) -> (&[u8], &[u8], Ending) {

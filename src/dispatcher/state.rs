@@ -1,6 +1,7 @@
 //! The dispatcher's task: jobs and their lives, reads and who shares them, what is known and when it stops being true.
 
 mod acceptance;
+mod attached;
 mod ending;
 mod health;
 mod life;
@@ -35,6 +36,7 @@ use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request,
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
+use attached::Attached;
 use quiet::Quiet;
 use watching::Watching;
 
@@ -128,6 +130,7 @@ pub(super) struct State<O> {
     scheduler: Scheduler,
     cache: Cache<Arc<Known>>,
     jobs: BTreeMap<JobId, Entry>,
+    attached: Attached,
     /// Ended jobs, oldest first, with when they ended.
     ended: VecDeque<(Instant, JobId)>,
     /// Those of them whose output is still kept, with what it takes in memory.
@@ -178,6 +181,7 @@ impl<O: Orbctl> State<O> {
             metrics: parts.metrics,
             cache: Cache::default(),
             jobs: BTreeMap::new(),
+            attached: Attached::default(),
             ended: VecDeque::new(),
             outputs: VecDeque::new(),
             ended_bytes: 0,
@@ -306,7 +310,7 @@ impl<O: Orbctl> State<O> {
             }
             Request::ConnectionGone(connection) => self.connection_gone(connection),
             Request::HoldingConnections(reply) => {
-                let _ = reply.send(self.holding_connections());
+                let _ = reply.send(self.attached.connections());
             }
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),
             Request::QueueView(reply) => {
@@ -316,12 +320,7 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cache_view());
             }
             Request::Invalidate(scope, reply) => {
-                if scope == Scope::Everything {
-                    // On request also the version, which no change of ours touches.
-                    self.cache.invalidate_all();
-                }
-                self.invalidate(&scope);
-                self.look_now();
+                self.distrust(&scope);
                 let _ = reply.send(self.cache.generation());
             }
             Request::Subscribe(wants_looks, reply) => self.subscribe(wants_looks, reply),

@@ -1,14 +1,14 @@
 //! Finds `orbctl` once, to an absolute path, and notices when it is another one.
 //!
 //! The environment is passed in. The path is kept as it was found, links and all: an upgrade moves what a link points to, and the
-//! link stays right.
+//! link stays right. Who is nowhere is looked for again; who was found is not, and only the file at its path is looked at.
 
-use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustix::fs::Access;
+
+use crate::sys::FileStamp;
 
 /// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
 const NAME: &str = "orbctl";
@@ -61,7 +61,8 @@ pub enum LocateError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     path: PathBuf,
-    stamp: Stamp,
+    /// The file that was last seen there; none was where a path was taken as it is.
+    stamp: Option<FileStamp>,
 }
 
 impl Located {
@@ -70,42 +71,85 @@ impl Located {
         &self.path
     }
 
-    /// Says whether it is another file now, or none. Costs one system call.
-    pub fn changed(&self) -> bool {
-        Stamp::of(&self.path) != Some(self.stamp)
+    /// Looks whether another file has taken its place, and says so once for each. One that is gone says nothing: in the middle of
+    /// an installation another is about to come. Costs one system call.
+    fn is_replaced(&mut self) -> bool {
+        let Some(now) = FileStamp::of(&self.path) else {
+            return false;
+        };
+        self.stamp.replace(now).is_some_and(|before| before != now)
     }
 }
 
-/// What tells one file from another that took its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    dev: u64,
-    inode: u64,
-    modified: Option<SystemTime>,
-    size: u64,
+/// Where `orbctl` is, for as long as a daemon lives.
+#[derive(Debug)]
+pub struct Whereabouts {
+    configured: Option<PathBuf>,
+    path: Option<OsString>,
+    home: Option<PathBuf>,
+    ours: Vec<PathBuf>,
+    found: Result<Located, LocateError>,
 }
 
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let data = std::fs::metadata(path).ok()?;
-        data.is_file().then(|| Self {
-            dev: data.dev(),
-            inode: data.ino(),
-            modified: data.modified().ok(),
-            size: data.len(),
-        })
+impl Whereabouts {
+    /// Looks for it, and remembers where to look again.
+    pub fn new(search: &Search<'_>) -> Self {
+        Self {
+            configured: search.configured.map(Path::to_owned),
+            path: search.path.map(OsStr::to_owned),
+            home: search.home.map(Path::to_owned),
+            ours: search.ours.to_vec(),
+            found: locate(search),
+        }
     }
 
-    fn is_same_file(&self, other: &Self) -> bool {
-        (self.dev, self.inode) == (other.dev, other.inode)
+    /// Takes a path as it is, whatever is there.
+    pub fn at(path: PathBuf) -> Self {
+        let stamp = FileStamp::of(&path);
+        Self {
+            configured: Some(path.clone()),
+            path: None,
+            home: None,
+            ours: Vec::new(),
+            found: Ok(Located { path, stamp }),
+        }
+    }
+
+    /// Returns its path, or why there is none.
+    pub fn path(&self) -> Result<&Path, &LocateError> {
+        self.found.as_ref().map(Located::path)
+    }
+
+    /// Looks again where it was nowhere. Says whether it was found only now.
+    pub fn is_found_now(&mut self) -> bool {
+        if self.found.is_ok() {
+            return false;
+        }
+        self.found = locate(&Search {
+            configured: self.configured.as_deref(),
+            path: self.path.as_deref(),
+            home: self.home.as_deref(),
+            ours: &self.ours,
+        });
+        self.found.is_ok()
+    }
+
+    /// Looks whether the file at its path is another one than when this was last asked.
+    pub fn is_replaced(&mut self) -> bool {
+        self.found.as_mut().is_ok_and(Located::is_replaced)
     }
 }
 
 /// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
 pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
-    let ours: Vec<Stamp> = search.ours.iter().filter_map(|path| Stamp::of(path)).collect();
-    let is_ours =
-        |path: &Path, stamp: &Stamp| ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path);
+    let ours: Vec<FileStamp> = search
+        .ours
+        .iter()
+        .filter_map(|path| FileStamp::of(path))
+        .collect();
+    let is_ours = |path: &Path, stamp: &FileStamp| {
+        ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path)
+    };
     if let Some(path) = search.configured {
         if !path.is_absolute() {
             return Err(LocateError::NotAbsolute(path.into()));
@@ -115,7 +159,7 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
             Some(stamp) if is_ours(path, &stamp) => Err(LocateError::Ours(path.into())),
             Some(stamp) => Ok(Located {
                 path: path.into(),
-                stamp,
+                stamp: Some(stamp),
             }),
         };
     }
@@ -134,6 +178,7 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
                 passed_over.get_or_insert(path);
                 return None;
             }
+            let stamp = Some(stamp);
             Some(Located { path, stamp })
         })
         .ok_or_else(|| passed_over.map_or(LocateError::NotFound, LocateError::OnlyOurs))
@@ -149,9 +194,9 @@ pub fn is_named_as_ours(path: &Path) -> bool {
     })
 }
 
-fn executable(path: &Path) -> Option<Stamp> {
+fn executable(path: &Path) -> Option<FileStamp> {
     rustix::fs::access(path, Access::EXEC_OK).ok()?;
-    Stamp::of(path)
+    FileStamp::of(path)
 }
 
 #[cfg(test)]
@@ -176,7 +221,7 @@ mod tests {
             path
         }
 
-        fn path(&self, dirs: &[&str]) -> std::ffi::OsString {
+        fn path(&self, dirs: &[&str]) -> OsString {
             std::env::join_paths(dirs.iter().map(|dir| self.0.path().join(dir))).expect("no colons")
         }
     }
@@ -284,16 +329,41 @@ mod tests {
     fn a_file_that_took_its_place_is_noticed() {
         let folders = Folders::new();
         let path = folders.add("a");
-        let search = Search {
+        let mut whereabouts = Whereabouts::new(&Search {
             configured: Some(&path),
             ..Search::default()
-        };
-        let located = locate(&search).expect("found");
-        assert!(!located.changed());
-        let new = folders.add("b");
-        std::fs::rename(new, &path).expect("moved");
-        assert!(located.changed());
+        });
+        assert!(!whereabouts.is_replaced());
+        std::fs::rename(folders.add("b"), &path).expect("moved");
+        assert!(whereabouts.is_replaced());
+        assert!(!whereabouts.is_replaced(), "it is told once");
+        let aside = path.with_file_name("aside");
+        std::fs::rename(&path, &aside).expect("moved");
+        assert!(!whereabouts.is_replaced(), "another is about to come");
+        std::fs::rename(&aside, &path).expect("moved");
+        assert!(!whereabouts.is_replaced(), "it is back");
         std::fs::remove_file(&path).expect("removed");
-        assert!(located.changed());
+        folders.add("a");
+        std::fs::write(&path, "longer than before").expect("written");
+        assert!(whereabouts.is_replaced());
+        assert_eq!(whereabouts.path(), Ok(path.as_path()));
+    }
+
+    #[test]
+    fn one_that_was_nowhere_is_found_when_it_is_there() {
+        let folders = Folders::new();
+        let path = folders.0.path().join("a").join(NAME);
+        let mut whereabouts = Whereabouts::new(&Search {
+            configured: Some(&path),
+            ..Search::default()
+        });
+        assert!(!whereabouts.is_found_now());
+        assert!(!whereabouts.is_replaced());
+        assert_eq!(whereabouts.path(), Err(&LocateError::NotExecutable(path.clone())));
+        folders.add("a");
+        assert!(whereabouts.is_found_now());
+        assert!(!whereabouts.is_found_now(), "it is told once");
+        assert!(!whereabouts.is_replaced(), "nothing was there before");
+        assert_eq!(whereabouts.path(), Ok(path.as_path()));
     }
 }

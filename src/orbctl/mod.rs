@@ -42,6 +42,10 @@ pub const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs `orbctl`. The real one is [`process::Installed`].
 pub trait Orbctl: Send + Sync + 'static {
+    /// Looks whether the program is another one than when this was last asked, as after an upgrade of OrbStack. To be asked before a
+    /// run: it costs a look at one file.
+    fn is_replaced(&self) -> bool;
+
     /// Runs one invocation to its end. When `stop` is cancelled the child is ended; what it had done stays done.
     ///
     /// Dropping the future leaves the child running on its own: an orderly stop of the daemon leaves changes to finish.
@@ -179,6 +183,9 @@ impl Captured {
 /// Why there is no completion. No child was started and nothing happened, except with [`SpawnError::Lost`].
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
+    /// It is nowhere.
+    #[error(transparent)]
+    NotLocated(#[from] locate::LocateError),
     /// There is no such file.
     #[error("{} does not exist", .program.display())]
     NotFound {
@@ -230,7 +237,9 @@ impl SpawnError {
                 exit_code: 126,
                 stderr_tail: format!("{self}: {source}").into(),
             },
-            Self::NotFound { .. } => Failure::OrbctlUnavailable(self.to_string().into()),
+            Self::NotLocated(_) | Self::NotFound { .. } => {
+                Failure::OrbctlUnavailable(self.to_string().into())
+            }
             Self::NotExecutable { source, .. } | Self::Exhausted { source } | Self::Other { source, .. } => {
                 Failure::OrbctlUnavailable(format!("{self}: {source}").into())
             }

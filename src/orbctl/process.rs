@@ -27,11 +27,11 @@ use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -43,6 +43,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
+use super::locate::{LocateError, Whereabouts};
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
 use crate::job::Ending;
@@ -72,16 +73,17 @@ const COPY_MAX: usize = 2 * 1024;
 /// The installed `orbctl`.
 #[derive(Debug)]
 pub struct Installed {
-    program: PathBuf,
+    /// A plain lock, held for a look at a file.
+    whereabouts: Mutex<Whereabouts>,
     home: PathBuf,
     environment: Vec<(OsString, OsString)>,
     spawning: Mutex<()>,
 }
 
 impl Installed {
-    /// Takes the program's absolute path, the user's home and the environment that the daemon was given.
+    /// Takes where the program is, the user's home and the environment that the daemon was given.
     pub fn new(
-        program: PathBuf,
+        whereabouts: Whereabouts,
         home: PathBuf,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
@@ -91,21 +93,32 @@ impl Installed {
             .collect();
         environment.push(("HOME".into(), home.clone().into()));
         Self {
-            program,
+            whereabouts: Mutex::new(whereabouts),
             home,
             environment,
             spawning: Mutex::new(()),
         }
     }
 
-    /// Returns the program's path.
-    pub fn program(&self) -> &Path {
-        &self.program
+    /// Returns the program's path. One that was nowhere is looked for again, so that whoever installs OrbStack need not restart us.
+    pub fn program(&self) -> Result<PathBuf, LocateError> {
+        let mut whereabouts = self.whereabouts();
+        let is_found_now = whereabouts.is_found_now();
+        let path = whereabouts.path().map_err(LocateError::clone)?;
+        if is_found_now {
+            tracing::info!(orbctl = %path.display(), "orbctl was found");
+        }
+        Ok(path.to_owned())
+    }
+
+    fn whereabouts(&self) -> MutexGuard<'_, Whereabouts> {
+        self.whereabouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
     fn spawn(&self, args: &[OsString], marker: &str, streams: Streams) -> Result<Child, SpawnError> {
-        let mut command = Command::new(&self.program);
+        let program = self.program()?;
+        let mut command = Command::new(&program);
         command
             .args(args)
             .env_clear()
@@ -122,23 +135,21 @@ impl Installed {
         let turn = cfg!(target_os = "macos").then(|| self.spawning.lock());
         let spawned = command.spawn();
         drop(turn);
-        spawned.map_err(|error| self.explain(error))
+        spawned.map_err(|error| explain(program, error))
     }
+}
 
-    fn explain(&self, source: io::Error) -> SpawnError {
-        let program = self.program.clone();
-        match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOENT | Errno::NOTDIR) if !self.program.exists() => SpawnError::NotFound { program },
-            Some(Errno::ACCESS | Errno::PERM | Errno::NOEXEC | Errno::ISDIR) => {
-                SpawnError::NotExecutable { program, source }
-            }
-            Some(Errno::TOOBIG) => SpawnError::Arguments { source },
-            Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
-                SpawnError::Exhausted { source }
-            }
-            None if source.kind() == io::ErrorKind::InvalidInput => SpawnError::Arguments { source },
-            _ => SpawnError::Other { program, source },
+/// Says what kept a program from being started.
+fn explain(program: PathBuf, source: io::Error) -> SpawnError {
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::NOTDIR) if !program.exists() => SpawnError::NotFound { program },
+        Some(Errno::ACCESS | Errno::PERM | Errno::NOEXEC | Errno::ISDIR) => {
+            SpawnError::NotExecutable { program, source }
         }
+        Some(Errno::TOOBIG) => SpawnError::Arguments { source },
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => SpawnError::Exhausted { source },
+        None if source.kind() == io::ErrorKind::InvalidInput => SpawnError::Arguments { source },
+        _ => SpawnError::Other { program, source },
     }
 }
 
@@ -189,6 +200,15 @@ fn is_passed_on(name: &OsStr) -> bool {
 }
 
 impl Orbctl for Installed {
+    fn is_replaced(&self) -> bool {
+        let mut whereabouts = self.whereabouts();
+        let is_replaced = whereabouts.is_replaced();
+        if is_replaced && let Ok(path) = whereabouts.path() {
+            tracing::info!(orbctl = %path.display(), "orbctl is another program now: what is known is asked anew");
+        }
+        is_replaced
+    }
+
     async fn run(&self, invocation: Invocation, stop: CancellationToken) -> Result<Completion, SpawnError> {
         let began = Moment::now().instant;
         if stop.is_cancelled() {
@@ -644,6 +664,8 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
@@ -652,7 +674,7 @@ mod tests {
     /// A shell in `orbctl`'s place.
     fn shell() -> Installed {
         let path = ("PATH".into(), "/usr/bin:/bin".into());
-        Installed::new("/bin/sh".into(), "/".into(), [path])
+        Installed::new(Whereabouts::at("/bin/sh".into()), "/".into(), [path])
     }
 
     fn script(script: &str) -> Invocation {
@@ -1105,7 +1127,7 @@ mod tests {
         let given = given.map(|(name, value)| (name.into(), value.into()));
         let mut invocation = Invocation::new(vec![], Sink::Capture { max: 4096 });
         invocation.marker = "life-1".into();
-        let installed = Installed::new("/usr/bin/env".into(), "/".into(), given);
+        let installed = Installed::new(Whereabouts::at("/usr/bin/env".into()), "/".into(), given);
         let completion = installed
             .run(invocation, CancellationToken::new())
             .await
@@ -1149,7 +1171,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("orbctl");
         let spawn = async |args: Vec<OsString>, program: &Path| {
-            Installed::new(program.into(), "/".into(), [])
+            Installed::new(Whereabouts::at(program.into()), "/".into(), [])
                 .run(
                     Invocation::new(args, Sink::Capture { max: 0 }),
                     CancellationToken::new(),
@@ -1221,8 +1243,11 @@ mod tests {
         fn measure_what_an_invocation_adds_to_a_spawn() {
             let runtime = runtime();
             let program = "/bin/true";
-            let installed =
-                std::sync::Arc::new(Installed::new(program.into(), "/".into(), std::env::vars_os()));
+            let installed = std::sync::Arc::new(Installed::new(
+                Whereabouts::at(program.into()),
+                "/".into(),
+                std::env::vars_os(),
+            ));
             let dir = tempfile::tempdir().expect("a folder");
             let settings = Settings {
                 dir: dir.path().into(),

@@ -260,33 +260,37 @@ pub(super) fn info(info: &MachineInfo, observed: types::Observed) -> types::Mach
     }
 }
 
+/// Refuses by name the first parameter that is given to what does not take it. Of each it is told whether it is given and whether
+/// it is taken.
+pub(super) fn only_what_belongs<'a>(
+    to: &str,
+    parameters: impl IntoIterator<Item = (&'a str, bool, bool)>,
+) -> Result<(), Refusal> {
+    for (field, is_given, is_taken) in parameters {
+        if is_given && !is_taken {
+            return Err(invalid(field, format!("does not belong to this {to}")));
+        }
+    }
+    Ok(())
+}
+
 /// Parses a read in `orbctl`'s own words. A field that does not belong to its command is refused by name.
 pub(super) fn verbatim(read: &types::Read) -> Result<Verbatim, Refusal> {
     use types::ReadCommand as R;
     let command = read.command;
-    for (field, is_given, is_taken) in [
-        (
-            "machine",
-            read.machine.is_some(),
-            matches!(command, R::Info | R::Logs),
-        ),
-        ("key", read.key.is_some(), command == R::ConfigGet),
-        (
-            "format",
-            read.format.is_some(),
-            matches!(command, R::List | R::Info),
-        ),
-        ("quiet", read.quiet, command == R::List),
-        ("running", read.running, command == R::List),
-        ("all", read.all, command == R::Logs),
-    ] {
-        if is_given && !is_taken {
-            return Err(invalid(
-                &format!("read.{field}"),
-                "does not belong to this command",
-            ));
-        }
-    }
+    let takes_machine = matches!(command, R::Info | R::Logs);
+    let takes_format = matches!(command, R::List | R::Info);
+    only_what_belongs(
+        "command",
+        [
+            ("read.machine", read.machine.is_some(), takes_machine),
+            ("read.key", read.key.is_some(), command == R::ConfigGet),
+            ("read.format", read.format.is_some(), takes_format),
+            ("read.quiet", read.quiet, command == R::List),
+            ("read.running", read.running, command == R::List),
+            ("read.all", read.all, command == R::Logs),
+        ],
+    )?;
     let format = read.format.map(|format| match format {
         types::ReadFormat::Text => Format::Text,
         types::ReadFormat::Json => Format::Json,

@@ -37,6 +37,8 @@ pub struct Server {
     pub about: About,
     /// What `daemon.info` tells and a reload may change.
     pub in_force: watch::Receiver<InForce>,
+    /// Says where `orbctl` is.
+    pub orbctl: WhereOrbctl,
     /// Reads the configuration again.
     pub reload: Reload,
     /// Looks whether the program was replaced.
@@ -55,6 +57,9 @@ pub struct Upgrade {
     /// Its version, or why it is not to take over.
     pub proof: Result<String, String>,
 }
+
+/// Says where `orbctl` is, if anywhere: it may come while we serve.
+pub type WhereOrbctl = Box<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
 /// Reads the configuration again and says what became of it, or what is wrong with it.
 pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String>> + Send + Sync>;
@@ -79,8 +84,6 @@ pub struct About {
     pub started: Moment,
     /// The socket.
     pub socket: PathBuf,
-    /// Where `orbctl` is.
-    pub orbctl: Option<PathBuf>,
     /// Where state is kept.
     pub state_dir: PathBuf,
 }

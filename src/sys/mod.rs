@@ -1,4 +1,5 @@
-//! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone.
+//! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone; and
+//! one that it answers in pieces: is this file still the one that it was.
 //!
 //! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
 //! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and three small ones
@@ -20,6 +21,7 @@ mod fork;
 mod hang_up;
 #[cfg(target_os = "linux")]
 mod linux;
+mod stamp;
 mod stop;
 #[cfg(target_os = "linux")]
 use linux as platform;
@@ -32,6 +34,7 @@ use macos as platform;
 pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
+pub use stamp::FileStamp;
 pub use stop::stop_by;
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]

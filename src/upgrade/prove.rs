@@ -119,8 +119,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::Stamp;
     use super::*;
+    use crate::sys::FileStamp;
 
     #[test]
     fn a_greeting_is_read_back_and_anything_else_is_a_stranger() {
@@ -153,7 +153,7 @@ mod tests {
         assert!(copied.expect("cp").success());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         let program = Program {
-            stamp: Stamp::of(&path).expect("there"),
+            stamp: FileStamp::of(&path).expect("there"),
             words: vec!["orbd".into(), "--set".into(), "strict=true".into()],
             path,
         };
@@ -183,7 +183,7 @@ mod tests {
         let path = folder.path().join("orbd");
         fs::write(&path, "\x7fELF").expect("written");
         let program = Program {
-            stamp: Stamp::of(&path).expect("there"),
+            stamp: FileStamp::of(&path).expect("there"),
             words: Vec::new(),
             path,
         };

@@ -332,12 +332,12 @@ fn of_daemon(
     let _ = client.hello(CLIENT_NAME);
     let mut findings = vec![match &info.orbctl {
         Some(path) => Finding::good("orbctl", path.clone()),
-        // It looked when it started.
+        // It looks again each time, but where it was told to when it started.
         None => match config.map(|config| find_orbctl(config, link, link.environment.path.as_deref())) {
             Some(Ok(found)) => Finding::bad(
                 "orbctl",
                 format!(
-                    "orbd found none when it started; now there is {}",
+                    "orbd finds none with the configuration and PATH that it was started with; here it is {}",
                     found.path().display()
                 ),
                 "orbd-ctl daemon restart",

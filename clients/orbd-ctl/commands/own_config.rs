@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::Cell;
+use orbd::causes::with_causes;
 use orbd::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, Places};
 use orbd::rpc::api::{DaemonInfo, DaemonReload};
 use orbd::rpc::types::{NoParams, ReloadAnswer};
@@ -22,7 +23,7 @@ use crate::args::OwnConfigCommand;
 use crate::context::Context;
 use crate::layout::Look;
 use crate::render;
-use crate::trouble::{Trouble, append_causes, exit};
+use crate::trouble::{Trouble, exit};
 
 /// How long a running orbd has to say what it made of a change.
 const RELOAD_MAX: Duration = Duration::from_secs(5);
@@ -165,7 +166,7 @@ fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<Ex
     let answer = Checked {
         config_file: (found.is_err() || path.exists()).then(|| path.display().to_string()),
         valid: found.is_ok(),
-        problem: found.as_ref().err().map(chain),
+        problem: found.as_ref().err().map(|error| with_causes(error)),
     };
     context.console.answer(&answer, |answer, _| match answer {
         Checked {
@@ -227,7 +228,7 @@ fn edit(context: &mut Context, here: &Here, key: &'static Key, value: Option<&st
     };
     let changed = before.as_ref().map_or(value.is_some(), |before| *before != after);
     let config = Config::of_text(&here.places, &here.file, &after)
-        .map_err(|error| refused(&format!("nothing was written: {}", chain(&error))))?;
+        .map_err(|error| refused(&format!("nothing was written: {}", with_causes(&error))))?;
     if changed {
         write(&file, &after).map_err(|source| cannot("write", &file, source))?;
     }
@@ -428,7 +429,7 @@ fn wrong(error: &ConfigError) -> Trouble {
 }
 
 fn invalid(error: &ConfigError) -> Trouble {
-    refused(&chain(error))
+    refused(&with_causes(error))
 }
 
 fn refused(message: &str) -> Trouble {
@@ -440,12 +441,6 @@ fn cannot(action: &str, file: &Path, source: io::Error) -> Trouble {
         what: format!("cannot {action} {}", file.display()),
         source,
     }
-}
-
-fn chain(error: &ConfigError) -> String {
-    let mut text = error.to_string();
-    append_causes(&mut text, error);
-    text
 }
 
 #[cfg(test)]

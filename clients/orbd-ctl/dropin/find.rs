@@ -5,12 +5,11 @@
 //! two copies pass a call on once and then say what is wrong, instead of calling each other for ever.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd::orbctl::locate::{LocateError, Search, is_named_as_ours, locate};
+use orbd::sys::FileStamp;
 
 use super::words::Called;
 use crate::environment::{Environment, variable};
@@ -99,21 +98,11 @@ impl Finder {
     }
 
     fn is_ours(&self, path: &Path) -> bool {
-        is_named_as_ours(path)
-            || self
-                .own
-                .iter()
-                .chain(&self.visited)
-                .any(|own| is_same_file(own, path))
-    }
-}
-
-/// Says whether two paths lead to one file.
-pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
-    let identity = |data: Metadata| (data.dev(), data.ino());
-    match (one.metadata(), other.metadata()) {
-        (Ok(one), Ok(other)) => identity(one) == identity(other),
-        _ => false,
+        let is_one_of_us = |found: FileStamp| {
+            let mut ours = self.own.iter().chain(&self.visited);
+            ours.any(|own| FileStamp::of(own).is_some_and(|own| own.is_same_file(&found)))
+        };
+        is_named_as_ours(path) || FileStamp::of(path).is_some_and(is_one_of_us)
     }
 }
 

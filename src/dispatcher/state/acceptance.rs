@@ -148,6 +148,7 @@ impl<O: Orbctl> State<O> {
         let job = Self::job(&entry);
         self.operands += spec.asked.operation.weight();
         self.jobs.insert(spec.id, entry);
+        self.attached.enter(spec);
         self.note_job(spec, &JobState::Waiting);
         job
     }

@@ -1,6 +1,5 @@
 //! Ends: who is told, what is recorded, what is kept and for how long; cancelling and clients that go away.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -111,6 +110,7 @@ impl<O: Orbctl> State<O> {
         };
         entry.state.send_replace(ended.clone());
         self.operands -= spec.asked.operation.weight();
+        self.attached.leave(&spec);
         if matches!(spec.asked.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
         }
@@ -189,43 +189,32 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Returns the connections that attached jobs and leases hang on.
-    pub(super) fn holding_connections(&self) -> HashSet<u64> {
-        self.jobs
-            .values()
-            .filter(|entry| !entry.state.borrow().is_ended())
-            .filter(|entry| !entry.spec.asked.detached || entry.release.is_some())
-            .map(|entry| entry.spec.asked.client.connection)
-            .collect()
-    }
-
     /// Cancels what waits and stops commands of a client that is gone; a running change is left to finish, and a lease is free
     /// only when its process is gone.
     pub(super) fn connection_gone(&mut self, connection: u64) {
-        let attached: Vec<JobId> = self
-            .jobs
-            .values()
-            .filter(|entry| entry.spec.asked.client.connection == connection && !entry.spec.asked.detached)
-            .filter(|entry| match *entry.state.borrow() {
-                JobState::Waiting => true,
-                JobState::Running { .. } => {
-                    matches!(entry.spec.asked.operation, Operation::Exec(..))
-                        && matches!(entry.spec.asked.carrier, Carrier::Daemon)
-                }
-                JobState::Ended { .. } => false,
-            })
-            .map(|entry| entry.spec.id)
-            .collect();
+        let attached: Vec<JobId> = self.attached.on(connection).collect();
         for id in attached {
-            self.cancel(id);
-        }
-        for entry in self
-            .jobs
-            .values_mut()
-            .filter(|entry| entry.spec.asked.client.connection == connection)
-        {
+            let Some(entry) = self.jobs.get_mut(&id) else {
+                debug_assert!(false, "job {id} is attached, but is not known");
+                continue;
+            };
             // Nobody is left to say how the process ended.
             entry.release = None;
+            let is_to_end = match *entry.state.borrow() {
+                JobState::Waiting => !entry.spec.asked.detached,
+                JobState::Running { .. } => {
+                    !entry.spec.asked.detached
+                        && matches!(entry.spec.asked.operation, Operation::Exec(..))
+                        && matches!(entry.spec.asked.carrier, Carrier::Daemon)
+                }
+                JobState::Ended { .. } => {
+                    debug_assert!(false, "job {id} has ended, but is attached");
+                    false
+                }
+            };
+            if is_to_end {
+                self.cancel(id);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{Failure, JobId, Outcome, Sign};
 use crate::metrics::Counter;
-use crate::operation::{Class, Operation, Query};
+use crate::operation::{Class, Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
@@ -24,6 +24,7 @@ impl<O: Orbctl> State<O> {
     pub(super) fn noted(&mut self, id: JobId, note: Note) {
         match note {
             Note::Started(child) => self.child_started(id, child),
+            Note::Replaced => self.distrust(&Scope::Everything),
             Note::Sign(sign, began) => self.heard(id, sign, began),
         }
     }

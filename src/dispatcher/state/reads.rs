@@ -218,6 +218,15 @@ impl<O: Orbctl> State<O> {
         self.invalidate(scope);
     }
 
+    /// Makes stale what may have changed without us. Of everything also the version, which no change of ours touches.
+    pub(super) fn distrust(&mut self, scope: &Scope) {
+        if *scope == Scope::Everything {
+            self.cache.invalidate_all();
+        }
+        self.invalidate(scope);
+        self.look_now();
+    }
+
     pub(super) fn invalidate(&mut self, scope: &Scope) {
         let generation = self.cache.invalidate(scope);
         self.publish_machines();

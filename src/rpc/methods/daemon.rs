@@ -59,7 +59,7 @@ pub(super) fn register(registry: &mut Registry) {
             started_at: time(about.started.wall),
             uptime_ms: ms(Moment::now().age_of(&about.started)),
             socket: path(&about.socket),
-            orbctl: about.orbctl.as_deref().map(path),
+            orbctl: (server.orbctl)().as_deref().map(path),
             config_file: in_force.config_file.as_deref().map(path),
             state_dir: path(&about.state_dir),
             limits: in_force.limits,

@@ -29,7 +29,7 @@ pub(super) fn register(registry: &mut Registry) {
         if options.detach {
             return Err(invalid("detach", "a lease belongs to its client"));
         }
-        let Some(orbctl) = server.about.orbctl.as_ref() else {
+        let Some(orbctl) = (server.orbctl)() else {
             return Err(ErrorKind::OrbctlUnavailable
                 .error("orbctl was not found; set `orbctl` in orbd's configuration"));
         };
@@ -158,17 +158,16 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             | L::Read
             | L::Other
     );
-    for (field, is_given, is_taken) in [
-        ("machine", params.machine.is_some(), takes_machine),
-        ("machines", !params.machines.is_empty(), takes_several),
-        ("new_name", params.new_name.is_some(), takes_new_name),
-        ("force", params.force, takes_force),
-        ("read", params.read.is_some(), operation == L::Read),
-    ] {
-        if is_given && !is_taken {
-            return Err(invalid(field, "does not belong to this operation"));
-        }
-    }
+    convert::only_what_belongs(
+        "operation",
+        [
+            ("machine", params.machine.is_some(), takes_machine),
+            ("machines", !params.machines.is_empty(), takes_several),
+            ("new_name", params.new_name.is_some(), takes_new_name),
+            ("force", params.force, takes_force),
+            ("read", params.read.is_some(), operation == L::Read),
+        ],
+    )?;
     let force = force(params.force);
     match operation {
         L::Push => in_machine(server, caller, params, Operation::Push).await,

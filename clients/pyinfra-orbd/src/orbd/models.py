@@ -112,6 +112,11 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
     return None
 
 
+def _bytes(text: str | None, base64: str | None) -> bytes:
+    """Bytes go over the wire as text where they are that, else as base64."""
+    return b64decode(base64 or "") if text is None else text.encode()
+
+
 class Done(Model):
     """Nothing to say beyond success."""
 
@@ -272,9 +277,7 @@ class Chunk(Model):
     @property
     def data(self) -> bytes:
         """The bytes."""
-        if self.text is not None:
-            return self.text.encode()
-        return b64decode(self.base64 or "")
+        return _bytes(self.text, self.base64)
 
 
 class Gap(Model):
@@ -739,9 +742,7 @@ class Printed(Model):
     @property
     def data(self) -> bytes:
         """The bytes."""
-        if self.text is not None:
-            return self.text.encode()
-        return b64decode(self.base64 or "")
+        return _bytes(self.text, self.base64)
 
 
 class Printout(Observed):

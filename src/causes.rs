@@ -1,0 +1,49 @@
+//! Causes: an error with all that led to it, as one sentence for people and for the log.
+//!
+//! An error says only its own part, and its cause is its `source`: whoever shows it puts them together here.
+
+use std::error::Error;
+
+/// Returns an error and its causes in one sentence.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    append_causes(&mut text, error);
+    text
+}
+
+/// Appends the causes of an error to what is said of it.
+pub fn append_causes(text: &mut String, error: &dyn Error) {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Step {
+        says: &'static str,
+        source: Option<Box<Step>>,
+    }
+
+    fn step(says: &'static str, source: Option<Step>) -> Step {
+        let source = source.map(Box::new);
+        Step { says, source }
+    }
+
+    #[test]
+    fn every_cause_is_told_after_what_it_led_to() {
+        let error = step("no start", Some(step("no file", Some(step("no room", None)))));
+        assert_eq!(with_causes(&error), "no start: no file: no room");
+        let mut text = "sorry".to_owned();
+        append_causes(&mut text, &error);
+        assert_eq!(text, "sorry: no file: no room");
+        assert_eq!(with_causes(&step("alone", None)), "alone");
+    }
+}

@@ -1,0 +1,93 @@
+//! Which jobs hang on which connection: those that wait or run and whose connection's end would cancel, stop or lose sight of them.
+//!
+//! Ended jobs are kept by the thousand, and connections come and go: who asks by connection is to pay for what hangs on it alone.
+
+use std::collections::{BTreeSet, HashSet};
+
+use crate::job::JobId;
+
+use super::super::handle::{Carrier, JobSpec};
+
+/// Jobs by connection. A job is in here from its acceptance to its end.
+#[derive(Debug, Default)]
+pub(super) struct Attached(BTreeSet<(u64, JobId)>);
+
+impl Attached {
+    /// A job is accepted.
+    pub(super) fn enter(&mut self, spec: &JobSpec) {
+        // Of a lease its client alone can say how it ends.
+        if !spec.asked.detached || matches!(spec.asked.carrier, Carrier::Lease(_)) {
+            self.0.insert((spec.asked.client.connection, spec.id));
+        }
+    }
+
+    /// A job is over.
+    pub(super) fn leave(&mut self, spec: &JobSpec) {
+        self.0.remove(&(spec.asked.client.connection, spec.id));
+    }
+
+    /// Returns what hangs on a connection, oldest first.
+    pub(super) fn on(&self, connection: u64) -> impl Iterator<Item = JobId> {
+        let all = (connection, JobId(0))..=(connection, JobId(u64::MAX));
+        self.0.range(all).map(|(_, id)| *id)
+    }
+
+    /// Returns the connections that something hangs on.
+    pub(super) fn connections(&self) -> HashSet<u64> {
+        self.0.iter().map(|(connection, _)| *connection).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::stored;
+    use super::*;
+    use crate::clock::Moment;
+    use crate::operation::{Operation, Query};
+    use crate::sys::{ChildIdentity, StartTime};
+
+    fn job(id: u64, connection: u64, detached: bool) -> JobSpec {
+        let mut spec = stored::revived(
+            JobId(id),
+            Operation::Query(Query::List),
+            "test",
+            detached,
+            Moment::now(),
+        );
+        spec.asked.client.connection = connection;
+        spec
+    }
+
+    fn lease(id: u64, connection: u64) -> JobSpec {
+        let mut spec = job(id, connection, true);
+        spec.asked.carrier = Carrier::Lease(ChildIdentity {
+            pid: 7,
+            started: StartTime { at: 1, boot: 1 },
+        });
+        spec
+    }
+
+    #[test]
+    fn what_hangs_on_a_connection_is_found_until_it_is_over() {
+        let mut attached = Attached::default();
+        let check = |attached: &Attached, connection: u64, expected: &[u64]| {
+            let found: Vec<u64> = attached.on(connection).map(|id| id.0).collect();
+            assert_eq!(found, expected, "on {connection}");
+        };
+        for spec in [job(1, 5, false), job(3, 5, false), job(2, 6, false), lease(4, 5)] {
+            attached.enter(&spec);
+        }
+        attached.enter(&job(9, 5, true));
+        check(&attached, 5, &[1, 3, 4]);
+        check(&attached, 6, &[2]);
+        check(&attached, 7, &[]);
+        assert_eq!(attached.connections(), HashSet::from([5, 6]));
+        for over in [job(1, 5, false), job(2, 6, false), lease(4, 5), job(9, 5, true)] {
+            attached.leave(&over);
+        }
+        check(&attached, 5, &[3]);
+        assert_eq!(attached.connections(), HashSet::from([5]));
+        attached.leave(&job(3, 5, false));
+        assert!(attached.0.is_empty(), "nothing is left of what is over");
+    }
+}
