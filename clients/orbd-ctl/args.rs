@@ -1080,7 +1080,7 @@ pub(crate) enum DaemonCommand {
     Restart,
     /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
     Status,
-    /// Show the last lines of orbd's own log
+    /// Show the last lines of orbd's own log; with --json, one of text as {"text": "..."}
     Logs(LogArgs),
     /// Make orbd read its configuration again, and show what is in force and what needs a restart
     Reload,
