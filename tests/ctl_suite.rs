@@ -14,7 +14,7 @@ use orbd::rpc::api::{DaemonInfo, DaemonStop};
 use orbd::rpc::types::JobStateWord;
 use serde_json::{Value, json};
 
-use crate::support::{Random, World, eventually, is_alive, outcome_of};
+use crate::support::{Random, World, eventually, is_alive, outcome_of, words_of};
 
 /// Describes a call of the command line, in the daemon's environment, so that it starts one like the world's.
 pub(crate) fn ctl(world: &World, words: &[&str]) -> Command {
@@ -60,12 +60,9 @@ pub(crate) fn said(output: &Output) -> String {
 /// Lists the daemons of a world, without their helpers.
 fn daemons(world: &World) -> Vec<u32> {
     let is_daemon = |pid: &u32| {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = words.split(|byte| *byte == 0);
-        words
-            .next()
-            .is_some_and(|program| program == env!("CARGO_BIN_EXE_orbd").as_bytes())
-            && words.all(|word| word != b"--metrics-store")
+        let words = words_of(*pid);
+        let mut words = words.split(' ');
+        words.next() == Some(env!("CARGO_BIN_EXE_orbd")) && words.all(|word| word != "--metrics-store")
     };
     world.processes().into_iter().filter(is_daemon).collect()
 }

@@ -6,7 +6,7 @@ use orbd::rpc::api::{
 use orbd::rpc::types::{JobStateWord, Stream};
 use serde_json::json;
 
-use crate::support::{Wire, World, bytes_of, eventually, outcome_of, stream_of};
+use crate::support::{Wire, World, bytes_of, eventually, outcome_of, resident_peak, stream_of};
 
 /// Runs a command in `a` that asks orbd to change `a`, and checks that it is told who is in its way.
 fn nested(world: &World, change: &str) {
@@ -137,14 +137,6 @@ fn are_right(bytes: &[u8], offset: u64) -> bool {
     expected.starts_with(bytes)
 }
 
-/// Returns the most memory that a process has had in RAM, in bytes. Only on Linux.
-fn memory_peak(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes << 10)
-}
-
 /// Reads a chunked body to its end and checks every byte; returns how many there were.
 fn check_body(wire: &mut Wire) -> u64 {
     let mut offset = 0;
@@ -184,8 +176,8 @@ fn a_gibibyte_of_output_arrives_whole_and_takes_no_memory() {
     // Its end can still be had, as chunks.
     let rest = caller.output_from(id, total - 1000, 1 << 20);
     assert!(are_right(&stream_of(&rest, Stream::Stdout), total - 1000));
-    if let Some(peak) = memory_peak(world.pid()) {
-        assert!(peak <= 64 << 20, "the daemon had {} MiB", peak >> 20);
+    if let Some(peak) = resident_peak(world.pid()) {
+        assert!(peak <= 64 << 10, "the daemon had {} MiB", peak >> 10);
     }
 }
 

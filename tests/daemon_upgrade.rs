@@ -19,7 +19,7 @@ use orbd::rpc::api::{
 use orbd::rpc::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, Upgrade};
 use serde_json::json;
 
-use crate::support::{Caller, World, eventually, outcome_of, stdout_of};
+use crate::support::{Caller, World, count_open, eventually, outcome_of, stdout_of};
 
 fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_orbd"))
@@ -85,10 +85,7 @@ fn a_replaced_program_takes_over_with_the_same_pid_and_the_connections_that_ther
 fn one_upgrade_after_the_other_leaves_nothing_behind() {
     let world = World::new().installed().started();
     let mut caller = world.client();
-    let count = || {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", world.pid())).expect("it runs");
-        descriptors.count()
-    };
+    let count = || count_open(world.pid());
     let mut counts = Vec::new();
     for _ in 0..3 {
         let before = info(&mut caller);

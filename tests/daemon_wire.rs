@@ -8,7 +8,7 @@ use orbd::rpc::api::{CacheInvalidate, DaemonHello, DaemonInfo};
 use orbd::rpc::types::JobStateWord;
 use serde_json::{Value, json};
 
-use crate::support::{Random, Wire, World, eventually, is_alive, outcome_of};
+use crate::support::{Random, Wire, World, eventually, is_alive, outcome_of, resident};
 
 /// Returns code and kind of an error answer.
 fn error_of(answer: &Value) -> (i64, &str) {
@@ -281,19 +281,6 @@ fn answers_come_when_they_are_ready_not_in_the_order_of_the_requests() {
     assert_eq!(wire.receive().expect("an answer")["id"], 1);
 }
 
-/// Resident memory of the daemon in KiB.
-fn resident(world: &World) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", world.pid())).expect("it runs");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("a figure");
-    line.split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse().ok())
-        .expect("a number")
-}
-
 #[test]
 fn clients_that_send_and_never_read_cost_bounded_memory() {
     let names: Vec<String> = (0..20).map(|number| format!("machine-{number}")).collect();
@@ -301,7 +288,7 @@ fn clients_that_send_and_never_read_cost_bounded_memory() {
     let world = World::new().machines(&names).started();
     let mut caller = world.client();
     assert_eq!(caller.machines().len(), 20);
-    let before = resident(&world);
+    let before = resident(world.pid());
     let list = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}\n".repeat(2000);
     let info = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"daemon.info\"}\n".repeat(2000);
     let mut rude: Vec<UnixStream> = (0..64)
@@ -324,7 +311,7 @@ fn clients_that_send_and_never_read_cost_bounded_memory() {
         // Another client is served between, which also gives the daemon its turn.
         assert_eq!(caller.machines().len(), 20);
     }
-    let grown = resident(&world).saturating_sub(before);
+    let grown = resident(world.pid()).saturating_sub(before);
     // Each may hold 64 KiB of answers, one answer beyond that, and what one read brought.
     assert!(grown < 24 << 10, "{grown} KiB for 64 connections");
 }
@@ -334,7 +321,7 @@ fn websocket_clients_that_never_read_cost_bounded_memory() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.machines();
-    let before = resident(&world);
+    let before = resident(world.pid());
     let mut rude: Vec<Wire> = (0..8).map(|_| upgraded(&world)).collect();
     let message = frame(b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}").repeat(500);
     for wire in &rude {
@@ -353,7 +340,7 @@ fn websocket_clients_that_never_read_cost_bounded_memory() {
         idle = if wrote == 0 { idle + 1 } else { 0 };
         assert_eq!(caller.machines().len(), 1);
     }
-    let grown = resident(&world).saturating_sub(before);
+    let grown = resident(world.pid()).saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB for 8 connections and {sent} bytes");
 }
 

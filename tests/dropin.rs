@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::ctl_suite::{call, said};
-use crate::support::{Random, World, eventually, is_alive, outcome_of};
+use crate::support::{Random, World, eventually, is_alive, outcome_of, state_of};
 
 /// Ways to the tool: past orbd, and through the drop-in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -439,12 +439,6 @@ fn a_signal_to_the_drop_in_alone_is_the_tools() {
         });
         assert_eq!(ours, bare, "{signal:?} to what was called");
     }
-}
-
-/// Returns a process's state, as in `S` or `T`.
-fn state_of(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 #[test]

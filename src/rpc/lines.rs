@@ -318,7 +318,9 @@ impl Session {
         let mut in_use = None;
         loop {
             // What can be answered at once leaves with what was answered before it, in one write and for one wake-up.
-            while let Some(Some(answer)) = self.in_flight.next().now_or_never() {
+            while !self.in_flight.is_empty()
+                && let Some(Some(answer)) = self.in_flight.next().now_or_never()
+            {
                 if let Some(answer) = answer {
                     self.push_answer(answer);
                 }

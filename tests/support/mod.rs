@@ -9,6 +9,7 @@
 )]
 
 mod ledger;
+mod processes;
 mod wire;
 
 use std::fs;
@@ -34,6 +35,7 @@ use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 pub(crate) use ledger::Ledger;
+pub(crate) use processes::{count_open, is_alive, resident, resident_peak, state_of, words_of};
 pub(crate) use wire::Wire;
 
 /// Longer than anything here takes; what takes so long has failed.
@@ -368,23 +370,9 @@ impl World {
         eventually("the daemon ends", || daemon.try_wait().expect("it is ours"))
     }
 
-    /// Lists processes that belong to this world, by their environment or their folder. Only on Linux.
+    /// Lists processes that belong to this world, by their environment or their folder.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let folder = self.folder.path().as_os_str().as_encoded_bytes();
-        let ours = std::process::id();
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|pid: &u32| {
-                let proc = |file: &str| PathBuf::from(format!("/proc/{pid}/{file}"));
-                let environ = fs::read(proc("environ")).unwrap_or_default();
-                let stands_in =
-                    fs::read_link(proc("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()));
-                *pid != ours && (stands_in || contains(&environ, folder)) && !is_zombie(*pid)
-            })
-            .collect()
+        processes::belonging_to(self.folder.path())
     }
 }
 
@@ -457,22 +445,6 @@ impl Drop for World {
             }
         }
     }
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
-}
-
-fn is_zombie(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('Z')))
-        .unwrap_or(true)
-}
-
-/// Says whether a process runs.
-pub(crate) fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid)
 }
 
 /// A client that takes parameters as JSON and gives answers as types.
