@@ -2,7 +2,7 @@
 #
 #   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
 #   make test     every test of every language
-#   make test-unit  the part of it that needs no daemon; also for Macs, where the rest has not been made to run yet
+#   make test-unit  the part of it that needs no daemon
 #   make check    formatting, lints, documentation
 #   make deny     licences, sources and known faults of what orbd is built of (needs cargo-deny and the network)
 #   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures

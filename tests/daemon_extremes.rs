@@ -3,7 +3,7 @@
 use orbd::rpc::api::{
     DaemonInfo, JobOutput, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
 };
-use orbd::rpc::types::{JobStateWord, Stream};
+use orbd::rpc::types::Stream;
 use serde_json::json;
 
 use crate::support::{Wire, World, bytes_of, eventually, outcome_of, resident_peak, stream_of};
@@ -214,6 +214,7 @@ fn what_is_beyond_spool_max_is_a_gap_that_is_told() {
 
 #[cfg(target_os = "linux")]
 mod descriptors {
+    use orbd::rpc::types::JobStateWord;
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
     use super::*;

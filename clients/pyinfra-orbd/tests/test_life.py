@@ -106,6 +106,7 @@ def daemons(daemon: RealDaemon) -> list[int]:
     return [int(process.name) for process in Path("/proc").glob("[0-9]*") if is_one(process)]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the daemons are found in /proc")
 def test_ten_at_once_start_exactly_one(short_folder: Path) -> None:
     """Five command lines and five Python clients find no daemon, and all are served by the same."""
     with temporary_daemon() as daemon:
