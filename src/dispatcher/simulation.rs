@@ -620,7 +620,15 @@ async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
     dispatcher.connection_gone(1).await;
     let late = dispatcher.job(id).await.expect("remembered");
     assert_eq!(outcome(&late).await, *expected);
+    if let Some(spool) = &late.spool {
+        assert_eq!((spool.first(), spool.end(), spool.is_ended()), (0, 0, true));
+        for offset in [0, 5] {
+            let next = spool.reader(offset).next(10).await;
+            assert_eq!(next.expect("nothing to read"), spool::Batch::End);
+        }
+    }
     let view = dispatcher.view(id).await.expect("remembered");
+    assert_eq!(view.output_bytes, 0);
     for state in [view.state, late.view().state] {
         assert!(matches!(state, JobState::Ended { since: Some(_), outcome, .. } if outcome == *expected));
     }
@@ -647,6 +655,10 @@ async fn who_waited_before_the_end_and_who_comes_after_it_are_told_the_same() {
     assert_eq!(outcome(&job).await, ended);
     check_that_it_is_over(&world, id, &ended).await;
     let late = world.dispatcher.job(id).await.expect("remembered");
+    assert!(
+        job.spool.is_some() && late.spool.is_some(),
+        "one that writes nothing"
+    );
     tokio::time::sleep(Duration::from_secs(16 * 60)).await;
     assert!(world.dispatcher.view(id).await.is_none(), "forgotten");
     for held in [job, late] {

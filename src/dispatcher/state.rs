@@ -108,6 +108,8 @@ pub(super) struct State<O> {
     /// The probe under way, and what its look may be kept by.
     probe: Option<(JobId, Ticket)>,
     spools: spool::Budget,
+    /// The output of every ended job that wrote nothing.
+    nothing: spool::Spool,
     publish: watch::Sender<Published>,
     watching: Watching,
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
@@ -128,9 +130,11 @@ impl<O: Orbctl> State<O> {
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
         let looks = settings.looks_max();
+        let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
-            spools: spool::Budget::new(settings.spool_total_max),
+            nothing: spool::nothing(&settings.spool, &spools),
+            spools,
             watching: Watching::new(settings.watch_interval),
             settings,
             orbctl: parts.orbctl,

@@ -118,7 +118,10 @@ impl<O: Orbctl> State<O> {
             // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
             self.jobs.remove(&id);
         } else {
-            if let Output::Kept(spool) = &entry.output {
+            if let Output::Kept(spool) = &mut entry.output {
+                if spool.is_nothing() {
+                    *spool = self.nothing.clone();
+                }
                 let bytes = spool.end().min(spool::MEMORY);
                 self.ended_bytes += bytes;
                 self.outputs.push_back((id, bytes));
