@@ -1,5 +1,6 @@
 //! The beginning, which takes over from the life before, and the stop, which leaves changes to finish.
 
+use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -15,7 +16,7 @@ use crate::sys;
 use super::super::handle::{Carrier, JobState, StateFilter, Submission};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
-use super::entry::Over;
+use super::entry::{Life, Over};
 use super::{Entry, State, is_durable, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
@@ -202,17 +203,18 @@ impl<O: Orbctl> State<O> {
         self.running.detach_all();
         // Whoever waits for them must not take our going away for a refusal and ask again.
         let now = Moment::now();
-        for entry in self.jobs.values() {
-            let Some(live) = entry.live().filter(|live| !live.is_waiting()) else {
+        for entry in mem::take(&mut self.jobs).into_values() {
+            let Life::Live(live) = entry.life else { continue };
+            let Some(since) = live.running_since() else {
                 continue;
             };
             let over = Over {
-                since: live.running_since(),
+                since: Some(since),
                 at: now,
                 outcome: unseen(&entry.spec.asked.operation),
                 holder: None,
             };
-            live.state.send_replace(over.state());
+            live.let_go().send_replace(over.state());
         }
     }
 }
