@@ -651,6 +651,12 @@ pub fn spool(settings: &Settings, budget: &Budget) -> (Writer, Spool) {
     (writer, Spool { shared })
 }
 
+/// Makes a spool that has ended with nothing in it. One can stand for all of those.
+pub fn nothing(settings: &Settings, budget: &Budget) -> Spool {
+    let (_, spool) = spool(settings, budget);
+    spool
+}
+
 /// Puts a job's output in. Dropping it ends the spool.
 #[derive(Debug)]
 pub struct Writer {
@@ -706,6 +712,8 @@ impl Drop for Writer {
         state.is_ended = true;
         self.shared.start_flushing(&mut state);
         let forgotten = state.trim();
+        // Most jobs write little, and what they wrote is kept by the thousand.
+        state.recent.shrink_to_fit();
         let has_files = !state.segments.is_empty() || state.is_flushing;
         drop(state);
         drop(forgotten);
@@ -738,6 +746,12 @@ impl Spool {
     /// Says whether no more will come.
     pub fn is_ended(&self) -> bool {
         lock(&self.shared.state).is_ended
+    }
+
+    /// Says whether it has ended with nothing in it.
+    pub fn is_nothing(&self) -> bool {
+        let state = lock(&self.shared.state);
+        state.is_ended && state.end == 0
     }
 
     /// Returns a reader that starts at `offset` and that the child waits for at a bound. It holds until it is dropped: whoever has
@@ -982,6 +996,9 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.readers.retain(|place| place.id != self.id);
+        if state.readers.is_empty() {
+            state.readers = Vec::new();
+        }
         // With nobody who follows, less may stay in memory.
         self.shared.start_flushing(&mut state);
         let forgotten = state.trim();
@@ -1491,6 +1508,32 @@ mod tests {
         let (out, _, gaps) = read_all_now(follower, writer).await;
         assert!(out == all);
         assert_eq!(gaps, []);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_what_a_job_without_output_leaves() {
+        let mut fixture = fixture(1 << 30, 1 << 30);
+        assert!(!fixture.spool.is_nothing(), "something may come");
+        fixture.end();
+        let settings = Settings {
+            dir: "missing".into(),
+            max: 0,
+            keep: Keep::All,
+        };
+        let shared = nothing(&settings, &Budget::new(0));
+        for spool in [&fixture.spool, &shared] {
+            assert!(spool.is_nothing());
+            let inline = spool.inline(0).await.expect("readable").expect("whole");
+            assert_eq!(inline, Inline::default());
+            for mut reader in [spool.follow(0), spool.reader(0), spool.reader(9)] {
+                assert_eq!(reader.next(1).await.expect("readable"), Batch::End);
+            }
+        }
+        let wrote = self::fixture(1 << 30, 1 << 30);
+        wrote.write(Stream::Stderr, Bytes::from_static(b"x")).await;
+        let Fixture { spool, writer, .. } = wrote;
+        drop(writer);
+        assert!(spool.is_ended() && !spool.is_nothing());
     }
 
     #[tokio::test]

@@ -50,6 +50,32 @@ fn a_command_that_says_nothing_answers_with_nothing() {
 }
 
 #[test]
+fn the_output_of_a_command_that_said_nothing_is_read_like_any_other() {
+    let world = World::with_machines(&["a"]);
+    let mut caller = world.client();
+    let id = caller.run("a", &["true"]).job_id;
+    let answer = caller.ok::<JobOutput>(json!({"job_id": id}));
+    assert_eq!((answer.output.len(), answer.next_offset), (0, 0));
+    assert!(answer.end && answer.gap.is_none());
+    let data = caller.refused::<JobOutput>(json!({"job_id": id, "offset": 1}));
+    assert_eq!(data.field.as_deref(), Some("offset"));
+    for (from, status) in [(0, "200"), (1, "416")] {
+        let mut wire = world.wire();
+        wire.send(format!(
+            "GET /jobs/{id}/output?from={from} HTTP/1.1\r\nhost: orbd\r\n\r\n"
+        ));
+        let head = wire.head();
+        assert_eq!(head.split(' ').nth(1), Some(status), "{head}");
+    }
+    let params = serde_json::from_value(json!({"job_id": id})).expect("parameters");
+    let mut events = caller.0.subscribe::<JobFollow>(&params).expect("accepted");
+    let mut next = || events.next_event().expect("an event");
+    assert!(matches!(next(), JobEvent::Accepted { job_id } if job_id == id));
+    assert!(matches!(next(), JobEvent::Started {}));
+    assert!(matches!(next(), JobEvent::Ended { job } if job.output_bytes == 0));
+}
+
+#[test]
 fn exit_codes_are_the_commands_own() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();

@@ -25,7 +25,7 @@ use crate::clock::Moment;
 use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Priority, Sighting, Success};
 use crate::machine::MachineName;
 use crate::metrics;
-use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Verbatim};
+use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Stdin, Verbatim};
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 
 /// What a call is answered with.
@@ -608,6 +608,112 @@ async fn of_a_cancel_and_an_end_the_earlier_counts() {
     world.idle().await;
     call.exit(0);
     assert_eq!(outcome(&job).await, Outcome::Cancelled(Phase::Running));
+}
+
+/// Says what a job that has ended still does for whoever has to do with it.
+async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
+    let dispatcher = &world.dispatcher;
+    assert_eq!(dispatcher.cancel(id).await, Cancelled::AlreadyEnded);
+    assert!(!dispatcher.release(id, Some(Ending::Exited(7))).await);
+    assert!(dispatcher.input(id).await.is_none());
+    dispatcher.end_input(id).await;
+    dispatcher.connection_gone(1).await;
+    let late = dispatcher.job(id).await.expect("remembered");
+    assert_eq!(outcome(&late).await, *expected);
+    if let Some(spool) = &late.spool {
+        assert_eq!((spool.first(), spool.end(), spool.is_ended()), (0, 0, true));
+        for offset in [0, 5] {
+            let next = spool.reader(offset).next(10).await;
+            assert_eq!(next.expect("nothing to read"), spool::Batch::End);
+        }
+    }
+    let view = dispatcher.view(id).await.expect("remembered");
+    assert_eq!(view.output_bytes, 0);
+    for state in [view.state, late.view().state] {
+        assert!(matches!(state, JobState::Ended { since: Some(_), outcome, .. } if outcome == *expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_before_the_end_and_who_comes_after_it_are_told_the_same() {
+    let mut world = World::new();
+    let mut request = ExecRequest::new(vec!["cat".into()]).expect("a command");
+    request.stdin = Stdin::Stream;
+    let job = world.change(Operation::Exec(name("a"), request)).await;
+    let id = job.spec.id;
+    let call = world.call("run").await;
+    assert!(world.dispatcher.input(id).await.is_some());
+    let waiting = tokio::spawn({
+        let job = job.clone();
+        async move { outcome(&job).await }
+    });
+    world.idle().await;
+    call.exit(3);
+    let ended = Outcome::Succeeded(Success::Exec { exit_code: 3 });
+    assert_eq!(waiting.await.expect("no panic"), ended);
+    // One who looks only now has held it all the time.
+    assert_eq!(outcome(&job).await, ended);
+    check_that_it_is_over(&world, id, &ended).await;
+    let late = world.dispatcher.job(id).await.expect("remembered");
+    assert!(
+        job.spool.is_some() && late.spool.is_some(),
+        "one that writes nothing"
+    );
+    tokio::time::sleep(Duration::from_secs(16 * 60)).await;
+    assert!(world.dispatcher.view(id).await.is_none(), "forgotten");
+    for held in [job, late] {
+        assert_eq!(outcome(&held).await, ended, "but not by whoever holds it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_never_started_is_over_for_everybody_too() {
+    let mut world = World::new();
+    let first = world.change(restart("a")).await;
+    let second = world.change(restart("a")).await;
+    let id = second.spec.id;
+    assert_eq!(world.dispatcher.cancel(id).await, Cancelled::NeverStarted);
+    assert_eq!(world.dispatcher.cancel(id).await, Cancelled::AlreadyEnded);
+    let late = world.dispatcher.job(id).await.expect("remembered");
+    for held in [&second, &late] {
+        assert_eq!(outcome(held).await, Outcome::Cancelled(Phase::Queued));
+    }
+    world.call("restart").await.exit(0);
+    assert_eq!(outcome(&first).await, CHANGED);
+    world.no_call().await;
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a client's own process, not an orbctl")]
+async fn a_lease_is_released_once_and_not_after_its_end() {
+    let world = World::new();
+    let mut process = std::process::Command::new("sh")
+        .args(["-c", "read go"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let pid = process.id();
+    let started = crate::sys::process_identity(pid).expect("it runs");
+    let job = world
+        .submit(Submission {
+            carrier: Carrier::Lease(crate::sys::ChildIdentity { pid, started }),
+            ..submission(Operation::Push(name("a")))
+        })
+        .await;
+    let mut state = job.state.clone();
+    let running = state.wait_for(|state| matches!(state, JobState::Running { .. }));
+    drop(running.await.expect("it starts"));
+    let id = job.spec.id;
+    assert!(world.dispatcher.release(id, Some(Ending::Exited(0))).await);
+    assert!(
+        !world.dispatcher.release(id, Some(Ending::Exited(0))).await,
+        "it was told"
+    );
+    drop(process.stdin.take());
+    process.wait().expect("ours");
+    let ended = outcome(&job).await;
+    assert_eq!(ended, Outcome::Succeeded(Success::Lease { changed: None }));
+    check_that_it_is_over(&world, id, &ended).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 mod acceptance;
 mod attached;
 mod ending;
+mod entry;
 mod health;
 mod life;
 mod queue;
@@ -16,7 +17,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,19 +24,20 @@ use tokio_util::sync::CancellationToken;
 use crate::breaker::Breaker;
 use crate::cache::{Cache, Generation, Ticket};
 use crate::clock::Moment;
-use crate::job::{Ending, JobId};
+use crate::job::JobId;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::operation::{Class, Operation, Query, Scope};
+use crate::operation::{Class, Query};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob, Scheduler};
 use crate::spool;
 
-use super::handle::{JobSpec, JobState, Published, QueueView, ReadError, Request, Target, WaitingFor};
+use super::handle::{JobSpec, Published, QueueView, ReadError, Request, Target};
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
 use attached::Attached;
+use entry::{Entry, Followed};
 use quiet::Quiet;
 use watching::Watching;
 
@@ -48,50 +49,6 @@ const INPUT_MAX: usize = 4;
 const OPERANDS_MAX: u64 = 256 << 20;
 /// When a caller refused for that may come back.
 const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Everything about one job.
-struct Entry {
-    spec: Arc<JobSpec>,
-    state: watch::Sender<JobState>,
-    /// Ends what runs.
-    stop: CancellationToken,
-    /// Ends looking afterwards, too.
-    abandon: CancellationToken,
-    spool: Option<spool::Spool>,
-    /// Bytes that it wrote and that are no longer kept.
-    output_gone: u64,
-    /// Until the start: where output will go.
-    writer: Option<spool::Writer>,
-    /// Where streamed input goes in, while it may.
-    input: Option<mpsc::Sender<Bytes>>,
-    /// Until the start: where streamed input comes out.
-    input_end: Option<mpsc::Receiver<Bytes>>,
-    /// For a lease: told how the client's process ended.
-    release: Option<oneshot::Sender<Option<Ending>>>,
-    /// What the job makes stale, at its start and at its end.
-    touches: Option<Scope>,
-    /// How many callers share it beside the first.
-    joined: u32,
-    /// The forced change that ended it, if one did.
-    preempted_by: Option<WaitingFor>,
-}
-
-impl Entry {
-    /// Says whether a stop of ours leaves it alone: a change finishes, and a client's own process is not ours to end.
-    fn is_left_to_finish(&self) -> bool {
-        matches!(*self.state.borrow(), JobState::Running { .. })
-            && !matches!(
-                self.spec.asked.operation,
-                Operation::Query(_) | Operation::Exec(..)
-            )
-    }
-
-    /// Says whether a stop of ours waits for it. A session may go on for days, and the next life finds it.
-    fn holds_up_a_stop(&self) -> bool {
-        matches!(*self.state.borrow(), JobState::Running { .. })
-            && self.spec.asked.operation.class() != Class::Session
-    }
-}
 
 /// A read under way, and who waits for it.
 struct Reading {
@@ -131,6 +88,7 @@ pub(super) struct State<O> {
     cache: Cache<Arc<Known>>,
     jobs: BTreeMap<JobId, Entry>,
     attached: Attached,
+    followed: Followed,
     /// Ended jobs, oldest first, with when they ended.
     ended: VecDeque<(Instant, JobId)>,
     /// Those of them whose output is still kept, with what it takes in memory.
@@ -150,6 +108,8 @@ pub(super) struct State<O> {
     /// The probe under way, and what its look may be kept by.
     probe: Option<(JobId, Ticket)>,
     spools: spool::Budget,
+    /// The output of every ended job that wrote nothing.
+    nothing: spool::Spool,
     publish: watch::Sender<Published>,
     watching: Watching,
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
@@ -170,9 +130,11 @@ impl<O: Orbctl> State<O> {
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
         let looks = settings.looks_max();
+        let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
-            spools: spool::Budget::new(settings.spool_total_max),
+            nothing: spool::nothing(&settings.spool, &spools),
+            spools,
             watching: Watching::new(settings.watch_interval),
             settings,
             orbctl: parts.orbctl,
@@ -182,6 +144,7 @@ impl<O: Orbctl> State<O> {
             cache: Cache::default(),
             jobs: BTreeMap::new(),
             attached: Attached::default(),
+            followed: Followed::default(),
             ended: VecDeque::new(),
             outputs: VecDeque::new(),
             ended_bytes: 0,
@@ -285,7 +248,7 @@ impl<O: Orbctl> State<O> {
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
                 self.quiet.touch(Moment::now().instant);
-                let _ = reply.send(self.jobs.get(&id).map(Self::job));
+                let _ = reply.send(self.jobs.get(&id).map(|entry| entry.job(&mut self.followed)));
             }
             Request::View(id, reply) => {
                 let _ = reply.send(self.jobs.get(&id).map(|entry| self.view(entry)));
@@ -297,15 +260,17 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cancel(id));
             }
             Request::Input(id, reply) => {
-                let _ = reply.send(self.jobs.get(&id).and_then(|entry| entry.input.clone()));
+                let live = self.jobs.get(&id).and_then(Entry::live);
+                let _ = reply.send(live.and_then(|live| live.input.clone()));
             }
             Request::EndInput(id) => {
-                if let Some(entry) = self.jobs.get_mut(&id) {
-                    entry.input = None;
+                if let Some(live) = self.jobs.get_mut(&id).and_then(Entry::live_mut) {
+                    live.input = None;
                 }
             }
             Request::Release { job, ending, reply } => {
-                let release = self.jobs.get_mut(&job).and_then(|entry| entry.release.take());
+                let live = self.jobs.get_mut(&job).and_then(Entry::live_mut);
+                let release = live.and_then(|live| live.release.take());
                 let _ = reply.send(release.is_some_and(|release| release.send(ending).is_ok()));
             }
             Request::ConnectionGone(connection) => self.connection_gone(connection),

@@ -25,6 +25,7 @@ use super::{
     BUFFER_HIGH, OperationRecord, QUESTION_LIMIT, Question, Settings, Shared, StoreError, StoreState,
 };
 use crate::clock::Moment;
+use crate::sys;
 
 /// Records are handed over this long after the first of them.
 const HAND_OVER_AFTER: Duration = Duration::from_secs(2);
@@ -110,6 +111,9 @@ impl Worker {
                 None => {
                     if is_due(self.close_at(), Moment::now().instant) {
                         self.close();
+                        // Nothing has happened for a while: what a burst took and freed need not stay ours. It is awake for the
+                        // helper now, and only for this it would not wake.
+                        sys::give_memory_back();
                     }
                 }
             }

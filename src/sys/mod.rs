@@ -2,8 +2,8 @@
 //! one that it answers in pieces: is this file still the one that it was.
 //!
 //! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
-//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and three small ones
-//! about descriptors, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
+//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and four small ones
+//! about descriptors, memory, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
 //!
 //! Nothing here knows `orbctl`, and nothing here starts a program.
 
@@ -21,6 +21,7 @@ mod fork;
 mod hang_up;
 #[cfg(target_os = "linux")]
 mod linux;
+mod memory;
 mod stamp;
 mod stop;
 #[cfg(target_os = "linux")]
@@ -34,6 +35,7 @@ use macos as platform;
 pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
+pub use memory::give_memory_back;
 pub use stamp::FileStamp;
 pub use stop::stop_by;
 

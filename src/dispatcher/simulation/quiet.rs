@@ -52,6 +52,31 @@ async fn a_job_is_missed_while_it_runs_while_it_is_followed_and_for_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_comes_for_a_job_after_its_end_is_waited_for() {
+    let mut world = World::new();
+    let job = world.change(restart("a")).await;
+    let id = job.spec.id;
+    drop(job);
+    world.call("restart").await.exit(0);
+    world.idle().await;
+    let one = world.dispatcher.job(id).await.expect("remembered");
+    let state = world.dispatcher.job(id).await.expect("remembered").state;
+    world.a_moment().await;
+    for held in [Box::new(one) as Box<dyn std::any::Any>, Box::new(state)] {
+        assert_eq!(world.unrest().await, "job");
+        drop(held);
+    }
+    assert_eq!(world.unrest().await, "nothing");
+    // What is forgotten is nobody's to hand on, whoever holds it.
+    let held = world.dispatcher.job(id).await;
+    world.a_moment().await;
+    assert_eq!(world.unrest().await, "job");
+    tokio::time::sleep(Duration::from_secs(16 * 60)).await;
+    assert_eq!(world.unrest().await, "nothing");
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_and_a_drain_would_be_forgotten() {
     let world = World::new();
     let pause = |verb| world.dispatcher.queue(verb, Target::Machine(name("a")));

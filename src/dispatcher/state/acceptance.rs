@@ -14,8 +14,9 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob, Refusal};
 use crate::spool;
 
-use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, Submission};
+use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
 use super::super::stored;
+use super::entry::{Live, Output};
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
 use crate::dispatcher::about_job::about_job;
 
@@ -95,7 +96,7 @@ impl<O: Orbctl> State<O> {
         let waits = self
             .jobs
             .get(&id)
-            .is_some_and(|entry| matches!(*entry.state.borrow(), JobState::Waiting));
+            .is_some_and(|entry| entry.phase() == StateFilter::Waiting);
         let answer = if waits {
             self.cancel(id);
             Err(Rejection::Journal(cause))
@@ -145,7 +146,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
         let entry = self.entry(spec);
-        let job = Self::job(&entry);
+        let job = entry.job(&mut self.followed);
         self.operands += spec.asked.operation.weight();
         self.jobs.insert(spec.id, entry);
         self.attached.enter(spec);
@@ -154,34 +155,37 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
-        let (mut spool, mut writer, mut input, mut input_end) = (None, None, None, None);
-        if let Operation::Exec(_, request) = &spec.asked.operation {
-            let mut settings = self.settings.spool.clone();
-            if request.output == OutputKept::Unread {
-                settings.keep = spool::Keep::Unread;
-            }
-            let (into, out_of) = spool::spool(&settings, &self.spools);
-            (writer, spool) = (Some(into), Some(out_of));
-            if request.stdin == Stdin::Stream {
-                let (into, out_of) = mpsc::channel(INPUT_MAX);
-                (input, input_end) = (Some(into), Some(out_of));
-            }
-        }
-        Entry {
-            spec: spec.clone(),
+        let (live, output) = self.beginning(spec);
+        Entry::new(spec.clone(), live, output)
+    }
+
+    /// Makes what a job needs that is not over.
+    pub(super) fn beginning(&self, spec: &JobSpec) -> (Live, Output) {
+        let mut live = Live {
             state: watch::Sender::new(JobState::Waiting),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
-            spool,
-            output_gone: 0,
-            writer,
-            input,
-            input_end,
+            writer: None,
+            input: None,
+            input_end: None,
             release: None,
             touches: None,
-            joined: 0,
             preempted_by: None,
+        };
+        let Operation::Exec(_, request) = &spec.asked.operation else {
+            return (live, Output::None);
+        };
+        let mut settings = self.settings.spool.clone();
+        if request.output == OutputKept::Unread {
+            settings.keep = spool::Keep::Unread;
         }
+        let (writer, spool) = spool::spool(&settings, &self.spools);
+        live.writer = Some(writer);
+        if request.stdin == Stdin::Stream {
+            let (input, input_end) = mpsc::channel(INPUT_MAX);
+            (live.input, live.input_end) = (Some(input), Some(input_end));
+        }
+        (live, Output::Kept(spool))
     }
 
     fn preempt(&mut self, admission: Admission, by: JobId) {
@@ -191,11 +195,14 @@ impl<O: Orbctl> State<O> {
             self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), force.clone());
         }
         for id in admission.stop {
-            if let Some(entry) = self.jobs.get_mut(&id) {
-                entry.preempted_by.clone_from(&force);
-                about_job!(info, entry.spec, by = by.0, "preempted");
-                entry.stop.cancel();
-                entry.abandon.cancel();
+            let Some(entry) = self.jobs.get_mut(&id) else {
+                continue;
+            };
+            about_job!(info, entry.spec, by = by.0, "preempted");
+            if let Some(live) = entry.live_mut() {
+                live.preempted_by.clone_from(&force);
+                live.stop.cancel();
+                live.abandon.cancel();
             }
         }
     }

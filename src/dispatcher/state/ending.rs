@@ -1,5 +1,6 @@
 //! Ends: who is told, what is recorded, what is kept and for how long; cancelling and clients that go away.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,8 +13,9 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
-use super::super::handle::{Cancelled, Carrier, JobSpec, JobState, WaitingFor};
+use super::super::handle::{Cancelled, Carrier, JobSpec, WaitingFor};
 use super::super::run_job::Finished;
+use super::entry::{Life, Output, Over};
 use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;
 
@@ -21,19 +23,15 @@ impl<O: Orbctl> State<O> {
     /// A running job is over.
     pub(super) fn end(&mut self, id: JobId, mut finished: Finished) {
         let now = Moment::now();
-        let Some(entry) = self.jobs.get_mut(&id) else {
-            debug_assert!(false, "job {id} ends, but is not known");
+        let found = self.jobs.get_mut(&id);
+        let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
+            debug_assert!(false, "job {id} ends, but does not live");
             return;
         };
-        let spec = entry.spec.clone();
-        entry.input = None;
+        let touches = live.touches.take();
+        let preempted_by = live.preempted_by.take();
+        let since = live.running_since();
         // Before anybody is answered: whoever reads after that answer reads what is true after the change.
-        let touches = entry.touches.take();
-        let preempted_by = entry.preempted_by.take();
-        let since = match *entry.state.borrow() {
-            JobState::Running { since } => Some(since),
-            JobState::Waiting | JobState::Ended { .. } => None,
-        };
         if let Some(scope) = touches {
             self.touch(&spec.asked.operation, &scope);
             self.look_now();
@@ -77,15 +75,22 @@ impl<O: Orbctl> State<O> {
         let Some(entry) = self.jobs.get_mut(&id) else {
             return;
         };
-        debug_assert!(!entry.state.borrow().is_ended(), "job {id} ends twice");
-        // Dropping an unused writer ends its spool, and with it every follower's wait.
-        entry.writer = None;
-        entry.input_end = None;
+        let over = Over {
+            since,
+            at: now,
+            outcome: finished.outcome.clone(),
+            holder: holder.map(Box::new),
+        };
+        let ended = over.state();
+        let Life::Live(live) = mem::replace(&mut entry.life, Life::Over(Box::new(over))) else {
+            debug_assert!(false, "job {id} ends twice");
+            return;
+        };
+        let channel = live.let_go();
         let spec = entry.spec.clone();
-        let outcome = finished.outcome.clone();
         self.metrics
             .record(record(&spec, since, now, finished, entry.joined));
-        let level_worthy = !matches!(outcome, Outcome::Succeeded(_));
+        let level_worthy = !matches!(finished.outcome, Outcome::Succeeded(_));
         // JSON has no integers of 128 bits.
         let run_us = since.map(|since| {
             let ran = now.instant.saturating_duration_since(since.instant);
@@ -95,20 +100,15 @@ impl<O: Orbctl> State<O> {
             about_job!(
                 info,
                 spec,
-                outcome = outcome_word(&outcome).as_str(),
+                outcome = outcome_word(&finished.outcome).as_str(),
                 run_us,
                 "ended"
             );
         } else {
             about_job!(debug, spec, run_us, "ended");
         }
-        let ended = JobState::Ended {
-            since,
-            at: now,
-            outcome,
-            holder,
-        };
-        entry.state.send_replace(ended.clone());
+        channel.send_replace(ended.clone());
+        self.followed.keep(id, channel);
         self.operands -= spec.asked.operation.weight();
         self.attached.leave(&spec);
         if matches!(spec.asked.operation, Operation::Exec(..)) {
@@ -118,7 +118,10 @@ impl<O: Orbctl> State<O> {
             // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
             self.jobs.remove(&id);
         } else {
-            if let Some(spool) = &entry.spool {
+            if let Output::Kept(spool) = &mut entry.output {
+                if spool.is_nothing() {
+                    *spool = self.nothing.clone();
+                }
                 let bytes = spool.end().min(spool::MEMORY);
                 self.ended_bytes += bytes;
                 self.outputs.push_back((id, bytes));
@@ -159,9 +162,9 @@ impl<O: Orbctl> State<O> {
         };
         self.ended_bytes -= bytes;
         if let Some(entry) = self.jobs.get_mut(&id)
-            && let Some(spool) = entry.spool.take()
+            && let Output::Kept(spool) = &entry.output
         {
-            entry.output_gone = spool.end();
+            entry.output = Output::Gone(spool.end());
         }
     }
 
@@ -176,10 +179,10 @@ impl<O: Orbctl> State<O> {
         let Some(entry) = self.jobs.get(&id) else {
             return Cancelled::NoSuchJob;
         };
-        if entry.state.borrow().is_ended() {
+        let Some(live) = entry.live() else {
             return Cancelled::AlreadyEnded;
-        }
-        entry.stop.cancel();
+        };
+        live.stop.cancel();
         match self.scheduler.cancel(id) {
             CancelResult::NeverStarted => {
                 self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), None);
@@ -194,25 +197,17 @@ impl<O: Orbctl> State<O> {
     pub(super) fn connection_gone(&mut self, connection: u64) {
         let attached: Vec<JobId> = self.attached.on(connection).collect();
         for id in attached {
-            let Some(entry) = self.jobs.get_mut(&id) else {
-                debug_assert!(false, "job {id} is attached, but is not known");
+            let found = self.jobs.get_mut(&id);
+            let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?)))
+            else {
+                debug_assert!(false, "job {id} is attached, but does not live");
                 continue;
             };
             // Nobody is left to say how the process ended.
-            entry.release = None;
-            let is_to_end = match *entry.state.borrow() {
-                JobState::Waiting => !entry.spec.asked.detached,
-                JobState::Running { .. } => {
-                    !entry.spec.asked.detached
-                        && matches!(entry.spec.asked.operation, Operation::Exec(..))
-                        && matches!(entry.spec.asked.carrier, Carrier::Daemon)
-                }
-                JobState::Ended { .. } => {
-                    debug_assert!(false, "job {id} has ended, but is attached");
-                    false
-                }
-            };
-            if is_to_end {
+            live.release = None;
+            let is_ours_to_end = matches!(spec.asked.operation, Operation::Exec(..))
+                && matches!(spec.asked.carrier, Carrier::Daemon);
+            if !spec.asked.detached && (live.is_waiting() || is_ours_to_end) {
                 self.cancel(id);
             }
         }

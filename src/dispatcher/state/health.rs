@@ -16,7 +16,7 @@ use super::super::handle::{JobSpec, JobState, Rejection, SicknessView};
 use super::super::known::{Facts, Known, Seen, stale_topic};
 use super::super::run_job::{Finished, Note, Work, run_probe};
 use super::super::stored;
-use super::{Arc, State, scheduled};
+use super::{Arc, Entry, State, scheduled};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
@@ -167,16 +167,16 @@ impl<O: Orbctl> State<O> {
         // Beside all limits: what hangs must not keep out what shows that nothing does any more.
         self.scheduler.adopt(scheduled(&spec));
         self.enter(&spec);
-        let Some(entry) = self.jobs.get(&spec.id) else {
+        let Some(live) = self.jobs.get(&spec.id).and_then(Entry::live) else {
             return;
         };
-        entry.state.send_replace(JobState::Running { since: now });
+        live.state.send_replace(JobState::Running { since: now });
         let work = Work {
             orbctl: self.orbctl.clone(),
             limits: self.settings.run_limits(),
             looks: self.looks.clone(),
-            stop: entry.stop.clone(),
-            abandon: entry.abandon.clone(),
+            stop: live.stop.clone(),
+            abandon: live.abandon.clone(),
             spool: None,
             spool_dir: self.settings.spool.dir.clone(),
             input: None,
@@ -210,9 +210,9 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn stop_probe(&self) {
         if let Some((id, _)) = &self.probe
-            && let Some(entry) = self.jobs.get(id)
+            && let Some(live) = self.jobs.get(id).and_then(Entry::live)
         {
-            entry.stop.cancel();
+            live.stop.cancel();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The beginning, which takes over from the life before, and the stop, which leaves changes to finish.
 
+use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -12,9 +13,10 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys;
 
-use super::super::handle::{Carrier, JobState, Submission};
+use super::super::handle::{Carrier, JobState, StateFilter, Submission};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
+use super::entry::{Life, Over};
 use super::{Entry, State, is_durable, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
@@ -69,29 +71,31 @@ impl<O: Orbctl> State<O> {
                 "left by the last run; its lanes are held until its children are gone"
             );
             self.scheduler.adopt(scheduled(&spec));
-            let mut entry = self.entry(&spec);
-            entry.state.send_replace(JobState::Running { since: now });
+            let (mut live, output) = self.beginning(&spec);
+            // What it wrote went with the life that read it.
+            live.writer = None;
+            live.state.send_replace(JobState::Running { since: now });
             // Its owner may come back to say how it ended.
             let release = lease.map(|_| {
                 let (told, release) = oneshot::channel();
-                entry.release = Some(told);
+                live.release = Some(told);
                 release
             });
-            let touches = match spec.asked.operation.effect() {
+            live.touches = match spec.asked.operation.effect() {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
             };
             // A command's words died with its daemon, and whoever waited for it with the connection.
             if matches!(spec.asked.operation, Operation::Exec(..)) {
-                entry.stop.cancel();
+                live.stop.cancel();
             }
             self.operands += spec.asked.operation.weight();
             let mut work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
                 looks: self.looks.clone(),
-                stop: entry.stop.clone(),
-                abandon: entry.abandon.clone(),
+                stop: live.stop.clone(),
+                abandon: live.abandon.clone(),
                 spool: None,
                 input: None,
                 spool_dir: self.settings.spool.dir.clone(),
@@ -100,14 +104,7 @@ impl<O: Orbctl> State<O> {
                 release,
                 spec: spec.clone(),
             };
-            self.jobs.insert(
-                spec.id,
-                Entry {
-                    touches,
-                    writer: None,
-                    ..entry
-                },
-            );
+            self.jobs.insert(spec.id, Entry::new(spec.clone(), live, output));
             let span = about_job::span(&spec);
             let finish = async move {
                 let finished = match lease {
@@ -178,15 +175,11 @@ impl<O: Orbctl> State<O> {
         let ids: Vec<JobId> = self
             .jobs
             .values()
-            .filter(|entry| {
-                let waits = matches!(*entry.state.borrow(), JobState::Waiting);
-                let keeps = is_durable(&entry.spec);
+            .filter(|entry| match entry.phase() {
                 // A detached change that waits is in the journal: the next life does it.
-                if waits {
-                    !keeps
-                } else {
-                    !entry.is_left_to_finish() && !entry.state.borrow().is_ended()
-                }
+                StateFilter::Waiting => !is_durable(&entry.spec),
+                StateFilter::Running => !entry.is_left_to_finish(),
+                StateFilter::Ended => false,
             })
             .map(|entry| entry.spec.id)
             .collect();
@@ -194,8 +187,8 @@ impl<O: Orbctl> State<O> {
             self.cancel(id);
         }
         self.scheduler.pause(scheduler::Target::All);
-        for entry in self.jobs.values() {
-            entry.abandon.cancel();
+        for live in self.jobs.values().filter_map(Entry::live) {
+            live.abandon.cancel();
         }
     }
 
@@ -210,16 +203,18 @@ impl<O: Orbctl> State<O> {
         self.running.detach_all();
         // Whoever waits for them must not take our going away for a refusal and ask again.
         let now = Moment::now();
-        for entry in self.jobs.values() {
-            let JobState::Running { since } = *entry.state.borrow() else {
+        for entry in mem::take(&mut self.jobs).into_values() {
+            let Life::Live(live) = entry.life else { continue };
+            let Some(since) = live.running_since() else {
                 continue;
             };
-            entry.state.send_replace(JobState::Ended {
+            let over = Over {
                 since: Some(since),
                 at: now,
                 outcome: unseen(&entry.spec.asked.operation),
                 holder: None,
-            });
+            };
+            live.let_go().send_replace(over.state());
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::clock::Moment;
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Carrier, JobState, Target, Unrest};
+use super::super::handle::{Carrier, Target, Unrest};
 use super::{Entry, State, is_durable};
 
 /// How long after the end of a job, or a question about one, its client may still be about to ask for the rest.
@@ -112,8 +112,9 @@ impl<O: Orbctl> State<O> {
         if self.breaker.sickness().is_some() {
             return Some(Unrest::Sick);
         }
+        let mut followed = self.followed.jobs().filter_map(|id| self.jobs.get(&id));
         let busy = self.jobs.values().find(|entry| would_be_missed(entry));
-        if let Some(entry) = busy {
+        if let Some(entry) = busy.or_else(|| followed.next()) {
             return Some(Unrest::Job(Self::in_the_way(entry)));
         }
         let now = Moment::now().instant;
@@ -125,12 +126,15 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// Says whether somebody would miss a job if this life of the daemon ended now.
+/// Says whether somebody would miss a job that is not over if this life of the daemon ended now.
 fn would_be_missed(entry: &Entry) -> bool {
-    let is_followed = entry.state.receiver_count() > 0;
-    match *entry.state.borrow() {
-        JobState::Waiting => is_followed || !is_durable(&entry.spec),
-        JobState::Running { .. } => is_followed || !matches!(entry.spec.asked.carrier, Carrier::Lease(_)),
-        JobState::Ended { .. } => is_followed,
-    }
+    let Some(live) = entry.live() else {
+        return false;
+    };
+    let is_handed_on = if live.is_waiting() {
+        is_durable(&entry.spec)
+    } else {
+        matches!(entry.spec.asked.carrier, Carrier::Lease(_))
+    };
+    !is_handed_on || live.state.receiver_count() > 0
 }

@@ -21,7 +21,7 @@ use super::super::handle::{Carrier, JobSpec, JobState};
 use super::super::known::{Known, by_name, topic};
 use super::super::run_job::{Durable, Finished, Work, run_job};
 use super::super::stored;
-use super::{Begun, State, is_durable};
+use super::{Begun, Entry, State, is_durable};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
@@ -34,13 +34,13 @@ impl<O: Orbctl> State<O> {
 
     fn start(&mut self, id: JobId) {
         let now = Moment::now();
-        let Some(entry) = self.jobs.get_mut(&id) else {
-            debug_assert!(false, "job {id} starts, but is not known");
+        let found = self.jobs.get_mut(&id);
+        let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
+            debug_assert!(false, "job {id} starts, but does not live");
             self.scheduler.end(id, now.instant);
             return;
         };
-        let spec = entry.spec.clone();
-        entry.touches = match spec.asked.operation.effect() {
+        live.touches = match spec.asked.operation.effect() {
             Effect::Changes(scope) => Some(scope),
             Effect::Reads => may_start_its_machine(
                 &spec.asked.operation,
@@ -51,18 +51,18 @@ impl<O: Orbctl> State<O> {
         };
         let release = matches!(spec.asked.carrier, Carrier::Lease(_)).then(|| {
             let (told, release) = oneshot::channel();
-            entry.release = Some(told);
+            live.release = Some(told);
             release
         });
         let work = Work {
             orbctl: self.orbctl.clone(),
             limits: self.settings.run_limits(),
             looks: self.looks.clone(),
-            stop: entry.stop.clone(),
-            abandon: entry.abandon.clone(),
-            spool: entry.writer.take(),
+            stop: live.stop.clone(),
+            abandon: live.abandon.clone(),
+            spool: live.writer.take(),
             spool_dir: self.settings.spool.dir.clone(),
-            input: entry.input_end.take(),
+            input: live.input_end.take(),
             // A client's process carries none, and the next life must not look for one.
             marker: match spec.asked.carrier {
                 Carrier::Daemon => format!("{}:{id}", self.settings.instance),
@@ -72,7 +72,7 @@ impl<O: Orbctl> State<O> {
             release,
             spec: spec.clone(),
         };
-        let touches = entry.touches.clone();
+        let touches = live.touches.clone();
         let mut durable = None;
         if let Operation::Query(query) = &spec.asked.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
@@ -97,8 +97,8 @@ impl<O: Orbctl> State<O> {
         // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
         let running = JobState::Running { since: now };
         self.note_job(&spec, &running);
-        if let Some(entry) = self.jobs.get(&id) {
-            entry.state.send_replace(running);
+        if let Some(live) = self.jobs.get(&id).and_then(Entry::live) {
+            live.state.send_replace(running);
         }
         about_job!(debug, spec, "started");
         self.spawn(&spec, run_job(work, durable));

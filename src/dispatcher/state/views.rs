@@ -3,23 +3,13 @@
 use crate::clock::Moment;
 use crate::orbctl::Orbctl;
 use crate::scheduler::Blocker;
-use crate::spool;
 
-use super::super::handle::{CacheView, Job, JobFilter, JobState, JobView, KeptView, StateFilter, WaitingFor};
+use super::super::handle::{CacheView, JobFilter, JobState, JobView, KeptView, WaitingFor};
 use super::{Entry, State};
 
 impl<O: Orbctl> State<O> {
-    pub(super) fn job(entry: &Entry) -> Job {
-        Job {
-            spec: entry.spec.clone(),
-            state: entry.state.subscribe(),
-            spool: entry.spool.clone(),
-            output_gone: entry.output_gone,
-        }
-    }
-
     pub(super) fn view(&self, entry: &Entry) -> JobView {
-        let state = entry.state.borrow().clone();
+        let state = entry.state();
         let waiting_for = match state {
             JobState::Waiting => self
                 .scheduler
@@ -31,7 +21,7 @@ impl<O: Orbctl> State<O> {
             spec: entry.spec.clone(),
             state,
             waiting_for,
-            output_bytes: entry.spool.as_ref().map_or(entry.output_gone, spool::Spool::end),
+            output_bytes: entry.output.bytes(),
             joined: entry.joined,
         }
     }
@@ -62,12 +52,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn list(&self, filter: &JobFilter) -> (Vec<JobView>, bool) {
         let wanted = |entry: &&Entry| {
-            let state = match *entry.state.borrow() {
-                JobState::Waiting => StateFilter::Waiting,
-                JobState::Running { .. } => StateFilter::Running,
-                JobState::Ended { .. } => StateFilter::Ended,
-            };
-            filter.state.is_none_or(|only| only == state)
+            filter.state.is_none_or(|only| only == entry.phase())
                 && filter
                     .machine
                     .as_ref()

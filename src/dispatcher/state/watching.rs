@@ -133,7 +133,7 @@ impl<O: Orbctl> State<O> {
         let active = self
             .jobs
             .values()
-            .filter(|entry| !entry.state.borrow().is_ended())
+            .filter(|entry| entry.live().is_some())
             .filter(|entry| !matches!(entry.spec.asked.operation, Operation::Query(_)));
         let mut jobs: Vec<_> = active
             .take(OVERVIEW_JOBS_MAX + 1)
