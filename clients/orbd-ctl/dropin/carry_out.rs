@@ -263,11 +263,9 @@ impl Session<'_> {
                 return Err(failed);
             }
         };
-        let marker = format!(
-            "{}:{}",
-            self.instance.as_deref().unwrap_or_default(),
-            lease.job_id
-        );
+        // Whoever gave a place has greeted us.
+        let instance = self.instance.as_deref().unwrap_or_default();
+        let marker = format!("{instance}:{}", lease.job_id);
         let ended = guard.watch(child.grant(&program, &marker));
         self.release(lease.job_id, ended);
         Ok(ended.repeat())
