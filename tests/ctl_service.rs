@@ -220,6 +220,13 @@ impl Managed {
             .parse()
             .ok()
     }
+
+    /// Waits until the manager has seen the end of what it runs: it learns of that a moment after the daemon has let go of its socket.
+    fn has_ended(&self) {
+        eventually("the manager has seen its end", || {
+            self.pid().is_none().then_some(())
+        });
+    }
 }
 
 /// The whole life of a service under one manager. Returns it uninstalled.
@@ -244,14 +251,14 @@ fn lives(under: &'static str) -> Managed {
     managed.ok(&["restart"]);
     assert!(managed.pid().is_some() && managed.pid() != pid);
     managed.ok(&["stop"]);
-    assert_eq!(managed.pid(), None);
+    managed.has_ended();
     assert_eq!(managed.status()["last_exit"], 0);
     assert_eq!(managed.service(&["status"]).status.code(), Some(3));
     managed.ok(&["start"]);
     assert!(managed.pid().is_some());
 
     managed.ok(&["uninstall"]);
-    assert_eq!(managed.pid(), None);
+    managed.has_ended();
     let status = managed.status();
     assert_eq!(
         (&status["installed"], &status["loaded"]),
@@ -386,6 +393,7 @@ fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
     assert_eq!(managed.told(), ["systemctl --user start orbd.service"]);
     assert!(managed.pid().is_some());
     managed.ok(&["stop"]);
+    managed.has_ended();
     managed.trouble("refuse", true);
     let output = managed.call(&["list"]);
     assert!(output.status.success(), "{output:?}");
