@@ -317,13 +317,13 @@ impl Session {
         let (mut reader, writer) = stream.split();
         let mut in_use = None;
         loop {
-            // What can be answered at once leaves with what was answered before it, in one write and for one wake-up.
+            // What can be answered at once leaves with what was answered before it, in one write and for one wake-up. Not more than
+            // that: answers that are ready are many and may be long, and each would wait here for the others.
             while !self.in_flight.is_empty()
+                && self.output.len() < OUTPUT_HIGH
                 && let Some(Some(answer)) = self.in_flight.next().now_or_never()
             {
-                if let Some(answer) = answer {
-                    self.push_answer(answer);
-                }
+                self.push_answer(answer);
             }
             if !self.flush(&writer) {
                 return None;
@@ -367,11 +367,7 @@ impl Session {
                     }
                 },
                 ready = writer.writable(), if pending > 0 => if ready.is_err() { return None },
-                Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => {
-                    if let Some(answer) = answer {
-                        self.push_answer(answer);
-                    }
-                }
+                Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => self.push_answer(answer),
                 heard = self.inbox.next(), if room && !self.inbox.is_empty() => match heard {
                     Some(Heard::Message(message)) => self.push(message.get().as_bytes()),
                     Some(Heard::Line(line)) => self.push_line(line),
@@ -710,8 +706,10 @@ impl Session {
         self.output.push(b'\n');
     }
 
-    /// The same for what is ours to keep: a long answer becomes the output, where a copy of it would cost its length once more.
-    fn push_answer(&mut self, answer: Box<RawValue>) {
+    /// The same for what a call came to, if it is to be answered. It is ours to keep: a long answer becomes the output, where a copy
+    /// of it would cost its length once more.
+    fn push_answer(&mut self, answer: Option<Box<RawValue>>) {
+        let Some(answer) = answer else { return };
         if self.output.is_empty() && answer.get().len() > KEEP_CAPACITY {
             let mut line = Box::<str>::from(answer).into_string().into_bytes();
             // No more than that: the next power of two would be the copy again.
