@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use divan::Bencher;
 use orbd::clock::Moment;
-use orbd::job::{ClientId, JobId, Priority};
+use orbd::job::{ClientId, JobId};
 use orbd::operation::{Access, Class, Footprint, Lane};
 use orbd::scheduler::{CancelResult, Limits, NewJob, Scheduler, Target};
 
@@ -64,12 +64,11 @@ impl Busy {
             client: ClientId(client),
             class,
             footprint: Footprint::new(lanes),
-            priority: Priority::Normal,
             queue_deadline: Some(self.now + Duration::from_secs(600)),
             preempts: false,
             machine: Some(machine),
         };
-        let admission = self.scheduler.submit(job, self.now).expect("there is room");
+        let admission = self.scheduler.submit(job).expect("there is room");
         assert!(admission.cancelled.is_empty());
         id
     }
@@ -78,7 +77,7 @@ impl Busy {
     fn pass_through(&mut self) {
         let id = self.submit("idle", Class::Change, Access::Exclusive, u64::MAX);
         assert_eq!(self.scheduler.start_next(self.now), Some(id));
-        self.scheduler.end(id, self.now);
+        self.scheduler.end(id);
     }
 
     /// One command ends, the next of the crowd starts, and another comes to the end of the line.
@@ -91,7 +90,7 @@ impl Busy {
 
     fn end_one(&mut self) {
         let running = self.scheduler.running_jobs().next().expect("some run");
-        self.scheduler.end(running, self.now);
+        self.scheduler.end(running);
     }
 
     /// A command joins the longest line and is cancelled.

@@ -20,18 +20,6 @@ impl fmt::Display for JobId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
 
-/// Decides among jobs that are ready at the same moment; waiting raises it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Priority {
-    /// A person waits for it.
-    Interactive,
-    /// The default.
-    #[default]
-    Normal,
-    /// Nobody waits for it.
-    Background,
-}
-
 /// How a child process stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {

@@ -40,7 +40,7 @@ use tokio::sync::oneshot;
 use entry::{ENTRY_MAX, FRAME_HEADER, Said, StoredV1, frame, read_frame};
 
 use crate::clock::unix_ms;
-use crate::job::{JobId, Priority};
+use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::{Access, Class, Lane};
 
@@ -85,8 +85,6 @@ pub struct AcceptedJob {
     pub client: String,
     /// When it was accepted, wall clock, milliseconds since 1970.
     pub accepted_ms: u64,
-    /// Its priority.
-    pub priority: Priority,
     /// How long it may wait.
     pub queue_timeout: Option<Duration>,
     /// How long it may run.

@@ -57,11 +57,6 @@ const TYPED_WRONG: &[Case] = &[
         2,
         &["--timeout", "as in 500ms, 30s"],
     ),
-    (
-        &["run", "-m", "a", "--priority", "fast", "ls"],
-        2,
-        &["--priority", "interactive"],
-    ),
     (&["run", "-m", "a", "-td", "ls"], 2, &["--terminal", "--detach"]),
     (&["run", "-m", "a", "-sd", "ls"], 2, &["--shell", "--detach"]),
     (&["shell", "a", "-m", "b"], 2, &["NAME", "--machine"]),

@@ -109,11 +109,6 @@ fn a_wrong_parameter_is_refused_by_its_name() {
             json!({"machine": "a", "run_timeout_ms": u64::MAX}),
             "run_timeout_ms",
         ),
-        (
-            "machine.start",
-            json!({"machine": "a", "priority": "high"}),
-            "priority",
-        ),
         ("machine.run", json!({"machine": "a", "command": []}), "command"),
         (
             "machine.run",

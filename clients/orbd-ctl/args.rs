@@ -13,7 +13,7 @@ use crate::completions::ShellName;
 use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use orbd::rpc::types::{EventKind, ExportFormat, GroupBy, JobStateWord, Priority};
+use orbd::rpc::types::{EventKind, ExportFormat, GroupBy, JobStateWord};
 
 /// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]
@@ -131,9 +131,6 @@ pub(crate) struct JobArgs {
     /// Answer at once with the job's id; the job goes on without you
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Who goes first among jobs that are ready [default: interactive on a terminal, else normal]
-    #[arg(long, value_name = "WHO", value_parser = priority)]
-    pub(crate) priority: Option<Priority>,
     /// Give up when it has not started after TIME, as in 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
@@ -1215,15 +1212,6 @@ pub(crate) struct Man {
     /// Write the pages of all commands into this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) to: Option<PathBuf>,
-}
-
-fn priority(text: &str) -> Result<Priority, String> {
-    match text {
-        "interactive" => Ok(Priority::Interactive),
-        "normal" => Ok(Priority::Normal),
-        "background" => Ok(Priority::Background),
-        _ => Err("interactive, normal or background".into()),
-    }
 }
 
 fn job_state(text: &str) -> Result<JobStateWord, String> {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use orbd::client::{Client, Pending, Sent};
 use orbd::rpc::api::{JobCancel, Method};
-use orbd::rpc::types::{JobParams, JobStateWord, Priority};
+use orbd::rpc::types::{JobParams, JobStateWord};
 
-use crate::args::{JobArgs, millis};
+use crate::args::{JobArgs, LeaseArgs, millis};
 use crate::console::Console;
 use crate::interrupt::Interrupt;
 use crate::link::Link;
@@ -37,8 +37,6 @@ pub(crate) struct Context {
 pub(crate) struct JobWishes {
     /// Answer at once.
     pub(crate) detach: bool,
-    /// Who goes first.
-    pub(crate) priority: Option<Priority>,
     /// Longest wait.
     pub(crate) queue_timeout_ms: Option<u64>,
     /// Longest run.
@@ -55,7 +53,6 @@ macro_rules! request {
         orbd::rpc::types::$type {
             $($field $(: $value)?,)*
             detach: wishes.detach,
-            priority: wishes.priority,
             queue_timeout_ms: wishes.queue_timeout_ms,
             run_timeout_ms: wishes.run_timeout_ms,
         }
@@ -63,18 +60,29 @@ macro_rules! request {
 }
 pub(crate) use request;
 
-impl Context {
-    /// Says what every job of this command has. A person who waits at a terminal goes first.
-    pub(crate) fn wishes(&self, job: &JobArgs) -> JobWishes {
-        let attended = self.console.can_ask && !job.detach;
+impl JobArgs {
+    /// Returns the options that the wire has for every job.
+    pub(crate) fn options(&self) -> JobWishes {
         JobWishes {
-            detach: job.detach,
-            priority: job.priority.or(attended.then_some(Priority::Interactive)),
-            queue_timeout_ms: job.queue_timeout.map(millis),
-            run_timeout_ms: job.timeout.map(millis),
+            detach: self.detach,
+            queue_timeout_ms: self.queue_timeout.map(millis),
+            run_timeout_ms: self.timeout.map(millis),
         }
     }
+}
 
+impl LeaseArgs {
+    /// Returns the options that the wire has for every job. A lease belongs to its client, so it is never detached.
+    pub(crate) fn options(&self) -> JobWishes {
+        JobWishes {
+            detach: false,
+            queue_timeout_ms: self.queue_timeout.map(millis),
+            run_timeout_ms: self.timeout.map(millis),
+        }
+    }
+}
+
+impl Context {
     /// Connects, starting the daemon if need be.
     pub(crate) fn connect(&mut self) -> Result<Client, Trouble> {
         self.link.connect(&mut self.console)

@@ -4,9 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
-use orbd::rpc::types::{
-    Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome, Priority,
-};
+use orbd::rpc::types::{Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome};
 use serde_json::{Value, json};
 
 use crate::console::Console;
@@ -195,7 +193,6 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
             uid: 501,
         },
         detached: false,
-        priority: Priority::Normal,
         state,
         accepted_at: "2026-11-20T16:04:05.123Z".into(),
         started_at: None,

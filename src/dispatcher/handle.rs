@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::{Generation, Topic};
 use crate::clock::Moment;
 use crate::events::{Ring, Told};
-use crate::job::{ClientId, Ending, Illness, JobId, Outcome, Priority};
+use crate::job::{ClientId, Ending, Illness, JobId, Outcome};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
 use crate::spool;
@@ -63,8 +63,6 @@ pub struct Submission {
     pub expected_id: Option<MachineId>,
     /// Whether it outlives its client.
     pub detached: bool,
-    /// Who goes first.
-    pub priority: Priority,
     /// Longest wait; the default where absent.
     pub queue_timeout: Option<Duration>,
     /// Longest run; the class's default where absent.

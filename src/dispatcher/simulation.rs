@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::clock::Moment;
-use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Priority, Sighting, Success};
+use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Sighting, Success};
 use crate::machine::MachineName;
 use crate::metrics;
 use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Stdin, Verbatim};
@@ -299,7 +299,6 @@ fn submission(operation: Operation) -> Submission {
         carrier: Carrier::Daemon,
         expected_id: None,
         detached: false,
-        priority: Priority::Normal,
         queue_timeout: None,
         run_timeout: None,
     }

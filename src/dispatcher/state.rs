@@ -339,7 +339,6 @@ fn scheduled(spec: &JobSpec) -> NewJob {
         client: spec.asked.client.id,
         class: spec.asked.operation.class(),
         footprint: spec.asked.operation.footprint(),
-        priority: spec.asked.priority,
         queue_deadline: None,
         preempts: spec.asked.operation.preempts(),
         machine: spec.asked.operation.machine().cloned(),

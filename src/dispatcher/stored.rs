@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::job::{ClientId, JobId, Priority};
+use crate::job::{ClientId, JobId};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
 use crate::operation::{
@@ -240,7 +240,6 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
             carrier: Carrier::Daemon,
             expected_id: None,
             detached,
-            priority: Priority::Normal,
             queue_timeout: None,
             run_timeout: None,
         },

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{AcceptedJob, Entry, JournalError, Process, Starting};
-use crate::job::{JobId, Priority};
+use crate::job::JobId;
 use crate::operation::{Access, Class, Lane};
 
 pub(super) const FRAME_HEADER: usize = 8;
@@ -24,7 +24,6 @@ pub(super) enum StoredV1 {
         operation: Vec<u8>,
         client: String,
         accepted_ms: u64,
-        priority: u8,
         queue_timeout_ms: Option<u64>,
         run_timeout_ms: Option<u64>,
     },
@@ -71,9 +70,6 @@ pub(super) const CLASSES: [Class; 7] = [
     Class::Session,
 ];
 
-/// Numbers of the priorities in stored entries.
-pub(super) const PRIORITIES: [Priority; 3] = [Priority::Interactive, Priority::Normal, Priority::Background];
-
 fn number_of<T: PartialEq>(all: &[T], one: &T) -> u8 {
     let at = all
         .iter()
@@ -94,7 +90,6 @@ impl From<&Entry> for StoredV1 {
                 operation: accepted.operation.clone(),
                 client: accepted.client.clone(),
                 accepted_ms: accepted.accepted_ms,
-                priority: number_of(&PRIORITIES, &accepted.priority),
                 queue_timeout_ms: accepted.queue_timeout.map(to_ms),
                 run_timeout_ms: accepted.run_timeout.map(to_ms),
             },
@@ -145,7 +140,6 @@ impl StoredV1 {
                 operation,
                 client,
                 accepted_ms,
-                priority,
                 queue_timeout_ms,
                 run_timeout_ms,
             } => Said::Entry(Entry::Accepted(AcceptedJob {
@@ -153,7 +147,6 @@ impl StoredV1 {
                 operation,
                 client,
                 accepted_ms,
-                priority: *PRIORITIES.get(usize::from(priority))?,
                 queue_timeout: queue_timeout_ms.map(Duration::from_millis),
                 run_timeout: run_timeout_ms.map(Duration::from_millis),
             })),

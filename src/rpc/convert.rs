@@ -17,7 +17,7 @@ use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
     self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, Unrest, WaitingFor,
 };
-use crate::job::{Ending, Failure, JobId, Outcome, Phase, Priority, Success};
+use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName};
 use crate::operation::{
     ExecRequest, Force, Format, LogScope, MachineRef, NewMachine, Operation, OutputKept, Stdin, Verbatim,
@@ -65,23 +65,6 @@ pub(super) fn timeout(field: &str, ms: Option<u64>) -> Result<Option<Duration>, 
 /// Parses a flag.
 pub(super) fn force(force: bool) -> Force {
     if force { Force::Yes } else { Force::No }
-}
-
-/// Parses what goes first.
-pub(super) fn priority(priority: types::Priority) -> Priority {
-    match priority {
-        types::Priority::Interactive => Priority::Interactive,
-        types::Priority::Normal => Priority::Normal,
-        types::Priority::Background => Priority::Background,
-    }
-}
-
-fn priority_out(priority: Priority) -> types::Priority {
-    match priority {
-        Priority::Interactive => types::Priority::Interactive,
-        Priority::Normal => types::Priority::Normal,
-        Priority::Background => types::Priority::Background,
-    }
 }
 
 /// Parses a machine to be made.
@@ -516,7 +499,6 @@ pub(super) fn job(view: &JobView) -> types::Job {
         class: spec.asked.operation.class().as_str().into(),
         client: client(&spec.asked.client),
         detached: spec.asked.detached,
-        priority: priority_out(spec.asked.priority),
         state: state_word(&view.state),
         accepted_at: time(spec.accepted.wall),
         started_at: started.map(|moment| time(moment.wall)),

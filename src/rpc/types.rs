@@ -23,9 +23,6 @@ macro_rules! job_params {
             /// Answer at once with the job's id; the job outlives its client, and a change a restart of the daemon.
             #[serde(default, skip_serializing_if = "is_false")]
             pub detach: bool,
-            /// Who goes first among jobs that are ready at the same moment.
-            #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub priority: Option<Priority>,
             /// Longest time to wait for a place, from acceptance; the daemon's `queue_timeout` where absent.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub queue_timeout_ms: Option<u64>,
@@ -39,7 +36,6 @@ macro_rules! job_params {
             pub fn options(&self) -> JobOptions {
                 JobOptions {
                     detach: self.detach,
-                    priority: self.priority.unwrap_or_default(),
                     queue_timeout_ms: self.queue_timeout_ms,
                     run_timeout_ms: self.run_timeout_ms,
                 }
@@ -66,8 +62,6 @@ fn is_false(value: &bool) -> bool {
 pub struct JobOptions {
     /// Answer at once.
     pub detach: bool,
-    /// Who goes first.
-    pub priority: Priority,
     /// Longest wait.
     pub queue_timeout_ms: Option<u64>,
     /// Longest run.
@@ -82,19 +76,6 @@ pub struct NoParams {}
 /// Nothing to say beyond success.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Done {}
-
-/// Decides among jobs that are ready at the same moment; waiting raises it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Priority {
-    /// A person waits for it.
-    Interactive,
-    /// The default.
-    #[default]
-    Normal,
-    /// Nobody waits for it.
-    Background,
-}
 
 /// How old a fact may be.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -685,8 +666,6 @@ pub struct Job {
     pub client: Client,
     /// Whether it outlives its client.
     pub detached: bool,
-    /// Who goes first.
-    pub priority: Priority,
     /// Where it is.
     pub state: JobStateWord,
     /// When it was accepted.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Target;
-use crate::job::{ClientId, JobId, Priority};
+use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
 
@@ -18,8 +18,6 @@ pub struct NewJob {
     pub class: Class,
     /// The lanes that it touches. Queries and sessions touch none.
     pub footprint: Footprint,
-    /// Decides among ready jobs.
-    pub priority: Priority,
     /// When it gives up waiting; at this moment it no longer starts.
     pub queue_deadline: Option<Instant>,
     /// A forced change: it cancels what waits in its way, asks for the end of what runs there, and no limit holds it.

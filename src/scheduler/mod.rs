@@ -19,7 +19,7 @@
 //!
 //! - `lanes`: first come, first served among jobs that conflict, so nobody starves. A forced change waits for holders alone.
 //! - `limits`: how many run at once, by class, by machine, or one at a time.
-//! - `ready` and `turns`: among ready jobs, priority and then clients in rotation; waiting ages.
+//! - `ready` and `turns`: among ready jobs, clients in rotation.
 //! - `admission`: how many may wait, and what a refused caller is told.
 //! - `gates`: pause and drain.  `blocker`: why a job waits.
 //!
@@ -46,7 +46,7 @@ pub use blocker::Blocker;
 pub use gates::Target;
 pub use limits::{Counts, Limits};
 
-use crate::job::{ClientId, JobId, Priority};
+use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
 use admission::Pace;
@@ -94,7 +94,6 @@ struct Job {
     client: ClientId,
     class: Class,
     footprint: Footprint,
-    priority: Priority,
     queue_deadline: Option<Instant>,
     manner: Manner,
     machine: Option<MachineName>,
@@ -136,7 +135,6 @@ impl Job {
             client: job.client,
             class: job.class,
             footprint: job.footprint,
-            priority: job.priority,
             queue_deadline: job.queue_deadline,
             manner: if job.preempts {
                 Manner::Urgent
@@ -158,7 +156,6 @@ impl Job {
 
     fn standing(&self) -> Standing {
         Standing {
-            priority: self.priority,
             client: self.client,
             rank: Rank {
                 alone: true,
@@ -200,8 +197,7 @@ impl Scheduler {
     /// Queues a job, or refuses it. A forced change is refused only by a drain, never by the length of the queue.
     ///
     /// The id must not be one of a job that waits or runs.
-    pub fn submit(&mut self, job: NewJob, now: Instant) -> Result<Admission, Refusal> {
-        self.ready.tell(now);
+    pub fn submit(&mut self, job: NewJob) -> Result<Admission, Refusal> {
         self.admit(&job)?;
         let admission = if job.preempts {
             self.clear_the_way(&job.footprint)
@@ -213,8 +209,7 @@ impl Scheduler {
     }
 
     /// Queues a job that an earlier life of the daemon accepted. No limit turns it away, and it cancels nothing.
-    pub fn readmit(&mut self, job: NewJob, now: Instant) {
-        self.ready.tell(now);
+    pub fn readmit(&mut self, job: NewJob) {
         self.queue_up(job);
     }
 
@@ -232,7 +227,6 @@ impl Scheduler {
 
     /// Starts the job whose turn it is. The caller calls it until nothing is returned, after each event.
     pub fn start_next(&mut self, now: Instant) -> Option<JobId> {
-        self.ready.tell(now);
         self.set_overdue_aside(now);
         let id = self
             .next_session()
@@ -246,8 +240,7 @@ impl Scheduler {
     }
 
     /// Takes note that a running job is over: its lanes and its place are free.
-    pub fn end(&mut self, id: JobId, now: Instant) {
-        self.ready.tell(now);
+    pub fn end(&mut self, id: JobId) {
         let runs = self.jobs.get(&id).is_some_and(|job| job.state == State::Running);
         debug_assert!(runs, "job {id} ends, but does not run");
         if !runs {
@@ -284,7 +277,6 @@ impl Scheduler {
 
     /// Takes waiting jobs whose queue deadline has come out of the queue and returns them.
     pub fn expire(&mut self, now: Instant) -> Vec<Expired> {
-        self.ready.tell(now);
         self.set_overdue_aside(now);
         self.overdue.drain(..).map(|(_, expired)| expired).collect()
     }

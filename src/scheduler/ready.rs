@@ -14,11 +14,12 @@
 //! have no order among themselves; over the groups alone, a client with jobs in a hundred machines would get a hundred turns.
 //!
 //! In its pool a group takes the turns of the client whose job is first in it. So that other clients with jobs in the group do
-//! not wait behind all that this client has elsewhere, it lends them its best: such a group goes before the client's others
-//! ([`Rank`](super::turns::Rank)), with the best priority of any of its jobs.
+//! not wait behind all that this client has elsewhere, such a group goes before the client's others
+//! ([`Rank`](super::turns::Rank)).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::collections::BTreeMap;
+#[cfg(test)]
+use std::collections::BTreeSet;
 
 use super::Seq;
 use super::limits::{Group, Limits, Pool, Reached, Slots};
@@ -27,23 +28,16 @@ use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::Class;
 
-/// Why there is a latest moment when a job is ready.
-const SUBMITTED: &str = "a ready job was submitted at some moment";
-
 /// Jobs that are ready, with the limits that some of them still wait for.
 #[derive(Debug)]
 pub(super) struct Ready {
     slots: Slots,
     groups: BTreeMap<Group, ReadyGroup>,
     pools: BTreeMap<Pool, Turns<Group>>,
-    /// Groups in which somebody grows impatient, by when.
-    ages_at: BTreeSet<(Instant, Group)>,
     /// Forced changes: no limit holds them but strict mode.
     urgent: BTreeMap<Seq, JobId>,
     /// Sessions: nothing holds them.
     sessions: BTreeMap<Seq, JobId>,
-    /// The latest moment that the scheduler was told of; waiting is measured from it.
-    now: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +45,6 @@ struct ReadyGroup {
     jobs: Turns<JobId>,
     /// How it stands in the turns of its pool, while it has room.
     in_pool: Option<Standing>,
-    ages_at: Option<Instant>,
 }
 
 impl Ready {
@@ -60,16 +53,9 @@ impl Ready {
             slots: Slots::new(limits),
             groups: BTreeMap::new(),
             pools: BTreeMap::new(),
-            ages_at: BTreeSet::new(),
             urgent: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            now: None,
         }
-    }
-
-    /// Takes note of the time, which never runs backwards.
-    pub(super) fn tell(&mut self, now: Instant) {
-        self.now = self.now.max(Some(now));
     }
 
     pub(super) fn slots(&self) -> &Slots {
@@ -89,9 +75,8 @@ impl Ready {
     }
 
     pub(super) fn insert(&mut self, group: &Group, standing: Standing, id: JobId) {
-        let now = self.now.expect(SUBMITTED);
         let ready = self.groups.entry(group.clone()).or_default();
-        ready.jobs.insert(standing, id, now);
+        ready.jobs.insert(standing, id);
         self.refresh(group);
     }
 
@@ -133,19 +118,17 @@ impl Ready {
 
     /// Takes the job whose turn it is and for which there is room. The caller starts it: [`Ready::occupy`].
     pub(super) fn take_next(&mut self) -> Option<JobId> {
-        let now = self.now?;
-        self.age(now);
         let group = Pool::ALL
             .into_iter()
             .filter(|&pool| self.slots.pool_full(pool).is_none())
-            .find_map(|pool| self.pools.get_mut(&pool)?.take_first(now))?;
+            .find_map(|pool| self.pools.get_mut(&pool)?.take_first())?;
         let ready = self
             .groups
             .get_mut(&group)
             .expect("a group in the turns of a pool has jobs");
         let id = ready
             .jobs
-            .take_first(now)
+            .take_first()
             .expect("a group in the turns of a pool has a first job");
         ready.in_pool = None;
         self.refresh(&group);
@@ -179,21 +162,6 @@ impl Ready {
         self.slots.strict_full()
     }
 
-    fn age(&mut self, now: Instant) {
-        while let Some((at, group)) = self.ages_at.first()
-            && *at <= now
-        {
-            let group = group.clone();
-            if let Some(ready) = self.groups.get_mut(&group) {
-                ready.jobs.age(now);
-            }
-            self.refresh(&group);
-        }
-        for pool in self.pools.values_mut() {
-            pool.age(now);
-        }
-    }
-
     /// Brings the group's entry in its pool up to date after its jobs or its room changed.
     fn refresh(&mut self, group: &Group) {
         let Some(ready) = self.groups.get_mut(group) else {
@@ -207,23 +175,15 @@ impl Ready {
             let pool = self.pools.entry(self.slots.pool(group)).or_default();
             match (ready.in_pool, standing) {
                 (Some(before), Some(standing)) => {
-                    pool.replace(before, standing, group.clone(), self.now.expect(SUBMITTED));
+                    pool.replace(before, standing, group.clone());
                 }
-                (None, Some(standing)) => pool.insert(standing, group.clone(), self.now.expect(SUBMITTED)),
+                (None, Some(standing)) => pool.insert(standing, group.clone()),
                 (Some(before), None) => {
                     pool.remove(before);
                 }
                 (None, None) => {}
             }
             ready.in_pool = standing;
-        }
-        let ages_at = ready.jobs.ages_at();
-        if ages_at != ready.ages_at {
-            if let Some(before) = ready.ages_at.take() {
-                self.ages_at.remove(&(before, group.clone()));
-            }
-            self.ages_at.extend(ages_at.map(|at| (at, group.clone())));
-            ready.ages_at = ages_at;
         }
         if ready.jobs.is_empty() {
             self.groups.remove(group);
@@ -239,10 +199,7 @@ impl Ready {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-            && self.ages_at.is_empty()
-            && self.slots.execs().is_empty()
-            && self.pools.values().all(Turns::is_empty)
+        self.groups.is_empty() && self.slots.execs().is_empty() && self.pools.values().all(Turns::is_empty)
     }
 
     /// Panics unless every entry agrees with what it was made of, and returns the ready jobs.
@@ -254,18 +211,10 @@ impl Ready {
             let room = self.slots.group_full(group).is_none();
             let expected = room.then(|| ready.jobs.standing()).flatten();
             assert_eq!(ready.in_pool, expected, "{group:?}");
-            assert_eq!(ready.ages_at, ready.jobs.ages_at(), "{group:?}");
             standing_in_pools += usize::from(expected.is_some());
         }
         let in_pools: usize = self.pools.values().map(|pool| pool.iter().count()).sum();
         assert_eq!(in_pools, standing_in_pools);
-        assert_eq!(
-            self.ages_at.len(),
-            self.groups
-                .values()
-                .filter(|ready| ready.ages_at.is_some())
-                .count()
-        );
         self.groups
             .values()
             .flat_map(|ready| ready.jobs.iter())

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::turns::{BACKGROUND_PATIENCE, NORMAL_PATIENCE};
 use super::{Admission, Blocker, CancelResult, Limits, NewJob, Refusal, Scheduler, Target};
 use crate::clock::Moment;
-use crate::job::{ClientId, JobId, Priority};
+use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 
@@ -15,7 +14,6 @@ struct Bench {
     now: Instant,
     jobs: u64,
     client: ClientId,
-    priority: Priority,
 }
 
 fn bench(limits: Limits) -> Bench {
@@ -24,7 +22,6 @@ fn bench(limits: Limits) -> Bench {
         now: Moment::now().instant,
         jobs: 0,
         client: ClientId(1),
-        priority: Priority::Normal,
     }
 }
 
@@ -57,7 +54,6 @@ impl Bench {
             client: self.client,
             class,
             footprint: Footprint::new(footprint),
-            priority: self.priority,
             queue_deadline: None,
             preempts: false,
             machine: machine.parse().ok(),
@@ -107,7 +103,7 @@ impl Bench {
 
     fn submit(&mut self, job: NewJob) {
         let preempts = job.preempts;
-        let admission = self.scheduler.submit(job, self.now).expect("accepted");
+        let admission = self.scheduler.submit(job).expect("accepted");
         assert!(preempts || admission == Admission::default());
     }
 
@@ -116,7 +112,7 @@ impl Bench {
             preempts: true,
             ..job
         };
-        let Admission { cancelled, stop } = self.scheduler.submit(job, self.now).expect("accepted");
+        let Admission { cancelled, stop } = self.scheduler.submit(job).expect("accepted");
         let numbers = |ids: Vec<JobId>| ids.into_iter().map(|id| id.0).collect();
         (numbers(cancelled), numbers(stop))
     }
@@ -157,7 +153,7 @@ impl Bench {
     }
 
     fn refused(&mut self, job: NewJob) -> Refusal {
-        self.scheduler.submit(job, self.now).expect_err("refused")
+        self.scheduler.submit(job).expect_err("refused")
     }
 
     fn start(&mut self) -> Vec<u64> {
@@ -175,7 +171,7 @@ impl Bench {
 
     fn end(&mut self, jobs: &[u64]) {
         for id in ids(jobs) {
-            self.scheduler.end(id, self.now);
+            self.scheduler.end(id);
         }
     }
 
@@ -547,91 +543,33 @@ fn clients_take_turns_whatever_they_ask_for() {
 }
 
 #[test]
-fn priority_decides_among_ready_jobs_only() {
-    let mut bench = bench(Limits {
-        changes_max: 1,
-        ..Limits::default()
-    });
-    bench.change("web");
-    bench.starts(&[1]);
-    bench.priority = Priority::Background;
-    bench.change("a");
-    bench.priority = Priority::Normal;
-    bench.change("web");
-    bench.change("b");
-    bench.priority = Priority::Interactive;
-    bench.change("web");
-    bench.change("c");
-    let mut order = Vec::new();
-    let mut running = 1;
-    loop {
-        bench.end(&[running]);
-        let [started] = bench.start()[..] else { break };
-        order.push(started);
-        running = started;
-    }
-    // The interactive change 5 of `web` waits for the normal change 3, accepted before it.
-    assert_eq!(order, [6, 3, 5, 4, 2]);
-}
-
-#[test]
-fn waiting_ages_so_that_no_stream_of_interactive_jobs_starves_a_background_one() {
+fn a_client_that_floods_the_queue_does_not_starve_another() {
     let mut bench = bench(Limits {
         queries_max: 1,
         ..Limits::default()
     });
-    bench.priority = Priority::Background;
-    bench.query();
-    bench.priority = Priority::Interactive;
     bench.client = ClientId(2);
-    let began = bench.now;
-    let mut running = None;
-    let started_at = loop {
-        // One interactive job more than can run, each second.
+    bench.query();
+    bench.query();
+    bench.starts(&[1]);
+    bench.client = ClientId(1);
+    bench.query();
+    let mut running = 1;
+    let mut order = Vec::new();
+    while running != 3 {
+        // Two more of the flood for each one that ends.
+        bench.client = ClientId(2);
         bench.query();
         bench.query();
-        if let Some(ended) = running.take() {
-            bench.end(&[ended]);
-        }
+        bench.end(&[running]);
         let [started] = bench.start()[..] else {
             panic!("one at a time")
         };
-        if started == 1 {
-            break bench.now - began;
-        }
-        running = Some(started);
-        bench.pass(Duration::from_secs(1));
-    };
-    let patience = BACKGROUND_PATIENCE + NORMAL_PATIENCE;
-    assert!(started_at >= patience, "{started_at:?}");
-    assert!(started_at <= patience + Duration::from_secs(3), "{started_at:?}");
-}
-
-#[test]
-fn an_aged_client_gets_one_job_in_not_all_of_them() {
-    let mut bench = bench(Limits {
-        queries_max: 1,
-        ..Limits::default()
-    });
-    bench.query();
-    bench.starts(&[1]);
-    bench.priority = Priority::Background;
-    for _ in 0..5 {
-        bench.query();
-    }
-    bench.client = ClientId(2);
-    bench.priority = Priority::Normal;
-    bench.query();
-    bench.query();
-    bench.pass(BACKGROUND_PATIENCE);
-    bench.end(&[1]);
-    let mut order = Vec::new();
-    while let [started] = bench.start()[..] {
         order.push(started);
-        bench.end(&[started]);
+        running = started;
     }
-    // 7 aged too, and goes first; 2 aged to normal and shares turns with 8; the rest stayed in the background.
-    assert_eq!(order, [7, 8, 2, 3, 4, 5, 6]);
+    // The flooding client was in the rotation first, so one of its jobs goes first, and no more.
+    assert_eq!(order, [2, 3]);
 }
 
 // Cancel and deadlines.
@@ -793,7 +731,6 @@ fn in_strict_mode_a_forced_change_goes_first_but_not_beside_another() {
     });
     bench.exec("a");
     bench.starts(&[1]);
-    bench.priority = Priority::Interactive;
     bench.query();
     let forced = bench.new_change("b");
     assert_eq!(bench.force(forced), (vec![], vec![]));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::{Admission, Blocker, CancelResult, Limits, NewJob, Refusal, Scheduler, Target};
 use crate::clock::Moment;
-use crate::job::{ClientId, JobId, Priority};
+use crate::job::{ClientId, JobId};
 use crate::operation::{Access, Class, Footprint, Lane};
 
 /// Steps of each simulation; there are four.
@@ -39,7 +39,7 @@ fn a_busy_scheduler_agrees_with_its_model() {
         queue_max_per_client: 10,
         strict: false,
     };
-    simulate(1, limits, Trouble::Everything);
+    simulate(1, limits);
 }
 
 #[test]
@@ -49,16 +49,16 @@ fn a_strict_scheduler_agrees_with_its_model() {
         queue_max: 16,
         ..Limits::default()
     };
-    simulate(2, limits, Trouble::Everything);
+    simulate(2, limits);
 }
 
 #[test]
 fn a_scheduler_with_room_for_all_agrees_with_its_model() {
-    simulate(3, Limits::default(), Trouble::Everything);
+    simulate(3, Limits::default());
 }
 
 #[test]
-fn while_nothing_ages_priority_decides_among_jobs_that_may_start() {
+fn a_scheduler_with_one_slot_of_each_kind_agrees_with_its_model() {
     let limits = Limits {
         queries_max: 1,
         exec_per_machine: 1,
@@ -67,15 +67,7 @@ fn while_nothing_ages_priority_decides_among_jobs_that_may_start() {
         creates_max: 1,
         ..Limits::default()
     };
-    simulate(4, limits, Trouble::TimeStandsStill);
-}
-
-/// What may happen in a simulation.
-#[derive(Clone, Copy, PartialEq)]
-enum Trouble {
-    Everything,
-    /// Nothing ages and nothing expires, so that priorities can be checked.
-    TimeStandsStill,
+    simulate(4, limits);
 }
 
 /// Splitmix64: a few lines, and the same numbers everywhere.
@@ -356,14 +348,13 @@ struct Simulation {
     scheduler: Scheduler,
     model: Model,
     random: Random,
-    trouble: Trouble,
     lanes: [Lane; LANES],
     jobs: u64,
     now: Instant,
     started: u64,
 }
 
-fn simulate(default_seed: u64, limits: Limits, trouble: Trouble) {
+fn simulate(default_seed: u64, limits: Limits) {
     let seed = seed_or(default_seed);
     let mut repeat = Repeat { seed, step: 0 };
     let mut simulation = Simulation {
@@ -378,7 +369,6 @@ fn simulate(default_seed: u64, limits: Limits, trouble: Trouble) {
             overdue: Vec::new(),
         },
         random: Random(seed),
-        trouble,
         lanes: std::array::from_fn(lane_of),
         jobs: 0,
         now: Moment::now().instant,
@@ -450,7 +440,7 @@ impl Simulation {
             _ => (Class::Session, self.random.one_in(4).then_some(machine), 0, 0),
         };
         let preempts = matches!(class, Class::Change | Class::Fleet) && self.random.one_in(6);
-        let expires = self.trouble == Trouble::Everything && self.random.one_in(3);
+        let expires = self.random.one_in(3);
         let deadline = self.now + Duration::from_millis(self.random.below(200));
         let access = |set: LaneSet, access: Access| {
             let lanes = (0..LANES).filter(move |&lane| set & bit(lane) != 0);
@@ -459,14 +449,12 @@ impl Simulation {
         let footprint = access(shared, Access::Shared)
             .chain(access(exclusive, Access::Exclusive))
             .map(|(lane, access)| (self.lanes[lane].clone(), access));
-        let priority = [Priority::Interactive, Priority::Normal, Priority::Background];
         ModelJob {
             job: NewJob {
                 id: JobId(self.jobs),
                 client: ClientId(self.random.below(CLIENTS)),
                 class,
                 footprint: Footprint::new(footprint),
-                priority: priority[self.random.index(3)],
                 queue_deadline: expires.then_some(deadline),
                 preempts,
                 machine: machine.map(|machine| match &self.lanes[machine] {
@@ -491,7 +479,7 @@ impl Simulation {
             .waiting()
             .filter(|other| other.job.client == client)
             .count();
-        let result = self.scheduler.submit(job.job.clone(), self.now);
+        let result = self.scheduler.submit(job.job.clone());
         if self.model.draining || job.lanes() & self.model.draining_lanes != 0 {
             assert!(matches!(result, Err(Refusal::Draining { .. })), "{result:?}");
         } else if !forced && waiting >= self.model.limits.queue_max {
@@ -527,22 +515,6 @@ impl Simulation {
         };
         let place = self.model.place(id).expect("it waits");
         assert!(startable.contains(&place), "job {id} starts and may not");
-        let job = &self.model.jobs[place];
-        if self.trouble == Trouble::TimeStandsStill && !job.is_session() && !job.job.preempts {
-            let group = |job: &ModelJob| {
-                (
-                    job.job.class,
-                    job.machine.filter(|_| job.job.class == Class::Exec),
-                )
-            };
-            for better in startable.iter().map(|&place| &self.model.jobs[place]) {
-                let same = group(better) == group(job) && !better.job.preempts;
-                assert!(
-                    !same || job.job.priority <= better.job.priority,
-                    "job {id} starts before its betters"
-                );
-            }
-        }
         self.model.jobs[place].running = true;
         self.started += 1;
         true
@@ -557,7 +529,7 @@ impl Simulation {
 
     fn end(&mut self) {
         if let Some(id) = self.random_job(true) {
-            self.scheduler.end(id, self.now);
+            self.scheduler.end(id);
             self.model.remove(&[id]);
         }
     }
@@ -600,10 +572,7 @@ impl Simulation {
     }
 
     fn pass_time(&mut self) {
-        if self.trouble == Trouble::TimeStandsStill {
-            return;
-        }
-        // Now and then long enough for everything to age.
+        // Now and then longer than any deadline.
         let ms = if self.random.one_in(50) {
             40_000
         } else {
@@ -735,7 +704,7 @@ impl Simulation {
             let running: Vec<JobId> = self.model.running().map(|job| job.job.id).collect();
             assert_ne!(running, [], "something waits and nothing runs");
             for id in running {
-                self.scheduler.end(id, self.now);
+                self.scheduler.end(id);
                 self.model.remove(&[id]);
             }
         }

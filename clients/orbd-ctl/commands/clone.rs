@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Copies a machine.
 pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
         &wishes,

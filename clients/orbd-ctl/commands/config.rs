@@ -50,7 +50,7 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             })
         }
         ConfigCommand::Set { key, value, job } => {
-            let wishes = context.wishes(&job);
+            let wishes = job.options();
             let subjects = [key.clone()];
             let params = request!(&wishes, ConfigSetParams { key, value });
             let change = Change {
@@ -64,7 +64,7 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
         ConfigCommand::Check => Err(of_orbd("check")),
         ConfigCommand::Unset { .. } => Err(of_orbd("unset")),
         ConfigCommand::Reset { job } => {
-            let wishes = context.wishes(&job);
+            let wishes = job.options();
             let params = request!(&wishes, ChangeParams {});
             let change = Change {
                 verb: "config_reset",

@@ -15,7 +15,7 @@ use crate::trouble::Trouble;
 
 /// Makes a machine.
 pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let (distro, version) = match args.image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
         None => (args.image.clone(), None),

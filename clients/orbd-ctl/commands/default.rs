@@ -31,7 +31,7 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let (machine, subject, done) = match name.as_str() {
         "none" => (None, "the default machine".to_owned(), "cleared"),
         _ => (Some(name.clone()), name, "is the default machine"),

@@ -18,7 +18,7 @@ pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, T
         context.console.say("nothing was deleted");
         return Ok(ExitCode::from(exit::FAILED));
     }
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let change = Change {
         verb: "delete",
         done: "deleted",

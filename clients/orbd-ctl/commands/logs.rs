@@ -7,7 +7,6 @@ use orbd::rpc::api::MachineLogs;
 use orbd::rpc::types::{LeaseOperation, LogsParams};
 
 use super::lease::{self, Place, Terminal};
-use super::transfer::wishes;
 use crate::args::{LeaseArgs, Logs};
 use crate::context::Context;
 use crate::narrate::Watch;
@@ -27,7 +26,7 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Troubl
 
 /// Shows a machine's log as it grows: the real tool does, in a session that is in nobody's way.
 pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, &LeaseArgs::default());
+    let wishes = LeaseArgs::default().options();
     let place = Place {
         operation: LeaseOperation::Logs,
         verb: "logs",

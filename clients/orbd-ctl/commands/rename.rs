@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Gives a machine another name.
 pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
         &wishes,

@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Shuts machines down and boots them.
 pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let change = Change {
         verb: "restart",
         done: "restarted",

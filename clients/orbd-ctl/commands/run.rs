@@ -47,7 +47,7 @@ pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
 
 fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, Trouble> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let input = if args.no_input || wishes.detach {
         None
     } else {

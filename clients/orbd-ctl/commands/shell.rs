@@ -9,7 +9,6 @@ use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
-use super::transfer::wishes;
 use crate::args::{LeaseArgs, Run, Shell};
 use crate::context::Context;
 use crate::trouble::Trouble;
@@ -83,7 +82,7 @@ fn attach(
         terminal,
         done: None,
     };
-    let wishes = wishes(context, limits);
+    let wishes = limits.options();
     lease::carry_out(context, place, &wishes, |machine| words(guest, machine))
 }
 

@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Boots machines, all of them, or OrbStack itself.
 pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let change = |verb| Change {
         verb,
         done: "started",

@@ -11,7 +11,7 @@ use crate::trouble::Trouble;
 
 /// Shuts machines down, all of them, or OrbStack itself.
 pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, Trouble> {
-    let wishes = context.wishes(&args.job);
+    let wishes = args.job.options();
     let force = args.force;
     let change = |verb| Change {
         verb,

@@ -9,8 +9,8 @@ use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
-use crate::args::{Export, Import, JobArgs, LeaseArgs, Transfer};
-use crate::context::{Context, JobWishes};
+use crate::args::{Export, Import, Transfer};
+use crate::context::Context;
 use crate::trouble::Trouble;
 
 /// Copies files of the Mac into a machine.
@@ -31,7 +31,7 @@ fn transfer(
     done: &str,
 ) -> Result<ExitCode, Trouble> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let wishes = wishes(context, &args.limits);
+    let wishes = args.limits.options();
     let place = Place {
         operation,
         verb,
@@ -48,7 +48,7 @@ fn transfer(
 
 /// Writes a machine to an archive.
 pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, &args.limits);
+    let wishes = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Export,
         verb: "export",
@@ -63,7 +63,7 @@ pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, T
 
 /// Makes a machine of an archive.
 pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, Trouble> {
-    let wishes = wishes(context, &args.limits);
+    let wishes = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Import,
         verb: "import",
@@ -73,14 +73,6 @@ pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, T
     };
     lease::carry_out(context, place, &wishes, |name| {
         vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
-    })
-}
-
-pub(super) fn wishes(context: &Context, limits: &LeaseArgs) -> JobWishes {
-    context.wishes(&JobArgs {
-        queue_timeout: limits.queue_timeout,
-        timeout: limits.timeout,
-        ..JobArgs::default()
     })
 }
 

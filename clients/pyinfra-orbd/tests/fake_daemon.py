@@ -418,7 +418,6 @@ def _job(job_id: int, outcome: dict[str, Any]) -> dict[str, Any]:
         "class": "exec",
         "client": {"name": "pyinfra", "uid": os.getuid()},
         "detached": False,
-        "priority": "normal",
         "state": "ended",
         "accepted_at": "2026-11-20T00:00:00.000Z",
         "wait_us": 1,

@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {method["name"]: method for method in PROTO
 UNTYPED = {"daemon.hello"}
 
 # What a job may be given on top of its own parameters; methods that make jobs take them as `**job`.
-OF_JOBS = {"detach", "priority", "queue_timeout_ms", "run_timeout_ms"}
+OF_JOBS = {"detach", "queue_timeout_ms", "run_timeout_ms"}
 
 # What is said in Python in another way: bytes as what they are, a stream by giving an iterator.
 SAID_AS = {

@@ -65,7 +65,6 @@ def test_create_with_user_data(short_folder: Path, anywhere: Client, monkeypatch
         mounts=["/a:/b", "/c"],
         user_data=Path("init.yaml"),
         run_timeout_ms=1500,
-        priority="background",
     )
     given = words(short_folder)
     assert given[0] == "create"
@@ -78,7 +77,6 @@ def test_create_with_user_data(short_folder: Path, anywhere: Client, monkeypatch
         "--mount=/c",
         "--user-data=init.yaml",
         "--timeout=1500ms",
-        "--priority=background",
     }
     assert (change.job_id, change.state, change.changed, change.run_us) == (7, "ended", True, 5)
     with pytest.raises(TypeError, match="cannot be detached"):

@@ -61,7 +61,6 @@ impl<O: Orbctl> State<O> {
             operation: stored::encode(&spec.asked.operation, spec.asked.expected_id.as_ref()),
             client: spec.asked.client.name.to_string(),
             accepted_ms: spec.accepted.unix_ms(),
-            priority: spec.asked.priority,
             queue_timeout: spec.asked.queue_timeout,
             run_timeout: spec.asked.run_timeout,
         });
@@ -129,7 +128,7 @@ impl<O: Orbctl> State<O> {
                 retry_after: OPERANDS_RETRY_AFTER,
             });
         }
-        let admission = self.scheduler.submit(new, spec.accepted.instant).map_err(|refusal| {
+        let admission = self.scheduler.submit(new).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
             tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, %refusal, "refused");
             rejected(refusal)

@@ -39,7 +39,7 @@ impl<O: Orbctl> State<O> {
         if !matches!(spec.asked.operation, Operation::Query(_)) {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
-        self.scheduler.end(id, now.instant);
+        self.scheduler.end(id);
         self.finish_probe(id, &mut finished, now.instant);
         self.finish_read(id, &mut finished, None);
         if matches!(

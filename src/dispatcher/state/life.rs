@@ -146,7 +146,6 @@ impl<O: Orbctl> State<O> {
             let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
             let mut spec = stored::revived(waiting.job, operation, &waiting.client, true, now);
             spec.asked = Submission {
-                priority: waiting.priority,
                 expected_id,
                 queue_timeout: Some(queue_timeout),
                 run_timeout: waiting.run_timeout,
@@ -158,7 +157,7 @@ impl<O: Orbctl> State<O> {
                 queue_deadline: now.instant.checked_add(queue_timeout),
                 ..scheduled(&spec)
             };
-            self.scheduler.readmit(new, now.instant);
+            self.scheduler.readmit(new);
             self.enter(&spec);
             about_job!(info, spec, "queued again after a restart");
         }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::cache::{Recorded, Source, Topic};
 use crate::clock::Moment;
 use crate::events::Event;
-use crate::job::{JobId, Outcome, Priority};
+use crate::job::{JobId, Outcome};
 use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
 use crate::orbctl::Orbctl;
@@ -106,7 +106,6 @@ impl<O: Orbctl> State<O> {
                 expected_id: None,
                 // A read is shared, so no single client's going away ends it.
                 detached: true,
-                priority: Priority::Normal,
                 queue_timeout: Some(self.settings.queue_timeout),
                 run_timeout: Some(self.settings.run_timeouts.query),
             },

@@ -37,7 +37,7 @@ impl<O: Orbctl> State<O> {
         let found = self.jobs.get_mut(&id);
         let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
             debug_assert!(false, "job {id} starts, but does not live");
-            self.scheduler.end(id, now.instant);
+            self.scheduler.end(id);
             return;
         };
         live.touches = match spec.asked.operation.effect() {

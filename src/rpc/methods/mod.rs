@@ -97,7 +97,6 @@ async fn submit(
         carrier: Carrier::Daemon,
         expected_id,
         detached: options.detach,
-        priority: convert::priority(options.priority),
         queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
         run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
     };

@@ -44,7 +44,6 @@ pub(super) fn register(registry: &mut Registry) {
             // Ids are compared below, before the answer: the job runs before it could compare them itself.
             expected_id: None,
             detached: false,
-            priority: convert::priority(options.priority),
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
             run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
         };

@@ -65,8 +65,8 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 class Client:
     """Calls to one daemon, from any number of greenlets or threads.
 
-    Parameters that every job takes: ``detach`` answers at once with the job's id, ``priority`` is ``interactive``, ``normal`` or
-    ``background``, ``queue_timeout_ms`` and ``run_timeout_ms`` limit waiting and running. Left out, the daemon's defaults hold.
+    Parameters that every job takes: ``detach`` answers at once with the job's id,
+    ``queue_timeout_ms`` and ``run_timeout_ms`` limit waiting and running. Left out, the daemon's defaults hold.
     """
 
     def __init__(self, path: str | None = None, *, name: str = "pyinfra") -> None:

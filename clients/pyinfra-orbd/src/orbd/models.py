@@ -393,7 +393,6 @@ class Job(Model):
     job_class: str = ""
     client: Caller | None = None
     detached: bool = False
-    priority: str = "normal"
     state: str
     accepted_at: str = ""
     started_at: str | None = None
