@@ -3,12 +3,11 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use base64::Engine;
-use orbd::rpc::api::{CacheInvalidate, DaemonHello, DaemonInfo};
+use orbd::rpc::api::{DaemonHello, DaemonInfo};
 use orbd::rpc::types::JobStateWord;
 use serde_json::{Value, json};
 
-use crate::support::{Random, Wire, World, eventually, is_alive, outcome_of, resident};
+use crate::support::{Random, Wire, World, outcome_of, resident};
 
 /// Returns code and kind of an error answer.
 fn error_of(answer: &Value) -> (i64, &str) {
@@ -312,34 +311,6 @@ fn clients_that_send_and_never_read_cost_bounded_memory() {
 }
 
 #[test]
-fn websocket_clients_that_never_read_cost_bounded_memory() {
-    let world = World::with_machines(&["a"]);
-    let mut caller = world.client();
-    caller.machines();
-    let before = resident(world.pid());
-    let mut rude: Vec<Wire> = (0..8).map(|_| upgraded(&world)).collect();
-    let message = frame(b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}").repeat(500);
-    for wire in &rude {
-        wire.stream.set_nonblocking(true).expect("a mode");
-    }
-    let (mut idle, mut sent) = (0, 0);
-    while idle < 3 && sent < 256 << 20 {
-        let mut wrote = 0;
-        for wire in &mut rude {
-            // Frames may be cut here: it is never continued after the first refusal that lasts.
-            while let Ok(count) = wire.stream.write(&message) {
-                wrote += count;
-            }
-        }
-        sent += wrote;
-        idle = if wrote == 0 { idle + 1 } else { 0 };
-        assert_eq!(caller.machines().len(), 1);
-    }
-    let grown = resident(world.pid()).saturating_sub(before);
-    assert!(grown < 64 << 10, "{grown} KiB for 8 connections and {sent} bytes");
-}
-
-#[test]
 fn more_connections_than_may_be_are_refused_with_a_reason() {
     let world = World::new().set("connections_max", "3").started();
     let mut kept: Vec<Wire> = (0..3).map(|_| world.admitted()).collect();
@@ -365,15 +336,12 @@ fn an_idle_connection_makes_room_for_a_new_one_and_none_that_is_in_use_does() {
     let mut in_call = world.admitted();
     let command = json!({"machine": "a", "command": ["cat", world.gate("done")]});
     in_call.request(2, "machine.run", &command);
-    let mut session = upgraded(&world);
     let mut idle = world.admitted();
     // All of these are in use, so the last has only the idle one's place.
-    for wire in &mut [(); 3].map(|()| world.subscribed()) {
+    for wire in &mut [(); 4].map(|()| world.subscribed()) {
         still_works(wire);
     }
     assert!(idle.receive().is_none());
-    ask(&mut session, 1, "daemon.info", &json!({}));
-    assert!(message(&mut session)["result"].is_object());
     world.open_gate("done");
     assert_eq!(
         in_call.until(|answer| answer["id"] == 2)["result"]["exit_code"],
@@ -389,15 +357,15 @@ fn idle_http_connections_and_those_that_never_said_a_word_make_room_too() {
         .started();
     let mut silent = world.wire();
     let mut kept_alive = world.wire();
-    let (head, _) = http(
-        &mut kept_alive,
-        &post("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}"),
-    );
+    let (head, _) = http(&mut kept_alive, &post(INFO));
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let _newcomers = [(); 4].map(|()| world.subscribed());
     assert!(silent.receive().is_none());
     assert!(kept_alive.receive().is_none());
 }
+
+/// A call that is always answered.
+const INFO: &str = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}";
 
 /// Sends one HTTP request and returns head and body.
 fn http(wire: &mut Wire, request: &str) -> (String, Vec<u8>) {
@@ -506,153 +474,102 @@ fn a_jobs_output_is_a_plain_body() {
     }
 }
 
-/// Masks a text message as a client must.
-fn frame(payload: &[u8]) -> Vec<u8> {
-    let mask = [1, 2, 3, 4];
-    let mut frame = vec![0x81];
-    match u8::try_from(payload.len()) {
-        Ok(short) if short < 126 => frame.push(0x80 | short),
-        _ => {
-            frame.push(0x80 + 126);
-            frame.extend(u16::try_from(payload.len()).expect("short").to_be_bytes());
-        }
-    }
-    frame.extend(mask);
-    frame.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
-    frame
-}
-
-/// Reads one text message.
-pub(crate) fn message(wire: &mut Wire) -> Value {
-    loop {
-        let head = wire.exactly(2);
-        let length = match head[1] {
-            126 => u64::from(u16::from_be_bytes(wire.exactly(2).try_into().expect("two"))),
-            127 => u64::from_be_bytes(wire.exactly(8).try_into().expect("eight")),
-            short => u64::from(short),
-        };
-        let payload = wire.exactly(usize::try_from(length).expect("it fits"));
-        // Pings are passed over.
-        if head[0] == 0x81 {
-            return serde_json::from_slice(&payload).expect("JSON");
-        }
-    }
-}
-
-pub(crate) fn upgraded(world: &World) -> Wire {
+#[test]
+fn a_websocket_upgrade_is_refused_with_what_is_spoken() {
+    let world = World::new().started();
     let mut wire = world.wire();
-    let key = base64::engine::general_purpose::STANDARD.encode([7; 16]);
-    wire.send(format!(
-        "GET / HTTP/1.1\r\nhost: orbd\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n"
-    ));
-    let head = wire.head();
-    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-    wire
-}
-
-pub(crate) fn ask(wire: &mut Wire, id: u64, method: &str, params: &Value) {
-    let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-    wire.send(frame(request.to_string().as_bytes()));
+    let request = "GET / HTTP/1.1\r\nhost: orbd\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: BwcHBwcHBwcHBwcHBwcHBw==\r\n\r\n";
+    let (head, body) = http(&mut wire, request);
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    let text = String::from_utf8(body).expect("text");
+    assert!(text.contains("newline-delimited JSON-RPC"), "{text}");
+    assert!(text.contains("POST /"), "{text}");
+    // The connection goes on, as one of HTTP.
+    let (head, _) = http(&mut wire, &post(INFO));
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
 }
 
 #[test]
-fn a_websocket_session_calls_and_follows() {
-    let world = World::with_machines(&["a"]);
-    let mut wire = upgraded(&world);
-    ask(&mut wire, 1, "machine.list", &json!({}));
-    assert_eq!(message(&mut wire)["result"]["machines"][0]["name"], "a");
-    ask(
+fn a_framing_that_only_begins_like_http_is_refused_with_what_is_spoken() {
+    let world = World::new().started();
+    let mut wire = world.wire();
+    let (head, body) = http(
         &mut wire,
-        2,
-        "machine.run_follow",
-        &json!({"machine": "a", "command": ["echo", "x"]}),
+        &format!("Content-Length: {}\r\n\r\n{INFO}", INFO.len()),
     );
-    let mut types = Vec::new();
-    while types.last() != Some(&json!("ended")) {
-        let message = message(&mut wire);
-        let kind = message["params"]["result"]["type"].clone();
-        if !kind.is_null() {
-            types.push(kind);
-        }
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    let text = String::from_utf8(body).expect("text");
+    assert!(text.contains("newline-delimited JSON-RPC"), "{text}");
+    assert!(wire.receive().is_none());
+}
+
+#[test]
+fn other_paths_and_methods_of_http_are_refused_with_what_is_spoken() {
+    let world = World::new().started();
+    let mut wire = world.wire();
+    for (line, status) in [
+        ("GET /", "405"),
+        ("DELETE /", "405"),
+        ("GET /rpc", "404"),
+        ("POST /rpc", "404"),
+    ] {
+        let request = format!("{line} HTTP/1.1\r\nhost: orbd\r\n\r\n");
+        let (head, body) = http(&mut wire, &request);
+        assert_eq!(head.split(' ').nth(1), Some(status), "{line}: {head}");
+        let text = String::from_utf8(body).expect("text");
+        assert!(text.contains("POST / (JSON-RPC calls)"), "{line}: {text}");
     }
-    assert_eq!(types, ["accepted", "started", "output", "ended"]);
 }
 
 #[test]
-fn a_websocket_session_is_told_of_events() {
-    let world = World::with_machines(&["a"]);
-    let mut wire = upgraded(&world);
-    let kinds = json!({"kinds": ["cache_invalidated"]});
-    ask(&mut wire, 1, "events.subscribe", &kinds);
-    let id = message(&mut wire)["result"].clone();
-    let state = message(&mut wire);
-    assert_eq!(state["params"]["result"]["type"], "state");
-    world.client().ok::<CacheInvalidate>(json!({"machine": "a"}));
-    let told = message(&mut wire);
-    assert_eq!(
-        (&told["method"], &told["params"]["subscription"]),
-        (&json!("events.event"), &id)
-    );
-    let event = &told["params"]["result"];
-    assert_eq!(
-        (&event["type"], &event["machines"], &event["instance"]),
+fn a_post_has_the_errors_of_json_lines_with_their_data() {
+    let world = World::new().set("frame_max", "64KiB").started();
+    let mut wire = world.wire();
+    let subscribe = json!({"jsonrpc": "2.0", "id": 7, "method": "events.subscribe"}).to_string();
+    let unsubscribe =
+        json!({"jsonrpc": "2.0", "id": 7, "method": "events.unsubscribe", "params": [1]}).to_string();
+    let batch = format!("[{subscribe},{INFO}]");
+    for (body, status, kind) in [
+        ("{", "200", "parse_error"),
+        ("{}", "200", "invalid_request"),
+        ("[]", "200", "invalid_request"),
         (
-            &json!("cache_invalidated"),
-            &json!(["a"]),
-            &state["params"]["result"]["instance"]
-        )
-    );
-    ask(&mut wire, 2, "events.unsubscribe", &json!([id]));
-    assert_eq!(message(&mut wire)["result"], true);
-}
-
-#[test]
-fn a_websocket_client_that_hangs_up_takes_its_command_and_its_waiting_jobs_with_it() {
-    let world = World::with_machines(&["a"]);
-    let mut caller = world.client();
-    let mut wire = upgraded(&world);
-    let params = json!({"machine": "a", "command": ["sh", "-c", "echo $$; exec sleep 1000"]});
-    ask(&mut wire, 1, "machine.run", &params);
-    let running = caller.find("run", "a", JobStateWord::Running).id;
-    let chunks = eventually("it says its process id", || {
-        let answer = caller.ok::<orbd::rpc::api::JobOutput>(json!({"job_id": running, "wait_ms": 1000}));
-        answer.output.into_iter().next()
-    });
-    let pid: u32 = chunks.text.expect("text").trim().parse().expect("a pid");
-    ask(&mut wire, 2, "machine.restart", &json!({"machine": "a"}));
-    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
-    drop(wire);
-    assert_eq!(
-        outcome_of(&caller.end_of(waiting)),
-        ("cancelled", "job_cancelled")
-    );
-    assert_eq!(
-        outcome_of(&caller.end_of(running)),
-        ("cancelled", "job_cancelled")
-    );
-    eventually("the command is gone", || (!is_alive(pid)).then_some(()));
-}
-
-#[test]
-fn websocket_sessions_count_as_connections() {
-    let world = World::new().set("connections_max", "2").started();
-    let mut first = upgraded(&world);
-    ask(&mut first, 1, "daemon.info", &json!({}));
-    message(&mut first);
-    let _second = world.admitted();
-    let mut refused = world.wire();
-    assert_eq!(
-        error_of(&refused.receive().expect("it says why")),
-        (1001, "queue_full")
-    );
-    drop(first);
-    world.admitted();
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"machine.explode\"}",
+            "200",
+            "method_not_found",
+        ),
+        (&subscribe, "200", "invalid_request"),
+        (&unsubscribe, "200", "invalid_request"),
+        (" \n", "400", "parse_error"),
+    ] {
+        let (head, answer) = http(&mut wire, &post(body));
+        assert_eq!(head.split(' ').nth(1), Some(status), "{body}: {head}");
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!(error_of(&answer).1, kind, "{body}: {answer}");
+        assert_eq!(answer["jsonrpc"], "2.0");
+    }
+    let (_, answer) = http(&mut wire, &post(&batch));
+    let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+    assert_eq!(error_of(&answer[0]).1, "invalid_request", "{answer}");
+    assert!(answer[1]["result"].is_object(), "{answer}");
+    // No answer is wanted.
+    wire.send(post("{\"jsonrpc\":\"2.0\",\"method\":\"daemon.info\"}"));
+    let head = wire.head();
+    assert!(head.starts_with("HTTP/1.1 204"), "{head}");
+    for length in ["content-length: 65537", "transfer-encoding: chunked"] {
+        let mut wire = world.wire();
+        let body = match length.split_once(": ") {
+            Some((_, "chunked")) => format!("10001\r\n{}\r\n0\r\n\r\n", " ".repeat(65_537)),
+            _ => String::new(),
+        };
+        let request = format!("POST / HTTP/1.1\r\nhost: orbd\r\n{length}\r\n\r\n{body}");
+        let (head, answer) = http(&mut wire, &request);
+        assert!(head.starts_with("HTTP/1.1 413"), "{head}");
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert_eq!(error_of(&answer).1, "invalid_request", "{answer}");
+        assert!(answer.to_string().contains("frame_max"), "{answer}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The golden pairs in `proto/examples`, each played to a daemon of its own with the stand-in for `orbctl`.
+//! The golden pairs in `proto/examples`, each played over both framings, each time to a daemon of its own with the stand-in for `orbctl`.
 //!
 //! `proto/README.md` describes the files. `ORBD_BLESS=1` rewrites the answers in them; placeholders stay.
 #![expect(
@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -194,32 +194,91 @@ impl Case {
             return Ok(());
         }
         compare(&self.parts["response"], &response, "response")?;
-        match &notifications {
-            Some(heard) => compare(&self.parts["notifications"], heard, "notifications"),
-            None => Ok(()),
+        if let Some(heard) = &notifications {
+            compare(&self.parts["notifications"], heard, "notifications")?;
         }
+        self.play_by_post(published)
     }
 
-    /// Plays setup and request; returns the answer and what the subscription told.
-    fn converse(&self, daemon: &mut Daemon) -> Result<(Value, Vec<Value>), String> {
+    /// Plays the request by POST: the answer is the same, but that there are no subscriptions.
+    fn play_by_post(&self, published: &Published) -> Result<(), String> {
+        let mut daemon = Daemon::start(&self.parts)?;
+        let played = self.post(&mut daemon);
+        daemon.end();
+        let response = played.map_err(|problem| format!("by POST: {problem}\n{}", daemon.said()))?;
+        if published.is_of_subscriptions(&self.parts["request"]["method"]) {
+            let kind = &response["error"]["data"]["kind"];
+            return compare(
+                &json!("invalid_request"),
+                kind,
+                "by POST: response/error/data/kind",
+            );
+        }
+        compare(&self.parts["response"], &response, "by POST: response")
+    }
+
+    fn post(&self, daemon: &mut Daemon) -> Result<Value, String> {
+        let mut talk = self.set_up(daemon)?;
+        let (sent, _) = self.request(daemon)?;
+        let mut stream = UnixStream::connect(&daemon.socket).map_err(|error| error.to_string())?;
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: orbd\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{sent}",
+            sent.len()
+        );
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| stream.write_all(request.as_bytes()))
+            .map_err(|error| error.to_string())?;
+        self.meanwhile(daemon)?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .map_err(|error| error.to_string())?;
+        // What was begun on the other connection lives as long as that.
+        talk.send("")?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer of HTTP")?;
+        if !head.starts_with("HTTP/1.1 200") {
+            return Err(answer);
+        }
+        serde_json::from_str(body).map_err(|error| format!("{body}: {error}"))
+    }
+
+    fn set_up(&self, daemon: &mut Daemon) -> Result<Talk, String> {
         let mut talk = Talk::open(&daemon.socket)?;
         for step in list(&self.parts["setup"]) {
             daemon.step(&mut talk, step)?;
         }
-        let (sent, id) = if let Value::String(text) = &self.parts["request_text"] {
-            (text.clone(), Value::Null)
-        } else {
-            let request = daemon.filled(&self.parts["request"])?;
-            let id = request.get("id").cloned().unwrap_or_default();
-            (request.to_string(), id)
-        };
-        talk.send(&sent)?;
-        if let Some(steps) = self.parts.get("meanwhile") {
-            let mut aside = Talk::open(&daemon.socket)?;
-            for step in list(steps) {
-                daemon.step(&mut aside, step)?;
-            }
+        Ok(talk)
+    }
+
+    /// Returns the request as it is sent, and its id.
+    fn request(&self, daemon: &mut Daemon) -> Result<(String, Value), String> {
+        if let Value::String(text) = &self.parts["request_text"] {
+            return Ok((text.clone(), Value::Null));
         }
+        let request = daemon.filled(&self.parts["request"])?;
+        let id = request.get("id").cloned().unwrap_or_default();
+        Ok((request.to_string(), id))
+    }
+
+    /// Carries out what happens between request and answer.
+    fn meanwhile(&self, daemon: &mut Daemon) -> Result<(), String> {
+        let Some(steps) = self.parts.get("meanwhile") else {
+            return Ok(());
+        };
+        let mut aside = Talk::open(&daemon.socket)?;
+        for step in list(steps) {
+            daemon.step(&mut aside, step)?;
+        }
+        Ok(())
+    }
+
+    /// Plays setup and request; returns the answer and what the subscription told.
+    fn converse(&self, daemon: &mut Daemon) -> Result<(Value, Vec<Value>), String> {
+        let mut talk = self.set_up(daemon)?;
+        let (sent, id) = self.request(daemon)?;
+        talk.send(&sent)?;
+        self.meanwhile(daemon)?;
         let response = if self.parts["request"].is_array() {
             talk.batch()?
         } else {

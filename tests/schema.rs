@@ -31,6 +31,13 @@ impl Published {
         self.methods().iter().find(|method| method["name"] == name)
     }
 
+    /// Says whether a request begins or ends a subscription.
+    pub(crate) fn is_of_subscriptions(&self, name: &Value) -> bool {
+        let begins = |method: &Value| method["name"] == *name && method.get("x-notification").is_some();
+        let ends = |method: &Value| name.is_string() && method["x-unsubscribe"]["method"] == *name;
+        self.methods().iter().any(|method| begins(method) || ends(method))
+    }
+
     /// Returns the words of the errors that a method answers with.
     pub(crate) fn errors(&self, method: &Value) -> Vec<String> {
         let listed = method["errors"].as_array().expect("errors").iter();

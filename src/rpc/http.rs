@@ -1,116 +1,60 @@
-//! HTTP over the same socket: JSON-RPC by POST, WebSocket by upgrade (both jsonrpsee's own server), and a job's output as a plain
-//! body.
+//! HTTP/1.1 over the same socket: JSON-RPC by POST, and a job's output as a plain body.
 //!
 //! ```text
-//! POST /                                       JSON-RPC
-//! GET / with an upgrade                        WebSocket
+//! POST /                                       JSON-RPC, without subscriptions
 //! GET /jobs/ID/output?stream=stdout&from=0     bytes, as they come, until the job has ended
 //! ```
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::StreamBody;
-use hyper::body::{Frame, Incoming};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use jsonrpsee::Methods;
-use jsonrpsee::server::{
-    BatchRequestConfig, HttpBody, ServerBuilder, ServerConfig, ServerHandle, StopHandle, TowerServiceBuilder,
-    stop_channel,
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use jsonrpsee::types::Id;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
-use tower::Service;
-use tower::layer::util::Identity;
+use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, InUse};
-use super::lines::Bounds;
+use super::errors::ErrorKind;
+use super::request::{Calls, NoSubscriptions, Service, error_json};
 use super::server::Server;
+use super::types::ErrorObject;
 use crate::job::JobId;
 use crate::spool::{Batch, Reader, Stream};
 use crate::sys;
 
-/// Messages of a WebSocket session between a handler and the socket. Each may hold 64 KiB of output.
-const MESSAGES_MAX: u32 = 16;
+/// What an answer says that refuses everything else.
+pub(super) const SPOKEN: &str = "this socket takes newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \
+    POST / (JSON-RPC calls), GET /jobs/ID/output";
+/// Bytes that hyper reads ahead, and bytes of answers that it keeps unwritten. A head must fit.
+const BUFFER_MAX: usize = 64 << 10;
+/// Bytes of an answer handed to hyper at once. While there are more, the connection is in use.
+const ANSWER_PIECE: usize = 64 << 10;
 /// Bytes of output in one piece of a body.
 const PIECE_MAX: usize = 256 << 10;
-/// After so many bytes others go first, however small the reads were that brought them.
-const READ_AT_ONCE: usize = 4 << 10;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Serves HTTP connections.
 pub struct Http {
-    server: Arc<Server>,
-    methods: Methods,
-    builder: TowerServiceBuilder<Identity, Identity>,
-    stop: StopHandle,
+    /// What a body is made from.
+    pub server: Arc<Server>,
+    /// What a POST is answered by.
+    pub service: Arc<Service>,
 }
 
 impl Http {
-    /// Prepares jsonrpsee's server; the handle stops its WebSocket sessions.
-    pub fn new(server: Arc<Server>, methods: Methods, bounds: Bounds) -> (Self, ServerHandle) {
-        let frame_max = u32::try_from(bounds.frame_max).unwrap_or(u32::MAX);
-        let config = ServerConfig::builder()
-            .max_request_body_size(frame_max)
-            .max_response_body_size(u32::MAX)
-            .max_subscriptions_per_connection(bounds.subscriptions_max)
-            .set_batch_request_config(BatchRequestConfig::Limit(
-                u32::try_from(bounds.batch_max).unwrap_or(u32::MAX),
-            ))
-            .set_message_buffer_capacity(MESSAGES_MAX)
-            // Connections are bounded where they are accepted: this bound counts HTTP requests, not connections.
-            .max_connections(u32::MAX)
-            .build();
-        let builder = ServerBuilder::with_config(config).to_service_builder();
-        let (stop, handle) = stop_channel();
-        (
-            Self {
-                server,
-                methods,
-                builder,
-                stop,
-            },
-            handle,
-        )
-    }
-
-    /// Serves one connection until it is closed, also after it became a WebSocket session.
-    pub async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, bounds: Bounds) {
-        let id = u32::try_from(connection.id().0 & u64::from(u32::MAX)).unwrap_or_default();
-        // Built once per connection, as jsonrpsee counts each as one.
-        let rpc = self
-            .builder
-            .clone()
-            .connection_id(id)
-            .build(self.methods.clone(), self.stop.clone());
-        let service = service_fn(|mut request: Request<Incoming>| {
-            let mut rpc = rpc.clone();
-            let (server, connection) = (self.server.clone(), connection.clone());
-            async move {
-                let Some(in_use) = connection.begin_use() else {
-                    return Ok(plain(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "closed for being idle; connect again",
-                    ));
-                };
-                if let Some(rest) = request.uri().path().strip_prefix("/jobs/") {
-                    return Ok::<_, Infallible>(
-                        job_output(&server, request.method(), rest, request.uri().query(), in_use).await,
-                    );
-                }
-                request.extensions_mut().insert(connection);
-                let answer = rpc.call(request).await;
-                Ok(answer
-                    .unwrap_or_else(|error| plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())))
-            }
-        });
+    /// Serves one connection until it is closed. After `stop` it takes no more requests.
+    pub async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, stop: &CancellationToken) {
         let mut hang_up = match sys::HangUp::watch(&stream) {
             Ok(hang_up) => hang_up,
             Err(error) => {
@@ -123,45 +67,197 @@ impl Http {
                 return;
             }
         };
-        let (open, closed) = oneshot::channel();
-        let session = connection.clone();
+        let service =
+            service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &connection).await));
         let mut http = hyper::server::conn::http1::Builder::new();
         // A client that closes its sending side still waits for its answer; a full hang-up is seen below.
         http.half_close(true);
-        http.max_buf_size(bounds.frame_max.clamp(64 << 10, 1 << 20));
-        let served = http
-            .serve_connection(
-                TokioIo::new(Polite::new(stream, connection.clone(), open)),
-                service,
-            )
-            .with_upgrades();
-        tokio::select! {
-            served = served => {
-                if let Err(error) = served {
-                    tracing::debug!(
-                        client = %connection.name(),
-                        pid = connection.pid(),
-                        %error,
-                        "an HTTP connection ended"
-                    );
+        http.max_buf_size(BUFFER_MAX);
+        let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
+        let mut is_stopping = false;
+        let served = loop {
+            tokio::select! {
+                served = &mut served => break served,
+                () = hang_up.seen() => return,
+                () = stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    served.as_mut().graceful_shutdown();
                 }
             }
-            () = hang_up.seen() => return,
+        };
+        if let Err(error) = served {
+            tracing::debug!(
+                client = %connection.name(),
+                pid = connection.pid(),
+                %error,
+                "an HTTP connection ended"
+            );
         }
-        // An upgraded stream went to a session's own task, and only jsonrpsee knows what that does: it is in use to its end. Nothing is ever sent: this ends when the stream is dropped.
-        let _in_use = session.begin_use();
-        let _ = closed.await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
+        let Some(in_use) = connection.begin_use() else {
+            return plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the connection was closed for being idle; connect again",
+            );
+        };
+        if request.headers().contains_key(header::UPGRADE) {
+            return plain(StatusCode::BAD_REQUEST, &format!("no upgrade: {SPOKEN}"));
+        }
+        let path = request.uri().path();
+        if let Some(rest) = path.strip_prefix("/jobs/") {
+            return job_output(
+                &self.server,
+                request.method(),
+                rest,
+                request.uri().query(),
+                in_use,
+            )
+            .await;
+        }
+        match (request.method(), path) {
+            (&Method::POST, "/") => self.post(request.into_body(), connection, in_use).await,
+            (_, "/") => {
+                let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &format!("only POST: {SPOKEN}"));
+                response
+                    .headers_mut()
+                    .insert(header::ALLOW, HeaderValue::from_static("POST"));
+                response
+            }
+            _ => plain(StatusCode::NOT_FOUND, &format!("nothing at {path}: {SPOKEN}")),
+        }
+    }
+
+    /// Answers a message of JSON-RPC. What it comes to is an answer with status 200, also when that is an error.
+    async fn post(&self, body: Incoming, connection: &Arc<Connection>, in_use: InUse) -> Response<Body> {
+        let message = match self.message(body).await {
+            Ok(message) => message,
+            Err((status, error)) => return refusal(status, error, in_use),
+        };
+        let mut output = Vec::new();
+        let calls = Calls {
+            service: &self.service,
+            connection,
+            subscriptions: &mut NoSubscriptions,
+            output: &mut output,
+        };
+        let pending = calls.message(&message);
+        drop(message);
+        if let Some(pending) = pending
+            && let Some(answer) = pending.await
+        {
+            output = Box::<str>::from(answer).into_string().into_bytes();
+            output.push(b'\n');
+        }
+        if output.is_empty() {
+            // Nothing in it wanted an answer.
+            let mut response = Response::new(Answer::body(output, in_use));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return response;
+        }
+        json(output, in_use)
+    }
+
+    /// Reads a body to its end.
+    async fn message(&self, mut body: Incoming) -> Result<Vec<u8>, (StatusCode, ErrorObject)> {
+        let most = self.service.bounds.frame_max;
+        let too_large = || {
+            let text = format!("a request has at most {most} bytes (frame_max); send large input in pieces");
+            (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                ErrorKind::InvalidRequest.error(text),
+            )
+        };
+        if body.size_hint().lower() > most as u64 {
+            return Err(too_large());
+        }
+        let mut message = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                let text = format!("the body was cut short: {error}");
+                (StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest.error(text))
+            })?;
+            let Ok(bytes) = frame.into_data() else { continue };
+            if message.len() + bytes.len() > most {
+                return Err(too_large());
+            }
+            message.extend_from_slice(&bytes);
+        }
+        if message.trim_ascii().is_empty() {
+            let error = ErrorKind::ParseError.error("not a JSON-RPC request: the body is empty");
+            return Err((StatusCode::BAD_REQUEST, error));
+        }
+        Ok(message)
     }
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<HttpBody> {
-    let mut response = Response::new(HttpBody::from(format!("{text}\n")));
+/// Makes an answer of plain text.
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    let body = http_body_util::Full::from(format!("{text}\n")).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,
-        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+        HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     response
+}
+
+/// Makes an answer of JSON-RPC.
+fn json(output: Vec<u8>, in_use: InUse) -> Response<Body> {
+    let mut response = Response::new(Answer::body(output, in_use));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Refuses a request before it was one of JSON-RPC.
+fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Body> {
+    let error = error_json(&Id::Null, error);
+    let mut response = json(format!("{}\n", error.get()).into_bytes(), in_use);
+    *response.status_mut() = status;
+    response
+}
+
+/// A body of known length. hyper takes a piece when the one before is nearly written, so a client that does not read keeps its
+/// connection in use.
+struct Answer {
+    rest: Bytes,
+    _in_use: InUse,
+}
+
+impl Answer {
+    fn body(bytes: Vec<u8>, in_use: InUse) -> Body {
+        let rest = bytes.into();
+        Self {
+            rest,
+            _in_use: in_use,
+        }
+        .boxed_unsync()
+    }
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let piece = self.rest.len().min(ANSWER_PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
 }
 
 /// Which bytes of a job's output are wanted.
@@ -205,7 +301,7 @@ async fn job_output(
     path: &str,
     query: Option<&str>,
     in_use: InUse,
-) -> Response<HttpBody> {
+) -> Response<Body> {
     if method != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -254,10 +350,10 @@ async fn job_output(
             }
         },
     );
-    let mut response = Response::new(HttpBody::new(StreamBody::new(pieces)));
+    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
     response.headers_mut().insert(
         header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/octet-stream"),
+        HeaderValue::from_static("application/octet-stream"),
     );
     response
 }
@@ -280,105 +376,5 @@ async fn next(reader: &mut Reader, stream: Option<Stream>) -> io::Result<Option<
         ))),
         Ok(Batch::End) => Ok(None),
         Err(error) => Err(io::Error::other(error)),
-    }
-}
-
-/// A stream that is not read from while a write to it is blocked, and that lets others go first every few KiB.
-///
-/// jsonrpsee's WebSocket loop starts a task for each message that it reads; a client that sends without ever reading would make
-/// it hold every answer in memory.
-struct Polite {
-    stream: UnixStream,
-    connection: Arc<Connection>,
-    write_blocked: bool,
-    /// While a write is blocked: an answer is on its way.
-    in_use: Option<InUse>,
-    /// Bytes read since others went first.
-    read: usize,
-    reader: Option<Waker>,
-    /// Tells by being dropped that the connection is over, whoever held it last.
-    _open: oneshot::Sender<()>,
-}
-
-impl Polite {
-    fn new(stream: UnixStream, connection: Arc<Connection>, open: oneshot::Sender<()>) -> Self {
-        Self {
-            stream,
-            connection,
-            write_blocked: false,
-            in_use: None,
-            read: 0,
-            reader: None,
-            _open: open,
-        }
-    }
-
-    fn wrote<T>(&mut self, result: Poll<T>) -> Poll<T> {
-        self.write_blocked = result.is_pending();
-        if !self.write_blocked {
-            self.in_use = None;
-        } else if self.in_use.is_none() {
-            self.in_use = self.connection.begin_use();
-        }
-        if !self.write_blocked
-            && let Some(reader) = self.reader.take()
-        {
-            reader.wake();
-        }
-        result
-    }
-}
-
-impl AsyncRead for Polite {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.write_blocked {
-            self.reader = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        if self.read >= READ_AT_ONCE {
-            self.read = 0;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.read += buffer.filled().len() - before;
-        result
-    }
-}
-
-impl AsyncWrite for Polite {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.wrote(result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

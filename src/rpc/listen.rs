@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, ConnectionId};
 use super::errors::ErrorKind;
-use super::http::Http;
-use super::lines::{self, Bounds, Service};
+use super::http::{self, Http};
+use super::lines;
 use super::places::{Place, Places};
+use super::request::{Bounds, Service, error_json};
 use super::served::Published;
 use super::server::{Server, methods};
 use crate::clock::Moment;
@@ -83,19 +84,20 @@ pub async fn serve(
         bounds,
         ..
     } = *settings.borrow_and_update();
-    let methods = methods(server.clone());
-    let (http, sessions) = Http::new(server.clone(), methods.clone(), bounds);
-    let lines = Arc::new(Service {
-        methods,
+    let service = Arc::new(Service {
+        methods: methods(server.clone()),
         fast: Box::new(Published(server.clone())),
         bounds,
     });
+    let http = Http {
+        server: server.clone(),
+        service: service.clone(),
+    };
     let (rest, rests) = watch::channel(false);
     let host = Arc::new(Host {
         server,
-        lines,
+        service,
         http,
-        bounds,
         places: Places::new(connections_max),
         settings: settings.clone(),
         open: Mutex::default(),
@@ -146,8 +148,6 @@ pub async fn serve(
     // Unless they are held, new connections are refused from here on. Calls under way get their answers.
     let listener = doorway.is_held.then_some(listener);
     answered.cancelled().await;
-    // A session that is gone already cannot be stopped twice.
-    let _ = sessions.stop();
     if tokio::time::timeout(FAREWELL, doorway.gone()).await.is_err() {
         tracing::debug!("connections were closed before they ended");
     }
@@ -261,9 +261,8 @@ struct Resting {
 /// What every connection needs.
 struct Host {
     server: Arc<Server>,
-    lines: Arc<Service>,
+    service: Arc<Service>,
     http: Http,
-    bounds: Bounds,
     places: Places,
     settings: watch::Receiver<Settings>,
     /// Every connection that has a place. Held for a look and never across an await.
@@ -379,34 +378,74 @@ impl Host {
             Ok(_) = rests.wait_for(|rests| *rests) => return Some(stream),
         };
         match first {
-            Ok(Some(byte)) if byte.is_ascii_uppercase() => {
-                self.http.serve(stream, connection, self.bounds).await;
+            Ok(Some(Framing::Http)) => {
+                self.http.serve(stream, connection, &self.stop).await;
                 None
             }
-            Ok(Some(_)) => {
-                let (lines, stop) = (self.lines.clone(), self.stop.clone());
-                lines::serve(stream, lines, connection, stop, self.rests.clone()).await
+            Ok(Some(Framing::Lines)) => {
+                let (service, stop) = (self.service.clone(), self.stop.clone());
+                lines::serve(stream, service, connection, stop, self.rests.clone()).await
+            }
+            Ok(Some(Framing::Unknown)) => {
+                refuse_framing(stream).await;
+                None
             }
             Ok(None) | Err(_) => None,
         }
     }
 }
 
-/// Looks at the first byte without taking it.
-async fn peek(stream: &UnixStream) -> io::Result<Option<u8>> {
+/// What a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Lines,
+    Http,
+    /// It begins like HTTP and is not, as the `Content-Length:` of the Language Server Protocol.
+    Unknown,
+}
+
+impl Framing {
+    /// Tells it by the first bytes, of which there is one at least.
+    fn of(first: &[u8]) -> Self {
+        let word = first.split(|byte| *byte == b' ').next().unwrap_or_default();
+        match word.first() {
+            Some(byte) if !byte.is_ascii_uppercase() => Self::Lines,
+            Some(_) if word.iter().all(u8::is_ascii_uppercase) => Self::Http,
+            Some(_) => Self::Unknown,
+            // It begins with a blank.
+            None => Self::Lines,
+        }
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn peek(stream: &UnixStream) -> io::Result<Option<Framing>> {
     loop {
         stream.readable().await?;
-        let mut first = [0];
+        let mut first = [0; 8];
         let looked = stream.try_io(tokio::io::Interest::READABLE, || {
             rustix::net::recv(stream, &mut first, rustix::net::RecvFlags::PEEK).map_err(Into::into)
         });
         match looked {
             Ok((0, _)) => return Ok(None),
-            Ok(_) => return Ok(Some(first[0])),
+            Ok((count, _)) => return Ok(Some(Framing::of(&first[..count]))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Tells a client that what it speaks is not spoken here.
+async fn refuse_framing(mut stream: UnixStream) {
+    let text = http::SPOKEN;
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{text}\n",
+        text.len() + 1
+    );
+    // A client that has closed meanwhile reads nothing.
+    let _ = stream.write_all(answer.as_bytes()).await;
+    let _ = stream.shutdown().await;
 }
 
 /// Tells a client that there are too many, in the framing that most use.
@@ -414,7 +453,7 @@ async fn refuse(mut stream: UnixStream) {
     let mut data = ErrorKind::QueueFull.data();
     data.retry_after_ms = Some(1000);
     let error = ErrorKind::QueueFull.with("too many connections; close some, or raise connections_max", data);
-    let answer = lines::error_json(&jsonrpsee::types::Id::Null, error);
+    let answer = error_json(&jsonrpsee::types::Id::Null, error);
     // Whoever does not take it has hung up already.
     let _ = stream.write_all(format!("{}\n", answer.get()).as_bytes()).await;
     let _ = stream.shutdown().await;

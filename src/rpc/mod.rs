@@ -1,9 +1,8 @@
 //! The API: every method and type of the wire, and the transports that carry them.
 //!
 //! ```text
-//! socket ── listen ──'{'──> lines ──┐
-//!              └────'P'──> http ────┴─> server (methods) ──> dispatcher
-//!                                         └ api, types, errors, convert
+//! socket ── listen ──'{'──> lines ──┬─> request ──> server (methods) ──> dispatcher
+//!              └────'P'──> http ────┘                 └ api, types, errors, convert
 //! ```
 
 pub mod api;
@@ -17,7 +16,9 @@ mod methods;
 mod notification;
 pub mod openrpc;
 mod places;
+pub mod request;
 mod served;
 pub mod server;
 pub mod socket;
+mod subscriptions;
 pub mod types;

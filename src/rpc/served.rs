@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::api::{MachineList, Method};
 use super::convert;
-use super::lines::FastPath;
+use super::request::FastPath;
 use super::server::Server;
 use super::types::{Machine, MachineListAnswer, ReadParams};
 use crate::clock::Moment;

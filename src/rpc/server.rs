@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::api::{Method, Subscription};
 use super::connection::Connection;
 use super::errors::{ErrorKind, invalid};
-use super::lines::Outlet;
 use super::methods;
+use super::subscriptions::Outlet;
 use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
@@ -91,15 +91,12 @@ pub struct About {
 /// A call's origin.
 pub(super) struct Caller {
     connection: Option<Arc<Connection>>,
-    /// The way for whole lines, where the caller reads such.
-    pub(super) outlet: Option<Outlet>,
 }
 
 impl Caller {
     fn new(extensions: &Extensions) -> Self {
         Self {
             connection: extensions.get::<Arc<Connection>>().cloned(),
-            outlet: extensions.get::<Outlet>().cloned(),
         }
     }
 
@@ -121,6 +118,20 @@ impl Caller {
         self.connection
             .as_deref()
             .ok_or_else(|| super::convert::internal("a call came without its connection"))
+    }
+}
+
+/// A client that asked for a subscription and was not answered yet.
+pub(super) struct Subscriber {
+    pub(super) pending: PendingSubscriptionSink,
+    /// The way for whole lines.
+    pub(super) outlet: Outlet,
+}
+
+impl Subscriber {
+    /// Refuses the subscription.
+    pub(super) async fn reject(self, error: ErrorObject) {
+        self.pending.reject(owned(error)).await;
     }
 }
 
@@ -186,7 +197,7 @@ impl Registry {
     pub(super) fn subscription<S, F, Fut>(&mut self, handler: F)
     where
         S: Subscription,
-        F: Fn(Arc<Server>, S::Params, Caller, PendingSubscriptionSink) -> Fut + Clone + Send + Sync + 'static,
+        F: Fn(Arc<Server>, S::Params, Caller, Subscriber) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let added = self.module.register_subscription(
@@ -196,9 +207,14 @@ impl Registry {
             move |params, pending, server, extensions| {
                 let handler = handler.clone();
                 async move {
+                    let Some(outlet) = extensions.get::<Outlet>().cloned() else {
+                        let error = super::convert::internal("a subscription came without its connection");
+                        return pending.reject(owned(error)).await;
+                    };
+                    let subscriber = Subscriber { pending, outlet };
                     match parse::<S::Params>(&params) {
-                        Ok(params) => handler(server, params, Caller::new(&extensions), pending).await,
-                        Err(error) => pending.reject(owned(error)).await,
+                        Ok(params) => handler(server, params, Caller::new(&extensions), subscriber).await,
+                        Err(error) => subscriber.reject(error).await,
                     }
                 }
             },

@@ -6,30 +6,29 @@
 
 use std::sync::Arc;
 
-use jsonrpsee::core::server::{PendingSubscriptionSink, SubscriptionSink};
+use jsonrpsee::core::server::SubscriptionSink;
 use serde_json::value::RawValue;
 
-use crate::dispatcher::{Overview, Rejection, Subscriber};
+use crate::dispatcher::{self, Overview, Rejection};
 use crate::events::{Gap, Kind, Told};
 use crate::rpc::api::EventsSubscribe;
 use crate::rpc::convert;
-use crate::rpc::server::{Registry, Server, owned};
+use crate::rpc::server::{Registry, Server, Subscriber};
 use crate::rpc::types::{Event, EventsSubscribeParams, GapReason};
 
 /// Events taken from the ring at once.
 const BATCH_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.subscription::<EventsSubscribe, _, _>(async |server, params, _caller, pending| {
+    registry.subscription::<EventsSubscribe, _, _>(async |server, params, _caller, subscriber| {
         let kinds: Vec<Kind> = params.kinds.iter().copied().map(convert::event_kind).collect();
         let wants_looks = kinds.is_empty() || kinds.iter().any(|kind| kind.is_found_by_looking());
-        let Some(subscriber) = server.dispatcher.subscribe(wants_looks).await else {
-            let gone = convert::rejection(&Rejection::Stopping);
-            return pending.reject(owned(gone)).await;
+        let Some(subscription) = server.dispatcher.subscribe(wants_looks).await else {
+            return subscriber.reject(convert::rejection(&Rejection::Stopping)).await;
         };
         let begin = begin(&server, &params);
         // Ends when either side is gone.
-        let _ = tell(&server, subscriber, &kinds, begin, pending).await;
+        let _ = tell(&server, subscription, &kinds, begin, subscriber).await;
     });
 }
 
@@ -58,12 +57,12 @@ fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
 /// Tells events until the subscriber or the dispatcher is gone.
 async fn tell(
     server: &Server,
-    mut subscriber: Subscriber,
+    mut subscription: dispatcher::Subscriber,
     kinds: &[Kind],
     begin: Begin,
-    pending: PendingSubscriptionSink,
+    subscriber: Subscriber,
 ) -> Option<()> {
-    let sink = pending.accept().await.ok()?;
+    let sink = subscriber.pending.accept().await.ok()?;
     let mut last = match begin {
         Begin::Now => everything(server, &sink, None).await?,
         Begin::After(number) => number,
@@ -71,13 +70,13 @@ async fn tell(
     };
     loop {
         let (newest, since) = {
-            let ring = subscriber.events.borrow_and_update();
+            let ring = subscription.events.borrow_and_update();
             (ring.last(), ring.since(last, BATCH_MAX))
         };
         match since {
             Ok(events) if events.is_empty() => {
                 tokio::select! {
-                    changed = subscriber.events.changed() => changed.ok()?,
+                    changed = subscription.events.changed() => changed.ok()?,
                     () = sink.closed() => return None,
                 }
             }

@@ -181,13 +181,13 @@ fn streams(registry: &mut Registry) {
         }
         Ok(JobInputAnswer { open })
     });
-    registry.subscription::<JobFollow, _, _>(async |server, params, caller, pending| {
+    registry.subscription::<JobFollow, _, _>(async |server, params, _caller, subscriber| {
         let id = JobId(params.job_id);
         match server.dispatcher.job(id).await {
             Some(job) => {
-                let _ = follow(&server, job, params.offset, pending, caller.outlet).await;
+                let _ = follow(&server, job, params.offset, subscriber).await;
             }
-            None => pending.reject(crate::rpc::server::owned(no_such_job(id))).await,
+            None => subscriber.reject(no_such_job(id)).await,
         }
     });
 }

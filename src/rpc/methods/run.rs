@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use jsonrpsee::core::server::{PendingSubscriptionSink, SubscriptionSink};
+use jsonrpsee::core::server::SubscriptionSink;
 
 use crate::dispatcher::{Job, JobState};
 use crate::operation::Operation;
 use crate::rpc::api::{MachineRun, MachineRunFollow};
 use crate::rpc::convert;
-use crate::rpc::lines::Outlet;
 use crate::rpc::notification::{self, Envelope};
-use crate::rpc::server::{Caller, Registry, Server, owned};
+use crate::rpc::server::{Caller, Registry, Server, Subscriber};
+use crate::rpc::subscriptions::Outlet;
 use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams};
 use crate::spool::{self, Batch, Spool};
 
@@ -18,9 +18,8 @@ use super::{end, ended_well, resolve, submit};
 
 /// Most output that an answer carries; the rest is read with `job.output`.
 const INLINE_MAX: usize = 1 << 20;
-/// Most output in one event of a follower that reads lines, and of one whose messages jsonrpsee keeps.
+/// Most output in one event.
 const EVENT_BYTES_MAX: usize = 256 << 10;
-const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// A follower is told what its job waits for after this time, and looks again as often.
 const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
@@ -49,23 +48,23 @@ pub(super) fn register(registry: &mut Registry) {
         }
         Ok(answer)
     });
-    registry.subscription::<MachineRunFollow, _, _>(async |server, params, caller, pending| {
+    registry.subscription::<MachineRunFollow, _, _>(async |server, params, caller, subscriber| {
         if params.detach {
             let error = crate::rpc::errors::invalid(
                 "detach",
                 "a followed command is attached; use machine.run and job.follow",
             );
-            return pending.reject(owned(error)).await;
+            return subscriber.reject(error).await;
         }
         match begin(&server, &caller, params).await {
             Ok(job) => {
                 let id = job.spec.id;
                 // Whoever gives up following gives up the command.
-                if follow(&server, job, 0, pending, caller.outlet).await.is_none() {
+                if follow(&server, job, 0, subscriber).await.is_none() {
                     server.dispatcher.cancel(id).await;
                 }
             }
-            Err(error) => pending.reject(owned(error)).await,
+            Err(error) => subscriber.reject(error).await,
         }
     });
 }
@@ -111,15 +110,12 @@ fn length(chunk: &Chunk) -> u64 {
 }
 
 /// Tells a follower what happens to a job until its end. `None` when the follower is gone before that.
-pub(super) async fn follow(
-    server: &Server,
-    job: Job,
-    offset: u64,
-    pending: PendingSubscriptionSink,
-    outlet: Option<Outlet>,
-) -> Option<()> {
-    let sink = pending.accept().await.ok()?;
-    let follower = Follower { sink, outlet };
+pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: Subscriber) -> Option<()> {
+    let sink = subscriber.pending.accept().await.ok()?;
+    let follower = Follower {
+        sink,
+        outlet: subscriber.outlet,
+    };
     follower
         .tell(&JobEvent::Accepted {
             job_id: job.spec.id.0,
@@ -151,30 +147,19 @@ pub(super) async fn follow(
 
 struct Follower {
     sink: SubscriptionSink,
-    /// Where it reads lines: then every event goes this way, so that they stay in order.
-    outlet: Option<Outlet>,
+    /// Every event goes this way, so that they stay in order.
+    outlet: Outlet,
 }
 
 impl Follower {
     /// Sends one event, waiting for room. `None` when the follower is gone.
     async fn tell(&self, event: &JobEvent) -> Option<()> {
-        if let Some(outlet) = &self.outlet {
-            return self
-                .send_line(outlet, notification::line(self.envelope(), event)?)
-                .await;
-        }
-        let json = serde_json::value::to_raw_value(event).ok()?;
-        self.sink.send(json).await.ok()
+        self.send_line(notification::line(self.envelope(), event)?).await
     }
 
     async fn tell_output(&self, chunk: &spool::Chunk) -> Option<()> {
-        match &self.outlet {
-            Some(outlet) => {
-                let line = notification::output_line(self.envelope(), chunk)?;
-                self.send_line(outlet, line).await
-            }
-            None => self.tell(&JobEvent::Output(convert::chunk(chunk))).await,
-        }
+        self.send_line(notification::output_line(self.envelope(), chunk)?)
+            .await
     }
 
     fn envelope(&self) -> Envelope<'_> {
@@ -184,8 +169,8 @@ impl Follower {
         }
     }
 
-    async fn send_line(&self, outlet: &Outlet, line: Vec<u8>) -> Option<()> {
-        (!self.sink.is_closed() && outlet.send(line).await).then_some(())
+    async fn send_line(&self, line: Vec<u8>) -> Option<()> {
+        (!self.sink.is_closed() && self.outlet.send(line).await).then_some(())
     }
 
     /// Waits for the start, and says what the job waits for when that takes long.
@@ -225,13 +210,9 @@ impl Follower {
     /// Sends output as it comes, until there is no more.
     async fn output(&self, job: &Job, spool: &Spool, offset: u64) -> Option<()> {
         let mut reader = spool.follow(offset);
-        let most = self
-            .outlet
-            .as_ref()
-            .map_or(MESSAGE_BYTES_MAX, |_| EVENT_BYTES_MAX);
         loop {
             let batch = tokio::select! {
-                batch = reader.next(most) => batch,
+                batch = reader.next(EVENT_BYTES_MAX) => batch,
                 () = self.sink.closed() => return None,
             };
             match batch {

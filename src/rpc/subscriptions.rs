@@ -1,0 +1,194 @@
+//! The subscriptions of one JSON-lines connection: a channel for each, and what comes out of all of them.
+
+use std::collections::HashMap;
+
+use futures_util::FutureExt;
+use futures_util::stream::{self, AbortHandle, Abortable, BoxStream, SelectAll, StreamExt};
+use jsonrpsee::core::id_providers::RandomIntegerIdProvider;
+use jsonrpsee::core::server::{BoundedSubscriptions, MethodSink, SubscriptionState};
+use jsonrpsee::core::traits::IdProvider;
+use jsonrpsee::types::{Params, SubscriptionId};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::api::unsubscribe_of;
+use super::errors::ErrorKind;
+use super::request::{PendingAnswer, SubscriptionRequest, Subscriptions};
+use super::types::ErrorObject;
+
+/// Messages between a handler and the socket, of a subscription that is alone; of several, each has a share, and one at least.
+const MESSAGES_MAX: usize = 16;
+/// The same of its outlet's lines; each may hold a chunk of output.
+const LINES_MAX: usize = 2;
+
+/// A subscription's way to its connection for messages that are whole lines already. Its handler gets it beside its parameters.
+///
+/// jsonrpsee's own way encodes a message again to put it into its envelope. An answer that a handler gave through jsonrpsee is written
+/// before any line that it sends here later; among lines the order is kept; between lines and later messages there is none.
+#[derive(Debug, Clone)]
+pub(super) struct Outlet(mpsc::Sender<Vec<u8>>);
+
+impl Outlet {
+    /// Sends a line, its end included, waiting for room. False when the connection is gone.
+    pub(super) async fn send(&self, line: Vec<u8>) -> bool {
+        self.0.send(line).await.is_ok()
+    }
+}
+
+/// What comes out of a subscription's channel.
+pub(super) enum Heard {
+    Message(Box<RawValue>),
+    /// A message that is a whole line already.
+    Line(Vec<u8>),
+    /// Nothing more follows.
+    End(SubscriptionId<'static>),
+}
+
+/// The subscriptions of a connection.
+pub(super) struct LineSubscriptions {
+    max: u32,
+    permits: BoundedSubscriptions,
+    /// What subscriptions tell.
+    inbox: SelectAll<BoxStream<'static, Heard>>,
+    /// Each of them, from before its id is answered: jsonrpsee's own account has it only some time after that.
+    open: HashMap<SubscriptionId<'static>, Subscribed>,
+}
+
+/// How a subscription is ended.
+struct Subscribed {
+    /// By which request.
+    unsubscribe: &'static str,
+    /// Its channel, and with it its handler.
+    channel: AbortHandle,
+}
+
+impl LineSubscriptions {
+    /// Makes room for so many.
+    pub(super) fn new(max: u32) -> Self {
+        Self {
+            max,
+            permits: BoundedSubscriptions::new(max),
+            inbox: SelectAll::new(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// Says whether none is open.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Says whether nothing more comes from any of them.
+    pub(super) fn is_silent(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// Waits for what comes next; `None` while there are none.
+    pub(super) async fn next(&mut self) -> Option<Heard> {
+        let heard = self.inbox.next().await;
+        if let Some(Heard::End(id)) = &heard {
+            self.open.remove(id);
+        }
+        heard
+    }
+
+    /// Makes the channel of a subscription.
+    fn channel(
+        &mut self,
+        id: SubscriptionId<'static>,
+        unsubscribe: &'static str,
+    ) -> (mpsc::Sender<Box<RawValue>>, Outlet) {
+        let share = |most: usize| (most / (self.open.len() + 1)).max(1);
+        let (sink, messages) = mpsc::channel(share(MESSAGES_MAX));
+        let (outlet, lines) = mpsc::channel(share(LINES_MAX));
+        let channel = Channel {
+            messages,
+            lines,
+            line: None,
+        };
+        let told = stream::unfold(channel, async |mut channel: Channel| {
+            channel.next().await.map(|heard| (heard, channel))
+        });
+        let (channel, registration) = AbortHandle::new_pair();
+        self.open.insert(id.clone(), Subscribed { unsubscribe, channel });
+        let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
+        self.inbox.push(Abortable::new(whole, registration).boxed());
+        (sink, Outlet(outlet))
+    }
+}
+
+impl Subscriptions for LineSubscriptions {
+    fn subscribe(&mut self, request: SubscriptionRequest<'_>) -> Result<PendingAnswer, ErrorObject> {
+        let Some(permit) = self.permits.acquire() else {
+            let text = format!("a connection has at most {} subscriptions", self.max);
+            return Err(ErrorKind::QueueFull.error(text));
+        };
+        let unsubscribe = unsubscribe_of(request.method).unwrap_or_default();
+        let given = Given(RandomIntegerIdProvider.next_id());
+        let state = SubscriptionState {
+            conn_id: request.connection,
+            id_provider: &given,
+            subscription_permit: permit,
+        };
+        let (messages, outlet) = self.channel(given.0.clone(), unsubscribe);
+        let mut extensions = request.extensions;
+        extensions.insert(outlet);
+        // The answer goes through the sink, ahead of the first notification.
+        let sink = MethodSink::new(messages);
+        let handler = request.handler;
+        Ok(handler(request.id, request.params, sink, state, extensions)
+            .map(|_| None)
+            .boxed())
+    }
+
+    /// Ends a subscription at once: nothing of it is told after this. Its handler sees that its channel is closed.
+    fn unsubscribe(&mut self, method: &'static str, params: &Params<'_>) -> Result<bool, ErrorObject> {
+        let Ok(id) = params.one::<SubscriptionId<'_>>() else {
+            return Ok(false);
+        };
+        let id = id.into_owned();
+        let ours = self.open.get(&id);
+        if ours.is_none_or(|subscribed| subscribed.unsubscribe != method) {
+            return Ok(false);
+        }
+        if let Some(subscribed) = self.open.remove(&id) {
+            subscribed.channel.abort();
+        }
+        Ok(true)
+    }
+}
+
+/// The end of a subscription's channel where things come out.
+struct Channel {
+    messages: mpsc::Receiver<Box<RawValue>>,
+    lines: mpsc::Receiver<Vec<u8>>,
+    /// A line that lets messages go first.
+    line: Option<Vec<u8>>,
+}
+
+impl Channel {
+    /// Waits for what comes next; `None` when nothing will.
+    async fn next(&mut self) -> Option<Heard> {
+        if self.line.is_none() {
+            tokio::select! {
+                biased;
+                Some(message) = self.messages.recv() => return Some(Heard::Message(message)),
+                Some(line) = self.lines.recv() => self.line = Some(line),
+                else => return None,
+            }
+        }
+        // The answer that goes before a line may have come since messages were looked for.
+        let earlier = self.messages.try_recv().ok().map(Heard::Message);
+        earlier.or_else(|| self.line.take().map(Heard::Line))
+    }
+}
+
+/// Gives a subscription the id that was made for it.
+#[derive(Debug)]
+struct Given(SubscriptionId<'static>);
+
+impl IdProvider for Given {
+    fn next_id(&self) -> SubscriptionId<'static> {
+        self.0.clone()
+    }
+}
