@@ -632,25 +632,6 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads a configuration from a file's text alone, as if there were neither variables nor flags.
-    pub fn of_text(places: &Places, path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut config = Self::defaults(places);
-        config.apply_file(path, text)?;
-        config.file = Some(path.to_owned());
-        config.check(places)?;
-        Ok(config)
-    }
-
-    /// Turns a value, as a flag or a variable would give it, into what the file says for it. The error says that there is no such key,
-    /// or what would be right.
-    pub fn as_toml(places: &Places, key: &str, text: &str) -> Result<String, ConfigError> {
-        let mut config = Self::defaults(places);
-        config.set(key, &Given::Text(text), Origin::Flag(key.to_owned()))?;
-        let values = config.values();
-        let value = values.into_iter().find(|(name, _)| *name == key);
-        Ok(value.map(|(_, value)| value).unwrap_or_default())
-    }
-
     /// Returns the file that was read, if there was one.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()

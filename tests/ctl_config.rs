@@ -18,98 +18,8 @@ fn configured(text: Option<&str>) -> World {
     world.variable("ORBD_CONFIG", &file.display().to_string())
 }
 
-fn file(world: &World) -> String {
-    fs::read_to_string(world.path("config.toml")).expect("there")
-}
-
 fn json_of(world: &World, words: &[&str]) -> Value {
     serde_json::from_str(&ok(world, words)).expect("JSON")
-}
-
-#[test]
-fn a_value_is_set_in_the_file_and_in_force_in_the_daemon_that_runs() {
-    let world = configured(Some("# mine\ngrace = \"1s\" # short\n")).started();
-    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
-    let path = world.path("config.toml");
-    assert_eq!(
-        told,
-        format!("grace = 2s in {}\nin force grace: 1s -> 2s\n", path.display())
-    );
-    assert_eq!(file(&world), "# mine\ngrace = \"2s\" # short\n");
-    let info = json_of(&world, &["daemon", "status", "--json"]);
-    assert_eq!(info["limits"]["grace_ms"], 2000);
-
-    let told = ok(&world, &["daemon", "config", "set", "frame_max", "8MiB"]);
-    let needs = "needs `orbd-ctl daemon restart` frame_max: 16MiB until then, 8MiB after it\n";
-    assert!(told.ends_with(needs), "{told}");
-    assert_eq!(
-        file(&world),
-        "# mine\ngrace = \"2s\" # short\nframe_max = \"8MiB\"\n"
-    );
-
-    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
-    assert!(told.starts_with("grace is 2s in "), "{told}");
-    let told = ok(&world, &["daemon", "config", "unset", "grace"]);
-    assert!(told.contains("in force grace: 2s -> 10s"), "{told}");
-    assert_eq!(file(&world), "# mine\nframe_max = \"8MiB\"\n");
-    let told = ok(&world, &["daemon", "config", "unset", "grace"]);
-    assert!(told.starts_with("grace was not set in "), "{told}");
-}
-
-#[test]
-fn what_is_wrong_is_said_and_not_written() {
-    let world = configured(Some("changes_max = 4\n"));
-    let refused = |words: &[&str], code: i32, expected: &str| {
-        let words = [&["daemon", "config"], words].concat();
-        let output = call(&world, &words);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", said(&output));
-        assert!(said(&output).contains(expected), "{words:?}: {}", said(&output));
-        assert_eq!(file(&world), "changes_max = 4\n");
-    };
-    refused(
-        &["set", "quue_max", "5"],
-        2,
-        "there is no key `quue_max`; did you mean `queue_max`?",
-    );
-    refused(&["unset", "quue_max"], 2, "did you mean `queue_max`?");
-    refused(
-        &["set", "grace", "soon"],
-        2,
-        "`grace` must be a duration like \"30s\"",
-    );
-    refused(
-        &["set", "queue_max", "0"],
-        2,
-        "`queue_max` must be between 1 and 1000000",
-    );
-    refused(
-        &["set", "creates_max", "5"],
-        1,
-        "`creates_max` cannot be more than `changes_max`",
-    );
-    fs::write(world.path("config.toml"), "changes_max = \n").expect("written");
-    let output = call(&world, &["daemon", "config", "set", "grace", "2s"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("is not valid TOML"), "{}", said(&output));
-    assert_eq!(file(&world), "changes_max = \n");
-}
-
-#[test]
-fn a_file_that_is_missing_is_made_and_a_variable_that_goes_before_it_is_told() {
-    let world = configured(None).variable("ORBD_GRACE", "3s");
-    let told = ok(&world, &["daemon", "config", "set", "grace", "2s"]);
-    assert!(
-        told.contains("$ORBD_GRACE is set here and goes before the file"),
-        "{told}"
-    );
-    assert!(
-        told.contains("orbd does not run; it is in force when it starts"),
-        "{told}"
-    );
-    assert!(file(&world).ends_with("\ngrace = \"2s\"\n"), "{}", file(&world));
-    let world = world.started();
-    let told = ok(&world, &["daemon", "config", "set", "grace", "4s"]);
-    assert!(told.contains("orbd goes on with the value that it has"), "{told}");
 }
 
 #[test]
@@ -186,7 +96,7 @@ fn a_reload_by_hand_tells_what_came_of_it() {
 #[test]
 fn the_configuration_of_orbstack_and_that_of_orbd_point_at_each_other() {
     let world = configured(None);
-    for verb in ["path", "check", "unset"] {
+    for verb in ["path", "check"] {
         let output = call(&world, &["config", verb]);
         assert_eq!(output.status.code(), Some(2));
         assert!(

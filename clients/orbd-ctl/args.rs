@@ -392,7 +392,6 @@ Examples:
   orbd-ctl daemon start                  does nothing when it runs already
   orbd-ctl daemon status                 exits with 3 when it does not run
   orbd-ctl daemon restart                does not wait as an upgrade does
-  orbd-ctl daemon config set grace 30s   a key of orbd's own configuration
   orbd-ctl daemon config show            every key, and what set it
   orbd-ctl daemon reload                 after the file was changed by hand
   orbd-ctl daemon logs --follow          what orbd does, as it does it";
@@ -776,13 +775,6 @@ pub(crate) enum ConfigCommand {
     /// Of orbd's own configuration alone.
     #[command(hide = true)]
     Check,
-    /// Of orbd's own configuration alone.
-    #[command(hide = true)]
-    Unset {
-        /// What was typed.
-        #[arg(hide = true)]
-        words: Vec<String>,
-    },
     /// Put everything back to its defaults
     Reset {
         /// What every job has.
@@ -1077,21 +1069,19 @@ pub(crate) enum DaemonCommand {
     Restart,
     /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
     Status,
-    /// Show the last lines of orbd's own log; with --json, one of text as {"text": "..."}
+    /// Show the last lines of orbd's own log, as the file has them
     Logs(LogArgs),
     /// Make orbd read its configuration again, and show what is in force and what needs a restart
     Reload,
-    /// Show and change orbd's own configuration (`orbd-ctl config` is OrbStack's)
+    /// Show orbd's own configuration (`orbd-ctl config` is OrbStack's)
     #[command(
         subcommand,
         after_help = "Examples:
   orbd-ctl daemon config path            where the file is, or would be
   orbd-ctl daemon config show            every key, and what set it
   orbd-ctl daemon config check           exits with 1 when it is wrong
-  orbd-ctl daemon config set queue_max 2000
-  orbd-ctl daemon config unset queue_max
 
-A variable ORBD_<KEY> goes before the file. `orbd --sample-config` explains every key."
+To change a key, edit the file and run `orbd-ctl daemon reload`. A variable ORBD_<KEY> goes before the file. `orbd --sample-config` explains every key."
     )]
     Config(OwnConfigCommand),
 }
@@ -1126,19 +1116,6 @@ pub(crate) enum OwnConfigCommand {
         /// File to look at instead of the one that orbd reads
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
-    },
-    /// Set one key in the file, check the whole, and make a running orbd read it
-    Set {
-        /// Key, as in grace
-        key: String,
-        /// Value, as in 30s, 2000, 64MiB, true or info
-        #[arg(allow_hyphen_values = true)]
-        value: String,
-    },
-    /// Take one key out of the file, so that its default holds
-    Unset {
-        /// Key
-        key: String,
     },
 }
 

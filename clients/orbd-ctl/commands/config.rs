@@ -62,7 +62,6 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
         }
         ConfigCommand::Path => Err(of_orbd("path")),
         ConfigCommand::Check => Err(of_orbd("check")),
-        ConfigCommand::Unset { .. } => Err(of_orbd("unset")),
         ConfigCommand::Reset { job } => {
             let wishes = job.options();
             let params = request!(&wishes, ChangeParams {});

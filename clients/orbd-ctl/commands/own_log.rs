@@ -6,8 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::args::LogArgs;
 use crate::context::Context;
 use crate::interrupt::Interrupt;
@@ -36,9 +34,8 @@ pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), Trouble> 
         },
     };
     let mut log = Log::open(&path).map_err(unreadable)?;
-    let mut shown = Shown::new(context.console.json);
     let tail = log.tail(args.lines).map_err(unreadable)?;
-    context.console.print(&shown.of(tail))?;
+    context.console.print(&tail)?;
     if !args.follow {
         return Ok(());
     }
@@ -48,59 +45,10 @@ pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), Trouble> 
         if more.is_empty() {
             std::thread::sleep(FOLLOW_TICK);
         } else {
-            context.console.print(&shown.of(more))?;
+            context.console.print(&more)?;
         }
     }
     Err(Trouble::Interrupted)
-}
-
-/// How a log is shown: as it is; or one object a line, whether it was written as JSON (`log_format`) or as text.
-enum Shown {
-    AsItIs,
-    /// With a line whose end has not been written yet.
-    Objects(Vec<u8>),
-}
-
-/// A line that was written as text.
-#[derive(Serialize)]
-struct Text<'a> {
-    text: &'a str,
-}
-
-impl Shown {
-    fn new(as_json: bool) -> Self {
-        if as_json {
-            Self::Objects(Vec::new())
-        } else {
-            Self::AsItIs
-        }
-    }
-
-    /// Returns what to show of what was read. A line without an end is shown with its end.
-    fn of(&mut self, bytes: Vec<u8>) -> Vec<u8> {
-        let Self::Objects(begun) = self else { return bytes };
-        begun.extend(bytes);
-        let whole = memchr::memrchr(b'\n', begun).map_or(0, |at| at + 1);
-        let rest = begun.split_off(whole);
-        let lines = std::mem::replace(begun, rest);
-        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines
-            .flat_map(|line| object(&String::from_utf8_lossy(line)))
-            .collect()
-    }
-}
-
-/// Writes a line of a log as an object, which it may be already.
-fn object(line: &str) -> Vec<u8> {
-    let is_object = serde_json::from_str::<serde::de::IgnoredAny>(line).is_ok() && line.starts_with('{');
-    let mut object = if is_object {
-        line.into()
-    } else {
-        // A text can always be written.
-        serde_json::to_vec(&Text { text: line }).unwrap_or_default()
-    };
-    object.push(b'\n');
-    object
 }
 
 /// Finds the log where the configuration puts it: ours is the daemon's, unless it was started with another environment.
@@ -176,19 +124,6 @@ mod tests {
         fs::write(&path, "five\n").expect("written");
         assert_eq!(log.more().expect("read"), b"four\n");
         assert_eq!(log.more().expect("read"), b"five\n");
-    }
-
-    #[test]
-    fn as_json_a_log_is_one_object_a_line_however_it_was_written() {
-        let mut shown = Shown::new(true);
-        let mut of = |bytes: &[u8]| String::from_utf8(shown.of(bytes.to_vec())).expect("text");
-        assert_eq!(
-            of(b"a \"word\"\n{\"level\":\"INFO\"}\n{begun"),
-            "{\"text\":\"a \\\"word\\\"\"}\n{\"level\":\"INFO\"}\n"
-        );
-        assert_eq!(of(b""), "");
-        assert_eq!(of(b" and\n1\n"), "{\"text\":\"{begun and\"}\n{\"text\":\"1\"}\n");
-        assert_eq!(Shown::new(false).of(b"as it".to_vec()), b"as it");
     }
 
     #[test]
