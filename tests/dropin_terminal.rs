@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use orbd::rpc::types::JobStateWord;
 
 use crate::dropin::Way;
-use crate::support::{World, eventually, outcome_of};
+use crate::support::{World, eventually, has_program, outcome_of};
 
 /// A shell on a terminal, in which `orb` leads one way or the other.
 struct Terminal<'a> {
@@ -170,6 +170,9 @@ const VIM: &str = "orb -m a vim -u NONE -N -n";
 
 #[test]
 fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
+    if !(has_program("tmux", "tmux") && has_program("vim", "vim")) {
+        return;
+    }
     let [bare, ours] = both(|terminal| {
         terminal.types(VIM);
         terminal.shows("~");
@@ -196,6 +199,9 @@ fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
 
 #[test]
 fn ctrl_z_stops_an_editor_and_fg_brings_it_back() {
+    if !(has_program("tmux", "tmux") && has_program("vim", "vim")) {
+        return;
+    }
     let [bare, ours] = both(|terminal| {
         terminal.types(VIM);
         terminal.shows("~");
@@ -230,6 +236,9 @@ fn counted(terminal: &Terminal<'_>) -> usize {
 
 #[test]
 fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
+    if !has_program("tmux", "tmux") {
+        return;
+    }
     let [bare, ours] = both(|terminal| {
         terminal.types("orb -m a sh -c 'echo be''gun; exec sleep 1000'");
         terminal.shows("begun");
@@ -256,6 +265,9 @@ fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
 
 #[test]
 fn a_program_that_redraws_its_screen_does_so_until_it_is_told_to_end() {
+    if !(has_program("tmux", "tmux") && has_program("top", "procps")) {
+        return;
+    }
     let [bare, ours] = both(|terminal| {
         terminal.types("orb -m a top");
         eventually("a table of processes", || {
@@ -269,6 +281,9 @@ fn a_program_that_redraws_its_screen_does_so_until_it_is_told_to_end() {
 
 #[test]
 fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
+    if !has_program("tmux", "tmux") {
+        return;
+    }
     let [bare, ours] = both(|terminal| {
         terminal.types("orb -m a");
         terminal.types("test -t 0 && test -t 1 && echo on a $((40 + 2))");
@@ -281,6 +296,9 @@ fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
 
 #[test]
 fn a_read_on_a_terminal_is_printed_by_the_tool_itself_and_recorded() {
+    if !has_program("tmux", "tmux") {
+        return;
+    }
     let world = World::with_machines(&["a"]);
     let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| {
         let terminal = Terminal::open(&world, way);

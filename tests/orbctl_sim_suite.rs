@@ -227,8 +227,7 @@ fn the_table_without_a_terminal_is_the_recorded_one_without_dashes() {
 
 #[test]
 fn the_table_on_a_terminal_is_the_recorded_one() {
-    if !cfg!(target_os = "linux") || Command::new("script").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: needs script(1) of util-linux for a terminal");
+    if !crate::support::has_program("script", "bsdutils") {
         return;
     }
     let sim = Sim::new();

@@ -18,7 +18,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ use orbd::rpc::types::{
 };
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub(crate) use ledger::Ledger;
 pub(crate) use processes::{count_open, is_alive, resident, resident_peak, state_of, words_of};
@@ -43,6 +45,41 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the tests' programs find on PATH.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Reports that a test, or a part of it, is skipped: what it needs and how to get it. The line goes past the runner's capture of output.
+/// With `ORBD_REQUIRE_ALL` set, as in CI, it is a failure.
+pub(crate) fn skip(needs: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(
+        std::env::var_os("ORBD_REQUIRE_ALL").is_none(),
+        "{name} must not be skipped, and needs {needs}"
+    );
+    // Where stderr is closed, the report is of no use.
+    let _ = writeln!(io::stderr(), "SKIPPED {name}: needs {needs}");
+}
+
+/// Checks whether a program that a test needs is on PATH; if it is not, reports that the test is skipped. `package` is its Debian package.
+pub(crate) fn has_program(program: &str, package: &str) -> bool {
+    let is_there = PATH
+        .split(':')
+        .any(|folder| Path::new(folder).join(program).exists());
+    if !is_there {
+        skip(&format!("`{program}` (Debian: apt-get install {package})"));
+    }
+    is_there
+}
+
+/// Gives every signal that tests send its default action in the programs that they start, also where the shell that started the tests
+/// ignores it: an ignored signal stays ignored over exec, one with a handler does not. The handler does what the default would.
+fn restore_default_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2] {
+            signal_hook::flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true)))
+                .expect("a signal that can be handled");
+        }
+    });
+}
 
 /// Waits until a look gives something.
 #[track_caller]
@@ -72,6 +109,7 @@ pub(crate) struct World {
 impl World {
     /// Describes a world in which nothing takes time; nothing runs yet.
     pub(crate) fn new() -> Self {
+        restore_default_signals();
         let folder = tempfile::Builder::new()
             .prefix("orbd-it-")
             .permissions(fs::Permissions::from_mode(0o700))

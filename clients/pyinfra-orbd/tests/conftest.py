@@ -1,10 +1,14 @@
-"""Fixtures: a short-lived folder for sockets, the daemon of our own making, PyInfra's state around it."""
+"""Fixtures: a short-lived folder for sockets, the daemon of our own making, PyInfra's state around it.
+
+With ``ORBD_REQUIRE_ALL`` set, as in CI, a skipped test is a failure.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: hasattr(getattr(item, "module", None), "playing") or hasattr(getattr(item, "module", None), "play")
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turns a skip into a failure where nothing may be skipped."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("ORBD_REQUIRE_ALL"):
+        report.outcome = "failed"
+        report.longrepr = f"ORBD_REQUIRE_ALL is set, and {item.nodeid} was skipped: {call.excinfo}"
+    return report
 
 
 @pytest.fixture

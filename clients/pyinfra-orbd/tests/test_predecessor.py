@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
 pytestmark = pytest.mark.needs_daemon
+
+#: A machine of the stand-in is made of this computer's files, so it has ``sudo`` where this computer has it; without root, it is a plain
+#: folder in which ``sudo`` is refused.
+needs_sudo = pytest.mark.skipif(
+    os.geteuid() != 0 or which("sudo") is None, reason="needs root and `sudo` (Debian: apt-get install sudo)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +126,9 @@ def test_stdin_is_ignored(host: Host, given: Any, read: bytes) -> None:
     [
         {},
         {"_shell_executable": None},
-        {"_sudo": True},
-        {"_sudo": True, "_su_user": "root"},
-        {"_sudo": True, "_su_user": "root", "_use_su_login": True},
+        pytest.param({"_sudo": True}, marks=needs_sudo),
+        pytest.param({"_sudo": True, "_su_user": "root"}, marks=needs_sudo),
+        pytest.param({"_sudo": True, "_su_user": "root", "_use_su_login": True}, marks=needs_sudo),
         {"_shell_executable": "bash"},
     ],
     ids=lambda arguments: "+".join(arguments) or "plain",
@@ -197,7 +204,7 @@ def test_a_bare_name_starts_every_stopped_machine(target: Target, daemon: RealDa
     daemon.sim("start", "db")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="without root, machines of the stand-in have no other users")
+@needs_sudo
 def test_a_sudo_download_leaves_a_readable_copy(host: Host) -> None:
     """Nothing is ever made in the machine's /tmp: its own time of change shows that."""
     host.run_shell_command("sudo -n sh -c 'umask 077; echo secret >/root/secret'")
@@ -210,7 +217,7 @@ def test_a_sudo_download_leaves_a_readable_copy(host: Host) -> None:
         host.get_file("/root/secret", BytesIO())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="without root, machines of the stand-in have no other users")
+@needs_sudo
 def test_a_sudo_upload_breaks_in_a_sticky_folder_and_keeps_the_wrong_owner(host: Host) -> None:
     """The other user writes it, so it is theirs, also into /tmp itself, also over a file of theirs."""
     host.run_shell_command("sudo -n useradd -m other")

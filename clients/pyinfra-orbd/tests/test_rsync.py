@@ -16,7 +16,7 @@ from pyinfra_orbd import _rsync
 from real_daemon import RealDaemon
 from target import Target, fake_ctl
 
-needs_rsync = pytest.mark.skipif(which("rsync") is None, reason="rsync is not installed")
+needs_rsync = pytest.mark.skipif(which("rsync") is None, reason="needs `rsync` (Debian: apt-get install rsync)")
 
 
 def test_it_needs_programs_on_this_side(host: Host, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
