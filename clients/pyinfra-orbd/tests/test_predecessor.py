@@ -25,8 +25,8 @@ from target import Target
 
 pytestmark = pytest.mark.needs_daemon
 
-#: A machine of the stand-in is made of this computer's files, so it has ``sudo`` where this computer has it; without root, it is a plain
-#: folder in which ``sudo`` is refused.
+#: A machine of the stand-in is made of this computer's files, so it has ``sudo`` where this computer has it.
+#: Without root, it is a plain folder in which ``sudo`` is refused.
 needs_sudo = pytest.mark.skipif(
     os.geteuid() != 0 or which("sudo") is None, reason="needs root and `sudo` (Debian: apt-get install sudo)"
 )

@@ -19,11 +19,11 @@ from shutil import which
 from tempfile import TemporaryFile
 
 from . import errors
-from ._transport import sleep
+from ._transport import WAIT_INTERVAL, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 PROGRAM = "orbd-ctl"
@@ -95,14 +95,18 @@ class Spawned:
         self._out.close()
         self._err.close()
 
-    def wait_or_interrupt(self) -> int:
-        """Waits for its end; whoever is interrupted while waiting (``gevent.Timeout``, Ctrl-C) interrupts it too."""
+    def wait_or_interrupt(self, on_wait: Callable[[], None] | None = None) -> int:
+        """Waits for its end; a caller that is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts it too.
+
+        Until the end, calls ``on_wait`` every :data:`~orbd._transport.WAIT_INTERVAL` seconds.
+        """
         try:
-            code = self.wait(None)
+            while (code := self.wait(WAIT_INTERVAL)) is None:
+                if on_wait is not None:
+                    on_wait()
         except BaseException:
             self.interrupt()
             raise
-        assert code is not None
         return code
 
     def wait(self, seconds: float | None) -> int | None:
@@ -190,10 +194,11 @@ def start_daemon(socket: str, seconds: float) -> str | None:
         spawned.close()
 
 
-def carry_out(socket: str, words: Sequence[str]) -> Any:
+def carry_out(socket: str, words: Sequence[str], on_wait: Callable[[int], None] | None = None) -> Any:
     """Has ``words`` carried out and returns the answer as the wire has it; None where it was done and nobody could say more.
 
-    Whoever is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts the call too.
+    A caller that is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts the call too. Meanwhile ``on_wait`` is
+    called with the process group of ``orbd-ctl``, as :meth:`Spawned.wait_or_interrupt` says.
     """
     verb = f"`{PROGRAM} {words[0]}`"
     try:
@@ -201,7 +206,7 @@ def carry_out(socket: str, words: Sequence[str]) -> Any:
     except OSError as error:
         raise errors.CtlFailed(f"{PROGRAM}, which opens files for {words[0]}, cannot be run: {error.strerror}") from error
     try:
-        code = spawned.wait_or_interrupt()
+        code = spawned.wait_or_interrupt(None if on_wait is None else lambda: on_wait(spawned.pid))
         answer = spawned.answer()
         failure = _failure(answer)
         if failure is not None:

@@ -27,7 +27,7 @@ from . import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from io import BufferedReader
     from types import TracebackType
     from typing import Any, NoReturn
@@ -40,6 +40,9 @@ CONNECT_TIMEOUT = 10.0
 
 START_TIMEOUT = 20.0
 """Seconds for ``orbd-ctl daemon start``."""
+
+WAIT_INTERVAL = 2.0
+"""Seconds without an answer after which a caller that asked for it learns that it waits, and again after as long."""
 
 IDLE_MAX = 64
 """Connections kept for later; more are closed when their call is over."""
@@ -280,9 +283,13 @@ class Connection:
             raise errors.error_from_wire(message["error"])
         return message.get("result")
 
-    def call(self, method: str, params: Mapping[str, Any]) -> Any:
-        """Makes one call and returns its result."""
+    def call(self, method: str, params: Mapping[str, Any], on_wait: Callable[[], None] | None = None) -> Any:
+        """Makes one call and returns its result. While there is none, calls ``on_wait`` every :data:`WAIT_INTERVAL` seconds."""
         request_id = self.send(method, params)
+        while on_wait is not None and not self.has_arrived():
+            wait((self,), WAIT_INTERVAL)
+            if not self.has_arrived():
+                on_wait()
         try:
             result = self.answer(request_id)
         except errors.RequestFailed:

@@ -17,6 +17,7 @@ from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import OperationTypeError
 from pyinfra.api.output import echo
+from pyinfra.context import ctx_host
 from typing_extensions import override
 
 from orbd import Client, OrbdError, errors, models
@@ -40,8 +41,12 @@ Done = models.Change | models.Job | None
 
 
 def client() -> Client:
-    """Returns the client that everything of this process shares."""
-    return connector.client()
+    """Returns the client that everything of this process shares; what it waits for is reported under the current host's name."""
+    shared = connector.client()
+    if not ctx_host.isset():  # type: ignore[no-untyped-call]
+        return shared
+    prefix = context.host.print_prefix
+    return shared.telling(lambda text: echo(f"{prefix}{text}", err=True))
 
 
 def machine_of(host: Host) -> str | None:

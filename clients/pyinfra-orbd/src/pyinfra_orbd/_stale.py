@@ -7,17 +7,25 @@ on such facts a machine is taken for missing, and an operation decides to do not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyinfra import logger
 from typing_extensions import override
 
 from orbd import Client, errors
 
+from ._waiting import WaitNotice, is_in_group, is_this_process
+
 if TYPE_CHECKING:
     from orbd import models
 
     Seen = TypeVar("Seen", bound=models.Observed)
+
+MAKES_JOBS = ("machine.", "config.", "orbstack.")
+"""Namespaces whose calls may wait in the queue."""
 
 SICK = 4005
 """Code of ``orbctl_sick``."""
@@ -26,10 +34,37 @@ SICK = 4005
 class TellingClient(Client):
     """A client that looks at how old its facts are, where PyInfra is the one who asks."""
 
+    _tell: Callable[[str], None] | None = None
+
     def __init__(self, path: str | None = None, *, name: str = "pyinfra") -> None:
         """Has told nothing yet."""
         super().__init__(path, name=name)
         self._told: set[str] = set()
+
+    def telling(self, tell: Callable[[str], None]) -> TellingClient:
+        """Returns a client over the same connections that reports through ``tell`` what its calls wait for."""
+        other = copy(self)
+        vars(other)["_tell"] = tell
+        return other
+
+    @override
+    def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Calls a method by its name on the wire and returns the result as it came."""
+        if self._tell is None or not method.startswith(MAKES_JOBS):
+            return super().call(method, params)
+        given = params or {}
+        look = partial(WaitNotice(self._tell).look, self, given.get("machine"), is_this_process)
+        with self._pool.borrow() as connection:
+            return connection.call(method, given, look)
+
+    @override
+    def _ctl(self, words: Sequence[str]) -> Any:
+        if self._tell is None:
+            return super()._ctl(words)
+        from orbd import _ctl
+
+        notice = WaitNotice(self._tell)
+        return _ctl.carry_out(self.path, words, lambda group: notice.look(self, None, is_in_group(group)))
 
     @override
     def machine_list(self, *, max_age_ms: int | None = None) -> models.MachineList:

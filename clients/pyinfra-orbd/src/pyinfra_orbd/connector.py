@@ -47,6 +47,7 @@ from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Pr
 from ._fleet import Fleet
 from ._lines import Lines
 from ._stale import TellingClient
+from ._waiting import WaitNotice
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -235,7 +236,7 @@ class OrbStackConnector(BaseConnector):
                 f"machine '{name}' is stopped; start it with `orbctl start {name}`, name it (`@orbstack/{name}`), "
                 "or set orbstack_autostart"
             )
-        client().machine_start(name)
+        self._client().machine_start(name)
 
     def _create(self, name: str) -> None:
         """Makes the machine that is missing, where the host's data says of what."""
@@ -245,7 +246,7 @@ class OrbStackConnector(BaseConnector):
         distro, _, version = image.partition(":")
         self._tell(f"Making machine {name} of {image}")
         try:
-            client().machine_create(
+            self._client().machine_create(
                 name,
                 distro,
                 version=version or None,
@@ -263,7 +264,7 @@ class OrbStackConnector(BaseConnector):
             if machine is None:
                 raise
             if machine.state == "stopped":
-                client().machine_start(name)
+                self._client().machine_start(name)
 
     @override
     def disconnect(self) -> None:
@@ -431,6 +432,10 @@ class OrbStackConnector(BaseConnector):
     def _temp_dir(self, arguments: ConnectorArguments) -> str:
         return arguments.get("_temp_dir") or self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
 
+    def _client(self) -> TellingClient:
+        """Returns the shared client, reporting what it waits for under this host's name."""
+        return client().telling(self._tell)
+
     def _tell(self, text: str) -> None:
         """Says what takes long, also to those who asked for no details."""
         logger.info("%s%s", self.host.print_prefix, text)
@@ -451,7 +456,7 @@ class OrbStackConnector(BaseConnector):
         """Runs ``words`` with the fewest messages that show enough, and returns the exit code."""
         if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
             return self._follow(words, stdin, lines.feed, lines.lost, options)
-        run = client().machine_run(self.machine, words, stdin=stdin, **options)
+        run = self._client().machine_run(self.machine, words, stdin=stdin, **options)
         offset = _feed(lines, run.output, 0, run.next_offset)
         while offset < run.output_bytes:
             more = client().job_output(run.job_id, offset=offset)
@@ -472,6 +477,7 @@ class OrbStackConnector(BaseConnector):
     ) -> int:
         """Runs ``words``, hands on its output as it comes, and returns the exit code."""
         events = client().machine_run_follow(self.machine, words, stdin=stdin, **options)
+        notice = WaitNotice(self._tell)
         job = None
         # Closed even when `take` raises: leaving early closes the connection, which stops the command.
         with closing(events):
@@ -480,6 +486,8 @@ class OrbStackConnector(BaseConnector):
                     take(event)
                 elif isinstance(event, models.Gap):
                     lost(event.end - event.start)
+                elif isinstance(event, models.Waiting):
+                    notice.waiting(event.waiting_for)
                 elif isinstance(event, models.Ended):
                     job = event.job
         if job is None or job.outcome is None or job.outcome.exit_code is None:

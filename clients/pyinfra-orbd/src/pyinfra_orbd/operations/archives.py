@@ -49,9 +49,10 @@ def _export(name: str, target: str) -> models.Job | None:
     try:
         job = client().export_machine(name, partial)
         os.replace(partial, target)
+    except (errors.OrbdError, TimeoutError):
+        # PyInfra's `_timeout` throws a TimeoutError, which is an OSError, into whatever is under way.
+        raise
     except OSError as error:
-        if isinstance(error, errors.OrbdError):
-            raise
         raise errors.OrbdError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         _remove(partial)
