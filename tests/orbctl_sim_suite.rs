@@ -90,6 +90,38 @@ impl Sim {
         text(&output.stdout)
     }
 
+    /// Calls the stand-in by the other name of the tool.
+    fn orb(&self, words: &[&str]) -> Output {
+        let orb = self.path("orb");
+        if !orb.exists() {
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &orb).expect("a link");
+        }
+        let known = self.command(words);
+        let mut command = Command::new(orb);
+        command
+            .args(words)
+            .env_clear()
+            .envs(known.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        command.output().expect("the stand-in starts")
+    }
+
+    /// Runs it with this text on stdin.
+    fn answered(&self, words: &[&str], answer: &str) -> Output {
+        let mut child = self
+            .command(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(answer.as_bytes()).expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("it ends")
+    }
+
     fn json(&self, words: &[&str]) -> Value {
         serde_json::from_str(&self.ok(words)).expect("JSON")
     }
@@ -323,6 +355,8 @@ fn refusals_are_the_recorded_lines() {
     };
     refused(&["run", "true"], "2.2/no-machines.stderr.txt");
     refused(&["info", "-f", "json", "nosuch"], "2.2/info-not-found.stderr.txt");
+    // Without `run 'nosuch':` in front, as one reads in bug reports.
+    refused(&["run", "-m", "nosuch", "true"], "2.2/info-not-found.stderr.txt");
     sim.ok(&["create", "ubuntu:22.04", "b1-lab"]);
     refused(
         &["create", "ubuntu:22.04", "b1-lab"],
@@ -458,6 +492,232 @@ fn files_go_in_and_out() {
     );
     assert!(
         !sim.run(&["pull", "-m", "box", "no-such-file", "x"])
+            .status
+            .success()
+    );
+}
+
+// Arguments.
+
+/// gh#2597: `orb ls` runs `ls`. Whether `orb rm` and `orb remove` do the same is not settled (gh#1898).
+#[test]
+fn orb_runs_ls_rm_and_unknown_words_in_the_default_machine() {
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "box"]);
+    sim.ok(&["run", "touch", "seen", "removed"]);
+    let output = sim.orb(&["ls"]);
+    assert_eq!(text(&output.stdout), "removed\nseen\n", "{output:?}");
+    assert!(sim.orb(&["rm", "removed"]).status.success());
+    assert_eq!(text(&sim.orb(&["ls", "-A"]).stdout), "seen\n");
+    assert_eq!(sim.orb(&["remove", "box"]).status.code(), Some(127));
+    assert_eq!(sim.ok(&["list", "-q"]), "box\n");
+    for word in ["ls", "rm", "remove"] {
+        let output = sim.run(&[word, "box"]);
+        assert_eq!(output.status.code(), Some(1));
+        let expected = format!("Error: unknown command \"{word}\" for \"orbctl\"\nUsage:\n");
+        assert!(text(&output.stderr).starts_with(&expected), "{output:?}");
+    }
+}
+
+/// gh#2180.
+#[test]
+fn delete_asks_on_stderr_and_deletes_on_yes() {
+    const QUESTION: &str = "WARNING: This will PERMANENTLY DELETE ALL DATA in the following machines:
+  a
+  b
+You cannot undo this action.
+
+Continue [y/N]? ";
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "a"]);
+    sim.ok(&["create", "ubuntu", "b"]);
+    for no in ["", "\n", "n\n", "maybe\n"] {
+        let output = sim.answered(&["delete", "a", "b"], no);
+        assert_eq!(text(&output.stdout), "");
+        assert_eq!(text(&output.stderr), QUESTION);
+        assert_eq!(output.status.code(), Some(1), "{no:?}");
+    }
+    assert_eq!(sim.ok(&["list", "-q"]), "a\nb\n");
+    let output = sim.answered(&["delete", "a", "b"], "y\n");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(sim.ok(&["list", "-q"]), "");
+    // Nothing is asked about what is not there, nor with -f. -v is accepted (gh#2086).
+    let output = sim.run(&["delete", "a"]);
+    assert_eq!(text(&output.stderr), "[-32098] machine not found: 'a'\n");
+    sim.ok(&["create", "ubuntu", "c"]);
+    assert_eq!(text(&sim.run(&["delete", "-f", "-v", "c"]).stderr), "");
+}
+
+/// gh#2339; `-y` in gh#896.
+#[test]
+fn reset_asks_and_removes_every_machine_and_setting() {
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "a"]);
+    sim.ok(&["config", "set", "memory_mib", "4096"]);
+    let output = sim.answered(&["reset"], "n\n");
+    assert_eq!(
+        text(&output.stderr),
+        "WARNING: This will PERMANENTLY DELETE ALL DOCKER AND LINUX DATA!\n\
+         This cannot be undone.\n\nAre you sure you want to continue [y/N]? "
+    );
+    assert_eq!(sim.ok(&["list", "-q"]), "a\n");
+    sim.ok(&["reset", "-y"]);
+    assert_eq!(sim.run(&["status"]).status.code(), Some(1));
+    assert_eq!(sim.ok(&["list", "-q"]), "");
+    assert_eq!(sim.ok(&["config", "get", "memory_mib"]), "16384\n");
+}
+
+/// The shape is that of gh#556, gh#2122 (`unknown flag --`) and gh#2202.
+#[test]
+fn usage_errors_name_the_error_then_the_usage_block() {
+    let sim = Sim::new();
+    let refused = |words: &[&str], error: &str, usage: &str| {
+        let output = sim.run(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert_eq!(text(&output.stdout), "");
+        let stderr = text(&output.stderr);
+        let expected = format!("Error: {error}\nUsage:\n  {usage}\n");
+        assert!(stderr.starts_with(&expected), "{words:?}: {stderr}");
+    };
+    refused(&["list", "--x"], "unknown flag: --x", "orbctl list [flags]");
+    refused(
+        &["list", "-x"],
+        "unknown shorthand flag: 'x' in -x",
+        "orbctl list [flags]",
+    );
+    refused(
+        &["run", "-m", "box", "--", "uname", "-a"],
+        "unknown flag --",
+        "orbctl run [flags] -- [COMMAND] [ARGS]...",
+    );
+    refused(
+        &["create"],
+        "accepts between 1 and 2 arg(s), received 0",
+        "orbctl create [flags] DISTRO[:VERSION] [NAME]",
+    );
+    refused(
+        &["import", "x", "-n"],
+        "flag needs an argument: 'n' in -n",
+        "orbctl import [flags] FILE",
+    );
+    refused(
+        &["config", "set", "a=b"],
+        "accepts 2 arg(s), received 1",
+        "orbctl config set [flags] KEY VALUE",
+    );
+    refused(
+        &["config", "nosuch"],
+        "unknown command \"nosuch\" for \"orbctl config\"",
+        "orbctl config [command]",
+    );
+    refused(
+        &["nosuch"],
+        "unknown command \"nosuch\" for \"orbctl\"",
+        "orbctl [command]",
+    );
+    let output = sim.orb(&["run", "--", "true"]);
+    assert!(text(&output.stderr).contains("\n  orb run [flags]"), "{output:?}");
+}
+
+#[test]
+fn help_and_version_answer_on_stdout_with_success() {
+    let sim = Sim::new();
+    let usage = sim.ok(&["delete", "-h"]);
+    assert!(
+        usage.starts_with("Usage:\n  orbctl delete [flags] NAME...\n"),
+        "{usage}"
+    );
+    assert!(usage.ends_with("\n  -h, --help   help for delete\n"), "{usage}");
+    assert_eq!(sim.ok(&["help", "delete"]), usage);
+    assert!(sim.ok(&["shell", "-h"]).contains("Aliases:\n  run, shell\n"));
+    for flag in ["--version", "-V"] {
+        assert_eq!(sim.ok(&[flag]), sim.ok(&["version"]));
+    }
+    assert!(sim.events("work_start").is_empty());
+}
+
+/// Flags before the command: five public files.
+#[test]
+fn flags_of_run_may_stand_before_the_command() {
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "first"]);
+    sim.ok(&["create", "ubuntu", "box"]);
+    fs::write(sim.path("file"), "pushed").expect("a file");
+    sim.ok(&["-m", "box", "push", "file"]);
+    assert_eq!(sim.ok(&["-m", "box", "run", "cat", "file"]), "pushed");
+    assert_eq!(
+        sim.ok(&["--machine=box", "shell", "-w", "..", "cat", "home/file"]),
+        "pushed"
+    );
+    assert_eq!(text(&sim.orb(&["-m", "box", "cat", "file"]).stdout), "pushed");
+    assert_eq!(
+        text(&sim.orb(&["-m", "box", "run", "cat", "file"]).stdout),
+        "pushed"
+    );
+    let output = sim.run(&["-m", "box", "cat", "file"]);
+    assert!(
+        text(&output.stderr).starts_with("Error: unknown command \"cat\""),
+        "{output:?}"
+    );
+}
+
+/// `shutdown` as in gh#323; bare `restart` in three public scripts.
+#[test]
+fn bare_restart_and_shutdown_mean_the_whole() {
+    let sim = Sim::new();
+    sim.ok(&["create", "ubuntu", "up"]);
+    sim.ok(&["create", "ubuntu", "down"]);
+    sim.ok(&["stop", "down"]);
+    sim.ok(&["restart"]);
+    assert_eq!(sim.ok(&["status"]), "Running\n");
+    assert_eq!(sim.ok(&["list", "-q", "-r"]), "up\n");
+    let halted = sim.events("work_start");
+    assert!(
+        halted
+            .iter()
+            .any(|line| line["machine"] == "up" && line["command"] == "stop")
+    );
+    sim.ok(&["shutdown"]);
+    assert_eq!(sim.run(&["status"]).status.code(), Some(1));
+    sim.ok(&["start", "-a"]);
+    sim.ok(&["restart", "--all"]);
+    assert_eq!(sim.ok(&["list", "-q", "-r"]), "up\ndown\n");
+}
+
+#[test]
+fn docker_and_k8s_are_names_that_no_list_shows() {
+    let sim = Sim::new();
+    for words in [
+        &["start", "k8s"][..],
+        &["stop", "docker"],
+        &["restart", "docker"],
+        &["logs", "docker"],
+        &["delete", "-f", "k8s"],
+    ] {
+        sim.ok(words);
+    }
+    assert_eq!(sim.ok(&["list", "-f", "json"]).trim(), "[]");
+    let work: Vec<Value> = sim.events("work_end");
+    let names: Vec<&Value> = work.iter().map(|line| &line["machine"]).collect();
+    assert_eq!(names, ["k8s", "docker", "docker", "k8s"]);
+    assert!(!sim.run(&["create", "ubuntu", "docker"]).status.success());
+}
+
+#[test]
+fn mounts_are_added_and_removed_one_by_one() {
+    let sim = Sim::new();
+    sim.ok(&["create", "--isolated", "--mount", "/a", "ubuntu", "box"]);
+    sim.ok(&["config", "add", "machine.box.mounts", "/b:/c"]);
+    assert_eq!(sim.ok(&["config", "get", "machine.box.mounts"]), "/a,/b:/c\n");
+    sim.ok(&["config", "remove", "machine.box.mounts", "/a"]);
+    assert_eq!(sim.ok(&["config", "get", "machine.box.mounts"]), "/b:/c\n");
+    assert!(
+        !sim.run(&["config", "remove", "machine.box.mounts", "/a"])
+            .status
+            .success()
+    );
+    assert!(
+        !sim.run(&["config", "add", "machine.box.cpu", "1"])
             .status
             .success()
     );

@@ -1,13 +1,16 @@
-//! A small flag reader: long and short flags, values after a blank, `=` or directly behind a
-//! short flag, short switches in one word. Nothing here knows a command.
+//! The flag reader: what a command accepts, and how its arguments are split by that.
+//!
+//! Texts of errors and the shape of the usage block are those recorded of the real tool (gh#556, gh#2122, gh#2202); the texts that
+//! were not recorded are those of the flag library that prints such blocks.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::refusal::{Outcome, Refusal};
 
-/// A flag that a command knows.
-#[derive(Clone, Copy)]
+/// A flag that a command accepts. A flag known by its letter alone has no long form.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Flag {
     pub(crate) long: &'static str,
     pub(crate) short: Option<u8>,
@@ -32,33 +35,137 @@ pub(crate) const fn value(long: &'static str, short: Option<u8>) -> Flag {
     }
 }
 
+/// Every command accepts it.
+const HELP: Flag = switch("help", Some(b'h'));
+
 /// Where flags may stand.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Anywhere among the other words; `--` ends them.
+    /// Anywhere among the operands; `--` ends them.
     Mixed,
-    /// Before the first other word, from which on everything is left as it is; `--` is refused.
-    /// This is the rule of `run`.
+    /// Before the first operand, from which on everything is left as it is; `--` is refused. This is the rule of `run`.
     FlagsFirst,
 }
 
-/// Words sorted into flags and the rest.
-#[derive(Default)]
+/// The name by which the program was called. `orb` runs what it does not know in a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Orb,
+    Orbctl,
+}
+
+impl Program {
+    /// The name as messages print it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Program::Orb => "orb",
+            Program::Orbctl => "orbctl",
+        }
+    }
+}
+
+/// What one command accepts.
+#[derive(Debug)]
+pub(crate) struct Syntax {
+    /// The name, then its aliases.
+    pub(crate) names: &'static [&'static str],
+    /// The operands as the usage line shows them.
+    pub(crate) operands: &'static str,
+    /// The least and the most operands.
+    pub(crate) count: (usize, usize),
+    pub(crate) flags: &'static [Flag],
+    pub(crate) order: Order,
+}
+
+/// Arguments split into flags and operands.
+#[derive(Debug, Default)]
 pub(crate) struct Words {
     flags: Vec<(&'static str, OsString)>,
     pub(crate) rest: Vec<OsString>,
 }
 
-impl Words {
-    /// Sorts `words` by the flags that `command` knows.
-    pub(crate) fn sort(command: &str, words: &[OsString], known: &[Flag], order: Order) -> Outcome<Words> {
+impl Syntax {
+    /// The name under which messages speak of the command.
+    pub(crate) fn name(&self) -> &'static str {
+        self.names.first().copied().unwrap_or_default()
+    }
+
+    /// Splits `words` and checks the number of operands. With `-h` that number does not matter.
+    pub(crate) fn read(&self, program: Program, words: &[OsString]) -> Outcome<Words> {
+        let words = self.split(program, words)?;
+        let given = words.rest.len();
+        let (least, most) = self.count;
+        if words.has("help") || (least..=most).contains(&given) {
+            return Ok(words);
+        }
+        Err(self.refuse(
+            program,
+            &match (least, most) {
+                (0, 0) => {
+                    let first = words.rest.first().map(|word| word.to_string_lossy());
+                    let (first, program, name) = (first.unwrap_or_default(), program.name(), self.name());
+                    format!("unknown command \"{first}\" for \"{program} {name}\"")
+                }
+                (least, most) if least == most => format!("accepts {least} arg(s), received {given}"),
+                (0, most) => format!("accepts at most {most} arg(s), received {given}"),
+                (least, usize::MAX) => format!("requires at least {least} arg(s), only received {given}"),
+                (least, most) => format!("accepts between {least} and {most} arg(s), received {given}"),
+            },
+        ))
+    }
+
+    /// A usage error of this command.
+    pub(crate) fn refuse(&self, program: Program, error: &str) -> Refusal {
+        Refusal::Usage(format!("Error: {error}\n{}", self.usage(program)))
+    }
+
+    /// The usage block: what `-h` prints, and what follows a usage error.
+    pub(crate) fn usage(&self, program: Program) -> String {
+        let mut text = format!("Usage:\n  {} {} [flags]", program.name(), self.name());
+        if !self.operands.is_empty() {
+            text.push(' ');
+            text.push_str(self.operands);
+        }
+        if let Some((_, aliases)) = self.names.split_first()
+            && !aliases.is_empty()
+        {
+            let _ = write!(text, "\n\nAliases:\n  {}", self.names.join(", "));
+        }
+        text.push_str("\n\nFlags:");
+        for flag in self.flags {
+            let value = if flag.takes_value { " string" } else { "" };
+            let _ = match (flag.short.map(char::from), flag.long) {
+                (Some(short), "") => write!(text, "\n  -{short}{value}"),
+                (Some(short), long) => write!(text, "\n  -{short}, --{long}{value}"),
+                (None, long) => write!(text, "\n      --{long}{value}"),
+            };
+        }
+        let _ = write!(text, "\n  -h, --help   help for {}", self.name());
+        text
+    }
+
+    fn flag(&self, is_it: impl Fn(&&Flag) -> bool) -> Option<&Flag> {
+        self.flags.iter().chain([&HELP]).find(is_it)
+    }
+
+    /// Splits `words` by the flags that the command accepts.
+    pub(crate) fn split(&self, program: Program, words: &[OsString]) -> Outcome<Words> {
+        let refuse = |error: String| self.refuse(program, &error);
+        let first_only = self.order == Order::FlagsFirst;
+        let unknown = |word: &OsStr, of_library: String| {
+            refuse(if first_only {
+                format!("unknown flag {}", word.to_string_lossy())
+            } else {
+                of_library
+            })
+        };
         let mut sorted = Words::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let bytes = word.as_bytes();
             if bytes == b"--" {
-                if order == Order::FlagsFirst {
-                    return Err(Refusal::usage(format!("{command}: '--' is not accepted here")));
+                if first_only {
+                    return Err(refuse("unknown flag --".to_owned()));
                 }
                 sorted.rest.extend(words.cloned());
                 break;
@@ -67,32 +174,43 @@ impl Words {
                     Some(at) => (&long[..at], Some(OsStr::from_bytes(&long[at + 1..]))),
                     None => (long, None),
                 };
-                let flag = known.iter().find(|flag| flag.long.as_bytes() == name);
-                let flag = flag.ok_or_else(|| unknown(command, word))?;
+                let shown = String::from_utf8_lossy(name);
+                let flag = self.flag(|flag| !name.is_empty() && flag.long.as_bytes() == name);
+                let flag = flag.ok_or_else(|| unknown(word, format!("unknown flag: --{shown}")))?;
                 let value = match (flag.takes_value, inline) {
                     (_, Some(inline)) => inline.to_owned(),
-                    (true, None) => words.next().ok_or_else(|| missing(command, word))?.clone(),
+                    (true, None) => {
+                        let value = words.next();
+                        value
+                            .ok_or_else(|| refuse(format!("flag needs an argument: --{shown}")))?
+                            .clone()
+                    }
                     (false, None) => OsString::from("true"),
                 };
                 sorted.flags.push((flag.long, value));
             } else if bytes.len() > 1 && bytes[0] == b'-' {
                 let mut letters = &bytes[1..];
                 while let Some((letter, behind)) = letters.split_first() {
-                    let flag = known.iter().find(|flag| flag.short == Some(*letter));
-                    let flag = flag.ok_or_else(|| unknown(command, word))?;
+                    let shown = || format!("'{}' in {}", char::from(*letter), word.to_string_lossy());
+                    let flag = self.flag(|flag| flag.short == Some(*letter));
+                    let flag =
+                        flag.ok_or_else(|| unknown(word, format!("unknown shorthand flag: {}", shown())))?;
                     let value = if !flag.takes_value {
                         letters = behind;
                         OsString::from("true")
                     } else if behind.is_empty() {
                         letters = behind;
-                        words.next().ok_or_else(|| missing(command, word))?.clone()
+                        let value = words.next();
+                        value
+                            .ok_or_else(|| refuse(format!("flag needs an argument: {}", shown())))?
+                            .clone()
                     } else {
                         letters = &[];
                         OsStr::from_bytes(behind).to_owned()
                     };
                     sorted.flags.push((flag.long, value));
                 }
-            } else if order == Order::FlagsFirst {
+            } else if first_only {
                 sorted.rest.push(word.clone());
                 sorted.rest.extend(words.cloned());
                 break;
@@ -102,7 +220,9 @@ impl Words {
         }
         Ok(sorted)
     }
+}
 
+impl Words {
     /// Whether the switch is on.
     pub(crate) fn has(&self, long: &str) -> bool {
         self.last(long).is_some_and(|value| value != "false")
@@ -121,26 +241,17 @@ impl Words {
             .collect()
     }
 
-    /// The words that are no flags, as text, if their number is right.
-    pub(crate) fn rest_between(&self, command: &str, least: usize, most: usize) -> Outcome<Vec<String>> {
-        if self.rest.len() < least || self.rest.len() > most {
-            let wanted = if least == most {
-                format!("{least}")
-            } else if most == usize::MAX {
-                format!("at least {least}")
-            } else {
-                format!("{least} to {most}")
-            };
-            let given = self.rest.len();
-            return Err(Refusal::usage(format!(
-                "{command}: takes {wanted} words, got {given}"
-            )));
-        }
-        Ok(self
-            .rest
+    /// The operands, as text.
+    pub(crate) fn operands(&self) -> Vec<String> {
+        self.rest
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
-            .collect())
+            .collect()
+    }
+
+    /// The operand at a place that the syntax guarantees.
+    pub(crate) fn operand(&self, at: usize) -> String {
+        self.operands().into_iter().nth(at).unwrap_or_default()
     }
 
     fn last(&self, long: &str) -> Option<&OsString> {
@@ -150,12 +261,4 @@ impl Words {
             .find(|(name, _)| *name == long)
             .map(|(_, value)| value)
     }
-}
-
-fn unknown(command: &str, word: &OsStr) -> Refusal {
-    Refusal::usage(format!("{command}: unknown flag '{}'", word.to_string_lossy()))
-}
-
-fn missing(command: &str, word: &OsStr) -> Refusal {
-    Refusal::usage(format!("{command}: '{}' needs a value", word.to_string_lossy()))
 }

@@ -128,6 +128,11 @@ pub(crate) fn is_machine_name(name: &str) -> bool {
         && name != "none"
 }
 
+/// Names that `start`, `stop`, `restart`, `delete` and `logs` take although no list shows them.
+pub(crate) fn is_builtin(name: &str) -> bool {
+    matches!(name, "docker" | "k8s")
+}
+
 /// Random bytes from the system.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];

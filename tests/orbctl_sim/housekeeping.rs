@@ -29,7 +29,7 @@ pub(crate) fn run(word: &str, words: &[OsString]) -> Reply {
             let path = words.first().map_or(settings.ledger.as_path(), Path::new);
             summary(path)
         }),
-        _ => Err(Refusal::usage(format!("unknown command '{word}'"))),
+        _ => Err(Refusal::own(format!("unknown command '{word}'"))),
     };
     Reply::from(result)
 }
@@ -41,7 +41,7 @@ fn cleanup() -> Outcome<Reply> {
     if !settings.home.join("locks").is_dir() {
         return if settings.home.exists() {
             let home = settings.home.display();
-            Err(Refusal::usage(format!(
+            Err(Refusal::own(format!(
                 "{home} is not a state directory of orbctl-sim"
             )))
         } else {

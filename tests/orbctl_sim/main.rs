@@ -25,6 +25,7 @@
 mod args;
 mod catalog;
 mod commands;
+mod grammar;
 mod guest;
 mod housekeeping;
 mod ledger;
@@ -41,6 +42,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::args::Program;
 use crate::commands::Command;
 use crate::ledger::Ledger;
 use crate::reply::Reply;
@@ -51,10 +53,11 @@ use crate::state::Store;
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let called = words.next().unwrap_or_default();
-    let words = if Path::new(&called).file_name().is_some_and(|name| name == "orb") {
-        commands::of_orb(words.collect())
+    let words: Vec<OsString> = words.collect();
+    let program = if Path::new(&called).file_name().is_some_and(|name| name == "orb") {
+        Program::Orb
     } else {
-        words.collect()
+        Program::Orbctl
     };
     // Without HOME the real tool panics before it looks at its arguments, even for `version`.
     if std::env::var_os("HOME").is_none_or(|home| home.is_empty()) {
@@ -62,17 +65,17 @@ fn main() -> ExitCode {
     }
     match words.first().and_then(|word| word.to_str()) {
         Some(word) if word.starts_with("sim-") => housekeeping::run(word, &words[1..]).print(),
-        _ => invoke(&words),
+        _ => invoke(program, &words),
     }
 }
 
 /// Carries out one `orbctl` invocation, from the ledger's first line to its last.
-fn invoke(words: &[OsString]) -> ExitCode {
+fn invoke(program: Program, words: &[OsString]) -> ExitCode {
     let settings = match Settings::from_environment() {
         Ok(settings) => settings,
         Err(refusal) => return Reply::from(refusal).print(),
     };
-    let parsed = commands::parse(words);
+    let parsed = commands::parse(program, words);
     let (command, machine) = match &parsed {
         Ok(command) => (command.name().to_owned(), command.machine()),
         Err(_) => (commands::first_word(words), None),

@@ -8,11 +8,8 @@ use std::io;
 /// A refusal: one line on stderr, nothing on stdout, exit code 1.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// No machine has this name or id. `operation` is absent for `info`, as recorded.
-    MachineNotFound {
-        operation: Option<&'static str>,
-        machine: String,
-    },
+    /// No machine has this name or id. Recorded for `info` and `run`.
+    MachineNotFound(String),
     /// The name of a machine to be made is taken.
     AlreadyExists {
         operation: &'static str,
@@ -30,8 +27,10 @@ pub(crate) enum Refusal {
     NoMachines,
     /// What the service has already said, word for word.
     Told(Vec<u8>),
-    /// The words on the command line make no sense.
+    /// The arguments make no sense: the error and the usage block.
     Usage(String),
+    /// What the real tool does not say: the stand-in's own settings, script and limits.
+    Own(String),
 }
 
 /// The result of anything that may be refused.
@@ -47,29 +46,17 @@ impl Refusal {
         }
     }
 
-    /// A usage error.
-    pub(crate) fn usage(text: impl Into<String>) -> Refusal {
-        Refusal::Usage(text.into())
+    /// A message of the stand-in itself.
+    pub(crate) fn own(text: impl Into<String>) -> Refusal {
+        Refusal::Own(text.into())
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::MachineNotFound {
-                operation: None,
-                machine,
-            } => {
+            Refusal::MachineNotFound(machine) => {
                 write!(f, "[-32098] machine not found: '{machine}'")
-            }
-            Refusal::MachineNotFound {
-                operation: Some(operation),
-                machine,
-            } => {
-                write!(
-                    f,
-                    "[-32098] {operation} '{machine}': machine not found: '{machine}'"
-                )
             }
             Refusal::AlreadyExists { operation, machine } => {
                 write!(
@@ -87,7 +74,8 @@ impl fmt::Display for Refusal {
             Refusal::Whole(cause) => write!(f, "[-32098] {cause}"),
             Refusal::NoMachines => f.write_str(NO_MACHINES),
             Refusal::Told(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
-            Refusal::Usage(text) => write!(f, "orbctl-sim: {text}"),
+            Refusal::Usage(text) => f.write_str(text),
+            Refusal::Own(text) => write!(f, "orbctl-sim: {text}"),
         }
     }
 }

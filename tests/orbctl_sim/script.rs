@@ -157,8 +157,7 @@ impl Script {
         let Some(path) = &settings.script else {
             return Ok(Script::default());
         };
-        let bad =
-            |error: &dyn std::fmt::Display| Refusal::usage(format!("script {}: {error}", path.display()));
+        let bad = |error: &dyn std::fmt::Display| Refusal::own(format!("script {}: {error}", path.display()));
         let text = fs::read_to_string(path).map_err(|error| bad(&error))?;
         let mut script: Script = toml::from_str(&text).map_err(|error| bad(&error))?;
         script.name = path.display().to_string();

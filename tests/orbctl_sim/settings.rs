@@ -70,7 +70,7 @@ fn isolation(word: &str) -> Outcome<Wanted> {
         "root" => Ok(Wanted::Root),
         "userns" => Ok(Wanted::UserNamespace),
         "dir" => Ok(Wanted::Directory),
-        _ => Err(Refusal::usage(format!(
+        _ => Err(Refusal::own(format!(
             "ORBCTL_SIM_ISOLATION is '{word}'; it takes auto, root, userns or dir"
         ))),
     }
@@ -101,6 +101,7 @@ const DEFAULT_LATENCY: &[(&str, u64)] = &[
     ("import", 120),
     ("start-orbstack", 250),
     ("stop-orbstack", 250),
+    ("reset", 250),
 ];
 
 /// How long each command takes.
@@ -121,7 +122,7 @@ impl Latency {
             by_command: HashMap::new(),
         };
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let bad = || Refusal::usage(format!("ORBCTL_SIM_LATENCY: '{part}' is not understood"));
+            let bad = || Refusal::own(format!("ORBCTL_SIM_LATENCY: '{part}' is not understood"));
             if let Some((command, ms)) = part.split_once('=') {
                 let ms = ms.trim().parse().map_err(|_| bad())?;
                 latency.by_command.insert(command.trim().to_owned(), ms);

@@ -4,14 +4,14 @@
 //! lock held, does the work and shows the final state. Whatever it refuses, it leaves no machine
 //! half made.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Sim;
-use crate::args::{Order, Words, switch, value};
+use crate::args::{Program, Words};
 use crate::catalog;
+use crate::grammar::CREATE;
 use crate::guest;
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
@@ -24,7 +24,7 @@ pub(crate) enum Task {
     Start { machines: Vec<String> },
     Stop { machines: Vec<String> },
     Restart { machines: Vec<String> },
-    Delete { machines: Vec<String>, force: bool },
+    Delete { machines: Vec<String> },
     Rename { machine: String, name: String },
     Clone { source: String, name: String },
     Export { machine: String, file: PathBuf },
@@ -34,6 +34,8 @@ pub(crate) enum Task {
     RestartAll,
     StartOrbStack,
     StopOrbStack,
+    RestartOrbStack,
+    Reset,
 }
 
 /// What a machine is to be made from.
@@ -47,107 +49,47 @@ pub(crate) struct Creation {
     user_data: Option<PathBuf>,
 }
 
-/// Reads the words of a change, or finds that there is no such command.
-pub(crate) fn parse(name: &str, words: &[OsString]) -> Outcome<Task> {
-    let sorted = |known: &[_]| Words::sort(name, words, known, Order::Mixed);
-    let all = switch("all", Some(b'a'));
-    let force = switch("force", Some(b'f'));
-    match name {
-        "create" | "add" | "new" => parse_create(words),
-        "start" | "stop" | "restart" => {
-            let words = sorted(&[all, force])?;
-            let machines = words.rest_between(name, 0, usize::MAX)?;
-            Ok(match (name, words.has("all"), machines.is_empty()) {
-                ("start", true, _) => Task::StartAll,
-                ("stop", true, _) => Task::StopAll,
-                (_, true, _) => Task::RestartAll,
-                // With no name these mean OrbStack itself: everybody's machines.
-                ("start", false, true) => Task::StartOrbStack,
-                ("stop", false, true) => Task::StopOrbStack,
-                ("start", false, false) => Task::Start { machines },
-                ("stop", false, false) => Task::Stop { machines },
-                (_, false, true) => return Err(Refusal::usage("restart: which machine?")),
-                (_, false, false) => Task::Restart { machines },
-            })
-        }
-        "delete" | "rm" => {
-            let words = sorted(&[force])?;
-            let machines = words.rest_between(name, 1, usize::MAX)?;
-            Ok(Task::Delete {
-                machines,
-                force: words.has("force"),
-            })
-        }
-        "rename" => {
-            let [machine, name] = two(name, &sorted(&[])?)?;
-            Ok(Task::Rename { machine, name })
-        }
-        "clone" => {
-            let [source, name] = two(name, &sorted(&[])?)?;
-            Ok(Task::Clone { source, name })
-        }
-        "export" => {
-            let [machine, file] = two(name, &sorted(&[])?)?;
-            Ok(Task::Export {
-                machine,
-                file: file.into(),
-            })
-        }
-        "import" => {
-            let words = sorted(&[value("name", Some(b'n'))])?;
-            let file = words.rest_between(name, 1, 1)?.remove(0);
-            Ok(Task::Import {
-                file: file.into(),
-                name: words.text("name"),
-            })
-        }
-        _ => Err(Refusal::usage(format!("unknown command '{name}'"))),
+/// What the arguments of `start`, `stop` or `restart` ask for. Without a name they mean OrbStack itself: everybody's machines.
+pub(crate) fn read_power(name: &str, words: &Words) -> Task {
+    let machines = words.operands();
+    match (name, words.has("all"), machines.is_empty()) {
+        ("start", true, _) => Task::StartAll,
+        ("stop", true, _) => Task::StopAll,
+        (_, true, _) => Task::RestartAll,
+        ("start", false, true) => Task::StartOrbStack,
+        ("stop", false, true) => Task::StopOrbStack,
+        (_, false, true) => Task::RestartOrbStack,
+        ("start", false, false) => Task::Start { machines },
+        ("stop", false, false) => Task::Stop { machines },
+        (_, false, false) => Task::Restart { machines },
     }
 }
 
-fn two(command: &str, words: &Words) -> Outcome<[String; 2]> {
-    let mut words = words.rest_between(command, 2, 2)?.into_iter();
-    Ok([words.next().unwrap_or_default(), words.next().unwrap_or_default()])
-}
-
-fn parse_create(words: &[OsString]) -> Outcome<Task> {
-    let known = [
-        value("arch", Some(b'a')),
-        value("user", Some(b'u')),
-        switch("set-password", Some(b'p')),
-        value("user-data", Some(b'c')),
-        switch("isolated", None),
-        switch("isolate-network", None),
-        value("mount", None),
-        switch("forward-ssh-agent", None),
-        value("cpus", None),
-        value("memory", None),
-        value("disk", None),
-    ];
-    let words = Words::sort("create", words, &known, Order::Mixed)?;
-    let mut rest = words.rest_between("create", 1, 2)?.into_iter();
-    let image = rest.next().unwrap_or_default();
+/// What the arguments of `create` ask for.
+pub(crate) fn read_create(program: Program, words: &Words) -> Outcome<Task> {
+    let refuse = |error: String| CREATE.refuse(program, &error);
+    let image = words.operand(0);
     let (distro, version) = match image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
         None => (image, None),
     };
+    let name = words.operands().into_iter().nth(1);
     let bytes = |flag| match words.text(flag) {
         None => Ok(0),
-        Some(text) => size(&text)
-            .ok_or_else(|| Refusal::usage(format!("create: --{flag} takes 512M or 4G, not '{text}'"))),
+        Some(text) => size(&text).ok_or_else(|| refuse(format!("--{flag} takes 512M or 4G, not '{text}'"))),
     };
     let cpus = words
         .text("cpus")
         .map(|text| text.parse().map_err(|_| text))
         .transpose();
-    let cpus = cpus.map_err(|text| Refusal::usage(format!("create: --cpus takes a number, not '{text}'")));
+    let cpus = cpus.map_err(|text| refuse(format!("--cpus takes a number, not '{text}'")));
     let isolated = words.has("isolated");
     let mounts = words.texts("mount");
     if !mounts.is_empty() && !isolated {
-        return Err(Refusal::usage("create: --mount needs --isolated"));
+        return Err(refuse("--mount needs --isolated".to_owned()));
     }
     Ok(Task::Create(Creation {
-        name: rest.next().unwrap_or_else(|| distro.clone()),
+        name: name.unwrap_or_else(|| distro.clone()),
         distro,
         version,
         arch: words
@@ -197,6 +139,8 @@ impl Task {
             Task::Import { .. } => "import",
             Task::StartOrbStack => "start-orbstack",
             Task::StopOrbStack => "stop-orbstack",
+            Task::RestartOrbStack => "restart-orbstack",
+            Task::Reset => "reset",
         }
     }
 
@@ -207,19 +151,26 @@ impl Task {
             Task::Start { machines }
             | Task::Stop { machines }
             | Task::Restart { machines }
-            | Task::Delete { machines, .. } => machines.first().cloned(),
+            | Task::Delete { machines } => machines.first().cloned(),
             Task::Rename { machine, .. } | Task::Export { machine, .. } => Some(machine.clone()),
             Task::Clone { source, .. } => Some(source.clone()),
             Task::Import { name, .. } => name.clone(),
-            Task::StartAll | Task::StopAll | Task::RestartAll | Task::StartOrbStack | Task::StopOrbStack => {
-                None
-            }
+            Task::StartAll
+            | Task::StopAll
+            | Task::RestartAll
+            | Task::StartOrbStack
+            | Task::StopOrbStack
+            | Task::RestartOrbStack
+            | Task::Reset => None,
         }
     }
 
     /// Whether OrbStack is started for it.
     pub(crate) fn needs_service(&self) -> bool {
-        !matches!(self, Task::StartOrbStack | Task::StopOrbStack | Task::StopAll)
+        !matches!(
+            self,
+            Task::StartOrbStack | Task::StopOrbStack | Task::RestartOrbStack | Task::StopAll | Task::Reset
+        )
     }
 }
 
@@ -227,27 +178,53 @@ impl Task {
 pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
     match task {
         Task::Create(creation) => create(sim, creation)?,
-        Task::Start { machines } => each(machines, |machine| start(sim, machine))?,
-        Task::Stop { machines } => each(machines, |machine| stop(sim, machine))?,
-        Task::Restart { machines } => each(machines, |machine| restart(sim, machine))?,
-        Task::Delete { machines, .. } => each(machines, |machine| delete(sim, machine))?,
+        Task::Start { machines } => each(sim, "start", machines, start)?,
+        Task::Stop { machines } => each(sim, "stop", machines, stop)?,
+        Task::Restart { machines } => each(sim, "restart", machines, restart)?,
+        Task::Delete { machines } => each(sim, "delete", machines, delete)?,
         Task::Rename { machine, name } => rename(sim, machine, name)?,
         Task::Clone { source, name } => clone(sim, source, name)?,
         Task::Export { machine, file } => export(sim, machine, file)?,
         Task::Import { file, name } => import(sim, file, name.as_deref())?,
-        Task::StartAll => each(&ids(sim)?, |machine| start(sim, machine))?,
-        Task::StopAll => each(&ids(sim)?, |machine| stop(sim, machine))?,
-        Task::RestartAll => each(&ids(sim)?, |machine| restart(sim, machine))?,
+        Task::StartAll => each(sim, "start", &ids(sim)?, start)?,
+        Task::StopAll => each(sim, "stop", &ids(sim)?, stop)?,
+        Task::RestartAll => each(sim, "restart", &ids(sim)?, restart)?,
         Task::StartOrbStack => start_orbstack(sim)?,
         Task::StopOrbStack => stop_orbstack(sim)?,
+        Task::RestartOrbStack => {
+            stop_orbstack(sim)?;
+            start_orbstack(sim)?;
+        }
+        Task::Reset => reset(sim)?,
     }
     Ok(Reply::silent())
 }
 
-/// Does all of them and tells the first refusal.
-fn each(machines: &[String], act: impl Fn(&str) -> Outcome<()>) -> Outcome<()> {
-    let results: Vec<Outcome<()>> = machines.iter().map(|machine| act(machine)).collect();
-    results.into_iter().collect()
+/// Does all of them and gives the first refusal.
+fn each(
+    sim: &Sim<'_>,
+    operation: &'static str,
+    machines: &[String],
+    act: impl Fn(&Sim<'_>, &str) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut first = Ok(());
+    for machine in machines {
+        let result = if catalog::is_builtin(machine) {
+            pretend(sim, operation, machine);
+            Ok(())
+        } else {
+            act(sim, machine)
+        };
+        first = first.and(result);
+    }
+    first
+}
+
+/// What a change of `docker` or `k8s` does here: it takes its time.
+fn pretend(sim: &Sim<'_>, operation: &'static str, name: &str) {
+    sim.ledger.work_start(operation, name);
+    sim.settings.latency.pass(operation);
+    sim.ledger.work_end(operation, name, true);
 }
 
 fn ids(sim: &Sim<'_>) -> Outcome<Vec<String>> {
@@ -273,10 +250,7 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     /// Waits for the lock of an existing machine.
     fn take(sim: &'a Sim<'a>, operation: &'static str, target: &str) -> Outcome<Held<'a>> {
-        let missing = || Refusal::MachineNotFound {
-            operation: Some(operation),
-            machine: target.to_owned(),
-        };
+        let missing = || Refusal::MachineNotFound(target.to_owned());
         let id = sim.store.read()?.find(target).ok_or_else(missing)?.id.clone();
         let lock = sim.store.lock(&id)?;
         // The machine may have gone or changed while we waited.
@@ -417,7 +391,7 @@ impl Drop for Held<'_> {
 }
 
 fn vacant(inventory: &Inventory, operation: &'static str, name: &str) -> Outcome<()> {
-    if inventory.machines.iter().any(|machine| machine.name == name) {
+    if catalog::is_builtin(name) || inventory.machines.iter().any(|machine| machine.name == name) {
         return Err(Refusal::AlreadyExists {
             operation,
             machine: name.to_owned(),
@@ -631,6 +605,22 @@ fn stop_orbstack(sim: &Sim<'_>) -> Outcome<()> {
         held.done = true;
     }
     set_service(sim, ServiceState::Stopped)
+}
+
+/// Stops OrbStack and removes every machine and every setting.
+fn reset(sim: &Sim<'_>) -> Outcome<()> {
+    stop_orbstack(sim)?;
+    sim.settings.latency.pass("reset");
+    for id in ids(sim)? {
+        let mut held = Held::take(sim, "delete", &id)?;
+        held.remove()?;
+        held.done = true;
+    }
+    sim.store.change(|inventory| {
+        inventory.config.clear();
+        inventory.default = None;
+        Ok(())
+    })
 }
 
 fn set_service(sim: &Sim<'_>, service: ServiceState) -> Outcome<()> {

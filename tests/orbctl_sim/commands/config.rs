@@ -1,10 +1,12 @@
-//! `config show|get|set|reset`: OrbStack's settings and each machine's own.
+//! `config show|get|set|add|remove|reset`: OrbStack's settings and each machine's own.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::Sim;
-use crate::args::{Order, Words};
+use crate::args::Program;
+use crate::commands::Command;
+use crate::grammar::CONFIG;
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 use crate::state::{Inventory, Machine, MachineConfig};
@@ -16,6 +18,16 @@ pub(crate) enum ConfigCommand {
         key: String,
     },
     Set {
+        key: String,
+        value: String,
+    },
+    /// Adds to a list.
+    Add {
+        key: String,
+        value: String,
+    },
+    /// Removes from a list.
+    Remove {
         key: String,
         value: String,
     },
@@ -64,24 +76,54 @@ const MACHINE_KEYS: [&str; 10] = [
 ];
 
 /// Reads the words behind `config`.
-pub(crate) fn parse(words: &[OsString]) -> Outcome<ConfigCommand> {
-    let words = Words::sort("config", words, &[], Order::Mixed)?.rest_between("config", 1, 3)?;
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
-        ["show"] => Ok(ConfigCommand::Show),
-        ["get", key] => Ok(ConfigCommand::Get { key: key.to_owned() }),
-        ["set", key, value] => Ok(ConfigCommand::Set {
-            key: key.to_owned(),
-            value: value.to_owned(),
-        }),
-        ["reset"] => Ok(ConfigCommand::Reset { key: None }),
-        ["reset", key] => Ok(ConfigCommand::Reset {
-            key: Some(key.to_owned()),
-        }),
-        _ => Err(Refusal::usage(
-            "config: takes show, get KEY, set KEY VALUE or reset [KEY]",
-        )),
+pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
+    let Some((name, words)) = words.split_first() else {
+        return Ok(Command::Help(usage(program)));
+    };
+    let name = name.to_string_lossy();
+    if matches!(&*name, "-h" | "--help") {
+        return Ok(Command::Help(usage(program)));
     }
+    let full = format!("config {name}");
+    let Some(syntax) = CONFIG.iter().find(|syntax| syntax.name() == full) else {
+        let program_name = program.name();
+        return Err(Refusal::Usage(format!(
+            "Error: unknown command \"{name}\" for \"{program_name} config\"\n{}",
+            usage(program)
+        )));
+    };
+    let words = syntax.read(program, words)?;
+    if words.has("help") {
+        return Ok(Command::Help(syntax.usage(program)));
+    }
+    let mut operands = words.operands().into_iter();
+    let mut next = || operands.next().unwrap_or_default();
+    Ok(Command::Config(match &*name {
+        "show" => ConfigCommand::Show,
+        "get" => ConfigCommand::Get { key: next() },
+        "set" => ConfigCommand::Set {
+            key: next(),
+            value: next(),
+        },
+        "add" => ConfigCommand::Add {
+            key: next(),
+            value: next(),
+        },
+        "remove" => ConfigCommand::Remove {
+            key: next(),
+            value: next(),
+        },
+        _ => ConfigCommand::Reset { key: operands.next() },
+    }))
+}
+
+fn usage(program: Program) -> String {
+    let commands = CONFIG.iter().map(|syntax| ["\n  ", syntax.name()].concat());
+    format!(
+        "Usage:\n  {} config [command]\n\nAvailable Commands:{}",
+        program.name(),
+        commands.collect::<String>()
+    )
 }
 
 impl ConfigCommand {
@@ -89,7 +131,10 @@ impl ConfigCommand {
     pub(crate) fn machine(&self) -> Option<String> {
         match self {
             ConfigCommand::Show => None,
-            ConfigCommand::Get { key } | ConfigCommand::Set { key, .. } => split(key),
+            ConfigCommand::Get { key }
+            | ConfigCommand::Set { key, .. }
+            | ConfigCommand::Add { key, .. }
+            | ConfigCommand::Remove { key, .. } => split(key),
             ConfigCommand::Reset { key } => key.as_deref().and_then(split),
         }
         .map(|(machine, _)| machine.to_owned())
@@ -112,6 +157,16 @@ pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> 
         }
         ConfigCommand::Set { key, value } => sim.store.change(|inventory| {
             set(inventory, key, Some(value))?;
+            Ok(Reply::silent())
+        }),
+        ConfigCommand::Add { key, value } => sim.store.change(|inventory| {
+            mounts(inventory, key)?.push(value.clone());
+            Ok(Reply::silent())
+        }),
+        ConfigCommand::Remove { key, value } => sim.store.change(|inventory| {
+            let mounts = mounts(inventory, key)?;
+            let at = mounts.iter().position(|mount| mount == value);
+            mounts.remove(at.ok_or_else(|| invalid(key, value))?);
             Ok(Reply::silent())
         }),
         ConfigCommand::Reset { key: Some(key) } => sim.store.change(|inventory| {
@@ -173,6 +228,15 @@ fn set(inventory: &mut Inventory, key: &str, value: Option<&str>) -> Outcome<()>
         }
     }
     Ok(())
+}
+
+/// The list behind a key; `mounts` of a machine is the only key that holds one.
+fn mounts<'a>(inventory: &'a mut Inventory, key: &str) -> Outcome<&'a mut Vec<String>> {
+    let machine = split(key)
+        .filter(|(_, field)| *field == "mounts")
+        .and_then(|(name, _)| inventory.machines.iter_mut().find(|machine| machine.name == name));
+    let machine = machine.ok_or_else(|| unknown(key))?;
+    Ok(&mut machine.config.mounts)
 }
 
 /// Splits `machine.NAME.KEY`. A name may hold dots, a machine's keys hold none.

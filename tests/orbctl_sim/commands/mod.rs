@@ -10,9 +10,12 @@ mod run;
 mod transfer;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 
 use crate::Sim;
-use crate::args::{Order, Words, switch, value};
+use crate::args::{Program, Syntax};
+use crate::catalog;
+use crate::grammar::{self, RUN};
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 use crate::script::Trouble;
@@ -50,7 +53,14 @@ pub(crate) enum Command {
     Update {
         check: bool,
     },
-    Help,
+    Delete {
+        machines: Vec<String>,
+        force: bool,
+    },
+    Reset {
+        sure: bool,
+    },
+    Help(String),
 }
 
 /// The first word, for the ledger of an invocation that makes no sense.
@@ -61,107 +71,134 @@ pub(crate) fn first_word(words: &[OsString]) -> String {
         .unwrap_or_default()
 }
 
-/// The words of `orbctl` for words of `orb`, which takes the same ones, opens a shell without any, and runs what it does not know
-/// in the default machine, also behind flags of `run`.
-pub(crate) fn of_orb(mut words: Vec<OsString>) -> Vec<OsString> {
-    const KNOWN: [&str; 34] = [
-        "list",
-        "ls",
-        "info",
-        "status",
-        "version",
-        "--version",
-        "ssh",
-        "update",
-        "help",
-        "--help",
-        "-h",
-        "default",
-        "logs",
-        "config",
-        "run",
-        "shell",
-        "push",
-        "pull",
-        "create",
-        "add",
-        "new",
-        "start",
-        "stop",
-        "restart",
-        "delete",
-        "clone",
-        "rename",
-        "export",
-        "import",
-        "reset",
-        "doctor",
-        "top",
-        "report",
-        "login",
-    ];
-    let is_known = words
-        .first()
-        .and_then(|word| word.to_str())
-        .is_some_and(|word| KNOWN.contains(&word) || word.starts_with("sim-"));
-    if !is_known {
-        words.insert(0, "run".into());
+/// Reads the arguments of an invocation.
+pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
+    let Some((first, rest)) = words.split_first() else {
+        return match program {
+            Program::Orb => parse_run(program, words),
+            Program::Orbctl => Ok(Command::Help(HELP.to_owned())),
+        };
+    };
+    let name = first.to_string_lossy();
+    match &*name {
+        "--version" | "-V" => return Ok(Command::Version),
+        "help" | "--help" | "-h" => return Ok(help(program, rest)),
+        "config" => return config::parse(program, rest),
+        // `orb` runs it in a machine.
+        flag if flag.starts_with('-') => return parse_leading_flags(program, words),
+        _ => {}
     }
-    words
+    match (grammar::find(&name), program) {
+        (Some(syntax), _) => parse_as(program, syntax, rest),
+        (None, _) if grammar::is_not_played(&name) => {
+            Err(Refusal::own(format!("'{name}' is not played by the stand-in")))
+        }
+        (None, Program::Orb) => parse_run(program, words),
+        (None, Program::Orbctl) => Err(unknown(program, &name)),
+    }
 }
 
-/// Reads the words of an invocation.
-pub(crate) fn parse(words: &[OsString]) -> Outcome<Command> {
-    let Some((name, words)) = words.split_first() else {
-        return Ok(Command::Help);
-    };
-    let name = name.to_string_lossy();
-    let mixed = |known: &[_]| Words::sort(&name, words, known, Order::Mixed);
-    let format = value("format", Some(b'f'));
-    match &*name {
-        "list" | "ls" => {
-            let words = mixed(&[format, switch("quiet", Some(b'q')), switch("running", Some(b'r'))])?;
-            words.rest_between(&name, 0, 0)?;
-            Ok(Command::List(Listing {
-                format: Format::parse(words.text("format").as_deref())?,
-                quiet: words.has("quiet"),
-                running: words.has("running"),
-            }))
-        }
-        "info" => {
-            let words = mixed(&[format])?;
-            let machine = words.rest_between(&name, 1, 1)?.remove(0);
-            Ok(Command::Info {
-                machine,
-                format: Format::parse(words.text("format").as_deref())?,
-            })
-        }
-        "status" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Status),
-        "version" | "--version" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Version),
-        "ssh" => mixed(&[])?.rest_between(&name, 0, 0).map(|_| Command::Ssh),
-        "update" => Ok(Command::Update {
-            check: mixed(&[switch("check", None)])?.has("check"),
-        }),
-        "help" | "--help" | "-h" => Ok(Command::Help),
-        "default" => {
-            let machine = mixed(&[])?.rest_between(&name, 0, 1)?.pop();
-            Ok(Command::Default { machine })
-        }
-        "logs" => {
-            let words = mixed(&[switch("all", Some(b'a')), switch("follow", Some(b'f'))])?;
-            let machine = words.rest_between(&name, 1, 1)?.remove(0);
-            Ok(Command::Logs {
-                machine,
-                all: words.has("all"),
-                follow: words.has("follow"),
-            })
-        }
-        "config" => config::parse(words).map(Command::Config),
-        "run" | "shell" => run::parse(words).map(Command::Run),
-        "push" => transfer::parse(Direction::Push, words).map(Command::Transfer),
-        "pull" => transfer::parse(Direction::Pull, words).map(Command::Transfer),
-        _ => change::parse(&name, words).map(Command::Change),
+/// Reads flags of `run` that stand before the command they belong to.
+fn parse_leading_flags(program: Program, words: &[OsString]) -> Outcome<Command> {
+    let behind = RUN.split(program, words)?.rest;
+    let (flags, _) = words.split_at(words.len() - behind.len());
+    let first = behind
+        .first()
+        .map(|word| word.to_string_lossy())
+        .unwrap_or_default();
+    let syntax = grammar::find(&first).filter(|_| grammar::TAKES_LEADING_FLAGS.contains(&&*first));
+    match (syntax, program) {
+        (Some(syntax), _) => parse_as(program, syntax, &[flags, &behind[1..]].concat()),
+        (None, Program::Orb) => parse_run(program, words),
+        (None, Program::Orbctl) => Err(unknown(program, &first)),
     }
+}
+
+fn parse_run(program: Program, words: &[OsString]) -> Outcome<Command> {
+    parse_as(program, &RUN, words)
+}
+
+fn parse_as(program: Program, syntax: &Syntax, words: &[OsString]) -> Outcome<Command> {
+    let words = syntax.read(program, words)?;
+    if words.has("help") {
+        return Ok(Command::Help(syntax.usage(program)));
+    }
+    let format = || {
+        let word = words.text("format");
+        Format::named(word.as_deref()).ok_or_else(|| {
+            let word = word.clone().unwrap_or_default();
+            syntax.refuse(program, &format!("unknown format '{word}'"))
+        })
+    };
+    Ok(match syntax.name() {
+        "list" => Command::List(Listing {
+            format: format()?,
+            quiet: words.has("quiet"),
+            running: words.has("running"),
+        }),
+        "info" => Command::Info {
+            machine: words.operand(0),
+            format: format()?,
+        },
+        "status" => Command::Status,
+        "version" => Command::Version,
+        "ssh" => Command::Ssh,
+        "update" => Command::Update {
+            check: words.has("check"),
+        },
+        "default" => Command::Default {
+            machine: words.operands().pop(),
+        },
+        "logs" => Command::Logs {
+            machine: words.operand(0),
+            all: words.has("all"),
+            follow: words.has("follow"),
+        },
+        "run" => Command::Run(run::read(words)),
+        "push" => Command::Transfer(transfer::read(Direction::Push, words)),
+        "pull" => Command::Transfer(transfer::read(Direction::Pull, words)),
+        "delete" => Command::Delete {
+            machines: words.operands(),
+            force: words.has("force"),
+        },
+        "reset" => Command::Reset {
+            sure: words.has("yes"),
+        },
+        "create" => Command::Change(change::read_create(program, &words)?),
+        "rename" => Command::Change(Task::Rename {
+            machine: words.operand(0),
+            name: words.operand(1),
+        }),
+        "clone" => Command::Change(Task::Clone {
+            source: words.operand(0),
+            name: words.operand(1),
+        }),
+        "export" => Command::Change(Task::Export {
+            machine: words.operand(0),
+            file: words.operand(1).into(),
+        }),
+        "import" => Command::Change(Task::Import {
+            file: words.operand(0).into(),
+            name: words.text("name"),
+        }),
+        "shutdown" => Command::Change(Task::StopOrbStack),
+        power => Command::Change(change::read_power(power, &words)),
+    })
+}
+
+/// `help`, alone or with the name of a command.
+fn help(program: Program, words: &[OsString]) -> Command {
+    let name = words.first().map(|word| word.to_string_lossy());
+    let syntax = name.and_then(|name| grammar::find(&name));
+    Command::Help(syntax.map_or_else(|| HELP.to_owned(), |syntax| syntax.usage(program)))
+}
+
+fn unknown(program: Program, name: &str) -> Refusal {
+    let program = program.name();
+    Refusal::Usage(format!(
+        "Error: unknown command \"{name}\" for \"{program}\"\nUsage:\n  {program} [command]\n\n\
+         Flags:\n  -h, --help   help for {program}"
+    ))
 }
 
 impl Command {
@@ -180,7 +217,9 @@ impl Command {
             Command::Run(_) => "run",
             Command::Transfer(transfer) => transfer.direction.name(),
             Command::Update { .. } => "update",
-            Command::Help => "help",
+            Command::Delete { .. } => "delete",
+            Command::Reset { .. } => "reset",
+            Command::Help(_) => "help",
         }
     }
 
@@ -190,6 +229,7 @@ impl Command {
             Command::Info { machine, .. } | Command::Logs { machine, .. } => Some(machine.clone()),
             Command::Default { machine } => machine.clone(),
             Command::Config(config) => config.machine(),
+            Command::Delete { machines, .. } => machines.first().cloned(),
             Command::Change(task) => task.machine(),
             Command::Run(run) => run.machine.clone(),
             Command::Transfer(transfer) => transfer.machine.clone(),
@@ -202,7 +242,8 @@ impl Command {
         match self {
             Command::Status
             | Command::Version
-            | Command::Help
+            | Command::Help(_)
+            | Command::Reset { .. }
             | Command::Update { .. }
             | Command::Config(_) => false,
             Command::Change(task) => task.needs_service(),
@@ -223,12 +264,13 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
         Command::Logs { machine, all, follow } => query::logs(sim, &machine, all, follow),
         Command::Ssh => Ok(query::ssh(sim)),
         Command::Config(config) => config::execute(sim, &config),
-        Command::Change(Task::Delete { machines, force }) => delete(sim, machines, force, troubles),
+        Command::Delete { machines, force } => delete(sim, machines, force, troubles),
+        Command::Reset { sure } => reset(sim, sure, troubles),
         Command::Change(task) => service::hand_over(sim, task, troubles),
         Command::Run(run) => run::execute(sim, run),
         Command::Transfer(transfer) => transfer::execute(sim, &transfer),
         Command::Update { check } => Ok(query::update(check)),
-        Command::Help => Ok(Reply::text(HELP)),
+        Command::Help(text) => Ok(Reply::text(text + "\n")),
     });
     Reply::from(result)
 }
@@ -241,22 +283,49 @@ fn wake(sim: &Sim<'_>, wanted: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// `delete` takes names only; given an id, version 2.2.3 crashes.
+/// `delete` takes names only; given an id, version 2.2.3 crashes. It asks unless `force` is set.
 fn delete(sim: &Sim<'_>, machines: Vec<String>, force: bool, troubles: &[Trouble]) -> Outcome<Reply> {
     let inventory = sim.store.read()?;
-    let by_id = |name: &String| {
-        inventory
-            .find(name)
-            .is_some_and(|machine| machine.id == *name && machine.name != *name)
-    };
-    if machines.iter().any(by_id) {
-        return Ok(trouble::nil_pointer());
+    for name in &machines {
+        match inventory.find(name) {
+            Some(machine) if machine.name != *name => return Ok(trouble::nil_pointer()),
+            None if !catalog::is_builtin(name) => return Err(Refusal::MachineNotFound(name.clone())),
+            _ => {}
+        }
     }
-    service::hand_over(sim, Task::Delete { machines, force }, troubles)
+    let names: String = machines.iter().map(|name| ["  ", name, "\n"].concat()).collect();
+    let question = format!(
+        "WARNING: This will PERMANENTLY DELETE ALL DATA in the following machines:\n\
+         {names}You cannot undo this action.\n\nContinue [y/N]? "
+    );
+    if force || is_confirmed(&question)? {
+        service::hand_over(sim, Task::Delete { machines }, troubles)
+    } else {
+        Ok(Reply::exit(1))
+    }
+}
+
+/// `reset` asks unless `sure` is set. The question is the one recorded of 2.0.5.
+fn reset(sim: &Sim<'_>, sure: bool, troubles: &[Trouble]) -> Outcome<Reply> {
+    const QUESTION: &str = "WARNING: This will PERMANENTLY DELETE ALL DOCKER AND LINUX DATA!\n\
+        This cannot be undone.\n\nAre you sure you want to continue [y/N]? ";
+    if sure || is_confirmed(QUESTION)? {
+        service::hand_over(sim, Task::Reset, troubles)
+    } else {
+        Ok(Reply::exit(1))
+    }
+}
+
+/// Asks on stderr and reads a line of stdin, terminal or not.
+fn is_confirmed(question: &str) -> Outcome<bool> {
+    io::stderr().write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// The machine that a command in a machine goes to: the one named, else the default one.
-fn chosen(inventory: &Inventory, named: Option<&str>, operation: &'static str) -> Outcome<Machine> {
+fn chosen(inventory: &Inventory, named: Option<&str>) -> Outcome<Machine> {
     let name = match named.or(inventory.default.as_deref()) {
         Some(name) => name.to_owned(),
         None => match inventory.machines.first() {
@@ -265,16 +334,12 @@ fn chosen(inventory: &Inventory, named: Option<&str>, operation: &'static str) -
         },
     };
     let found = inventory.find(&name).cloned();
-    found.ok_or(Refusal::MachineNotFound {
-        operation: Some(operation),
-        machine: name,
-    })
+    found.ok_or(Refusal::MachineNotFound(name))
 }
 
 const HELP: &str = "orbctl-sim stands in for OrbStack's orbctl; docs/orbctl-sim.md is its manual.
 
 machines   list info create start stop restart delete clone rename export import default logs
 inside     run push pull ssh
-OrbStack   status version start stop config update
-its own    sim-ledger sim-cleanup
-";
+OrbStack   status version start stop restart shutdown reset config update
+its own    sim-ledger sim-cleanup";

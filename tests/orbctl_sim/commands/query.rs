@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Sim;
+use crate::catalog;
 use crate::refusal::{Outcome, Refusal};
 use crate::render::{self, Shape};
 use crate::reply::Reply;
@@ -20,12 +21,12 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Reads the value of `--format`.
-    pub(crate) fn parse(word: Option<&str>) -> Outcome<Format> {
+    /// The format with this name.
+    pub(crate) fn named(word: Option<&str>) -> Option<Format> {
         match word {
-            None | Some("text") => Ok(Format::Text),
-            Some("json") => Ok(Format::Json),
-            Some(word) => Err(Refusal::usage(format!("unknown format '{word}'"))),
+            None | Some("text") => Some(Format::Text),
+            Some("json") => Some(Format::Json),
+            Some(_) => None,
         }
     }
 }
@@ -63,10 +64,9 @@ pub(crate) fn info(sim: &Sim<'_>, target: &str, format: Format, troubles: &[Trou
     sim.settings.latency.pass_half("info");
     let inventory = sim.store.read()?;
     sim.settings.latency.pass_half("info");
-    let machine = inventory.find(target).ok_or_else(|| Refusal::MachineNotFound {
-        operation: None,
-        machine: target.to_owned(),
-    })?;
+    let machine = inventory
+        .find(target)
+        .ok_or_else(|| Refusal::MachineNotFound(target.to_owned()))?;
     let shape = Shape::new(troubles);
     Ok(Reply::text(match format {
         Format::Text => render::info_text(machine, shape),
@@ -111,10 +111,7 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
             None
         } else {
             let found = inventory.find(&machine).map(|found| found.name.clone());
-            Some(found.ok_or_else(|| Refusal::MachineNotFound {
-                operation: Some("set default"),
-                machine: machine.clone(),
-            })?)
+            Some(found.ok_or_else(|| Refusal::MachineNotFound(machine.clone()))?)
         };
         Ok(Reply::silent())
     })
@@ -127,10 +124,13 @@ const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool, follow: bool) -> Outcome<Reply> {
     sim.settings.latency.pass("logs");
     let inventory = sim.store.read()?;
-    let machine = inventory.find(target).ok_or_else(|| Refusal::MachineNotFound {
-        operation: Some("logs"),
-        machine: target.to_owned(),
-    })?;
+    let machine = match inventory.find(target) {
+        Some(machine) => machine,
+        None if catalog::is_builtin(target) => {
+            return Ok(Reply::text(format!("orbctl-sim: {target}: nothing runs here\n")));
+        }
+        None => return Err(Refusal::MachineNotFound(target.to_owned())),
+    };
     let console = sim.store.machine_folder(&machine.id).join("console.log");
     let service = all.then(|| fs::read(sim.store.home().join("service.log")).unwrap_or_default());
     if follow {

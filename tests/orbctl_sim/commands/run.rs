@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::Sim;
-use crate::args::{Order, Words, switch, value};
+use crate::args::Words;
 use crate::commands::change::Task;
 use crate::commands::chosen;
 use crate::guest::exec::{self, GuestCommand};
@@ -20,19 +20,9 @@ pub(crate) struct RunCommand {
     command: GuestCommand,
 }
 
-/// Reads the words behind `run`. Flags end at the first word that is none; what follows belongs
-/// to the command, however it looks.
-pub(crate) fn parse(words: &[OsString]) -> Outcome<RunCommand> {
-    let known = [
-        value("machine", Some(b'm')),
-        value("user", Some(b'u')),
-        value("workdir", Some(b'w')),
-        switch("shell", Some(b's')),
-        switch("path", Some(b'p')),
-        value("env", Some(b'e')),
-    ];
-    let words = Words::sort("run", words, &known, Order::FlagsFirst)?;
-    Ok(RunCommand {
+/// What the arguments of `run` ask for. Flags end at the first operand; what follows belongs to the command, however it looks.
+pub(crate) fn read(words: Words) -> RunCommand {
+    RunCommand {
         machine: words.text("machine"),
         command: GuestCommand {
             user: words.text("user"),
@@ -42,12 +32,12 @@ pub(crate) fn parse(words: &[OsString]) -> Outcome<RunCommand> {
             words: words.rest,
             ..GuestCommand::default()
         },
-    })
+    }
 }
 
 /// Runs the command and gives its exit code.
 pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
-    let machine = awake(sim, run.machine.as_deref(), "run")?;
+    let machine = awake(sim, run.machine.as_deref())?;
     sim.settings.latency.pass("run");
     let exit = exec::run(sim, &machine, run.command);
     exit.map(Reply::exit)
@@ -55,8 +45,8 @@ pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
 }
 
 /// The machine that is meant, running; a stopped one is started, as on the real tool.
-pub(crate) fn awake(sim: &Sim<'_>, named: Option<&str>, operation: &'static str) -> Outcome<Machine> {
-    let machine = chosen(&sim.store.read()?, named, operation)?;
+pub(crate) fn awake(sim: &Sim<'_>, named: Option<&str>) -> Outcome<Machine> {
+    let machine = chosen(&sim.store.read()?, named)?;
     if machine.state == MachineState::Running && is_alive(&machine) {
         return Ok(machine);
     }
@@ -66,9 +56,6 @@ pub(crate) fn awake(sim: &Sim<'_>, named: Option<&str>, operation: &'static str)
             machines: vec![machine.id.clone()],
         },
     )?;
-    let machine = sim.store.read()?.find(&machine.id).cloned();
-    machine.ok_or_else(|| Refusal::MachineNotFound {
-        operation: Some(operation),
-        machine: named.unwrap_or_default().to_owned(),
-    })
+    let started = sim.store.read()?.find(&machine.id).cloned();
+    started.ok_or(Refusal::MachineNotFound(machine.name))
 }

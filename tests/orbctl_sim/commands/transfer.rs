@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use crate::Sim;
-use crate::args::{Order, Words, value};
+use crate::args::Words;
 use crate::commands::run::awake;
 use crate::guest::exec::{self, GuestCommand};
 use crate::refusal::{Outcome, Refusal};
@@ -66,28 +66,25 @@ rm -rf -- "$folder"
 exit $code
 "#;
 
-/// Reads the words behind `push` or `pull`. The last of several is the target.
-pub(crate) fn parse(direction: Direction, words: &[OsString]) -> Outcome<Transfer> {
-    let name = direction.name();
-    let mut words = Words::sort(name, words, &[value("machine", Some(b'm'))], Order::Mixed)?;
-    words.rest_between(name, 1, usize::MAX)?;
+/// What the arguments of `push` or `pull` ask for. The last of several operands is the target.
+pub(crate) fn read(direction: Direction, mut words: Words) -> Transfer {
     let target = if words.rest.len() > 1 {
         words.rest.pop()
     } else {
         None
     };
-    Ok(Transfer {
+    Transfer {
         direction,
         machine: words.text("machine"),
         target: target.unwrap_or_else(|| OsString::from(".")),
         sources: words.rest,
-    })
+    }
 }
 
 /// Moves the files.
 pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
     let name = transfer.direction.name();
-    let machine = awake(sim, transfer.machine.as_deref(), name)?;
+    let machine = awake(sim, transfer.machine.as_deref())?;
     sim.settings.latency.pass(name);
     let send = script(SEND, transfer.sources.iter());
     let receive = script(
