@@ -5,6 +5,8 @@
 use std::fmt;
 use std::io;
 
+use crate::state::MachineState;
+
 /// A refusal: one line on stderr, nothing on stdout, exit code 1.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -23,6 +25,15 @@ pub(crate) enum Refusal {
     },
     /// The service failed before it came to any machine.
     Whole(String),
+    /// The machine's state does not allow the change. Without a way the change leaves the state as it is.
+    Transition {
+        state: MachineState,
+        way: Option<MachineState>,
+    },
+    /// OrbStack was stopped while it worked.
+    ServiceGone,
+    /// OrbStack was started, but the client gave up waiting. Recorded without a code (gh#2531).
+    StartTimedOut,
     /// There is no machine at all to run a command in.
     NoMachines,
     /// What the service has already said, word for word.
@@ -71,6 +82,18 @@ impl fmt::Display for Refusal {
             } => {
                 write!(f, "[-32098] {operation} '{machine}': {cause}")
             }
+            Refusal::Transition {
+                state,
+                way: Some(way),
+            } => {
+                let (state, way) = (state.word(), way.word());
+                write!(f, "[-32098] cannot transition from {state} to {way}")
+            }
+            Refusal::Transition { state, way: None } => {
+                write!(f, "[-32098] machine is {}", state.word())
+            }
+            Refusal::StartTimedOut => f.write_str("start VM: timed out waiting for VM to start"),
+            Refusal::ServiceGone => f.write_str("unexpected EOF"),
             Refusal::Whole(cause) => write!(f, "[-32098] {cause}"),
             Refusal::NoMachines => f.write_str(NO_MACHINES),
             Refusal::Told(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),

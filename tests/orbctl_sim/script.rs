@@ -81,6 +81,8 @@ pub(crate) enum Kind {
     UnknownKeys,
     UnknownState,
     Starting,
+    StartTimesOut,
+    EmptyList,
     ListHalf,
     Grandchild,
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::env;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::refusal::{Outcome, Refusal};
 
@@ -90,7 +90,9 @@ const DEFAULT_LATENCY: &[(&str, u64)] = &[
     ("run", 25),
     ("push", 30),
     ("pull", 30),
-    ("create", 1500),
+    // Until the machine runs; its initial set-up follows.
+    ("create", 1100),
+    ("setup", 400),
     ("start", 300),
     ("stop", 200),
     ("restart", 500),
@@ -103,6 +105,9 @@ const DEFAULT_LATENCY: &[(&str, u64)] = &[
     ("stop-orbstack", 250),
     ("reset", 250),
 ];
+
+/// How long a change works on before it notices that its machine or OrbStack was stopped.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long each command takes.
 #[derive(Debug)]
@@ -155,6 +160,19 @@ impl Latency {
     /// Sleeps the whole latency of `command`.
     pub(crate) fn pass(&self, command: &str) {
         pause(self.of(command));
+    }
+
+    /// Sleeps the whole latency of `command` as long as `holds`, which is looked at again and again. Says whether it held to the end.
+    pub(crate) fn pass_while(&self, command: &str, mut holds: impl FnMut() -> bool) -> bool {
+        let end = Instant::now() + self.of(command);
+        while holds() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            pause(left.min(LOOK_AGAIN));
+        }
+        false
     }
 
     /// Sleeps half of it. A query looks at the state between its two halves, so an answer can be

@@ -8,9 +8,9 @@
 //! <home>/machines/<id>/        the machine's files; see `guest`
 //! ```
 //!
-//! The state lock is never held while time passes, so two creates overlap; a machine's own lock
-//! is, so two changes of one machine follow each other. Readers take no lock at all: a rename
-//! shows them the old inventory or the new one.
+//! The state lock is never held while time passes, so two creates overlap; a machine's own lock is, so no two changes work on one
+//! machine. Its state is changed under the state lock when its own lock is taken, so a second change sees both. Readers take no lock at
+//! all: a rename shows them the old inventory or the new one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -31,6 +31,9 @@ pub(crate) struct Inventory {
     /// Keys that `config set` has changed; the rest have their defaults.
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) machines: Vec<Machine>,
+    /// How often OrbStack was stopped; what works on a machine notices it by this.
+    #[serde(default)]
+    pub(crate) stops: u64,
 }
 
 /// What `status` says.
@@ -58,18 +61,23 @@ pub(crate) struct Machine {
     pub(crate) disk_size: u64,
     /// The first process of an isolated machine, as the host sees it.
     pub(crate) resident: Option<Resident>,
+    /// How often it was booted; the initial set-up notices a restart by this.
+    #[serde(default)]
+    pub(crate) boots: u64,
     /// Running when OrbStack was stopped, so to be started with it.
     #[serde(default)]
     pub(crate) starts_with_service: bool,
 }
 
-/// The state word of a machine. Only the first two are recorded of the real tool.
+/// The state word of a machine. `running`, `stopped` and `provisioning` (gh#1973) are recorded in lists; `creating`, `starting` and
+/// `deleting` in refused transitions (gh#1410, gh#364).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MachineState {
     Running,
     Stopped,
     Creating,
+    Provisioning,
     Starting,
     Stopping,
     Deleting,
@@ -82,6 +90,7 @@ impl MachineState {
             MachineState::Running => "running",
             MachineState::Stopped => "stopped",
             MachineState::Creating => "creating",
+            MachineState::Provisioning => "provisioning",
             MachineState::Starting => "starting",
             MachineState::Stopping => "stopping",
             MachineState::Deleting => "deleting",
@@ -217,12 +226,7 @@ impl Store {
 
     /// Waits for a named lock.
     pub(crate) fn lock(&self, name: &str) -> Outcome<Lock> {
-        let path = self.home.join("locks").join(name);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)?;
+        let file = self.lock_file(name)?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Lock(file)),
@@ -230,6 +234,24 @@ impl Store {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Takes a named lock, or None while another process has it.
+    pub(crate) fn try_lock(&self, name: &str) -> Outcome<Option<Lock>> {
+        let file = self.lock_file(name)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lock_file(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.home.join("locks").join(name))
     }
 
     /// Forgets the lock of a machine that is gone. Its id is never used again.

@@ -1,8 +1,7 @@
 //! Changes: read from words by the client, carried out by the service's worker.
 //!
-//! A worker takes the machine's lock, shows the busy state, lets the time pass with only that
-//! lock held, does the work and shows the final state. Whatever it refuses, it leaves no machine
-//! half made.
+//! A worker takes the machine (see `held`), lets the time pass, does the work and shows the final state. A change that fails leaves no
+//! machine half made (gh#2653).
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::Sim;
 use crate::args::{Program, Words};
 use crate::catalog;
+use crate::commands::held::{Held, vacant};
 use crate::grammar::CREATE;
 use crate::guest;
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
-use crate::state::{Image, Inventory, Lock, Machine, MachineConfig, MachineState, ServiceState};
+use crate::state::{MachineConfig, MachineState, ServiceState};
 
 /// A change, as the client hands it to the worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,9 +186,12 @@ pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
         Task::Clone { source, name } => clone(sim, source, name)?,
         Task::Export { machine, file } => export(sim, machine, file)?,
         Task::Import { file, name } => import(sim, file, name.as_deref())?,
-        Task::StartAll => each(sim, "start", &ids(sim)?, start)?,
-        Task::StopAll => each(sim, "stop", &ids(sim)?, stop)?,
-        Task::RestartAll => each(sim, "restart", &ids(sim)?, restart)?,
+        Task::StartAll => each(sim, "start", &ids(sim, &[MachineState::Stopped])?, start)?,
+        Task::StopAll => each(sim, "stop", &ids(sim, &[MachineState::Running])?, stop)?,
+        Task::RestartAll => {
+            let settled = [MachineState::Running, MachineState::Stopped];
+            each(sim, "restart", &ids(sim, &settled)?, restart)?;
+        }
         Task::StartOrbStack => start_orbstack(sim)?,
         Task::StopOrbStack => stop_orbstack(sim)?,
         Task::RestartOrbStack => {
@@ -227,177 +230,11 @@ fn pretend(sim: &Sim<'_>, operation: &'static str, name: &str) {
     sim.ledger.work_end(operation, name, true);
 }
 
-fn ids(sim: &Sim<'_>) -> Outcome<Vec<String>> {
-    Ok(sim
-        .store
-        .read()?
-        .machines
-        .iter()
-        .map(|machine| machine.id.clone())
-        .collect())
-}
-
-/// A machine with its lock: nobody else changes it while this lives. The ledger's work lines
-/// enclose exactly that time.
-struct Held<'a> {
-    sim: &'a Sim<'a>,
-    operation: &'static str,
-    machine: Machine,
-    done: bool,
-    lock: Option<Lock>,
-}
-
-impl<'a> Held<'a> {
-    /// Waits for the lock of an existing machine.
-    fn take(sim: &'a Sim<'a>, operation: &'static str, target: &str) -> Outcome<Held<'a>> {
-        let missing = || Refusal::MachineNotFound(target.to_owned());
-        let id = sim.store.read()?.find(target).ok_or_else(missing)?.id.clone();
-        let lock = sim.store.lock(&id)?;
-        // The machine may have gone or changed while we waited.
-        let machine = sim.store.read()?.find(&id).cloned().ok_or_else(missing)?;
-        Ok(Held::new(sim, operation, machine, lock))
-    }
-
-    /// Adds a new machine to the inventory, already locked.
-    fn make(
-        sim: &'a Sim<'a>,
-        operation: &'static str,
-        name: &str,
-        fill: impl FnOnce(&mut Machine) -> Outcome<()>,
-    ) -> Outcome<Held<'a>> {
-        if !catalog::is_machine_name(name) {
-            return Err(Refusal::service(
-                operation,
-                name,
-                format!("invalid machine name: '{name}'"),
-            ));
-        }
-        let id = catalog::new_id()?;
-        let lock = sim.store.lock(&id)?;
-        let machine = sim.store.change(|inventory| {
-            vacant(inventory, operation, name)?;
-            let address = inventory
-                .free_address()
-                .ok_or_else(|| Refusal::service(operation, name, "no address is left in the subnet"))?;
-            let mut machine = Machine {
-                disk_size: 0,
-                id: id.clone(),
-                name: name.to_owned(),
-                state: MachineState::Creating,
-                image: Image {
-                    distro: String::new(),
-                    version: String::new(),
-                    arch: String::new(),
-                    variant: "default".to_owned(),
-                },
-                config: MachineConfig::default(),
-                isolation: guest::Isolation::Dir,
-                address,
-                resident: None,
-                starts_with_service: false,
-            };
-            fill(&mut machine)?;
-            inventory.machines.push(machine.clone());
-            Ok(machine)
-        })?;
-        Ok(Held::new(sim, operation, machine, lock))
-    }
-
-    fn new(sim: &'a Sim<'a>, operation: &'static str, machine: Machine, lock: Lock) -> Held<'a> {
-        sim.ledger.work_start(operation, &machine.name);
-        Held {
-            sim,
-            operation,
-            machine,
-            done: false,
-            lock: Some(lock),
-        }
-    }
-
-    /// Shows a state, here and in the inventory.
-    fn show(&mut self, state: MachineState) -> Outcome<()> {
-        self.machine.state = state;
-        let machine = &self.machine;
-        self.sim.store.change_machine(&machine.id, |stored| {
-            stored.state = machine.state;
-            stored.resident = machine.resident;
-            stored.starts_with_service = machine.starts_with_service;
-        })
-    }
-
-    /// Boots the machine and shows it running, or stopped again when that fails.
-    fn boot(&mut self) -> Outcome<()> {
-        match guest::boot(self.sim, &self.machine) {
-            Ok(resident) => {
-                self.machine.resident = resident;
-                self.machine.starts_with_service = false;
-                self.show(MachineState::Running)
-            }
-            Err(error) => {
-                self.show(MachineState::Stopped)?;
-                Err(Refusal::service(
-                    self.operation,
-                    &self.machine.name,
-                    format!("setup: {error:#}"),
-                ))
-            }
-        }
-    }
-
-    /// Ends everything in the machine and shows it stopped.
-    fn halt(&mut self) -> Outcome<()> {
-        guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
-        self.machine.resident = None;
-        self.show(MachineState::Stopped)
-    }
-
-    /// Takes the machine and its files away.
-    fn remove(&self) -> Outcome<()> {
-        guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
-        guest::remove(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
-        self.sim.store.change(|inventory| {
-            inventory.machines.retain(|machine| machine.id != self.machine.id);
-            if inventory.default.as_deref() == Some(&self.machine.name) {
-                inventory.default = None;
-            }
-            Ok(())
-        })?;
-        self.sim.store.remove_lock(&self.machine.id);
-        Ok(())
-    }
-
-    fn refuse(&self, cause: impl std::fmt::Display) -> Refusal {
-        Refusal::service(self.operation, &self.machine.name, cause)
-    }
-
-    fn pass_time(&self) {
-        self.sim.settings.latency.pass(self.operation);
-    }
-
-    fn is_running(&self) -> bool {
-        self.machine.state == MachineState::Running && guest::is_alive(&self.machine)
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        // The line is written while the lock is still held, so the work of the next one on this
-        // machine begins below it.
-        self.sim
-            .ledger
-            .work_end(self.operation, &self.machine.name, self.done);
-        drop(self.lock.take());
-    }
-}
-
-fn vacant(inventory: &Inventory, operation: &'static str, name: &str) -> Outcome<()> {
-    if catalog::is_builtin(name) || inventory.machines.iter().any(|machine| machine.name == name) {
-        return Err(Refusal::AlreadyExists {
-            operation,
-            machine: name.to_owned(),
-        });
-    }
-    Ok(())
+/// The ids of the machines in one of these states.
+fn ids(sim: &Sim<'_>, states: &[MachineState]) -> Outcome<Vec<String>> {
+    let machines = sim.store.read()?.machines.into_iter();
+    let wanted = machines.filter(|machine| states.contains(&machine.state));
+    Ok(wanted.map(|machine| machine.id).collect())
 }
 
 fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
@@ -414,7 +251,7 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
     }
     let isolation =
         guest::settle(sim.settings.isolation).map_err(|cause| refuse(format!("setup: {cause:#}")))?;
-    let mut held = Held::make(sim, "create", name, |machine| {
+    let mut held = Held::make(sim, "create", name, MachineState::Creating, |machine| {
         machine.image.distro = distro;
         machine.image.version = version;
         machine.image.arch.clone_from(&creation.arch);
@@ -430,11 +267,13 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
         Ok(())
     })?;
     let made = guest::prepare(sim, &held.machine).map_err(|error| held.refuse(error));
-    held.pass_time();
+    // OrbStack that stops leaves the machine as it is: it can be neither started nor deleted (gh#2013).
+    held.pass_time_in_service()?;
     if let Err(refusal) = made.and_then(|()| held.boot()) {
         held.remove()?;
         return Err(refusal);
     }
+    held.set_up()?;
     sim.store.change(|inventory| {
         inventory.default.get_or_insert_with(|| name.clone());
         Ok(())
@@ -445,9 +284,8 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
 
 /// Starts a machine; one that runs is left alone. Also how `run` wakes a stopped machine.
 fn start(sim: &Sim<'_>, target: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, "start", target)?;
-    if !held.is_running() {
-        held.show(MachineState::Starting)?;
+    let mut held = Held::take(sim, "start", target, Some(MachineState::Starting))?;
+    if held.machine.state == MachineState::Starting {
         held.pass_time();
         held.boot()?;
     }
@@ -456,9 +294,8 @@ fn start(sim: &Sim<'_>, target: &str) -> Outcome<()> {
 }
 
 fn stop(sim: &Sim<'_>, target: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, "stop", target)?;
-    if held.machine.state != MachineState::Stopped {
-        held.show(MachineState::Stopping)?;
+    let mut held = Held::take(sim, "stop", target, Some(MachineState::Stopping))?;
+    if held.machine.state == MachineState::Stopping {
         held.pass_time();
         held.halt()?;
     }
@@ -467,8 +304,7 @@ fn stop(sim: &Sim<'_>, target: &str) -> Outcome<()> {
 }
 
 fn restart(sim: &Sim<'_>, target: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, "restart", target)?;
-    held.show(MachineState::Stopping)?;
+    let mut held = Held::take(sim, "restart", target, Some(MachineState::Stopping))?;
     held.halt()?;
     held.show(MachineState::Starting)?;
     held.pass_time();
@@ -478,8 +314,7 @@ fn restart(sim: &Sim<'_>, target: &str) -> Outcome<()> {
 }
 
 fn delete(sim: &Sim<'_>, target: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, "delete", target)?;
-    held.show(MachineState::Deleting)?;
+    let mut held = Held::take(sim, "delete", target, Some(MachineState::Deleting))?;
     held.pass_time();
     held.remove()?;
     held.done = true;
@@ -487,13 +322,13 @@ fn delete(sim: &Sim<'_>, target: &str) -> Outcome<()> {
 }
 
 fn rename(sim: &Sim<'_>, target: &str, name: &str) -> Outcome<()> {
-    let mut held = Held::take(sim, "rename", target)?;
+    let mut held = Held::take(sim, "rename", target, None)?;
     if !catalog::is_machine_name(name) {
         return Err(held.refuse(format!("invalid machine name: '{name}'")));
     }
     held.pass_time();
     let old = held.machine.name.clone();
-    held.sim.store.change(|inventory| {
+    sim.store.change(|inventory| {
         vacant(inventory, "rename", name)?;
         if inventory.default.as_deref() == Some(&old) {
             inventory.default = Some(name.to_owned());
@@ -508,22 +343,24 @@ fn rename(sim: &Sim<'_>, target: &str, name: &str) -> Outcome<()> {
 }
 
 /// The copy is stopped and keeps all settings but name, id and address. Clones of one source
-/// follow each other, because each holds the source.
+/// follow each other, because each holds the source. A copy that is not finished when OrbStack stops vanishes (gh#1973).
 fn clone(sim: &Sim<'_>, source: &str, name: &str) -> Outcome<()> {
     vacant(&sim.store.read()?, "clone", name)?;
-    let mut source = Held::take(sim, "clone", source)?;
+    let mut source = Held::take(sim, "clone", source, None)?;
     let origin = source.machine.clone();
-    let mut held = Held::make(sim, "clone", name, |machine| {
+    let mut held = Held::make(sim, "clone", name, MachineState::Provisioning, |machine| {
         machine.image = origin.image.clone();
         machine.config = origin.config.clone();
         machine.isolation = origin.isolation;
         machine.disk_size = origin.disk_size;
         Ok(())
     })?;
-    held.pass_time();
-    if let Err(error) = guest::copy(sim, &origin, &held.machine) {
+    let copied = held
+        .pass_time_in_service()
+        .and_then(|()| guest::copy(sim, &origin, &held.machine).map_err(|error| held.refuse(error)));
+    if let Err(refusal) = copied {
         held.remove()?;
-        return Err(held.refuse(error));
+        return Err(refusal);
     }
     held.show(MachineState::Stopped)?;
     held.done = true;
@@ -532,7 +369,7 @@ fn clone(sim: &Sim<'_>, source: &str, name: &str) -> Outcome<()> {
 }
 
 fn export(sim: &Sim<'_>, target: &str, file: &Path) -> Outcome<()> {
-    let mut held = Held::take(sim, "export", target)?;
+    let mut held = Held::take(sim, "export", target, None)?;
     held.pass_time();
     guest::export(sim, &held.machine, file).map_err(|error| held.refuse(error))?;
     held.done = true;
@@ -549,17 +386,19 @@ fn import(sim: &Sim<'_>, file: &Path, name: Option<&str>) -> Outcome<()> {
     let refuse_import = |error: anyhow::Error| Refusal::service("import", name, error);
     vacant(&sim.store.read()?, "import", name)?;
     let origin = guest::read_export(file).map_err(refuse_import)?;
-    let mut held = Held::make(sim, "import", name, |machine| {
+    let mut held = Held::make(sim, "import", name, MachineState::Provisioning, |machine| {
         machine.image = origin.image;
         machine.config = origin.config;
         machine.isolation = origin.isolation;
         machine.disk_size = origin.disk_size;
         Ok(())
     })?;
-    held.pass_time();
-    if let Err(error) = guest::import(sim, &held.machine, file) {
+    let unpacked = held
+        .pass_time_in_service()
+        .and_then(|()| guest::import(sim, &held.machine, file).map_err(|error| held.refuse(error)));
+    if let Err(refusal) = unpacked {
         held.remove()?;
-        return Err(held.refuse(error));
+        return Err(refusal);
     }
     held.show(MachineState::Stopped)?;
     held.done = true;
@@ -580,27 +419,41 @@ fn start_orbstack(sim: &Sim<'_>) -> Outcome<()> {
         .iter()
         .filter(|machine| machine.starts_with_service)
     {
-        let mut held = Held::take(sim, "start", &machine.id)?;
-        held.boot()?;
+        let Some(mut held) = Held::wait(sim, "start", &machine.id)? else {
+            continue;
+        };
+        if held.machine.state == MachineState::Stopped {
+            held.boot()?;
+        }
         held.done = true;
     }
     set_service(sim, ServiceState::Running)
 }
 
-/// Stops OrbStack with everything in it.
+/// Stops OrbStack with everything in it. What is being made then is cut short.
 fn stop_orbstack(sim: &Sim<'_>) -> Outcome<()> {
     let _lock = sim.store.lock("service")?;
     if sim.store.read()?.service == ServiceState::Stopped {
         return Ok(());
     }
+    sim.store.change(|inventory| {
+        inventory.stops += 1;
+        Ok(())
+    })?;
     sim.settings.latency.pass("stop-orbstack");
     for machine in sim.store.read()?.machines {
-        let Ok(mut held) = Held::take(sim, "stop", &machine.id) else {
+        let Some(mut held) = Held::wait(sim, "stop", &machine.id)? else {
             continue;
         };
-        if held.machine.state == MachineState::Running {
-            held.machine.starts_with_service = true;
-            held.halt()?;
+        match held.machine.state {
+            MachineState::Creating | MachineState::Stopped => {}
+            MachineState::Provisioning => held.remove()?,
+            MachineState::Running => {
+                held.machine.starts_with_service = true;
+                held.halt()?;
+            }
+            // Its worker has died.
+            MachineState::Starting | MachineState::Stopping | MachineState::Deleting => held.halt()?,
         }
         held.done = true;
     }
@@ -611,10 +464,11 @@ fn stop_orbstack(sim: &Sim<'_>) -> Outcome<()> {
 fn reset(sim: &Sim<'_>) -> Outcome<()> {
     stop_orbstack(sim)?;
     sim.settings.latency.pass("reset");
-    for id in ids(sim)? {
-        let mut held = Held::take(sim, "delete", &id)?;
-        held.remove()?;
-        held.done = true;
+    for machine in sim.store.read()?.machines {
+        if let Some(mut held) = Held::wait(sim, "delete", &machine.id)? {
+            held.remove()?;
+            held.done = true;
+        }
     }
     sim.store.change(|inventory| {
         inventory.config.clear();

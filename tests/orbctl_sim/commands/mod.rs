@@ -5,6 +5,7 @@
 
 pub(crate) mod change;
 mod config;
+mod held;
 mod query;
 mod run;
 mod transfer;
@@ -18,7 +19,7 @@ use crate::catalog;
 use crate::grammar::{self, RUN};
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
-use crate::script::Trouble;
+use crate::script::{Kind, Trouble};
 use crate::service;
 use crate::state::{Inventory, Machine, ServiceState};
 use crate::trouble;
@@ -255,7 +256,7 @@ impl Command {
 /// Carries out a command.
 pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> Reply {
     let wakes = command.wakes_service();
-    let result = wake(sim, wakes).and_then(|()| match command {
+    let result = wake(sim, wakes, troubles).and_then(|()| match command {
         Command::List(listing) => query::list(sim, &listing, troubles),
         Command::Info { machine, format } => query::info(sim, &machine, format, troubles),
         Command::Status => query::status(sim),
@@ -266,6 +267,9 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
         Command::Config(config) => config::execute(sim, &config),
         Command::Delete { machines, force } => delete(sim, machines, force, troubles),
         Command::Reset { sure } => reset(sim, sure, troubles),
+        Command::Change(Task::StartOrbStack) if times_out(troubles) => {
+            wake(sim, true, troubles).map(|()| Reply::silent())
+        }
         Command::Change(task) => service::hand_over(sim, task, troubles),
         Command::Run(run) => run::execute(sim, run),
         Command::Transfer(transfer) => transfer::execute(sim, &transfer),
@@ -276,11 +280,18 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
 }
 
 /// Starts OrbStack if it is stopped, and waits for a start that is under way.
-fn wake(sim: &Sim<'_>, wanted: bool) -> Outcome<()> {
+fn wake(sim: &Sim<'_>, wanted: bool, troubles: &[Trouble]) -> Outcome<()> {
     if wanted && sim.store.read()?.service != ServiceState::Running {
         service::demand(sim, Task::StartOrbStack)?;
+        if times_out(troubles) {
+            return Err(Refusal::StartTimedOut);
+        }
     }
     Ok(())
+}
+
+fn times_out(troubles: &[Trouble]) -> bool {
+    troubles.iter().any(|trouble| trouble.kind == Kind::StartTimesOut)
 }
 
 /// `delete` takes names only; given an id, version 2.2.3 crashes. It asks unless `force` is set.

@@ -10,7 +10,7 @@ use crate::catalog;
 use crate::refusal::{Outcome, Refusal};
 use crate::render::{self, Shape};
 use crate::reply::Reply;
-use crate::script::Trouble;
+use crate::script::{Kind, Trouble};
 use crate::state::{Machine, MachineState, ServiceState};
 
 /// The two forms of an answer.
@@ -46,6 +46,10 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
     let wanted = |machine: &&Machine| !listing.running || machine.state == MachineState::Running;
     let machines: Vec<&Machine> = inventory.machines.iter().filter(wanted).collect();
     let shape = Shape::new(troubles);
+    let empty = troubles.iter().find(|trouble| trouble.kind == Kind::EmptyList);
+    if let Some(trouble) = empty.filter(|_| machines.is_empty() && listing.format == Format::Json) {
+        return Ok(Reply::text(trouble.text.as_deref().unwrap_or("null\n")));
+    }
     Ok(Reply::text(match (listing.quiet, listing.format) {
         (true, _) => machines
             .iter()

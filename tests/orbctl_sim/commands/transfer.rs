@@ -49,10 +49,13 @@ done
 exec tar -cf - "$@"
 "#;
 
-/// Unpacks into a folder, or gives the only file another name. Its words: the target, then the
-/// sources' names.
+/// Unpacks into a folder, or gives the only file another name. `DIR/.` stands for what is in a folder, for which the target is made. Its
+/// words: the target, then the sources' names.
 const RECEIVE: &str = r#"
 target=$1 name=$(basename -- "$2")
+if [ $# -eq 2 ] && [ "$name" = . ]; then
+    mkdir -p -- "$target" || exit 1
+fi
 if [ -d "$target" ]; then
     exec tar -xf - --no-same-owner -C "$target"
 elif [ $# -gt 2 ]; then

@@ -5,9 +5,13 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::guest::namespaces;
+use crate::state::Resident;
 
 /// Stands first on PATH in a directory machine.
 const SUDO: &str = "#!/bin/sh
@@ -23,6 +27,51 @@ pub(crate) fn prepare(folder: &Path) -> Result<()> {
         let path = folder.join("bin").join(name);
         fs::write(&path, SUDO.replace("sudo:", &format!("{name}:")))?;
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+/// The folder of the notes, one for each command that runs in the machine.
+const COMMANDS: &str = "commands";
+
+/// A note of a running command, by which the machine's stop finds it. It stays when the client is killed.
+pub(super) struct Note(PathBuf);
+
+impl Note {
+    /// None where a process cannot be told from a later one with its number.
+    pub(super) fn write(folder: &Path, pid: i32) -> Option<Note> {
+        let process = namespaces::resident(pid)?;
+        let commands = folder.join(COMMANDS);
+        fs::create_dir_all(&commands).ok()?;
+        let path = commands.join(pid.to_string());
+        fs::write(&path, serde_json::to_vec(&process).ok()?).ok()?;
+        Some(Note(path))
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Ends the commands that run in the machine, each with its process group.
+pub(super) fn halt(folder: &Path) -> Result<()> {
+    let Ok(notes) = fs::read_dir(folder.join(COMMANDS)) else {
+        return Ok(());
+    };
+    for note in notes {
+        let path = note?.path();
+        let process = fs::read(&path).ok();
+        let process = process.and_then(|bytes| serde_json::from_slice::<Resident>(&bytes).ok());
+        if let Some(process) = process.filter(|process| namespaces::is_alive(*process))
+            && let Some(pid) = Pid::from_raw(process.pid)
+        {
+            // On a terminal it has no group of its own.
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let _ = fs::remove_file(path);
     }
     Ok(())
 }

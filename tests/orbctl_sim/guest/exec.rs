@@ -5,9 +5,8 @@
 //! then the shell is left out. Everything else goes through it, and it is the shell that says
 //! `command not found` and gives 127.
 //!
-//! The streams are simply inherited, so they are byte for byte and separate. Without a terminal
-//! the command has a process group of its own, to which SIGTERM, SIGINT and SIGHUP are passed on.
-//! SIGKILL cannot be: then the command lives on, as in a real machine.
+//! Its streams are separate and byte for byte; `relay` carries them. Without a terminal the command has a process group of its own, to
+//! which SIGTERM, SIGINT and SIGHUP are passed on. SIGKILL cannot be: then the command lives on, without its caller's streams.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -25,7 +24,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::Sim;
 use crate::guest::Isolation;
 use crate::guest::accounts::Account;
+use crate::guest::directory::Note;
 use crate::guest::namespaces::{self, Identity};
+use crate::guest::relay::Relay;
 use crate::state::Machine;
 
 /// A command for a machine.
@@ -42,6 +43,7 @@ pub(crate) struct GuestCommand {
     pub(crate) words: Vec<OsString>,
     pub(crate) stdin: Option<Stdio>,
     pub(crate) stdout: Option<Stdio>,
+    pub(crate) stderr: Option<Stdio>,
 }
 
 /// Variables that reach a machine by themselves.
@@ -71,19 +73,37 @@ const SHELL_WORDS: [&str; 52] = [
 
 /// Runs the command to its end and gives its exit code. For an isolated machine this process is
 /// in the machine afterwards and must not use a path of the host again.
-pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<u8> {
+pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<u8> {
+    let session = is_session(&command);
+    let relay = Relay::start(&mut command)?;
     let prepared = match machine.isolation {
         Isolation::Dir => in_directory(sim, machine, command)?,
         Isolation::Root => in_namespaces(sim, machine, command)?,
     };
-    wait(prepared)
+    let end = wait(prepared, session)?;
+    relay.finish(end.is_asked_for);
+    Ok(end.code)
+}
+
+/// Whether the command works on the caller's terminal. Then the terminal sends it signals by itself.
+fn is_session(command: &GuestCommand) -> bool {
+    command.stdin.is_none()
+        && (std::io::stdin().is_terminal() || (command.words.is_empty() && std::io::stdout().is_terminal()))
 }
 
 /// A command that only has to be started, and as whom.
 struct Prepared {
     command: Command,
     identity: Option<(Account, Vec<u32>)>,
-    session: bool,
+    /// The folder of a directory machine, where running commands are noted.
+    noted_in: Option<PathBuf>,
+}
+
+/// How a command ended.
+struct End {
+    code: u8,
+    /// Whether a signal was passed on to it.
+    is_asked_for: bool,
 }
 
 fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<Prepared> {
@@ -111,14 +131,16 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> 
     };
     let path = format!("{}:{GUEST_PATH}", folder.join("bin").display());
     let home = PathBuf::from(&account.home);
-    let folder = match &command.workdir {
+    let workdir = match &command.workdir {
         Some(workdir) => home.join(workdir),
         None => home,
     };
-    if !folder.is_dir() {
-        bail!("chdir {}: no such file or directory", folder.display());
+    if !workdir.is_dir() {
+        bail!("chdir {}: no such file or directory", workdir.display());
     }
-    Ok(prepare(command, &account, &path, &folder, |value| value))
+    let mut prepared = prepare(command, &account, &path, &workdir, |value| value);
+    prepared.noted_in = Some(folder);
+    Ok(prepared)
 }
 
 fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
@@ -170,8 +192,6 @@ fn prepare(
     folder: &Path,
     translate: impl Fn(OsString) -> OsString,
 ) -> Prepared {
-    let stdin_is_terminal = command.stdin.is_none() && std::io::stdin().is_terminal();
-    let session = stdin_is_terminal || (command.words.is_empty() && std::io::stdout().is_terminal());
     let mut child = shell_or_program(&command, account, path);
     child.env_clear();
     for name in PASSING {
@@ -206,14 +226,12 @@ fn prepare(
         .env("PWD", folder)
         .current_dir(folder)
         .stdin(command.stdin.unwrap_or_else(Stdio::inherit))
-        .stdout(command.stdout.unwrap_or_else(Stdio::inherit));
-    if !session {
-        child.process_group(0);
-    }
+        .stdout(command.stdout.unwrap_or_else(Stdio::inherit))
+        .stderr(command.stderr.unwrap_or_else(Stdio::inherit));
     Prepared {
         command: child,
         identity: None,
-        session,
+        noted_in: None,
     }
 }
 
@@ -275,12 +293,16 @@ fn quoted(words: &[OsString]) -> OsString {
 }
 
 /// Starts the command, passes signals on and waits for its end.
-fn wait(prepared: Prepared) -> Result<u8> {
+fn wait(prepared: Prepared, session: bool) -> Result<End> {
     let Prepared {
-        command,
+        mut command,
         identity,
-        session,
+        noted_in,
     } = prepared;
+    if !session {
+        command.process_group(0);
+    }
+    let mut is_asked_for = false;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
@@ -297,7 +319,10 @@ fn wait(prepared: Prepared) -> Result<u8> {
         drop(taken);
         let mut child = child.with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let pass = |signal: Signal| {
+        let noted = noted_in.zip(group);
+        let _note = noted.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
+        let mut pass = |signal: Signal| {
+            is_asked_for = true;
             // In a terminal session the terminal has sent it to the command already.
             if let Some(group) = group.filter(|_| !session) {
                 let _ = kill_process_group(group, signal);
@@ -317,5 +342,8 @@ fn wait(prepared: Prepared) -> Result<u8> {
         (None, Some(signal)) => 128 + signal,
         (None, None) => 255,
     };
-    Ok(u8::try_from(code).unwrap_or(255))
+    Ok(End {
+        code: u8::try_from(code).unwrap_or(255),
+        is_asked_for,
+    })
 }

@@ -20,6 +20,7 @@ mod namespaces;
 #[cfg(not(target_os = "linux"))]
 #[path = "namespaces_absent.rs"]
 mod namespaces;
+mod relay;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -90,14 +91,16 @@ pub(crate) fn boot(sim: &Sim<'_>, machine: &Machine) -> Result<Option<Resident>>
     Ok(resident)
 }
 
-/// Ends every process of a machine.
+/// Ends every process of an isolated machine, and the commands that run in a directory machine.
 pub(crate) fn halt(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
-    if let Some(resident) = machine.resident {
-        namespaces::halt(resident)?;
-        note(
-            &sim.store.machine_folder(&machine.id),
-            &format!("{}: halted", machine.name),
-        );
+    let folder = sim.store.machine_folder(&machine.id);
+    match (machine.isolation, machine.resident) {
+        (Isolation::Dir, _) => directory::halt(&folder)?,
+        (Isolation::Root, None) => {}
+        (Isolation::Root, Some(resident)) => {
+            namespaces::halt(resident)?;
+            note(&folder, &format!("{}: halted", machine.name));
+        }
     }
     Ok(())
 }

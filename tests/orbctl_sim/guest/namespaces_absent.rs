@@ -31,6 +31,10 @@ pub(crate) fn halt(_resident: Resident) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn resident(_pid: i32) -> Option<Resident> {
+    None
+}
+
 pub(crate) fn is_alive(_resident: Resident) -> bool {
     false
 }

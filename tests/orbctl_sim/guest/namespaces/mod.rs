@@ -108,8 +108,7 @@ pub(crate) fn boot(folder: &Path, home: &Path, machine: &Machine) -> Result<Resi
         );
     };
     let pid = pid.parse()?;
-    let started = started(pid).context("the first process is gone")?;
-    Ok(Resident { pid, started })
+    resident(pid).context("the first process is gone")
 }
 
 /// Ends the first process, and with it every other process of the machine.
@@ -145,7 +144,13 @@ fn parent_in_namespace(pid: i32) -> Option<OwnedFd> {
     (mounts(parent)? == mounts(pid)?).then_some(pidfd)
 }
 
-/// Whether the first process of a machine is still that process.
+/// A living process, to be known again.
+pub(crate) fn resident(pid: i32) -> Option<Resident> {
+    let started = started(pid)?;
+    Some(Resident { pid, started })
+}
+
+/// Whether a process is still that process.
 pub(crate) fn is_alive(resident: Resident) -> bool {
     started(resident.pid) == Some(resident.started)
 }
@@ -161,8 +166,8 @@ pub(crate) fn enter(resident: Resident) -> Result<()> {
     move_into_thread_name_spaces(rustix::fd::AsFd::as_fd(&pidfd), spaces).context("enter the machine")
 }
 
-/// Another user, for as long as this lives. Only this thread changes, and there is no other; the
-/// saved ids stay root's, so that it can change back.
+/// Another user, for as long as this lives. Only this thread changes, not those that carry streams; the saved ids stay root's, so that
+/// it can change back.
 pub(crate) struct Identity;
 
 impl Identity {
