@@ -13,6 +13,7 @@
 )]
 #![expect(clippy::print_stdout, reason = "its tables")]
 
+mod burst;
 mod cached;
 mod daemon;
 mod dropin;
@@ -51,9 +52,10 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// By name, in order. The first six are measured unless others are named.
-const SECTIONS: [Section; 8] = [
+/// By name, in order. The first seven are measured unless others are named.
+const SECTIONS: [Section; 9] = [
     ("cached", cached::measure),
+    ("burst", burst::measure),
     ("exec", exec::measure),
     ("start", start::measure),
     ("dropin", dropin::measure),
@@ -88,7 +90,7 @@ fn main() {
         let named = words.iter().any(|word| !word.starts_with('-'));
         match (named, scale) {
             (true, _) => words.iter().any(|word| word == name),
-            (false, Scale::Full) => at < 6,
+            (false, Scale::Full) => at < 7,
             (false, Scale::Tiny) => true,
         }
     };

@@ -29,6 +29,7 @@ mod files;
 pub mod locate;
 pub mod output;
 pub mod process;
+mod spawner;
 pub mod version;
 
 /// How much of the end of each stream is kept beside a spool, for error messages.

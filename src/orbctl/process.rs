@@ -20,8 +20,8 @@
 //! sees), and what a service manager meant for us alone (`NOTIFY_SOCKET`, `LISTEN_*`, `WATCHDOG_*`). `HOME` is always set, without it
 //! `orbctl` panics. Its folder is the home: never one that macOS guards.
 //!
-//! **Descriptors.** Everything that std and tokio open is closed on exec. macOS has no call that makes a pipe with that flag set, so
-//! two spawns at once could give one's pipe to the other's child: there, spawns take turns.
+//! **Descriptors.** Everything that std and tokio open is closed on exec; on macOS, because only one thread
+//! [starts children](super::spawner).
 
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
 use super::locate::{LocateError, Whereabouts};
+use super::spawner::Spawner;
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
 use crate::job::Ending;
@@ -77,7 +78,7 @@ pub struct Installed {
     whereabouts: Mutex<Whereabouts>,
     home: PathBuf,
     environment: Vec<(OsString, OsString)>,
-    spawning: Mutex<()>,
+    spawner: Spawner,
 }
 
 impl Installed {
@@ -96,7 +97,7 @@ impl Installed {
             whereabouts: Mutex::new(whereabouts),
             home,
             environment,
-            spawning: Mutex::new(()),
+            spawner: Spawner::default(),
         }
     }
 
@@ -115,8 +116,15 @@ impl Installed {
         self.whereabouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Starts a child. Returns `None` if `stop` was cancelled before; then no child was started.
     #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
-    fn spawn(&self, args: &[OsString], marker: &str, streams: Streams) -> Result<Child, SpawnError> {
+    async fn spawn(
+        &self,
+        args: &[OsString],
+        marker: &str,
+        streams: Streams,
+        stop: &CancellationToken,
+    ) -> Result<Option<Child>, SpawnError> {
         let program = self.program()?;
         let mut command = Command::new(&program);
         command
@@ -132,9 +140,7 @@ impl Installed {
         if !marker.is_empty() {
             command.env(sys::MARKER, marker);
         }
-        let turn = cfg!(target_os = "macos").then(|| self.spawning.lock());
-        let spawned = command.spawn();
-        drop(turn);
+        let spawned = self.spawner.spawn(command, stop).await;
         spawned.map_err(|error| explain(program, error))
     }
 }
@@ -239,7 +245,9 @@ impl Orbctl for Installed {
             stdout: to_stdout,
             stderr: to_stderr,
         };
-        let mut child = self.spawn(&args, &marker, streams)?;
+        let Some(mut child) = self.spawn(&args, &marker, streams, &stop).await? else {
+            return Ok(never_started());
+        };
         drop(args);
         if let Some(started) = started
             && let Some(identity) = Group::of(&child).identity()
