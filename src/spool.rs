@@ -17,6 +17,10 @@
 //! come later or do not hold are told the gap. Before that, the budget takes the oldest ended spool that nobody holds. Every
 //! spool may keep [`MEMORY`] bytes whatever the budget says, so a job without followers never waits.
 //!
+//! **A disk that takes nothing** never ends a command. If it is full, the spool's own oldest segment goes and the write is tried again,
+//! as at a bound. If there is none, or the error is another one, only the newest [`UNWRITTEN_MAX`] bytes are kept in memory, what was
+//! written before stays, and readers are told the gap between the two. The next write is tried after [`RETRY_AFTER`].
+//!
 //! Writing everything to a file costs as much as a client that reads it. Where output is only passed through, [`Keep::Unread`] lets
 //! what every holding reader has passed go without ever being written, but for the last [`KEEP_BACK`] bytes; the writer then waits
 //! a moment for a reader before it begins to use a file.
@@ -24,9 +28,9 @@
 //! Bounds count what is stored: the bytes and a little for each chunk, so that a child that writes single bytes is bounded too.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -58,6 +62,15 @@ pub const KEEP_BACK: u64 = 512 * 1024;
 
 /// How long the writer waits for a reader, with [`Keep::Unread`], before it begins to use a file.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What is kept in memory of a running job while the disk takes nothing; of one that has ended, [`MEMORY`].
+const UNWRITTEN_MAX: u64 = UNFLUSHED_MAX;
+
+/// Pause between two attempts to write to a disk that takes nothing.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Shortest time between two warnings about the disk.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// The largest chunk; longer ones are split.
 const CHUNK_MAX: usize = 256 * 1024;
@@ -158,15 +171,6 @@ pub struct Inline {
     pub stderr: Bytes,
 }
 
-/// The spool's file could not be written; output that comes after is not kept.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("output could not be kept")]
-pub struct WriteError {
-    /// What the system said.
-    #[source]
-    pub source: Arc<io::Error>,
-}
-
 /// The spool's file could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("kept output could not be read")]
@@ -209,6 +213,8 @@ struct BudgetShared {
     /// Ended spools, the oldest first: what they keep goes first.
     ended: Mutex<VecDeque<Weak<Shared>>>,
     freed: Notify,
+    /// When a failed write was last reported in the log.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Budget {
@@ -219,6 +225,7 @@ impl Budget {
             used: AtomicU64::new(0),
             ended: Mutex::new(VecDeque::new()),
             freed: Notify::new(),
+            warned: Mutex::new(None),
         }))
     }
 
@@ -251,9 +258,19 @@ impl Budget {
         }
     }
 
-    /// Drops what the oldest ended spool keeps in files, if there is one that no reader holds. Called with a running spool locked; an
-    /// ended spool never calls it, so the two locks are always taken in this order.
-    fn reclaim(&self) -> bool {
+    /// Reports in the log that a write failed: not for each of many commands.
+    fn warn(&self, dir: &Path, error: &io::Error) {
+        let now = Moment::now().instant;
+        let mut warned = lock(&self.0.warned);
+        if warned.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
+            *warned = Some(now);
+            tracing::warn!(folder = %dir.display(), %error, "cannot write output to disk: commands go on, older output is dropped");
+        }
+    }
+
+    /// Takes out what the oldest ended spool keeps in files, if there is one that no reader holds. Called without a lock, or with a
+    /// running spool locked; an ended spool never calls it with its lock, so the two locks are always taken in this order.
+    fn reclaim(&self) -> Option<Vec<Segment>> {
         let mut ended = lock(&self.0.ended);
         let mut place = 0;
         while let Some(weak) = ended.get(place) {
@@ -262,18 +279,19 @@ impl Budget {
                 continue;
             };
             let mut state = lock(&shared.state);
-            let mut dropped = false;
-            while !state.segments.is_empty() && state.drop_oldest() {
-                dropped = true;
+            let horizon = state.held_from().unwrap_or(u64::MAX);
+            let mut segments = Vec::new();
+            while let Some(segment) = state.take_segment_before(horizon) {
+                segments.push(segment);
             }
             shared.settle(&mut state);
             drop(state);
-            if dropped {
-                return true;
+            if !segments.is_empty() {
+                return Some(segments);
             }
             place += 1;
         }
-        false
+        None
     }
 }
 
@@ -298,9 +316,9 @@ struct State {
     first: u64,
     /// Offset after the newest byte.
     end: u64,
-    /// Files, the oldest first, without gaps from `first` to `flushed`.
+    /// Files, the oldest first. Where a write failed there are gaps between them, and between the last one and `flushed`.
     segments: VecDeque<Segment>,
-    /// What comes before is in segments, what comes after only in `recent`.
+    /// What comes before is in segments or gone, what comes after only in `recent`.
     flushed: u64,
     /// The newest chunks, without gaps up to `end`.
     recent: VecDeque<Chunk>,
@@ -314,7 +332,8 @@ struct State {
     charged: u64,
     /// A blocking thread is moving chunks into a segment.
     is_flushing: bool,
-    failed: Option<Arc<io::Error>>,
+    /// The last write failed; the next one is tried at this time.
+    retry_at: Option<Instant>,
     is_ended: bool,
     readers: Vec<ReaderPlace>,
     next_reader: u64,
@@ -375,32 +394,90 @@ impl State {
 
     /// Drops the oldest unit if it ends at or before `horizon` and is not being written.
     fn drop_oldest_before(&mut self, horizon: u64) -> bool {
-        if let Some(segment) = self.segments.front() {
-            let is_open = self.segments.len() == 1 && self.is_flushing;
-            if is_open || segment.end > horizon {
-                return false;
-            }
-            self.first = segment.end;
-            self.kept -= segment.size;
-            discard(self.segments.pop_front());
-            while self.recent.front().is_some_and(|chunk| chunk.end() <= self.first) {
-                drop(self.forget_recent());
-            }
-            true
-        } else {
-            let Some(chunk) = self.recent.front() else {
-                return false;
-            };
-            if self.is_flushing || chunk.end() > horizon {
-                return false;
-            }
-            self.first = chunk.end();
-            self.flushed = self.first;
-            self.kept -= chunk.cost();
-            self.unflushed_cost -= chunk.cost();
-            drop(self.forget_recent());
-            true
+        if self.segments.is_empty() {
+            return self.drop_unwritten_before(horizon);
         }
+        let segment = self.take_segment_before(horizon);
+        let is_dropped = segment.is_some();
+        discard(segment);
+        is_dropped
+    }
+
+    /// Takes the oldest segment out if it ends at or before `horizon` and is not being written.
+    fn take_segment_before(&mut self, horizon: u64) -> Option<Segment> {
+        let is_open = self.segments.len() == 1 && self.is_flushing;
+        if is_open || self.segments.front()?.end > horizon {
+            return None;
+        }
+        let segment = self.segments.pop_front()?;
+        self.kept -= segment.size;
+        self.first = match self.segments.front() {
+            Some(next) => next.start,
+            None => self.flushed,
+        };
+        while self.recent.front().is_some_and(|chunk| chunk.end() <= self.first) {
+            drop(self.forget_recent());
+        }
+        Some(segment)
+    }
+
+    /// Drops the oldest chunk that is in no segment if it ends at or before `horizon` and is not being written.
+    fn drop_unwritten_before(&mut self, horizon: u64) -> bool {
+        while self
+            .recent
+            .front()
+            .is_some_and(|chunk| chunk.end() <= self.flushed)
+        {
+            drop(self.forget_recent());
+        }
+        let Some(chunk) = self.recent.front() else {
+            return false;
+        };
+        if self.is_flushing || chunk.end() > horizon {
+            return false;
+        }
+        self.flushed = chunk.end();
+        self.kept -= chunk.cost();
+        self.unflushed_cost -= chunk.cost();
+        drop(self.forget_recent());
+        if self.segments.is_empty() {
+            self.first = self.flushed;
+        }
+        true
+    }
+
+    /// While the disk takes nothing: drops what is too much for memory, if no reader holds it.
+    fn shed(&mut self) {
+        let max = if self.is_ended { MEMORY } else { UNWRITTEN_MAX };
+        let horizon = self.held_from().unwrap_or(u64::MAX);
+        while self.retry_at.is_some()
+            && self.unflushed_cost > max
+            && (self.cut_newest(max, horizon) || self.drop_unwritten_before(horizon))
+        {}
+    }
+
+    /// If the newest chunk is the only one that is in no segment, cuts off all but its end: a long chunk must not be lost whole. Only up
+    /// to `horizon`, and not while it is being written.
+    fn cut_newest(&mut self, max: u64, horizon: u64) -> bool {
+        let Some(chunk) = self.recent.back_mut() else {
+            return false;
+        };
+        let from = chunk.end().saturating_sub(max.saturating_sub(CHUNK_COST));
+        if self.is_flushing || chunk.cost() != self.unflushed_cost || from <= chunk.offset || from > horizon {
+            return false;
+        }
+        let cut = from - chunk.offset;
+        // A copy, because a slice would keep all of it in memory.
+        chunk.bytes = Bytes::copy_from_slice(&chunk.part(from, usize::MAX).bytes);
+        chunk.offset = from;
+        self.flushed = from;
+        self.kept -= cut;
+        self.unflushed_cost -= cut;
+        self.recent_cost -= cut;
+        if self.segments.is_empty() {
+            self.first = from;
+        }
+        true
     }
 
     fn forget_recent(&mut self) -> Option<Chunk> {
@@ -438,7 +515,6 @@ impl State {
 enum Accepted {
     Done,
     Wait,
-    Failed(WriteError),
 }
 
 impl Shared {
@@ -461,7 +537,8 @@ impl Shared {
     }
 
     fn start_flushing(self: &Arc<Self>, state: &mut State) {
-        if state.is_flushing || state.failed.is_some() || state.unflushed_cost <= Self::backlog_max(state) {
+        let is_too_early = || state.retry_at.is_some_and(|at| Moment::now().instant < at);
+        if state.is_flushing || state.unflushed_cost <= Self::backlog_max(state) || is_too_early() {
             return;
         }
         // Without a runtime everything ends, and nobody comes back for it.
@@ -475,11 +552,6 @@ impl Shared {
     fn accept(self: &Arc<Self>, stream: Stream, bytes: &Bytes) -> Accepted {
         let at = Moment::now().instant.saturating_duration_since(self.began);
         let mut state = lock(&self.state);
-        if let Some(source) = &state.failed {
-            return Accepted::Failed(WriteError {
-                source: Arc::clone(source),
-            });
-        }
         let chunk = Chunk {
             stream,
             at,
@@ -497,6 +569,22 @@ impl Shared {
                 return Accepted::Wait;
             }
             self.settle(&mut state);
+        }
+        if state.retry_at.is_some() && state.unflushed_cost + cost > UNWRITTEN_MAX {
+            // If it is time for another attempt: before something is dropped that it may still write.
+            self.start_flushing(&mut state);
+            if state.is_flushing {
+                self.settle(&mut state);
+                return Accepted::Wait;
+            }
+        }
+        while state.retry_at.is_some() && state.unflushed_cost + cost > UNWRITTEN_MAX {
+            let horizon = state.held_from().unwrap_or(u64::MAX);
+            let is_dropped = state.drop_unwritten_before(horizon);
+            self.settle(&mut state);
+            if !is_dropped {
+                return Accepted::Wait;
+            }
         }
         state.end = chunk.end();
         state.kept += cost;
@@ -516,8 +604,9 @@ impl Shared {
         let wanted = (state.kept + cost).saturating_sub(MEMORY);
         let more = wanted.saturating_sub(state.charged);
         while !self.budget.take(more) {
-            if !self.budget.reclaim() {
-                return false;
+            match self.budget.reclaim() {
+                Some(segments) => discard(segments),
+                None => return false,
             }
         }
         state.charged += more;
@@ -530,6 +619,21 @@ impl Shared {
         let less = state.charged.saturating_sub(needed);
         state.charged -= less;
         self.budget.give_back(less);
+    }
+
+    /// Takes the oldest output out of files, for a disk that is full: of an ended spool, or of this one.
+    fn make_room(&self) -> Option<Vec<Segment>> {
+        if let Some(segments) = self.budget.reclaim() {
+            return Some(segments);
+        }
+        let mut state = lock(&self.state);
+        let horizon = state.held_from().unwrap_or(u64::MAX);
+        // Nothing is being written just now, so the newest segment may go as well.
+        state.is_flushing = false;
+        let segment = state.take_segment_before(horizon);
+        state.is_flushing = true;
+        self.settle(&mut state);
+        segment.map(|segment| vec![segment])
     }
 
     /// Moves chunks into segments until little is left to move. Runs on a blocking thread, never twice at once.
@@ -546,12 +650,13 @@ impl Shared {
             let open = state
                 .segments
                 .back()
-                .filter(|segment| segment.size < self.segment_max)
+                .filter(|segment| segment.size < self.segment_max && segment.end == state.flushed)
                 .map(|segment| Arc::clone(&segment.file));
-            let mut size = match &open {
+            let position = match &open {
                 Some(_) => state.segments.back().map_or(0, |segment| segment.size),
                 None => 0,
             };
+            let mut size = position;
             let mut batch = Vec::new();
             for chunk in state.recent.range(new..).take(FLUSH_CHUNKS_MAX) {
                 if size >= self.segment_max {
@@ -564,11 +669,11 @@ impl Shared {
 
             let is_new = open.is_none();
             let written = open.map_or_else(|| nameless_file(&self.dir).map(Arc::new), Ok);
-            let written = written.and_then(|file| write_frames(&file, &batch).map(|()| file));
+            let written = written.and_then(|file| write_frames(&file, position, &batch).map(|()| file));
 
-            let mut state = lock(&self.state);
             match written {
                 Ok(file) => {
+                    let mut state = lock(&self.state);
                     if is_new {
                         let start = state.flushed;
                         state.segments.push_back(Segment {
@@ -580,6 +685,7 @@ impl Shared {
                         });
                     }
                     state.add_to_segment(&batch);
+                    state.retry_at = None;
                     let forgotten = state.trim();
                     self.settle(&mut state);
                     drop(state);
@@ -588,8 +694,21 @@ impl Shared {
                     drop((forgotten, batch));
                 }
                 Err(error) => {
-                    state.failed = Some(Arc::new(error));
+                    self.budget.warn(&self.dir, &error);
+                    let is_full = matches!(
+                        error.kind(),
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                    );
+                    // Freed here and not elsewhere, so that there is room when the write is tried again.
+                    if is_full && let Some(segments) = self.make_room() {
+                        drop(segments);
+                        continue;
+                    }
+                    let mut state = lock(&self.state);
                     state.is_flushing = false;
+                    state.retry_at = Some(Moment::now().instant + RETRY_AFTER);
+                    state.shed();
+                    self.settle(&mut state);
                     drop(state);
                     self.room.notify_waiters();
                     return;
@@ -666,8 +785,8 @@ pub struct Writer {
 impl Writer {
     /// Puts bytes in, waiting for the disk or the slowest follower where a bound is reached. Cancel-safe up to a chunk: what was not
     /// put in when the future is dropped is not in the spool.
-    pub async fn write(&self, stream: Stream, mut bytes: Bytes) -> Result<(), WriteError> {
-        while let Some(left) = self.put(stream, bytes)? {
+    pub async fn write(&self, stream: Stream, mut bytes: Bytes) {
+        while let Some(left) = self.put(stream, bytes) {
             bytes = left;
             let room = self.shared.room.notified();
             let freed = self.shared.budget.0.freed.notified();
@@ -675,34 +794,37 @@ impl Writer {
             room.as_mut().enable();
             freed.as_mut().enable();
             // Again, because room may have been made between the refusal and the two lines above.
-            let Some(left) = self.put(stream, bytes)? else {
+            let Some(left) = self.put(stream, bytes) else {
                 break;
             };
             bytes = left;
+            let has_failed = lock(&self.shared.state).retry_at.is_some();
+            let pause = match self.shared.keep {
+                Keep::Unread => PATIENCE,
+                Keep::All => RETRY_AFTER,
+            };
             tokio::select! {
                 () = room => {}
                 () = freed => {}
-                () = tokio::time::sleep(PATIENCE), if self.shared.keep == Keep::Unread => {
+                () = tokio::time::sleep(pause), if has_failed || self.shared.keep == Keep::Unread => {
                     self.shared.start_flushing(&mut lock(&self.shared.state));
                 }
             }
         }
-        Ok(())
     }
 
     /// Puts in as much as fits now; returns what has to wait.
-    pub fn put(&self, stream: Stream, mut bytes: Bytes) -> Result<Option<Bytes>, WriteError> {
+    pub fn put(&self, stream: Stream, mut bytes: Bytes) -> Option<Bytes> {
         let mut chunk_max = CHUNK_MAX;
         while !bytes.is_empty() {
             let chunk = bytes.slice(..bytes.len().min(chunk_max));
             match self.shared.accept(stream, &chunk) {
                 Accepted::Done => drop(bytes.split_to(chunk.len())),
                 Accepted::Wait if chunk.len() > CHUNK_SMALL => chunk_max = CHUNK_SMALL,
-                Accepted::Wait => return Ok(Some(bytes)),
-                Accepted::Failed(error) => return Err(error),
+                Accepted::Wait => return Some(bytes),
             }
         }
-        Ok(None)
+        None
     }
 }
 
@@ -710,6 +832,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.is_ended = true;
+        // The last attempt: later there will be nobody to make one.
+        state.retry_at = None;
         self.shared.start_flushing(&mut state);
         let forgotten = state.trim();
         // Most jobs write little, and what they wrote is kept by the thousand.
@@ -958,7 +1082,17 @@ impl Reader {
         let place = state
             .segments
             .partition_point(|segment| segment.end <= self.position);
-        let segment = &state.segments[place];
+        let segment = state.segments.get(place);
+        let Some(segment) = segment.filter(|segment| segment.start <= self.position) else {
+            let next = segment.map(|segment| segment.start);
+            let next = next.or_else(|| state.recent.front().map(|chunk| chunk.offset));
+            let gap = Batch::Gap {
+                from: self.position,
+                to: next.unwrap_or(state.end),
+            };
+            self.position = next.unwrap_or(state.end);
+            return Found::Ready(gap);
+        };
         let mark = match self.mark {
             Some((start, mark)) if start == segment.start && mark.offset <= self.position => mark,
             _ => {
@@ -985,6 +1119,8 @@ impl Reader {
                 state.drop_read();
                 self.shared.settle(state);
             }
+            state.shed();
+            self.shared.settle(state);
             forgotten = state.trim();
             self.shared.room.notify_waiters();
         }
@@ -1001,6 +1137,8 @@ impl Drop for Reader {
         }
         // With nobody who follows, less may stay in memory.
         self.shared.start_flushing(&mut state);
+        state.shed();
+        self.shared.settle(&mut state);
         let forgotten = state.trim();
         drop(state);
         drop(forgotten);
@@ -1044,13 +1182,25 @@ pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
             }
             // Left by a life that died between the two calls above.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // The folder was deleted while orbd runs.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
+                DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            }
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Appends chunks to a segment. After an error the segment's known size still ends before them.
-fn write_frames(mut file: &File, chunks: &[Chunk]) -> io::Result<()> {
+/// Writes chunks at the end of a segment, which is at `position`. After an error the file ends there, as before.
+fn write_frames(mut file: &File, position: u64, chunks: &[Chunk]) -> io::Result<()> {
+    file.seek(SeekFrom::Start(position))?;
+    append_frames(file, chunks).inspect_err(|_| {
+        // Only to free the blocks: what lies beyond the segment's known size is never read.
+        let _ = file.set_len(position);
+    })
+}
+
+fn append_frames(mut file: &File, chunks: &[Chunk]) -> io::Result<()> {
     let heads: Vec<[u8; 16]> = chunks.iter().map(head).collect();
     let mut slices: Vec<IoSlice<'_>> = chunks
         .iter()
@@ -1189,7 +1339,7 @@ mod tests {
     impl Fixture {
         async fn write(&self, stream: Stream, bytes: impl Into<Bytes>) {
             let writer = self.writer.as_ref().expect("not ended");
-            writer.write(stream, bytes.into()).await.expect("written");
+            writer.write(stream, bytes.into()).await;
         }
 
         fn end(&mut self) {
@@ -1404,7 +1554,7 @@ mod tests {
             let writer = fixture.writer.take().expect("not ended");
             for piece in all.chunks(9_999) {
                 let bytes = Bytes::copy_from_slice(piece);
-                writer.write(Stream::Stdout, bytes).await.expect("written");
+                writer.write(Stream::Stdout, bytes).await;
             }
         };
         let (read, (out, _, gaps), ()) = tokio::join!(slow_position, read_all(fast, 1 << 20), writing);
@@ -1421,7 +1571,7 @@ mod tests {
         let writing = tokio::spawn(async move {
             for _ in 0..100 {
                 let bytes = vec![0; 10_000].into();
-                writer.write(Stream::Stdout, bytes).await.expect("written");
+                writer.write(Stream::Stdout, bytes).await;
             }
         });
         // It stands still before the bound, however long one waits.
@@ -1451,14 +1601,12 @@ mod tests {
         let mut follower = spool.follow(0);
         for round in 0..200_u64 {
             let bytes = pattern(round, 50_000);
-            writer
-                .write(Stream::Stdout, bytes.clone().into())
-                .await
-                .expect("no file is made");
+            writer.write(Stream::Stdout, bytes.clone().into()).await;
             let read = follower.next(1 << 20).await.expect("readable");
             assert!(matches!(read, Batch::Chunks(chunks) if chunks[0].bytes == bytes));
             assert!(lock(&spool.shared.state).recent_cost < KEEP_BACK + 200_000);
         }
+        assert!(!settings.dir.exists(), "it would have been made for a file");
         // Whoever lost its connection comes back for the last of it.
         let first = spool.first();
         assert!(10_000_000 - first > KEEP_BACK - 10_000);
@@ -1478,11 +1626,11 @@ mod tests {
         let mut follower = spool.follow(0);
         for _ in 0..100_000 {
             let byte = Bytes::from_static(b"x");
-            let written = writer.write(Stream::Stdout, byte).await;
-            written.expect("no file is made");
+            writer.write(Stream::Stdout, byte).await;
             follower.next(1).await.expect("readable");
         }
         assert!(lock(&spool.shared.state).recent_cost < 2 * KEEP_BACK);
+        assert!(!settings.dir.exists(), "it would have been made for a file");
     }
 
     async fn read_all_now(reader: Reader, writer: Writer) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {
@@ -1503,7 +1651,7 @@ mod tests {
         let all = pattern(0, 5_000_000);
         for piece in all.chunks(40_000) {
             let bytes = Bytes::copy_from_slice(piece);
-            writer.write(Stream::Stdout, bytes).await.expect("written");
+            writer.write(Stream::Stdout, bytes).await;
         }
         let (out, _, gaps) = read_all_now(follower, writer).await;
         assert!(out == all);
@@ -1545,7 +1693,7 @@ mod tests {
         old.flushed().await;
         for _ in 0..60 {
             let bytes = vec![2; 10_000].into();
-            writer.write(Stream::Stdout, bytes).await.expect("written");
+            writer.write(Stream::Stdout, bytes).await;
         }
         assert!(old.spool.first() > 0, "the old one lost its beginning");
         assert_eq!(newer.first(), 0, "the new one nothing");
@@ -1558,7 +1706,7 @@ mod tests {
         let other = add(&fixture.dir, 1 << 30, &fixture.budget);
         fixture.write(Stream::Stdout, vec![1; 1_000_000]).await;
         let bytes = vec![1; 1_000_000].into();
-        other.0.write(Stream::Stdout, bytes).await.expect("written");
+        other.0.write(Stream::Stdout, bytes).await;
         for spool in [&fixture.spool, &other.1] {
             assert_eq!(spool.end(), 1_000_000);
             assert!(spool.end() - spool.first() <= MEMORY);
@@ -1591,19 +1739,164 @@ mod tests {
         assert_eq!((out.len() + err.len()) as u64, 300_000 - first);
     }
 
-    #[tokio::test]
-    async fn a_folder_that_cannot_be_written_fails_the_writer() {
-        let fixture = fixture(1 << 30, 1 << 30);
-        let Fixture { dir, writer, .. } = fixture;
-        std::fs::remove_dir(dir.path()).expect("empty");
-        let writer = writer.expect("not ended");
-        let error = loop {
-            if let Err(error) = writer.write(Stream::Stdout, vec![0; 10_000].into()).await {
-                break error;
-            }
-            tokio::task::yield_now().await;
+    /// A spool whose folder cannot exist, because there is a file in its place. Returns the folder's path, too.
+    fn without_folder() -> (Fixture, PathBuf) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("spool");
+        std::fs::write(&path, "").expect("written");
+        let settings = Settings {
+            dir: path.clone(),
+            max: 1 << 30,
+            keep: Keep::All,
         };
-        assert_eq!(error.source.kind(), io::ErrorKind::NotFound);
+        let budget = Budget::new(1 << 30);
+        let (writer, spool) = spool(&settings, &budget);
+        let fixture = Fixture {
+            dir,
+            writer: Some(writer),
+            spool,
+            budget,
+        };
+        (fixture, path)
+    }
+
+    #[tokio::test]
+    async fn failed_writes_keep_the_newest_output_and_report_the_gap() {
+        let (mut fixture, _) = without_folder();
+        let all = pattern(0, 4 << 20);
+        for piece in all.chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.flushed().await;
+        let kept = lock(&fixture.spool.shared.state).unflushed_cost;
+        assert!((MEMORY..=UNWRITTEN_MAX).contains(&kept), "{kept} bytes in memory");
+        for (is_ended, max) in [(false, UNWRITTEN_MAX), (true, MEMORY)] {
+            if is_ended {
+                fixture.end();
+                fixture.flushed().await;
+            }
+            let first = fixture.spool.first();
+            let missing = all.len() as u64 - first;
+            assert!((max / 2..=max).contains(&missing), "{missing} bytes are kept");
+            let mut reader = fixture.spool.reader(100);
+            let gap = reader.next(usize::MAX).await.expect("readable");
+            assert_eq!(gap, Batch::Gap { from: 100, to: first });
+            let mut rest = Vec::new();
+            while reader.position() < all.len() as u64 {
+                let Batch::Chunks(chunks) = reader.next(usize::MAX).await.expect("readable") else {
+                    panic!("a second gap");
+                };
+                for chunk in chunks {
+                    rest.extend_from_slice(&chunk.bytes);
+                }
+            }
+            assert!(rest == all[usize::try_from(first).expect("small")..]);
+        }
+        assert!(
+            fixture.budget.used() < MEMORY,
+            "memory beyond the free part was given back"
+        );
+    }
+
+    #[tokio::test]
+    async fn writes_go_to_disk_again_when_the_folder_is_back() {
+        let (mut fixture, path) = without_folder();
+        let all = pattern(0, 4 << 20);
+        for piece in all[..2 << 20].chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.flushed().await;
+        let lost = fixture.spool.first();
+        assert!(lost > 0);
+        std::fs::remove_file(&path).expect("there");
+        std::fs::create_dir(&path).expect("made");
+        // As if the pause were over.
+        lock(&fixture.spool.shared.state).retry_at = Some(Moment::now().instant);
+        for piece in all[2 << 20..].chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.end();
+        fixture.flushed().await;
+        assert_eq!(fixture.spool.first(), lost, "nothing more was lost");
+        let (out, _, gaps) = read_all(fixture.spool.reader(0), 100_000).await;
+        assert_eq!(gaps, [(0, lost)]);
+        assert!(out == all[usize::try_from(lost).expect("small")..]);
+    }
+
+    #[tokio::test]
+    async fn output_written_before_a_failure_stays_readable_around_the_gap() {
+        let mut fixture = fixture(1 << 20, 1 << 30);
+        let path = fixture.dir.path().to_owned();
+        let all = pattern(0, 3 << 20);
+        let (before, after) = all.split_at(200_000);
+        for piece in before.chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.flushed().await;
+        // Segments are small here, so the next one is soon needed, and cannot be made.
+        std::fs::remove_dir(&path).expect("empty");
+        std::fs::write(&path, "").expect("written");
+        for piece in after[..150_000].chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.flushed().await;
+        assert!(lock(&fixture.spool.shared.state).retry_at.is_some());
+        fixture.end();
+        fixture.flushed().await;
+        let mut reader = fixture.spool.reader(0);
+        let (mut gaps, mut bytes) = (Vec::new(), 0);
+        loop {
+            match reader.next(100_000).await.expect("readable") {
+                Batch::Chunks(chunks) => {
+                    for chunk in chunks {
+                        let from = usize::try_from(chunk.offset).expect("small");
+                        assert!(chunk.bytes == all[from..][..chunk.bytes.len()]);
+                        bytes += chunk.bytes.len() as u64;
+                    }
+                }
+                Batch::Gap { from, to } => gaps.push((from, to)),
+                Batch::End => break,
+            }
+        }
+        let [(from, to)] = gaps[..] else {
+            panic!("{gaps:?}");
+        };
+        assert!(from >= SEGMENT_MIN && to >= 350_000 - MEMORY, "{from}..{to}");
+        assert_eq!(bytes, 350_000 - (to - from));
+        std::fs::remove_file(&path).expect("there");
+        std::fs::create_dir(&path).expect("made");
+    }
+
+    #[tokio::test]
+    async fn deleted_folder_is_made_again() {
+        let mut fixture = fixture(1 << 30, 1 << 30);
+        std::fs::remove_dir(fixture.dir.path()).expect("empty");
+        let all = pattern(0, 2 << 20);
+        for piece in all.chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.end();
+        fixture.flushed().await;
+        assert_eq!(
+            read_all(fixture.spool.reader(0), 100_000).await,
+            (all, vec![], vec![])
+        );
+        let mode = std::fs::metadata(fixture.dir.path()).expect("made").permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn follower_gets_every_byte_although_writes_fail() {
+        let (mut fixture, _) = without_folder();
+        let follower = tokio::spawn(read_all(fixture.spool.follow(0), 30_000));
+        let all = pattern(0, 4 << 20);
+        for piece in all.chunks(10_000) {
+            fixture.write(Stream::Stdout, piece.to_vec()).await;
+        }
+        fixture.end();
+        let (out, _, gaps) = follower.await.expect("no panic");
+        assert_eq!(gaps, []);
+        assert!(out == all);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Commands: their bytes in and out, their codes, and following them.
 
 use std::fs;
+use std::io::Write;
 
 use base64::Engine;
 use orbd::rpc::api::{JobFollow, JobInput, JobOutput, MachineRestart, MachineRun, MachineRunFollow};
@@ -8,7 +9,7 @@ use orbd::rpc::types::{JobEvent, JobStateWord, Stream};
 use serde_json::json;
 
 use crate::support::{
-    PATIENCE, Random, World, bytes_of, eventually, is_alive, outcome_of, stdout_of, stream_of,
+    Caller, PATIENCE, Random, World, bytes_of, eventually, is_alive, outcome_of, stdout_of, stream_of,
 };
 
 #[test]
@@ -362,4 +363,68 @@ fn whoever_gives_up_following_stops_the_command() {
     let mut caller = world.client();
     assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
     eventually("the command is gone", || (!is_alive(pid)).then_some(()));
+}
+
+/// Reads what is kept of a job's output; returns it with the offset of its first byte.
+fn kept_output(caller: &mut Caller, id: u64) -> (u64, Vec<u8>) {
+    let (mut first, mut offset, mut all) = (0, 0, Vec::new());
+    loop {
+        let params = json!({"job_id": id, "offset": offset, "wait_ms": 20_000});
+        let answer = caller.ok::<JobOutput>(params);
+        if let Some(gap) = &answer.gap {
+            assert_eq!((gap.from, all.len()), (0, 0), "one gap, at the beginning");
+            first = gap.to;
+        }
+        all.extend(answer.output.iter().flat_map(bytes_of));
+        offset = answer.next_offset;
+        if answer.end {
+            return (first, all);
+        }
+    }
+}
+
+#[test]
+fn full_disk_ends_no_command_and_no_change_and_the_newest_output_is_kept() {
+    let world = World::new().set("spool_max", "4MiB").machines(&["a"]);
+    let Some(world) = world.with_small_disk() else {
+        return;
+    };
+    let world = world.started();
+    let mut caller = world.client();
+    let much = |count: u32| -> Vec<u8> {
+        (1..=count)
+            .flat_map(|line| format!("{line:09}\n").into_bytes())
+            .collect()
+    };
+    let mut check = |count: u32, at_least: u64| {
+        let script = format!("seq -f %09.0f 1 {count}; exit 7");
+        let answer = caller.run("a", &["sh", "-c", &script]);
+        let all = much(count);
+        assert_eq!(
+            (answer.exit_code, answer.output_bytes),
+            (Some(7), all.len() as u64)
+        );
+        let (first, kept) = kept_output(&mut caller, answer.job_id);
+        assert!(kept.len() as u64 >= at_least, "{} bytes are kept", kept.len());
+        assert!(
+            kept == all[usize::try_from(first).expect("small")..],
+            "not the newest"
+        );
+        first
+    };
+    // A disk that others have filled: what is kept is in memory.
+    let filler = world.daemon_path("state/spool/filler");
+    let mut file = fs::File::create(&filler).expect("a file on the small disk");
+    while file.write_all(&[0; 4096]).is_ok() {}
+    assert!(check(300_000, 32 << 10) > 0);
+    // Nor does it fail a change, whose output goes into files where there is room for them.
+    let restarted = world.client().ok::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!(restarted.changed, Some(true));
+    // With room again, and without a restart, nothing is lost.
+    fs::remove_file(&filler).expect("it is there");
+    drop(file);
+    assert_eq!(check(50_000, 500_000), 0);
+    // Three times what the disk holds: the oldest output makes room.
+    assert!(check(300_000, 512 << 10) > 0);
+    assert!(!world.log().contains("bug in orbd"), "{}", world.log());
 }

@@ -572,11 +572,6 @@ const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// Says what a read or a command that did not end by itself means.
 fn cut_short(completion: &Completion) -> Option<Outcome> {
-    if let Some(error) = &completion.spool_failed {
-        return Some(Outcome::Failed(Failure::Internal(
-            format!("output could not be kept: {error}").into(),
-        )));
-    }
     match completion.ending {
         Ending::Stopped => Some(Outcome::Cancelled(Phase::Running)),
         Ending::TimedOut => Some(Outcome::Expired(Phase::Running)),

@@ -57,7 +57,6 @@ fn completion(ending: Ending, stdout: &str, stderr: &str) -> Completion {
         bytes_in: 0,
         bytes_out: (stdout.len() + stderr.len()) as u64,
         output_cut: false,
-        spool_failed: None,
     }
 }
 

@@ -308,7 +308,6 @@ mod tests {
             bytes_in: 0,
             bytes_out: 0,
             output_cut: false,
-            spool_failed: None,
         }
     }
 

@@ -149,8 +149,6 @@ pub struct Completion {
     /// Another process still held a stream after the child was gone, and reading was given up, or files could not be read; there may
     /// be more that nobody saw.
     pub output_cut: bool,
-    /// The spool failed, so the child was ended: what was read after that is lost.
-    pub spool_failed: Option<spool::WriteError>,
 }
 
 /// What was kept of one stream.

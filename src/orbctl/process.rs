@@ -3,7 +3,7 @@
 //! ```text
 //!   spawn -> running ---- exits by itself ----------------------> drain what is left -> Exited, Signalled
 //!               |                                                       ^
-//!               | stop, time limit, spool failed                        |
+//!               | stop, time limit                                      |
 //!               v                                                       |
 //!            SIGTERM to the group -> exits, or grace -> SIGKILL to the group -> Stopped, TimedOut
 //! ```
@@ -30,7 +30,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
@@ -48,7 +47,7 @@ use super::spawner::Spawner;
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
 use crate::job::Ending;
-use crate::spool::{self, Stream};
+use crate::spool::Stream;
 use crate::sys::{self, ChildIdentity};
 
 /// How long a silent pipe that somebody else holds is read after the child is gone.
@@ -303,7 +302,6 @@ impl Orbctl for Installed {
             bytes_in: fed.load(Ordering::Relaxed),
             bytes_out,
             output_cut,
-            spool_failed: progress.take_failure(),
         })
     }
 }
@@ -336,7 +334,7 @@ async fn watch(
         tokio::select! {
             biased;
             status = child.wait() => break status,
-            why = reason_to_end(limits.stop, run_limit.as_mut(), progress), if ended_by_us.is_none() => {
+            why = reason_to_end(limits.stop, run_limit.as_mut()), if ended_by_us.is_none() => {
                 ended_by_us = Some(why);
                 group.signal(Signal::TERM);
                 grace_over.set(Some(tokio::time::sleep(limits.grace)));
@@ -360,7 +358,7 @@ async fn watch(
         tokio::select! {
             biased;
             () = draining.as_mut() => is_drained = true,
-            _ = reason_to_end(limits.stop, run_limit.as_mut(), progress), if ended_by_us.is_none() => {
+            _ = reason_to_end(limits.stop, run_limit.as_mut()), if ended_by_us.is_none() => {
                 output_cut = true;
                 break;
             }
@@ -393,7 +391,6 @@ fn never_started() -> Completion {
         bytes_in: 0,
         bytes_out: 0,
         output_cut: false,
-        spool_failed: None,
     }
 }
 
@@ -434,15 +431,10 @@ impl Group {
 }
 
 /// Waits for something that says to end the child, and says how that will be called.
-async fn reason_to_end(
-    stop: &CancellationToken,
-    run_limit: impl Future<Output = ()>,
-    progress: &Progress,
-) -> Ending {
+async fn reason_to_end(stop: &CancellationToken, run_limit: impl Future<Output = ()>) -> Ending {
     tokio::select! {
         biased;
         () = stop.cancelled() => Ending::Stopped,
-        () = progress.failed.notified() => Ending::Stopped,
         () = run_limit => Ending::TimedOut,
     }
 }
@@ -470,24 +462,6 @@ struct Progress {
     /// Drains that wait for the spool just now, and how often one began to.
     waiting: AtomicU64,
     waits: AtomicU64,
-    failed: Notify,
-    failure: Mutex<Option<spool::WriteError>>,
-    has_failed: AtomicBool,
-}
-
-impl Progress {
-    fn fail(&self, error: spool::WriteError) {
-        self.has_failed.store(true, Ordering::Relaxed);
-        self.failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(error);
-        self.failed.notify_one();
-    }
-
-    fn take_failure(&self) -> Option<spool::WriteError> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
 }
 
 /// Decides when reading on after the child's end is hopeless. Time in which a drain waits for the spool does not count, for then the
@@ -551,22 +525,11 @@ async fn drain(
         };
         kept.push(&bytes);
         let Sink::Spool(writer) = sink else { continue };
-        if progress.has_failed.load(Ordering::Relaxed) {
-            continue;
-        }
-        let written = match writer.put(stream, bytes) {
-            Ok(None) => Ok(()),
-            Ok(Some(rest)) => {
-                progress.waits.fetch_add(1, Ordering::Relaxed);
-                progress.waiting.fetch_add(1, Ordering::Relaxed);
-                let written = writer.write(stream, rest).await;
-                progress.waiting.fetch_sub(1, Ordering::Relaxed);
-                written
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            progress.fail(error);
+        if let Some(rest) = writer.put(stream, bytes) {
+            progress.waits.fetch_add(1, Ordering::Relaxed);
+            progress.waiting.fetch_add(1, Ordering::Relaxed);
+            writer.write(stream, rest).await;
+            progress.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -677,7 +640,7 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
-    use crate::spool::{Batch, Budget, Keep, Settings};
+    use crate::spool::{self, Batch, Budget, Keep, Settings};
 
     /// A shell in `orbctl`'s place.
     fn shell() -> Installed {
@@ -881,18 +844,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_whose_spool_fails_is_ended() {
+    async fn child_whose_output_cannot_be_written_runs_to_its_end() {
         let settings = Settings {
-            dir: "/nowhere".into(),
+            dir: "/dev/null/spool".into(),
             max: 1 << 30,
             keep: Keep::All,
         };
-        let (writer, _spool) = spool::spool(&settings, &Budget::new(u64::MAX));
-        let mut invocation = script("exec cat /dev/zero");
+        let (writer, spool) = spool::spool(&settings, &Budget::new(u64::MAX));
+        let mut invocation = script("head -c 4194304 /dev/zero; echo last; exit 5");
         invocation.output = Sink::Spool(writer);
         let completion = run(invocation).await;
-        assert_eq!(completion.ending, Ending::Stopped);
-        assert!(completion.spool_failed.is_some());
+        assert_eq!(completion.ending, Ending::Exited(5));
+        assert_eq!(completion.bytes_out, 4_194_309);
+        assert!(!completion.output_cut);
+        let mut reader = spool.reader(0);
+        let Ok(Batch::Gap { from: 0, to }) = reader.next(1024).await else {
+            panic!("no gap");
+        };
+        assert!(to >= 4_194_309 - spool::MEMORY);
+        reader.seek(4_194_304);
+        let Ok(Batch::Chunks(chunks)) = reader.next(1024).await else {
+            panic!("no output");
+        };
+        assert_eq!(chunks[0].bytes, "last\n");
     }
 
     #[tokio::test]

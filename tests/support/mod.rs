@@ -202,6 +202,54 @@ impl World {
         assert!(copied.success());
     }
 
+    /// Gives the daemon a disk of one mebibyte for its output, which only the daemon sees; `None`, with a line that says why, where
+    /// none can be mounted.
+    pub(crate) fn with_small_disk(mut self) -> Option<Self> {
+        let spool = self.path("state/spool");
+        fs::create_dir_all(&spool).expect("a folder");
+        let namespace = if rustix::process::geteuid().is_root() {
+            "unshare --mount"
+        } else {
+            "unshare --user --map-current-user --keep-caps --mount"
+        };
+        let mount = format!(
+            "exec {namespace} sh -c 'mount -t tmpfs -o size=1m,mode=700 tmpfs \"$0\" && exec \"$@\"' '{}'",
+            spool.display()
+        );
+        let probe = Command::new("/bin/sh")
+            .args(["-c", &format!("{mount} true")])
+            .env("PATH", PATH)
+            .output()
+            .expect("a shell");
+        if !probe.status.success() {
+            eprintln!("SKIPPED, as no disk can be mounted here: {probe:?}");
+            return None;
+        }
+        let program = self.path("orbd-on-small-disk");
+        let built = env!("CARGO_BIN_EXE_orbd");
+        // By another process: a file that this one has open for writing cannot be executed.
+        let written = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\n%s\n' \"$2\" >\"$1\" && chmod 755 \"$1\"",
+                "sh",
+            ])
+            .arg(&program)
+            .arg(format!("{mount} '{built}' \"$@\""))
+            .status()
+            .expect("a shell");
+        assert!(written.success());
+        self.program = Some(program);
+        Some(self)
+    }
+
+    /// Returns the path by which a test sees a file on the disk that only the daemon sees.
+    pub(crate) fn daemon_path(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let path = path.strip_prefix("/").expect("absolute");
+        Path::new(&format!("/proc/{}/root", self.pid())).join(path)
+    }
+
     /// Starts the daemon and waits until it answers.
     pub(crate) fn started(mut self) -> Self {
         self.start();
