@@ -155,6 +155,17 @@ pub enum Failure {
         /// Its state.
         state: Arc<str>,
     },
+    /// The machine has no logs of this kind.
+    #[error("machine {machine} has no {kind} logs")]
+    NoLogs {
+        /// Its name.
+        machine: MachineName,
+        /// The kind, as in `console`.
+        kind: Arc<str>,
+    },
+    /// OrbStack's configuration has no such key.
+    #[error("key: OrbStack's configuration has no key '{0}'")]
+    ConfigKeyNotFound(Arc<str>),
     /// `orbctl` was not found, could not be executed, or is a version that we do not support.
     #[error("orbctl is not available: {0}")]
     OrbctlUnavailable(Arc<str>),

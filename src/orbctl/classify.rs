@@ -4,15 +4,17 @@
 //! only the text after it is looked at.
 //!
 //! **A guest command's exit code is its own.** `orbctl run` hands it on, so exit 1 can also be `orbctl` saying that it did not run
-//! anything. The two are told apart by the whole of what was said: nothing on stdout, one line on stderr with a code in brackets,
-//! ending in exactly "machine not found" and the name of the machine that was asked for. The risk that is left is a guest command
-//! that prints this very line about the machine in which it runs, nothing else, and exits with 1.
+//! anything. It is taken for that if stdout is empty, the code is 1, and all of stderr is one line that is exactly a text that was
+//! recorded from `orbctl` itself (see `testdata/errors.tsv`), with or without a code in brackets. The risk that is left is a guest
+//! program that prints exactly such a line about the machine in which it runs, and nothing else, and exits with 1: it is reported as a
+//! failure of `orbctl`. That includes `orbctl` itself, called inside the machine about this same machine.
 //!
 //! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
 //! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. What is no sign
 //! of it: a change that ran into its limit, because creates wait for the network (the looks that follow it are signs); a command
 //! that did, because that is its caller's affair. A read about one machine that did leaves a doubt: it may be that machine. So does a
-//! command that ends with what the service says when it is sick: it may be the guest's own.
+//! command that ends with what the service says when it is sick: it may be the guest's own. And so does "timed out waiting for VM to
+//! start" from anything but a read: it was recorded to be false, the VM starts a moment later.
 //! **Well** it is when the service answered, if only to refuse; what `orbctl` may read from a file of its own says nothing.
 
 use std::borrow::Cow;
@@ -50,11 +52,38 @@ impl Verdict {
 const SAID_MAX: usize = 200;
 
 /// What OrbStack's service was recorded to say, or what is said in its place, when it does not work.
-const SICK: [&str; 4] = [
+const SICK: [&str; 5] = [
     "timed out waiting for services to start",
     "timed out waiting for VM to start",
     "missing TCC permission",
     "$HOME is not defined",
+    "panic: mkdir /docker: read-only file system",
+];
+
+/// What `orbctl` was recorded to say of a VM that does start, only later.
+const STARTS_LATER: &str = "timed out waiting for VM to start";
+
+/// What the service was recorded to say, in full, under a command that it did not run.
+const NOT_RUN: [&str; 2] = [
+    "start VM: timed out waiting for VM to start",
+    "timed out waiting for services to start",
+];
+
+/// What the start of a machine, which a command makes where it has to, was recorded to end with.
+const NOT_STARTED: [&str; 3] = [
+    "setup: machine didn't start in 30s (missing IP address)",
+    "setup: timed out waiting for network",
+    "setup: machine crashed on startup",
+];
+
+/// What it says where there is no machine at all.
+const NO_MACHINES: [&str; 6] = [
+    "To use Docker:",
+    "docker run ...",
+    "See \"orb docker\" for more info.",
+    "To create a Linux machine:",
+    "orb create ubuntu",
+    "See \"orb create --help\" for supported distros and options.",
 ];
 
 /// What the tool's language says when a socket has nobody behind it: the service's, unless a guest's program says so of its own.
@@ -126,9 +155,11 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     let complaint = lines()
         .find(|line| SICK.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash));
     let nobody = lines().find(|line| NOBODY.iter().any(|text| line.contains(text)));
+    let is_read = matches!(operation, Operation::Query(_));
     let sign = match (complaint, nobody, &failure) {
+        (Some(line), ..) if line.contains(STARTS_LATER) && !is_read => Sign::Doubtful(said_to_be(line)),
         (Some(line), ..) => Sign::Sick(said_to_be(line)),
-        (None, Some(line), _) if matches!(operation, Operation::Query(_)) => Sign::Sick(said_to_be(line)),
+        (None, Some(line), _) if is_read => Sign::Sick(said_to_be(line)),
         // Where an image comes from may be what refuses.
         (None, Some(line), _) => Sign::Doubtful(said_to_be(line)),
         // It looked and refused.
@@ -161,39 +192,79 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     } else {
         &stderr.opening
     });
+    if code == 1 && said(&text).map(str::trim).eq(NO_MACHINES) {
+        return Verdict {
+            failure: Some(Failure::MachineNotFound(machine.as_str().into())),
+            sign: Sign::Nothing,
+        };
+    }
     let mut lines = said(&text);
     let Some(first) = lines.next() else {
         return Verdict::passed(Sign::Nothing);
     };
-    let (has_code, text) = cause(first);
     let is_alone = stderr.is_whole() && lines.next().is_none();
-    if code == 1 && is_alone && has_code {
-        let not_found = ["machine not found", "no machine found"]
-            .iter()
-            .any(|phrase| ends_with_cause(text, &format!("{phrase}: '{machine}'")));
-        if not_found {
-            return Verdict {
-                failure: Some(Failure::MachineNotFound(machine.as_str().into())),
-                sign: Sign::Well,
-            };
-        }
+    if code == 1 && is_alone {
+        return of_refused_exec(machine, first, stderr);
     }
-    // The two forms in which the service was recorded to fail under any command.
-    let is_panic = code == 2 && text.starts_with("panic: ");
-    let is_refusal = code == 1 && is_alone && has_code;
-    let is_known = SICK.iter().any(|known| text.contains(known));
-    let is_nobody = NOBODY.iter().any(|known| text.contains(known));
-    if (is_panic && is_known) || (is_refusal && (is_known || is_nobody)) {
+    // The service was recorded to fall over under any command.
+    let text = cause(first).1;
+    if code == 2 && text.starts_with("panic: ") && SICK.iter().any(|known| text.contains(known)) {
+        return not_run(2, text, stderr);
+    }
+    Verdict::passed(Sign::Nothing)
+}
+
+/// Says what one line, which was all that was said, means under a command with exit code 1.
+fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verdict {
+    let (has_code, text) = cause(line);
+    let start = format!("start '{machine}': ");
+    let run = format!("run '{machine}': ");
+    let names_us = text.starts_with(&start) || text.starts_with(&run);
+    let own = text
+        .strip_prefix(&start)
+        .or_else(|| text.strip_prefix(&run))
+        .unwrap_or(text);
+    let not_found = ["machine not found", "no machine found"].iter().any(|phrase| {
+        let quoted = format!("{phrase}: '{machine}'");
+        own == quoted || own == format!("{phrase}: {machine}") || (has_code && ends_with_cause(text, &quoted))
+    });
+    if not_found {
         return Verdict {
-            failure: Some(Failure::OrbctlFailed {
-                exit_code: code,
-                stderr_tail: tail(stderr),
+            failure: Some(Failure::MachineNotFound(machine.as_str().into())),
+            sign: Sign::Well,
+        };
+    }
+    if let Some(state) = transition(own).filter(|_| has_code || names_us) {
+        return Verdict {
+            failure: Some(Failure::MachineWrongState {
+                machine: machine.clone(),
+                state: state.into(),
             }),
-            // A guest's program could say the same: its words alone must not make everybody else wait.
-            sign: Sign::Doubtful(said_to_be(text)),
+            sign: Sign::Nothing,
+        };
+    }
+    let is_known = |known: &[&str]| known.iter().any(|known| text.contains(known));
+    if NOT_RUN.contains(&own) || (has_code && (is_known(&SICK) || is_known(&NOBODY))) {
+        return not_run(1, text, stderr);
+    }
+    if has_code && names_us && NOT_STARTED.contains(&own) {
+        return Verdict {
+            sign: Sign::Nothing,
+            ..not_run(1, text, stderr)
         };
     }
     Verdict::passed(Sign::Nothing)
+}
+
+/// A command that `orbctl` did not run. A guest's program could say the same: its words alone must not make all others wait.
+fn not_run(exit_code: i32, text: &str, stderr: &Captured) -> Verdict {
+    Verdict {
+        failure: Some(Failure::OrbctlFailed {
+            exit_code,
+            stderr_tail: tail(stderr),
+        }),
+        sign: Sign::Doubtful(said_to_be(text)),
+    }
 }
 
 /// Recognises the failures that have a name.
@@ -216,6 +287,28 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
     }
     if let Some(name) = named("machine already exists:") {
         return Some(Failure::MachineExists(name));
+    }
+    let in_operation = || text.split_once('\'')?.1.split_once('\'')?.0.parse().ok();
+    if let Some(state) = transition(text)
+        && let Some(machine) = operation.machine().cloned().or_else(in_operation)
+    {
+        return Some(Failure::MachineWrongState {
+            machine,
+            state: state.into(),
+        });
+    }
+    if let Some((_, kind)) = text.split_once(" has no logs of type ")
+        && let Some(machine) = operation.machine().cloned().or_else(in_operation)
+    {
+        return Some(Failure::NoLogs {
+            machine,
+            kind: kind.trim().into(),
+        });
+    }
+    if let Operation::ConfigSet { key, .. } = operation
+        && ends_with_cause(text, "key not found")
+    {
+        return Some(Failure::ConfigKeyNotFound(key.as_str().into()));
     }
     // Not recorded anywhere; written in the manner of those above. Anything else stays `OrbctlFailed` with its text.
     let states = [
@@ -240,6 +333,15 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
             state: (*state).into(),
         })
     })
+}
+
+/// Returns the state in which a machine is that cannot go to another one.
+fn transition(text: &str) -> Option<&str> {
+    let phrases = ["cannot transition from ", "invalid transition from "];
+    let (_, states) = phrases.iter().find_map(|phrase| text.split_once(phrase))?;
+    let (from, to) = states.split_once(" to ")?;
+    let is_state = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    (is_state(from) && is_state(to)).then_some(from)
 }
 
 /// Takes the code in brackets off a line; says whether there was one.
@@ -293,7 +395,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::operation::{ExecRequest, Force, NewMachine};
+    use crate::operation::{ExecRequest, Force, LogScope, NewMachine};
 
     fn name(text: &str) -> MachineName {
         text.parse().expect("a valid name")
@@ -440,8 +542,10 @@ mod tests {
             1,
             "",
             start,
-            &failed(1, start, true),
+            // It was recorded to be false.
+            &failed(1, start, false),
         );
+        check(&list, 1, "", start, &failed(1, start, true));
         // Under a command it is a doubt, because a guest's program could say it.
         check(&exec("web"), 2, "", panic, &failed(2, panic, false));
         check(&exec("web"), 1, "", start, &failed(1, start, false));
@@ -520,7 +624,13 @@ mod tests {
             (1, "", "before\n[-32098] machine not found: 'web'\n"),
             (1, "", "[-32098] machine not found: 'web'\nafter\n"),
             (1, "", "[-32098] machine not found: 'other'\n"),
-            (1, "", "machine not found: 'web'\n"),
+            (1, "", "error: machine not found: 'web'\n"),
+            (1, "", "cannot transition from open to closed\n"),
+            (1, "", "ssh: start VM: timed out waiting for VM to start\n"),
+            (1, "", "start VM: timed out waiting for VM to start!\n"),
+            (2, "", "start VM: timed out waiting for VM to start\n"),
+            (1, "x", "start VM: timed out waiting for VM to start\n"),
+            (1, "", "start VM: timed out waiting for VM to start\nmore\n"),
             (2, "", "[-32098] machine not found: 'web'\n"),
             (1, "", "[-32098] machine not found: 'web' or so\n"),
         ] {
@@ -528,10 +638,82 @@ mod tests {
         }
     }
 
+    /// The ambiguity that is left: a guest that prints exactly what `orbctl` prints is taken for it, but makes nobody else wait.
+    #[test]
+    fn guest_that_prints_exactly_a_text_of_orbctl_is_taken_for_orbctl() {
+        let text = "start VM: timed out waiting for VM to start";
+        let verdict = classify(
+            &exec("web"),
+            &completion(Ending::Exited(1), "", &format!("{text}\n")),
+        );
+        assert_eq!((verdict.failure, false), failed(1, text, false));
+        assert_eq!(verdict.sign, Sign::Doubtful(Illness::Said(text.into())));
+    }
+
+    #[test]
+    fn recorded_errors_mean_what_the_table_says() {
+        let mut rows = 0;
+        for line in include_str!("testdata/errors.tsv").lines() {
+            if line.starts_with('#') {
+                continue;
+            }
+            let [command, expected, _source, text] = line.split('\t').collect::<Vec<_>>()[..] else {
+                panic!("four columns: {line}");
+            };
+            let operation = match command {
+                "run" => exec("web"),
+                "info" => info("web"),
+                "list" => Operation::Query(Query::List),
+                "logs" => Operation::Query(Query::Logs(name("web"), LogScope::Default)),
+                "start" => Operation::Start(name("web")),
+                "create" => create("web"),
+                "delete" => Operation::Delete(name("web"), Force::No),
+                "config set" => Operation::ConfigSet {
+                    key: "no.such.key".parse().expect("valid"),
+                    value: "x".into(),
+                },
+                other => panic!("{other}"),
+            };
+            let verdict = classify(
+                &operation,
+                &completion(Ending::Exited(1), "", &format!("{text}\n")),
+            );
+            let sign = match verdict.sign {
+                Sign::Sick(_) => "unhealthy",
+                Sign::Doubtful(_) => "suspect",
+                Sign::Well | Sign::Nothing => "",
+            };
+            let meaning = match (verdict.failure, sign) {
+                (Some(Failure::OrbctlFailed { .. }), "") => "failed".to_owned(),
+                (Some(Failure::OrbctlFailed { .. }), sign) => sign.to_owned(),
+                (None, "") => "guest".to_owned(),
+                (Some(Failure::MachineNotFound(name)), "") => format!("machine_not_found {name}"),
+                (Some(Failure::MachineExists(name)), "") => format!("machine_exists {name}"),
+                (Some(Failure::MachineWrongState { machine, state }), "") => {
+                    assert_eq!(machine, name("web"));
+                    format!("machine_wrong_state {state}")
+                }
+                (Some(Failure::NoLogs { machine, kind }), "") => {
+                    assert_eq!(machine, name("web"));
+                    format!("no_logs {kind}")
+                }
+                (Some(Failure::ConfigKeyNotFound(key)), "") => {
+                    assert_eq!(&*key, "no.such.key");
+                    "key_not_found".to_owned()
+                }
+                (failure, sign) => format!("{failure:?} {sign}"),
+            };
+            assert_eq!(meaning, expected, "{command}: {text}");
+            rows += 1;
+        }
+        assert!(rows >= 30, "{rows} rows");
+    }
+
     #[test]
     fn orbctl_s_own_refusal_of_a_command_is_told_from_it() {
         let missing = (Some(Failure::MachineNotFound("web".into())), false);
         for stderr in [
+            include_str!("testdata/orb-no-machines.stderr.txt"),
             "[-32098] machine not found: 'web'\n",
             "[-32098] run 'web': machine not found: 'web'",
             "\n\u{256d}\u{2500}\u{256e}\n\u{2502} update \u{2502}\n\u{2570}\u{2500}\u{256f}\n\n[-32098] machine not found: 'web'\n",

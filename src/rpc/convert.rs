@@ -18,7 +18,7 @@ use crate::dispatcher::{
     self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, Unrest, WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
-use crate::machine::{Machine, MachineInfo, MachineName};
+use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
 use crate::operation::{
     ExecRequest, Force, Format, LogScope, MachineRef, NewMachine, Operation, OutputKept, Stdin, Verbatim,
 };
@@ -761,8 +761,23 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             data.machine = Some(name.to_string());
             ErrorKind::MachineExists.with(text, data)
         }
-        Failure::MachineWrongState { .. } => {
-            ErrorKind::MachineWrongState.with(text, start(ErrorKind::MachineWrongState))
+        Failure::MachineWrongState { machine, state } => {
+            let mut data = start(ErrorKind::MachineWrongState);
+            data.machine = Some(machine.to_string());
+            // A machine that is on its way to another state will arrive there.
+            data.retryable = matches!(MachineState::from_word(state), MachineState::Busy(_));
+            data.machine_state = Some(state.to_string());
+            ErrorKind::MachineWrongState.with(text, data)
+        }
+        Failure::NoLogs { machine, .. } => {
+            let mut data = start(ErrorKind::MachineWrongState);
+            data.machine = Some(machine.to_string());
+            ErrorKind::MachineWrongState.with(text, data)
+        }
+        Failure::ConfigKeyNotFound(_) => {
+            let mut data = start(ErrorKind::InvalidParams);
+            data.field = Some("key".into());
+            ErrorKind::InvalidParams.with(text, data)
         }
         Failure::OrbctlUnavailable(_) => {
             ErrorKind::OrbctlUnavailable.with(text, start(ErrorKind::OrbctlUnavailable))

@@ -71,8 +71,11 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
         | "session.release" => &[E::JobNotFound],
-        "machine.info" | "machine.logs" => &[E::MachineNotFound],
-        "machine.run" | "machine.run_follow" => &[E::MachineNotFound, E::JobInterrupted],
+        "machine.info" => &[E::MachineNotFound],
+        "machine.logs" => &[E::MachineNotFound, E::MachineWrongState],
+        "machine.run" | "machine.run_follow" => {
+            &[E::MachineNotFound, E::MachineWrongState, E::JobInterrupted]
+        }
         "machine.create" => &[E::MachineExists, E::OutcomeUnknown],
         "machine.start" | "machine.stop" | "machine.restart" | "machine.delete" => {
             &[E::MachineNotFound, E::MachineWrongState, E::OutcomeUnknown]

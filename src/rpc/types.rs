@@ -609,6 +609,9 @@ pub struct ErrorData {
     /// The machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// State of the machine that does not allow this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_state: Option<String>,
     /// `queued` or `running`: where a job was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["queued", "running"]))]
