@@ -111,6 +111,13 @@ pub enum Success {
         /// Whether it was needed: false when what it asked for already held.
         changed: bool,
     },
+    /// A change was cut short, or `orbctl` reported that the service does not work, and then it was observed to be done.
+    Observed {
+        /// Whether anything had to be done; `None` where nobody looked before.
+        changed: Option<bool>,
+        /// What cut it short, and what was observed: a part of a sentence for a person.
+        warning: Arc<str>,
+    },
     /// A client's own process did it in a lease and said that it went well.
     Lease {
         /// Whether anything had to be done, where success alone tells: a machine that had to be running may have been before.

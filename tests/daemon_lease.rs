@@ -176,8 +176,9 @@ fn a_code_other_than_zero_is_a_commands_answer_and_a_changes_failure() {
         ("push", ("failed", "orbctl_killed")),
         ("shell", ("succeeded", "")),
         ("logs", ("succeeded", "")),
-        // What it told OrbStack's service to do may go on.
-        ("start", ("unknown", "outcome_unknown")),
+        // What it told OrbStack's service to do was done: the machine runs.
+        ("start", ("succeeded", "")),
+        ("restart", ("unknown", "outcome_unknown")),
     ] {
         let lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
         assert_eq!(outcome_of(&lease.die(&mut caller)), expected, "{operation}");
@@ -472,7 +473,8 @@ fn a_process_that_vanishes_with_its_owner_is_told_by_what_it_was() {
         ("run", ("interrupted", "job_interrupted")),
         ("shell", ("interrupted", "job_interrupted")),
         ("push", ("interrupted", "job_interrupted")),
-        ("start", ("unknown", "outcome_unknown")),
+        ("start", ("succeeded", "")),
+        ("restart", ("unknown", "outcome_unknown")),
     ] {
         let mut caller = world.client();
         let mut lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));

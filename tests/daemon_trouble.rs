@@ -136,7 +136,7 @@ fn a_change_that_is_refused_has_failed_with_what_orbctl_said() {
 }
 
 #[test]
-fn a_machine_that_was_made_though_its_client_died_is_seen() {
+fn create_whose_orbctl_died_succeeds_with_a_warning_once_its_machine_runs() {
     for ending in ["killed", "hang"] {
         let world = trouble(
             "create",
@@ -144,10 +144,13 @@ fn a_machine_that_was_made_though_its_client_died_is_seen() {
         );
         let mut caller = world.client();
         let params = json!({"name": "new", "distro": "ubuntu", "run_timeout_ms": 500});
-        let data = caller.refused::<MachineCreate>(params);
-        assert_eq!(data.kind, "outcome_unknown");
-        let seen = data.observed.expect("looks");
-        assert_eq!((seen.settled, seen.holds), (true, Some(true)), "{seen:?}");
+        let made = caller.ok::<MachineCreate>(params);
+        assert_eq!(made.changed, Some(true));
+        let warning = made.warning.expect("it was cut short");
+        assert!(
+            warning.contains("machine 'new' exists and is running"),
+            "{warning}"
+        );
         assert_eq!(caller.state_of("new").as_deref(), Some("running"));
         assert_eq!(world.ledger().spawns("create"), 1, "never tried again");
     }
@@ -165,9 +168,61 @@ fn a_change_that_is_settled_elsewhere_holds_its_lane_until_then() {
     let making = caller.ok::<MachineCreate>(params).job_id;
     let using = caller.run_detached("new", &["true"]);
     let ended = caller.end_of(making);
-    assert_eq!(outcome_of(&ended), ("unknown", "outcome_unknown"));
+    assert_eq!(outcome_of(&ended), ("succeeded", ""));
+    assert!(ended.outcome.expect("ended").warning.is_some());
     assert_eq!(outcome_of(&caller.end_of(using)), ("succeeded", ""));
     assert_eq!(world.truth(), [("new".to_owned(), "running".to_owned())]);
+}
+
+#[test]
+fn create_that_is_cut_short_is_unknown_if_a_machine_of_that_name_was_there_before() {
+    let world = trouble("create", "kind = \"killed\"");
+    let params = json!({"name": "a", "distro": "ubuntu"});
+    let data = world.client().refused::<MachineCreate>(params);
+    assert_eq!(data.kind, "outcome_unknown");
+    assert_eq!(data.observed.expect("looks").holds, Some(true));
+    all_is_well(&world);
+}
+
+#[test]
+fn command_that_orbctl_did_not_run_is_not_reported_as_the_guests_exit_code() {
+    let text = "start VM: timed out waiting for VM to start";
+    let world = trouble(
+        "run",
+        &format!("kind = \"fail\"\ntext = \"{text}\"\nexit = 1\ntimes = 1"),
+    );
+    let mut caller = world.client();
+    let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
+    assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(1)));
+    assert_eq!(data.stderr_tail.as_deref(), Some(text));
+    // It is at most suspect, so the next command is not refused.
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
+    // The ambiguity that is left: a guest that prints exactly this, and nothing else, is taken for orbctl.
+    let script = format!("echo '{text}' >&2; exit 1");
+    let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["sh", "-c", script]}));
+    assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(1)));
+    let script = format!("echo '{text}' >&2; echo more; exit 1");
+    assert_eq!(caller.run("a", &["sh", "-c", &script]).exit_code, Some(1));
+    all_is_well(&world);
+}
+
+#[test]
+fn machine_in_transition_is_reported_with_its_state_and_as_retryable() {
+    let text = "[-32098] cannot transition from creating to deleting";
+    let world = trouble(
+        "restart",
+        &format!("kind = \"fail\"\ntext = \"{text}\"\nexit = 1\ntimes = 1"),
+    );
+    let data = world.client().refused::<MachineRestart>(json!({"machine": "a"}));
+    assert_eq!(
+        (data.kind.as_str(), data.retryable),
+        ("machine_wrong_state", true)
+    );
+    assert_eq!(
+        (data.machine.as_deref(), data.machine_state.as_deref()),
+        (Some("a"), Some("creating"))
+    );
+    all_is_well(&world);
 }
 
 /// Each trouble takes three seconds before it strikes a change of `a`; within them a change and a command of `b` come and go.

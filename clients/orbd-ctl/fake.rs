@@ -212,6 +212,7 @@ pub(crate) fn succeeded(exit_code: Option<i32>) -> Outcome {
         kind: "succeeded".into(),
         exit_code,
         changed: None,
+        warning: None,
         error: None,
     }
 }

@@ -261,6 +261,9 @@ fn beginning(message: &str) -> String {
 
 /// Says in a few words how a job ended.
 fn outcome(outcome: &Outcome) -> String {
+    if let Some(warning) = &outcome.warning {
+        return beginning(warning);
+    }
     match (&outcome.error, outcome.exit_code, outcome.changed) {
         (Some(error), ..) => beginning(error.message.lines().next().unwrap_or_default()),
         (None, Some(0), _) if outcome.kind == "succeeded" => "done".into(),
@@ -774,6 +777,7 @@ database  stopped  ubuntu  noble    arm64
             kind: "failed".into(),
             exit_code: None,
             changed: None,
+            warning: None,
             error: Some(ErrorObject {
                 code: 2001,
                 message: "machine web does not exist".into(),

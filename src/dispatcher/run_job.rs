@@ -10,7 +10,8 @@
 //!              failed                      invocation --exited--> classified: succeeded or failed
 //!                                                | cut short
 //!                                                v
-//!                            command: cancelled or expired    change: looks until settled --> unknown
+//!                            command: cancelled or expired    change: looks until settled --> succeeded, with a warning
+//!                                                                                         --> unknown
 //! ```
 
 use std::path::PathBuf;
@@ -191,7 +192,8 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
         }
     }
     Finished::new(match work.spec.asked.operation.effect() {
-        Effect::Changes(_) => work.settle().await,
+        // How its `orbctl` ended, and why, was not seen.
+        Effect::Changes(_) => Outcome::Unknown(work.settle().await.last()),
         Effect::Reads => Outcome::Interrupted,
     })
 }
@@ -357,18 +359,21 @@ impl<O: Orbctl> Work<O> {
         }
         // The look begins after the change was accepted, so `changed: false` is never said of something older. A forced change
         // does not wait for a look: it is there to mend what may not answer.
+        let is_idempotent = settle::is_idempotent(operation);
+        let mut before = None;
         if !operation.preempts()
-            && settle::is_idempotent(operation)
+            && (is_idempotent || settle::makes(operation).is_some())
             && let Some(query) = settle::telling(operation)
         {
             match self.look(query, &self.stop).await {
-                Ok(facts) if settle::holds(operation, &facts) == Some(true) => {
+                Ok(facts) if is_idempotent && settle::holds(operation, &facts) == Some(true) => {
                     return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
                 }
+                Ok(facts) => before = Some(facts),
                 // The change would meet the same, and now it can still be said that nothing was done.
                 Err(failure @ Failure::OrbctlSick(_)) => return Finished::new(Outcome::Failed(failure)),
                 // It may be a look that the installed version cannot make: the change itself will tell.
-                Ok(_) | Err(_) => {}
+                Err(_) => {}
             }
         }
         if self.stop.is_cancelled() {
@@ -384,7 +389,10 @@ impl<O: Orbctl> Work<O> {
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             // There was a child, and how it ended was not seen: the inventory must tell.
-            Err(orbctl::SpawnError::Lost { .. }) => return Finished::new(self.settle().await),
+            Err(error @ orbctl::SpawnError::Lost { .. }) => {
+                let settling = self.settle().await;
+                return Finished::new(settling.outcome(operation, before.as_ref(), &error.to_string()));
+            }
             Err(error) => return Finished::new(Outcome::Failed(error.failure())),
         };
         let verdict = orbctl::classify::classify(operation, &completion);
@@ -397,8 +405,13 @@ impl<O: Orbctl> Work<O> {
                 Finished::counted(Outcome::Failed(failure), &completion)
             }
             // Killed, timed out, stopped, or it fell over: the service may go on without it.
-            (Ending::Exited(_) | Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped, _) => {
-                Finished::counted(self.settle().await, &completion)
+            (ending, _) => {
+                let cut = match &verdict.sign {
+                    Sign::Sick(illness) | Sign::Doubtful(illness) => illness.to_string(),
+                    Sign::Well | Sign::Nothing => how_cut(ending),
+                };
+                let outcome = self.settle().await.outcome(operation, before.as_ref(), &cut);
+                Finished::counted(outcome, &completion)
             }
         }
     }
@@ -418,11 +431,11 @@ impl<O: Orbctl> Work<O> {
     }
 
     /// Looks until a change that was cut short has come to rest.
-    async fn settle(&self) -> Outcome {
+    async fn settle(&self) -> Settling {
         let operation = &self.spec.asked.operation;
         let mut settling = Settling::default();
         let Some(query) = settle::telling(operation) else {
-            return Outcome::Unknown(settling.last());
+            return settling;
         };
         let began = Moment::now();
         let mut pause = LOOK_PAUSE_FIRST;
@@ -445,7 +458,7 @@ impl<O: Orbctl> Work<O> {
             }
             pause = (pause * 2).min(LOOK_PAUSE_MAX);
         }
-        Outcome::Unknown(settling.last())
+        settling
     }
 
     /// Looks once one of the places for looks is free; `None` when none was by then, or nobody wants to know any more. A life that
@@ -461,7 +474,22 @@ impl<O: Orbctl> Work<O> {
                 () = self.abandon.cancelled() => return None,
             }
         };
-        Some(self.look(query.clone(), &self.abandon).await)
+        Some(self.look_at_service(query.clone()).await)
+    }
+
+    /// Makes a read that also shows whether the service works. `status` alone does not: it was recorded to answer while nothing else
+    /// did. Of a stopped OrbStack nothing more is asked, because that would start it.
+    async fn look_at_service(&self, query: Query) -> Result<Facts, Failure> {
+        let began = Moment::now().instant;
+        let facts = self.look(query, &self.abandon).await?;
+        match facts {
+            Facts::Status(OrbstackStatus::Running) => {
+                self.look(Query::List, &self.abandon).await?;
+            }
+            Facts::Status(OrbstackStatus::Stopped) => self.report(Sign::Well, began).await,
+            _ => {}
+        }
+        Ok(facts)
     }
 
     /// Holds the place for the client's process until that process is gone, whoever else dies.
@@ -469,6 +497,7 @@ impl<O: Orbctl> Work<O> {
         let gone = sys::gone(identity);
         tokio::pin!(gone);
         let released = self.release.take();
+        let operation = &self.spec.asked.operation;
         let limit = async {
             match self.spec.asked.run_timeout {
                 Some(limit) => tokio::time::sleep(limit).await,
@@ -492,10 +521,17 @@ impl<O: Orbctl> Work<O> {
                 .flatten(),
             None => None,
         };
-        let outcome = match leased(&self.spec.asked.operation, told, cut) {
-            Some(outcome) => outcome,
+        let outcome = if let Some(outcome) = leased(operation, told, cut.clone()) {
+            outcome
+        } else {
             // Its process is gone, but what it told OrbStack's service to do may go on.
-            None => self.settle().await,
+            let cut = match (cut, told) {
+                (Some(Outcome::Expired(_)), _) => how_cut(Ending::TimedOut),
+                (Some(_), _) => how_cut(Ending::Stopped),
+                (None, Some(ending)) => how_cut(ending),
+                (None, None) => "the client did not report how orbctl ended".to_owned(),
+            };
+            self.settle().await.outcome(operation, None, &cut)
         };
         let mut finished = Finished::new(outcome);
         finished.ending = told;
@@ -504,6 +540,16 @@ impl<O: Orbctl> Work<O> {
             _ => None,
         };
         finished
+    }
+}
+
+/// Says what cut a change short.
+fn how_cut(ending: Ending) -> String {
+    match ending {
+        Ending::Exited(code) => format!("orbctl failed with exit code {code}"),
+        Ending::Signalled(signal) => format!("orbctl was killed by signal {signal}"),
+        Ending::TimedOut => "orbctl did not end within its run timeout".to_owned(),
+        Ending::Stopped => "orbctl was ended on request".to_owned(),
     }
 }
 

@@ -2,11 +2,15 @@
 //!
 //! Killing `orbctl` does not undo what its service was told to do, so after a cut only the inventory can tell. Pure: the looks
 //! and the time between them are somebody else's.
+//!
+//! A change that was cut short and is then observed stable and satisfied has succeeded, with a warning. Whether it *changed* anything is
+//! known only if the state before it was observed too. A machine that a change makes must be new: one of that name that was there
+//! before, or may have been, does not show that the change was done.
 
 use std::time::Duration;
 
-use crate::job::Sighting;
-use crate::machine::{Machine, MachineState, OrbstackStatus};
+use crate::job::{Outcome, Sighting, Success};
+use crate::machine::{Machine, MachineName, MachineState, OrbstackStatus};
 use crate::operation::{Each, Lane, Leased, Operation, Query};
 
 use super::known::{Facts, by_name};
@@ -61,6 +65,17 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
                     | Leased::Other
             )
     )
+}
+
+/// Returns the machine that an operation makes.
+pub(super) fn makes(operation: &Operation) -> Option<&MachineName> {
+    match operation {
+        Operation::Create(new) => Some(&new.name),
+        Operation::Clone { copy: name, .. }
+        | Operation::Import(name, _)
+        | Operation::Leased(Leased::Create(name)) => Some(name),
+        _ => None,
+    }
 }
 
 /// Says whether what an operation asks for holds in these facts; `None` where they cannot tell.
@@ -153,6 +168,45 @@ impl Settling {
         sighting
     }
 
+    /// Says what a change came to that was cut short by `cut`; `before` is what a look saw just before it.
+    pub(super) fn outcome(self, operation: &Operation, before: Option<&Facts>, cut: &str) -> Outcome {
+        let is_done = self
+            .sighting
+            .as_ref()
+            .is_some_and(|seen| seen.settled && seen.holds == Some(true));
+        let changed = match (makes(operation), before) {
+            (Some(name), before) => self.is_new(name, before).then_some(true),
+            (None, Some(before)) => holds(operation, before).map(|held| !held),
+            (None, None) => None,
+        };
+        if !is_done || (makes(operation).is_some() && changed.is_none()) {
+            return Outcome::Unknown(self.last());
+        }
+        let state = self.sighting.and_then(|seen| seen.machine_state);
+        let seen = match (operation, operation.machine(), state) {
+            (Operation::Delete(name, _), ..) => format!("machine '{name}' does not exist any more"),
+            (_, Some(name), Some(state)) if makes(operation).is_some() => {
+                format!("machine '{name}' exists and is {state}; its first set-up may not be complete")
+            }
+            (_, Some(name), Some(state)) => format!("machine '{name}' is {state}"),
+            _ => "the requested state was observed afterwards".to_owned(),
+        };
+        Outcome::Succeeded(Success::Observed {
+            changed,
+            warning: format!("{cut}, but {seen}").into(),
+        })
+    }
+
+    /// Says whether the machine of this name in the last look was not there before.
+    fn is_new(&self, name: &MachineName, before: Option<&Facts>) -> bool {
+        match (before, &self.last) {
+            (Some(Facts::Machines(before)), Some((Facts::Machines(now), _))) => {
+                by_name(now, name).is_some_and(|made| before.iter().all(|machine| machine.id != made.id))
+            }
+            _ => false,
+        }
+    }
+
     /// Returns what was seen last; nothing, and not settled, when no look succeeded.
     pub(super) fn last(self) -> Sighting {
         self.sighting.unwrap_or(Sighting::NOTHING)
@@ -219,6 +273,64 @@ mod tests {
         );
         let last = settling.look(&start("a"), machines(&[("a", "stopped")]), QUIET);
         assert_eq!((last.settled, last.holds), (true, Some(false)));
+    }
+
+    fn outcome_of(operation: &Operation, before: Option<Facts>, after: Facts) -> Outcome {
+        let mut settling = Settling::default();
+        settling.look(operation, after, Duration::ZERO);
+        settling.outcome(operation, before.as_ref(), "orbctl was killed by signal 9")
+    }
+
+    #[test]
+    fn cut_change_that_is_observed_done_succeeds_and_says_whether_it_changed_anything() {
+        let running = || machines(&[("a", "running")]);
+        for (before, expected) in [
+            (Some(machines(&[("a", "stopped")])), Some(true)),
+            (Some(running()), Some(false)),
+            (None, None),
+        ] {
+            let Outcome::Succeeded(Success::Observed { changed, warning }) =
+                outcome_of(&start("a"), before, running())
+            else {
+                panic!("not a success");
+            };
+            assert_eq!(changed, expected);
+            assert_eq!(
+                &*warning,
+                "orbctl was killed by signal 9, but machine 'a' is running"
+            );
+        }
+    }
+
+    #[test]
+    fn cut_change_that_is_not_observed_done_is_unknown() {
+        let stopped = || machines(&[("a", "stopped")]);
+        let outcome = outcome_of(&start("a"), Some(stopped()), stopped());
+        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(false)));
+        let outcome = outcome_of(&start("a"), None, machines(&[("a", "starting")]));
+        assert!(matches!(outcome, Outcome::Unknown(seen) if !seen.settled));
+        // A machine that ran before a restart and runs after it shows nothing.
+        let restart = Operation::Restart("a".parse().expect("a name"));
+        let outcome = outcome_of(&restart, Some(stopped()), machines(&[("a", "running")]));
+        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds.is_none()));
+    }
+
+    #[test]
+    fn cut_create_succeeds_only_if_its_machine_was_observed_not_to_exist_before() {
+        let import = Operation::Import("a".parse().expect("a name"), "x".into());
+        let running = || machines(&[("a", "running")]);
+        let outcome = outcome_of(&import, Some(machines(&[])), running());
+        assert!(matches!(
+            outcome,
+            Outcome::Succeeded(Success::Observed {
+                changed: Some(true),
+                ..
+            })
+        ));
+        for before in [None, Some(running())] {
+            let outcome = outcome_of(&import, before, running());
+            assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(true)));
+        }
     }
 
     #[test]

@@ -542,6 +542,7 @@ fn outcome_out(
         kind: outcome_word(outcome).into(),
         exit_code: None,
         changed: None,
+        warning: None,
         error: None,
     };
     match outcome {
@@ -549,6 +550,10 @@ fn outcome_out(
         Outcome::Succeeded(Success::Exec { exit_code }) => written.exit_code = Some(*exit_code),
         Outcome::Succeeded(Success::Change { changed }) => written.changed = Some(*changed),
         Outcome::Succeeded(Success::Lease { changed }) => written.changed = *changed,
+        Outcome::Succeeded(Success::Observed { changed, warning }) => {
+            written.changed = *changed;
+            written.warning = Some(warning.to_string());
+        }
         other => written.error = Some(outcome_error(other, id, operation, holder)),
     }
     written
@@ -572,12 +577,16 @@ fn progress(accepted: &Moment, state: &JobState) -> Progress {
 
 /// Answers a change: when it ended, or where it is.
 pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::ChangeAnswer {
-    let changed = match state {
+    let (changed, warning) = match state {
         JobState::Ended {
             outcome: Outcome::Succeeded(Success::Change { changed }),
             ..
-        } => Some(*changed),
-        _ => None,
+        } => (Some(*changed), None),
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Observed { changed, warning }),
+            ..
+        } => (*changed, Some(warning.to_string())),
+        _ => (None, None),
     };
     let Progress {
         state,
@@ -588,6 +597,7 @@ pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> t
         job_id: id.0,
         state,
         changed,
+        warning,
         wait_us,
         run_us,
     }
@@ -732,7 +742,7 @@ pub(super) fn outcome_error(
         Outcome::Unknown(sighting) => {
             let mut data = start(ErrorKind::OutcomeUnknown);
             let seen = match (sighting.holds, sighting.settled) {
-                (Some(true), _) => "what it was to do now holds",
+                (Some(true), _) => "what it was to do now holds, but may have held before",
                 (Some(false), true) => "what it was to do does not hold",
                 (Some(false), false) => "it may still be under way",
                 (None, _) => "what came of it could not be seen",

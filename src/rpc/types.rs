@@ -321,9 +321,12 @@ pub struct ChangeAnswer {
     pub job_id: u64,
     /// `ended`, or `waiting` or `running` when detached.
     pub state: JobStateWord,
-    /// Whether anything had to be done; absent until the job ended.
+    /// Whether anything had to be done; absent until the job ended, and where a change was cut short and nobody had looked before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
+    /// The change was cut short and was then observed to be done: why, and what was observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Microseconds from acceptance to start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_us: Option<u64>,
@@ -576,6 +579,9 @@ pub struct Outcome {
     /// Whether a change was needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
+    /// The change was cut short and was then observed to be done: why, and what was observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// The error that an attached caller was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,

@@ -37,7 +37,15 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
         &what,
         requests,
         &mut |console, index, answer| match answer {
-            Ok(answer) => console.answer(&answer, |answer, _| told(change, &subjects[index], answer)),
+            Ok(answer) => {
+                if let Some(warning) = &answer.warning {
+                    console.say(&format!(
+                        "warning: {} {}: {warning}",
+                        change.verb, subjects[index]
+                    ));
+                }
+                console.answer(&answer, |answer, _| told(change, &subjects[index], answer))
+            }
             Err(trouble) => {
                 let this = trouble.end(console);
                 if !failed {
@@ -111,6 +119,7 @@ mod tests {
                 job_id: 12,
                 state,
                 changed,
+                warning: None,
                 wait_us: Some(wait_us),
                 run_us: Some(1_234_567),
             };

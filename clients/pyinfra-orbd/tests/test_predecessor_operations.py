@@ -133,15 +133,15 @@ def test_fault_14_arguments_are_not_quoted(daemon: RealDaemon, tmp_path: Path) -
 
 
 def test_its_diary_a_create_that_made_the_machine_and_never_returned(tmp_path: Path) -> None:
-    """It is tried once, and told as what it is; the next run finds the machine and does nothing."""
+    """It is tried once, and its success is seen in the inventory; the next run finds the machine and does nothing."""
     script = tmp_path / "trouble.toml"
     script.write_text(
         '[[trouble]]\ncommand = "create"\nmachine = "slow"\nkind = "made_though_client_died"\nending = "killed"\ntimes = 1\n'
     )
     with temporary_daemon(script=script) as daemon:
         text = "from pyinfra_orbd.operations import vm_create\nvm_create(machine='slow', image='ubuntu')\n"
-        first = deploy(daemon, tmp_path, text, code=1)
-        assert "look before you repeat it" in first
+        first = deploy(daemon, tmp_path, text)
+        assert "but machine 'slow' exists and is running" in first
         assert "already exists" not in first
         assert RealDaemon.spawns_in(daemon.ledger())["create"] == 1
         assert "noop: machine 'slow' is there" in deploy(daemon, tmp_path, text)

@@ -91,6 +91,90 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
     world.no_call().await;
 }
 
+/// What `orbctl` says of a VM that starts a moment later.
+const STARTS_LATER: &str = "start VM: timed out waiting for VM to start\n";
+
+/// Answers each look with a running OrbStack until a job has ended; the first `broken` lists fail as those of a broken service do.
+async fn look_until_ended(world: &mut World, job: &Job, mut broken: usize) -> Outcome {
+    let list = list_of(&world.orbctl.inventory);
+    loop {
+        let call = tokio::select! {
+            biased;
+            call = world.calls.recv() => call.expect("the dispatcher lives"),
+            ended = outcome(job) => return ended,
+        };
+        match call.args[0].as_str() {
+            "status" => call.end(Ending::Exited(0), "Running\n", ""),
+            "list" if broken > 0 => {
+                broken -= 1;
+                call.end(Ending::Exited(2), "", PANIC);
+            }
+            "list" => call.end(Ending::Exited(0), &list, ""),
+            other => panic!("{other} is no look"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_of_orbstack_that_times_out_but_starts_succeeds_and_refuses_no_read() {
+    let mut world = World::that_knows().await;
+    let job = world.change(Operation::StartOrbstack(Force::No)).await;
+    world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
+    world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
+    let began = Moment::now().instant;
+    let Outcome::Succeeded(Success::Observed { changed, warning }) =
+        look_until_ended(&mut world, &job, 0).await
+    else {
+        panic!("it runs");
+    };
+    assert_eq!(changed, Some(true));
+    assert!(
+        warning.contains("timed out waiting for VM to start, but"),
+        "{warning}"
+    );
+    assert!(!world.is_sick().await);
+    assert_eq!(Moment::now().instant, began, "nothing was waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn running_status_of_orbstack_is_not_enough_while_its_service_fails() {
+    let mut world = World::that_knows().await;
+    let job = world.change(Operation::StartOrbstack(Force::No)).await;
+    world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
+    world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
+    let began = Moment::now().instant;
+    let ended = look_until_ended(&mut world, &job, 2).await;
+    assert!(
+        matches!(ended, Outcome::Succeeded(Success::Observed { .. })),
+        "{ended:?}"
+    );
+    assert!(Moment::now().instant > began, "the first look did not do");
+    assert!(!world.is_sick().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn good_look_after_a_complaint_closes_the_circuit_at_once() {
+    let mut world = World::that_is_sick().await;
+    let began = Moment::now().instant;
+    let job = world.change(Operation::StartOrbstack(Force::Yes)).await;
+    world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
+    let ended = look_until_ended(&mut world, &job, 0).await;
+    assert!(
+        matches!(ended, Outcome::Succeeded(Success::Observed { changed: None, .. })),
+        "{ended:?}"
+    );
+    assert!(!world.is_sick().await);
+    assert!(
+        world
+            .told(Query::List, None)
+            .await
+            .expect("known")
+            .stale
+            .is_none()
+    );
+    assert_eq!(Moment::now().instant, began, "before any probe");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_read_of_what_was_never_known_or_cannot_be_marked_is_refused() {
     let mut world = World::that_is_sick().await;

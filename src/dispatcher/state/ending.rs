@@ -90,6 +90,9 @@ impl<O: Orbctl> State<O> {
         let spec = entry.spec.clone();
         self.metrics
             .record(record(&spec, since, now, finished, entry.joined));
+        if let Outcome::Succeeded(Success::Observed { warning, .. }) = &finished.outcome {
+            about_job!(warn, spec, warning = &**warning, "cut short, but done");
+        }
         let level_worthy = !matches!(finished.outcome, Outcome::Succeeded(_));
         // JSON has no integers of 128 bits.
         let run_us = since.map(|since| {
@@ -238,7 +241,7 @@ fn record(
     };
     let changed = match finished.outcome {
         Outcome::Succeeded(Success::Change { changed }) => Some(changed),
-        Outcome::Succeeded(Success::Lease { changed }) => changed,
+        Outcome::Succeeded(Success::Lease { changed } | Success::Observed { changed, .. }) => changed,
         _ => None,
     };
     OperationRecord {

@@ -152,15 +152,19 @@ fn event_job(facts: &JobFacts) -> types::EventJob {
 }
 
 fn event_outcome(outcome: &Outcome) -> types::Outcome {
-    let (exit_code, changed) = match outcome {
-        Outcome::Succeeded(Success::Exec { exit_code }) => (Some(*exit_code), None),
-        Outcome::Succeeded(Success::Change { changed }) => (None, Some(*changed)),
-        _ => (None, None),
+    let (exit_code, changed, warning) = match outcome {
+        Outcome::Succeeded(Success::Exec { exit_code }) => (Some(*exit_code), None, None),
+        Outcome::Succeeded(Success::Change { changed }) => (None, Some(*changed), None),
+        Outcome::Succeeded(Success::Observed { changed, warning }) => {
+            (None, *changed, Some(warning.to_string()))
+        }
+        _ => (None, None, None),
     };
     types::Outcome {
         kind: outcome_word(outcome).into(),
         exit_code,
         changed,
+        warning,
         error: None,
     }
 }

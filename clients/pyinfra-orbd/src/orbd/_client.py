@@ -172,8 +172,15 @@ class Client:
         if job_wire is None:
             return models.Change.from_wire(answer)
         made = models.Job.from_wire(job_wire)
-        changed = None if made.outcome is None else made.outcome.changed
-        return models.Change(job_id=made.id, state=made.state, changed=changed, wait_us=made.wait_us, run_us=made.run_us)
+        changed, warning = (None, None) if made.outcome is None else (made.outcome.changed, made.outcome.warning)
+        return models.Change(
+            job_id=made.id,
+            state=made.state,
+            changed=changed,
+            warning=warning,
+            wait_us=made.wait_us,
+            run_us=made.run_us,
+        )
 
     def machine_start(self, machine: str, **job: Any) -> models.Change:
         """Boots a machine; a running one is left as it is."""

@@ -146,6 +146,11 @@ class RequestFailed(OrbdError):
         return self.data.get("machine")
 
     @property
+    def machine_state(self) -> str | None:
+        """State of the machine that did not allow the call."""
+        return self.data.get("machine_state")
+
+    @property
     def stderr_tail(self) -> str | None:
         """End of what ``orbctl`` wrote to stderr."""
         return self.data.get("stderr_tail")

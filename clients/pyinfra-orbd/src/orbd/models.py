@@ -256,11 +256,16 @@ class MachineInfo(Observed):
 
 
 class Change(Model):
-    """Answer of every change; ``changed`` is absent until the job ended."""
+    """Answer of every change.
+
+    ``changed`` is absent until the job ended. ``warning`` says that the change was cut short and was then observed to be done; then
+    ``changed`` is absent, too, where nobody had looked before.
+    """
 
     job_id: int
     state: str
     changed: bool | None = None
+    warning: str | None = None
     wait_us: int | None = None
     run_us: int | None = None
 
@@ -374,6 +379,7 @@ class Outcome(Model):
     kind: str
     exit_code: int | None = None
     changed: bool | None = None
+    warning: str | None = None
     error: Mapping[str, Any] | None = None
 
 

@@ -124,6 +124,9 @@ class Step(FunctionCommand):
             return False
         if change is not None:
             job_id = change.id if isinstance(change, models.Job) else change.job_id
+            outcome = change.outcome if isinstance(change, models.Job) else change
+            if outcome is not None and outcome.warning is not None:
+                host.log_styled(f"{self.said}: {outcome.warning}", fg="yellow", log_func=logger.warning)
             note(host, job_id)
             logger.debug("%s: %s: job %d", host.name, self.said, job_id)
         return True
