@@ -138,6 +138,7 @@ struct World {
     task: JoinHandle<Journal>,
     calls: mpsc::UnboundedReceiver<Call>,
     orbctl: Arc<Scripted>,
+    metrics: Metrics,
     shutdown: CancellationToken,
     folder: tempfile::TempDir,
 }
@@ -166,14 +167,15 @@ impl World {
             status: Mutex::new(("Running", 0)),
             replaced: AtomicBool::new(false),
         });
+        let metrics = Metrics::start(metrics::Settings {
+            launch: metrics::Launch::Thread,
+            ..metrics::Settings::new(folder.path().join("metrics")).expect("settings")
+        });
         let parts = Parts {
             orbctl: orbctl.clone(),
             journal,
             recovered,
-            metrics: Metrics::start(metrics::Settings {
-                launch: metrics::Launch::Thread,
-                ..metrics::Settings::new(folder.path().join("metrics")).expect("settings")
-            }),
+            metrics: metrics.clone(),
         };
         let shutdown = CancellationToken::new();
         let (dispatcher, task) = start(settings(folder.path(), limits), parts, shutdown.clone());
@@ -182,9 +184,15 @@ impl World {
             task,
             calls,
             orbctl,
+            metrics,
             shutdown,
             folder,
         }
+    }
+
+    /// Returns how many jobs have left a record.
+    fn records(&self) -> u64 {
+        self.metrics.counters().recorded
     }
 
     /// Lets everything happen that can.

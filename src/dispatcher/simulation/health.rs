@@ -530,3 +530,22 @@ async fn a_stop_does_not_wait_for_a_probe() {
     world.task.await.expect("no panic");
     assert!(Moment::now().instant - began.instant < SECOND);
 }
+
+#[tokio::test(start_paused = true)]
+async fn probe_is_recorded_only_when_orbctl_has_recovered() {
+    let mut world = World::that_knows().await;
+    let _subscriber = world.dispatcher.subscribe(true).await.expect("it lives");
+    world.fall_sick().await;
+    let recorded = world.records();
+    for _ in 0..5 {
+        world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+        world.call("list").await.end(Ending::Exited(2), "", PANIC);
+    }
+    world.idle().await;
+    assert_eq!(world.records(), recorded);
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    world.answer_list().await;
+    world.idle().await;
+    assert!(!world.is_sick().await);
+    assert_eq!(world.records(), recorded + 1);
+}

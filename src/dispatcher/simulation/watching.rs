@@ -294,3 +294,76 @@ async fn a_stop_ends_the_events() {
     while subscriber.events.changed().await.is_ok() {}
     world.task.await.expect("no panic");
 }
+
+#[tokio::test(start_paused = true)]
+async fn poll_that_found_nothing_new_leaves_no_record() {
+    let world = World::new();
+    let _subscriber = world.watch().await;
+    world.idle().await;
+    assert_eq!(world.records(), 2, "the first status and the first list");
+    tokio::time::sleep(HOUR).await;
+    assert!(world.lists() > 300, "{} polls", world.lists());
+    assert_eq!(world.records(), 2);
+    world.set("a", "stopped");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.records(), 3, "the list that showed the change");
+    world.orbstack("Stopped");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.records(), 4, "the status that showed the change");
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_fail_leave_a_record_when_it_begins_and_when_it_ends() {
+    let mut world = World::with(Limits::default(), false);
+    let _subscriber = world.watch().await;
+    let mut recorded = Vec::new();
+    for round in 0..6 {
+        world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+        let list = world.call("list").await;
+        if (2..5).contains(&round) {
+            list.end(Ending::Exited(1), "", "something unheard of\n");
+        } else {
+            list.end(Ending::Exited(0), &list_of(&world.orbctl.inventory), "");
+        }
+        world.idle().await;
+        recorded.push(world.records());
+    }
+    assert_eq!(recorded, [2, 2, 3, 3, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn poll_that_a_client_shares_is_recorded() {
+    let limits = Limits {
+        queries_max: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with(limits, false);
+    let _subscriber = world.watch().await;
+    let list = list_of(&world.orbctl.inventory);
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    world.call("list").await.end(Ending::Exited(0), &list, "");
+    // A client joins a poll: what is known is older than it accepts.
+    let status = world.call("status").await;
+    let read = world.read(Query::Status, Some(Duration::from_secs(1)));
+    world.idle().await;
+    let before = world.records();
+    status.end(Ending::Exited(0), "Running\n", "");
+    assert!(read.await.expect("no panic").is_ok());
+    world.call("list").await.end(Ending::Exited(0), &list, "");
+    world.idle().await;
+    assert_eq!(world.records(), before + 1, "the status and not the list");
+    // A poll joins a read of a client that waits for its turn.
+    let other = world.read(Query::ConfigShow, None);
+    let running = world.call("config").await;
+    let read = world.read(Query::Status, Some(Duration::ZERO));
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let before = world.records();
+    running.end(Ending::Exited(0), "cpu: 8\n", "");
+    assert!(other.await.expect("no panic").is_ok());
+    world.call("status").await.end(Ending::Exited(0), "Running\n", "");
+    assert!(read.await.expect("no panic").is_ok());
+    // The poll goes on with what the client's read said.
+    world.call("list").await.end(Ending::Exited(0), &list, "");
+    world.idle().await;
+    assert_eq!(world.records(), before + 2, "the client's two reads");
+}

@@ -8,7 +8,7 @@ use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Phase, Success};
 use crate::journal::Entry as JournalEntry;
 use crate::metrics::{self, Counter, OperationRecord, OutcomeWord};
-use crate::operation::Operation;
+use crate::operation::{Operation, Query};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
@@ -16,6 +16,7 @@ use crate::spool;
 use super::super::handle::{Cancelled, Carrier, JobSpec, WaitingFor};
 use super::super::run_job::Finished;
 use super::entry::{Life, Output, Over};
+use super::watching::is_ourselves;
 use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;
 
@@ -40,8 +41,7 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         self.scheduler.end(id);
-        self.finish_probe(id, &mut finished, now.instant);
-        self.finish_read(id, &mut finished, None);
+        let is_recorded = self.finish_reads(id, &mut finished, None);
         if matches!(
             finished.outcome,
             Outcome::Succeeded(Success::Change { changed: false })
@@ -49,7 +49,7 @@ impl<O: Orbctl> State<O> {
             self.metrics.count(Counter::ChangesSkipped);
             self.metrics.count(Counter::SpawnsSaved);
         }
-        self.conclude(id, since, now, &finished, preempted_by);
+        self.conclude(id, since, now, &finished, preempted_by, is_recorded);
     }
 
     /// A job that never started is over; the scheduler has forgotten it.
@@ -59,8 +59,37 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         let mut finished = Finished::new(outcome);
-        self.finish_read(id, &mut finished, holder.as_ref());
-        self.conclude(id, None, now, &finished, holder);
+        let is_recorded = self.finish_reads(id, &mut finished, holder.as_ref());
+        self.conclude(id, None, now, &finished, holder, is_recorded);
+    }
+
+    /// Takes in what a read found, whoever made it. Returns whether the job leaves a record: one that orbd made by itself and that
+    /// found nothing new leaves none, so that an idle subscriber neither fills the history nor wakes the metrics' helper.
+    fn finish_reads(&mut self, id: JobId, finished: &mut Finished, holder: Option<&WaitingFor>) -> bool {
+        if self.finish_probe(id, finished, Moment::now().instant) {
+            let is_succeeded = matches!(finished.outcome, Outcome::Succeeded(_));
+            return is_succeeded && self.sickness().is_none();
+        }
+        let poll = self.poll_of_ours(id);
+        let last_event = self.watching.last_event();
+        self.finish_read(id, finished, holder);
+        poll.is_none_or(|query| {
+            let is_turn = self.watching.note_poll(query, &finished.outcome);
+            is_turn || self.watching.last_event() != last_event
+        })
+    }
+
+    /// Returns what a job polls if orbd made it by itself and no client shares it.
+    fn poll_of_ours(&self, id: JobId) -> Option<Query> {
+        let entry = self.jobs.get(&id)?;
+        match &entry.spec.asked.operation {
+            Operation::Query(query)
+                if self.watching.is_look(id) && entry.joined == 0 && is_ourselves(&entry.spec) =>
+            {
+                Some(query.clone())
+            }
+            _ => None,
+        }
     }
 
     /// Tells followers, records, and keeps what is to be kept.
@@ -71,6 +100,7 @@ impl<O: Orbctl> State<O> {
         now: Moment,
         finished: &Finished,
         holder: Option<WaitingFor>,
+        is_recorded: bool,
     ) {
         let Some(entry) = self.jobs.get_mut(&id) else {
             return;
@@ -88,8 +118,10 @@ impl<O: Orbctl> State<O> {
         };
         let channel = live.let_go();
         let spec = entry.spec.clone();
-        self.metrics
-            .record(record(&spec, since, now, finished, entry.joined));
+        if is_recorded {
+            self.metrics
+                .record(record(&spec, since, now, finished, entry.joined));
+        }
         if let Outcome::Succeeded(Success::Observed { warning, .. }) = &finished.outcome {
             about_job!(warn, spec, warning = &**warning, "cut short, but done");
         }

@@ -190,10 +190,11 @@ impl<O: Orbctl> State<O> {
         self.spawn(&spec, run_probe(work));
     }
 
-    /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over.
-    pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut Finished, now: Instant) {
+    /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over. Returns whether the
+    /// job was the probe.
+    pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut Finished, now: Instant) -> bool {
         let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
-            return;
+            return false;
         };
         if let Some(facts @ Facts::Machines(_)) = finished.facts.take() {
             let known = Arc::new(Known::new(facts));
@@ -206,6 +207,7 @@ impl<O: Orbctl> State<O> {
             self.breaker.asked(now);
         }
         self.breaker.probe_ended(now);
+        true
     }
 
     pub(super) fn stop_probe(&self) {

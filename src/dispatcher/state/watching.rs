@@ -7,9 +7,10 @@
 //!    +-- nobody watches any more      +--- pause ------+------------------+
 //! ```
 //!
-//! While nobody watches there is neither a look nor a timer. At most one look runs; a wish that comes meanwhile is remembered, and
+//! While nobody watches there is neither a look nor a timer. A look that finds nothing new leaves no record. At most one look runs; a wish that comes meanwhile is remembered, and
 //! more of them are one. A look that fails is followed by a pause like any other. The pause grows while nothing changes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Topic;
 use crate::clock::Moment;
 use crate::events::{Difference, Event, JobFacts, Pace, Ring, Told, differences};
-use crate::job::{ClientId, JobId};
+use crate::job::{ClientId, JobId, Outcome};
 use crate::machine::OrbstackStatus;
 use crate::operation::{Operation, Query};
 use crate::orbctl::Orbctl;
@@ -50,6 +51,8 @@ pub(super) struct Watching {
     look: Option<JobId>,
     /// Something changed while a look was in progress, which may not have seen it.
     again: bool,
+    /// Reads that failed when they were last polled.
+    failing: BTreeSet<Query>,
 }
 
 impl Watching {
@@ -63,6 +66,21 @@ impl Watching {
             next: None,
             look: None,
             again: false,
+            failing: BTreeSet::new(),
+        }
+    }
+
+    /// Returns the number of the last event.
+    pub(super) fn last_event(&self) -> u64 {
+        self.events.borrow().last()
+    }
+
+    /// Notes how a poll ended, and returns whether that is new: it failed after one that did not, or the reverse.
+    pub(super) fn note_poll(&mut self, query: Query, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Succeeded(_) => self.failing.remove(&query),
+            Outcome::Cancelled(_) => false,
+            _ => self.failing.insert(query),
         }
     }
 
@@ -142,7 +160,7 @@ impl<O: Orbctl> State<O> {
         let more_jobs = jobs.len() > OVERVIEW_JOBS_MAX;
         jobs.truncate(OVERVIEW_JOBS_MAX);
         Overview {
-            sequence: self.watching.events.borrow().last(),
+            sequence: self.watching.last_event(),
             at: Moment::now(),
             machines: self.watching.machines.clone(),
             machines_stale: self.cache.get(&Topic::Machines).is_none(),
@@ -299,10 +317,18 @@ impl<O: Orbctl> State<O> {
     }
 }
 
+/// No client that connects has this id.
+const OURSELVES: ClientId = ClientId(u64::MAX - 1);
+
+/// Returns whether the daemon itself asked for a job.
+pub(super) fn is_ourselves(spec: &JobSpec) -> bool {
+    spec.asked.client.id == OURSELVES
+}
+
 /// The client of looks: the daemon itself. It shares turns with no other, and its connection never goes away.
 fn ourselves() -> Client {
     Client {
-        id: ClientId(u64::MAX - 1),
+        id: OURSELVES,
         connection: u64::MAX,
         name: "orbd".into(),
         pid: Some(std::process::id()),
