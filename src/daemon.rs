@@ -32,7 +32,7 @@ use crate::config::{Config, Sources};
 use crate::dispatcher::{self, Dispatcher, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::logging::Level;
-use crate::metrics::Metrics;
+use crate::metrics::{Counter, Metrics};
 use crate::orbctl::locate::{LocateError, Search, Whereabouts};
 use crate::orbctl::process::Installed;
 use crate::rpc::listen;
@@ -132,14 +132,16 @@ pub async fn run(
     }
     let started = Moment::now();
     let instance = instance(&started);
-    let orbctl = Arc::new(Installed::new(
+    let orbctl = Installed::new(
         find_orbctl(&config, &surroundings),
         surroundings.sources.places.home.clone(),
         surroundings.environment.clone(),
-    ));
+    );
     announce(&config, &instance, &orbctl.program());
     let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
+    let spawns = metrics.clone();
+    let orbctl = Arc::new(orbctl.on_spawn(move || spawns.count(Counter::Spawns)));
     let signals = surroundings.signals.clone();
     let parts = dispatcher::Parts {
         orbctl: orbctl.clone(),

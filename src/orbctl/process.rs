@@ -71,13 +71,13 @@ const READ_MAX: usize = 256 * 1024;
 const COPY_MAX: usize = 2 * 1024;
 
 /// The installed `orbctl`.
-#[derive(Debug)]
 pub struct Installed {
     /// A plain lock, held for a look at a file.
     whereabouts: Mutex<Whereabouts>,
     home: PathBuf,
     environment: Vec<(OsString, OsString)>,
     spawner: Spawner,
+    on_spawn: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Installed {
@@ -97,6 +97,16 @@ impl Installed {
             home,
             environment,
             spawner: Spawner::default(),
+            on_spawn: Box::new(|| {}),
+        }
+    }
+
+    /// Calls `hook` once for each child that is started, before it can have ended unnoticed.
+    #[must_use]
+    pub fn on_spawn(self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            on_spawn: Box::new(hook),
+            ..self
         }
     }
 
@@ -140,7 +150,9 @@ impl Installed {
             command.env(sys::MARKER, marker);
         }
         let spawned = self.spawner.spawn(command, stop).await;
-        spawned.map_err(|error| explain(program, error))
+        let child = spawned.map_err(|error| explain(program, error))?;
+        (self.on_spawn)();
+        Ok(child)
     }
 }
 

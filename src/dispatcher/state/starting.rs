@@ -133,13 +133,14 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&entry);
         }
         if let Carrier::Lease(identity) = &spec.asked.carrier {
+            // Children of our own are counted where they are spawned.
+            self.metrics.count(Counter::Spawns);
             self.child_started(spec.id, *identity);
         }
         durable
     }
 
     pub(super) fn child_started(&self, id: JobId, child: ChildIdentity) {
-        self.metrics.count(Counter::Spawns);
         let needed = self
             .jobs
             .get(&id)
