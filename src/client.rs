@@ -3,6 +3,8 @@
 //! The command line needs nothing more, starts in a millisecond this way, and the tests drive the daemon through it. Several
 //! threads use several clients.
 
+pub mod download;
+
 use std::io::{self, BufRead, BufReader, Write};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;

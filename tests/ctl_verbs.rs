@@ -112,6 +112,16 @@ const TYPED_WRONG: &[Case] = &[
         2,
         &["--outcome", "succeeded, failed"],
     ),
+    (
+        &["metrics", "export", "--format", "xml"],
+        2,
+        &["--format", "json-lines, csv, prometheus"],
+    ),
+    (
+        &["metrics", "export", "--since", "yesterday"],
+        2,
+        &["--since", "as in 10m", "2026-11-30T08:00:00Z"],
+    ),
     (&["completions", "tcsh"], 2, &["SHELL", "bash, zsh, fish"]),
     (&["daemon", "logs", "-n", "few"], 2, &["--lines", "whole number"]),
 ];
@@ -231,6 +241,16 @@ const MEANT_WRONG: &[Case] = &[
         &["metrics", "history", "--cursor", "x"],
         2,
         &["--cursor", "earlier page"],
+    ),
+    (
+        &["metrics", "export", "--machine=-x"],
+        2,
+        &["machine", "cannot start with '-'"],
+    ),
+    (
+        &["metrics", "export", "--format", "prometheus", "--client", "x"],
+        2,
+        &["prometheus takes no filter"],
     ),
     (&["import", "-n", "", "f"], 2, &["empty"]),
     (&["import", "-n", "z", "not-there"], 1, &["not-there"]),

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use orbd::rpc::api::{ConfigSet, MachineRun, MetricsExport};
+use orbd::rpc::api::{ConfigSet, MachineRun};
 use serde_json::{Value, json};
 
 use crate::ctl_suite::{ctl, ok};
@@ -161,13 +161,11 @@ fn nothing_that_is_secret_is_written_down_however_much_is_logged() {
         .machines(&["a"])
         .started();
     let secrets = confide(&world);
-    let mut caller = world.client();
-    for format in ["json_lines", "csv", "prometheus"] {
-        let text = caller.ok::<MetricsExport>(json!({"format": format})).text;
+    for format in ["json-lines", "csv", "prometheus"] {
+        let text = ok(&world, &["metrics", "export", "--format", format]);
         assert!(!text.is_empty(), "{format}");
         secrets.are_not_in(format, text.as_bytes());
     }
-    drop(caller);
     world.terminate();
     assert!(world.ended().success());
     let log = world.log();

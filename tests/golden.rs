@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const AT_ONCE: usize = 4;
 
 /// Kinds of errors that no example shows, each with the reason.
-const NOT_SHOWN: [(ErrorKind, &str); 2] = [
+const NOT_SHOWN: [(ErrorKind, &str); 3] = [
     (
         ErrorKind::Internal,
         "it is our own fault, and none is known that could be provoked",
@@ -37,6 +37,10 @@ const NOT_SHOWN: [(ErrorKind, &str); 2] = [
     (
         ErrorKind::ConfigInvalid,
         "it takes a file that is spoilt while the daemon runs; daemon_reload.rs does that",
+    ),
+    (
+        ErrorKind::StoreUnavailable,
+        "it takes a store that cannot be opened; daemon_metrics.rs has one",
     ),
 ];
 

@@ -16,6 +16,7 @@ mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;
 mod daemon_log;
+mod daemon_metrics;
 mod daemon_output;
 mod daemon_queue;
 mod daemon_reload;

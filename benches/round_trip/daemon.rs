@@ -120,13 +120,17 @@ impl Daemon {
 
     /// Returns a number in kB from its status, 0 where the system tells none.
     pub(crate) fn memory_kb(&self, key: &str) -> u32 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-            .unwrap_or_default()
+        memory_kb(self.pid(), key).unwrap_or_default()
     }
+}
+
+/// Returns a figure of a process's memory, in KiB; `None` where the system does not tell.
+pub(crate) fn memory_kb(pid: u32, key: &str) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let rest = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    rest.trim().trim_end_matches(" kB").parse().ok()
 }
 
 impl Drop for Daemon {

@@ -1,4 +1,4 @@
-//! What a daemon that did a lot costs when it does nothing: memory and wakeups.
+//! What a daemon that did a lot costs when it does nothing: memory and wakeups, without and with a subscriber.
 
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,34 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
         format!("in {took:.0} s"),
         &[f64::from(woken) / span.as_secs_f64().max(1.0)],
         Bar::AtMost(0.1),
+    );
+    with_subscriber(scale, &daemon, table);
+}
+
+/// Measures what an idle subscriber costs: polls that find nothing new.
+fn with_subscriber(scale: Scale, daemon: &Daemon, table: &mut Table) {
+    let mut subscriber = daemon.lines();
+    subscriber.call("events.subscribe", "{}");
+    // The first poll, and the pauses until they are the longest.
+    std::thread::sleep(Duration::from_secs(scale.pick(30, 0)));
+    let spawns = |daemon: &Daemon| {
+        let counters = daemon.lines().call("metrics.counters", "{}");
+        counters["counters"]["spawns"].as_u64().unwrap_or_default()
+    };
+    let spawned = spawns(daemon);
+    let before = wakeups(daemon.pid());
+    let span = Duration::from_secs(scale.pick(60, 0));
+    std::thread::sleep(span);
+    let woken = wakeups(daemon.pid()) - before;
+    // Of each poll: the status and the list.
+    #[expect(clippy::cast_precision_loss, reason = "few")]
+    let polls = (spawns(daemon) - spawned) as f64 / 2.0;
+    table.add(
+        "wakeups per poll, over a minute",
+        format!("{polls} polls"),
+        "idle subscriber".into(),
+        &[f64::from(woken) / polls.max(1.0)],
+        Bar::AtMost(12.0),
     );
 }
 

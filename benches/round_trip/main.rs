@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench round_trip` measures answers from the cache, commands, starts of the client, calls through the
 //! drop-in, output and events;
-//! `cargo bench --bench round_trip -- idle restart` the two that take minutes; names pick. Rounds of the two sides alternate, so that a
+//! `cargo bench --bench round_trip -- idle restart export` the three that take minutes; names pick. Rounds of the two sides alternate, so that a
 //! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
 //! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` and
 //! `ORBD_BENCH_CTL` name another daemon and another client to measure.
@@ -20,6 +20,7 @@ mod dropin;
 mod echo;
 mod events;
 mod exec;
+mod export;
 mod idle;
 mod output;
 mod restart;
@@ -53,7 +54,7 @@ impl Scale {
 type Section = (&'static str, fn(Scale, &mut Table));
 
 /// By name, in order. The first seven are measured unless others are named.
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     ("cached", cached::measure),
     ("burst", burst::measure),
     ("exec", exec::measure),
@@ -63,6 +64,7 @@ const SECTIONS: [Section; 9] = [
     ("events", events::measure),
     ("idle", idle::measure),
     ("restart", restart::measure),
+    ("export", export::measure),
 ];
 
 fn main() {

@@ -47,7 +47,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
 }
 
 /// Puts records into the daemon's store through its own helper.
-fn fill(daemon: &Daemon, records: u64) {
+pub(crate) fn fill(daemon: &Daemon, records: u64) {
     let settings = Settings {
         folder: daemon.state().join("metrics"),
         history_max: u64::MAX,

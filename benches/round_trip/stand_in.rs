@@ -35,6 +35,10 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) {
         print!("{LIST}");
         return;
     }
+    if words.first().is_some_and(|word| word == "status") {
+        println!("Running");
+        return;
+    }
     let Some(at) = words.iter().position(|word| word == EMIT) else {
         return;
     };

@@ -13,7 +13,8 @@ use crate::completions::ShellName;
 use crate::service::ManagerName;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use orbd::rpc::types::{EventKind, ExportFormat, GroupBy, JobStateWord};
+use orbd::rpc::export::ExportFormat;
+use orbd::rpc::types::{EventKind, GroupBy, JobStateWord};
 
 /// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]
@@ -385,7 +386,7 @@ Examples:
     Metrics(Metrics) "metrics" [] "Examples:
   orbd-ctl metrics --window 1h --by machine
   orbd-ctl metrics history --outcome failed
-  orbd-ctl metrics export --format csv > orbd.csv
+  orbd-ctl metrics export --since 1d --format csv -o orbd.csv
   orbd-ctl metrics counters";
     /// Start, stop and inspect orbd itself
     Daemon(Daemon) "daemon" [] "Examples:
@@ -971,12 +972,8 @@ pub(crate) enum MetricsCommand {
     Summary(MetricsSummary),
     /// Recorded operations, newest first
     History(MetricsHistory),
-    /// Write everything recorded for other programs
-    Export {
-        /// Form
-        #[arg(long, value_enum, default_value_t = ExportWord::JsonLines)]
-        format: ExportWord,
-    },
+    /// Write every recorded operation, oldest first, for other programs
+    Export(MetricsExport),
     /// Cache hits, joins, refusals and the like since the daemon's start
     Counters,
 }
@@ -1025,6 +1022,41 @@ pub(crate) struct MetricsHistory {
     pub(crate) cursor: Option<String>,
 }
 
+/// `metrics export`.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsExport {
+    /// Form
+    #[arg(long, value_enum, default_value_t = ExportWord::JsonLines)]
+    pub(crate) format: ExportWord,
+    /// Write to FILE, which is replaced only when the export is complete [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Only operations that ended since then: a duration ago, as in 10m, or a time, as in 2026-11-30T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
+    pub(crate) since: Option<Since>,
+    /// Only this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only clients of this name, as in pyinfra
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client: Option<String>,
+    /// Only this verb
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+    /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
+    pub(crate) outcome: Option<String>,
+}
+
+/// The beginning of a stretch of time that ends now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Milliseconds since 1970.
+    At(u64),
+}
+
 /// Form of an export, as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportWord {
@@ -1032,7 +1064,7 @@ pub(crate) enum ExportWord {
     JsonLines,
     /// Comma-separated values with a header
     Csv,
-    /// Prometheus' text format
+    /// Prometheus' text format: counters and percentiles, which no filter selects
     Prometheus,
 }
 
@@ -1250,6 +1282,19 @@ fn job_id(text: &str) -> Result<u64, String> {
     whole(text).map_err(|_| "the id of a job is a number, as in 12; `orbd-ctl jobs --all` lists them".into())
 }
 
+/// Reads a duration ago or an RFC 3339 time.
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = duration(text) {
+        return Ok(Since::Ago(ago));
+    }
+    let time = text.parse::<jiff::Timestamp>().ok();
+    time.and_then(|time| u64::try_from(time.as_millisecond()).ok())
+        .map(Since::At)
+        .ok_or_else(|| {
+            "neither a duration, as in 10m, nor a time with its zone, as in 2026-11-30T08:00:00Z".into()
+        })
+}
+
 /// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const SHAPE: &str = "a number with ms, s, m, h or d, as in 500ms, 30s or 1h30m";
@@ -1425,6 +1470,23 @@ mod tests {
         assert!(metrics.command.is_none());
         assert_eq!(metrics.summary.window, Some(Duration::from_secs(3600)));
         assert_eq!(metrics.summary.by, Some(GroupBy::Both));
+    }
+
+    #[test]
+    fn since_is_a_duration_ago_or_a_time_with_its_zone() {
+        assert_eq!(since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
+        assert_eq!(since("1970-01-01T00:00:01Z"), Ok(Since::At(1000)));
+        assert_eq!(since("1970-01-01T02:00:01+02:00"), Ok(Since::At(1000)));
+        for text in [
+            "",
+            "yesterday",
+            "-5m",
+            "2026-11-30",
+            "2026-11-30T08:00:00",
+            "1969-12-31T23:59:59Z",
+        ] {
+            assert!(since(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

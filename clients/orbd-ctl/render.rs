@@ -7,7 +7,7 @@ use comfy_table::{Cell, Color};
 use orbd::rpc::types::{
     CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
     MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
-    Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitingFor,
+    Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitingFor, WindowResolution,
 };
 
 use crate::layout::Look;
@@ -467,20 +467,52 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
     text
 }
 
-/// Counts and percentiles; those that are asked for least are left out where all do not fit, and that is said.
-pub(crate) fn metrics(answer: &MetricsSummaryAnswer, look: Look) -> String {
+/// The window that is covered, then counts and percentiles; those that are asked for least are left out where all do not fit, and
+/// that is said.
+pub(crate) fn metrics(answer: &MetricsSummaryAnswer, asked: Option<Duration>, look: Look) -> String {
     let anywhere = Look { width: None, ..look };
+    let window = look.paragraph(&window(answer, asked), 0);
     let whole = percentiles(answer, anywhere, true);
     if look.fits(&whole) {
-        return whole;
+        return window + &whole;
     }
     let note = "The terminal is too narrow for the p90s; --json has them.\n";
-    percentiles(answer, look, false) + &look.paragraph(note, 0)
+    window + &percentiles(answer, look, false) + &look.paragraph(note, 0)
+}
+
+/// Names the window that a summary covers, and why it is not the one that was asked for.
+fn window(answer: &MetricsSummaryAnswer, asked: Option<Duration>) -> String {
+    let (Some(since), Some(asked)) = (&answer.since, asked) else {
+        return "all recorded operations\n".into();
+    };
+    let asked = duration(asked);
+    let sums = match answer.resolution {
+        WindowResolution::Record => return format!("last {asked}\n"),
+        WindowResolution::Hour => "hourly",
+        WindowResolution::Day => "daily",
+    };
+    format!(
+        "last {}, since {}, instead of the last {asked}: records from then are kept only as {sums} sums\n",
+        between(since, &answer.until),
+        short_time(since)
+    )
+}
+
+/// Returns the time between two moments as the wire has them.
+fn between(earlier: &str, later: &str) -> String {
+    let parsed = |text: &str| text.parse::<jiff::Timestamp>().ok();
+    match (parsed(earlier), parsed(later)) {
+        (Some(earlier), Some(later)) => duration(later.duration_since(earlier).unsigned_abs()),
+        _ => "unknown time".into(),
+    }
 }
 
 fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> String {
     let by_operation = answer.rows.iter().any(|row| row.operation.is_some()) || answer.rows.is_empty();
-    let by_machine = answer.rows.iter().any(|row| row.machine.is_some());
+    let by_machine = answer
+        .rows
+        .iter()
+        .any(|row| row.machine.is_some() || row.other_machines);
     let p90 = |name| with_p90.then_some(name);
     let header: Vec<&str> = [
         by_operation.then_some("\nOPERATION"),
@@ -503,10 +535,17 @@ fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> Str
     let wide: Vec<usize> = (0..names).collect();
     let rows = answer.rows.iter().map(|row| {
         let name = |name: &Option<String>| Cell::new(name.as_deref().unwrap_or("-"));
+        let machine = || {
+            if row.other_machines {
+                // No machine can have this name.
+                return Cell::new("(others)");
+            }
+            name(&row.machine)
+        };
         let time = |us: u64| Some(Cell::new(duration_us(us)));
         [
             by_operation.then(|| name(&row.operation)),
-            by_machine.then(|| name(&row.machine)),
+            by_machine.then(machine),
             Some(Cell::new(row.count)),
             Some(match row.errors {
                 0 => Cell::new(0),
@@ -811,24 +850,55 @@ ID  STATE    OPERATION  MACHINE  CLIENT     WAIT     RUN  DETAIL
         let row = |operation: &str, errors| MetricsRow {
             operation: Some(operation.into()),
             machine: None,
+            other_machines: false,
             count: 12345,
             errors,
             error_rate: 0.0,
             wait: distribution(123),
             run: distribution(150_000),
         };
-        let answer = MetricsSummaryAnswer {
+        let mut answer = MetricsSummaryAnswer {
+            since: None,
+            until: "2026-11-30T03:26:40.000Z".into(),
+            resolution: WindowResolution::Record,
             rows: vec![row("config_reset", 0), row("run", 7)],
         };
-        let text = metrics(&answer, Look::default());
+        let text = metrics(&answer, None, Look::default());
         assert_eq!(
             text,
-            "                            WAIT                    RUN
+            "all recorded operations
+                            WAIT                    RUN
 OPERATION     COUNT  ERR     p50     p90    p99     p50    p90   p99   max
 config_reset  12345    0  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
 run           12345    7  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
 "
         );
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        answer.rows[0].machine = Some("web".into());
+        answer.rows[1].other_machines = true;
+        let text = metrics(&answer, None, Look::default());
+        assert!(text.contains("config_reset  web       12345"), "{text}");
+        assert!(text.contains("run           (others)  12345"), "{text}");
+    }
+
+    #[test]
+    fn metrics_table_begins_with_the_window_that_it_covers() {
+        let answer = |resolution| MetricsSummaryAnswer {
+            since: Some("2026-11-30T03:00:00.000Z".into()),
+            until: "2026-11-30T03:26:40.000Z".into(),
+            resolution,
+            rows: Vec::new(),
+        };
+        let asked = Some(Duration::from_secs(120));
+        let check = |resolution, expected| assert_eq!(window(&answer(resolution), asked), expected);
+        check(WindowResolution::Record, "last 2 min\n");
+        check(
+            WindowResolution::Hour,
+            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: records from then are kept only as hourly sums\n",
+        );
+        check(
+            WindowResolution::Day,
+            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: records from then are kept only as daily sums\n",
+        );
     }
 }

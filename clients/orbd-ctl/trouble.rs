@@ -358,6 +358,7 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::OrbctlKilled
         | ErrorKind::OrbctlOutputUnreadable
         | ErrorKind::ConfigInvalid
+        | ErrorKind::StoreUnavailable
         | ErrorKind::Internal => exit::FAILED,
     }
 }
@@ -389,6 +390,10 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
                 .retry_after_ms
                 .map_or_else(String::new, |ms| format!(" in {}", render::duration_us(ms * 1000)));
             format!("try again{when}; `orbd-ctl jobs` shows what waits")
+        }
+        ErrorKind::StoreUnavailable => {
+            "try again in a few seconds; `orbd-ctl metrics counters` shows the state of the store, and everything else works"
+                .into()
         }
         ErrorKind::Draining => "`orbd-ctl queue resume` accepts work again".into(),
         ErrorKind::JobNotFound => {

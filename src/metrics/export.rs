@@ -1,110 +1,94 @@
 //! The forms in which metrics leave: JSON lines, CSV, and the Prometheus text exposition format.
 
-use std::collections::VecDeque;
 use std::fmt::Write;
+use std::mem;
 
 use serde_json::json;
 
 use super::rollup::{Spread, SummaryRow};
 use super::{
-    Counter, Counters, GroupBy, HISTORY_PAGE_MAX, HistoryRequest, Metrics, OperationRecord, Order,
+    Counter, Counters, Cursor, GroupBy, HistoryFilter, HistoryRequest, Metrics, OperationRecord, Order,
     StoreError, StoreState, SummaryRequest,
 };
 use crate::clock::Moment;
 use crate::job::Ending;
 
-/// A form of export.
+/// Records in one chunk of an export: about 100 KB of text, which is all that an export holds.
+const CHUNK_RECORDS: usize = 256;
+
+/// How records are written in an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum RecordFormat {
     /// One JSON object per record and line.
     JsonLines,
     /// Comma separated values with a header line, as RFC 4180 has them.
     Csv,
-    /// Counters and summaries in the Prometheus text exposition format 0.0.4. Filters do not apply.
-    Prometheus,
 }
 
-impl Format {
-    /// Returns the media type.
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::JsonLines => "application/jsonl; charset=utf-8",
-            Self::Csv => "text/csv; charset=utf-8; header=present",
-            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
-        }
-    }
-}
-
-/// An export on its way, chunk by chunk. It asks the store for one page at a time, so a slow reader holds nothing up.
+/// An export of records, chunk by chunk. It asks the store for one page at a time, so a slow reader holds nothing up.
 #[derive(Debug)]
 pub struct Export {
     metrics: Metrics,
-    format: Format,
-    request: HistoryRequest,
-    ready: VecDeque<String>,
-    /// Records that may still be returned.
-    left: usize,
-    done: bool,
+    format: RecordFormat,
+    filter: HistoryFilter,
+    /// Written before the first record.
+    header: String,
+    next: Next,
+}
+
+/// Where an export goes on.
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Start,
+    After(Cursor),
+    End,
 }
 
 impl Export {
-    pub(super) fn new(metrics: Metrics, format: Format, request: HistoryRequest) -> Self {
-        let mut ready = VecDeque::new();
-        if format == Format::Csv {
-            ready.push_back(COLUMNS.join(",") + "\r\n");
-        }
+    pub(super) fn new(metrics: Metrics, format: RecordFormat, filter: HistoryFilter) -> Self {
         Self {
             metrics,
             format,
-            left: request.limit,
-            request: HistoryRequest {
-                order: Order::OldestFirst,
-                ..request
+            filter,
+            header: match format {
+                RecordFormat::JsonLines => String::new(),
+                RecordFormat::Csv => COLUMNS.join(",") + "\r\n",
             },
-            ready,
-            done: false,
+            next: Next::Start,
         }
     }
 
-    /// Returns the next piece of text, `None` after the last. `limit` of the request bounds the whole export.
+    /// Returns the next piece of text, `None` after the last.
     pub async fn next_chunk(&mut self) -> Result<Option<String>, StoreError> {
         loop {
-            if let Some(chunk) = self.ready.pop_front() {
-                return Ok(Some(chunk));
-            }
-            if self.done || self.left == 0 {
-                return Ok(None);
-            }
-            if self.format == Format::Prometheus {
-                self.done = true;
-                self.ready.push_back(prometheus_page(&self.metrics).await);
-                continue;
-            }
-            self.request.limit = self.left.min(HISTORY_PAGE_MAX);
-            let page = self.metrics.history(self.request.clone()).await?;
-            self.left -= page.records.len();
-            self.done = page.next.is_none();
-            self.request.after = page.next;
-            let mut chunk = String::new();
+            let after = match self.next {
+                Next::Start => None,
+                Next::After(cursor) => Some(cursor),
+                Next::End => return Ok(None),
+            };
+            let page = self
+                .metrics
+                .history(HistoryRequest {
+                    filter: self.filter.clone(),
+                    limit: CHUNK_RECORDS,
+                    before: None,
+                    after,
+                    order: Order::OldestFirst,
+                })
+                .await?;
+            self.next = page.next.map_or(Next::End, Next::After);
+            let mut chunk = mem::take(&mut self.header);
             for (_, record) in &page.records {
                 match self.format {
-                    Format::JsonLines => json_line(&mut chunk, record),
-                    Format::Csv | Format::Prometheus => csv_line(&mut chunk, record),
+                    RecordFormat::JsonLines => json_line(&mut chunk, record),
+                    RecordFormat::Csv => csv_line(&mut chunk, record),
                 }
             }
+            // A page that took too long to fill may be empty and yet have a next one.
             if !chunk.is_empty() {
-                self.ready.push_back(chunk);
+                return Ok(Some(chunk));
             }
         }
-    }
-
-    /// Returns the whole export as one text.
-    pub async fn text(mut self) -> Result<String, StoreError> {
-        let mut text = String::new();
-        while let Some(chunk) = self.next_chunk().await? {
-            text.push_str(&chunk);
-        }
-        Ok(text)
     }
 }
 
@@ -228,7 +212,7 @@ fn csv_field(out: &mut String, field: &str) {
 /// Quantiles on the Prometheus page are those of this time.
 const PROMETHEUS_WINDOW_MS: u64 = 24 * 3_600_000;
 
-async fn prometheus_page(metrics: &Metrics) -> String {
+pub(super) async fn prometheus_page(metrics: &Metrics) -> String {
     let mut page = String::new();
     // The page tells of a store that does not answer rather than failing with it.
     let totals = metrics.totals().await;
@@ -290,11 +274,11 @@ fn labels(row: &SummaryRow) -> String {
         "operation=\"{}\"",
         label(row.operation.as_deref().unwrap_or_default())
     );
-    let machine = row.machine.as_str().unwrap_or_default();
+    let machine = row.machine.name().unwrap_or_default();
     let _ = write!(labels, ",machine=\"{}\"", label(machine));
-    // A machine may be named like the fold; equal label sets would make the page invalid.
+    // Without it the label set would be that of operations without a machine, and the page invalid.
     if row.machine == super::MachineLabel::Other {
-        labels.push_str(",folded=\"true\"");
+        labels.push_str(",other_machines=\"true\"");
     }
     labels
 }
@@ -445,12 +429,14 @@ mod tests {
         assert!(page.contains("# TYPE orbd_operation_run_seconds summary\n"));
         assert!(page.contains("orbd_operations_total{operation=\"start\",machine=\"web\"} 1\n"));
         assert!(
-            page.contains("orbd_operations_total{operation=\"start\",machine=\"other\",folded=\"true\"} 1\n")
+            page.contains(
+                "orbd_operations_total{operation=\"start\",machine=\"\",other_machines=\"true\"} 1\n"
+            )
         );
         assert!(
             page.contains("orbd_operation_run_seconds_sum{operation=\"start\",machine=\"web\"} 1.230456\n")
         );
-        assert!(page.contains("machine=\"other\",folded=\"true\",quantile=\"0.5\"} NaN\n"));
+        assert!(page.contains("machine=\"\",other_machines=\"true\",quantile=\"0.5\"} NaN\n"));
         for line in page.lines().filter(|line| !line.starts_with('#')) {
             let (_, value) = line.rsplit_once(' ').expect("a name and a value");
             assert!(value.parse::<f64>().is_ok(), "{line}");

@@ -32,12 +32,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-pub use export::{Export, Format};
+pub use export::{Export, RecordFormat};
 pub use helper::{Launch, serve_store};
 pub use record::{CLIENT_NAME_MAX, Client, OperationRecord, OutcomeWord};
 pub use rollup::{Counts, GroupBy, MachineLabel, SERIES_MAX, Series, Spread, SummaryRow};
 
-use crate::operation::Class;
 use helper::{Request, Response};
 
 /// At most so many records wait for the store; more are dropped and counted. About 3 MB.
@@ -92,7 +91,7 @@ pub enum Counter {
     ChangesSkipped,
     /// A request refused before acceptance.
     Refusals,
-    /// A child process started.
+    /// An `orbctl` process started, by the daemon or by a client that holds a lease.
     Spawns,
     /// A child process not started thanks to the cache, a join, or a change that already held.
     SpawnsSaved,
@@ -242,6 +241,17 @@ impl SummaryRequest {
     }
 }
 
+/// How finely the edges of a window can be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WindowResolution {
+    /// Anywhere: single records are kept.
+    Record,
+    /// At whole hours.
+    Hour,
+    /// At whole days.
+    Day,
+}
+
 /// The operations of a window, summed up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
@@ -249,6 +259,8 @@ pub struct Summary {
     pub since_ms: u64,
     /// Where it really ends; never later than now unless that was asked for.
     pub until_ms: u64,
+    /// How finely its edges could be cut.
+    pub resolution: WindowResolution,
     /// The rows, those with the most operations first; at most [`SERIES_MAX`] and one `other` per verb.
     pub rows: Vec<SummaryRow>,
 }
@@ -293,9 +305,9 @@ pub enum Order {
     OldestFirst,
 }
 
-/// Which records to return.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HistoryRequest {
+/// Which records are wanted: all, where nothing is set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryFilter {
     /// Only operations that ended at this time or later, milliseconds since 1970.
     pub since_ms: Option<u64>,
     /// Only operations that ended before this time.
@@ -304,13 +316,43 @@ pub struct HistoryRequest {
     pub operation: Option<String>,
     /// Only this machine.
     pub machine: Option<String>,
-    /// Only this class, by the name that [`Class::as_str`] gives.
-    pub class: Option<String>,
     /// Only clients of this name.
     pub client: Option<String>,
     /// Only this outcome.
     pub outcome: Option<OutcomeWord>,
-    /// At most so many, at most [`HISTORY_PAGE_MAX`].
+}
+
+impl HistoryFilter {
+    /// Returns whether a record's fields, beside its time, decide.
+    fn reads_records(&self) -> bool {
+        self.operation.is_some() || self.machine.is_some() || self.client.is_some() || self.outcome.is_some()
+    }
+
+    /// Compares everything but the time, which the store's keys decide.
+    fn matches(&self, record: &OperationRecord) -> bool {
+        self.operation
+            .as_ref()
+            .is_none_or(|verb| *verb == record.operation)
+            && self.machine.as_ref().is_none_or(|name| {
+                record
+                    .machine
+                    .as_ref()
+                    .is_some_and(|machine| machine.as_str() == name)
+            })
+            && self
+                .client
+                .as_ref()
+                .is_none_or(|name| **name == *record.client.name)
+            && self.outcome.is_none_or(|outcome| outcome == record.outcome)
+    }
+}
+
+/// Which page of records to return.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryRequest {
+    /// Which records.
+    pub filter: HistoryFilter,
+    /// At most so many, at most [`HISTORY_PAGE_MAX`]. [`HistoryPage::next`] says whether there are more.
     pub limit: usize,
     /// Only records older than this one: the page after one that was newest first.
     pub before: Option<Cursor>,
@@ -323,56 +365,12 @@ pub struct HistoryRequest {
 impl Default for HistoryRequest {
     fn default() -> Self {
         Self {
-            since_ms: None,
-            until_ms: None,
-            operation: None,
-            machine: None,
-            class: None,
-            client: None,
-            outcome: None,
+            filter: HistoryFilter::default(),
             limit: 100,
             before: None,
             after: None,
             order: Order::default(),
         }
-    }
-}
-
-impl HistoryRequest {
-    /// Restricts it to a class.
-    #[must_use]
-    pub fn of_class(mut self, class: Class) -> Self {
-        self.class = Some(class.as_str().to_owned());
-        self
-    }
-
-    fn filters(&self) -> bool {
-        self.operation.is_some()
-            || self.machine.is_some()
-            || self.class.is_some()
-            || self.client.is_some()
-            || self.outcome.is_some()
-    }
-
-    fn matches(&self, record: &OperationRecord) -> bool {
-        self.operation
-            .as_ref()
-            .is_none_or(|verb| *verb == record.operation)
-            && self.machine.as_ref().is_none_or(|name| {
-                record
-                    .machine
-                    .as_ref()
-                    .is_some_and(|machine| machine.as_str() == name)
-            })
-            && self
-                .class
-                .as_ref()
-                .is_none_or(|class| class == record.class.as_str())
-            && self
-                .client
-                .as_ref()
-                .is_none_or(|name| **name == *record.client.name)
-            && self.outcome.is_none_or(|outcome| outcome == record.outcome)
     }
 }
 
@@ -568,9 +566,14 @@ impl Metrics {
         })
     }
 
-    /// Begins an export: all records that match, oldest first, or the Prometheus page. Nothing is held between chunks.
-    pub fn export(&self, format: Format, request: HistoryRequest) -> Export {
-        Export::new(self.clone(), format, request)
+    /// Begins an export of all records that match, oldest first. Nothing is held between chunks.
+    pub fn export(&self, format: RecordFormat, filter: HistoryFilter) -> Export {
+        Export::new(self.clone(), format, filter)
+    }
+
+    /// Writes counters and summaries in the Prometheus text exposition format 0.0.4.
+    pub async fn prometheus_page(&self) -> String {
+        export::prometheus_page(self).await
     }
 
     /// Returns the sums over all time.

@@ -39,12 +39,11 @@ pub enum MachineLabel {
 }
 
 impl MachineLabel {
-    /// Returns the name, `other`, or nothing. A machine named `other` cannot be told from the fold here; stored keys can.
-    pub fn as_str(&self) -> Option<&str> {
+    /// Returns the name of the one machine that it stands for.
+    pub fn name(&self) -> Option<&str> {
         match self {
-            Self::None => None,
+            Self::None | Self::Other => None,
             Self::Named(name) => Some(name),
-            Self::Other => Some("other"),
         }
     }
 }
@@ -405,13 +404,13 @@ impl GroupBy {
     }
 }
 
-/// Rows of a summary while they are gathered: never more than [`SERIES_MAX`] names.
+/// Rows of a summary while they are gathered: never more than [`SERIES_MAX`] with a machine's name.
 #[derive(Debug)]
 pub(super) struct Rows {
     group_by: GroupBy,
     places: HashMap<Series, usize>,
     cells: Vec<(Series, Cell)>,
-    /// Rows other than the folds.
+    /// Rows with a machine's name.
     named: usize,
 }
 
@@ -428,7 +427,8 @@ impl Rows {
     /// Returns the place of the row that sums up `series`, for [`Self::at`].
     pub(super) fn place(&mut self, series: &Series) -> usize {
         let mut row = self.group_by.row(series);
-        if row.machine != MachineLabel::Other && !self.places.contains_key(&row) {
+        // Only names of machines come without end: rows without one are as many as there are verbs.
+        if matches!(row.machine, MachineLabel::Named(_)) && !self.places.contains_key(&row) {
             if self.named < SERIES_MAX {
                 self.named += 1;
             } else {
@@ -585,6 +585,28 @@ mod tests {
         assert_eq!((cell.wait.count(), cell.run.count()), (1, 0));
         assert_eq!((cell.counts.errors, cell.counts.cancelled), (0, 1));
         assert_eq!(cell.run.spread(), Spread::default());
+    }
+
+    #[test]
+    fn operations_without_a_machine_keep_their_row_when_machines_fold() {
+        for group_by in [GroupBy::Machine, GroupBy::OperationAndMachine] {
+            let mut rows = Rows::new(group_by);
+            for id in 0..1000 {
+                let mut record = sample(id);
+                record.machine = Some(format!("ci-{id}").parse().expect("valid"));
+                rows.cell(&Series::of(&record)).add(&record);
+            }
+            let mut record = sample(1000);
+            record.machine = None;
+            rows.cell(&Series::of(&record)).add(&record);
+            let rows = rows.finish();
+            let count = |label: &MachineLabel| -> u64 {
+                let matching = rows.iter().filter(|row| row.machine == *label);
+                matching.map(|row| row.counts.count).sum()
+            };
+            assert_eq!(count(&MachineLabel::None), 1);
+            assert_eq!(count(&MachineLabel::Other), 1000 - SERIES_MAX as u64);
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::OperationRecord;
 use super::rollup::{Cell, MachineLabel, Rows, SERIES_MAX, Series, SummaryRow};
-use super::{Cursor, HistoryRequest, Order, Summary, SummaryRequest};
+use super::{Cursor, HistoryRequest, Order, Summary, SummaryRequest, WindowResolution};
 use crate::clock::Moment;
 
 /// sled's cache. It lives in the helper, and only while there is something to do.
@@ -594,10 +594,12 @@ impl Database {
             return Ok(Summary {
                 since_ms,
                 until_ms,
+                resolution: WindowResolution::Record,
                 rows: Vec::new(),
             });
         }
-        (since_ms, until_ms) = self.widened(since_ms, until_ms);
+        let resolution;
+        (since_ms, until_ms, resolution) = self.widened(since_ms, until_ms);
         for part in parts(since_ms, until_ms, self.meta.days_to, self.meta.spans_to) {
             match part {
                 Part::Records(window) => self.add_records(&window, request, &mut rows, &mut limit)?,
@@ -609,32 +611,47 @@ impl Database {
         Ok(Summary {
             since_ms,
             until_ms: until_ms.min(now_ms.max(request.until_ms)),
+            resolution,
             rows: rows.finish(),
         })
     }
 
     /// Widens a window, to hours or days, to where its edges can be answered from what is still there.
-    fn widened(&self, since_ms: u64, until_ms: u64) -> (u64, u64) {
-        const DAY_MS: u64 = HOUR_MS * DAY_HOURS as u64;
-        let floor = |ms: u64, step: u64| ms - ms % step;
+    fn widened(&self, since_ms: u64, until_ms: u64) -> (u64, u64, WindowResolution) {
+        use WindowResolution::{Day, Hour, Record};
         let hours_from_ms = u64::from(self.meta.hours_from) * HOUR_MS;
-        let since = if since_ms < hours_from_ms {
-            floor(since_ms, DAY_MS)
+        let step = |resolution| match resolution {
+            Record => 1,
+            Hour => HOUR_MS,
+            Day => HOUR_MS * u64::from(DAY_HOURS),
+        };
+        let floor = |ms: u64, resolution| ms - ms % step(resolution);
+        let since_by = if since_ms < hours_from_ms {
+            Day
         } else if since_ms < self.meta.records_from_ms {
-            floor(since_ms, HOUR_MS)
+            Hour
         } else {
-            since_ms
+            Record
         };
-        let until = if until_ms == u64::MAX {
-            until_ms
-        } else if floor(until_ms, DAY_MS).max(since) < hours_from_ms {
-            until_ms.next_multiple_of(DAY_MS)
-        } else if floor(until_ms, HOUR_MS).max(since) < self.meta.records_from_ms {
-            until_ms.next_multiple_of(HOUR_MS)
+        let since = floor(since_ms, since_by);
+        let until_by = if until_ms == u64::MAX {
+            Record
+        } else if floor(until_ms, Day).max(since) < hours_from_ms {
+            Day
+        } else if floor(until_ms, Hour).max(since) < self.meta.records_from_ms {
+            Hour
         } else {
-            until_ms
+            Record
         };
-        (since, until)
+        let until = if until_by == Record {
+            until_ms
+        } else {
+            until_ms.next_multiple_of(step(until_by))
+        };
+        // An edge that lies on a whole hour or day anyway was cut where it was asked for.
+        let since_by = if since == since_ms { Record } else { since_by };
+        let until_by = if until == until_ms { Record } else { until_by };
+        (since, until, since_by.max(until_by))
     }
 
     fn add_records(
@@ -716,11 +733,14 @@ impl Database {
             Some(seq) => record_key(cursor.ended_ms, seq),
             None => record_key(cursor.ended_ms + 1, 0),
         };
-        let mut low = record_key(request.since_ms.unwrap_or(0), 0);
+        let mut low = record_key(request.filter.since_ms.unwrap_or(0), 0);
         if let Some(cursor) = request.after {
             low = low.max(after(cursor));
         }
-        let mut high = request.until_ms.map_or([b'p'; 13], |until| record_key(until, 0));
+        let mut high = request
+            .filter
+            .until_ms
+            .map_or([b'p'; 13], |until| record_key(until, 0));
         if let Some(cursor) = request.before {
             high = high.min(record_key(cursor.ended_ms, cursor.seq));
         }
@@ -742,10 +762,10 @@ impl Database {
             let (key, value) = row?;
             let cursor = read_record_key(&key)?;
             last = Some(cursor);
-            if request.filters() {
+            if request.filter.reads_records() {
                 let record =
                     OperationRecord::decode(&value).map_err(|error| Trouble::Damaged(error.to_string()))?;
-                if !request.matches(&record) {
+                if !request.filter.matches(&record) {
                     continue;
                 }
             }

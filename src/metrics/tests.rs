@@ -165,26 +165,29 @@ async fn history_pages_in_both_directions_and_filters() {
         assert_eq!(ids, expected);
     }
     let filters = [
-        HistoryRequest {
+        HistoryFilter {
             machine: Some("db".into()),
-            ..HistoryRequest::default()
+            ..HistoryFilter::default()
         },
-        HistoryRequest {
+        HistoryFilter {
             outcome: Some(OutcomeWord::Failed),
-            ..HistoryRequest::default()
+            ..HistoryFilter::default()
         },
-        HistoryRequest {
+        HistoryFilter {
             since_ms: Some(START + 7),
             until_ms: Some(START + 8),
-            ..HistoryRequest::default()
+            ..HistoryFilter::default()
         },
-        HistoryRequest {
+        HistoryFilter {
             client: Some("nobody".into()),
-            ..HistoryRequest::default()
+            ..HistoryFilter::default()
         },
-        HistoryRequest::default().of_class(Class::Change),
     ];
-    for (request, expected) in filters.into_iter().zip([5, 5, 3, 0, 25]) {
+    for (filter, expected) in filters.into_iter().zip([5, 5, 3, 0]) {
+        let request = HistoryRequest {
+            filter,
+            ..HistoryRequest::default()
+        };
         assert_eq!(
             metrics.history(request).await.expect("a page").records.len(),
             expected
@@ -200,15 +203,7 @@ async fn exports_hold_every_record_once() {
         metrics.record(ended(id, now_ms()));
     }
     metrics.count(Counter::Joins);
-    let all = HistoryRequest {
-        limit: usize::MAX,
-        ..HistoryRequest::default()
-    };
-    let lines = metrics
-        .export(Format::JsonLines, all.clone())
-        .text()
-        .await
-        .expect("exported");
+    let lines = exported(&metrics, RecordFormat::JsonLines, HistoryFilter::default()).await;
     let ids: Vec<u64> = lines
         .lines()
         .map(|line| {
@@ -217,28 +212,60 @@ async fn exports_hold_every_record_once() {
         })
         .collect();
     assert_eq!(ids, (0..2_500).collect::<Vec<_>>());
-    let csv = metrics.export(Format::Csv, all).text().await.expect("exported");
+    let csv = exported(&metrics, RecordFormat::Csv, HistoryFilter::default()).await;
     assert_eq!(csv.lines().count(), 2_501);
-    let ten = HistoryRequest {
-        limit: 10,
-        ..HistoryRequest::default()
-    };
-    let csv = metrics
-        .export(Format::Csv, ten.clone())
-        .text()
-        .await
-        .expect("exported");
-    assert_eq!(csv.lines().count(), 11);
-    let page = metrics
-        .export(Format::Prometheus, ten)
-        .text()
-        .await
-        .expect("exported");
+    let page = metrics.prometheus_page().await;
     assert!(page.contains("\norbd_joins_total 1\n"), "{page}");
     assert!(
         page.contains("orbd_operations_total{operation=\"start\",machine=\"web\"} 2500\n"),
         "{page}"
     );
+}
+
+async fn exported(metrics: &Metrics, format: RecordFormat, filter: HistoryFilter) -> String {
+    let mut export = metrics.export(format, filter);
+    let mut text = String::new();
+    while let Some(chunk) = export.next_chunk().await.expect("exported") {
+        text.push_str(&chunk);
+    }
+    text
+}
+
+#[tokio::test]
+async fn export_holds_only_records_that_match_every_filter() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metrics = Metrics::start(settings(folder.path()));
+    for id in 0..1_000 {
+        let mut record = ended(id, START + id);
+        if id % 10 == 0 {
+            record.machine = Some("db".parse().expect("valid"));
+        }
+        if id % 4 == 0 {
+            record.client.name = "pyinfra".into();
+        }
+        metrics.record(record);
+    }
+    let filter = HistoryFilter {
+        since_ms: Some(START + 500),
+        machine: Some("db".into()),
+        client: Some("pyinfra".into()),
+        ..HistoryFilter::default()
+    };
+    let lines = exported(&metrics, RecordFormat::JsonLines, filter).await;
+    let ids: Vec<u64> = lines
+        .lines()
+        .map(|line| {
+            let record: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            record["id"].as_u64().expect("a number")
+        })
+        .collect();
+    assert_eq!(ids, (500..1_000).step_by(20).collect::<Vec<_>>());
+    let none = HistoryFilter {
+        machine: Some("none".into()),
+        ..HistoryFilter::default()
+    };
+    let csv = exported(&metrics, RecordFormat::Csv, none).await;
+    assert_eq!(csv.lines().count(), 1, "the header alone: {csv}");
 }
 
 #[tokio::test]
@@ -615,6 +642,7 @@ fn records_and_cells_go_when_they_are_too_old() {
     };
     let summary = database.summary(&request, now, no_limit()).expect("summed up");
     assert_eq!((summary.since_ms, summary.until_ms), (START, START + DAY));
+    assert_eq!(summary.resolution, WindowResolution::Day);
     assert_eq!(summary.rows[0].counts.count, 1);
     // Six years later the day is gone as well, and all time still knows.
     let late = START + 6 * 366 * DAY;
@@ -683,7 +711,10 @@ fn a_question_that_takes_too_long_ends() {
     assert_eq!(answer, Err(Trouble::TimedOut));
     // A page says how far it came.
     let request = HistoryRequest {
-        operation: Some("nothing".into()),
+        filter: HistoryFilter {
+            operation: Some("nothing".into()),
+            ..HistoryFilter::default()
+        },
         ..HistoryRequest::default()
     };
     let page = database
@@ -772,6 +803,7 @@ proptest! {
         for request in requests {
             let mut found = database.summary(&request, START + SOME + DAY, no_limit()).expect("summed up");
             prop_assert_eq!((found.since_ms, found.until_ms), (request.since_ms, request.until_ms));
+            prop_assert_eq!(found.resolution, WindowResolution::Record);
             let mut expected = brute_force(&records, &request);
             let order = |row: &SummaryRow| (row.operation.clone(), row.machine.clone());
             found.rows.sort_by_key(order);
@@ -796,6 +828,8 @@ proptest! {
             let mut found = database.summary(&request, START + SOME + DAY, no_limit()).expect("summed up");
             prop_assert!(found.since_ms <= request.since_ms && found.until_ms >= request.until_ms);
             prop_assert!(request.since_ms - found.since_ms < HOUR && found.until_ms - request.until_ms < HOUR);
+            let is_widened = (found.since_ms, found.until_ms) != (request.since_ms, request.until_ms);
+            prop_assert_eq!(found.resolution != WindowResolution::Record, is_widened);
             let covered = SummaryRequest { since_ms: found.since_ms, until_ms: found.until_ms, ..request };
             let mut expected = brute_force(&records, &covered);
             let order = |row: &SummaryRow| (row.operation.clone(), row.machine.clone());

@@ -151,7 +151,9 @@ impl Installed {
         }
         let spawned = self.spawner.spawn(command, stop).await;
         let child = spawned.map_err(|error| explain(program, error))?;
-        (self.on_spawn)();
+        if child.is_some() {
+            (self.on_spawn)();
+        }
         Ok(child)
     }
 }

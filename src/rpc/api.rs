@@ -13,10 +13,10 @@ use super::types::{
     JobCancelAnswer, JobEvent, JobFollowParams, JobInputAnswer, JobInputParams, JobListAnswer, JobListParams,
     JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams,
     MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
-    MachineListAnswer, MachineParams, MachineRenameParams, MetricsExportParams, MetricsHistoryAnswer,
-    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer,
-    QueueStatusAnswer, QueueTargetParams, ReadParams, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
-    SessionReadParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer, MetricsHistoryParams,
+    MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer, QueueStatusAnswer,
+    QueueTargetParams, ReadParams, ReleaseParams, ReloadAnswer, RunAnswer, RunParams, SessionReadParams,
+    SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -210,8 +210,6 @@ methods! {
             "Counts, error rates and percentiles of waiting and running, kept across restarts.";
         MetricsHistory "metrics.history" (MetricsHistoryParams) -> MetricsHistoryAnswer,
             "Lists recorded operations, newest first.";
-        MetricsExport "metrics.export" (MetricsExportParams) -> TextAnswer,
-            "Writes recorded operations as JSON lines or CSV, or counters and percentiles for Prometheus.";
         MetricsCounters "metrics.counters" (NoParams) -> CountersAnswer,
             "Counts cache hits, joins, refusals and the like since the daemon's start.";
         SessionLease "session.lease" (LeaseParams) -> LeaseAnswer,

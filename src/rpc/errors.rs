@@ -55,6 +55,8 @@ kinds! {
     ProtocolMismatch 1003 "protocol_mismatch";
     /// orbd's own configuration is not valid; the message says what and where, and nothing changed.
     ConfigInvalid 1004 "config_invalid";
+    /// The store of the metrics cannot be used for now; the message says why. Everything else works.
+    StoreUnavailable 1005 "store_unavailable";
     /// `orbctl` knows no such machine.
     MachineNotFound 2001 "machine_not_found";
     /// The name is taken.
@@ -86,7 +88,10 @@ kinds! {
 impl ErrorKind {
     /// Says whether the same call may succeed later without anybody mending anything.
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::QueueFull | Self::Draining | Self::OrbctlSick)
+        matches!(
+            self,
+            Self::QueueFull | Self::Draining | Self::StoreUnavailable | Self::OrbctlSick
+        )
     }
 
     /// Finds the kind of a word.

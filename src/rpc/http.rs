@@ -3,6 +3,7 @@
 //! ```text
 //! POST /                                       JSON-RPC, without subscriptions
 //! GET /jobs/ID/output?stream=stdout&from=0     bytes, as they come, until the job has ended
+//! GET /metrics/export?format=csv               what is recorded
 //! ```
 
 use std::convert::Infallible;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, InUse};
 use super::errors::ErrorKind;
+use super::export;
 use super::request::{Calls, NoSubscriptions, Service, error_json};
 use super::server::Server;
 use super::types::ErrorObject;
@@ -34,7 +36,7 @@ use crate::sys;
 
 /// What an answer says that refuses everything else.
 pub(super) const SPOKEN: &str = "this socket takes newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \
-    POST / (JSON-RPC calls), GET /jobs/ID/output";
+    POST / (JSON-RPC calls), GET /jobs/ID/output, GET /metrics/export";
 /// Bytes that hyper reads ahead, and bytes of answers that it keeps unwritten. A head must fit.
 const BUFFER_MAX: usize = 64 << 10;
 /// Bytes of an answer handed to hyper at once. While there are more, the connection is in use.
@@ -115,6 +117,9 @@ impl Http {
                 in_use,
             )
             .await;
+        }
+        if path == export::PATH {
+            return metrics_export(&self.server, request.method(), request.uri().query(), in_use).await;
         }
         match (request.method(), path) {
             (&Method::POST, "/") => self.post(request.into_body(), connection, in_use).await,
@@ -355,6 +360,31 @@ async fn job_output(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
     );
+    response
+}
+
+async fn metrics_export(
+    server: &Server,
+    method: &Method,
+    query: Option<&str>,
+    in_use: InUse,
+) -> Response<Body> {
+    if method != Method::GET {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    let export = match export::begin(server, query).await {
+        Ok(export) => export,
+        Err(refusal) => return plain(refusal.status, &refusal.message),
+    };
+    let frames = export.body.map(move |piece| {
+        // The connection is in use until the body ends.
+        let _in_use = &in_use;
+        piece.map(Frame::data)
+    });
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(export.media_type));
     response
 }
 

@@ -9,6 +9,7 @@ pub mod api;
 pub mod connection;
 mod convert;
 pub mod errors;
+pub mod export;
 pub mod http;
 pub mod lines;
 pub mod listen;

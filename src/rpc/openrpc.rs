@@ -68,7 +68,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
         | "config.show" | "config.get" | "session.read" => &[],
         "events.subscribe" => &[E::Draining],
-        "metrics.summary" | "metrics.history" | "metrics.export" => &[E::QueueFull],
+        "metrics.summary" | "metrics.history" => &[E::StoreUnavailable],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
         | "session.release" => &[E::JobNotFound],
         "machine.info" => &[E::MachineNotFound],

@@ -1011,9 +1011,12 @@ pub struct MetricsRow {
     /// Verb.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// Machine.
+    /// Machine; absent where rows are not grouped by machine, and for operations that are about none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// The row sums up machines beyond the 256 that have a row of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_machines: bool,
     /// Jobs ended.
     pub count: u64,
     /// Of them, those that did not succeed.
@@ -1026,10 +1029,31 @@ pub struct MetricsRow {
     pub run: Distribution,
 }
 
+/// How finely the window of a summary could be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowResolution {
+    /// At single records: the window is the one that was asked for.
+    Record,
+    /// At whole hours: single records that old are no longer kept, so the window was widened.
+    Hour,
+    /// At whole days, likewise.
+    Day,
+}
+
 /// Answer of `metrics.summary`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsSummaryAnswer {
-    /// Sorted by operation and machine.
+    /// Where the window that the rows cover begins; absent when it covers everything kept. Never later than was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub since: Option<String>,
+    /// Where it ends: the time of the answer.
+    #[schemars(extend("format" = "date-time"))]
+    pub until: String,
+    /// How finely `since` could be chosen.
+    pub resolution: WindowResolution,
+    /// Those with the most operations first.
     pub rows: Vec<MetricsRow>,
 }
 
@@ -1107,28 +1131,6 @@ pub struct MetricsHistoryAnswer {
     /// Goes on where this answer ends; absent at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-}
-
-/// Form of an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ExportFormat {
-    /// One JSON object a line.
-    #[default]
-    JsonLines,
-    /// Comma-separated values with a header.
-    Csv,
-    /// Prometheus' text exposition format.
-    Prometheus,
-}
-
-/// Parameters of `metrics.export`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MetricsExportParams {
-    /// Form.
-    #[serde(default)]
-    pub format: ExportFormat,
 }
 
 /// Answer of `metrics.counters`.

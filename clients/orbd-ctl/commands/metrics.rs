@@ -1,9 +1,11 @@
 //! `metrics`.
 
+mod export;
+
 use std::process::ExitCode;
 
-use orbd::rpc::api::{MetricsCounters, MetricsExport, MetricsHistory, MetricsSummary};
-use orbd::rpc::types::{MetricsExportParams, MetricsHistoryParams, MetricsSummaryParams, NoParams};
+use orbd::rpc::api::{MetricsCounters, MetricsHistory, MetricsSummary};
+use orbd::rpc::types::{MetricsHistoryParams, MetricsSummaryParams, NoParams};
 
 use crate::args::{self, Metrics, MetricsCommand, millis};
 use crate::context::Context;
@@ -32,13 +34,7 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
                     .say(&format!("there are more; `--cursor {cursor}` goes on"));
             }
         }
-        MetricsCommand::Export { format } => {
-            let params = MetricsExportParams {
-                format: format.into(),
-            };
-            let answer = context.look::<MetricsExport>(watch, &params)?;
-            context.console.answer(&answer, |answer, _| answer.text.clone())?;
-        }
+        MetricsCommand::Export(args) => export::export(context, args)?,
         MetricsCommand::Counters => {
             let answer = context.look::<MetricsCounters>(watch, &NoParams {})?;
             context.console.answer(&answer, render::counters)?;
@@ -48,14 +44,17 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
 }
 
 fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), Trouble> {
+    let window = args.window;
     let params = MetricsSummaryParams {
-        window_ms: args.window.map(millis),
+        window_ms: window.map(millis),
         operation: args.operation,
         machine: args.machine,
         group_by: args.by,
     };
     let answer = context.look::<MetricsSummary>(Watch::Ours("metrics", "metrics".into()), &params)?;
-    context.console.answer(&answer, render::metrics)?;
+    context
+        .console
+        .answer(&answer, |answer, look| render::metrics(answer, window, look))?;
     if answer.rows.is_empty() {
         context.console.say("nothing is recorded in this window");
     }

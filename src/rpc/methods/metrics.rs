@@ -2,22 +2,20 @@
 
 use crate::clock::Moment;
 use crate::metrics::{
-    Counter, Format, GroupBy, HistoryRequest, OperationRecord, OutcomeWord, Spread, StoreError, StoreState,
-    SummaryRequest,
+    Counter, GroupBy, HistoryFilter, HistoryRequest, MachineLabel, OperationRecord, OutcomeWord, Spread,
+    StoreError, StoreState, SummaryRequest, WindowResolution,
 };
-use crate::rpc::api::{MetricsCounters, MetricsExport, MetricsHistory, MetricsSummary};
-use crate::rpc::convert::{internal, parse, time_ms};
+use crate::rpc::api::{MetricsCounters, MetricsHistory, MetricsSummary};
+use crate::rpc::convert::{parse, time_ms};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
 use crate::rpc::types::{
-    self, CountersAnswer, Distribution, ErrorObject, ExportFormat, MetricsHistoryAnswer, MetricsRecord,
-    MetricsRow, MetricsSummaryAnswer, TextAnswer,
+    self, CountersAnswer, Distribution, ErrorObject, MetricsHistoryAnswer, MetricsRecord, MetricsRow,
+    MetricsSummaryAnswer,
 };
 
-/// When a busy store is worth another question.
+/// When a store that did not answer is worth another question.
 const RETRY_AFTER_MS: u64 = 1000;
-/// Most bytes of one export, which is held whole on its way.
-const EXPORT_MAX: usize = 32 << 20;
 /// Records listed where the caller says nothing.
 const HISTORY_DEFAULT: usize = 100;
 
@@ -45,7 +43,8 @@ pub(super) fn register(registry: &mut Registry) {
             .iter()
             .map(|row| MetricsRow {
                 operation: row.operation.clone(),
-                machine: row.machine.as_str().map(str::to_owned),
+                machine: row.machine.name().map(str::to_owned),
+                other_machines: row.machine == MachineLabel::Other,
                 count: row.counts.count,
                 errors: row.counts.errors,
                 #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
@@ -54,7 +53,16 @@ pub(super) fn register(registry: &mut Registry) {
                 run: distribution(&row.run),
             })
             .collect();
-        Ok(MetricsSummaryAnswer { rows })
+        Ok(MetricsSummaryAnswer {
+            since: (summary.since_ms > 0).then(|| time_ms(summary.since_ms)),
+            until: time_ms(now),
+            resolution: match summary.resolution {
+                WindowResolution::Record => types::WindowResolution::Record,
+                WindowResolution::Hour => types::WindowResolution::Hour,
+                WindowResolution::Day => types::WindowResolution::Day,
+            },
+            rows,
+        })
     });
     registry.method::<MetricsHistory, _, _>(async |server, params, _caller| {
         let limit = params.limit.unwrap_or(HISTORY_DEFAULT);
@@ -71,9 +79,12 @@ pub(super) fn register(registry: &mut Registry) {
             None => None,
         };
         let request = HistoryRequest {
-            operation: params.operation,
-            machine: params.machine,
-            outcome,
+            filter: HistoryFilter {
+                operation: params.operation,
+                machine: params.machine,
+                outcome,
+                ..HistoryFilter::default()
+            },
             limit,
             before: params.cursor.map(|cursor| parse("cursor", &cursor)).transpose()?,
             ..HistoryRequest::default()
@@ -88,29 +99,6 @@ pub(super) fn register(registry: &mut Registry) {
             records,
             cursor: page.next.map(|cursor| cursor.to_string()),
         })
-    });
-    writing(registry);
-}
-
-fn writing(registry: &mut Registry) {
-    registry.method::<MetricsExport, _, _>(async |server, params, _caller| {
-        let format = match params.format {
-            ExportFormat::JsonLines => Format::JsonLines,
-            ExportFormat::Csv => Format::Csv,
-            ExportFormat::Prometheus => Format::Prometheus,
-        };
-        let mut export = server.metrics.export(format, HistoryRequest::default());
-        let mut text = String::new();
-        while let Some(chunk) = export.next_chunk().await.map_err(|error| store_error(&error))? {
-            text.push_str(&chunk);
-            if text.len() > EXPORT_MAX {
-                return Err(invalid(
-                    "format",
-                    format!("the export takes more than {EXPORT_MAX} bytes; page through metrics.history"),
-                ));
-            }
-        }
-        Ok(TextAnswer { text })
     });
     registry.method::<MetricsCounters, _, _>(async |server, _params, _caller| {
         let counters = server.metrics.counters();
@@ -167,12 +155,7 @@ fn written(record: &OperationRecord) -> MetricsRecord {
 }
 
 fn store_error(error: &StoreError) -> ErrorObject {
-    match error {
-        StoreError::Busy | StoreError::TimedOut => {
-            let mut data = ErrorKind::QueueFull.data();
-            data.retry_after_ms = Some(RETRY_AFTER_MS);
-            ErrorKind::QueueFull.with(error.to_string(), data)
-        }
-        other => internal(&other.to_string()),
-    }
+    let mut data = ErrorKind::StoreUnavailable.data();
+    data.retry_after_ms = Some(RETRY_AFTER_MS);
+    ErrorKind::StoreUnavailable.with(error.to_string(), data)
 }

@@ -454,10 +454,6 @@ class Client:
         params = _given(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
         return models.MetricsHistory.from_wire(self.call("metrics.history", params))
 
-    def metrics_export(self, format: str = "json_lines") -> str:
-        """Writes recorded operations as ``json_lines`` or ``csv``, or counters for ``prometheus``."""
-        return models.Text.from_wire(self.call("metrics.export", {"format": format})).text
-
     def metrics_counters(self) -> models.Counters:
         """Counts cache hits, joins, refusals and the like since the daemon's start."""
         return models.Counters.from_wire(self.call("metrics.counters"))

@@ -17,6 +17,7 @@
         │   └── Draining            draining
         ├── ProtocolMismatch        protocol_mismatch
         ├── ConfigInvalid           config_invalid
+        ├── StoreUnavailable        store_unavailable
         ├── MachineError
         │   ├── MachineNotFound     machine_not_found
         │   ├── MachineExists       machine_exists
@@ -80,6 +81,7 @@ __all__ = [
     "Refused",
     "RequestFailed",
     "RunTimeout",
+    "StoreUnavailable",
     "error_from_wire",
 ]
 
@@ -188,6 +190,10 @@ class ConfigInvalid(RequestFailed):
     """The daemon's own configuration is not valid; the message says what and where, and nothing changed."""
 
 
+class StoreUnavailable(RequestFailed):
+    """The store of the metrics cannot be used for now; everything else works."""
+
+
 class MachineError(RequestFailed):
     """The machine does not allow it."""
 
@@ -266,6 +272,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "draining": Draining,
     "protocol_mismatch": ProtocolMismatch,
     "config_invalid": ConfigInvalid,
+    "store_unavailable": StoreUnavailable,
     "machine_not_found": MachineNotFound,
     "machine_exists": MachineExists,
     "machine_wrong_state": MachineWrongState,

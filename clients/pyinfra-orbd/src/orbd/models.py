@@ -678,6 +678,7 @@ class MetricsRow(Model):
 
     operation: str | None = None
     machine: str | None = None
+    other_machines: bool = False
     count: int
     errors: int
     error_rate: float
@@ -686,8 +687,15 @@ class MetricsRow(Model):
 
 
 class MetricsSummary(Model):
-    """Answer of ``metrics.summary``, sorted by operation and machine."""
+    """Answer of ``metrics.summary``, rows with the most operations first.
 
+    ``since`` and ``until`` are the window that the rows cover. It begins earlier than was asked for, at a whole hour or day, where
+    ``resolution`` is ``hour`` or ``day``; ``since`` is ``None`` when everything kept is covered.
+    """
+
+    since: str | None = None
+    until: str
+    resolution: str
     rows: tuple[MetricsRow, ...]
 
 

@@ -1,0 +1,175 @@
+//! `metrics export`: writes the body as it comes, so that the memory needed does not depend on how much is recorded.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orbd::client::download::{Download, DownloadError};
+use orbd::rpc::errors::ErrorKind;
+use orbd::rpc::export::ExportQuery;
+
+use crate::args::{MetricsExport, Since, millis};
+use crate::context::Context;
+use crate::interrupt::Interrupt;
+use crate::trouble::Trouble;
+
+/// How long orbd may be silent during an export; it gives up on its store before that.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Bytes copied at a time.
+const PIECE: usize = 64 << 10;
+
+/// Writes recorded operations to a file or to standard output.
+pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), Trouble> {
+    let query = ExportQuery {
+        format: args.format.into(),
+        since_ms: args.since.map(since_ms),
+        operation: args.operation,
+        machine: args.machine,
+        client: args.client,
+        outcome: args.outcome,
+    };
+    // Before anything is asked for: a file that cannot be written is found out at once.
+    let mut target = args.output.as_deref().map(Target::open).transpose()?;
+    let interrupt = target.as_ref().map(|_| Interrupt::watch()).transpose()?;
+    // Starts the daemon if need be, and compares versions.
+    drop(context.connect()?);
+    let mut body =
+        Download::get(&context.link.socket, &query.target(), SILENCE_MAX).map_err(|error| match error {
+            DownloadError::Refused { status, message } => refused(status, message),
+            DownloadError::Lost(source) => Trouble::Lost(source),
+        })?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let read = body.read(&mut piece).map_err(broken_off)?;
+        if interrupt.as_ref().is_some_and(Interrupt::came) {
+            return Err(Trouble::Interrupted);
+        }
+        match &mut target {
+            _ if read == 0 => break,
+            Some(target) => target.write(&piece[..read])?,
+            None => context.console.print(&piece[..read])?,
+        }
+    }
+    match target {
+        Some(target) => target.finish(),
+        None => Ok(()),
+    }
+}
+
+fn since_ms(since: Since) -> u64 {
+    match since {
+        Since::At(ms) => ms,
+        Since::Ago(ago) => {
+            let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
+            now.saturating_sub(millis(ago))
+        }
+    }
+}
+
+fn refused(status: u16, message: String) -> Trouble {
+    let kind = match status {
+        // An orbd that does not know the path.
+        404 => ErrorKind::MethodNotFound,
+        400..500 => ErrorKind::InvalidParams,
+        503 => ErrorKind::StoreUnavailable,
+        _ => ErrorKind::Internal,
+    };
+    Trouble::Refused(kind.error(message))
+}
+
+fn broken_off(source: io::Error) -> Trouble {
+    Trouble::Local {
+        what: "the export broke off and is not complete; run it again".into(),
+        source,
+    }
+}
+
+/// Where an export goes. A regular file is written beside its place and moved there at the end; dropped before that, nothing is
+/// left of it.
+struct Target {
+    /// As it was typed, for messages.
+    name: PathBuf,
+    file: File,
+    /// The file that is written, and its place.
+    beside: Option<(PathBuf, PathBuf)>,
+}
+
+impl Target {
+    fn open(name: &Path) -> Result<Self, Trouble> {
+        Self::try_open(name).map_err(|error| Trouble::Usage {
+            message: format!("cannot write {}: {error}", name.display()),
+            hint: "name another file with `-o FILE`, or leave `-o` out to write to standard output".into(),
+        })
+    }
+
+    fn try_open(name: &Path) -> io::Result<Self> {
+        // A link stays one: what it leads to is replaced.
+        let (place, found) = match fs::canonicalize(name) {
+            Ok(place) => {
+                let found = fs::metadata(&place)?;
+                (place, Some(found))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (name.to_owned(), None),
+            Err(error) => return Err(error),
+        };
+        if found.as_ref().is_some_and(fs::Metadata::is_dir) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let name = name.to_owned();
+        if found.as_ref().is_some_and(|found| !found.is_file()) {
+            // A pipe or a device is not to be replaced.
+            let file = OpenOptions::new().write(true).open(&place)?;
+            return Ok(Self {
+                name,
+                file,
+                beside: None,
+            });
+        }
+        let mut written = OsString::from(".");
+        written.push(place.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+        written.push(format!(".{}.part", std::process::id()));
+        let written = place.with_file_name(written);
+        let file = OpenOptions::new().write(true).create_new(true).open(&written)?;
+        let target = Self {
+            name,
+            file,
+            beside: Some((written, place)),
+        };
+        if let Some(found) = found {
+            target.file.set_permissions(found.permissions())?;
+        }
+        Ok(target)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        self.file
+            .write_all(bytes)
+            .map_err(|source| cannot_write(&self.name, source))
+    }
+
+    fn finish(mut self) -> Result<(), Trouble> {
+        if let Some((written, place)) = &self.beside {
+            fs::rename(written, place).map_err(|source| cannot_write(&self.name, source))?;
+            self.beside = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some((written, _)) = &self.beside {
+            let _ = fs::remove_file(written);
+        }
+    }
+}
+
+fn cannot_write(name: &Path, source: io::Error) -> Trouble {
+    Trouble::Local {
+        what: format!("cannot write {}", name.display()),
+        source,
+    }
+}
