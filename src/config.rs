@@ -463,7 +463,7 @@ impl Key {
 }
 
 /// Keys that are read once, when orbd starts: what is opened, bound or started by then cannot be changed under those who use it.
-const AT_START: [&str; 14] = [
+const AT_START: [&str; 17] = [
     "socket",
     "orbctl",
     "state_dir",
@@ -472,7 +472,10 @@ const AT_START: [&str; 14] = [
     "history_max_age",
     "requests_max",
     "batch_max",
+    "connection_bytes_max",
+    "bytes_max",
     "frame_max",
+    "request_timeout",
     "log_format",
     "log_dir",
     "log_max_files",
@@ -912,18 +915,28 @@ keys! {
     /// How long records of operations are kept. Sums per hour and day are kept for longer.
     history_max_age: Duration = |_| days(90), minutes(1) => days(3660);
 
-    /// At most so many clients are connected at once.
-    connections_max: usize = |_| 256, 1 => 65_536;
-    /// When that many are connected and one more comes, the connection that has been idle for longest, and for at least so
-    /// long, is closed for it. Idle is what has no call, subscription, job or lease. Nothing is closed while there is room:
-    /// clients keep connections between their calls, and an idle daemon has no timers.
+    /// At most this many connections are open at once. One in 64 of them, at most 8, is kept for `daemon.*` calls.
+    connections_max: usize = |_| 512, 1 => 65_536;
+    /// At most this many connections of one process are open at once.
+    connections_max_per_process: usize = |_| 128, 1 => 65_536;
+    /// When as many connections are open as may be and one more comes, the connection that has been idle for longest, and for at
+    /// least this long, is closed for it. A connection without a call, subscription, job or lease is idle. One that never sent a
+    /// request, or whose process has more than 16, is not protected: a second is enough. While there is room none is closed.
     connection_idle_max: Duration = |_| minutes(1), Duration::from_millis(100) => days(30);
     /// At most so many requests of one connection are answered at once.
     requests_max: usize = |_| 128, 1 => 65_536;
     /// At most so many requests are sent in one batch.
     batch_max: usize = |_| 100, 1 => 10_000;
+    /// At most this many bytes of one connection are held: requests that are read or handled, input that a command has not taken,
+    /// unread answers. Beyond it no more is read, and what cannot wait is refused. One request of `frame_max` always fits.
+    connection_bytes_max: Bytes = |_| Bytes(8 << 20), Bytes(1 << 16) => Bytes(1 << 34);
+    /// The same of all connections together, beside 64 KiB that each has for itself.
+    bytes_max: Bytes = |_| Bytes(64 << 20), Bytes(1 << 16) => Bytes(1 << 36);
     /// The longest request.
-    frame_max: Bytes = |_| Bytes(16 << 20), Bytes(1 << 12) => Bytes(1 << 30);
+    frame_max: Bytes = |_| Bytes(4 << 20), Bytes(1 << 12) => Bytes(1 << 30);
+    /// How long a client may take to send a request that it has begun, and until its first one. An HTTP connection on which no
+    /// request begins for this long is closed.
+    request_timeout: Duration = |_| seconds(30), Duration::from_millis(100) => hours(1);
 
     /// Whether clients start orbd when it does not run. `ORBD_AUTOSTART=0` does the same for one client.
     autostart: bool = |_| true;
@@ -1157,12 +1170,12 @@ mod tests {
         assert_eq!(
             told(&reloaded.needs_restart),
             [
-                "frame_max Some(\"16MiB\") Some(\"8KiB\")",
+                "frame_max Some(\"4MiB\") Some(\"8KiB\")",
                 "log_dir Some(\"/l\") None"
             ]
         );
         assert_eq!((running.queue_max, running.grace), (9, seconds(10)));
-        assert_eq!(running.frame_max, Bytes(16 << 20), "what was opened stays");
+        assert_eq!(running.frame_max, Bytes(4 << 20), "what was opened stays");
     }
 
     #[test]

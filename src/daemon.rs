@@ -412,8 +412,12 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
 fn listening(config: &Config) -> listen::Settings {
     listen::Settings {
         connections_max: config.connections_max,
+        connections_max_per_process: config.connections_max_per_process,
         connection_idle_max: config.connection_idle_max,
         bounds: Bounds {
+            connection_bytes_max: usize::try_from(config.connection_bytes_max.0).unwrap_or(usize::MAX),
+            bytes_max: usize::try_from(config.bytes_max.0).unwrap_or(usize::MAX),
+            request_timeout: config.request_timeout,
             frame_max: usize::try_from(config.frame_max.0).unwrap_or(usize::MAX),
             in_flight_max: config.requests_max,
             batch_max: config.batch_max,
@@ -444,10 +448,17 @@ fn limits(config: &Config) -> BTreeMap<String, u64> {
             ("queue_max", number(config.queue_max)),
             ("queue_max_per_client", number(config.queue_max_per_client)),
             ("connections_max", number(config.connections_max)),
+            (
+                "connections_max_per_process",
+                number(config.connections_max_per_process),
+            ),
             ("connection_idle_max_ms", ms(config.connection_idle_max)),
             ("requests_max", number(config.requests_max)),
             ("batch_max", number(config.batch_max)),
+            ("connection_bytes_max", config.connection_bytes_max.0),
+            ("bytes_max", config.bytes_max.0),
             ("frame_max_bytes", config.frame_max.0),
+            ("request_timeout_ms", ms(config.request_timeout)),
             ("spool_max_bytes", config.spool_max.0),
             ("cache_max_age_ms", ms(config.cache_max_age)),
             ("watch_interval_ms", ms(config.watch_interval)),

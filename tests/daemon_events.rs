@@ -333,7 +333,10 @@ fn a_subscriber_that_does_not_read_holds_nobody_up_and_hears_of_what_it_missed()
 fn a_thousand_subscribers_are_all_told_of_one_change() {
     const CONNECTIONS: usize = 250;
     const EACH: usize = 4;
-    let world = World::with_machines(&["a"]);
+    let world = World::new()
+        .set("connections_max_per_process", "300")
+        .machines(&["a"])
+        .started();
     let params = json!({"kinds": ["cache_invalidated"]});
     let mut wires: Vec<Wire> = (0..CONNECTIONS).map(|_| world.wire()).collect();
     for wire in &mut wires {

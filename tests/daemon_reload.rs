@@ -49,17 +49,13 @@ fn what_can_change_does_and_what_cannot_is_told() {
         "config_file": file,
         "applied": [
             {"key": "grace", "from": "1s", "to": "2s"},
-            {"key": "connections_max", "from": "256", "to": "7"},
+            {"key": "connections_max", "from": "512", "to": "7"},
         ],
-        "needs_restart": [{"key": "frame_max", "running": "16MiB", "configured": "8MiB"}],
+        "needs_restart": [{"key": "frame_max", "running": "4MiB", "configured": "8MiB"}],
     });
     assert_eq!(answer, expected);
     assert_eq!(limit(&mut caller, "grace_ms"), 2000);
-    assert_eq!(
-        limit(&mut caller, "frame_max_bytes"),
-        16 << 20,
-        "what is in force"
-    );
+    assert_eq!(limit(&mut caller, "frame_max_bytes"), 4 << 20, "what is in force");
     let again = reload(&mut caller);
     assert_eq!(again.applied, [], "it is in force already");
     assert_eq!(again.needs_restart.len(), 1, "and this is not, still");
@@ -162,7 +158,10 @@ fn connections_beyond_a_lowered_number_stay_and_no_more_come() {
     second.ok::<DaemonInfo>(json!({}));
     let mut third = world.wire();
     let refusal = third.receive().expect("it is told");
-    assert_eq!(refusal["error"]["data"]["kind"], "queue_full", "{refusal}");
+    assert_eq!(
+        refusal["error"]["data"]["kind"], "too_many_connections",
+        "{refusal}"
+    );
     rewrite(&world, "connections_max = 4\nconnection_idle_max = \"1h\"\n");
     reload(&mut first);
     world.client().ok::<DaemonInfo>(json!({}));

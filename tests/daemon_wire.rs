@@ -316,7 +316,7 @@ fn more_connections_than_may_be_are_refused_with_a_reason() {
     let mut kept: Vec<Wire> = (0..3).map(|_| world.admitted()).collect();
     let mut refused = world.wire();
     let answer = refused.receive().expect("it says why");
-    assert_eq!(error_of(&answer), (1001, "queue_full"));
+    assert_eq!(error_of(&answer), (1005, "too_many_connections"));
     assert!(answer["error"]["data"]["retry_after_ms"].is_u64());
     assert!(refused.receive().is_none());
     drop(kept.pop());

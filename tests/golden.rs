@@ -29,10 +29,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 const AT_ONCE: usize = 4;
 
 /// Kinds of errors that no example shows, each with the reason.
-const NOT_SHOWN: [(ErrorKind, &str); 3] = [
+const NOT_SHOWN: [(ErrorKind, &str); 5] = [
     (
         ErrorKind::Internal,
         "it is our own fault, and none is known that could be provoked",
+    ),
+    (
+        ErrorKind::Overloaded,
+        "it takes megabytes of requests; daemon_limits.rs sends them",
+    ),
+    (
+        ErrorKind::TooManyConnections,
+        "it takes more connections than an example has; daemon_limits.rs opens them",
     ),
     (
         ErrorKind::ConfigInvalid,

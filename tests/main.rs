@@ -15,6 +15,7 @@ mod daemon_extremes;
 mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;
+mod daemon_limits;
 mod daemon_log;
 mod daemon_metrics;
 mod daemon_output;

@@ -19,7 +19,11 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let subscribers = scale.pick(1_000, 20);
     let rounds = scale.pick(30, 2);
     allow_many_files();
-    let settings = ["connections_max=2048", "watch_interval=1h"];
+    let settings = [
+        "connections_max=2048",
+        "connections_max_per_process=2048",
+        "watch_interval=1h",
+    ];
     let daemon = Daemon::with_machines(1, &settings);
     let mut lines = daemon.lines();
 

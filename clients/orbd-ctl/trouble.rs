@@ -344,9 +344,12 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound
         | ErrorKind::ProtocolMismatch => exit::UNREACHABLE,
-        ErrorKind::QueueFull | ErrorKind::Draining | ErrorKind::DeadlineExceeded | ErrorKind::OrbctlSick => {
-            exit::REFUSED
-        }
+        ErrorKind::QueueFull
+        | ErrorKind::TooManyConnections
+        | ErrorKind::Overloaded
+        | ErrorKind::Draining
+        | ErrorKind::DeadlineExceeded
+        | ErrorKind::OrbctlSick => exit::REFUSED,
         ErrorKind::MachineNotFound
         | ErrorKind::MachineExists
         | ErrorKind::MachineWrongState
@@ -394,6 +397,10 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
         ErrorKind::StoreUnavailable => {
             "try again in a few seconds; `orbd-ctl metrics counters` shows the state of the store, and everything else works"
                 .into()
+        }
+        ErrorKind::Overloaded => "try again when other clients have read their answers".into(),
+        ErrorKind::TooManyConnections => {
+            "close connections of other clients and try again; `connections_max` in the configuration allows more".into()
         }
         ErrorKind::Draining => "`orbd-ctl queue resume` accepts work again".into(),
         ErrorKind::JobNotFound => {

@@ -1,12 +1,21 @@
 //! Who is at the other end of a connection, and whether it is in use.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::{Budget, Permit, Shortage};
+use super::connection_limit::ConnectionPermit;
+use super::errors::ErrorKind;
+use super::types::ErrorObject;
 use crate::clock::Moment;
 use crate::job::ClientId;
+
+/// Fewer bytes than this are held without room for them.
+const HELD_SMALL: usize = 4 << 10;
 
 /// Identifies a connection for the life of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +27,11 @@ pub struct Connection {
     id: ConnectionId,
     pid: Option<u32>,
     uid: u32,
+    /// Held by the task that serves the connection.
+    permit: Weak<ConnectionPermit>,
+    budget: Arc<Budget>,
+    /// A whole request came on it.
+    has_sent_request: AtomicBool,
     gone: CancellationToken,
     /// Set by `daemon.hello`. A plain lock, held for a clone and never across an await.
     name: Mutex<Arc<str>>,
@@ -52,11 +66,20 @@ impl Drop for InUse {
 
 impl Connection {
     /// Describes a connection whose peer the kernel named.
-    pub fn new(id: ConnectionId, pid: Option<u32>, uid: u32) -> Self {
+    pub(super) fn new(
+        id: ConnectionId,
+        pid: Option<u32>,
+        uid: u32,
+        permit: Weak<ConnectionPermit>,
+        budget: Arc<Budget>,
+    ) -> Self {
         Self {
             id,
             pid,
             uid,
+            permit,
+            budget,
+            has_sent_request: AtomicBool::new(false),
             gone: CancellationToken::new(),
             name: Mutex::new("unnamed".into()),
             usage: Mutex::new(Usage {
@@ -101,6 +124,53 @@ impl Connection {
         true
     }
 
+    /// Returns what it may hold.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Takes room for bytes that outlast their request, until they are dropped. A few take none: the queue bounds them.
+    pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, ErrorObject> {
+        if bytes.len() <= HELD_SMALL {
+            return Ok(bytes);
+        }
+        let permit = self.budget.try_take(bytes.len()).map_err(overloaded)?;
+        Ok(Bytes::from_owner(Held {
+            bytes,
+            _permit: permit,
+        }))
+    }
+
+    /// Notes that a whole request came.
+    pub(super) fn note_request(&self) {
+        self.has_sent_request.store(true, Ordering::Relaxed);
+    }
+
+    /// Says whether a whole request ever came.
+    pub(super) fn has_sent_request(&self) -> bool {
+        self.has_sent_request.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it may call `daemon.*` only.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.permit.upgrade().is_some_and(|permit| permit.is_reserved())
+    }
+
+    /// Refuses everything but `daemon.*` on a connection that has a place in the reserve alone.
+    pub(super) fn admit(&self, method: &str) -> Result<(), ErrorObject> {
+        let Some(permit) = self.permit.upgrade() else {
+            return Ok(());
+        };
+        if method.starts_with("daemon.") {
+            return Ok(());
+        }
+        permit.leave_reserve().map_err(|max| {
+            too_many_connections(format!(
+                "{max} connections are open (connections_max), and this one may call daemon.* only"
+            ))
+        })
+    }
+
     /// Returns its id.
     pub fn id(&self) -> ConnectionId {
         self.id
@@ -138,13 +208,46 @@ impl Connection {
     }
 }
 
+/// Bytes, and the room that they take.
+struct Held {
+    bytes: Bytes,
+    _permit: Permit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Makes the error for a connection that is one too many.
+pub(super) fn too_many_connections(message: String) -> ErrorObject {
+    let mut data = ErrorKind::TooManyConnections.data();
+    data.retry_after_ms = Some(1000);
+    ErrorKind::TooManyConnections.with(message, data)
+}
+
+/// Makes the error for bytes that cannot be held.
+pub(super) fn overloaded(shortage: Shortage) -> ErrorObject {
+    let mut data = ErrorKind::Overloaded.data();
+    data.retry_after_ms = Some(1000);
+    ErrorKind::Overloaded.with(format!("{shortage}; try again later"), data)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::budget::TotalBudget;
     use super::*;
 
     #[test]
     fn a_connection_is_closed_only_when_nobody_uses_it_and_is_not_used_after_that() {
-        let connection = Arc::new(Connection::new(ConnectionId(1), None, 0));
+        let connection = Arc::new(Connection::new(
+            ConnectionId(1),
+            None,
+            0,
+            Weak::new(),
+            TotalBudget::new(0).connection(0),
+        ));
         let later = |seconds| Moment::now().instant + Duration::from_secs(seconds);
         let minute = Duration::from_secs(60);
 

@@ -55,8 +55,12 @@ kinds! {
     ProtocolMismatch 1003 "protocol_mismatch";
     /// orbd's own configuration is not valid; the message says what and where, and nothing changed.
     ConfigInvalid 1004 "config_invalid";
+    /// As many connections are open as may be; this one may call `daemon.*` only. `data.retry_after_ms` says when to come back.
+    TooManyConnections 1005 "too_many_connections";
+    /// Requests in flight and unread answers hold as many bytes as they may. `data.retry_after_ms` says when to come back.
+    Overloaded 1006 "overloaded";
     /// The store of the metrics cannot be used for now; the message says why. Everything else works.
-    StoreUnavailable 1005 "store_unavailable";
+    StoreUnavailable 1007 "store_unavailable";
     /// `orbctl` knows no such machine.
     MachineNotFound 2001 "machine_not_found";
     /// The name is taken.
@@ -90,7 +94,12 @@ impl ErrorKind {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::QueueFull | Self::Draining | Self::StoreUnavailable | Self::OrbctlSick
+            Self::QueueFull
+                | Self::Draining
+                | Self::TooManyConnections
+                | Self::Overloaded
+                | Self::StoreUnavailable
+                | Self::OrbctlSick
         )
     }
 

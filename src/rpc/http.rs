@@ -19,19 +19,20 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use jsonrpsee::types::Id;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, InUse};
+use super::budget::{Budget, Permit};
+use super::connection::{Connection, InUse, overloaded};
 use super::errors::ErrorKind;
 use super::export;
 use super::request::{Calls, NoSubscriptions, Service, error_json};
 use super::server::Server;
 use super::types::ErrorObject;
 use crate::job::JobId;
-use crate::spool::{Batch, Reader, Stream};
+use crate::spool::{Batch, Chunk, Reader, Spool, Stream};
 use crate::sys;
 
 /// What an answer says that refuses everything else.
@@ -41,8 +42,10 @@ pub(super) const SPOKEN: &str = "this socket takes newline-delimited JSON-RPC (c
 const BUFFER_MAX: usize = 64 << 10;
 /// Bytes of an answer handed to hyper at once. While there are more, the connection is in use.
 const ANSWER_PIECE: usize = 64 << 10;
-/// Bytes of output in one piece of a body.
+/// Bytes of output that are read for a body at once.
 const PIECE_MAX: usize = 256 << 10;
+/// The same while they come one by one, without room in the budget of the connection.
+const PIECE_SMALL: usize = 16 << 10;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -75,6 +78,9 @@ impl Http {
         // A client that closes its sending side still waits for its answer; a full hang-up is seen below.
         http.half_close(true);
         http.max_buf_size(BUFFER_MAX);
+        // hyper also closes a connection on which no request begins for this long.
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.service.bounds.request_timeout);
         let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut is_stopping = false;
         let served = loop {
@@ -97,7 +103,14 @@ impl Http {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
+        let is_call = request.method() == Method::POST && request.uri().path() == "/";
+        let message = if is_call {
+            // Until a request is whole, its connection may be closed for another one.
+            Some(self.message(request.body_mut(), connection.budget()).await)
+        } else {
+            None
+        };
         let Some(in_use) = connection.begin_use() else {
             return plain(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -109,21 +122,24 @@ impl Http {
         }
         let path = request.uri().path();
         if let Some(rest) = path.strip_prefix("/jobs/") {
-            return job_output(
-                &self.server,
-                request.method(),
-                rest,
-                request.uri().query(),
-                in_use,
-            )
-            .await;
+            if let Err(error) = connection.admit("job.output") {
+                return refusal(StatusCode::SERVICE_UNAVAILABLE, error, in_use);
+            }
+            connection.note_request();
+            let query = request.uri().query();
+            return job_output(&self.server, request.method(), rest, query, connection, in_use).await;
         }
         if path == export::PATH {
+            if let Err(error) = connection.admit("metrics.export") {
+                return refusal(StatusCode::SERVICE_UNAVAILABLE, error, in_use);
+            }
+            connection.note_request();
             return metrics_export(&self.server, request.method(), request.uri().query(), in_use).await;
         }
-        match (request.method(), path) {
-            (&Method::POST, "/") => self.post(request.into_body(), connection, in_use).await,
-            (_, "/") => {
+        match (message, path) {
+            (Some(Ok((message, permit))), _) => self.post(message, permit, connection, in_use).await,
+            (Some(Err((status, error))), _) => refusal(status, error, in_use),
+            (None, "/") => {
                 let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &format!("only POST: {SPOKEN}"));
                 response
                     .headers_mut()
@@ -135,12 +151,17 @@ impl Http {
     }
 
     /// Answers a message of JSON-RPC. What it comes to is an answer with status 200, also when that is an error.
-    async fn post(&self, body: Incoming, connection: &Arc<Connection>, in_use: InUse) -> Response<Body> {
-        let message = match self.message(body).await {
-            Ok(message) => message,
-            Err((status, error)) => return refusal(status, error, in_use),
-        };
+    async fn post(
+        &self,
+        message: Vec<u8>,
+        mut permit: Permit,
+        connection: &Arc<Connection>,
+        in_use: InUse,
+    ) -> Response<Body> {
+        // The rest is not needed to handle it.
+        permit.shrink_to(self.service.bounds.cost(&message));
         let mut output = Vec::new();
+        let mut room = None;
         let calls = Calls {
             service: &self.service,
             connection,
@@ -150,22 +171,35 @@ impl Http {
         let pending = calls.message(&message);
         drop(message);
         if let Some(pending) = pending
-            && let Some(answer) = pending.await
+            && let Some(answer) = pending.answer.await
         {
-            output = Box::<str>::from(answer).into_string().into_bytes();
+            output = Box::<str>::from(answer.json).into_string().into_bytes();
             output.push(b'\n');
+            room = answer.permit;
         }
+        drop(permit);
         if output.is_empty() {
             // Nothing in it wanted an answer.
-            let mut response = Response::new(Answer::body(output, in_use));
+            let mut response = Response::new(Answer::body(output, room, in_use));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return response;
         }
-        json(output, in_use)
+        json(output, room, in_use)
     }
 
-    /// Reads a body to its end.
-    async fn message(&self, mut body: Incoming) -> Result<Vec<u8>, (StatusCode, ErrorObject)> {
+    /// Reads a body to its end, in time, with the room that it takes.
+    async fn message(&self, body: &mut Incoming, budget: &Arc<Budget>) -> Result<Message, Refused> {
+        let timeout = self.service.bounds.request_timeout;
+        tokio::time::timeout(timeout, self.read(body, budget))
+            .await
+            .unwrap_or_else(|_| {
+                let text = format!("the body was not complete within {timeout:?} (request_timeout)");
+                let error = ErrorKind::InvalidRequest.error(text);
+                Err((StatusCode::REQUEST_TIMEOUT, error))
+            })
+    }
+
+    async fn read(&self, body: &mut Incoming, budget: &Arc<Budget>) -> Result<Message, Refused> {
         let most = self.service.bounds.frame_max;
         let too_large = || {
             let text = format!("a request has at most {most} bytes (frame_max); send large input in pieces");
@@ -178,6 +212,7 @@ impl Http {
             return Err(too_large());
         }
         let mut message = Vec::new();
+        let permit = self.room(budget, body.size_hint().exact()).await?;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
                 let text = format!("the body was cut short: {error}");
@@ -193,8 +228,38 @@ impl Http {
             let error = ErrorKind::ParseError.error("not a JSON-RPC request: the body is empty");
             return Err((StatusCode::BAD_REQUEST, error));
         }
-        Ok(message)
+        Ok((message, permit))
     }
+
+    /// Waits for room for a body and its calls, of the longest if its length is not known: room for a part would keep others from
+    /// being completed.
+    async fn room(&self, budget: &Arc<Budget>, length: Option<u64>) -> Result<Permit, Refused> {
+        let bounds = self.service.bounds;
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let bytes = length.map_or(bounds.one_frame(), |length| length + bounds.calls_of(length));
+        // Before the time is over that the whole request has.
+        let timeout = bounds.request_timeout / 2;
+        let taken = budget.wait_for(|| budget.try_take(bytes).ok());
+        match tokio::time::timeout(timeout, taken).await {
+            Ok(permit) => Ok(permit),
+            Err(_) => budget
+                .try_take(bytes)
+                .map_err(|shortage| (StatusCode::SERVICE_UNAVAILABLE, overloaded(shortage))),
+        }
+    }
+}
+
+/// A body, and the room that it takes.
+type Message = (Vec<u8>, Permit);
+/// How a request is refused before it is one of JSON-RPC.
+type Refused = (StatusCode, ErrorObject);
+
+/// Returns a whole answer for a connection that hyper does not serve.
+pub(super) fn whole(status: &str, content_type: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
 }
 
 /// Makes an answer of plain text.
@@ -210,8 +275,8 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// Makes an answer of JSON-RPC.
-fn json(output: Vec<u8>, in_use: InUse) -> Response<Body> {
-    let mut response = Response::new(Answer::body(output, in_use));
+fn json(output: Vec<u8>, room: Option<Permit>, in_use: InUse) -> Response<Body> {
+    let mut response = Response::new(Answer::body(output, room, in_use));
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -221,7 +286,7 @@ fn json(output: Vec<u8>, in_use: InUse) -> Response<Body> {
 /// Refuses a request before it was one of JSON-RPC.
 fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Body> {
     let error = error_json(&Id::Null, error);
-    let mut response = json(format!("{}\n", error.get()).into_bytes(), in_use);
+    let mut response = json(format!("{}\n", error.get()).into_bytes(), None, in_use);
     *response.status_mut() = status;
     response
 }
@@ -230,17 +295,18 @@ fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Bo
 /// connection in use.
 struct Answer {
     rest: Bytes,
+    _room: Option<Permit>,
     _in_use: InUse,
 }
 
 impl Answer {
-    fn body(bytes: Vec<u8>, in_use: InUse) -> Body {
-        let rest = bytes.into();
-        Self {
-            rest,
+    fn body(bytes: Vec<u8>, room: Option<Permit>, in_use: InUse) -> Body {
+        let answer = Self {
+            rest: bytes.into(),
+            _room: room,
             _in_use: in_use,
-        }
-        .boxed_unsync()
+        };
+        answer.boxed_unsync()
     }
 }
 
@@ -305,6 +371,7 @@ async fn job_output(
     method: &Method,
     path: &str,
     query: Option<&str>,
+    connection: &Connection,
     in_use: InUse,
 ) -> Response<Body> {
     if method != Method::GET {
@@ -336,25 +403,18 @@ async fn job_output(
             &format!("the job wrote {} bytes", spool.end()),
         );
     }
-    let pieces = stream::unfold(
-        (spool.follow(wanted.from), Vec::new(), in_use),
-        move |(mut reader, mut ready, in_use)| async move {
-            loop {
-                if let Some(bytes) = ready.pop() {
-                    return Some((Ok(Frame::data(bytes)), (reader, ready, in_use)));
-                }
-                match next(&mut reader, wanted.stream).await {
-                    // Taken from the end, so turned around.
-                    Ok(Some(mut bytes)) => {
-                        bytes.reverse();
-                        ready = bytes;
-                    }
-                    Ok(None) => return None,
-                    Err(error) => return Some((Err(error), (reader, ready, in_use))),
-                }
-            }
-        },
-    );
+    let output = Output {
+        reader: spool.follow(wanted.from),
+        spool,
+        stream: wanted.stream,
+        ready: Vec::new(),
+        room: None,
+        budget: connection.budget().clone(),
+        _in_use: in_use,
+    };
+    let pieces = stream::unfold(output, async |mut output: Output| {
+        output.next().await.map(|piece| (piece.map(Frame::data), output))
+    });
     let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -388,23 +448,44 @@ async fn metrics_export(
     response
 }
 
-/// Reads the next pieces of the wanted stream; `None` at the end. A gap breaks the body off: silence would be a lie.
-async fn next(reader: &mut Reader, stream: Option<Stream>) -> io::Result<Option<Vec<Bytes>>> {
-    match reader.next(PIECE_MAX).await {
-        Ok(Batch::Chunks(chunks)) => {
-            let wanted = |chunk: &crate::spool::Chunk| stream.is_none_or(|only| only == chunk.stream);
-            Ok(Some(
-                chunks
-                    .into_iter()
-                    .filter(wanted)
-                    .map(|chunk| chunk.bytes)
-                    .collect(),
-            ))
+/// A job's output as it leaves in a body.
+struct Output {
+    reader: Reader,
+    spool: Spool,
+    stream: Option<Stream>,
+    /// Pieces that were read, the next one last.
+    ready: Vec<Bytes>,
+    /// What they take.
+    room: Option<Permit>,
+    budget: Arc<Budget>,
+    _in_use: InUse,
+}
+
+impl Output {
+    /// Returns the next piece; `None` at the end. A gap breaks the body off: silence would be a lie.
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            if let Some(bytes) = self.ready.pop() {
+                return Some(Ok(bytes));
+            }
+            self.room = None;
+            if self.reader.position() < self.spool.end() {
+                self.room = Some(self.budget.take_some(PIECE_SMALL, PIECE_MAX).await);
+            }
+            let most = self.room.as_ref().map_or(PIECE_SMALL, Permit::bytes);
+            match self.reader.next(most).await {
+                Ok(Batch::Chunks(chunks)) => {
+                    let wanted = |chunk: &Chunk| self.stream.is_none_or(|only| only == chunk.stream);
+                    let wanted = chunks.into_iter().filter(wanted).map(|chunk| chunk.bytes);
+                    self.ready = wanted.rev().collect();
+                }
+                Ok(Batch::Gap { from, to }) => {
+                    let text = format!("bytes {from} to {to} are no longer kept");
+                    return Some(Err(io::Error::other(text)));
+                }
+                Ok(Batch::End) => return None,
+                Err(error) => return Some(Err(io::Error::other(error))),
+            }
         }
-        Ok(Batch::Gap { from, to }) => Err(io::Error::other(format!(
-            "bytes {from} to {to} are no longer kept"
-        ))),
-        Ok(Batch::End) => Ok(None),
-        Err(error) => Err(io::Error::other(error)),
     }
 }

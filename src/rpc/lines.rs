@@ -15,29 +15,34 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use jsonrpsee::types::Id;
-use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::WriteHalf;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
+use super::budget::{Budget, Permit, Shortage};
+use super::connection::{Connection, overloaded};
 use super::errors::ErrorKind;
-use super::request::{Calls, PendingAnswer, Service, error_json, push};
-use super::subscriptions::{Heard, LineSubscriptions};
+use super::request::{Answer, Calls, Service, error_json, id_of, push};
+use super::subscriptions::{Heard, Line, LineSubscriptions};
 use super::types::ErrorObject;
+use crate::clock::Moment;
 use crate::sys;
 
 /// Unwritten output at which a connection stops reading, handling what it has read, and taking subscription messages.
 const OUTPUT_HIGH: usize = 64 << 10;
 /// Room made for each read.
 const READ_SIZE: usize = 16 << 10;
+/// Input up to this length takes room as it comes. A longer line takes that of the longest at once: room for parts would keep each
+/// from being completed.
+const INPUT_SMALL: usize = 32 << 10;
 /// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
 const KEEP_CAPACITY: usize = 128 << 10;
 
@@ -74,9 +79,14 @@ pub async fn serve(
         service,
         connection,
         in_flight: FuturesUnordered::new(),
+        calls: 0,
         input: Vec::new(),
+        input_room: None,
+        short_of: 0,
+        output_room: Vec::new(),
         scanned: 0,
         has_unhandled: false,
+        partial_since: None,
         output: Vec::new(),
         written: 0,
         reading: Reading::On,
@@ -105,6 +115,21 @@ async fn rest_changed(mut rest: watch::Receiver<bool>) -> Outside {
     }
 }
 
+/// Takes so much room, unless it is taken already.
+fn take(room: &mut Option<Permit>, budget: &Arc<Budget>, bytes: usize) -> Result<(), Shortage> {
+    match room {
+        Some(room) => room.grow_to(bytes),
+        None => budget.try_take(bytes).map(|taken| *room = Some(taken)),
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn hung_up(mut hang_up: sys::HangUp) -> Outside {
     hang_up.seen().await;
     Outside::HungUp
@@ -115,15 +140,25 @@ struct Session {
     connection: Arc<Connection>,
     subscriptions: LineSubscriptions,
     /// Calls that have not ended. `None` is the end of a call whose answer went another way.
-    in_flight: FuturesUnordered<PendingAnswer>,
+    in_flight: FuturesUnordered<BoxFuture<'static, (usize, Option<Answer>)>>,
+    /// Calls of which they consist.
+    calls: usize,
     /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
     input: Vec<u8>,
     scanned: usize,
+    /// What the input takes.
+    input_room: Option<Permit>,
+    /// The room that the first line of the input needs and did not get; 0 if it did.
+    short_of: usize,
     /// Whole lines were left in the input because a bound was reached.
     has_unhandled: bool,
+    /// Since when a line has begun and could have been completed.
+    partial_since: Option<Instant>,
     /// Bytes to be written; the first `written` of them are.
     output: Vec<u8>,
     written: usize,
+    /// What long answers and notifications in it take.
+    output_room: Vec<Permit>,
     reading: Reading,
     rests: Rest,
 }
@@ -159,9 +194,9 @@ impl Session {
             // that: answers that are ready are many and may be long, and each would wait here for the others.
             while !self.in_flight.is_empty()
                 && self.output.len() < OUTPUT_HIGH
-                && let Some(Some(answer)) = self.in_flight.next().now_or_never()
+                && let Some(Some(ended)) = self.in_flight.next().now_or_never()
             {
-                self.push_answer(answer);
+                self.push_answer(ended);
             }
             if !self.flush(&writer) {
                 return None;
@@ -186,9 +221,19 @@ impl Session {
             if !is_reading && self.in_flight.is_empty() && pending == 0 && self.subscriptions.is_silent() {
                 return None;
             }
-            if may_read {
-                self.input.reserve(READ_SIZE);
+            // Room for more of a line is waited for as long as the line may take.
+            let wanted = self.input_wanted();
+            let budget = self.connection.budget().clone();
+            let has_input_room = may_read && take(&mut self.input_room, &budget, wanted).is_ok();
+            if has_input_room {
+                self.reserve_input(wanted);
             }
+            if !may_read && self.partial_since.is_some() {
+                // The client cannot complete what is not read.
+                self.partial_since = Some(Moment::now().instant);
+            }
+            let timeout = self.service.bounds.request_timeout;
+            let deadline = self.partial_since.map(|since| since + timeout);
             tokio::select! {
                 biased;
                 Some(outside) = outsides.next() => match outside {
@@ -205,13 +250,16 @@ impl Session {
                     }
                 },
                 ready = writer.writable(), if pending > 0 => if ready.is_err() { return None },
-                Some(answer) = self.in_flight.next(), if !self.in_flight.is_empty() => self.push_answer(answer),
+                // Answers are not taken before they can be written: each may be long.
+                Some(ended) = self.in_flight.next(), if room && !self.in_flight.is_empty() => self.push_answer(ended),
                 heard = self.subscriptions.next(), if room && !self.subscriptions.is_silent() => match heard {
                     Some(Heard::Message(message)) => push(&mut self.output, message.get().as_bytes()),
                     Some(Heard::Line(line)) => self.push_line(line),
                     Some(Heard::End(_)) | None => {}
                 },
-                read = reader.read_buf(&mut self.input), if may_read => {
+                () = budget.wait_for(|| take(&mut self.input_room, &budget, wanted).ok()), if may_read && !has_input_room => {}
+                _ = budget.take_some(self.short_of, self.short_of), if self.short_of > 0 => self.short_of = 0,
+                read = reader.read_buf(&mut self.input), if has_input_room => {
                     if in_use.is_none() {
                         in_use = self.connection.begin_use();
                     }
@@ -222,11 +270,24 @@ impl Session {
                             self.reading = Reading::Over;
                             // What is whole but for its line end is a request all the same; what was cut short is told so.
                             let last = std::mem::take(&mut self.input);
-                            self.line(&last);
+                            let room = self.room_for(&last).unwrap_or_else(|| {
+                                Err(ErrorKind::Overloaded.error("no room for the last request; try again later"))
+                            });
+                            self.line(&last, room);
                         }
                         Ok(_) => self.handle(),
                         Err(_) => return None,
                     }
+                }
+                () = sleep_until(deadline), if may_read && deadline.is_some() => {
+                    let error = take(&mut self.input_room, &budget, wanted).map_or_else(overloaded, |()| {
+                        let text = format!("a line was not complete within {timeout:?} (request_timeout)");
+                        ErrorKind::InvalidRequest.error(text)
+                    });
+                    self.refuse(&Id::Null, error);
+                    // Once: a client that does not read it either is not waited for.
+                    self.flush(&writer);
+                    return None;
                 }
             }
         }
@@ -241,7 +302,27 @@ impl Session {
     /// Says whether one more request may be handled: there is room for its answer, and for its call.
     fn has_room(&self) -> bool {
         self.output.len() - self.written < OUTPUT_HIGH
-            && self.in_flight.len() < self.service.bounds.in_flight_max
+            && self.calls < self.service.bounds.in_flight_max
+            && self.short_of == 0
+    }
+
+    /// Returns the room that the input needs for one more read.
+    fn input_wanted(&self) -> usize {
+        if self.input.len() + READ_SIZE <= INPUT_SMALL {
+            INPUT_SMALL
+        } else {
+            self.service.bounds.one_frame()
+        }
+    }
+
+    /// Makes place for one more read, at most as much as there is room for.
+    fn reserve_input(&mut self, room: usize) {
+        let length = self.input.len();
+        if self.input.capacity() - length < READ_SIZE {
+            let least = length + READ_SIZE;
+            let capacity = (2 * length).min(room).max(least);
+            self.input.reserve_exact(capacity - length);
+        }
     }
 
     /// Writes what can be written now. Returns false when the connection is broken.
@@ -254,6 +335,10 @@ impl Session {
             }
         }
         self.written = 0;
+        if !self.output.is_empty() {
+            self.short_of = 0;
+        }
+        self.output_room.clear();
         if self.output.capacity() > KEEP_CAPACITY {
             self.output = Vec::new();
         } else {
@@ -274,19 +359,36 @@ impl Session {
                 break;
             }
             let end = from + at;
-            self.line(&input[start..end]);
+            let line = &input[start..end];
+            let Some(room) = self.room_for(line) else {
+                self.short_of = self.service.bounds.cost(line);
+                self.has_unhandled = true;
+                break;
+            };
+            self.line(line, room);
             start = end + 1;
             from = start;
         }
         self.input = input;
         self.input.drain(..start);
         if self.has_unhandled {
+            self.partial_since = None;
             self.scanned = 0;
             return;
         }
         self.scanned = self.input.len();
+        if self.input.is_empty() {
+            self.partial_since = None;
+        } else if start > 0 || self.partial_since.is_none() {
+            self.partial_since = Some(Moment::now().instant);
+        }
         if self.input.is_empty() && self.input.capacity() > KEEP_CAPACITY {
             self.input = Vec::new();
+        }
+        if self.input.len() + READ_SIZE <= INPUT_SMALL
+            && let Some(room) = &mut self.input_room
+        {
+            room.shrink_to(INPUT_SMALL);
         }
         if self.input.len() > self.service.bounds.frame_max {
             let text = format!(
@@ -299,16 +401,42 @@ impl Session {
         }
     }
 
+    /// Takes the room that a line needs while it is handled, if need be of what it took while it was read. `None` when something in
+    /// flight is to be waited for, an error when there is nothing to wait for.
+    fn room_for(&mut self, line: &[u8]) -> Option<Result<Permit, ErrorObject>> {
+        let cost = self.service.bounds.cost(line);
+        match self.connection.budget().try_take(cost) {
+            Ok(room) => Some(Ok(room)),
+            Err(shortage) => match self.input_room.as_mut().and_then(|room| room.split(cost)) {
+                Some(room) => Some(Ok(room)),
+                None if self.in_flight.is_empty() && self.output.is_empty() => {
+                    Some(Err(overloaded(shortage)))
+                }
+                None => None,
+            },
+        }
+    }
+
     /// Handles one line.
-    fn line(&mut self, line: &[u8]) {
+    fn line(&mut self, line: &[u8], room: Result<Permit, ErrorObject>) {
+        let room = match room {
+            Ok(room) => room,
+            Err(error) => return self.refuse(&id_of(line), error),
+        };
         let calls = Calls {
             service: &self.service,
             connection: &self.connection,
             subscriptions: &mut self.subscriptions,
             output: &mut self.output,
         };
-        if let Some(answer) = calls.message(line) {
-            self.in_flight.push(answer);
+        if let Some(pending) = calls.message(line) {
+            self.calls += pending.calls;
+            let ended = async move {
+                let answer = pending.answer.await;
+                drop(room);
+                (pending.calls, answer)
+            };
+            self.in_flight.push(ended.boxed());
         }
         if self.rests == Rest::Wanted && !self.subscriptions.is_empty() {
             self.rests = Rest::Impossible;
@@ -322,25 +450,31 @@ impl Session {
 
     /// Pushes what a call came to, if it is to be answered. It is ours to keep: a long answer becomes the output, where a copy
     /// of it would cost its length once more.
-    fn push_answer(&mut self, answer: Option<Box<RawValue>>) {
-        let Some(answer) = answer else { return };
-        if self.output.is_empty() && answer.get().len() > KEEP_CAPACITY {
-            let mut line = Box::<str>::from(answer).into_string().into_bytes();
+    fn push_answer(&mut self, (calls, answer): (usize, Option<Answer>)) {
+        self.calls -= calls;
+        self.short_of = 0;
+        let Some(Answer { json, permit }) = answer else {
+            return;
+        };
+        self.output_room.extend(permit);
+        if self.output.is_empty() && json.get().len() > KEEP_CAPACITY {
+            let mut line = Box::<str>::from(json).into_string().into_bytes();
             // No more than that: the next power of two would be the copy again.
             line.reserve_exact(1);
             line.push(b'\n');
             self.output = line;
         } else {
-            push(&mut self.output, answer.get().as_bytes());
+            push(&mut self.output, json.get().as_bytes());
         }
     }
 
     /// Takes a whole line, as it is where nothing else waits to be written.
-    fn push_line(&mut self, line: Vec<u8>) {
+    fn push_line(&mut self, line: Line) {
+        self.output_room.extend(line.permit);
         if self.output.is_empty() {
-            self.output = line;
+            self.output = line.bytes;
         } else {
-            self.output.extend_from_slice(&line);
+            self.output.extend_from_slice(&line.bytes);
         }
     }
 }

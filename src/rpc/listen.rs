@@ -12,11 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, ConnectionId};
-use super::errors::ErrorKind;
+use super::budget::TotalBudget;
+use super::connection::{Connection, ConnectionId, too_many_connections};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitReached};
 use super::http::{self, Http};
 use super::lines;
-use super::places::{Place, Places};
 use super::request::{Bounds, Service, error_json};
 use super::served::Published;
 use super::server::{Server, methods};
@@ -31,12 +31,20 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const REST_MAX: Duration = Duration::from_millis(200);
 /// How long a connection that is closed for another one may take to be gone.
 const MAKE_ROOM: Duration = Duration::from_secs(1);
+/// How long a connection is idle before it is closed for another one, where `connection_idle_max` does not protect it: in the
+/// reserve, without any request, or of a process that has more than [`PROTECTED_PER_PROCESS`].
+const UNPROTECTED_IDLE: Duration = Duration::from_secs(1);
+const PROTECTED_PER_PROCESS: usize = 16;
+/// How long a client that is refused has to show its framing.
+const REFUSAL_PEEK: Duration = Duration::from_millis(100);
 
 /// How connections are served.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Connections at once.
     pub connections_max: usize,
+    /// Connections of one process at once.
+    pub connections_max_per_process: usize,
     /// When they are all taken, one that was idle for so long is closed for a new one.
     pub connection_idle_max: Duration,
     /// Bounds of each.
@@ -80,7 +88,8 @@ pub async fn serve(
     answered: CancellationToken,
 ) -> Held {
     let Settings {
-        mut connections_max,
+        connections_max,
+        connections_max_per_process,
         bounds,
         ..
     } = *settings.borrow_and_update();
@@ -98,7 +107,8 @@ pub async fn serve(
         server,
         service,
         http,
-        places: Places::new(connections_max),
+        limit: ConnectionLimit::new(connections_max, connections_max_per_process),
+        budget: TotalBudget::new(bounds.bytes_max.max(bounds.one_frame())),
         settings: settings.clone(),
         open: Mutex::default(),
         next_id: AtomicU64::new(1),
@@ -124,9 +134,8 @@ pub async fn serve(
             () = stop.cancelled() => break,
             Some(ended) = doorway.connections.join_next() => doorway.ended(ended.ok().flatten()),
             Ok(()) = settings.changed() => {
-                let wanted = settings.borrow_and_update().connections_max;
-                host.places.resize(connections_max, wanted);
-                connections_max = wanted;
+                let settings = settings.borrow_and_update();
+                host.limit.set(settings.connections_max, settings.connections_max_per_process);
             }
             Some(change) = door.recv() => match change {
                 Door::Hold(told) => doorway.hold(told),
@@ -183,7 +192,7 @@ impl Doorway {
     fn resume(&mut self, resting: Resting) {
         let host = self.host.clone();
         self.connections.spawn(async move {
-            host.attend(resting.stream, resting.connection, resting.place)
+            host.attend(resting.stream, resting.connection, resting.permit)
                 .await
         });
     }
@@ -255,7 +264,7 @@ async fn sleep_until(at: Option<Instant>) {
 struct Resting {
     stream: UnixStream,
     connection: Arc<Connection>,
-    place: Place,
+    permit: Arc<ConnectionPermit>,
 }
 
 /// What every connection needs.
@@ -263,7 +272,8 @@ struct Host {
     server: Arc<Server>,
     service: Arc<Service>,
     http: Http,
-    places: Places,
+    limit: ConnectionLimit,
+    budget: TotalBudget,
     settings: watch::Receiver<Settings>,
     /// Every connection that has a place. Held for a look and never across an await.
     open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
@@ -289,39 +299,51 @@ impl Host {
             tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
             return None;
         }
-        let place = match self.places.take_now() {
-            None => self.make_room().await,
-            place => place,
-        };
-        let Some(place) = place else {
-            refuse(stream).await;
-            return None;
+        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+        let permit = match self.permit(pid).await {
+            Ok(permit) => Arc::new(permit),
+            Err(limit) => {
+                refuse(stream, limit).await;
+                return None;
+            }
         };
         self.server.metrics.count(Counter::Connections);
         let id = ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
-        let connection = Arc::new(Connection::new(id, pid, peer.uid()));
+        let bounds = self.service.bounds;
+        let bytes_max = bounds.connection_bytes_max.max(bounds.one_frame());
+        let connection = Arc::new(Connection::new(
+            id,
+            pid,
+            peer.uid(),
+            Arc::downgrade(&permit),
+            self.budget.connection(bytes_max),
+        ));
         if let Some(name) = name {
             connection.set_name(&name);
         }
         self.open().insert(id, connection.clone());
-        self.attend(stream, connection, place).await
+        self.attend(stream, connection, permit).await
     }
 
     /// Serves one connection, and tells the dispatcher when it is gone.
-    async fn attend(&self, stream: UnixStream, connection: Arc<Connection>, place: Place) -> Option<Resting> {
+    async fn attend(
+        &self,
+        stream: UnixStream,
+        connection: Arc<Connection>,
+        permit: Arc<ConnectionPermit>,
+    ) -> Option<Resting> {
         let id = connection.id();
         tokio::select! {
             stream = self.serve(stream, connection.clone()) => {
                 if let Some(stream) = stream {
-                    return Some(Resting { stream, connection, place });
+                    return Some(Resting { stream, connection, permit });
                 }
             }
             // It was idle, so nothing is cut off.
             () = connection.gone().cancelled() => {}
         }
         self.open().remove(&id);
-        drop(place);
+        drop(permit);
         // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
         connection.gone().cancel();
         self.server.dispatcher.connection_gone(id.0).await;
@@ -339,25 +361,62 @@ impl Host {
             .all(|connection| connection.idle_since().is_some())
     }
 
-    /// Closes the connection that has been idle for longest, and returns its place. Asked only when all places are taken, so
-    /// that idle connections cost no timer, and nobody loses one that is in nobody's way.
-    async fn make_room(&self) -> Option<Place> {
+    /// Gets a permit for a connection of this process; an idle connection may be closed for it. When there is no room, it is one of
+    /// the reserve.
+    async fn permit(&self, process: Option<u32>) -> Result<ConnectionPermit, LimitReached> {
+        let reached = match self.limit.try_acquire(process) {
+            Ok(permit) => return Ok(permit),
+            Err(reached) => reached,
+        };
+        let scope = match reached {
+            LimitReached::Process(_) => Scope::Process(process),
+            LimitReached::Total(_) => Scope::Ordinary,
+        };
+        if let Some(permit) = self.make_room(process, scope).await {
+            return Ok(permit);
+        }
+        if let LimitReached::Process(_) = reached {
+            return Err(reached);
+        }
+        match self.limit.try_acquire_reserved(process) {
+            Ok(permit) => Ok(permit),
+            Err(_) => self.make_room(process, Scope::Reserve).await.ok_or(reached),
+        }
+    }
+
+    /// Closes the connection that has been idle for longest, and returns its permit. Called only when a limit is reached, so that
+    /// idle connections cost no timer, and none is closed while there is room.
+    async fn make_room(&self, process: Option<u32>, scope: Scope) -> Option<ConnectionPermit> {
         // These would lose more than a connection. Whoever joins them after this is no longer idle for long enough.
         let holding = self.server.dispatcher.holding_connections().await?;
         let now = Moment::now().instant;
         let idle_max = self.settings.borrow().connection_idle_max;
         let closed = {
             let open = self.open();
+            let mut by_process: HashMap<Option<u32>, usize> = HashMap::new();
+            for connection in open.values() {
+                *by_process.entry(connection.pid()).or_default() += 1;
+            }
+            let least = |connection: &Connection| {
+                let is_protected = connection.has_sent_request()
+                    && !connection.is_reserved()
+                    && by_process[&connection.pid()] <= PROTECTED_PER_PROCESS;
+                if is_protected {
+                    idle_max
+                } else {
+                    idle_max.min(UNPROTECTED_IDLE)
+                }
+            };
             let mut idle: Vec<_> = open
                 .values()
-                .filter(|connection| !holding.contains(&connection.id().0))
+                .filter(|connection| scope.has(connection) && !holding.contains(&connection.id().0))
                 .filter_map(|connection| Some((connection.idle_since()?, connection)))
                 .collect();
             idle.sort_unstable_by_key(|(since, _)| *since);
             // Another newcomer may have closed one meanwhile, or its client may use it again.
             idle.into_iter()
                 .map(|(_, connection)| connection)
-                .find(|connection| connection.close_if_idle(now, idle_max))
+                .find(|connection| connection.close_if_idle(now, least(connection)))
                 .cloned()
         }?;
         tracing::info!(
@@ -365,15 +424,22 @@ impl Host {
             pid = closed.pid(),
             "closed an idle connection to make room for a new one"
         );
-        tokio::time::timeout(MAKE_ROOM, self.places.take()).await.ok()?
+        let is_reserved = matches!(scope, Scope::Reserve);
+        let permit = self.limit.acquire(process, is_reserved);
+        tokio::time::timeout(MAKE_ROOM, permit).await.ok()
     }
 
     /// Serves a connection until it is gone; gives the stream back when it is at rest.
     async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) -> Option<UnixStream> {
         let mut rests = self.rests.clone();
+        let timeout = self.service.bounds.request_timeout;
         let first = tokio::select! {
             first = peek(&stream) => first,
             () = self.stop.cancelled() => return None,
+            () = tokio::time::sleep(timeout) => {
+                tracing::debug!(pid = connection.pid(), "closed a connection that sent nothing");
+                return None;
+            }
             // Nothing has been taken from it.
             Ok(_) = rests.wait_for(|rests| *rests) => return Some(stream),
         };
@@ -391,6 +457,27 @@ impl Host {
                 None
             }
             Ok(None) | Err(_) => None,
+        }
+    }
+}
+
+/// Which connections may be closed for a new one.
+#[derive(Debug, Clone, Copy)]
+enum Scope {
+    /// Those that may call everything.
+    Ordinary,
+    /// Those that may call `daemon.*` only.
+    Reserve,
+    /// Those of one process.
+    Process(Option<u32>),
+}
+
+impl Scope {
+    fn has(self, connection: &Connection) -> bool {
+        match self {
+            Self::Ordinary => !connection.is_reserved(),
+            Self::Reserve => connection.is_reserved(),
+            Self::Process(process) => connection.pid() == process,
         }
     }
 }
@@ -437,24 +524,29 @@ async fn peek(stream: &UnixStream) -> io::Result<Option<Framing>> {
 
 /// Tells a client that what it speaks is not spoken here.
 async fn refuse_framing(mut stream: UnixStream) {
-    let text = http::SPOKEN;
-    let answer = format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\
-         content-length: {}\r\n\r\n{text}\n",
-        text.len() + 1
-    );
+    let text = format!("{}\n", http::SPOKEN);
+    let answer = http::whole("400 Bad Request", "text/plain; charset=utf-8", &text);
     // A client that has closed meanwhile reads nothing.
     let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.shutdown().await;
 }
 
-/// Tells a client that there are too many, in the framing that most use.
-async fn refuse(mut stream: UnixStream) {
-    let mut data = ErrorKind::QueueFull.data();
-    data.retry_after_ms = Some(1000);
-    let error = ErrorKind::QueueFull.with("too many connections; close some, or raise connections_max", data);
-    let answer = error_json(&jsonrpsee::types::Id::Null, error);
-    // Whoever does not take it has hung up already.
-    let _ = stream.write_all(format!("{}\n", answer.get()).as_bytes()).await;
+/// Tells a client that there are too many connections.
+async fn refuse(mut stream: UnixStream, reached: LimitReached) {
+    let error = too_many_connections(match reached {
+        LimitReached::Total(max) => format!("{max} connections are open (connections_max); close some"),
+        LimitReached::Process(max) => {
+            format!("this process has {max} connections open (connections_max_per_process); close some")
+        }
+    });
+    let answer = format!("{}\n", error_json(&jsonrpsee::types::Id::Null, error).get());
+    // A client that sends nothing gets what most read.
+    let framing = tokio::time::timeout(REFUSAL_PEEK, peek(&stream)).await;
+    let answer = match framing {
+        Ok(Ok(Some(Framing::Http))) => http::whole("503 Service Unavailable", "application/json", &answer),
+        _ => answer,
+    };
+    // A client that has closed meanwhile reads nothing.
+    let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.shutdown().await;
 }

@@ -6,7 +6,9 @@
 //! ```
 
 pub mod api;
+mod budget;
 pub mod connection;
+mod connection_limit;
 mod convert;
 pub mod errors;
 pub mod export;
@@ -16,7 +18,6 @@ pub mod listen;
 mod methods;
 mod notification;
 pub mod openrpc;
-mod places;
 pub mod request;
 mod served;
 pub mod server;

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use base64::Engine as _;
 use base64::engine::general_purpose::PAD;
 use jsonrpsee::types::{SubscriptionId, SubscriptionPayload, SubscriptionResponse};
+use serde::Serialize;
 
 use super::convert;
 use super::types::JobEvent;
@@ -39,7 +40,7 @@ pub(super) struct Envelope<'a> {
 }
 
 /// Encodes an event as a line.
-pub(super) fn line(envelope: Envelope<'_>, event: &JobEvent) -> Option<Vec<u8>> {
+pub(super) fn line(envelope: Envelope<'_>, event: &impl Serialize) -> Option<Vec<u8>> {
     let mut line = Vec::with_capacity(ENVELOPE);
     encode(envelope, event, &mut line)?;
     line.push(b'\n');
@@ -79,7 +80,7 @@ pub(super) fn output_line(envelope: Envelope<'_>, chunk: &spool::Chunk) -> Optio
     Some(line)
 }
 
-fn encode(envelope: Envelope<'_>, event: &JobEvent, to: &mut Vec<u8>) -> Option<()> {
+fn encode(envelope: Envelope<'_>, event: &impl Serialize, to: &mut Vec<u8>) -> Option<()> {
     let payload = SubscriptionPayload {
         subscription: envelope.subscription,
         result: event,

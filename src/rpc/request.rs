@@ -4,6 +4,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -13,7 +14,8 @@ use jsonrpsee::{Extensions, Methods};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::connection::Connection;
+use super::budget::{Budget, Permit};
+use super::connection::{Connection, overloaded};
 use super::errors::ErrorKind;
 use super::types::ErrorObject;
 
@@ -22,12 +24,52 @@ use super::types::ErrorObject;
 pub struct Bounds {
     /// Longest message that a client may send, in bytes.
     pub frame_max: usize,
+    /// Bytes that a connection may hold.
+    pub connection_bytes_max: usize,
+    /// Bytes that all connections together may hold, beside the share of each.
+    pub bytes_max: usize,
+    /// How long a client may take to send a message that it has begun.
+    pub request_timeout: Duration,
     /// Calls of one connection in flight; beyond it nothing is read until one ends.
     pub in_flight_max: usize,
     /// Calls in one batch.
     pub batch_max: usize,
     /// Subscriptions of one connection.
     pub subscriptions_max: u32,
+}
+
+/// What a call in flight takes beside the bytes of its request. A short answer takes no more than that.
+pub(super) const CALL_BYTES: usize = 4 << 10;
+/// No request that does anything is shorter.
+const CALL_LENGTH_MIN: usize = 32;
+
+impl Bounds {
+    /// Returns what the longest request takes, while it is read and while it is handled.
+    pub(super) fn one_frame(&self) -> usize {
+        self.frame_max + (self.batch_max + 16) * CALL_BYTES
+    }
+
+    /// Returns how many calls a message may be.
+    fn calls(&self, message: &[u8]) -> usize {
+        match message.trim_ascii_start().first() {
+            Some(b'[') => self.calls_max(message.len()),
+            _ => 1,
+        }
+    }
+
+    fn calls_max(&self, length: usize) -> usize {
+        (length / CALL_LENGTH_MIN).clamp(1, self.batch_max)
+    }
+
+    /// Returns what the calls of a message of this length may take beside its bytes.
+    pub(super) fn calls_of(&self, length: usize) -> usize {
+        self.calls_max(length) * CALL_BYTES
+    }
+
+    /// Returns what a message takes while it is handled.
+    pub(super) fn cost(&self, message: &[u8]) -> usize {
+        message.len() + self.calls(message) * CALL_BYTES
+    }
 }
 
 /// Answers the hottest reads without going through the general dispatch. Must answer what the general dispatch would.
@@ -47,10 +89,42 @@ pub struct Service {
 }
 
 /// An answer that is not known at once. `None` when it left another way.
-pub type PendingAnswer = BoxFuture<'static, Option<Box<RawValue>>>;
+pub(super) type PendingAnswer = BoxFuture<'static, Option<Answer>>;
+
+/// Calls in flight: what they come to, and how many they are.
+pub(super) struct Pending {
+    pub(super) answer: PendingAnswer,
+    pub(super) calls: usize,
+}
+
+/// An answer, with the room that it takes beyond that of its call until it is written.
+pub(super) struct Answer {
+    pub(super) json: Box<RawValue>,
+    pub(super) permit: Option<Permit>,
+}
+
+impl Answer {
+    /// Takes room for an answer; one for which there is none becomes an error.
+    fn new(id: &Id<'_>, json: Box<RawValue>, budget: &Arc<Budget>) -> Self {
+        let Some(beyond) = json.get().len().checked_sub(CALL_BYTES) else {
+            return Self { json, permit: None };
+        };
+        match budget.try_take(beyond) {
+            Ok(permit) => Self {
+                json,
+                permit: Some(permit),
+            },
+            Err(shortage) => Self::small(error_json(id, overloaded(shortage))),
+        }
+    }
+
+    fn small(json: Box<RawValue>) -> Self {
+        Self { json, permit: None }
+    }
+}
 
 /// The subscriptions of a connection.
-pub trait Subscriptions {
+pub(super) trait Subscriptions {
     /// Begins one. Its answer and its notifications leave through a channel of its own.
     fn subscribe(&mut self, request: SubscriptionRequest<'_>) -> Result<PendingAnswer, ErrorObject>;
 
@@ -59,24 +133,20 @@ pub trait Subscriptions {
 }
 
 /// A request to begin a subscription.
-pub struct SubscriptionRequest<'a> {
-    /// The id of the request.
-    pub id: Id<'a>,
-    /// The method.
-    pub method: &'static str,
-    /// What it was given.
-    pub params: Params<'a>,
-    /// What calls the method.
-    pub handler: SubscriptionMethod<'static>,
+pub(super) struct SubscriptionRequest<'a> {
+    pub(super) id: Id<'a>,
+    pub(super) method: &'static str,
+    pub(super) params: Params<'a>,
+    pub(super) handler: SubscriptionMethod<'static>,
     /// The connection, as jsonrpsee names it.
-    pub connection: RpcConnectionId,
-    /// What handlers find there.
-    pub extensions: Extensions,
+    pub(super) rpc_connection: RpcConnectionId,
+    pub(super) budget: &'a Arc<Budget>,
+    pub(super) extensions: Extensions,
 }
 
 /// Subscriptions of a framing that cannot carry notifications.
 #[derive(Debug)]
-pub struct NoSubscriptions;
+pub(super) struct NoSubscriptions;
 
 impl NoSubscriptions {
     fn refusal() -> ErrorObject {
@@ -158,9 +228,13 @@ pub(super) struct Calls<'a, S> {
 
 impl<S: Subscriptions> Calls<'_, S> {
     /// Handles a message. Returns the answer that is still to come, if it is.
-    pub(super) fn message(mut self, message: &[u8]) -> Option<PendingAnswer> {
+    pub(super) fn message(mut self, message: &[u8]) -> Option<Pending> {
+        let calls = self.service.bounds.calls(message);
         let message = message.trim_ascii();
-        match message.first() {
+        if !message.is_empty() {
+            self.connection.note_request();
+        }
+        let answer = match message.first() {
             None => None,
             Some(b'[') => self.batch(message),
             Some(_) => match request(message) {
@@ -171,7 +245,8 @@ impl<S: Subscriptions> Calls<'_, S> {
                     None
                 }
             },
-        }
+        };
+        answer.map(|answer| Pending { answer, calls })
     }
 
     /// Begins a call; an answer that is known at once is pushed at once.
@@ -179,7 +254,8 @@ impl<S: Subscriptions> Calls<'_, S> {
         // JSON-RPC: a request without id wants no answer. None of ours is worth making without one, so it is not executed.
         let raw = request.id?;
         let is_ours = request.jsonrpc == Some("2.0");
-        if is_ours && is_plain(raw) && self.fast(raw, &request.method, request.params) {
+        let admitted = self.connection.admit(&request.method);
+        if is_ours && admitted.is_ok() && is_plain(raw) && self.fast(raw, &request.method, request.params) {
             return None;
         }
         let id = match parsed(raw) {
@@ -194,6 +270,10 @@ impl<S: Subscriptions> Calls<'_, S> {
                 &id,
                 ErrorKind::InvalidRequest.error("\"jsonrpc\" must be \"2.0\""),
             );
+            return None;
+        }
+        if let Err(error) = admitted {
+            self.refuse(&id, error);
             return None;
         }
         let Some((name, callback)) = self.service.methods.method_with_name(&request.method) else {
@@ -228,14 +308,15 @@ impl<S: Subscriptions> Calls<'_, S> {
                 // The handler itself runs code before it returns its future; that too may panic.
                 let handler = handler.clone();
                 let params = params.into_owned();
-                let on_panic = id.clone();
+                let asked = id.clone();
+                let budget = self.connection.budget().clone();
                 let call = async move { handler(id, params, connection, usize::MAX, extensions).await };
                 Some(
                     AssertUnwindSafe(call)
                         .catch_unwind()
                         .map(move |answer| match answer {
-                            Ok(answer) => Some(answer.into_json()),
-                            Err(_) => Some(error_json(&on_panic, panicked(name))),
+                            Ok(answer) => Some(Answer::new(&asked, answer.into_json(), &budget)),
+                            Err(_) => Some(Answer::small(error_json(&asked, panicked(name)))),
                         })
                         .boxed(),
                 )
@@ -246,7 +327,8 @@ impl<S: Subscriptions> Calls<'_, S> {
                     method: name,
                     params,
                     handler: handler.clone(),
-                    connection,
+                    rpc_connection: connection,
+                    budget: self.connection.budget(),
                     extensions,
                 };
                 match self.subscriptions.subscribe(request) {
@@ -300,7 +382,7 @@ impl<S: Subscriptions> Calls<'_, S> {
                             Ok(id) => error_json(&id, refusal),
                             Err(error) => error_json(&Id::Null, error),
                         };
-                        std::future::ready(Some(answer)).boxed()
+                        std::future::ready(Some(Answer::small(answer))).boxed()
                     })
                 }
                 Ok(request) => self.call(&request),
@@ -315,20 +397,27 @@ impl<S: Subscriptions> Calls<'_, S> {
             if let Ok(text) = String::from_utf8(known)
                 && let Ok(answer) = RawValue::from_string(text.trim_end().to_owned())
             {
-                calls.push(std::future::ready(Some(answer)).boxed());
+                calls.push(std::future::ready(Some(Answer::small(answer))).boxed());
             }
         }
+        let budget = self.connection.budget().clone();
         Some(
             async move {
-                let mut answers = Vec::with_capacity(calls.len());
+                let (mut answers, mut permits) = (Vec::with_capacity(calls.len()), Vec::new());
                 for call in calls {
-                    answers.extend(call.await);
+                    if let Some(answer) = call.await {
+                        answers.push(answer.json);
+                        permits.extend(answer.permit);
+                    }
                 }
                 if answers.is_empty() {
-                    None
-                } else {
-                    serde_json::value::to_raw_value(&answers).ok()
+                    return None;
                 }
+                let json = serde_json::value::to_raw_value(&answers).ok()?;
+                drop(answers);
+                // The parts become the whole.
+                drop(permits);
+                Some(Answer::new(&Id::Null, json, &budget))
             }
             .boxed(),
         )
@@ -376,16 +465,21 @@ fn ended_json(id: &Id<'_>, ended: bool) -> Box<RawValue> {
 }
 
 fn malformed<'a>(message: &'a [u8], error: &serde_json::Error) -> (Id<'a>, ErrorObject) {
-    let id = serde_json::from_slice::<Fragment<'_>>(message)
-        .ok()
-        .and_then(|fragment| fragment.id)
-        .unwrap_or(Id::Null);
+    let id = id_of(message);
     let kind = if error.is_syntax() || error.is_eof() {
         ErrorKind::ParseError
     } else {
         ErrorKind::InvalidRequest
     };
     (id, kind.error(format!("not a JSON-RPC request: {error}")))
+}
+
+/// Returns the id of a message that is refused before it is parsed.
+pub(super) fn id_of(message: &[u8]) -> Id<'_> {
+    serde_json::from_slice::<Fragment<'_>>(message)
+        .ok()
+        .and_then(|fragment| fragment.id)
+        .unwrap_or(Id::Null)
 }
 
 /// Makes the error for a method that does not exist.

@@ -8,19 +8,22 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use jsonrpsee::core::server::PendingSubscriptionSink;
+use jsonrpsee::core::server::{PendingSubscriptionSink, SubscriptionSink};
 use jsonrpsee::types::{ErrorObjectOwned, Params};
 use jsonrpsee::{Extensions, Methods, RpcModule};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{Method, Subscription};
+use super::budget::{Budget, Permit};
 use super::connection::Connection;
 use super::errors::{ErrorKind, invalid};
 use super::methods;
-use super::subscriptions::Outlet;
+use super::notification::{self, Envelope};
+use super::subscriptions::{Line, Outlet, SMALL_LINE};
 use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
@@ -124,14 +127,71 @@ impl Caller {
 /// A client that asked for a subscription and was not answered yet.
 pub(super) struct Subscriber {
     pub(super) pending: PendingSubscriptionSink,
-    /// The way for whole lines.
+    /// Every notification goes this way, so that they stay in order.
     pub(super) outlet: Outlet,
+    /// What lines and their bytes are held by.
+    pub(super) budget: Arc<Budget>,
 }
 
 impl Subscriber {
     /// Refuses the subscription.
     pub(super) async fn reject(self, error: ErrorObject) {
         self.pending.reject(owned(error)).await;
+    }
+
+    /// Accepts it. `None` when the client is gone.
+    pub(super) async fn accept(self) -> Option<Notifier> {
+        Some(Notifier {
+            sink: self.pending.accept().await.ok()?,
+            outlet: self.outlet,
+            budget: self.budget,
+        })
+    }
+}
+
+/// A subscription that was accepted: its notifications leave here.
+pub(super) struct Notifier {
+    sink: SubscriptionSink,
+    outlet: Outlet,
+    budget: Arc<Budget>,
+}
+
+impl Notifier {
+    /// Returns what notifications of it begin with.
+    pub(super) fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            method: self.sink.method_name(),
+            subscription: self.sink.subscription_id(),
+        }
+    }
+
+    /// Returns what its lines are held by.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Returns when the client is gone or has ended the subscription.
+    pub(super) async fn closed(&self) {
+        self.sink.closed().await;
+    }
+
+    /// Sends an event, waiting for its turn and for room. `None` when the client is gone.
+    pub(super) async fn send(&self, event: &impl Serialize) -> Option<()> {
+        let line = notification::line(self.envelope(), event)?;
+        if line.len() <= SMALL_LINE {
+            return self.send_line(line, None).await;
+        }
+        let permit = tokio::select! {
+            permit = self.budget.take_some(line.len(), line.len()) => permit,
+            () = self.closed() => return None,
+        };
+        self.send_line(line, Some(permit)).await
+    }
+
+    /// Sends a line for which there is room, waiting for its turn.
+    pub(super) async fn send_line(&self, bytes: Vec<u8>, permit: Option<Permit>) -> Option<()> {
+        let line = Line { bytes, permit };
+        (!self.sink.is_closed() && self.outlet.send(line).await).then_some(())
     }
 }
 
@@ -183,7 +243,12 @@ impl Registry {
                 async move {
                     let caller = Caller::new(&extensions);
                     // A handler that panics is our fault alone: the caller is told, and the connection goes on.
-                    let call = async { handler(server, parse::<M::Params>(&params)?, caller).await };
+                    let call = async move {
+                        let parsed = parse::<M::Params>(&params)?;
+                        // Long parameters are not held twice while they are handled.
+                        drop(params);
+                        handler(server, parsed, caller).await
+                    };
                     let answer = AssertUnwindSafe(call).catch_unwind().await;
                     answer
                         .unwrap_or_else(|_| Err(super::convert::internal(&format!("{} panicked", M::NAME))))
@@ -207,13 +272,19 @@ impl Registry {
             move |params, pending, server, extensions| {
                 let handler = handler.clone();
                 async move {
-                    let Some(outlet) = extensions.get::<Outlet>().cloned() else {
+                    let caller = Caller::new(&extensions);
+                    let (Some(outlet), Ok(connection)) = (extensions.get::<Outlet>(), caller.connection())
+                    else {
                         let error = super::convert::internal("a subscription came without its connection");
                         return pending.reject(owned(error)).await;
                     };
-                    let subscriber = Subscriber { pending, outlet };
+                    let subscriber = Subscriber {
+                        pending,
+                        outlet: outlet.clone(),
+                        budget: connection.budget().clone(),
+                    };
                     match parse::<S::Params>(&params) {
-                        Ok(params) => handler(server, params, Caller::new(&extensions), subscriber).await,
+                        Ok(params) => handler(server, params, caller, subscriber).await,
                         Err(error) => subscriber.reject(error).await,
                     }
                 }

@@ -12,25 +12,38 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use super::api::unsubscribe_of;
+use super::budget::Permit;
+use super::connection::overloaded;
 use super::errors::ErrorKind;
 use super::request::{PendingAnswer, SubscriptionRequest, Subscriptions};
 use super::types::ErrorObject;
 
-/// Messages between a handler and the socket, of a subscription that is alone; of several, each has a share, and one at least.
-const MESSAGES_MAX: usize = 16;
-/// The same of its outlet's lines; each may hold a chunk of output.
-const LINES_MAX: usize = 2;
+/// jsonrpsee's messages between a handler and the socket: the answer to the request is the only one.
+const MESSAGES_MAX: usize = 1;
+/// Lines of an outlet on their way, of a subscription that is alone; of several, each has a share, and one at least.
+const LINES_MAX: usize = 16;
+/// What a subscription takes as long as it is open: its task, and lines that are shorter than [`SMALL_LINE`].
+const SUBSCRIPTION_BYTES: usize = 16 << 10;
+/// Longer lines need room in the budget of their connection.
+pub(super) const SMALL_LINE: usize = 4 << 10;
 
 /// A subscription's way to its connection for messages that are whole lines already. Its handler gets it beside its parameters.
 ///
-/// jsonrpsee's own way encodes a message again to put it into its envelope. An answer that a handler gave through jsonrpsee is written
-/// before any line that it sends here later; among lines the order is kept; between lines and later messages there is none.
+/// jsonrpsee's own way encodes a message again to put it into its envelope. The answer that a handler gave through jsonrpsee is written
+/// before any line that it sends here later, and lines keep their order.
 #[derive(Debug, Clone)]
-pub(super) struct Outlet(mpsc::Sender<Vec<u8>>);
+pub(super) struct Outlet(mpsc::Sender<Line>);
+
+/// A line of notification, its end included, with the room that it takes until it is written.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) bytes: Vec<u8>,
+    pub(super) permit: Option<Permit>,
+}
 
 impl Outlet {
-    /// Sends a line, its end included, waiting for room. False when the connection is gone.
-    pub(super) async fn send(&self, line: Vec<u8>) -> bool {
+    /// Sends a line, waiting for its turn. False when the connection is gone.
+    pub(super) async fn send(&self, line: Line) -> bool {
         self.0.send(line).await.is_ok()
     }
 }
@@ -39,7 +52,7 @@ impl Outlet {
 pub(super) enum Heard {
     Message(Box<RawValue>),
     /// A message that is a whole line already.
-    Line(Vec<u8>),
+    Line(Line),
     /// Nothing more follows.
     End(SubscriptionId<'static>),
 }
@@ -60,6 +73,7 @@ struct Subscribed {
     unsubscribe: &'static str,
     /// Its channel, and with it its handler.
     channel: AbortHandle,
+    _permit: Permit,
 }
 
 impl LineSubscriptions {
@@ -97,9 +111,10 @@ impl LineSubscriptions {
         &mut self,
         id: SubscriptionId<'static>,
         unsubscribe: &'static str,
+        permit: Permit,
     ) -> (mpsc::Sender<Box<RawValue>>, Outlet) {
         let share = |most: usize| (most / (self.open.len() + 1)).max(1);
-        let (sink, messages) = mpsc::channel(share(MESSAGES_MAX));
+        let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let (outlet, lines) = mpsc::channel(share(LINES_MAX));
         let channel = Channel {
             messages,
@@ -110,7 +125,14 @@ impl LineSubscriptions {
             channel.next().await.map(|heard| (heard, channel))
         });
         let (channel, registration) = AbortHandle::new_pair();
-        self.open.insert(id.clone(), Subscribed { unsubscribe, channel });
+        self.open.insert(
+            id.clone(),
+            Subscribed {
+                unsubscribe,
+                channel,
+                _permit: permit,
+            },
+        );
         let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
         self.inbox.push(Abortable::new(whole, registration).boxed());
         (sink, Outlet(outlet))
@@ -123,14 +145,15 @@ impl Subscriptions for LineSubscriptions {
             let text = format!("a connection has at most {} subscriptions", self.max);
             return Err(ErrorKind::QueueFull.error(text));
         };
+        let room = request.budget.try_take(SUBSCRIPTION_BYTES).map_err(overloaded)?;
         let unsubscribe = unsubscribe_of(request.method).unwrap_or_default();
         let given = Given(RandomIntegerIdProvider.next_id());
         let state = SubscriptionState {
-            conn_id: request.connection,
+            conn_id: request.rpc_connection,
             id_provider: &given,
             subscription_permit: permit,
         };
-        let (messages, outlet) = self.channel(given.0.clone(), unsubscribe);
+        let (messages, outlet) = self.channel(given.0.clone(), unsubscribe, room);
         let mut extensions = request.extensions;
         extensions.insert(outlet);
         // The answer goes through the sink, ahead of the first notification.
@@ -161,9 +184,9 @@ impl Subscriptions for LineSubscriptions {
 /// The end of a subscription's channel where things come out.
 struct Channel {
     messages: mpsc::Receiver<Box<RawValue>>,
-    lines: mpsc::Receiver<Vec<u8>>,
+    lines: mpsc::Receiver<Line>,
     /// A line that lets messages go first.
-    line: Option<Vec<u8>>,
+    line: Option<Line>,
 }
 
 impl Channel {

@@ -6,15 +6,14 @@
 
 use std::sync::Arc;
 
-use jsonrpsee::core::server::SubscriptionSink;
 use serde_json::value::RawValue;
 
 use crate::dispatcher::{self, Overview, Rejection};
 use crate::events::{Gap, Kind, Told};
 use crate::rpc::api::EventsSubscribe;
 use crate::rpc::convert;
-use crate::rpc::server::{Registry, Server, Subscriber};
-use crate::rpc::types::{Event, EventsSubscribeParams, GapReason};
+use crate::rpc::server::{Notifier, Registry, Server, Subscriber};
+use crate::rpc::types::{EventsSubscribeParams, GapReason};
 
 /// Events taken from the ring at once.
 const BATCH_MAX: usize = 64;
@@ -62,11 +61,11 @@ async fn tell(
     begin: Begin,
     subscriber: Subscriber,
 ) -> Option<()> {
-    let sink = subscriber.pending.accept().await.ok()?;
+    let notifier = subscriber.accept().await?;
     let mut last = match begin {
-        Begin::Now => everything(server, &sink, None).await?,
+        Begin::Now => everything(server, &notifier, None).await?,
         Begin::After(number) => number,
-        Begin::Elsewhere => everything(server, &sink, Some(GapReason::OtherInstance)).await?,
+        Begin::Elsewhere => everything(server, &notifier, Some(GapReason::OtherInstance)).await?,
     };
     loop {
         let (newest, since) = {
@@ -77,14 +76,14 @@ async fn tell(
             Ok(events) if events.is_empty() => {
                 tokio::select! {
                     changed = subscription.events.changed() => changed.ok()?,
-                    () = sink.closed() => return None,
+                    () = notifier.closed() => return None,
                 }
             }
             Ok(events) => {
                 for told in events {
                     last = told.sequence;
                     if kinds.is_empty() || kinds.contains(&told.event.kind()) {
-                        sink.send(encoded(&told, &server.about.instance)?).await.ok()?;
+                        notifier.send(&encoded(&told, &server.about.instance)?).await?;
                     }
                 }
             }
@@ -95,34 +94,32 @@ async fn tell(
                 } else {
                     GapReason::NotKept
                 };
-                last = everything(server, &sink, Some(reason)).await?;
+                last = everything(server, &notifier, Some(reason)).await?;
             }
         }
     }
 }
 
 /// Tells everything as it is, after the gap if there is one, and returns the number of the last event in it.
-async fn everything(server: &Server, sink: &SubscriptionSink, gap: Option<GapReason>) -> Option<u64> {
+async fn everything(server: &Server, notifier: &Notifier, gap: Option<GapReason>) -> Option<u64> {
     let overview: Overview = server.dispatcher.overview().await?;
     let instance = &server.about.instance;
     if let Some(reason) = gap {
-        send(sink, &convert::event_gap(&overview, instance, reason)).await?;
+        notifier
+            .send(&convert::event_gap(&overview, instance, reason))
+            .await?;
     }
-    send(sink, &convert::event_state(&overview, instance)).await?;
+    notifier.send(&convert::event_state(&overview, instance)).await?;
     Some(overview.sequence)
 }
 
-async fn send(sink: &SubscriptionSink, event: &Event) -> Option<()> {
-    let json = serde_json::value::to_raw_value(event).ok()?;
-    sink.send(json).await.ok()
-}
-
 /// Returns the event as it goes over the wire. It is written once; each subscriber gets a copy of the text.
-fn encoded(told: &Arc<Told>, instance: &str) -> Option<Box<RawValue>> {
+fn encoded<'a>(told: &'a Arc<Told>, instance: &str) -> Option<&'a RawValue> {
     let text = told.encoded.get_or_init(|| {
         serde_json::to_string(&convert::event(told, instance))
             .unwrap_or_default()
             .into()
     });
-    RawValue::from_string(text.to_string()).ok()
+    // Borrowed and parsed, which is less than to build it again.
+    serde_json::from_str(text).ok()
 }

@@ -13,7 +13,7 @@ use crate::rpc::types::{
 };
 use crate::spool::Batch;
 
-use super::run::follow;
+use super::run::{INLINE_SMALL, follow, room_for_output};
 use super::{end, no_such_job};
 
 /// Jobs listed where the caller says nothing.
@@ -92,7 +92,7 @@ fn looks(registry: &mut Registry) {
 }
 
 fn streams(registry: &mut Registry) {
-    registry.method::<JobOutput, _, _>(async |server, params, _caller| {
+    registry.method::<JobOutput, _, _>(async |server, params, caller| {
         let id = JobId(params.job_id);
         let most = params.bytes_max.unwrap_or(OUTPUT_MAX);
         if most == 0 || most > OUTPUT_MAX {
@@ -126,9 +126,16 @@ fn streams(registry: &mut Registry) {
             ));
         }
         let mut reader = spool.reader(params.offset);
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        // What is there is read however long the disk takes; only what is not there yet is waited for.
+        // What is there is read however long the disk takes; only what is not there yet is waited for, and without room: others need it
+        // meanwhile. So the first of it is a short piece.
         let is_there = params.offset < spool.end() || spool.is_ended();
+        let most = most.min(if is_there {
+            spool.end() - params.offset
+        } else {
+            INLINE_SMALL as u64
+        });
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let (most, _permit) = room_for_output(caller.connection()?.budget(), most);
         let batch = if is_there {
             Ok(reader.next(most).await)
         } else {
@@ -152,7 +159,20 @@ fn streams(registry: &mut Registry) {
         answer.end = spool.is_ended() && answer.next_offset == spool.end();
         Ok(answer)
     });
-    registry.method::<JobInput, _, _>(async |server, params, _caller| {
+    input(registry);
+    registry.subscription::<JobFollow, _, _>(async |server, params, _caller, subscriber| {
+        let id = JobId(params.job_id);
+        match server.dispatcher.job(id).await {
+            Some(job) => {
+                let _ = follow(&server, job, params.offset, subscriber).await;
+            }
+            None => subscriber.reject(no_such_job(id)).await,
+        }
+    });
+}
+
+fn input(registry: &mut Registry) {
+    registry.method::<JobInput, _, _>(async |server, params, caller| {
         let id = JobId(params.job_id);
         let bytes = match (params.text, params.base64) {
             (Some(text), None) => text.into(),
@@ -160,6 +180,8 @@ fn streams(registry: &mut Registry) {
             (None, None) => bytes::Bytes::new(),
             (Some(_), Some(_)) => return Err(invalid("text", "give at most one of text and base64")),
         };
+        // Until the child has taken them.
+        let bytes = caller.connection()?.hold(bytes)?;
         let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         let Some(input) = server.dispatcher.input(id).await else {
             // Over, or its input was ended: a writer to a closed pipe is told, not failed.
@@ -180,14 +202,5 @@ fn streams(registry: &mut Registry) {
             server.dispatcher.end_input(id).await;
         }
         Ok(JobInputAnswer { open })
-    });
-    registry.subscription::<JobFollow, _, _>(async |server, params, _caller, subscriber| {
-        let id = JobId(params.job_id);
-        match server.dispatcher.job(id).await {
-            Some(job) => {
-                let _ = follow(&server, job, params.offset, subscriber).await;
-            }
-            None => subscriber.reject(no_such_job(id)).await,
-        }
     });
 }

@@ -1,16 +1,15 @@
 //! `machine.run` and its followed form; following jobs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use jsonrpsee::core::server::SubscriptionSink;
-
 use crate::dispatcher::{Job, JobState};
-use crate::operation::Operation;
+use crate::operation::{Operation, Stdin};
 use crate::rpc::api::{MachineRun, MachineRunFollow};
+use crate::rpc::budget::{Budget, Permit};
 use crate::rpc::convert;
-use crate::rpc::notification::{self, Envelope};
-use crate::rpc::server::{Caller, Registry, Server, Subscriber};
-use crate::rpc::subscriptions::Outlet;
+use crate::rpc::notification;
+use crate::rpc::server::{Caller, Notifier, Registry, Server, Subscriber};
 use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams};
 use crate::spool::{self, Batch, Spool};
 
@@ -18,8 +17,14 @@ use super::{end, ended_well, resolve, submit};
 
 /// Most output that an answer carries; the rest is read with `job.output`.
 const INLINE_MAX: usize = 1 << 20;
+/// Output that an answer carries whatever else the connection holds.
+pub(super) const INLINE_SMALL: usize = 4 << 10;
+/// Bytes on the wire for a byte of output, at most: that is what JSON makes of a control character.
+const ENCODED_MAX: usize = 6;
 /// Most output in one event.
 const EVENT_BYTES_MAX: usize = 256 << 10;
+/// Output that is passed on as it comes, without room in the budget of the connection.
+const EVENT_BYTES_SMALL: usize = 2 << 10;
 /// A follower is told what its job waits for after this time, and looks again as often.
 const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
@@ -37,7 +42,7 @@ pub(super) fn register(registry: &mut Registry) {
         }
         let mut answer = convert::run_answer(job.spec.id, &job.spec.accepted, &state);
         if let Some(spool) = job.spool.as_ref().filter(|_| !detach) {
-            answer.output = inline(spool).await?;
+            answer.output = inline(spool, caller.connection()?.budget()).await?;
             answer.next_offset = answer
                 .output
                 .iter()
@@ -72,15 +77,34 @@ pub(super) fn register(registry: &mut Registry) {
 async fn begin(server: &Server, caller: &Caller, params: RunParams) -> Result<Job, ErrorObject> {
     let options = params.options();
     let machine = resolve(server, caller, "machine", &params.machine).await?;
-    let operation = Operation::Exec(machine.name, convert::exec_request(params)?);
+    let mut request = convert::exec_request(params)?;
+    if let Stdin::Bytes(bytes) = &mut request.stdin {
+        *bytes = caller.connection()?.hold(std::mem::take(bytes))?;
+    }
+    let operation = Operation::Exec(machine.name, request);
     submit(server, caller, operation, machine.id, options).await
 }
 
+/// Returns how much output an answer may carry, and the room that it takes until it is an answer. So an answer is never made that
+/// there is no room for.
+pub(super) fn room_for_output(budget: &Arc<Budget>, most: usize) -> (usize, Option<Permit>) {
+    if most <= INLINE_SMALL {
+        return (most, None);
+    }
+    let permit = budget.try_take_some(ENCODED_MAX * INLINE_SMALL, ENCODED_MAX * most);
+    let room = permit
+        .as_ref()
+        .map_or(INLINE_SMALL, |permit| permit.bytes() / ENCODED_MAX);
+    (room, permit)
+}
+
 /// Reads the beginning of an ended job's output.
-async fn inline(spool: &Spool) -> Result<Vec<Chunk>, ErrorObject> {
+async fn inline(spool: &Spool, budget: &Arc<Budget>) -> Result<Vec<Chunk>, ErrorObject> {
     let mut reader = spool.reader(0);
     let mut output = Vec::new();
-    let mut room = INLINE_MAX;
+    let most = usize::try_from(spool.end()).map_or(INLINE_MAX, |end| end.min(INLINE_MAX));
+    // What is left out is read with `job.output`.
+    let (mut room, _permit) = room_for_output(budget, most);
     while room > 0 {
         match reader
             .next(room)
@@ -111,11 +135,7 @@ fn length(chunk: &Chunk) -> u64 {
 
 /// Tells a follower what happens to a job until its end. `None` when the follower is gone before that.
 pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: Subscriber) -> Option<()> {
-    let sink = subscriber.pending.accept().await.ok()?;
-    let follower = Follower {
-        sink,
-        outlet: subscriber.outlet,
-    };
+    let follower = Follower(subscriber.accept().await?);
     follower
         .tell(&JobEvent::Accepted {
             job_id: job.spec.id.0,
@@ -134,7 +154,7 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
     let mut state = job.state.clone();
     tokio::select! {
         ended = state.wait_for(JobState::is_ended) => { ended.ok()?; }
-        () = follower.sink.closed() => return None,
+        () = follower.0.closed() => return None,
     }
     // A slow follower may come here long after the end, when the job is forgotten.
     let view = server.dispatcher.view(job.spec.id).await;
@@ -145,32 +165,17 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
         .await
 }
 
-struct Follower {
-    sink: SubscriptionSink,
-    /// Every event goes this way, so that they stay in order.
-    outlet: Outlet,
-}
+struct Follower(Notifier);
 
 impl Follower {
     /// Sends one event, waiting for room. `None` when the follower is gone.
     async fn tell(&self, event: &JobEvent) -> Option<()> {
-        self.send_line(notification::line(self.envelope(), event)?).await
+        self.0.send(event).await
     }
 
-    async fn tell_output(&self, chunk: &spool::Chunk) -> Option<()> {
-        self.send_line(notification::output_line(self.envelope(), chunk)?)
-            .await
-    }
-
-    fn envelope(&self) -> Envelope<'_> {
-        Envelope {
-            method: self.sink.method_name(),
-            subscription: self.sink.subscription_id(),
-        }
-    }
-
-    async fn send_line(&self, line: Vec<u8>) -> Option<()> {
-        (!self.sink.is_closed() && self.outlet.send(line).await).then_some(())
+    async fn tell_output(&self, chunk: &spool::Chunk, room: Option<Permit>) -> Option<()> {
+        let line = notification::output_line(self.0.envelope(), chunk)?;
+        self.0.send_line(line, room).await
     }
 
     /// Waits for the start, and says what the job waits for when that takes long.
@@ -193,7 +198,7 @@ impl Follower {
                 started = started => {
                     return if started? { self.tell(&JobEvent::Started {}).await } else { Some(()) };
                 }
-                () = self.sink.closed() => return None,
+                () = self.0.closed() => return None,
                 () = tokio::time::sleep(WAITING_TOLD_AFTER) => {}
             }
             if let Some(waiting) = server.dispatcher.view(job.spec.id).await?.waiting_for {
@@ -211,14 +216,25 @@ impl Follower {
     async fn output(&self, job: &Job, spool: &Spool, offset: u64) -> Option<()> {
         let mut reader = spool.follow(offset);
         loop {
+            // What is there already is passed on in pieces as large as there is room for, on the wire twice as long.
+            let mut room = None;
+            if reader.position() < spool.end() {
+                let budget = self.0.budget();
+                tokio::select! {
+                    taken = budget.take_some(2 * EVENT_BYTES_SMALL, 2 * EVENT_BYTES_MAX) => room = Some(taken),
+                    () = self.0.closed() => return None,
+                }
+            }
+            let most = room.as_ref().map_or(EVENT_BYTES_SMALL, |room| room.bytes() / 2);
             let batch = tokio::select! {
-                batch = reader.next(EVENT_BYTES_MAX) => batch,
-                () = self.sink.closed() => return None,
+                batch = reader.next(most) => batch,
+                () = self.0.closed() => return None,
             };
             match batch {
                 Ok(Batch::Chunks(chunks)) => {
                     for chunk in &chunks {
-                        self.tell_output(chunk).await?;
+                        let part = room.as_mut().and_then(|room| room.split(2 * chunk.bytes.len()));
+                        self.tell_output(chunk, part).await?;
                     }
                 }
                 Ok(Batch::Gap { from, to }) => self.tell(&JobEvent::Gap(Gap { from, to })).await?,

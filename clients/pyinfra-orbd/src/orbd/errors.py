@@ -14,6 +14,8 @@
         ├── InternalError           internal
         ├── Refused                 refused before acceptance; later it may be taken
         │   ├── QueueFull           queue_full
+        │   ├── TooManyConnections  too_many_connections
+        │   ├── Overloaded          overloaded
         │   └── Draining            draining
         ├── ProtocolMismatch        protocol_mismatch
         ├── ConfigInvalid           config_invalid
@@ -77,6 +79,8 @@ __all__ = [
     "ProtocolMismatch",
     "ProtocolViolation",
     "QueueFull",
+    "TooManyConnections",
+    "Overloaded",
     "QueueTimeout",
     "Refused",
     "RequestFailed",
@@ -178,6 +182,14 @@ class QueueFull(Refused):
     """Too many jobs wait; ``data["retry_after_ms"]`` says when to come back."""
 
 
+class TooManyConnections(Refused):
+    """As many connections are open as may be; ``data["retry_after_ms"]`` says when to come back."""
+
+
+class Overloaded(Refused):
+    """Requests in flight and unread answers hold as many bytes as they may; ``data["retry_after_ms"]`` says when to come back."""
+
+
 class Draining(Refused):
     """New work is refused."""
 
@@ -269,6 +281,8 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "method_not_found": MethodNotFound,
     "internal": InternalError,
     "queue_full": QueueFull,
+    "too_many_connections": TooManyConnections,
+    "overloaded": Overloaded,
     "draining": Draining,
     "protocol_mismatch": ProtocolMismatch,
     "config_invalid": ConfigInvalid,
