@@ -15,6 +15,7 @@
 mod about_job;
 mod handle;
 mod known;
+mod lease;
 mod run_job;
 mod settle;
 #[cfg(test)]
