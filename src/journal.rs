@@ -66,6 +66,8 @@ pub enum Entry {
         job: JobId,
         /// Which one.
         process: Process,
+        /// For a lease: the client's process, whose exit ends the child.
+        owner: Option<Process>,
     },
     /// The job is over and nothing of it needs to be known any more.
     Ended {
@@ -126,6 +128,8 @@ pub struct InFlight {
     pub starting: Starting,
     /// The child; `None` when we died between the spawn and its entry, or before the spawn.
     pub process: Option<Process>,
+    /// For a lease whose child is known: the client's process that asked for it.
+    pub owner: Option<Process>,
     /// What was accepted, if it was a detached change.
     pub accepted: Option<AcceptedJob>,
 }
@@ -209,6 +213,7 @@ struct Job {
     accepted: Option<AcceptedJob>,
     starting: Option<Starting>,
     process: Option<Process>,
+    owner: Option<Process>,
     before_damage: bool,
     frames: Vec<u8>,
 }
@@ -278,9 +283,10 @@ impl Replay {
                 job.starting = Some(starting);
                 job
             }
-            Entry::Started { process, .. } => {
+            Entry::Started { process, owner, .. } => {
                 let Some(job) = self.jobs.get_mut(&id) else { return };
                 job.process = Some(process);
+                job.owner = owner;
                 job
             }
         };
@@ -309,6 +315,7 @@ impl Replay {
                 (Some(starting), accepted) => recovered.in_flight.push(InFlight {
                     starting: starting.clone(),
                     process: job.process.clone(),
+                    owner: job.owner.clone(),
                     accepted: accepted.clone(),
                 }),
                 (None, Some(accepted)) if job.before_damage => recovered.doubtful.push(accepted.clone()),

@@ -293,7 +293,7 @@ fn a_read_that_prints_no_text_is_passed_on_as_it_is() {
 }
 
 /// Writes a shell script that stands for the tool.
-fn program(world: &World, name: &str, script: &str) -> PathBuf {
+pub(crate) fn program(world: &World, name: &str, script: &str) -> PathBuf {
     let path = world.path(name);
     let mut file = fs::File::create(&path).expect("a file");
     file.write_all(format!("#!/bin/sh\n{script}\n").as_bytes())
@@ -364,7 +364,7 @@ fn the_tool_has_its_callers_folder_environment_words_and_open_files() {
 }
 
 /// Starts a call whose command in the machine waits at a gate, and returns it with the tool's process.
-fn at_gate(world: &World, way: Way) -> (Child, u32) {
+pub(crate) fn at_gate(world: &World, way: Way) -> (Child, u32) {
     let gate = world.gate(match way {
         Way::Bare => "gate-bare",
         Way::DropIn => "gate-dropin",
@@ -390,12 +390,12 @@ fn at_gate(world: &World, way: Way) -> (Child, u32) {
     (child, tool)
 }
 
-fn kill(pid: u32, signal: Signal) {
+pub(crate) fn kill(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     kill_process(pid, signal).expect("it is ours");
 }
 
-fn end_of(child: &mut Child) -> ExitStatus {
+pub(crate) fn end_of(child: &mut Child) -> ExitStatus {
     eventually("it ends", || child.try_wait().expect("ours"))
 }
 
@@ -457,27 +457,6 @@ fn when_the_tool_is_stopped_so_is_the_drop_in_and_both_go_on() {
     }
     kill(child.id(), Signal::TERM);
     end_of(&mut child);
-}
-
-#[test]
-fn when_the_drop_in_is_killed_its_place_is_held_until_the_tool_is_gone() {
-    let world = World::with_machines(&["a"]);
-    let (mut child, tool) = at_gate(&world, Way::DropIn);
-    let mut caller = world.client();
-    let id = caller.find("run", "a", JobStateWord::Running).id;
-    kill(child.id(), Signal::KILL);
-    assert_eq!(end_of(&mut child).signal(), Some(Signal::KILL.as_raw()));
-    // Asked after the daemon has seen the connection end: what comes next waits for the place.
-    let mut stop = Way::DropIn
-        .command(&world, &["orbctl", "stop", "a"])
-        .spawn()
-        .expect("it starts");
-    let waiting = caller.find("stop", "a", JobStateWord::Waiting);
-    assert_eq!(waiting.waiting_for.expect("for what").job_id, Some(id));
-    assert!(is_alive(tool));
-    kill(tool, Signal::TERM);
-    assert!(end_of(&mut stop).success());
-    assert_eq!(outcome_of(&caller.end_of(id)).0, "interrupted");
 }
 
 #[test]

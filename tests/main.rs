@@ -28,6 +28,7 @@ mod daemon_upgrade;
 mod daemon_wire;
 mod deaths;
 mod dropin;
+mod dropin_deadline;
 mod dropin_terminal;
 mod golden;
 mod orbctl_sim_suite;

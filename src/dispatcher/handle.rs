@@ -42,12 +42,43 @@ pub struct Client {
 }
 
 /// Who runs the real tool.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub enum Carrier {
     /// We do.
     Daemon,
-    /// This process of the client's does, once it is told that the place is its own.
-    Lease(ChildIdentity),
+    /// A process of the client's does, once it is told that the place is its own.
+    Lease(LeaseProcesses),
+}
+
+/// The processes of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseProcesses {
+    /// Waits for the grant, then becomes the real tool. The lease ends when this process exits.
+    pub child: ChildIdentity,
+    /// Asked for the lease and says how the child ended. If it exits without saying so, orbd kills the child.
+    pub owner: ChildIdentity,
+}
+
+/// What a client says when it releases a lease.
+#[derive(Debug)]
+pub(super) struct Release {
+    /// How the child ended; `None` if the client does not know.
+    pub(super) ending: Option<Ending>,
+    /// The forced change that orbd ended the child for, if any.
+    pub(super) preempted_by: Option<WaitingFor>,
+    /// Dropped without an answer if the lease has ended.
+    pub(super) reply: oneshot::Sender<Released>,
+}
+
+/// What orbd answers to a release, once the child is gone.
+#[derive(Debug)]
+pub struct Released {
+    /// Why orbd signalled the child: `Cancelled` or `Expired`. `None` if it did not, or if the child succeeded anyway.
+    pub signalled: Option<Outcome>,
+    /// The forced change that the signal was for, if any.
+    pub preempted_by: Option<WaitingFor>,
+    /// A change was cut short, so the job ends only when the inventory has settled.
+    pub is_reconciling: bool,
 }
 
 /// Something to be done.
@@ -434,7 +465,7 @@ pub(super) enum Request {
     Release {
         job: JobId,
         ending: Option<Ending>,
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<Released>,
     },
     ConnectionGone(u64),
     HoldingConnections(oneshot::Sender<HashSet<u64>>),
@@ -525,11 +556,9 @@ impl Dispatcher {
         let _ = self.requests.send(Request::EndInput(id)).await;
     }
 
-    /// Says how the process of a lease ended. Returns false when there is no such lease.
-    pub async fn release(&self, job: JobId, ending: Option<Ending>) -> bool {
-        self.ask(|reply| Request::Release { job, ending, reply })
-            .await
-            .unwrap_or(false)
+    /// Releases a lease and waits until its child is gone. `None` if the lease has ended or was released before.
+    pub async fn release(&self, job: JobId, ending: Option<Ending>) -> Option<Released> {
+        self.ask(|reply| Request::Release { job, ending, reply }).await
     }
 
     /// Says that a client is gone: what is attached to its connection is cancelled or stopped.

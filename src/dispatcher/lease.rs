@@ -1,24 +1,112 @@
 //! Runs a lease: a job whose tool a client's own process runs.
+//!
+//! Two processes matter. The **child** runs the tool; the slot is free when it is gone. The **owner** asked for the lease and says how
+//! the child ended. A caller with a deadline kills the owner alone with SIGKILL, which the owner cannot pass on; so orbd does it: an
+//! owner that exits without a release ends its child. Only the exit of the process counts: a closed connection ends nothing.
 
+use std::pin::Pin;
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::job::{Ending, Failure, Outcome, Phase, Success};
 use crate::operation::{Class, Effect, Leased, Operation, Verbatim};
 use crate::orbctl::Orbctl;
-use crate::sys::{self, ChildIdentity};
+use crate::sys;
 
+use super::handle::{LeaseProcesses, Release, Released};
 use super::run_job::{Finished, Work, how_cut};
 use super::settle;
 
-/// How long the owner of a lease has to say how its process ended, after it is gone.
+/// How long a living owner has to say how its child ended, after the child is gone.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
+/// Watches the processes of a lease, and receives its release.
+struct LeaseWatch {
+    processes: LeaseProcesses,
+    child_exit: Pin<Box<dyn Future<Output = ()> + Send>>,
+    owner_exit: Pin<Box<dyn Future<Output = ()> + Send>>,
+    has_owner_exited: bool,
+    /// Until it yielded something.
+    receiver: Option<oneshot::Receiver<Release>>,
+    release: Option<Release>,
+}
+
+impl LeaseWatch {
+    fn new(processes: LeaseProcesses, receiver: Option<oneshot::Receiver<Release>>) -> Self {
+        Self {
+            processes,
+            child_exit: Box::pin(sys::gone(processes.child)),
+            owner_exit: Box::pin(sys::gone(processes.owner)),
+            has_owner_exited: false,
+            receiver,
+            release: None,
+        }
+    }
+
+    /// Waits until the child is gone, and kills it if the owner exits without a release. Cancel-safe; not to be called after it
+    /// has returned.
+    async fn child_gone(&mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut self.child_exit => return,
+                release = received(&mut self.receiver) => self.release = release,
+                () = &mut self.owner_exit, if self.release.is_none() && !self.has_owner_exited => {
+                    self.has_owner_exited = true;
+                    tracing::info!(
+                        owner = self.processes.owner.pid,
+                        child = self.processes.child.pid,
+                        "the owner of a lease exited without releasing it; its child is killed"
+                    );
+                    // A child of ours or of the drop-in leads no group, so it is killed alone, as the tool itself would have been.
+                    sys::kill_group(self.processes.child);
+                }
+            }
+        }
+    }
+
+    /// Ends the child as a cancelled command is ended: SIGTERM, and SIGKILL after the grace.
+    async fn end_child(&mut self, grace: Duration) {
+        sys::terminate(self.processes.child);
+        if tokio::time::timeout(grace, self.child_gone()).await.is_err() {
+            sys::kill(self.processes.child);
+            self.child_gone().await;
+        }
+    }
+
+    /// Returns the release, once the child is gone. An owner that has exited is not waited for.
+    async fn into_release(mut self) -> Option<Release> {
+        if self.release.is_some() {
+            return self.release;
+        }
+        if self.has_owner_exited {
+            // It may have been received between the exit and now.
+            return self.receiver?.try_recv().ok();
+        }
+        tokio::select! {
+            biased;
+            release = received(&mut self.receiver) => release,
+            () = &mut self.owner_exit => None,
+            () = tokio::time::sleep(RELEASE_WAIT) => None,
+        }
+    }
+}
+
+/// Waits for what a receiver yields: once, and then never again. Cancel-safe.
+async fn received(receiver: &mut Option<oneshot::Receiver<Release>>) -> Option<Release> {
+    let Some(pending) = receiver else {
+        return std::future::pending().await;
+    };
+    let release = pending.await.ok();
+    *receiver = None;
+    release
+}
+
 impl<O: Orbctl> Work<O> {
-    /// Holds the place for the client's process until that process is gone, whoever else dies.
-    pub(super) async fn lease(&mut self, identity: ChildIdentity) -> Finished {
-        let gone = sys::gone(identity);
-        tokio::pin!(gone);
-        let released = self.release.take();
+    /// Holds the slot until the child is gone, whatever happens to its client and to us.
+    pub(super) async fn lease(&mut self, processes: LeaseProcesses) -> Finished {
+        let mut watch = LeaseWatch::new(processes, self.release.take());
         let limit = async {
             match self.spec.asked.run_timeout {
                 Some(limit) => tokio::time::sleep(limit).await,
@@ -26,27 +114,31 @@ impl<O: Orbctl> Work<O> {
             }
         };
         let cut = tokio::select! {
-            () = &mut gone => None,
+            biased;
+            () = watch.child_gone() => None,
             () = self.stop.cancelled() => Some(Outcome::Cancelled(Phase::Running)),
             () = limit => Some(Outcome::Expired(Phase::Running)),
         };
         if cut.is_some() {
-            end_process(identity, self.limits.grace).await;
+            watch.end_child(self.limits.grace).await;
         }
-        // The process is gone, so its owner can say how it ended; one that does not say so soon never will.
-        let told = match released {
-            Some(release) => tokio::time::timeout(RELEASE_WAIT, release)
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .flatten(),
-            None => None,
-        };
+        let release = watch.into_release().await;
+        let told = release.as_ref().and_then(|release| release.ending);
         let operation = &self.spec.asked.operation;
-        let outcome = if let Some(outcome) = leased(operation, told, cut.clone()) {
+        let outcome = leased(operation, told, cut.clone());
+        if let Some(release) = release {
+            let has_succeeded = matches!(outcome, Some(Outcome::Succeeded(_)));
+            // A client that no longer waits for the answer misses nothing.
+            let _ = release.reply.send(Released {
+                signalled: cut.clone().filter(|_| !has_succeeded),
+                preempted_by: release.preempted_by,
+                is_reconciling: outcome.is_none(),
+            });
+        }
+        let outcome = if let Some(outcome) = outcome {
             outcome
         } else {
-            // Its process is gone, but what it told OrbStack's service to do may go on.
+            // The child is gone, but what it told OrbStack's service to do may go on.
             let cut = match (cut, told) {
                 (Some(Outcome::Expired(_)), _) => how_cut(Ending::TimedOut),
                 (Some(_), _) => how_cut(Ending::Stopped),
@@ -104,14 +196,5 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
         })),
         // Its owner cannot say these: they are said of children of ours.
         (None | Some(Ending::TimedOut | Ending::Stopped), None) => Some(Outcome::Interrupted),
-    }
-}
-
-/// Ends a process that is not our child, politely and then not, and waits until it is gone.
-async fn end_process(identity: ChildIdentity, grace: Duration) {
-    sys::terminate(identity);
-    if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
-        sys::kill(identity);
-        sys::gone(identity).await;
     }
 }

@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use handle::{
     CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
-    Overview, Published, QueueVerb, QueueView, ReadError, Rejection, SicknessView, StateFilter, Submission,
-    Subscriber, Target, Unrest, WaitingFor,
+    LeaseProcesses, Overview, Published, QueueVerb, QueueView, ReadError, Rejection, Released, SicknessView,
+    StateFilter, Submission, Subscriber, Target, Unrest, WaitingFor,
 };
 pub use known::{Facts, Known, Printout, Seen};
 

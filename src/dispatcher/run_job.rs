@@ -32,7 +32,7 @@ use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
 
-use super::handle::{Carrier, JobSpec};
+use super::handle::{Carrier, JobSpec, Release};
 use super::known::{Facts, Printout, by_id};
 use super::settle::{self, Settling};
 
@@ -90,8 +90,8 @@ pub(super) struct Work<O> {
     pub(super) marker: String,
     /// Told of each child, as soon as there is one, and of what each invocation says about `orbctl` itself.
     pub(super) notes: mpsc::Sender<(JobId, Note)>,
-    /// For a lease: how the client says that its process ended.
-    pub(super) release: Option<oneshot::Receiver<Option<Ending>>>,
+    /// For a lease: where its release comes from.
+    pub(super) release: Option<oneshot::Receiver<Release>>,
 }
 
 /// How a job ended.
@@ -146,8 +146,8 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     if let Err(finished) = work.check_id().await {
         return finished;
     }
-    if let Carrier::Lease(identity) = work.spec.asked.carrier.clone() {
-        return work.lease(identity).await;
+    if let Carrier::Lease(processes) = work.spec.asked.carrier {
+        return work.lease(processes).await;
     }
     match &work.spec.asked.operation {
         Operation::Query(query) => work.query(query).await,

@@ -27,6 +27,7 @@ use crate::machine::MachineName;
 use crate::metrics;
 use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Stdin, Verbatim};
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
+use crate::sys::ChildIdentity;
 
 /// What a call is answered with.
 type Reply = Result<Completion, SpawnError>;
@@ -621,11 +622,23 @@ async fn of_a_cancel_and_an_end_the_earlier_counts() {
     assert_eq!(outcome(&job).await, Outcome::Cancelled(Phase::Running));
 }
 
+/// A lease of these processes.
+fn lease_of(child: u32, owner: u32) -> Carrier {
+    let identity = |pid| ChildIdentity {
+        pid,
+        started: crate::sys::process_identity(pid).expect("it runs"),
+    };
+    Carrier::Lease(LeaseProcesses {
+        child: identity(child),
+        owner: identity(owner),
+    })
+}
+
 /// Says what a job that has ended still does for whoever has to do with it.
 async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
     let dispatcher = &world.dispatcher;
     assert_eq!(dispatcher.cancel(id).await, Cancelled::AlreadyEnded);
-    assert!(!dispatcher.release(id, Some(Ending::Exited(7))).await);
+    assert!(dispatcher.release(id, Some(Ending::Exited(7))).await.is_none());
     assert!(dispatcher.input(id).await.is_none());
     dispatcher.end_input(id).await;
     dispatcher.connection_gone(1).await;
@@ -703,11 +716,9 @@ async fn a_lease_is_released_once_and_not_after_its_end() {
         .stdin(std::process::Stdio::piped())
         .spawn()
         .expect("a shell");
-    let pid = process.id();
-    let started = crate::sys::process_identity(pid).expect("it runs");
     let job = world
         .submit(Submission {
-            carrier: Carrier::Lease(crate::sys::ChildIdentity { pid, started }),
+            carrier: lease_of(process.id(), std::process::id()),
             ..submission(Operation::Push(name("a")))
         })
         .await;
@@ -715,13 +726,22 @@ async fn a_lease_is_released_once_and_not_after_its_end() {
     let running = state.wait_for(|state| matches!(state, JobState::Running { .. }));
     drop(running.await.expect("it starts"));
     let id = job.spec.id;
-    assert!(world.dispatcher.release(id, Some(Ending::Exited(0))).await);
+    let first = world.dispatcher.release(id, Some(Ending::Exited(0)));
+    tokio::pin!(first);
+    assert!(futures_util::poll!(&mut first).is_pending());
+    world.idle().await;
     assert!(
-        !world.dispatcher.release(id, Some(Ending::Exited(0))).await,
+        world
+            .dispatcher
+            .release(id, Some(Ending::Exited(7)))
+            .await
+            .is_none(),
         "it was told"
     );
     drop(process.stdin.take());
     process.wait().expect("ours");
+    let released = first.await.expect("answered once the process is gone");
+    assert!(released.signalled.is_none() && !released.is_reconciling);
     let ended = outcome(&job).await;
     assert_eq!(ended, Outcome::Succeeded(Success::Lease { changed: None }));
     check_that_it_is_over(&world, id, &ended).await;

@@ -32,7 +32,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob, Scheduler};
 use crate::spool;
 
-use super::handle::{JobSpec, Published, QueueView, ReadError, Request, Target};
+use super::handle::{JobSpec, Published, QueueView, ReadError, Release, Request, Target};
 use super::known::{Known, Seen};
 use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
@@ -269,9 +269,17 @@ impl<O: Orbctl> State<O> {
                 }
             }
             Request::Release { job, ending, reply } => {
-                let live = self.jobs.get_mut(&job).and_then(Entry::live_mut);
-                let release = live.and_then(|live| live.release.take());
-                let _ = reply.send(release.is_some_and(|release| release.send(ending).is_ok()));
+                if let Some(live) = self.jobs.get_mut(&job).and_then(Entry::live_mut)
+                    && let Some(release) = live.release.take()
+                {
+                    let preempted_by = live.preempted_by.clone();
+                    // A lease that ended meanwhile drops the reply, which is the answer.
+                    let _ = release.send(Release {
+                        ending,
+                        preempted_by,
+                        reply,
+                    });
+                }
             }
             Request::ConnectionGone(connection) => self.connection_gone(connection),
             Request::HoldingConnections(reply) => {

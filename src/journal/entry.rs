@@ -38,8 +38,8 @@ pub(super) enum StoredV1 {
     },
     Started {
         job: u64,
-        pid: u32,
-        start_time: Vec<u8>,
+        process: ProcessV1,
+        owner: Option<ProcessV1>,
     },
     Ended {
         job: u64,
@@ -50,6 +50,12 @@ pub(super) enum StoredV1 {
     Doubtful {
         job: u64,
     },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct ProcessV1 {
+    pid: u32,
+    start_time: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,13 +108,20 @@ impl From<&Entry> for StoredV1 {
                 class: number_of(&CLASSES, &starting.class),
                 detached: starting.detached,
             },
-            Entry::Started { job, process } => Self::Started {
+            Entry::Started { job, process, owner } => Self::Started {
                 job: job.0,
-                pid: process.pid,
-                start_time: process.start_time.clone(),
+                process: stored_process(process),
+                owner: owner.as_ref().map(stored_process),
             },
             Entry::Ended { job } => Self::Ended { job: job.0 },
         }
+    }
+}
+
+fn stored_process(process: &Process) -> ProcessV1 {
+    ProcessV1 {
+        pid: process.pid,
+        start_time: process.start_time.clone(),
     }
 }
 
@@ -170,13 +183,18 @@ impl StoredV1 {
                 class: *CLASSES.get(usize::from(class))?,
                 detached,
             })),
-            Self::Started { job, pid, start_time } => Said::Entry(Entry::Started {
+            Self::Started { job, process, owner } => Said::Entry(Entry::Started {
                 job: JobId(job),
-                process: Process { pid, start_time },
+                process: read_process(process),
+                owner: owner.map(read_process),
             }),
             Self::Ended { job } => Said::Entry(Entry::Ended { job: JobId(job) }),
         })
     }
+}
+
+fn read_process(ProcessV1 { pid, start_time }: ProcessV1) -> Process {
+    Process { pid, start_time }
 }
 
 fn read_lane((lane, exclusive): (LaneV1, bool)) -> Option<(Lane, Access)> {

@@ -73,6 +73,7 @@ fn some_entries() -> Vec<Entry> {
         Entry::Started {
             job: JobId(2),
             process: process(4711),
+            owner: Some(process(4710)),
         },
         Entry::Starting(starting(3)),
         Entry::Ended { job: JobId(3) },
@@ -83,6 +84,7 @@ fn in_flight(job: u64) -> InFlight {
     InFlight {
         starting: starting(job),
         process: Some(process(4711)),
+        owner: Some(process(4710)),
         accepted: Some(accepted(job)),
     }
 }
@@ -464,15 +466,10 @@ fn some_entry() -> impl Strategy<Value = Entry> {
             })
         },
     );
-    let started = (
-        job.clone(),
-        any::<u32>(),
-        prop::collection::vec(any::<u8>(), 0..20),
-    )
-        .prop_map(|(job, pid, start_time)| Entry::Started {
-            job,
-            process: Process { pid, start_time },
-        });
+    let some_process = (any::<u32>(), prop::collection::vec(any::<u8>(), 0..20))
+        .prop_map(|(pid, start_time)| Process { pid, start_time });
+    let started = (job.clone(), some_process.clone(), prop::option::of(some_process))
+        .prop_map(|(job, process, owner)| Entry::Started { job, process, owner });
     prop_oneof![
         accepted,
         starting,
@@ -485,16 +482,20 @@ fn some_entry() -> impl Strategy<Value = Entry> {
 #[derive(Default)]
 struct Model(BTreeMap<JobId, Known>);
 
-type Known = (Option<AcceptedJob>, Option<Starting>, Option<Process>);
+type Known = (
+    Option<AcceptedJob>,
+    Option<Starting>,
+    Option<(Process, Option<Process>)>,
+);
 
 impl Model {
     fn take(&mut self, entry: &Entry) {
         match entry {
             Entry::Accepted(accepted) => self.0.entry(accepted.job).or_default().0 = Some(accepted.clone()),
             Entry::Starting(starting) => self.0.entry(starting.job).or_default().1 = Some(starting.clone()),
-            Entry::Started { job, process } => {
+            Entry::Started { job, process, owner } => {
                 if let Some(known) = self.0.get_mut(job) {
-                    known.2 = Some(process.clone());
+                    known.2 = Some((process.clone(), owner.clone()));
                 }
             }
             Entry::Ended { job } => drop(self.0.remove(job)),
@@ -508,10 +509,12 @@ impl Model {
             .filter(|job| job.1.is_none())
             .filter_map(|job| job.0.clone());
         assert!(recovered.waiting.iter().cloned().eq(waiting));
-        let in_flight = self.0.values().filter_map(|(accepted, starting, process)| {
+        let in_flight = self.0.values().filter_map(|(accepted, starting, started)| {
+            let (process, owner) = started.clone().unzip();
             Some(InFlight {
                 starting: starting.clone()?,
-                process: process.clone(),
+                process,
+                owner: owner.flatten(),
                 accepted: accepted.clone(),
             })
         });
@@ -559,6 +562,7 @@ async fn figures() {
             .append(&Entry::Started {
                 job: JobId(job),
                 process: process(1),
+                owner: None,
             })
             .expect("written");
         journal

@@ -15,8 +15,8 @@ use super::types::{
     MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
     MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer, MetricsHistoryParams,
     MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer, QueueStatusAnswer,
-    QueueTargetParams, ReadParams, ReleaseParams, ReloadAnswer, RunAnswer, RunParams, SessionReadParams,
-    SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    QueueTargetParams, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
+    SessionReadParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -216,7 +216,7 @@ methods! {
             "Waits for a place in the queue that the caller uses itself: the named process, which waits for this answer, runs the real tool.";
         SessionRead "session.read" (SessionReadParams) -> PrintoutAnswer,
             "Tells what the real tool prints for a read, byte for byte, and how it ends; equal reads share one run of it.";
-        SessionRelease "session.release" (ReleaseParams) -> JobAnswer,
+        SessionRelease "session.release" (ReleaseParams) -> ReleaseAnswer,
             "Says how the process of a lease ended and waits until it is gone.";
     }
     subscriptions {

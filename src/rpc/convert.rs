@@ -15,7 +15,8 @@ use super::server::Upgrade;
 use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
-    self, JobState, JobView, Printout, ReadError, Rejection, Seen, SicknessView, Unrest, WaitingFor,
+    self, JobSpec, JobState, JobView, Printout, ReadError, Rejection, Released, Seen, SicknessView, Unrest,
+    WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
@@ -678,6 +679,13 @@ pub(super) fn internal(what: &str) -> Refusal {
         format!("orbd failed; its log says more under incident {incident}"),
         data,
     )
+}
+
+/// Writes why orbd signalled the process of a lease, if it did.
+pub(super) fn signalled(released: &Released, spec: &JobSpec) -> Option<Refusal> {
+    let holder = released.preempted_by.as_ref();
+    let outcome = released.signalled.as_ref()?;
+    Some(outcome_error(outcome, spec.id, &spec.asked.operation, holder))
 }
 
 /// Writes the error that an outcome is to whoever waited for it. Success is not one.

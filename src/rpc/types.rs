@@ -1469,6 +1469,17 @@ pub struct ReleaseParams {
     pub signal: Option<i32>,
 }
 
+/// Answer of `session.release`, given once the process is gone.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseAnswer {
+    /// The job. Still `running` when a change was cut short: orbd looks what came of it, and `job.wait` tells.
+    pub job: Job,
+    /// Why orbd signalled the process: `deadline_exceeded`, or `job_cancelled` with `holder` where a forced change did it. Absent where
+    /// orbd did not signal it, or where it succeeded all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signalled: Option<ErrorObject>,
+}
+
 /// The job that holds what a refused one waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Holder {

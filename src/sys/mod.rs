@@ -314,6 +314,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_process_that_reuses_a_pid_is_never_signalled() {
+        let mut child = stranger("reused");
+        let real = identity_of(&child);
+        let earlier = ChildIdentity {
+            started: StartTime {
+                at: real.started.at - 1,
+                ..real.started
+            },
+            ..real
+        };
+        // The process that had the id before is gone, whatever has it now.
+        gone(earlier).await;
+        for signal in [terminate, kill, terminate_group, kill_group] {
+            signal(earlier);
+        }
+        drop(child.stdin.take());
+        let status = child.wait().await.expect("ours");
+        assert_eq!(
+            status.code(),
+            Some(1),
+            "a signal came before the end of its input"
+        );
+    }
+
+    #[tokio::test]
     #[expect(
         clippy::disallowed_methods,
         reason = "a stranger for the tests, not an orbctl"

@@ -20,9 +20,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
 use orbd::client::Client;
-use orbd::rpc::api::{SessionLease, SessionRelease};
+use orbd::rpc::api::{JobWait, SessionLease, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{Job, JobAnswer, LeaseOperation, ReleaseParams};
+use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
 use rustix::process::Signal;
 
 use crate::context::{Context, JobWishes, attend, request};
@@ -111,20 +111,26 @@ pub(super) fn carry_out(
         what: "cannot wait for orbctl".into(),
         source,
     })?;
-    let job = release(context, client, lease.job_id, status);
+    let released = release(context, &mut client, lease.job_id, status);
     // What has the terminal has our stdout too, and whoever reads that did not ask for a job in it.
     if terminal == Terminal::Its {
         return Ok(ExitCode::from(code_of(status)));
     }
     if interrupt.came() {
         context.console.say("orbctl was interrupted");
-    } else if let (Some(signal), Some(answer)) = (status.signal(), &job)
-        && let Some(trouble) = cut_short(&answer.job, signal)
+    } else if let (Some(signal), Some(answer)) = (status.signal(), &released)
+        && let Some(trouble) = cut_short(&end_of(&mut client, &answer.job), signal)
     {
+        // Of a change the outcome tells what came of it, but not why it was cut short.
+        if let Some(why) = &answer.signalled
+            && trouble.kind() == Some(ErrorKind::OutcomeUnknown)
+        {
+            context.console.say(&why.message);
+        }
         return Err(trouble);
     }
     // What a command writes is its own, so nothing is said of it.
-    if let (Some(answer), Some(done)) = (job, done) {
+    if let (Some(answer), Some(done)) = (released, done) {
         context
             .console
             .answer(&answer, |answer, _| match answer.job.run_us {
@@ -148,8 +154,22 @@ fn cut_short(job: &Job, signal: i32) -> Option<Trouble> {
     by_the_daemon.then_some(trouble)
 }
 
-/// Gives the place back. That the child is gone is enough for the daemon, so nothing here is a reason to fail.
-fn release(context: &Context, mut client: Client, job_id: u64, status: ExitStatus) -> Option<JobAnswer> {
+/// Waits for the end of a job: of a change that was cut short orbd looks what came of it. As it is where orbd cannot be asked.
+fn end_of(client: &mut Client, job: &Job) -> Job {
+    let params = JobWaitParams {
+        job_id: job.id,
+        timeout_ms: None,
+    };
+    match job.state {
+        JobStateWord::Ended => job.clone(),
+        JobStateWord::Waiting | JobStateWord::Running => client
+            .call::<JobWait>(&params)
+            .map_or_else(|_| job.clone(), |answer| answer.job),
+    }
+}
+
+/// Releases the lease. That the child is gone is enough for the daemon, so nothing here is a reason to fail.
+fn release(context: &Context, client: &mut Client, job_id: u64, status: ExitStatus) -> Option<ReleaseAnswer> {
     let params = ReleaseParams {
         job_id,
         exit_code: status.code(),
@@ -157,7 +177,7 @@ fn release(context: &Context, mut client: Client, job_id: u64, status: ExitStatu
     };
     let answer = client.call::<SessionRelease>(&params).or_else(|error| {
         // It was idle for as long as the copy took, and may have been closed for that.
-        let mut client = context.link.aside().ok_or(error)?;
+        *client = context.link.aside().ok_or(error)?;
         client.call::<SessionRelease>(&params)
     });
     answer.ok()

@@ -288,7 +288,7 @@ impl Session<'_> {
     fn release(&mut self, job_id: u64, ended: Ended) {
         let (exit_code, signal, patience) = match ended {
             Ended::Exited(code) => (Some(code), None, RELEASE_MAX),
-            // Of a change that was cut short orbd has to find out what came of it, and whoever pressed Ctrl-C does not wait for that.
+            // Its caller may have a deadline, and the answer only adds why orbd sent the signal, if it did.
             Ended::Signalled(signal) => (None, Some(signal), RELEASE_CUT_MAX),
         };
         let params = ReleaseParams {
@@ -307,13 +307,8 @@ impl Session<'_> {
             }
             other => other.ok(),
         };
-        let outcome = told.and_then(|answer| answer.job.outcome);
-        // The tool was ended from outside, whatever it made of that.
-        if let Some(outcome) = outcome
-            && matches!(outcome.kind.as_str(), "cancelled" | "expired")
-            && let Some(error) = outcome.error
-        {
-            refuse(&error.message, REFUSED);
+        if let Some(why) = told.and_then(|answer| answer.signalled) {
+            refuse(&why.message, REFUSED);
         }
     }
 }

@@ -81,10 +81,7 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
     };
     world.refusal(detached).await;
     let lease = Submission {
-        carrier: Carrier::Lease(crate::sys::ChildIdentity {
-            pid: std::process::id(),
-            started: crate::sys::process_identity(std::process::id()).expect("ourselves"),
-        }),
+        carrier: lease_of(std::process::id(), std::process::id()),
         ..submission(Operation::Push(name("a")))
     };
     world.refusal(lease).await;

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::*;
-use crate::sys::{self, ChildIdentity};
+use crate::sys;
 
 /// What can happen to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +28,18 @@ enum Event {
     End,
     /// Its client hangs up.
     Gone,
+    /// For a lease: its owner is killed. Its connection is another event.
+    OwnerKilled,
     /// The daemon is asked to stop.
     Stop,
 }
 
-const EVENTS: [Event; 5] = [
+const EVENTS: [Event; 6] = [
     Event::Cancel,
     Event::Deadline,
     Event::End,
     Event::Gone,
+    Event::OwnerKilled,
     Event::Stop,
 ];
 
@@ -137,8 +140,8 @@ struct Expected {
     place: Place,
     /// From the stop on nothing starts, and ten seconds later what still runs is left to itself.
     is_stopping: bool,
-    /// Nobody is left to say how the process of a lease ended.
-    is_gone: bool,
+    /// It is a lease, and its owner was killed.
+    is_orphan: bool,
 }
 
 impl Expected {
@@ -152,12 +155,12 @@ impl Expected {
             kind,
             place,
             is_stopping: false,
-            is_gone: false,
+            is_orphan: false,
         };
         for event in events {
             expected.place = expected.after(event);
             expected.is_stopping |= event == Event::Stop;
-            expected.is_gone |= event == Event::Gone;
+            expected.is_orphan |= event == Event::OwnerKilled && kind.is_lease;
         }
         // What is still there by then is let go on: what it waits for ends, and then it ends itself.
         while let Place::Waiting | Place::Running = expected.place {
@@ -191,7 +194,10 @@ impl Expected {
             (Place::Waiting, Event::Deadline) if self.is_stopping => Place::Waiting,
             (Place::Waiting, Event::Deadline) => Place::Over(Word::ExpiredQueued),
             (Place::Waiting, Event::End) if self.is_stopping => Place::Waiting,
+            // It ends as soon as it starts.
+            (Place::Waiting, Event::End) if self.is_orphan => cut(Word::Interrupted),
             (Place::Waiting, Event::End) => Place::Running,
+            (Place::Waiting, Event::OwnerKilled) => Place::Waiting,
             (Place::Waiting, Event::Gone) if is_detached => Place::Waiting,
             (Place::Waiting, Event::Stop) if self.kind.is_promised() => Place::Waiting,
             (Place::Waiting, Event::Gone | Event::Stop) => Place::Over(Word::NeverStarted),
@@ -200,9 +206,10 @@ impl Expected {
             // It waited in time, and nobody has limited how long it runs.
             (Place::Running, Event::Deadline) if waits => Place::Running,
             (Place::Running, Event::Deadline) => cut(Word::ExpiredRunning),
-            (Place::Running, Event::End) if is_lease && self.is_gone => cut(Word::Interrupted),
             (Place::Running, Event::End) => Place::Over(Word::Succeeded),
-            // A change is left to finish, and the place of a lease belongs to its process.
+            (Place::Running, Event::OwnerKilled) if is_lease => cut(Word::Interrupted),
+            (Place::Running, Event::OwnerKilled) => Place::Running,
+            // A change is left to finish, and a lease to its processes.
             (Place::Running, Event::Gone | Event::Stop) if is_change || is_lease => Place::Running,
             (Place::Running, Event::Gone) if is_detached => Place::Running,
             (Place::Running, Event::Gone | Event::Stop) => Place::Over(Word::Cancelled),
@@ -217,7 +224,10 @@ struct Runner {
     machine: String,
     holder: Option<Job>,
     job: Job,
+    /// The child of a lease, until it is let go on.
     process: Option<Child>,
+    /// The owner of a lease.
+    owner: Option<Child>,
     stranger: Option<Job>,
 }
 
@@ -265,11 +275,11 @@ impl Race {
                 None
             };
             let process = kind.is_lease.then(waiting_process);
-            let carrier = process.as_ref().map_or(Carrier::Daemon, |process| {
-                let pid = process.id();
-                let started = sys::process_identity(pid).expect("it waits");
-                Carrier::Lease(ChildIdentity { pid, started })
-            });
+            let owner = kind.is_lease.then(waiting_process);
+            let carrier = match (&process, &owner) {
+                (Some(child), Some(owner)) => lease_of(child.id(), owner.id()),
+                _ => Carrier::Daemon,
+            };
             let limit = has_deadline.then_some(LIMIT);
             let job = race
                 .world
@@ -292,6 +302,7 @@ impl Race {
                 holder,
                 job,
                 process,
+                owner,
                 stranger: None,
             });
         }
@@ -362,8 +373,35 @@ impl Race {
                     self.world.dispatcher.connection_gone(runner.number).await;
                 }
             }
+            Event::OwnerKilled => self.kill_owners(),
             Event::End => self.end_all().await,
         }
+    }
+
+    /// Kills the owners of leases.
+    fn kill_owners(&mut self) {
+        for runner in &mut self.runners {
+            if let Some(mut owner) = runner.owner.take() {
+                owner.kill().expect("ours");
+                owner.wait().expect("ours");
+            }
+        }
+    }
+
+    /// Waits, in real time, for what the owner's end does to a running child.
+    async fn let_orphans_end(&mut self) {
+        let held = hold_time();
+        for runner in self.runners.iter().filter(|runner| runner.kind.is_lease) {
+            let mut state = runner.job.state.clone();
+            if runner.owner.is_none() && matches!(*state.borrow(), JobState::Running { .. }) {
+                // The dispatcher lives; what is cut short settles in virtual time.
+                let child = runner.process.as_ref().map(Child::id);
+                while child.is_some_and(is_running) && !state.borrow_and_update().is_ended() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        drop(held);
     }
 
     /// Ends what waiting jobs wait for, and running jobs.
@@ -379,6 +417,10 @@ impl Race {
                 let status = process.wait().expect("ours");
                 // As a shell would say it of one that was ended by a signal.
                 let exit_code = status.code().unwrap_or(143);
+                if runner.owner.is_none() {
+                    // Nobody is left to release it.
+                    continue;
+                }
                 let id = runner.job.spec.id;
                 self.world
                     .dispatcher
@@ -387,6 +429,11 @@ impl Race {
             }
         }
     }
+}
+
+/// Says whether a process runs; a zombie does not.
+fn is_running(pid: u32) -> bool {
+    sys::process_identity(pid).is_some_and(|started| sys::is_alive(&ChildIdentity { pid, started }))
 }
 
 /// A process that waits for the end of its input, as one does that waits for its place.
@@ -409,9 +456,12 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
     race.happens(first).await;
     if spacing == Spacing::Apart {
         race.idle().await;
+        race.let_orphans_end().await;
         race.let_promises_start().await;
     }
     race.happens(second).await;
+    race.idle().await;
+    race.let_orphans_end().await;
     race.idle().await;
     race.let_promises_start().await;
 
@@ -573,6 +623,11 @@ async fn an_end_and_whatever_comes_after_it() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_goes_and_whatever_comes_after_it() {
     races_that_begin_with(Event::Gone).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_owner_and_whatever_comes_after_it() {
+    races_that_begin_with(Event::OwnerKilled).await;
 }
 
 #[tokio::test(start_paused = true)]

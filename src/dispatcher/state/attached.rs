@@ -40,6 +40,7 @@ impl Attached {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::handle::LeaseProcesses;
     use super::super::super::stored;
     use super::*;
     use crate::clock::Moment;
@@ -60,9 +61,13 @@ mod tests {
 
     fn lease(id: u64, connection: u64) -> JobSpec {
         let mut spec = job(id, connection, true);
-        spec.asked.carrier = Carrier::Lease(ChildIdentity {
-            pid: 7,
+        let identity = |pid| ChildIdentity {
+            pid,
             started: StartTime { at: 1, boot: 1 },
+        };
+        spec.asked.carrier = Carrier::Lease(LeaseProcesses {
+            child: identity(7),
+            owner: identity(6),
         });
         spec
     }

@@ -227,8 +227,8 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Cancels what waits and stops commands of a client that is gone; a running change is left to finish, and a lease is free
-    /// only when its process is gone.
+    /// Cancels what waits and stops commands of a client that is gone. A running change is left to finish, and a running lease to its
+    /// processes: its owner may still release it on another connection.
     pub(super) fn connection_gone(&mut self, connection: u64) {
         let attached: Vec<JobId> = self.attached.on(connection).collect();
         for id in attached {
@@ -238,8 +238,6 @@ impl<O: Orbctl> State<O> {
                 debug_assert!(false, "job {id} is attached, but does not live");
                 continue;
             };
-            // Nobody is left to say how the process ended.
-            live.release = None;
             let is_ours_to_end = matches!(spec.asked.operation, Operation::Exec(..))
                 && matches!(spec.asked.carrier, Carrier::Daemon);
             if !spec.asked.detached && (live.is_waiting() || is_ours_to_end) {

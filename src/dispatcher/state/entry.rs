@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::job::{Ending, JobId, Outcome};
+use crate::job::{JobId, Outcome};
 use crate::operation::{Class, Operation, Scope};
 use crate::spool::{self, Spool};
 
-use super::super::handle::{Job, JobSpec, JobState, StateFilter, WaitingFor};
+use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, WaitingFor};
 
 /// Everything about one job.
 pub(super) struct Entry {
@@ -47,8 +47,8 @@ pub(super) struct Live {
     pub(super) input: Option<mpsc::Sender<Bytes>>,
     /// Until the start: where streamed input comes out.
     pub(super) input_end: Option<mpsc::Receiver<Bytes>>,
-    /// For a lease: told how the client's process ended.
-    pub(super) release: Option<oneshot::Sender<Option<Ending>>>,
+    /// For a lease: where its release goes, until there was one.
+    pub(super) release: Option<oneshot::Sender<Release>>,
     /// What the job makes stale, at its start and at its end.
     pub(super) touches: Option<Scope>,
     /// The forced change that ends it, if one does.

@@ -23,7 +23,7 @@ impl<O: Orbctl> State<O> {
     /// A running job says something.
     pub(super) fn noted(&mut self, id: JobId, note: Note) {
         match note {
-            Note::Started(child) => self.child_started(id, child),
+            Note::Started(child) => self.child_started(id, child, None),
             Note::Replaced => self.distrust(&Scope::Everything),
             Note::Sign(sign, began) => self.heard(id, sign, began),
         }

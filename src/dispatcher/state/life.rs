@@ -13,7 +13,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys;
 
-use super::super::handle::{Carrier, JobState, StateFilter, Submission};
+use super::super::handle::{Carrier, JobState, LeaseProcesses, StateFilter, Submission};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
 use super::entry::{Life, Over};
@@ -60,7 +60,11 @@ impl<O: Orbctl> State<O> {
                 // It died between deciding to start a child and learning of it: the child's own environment tells.
                 None => sys::children_with_marker(&starting.marker),
             };
-            let lease = child.filter(|_| is_lease);
+            let owner = found.owner.as_ref().and_then(stored::identity);
+            let lease = child
+                .zip(owner)
+                .filter(|_| is_lease)
+                .map(|(child, owner)| LeaseProcesses { child, owner });
             let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
             spec.asked.carrier = lease.map_or(Carrier::Daemon, Carrier::Lease);
             let spec = Arc::new(spec);
@@ -108,7 +112,7 @@ impl<O: Orbctl> State<O> {
             let span = about_job::span(&spec);
             let finish = async move {
                 let finished = match lease {
-                    Some(identity) => work.lease(identity).await,
+                    Some(processes) => work.lease(processes).await,
                     None => run_orphan(work, children).await,
                 };
                 (spec.id, finished)

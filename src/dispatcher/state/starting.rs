@@ -132,15 +132,16 @@ impl<O: Orbctl> State<O> {
         if durable.is_none() {
             self.journal_append(&entry);
         }
-        if let Carrier::Lease(identity) = &spec.asked.carrier {
+        if let Carrier::Lease(processes) = spec.asked.carrier {
             // Children of our own are counted where they are spawned.
             self.metrics.count(Counter::Spawns);
-            self.child_started(spec.id, *identity);
+            self.child_started(spec.id, processes.child, Some(processes.owner));
         }
         durable
     }
 
-    pub(super) fn child_started(&self, id: JobId, child: ChildIdentity) {
+    /// Journals a child, and of a lease the owner, whose exit ends the child also under our next life.
+    pub(super) fn child_started(&self, id: JobId, child: ChildIdentity, owner: Option<ChildIdentity>) {
         let needed = self
             .jobs
             .get(&id)
@@ -149,6 +150,7 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&JournalEntry::Started {
                 job: id,
                 process: stored::process(&child),
+                owner: owner.as_ref().map(stored::process),
             });
         }
     }

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use crate::clock::Moment;
-use crate::dispatcher::{Carrier, Facts, Job, JobState, Submission};
+use crate::dispatcher::{Carrier, Client, Facts, Job, JobState, LeaseProcesses, Rejection, Submission};
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Each, Leased, Operation, Query};
@@ -15,7 +15,9 @@ use crate::rpc::api::{SessionLease, SessionRead, SessionRelease};
 use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::{Caller, Registry, Server};
-use crate::rpc::types::{ErrorObject, JobAnswer, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseParams};
+use crate::rpc::types::{
+    ErrorObject, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseAnswer, ReleaseParams,
+};
 use crate::sys::{self, ChildIdentity};
 
 use super::{Resolved, ended_well, no_such_job, read, resolve};
@@ -35,12 +37,13 @@ pub(super) fn register(registry: &mut Registry) {
         };
         let client = caller.client()?;
         // At once: what is resolved below may take a while, and an id of a process is used again.
-        let identity = process(params.pid, client.uid)?;
+        let owner = owner(&client)?;
+        let child = process(params.pid, client.uid)?;
         let subject = subject(&server, &caller, &params).await?;
         let submission = Submission {
             operation: subject.operation,
             client,
-            carrier: Carrier::Lease(identity),
+            carrier: Carrier::Lease(LeaseProcesses { child, owner }),
             // Ids are compared below, before the answer: the job runs before it could compare them itself.
             expected_id: None,
             detached: false,
@@ -85,13 +88,29 @@ pub(super) fn register(registry: &mut Registry) {
         if !matches!(job.spec.asked.carrier, Carrier::Lease(_)) {
             return Err(invalid("job_id", "is not a lease"));
         }
-        server.dispatcher.release(id, ending).await;
-        super::end(&mut job).await?;
+        let released = server.dispatcher.release(id, ending).await;
+        // Its owner may have to exit within a deadline, and looks may go on for minutes.
+        if !released.as_ref().is_some_and(|released| released.is_reconciling) {
+            super::end(&mut job).await?;
+        }
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
-        Ok(JobAnswer {
+        Ok(ReleaseAnswer {
             job: convert::job(&view),
+            signalled: released.and_then(|released| convert::signalled(&released, &job.spec)),
         })
     });
+}
+
+/// Identifies the process that asks: orbd ends the child of a lease whose owner has exited.
+fn owner(client: &Client) -> Result<ChildIdentity, ErrorObject> {
+    let Some(pid) = client.pid else {
+        let why = "the system does not report which process asks, so nothing would tell when it exits";
+        return Err(invalid("pid", why));
+    };
+    let started = sys::process_identity(pid);
+    // No later process can be meant: the caller waits for this answer.
+    let started = started.ok_or_else(|| convert::rejection(&Rejection::ClientGone))?;
+    Ok(ChildIdentity { pid, started })
 }
 
 /// Looks up the process that is to use the place: one that runs, and that is the caller's.

@@ -520,10 +520,10 @@ class Client:
         """
         return models.Printout.from_wire(self.call("session.read", _given(read=read, max_age_ms=max_age_ms)))
 
-    def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Job:
+    def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Release:
         """Says how the process of a lease ended and waits until it is gone."""
         wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
-        return models.JobAnswer.from_wire(wire).job
+        return models.Release.from_wire(wire)
 
     def _ctl(self, words: Sequence[str]) -> Any:
         # Loaded when it is needed: most callers open no files.

@@ -746,6 +746,17 @@ class Lease(Model):
     machines: tuple[str, ...] = ()
 
 
+class Release(Model):
+    """Answer of ``session.release``.
+
+    The job still runs where a change was cut short: orbd looks what came of it, and ``job.wait`` tells. ``signalled`` is the error
+    that says why orbd signalled the process, where it did.
+    """
+
+    job: Job
+    signalled: Mapping[str, Any] | None = None
+
+
 class Printed(Model):
     """What was printed to one stream."""
 
