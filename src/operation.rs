@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md` and the one in [`Operation::footprint`] are the same.
 
 mod leased;
+mod unknown_form;
 mod verbatim;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use leased::{Each, Leased};
+pub use unknown_form::{FormVerb, UnknownForm};
 pub use verbatim::{Format, Verbatim};
 
 use crate::machine::{MachineId, MachineName};
@@ -37,7 +39,7 @@ pub enum Operation {
     /// Shuts a machine down and boots it.
     Restart(MachineName),
     /// Destroys a machine.
-    Delete(MachineName, Force),
+    Delete(MachineName),
     /// Gives a machine another name.
     Rename {
         /// Its name now.
@@ -515,7 +517,7 @@ impl Operation {
             Self::Start(_) => "start",
             Self::Stop(..) => "stop",
             Self::Restart(_) => "restart",
-            Self::Delete(..) => "delete",
+            Self::Delete(_) => "delete",
             Self::Rename { .. } => "rename",
             Self::Clone { .. } => "clone",
             Self::Export(..) => "export",
@@ -541,7 +543,7 @@ impl Operation {
             | Self::Start(name)
             | Self::Stop(name, _)
             | Self::Restart(name)
-            | Self::Delete(name, _)
+            | Self::Delete(name)
             | Self::Rename { from: name, .. }
             | Self::Clone { copy: name, .. }
             | Self::Export(name, _)
@@ -570,7 +572,7 @@ impl Operation {
             Self::Start(_)
             | Self::Stop(..)
             | Self::Restart(_)
-            | Self::Delete(..)
+            | Self::Delete(_)
             | Self::Rename { .. }
             | Self::Clone { .. }
             | Self::Export(..)
@@ -597,7 +599,7 @@ impl Operation {
             | Self::Start(name)
             | Self::Stop(name, _)
             | Self::Restart(name)
-            | Self::Delete(name, _)
+            | Self::Delete(name)
             | Self::Export(name, _)
             | Self::Import(name, _) => Footprint::new([machine(name, Exclusive), fleet]),
             Self::Rename { from: one, to: other }
@@ -630,7 +632,7 @@ impl Operation {
             | Self::Start(name)
             | Self::Stop(name, _)
             | Self::Restart(name)
-            | Self::Delete(name, _)
+            | Self::Delete(name)
             | Self::Export(name, _)
             | Self::Import(name, _) => Effect::Changes(Scope::Machines(vec![name.clone()])),
             Self::Rename { from: one, to: other }
@@ -662,11 +664,18 @@ impl Operation {
         (words + env + input) as u64
     }
 
+    /// Whether the limit of its class ends it.
+    pub fn has_run_limit(&self) -> bool {
+        match self {
+            Self::Leased(leased) => leased.has_run_limit(),
+            _ => true,
+        }
+    }
+
     /// Says whether it ends what runs in its lanes and cancels what waits there, instead of queueing behind it.
     pub fn preempts(&self) -> bool {
         match self {
             Self::Stop(_, force)
-            | Self::Delete(_, force)
             | Self::StartOrbstack(force)
             | Self::StopOrbstack(force)
             | Self::StopAll(force) => *force == Force::Yes,

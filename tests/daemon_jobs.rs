@@ -1,8 +1,8 @@
 //! Cancelling, limits of time, clients that go away, force, pauses and drains.
 
 use orbd::rpc::api::{
-    JobGet, JobWait, MachineDelete, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop,
-    OrbstackStop, QueueDrain, QueuePause, QueueResume, QueueStatus,
+    JobGet, JobWait, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop,
+    QueueDrain, QueuePause, QueueResume, QueueStatus,
 };
 use orbd::rpc::types::JobStateWord;
 use serde_json::json;
@@ -266,7 +266,7 @@ fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
 }
 
 #[test]
-fn a_forced_delete_ends_a_change_that_hangs_and_passes_a_pause() {
+fn a_forced_stop_ends_a_change_that_hangs_and_passes_a_pause() {
     let world = World::new().script(HANGING).machines(&["a"]).started();
     let mut caller = world.client();
     let hanging = caller
@@ -278,12 +278,12 @@ fn a_forced_delete_ends_a_change_that_hangs_and_passes_a_pause() {
     caller.pause();
     assert_eq!(
         caller
-            .ok::<MachineDelete>(json!({"machine": "a", "force": true}))
+            .ok::<MachineStop>(json!({"machine": "a", "force": true}))
             .changed,
         Some(true)
     );
     assert_eq!(outcome_of(&caller.end_of(hanging)).0, "unknown");
-    assert_eq!(world.truth(), []);
+    assert_eq!(world.truth(), [("a".into(), "stopped".into())]);
 }
 
 #[test]

@@ -90,7 +90,7 @@ const OPERATIONS: &str = "
     start a b           | change        | a b | nothing
     stop! b             | change        | b   | nothing
     restart b a         | change        | b a | changed
-    delete! a b         | change        | a b | changed
+    delete  a b         | change        | a b | changed
     rename a > n        | change        | a n | changed
     clone a > n         | change        | a n | changed
     set_default a       | change        | a   | nothing
@@ -242,7 +242,33 @@ fn what_does_not_belong_to_an_operation_is_refused_by_name() {
             "force",
         ),
         (json!({"operation": "start_all", "machine": "a"}), "machine"),
-        (json!({"operation": "other", "machine": "a"}), "machine"),
+        (
+            json!({"operation": "delete", "machine": "a", "force": true}),
+            "force",
+        ),
+        (json!({"operation": "run_or_change", "machine": "a"}), "machine"),
+        (json!({"operation": "shell", "unknown_form": {}}), "unknown_form"),
+        (
+            json!({"operation": "start", "machine": "a", "unknown_form": {}}),
+            "machine",
+        ),
+        (json!({"operation": "import", "unknown_form": {}}), "machine"),
+        (
+            json!({"operation": "run", "machine": "a", "unknown_form": {"whole_fleet": true}}),
+            "machine",
+        ),
+        (
+            json!({"operation": "push", "unknown_form": {"whole_fleet": true}}),
+            "unknown_form.whole_fleet",
+        ),
+        (
+            json!({"operation": "start", "unknown_form": {"operands": ["a", "-f"]}}),
+            "unknown_form.operands",
+        ),
+        (
+            json!({"operation": "start", "unknown_form": {"operands": vec!["a"; 257]}}),
+            "unknown_form.operands",
+        ),
         (
             json!({"operation": "shell", "machine": "a", "detach": true}),
             "detach",

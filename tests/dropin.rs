@@ -18,7 +18,7 @@ use orbd::rpc::types::JobStateWord;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::ctl_suite::{call, said};
+use crate::ctl_suite::{call, ctl, said};
 use crate::support::{Random, World, eventually, is_alive, outcome_of, state_of};
 
 /// Ways to the tool: past orbd, and through the drop-in.
@@ -580,6 +580,41 @@ fn calls_on_one_machine_take_their_turns() {
 }
 
 #[test]
+fn delete_with_f_waits_its_turn_and_cancels_nothing() {
+    for delete in ["orbctl", "orbd-ctl"] {
+        let world = World::new()
+            .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\ntimes = 1")
+            .machines(&["db"])
+            .started();
+        let mut caller = world.client();
+        let start = |words: &[&str]| Way::DropIn.command(&world, words).spawn().expect("it starts");
+        let mut export = start(&["orbctl", "export", "db", "db.tar.zst"]);
+        let held = caller.find("export", "db", JobStateWord::Running).id;
+        let orbctl = eventually("the export runs", || {
+            Some(world.ledger().of("export").first()?.pid)
+        });
+        let clone = start(&["orbctl", "clone", "db", "copy"]);
+        let waiting = caller.find("clone", "copy", JobStateWord::Waiting).id;
+        let delete = match delete {
+            "orbctl" => start(&["orbctl", "delete", "-f", "db"]),
+            _ => ctl(&world, &["delete", "-f", "db"]).spawn().expect("it starts"),
+        };
+        let last = caller.find("delete", "db", JobStateWord::Waiting).id;
+        assert_eq!(caller.job(held).state, JobStateWord::Running);
+        assert_eq!(caller.job(waiting).state, JobStateWord::Waiting);
+        assert!(is_alive(orbctl));
+        kill(orbctl, Signal::KILL);
+        assert_eq!(end_of(&mut export).signal(), Some(Signal::KILL.as_raw()));
+        for (child, job) in [(clone, waiting), (delete, last)] {
+            let output = child.wait_with_output().expect("ours");
+            assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+            assert_eq!(outcome_of(&caller.end_of(job)), ("succeeded", ""));
+        }
+        assert_eq!(world.truth(), [("copy".into(), "stopped".into())]);
+    }
+}
+
+#[test]
 fn what_orbd_refuses_is_said_in_one_line_and_nothing_is_run() {
     let world = World::new().machines(&["a"]).set("queue_timeout", "1s").started();
     let check = |words: &[&str], says: &[&str]| {
@@ -715,7 +750,7 @@ fn the_links_are_made_shown_and_taken_away() {
         if first {
             path.insert(0, home.clone());
         }
-        let output = crate::ctl_suite::ctl(&world, &["dropin", "status", "--json"])
+        let output = ctl(&world, &["dropin", "status", "--json"])
             .env("PATH", std::env::join_paths(path).expect("a path"))
             .output()
             .expect("it starts");
@@ -736,7 +771,7 @@ fn the_links_are_made_shown_and_taken_away() {
     );
     let (code, report) = status(false);
     assert_eq!((code, &report["first"]), (Some(1), &json!(false)));
-    let doctor = crate::ctl_suite::ctl(&world, &["doctor"])
+    let doctor = ctl(&world, &["doctor"])
         .env("PATH", Way::Bare.folder(&world))
         .output()
         .expect("it starts");

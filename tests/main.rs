@@ -29,6 +29,7 @@ mod daemon_wire;
 mod deaths;
 mod dropin;
 mod dropin_deadline;
+mod dropin_forms;
 mod dropin_terminal;
 mod golden;
 mod orbctl_sim_suite;

@@ -284,8 +284,7 @@ verbs! {
     /// Destroy machines with everything on them
     Delete(Delete) "delete" ["rm"] "Examples:
   orbd-ctl delete scratch                asks first on a terminal
-  orbd-ctl delete --yes one two
-  orbd-ctl delete --force stuck          end what runs there, do not wait";
+  orbd-ctl delete --yes one two          waits its turn like every change";
     /// Give a machine another name
     Rename(Rename) "rename" [] "Examples:
   orbd-ctl rename web web-old";
@@ -562,11 +561,14 @@ pub(crate) struct Delete {
     /// Names or ids
     #[arg(value_name = "NAME", required = true)]
     pub(crate) machines: Vec<String>,
-    /// End what runs there and cancel what waits, and do not ask
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Do not ask
-    #[arg(short, long)]
+    /// Do not ask for confirmation
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'f',
+        visible_alias = "force",
+        overrides_with = "yes"
+    )]
     pub(crate) yes: bool,
     /// What every job has.
     #[command(flatten)]

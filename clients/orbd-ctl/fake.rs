@@ -192,6 +192,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
             pid: Some(std::process::id()),
             uid: 501,
         },
+        lanes: Vec::new(),
         detached: false,
         state,
         accepted_at: "2026-11-20T16:04:05.123Z".into(),

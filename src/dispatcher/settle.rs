@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::job::{Outcome, Sighting, Success};
 use crate::machine::{Machine, MachineName, MachineState, OrbstackStatus};
-use crate::operation::{Each, Lane, Leased, Operation, Query};
+use crate::operation::{Class, Each, Lane, Leased, Operation, Query};
 
 use super::known::{Facts, by_name};
 
@@ -21,20 +21,27 @@ pub(super) const QUIET: Duration = Duration::from_secs(10);
 /// Returns the read that tells whether an operation holds, for those where one does.
 pub(super) fn telling(operation: &Operation) -> Option<Query> {
     match operation {
-        Operation::StartOrbstack(_) | Operation::StopOrbstack(_) => Some(Query::Status),
+        Operation::StartOrbstack(_)
+        | Operation::StopOrbstack(_)
+        | Operation::Leased(Leased::RestartOrbstack) => Some(Query::Status),
+        // A list would start an OrbStack that this may have stopped.
+        Operation::Leased(Leased::UnknownForm(form)) if form.takes_fleet() => Some(Query::Status),
+        Operation::Leased(Leased::UnknownForm(form)) if form.class() != Class::Exec => Some(Query::List),
         Operation::SetDefault(_) => Some(Query::Default),
         Operation::ConfigSet { .. } => Some(Query::ConfigShow),
         Operation::Create(_)
         | Operation::Start(_)
         | Operation::Stop(..)
         | Operation::Restart(_)
-        | Operation::Delete(..)
+        | Operation::Delete(_)
         | Operation::Rename { .. }
         | Operation::Clone { .. }
         | Operation::Import(..)
         | Operation::StartAll
         | Operation::StopAll(_)
-        | Operation::Leased(Leased::Create(_) | Leased::Several(..)) => Some(Query::List),
+        | Operation::Leased(Leased::Create(_) | Leased::Several(..) | Leased::RestartAll) => {
+            Some(Query::List)
+        }
         Operation::Query(_)
         | Operation::Exec(..)
         | Operation::Push(_)
@@ -62,6 +69,7 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
                 Leased::Several(Each::Start | Each::Stop(_), _)
                     | Leased::ConfigSet
                     | Leased::UpdateOrbstack
+                    | Leased::UnknownForm(_)
                     | Leased::Other
             )
     )
@@ -96,7 +104,7 @@ pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
         }
         (Operation::Start(name), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(running)),
         (Operation::Stop(name, _), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(stopped)),
-        (Operation::Delete(name, _), Facts::Machines(all)) => Some(by_name(all, name).is_none()),
+        (Operation::Delete(name), Facts::Machines(all)) => Some(by_name(all, name).is_none()),
         (Operation::Rename { from, to }, Facts::Machines(all)) => {
             Some(by_name(all, from).is_none() && by_name(all, to).is_some())
         }
@@ -184,7 +192,7 @@ impl Settling {
         }
         let state = self.sighting.and_then(|seen| seen.machine_state);
         let seen = match (operation, operation.machine(), state) {
-            (Operation::Delete(name, _), ..) => format!("machine '{name}' does not exist any more"),
+            (Operation::Delete(name), ..) => format!("machine '{name}' does not exist any more"),
             (_, Some(name), Some(state)) if makes(operation).is_some() => {
                 format!("machine '{name}' exists and is {state}; its first set-up may not be complete")
             }
@@ -215,10 +223,8 @@ impl Settling {
 
 #[cfg(test)]
 mod tests {
-    use crate::machine::{Image, MachineConfig};
-    use crate::operation::Force;
-
     use super::*;
+    use crate::machine::{Image, MachineConfig};
 
     fn machines(all: &[(&str, &str)]) -> Facts {
         Facts::Machines(
@@ -275,10 +281,10 @@ mod tests {
         assert_eq!((last.settled, last.holds), (true, Some(false)));
     }
 
-    fn outcome_of(operation: &Operation, before: Option<Facts>, after: Facts) -> Outcome {
+    fn outcome_of(operation: &Operation, before: Option<&Facts>, after: Facts) -> Outcome {
         let mut settling = Settling::default();
         settling.look(operation, after, Duration::ZERO);
-        settling.outcome(operation, before.as_ref(), "orbctl was killed by signal 9")
+        settling.outcome(operation, before, "orbctl was killed by signal 9")
     }
 
     #[test]
@@ -290,7 +296,7 @@ mod tests {
             (None, None),
         ] {
             let Outcome::Succeeded(Success::Observed { changed, warning }) =
-                outcome_of(&start("a"), before, running())
+                outcome_of(&start("a"), before.as_ref(), running())
             else {
                 panic!("not a success");
             };
@@ -305,13 +311,13 @@ mod tests {
     #[test]
     fn cut_change_that_is_not_observed_done_is_unknown() {
         let stopped = || machines(&[("a", "stopped")]);
-        let outcome = outcome_of(&start("a"), Some(stopped()), stopped());
+        let outcome = outcome_of(&start("a"), Some(&stopped()), stopped());
         assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(false)));
         let outcome = outcome_of(&start("a"), None, machines(&[("a", "starting")]));
         assert!(matches!(outcome, Outcome::Unknown(seen) if !seen.settled));
         // A machine that ran before a restart and runs after it shows nothing.
         let restart = Operation::Restart("a".parse().expect("a name"));
-        let outcome = outcome_of(&restart, Some(stopped()), machines(&[("a", "running")]));
+        let outcome = outcome_of(&restart, Some(&stopped()), machines(&[("a", "running")]));
         assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds.is_none()));
     }
 
@@ -319,7 +325,7 @@ mod tests {
     fn cut_create_succeeds_only_if_its_machine_was_observed_not_to_exist_before() {
         let import = Operation::Import("a".parse().expect("a name"), "x".into());
         let running = || machines(&[("a", "running")]);
-        let outcome = outcome_of(&import, Some(machines(&[])), running());
+        let outcome = outcome_of(&import, Some(&machines(&[])), running());
         assert!(matches!(
             outcome,
             Outcome::Succeeded(Success::Observed {
@@ -328,7 +334,7 @@ mod tests {
             })
         ));
         for before in [None, Some(running())] {
-            let outcome = outcome_of(&import, before, running());
+            let outcome = outcome_of(&import, before.as_ref(), running());
             assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(true)));
         }
     }
@@ -354,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_deleted_machine_holds_when_it_is_gone() {
-        let delete = Operation::Delete("a".parse().expect("a name"), Force::No);
+        let delete = Operation::Delete("a".parse().expect("a name"));
         assert_eq!(holds(&delete, &machines(&[("b", "running")])), Some(true));
         assert_eq!(holds(&delete, &machines(&[("a", "stopped")])), Some(false));
     }

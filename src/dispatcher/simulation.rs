@@ -1080,12 +1080,12 @@ async fn force_ends_what_runs_also_while_it_only_looks_and_cancels_what_waits() 
     let waiting = world.change(restart("new")).await;
     world.idle().await;
     let began = Moment::now();
-    let forced = world.change(Operation::Delete(name("new"), Force::Yes)).await;
+    let forced = world.change(Operation::Stop(name("new"), Force::Yes)).await;
     assert_eq!(outcome(&waiting).await, Outcome::Cancelled(Phase::Queued));
     assert!(matches!(outcome(&settling).await, Outcome::Unknown(seen) if !seen.settled));
-    let call = world.call("delete").await;
+    let call = world.call("stop").await;
     assert!(Moment::now().instant - began.instant < Duration::from_secs(1));
-    world.remove("new");
+    world.set("new", "stopped");
     call.exit(0);
     assert_eq!(outcome(&forced).await, CHANGED);
 }

@@ -10,7 +10,8 @@ use crate::job::{ClientId, JobId};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
 use crate::operation::{
-    Class, Each, ExecRequest, Force, Lane, Leased, LogScope, NewMachine, Operation, Verbatim,
+    Class, Each, ExecRequest, Footprint, Force, FormVerb, Lane, Leased, LogScope, NewMachine, Operation,
+    UnknownForm, Verbatim,
 };
 use crate::sys::{ChildIdentity, StartTime};
 
@@ -26,7 +27,7 @@ enum Stored {
     Start { machine: String },
     Stop { machine: String, force: bool },
     Restart { machine: String },
-    Delete { machine: String, force: bool },
+    Delete { machine: String },
     Rename { from: String, to: String },
     Clone { source: String, copy: String },
     Export { machine: String, file: String },
@@ -84,11 +85,25 @@ pub(super) fn is_lease(starting: &Starting) -> bool {
 
 /// Makes what is known of an operation that was under way: enough for its lanes, its verb and its machine. It is never run.
 pub(super) fn outline(starting: &Starting) -> Option<Operation> {
-    if is_lease(starting)
-        && let Some(leased) = leased_outline(starting)
-    {
-        return Some(Operation::Leased(leased));
+    if !is_lease(starting) {
+        return known_outline(starting);
     }
+    let known = leased_outline(starting).map(Operation::Leased);
+    let known = known.or_else(|| known_outline(starting));
+    let lanes = Footprint::new(starting.lanes.iter().cloned());
+    // A form that was not known in full may hold more than its verb tells. What the journal says it holds, it holds.
+    Some(match known {
+        Some(operation) if operation.footprint() == lanes => operation,
+        _ => Operation::Leased(Leased::UnknownForm(UnknownForm::restored(
+            FormVerb::named(&starting.verb),
+            starting.machine.clone(),
+            lanes,
+        ))),
+    })
+}
+
+/// The same for an operation of which the verb and the machine tell everything.
+fn known_outline(starting: &Starting) -> Option<Operation> {
     let machine = || starting.machine.clone();
     let other = || {
         let mut machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
@@ -120,7 +135,7 @@ pub(super) fn outline(starting: &Starting) -> Option<Operation> {
         "start" => Operation::Start(machine()?),
         "stop" => Operation::Stop(machine()?, Force::No),
         "restart" => Operation::Restart(machine()?),
-        "delete" => Operation::Delete(machine()?, Force::No),
+        "delete" => Operation::Delete(machine()?),
         "rename" => Operation::Rename {
             from: machine()?,
             to: other()?,
@@ -166,7 +181,9 @@ fn leased_outline(starting: &Starting) -> Option<Leased> {
         "start" => several(Each::Start),
         "stop" => several(Each::Stop(Force::No)),
         "restart" => several(Each::Restart),
-        "delete" => several(Each::Delete(Force::No)),
+        "delete" => several(Each::Delete),
+        "restart_all" => Some(Leased::RestartAll),
+        "restart_orbstack" => Some(Leased::RestartOrbstack),
         "update_orbstack" => Some(Leased::UpdateOrbstack),
         "reset_orbstack" => Some(Leased::ResetOrbstack),
         "other" => Some(Leased::Other),
@@ -278,9 +295,8 @@ fn store(operation: &Operation) -> Option<Stored> {
         Operation::Restart(name) => Stored::Restart {
             machine: name.to_string(),
         },
-        Operation::Delete(name, force) => Stored::Delete {
+        Operation::Delete(name) => Stored::Delete {
             machine: name.to_string(),
-            force: forced(force),
         },
         Operation::Rename { from, to } => Stored::Rename {
             from: from.to_string(),
@@ -337,7 +353,7 @@ fn restore(stored: Stored) -> Option<Operation> {
         Stored::Start { machine } => Operation::Start(machine.parse().ok()?),
         Stored::Stop { machine, force } => Operation::Stop(machine.parse().ok()?, forced(force)),
         Stored::Restart { machine } => Operation::Restart(machine.parse().ok()?),
-        Stored::Delete { machine, force } => Operation::Delete(machine.parse().ok()?, forced(force)),
+        Stored::Delete { machine } => Operation::Delete(machine.parse().ok()?),
         Stored::Rename { from, to } => Operation::Rename {
             from: from.parse().ok()?,
             to: to.parse().ok()?,
@@ -370,5 +386,102 @@ fn parsed<T: std::str::FromStr>(text: Option<String>) -> Option<Option<T>> {
     match text {
         None => Some(None),
         Some(text) => text.parse().ok().map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::MachineName;
+    use crate::operation::Access;
+
+    use super::*;
+
+    fn name(text: &str) -> MachineName {
+        text.parse().expect("a valid name")
+    }
+
+    /// What the journal keeps of a lease.
+    fn starting(operation: &Operation) -> Starting {
+        Starting {
+            job: JobId(1),
+            marker: String::new(),
+            lanes: operation.footprint().lanes().to_vec(),
+            verb: operation.verb().to_owned(),
+            machine: operation.machine().cloned(),
+            class: operation.class(),
+            detached: false,
+        }
+    }
+
+    #[test]
+    fn a_lease_holds_the_same_lanes_after_a_crash() {
+        let several = |each| Leased::Several(each, vec![name("a"), name("b")]);
+        let change = |verb, machines: &[&str]| {
+            let machines = machines.iter().copied().map(name).collect();
+            Leased::UnknownForm(UnknownForm::change(verb, machines, Force::No))
+        };
+        let command = |verb| {
+            Leased::UnknownForm(UnknownForm::command(
+                verb,
+                vec![name("a"), name("b")],
+                vec![name("c")],
+            ))
+        };
+        let leased = [
+            Leased::Run(name("a")),
+            Leased::Shell(name("a")),
+            Leased::Logs(name("a")),
+            Leased::Create(name("a")),
+            Leased::ConfigSet,
+            several(Each::Start),
+            several(Each::Stop(Force::No)),
+            several(Each::Restart),
+            several(Each::Delete),
+            Leased::RestartAll,
+            Leased::RestartOrbstack,
+            Leased::UpdateOrbstack,
+            Leased::ResetOrbstack,
+            Leased::Read(Verbatim::Logs(name("a"), LogScope::All)),
+            Leased::Other,
+            change(FormVerb::Delete, &[]),
+            change(FormVerb::Delete, &["a", "b"]),
+            change(FormVerb::Create, &["a", "b"]),
+            change(FormVerb::Clone, &["a", "b", "c"]),
+            change(FormVerb::Rename, &["a"]),
+            change(FormVerb::SetDefault, &["a", "b"]),
+            change(FormVerb::Import, &[]),
+            change(FormVerb::Other, &["a"]),
+            command(FormVerb::Run),
+            command(FormVerb::Push),
+            command(FormVerb::Other),
+        ];
+        let others = [
+            Operation::Push(name("a")),
+            Operation::Delete(name("a")),
+            Operation::Rename {
+                from: name("a"),
+                to: name("b"),
+            },
+            Operation::SetDefault(Some(name("a"))),
+            Operation::ConfigReset,
+            Operation::StopOrbstack(Force::No),
+            Operation::StopAll(Force::No),
+        ];
+        for operation in leased.into_iter().map(Operation::Leased).chain(others) {
+            let outline = outline(&starting(&operation)).expect("an outline");
+            assert_eq!(
+                (outline.verb(), outline.class(), outline.footprint()),
+                (operation.verb(), operation.class(), operation.footprint()),
+            );
+        }
+    }
+
+    #[test]
+    fn lanes_of_a_verb_that_no_outline_knows_are_held() {
+        let mut starting = starting(&Operation::Leased(Leased::Run(name("a"))));
+        starting.verb = "suspend".into();
+        starting.lanes = vec![(Lane::Machine(name("a")), Access::Exclusive)];
+        let outline = outline(&starting).expect("an outline");
+        assert_eq!(outline.footprint().lanes(), starting.lanes);
     }
 }

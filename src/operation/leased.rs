@@ -3,7 +3,7 @@
 //! Such an operation has no operands: they stay with the client, who runs the real tool. orbd has to know what is touched, and
 //! that is all that is here.
 
-use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, Scope, Verbatim};
+use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, Scope, UnknownForm, Verbatim};
 use crate::machine::MachineName;
 
 /// What a client's own process carries out while it holds a place in the queue.
@@ -21,13 +21,19 @@ pub enum Leased {
     ConfigSet,
     /// The same for several machines, in one invocation.
     Several(Each, Vec<MachineName>),
+    /// Restarts every machine.
+    RestartAll,
+    /// Restarts OrbStack itself.
+    RestartOrbstack,
     /// Brings OrbStack itself up to date.
     UpdateOrbstack,
     /// Wipes everything that OrbStack has.
     ResetOrbstack,
     /// A read whose answer the tool itself is to print: on a terminal, or for a client that is in a place already.
     Read(Verbatim),
-    /// Something that orbd has no word for. It is in nobody's way, and afterwards nothing is known any more.
+    /// A form that is not known in full, and that may touch machines.
+    UnknownForm(UnknownForm),
+    /// Something that orbd has no word for and that names no machine. It takes no lane, and afterwards everything is stale.
     Other,
 }
 
@@ -41,7 +47,7 @@ pub enum Each {
     /// Shuts it down and boots it.
     Restart,
     /// Destroys it.
-    Delete(Force),
+    Delete,
 }
 
 impl Each {
@@ -51,7 +57,7 @@ impl Each {
             Self::Start => Operation::Start(machine),
             Self::Stop(force) => Operation::Stop(machine, force),
             Self::Restart => Operation::Restart(machine),
-            Self::Delete(force) => Operation::Delete(machine, force),
+            Self::Delete => Operation::Delete(machine),
         }
     }
 
@@ -60,7 +66,7 @@ impl Each {
             Self::Start => "start",
             Self::Stop(_) => "stop",
             Self::Restart => "restart",
-            Self::Delete(_) => "delete",
+            Self::Delete => "delete",
         }
     }
 }
@@ -75,9 +81,12 @@ impl Leased {
             Self::Create(_) => "create",
             Self::ConfigSet => "config_set",
             Self::Several(each, _) => each.verb(),
+            Self::RestartAll => "restart_all",
+            Self::RestartOrbstack => "restart_orbstack",
             Self::UpdateOrbstack => "update_orbstack",
             Self::ResetOrbstack => "reset_orbstack",
             Self::Read(read) => read.subject().verb(),
+            Self::UnknownForm(form) => form.verb(),
             Self::Other => "other",
         }
     }
@@ -86,8 +95,11 @@ impl Leased {
     pub fn machine(&self) -> Option<&MachineName> {
         match self {
             Self::Run(name) | Self::Shell(name) | Self::Logs(name) | Self::Create(name) => Some(name),
+            Self::UnknownForm(form) => form.machine(),
             Self::Several(..)
             | Self::ConfigSet
+            | Self::RestartAll
+            | Self::RestartOrbstack
             | Self::UpdateOrbstack
             | Self::ResetOrbstack
             // A session that names a machine waits for a change of it that runs; a read waits for none.
@@ -104,7 +116,10 @@ impl Leased {
             Self::Create(_) => Class::Creation,
             Self::ConfigSet => Class::Configuration,
             Self::Several(..) => Class::Change,
-            Self::UpdateOrbstack | Self::ResetOrbstack => Class::Fleet,
+            Self::UnknownForm(form) => form.class(),
+            Self::RestartAll | Self::RestartOrbstack | Self::UpdateOrbstack | Self::ResetOrbstack => {
+                Class::Fleet
+            }
         }
     }
 
@@ -121,7 +136,10 @@ impl Leased {
             Self::Several(_, names) => {
                 Footprint::new(names.iter().map(|name| machine(name, Exclusive)).chain([fleet]))
             }
-            Self::UpdateOrbstack | Self::ResetOrbstack => Footprint::new([(Lane::Fleet, Exclusive)]),
+            Self::UnknownForm(form) => form.footprint().clone(),
+            Self::RestartAll | Self::RestartOrbstack | Self::UpdateOrbstack | Self::ResetOrbstack => {
+                Footprint::new([(Lane::Fleet, Exclusive)])
+            }
         }
     }
 
@@ -132,21 +150,39 @@ impl Leased {
             Self::Create(name) => Effect::Changes(Scope::Machines(vec![name.clone()])),
             Self::ConfigSet => Effect::Changes(Scope::Configuration),
             Self::Several(_, names) => Effect::Changes(Scope::Machines(names.clone())),
-            Self::UpdateOrbstack | Self::ResetOrbstack | Self::Other => Effect::Changes(Scope::Everything),
+            Self::UnknownForm(form) => form.effect(),
+            Self::RestartAll
+            | Self::RestartOrbstack
+            | Self::UpdateOrbstack
+            | Self::ResetOrbstack
+            | Self::Other => Effect::Changes(Scope::Everything),
         }
     }
 
     /// Says whether even the version of `orbctl` may be another one afterwards.
     pub fn may_replace_orbctl(&self) -> bool {
-        matches!(self, Self::UpdateOrbstack | Self::Other)
+        match self {
+            Self::UpdateOrbstack | Self::Other => true,
+            Self::UnknownForm(form) => form.may_replace_orbctl(),
+            _ => false,
+        }
+    }
+
+    /// Whether the limit of its class ends it.
+    pub fn has_run_limit(&self) -> bool {
+        match self {
+            Self::UnknownForm(form) => form.has_run_limit(),
+            _ => true,
+        }
     }
 
     /// Says whether it ends what runs in its lanes and cancels what waits there.
     pub fn preempts(&self) -> bool {
-        matches!(
-            self,
-            Self::Several(Each::Stop(Force::Yes) | Each::Delete(Force::Yes), _)
-        )
+        match self {
+            Self::Several(Each::Stop(Force::Yes), _) => true,
+            Self::UnknownForm(form) => form.preempts(),
+            _ => false,
+        }
     }
 }
 
@@ -167,8 +203,7 @@ mod tests {
             Each::Stop(Force::No),
             Each::Stop(Force::Yes),
             Each::Restart,
-            Each::Delete(Force::No),
-            Each::Delete(Force::Yes),
+            Each::Delete,
         ] {
             let several = Operation::Leased(Leased::Several(each, names(&["a", "b", "a"])));
             let mut lanes = Vec::new();

@@ -31,9 +31,9 @@ pub fn argv(operation: &Operation) -> Vec<OsString> {
         Operation::Stop(machine, Force::No) => words(["stop", machine.as_str()]),
         Operation::Stop(machine, Force::Yes) => words(["stop", "-f", machine.as_str()]),
         Operation::Restart(machine) => words(["restart", machine.as_str()]),
-        // Always with -f: the daemon has no terminal on which `orbctl` could ask. What `Force` means here is said by the scheduler.
+        // Always with -f, which skips the question: the daemon has no terminal on which `orbctl` could ask.
         // Always a name: by id, 2.2.3 crashes.
-        Operation::Delete(machine, Force::No | Force::Yes) => words(["delete", "-f", machine.as_str()]),
+        Operation::Delete(machine) => words(["delete", "-f", machine.as_str()]),
         Operation::Rename { from, to } => words(["rename", from.as_str(), to.as_str()]),
         Operation::Clone { source, copy } => words(["clone", source.as_str(), copy.as_str()]),
         Operation::Export(machine, file) => {
@@ -307,9 +307,7 @@ mod tests {
 
     #[test]
     fn a_delete_never_asks() {
-        for force in [Force::No, Force::Yes] {
-            check(&Operation::Delete(name("web"), force), &["delete", "-f", "web"]);
-        }
+        check(&Operation::Delete(name("web")), &["delete", "-f", "web"]);
     }
 
     #[test]

@@ -565,7 +565,7 @@ mod tests {
     #[test]
     fn a_crash_over_its_operands_does_not() {
         let crash = "panic: runtime error: invalid memory address or nil pointer dereference\ngoroutine 1 [running]:\n";
-        let delete = Operation::Delete(name("a"), Force::No);
+        let delete = Operation::Delete(name("a"));
         check(&delete, 2, "", crash, &failed(2, crash, false));
         check(
             &Operation::Query(Query::List),
@@ -667,7 +667,7 @@ mod tests {
                 "logs" => Operation::Query(Query::Logs(name("web"), LogScope::Default)),
                 "start" => Operation::Start(name("web")),
                 "create" => create("web"),
-                "delete" => Operation::Delete(name("web"), Force::No),
+                "delete" => Operation::Delete(name("web")),
                 "config set" => Operation::ConfigSet {
                     key: "no.such.key".parse().expect("valid"),
                     value: "x".into(),

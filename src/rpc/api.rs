@@ -146,7 +146,7 @@ methods! {
             "Shuts a machine down; a stopped one is left as it is.";
         MachineRestart "machine.restart" (MachineParams) -> ChangeAnswer,
             "Shuts a machine down and boots it.";
-        MachineDelete "machine.delete" (MachineForceParams) -> ChangeAnswer,
+        MachineDelete "machine.delete" (MachineParams) -> ChangeAnswer,
             "Destroys a machine with everything on it.";
         MachineRename "machine.rename" (MachineRenameParams) -> ChangeAnswer,
             "Gives a machine another name.";

@@ -21,7 +21,8 @@ use crate::dispatcher::{
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
 use crate::operation::{
-    ExecRequest, Force, Format, LogScope, MachineRef, NewMachine, Operation, OutputKept, Stdin, Verbatim,
+    Access, ExecRequest, Footprint, Force, Format, Lane, LogScope, MachineRef, NewMachine, Operation,
+    OutputKept, Stdin, Verbatim,
 };
 use crate::spool;
 
@@ -499,6 +500,7 @@ pub(super) fn job(view: &JobView) -> types::Job {
         machine: spec.asked.operation.machine().map(MachineName::to_string),
         class: spec.asked.operation.class().as_str().into(),
         client: client(&spec.asked.client),
+        lanes: lanes(&spec.asked.operation.footprint()),
         detached: spec.asked.detached,
         state: state_word(&view.state),
         accepted_at: time(spec.accepted.wall),
@@ -511,6 +513,28 @@ pub(super) fn job(view: &JobView) -> types::Job {
         output_bytes: view.output_bytes,
         joined: view.joined,
     }
+}
+
+/// Lists the lanes of a footprint: machines by name, then the configuration, then the fleet.
+fn lanes(footprint: &Footprint) -> Vec<types::JobLane> {
+    let mut lanes: Vec<types::JobLane> = footprint
+        .lanes()
+        .iter()
+        .map(|(lane, access)| {
+            let (kind, machine) = match lane {
+                Lane::Machine(name) => (types::LaneKind::Machine, Some(name.to_string())),
+                Lane::Configuration => (types::LaneKind::Configuration, None),
+                Lane::Fleet => (types::LaneKind::Fleet, None),
+            };
+            types::JobLane {
+                kind,
+                machine,
+                exclusive: *access == Access::Exclusive,
+            }
+        })
+        .collect();
+    lanes.sort();
+    lanes
 }
 
 fn client(client: &dispatcher::Client) -> types::Client {

@@ -673,6 +673,9 @@ pub struct Job {
     pub class: String,
     /// Who asked.
     pub client: Client,
+    /// The lanes that it holds or waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lanes: Vec<JobLane>,
     /// Whether it outlives its client.
     pub detached: bool,
     /// Where it is.
@@ -703,6 +706,30 @@ pub struct Job {
     pub output_bytes: u64,
     /// How many callers share it beside the first.
     pub joined: u32,
+}
+
+/// A lane that a job holds or waits for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct JobLane {
+    /// Which kind of lane.
+    pub kind: LaneKind,
+    /// The machine, for `machine`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Whether no other job may be in the lane at the same time.
+    pub exclusive: bool,
+}
+
+/// Kinds of lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LaneKind {
+    /// One machine.
+    Machine,
+    /// OrbStack's configuration and the default machine.
+    Configuration,
+    /// All of OrbStack.
+    Fleet,
 }
 
 /// Parameters of methods about one job.
@@ -1297,23 +1324,31 @@ pub enum LeaseOperation {
     StartAll,
     /// Stop every machine.
     StopAll,
+    /// Restart every machine.
+    RestartAll,
     /// Start OrbStack itself.
     StartOrbstack,
     /// Stop OrbStack itself.
     StopOrbstack,
+    /// Restart OrbStack itself.
+    RestartOrbstack,
     /// Update OrbStack itself.
     UpdateOrbstack,
     /// Wipe everything that OrbStack has.
     ResetOrbstack,
     /// A read whose answer the tool itself is to print: a session, in nobody's way. `read` says which.
     Read,
-    /// Anything else: a session, in nobody's way, and what orbd knows is forgotten when it starts and when it ends.
+    /// A command in the default machine, or a change of the machines that `unknown_form` names: only the real tool knows which. It
+    /// takes the lanes of both.
+    RunOrChange,
+    /// Anything else. It takes `machine`, and the machines of `unknown_form` that exist, exclusively; without them it is a session that
+    /// takes no lane. Everything is stale when it starts and when it ends.
     Other,
 }
 
 job_params! {
-    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name`, `force` and `read` an operation takes is said at each;
-    /// the others are refused.
+    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name`, `force`, `read` and `unknown_form` an operation takes is
+    /// said at each; the others are refused.
     LeaseParams {
         /// What the client is about to do.
         operation: LeaseOperation,
@@ -1330,14 +1365,33 @@ job_params! {
         /// New name, for `rename` and `clone`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         new_name: Option<String>,
-        /// End what runs in the way and cancel what waits there, instead of queueing behind it: for `stop`, `delete`, `stop_all`,
+        /// End what runs in the way and cancel what waits there, instead of queueing behind it: for `stop`, `stop_all`,
         /// `start_orbstack` and `stop_orbstack`.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
         /// Which read, for `read`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         read: Option<Read>,
+        /// What the client knows of a form that it does not know in full, instead of `machines` and `new_name`: for `create`, `start`,
+        /// `stop`, `restart`, `delete`, `rename`, `clone`, `export`, `import`, `set_default`, `run`, `push`, `pull`, `run_or_change`
+        /// and `other`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unknown_form: Option<UnknownForm>,
     }
+}
+
+/// What a client knows of a form of `orbctl` that it does not know in full: a flag or a verb of a newer version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnknownForm {
+    /// Words that may name machines, by name or id. The lease takes the lanes of those that exist, and for `create`, `rename` and
+    /// `clone` of all of them; a change takes the whole fleet if that leaves none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub operands: Vec<String>,
+    /// The form may mean every machine, so the lease takes the whole fleet. For changes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub whole_fleet: bool,
 }
 
 /// A read in `orbctl`'s own words. Which of its fields a `command` takes is said at each; the others are refused.

@@ -13,8 +13,7 @@ use crate::trouble::{Trouble, exit};
 
 /// Destroys machines. A person at a terminal is asked first.
 pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, Trouble> {
-    let force = args.force;
-    if context.console.can_ask && !force && !args.yes && !is_meant(&mut context.console, &args.machines)? {
+    if context.console.can_ask && !args.yes && !is_meant(&mut context.console, &args.machines)? {
         context.console.say("nothing was deleted");
         return Ok(ExitCode::from(exit::FAILED));
     }
@@ -25,7 +24,7 @@ pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, T
         held: "is not there",
     };
     change::each::<MachineDelete>(context, &change, &args.machines, |machine| {
-        request!(&wishes, MachineForceParams { machine, force })
+        request!(&wishes, MachineParams { machine })
     })
 }
 

@@ -86,6 +86,7 @@ pub(super) fn carry_out(
             new_name: None,
             force: false,
             read: None,
+            unknown_form: None,
         }
     );
     let mut narrator = Narrator::new(&context.link, Watch::Ours(verb, format!("{verb} {machine}")));

@@ -176,6 +176,7 @@ fn of_place(place: Place) -> LeaseParams {
         machines: place.machines,
         new_name: place.new_name,
         force: place.force,
+        unknown_form: place.unknown_form,
         ..of(place.operation)
     }
 }

@@ -1,13 +1,14 @@
 //! What was typed, and what it touches. Pure: words in, a [`Plan`] out.
 //!
-//! The words themselves go to the real tool as they are, whatever is made of them here. So there is nothing to be polite about:
-//! what is not understood without a doubt is [`Plan::Other`], and the tool says itself what is wrong with it.
+//! The real tool gets the words as they are, whatever is made of them here, and reports every mistake in them itself. A form that is
+//! not known in full (an unknown flag, an unknown verb) takes the strictest lanes that it could need: too few lanes let changes overlap,
+//! too many only delay. Which words are machines only orbd knows, so those that may be names travel with the request.
 
 use std::ffi::{OsStr, OsString};
 
 use orbd::machine::MachineName;
 use orbd::operation::ConfigKey;
-use orbd::rpc::types::{LeaseOperation, Read, ReadCommand, ReadFormat};
+use orbd::rpc::types::{LeaseOperation, Read, ReadCommand, ReadFormat, UnknownForm};
 
 /// Under which name we were called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub(super) enum Plan {
     Read(Read),
     /// Something that needs a place in the queue.
     Place(Place),
-    /// Something that orbd has no word for: in nobody's way, and afterwards nothing is known any more.
+    /// Something that touches no machine, as far as its words tell. It takes no lane, and everything is stale afterwards.
     Other,
 }
 
@@ -44,6 +45,8 @@ pub(super) struct Place {
     pub(super) new_name: Option<String>,
     /// It ends what is in its way.
     pub(super) force: bool,
+    /// What is known of a form that is not known in full.
+    pub(super) unknown_form: Option<UnknownForm>,
 }
 
 impl Place {
@@ -56,26 +59,44 @@ impl Place {
 }
 
 /// Words after which `orb` is `orbctl`.
-const COMMANDS: [&str; 32] = [
+const COMMANDS: [&str; 33] = [
     "list", "info", "create", "add", "new", "start", "stop", "restart", "delete", "clone", "rename",
     "export", "import", "default", "logs", "run", "shell", "push", "pull", "ssh", "config", "status",
     "version", "update", "doctor", "debug", "docker", "reset", "report", "login", "logout", "top",
+    "shutdown",
 ];
 
 /// The same, of which little is known.
 const RARE_COMMANDS: [&str; 2] = ["k8s", "migrate"];
 
+/// Words that `orb` may run in the default machine, and that may as well be a change: it is not settled, or likely in a later version,
+/// or a command that stops the machine it runs in.
+const MAY_CHANGE: [&str; 11] = [
+    "remove", "rm", "suspend", "resume", "pause", "unpause", "snapshot", "restore", "reboot", "poweroff",
+    "halt",
+];
+
+/// Most names of one request.
+const NAMES_MAX: usize = 256;
+
 /// Says what is to be done. `interactive` says that input and output are on a terminal.
 pub(super) fn plan(called: Called, words: &[OsString], interactive: bool) -> Plan {
+    let (leading, words) = match called {
+        Called::Orbctl => words.split_at(count_leading(words)),
+        Called::Orb => words.split_at(0),
+    };
+    if asks_for_help(leading) || leading.iter().any(|word| word == "-V" || word == "--version") {
+        return Plan::Untouched;
+    }
     let Some((first, rest)) = words.split_first() else {
         return match called {
-            Called::Orbctl => Plan::Untouched,
-            Called::Orb => run(words, interactive),
+            Called::Orbctl if leading.is_empty() => Plan::Untouched,
+            Called::Orbctl | Called::Orb => run(leading, interactive),
         };
     };
     let Some(first) = first.to_str() else {
         return match called {
-            Called::Orbctl => Plan::Other,
+            Called::Orbctl => unknown_verb(leading, rest),
             Called::Orb => run(words, interactive),
         };
     };
@@ -83,16 +104,32 @@ pub(super) fn plan(called: Called, words: &[OsString], interactive: bool) -> Pla
         "help" | "-h" | "--help" | "-V" | "--version" | "completion" | "__complete" | "__completeNoDesc" => {
             return Plan::Untouched;
         }
-        "run" | "shell" => return run(rest, interactive),
-        _ if called == Called::Orb && !COMMANDS.contains(&first) && !RARE_COMMANDS.contains(&first) => {
-            return run(words, interactive);
+        "run" | "shell" => return run(&[leading, rest].concat(), interactive),
+        _ if called == Called::Orb && MAY_CHANGE.contains(&first) => {
+            return Sorted::mixed(rest, &[]).unknown(LeaseOperation::RunOrChange);
         }
+        _ if called == Called::Orb && !is_command(first) => return run(words, interactive),
         _ => {}
     }
     if asks_for_help(rest) {
         return Plan::Untouched;
     }
-    of_command(first, rest).unwrap_or(Plan::Other)
+    match first {
+        "push" => transfer(&[leading, rest].concat(), LeaseOperation::Push),
+        "pull" => transfer(&[leading, rest].concat(), LeaseOperation::Pull),
+        _ => of_command(
+            first,
+            Call {
+                leading,
+                words: rest,
+                interactive,
+            },
+        ),
+    }
+}
+
+fn is_command(word: &str) -> bool {
+    COMMANDS.contains(&word) || RARE_COMMANDS.contains(&word)
 }
 
 /// Says whether help is asked for before flags end.
@@ -103,17 +140,39 @@ fn asks_for_help(words: &[OsString]) -> bool {
         .any(|word| word == "-h" || word == "--help")
 }
 
+/// Counts the words before the verb: flags of `run`, and their values. A flag that is not known may have a value too, which is skipped
+/// if only the word after it is a verb.
+fn count_leading(words: &[OsString]) -> usize {
+    let is_flag = |word: &OsString| word.as_encoded_bytes().first() == Some(&b'-');
+    let is_verb = |word: &OsString| word.to_str().is_some_and(is_command);
+    let mut at = 0;
+    while words.get(at).is_some_and(is_flag) {
+        let sorted = Sorted::sort(&words[at..=at], &OF_RUN, Order::FlagsFirst);
+        let takes_next = match words.get(at + 1) {
+            // Alone it lacks its value.
+            Some(_) if sorted.lacks_value => true,
+            Some(next) if sorted.is_unknown && !is_flag(next) => {
+                !is_verb(next) && words.get(at + 2).is_some_and(is_verb)
+            }
+            _ => false,
+        };
+        at += if takes_next { 2 } else { 1 };
+    }
+    at
+}
+
 /// A flag that a command knows: its long form, its letter, and whether a value follows.
 type Flag = (&'static str, Option<char>, bool);
 
 const FORMAT: Flag = ("format", Some('f'), true);
 const FORCE: Flag = ("force", Some('f'), false);
-const ALL: Flag = ("all", None, false);
+const ALL: Flag = ("all", Some('a'), false);
 const MACHINE: Flag = ("machine", Some('m'), true);
 
 /// Flags before the command's own first word. `-s` and `-p` are known by their letters alone.
-const OF_RUN: [Flag; 6] = [
+const OF_RUN: [Flag; 7] = [
     MACHINE,
+    ("help", Some('h'), false),
     ("user", Some('u'), true),
     ("workdir", Some('w'), true),
     ("shell", Some('s'), false),
@@ -135,76 +194,95 @@ const OF_CREATE: [Flag; 11] = [
     ("disk", None, true),
 ];
 
-/// Says what is to be done for a command other than `run`; `None` where it is not understood.
-fn of_command(command: &str, words: &[OsString]) -> Option<Plan> {
-    use LeaseOperation as L;
-    match command {
-        "list" | "info" | "status" | "version" | "ssh" | "logs" => looks(command, words),
-        "default" if words.is_empty() => looks(command, words),
-        "default" => {
-            let machine = Sorted::mixed(words, &[])?.machine()?;
-            Some(Plan::Place(Place {
-                machine: (machine != "none").then_some(machine),
-                ..Place::of(L::SetDefault)
-            }))
-        }
-        "config" => config(words),
-        "create" | "add" | "new" => {
-            let sorted = Sorted::mixed(words, &OF_CREATE)?;
-            let machine = match sorted.rest.as_slice() {
-                // `ubuntu:24.04` makes `ubuntu`.
-                [image] => name(image.split(':').next()?)?,
-                [_, machine] => name(machine)?,
-                _ => return None,
-            };
-            Some(Plan::Place(Place {
-                machine: Some(machine),
-                ..Place::of(L::Create)
-            }))
-        }
-        "start" => each(words, &[ALL], L::Start, Some(L::StartAll), Some(L::StartOrbstack)),
-        "stop" => each(
-            words,
-            &[ALL, FORCE],
-            L::Stop,
-            Some(L::StopAll),
-            Some(L::StopOrbstack),
-        ),
-        "restart" => each(words, &[], L::Restart, None, None),
-        "delete" => each(words, &[FORCE], L::Delete, None, None),
-        "rename" => renamed(words, L::Rename),
-        "clone" => renamed(words, L::Clone),
-        "export" => match Sorted::mixed(words, &[])?.rest.as_slice() {
-            [machine, _file] => Some(Plan::Place(Place {
-                machine: Some(name(machine)?),
-                ..Place::of(L::Export)
-            })),
-            _ => None,
-        },
-        "import" => {
-            let sorted = Sorted::mixed(words, &[("name", Some('n'), true)])?;
-            // Without a name the archive says which machine it makes, and only the tool reads that.
-            let machine = name(sorted.value("name")?)?;
-            (sorted.rest.len() == 1).then(|| {
-                Plan::Place(Place {
-                    machine: Some(machine),
-                    ..Place::of(L::Import)
-                })
-            })
-        }
-        "push" => transfer(words, L::Push),
-        "pull" => transfer(words, L::Pull),
-        // Whatever is said with it, all of OrbStack is meant; but a mere look is not.
-        "update" if !words.iter().any(|word| word == "--check") => {
-            Some(Plan::Place(Place::of(L::UpdateOrbstack)))
-        }
-        "reset" => Some(Plan::Place(Place::of(L::ResetOrbstack))),
-        _ => None,
+/// The words of a command other than `run`, `push` and `pull`.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    /// Flags before the verb, which only those three are known to take.
+    leading: &'a [OsString],
+    /// What stands behind the verb.
+    words: &'a [OsString],
+    interactive: bool,
+}
+
+impl Call<'_> {
+    /// Sorts the words.
+    fn sort(self, known: &[Flag]) -> Sorted {
+        let mut sorted = Sorted::mixed(self.words, known);
+        sorted.add_leading(self.leading);
+        sorted
     }
 }
 
+/// Says what is to be done for a command other than `run`, `push` and `pull`.
+fn of_command(command: &str, call: Call<'_>) -> Plan {
+    use LeaseOperation as L;
+    match command {
+        "list" | "info" | "status" | "version" | "ssh" | "logs" => {
+            looks(command, call).unwrap_or(Plan::Other)
+        }
+        "default" if call.words.is_empty() => looks(command, call).unwrap_or(Plan::Other),
+        "default" => set_default(&call.sort(&[])),
+        "config" => config(call),
+        "create" | "add" | "new" => create(call.sort(&OF_CREATE)),
+        "start" => each(
+            &call.sort(&[ALL]),
+            L::Start,
+            Some((L::StartAll, L::StartOrbstack)),
+        ),
+        "stop" => each(
+            &call.sort(&[ALL, FORCE]),
+            L::Stop,
+            Some((L::StopAll, L::StopOrbstack)),
+        ),
+        "restart" => each(
+            &call.sort(&[ALL]),
+            L::Restart,
+            Some((L::RestartAll, L::RestartOrbstack)),
+        ),
+        // `-f` only answers the question.
+        "delete" | "rm" | "remove" => each(&call.sort(&[FORCE]), L::Delete, None),
+        "rename" => renamed(&call.sort(&[]), L::Rename),
+        "clone" => renamed(&call.sort(&[]), L::Clone),
+        "export" => export(&call.sort(&[])),
+        "import" => import(&call.sort(&[("name", Some('n'), true)])),
+        // Whatever is said with it, all of OrbStack is meant; but a mere check is not.
+        "update" if call.sort(&[("check", None, false)]).has("check") => Plan::Other,
+        "update" => Plan::Place(Place::of(L::UpdateOrbstack)),
+        "reset" => Plan::Place(Place::of(L::ResetOrbstack)),
+        "shutdown" => Plan::Place(Place::of(L::StopOrbstack)),
+        // OrbStack's own machines, which no list shows. They have lanes under their names, as `restart docker` takes one.
+        "docker" | "migrate" => under_own_name("docker"),
+        "k8s" => under_own_name("k8s"),
+        "doctor" | "debug" | "report" | "login" | "logout" | "top" => Plan::Other,
+        _ => unknown_verb(call.leading, call.words),
+    }
+}
+
+/// A verb that is not known: it may touch each machine that it names.
+fn unknown_verb(leading: &[OsString], words: &[OsString]) -> Plan {
+    let mut sorted = Sorted::mixed(words, &[]);
+    sorted.add_leading(leading);
+    let operands = sorted.names();
+    if operands.is_empty() {
+        return Plan::Other;
+    }
+    Plan::Place(Place {
+        unknown_form: Some(unknown_form(operands)),
+        ..Place::of(LeaseOperation::Other)
+    })
+}
+
+fn under_own_name(name: &str) -> Plan {
+    Plan::Place(Place {
+        machine: Some(name.to_owned()),
+        ..Place::of(LeaseOperation::Other)
+    })
+}
+
 /// Says what is to be done for a command that shows something.
-fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
+fn looks(command: &str, call: Call<'_>) -> Option<Plan> {
+    call.leading.is_empty().then_some(())?;
+    let words = call.words;
     let read = |command| {
         Some(Plan::Read(Read {
             command,
@@ -213,7 +291,7 @@ fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
     };
     match command {
         "list" => {
-            let sorted = Sorted::mixed(
+            let sorted = Sorted::known(
                 words,
                 &[FORMAT, ("quiet", Some('q'), false), ("running", Some('r'), false)],
             )?;
@@ -227,7 +305,7 @@ fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
             }))
         }
         "info" => {
-            let sorted = Sorted::mixed(words, &[FORMAT])?;
+            let sorted = Sorted::known(words, &[FORMAT])?;
             Some(Plan::Read(Read {
                 command: ReadCommand::Info,
                 machine: Some(sorted.machine()?),
@@ -240,7 +318,7 @@ fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
         "ssh" if words.is_empty() => read(ReadCommand::Ssh),
         "default" if words.is_empty() => read(ReadCommand::Default),
         "logs" => {
-            let sorted = Sorted::mixed(words, &[("all", Some('a'), false), ("follow", Some('f'), false)])?;
+            let sorted = Sorted::known(words, &[ALL, ("follow", Some('f'), false)])?;
             let machine = Some(sorted.machine()?);
             Some(if sorted.has("follow") {
                 Plan::Place(Place {
@@ -260,8 +338,25 @@ fn looks(command: &str, words: &[OsString]) -> Option<Plan> {
     }
 }
 
-fn config(words: &[OsString]) -> Option<Plan> {
-    let (verb, words) = words.split_first()?;
+fn config(call: Call<'_>) -> Plan {
+    let is_verb = |word: &&OsString| word.as_encoded_bytes().first() != Some(&b'-');
+    let Some(verb) = call.words.iter().find(is_verb).and_then(|verb| verb.to_str()) else {
+        return Plan::Other;
+    };
+    let operation = match verb {
+        "show" | "get" => return read_config(call).unwrap_or(Plan::Other),
+        "reset" => LeaseOperation::ConfigReset,
+        "set" | "add" | "remove" => LeaseOperation::ConfigSet,
+        // Some of them open an editor, which has no end.
+        _ if call.interactive => return Plan::Other,
+        _ => LeaseOperation::ConfigSet,
+    };
+    Plan::Place(Place::of(operation))
+}
+
+fn read_config(call: Call<'_>) -> Option<Plan> {
+    let (verb, words) = call.words.split_first()?;
+    call.leading.is_empty().then_some(())?;
     match (verb.to_str()?, words) {
         ("show", []) => Some(Plan::Read(Read {
             command: ReadCommand::ConfigShow,
@@ -275,82 +370,176 @@ fn config(words: &[OsString]) -> Option<Plan> {
                 ..Read::default()
             }))
         }
-        ("set", [_, _, ..]) => Some(Plan::Place(Place::of(LeaseOperation::ConfigSet))),
-        ("reset", _) => Some(Plan::Place(Place::of(LeaseOperation::ConfigReset))),
         _ => None,
+    }
+}
+
+fn set_default(sorted: &Sorted) -> Plan {
+    match sorted.machine().filter(|_| sorted.is_known()) {
+        Some(machine) => Plan::Place(Place {
+            machine: (machine != "none").then_some(machine),
+            ..Place::of(LeaseOperation::SetDefault)
+        }),
+        None => sorted.change(LeaseOperation::SetDefault),
+    }
+}
+
+fn create(mut sorted: Sorted) -> Plan {
+    // `ubuntu:24.04` makes `ubuntu`, and a word may be one or the other.
+    for word in &mut sorted.rest {
+        if let Some(end) = word.find(':') {
+            word.truncate(end);
+        }
+    }
+    let machine = match sorted.rest.as_slice() {
+        [machine] | [_, machine] if sorted.is_known() => name(machine),
+        _ => None,
+    };
+    match machine {
+        Some(machine) => Plan::Place(Place {
+            machine: Some(machine),
+            ..Place::of(LeaseOperation::Create)
+        }),
+        None => sorted.change(LeaseOperation::Create),
     }
 }
 
 /// Something that is done to each machine that is named, to all, or to OrbStack itself when none is.
 fn each(
-    words: &[OsString],
-    flags: &[Flag],
+    sorted: &Sorted,
     operation: LeaseOperation,
-    all: Option<LeaseOperation>,
-    none: Option<LeaseOperation>,
-) -> Option<Plan> {
-    let sorted = Sorted::mixed(words, flags)?;
-    let operation = match (sorted.rest.is_empty(), sorted.has("all")) {
-        (false, false) => operation,
-        (true, true) => all?,
-        (true, false) => none?,
-        (false, true) => return None,
+    of_fleet: Option<(LeaseOperation, LeaseOperation)>,
+) -> Plan {
+    let names: Option<Vec<String>> = sorted.rest.iter().map(|word| name(word)).collect();
+    let mut place = match (names, of_fleet) {
+        _ if !sorted.is_known() => return sorted.change(operation),
+        (_, Some((all, _))) if sorted.has("all") => Place::of(all),
+        (Some(names), Some((_, none))) if names.is_empty() => Place::of(none),
+        (Some(mut names), _) if names.len() == 1 => Place {
+            machine: names.pop(),
+            ..Place::of(operation)
+        },
+        (Some(machines), _) if (2..=NAMES_MAX).contains(&machines.len()) => Place {
+            machines,
+            ..Place::of(operation)
+        },
+        _ => return sorted.change(operation),
     };
-    let takes_force = operation != LeaseOperation::StartAll;
-    let mut place = Place {
-        force: takes_force && sorted.has("force"),
-        ..Place::of(operation)
-    };
-    match sorted.rest.as_slice() {
-        [] => {}
-        [only] => place.machine = Some(name(only)?),
-        several => place.machines = several.iter().map(|word| name(word)).collect::<Option<_>>()?,
-    }
-    Some(Plan::Place(place))
+    place.force = sorted.is_forced(operation);
+    Plan::Place(place)
 }
 
-fn renamed(words: &[OsString], operation: LeaseOperation) -> Option<Plan> {
-    let sorted = Sorted::mixed(words, &[])?;
+fn renamed(sorted: &Sorted, operation: LeaseOperation) -> Plan {
     let [from, to] = sorted.rest.as_slice() else {
-        return None;
+        return sorted.change(operation);
     };
-    Some(Plan::Place(Place {
-        machine: Some(name(from)?),
-        new_name: Some(name(to)?),
-        ..Place::of(operation)
-    }))
+    match (name(from), name(to)) {
+        (Some(from), Some(to)) if sorted.is_known() => Plan::Place(Place {
+            machine: Some(from),
+            new_name: Some(to),
+            ..Place::of(operation)
+        }),
+        _ => sorted.change(operation),
+    }
 }
 
-fn transfer(words: &[OsString], operation: LeaseOperation) -> Option<Plan> {
-    // Of files nothing is looked at: their names need not be text.
-    let sorted = Sorted::sort(words, &[MACHINE], Order::Mixed)?;
-    (sorted.rest_count > 0).then_some(())?;
-    Some(Plan::Place(Place {
-        machine: sorted.machine_flag()?,
+fn export(sorted: &Sorted) -> Plan {
+    let machine = match sorted.rest.as_slice() {
+        [machine, _file] if sorted.is_known() => name(machine),
+        _ => None,
+    };
+    match machine {
+        Some(machine) => Plan::Place(Place {
+            machine: Some(machine),
+            ..Place::of(LeaseOperation::Export)
+        }),
+        None => sorted.change(LeaseOperation::Export),
+    }
+}
+
+fn import(sorted: &Sorted) -> Plan {
+    let operation = LeaseOperation::Import;
+    let machine = match sorted.value("name").map(name) {
+        Some(Some(machine)) if !sorted.may_mean_all => machine,
+        Some(None) if sorted.is_known() => return Plan::Other,
+        // Without a name the archive says which machine it makes, and only the tool reads that.
+        _ => return whole_fleet(operation),
+    };
+    let is_known = sorted.is_known() && sorted.rest_count == 1;
+    Plan::Place(Place {
+        machine: Some(machine),
+        unknown_form: (!is_known).then(|| unknown_form(sorted.names())),
         ..Place::of(operation)
-    }))
+    })
+}
+
+fn transfer(words: &[OsString], operation: LeaseOperation) -> Plan {
+    // The words that are no flags are files, whose names need not be text.
+    in_machine(&Sorted::mixed(words, &[MACHINE]), operation)
 }
 
 /// A command in a machine; a session where somebody sits at a terminal.
 fn run(words: &[OsString], interactive: bool) -> Plan {
-    let Some(sorted) = Sorted::sort(words, &OF_RUN, Order::FlagsFirst) else {
-        return if words.iter().take(1).any(|word| word == "-h" || word == "--help") {
-            Plan::Untouched
-        } else {
-            Plan::Other
+    let sorted = Sorted::sort(words, &OF_RUN, Order::FlagsFirst);
+    // Behind a flag that is not known it may be the command's.
+    if sorted.has("help") && !sorted.is_unknown {
+        return Plan::Untouched;
+    }
+    if interactive {
+        return match sorted.value("machine").map(name) {
+            Some(None) => Plan::Other,
+            machine => Plan::Place(Place {
+                machine: machine.flatten(),
+                ..Place::of(LeaseOperation::Shell)
+            }),
         };
+    }
+    in_machine(&sorted, LeaseOperation::Run)
+}
+
+/// Something in the machine of `--machine`, else in the default one.
+fn in_machine(sorted: &Sorted, operation: LeaseOperation) -> Plan {
+    let machine = match sorted.value("machine").map(name) {
+        Some(None) if !sorted.is_unknown => return Plan::Other,
+        machine => machine.flatten(),
     };
-    let operation = if interactive {
-        LeaseOperation::Shell
-    } else {
-        LeaseOperation::Run
-    };
-    match sorted.machine_flag() {
-        Some(machine) => Plan::Place(Place {
-            machine,
-            ..Place::of(operation)
+    let unknown_form = sorted.is_unknown.then(|| {
+        let mut operands = sorted.names();
+        // They only widen what is shared, so a limit is enough.
+        operands.truncate(NAMES_MAX);
+        UnknownForm {
+            operands,
+            whole_fleet: false,
+        }
+    });
+    Plan::Place(Place {
+        machine,
+        unknown_form,
+        ..Place::of(operation)
+    })
+}
+
+fn whole_fleet(operation: LeaseOperation) -> Plan {
+    Plan::Place(Place {
+        unknown_form: Some(UnknownForm {
+            operands: Vec::new(),
+            whole_fleet: true,
         }),
-        None => Plan::Other,
+        ..Place::of(operation)
+    })
+}
+
+/// Describes a form by the names in it; more than a request may have may be every machine.
+fn unknown_form(operands: Vec<String>) -> UnknownForm {
+    if operands.len() > NAMES_MAX {
+        return UnknownForm {
+            operands: Vec::new(),
+            whole_fleet: true,
+        };
+    }
+    UnknownForm {
+        operands,
+        whole_fleet: false,
     }
 }
 
@@ -364,7 +553,7 @@ fn name(word: &str) -> Option<String> {
 enum Order {
     /// Anywhere; `--` ends them.
     Mixed,
-    /// Before the first word that is none.
+    /// Before the first word that is none. Behind a flag that is not known they may stand anywhere: the next word may be its value.
     FlagsFirst,
 }
 
@@ -375,44 +564,67 @@ struct Sorted {
     /// The rest, as far as it is text.
     rest: Vec<String>,
     rest_count: usize,
+    /// Values of flags that are not known.
+    values: Vec<String>,
+    /// A flag is not known, or has no value.
+    is_unknown: bool,
+    /// The last word is a known flag without its value.
+    lacks_value: bool,
+    /// A flag that is not known may mean every machine.
+    may_mean_all: bool,
 }
 
 impl Sorted {
-    /// Sorts words all of which are text.
-    fn mixed(words: &[OsString], known: &[Flag]) -> Option<Self> {
-        Self::sort(words, known, Order::Mixed).filter(|sorted| sorted.rest.len() == sorted.rest_count)
+    /// Sorts words in which flags may stand anywhere.
+    fn mixed(words: &[OsString], known: &[Flag]) -> Self {
+        Self::sort(words, known, Order::Mixed)
     }
 
-    /// Sorts words; `None` where a flag is not known, has no value, or is no text.
-    fn sort(words: &[OsString], known: &[Flag], order: Order) -> Option<Self> {
+    /// The same; `None` where anything is not known.
+    fn known(words: &[OsString], known: &[Flag]) -> Option<Self> {
+        Some(Self::mixed(words, known)).filter(Self::is_known)
+    }
+
+    fn sort(words: &[OsString], known: &[Flag], order: Order) -> Self {
         let mut sorted = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            let text = word.to_str().unwrap_or_default();
+            let text = word.to_str();
             if word.as_encoded_bytes().first() != Some(&b'-') || word == "-" {
                 sorted.add(word);
-                if order == Order::FlagsFirst {
+                if order == Order::FlagsFirst && !sorted.is_unknown {
                     break;
                 }
-            } else if text == "--" {
+            } else if word == "--" {
                 words.by_ref().for_each(|word| sorted.add(word));
-            } else if let Some(long) = text.strip_prefix("--") {
-                let (long, inline) = match long.split_once('=') {
-                    Some((long, value)) => (long, Some(value.to_owned())),
-                    None => (long, None),
-                };
-                let (flag, _, takes_value) = *known.iter().find(|(flag, ..)| *flag == long)?;
-                let value = match (takes_value, inline) {
-                    (_, Some(value)) => value,
-                    (true, None) => words.next()?.to_str()?.to_owned(),
-                    (false, None) => "true".to_owned(),
-                };
-                sorted.flags.push((flag, value));
+            } else if let Some(long) = text.and_then(|text| text.strip_prefix("--")) {
+                sorted.long(long, known, &mut words);
+            } else if let Some(letters) = text.and_then(|text| text.strip_prefix('-')) {
+                sorted.letters(letters, known, &mut words);
             } else {
-                sorted.letters(text.strip_prefix('-')?, known, &mut words)?;
+                sorted.is_unknown = true;
             }
         }
-        Some(sorted)
+        sorted
+    }
+
+    /// Sorts a flag in its long form.
+    fn long<'a>(&mut self, long: &str, known: &[Flag], words: &mut impl Iterator<Item = &'a OsString>) {
+        let (long, inline) = match long.split_once('=') {
+            Some((long, value)) => (long, Some(value.to_owned())),
+            None => (long, None),
+        };
+        let Some((flag, _, takes_value)) = known.iter().find(|(flag, ..)| *flag == long) else {
+            self.is_unknown = true;
+            self.may_mean_all |= long.starts_with("all");
+            self.values.extend(inline);
+            return;
+        };
+        match (takes_value, inline) {
+            (_, Some(value)) => self.flags.push((flag, value)),
+            (true, None) => self.take_value(flag, words),
+            (false, None) => self.flags.push((flag, "true".to_owned())),
+        }
     }
 
     /// Sorts letters in one word; a value may stand behind its letter.
@@ -421,27 +633,103 @@ impl Sorted {
         mut letters: &str,
         known: &[Flag],
         words: &mut impl Iterator<Item = &'a OsString>,
-    ) -> Option<()> {
+    ) {
         while let Some(letter) = letters.chars().next() {
             let behind = &letters[letter.len_utf8()..];
-            let (flag, _, takes_value) = *known.iter().find(|(_, known, _)| *known == Some(letter))?;
-            if takes_value {
-                let value = match behind.strip_prefix('=').unwrap_or(behind) {
-                    "" => words.next()?.to_str()?,
-                    value => value,
-                };
-                self.flags.push((flag, value.to_owned()));
-                return Some(());
+            let Some((flag, _, takes_value)) = known.iter().find(|(_, known, _)| *known == Some(letter))
+            else {
+                self.is_unknown = true;
+                self.may_mean_all |= letters.contains('a');
+                self.values
+                    .push(behind.strip_prefix('=').unwrap_or(behind).to_owned());
+                return;
+            };
+            if *takes_value {
+                match behind.strip_prefix('=').unwrap_or(behind) {
+                    "" => self.take_value(flag, words),
+                    value => self.flags.push((flag, value.to_owned())),
+                }
+                return;
             }
             self.flags.push((flag, "true".to_owned()));
             letters = behind;
         }
-        Some(())
+    }
+
+    fn take_value<'a>(&mut self, flag: &'static str, words: &mut impl Iterator<Item = &'a OsString>) {
+        if let Some(value) = words.next() {
+            self.flags.push((flag, value.to_string_lossy().into_owned()));
+        } else {
+            self.is_unknown = true;
+            self.lacks_value = true;
+        }
     }
 
     fn add(&mut self, word: &OsStr) {
         self.rest_count += 1;
         self.rest.extend(word.to_str().map(str::to_owned));
+    }
+
+    /// Adds flags before the verb, which it is not known to take. What they name may be meant.
+    fn add_leading(&mut self, leading: &[OsString]) {
+        if leading.is_empty() {
+            return;
+        }
+        let leading = Self::mixed(leading, &OF_RUN);
+        self.is_unknown = true;
+        self.may_mean_all |= leading.may_mean_all;
+        self.values
+            .extend(leading.flags.into_iter().map(|(_, value)| value));
+        self.values.extend(leading.rest);
+        self.values.extend(leading.values);
+    }
+
+    /// Says whether every word is one that the command knows.
+    fn is_known(&self) -> bool {
+        !self.is_unknown && self.rest.len() == self.rest_count
+    }
+
+    /// Plans a change in a form that is not known, or whose words are not those that it takes.
+    fn change(&self, operation: LeaseOperation) -> Plan {
+        let has_names = self.rest.iter().any(|word| name(word).is_some());
+        if !self.is_unknown && self.rest_count > 0 && !has_names {
+            // Every flag is known, and what it is about cannot be a machine.
+            return Plan::Other;
+        }
+        self.unknown(operation)
+    }
+
+    /// Plans a form that is not known in full: the machines that its words may name, or the fleet where no word may.
+    fn unknown(&self, operation: LeaseOperation) -> Plan {
+        let has_names = self.rest.iter().any(|word| name(word).is_some());
+        let is_command = operation == LeaseOperation::RunOrChange;
+        let form = if !is_command && (self.may_mean_all || !has_names) {
+            UnknownForm {
+                operands: Vec::new(),
+                whole_fleet: true,
+            }
+        } else {
+            unknown_form(self.names())
+        };
+        Plan::Place(Place {
+            force: self.is_forced(operation),
+            unknown_form: Some(form),
+            ..Place::of(operation)
+        })
+    }
+
+    /// Returns the words that may name a machine, once each, and no more than shows that they are too many.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in self.rest.iter().chain(&self.values).filter_map(|word| name(word)) {
+            if names.len() > NAMES_MAX {
+                break;
+            }
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     fn value(&self, flag: &str) -> Option<&str> {
@@ -457,6 +745,11 @@ impl Sorted {
             .is_some_and(|value| !["false", "0", "f", "F", "FALSE", "False"].contains(&value))
     }
 
+    /// Says whether it ends what is in its way: of a stop alone, everywhere else `-f` answers a question.
+    fn is_forced(&self, operation: LeaseOperation) -> bool {
+        operation == LeaseOperation::Stop && self.has("force")
+    }
+
     fn none(&self) -> Option<()> {
         (self.rest_count == 0).then_some(())
     }
@@ -466,15 +759,6 @@ impl Sorted {
         match self.rest.as_slice() {
             [only] => name(only),
             _ => None,
-        }
-    }
-
-    /// Returns the machine of `--machine`; `None` where it can be none.
-    #[expect(clippy::option_option, reason = "not given is no mistake, what is no name is")]
-    fn machine_flag(&self) -> Option<Option<String>> {
-        match self.value("machine") {
-            None => Some(None),
-            Some(word) => name(word).map(Some),
         }
     }
 
@@ -633,7 +917,19 @@ mod tests {
         check("orbctl stop web --force", &forced(L::Stop, "web"));
         check("orbctl stop --force=false web", &place(L::Stop, "web"));
         check("orbctl restart docker", &place(L::Restart, "docker"));
-        check("orbctl delete -f web", &forced(L::Delete, "web"));
+        check("orbctl delete -f web", &place(L::Delete, "web"));
+        check("orbctl rm --force web", &place(L::Delete, "web"));
+        check("orbctl shutdown", &place(L::StopOrbstack, ""));
+        check("orb shutdown", &place(L::StopOrbstack, ""));
+        check("orbctl restart", &place(L::RestartOrbstack, ""));
+        check("orbctl restart -a", &place(L::RestartAll, ""));
+        check("orbctl start -a web", &place(L::StartAll, ""));
+        check("orbctl stop -af", &forced(L::StopAll, ""));
+        check("orbctl -m web run true", &place(L::Run, "web"));
+        check("orbctl -m web push a", &place(L::Push, "web"));
+        check("orbctl config set a=b", &place(L::ConfigSet, ""));
+        check("orbctl config add a b", &place(L::ConfigSet, ""));
+        check("orbctl docker migrate", &place(L::Other, "docker"));
         check(
             "orbctl delete web db",
             &Plan::Place(Place {
@@ -651,7 +947,6 @@ mod tests {
             let new_name = Some("db".into());
             check(line, &Plan::Place(Place { new_name, ..place }));
         }
-        check("orbctl export web /tmp/a b", &Plan::Other);
         check("orbctl export web /tmp/a", &place(L::Export, "web"));
         check("orbctl import -n new /tmp/a", &place(L::Import, "new"));
         check("orbctl push -m web a b c", &place(L::Push, "web"));
@@ -665,43 +960,145 @@ mod tests {
         check("orbctl logs -f web", &place(L::Logs, "web"));
     }
 
+    /// A form that is not known in full, with these words that may be machines.
+    fn unknown(operation: LeaseOperation, operands: &str) -> Plan {
+        let Plan::Place(place) = place(operation, "") else {
+            panic!("a place");
+        };
+        let operands = operands.split_whitespace().map(str::to_owned).collect();
+        Plan::Place(Place {
+            unknown_form: Some(unknown_form(operands)),
+            ..place
+        })
+    }
+
     #[test]
-    fn what_is_not_understood_without_a_doubt_goes_through() {
+    fn an_unknown_flag_of_a_change_sends_every_word_that_may_be_a_machine() {
+        use LeaseOperation as L;
+        check("orbctl delete -v web", &unknown(L::Delete, "web"));
+        check("orbctl delete --keep=db web", &unknown(L::Delete, "web db"));
+        check("orbctl start --wait 5 web", &unknown(L::Start, "5 web"));
+        check(
+            "orbctl create --gpu 1 ubuntu:noble web",
+            &unknown(L::Create, "1 ubuntu web"),
+        );
+        check("orbctl create a b c", &unknown(L::Create, "a b c"));
+        check("orbctl rename web", &unknown(L::Rename, "web"));
+        check("orbctl clone -q web a/b", &unknown(L::Clone, "web"));
+        check("orbctl export web /tmp/a b", &unknown(L::Export, "web b"));
+        check("orbctl export -v web /tmp/a", &unknown(L::Export, "web"));
+        check("orbctl default -q web", &unknown(L::SetDefault, "web"));
+        check("orbctl -m db start web", &unknown(L::Start, "web db"));
+        let Plan::Place(import) = unknown(L::Import, "") else {
+            panic!("a place");
+        };
+        let machine = Some("new".to_owned());
+        check(
+            "orbctl import -v -n new /tmp/a",
+            &Plan::Place(Place { machine, ..import }),
+        );
+        let Plan::Place(stop) = unknown(L::Stop, "web") else {
+            panic!("a place");
+        };
+        check("orbctl stop -fv web", &Plan::Place(Place { force: true, ..stop }));
+    }
+
+    #[test]
+    fn a_change_that_may_mean_every_machine_takes_the_fleet() {
+        use LeaseOperation as L;
+        for (line, operation) in [
+            ("orbctl delete", L::Delete),
+            ("orbctl delete --all", L::Delete),
+            ("orbctl delete --all-stopped web", L::Delete),
+            ("orbctl delete -a web", L::Delete),
+            ("orbctl delete -fa web", L::Delete),
+            ("orbctl start --quiet", L::Start),
+            ("orbctl start --machine=web", L::Start),
+            ("orbctl restart -v", L::Restart),
+            ("orbctl -m web restart", L::Restart),
+            ("orbctl --gpu 1 restart", L::Restart),
+            ("orbctl create", L::Create),
+            ("orbctl create -a", L::Create),
+            ("orbctl import /tmp/a", L::Import),
+            ("orbctl import -v /tmp/a", L::Import),
+            ("orbctl import --all -n web /tmp/a", L::Import),
+            ("orbctl default --clear", L::SetDefault),
+        ] {
+            check(line, &whole_fleet(operation));
+        }
+        let many: Vec<String> = (0..300).map(|number| format!("m{number}")).collect();
+        for (verb, operation) in [("delete", L::Delete), ("suspend", L::Other)] {
+            check(
+                &format!("orbctl {verb} {}", many.join(" ")),
+                &whole_fleet(operation),
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_verb_sends_every_word_that_may_be_a_machine() {
+        use LeaseOperation as L;
+        check("orbctl suspend web", &unknown(L::Other, "web"));
+        check(
+            "orbctl suspend --now --on=db web a/b",
+            &unknown(L::Other, "web db"),
+        );
+        check("orbctl -mweb suspend", &unknown(L::Other, "web"));
+        check("orb remove -f web", &unknown(L::RunOrChange, "web"));
+        check("orb rm a/b", &unknown(L::RunOrChange, ""));
+    }
+
+    #[test]
+    fn an_unknown_flag_of_run_or_push_may_mean_each_machine_that_is_named() {
+        use LeaseOperation as L;
+        let with = |plan: Plan, machine: &str| match plan {
+            Plan::Place(place) => Plan::Place(Place {
+                machine: Some(machine.to_owned()),
+                ..place
+            }),
+            other => other,
+        };
+        check(
+            "orbctl run --gpu 1 -m web true",
+            &with(unknown(L::Run, "1 true"), "web"),
+        );
+        check("orbctl push --to web a", &unknown(L::Push, "web a"));
+        check("orbctl run -m", &unknown(L::Run, ""));
+        // A session takes no lane.
+        let words = words("run --gpu 1 -m web true");
+        assert_eq!(plan(Called::Orbctl, &words, true), place(L::Shell, "web"));
+    }
+
+    #[test]
+    fn a_form_that_touches_no_machine_takes_no_lane() {
         for line in [
             "orbctl ls",
-            "orbctl nonsense web",
             "orbctl list web",
             "orbctl list --colour",
+            "orbctl --colour list",
             "orbctl list -f",
             "orbctl list -f yaml",
             "orbctl info",
             "orbctl info a b",
             "orbctl info -- --x",
             "orbctl info a_b/c",
-            "orbctl create",
-            "orbctl create a b c",
-            "orbctl create ubuntu web --gpu 1",
-            "orbctl start --all web",
-            "orbctl restart",
-            "orbctl delete",
-            "orbctl delete --all",
-            "orbctl rename web",
-            "orbctl import /tmp/a",
-            "orbctl push -m web",
-            "orbctl run --gpu 1 true",
-            "orbctl run -m",
+            "orbctl start a/b",
             "orbctl run -m -x true",
             "orbctl config",
-            "orbctl config docker",
             "orbctl config get a/b",
-            "orbctl config set cpu",
             "orbctl update --check",
             "orbctl status web",
+            "orbctl debug web",
             "orb doctor",
-            "orb k8s start",
         ] {
             check(line, &Plan::Other);
         }
+        let words = words("config docker");
+        assert_eq!(plan(Called::Orbctl, &words, true), Plan::Other);
+        assert_eq!(
+            plan(Called::Orbctl, &words, false),
+            place(LeaseOperation::ConfigSet, "")
+        );
     }
 
     #[test]
@@ -716,6 +1113,8 @@ mod tests {
             "orbctl stop web -h",
             "orb run --help",
             "orbctl --version",
+            "orbctl -m web --help",
+            "orbctl run -m web --help",
         ] {
             check(line, &Plan::Untouched);
         }
@@ -734,10 +1133,11 @@ mod tests {
         check("", Plan::Other);
         check("info", Plan::Other);
         check("list", Plan::Other);
-        check("delete web", Plan::Other);
+        check("delete web", unknown(LeaseOperation::Delete, "web"));
         check("run -m web cat", place(LeaseOperation::Run, "web"));
         check("push -m web", place(LeaseOperation::Push, "web"));
         check("run -m", Plan::Other);
+        check("suspend web", unknown(LeaseOperation::Other, "web"));
         assert_eq!(
             plan(Called::Orb, std::slice::from_ref(&odd), false),
             place(LeaseOperation::Run, "")

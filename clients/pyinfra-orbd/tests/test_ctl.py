@@ -249,7 +249,7 @@ def test_a_machine_goes_through_an_archive(real: RealDaemon, tmp_path: Path, mon
         with pytest.raises(errors.MachineExists, match="already exists"):
             client.import_machine("-web.tar.zst", "web-copy")
         recorded = [record.operation for record in client.metrics_history(limit=50).records]
-        client.machine_delete("web-copy", force=True)
+        client.machine_delete("web-copy")
     assert {"export", "import"} <= set(recorded)
 
 

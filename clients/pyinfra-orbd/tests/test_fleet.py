@@ -190,11 +190,12 @@ def test_a_machine_is_deleted_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
         process = target.begin("@orbstack", "deploy.py")
         wait_until(lambda: RealDaemon.spawns_in(daemon.ledger())["run"] == 6)
         with Client(str(daemon.socket)) as client:
-            client.machine_delete("db", force=True)
+            client.machine_stop("db", force=True)
+            client.machine_delete("db")
         for name in ("web", "cache"):
             daemon.inside(name, "touch", "go")
         said = target.end(process, code=1, seconds=60)
-        assert re.search(r"\[db\]\s.*was cancelled while it ran, by force of job \d+ \(delete db\)", said), said
+        assert re.search(r"\[db\]\s.*was cancelled while it ran, by force of job \d+ \(stop db\)", said), said
         assert "Traceback" not in said
         assert [daemon.inside(name, "cat", "third") for name in ("web", "cache")] == ["three", "three"]
         asked = [event for event in daemon.ledger() if event["event"] == "start" and event["command"] == "run"]

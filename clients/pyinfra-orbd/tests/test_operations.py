@@ -40,7 +40,8 @@ def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealD
     with Client(str(world.socket), name="tests") as client:
         for machine in client.machine_list(max_age_ms=0).machines:
             if machine.name != "base":
-                client.machine_delete(machine.name, force=True)
+                client.machine_stop(machine.name, force=True)
+                client.machine_delete(machine.name)
         client.machine_start("base")
 
 

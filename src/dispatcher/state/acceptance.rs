@@ -35,9 +35,9 @@ impl<O: Orbctl> State<O> {
         submission
             .queue_timeout
             .get_or_insert(self.settings.queue_timeout);
-        submission.run_timeout = submission
-            .run_timeout
-            .or_else(|| self.settings.run_timeouts.of(class));
+        if submission.run_timeout.is_none() && submission.operation.has_run_limit() {
+            submission.run_timeout = self.settings.run_timeouts.of(class);
+        }
         let id = self.journal.next_id();
         let spec = Arc::new(JobSpec {
             id,

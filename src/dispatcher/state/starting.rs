@@ -11,7 +11,7 @@ use crate::cache::{Cache, Ticket, Topic};
 use crate::clock::Moment;
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
-use crate::machine::MachineState;
+use crate::machine::{MachineName, MachineState};
 use crate::metrics::Counter;
 use crate::operation::{Effect, Leased, Operation, Scope};
 use crate::orbctl::Orbctl;
@@ -163,23 +163,30 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// Says what a command makes stale: its machine, if that is not freshly seen running, because then the command may start it.
+/// Says what a command makes stale: its machines, those that are not freshly seen running, because the command may start them.
 fn may_start_its_machine(
     operation: &Operation,
     cache: &Cache<Arc<Known>>,
     now: &Moment,
     max_age: Duration,
 ) -> Option<Scope> {
-    let (Operation::Exec(name, _)
-    | Operation::Push(name)
-    | Operation::Pull(name)
-    | Operation::Leased(Leased::Run(name) | Leased::Shell(name))) = operation
-    else {
-        return None;
+    let names: Vec<&MachineName> = match operation {
+        Operation::Exec(name, _)
+        | Operation::Push(name)
+        | Operation::Pull(name)
+        | Operation::Leased(Leased::Run(name) | Leased::Shell(name)) => vec![name],
+        Operation::Leased(Leased::UnknownForm(form)) => form.machines().collect(),
+        _ => return None,
     };
-    let running = cache
-        .fresh(&Topic::Machines, now, max_age)
-        .and_then(|seen| by_name(seen.value.machines()?, name))
-        .is_some_and(|machine| machine.state == MachineState::Running);
-    (!running).then(|| Scope::Machines(vec![name.clone()]))
+    let seen = cache.fresh(&Topic::Machines, now, max_age);
+    let is_running = |name: &MachineName| {
+        seen.and_then(|seen| by_name(seen.value.machines()?, name))
+            .is_some_and(|machine| machine.state == MachineState::Running)
+    };
+    let stale: Vec<MachineName> = names
+        .into_iter()
+        .filter(|name| !is_running(name))
+        .cloned()
+        .collect();
+    (!stale.is_empty()).then_some(Scope::Machines(stale))
 }

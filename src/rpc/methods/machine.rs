@@ -110,7 +110,7 @@ fn changes(registry: &mut Registry) {
     });
     registry.method::<MachineDelete, _, _>(async |server, params, caller| {
         let machine = resolve(&server, &caller, "machine", &params.machine).await?;
-        let operation = Operation::Delete(machine.name, force(params.force));
+        let operation = Operation::Delete(machine.name);
         change(server, caller, operation, machine.id, params.options()).await
     });
     registry.method::<MachineRename, _, _>(async |server, params, caller| {

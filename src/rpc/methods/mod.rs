@@ -11,6 +11,7 @@ mod orbstack;
 mod queue;
 mod run;
 mod session;
+mod unknown_form;
 
 use std::sync::Arc;
 use std::time::Duration;

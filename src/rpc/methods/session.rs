@@ -16,11 +16,11 @@ use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::{Caller, Registry, Server};
 use crate::rpc::types::{
-    ErrorObject, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseAnswer, ReleaseParams,
+    self, ErrorObject, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseAnswer, ReleaseParams,
 };
 use crate::sys::{self, ChildIdentity};
 
-use super::{Resolved, ended_well, no_such_job, read, resolve};
+use super::{Resolved, ended_well, no_such_job, read, resolve, unknown_form};
 
 /// Most machines of one lease.
 const MACHINES_MAX: usize = 256;
@@ -153,15 +153,15 @@ struct Subject {
     machines: Vec<Resolved>,
 }
 
-/// Turns the parameters into what is touched. A parameter that does not belong to the operation is refused by name.
-async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Result<Subject, ErrorObject> {
+/// Refuses by name a parameter that does not belong to the operation.
+fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
     use LeaseOperation as L;
     let operation = params.operation;
     let takes_several = matches!(operation, L::Start | L::Stop | L::Restart | L::Delete);
     let takes_new_name = matches!(operation, L::Rename | L::Clone);
     let takes_force = matches!(
         operation,
-        L::Stop | L::Delete | L::StopAll | L::StartOrbstack | L::StopOrbstack
+        L::Stop | L::StopAll | L::StartOrbstack | L::StopOrbstack
     );
     let takes_machine = !matches!(
         operation,
@@ -169,12 +169,14 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             | L::ConfigReset
             | L::StartAll
             | L::StopAll
+            | L::RestartAll
             | L::StartOrbstack
             | L::StopOrbstack
+            | L::RestartOrbstack
             | L::UpdateOrbstack
             | L::ResetOrbstack
             | L::Read
-            | L::Other
+            | L::RunOrChange
     );
     convert::only_what_belongs(
         "operation",
@@ -184,8 +186,24 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             ("new_name", params.new_name.is_some(), takes_new_name),
             ("force", params.force, takes_force),
             ("read", params.read.is_some(), operation == L::Read),
+            (
+                "unknown_form",
+                params.unknown_form.is_some(),
+                unknown_form::is_taken_by(operation),
+            ),
         ],
-    )?;
+    )
+}
+
+/// Turns the parameters into what is touched.
+async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Result<Subject, ErrorObject> {
+    use LeaseOperation as L;
+    check_parameters(params)?;
+    let operation = params.operation;
+    if let Some(form) = &params.unknown_form {
+        let (operation, machines) = unknown_form::subject(server, caller, params, form).await?;
+        return Ok(Subject { operation, machines });
+    }
     let force = force(params.force);
     match operation {
         L::Push => in_machine(server, caller, params, Operation::Push).await,
@@ -220,7 +238,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         L::Start => several(server, caller, params, Each::Start).await,
         L::Stop => several(server, caller, params, Each::Stop(force)).await,
         L::Restart => several(server, caller, params, Each::Restart).await,
-        L::Delete => several(server, caller, params, Each::Delete(force)).await,
+        L::Delete => several(server, caller, params, Each::Delete).await,
         L::Rename => renamed(server, caller, params, |from, to| Operation::Rename { from, to }).await,
         L::Clone => {
             renamed(server, caller, params, |source, copy| Operation::Clone {
@@ -235,8 +253,10 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         L::ConfigReset => Ok(Subject::of(Operation::ConfigReset)),
         L::StartAll => Ok(Subject::of(Operation::StartAll)),
         L::StopAll => Ok(Subject::of(Operation::StopAll(force))),
+        L::RestartAll => Ok(Subject::of(Operation::Leased(Leased::RestartAll))),
         L::StartOrbstack => Ok(Subject::of(Operation::StartOrbstack(force))),
         L::StopOrbstack => Ok(Subject::of(Operation::StopOrbstack(force))),
+        L::RestartOrbstack => Ok(Subject::of(Operation::Leased(Leased::RestartOrbstack))),
         L::UpdateOrbstack => Ok(Subject::of(Operation::Leased(Leased::UpdateOrbstack))),
         L::ResetOrbstack => Ok(Subject::of(Operation::Leased(Leased::ResetOrbstack))),
         L::Read => {
@@ -248,7 +268,11 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
                 read,
             )?))))
         }
-        L::Other => Ok(Subject::of(Operation::Leased(Leased::Other))),
+        L::RunOrChange | L::Other => {
+            let form = types::UnknownForm::default();
+            let (operation, machines) = unknown_form::subject(server, caller, params, &form).await?;
+            Ok(Subject { operation, machines })
+        }
     }
 }
 

@@ -194,9 +194,9 @@ class Client:
         """Shuts a machine down and boots it."""
         return self._change("machine.restart", machine=machine, **job)
 
-    def machine_delete(self, machine: str, *, force: bool = False, **job: Any) -> models.Change:
+    def machine_delete(self, machine: str, **job: Any) -> models.Change:
         """Destroys a machine with everything on it."""
-        return self._change("machine.delete", machine=machine, force=force, **job)
+        return self._change("machine.delete", machine=machine, **job)
 
     def machine_rename(self, machine: str, new_name: str, **job: Any) -> models.Change:
         """Gives a machine another name."""
@@ -492,13 +492,15 @@ class Client:
         new_name: str | None = None,
         force: bool = False,
         read: Mapping[str, Any] | None = None,
+        unknown_form: Mapping[str, Any] | None = None,
         **job: Any,
     ) -> models.Lease:
         """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
 
         ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
         ``clone``, and ``force`` ends or cancels what is in the way. The operation ``read`` needs a ``read`` as in
-        :meth:`session_read`.
+        :meth:`session_read`. ``unknown_form`` describes a command line that the caller does not understand in full: its
+        ``operands`` are the words that may name machines, and ``whole_fleet`` says that it may mean all of them.
         """
         params = _given(
             operation=operation,
@@ -507,6 +509,7 @@ class Client:
             new_name=new_name,
             force=force,
             read=read,
+            unknown_form=unknown_form,
             pid=pid,
             **job,
         )

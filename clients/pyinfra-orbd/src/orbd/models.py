@@ -258,8 +258,8 @@ class MachineInfo(Observed):
 class Change(Model):
     """Answer of every change.
 
-    ``changed`` is absent until the job ended. ``warning`` says that the change was cut short and was then observed to be done; then
-    ``changed`` is absent, too, where nobody had looked before.
+    ``changed`` is absent until the job ended. ``warning`` says that the change was cut short and was then observed to be done;
+    then ``changed`` is absent, too, where nobody had looked before.
     """
 
     job_id: int
@@ -390,6 +390,14 @@ def _without_class(wire: Any) -> Any:
     return wire
 
 
+class JobLane(Model):
+    """A lane that a job holds or waits for: ``kind`` is ``machine``, ``configuration`` or ``fleet``."""
+
+    kind: str
+    machine: str | None = None
+    exclusive: bool = False
+
+
 class Job(Model):
     """One job."""
 
@@ -398,6 +406,7 @@ class Job(Model):
     machine: str | None = None
     job_class: str = ""
     client: Caller | None = None
+    lanes: tuple[JobLane, ...] = ()
     detached: bool = False
     state: str
     accepted_at: str = ""
@@ -689,8 +698,8 @@ class MetricsRow(Model):
 class MetricsSummary(Model):
     """Answer of ``metrics.summary``, rows with the most operations first.
 
-    ``since`` and ``until`` are the window that the rows cover. It begins earlier than was asked for, at a whole hour or day, where
-    ``resolution`` is ``hour`` or ``day``; ``since`` is ``None`` when everything kept is covered.
+    ``since`` and ``until`` are the window that the rows cover. It begins earlier than was asked for, at a whole hour or day,
+    where ``resolution`` is ``hour`` or ``day``; ``since`` is ``None`` when everything kept is covered.
     """
 
     since: str | None = None
@@ -749,8 +758,8 @@ class Lease(Model):
 class Release(Model):
     """Answer of ``session.release``.
 
-    The job still runs where a change was cut short: orbd looks what came of it, and ``job.wait`` tells. ``signalled`` is the error
-    that says why orbd signalled the process, where it did.
+    The job still runs where a change was cut short: orbd looks what came of it, and ``job.wait`` tells. ``signalled`` is the
+    error that says why orbd signalled the process, where it did.
     """
 
     job: Job

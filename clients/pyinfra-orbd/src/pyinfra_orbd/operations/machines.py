@@ -71,7 +71,7 @@ def vm_create(
     """
     name = chosen(machine, vm_name)
     if not present:
-        yield from vm_delete._inner(name, force=True)  # noqa: SLF001 - PyInfra's way to call one from another
+        yield from vm_delete._inner(name)  # noqa: SLF001 - PyInfra's way to call one from another
         return
     if not image:
         raise OperationTypeError("vm_create: which image? give image=, as in ubuntu:24.04")
@@ -131,13 +131,19 @@ def _setting(key: str, value: str) -> Step:
 
 
 @control_operation()
-def vm_delete(machine: str | None = None, force: bool = False, vm_name: str | None = None) -> Commands:
+def vm_delete(
+    machine: str | None = None,
+    force: bool = False,  # noqa: ARG001  # older deploys give it
+    vm_name: str | None = None,
+) -> Commands:
     """
     Delete a machine with everything on it.
 
     + machine: name of the machine
-    + force: whether to end what runs on it and cancel what waits for it, instead of waiting
+    + force: accepted for older deploys; orbd never asks for confirmation, so it changes nothing
     + vm_name: the same as ``machine``
+
+    The machine is deleted when everything that runs on it has ended. To end that first, stop the machine with ``force``.
 
     **Example:**
 
@@ -145,13 +151,13 @@ def vm_delete(machine: str | None = None, force: bool = False, vm_name: str | No
 
         from pyinfra_orbd.operations import vm_delete
 
-        vm_delete(name="Delete the old web machine", machine="old-web", force=True)
+        vm_delete(name="Delete the old web machine", machine="old-web")
     """
     name = chosen(machine, vm_name)
     if is_so(lambda max_age_ms: find(name, max_age_ms) is None):
         noop(f"there is no machine '{name}'")
         return
-    yield Step(f"delete {name}", lambda: client().machine_delete(name, force=force), done_by_others=errors.MachineNotFound)
+    yield Step(f"delete {name}", lambda: client().machine_delete(name), done_by_others=errors.MachineNotFound)
 
 
 @control_operation()
