@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::logging::LogFormat;
+use crate::orbctl::argv::GuestEnv;
 
 /// The longest path of a Unix socket, in bytes: what macOS has room for, less the final NUL.
 pub const SOCKET_PATH_MAX: usize = 103;
@@ -394,6 +395,28 @@ impl Value for LogFormat {
         match self {
             Self::Text => "\"text\"".into(),
             Self::Json => "\"json\"".into(),
+        }
+    }
+}
+
+impl Value for GuestEnv {
+    fn from_toml(value: &toml::Value) -> Result<Self, String> {
+        value
+            .as_str()
+            .ok_or_else(|| wrong_type("\"orbenv\" or \"argv\"", value))
+            .and_then(Self::from_text)
+    }
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "orbenv" => Ok(Self::Orbenv),
+            "argv" => Ok(Self::Argv),
+            _ => Err(format!("must be \"orbenv\" or \"argv\", not {text:?}")),
+        }
+    }
+    fn to_toml(&self) -> String {
+        match self {
+            Self::Orbenv => "\"orbenv\"".into(),
+            Self::Argv => "\"argv\"".into(),
         }
     }
 }
@@ -895,6 +918,10 @@ keys! {
     /// How long a child has between being asked to end and being killed.
     grace: Duration = |_| seconds(10), Duration::from_millis(100) => minutes(10);
 
+    /// How the variables of a command reach the guest: "orbenv" passes the values in the environment of that one orbctl, under names
+    /// that its ORBENV lists; "argv" passes them as arguments, which every user of this computer can read.
+    guest_env: GuestEnv = |_| GuestEnv::Orbenv;
+
     /// The oldest observation that anybody is answered with.
     cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);
     /// How soon orbd looks again while somebody is subscribed to events of machines. While nothing changes the pauses grow
@@ -930,7 +957,7 @@ keys! {
     /// At most this many bytes of one connection are held: requests that are read or handled, input that a command has not taken,
     /// unread answers. Beyond it no more is read, and what cannot wait is refused. One request of `frame_max` always fits.
     connection_bytes_max: Bytes = |_| Bytes(8 << 20), Bytes(1 << 16) => Bytes(1 << 34);
-    /// The same of all connections together, beside 64 KiB that each has for itself.
+    /// The same of all connections together, beside 96 KiB that each has for itself.
     bytes_max: Bytes = |_| Bytes(64 << 20), Bytes(1 << 16) => Bytes(1 << 36);
     /// The longest request.
     frame_max: Bytes = |_| Bytes(4 << 20), Bytes(1 << 12) => Bytes(1 << 30);

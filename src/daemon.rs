@@ -82,7 +82,7 @@ pub enum SetupError {
 /// What the process was given.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
-    /// The environment, handed on to `orbctl` without what is ours.
+    /// The environment. Of it only `PATH` is used, to find `orbctl`, and what [`orbctl::environment`](crate::orbctl::environment) keeps.
     pub environment: Vec<(OsString, OsString)>,
     /// Where the configuration came from, and comes from again.
     pub sources: Sources,
@@ -405,6 +405,7 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
             keep: spool::Keep::All,
         },
         spool_total_max: config.spool_total_max.0,
+        guest_env: config.guest_env,
         instance: instance.to_owned(),
     }
 }

@@ -13,6 +13,8 @@ use orbd::rpc::api::PROTOCOL_VERSION;
 use orbd::rpc::socket::{Socket, SocketError};
 use orbd::sys;
 use orbd::upgrade::{self, Heirloom, HeirloomError, Inherited, Program};
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Worker threads: one to serve, one for when that is busy with a stream. More cost memory and wakeups for nothing.
@@ -74,11 +76,16 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments = Arguments::parse();
     if arguments.metrics_store {
+        // The store makes its files without a mode of their own.
+        umask(Mode::RWXG | Mode::RWXO);
         return metrics::serve_store().context("the metrics store");
     }
     let inherited = Heirloom::receive();
     sys::seal_inherited_descriptors();
     sys::raise_descriptor_limit();
+    sys::restore_limits();
+    // The usual one, for the children: what we make ourselves has a mode that says more.
+    umask(Mode::WGRP | Mode::WOTH);
     let places = Places::of_this_user()?;
     if arguments.sample_config {
         return print(&Config::sample(&places));

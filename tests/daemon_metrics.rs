@@ -15,7 +15,7 @@ use orbd::rpc::api::{
 use serde_json::{Value, json};
 
 use crate::ctl_suite::{call, ok, said};
-use crate::support::{PATIENCE, World, eventually, words_of};
+use crate::support::{PATIENCE, World, children_of, eventually, words_of};
 
 /// Returns a record of a command that ended at this time.
 fn record(id: u64, ended_ms: u64) -> OperationRecord {
@@ -290,7 +290,8 @@ fn spawns_are_counted_exactly_however_fast_children_end() {
 
 /// Returns the helpers of a world's daemon.
 fn helpers(world: &World) -> Vec<u32> {
-    let mut all = world.processes();
+    // The helper has an empty environment, so it is found by its parent.
+    let mut all = children_of(world.pid());
     all.retain(|pid| words_of(*pid).contains("--metrics-store"));
     all
 }

@@ -10,6 +10,7 @@ mod ctl_terminal;
 mod ctl_verbs;
 mod daemon_cache;
 mod daemon_crash;
+mod daemon_environment;
 mod daemon_events;
 mod daemon_extremes;
 mod daemon_jobs;

@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 
+use orbd::orbctl::argv::Call;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -77,12 +78,41 @@ impl WaitingChild {
         let _ = self.child.wait();
     }
 
-    /// Lets it become the real tool, with our own input. The first word is the tool's path.
-    pub(crate) fn grant(self, words: &[OsString]) -> Child {
+    /// Lets it become the real tool, with our own input.
+    pub(crate) fn grant(self, program: &OsStr, call: &Call) -> Child {
         // A child that was killed meanwhile is told by its status.
-        let _ = send(&self.socket, io::stdin().as_fd(), words);
+        let _ = send(&self.socket, io::stdin().as_fd(), &words_of(program, call));
         self.child
     }
+}
+
+/// Returns what the child is told: the tool's path, the number of variables, their names and values, and the arguments.
+fn words_of(program: &OsStr, call: &Call) -> Vec<OsString> {
+    let mut words = vec![program.to_owned(), call.env.len().to_string().into()];
+    words.extend(
+        call.env
+            .iter()
+            .flat_map(|(name, value)| [name.clone(), value.clone()]),
+    );
+    words.extend(call.args.iter().cloned());
+    words
+}
+
+/// Reads what [`words_of`] wrote; `None` when it did not.
+fn tool_of(words: Vec<OsString>) -> Option<Tool> {
+    let mut words = words.into_iter();
+    let program = words.next()?;
+    let count = words.next()?.to_str()?.parse().ok()?;
+    let mut variables = Vec::new();
+    for _ in 0..count {
+        variables.push((words.next()?, words.next()?));
+    }
+    Some(Tool {
+        name: program.clone(),
+        program,
+        variables,
+        arguments: words.collect(),
+    })
 }
 
 /// Sends the grant and the input to the child; then its end, so that it knows that this was all.
@@ -142,16 +172,10 @@ fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd
 /// What the child does: waits for its place, then becomes the real tool.
 pub(crate) fn exec() -> ExitCode {
     let stdin = io::stdin();
-    let Ok(Some((input, mut words))) = receive(&stdin, stdin.lock()) else {
-        // Refused, or withdrawn: whoever started us says why.
+    let granted = receive(&stdin, stdin.lock()).ok().flatten();
+    let Some((input, tool)) = granted.and_then(|(input, words)| Some((input, tool_of(words)?))) else {
+        // Refused, or withdrawn: our parent says why.
         return ExitCode::from(exit::RUN_FAILED);
-    };
-    let program = words.remove(0);
-    let tool = Tool {
-        name: program.clone(),
-        program,
-        variables: Vec::new(),
-        arguments: words,
     };
     let error = match rustix::stdio::dup2_stdin(&input) {
         Ok(()) => {
@@ -194,14 +218,19 @@ mod tests {
         writer.write_all(b"typed").unwrap();
         drop(writer);
         let long = "x".repeat(100_000);
-        let sent: Vec<OsString> = ["/usr/local/bin/orbctl", "push", "", &long]
-            .map(Into::into)
-            .to_vec();
+        let call = Call {
+            args: ["push", "", &long].map(Into::into).to_vec(),
+            env: vec![("A".into(), "b=c\n".into()), ("B".into(), "".into())],
+        };
+        let sent = words_of("/usr/local/bin/orbctl".as_ref(), &call);
         let told = sent.clone();
         let parent = std::thread::spawn(move || send(&ours, &input, &told).unwrap());
         let (input, received) = receive(&theirs, &theirs).unwrap().expect("granted");
         parent.join().unwrap();
         assert!(received == sent);
+        let tool = tool_of(received).expect("a call");
+        assert_eq!(tool.program, "/usr/local/bin/orbctl");
+        assert!(tool.variables == call.env && tool.arguments == call.args);
         let mut text = String::new();
         std::fs::File::from(input).read_to_string(&mut text).unwrap();
         assert_eq!(text, "typed");

@@ -41,6 +41,7 @@ use crate::journal::{Journal, Recovered};
 use crate::metrics::Metrics;
 use crate::operation::Class;
 use crate::orbctl::Orbctl;
+use crate::orbctl::argv::GuestEnv;
 use crate::scheduler::Limits;
 use crate::spool;
 
@@ -74,6 +75,8 @@ pub struct Settings {
     pub spool: spool::Settings,
     /// Output of all jobs together.
     pub spool_total_max: u64,
+    /// How variables for a command reach the guest.
+    pub guest_env: GuestEnv,
     /// Names our children in their environment.
     pub instance: String,
 }

@@ -28,6 +28,7 @@ use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
 use crate::journal::JournalError;
 use crate::machine::OrbstackStatus;
 use crate::operation::{Effect, Operation, Query, Stdin};
+use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
@@ -74,6 +75,8 @@ pub(super) struct Work<O> {
     pub(super) spec: Arc<JobSpec>,
     pub(super) orbctl: Arc<O>,
     pub(super) limits: RunLimits,
+    /// How variables reach the guest.
+    pub(super) guest_env: GuestEnv,
     /// Ends what runs.
     pub(super) stop: CancellationToken,
     /// Ends looking, too: somebody forces the lane, or we are going away.
@@ -253,8 +256,10 @@ impl<O: Orbctl> Work<O> {
     /// when looks are what follows a stop, only `abandon`.
     async fn look(&self, query: Query, until: &CancellationToken) -> Result<Facts, Failure> {
         let operation = Operation::Query(query);
-        let mut invocation =
-            Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
+        let mut invocation = Invocation::new(
+            orbctl::argv::call(&operation, self.guest_env),
+            Sink::Capture { max: ANSWER_MAX },
+        );
         invocation.run_timeout = Some(self.limits.query);
         invocation.grace = self.limits.grace;
         invocation.marker.clone_from(&self.marker);
@@ -295,8 +300,10 @@ impl<O: Orbctl> Work<O> {
 
     async fn query(&self, query: &Query) -> Finished {
         let operation = Operation::Query(query.clone());
-        let mut invocation =
-            Invocation::new(orbctl::argv::argv(&operation), Sink::Capture { max: ANSWER_MAX });
+        let mut invocation = Invocation::new(
+            orbctl::argv::call(&operation, self.guest_env),
+            Sink::Capture { max: ANSWER_MAX },
+        );
         invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
@@ -331,7 +338,10 @@ impl<O: Orbctl> Work<O> {
             .spool
             .take()
             .map_or(Sink::Capture { max: ANSWER_MAX }, Sink::Spool);
-        let mut invocation = Invocation::new(orbctl::argv::argv(&self.spec.asked.operation), sink);
+        let mut invocation = Invocation::new(
+            orbctl::argv::call(&self.spec.asked.operation, self.guest_env),
+            sink,
+        );
         invocation.stdin = input;
         invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
@@ -384,7 +394,7 @@ impl<O: Orbctl> Work<O> {
             dir: self.spool_dir.clone(),
             max: ANSWER_MAX,
         };
-        let mut invocation = Invocation::new(orbctl::argv::argv(operation), sink);
+        let mut invocation = Invocation::new(orbctl::argv::call(operation, self.guest_env), sink);
         invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,

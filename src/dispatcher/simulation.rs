@@ -26,6 +26,7 @@ use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Sighting, Suc
 use crate::machine::MachineName;
 use crate::metrics;
 use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Stdin, Verbatim};
+use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 use crate::sys::ChildIdentity;
 
@@ -104,7 +105,7 @@ impl Orbctl for Scripted {
 
     async fn run(&self, invocation: Invocation, stop: CancellationToken) -> Reply {
         let word = |arg: &OsString| arg.to_string_lossy().into_owned();
-        let args: Vec<String> = invocation.args.iter().map(word).collect();
+        let args: Vec<String> = invocation.call.args.iter().map(word).collect();
         if args[0] == "list" && self.lists_itself {
             *self.lists.lock().unwrap_or_else(PoisonError::into_inner) += 1;
             return Ok(completion(Ending::Exited(0), &list_of(&self.inventory), ""));
@@ -277,6 +278,7 @@ fn settings(folder: &Path, limits: Limits) -> Settings {
             keep: spool::Keep::All,
         },
         spool_total_max: 1 << 24,
+        guest_env: GuestEnv::default(),
         instance: "simulated".into(),
     }
 }

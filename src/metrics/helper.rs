@@ -172,6 +172,8 @@ impl Helper {
                 let mut command = std::process::Command::new(program);
                 command
                     .args(args)
+                    // It needs nothing of ours, which may hold secrets of the process that started us.
+                    .env_clear()
                     .stdin(Stdio::from(OwnedFd::from(theirs)))
                     .stdout(Stdio::null())
                     // Panics of sled reach us as a response; what it prints beside is noise.

@@ -445,7 +445,7 @@ impl Worker {
             .map(|text| text.trim().parse().unwrap_or(0));
         let mut verify = in_use.exists();
         let elsewhere = |error: io::Error| Failed::Elsewhere(format!("{}: {error}", folder.display()));
-        fs::write(&in_use, b"").map_err(elsewhere)?;
+        write_private(&in_use, b"").map_err(elsewhere)?;
         let patience = Moment::now().instant + LOCK_PATIENCE;
         let mut gone = 0;
         loop {
@@ -458,7 +458,7 @@ impl Worker {
             let request = Request::open(folder, bounds, least_seq, verify, Moment::now().unix_ms());
             match helper.call(&request, OPEN_LIMIT) {
                 Ok(Response::Opened { next_seq }) => {
-                    fs::write(&count, next_seq.to_string()).map_err(elsewhere)?;
+                    write_private(&count, next_seq.to_string().as_bytes()).map_err(elsewhere)?;
                     return Ok(Open {
                         helper,
                         folder: folder.to_owned(),
@@ -532,7 +532,16 @@ fn mark(folder: &Path, kind: &str) -> PathBuf {
 
 fn write_count(folder: &Path, next_seq: u64) {
     // Without it less damage is noticed, no more.
-    let _ = fs::write(mark(folder, "count"), next_seq.to_string());
+    let _ = write_private(&mark(folder, "count"), next_seq.to_string().as_bytes());
+}
+
+/// Writes a file that only its owner may read, whatever the umask.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)?.write_all(bytes)
 }
 
 fn make_private_folder(folder: &Path) -> io::Result<()> {
@@ -563,7 +572,7 @@ fn store_numbers(root: &Path) -> io::Result<Vec<u32>> {
 /// Fails when the disk takes nothing.
 fn probe_disk(root: &Path) -> io::Result<()> {
     let path = root.join(".probe");
-    let result = fs::write(&path, vec![0; 1 << 20]);
+    let result = write_private(&path, &vec![0; 1 << 20]);
     let _ = fs::remove_file(&path);
     match result {
         Err(error) if is_of_the_disk(&error) => Err(error),

@@ -3,27 +3,109 @@
 //! Flags come before operands, and no operand can be taken for a flag, because its type does not allow that. What is not a word
 //! of `orbctl` is passed as a word of its own and never put together into shell text: `orbctl run` keeps the words apart on their
 //! way through the guest's login shell.
+//!
+//! **Variables for the guest.** Every user of the Mac can read arguments (`ps`), so values travel in the environment of that one
+//! `orbctl`, and never under their own names: a `PATH` for the guest must not change which programs `orbctl` finds.
+//!
+//! ```text
+//! env {TOKEN: s3cret}  -->  ORBD_E0=s3cret ORBENV=ORBD_E0 orbctl run -m web sh -c 'export TOKEN="$ORBD_E0"; ...; exec "$@"' orbd CMD
+//! ```
+//!
+//! That `ORBENV` lists variables to pass is stated by users of the tool and not recorded from it, hence [`GuestEnv::Argv`].
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::machine::MachineName;
-use crate::operation::{ExecRequest, Force, Format, LogScope, NewMachine, Operation, Query, Verbatim};
+use crate::operation::{
+    CallerEnv, EnvName, ExecRequest, Force, Format, LogScope, NewMachine, ORBENV, Operation, Query, UserName,
+    Verbatim, listed_name,
+};
 
-/// Starts a command in the guest user's home, as ssh does: also where there is no home (`nobody`), then in `/`.
-/// `orbctl run` by itself starts in the directory that corresponds to the caller's, which for a daemon means nothing.
-const AT_HOME: &str = r#"cd 2>/dev/null || cd /; exec "$@""#;
+/// Goes to the guest user's home, as ssh does, or to `/` where there is none (`nobody`). `orbctl run` by itself starts in the directory
+/// that corresponds to the caller's, which for a daemon means nothing.
+const TO_HOME: &str = "cd 2>/dev/null || cd /; ";
 
-/// Starts a command as it is.
-const AS_IT_IS: &str = r#"exec "$@""#;
+/// Replaces `sh` by the command.
+const HAND_OVER: &str = r#"exec "$@""#;
 
-/// Returns the arguments that carry out an operation; none for one that only clients carry out, who have their own.
+/// What `sh` says when a value did not arrive.
+const NOT_PASSED: &str = "orbctl did not pass it; set guest_env = argv in the configuration of orbd";
+
+/// One call of `orbctl`. Both parts may hold secrets.
+#[derive(Default, Clone, PartialEq)]
+pub struct Call {
+    /// Arguments, without the program.
+    pub args: Vec<OsString>,
+    /// Variables beside those that every child has.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+impl From<Vec<OsString>> for Call {
+    fn from(args: Vec<OsString>) -> Self {
+        Self {
+            args,
+            env: Vec::new(),
+        }
+    }
+}
+
+/// How variables for a command reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GuestEnv {
+    /// In the environment of `orbctl`, under aliases that `ORBENV` lists.
+    #[default]
+    Orbenv,
+    /// As words of the command, where every user of the Mac can read them.
+    Argv,
+}
+
+/// Where a command starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// Where `orbctl run` itself starts it: in the directory that corresponds to that of the process.
+    LikeOrbctl,
+    /// In the guest user's home.
+    Home,
+    /// In this guest directory, given to `orbctl` as `-w`.
+    Workdir(&'a str),
+}
+
+/// A command for a machine, for [`run`].
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The machine.
+    pub machine: &'a str,
+    /// Guest user; the machine's default where absent.
+    pub user: Option<&'a str>,
+    /// Where it starts.
+    pub start: Start<'a>,
+    /// `-s`: in the login shell.
+    pub login_shell: bool,
+    /// `-p`: with paths of the Mac translated.
+    pub translate_paths: bool,
+    /// Additional variables.
+    pub env: &'a [(EnvName, String)],
+    /// The caller's variables.
+    pub caller_env: &'a CallerEnv,
+    /// Program and arguments; empty for a shell.
+    pub command: &'a [String],
+}
+
+/// Returns the call that carries out an operation; an empty one for what only clients carry out, who have their own.
 ///
 /// A push or a pull is carried out by its client, who appends the files to these arguments.
-pub fn argv(operation: &Operation) -> Vec<OsString> {
+pub fn call(operation: &Operation, guest_env: GuestEnv) -> Call {
+    match operation {
+        Operation::Exec(machine, request) => of_exec(machine, request, guest_env),
+        _ => without_env(operation).into(),
+    }
+}
+
+fn without_env(operation: &Operation) -> Vec<OsString> {
     match operation {
         Operation::Query(query) => of_query(query),
-        Operation::Exec(machine, request) => of_exec(machine, request),
         Operation::Push(machine) => words(["push", "-m", machine.as_str()]),
         Operation::Pull(machine) => words(["pull", "-m", machine.as_str()]),
         Operation::Create(new) => of_create(new),
@@ -60,7 +142,7 @@ pub fn argv(operation: &Operation) -> Vec<OsString> {
         Operation::StartAll => words(["start", "--all"]),
         Operation::StopAll(Force::No) => words(["stop", "--all"]),
         Operation::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
-        Operation::Leased(_) => Vec::new(),
+        Operation::Exec(..) | Operation::Leased(_) => Vec::new(),
     }
 }
 
@@ -113,33 +195,165 @@ fn of_format(format: Option<Format>) -> Vec<OsString> {
     format.map_or_else(Vec::new, |format| words(["-f", format.as_str()]))
 }
 
-fn of_exec(machine: &MachineName, request: &ExecRequest) -> Vec<OsString> {
-    let mut args = words(["run", "-m", machine.as_str()]);
-    if let Some(user) = &request.user {
-        args.extend(words(["-u", user.as_str()]));
-    }
+fn of_exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
     // An empty directory says nothing.
     let workdir = request.workdir.as_deref().filter(|workdir| !workdir.is_empty());
-    match workdir {
-        Some(workdir) => args.extend(words(["-w", workdir])),
-        None => args.extend(words(["sh", "-c", AT_HOME, "orbd"])),
+    let command = Run {
+        machine: machine.as_str(),
+        user: request.user.as_ref().map(UserName::as_str),
+        start: workdir.map_or(Start::Home, Start::Workdir),
+        login_shell: false,
+        translate_paths: false,
+        env: &request.env,
+        caller_env: &request.caller_env,
+        command: request.command(),
+    };
+    run(&command, guest_env)
+}
+
+/// Returns the call that runs a command.
+pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
+    let mut args = words(["run", "-m", command.machine]);
+    let workdir = match command.start {
+        Start::Workdir(workdir) => Some(workdir),
+        Start::Home | Start::LikeOrbctl => None,
+    };
+    for (flag, value) in [("-u", command.user), ("-w", workdir)] {
+        args.extend(value.into_iter().flat_map(|value| words([flag, value])));
     }
-    if !request.env.is_empty() {
-        args.push("env".into());
-        args.extend(
-            request
-                .env
+    for (flag, is_given) in [("-s", command.login_shell), ("-p", command.translate_paths)] {
+        args.extend(is_given.then(|| flag.into()));
+    }
+    let variables = Variables::of(command);
+    let mut script = match command.start {
+        Start::Home => TO_HOME.to_owned(),
+        Start::LikeOrbctl | Start::Workdir(_) => String::new(),
+    };
+    let mut call = Call::default();
+    let mut operands = Vec::new();
+    match guest_env {
+        GuestEnv::Orbenv => script.push_str(&variables.by_orbenv(&mut call.env)),
+        GuestEnv::Argv => script.push_str(&variables.by_operands(&mut call.env, &mut operands)),
+    }
+    if !script.is_empty() {
+        script.push_str(HAND_OVER);
+        args.extend(words(["sh", "-c", &script, "orbd"]));
+        args.extend(operands);
+    }
+    args.extend(command.command.iter().map(OsString::from));
+    call.args = args;
+    call
+}
+
+/// The variables of one command, by how they get to the guest.
+struct Variables<'a> {
+    /// Those that the guest's `sh` exports.
+    exported: Vec<(&'a str, &'a str)>,
+    /// Those that `orbctl` has and passes on under their own names.
+    passed: Vec<(&'a str, &'a str)>,
+    /// The caller's own `ORBENV`, without what is in `exported`.
+    orbenv: Vec<&'a str>,
+}
+
+impl<'a> Variables<'a> {
+    fn of(command: &Run<'a>) -> Self {
+        let (env, caller) = (command.env, command.caller_env.variables());
+        let mut exported = Vec::new();
+        let mut passed = Vec::new();
+        for (name, value) in caller.iter().map(|(name, value)| (name.as_str(), value.as_str())) {
+            if name == ORBENV || env.iter().any(|(other, _)| other.as_str() == name) {
+                continue;
+            }
+            if is_read_by_children(name) {
+                exported.push((name, value));
+            } else {
+                passed.push((name, value));
+            }
+        }
+        let orbenv = caller.get(ORBENV).map_or("", String::as_str).split(':');
+        let orbenv = orbenv
+            .filter(|entry| !entry.is_empty() && !is_read_by_children(listed_name(entry)))
+            .collect();
+        exported.extend(env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        Self {
+            exported,
+            passed,
+            orbenv,
+        }
+    }
+
+    /// Puts everything into the environment of `orbctl`; returns the text with which `sh` gives the values their names.
+    fn by_orbenv(&self, env: &mut Vec<(OsString, OsString)>) -> String {
+        let aliases: Vec<String> = (0..self.exported.len()).map(|at| format!("ORBD_E{at}")).collect();
+        let (mut export, mut unset) = (String::new(), String::new());
+        for (at, ((name, _), alias)) in self.exported.iter().zip(&aliases).enumerate() {
+            // All of them arrive or none does.
+            let value = if at == 0 {
+                format!("{alias}?{NOT_PASSED}")
+            } else {
+                alias.clone()
+            };
+            let _ = write!(export, " {name}=\"${{{value}}}\"");
+            let _ = write!(unset, " {alias}");
+        }
+        env.extend(
+            self.passed
                 .iter()
-                .map(|(name, value)| format!("{name}={value}").into()),
+                .map(|(name, value)| (name.into(), value.into())),
         );
+        let values = aliases.iter().zip(&self.exported);
+        env.extend(values.map(|(alias, (_, value))| (alias.into(), value.into())));
+        let listed: Vec<&str> = self
+            .orbenv
+            .iter()
+            .copied()
+            .chain(aliases.iter().map(String::as_str))
+            .collect();
+        if !listed.is_empty() {
+            env.push((ORBENV.into(), listed.join(":").into()));
+        }
+        if export.is_empty() {
+            return export;
+        }
+        format!("export{export}; unset{unset}; ")
     }
-    // `env`, and a shell that is given an unquoted first word, would take a program called `a=b` for an assignment.
-    let looks_like_assignment = request.command().first().is_some_and(|word| word.contains('='));
-    if looks_like_assignment && (workdir.is_some() || !request.env.is_empty()) {
-        args.extend(words(["sh", "-c", AS_IT_IS, "orbd"]));
+
+    /// Makes the values operands of `sh`; returns the text with which it gives them their names. What the caller's `ORBENV` lists stays
+    /// in the environment of `orbctl`, as with the bare tool.
+    fn by_operands(&self, env: &mut Vec<(OsString, OsString)>, operands: &mut Vec<OsString>) -> String {
+        env.extend(
+            self.passed
+                .iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        );
+        if !self.orbenv.is_empty() {
+            env.push((ORBENV.into(), self.orbenv.join(":").into()));
+        }
+        if self.exported.is_empty() {
+            return String::new();
+        }
+        let mut export = String::new();
+        for (at, (name, value)) in self.exported.iter().enumerate() {
+            let _ = write!(export, " {name}=\"${{{}}}\"", at + 1);
+            operands.push(value.into());
+        }
+        format!("export{export}; shift {}; ", self.exported.len())
     }
-    args.extend(request.command().iter().map(OsString::from));
-    args
+}
+
+/// Whether a variable, in the environment of `orbctl`, would change `orbctl` itself or the programs that it starts.
+fn is_read_by_children(name: &str) -> bool {
+    const COMPUTED: [&str; 8] = [
+        "HOME",
+        "PATH",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+    ];
+    COMPUTED.contains(&name) || name.starts_with("DYLD_") || name.starts_with("LD_")
 }
 
 fn of_create(new: &NewMachine) -> Vec<OsString> {
@@ -217,7 +431,9 @@ mod tests {
     }
 
     fn check(operation: &Operation, expected: &[&str]) {
-        assert_eq!(argv(operation), expected, "{operation:?}");
+        let Call { args, env } = call(operation, GuestEnv::Orbenv);
+        assert_eq!(args, expected, "{operation:?}");
+        assert!(env.is_empty(), "{operation:?}");
     }
 
     fn exec(command: &[&str]) -> ExecRequest {
@@ -344,53 +560,131 @@ mod tests {
         );
     }
 
+    fn exec_call(request: &ExecRequest, guest_env: GuestEnv) -> (Vec<String>, Vec<String>) {
+        let Call { args, env } = call(&Operation::Exec(name("web"), request.clone()), guest_env);
+        let text = |word: OsString| word.into_string().expect("text");
+        let variable = |(name, value)| format!("{}={}", text(name), text(value));
+        (
+            args.into_iter().map(text).collect(),
+            env.into_iter().map(variable).collect(),
+        )
+    }
+
+    #[track_caller]
+    fn check_exec(request: &ExecRequest, guest_env: GuestEnv, args: &[&str], env: &[&str]) {
+        let (given_args, given_env) = exec_call(request, guest_env);
+        assert_eq!(given_args, args);
+        assert_eq!(given_env, env);
+    }
+
+    fn env(variables: &[(&str, &str)]) -> Vec<(EnvName, String)> {
+        let parsed = |(name, value): &(&str, &str)| (name.parse().expect("valid"), (*value).to_owned());
+        variables.iter().map(parsed).collect()
+    }
+
+    fn caller_env(variables: &[(&str, &str)]) -> CallerEnv {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        CallerEnv::new(variables.iter().map(owned).collect()).expect("allowed")
+    }
+
     #[test]
     fn a_command_starts_at_home_unless_a_directory_is_named() {
         let mut request = exec(&["printf", "%s\n", "a b", "$HOME"]);
-        let run = |request: &ExecRequest| Operation::Exec(name("web"), request.clone());
-        check(
-            &run(&request),
+        let at_home = format!("{TO_HOME}{HAND_OVER}");
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
             &[
-                "run", "-m", "web", "sh", "-c", AT_HOME, "orbd", "printf", "%s\n", "a b", "$HOME",
+                "run", "-m", "web", "sh", "-c", &at_home, "orbd", "printf", "%s\n", "a b", "$HOME",
             ],
+            &[],
         );
         request.user = Some("root".parse().expect("valid"));
         request.workdir = Some("/srv/a b".into());
-        check(
-            &run(&request),
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
             &[
                 "run", "-m", "web", "-u", "root", "-w", "/srv/a b", "printf", "%s\n", "a b", "$HOME",
             ],
-        );
-        request.env = vec![
-            ("A".parse().expect("valid"), "1".into()),
-            ("B".parse().expect("valid"), "x y=z".into()),
-        ];
-        check(
-            &run(&request),
-            &[
-                "run", "-m", "web", "-u", "root", "-w", "/srv/a b", "env", "A=1", "B=x y=z", "printf",
-                "%s\n", "a b", "$HOME",
-            ],
+            &[],
         );
         request.workdir = Some(String::new());
         request.user = None;
-        check(
-            &run(&request),
+        assert_eq!(exec_call(&request, GuestEnv::Orbenv).0[5], at_home);
+    }
+
+    #[test]
+    fn values_travel_under_aliases_that_orbenv_lists() {
+        let mut request = exec(&["make"]);
+        request.env = env(&[("PATH", "/evil"), ("B", "x y=z")]);
+        let export =
+            format!("export PATH=\"${{ORBD_E0?{NOT_PASSED}}}\" B=\"${{ORBD_E1}}\"; unset ORBD_E0 ORBD_E1; ");
+        let variables = ["ORBD_E0=/evil", "ORBD_E1=x y=z", "ORBENV=ORBD_E0:ORBD_E1"];
+        let script = format!("{TO_HOME}{export}{HAND_OVER}");
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
+            &["run", "-m", "web", "sh", "-c", &script, "orbd", "make"],
+            &variables,
+        );
+        request.workdir = Some("/srv".into());
+        let script = format!("{export}{HAND_OVER}");
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
             &[
-                "run", "-m", "web", "sh", "-c", AT_HOME, "orbd", "env", "A=1", "B=x y=z", "printf", "%s\n",
-                "a b", "$HOME",
+                "run", "-m", "web", "-w", "/srv", "sh", "-c", &script, "orbd", "make",
             ],
+            &variables,
         );
     }
 
     #[test]
-    fn a_program_with_an_equals_sign_is_not_an_assignment() {
-        let mut request = exec(&["a=b"]);
+    fn guest_env_argv_passes_values_as_operands() {
+        let mut request = exec(&["make"]);
+        request.env = env(&[("A", "1"), ("B", "x y=z")]);
+        request.caller_env = caller_env(&[("ORBENV", "C:HOME"), ("C", "3"), ("HOME", "/h")]);
+        let script =
+            format!("{TO_HOME}export HOME=\"${{1}}\" A=\"${{2}}\" B=\"${{3}}\"; shift 3; {HAND_OVER}");
+        check_exec(
+            &request,
+            GuestEnv::Argv,
+            &[
+                "run", "-m", "web", "sh", "-c", &script, "orbd", "/h", "1", "x y=z", "make",
+            ],
+            &["C=3", "ORBENV=C"],
+        );
+    }
+
+    #[test]
+    fn the_callers_variables_keep_their_names_unless_orbctl_reads_them() {
+        let mut request = exec(&["make"]);
         request.workdir = Some("/".into());
-        check(
-            &Operation::Exec(name("web"), request),
-            &["run", "-m", "web", "-w", "/", "sh", "-c", AS_IT_IS, "orbd", "a=b"],
+        request.caller_env = caller_env(&[
+            ("ORBENV", "TOKEN:DYLD_INSERT_LIBRARIES:UNSET:A"),
+            ("TOKEN", "s"),
+            ("DYLD_INSERT_LIBRARIES", "/lib"),
+            ("A", "callers"),
+            ("TERM", "xterm"),
+            ("https_proxy", "http://p"),
+        ]);
+        request.env = env(&[("A", "given")]);
+        let script = format!(
+            "export DYLD_INSERT_LIBRARIES=\"${{ORBD_E0?{NOT_PASSED}}}\" A=\"${{ORBD_E1}}\"; unset ORBD_E0 ORBD_E1; {HAND_OVER}"
+        );
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
+            &["run", "-m", "web", "-w", "/", "sh", "-c", &script, "orbd", "make"],
+            &[
+                "TERM=xterm",
+                "TOKEN=s",
+                "https_proxy=http://p",
+                "ORBD_E0=/lib",
+                "ORBD_E1=given",
+                "ORBENV=TOKEN:UNSET:A:ORBD_E0:ORBD_E1",
+            ],
         );
     }
 

@@ -1,6 +1,7 @@
 //! The only module that knows `orbctl`: its arguments, its processes, its output, its errors, its versions and where it is.
 //!
 //! - [`argv`] turns an [`Operation`](crate::operation::Operation) into arguments;
+//! - [`environment`] is what every child has in its environment;
 //! - [`process`] runs them and sees every way in which that can end;
 //! - [`output`] turns bytes into types, [`classify`] turns an ending and stderr into a [`Failure`];
 //! - [`version`] says what the installed version can do, [`locate`] where it is.
@@ -8,7 +9,6 @@
 //! [`Orbctl`] is the seam: tests of the daemon script it in memory. Nothing here decides when something runs, and nothing of
 //! arguments, environment, input or output is logged.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -22,9 +22,11 @@ use tokio_util::sync::CancellationToken;
 use crate::job::{Ending, Failure};
 use crate::spool;
 pub use crate::sys::{ChildIdentity, StartTime};
+use argv::Call;
 
 pub mod argv;
 pub mod classify;
+pub mod environment;
 mod files;
 pub mod locate;
 pub mod output;
@@ -59,8 +61,8 @@ pub trait Orbctl: Send + Sync + 'static {
 
 /// One run of the child process.
 pub struct Invocation {
-    /// Arguments, without the program.
-    pub args: Vec<OsString>,
+    /// Its arguments, and the variables that it has beside those of every call.
+    pub call: Call,
     /// What the child reads.
     pub stdin: Input,
     /// Where its output goes.
@@ -77,9 +79,9 @@ pub struct Invocation {
 
 impl Invocation {
     /// Makes an invocation with empty input, no time limit and the usual grace.
-    pub fn new(args: Vec<OsString>, output: Sink) -> Self {
+    pub fn new(call: impl Into<Call>, output: Sink) -> Self {
         Self {
-            args,
+            call: call.into(),
             stdin: Input::Empty,
             output,
             run_timeout: None,
@@ -94,7 +96,7 @@ impl Invocation {
 impl fmt::Debug for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Invocation")
-            .field("args", &self.args.len())
+            .field("args", &self.call.args.len())
             .field("run_timeout", &self.run_timeout)
             .field("marker", &self.marker)
             .finish_non_exhaustive()

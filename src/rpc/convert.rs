@@ -21,8 +21,8 @@ use crate::dispatcher::{
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
 use crate::operation::{
-    Access, ExecRequest, Footprint, Force, Format, Lane, LogScope, MachineRef, NewMachine, Operation,
-    OutputKept, Stdin, Verbatim,
+    Access, CallerEnv, ExecRequest, Footprint, Force, Format, Lane, LogScope, MachineRef, NewMachine,
+    Operation, OutputKept, Stdin, Verbatim,
 };
 use crate::spool;
 
@@ -122,6 +122,7 @@ pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refu
         }
         request.env.push((parse("env", &name)?, value));
     }
+    request.caller_env = CallerEnv::new(params.caller_env).map_err(|error| invalid("caller_env", error))?;
     request.stdin = stdin;
     if params.pass_through {
         request.output = OutputKept::Unread;

@@ -352,6 +352,10 @@ job_params! {
         /// Additional environment.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         env: BTreeMap<String, String>,
+        /// What the caller's own environment gives the guest, as if it had started `orbctl run` itself: `ORBENV`, the variables that
+        /// it lists, `TERM`, `DISPLAY` and proxy variables. Others are refused.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        caller_env: BTreeMap<String, String>,
         /// Input as text. At most one of the three kinds of input.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin_text: Option<String>,

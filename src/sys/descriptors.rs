@@ -28,6 +28,39 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// Restores limits on resources that the process which started us lowered, as far as the system lets us: our children have the same.
+///
+/// The stack gets the usual size instead of all that is allowed, because Linux lays out memory differently without a limit. Core
+/// dumps are turned off: one of a command's process would put its environment on the disk.
+pub fn restore_limits() {
+    const STACK: u64 = 8 << 20;
+    let raise = |resource, wanted: Option<u64>| {
+        let mut limit = getrlimit(resource);
+        let most = [limit.maximum, wanted].into_iter().flatten().min();
+        if limit
+            .current
+            .is_some_and(|current| most.is_none_or(|most| current < most))
+        {
+            limit.current = most;
+            // A limit that cannot be raised stays: what it stops says so.
+            let _ = setrlimit(resource, limit);
+        }
+    };
+    for resource in [
+        Resource::Cpu,
+        Resource::Fsize,
+        Resource::Data,
+        Resource::As,
+        Resource::Nproc,
+    ] {
+        raise(resource, None);
+    }
+    raise(Resource::Stack, Some(STACK));
+    let mut core = getrlimit(Resource::Core);
+    core.current = Some(0);
+    let _ = setrlimit(Resource::Core, core);
+}
+
 /// Marks everything beyond the three standard streams that whoever started us left open as not to be inherited.
 ///
 /// Everything that we open ourselves has the mark from the beginning. What we inherit may not, and an `orbctl` that starts

@@ -12,12 +12,28 @@ use std::ffi::OsString;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::ptr;
 
 use super::{ChildIdentity, Seen, StartTime, environment_of_procargs, marker_of};
 
 /// macOS widens a pipe by itself, as far as it goes; `fcntl(2)` has no word for it.
 pub(super) fn widen_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
+
+/// Asks for `DARWIN_USER_TEMP_DIR`, to which launchd sets `TMPDIR` in every session.
+pub(super) fn temporary_folder() -> Option<OsString> {
+    let mut room = vec![0_u8; 1024];
+    // SAFETY: it writes at most the length of `room`, with a NUL at the end.
+    let length = unsafe {
+        libc::confstr(
+            libc::_CS_DARWIN_USER_TEMP_DIR,
+            room.as_mut_ptr().cast(),
+            room.len(),
+        )
+    };
+    room.truncate(length.checked_sub(1).filter(|length| *length < 1024)?);
+    Some(OsString::from_vec(room))
+}
 
 /// Looks at one process. Without a wish for zombies (the call's argument is 0) one that has ended and was not waited for is none, as
 /// is one of another user.

@@ -2,8 +2,8 @@
 //! one that it answers in pieces: is this file still the one that it was.
 //!
 //! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
-//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and four small ones
-//! about descriptors, memory, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
+//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and five small ones
+//! about the user, descriptors, memory, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
 //!
 //! Nothing here knows `orbctl`, and nothing here starts a program.
 
@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
+mod account;
 mod descriptors;
 mod fork;
 mod hang_up;
@@ -32,7 +33,10 @@ mod macos;
 #[cfg(target_os = "macos")]
 use macos as platform;
 
-pub use descriptors::{inherited, raise_descriptor_limit, seal_inherited_descriptors, take_variable};
+pub use account::{Account, account};
+pub use descriptors::{
+    inherited, raise_descriptor_limit, restore_limits, seal_inherited_descriptors, take_variable,
+};
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
 pub use memory::give_memory_back;
@@ -87,6 +91,11 @@ pub fn process_owner(pid: u32) -> Option<u32> {
 /// Says whether this very process still runs. A zombie does not.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
     platform::look(identity.pid).is_some_and(|seen| seen.started == identity.started && !seen.is_zombie)
+}
+
+/// Returns this user's own folder for temporary files, where the system gives each user one.
+pub fn temporary_folder() -> Option<std::ffi::OsString> {
+    platform::temporary_folder()
 }
 
 /// Makes a pipe hold more where the system can and lets us; else it stays as it is.

@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub(crate) use ledger::Ledger;
-pub(crate) use processes::{count_open, is_alive, resident, resident_peak, state_of, words_of};
+pub(crate) use processes::{children_of, count_open, is_alive, resident, resident_peak, state_of, words_of};
 pub(crate) use wire::Wire;
 
 /// Longer than anything here takes; what takes so long has failed.
@@ -83,13 +83,19 @@ fn restore_default_signals() {
 
 /// Waits until a look gives something.
 #[track_caller]
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, look)
+}
+
+/// The same for what takes longer by design.
+#[track_caller]
+pub(crate) fn eventually_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
+        assert!(began.elapsed() < patience, "never happened: {what}");
         std::thread::sleep(Duration::from_millis(3));
     }
 }
@@ -262,9 +268,20 @@ impl World {
         self.until_it_answers();
     }
 
+    /// Starts the daemon by this description of it, and waits until it is the one that answers.
+    pub(crate) fn start_as(&mut self, mut command: Command) {
+        self.daemon = Some(command.spawn().expect("the daemon starts"));
+        self.until_it_answers();
+    }
+
     /// Starts the daemon without waiting for anything.
     pub(crate) fn launch(&mut self) {
         self.daemon = Some(self.daemon_command().spawn().expect("the daemon starts"));
+    }
+
+    /// Takes over a daemon that was started in another way.
+    pub(crate) fn adopt(&mut self, daemon: Child) {
+        self.daemon = Some(daemon);
     }
 
     /// Waits until the daemon that was started is the one that answers.

@@ -87,6 +87,26 @@ pub(crate) fn belonging_to(folder: &Path) -> Vec<u32> {
     found.into_iter().filter(is_ours).collect()
 }
 
+/// Lists the children of a process, ended ones too.
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
+    if !cfg!(target_os = "linux") {
+        let all = by_ps::said(Command::new("ps").args(["-axo", "pid=,ppid="]));
+        let pairs = all.lines().filter_map(|line| line.trim().split_once(' '));
+        return pairs
+            .filter(|(_, of)| of.trim().parse() == Ok(parent))
+            .filter_map(|(pid, _)| pid.parse().ok())
+            .collect();
+    }
+    let parent_of = |pid: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten();
+    all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| parent_of(*pid) == Some(parent))
+        .collect()
+}
+
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }

@@ -15,11 +15,11 @@
 //!
 //! [`crate::waiting_child`] has the child and how it is told.
 
-use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
 use orbd::client::Client;
+use orbd::orbctl::argv::Call;
 use orbd::rpc::api::{JobWait, SessionLease, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
@@ -57,11 +57,11 @@ pub(super) enum Terminal {
 
 /// Runs the real `orbctl` with `arguments` in a place of the queue; the exit code is its own. `arguments` is told the
 /// machine's name, in case an id was typed where `orbctl` takes only names.
-pub(super) fn carry_out(
+pub(super) fn carry_out<C: Into<Call>>(
     context: &mut Context,
     place: Place,
     wishes: &JobWishes,
-    arguments: impl FnOnce(&str) -> Vec<OsString>,
+    arguments: impl FnOnce(&str) -> C,
 ) -> Result<ExitCode, Trouble> {
     let Place {
         operation,
@@ -105,9 +105,8 @@ pub(super) fn carry_out(
     if terminal == Terminal::Its {
         interrupt.let_pass()?;
     }
-    let mut words = vec![OsString::from(lease.orbctl)];
-    words.extend(arguments(lease.machines.first().unwrap_or(&machine)));
-    let mut child = child.grant(&words);
+    let call: Call = arguments(lease.machines.first().unwrap_or(&machine)).into();
+    let mut child = child.grant(lease.orbctl.as_ref(), &call);
     let status = child.wait().map_err(|source| Trouble::Local {
         what: "cannot wait for orbctl".into(),
         source,

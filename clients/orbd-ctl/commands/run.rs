@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use orbd::client::Client;
+use orbd::operation::CallerEnv;
 use orbd::rpc::api::{JobInput, MachineRun, MachineRunFollow};
 use orbd::rpc::types::{JobInputParams, JobStateWord};
 
@@ -62,6 +63,7 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
             user: args.user,
             workdir: args.workdir,
             env: environment(&args.env)?,
+            caller_env: caller_env()?,
             stdin_text: None,
             stdin_base64: None,
             stdin_stream: input.is_some(),
@@ -139,6 +141,15 @@ fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
             _ => return,
         }
     }
+}
+
+/// Collects what our environment gives the guest, as it would if we were `orbctl`.
+fn caller_env() -> Result<BTreeMap<String, String>, Trouble> {
+    let collected = CallerEnv::collect(variable).map_err(|error| Trouble::Usage {
+        message: error.to_string(),
+        hint: "unset it, or take it out of ORBENV".into(),
+    })?;
+    Ok(collected.variables().clone())
 }
 
 /// Reads `KEY=VALUE`, and `KEY` as what it is in our own environment.
@@ -243,10 +254,10 @@ mod tests {
         assert_eq!(code, 3);
         assert_eq!(out.bytes(), [b"no end of line".as_slice(), &every_byte].concat());
         assert_eq!(err.text(), "h\u{e9}\n");
-        assert_eq!(
-            fake.asked()[0]["params"],
-            json!({"machine": "web", "command": ["x"]})
-        );
+        // What the environment of this test gives the guest is up to whoever runs it.
+        let mut params = fake.asked()[0]["params"].clone();
+        params.as_object_mut().unwrap().remove("caller_env");
+        assert_eq!(params, json!({"machine": "web", "command": ["x"]}));
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //! environment, recorded by orbd. What has the terminal is a session and in nobody's way; what has not is a command like others.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::process::ExitCode;
 
+use orbd::config::{Config, Environment, Flags};
+use orbd::operation::{CallerEnv, EnvName, ORBENV};
+use orbd::orbctl::argv::{self, Call, GuestEnv, Start};
 use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
 use crate::args::{LeaseArgs, Run, Shell};
 use crate::context::Context;
+use crate::environment::variable;
 use crate::trouble::Trouble;
 
 /// Opens a shell in a machine.
@@ -31,12 +34,21 @@ pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
 
 /// Runs a command that wants a terminal, or something that only the real tool can do.
 pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
+    let variables = match Variables::of(env) {
+        Ok(variables) => variables,
+        Err(trouble) => {
+            trouble.tell(&mut context.console);
+            return ExitCode::from(trouble.exit_of_run());
+        }
+    };
     let guest = Guest {
         user: args.user.as_deref(),
         workdir: args.workdir.as_deref(),
         login_shell: args.login_shell,
         translate_paths: args.translate_paths,
-        env,
+        env: variables.env,
+        caller_env: variables.caller_env,
+        guest_env: variables.guest_env,
         command: &args.command,
     };
     let limits = LeaseArgs {
@@ -52,6 +64,39 @@ pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, Strin
     code(context, ended)
 }
 
+/// Variables for a command, and how they reach it.
+#[derive(Default)]
+struct Variables {
+    env: Vec<(EnvName, String)>,
+    caller_env: CallerEnv,
+    guest_env: GuestEnv,
+}
+
+impl Variables {
+    /// Checks names and finds out how the variables reach the guest. Where there are none the real tool reads our environment itself.
+    fn of(env: BTreeMap<String, String>) -> Result<Self, Trouble> {
+        if env.is_empty() {
+            return Ok(Self::default());
+        }
+        let usage = |message: String| Trouble::Usage {
+            message,
+            hint: "`orbd-ctl help run` describes -e".into(),
+        };
+        let named = |(name, value): (String, String)| match name.parse() {
+            Ok(name) => Ok((name, value)),
+            Err(error) => Err(usage(format!("-e {name}: {error}"))),
+        };
+        let caller_env = CallerEnv::collect(|name| variable(name).filter(|_| name == ORBENV));
+        // An invalid configuration is reported by the daemon.
+        let config = Config::load(&Flags::default(), &Environment::of_process()).ok();
+        Ok(Self {
+            env: env.into_iter().map(named).collect::<Result<_, _>>()?,
+            caller_env: caller_env.map_err(|error| usage(error.to_string()))?,
+            guest_env: config.map_or_else(GuestEnv::default, |config| config.guest_env),
+        })
+    }
+}
+
 /// What is to run in the machine.
 #[derive(Default)]
 struct Guest<'a> {
@@ -59,7 +104,10 @@ struct Guest<'a> {
     workdir: Option<&'a str>,
     login_shell: bool,
     translate_paths: bool,
-    env: BTreeMap<String, String>,
+    env: Vec<(EnvName, String)>,
+    /// Our own `ORBENV`, to which the names of `env` are added.
+    caller_env: CallerEnv,
+    guest_env: GuestEnv,
     /// Empty: a shell.
     command: &'a [String],
 }
@@ -83,7 +131,7 @@ fn attach(
         done: None,
     };
     let wishes = limits.options();
-    lease::carry_out(context, place, &wishes, |machine| words(guest, machine))
+    lease::carry_out(context, place, &wishes, |machine| call(guest, machine))
 }
 
 /// As with `run`, the small codes belong to what runs there.
@@ -94,23 +142,19 @@ fn code(context: &mut Context, ended: Result<ExitCode, Trouble>) -> ExitCode {
     })
 }
 
-/// Returns what the real tool is told.
-fn words(guest: &Guest<'_>, machine: &str) -> Vec<OsString> {
-    let mut words = vec!["run".to_owned(), "-m".into(), machine.into()];
-    for (flag, value) in [("-u", guest.user), ("-w", guest.workdir)] {
-        if let Some(value) = value {
-            words.extend([flag.into(), value.into()]);
-        }
-    }
-    for (flag, on) in [("-s", guest.login_shell), ("-p", guest.translate_paths)] {
-        words.extend(on.then(|| flag.into()));
-    }
-    if !guest.env.is_empty() {
-        words.push("env".into());
-        words.extend(guest.env.iter().map(|(key, value)| format!("{key}={value}")));
-    }
-    words.extend(guest.command.iter().cloned());
-    words.into_iter().map(OsString::from).collect()
+/// Returns the call of the real tool, whose process has our environment.
+fn call(guest: &Guest<'_>, machine: &str) -> Call {
+    let command = argv::Run {
+        machine,
+        user: guest.user,
+        start: guest.workdir.map_or(Start::LikeOrbctl, Start::Workdir),
+        login_shell: guest.login_shell,
+        translate_paths: guest.translate_paths,
+        env: &guest.env,
+        caller_env: &guest.caller_env,
+        command: guest.command,
+    };
+    argv::run(&command, guest.guest_env)
 }
 
 #[cfg(test)]
@@ -118,20 +162,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_real_tool_is_told_what_was_typed() {
+    fn the_real_tool_gets_what_was_typed_and_values_by_its_environment() {
         let check = |guest: &Guest<'_>, expected: &str| {
-            assert_eq!(words(guest, "web").join(" ".as_ref()), expected);
+            let call = call(guest, "web");
+            assert_eq!(call.args.join(" ".as_ref()), expected);
+            call.env
         };
-        check(&Guest::default(), "run -m web");
+        assert!(check(&Guest::default(), "run -m web").is_empty());
         let command = ["top", "-d", "1"].map(String::from);
-        let guest = Guest {
+        let mut guest = Guest {
             user: Some("root"),
             workdir: Some("/srv"),
             login_shell: true,
             translate_paths: true,
-            env: BTreeMap::from([("A".into(), "1".into())]),
             command: &command,
+            ..Guest::default()
         };
-        check(&guest, "run -m web -u root -w /srv -s -p env A=1 top -d 1");
+        assert!(check(&guest, "run -m web -u root -w /srv -s -p top -d 1").is_empty());
+        guest.env = vec![("A".parse().expect("a name"), "secret".into())];
+        let env = call(&guest, "web").env;
+        assert_eq!(
+            env,
+            [
+                ("ORBD_E0".into(), "secret".into()),
+                ("ORBENV".into(), "ORBD_E0".into())
+            ]
+        );
+        assert!(!call(&guest, "web").args.iter().any(|word| word == "secret"));
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd::daemon::LEAVE_CHANGES_AFTER;
+use orbd::orbctl::environment::search_folders;
 
 use crate::link::Link;
 use crate::trouble::Trouble;
@@ -97,16 +98,7 @@ fn home(link: &Link) -> Result<PathBuf, Trouble> {
 /// Returns the `PATH` for the daemon: where OrbStack, Homebrew and the system put programs, and what the caller's has beyond that,
 /// as far as it is absolute. Folders of a temporary nature (a virtual environment, say) do no harm there.
 fn search_path(home: &Path, ours: Option<&OsStr>) -> OsString {
-    let usual = [
-        home.join(".orbstack/bin"),
-        "/opt/homebrew/bin".into(),
-        "/usr/local/bin".into(),
-        "/usr/bin".into(),
-        "/bin".into(),
-        "/usr/sbin".into(),
-        "/sbin".into(),
-    ];
-    let mut folders: Vec<PathBuf> = usual.into();
+    let mut folders = search_folders(home);
     for folder in ours.into_iter().flat_map(std::env::split_paths) {
         if folder.is_absolute() && !folders.contains(&folder) {
             folders.push(folder);

@@ -970,3 +970,28 @@ def test_lost_output_is_told() -> None:
     collected = Lines(None)
     collected.lost(5)
     assert collected.finish() == [OutputLine("stderr", "[orbd] 5 bytes of output were dropped here: the spool was full")]
+
+
+class TestCallerEnvironment:
+    """What a command gets from the environment of the process that runs PyInfra."""
+
+    def test_only_what_orbctl_run_reads_is_sent(
+        self, make_host: MakeHost, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ORBENV, what it lists, TERM, DISPLAY and proxies, read anew for each command."""
+        given = {"ORBENV": "TOKEN:UNSET:CI/p:ORBD_JOB", "TOKEN": "s", "CI": "1", "ORBD_JOB": "x", "no_proxy": "a", "TERM": "dumb"}
+        for name in list(os.environ):
+            if name not in ("PATH", "HOME", "ORBD_SOCKET"):
+                monkeypatch.delenv(name)
+        for name, value in {**given, "SECRET": "x"}.items():
+            monkeypatch.setenv(name, value)
+        host = make_host("@orbstack/web")
+        run(host, "true")
+        sent = [params["caller_env"] for method, params in daemon.requests if method.startswith("machine.run")]
+        expected = {name: value for name, value in given.items() if name != "ORBD_JOB"}
+        assert sent
+        assert all(variables == expected for variables in sent)
+        monkeypatch.setenv("TOKEN", "t")
+        run(host, "true", print_output=True)
+        last = [params for method, params in daemon.requests if method.startswith("machine.run")][-1]
+        assert last["caller_env"]["TOKEN"] == "t"

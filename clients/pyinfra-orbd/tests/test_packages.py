@@ -25,7 +25,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_the_client_is_light() -> None:
     """What it costs above sockets and JSON is its own three files: no typing, no dataclasses, no PyInfra, no gevent."""
     bare = loaded_by("import __future__, base64, json, select, socket, weakref")
-    assert loaded_by("import orbd") - bare == {"orbd", "orbd._client", "orbd._transport", "orbd.errors"}
+    assert loaded_by("import orbd") - bare == {"orbd", "orbd._client", "orbd._environment", "orbd._transport", "orbd.errors"}
 
 
 def test_importing_the_connectors_package_is_light() -> None:

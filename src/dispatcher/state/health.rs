@@ -174,6 +174,7 @@ impl<O: Orbctl> State<O> {
         let work = Work {
             orbctl: self.orbctl.clone(),
             limits: self.settings.run_limits(),
+            guest_env: self.settings.guest_env,
             looks: self.looks.clone(),
             stop: live.stop.clone(),
             abandon: live.abandon.clone(),

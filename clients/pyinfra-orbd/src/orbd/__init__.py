@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import errors
 from ._client import Client
+from ._environment import caller_environment
 from .errors import OrbdError
 
-__all__ = ["Client", "OrbdError", "errors"]
+__all__ = ["Client", "OrbdError", "caller_environment", "errors"]

@@ -238,16 +238,21 @@ class Client:
         *,
         user: str | None = None,
         workdir: str | None = None,
+        try_workdir: str | None = None,
         env: Mapping[str, str] | None = None,
+        caller_env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
         pass_through: bool = False,
         **job: Any,
     ) -> models.Run:
         """Runs a command and answers with its exit code and output; ``stdin`` goes along whole.
 
+        ``try_workdir`` is where it starts if the machine has that folder, and else in the home; ``workdir`` has to exist.
+        ``caller_env`` is what the caller's own environment gives the guest, from :func:`~orbd.caller_environment`.
         ``pass_through`` keeps only the end of what followers have read, so that much output costs the daemon no file.
         """
-        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, pass_through=pass_through, **job)
+        params = _given(machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job)
+        params.update(_given(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         if stdin is not None:
             params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
@@ -260,7 +265,9 @@ class Client:
         *,
         user: str | None = None,
         workdir: str | None = None,
+        try_workdir: str | None = None,
         env: Mapping[str, str] | None = None,
+        caller_env: Mapping[str, str] | None = None,
         stdin: bytes | Iterable[bytes] | None = None,
         pass_through: bool = False,
         **job: Any,
@@ -274,7 +281,8 @@ class Client:
         second connection, whenever the next event is asked for. ``pass_through`` is for much output that is read as it comes:
         what was yielded is not kept.
         """
-        params = _given(machine=machine, user=user, workdir=workdir, env=env or None, pass_through=pass_through, **job)
+        params = _given(machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job)
+        params.update(_given(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         pieces: Iterator[bytes] | None = None
         if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:

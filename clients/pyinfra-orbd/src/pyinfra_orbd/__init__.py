@@ -6,6 +6,6 @@ whose public names can be had from here too; importing them needs neither PyInfr
 
 from __future__ import annotations
 
-from orbd import Client, OrbdError, errors
+from orbd import Client, OrbdError, caller_environment, errors
 
-__all__ = ["Client", "OrbdError", "errors"]
+__all__ = ["Client", "OrbdError", "caller_environment", "errors"]

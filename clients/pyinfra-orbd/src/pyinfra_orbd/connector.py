@@ -36,7 +36,7 @@ from pyinfra.connectors.util import (
 )
 from typing_extensions import TypedDict, Unpack, override
 
-from orbd import models
+from orbd import caller_environment, models
 from orbd._client import INLINE_MAX, PIECE
 from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
@@ -456,7 +456,7 @@ class OrbStackConnector(BaseConnector):
         """Runs ``words`` with the fewest messages that show enough, and returns the exit code."""
         if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
             return self._follow(words, stdin, lines.feed, lines.lost, options)
-        run = self._client().machine_run(self.machine, words, stdin=stdin, **options)
+        run = self._client().machine_run(self.machine, words, caller_env=caller_environment(), stdin=stdin, **options)
         offset = _feed(lines, run.output, 0, run.next_offset)
         while offset < run.output_bytes:
             more = client().job_output(run.job_id, offset=offset)
@@ -476,7 +476,7 @@ class OrbStackConnector(BaseConnector):
         options: dict[str, Any],
     ) -> int:
         """Runs ``words``, hands on its output as it comes, and returns the exit code."""
-        events = client().machine_run_follow(self.machine, words, stdin=stdin, **options)
+        events = client().machine_run_follow(self.machine, words, caller_env=caller_environment(), stdin=stdin, **options)
         notice = WaitNotice(self._tell)
         job = None
         # Closed even when `take` raises: leaving early closes the connection, which stops the command.

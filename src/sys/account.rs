@@ -1,0 +1,64 @@
+//! The user that this process runs as, from the system's own list of users.
+#![expect(unsafe_code, reason = "the list of users has no safe interface")]
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+
+/// More than any entry needs.
+const ENTRY_MAX: usize = 64 * 1024;
+
+/// A user of this system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// The login name.
+    pub name: OsString,
+    /// The login shell.
+    pub shell: OsString,
+}
+
+/// Returns the user that this process runs as; `None` when the system does not list one.
+pub fn account() -> Option<Account> {
+    let mut entry = MaybeUninit::<libc::passwd>::uninit();
+    let mut room: Vec<libc::c_char> = vec![0; ENTRY_MAX];
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to memory that lives until the end of this function, and the length is that of `room`.
+    let status = unsafe {
+        libc::getpwuid_r(
+            rustix::process::getuid().as_raw(),
+            entry.as_mut_ptr(),
+            room.as_mut_ptr(),
+            room.len(),
+            &raw mut found,
+        )
+    };
+    if status != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: the call succeeded, so the entry is filled, and its texts end with a NUL inside of `room`.
+    let (name, shell) = unsafe {
+        let entry = entry.assume_init_ref();
+        (CStr::from_ptr(entry.pw_name), CStr::from_ptr(entry.pw_shell))
+    };
+    let owned = |text: &CStr| OsStr::from_bytes(text.to_bytes()).to_owned();
+    let shell = if shell.is_empty() { c"/bin/sh" } else { shell };
+    Some(Account {
+        name: owned(name),
+        shell: owned(shell),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_account_is_the_one_that_id_names() {
+        #[expect(clippy::disallowed_methods, reason = "what this is compared with")]
+        let output = std::process::Command::new("id").arg("-un").output().expect("id");
+        let name = String::from_utf8(output.stdout).expect("text");
+        let account = account().expect("listed");
+        assert_eq!(account.name, name.trim());
+        assert!(account.shell.as_bytes().starts_with(b"/"));
+    }
+}
