@@ -133,6 +133,8 @@ pub struct ExecRequest {
     pub user: Option<UserName>,
     /// Guest directory; the guest user's home where absent.
     pub workdir: Option<String>,
+    /// Guest directory to start in if it exists, otherwise the home. Unused where there is a `workdir`.
+    pub try_workdir: Option<String>,
     /// Additional environment, in order.
     pub env: Vec<(EnvName, String)>,
     /// Variables of the caller's own environment that `orbctl run` reads or passes on.
@@ -171,6 +173,7 @@ impl ExecRequest {
             command,
             user: None,
             workdir: None,
+            try_workdir: None,
             env: Vec::new(),
             caller_env: CallerEnv::default(),
             stdin: Stdin::Empty,
@@ -191,6 +194,7 @@ impl ExecRequest {
             command: vec!["forgotten".into()],
             user: None,
             workdir: None,
+            try_workdir: None,
             env: Vec::new(),
             caller_env: CallerEnv::default(),
             stdin,

@@ -19,15 +19,19 @@ use crate::ctl_suite::{call, ctl, said};
 use crate::support::{PATIENCE, World, eventually, is_alive, outcome_of};
 
 /// The command line on a terminal of its own.
-struct OnTerminal {
+pub(crate) struct OnTerminal {
     script: Child,
     keys: ChildStdin,
     screen: mpsc::Receiver<String>,
 }
 
 impl OnTerminal {
-    fn start(world: &World, words: &[&str]) -> Self {
-        let inner = ctl(world, words);
+    pub(crate) fn start(world: &World, words: &[&str]) -> Self {
+        Self::start_program(world, &ctl(world, words))
+    }
+
+    /// Starts another program with the environment that it is described with.
+    pub(crate) fn start_program(world: &World, inner: &Command) -> Self {
         let mut command = Command::new("script");
         let line = std::iter::once(inner.get_program())
             .chain(inner.get_args())
@@ -62,14 +66,14 @@ impl OnTerminal {
         Self { script, keys, screen }
     }
 
-    fn types(&mut self, keys: &str) {
+    pub(crate) fn types(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).expect("it reads");
         self.keys.flush().expect("it reads");
     }
 
     /// Reads the screen until a line ends so.
     #[track_caller]
-    fn until_it_shows(&mut self, wanted: &str) {
+    pub(crate) fn until_it_shows(&mut self, wanted: &str) {
         let mut all = String::new();
         loop {
             let Ok(line) = self.screen.recv_timeout(PATIENCE) else {
@@ -83,7 +87,7 @@ impl OnTerminal {
     }
 
     /// Waits for its end; returns the exit code and the rest of what it showed.
-    fn ends(mut self) -> (Option<i32>, String) {
+    pub(crate) fn ends(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         loop {
             match self.screen.recv_timeout(PATIENCE) {

@@ -271,7 +271,7 @@ fn files_and_archives_go_there_and_back_through_leases() {
     ok(&world, &["export", "a", "a.tar"]);
     ok(&world, &["import", "-n", "b", "a.tar"]);
     assert_eq!(ok(&world, &["list", "--quiet", "--max-age", "0"]), "a\nb\n");
-    let output = call(&world, &["run", "-m", "b", "cat", "copy.bin"]);
+    let output = call(&world, &["run", "-m", "b", "sh", "-c", "cat ~/copy.bin"]);
     assert!(output.stdout == bytes, "{}", said(&output));
     let mut caller = world.client();
     for operation in ["push", "pull", "export", "import"] {

@@ -192,7 +192,7 @@ const MEANT_WRONG: &[Case] = &[
         &["command", "start with '-'"],
     ),
     (
-        &["run", "-m", "a", "-u", "-x", "ls"],
+        &["run", "-m", "a", "--user=-x", "ls"],
         125,
         &["--user", "no leading '-'"],
     ),

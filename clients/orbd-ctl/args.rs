@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::completions::ShellName;
 use crate::service::ManagerName;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orbd::rpc::export::ExportFormat;
 use orbd::rpc::types::{EventKind, GroupBy, JobStateWord};
@@ -55,11 +55,14 @@ impl Cli {
     pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
         let verb = words.get(1).and_then(|word| Command::verb(word.to_str()?));
         let Some(verb) = verb else {
-            return Self::try_parse_from(words).map(Self::settled);
+            return Self::try_parse_from(words)
+                .map(Self::settled)
+                .map_err(unknown_option);
         };
         let matches = Global::augment_args(clap::Command::new("orbd-ctl").max_term_width(WIDTH_MAX))
             .subcommand(verb)
-            .try_get_matches_from(words)?;
+            .try_get_matches_from(words)
+            .map_err(unknown_option)?;
         Self::from_arg_matches(&matches).map(Self::settled)
     }
 
@@ -70,6 +73,29 @@ impl Cli {
         }
         self
     }
+}
+
+/// Says of an unknown option which one is like it, in one line.
+fn unknown_option(error: clap::Error) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let Some(option) = text(ContextKind::InvalidArg)
+        .filter(|option| error.kind() == ErrorKind::UnknownArgument && option.starts_with('-'))
+    else {
+        return error;
+    };
+    let nearest =
+        text(ContextKind::SuggestedArg).map_or_else(String::new, |near| format!("; did you mean '{near}'?"));
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => format!("\n\n{usage}"),
+        _ => String::new(),
+    };
+    clap::Error::raw(
+        ErrorKind::UnknownArgument,
+        format!("unknown option '{option}'{nearest}{usage}\n"),
+    )
 }
 
 const AFTER_LONG_HELP: &str = "Examples:
@@ -297,8 +323,9 @@ verbs! {
   orbd-ctl default web
   orbd-ctl default none                  clears it";
     /// Run a command in a machine
-    Run(Run) "run" [] "Output streams as it comes, byte for byte; input is passed on when it is a pipe or a file; the exit code \
-is the command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
+    Run(Run) "run" [] "Works as `orbctl run`: the command starts in the directory that corresponds to ours, and on a terminal it has the \
+terminal. Elsewhere output streams as it comes, byte for byte, and input is passed on when it is a pipe or a file. The exit code is the \
+command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
 
 Examples:
   orbd-ctl run uname -a                          in the default machine
@@ -316,7 +343,7 @@ Examples:
   orbd-ctl shell                                 in the default machine
   orbd-ctl shell web
   orbd-ctl shell web -u root
-  orbd-ctl run -t -m web htop                    a command instead of a shell";
+  orbd-ctl run -m web htop                       a command instead of a shell";
     /// Copy files of the Mac into a machine
     Push(Transfer) "push" [] "Examples:
   orbd-ctl push -m web site.tar.gz               into the guest user's home
@@ -630,7 +657,7 @@ pub(crate) struct Run {
     /// Guest user [default: the machine's]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Guest directory [default: the guest user's home]
+    /// Guest directory [default: the one that corresponds to ours, where the machine has it, else the guest user's home]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
     /// Set KEY, or take it from our own environment; may be repeated
@@ -639,9 +666,15 @@ pub(crate) struct Run {
     /// Give the command no input: for use inside a loop that reads its own
     #[arg(short, long)]
     pub(crate) no_input: bool,
-    /// Give the command our terminal; the real orbctl runs it, from here, as `shell` does
-    #[arg(short, long, conflicts_with_all = ["no_input", "detach", "timeout"])]
+    /// Pass on what is typed, even if the output is not on the terminal
+    #[arg(short, long, conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) interactive: bool,
+    /// Give the command our terminal, as `shell` does [default: where input and output are a terminal]
+    #[arg(short, long, visible_alias = "tty", conflicts_with_all = ["no_input", "detach", "timeout"])]
     pub(crate) terminal: bool,
+    /// Never give the command our terminal
+    #[arg(long, conflicts_with = "terminal")]
+    pub(crate) no_terminal: bool,
     /// Run it in the guest user's login shell; the real orbctl does, from here
     #[arg(short = 's', long = "shell", conflicts_with_all = ["no_input", "detach"])]
     pub(crate) login_shell: bool,
@@ -652,12 +685,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) job: JobArgs,
     /// Program and arguments
-    #[arg(
-        value_name = "COMMAND",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
 }
 
@@ -1040,7 +1068,7 @@ pub(crate) struct MetricsExport {
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
     /// Only clients of this name, as in pyinfra
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "CLIENT")]
     pub(crate) client: Option<String>,
     /// Only this verb
     #[arg(long, value_name = "VERB")]
@@ -1395,7 +1423,8 @@ mod tests {
                 ] {
                     let line = format!("orbd-ctl {name} {rest}");
                     let alone = read(&line).map_err(|error| error.to_string());
-                    let among = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+                    let among = Cli::try_parse_from(line.split(' ')).map_err(unknown_option);
+                    let among = among.map_err(|error| error.to_string());
                     assert_eq!(format!("{alone:?}"), format!("{among:?}"), "{line}");
                 }
                 verbs += 1;

@@ -12,6 +12,10 @@ use crate::layout::Look;
 use crate::trouble::Trouble;
 
 /// The three standard streams and how to treat them.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a property of the streams that no other one implies"
+)]
 pub(crate) struct Console {
     /// Answers. Unbuffered: whoever composes a table writes it in one piece.
     pub(crate) out: Box<dyn Write>,
@@ -23,6 +27,8 @@ pub(crate) struct Console {
     pub(crate) err_is_terminal: bool,
     /// Somebody can be asked: both input and messages are on a terminal.
     pub(crate) can_ask: bool,
+    /// Input and answers are on a terminal, so a command can have it.
+    pub(crate) is_interactive: bool,
     /// How `out` is looked at.
     pub(crate) out_look: Look,
     /// How `err` is looked at.
@@ -41,6 +47,7 @@ impl Console {
             out_look: Look::of(&stdout, environment.colour_off),
             err_look: Look::of(&stderr, environment.colour_off),
             err_is_terminal,
+            is_interactive: input_is_terminal && stdout.is_terminal(),
             can_ask: input_is_terminal && err_is_terminal,
             input: (!input_is_terminal)
                 .then(|| duplicate(&stdin).map_or_else(|| Box::new(stdin) as _, |file| Box::new(file) as _)),

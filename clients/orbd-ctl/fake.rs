@@ -48,6 +48,7 @@ pub(crate) fn console() -> (Console, Written, Written) {
         err: Box::new(err.clone()),
         input: None,
         err_is_terminal: false,
+        is_interactive: false,
         can_ask: false,
         out_look: Look::default(),
         err_look: Look::default(),

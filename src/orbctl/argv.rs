@@ -27,8 +27,109 @@ use crate::operation::{
 /// that corresponds to the caller's, which for a daemon means nothing.
 const TO_HOME: &str = "cd 2>/dev/null || cd /; ";
 
-/// Replaces `sh` by the command.
-const HAND_OVER: &str = r#"exec "$@""#;
+/// Goes to the directory in the first operand if it exists, otherwise to the home.
+const TO_FOLDER: &str = r#"cd "$1" 2>/dev/null || cd 2>/dev/null || cd /; shift; "#;
+
+/// What `cd` leaves behind, which a command that `orbctl` starts by itself does not have.
+const FORGET_FOLDER: &str = "unset OLDPWD; ";
+
+/// Replaces `sh` by the command if it is a program on `PATH`: the login shell would do the same.
+const HAND_OVER: &str = r#"command -v "$1" >/dev/null 2>&1 && exec "$@"; "#;
+
+/// Lets the user's login shell run the command, as `orbctl run` does: for its builtins, and so that its own words report what cannot be
+/// run. Shells put `$0` before those words, and `orbctl` starts them as login shells, with a `-` before the name.
+const TO_LOGIN_SHELL: &str = concat!(
+    r#"case ${SHELL##*/} in fish) set -- 'eval (string escape -- $argv)' "$@";; csh|tcsh) set -- '$argv:q' "$@";; "#,
+    r#"*) set -- '"$@"' "-${SHELL##*/}" "$@";; esac; exec "${SHELL:-/bin/sh}" -c "$@""#
+);
+
+/// Words that mean something to `sh` or to a login shell, so that `sh` cannot replace itself by a program of that name, or that program is
+/// not what the login shell would run. `true` and `false` are left out: program and builtin do the same.
+const SHELL_WORDS: [&str; 83] = [
+    "!",
+    ".",
+    ":",
+    "[",
+    "[[",
+    "]]",
+    "alias",
+    "autoload",
+    "bg",
+    "bind",
+    "break",
+    "builtin",
+    "caller",
+    "case",
+    "cd",
+    "chdir",
+    "command",
+    "compgen",
+    "complete",
+    "compopt",
+    "continue",
+    "coproc",
+    "declare",
+    "dirs",
+    "disown",
+    "do",
+    "done",
+    "echo",
+    "elif",
+    "else",
+    "enable",
+    "esac",
+    "eval",
+    "exec",
+    "exit",
+    "export",
+    "fc",
+    "fg",
+    "fi",
+    "for",
+    "function",
+    "getopts",
+    "hash",
+    "help",
+    "history",
+    "if",
+    "in",
+    "jobs",
+    "kill",
+    "let",
+    "local",
+    "logout",
+    "mapfile",
+    "popd",
+    "printf",
+    "pushd",
+    "pwd",
+    "read",
+    "readarray",
+    "readonly",
+    "return",
+    "select",
+    "set",
+    "shift",
+    "shopt",
+    "source",
+    "suspend",
+    "test",
+    "then",
+    "time",
+    "times",
+    "trap",
+    "type",
+    "typeset",
+    "ulimit",
+    "umask",
+    "unalias",
+    "unset",
+    "until",
+    "wait",
+    "while",
+    "{",
+    "}",
+];
 
 /// What `sh` says when a value did not arrive.
 const NOT_PASSED: &str = "orbctl did not pass it; set guest_env = argv in the configuration of orbd";
@@ -68,6 +169,8 @@ pub enum Start<'a> {
     LikeOrbctl,
     /// In the guest user's home.
     Home,
+    /// In this guest directory if it exists, otherwise in the home.
+    Folder(&'a str),
     /// In this guest directory, given to `orbctl` as `-w`.
     Workdir(&'a str),
 }
@@ -201,7 +304,11 @@ fn of_exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) ->
     let command = Run {
         machine: machine.as_str(),
         user: request.user.as_ref().map(UserName::as_str),
-        start: workdir.map_or(Start::Home, Start::Workdir),
+        start: match (workdir, request.try_workdir.as_deref()) {
+            (Some(workdir), _) => Start::Workdir(workdir),
+            (None, Some(folder)) => Start::Folder(folder),
+            (None, None) => Start::Home,
+        },
         login_shell: false,
         translate_paths: false,
         env: &request.env,
@@ -216,7 +323,7 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
     let mut args = words(["run", "-m", command.machine]);
     let workdir = match command.start {
         Start::Workdir(workdir) => Some(workdir),
-        Start::Home | Start::LikeOrbctl => None,
+        Start::Home | Start::Folder(_) | Start::LikeOrbctl => None,
     };
     for (flag, value) in [("-u", command.user), ("-w", workdir)] {
         args.extend(value.into_iter().flat_map(|value| words([flag, value])));
@@ -225,24 +332,38 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
         args.extend(is_given.then(|| flag.into()));
     }
     let variables = Variables::of(command);
-    let mut script = match command.start {
-        Start::Home => TO_HOME.to_owned(),
-        Start::LikeOrbctl | Start::Workdir(_) => String::new(),
-    };
     let mut call = Call::default();
     let mut operands = Vec::new();
+    let mut script = match command.start {
+        Start::Home => format!("{TO_HOME}{FORGET_FOLDER}"),
+        Start::Folder(folder) => {
+            operands.push(folder.into());
+            format!("{TO_FOLDER}{FORGET_FOLDER}")
+        }
+        Start::LikeOrbctl | Start::Workdir(_) => String::new(),
+    };
     match guest_env {
         GuestEnv::Orbenv => script.push_str(&variables.by_orbenv(&mut call.env)),
         GuestEnv::Argv => script.push_str(&variables.by_operands(&mut call.env, &mut operands)),
     }
     if !script.is_empty() {
-        script.push_str(HAND_OVER);
+        if !is_for_login_shell(command.command) {
+            script.push_str(HAND_OVER);
+        }
+        script.push_str(TO_LOGIN_SHELL);
         args.extend(words(["sh", "-c", &script, "orbd"]));
         args.extend(operands);
     }
     args.extend(command.command.iter().map(OsString::from));
     call.args = args;
     call
+}
+
+/// Whether only the login shell can tell what the first word means: a builtin or keyword, or a path, whose file may be a script without
+/// an interpreter, or no program at all.
+fn is_for_login_shell(command: &[String]) -> bool {
+    let first = command.first().map_or("", String::as_str);
+    first.contains('/') || SHELL_WORDS.contains(&first)
 }
 
 /// The variables of one command, by how they get to the guest.
@@ -590,7 +711,7 @@ mod tests {
     #[test]
     fn a_command_starts_at_home_unless_a_directory_is_named() {
         let mut request = exec(&["printf", "%s\n", "a b", "$HOME"]);
-        let at_home = format!("{TO_HOME}{HAND_OVER}");
+        let at_home = format!("{TO_HOME}{FORGET_FOLDER}{TO_LOGIN_SHELL}");
         check_exec(
             &request,
             GuestEnv::Orbenv,
@@ -615,13 +736,73 @@ mod tests {
     }
 
     #[test]
+    fn a_program_replaces_sh_and_all_else_goes_through_the_login_shell() {
+        let script = |command: &[&str]| exec_call(&exec(command), GuestEnv::Orbenv).0[5].clone();
+        let direct = format!("{TO_HOME}{FORGET_FOLDER}{HAND_OVER}{TO_LOGIN_SHELL}");
+        assert_eq!(script(&["make", "type"]), direct);
+        assert_eq!(script(&["a=b"]), direct);
+        let through_shell = format!("{TO_HOME}{FORGET_FOLDER}{TO_LOGIN_SHELL}");
+        for first in [
+            "type", "cd", "ulimit", "umask", "command", "if", "./run", "/bin/ls",
+        ] {
+            assert_eq!(script(&[first]), through_shell, "{first}");
+        }
+        assert!(SHELL_WORDS.is_sorted());
+    }
+
+    #[test]
+    fn a_folder_to_try_is_an_operand_and_no_flag() {
+        let mut request = exec(&["make"]);
+        request.try_workdir = Some("/Users/u/a b".into());
+        request.env = env(&[("A", "1")]);
+        let folder = format!("{TO_FOLDER}{FORGET_FOLDER}");
+        let script = format!(
+            "{folder}export A=\"${{ORBD_E0?{NOT_PASSED}}}\"; unset ORBD_E0; {HAND_OVER}{TO_LOGIN_SHELL}"
+        );
+        check_exec(
+            &request,
+            GuestEnv::Orbenv,
+            &[
+                "run",
+                "-m",
+                "web",
+                "sh",
+                "-c",
+                &script,
+                "orbd",
+                "/Users/u/a b",
+                "make",
+            ],
+            &["ORBD_E0=1", "ORBENV=ORBD_E0"],
+        );
+        let script = format!("{folder}export A=\"${{1}}\"; shift 1; {HAND_OVER}{TO_LOGIN_SHELL}");
+        check_exec(
+            &request,
+            GuestEnv::Argv,
+            &[
+                "run",
+                "-m",
+                "web",
+                "sh",
+                "-c",
+                &script,
+                "orbd",
+                "/Users/u/a b",
+                "1",
+                "make",
+            ],
+            &[],
+        );
+    }
+
+    #[test]
     fn values_travel_under_aliases_that_orbenv_lists() {
         let mut request = exec(&["make"]);
         request.env = env(&[("PATH", "/evil"), ("B", "x y=z")]);
         let export =
             format!("export PATH=\"${{ORBD_E0?{NOT_PASSED}}}\" B=\"${{ORBD_E1}}\"; unset ORBD_E0 ORBD_E1; ");
         let variables = ["ORBD_E0=/evil", "ORBD_E1=x y=z", "ORBENV=ORBD_E0:ORBD_E1"];
-        let script = format!("{TO_HOME}{export}{HAND_OVER}");
+        let script = format!("{TO_HOME}{FORGET_FOLDER}{export}{HAND_OVER}{TO_LOGIN_SHELL}");
         check_exec(
             &request,
             GuestEnv::Orbenv,
@@ -629,7 +810,7 @@ mod tests {
             &variables,
         );
         request.workdir = Some("/srv".into());
-        let script = format!("{export}{HAND_OVER}");
+        let script = format!("{export}{HAND_OVER}{TO_LOGIN_SHELL}");
         check_exec(
             &request,
             GuestEnv::Orbenv,
@@ -645,8 +826,9 @@ mod tests {
         let mut request = exec(&["make"]);
         request.env = env(&[("A", "1"), ("B", "x y=z")]);
         request.caller_env = caller_env(&[("ORBENV", "C:HOME"), ("C", "3"), ("HOME", "/h")]);
-        let script =
-            format!("{TO_HOME}export HOME=\"${{1}}\" A=\"${{2}}\" B=\"${{3}}\"; shift 3; {HAND_OVER}");
+        let script = format!(
+            "{TO_HOME}{FORGET_FOLDER}export HOME=\"${{1}}\" A=\"${{2}}\" B=\"${{3}}\"; shift 3; {HAND_OVER}{TO_LOGIN_SHELL}"
+        );
         check_exec(
             &request,
             GuestEnv::Argv,
@@ -671,7 +853,7 @@ mod tests {
         ]);
         request.env = env(&[("A", "given")]);
         let script = format!(
-            "export DYLD_INSERT_LIBRARIES=\"${{ORBD_E0?{NOT_PASSED}}}\" A=\"${{ORBD_E1}}\"; unset ORBD_E0 ORBD_E1; {HAND_OVER}"
+            "export DYLD_INSERT_LIBRARIES=\"${{ORBD_E0?{NOT_PASSED}}}\" A=\"${{ORBD_E1}}\"; unset ORBD_E0 ORBD_E1; {HAND_OVER}{TO_LOGIN_SHELL}"
         );
         check_exec(
             &request,

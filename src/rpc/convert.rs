@@ -110,12 +110,11 @@ pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refu
     };
     let mut request = ExecRequest::new(params.command).map_err(|error| invalid("command", error))?;
     request.user = parse_optional("user", params.user.as_ref())?;
-    if let Some(workdir) = params.workdir {
-        if workdir.is_empty() || workdir.contains('\0') {
-            return Err(invalid("workdir", "is a folder in the machine"));
-        }
-        request.workdir = Some(workdir);
+    if params.workdir.is_some() && params.try_workdir.is_some() {
+        return Err(invalid("try_workdir", "cannot be given together with workdir"));
     }
+    request.workdir = guest_folder("workdir", params.workdir)?;
+    request.try_workdir = guest_folder("try_workdir", params.try_workdir)?;
     for (name, value) in params.env {
         if value.contains('\0') {
             return Err(invalid("env", format!("the value of {name} contains a NUL byte")));
@@ -128,6 +127,15 @@ pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refu
         request.output = OutputKept::Unread;
     }
     Ok(request)
+}
+
+fn guest_folder(field: &str, folder: Option<String>) -> Result<Option<String>, Refusal> {
+    match folder {
+        Some(folder) if folder.is_empty() || folder.contains('\0') => {
+            Err(invalid(field, "is a folder in the machine"))
+        }
+        folder => Ok(folder),
+    }
 }
 
 /// Parses bytes given as text or base64.

@@ -349,6 +349,9 @@ job_params! {
         /// Guest directory; the guest user's home where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workdir: Option<String>,
+        /// Guest directory to start in if it exists; the guest user's home otherwise. Not with `workdir`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        try_workdir: Option<String>,
         /// Additional environment.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         env: BTreeMap<String, String>,

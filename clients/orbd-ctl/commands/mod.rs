@@ -19,6 +19,7 @@ mod delete;
 mod doctor;
 mod dropin;
 mod events;
+mod folder;
 mod follow;
 mod info;
 mod job;

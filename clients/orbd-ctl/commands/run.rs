@@ -8,24 +8,30 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use orbd::client::Client;
 use orbd::operation::CallerEnv;
-use orbd::rpc::api::{JobInput, MachineRun, MachineRunFollow};
-use orbd::rpc::types::{JobInputParams, JobStateWord};
+use orbd::rpc::api::{JobInput, MachineList, MachineRun, MachineRunFollow};
+use orbd::rpc::types::{JobInputParams, JobStateWord, ReadParams};
 
 use super::default::machine_or_default;
+use super::folder;
 use super::follow::{self, Followed, Sink};
 use crate::args::Run;
+use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
 use crate::interrupt::Interrupt;
+use crate::link::Link;
 use crate::narrate::{Narrator, Watch};
 use crate::trouble::{Trouble, exit};
+
+/// With this code a shell reports a command that it did not find.
+pub(super) const NOT_FOUND: u8 = 127;
 
 /// Bytes of input in one message: 64 KiB as base64.
 const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. What goes wrong on our side of it has codes of its own, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
-    if args.terminal || args.login_shell || args.translate_paths {
+    if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
         return match environment(&args.env) {
             Ok(env) => super::shell::run(context, &args, env),
             Err(trouble) => {
@@ -46,14 +52,25 @@ pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
     }
 }
 
+/// Whether the command gets our terminal without `-t`, as with `orbctl run`. What only the daemon can do keeps it from that.
+pub(super) fn takes_terminal(args: &Run, context: &Context) -> bool {
+    let needs_daemon = args.job.detach || args.job.timeout.is_some() || context.console.json;
+    context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
+}
+
 fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, Trouble> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
     let wishes = args.job.options();
     let input = if args.no_input || wishes.detach {
         None
     } else {
-        context.console.input.take()
+        let typed = || {
+            args.interactive
+                .then(|| Box::new(io::stdin()) as Box<dyn Read + Send>)
+        };
+        context.console.input.take().or_else(typed)
     };
+    let first = args.command.first().cloned();
     let what = format!("run in {machine}");
     let params = request!(
         &wishes,
@@ -61,6 +78,11 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
             machine,
             command: args.command,
             user: args.user,
+            try_workdir: if args.workdir.is_none() {
+                folder::in_guest()
+            } else {
+                None
+            },
             workdir: args.workdir,
             env: environment(&args.env)?,
             caller_env: caller_env()?,
@@ -115,8 +137,26 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
         answer.run_us = job.run_us;
         context.console.answer(&answer, |_, _| String::new())?;
     }
+    if code == NOT_FOUND
+        && let Some(first) = first
+    {
+        hint_at_machine(&context.link, &mut context.console, &first);
+    }
     // The command's failure says more than ours; its success would be taken for all of its output.
     Ok(if code == 0 && lost { exit::RUN_FAILED } else { code })
+}
+
+/// Says how to name a machine if a word that was run as a command is the name of one.
+pub(super) fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
+    let params = ReadParams::default();
+    let listed = link
+        .aside()
+        .and_then(|mut client| client.call::<MachineList>(&params).ok());
+    if listed.is_some_and(|list| list.machines.iter().any(|machine| machine.name == word)) {
+        console.say(&format!(
+            "'{word}' is a machine; to run a command in it: orbd-ctl run -m {word} COMMAND"
+        ));
+    }
 }
 
 /// Passes our input on until it ends or nobody reads it. Nobody waits for this: the command's end is ours.
@@ -204,7 +244,9 @@ mod tests {
             workdir: None,
             env: Vec::new(),
             no_input: false,
+            interactive: false,
             terminal: false,
+            no_terminal: true,
             login_shell: false,
             translate_paths: false,
             job: JobArgs::default(),
@@ -254,9 +296,10 @@ mod tests {
         assert_eq!(code, 3);
         assert_eq!(out.bytes(), [b"no end of line".as_slice(), &every_byte].concat());
         assert_eq!(err.text(), "h\u{e9}\n");
-        // What the environment of this test gives the guest is up to whoever runs it.
+        // Environment and folder are those of the process that runs this test.
         let mut params = fake.asked()[0]["params"].clone();
         params.as_object_mut().unwrap().remove("caller_env");
+        params.as_object_mut().unwrap().remove("try_workdir");
         assert_eq!(params, json!({"machine": "web", "command": ["x"]}));
     }
 

@@ -11,6 +11,7 @@ use orbd::rpc::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
+use super::run::{NOT_FOUND, hint_at_machine, takes_terminal};
 use crate::args::{LeaseArgs, Run, Shell};
 use crate::context::Context;
 use crate::environment::variable;
@@ -48,19 +49,26 @@ pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, Strin
         translate_paths: args.translate_paths,
         env: variables.env,
         caller_env: variables.caller_env,
-        guest_env: variables.guest_env,
+        passed_by: variables.guest_env,
         command: &args.command,
     };
     let limits = LeaseArgs {
         queue_timeout: args.job.queue_timeout,
         timeout: args.job.timeout,
     };
-    let terminal = if args.terminal {
+    let terminal = if args.terminal || takes_terminal(args, context) {
         Terminal::Its
     } else {
         Terminal::Ours
     };
     let ended = attach(context, args.machine.as_ref(), &limits, terminal, &guest);
+    if ended
+        .as_ref()
+        .is_ok_and(|ended| *ended == ExitCode::from(NOT_FOUND))
+        && let Some(first) = args.command.first()
+    {
+        hint_at_machine(&context.link, &mut context.console, first);
+    }
     code(context, ended)
 }
 
@@ -82,7 +90,7 @@ impl Variables {
             message,
             hint: "`orbd-ctl help run` describes -e".into(),
         };
-        let named = |(name, value): (String, String)| match name.parse() {
+        let named = |(name, value): (String, String)| match name.parse::<EnvName>() {
             Ok(name) => Ok((name, value)),
             Err(error) => Err(usage(format!("-e {name}: {error}"))),
         };
@@ -107,7 +115,7 @@ struct Guest<'a> {
     env: Vec<(EnvName, String)>,
     /// Our own `ORBENV`, to which the names of `env` are added.
     caller_env: CallerEnv,
-    guest_env: GuestEnv,
+    passed_by: GuestEnv,
     /// Empty: a shell.
     command: &'a [String],
 }
@@ -154,7 +162,7 @@ fn call(guest: &Guest<'_>, machine: &str) -> Call {
         caller_env: &guest.caller_env,
         command: guest.command,
     };
-    argv::run(&command, guest.guest_env)
+    argv::run(&command, guest.passed_by)
 }
 
 #[cfg(test)]

@@ -131,9 +131,10 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> 
     };
     let path = format!("{}:{GUEST_PATH}", folder.join("bin").display());
     let home = PathBuf::from(&account.home);
-    let workdir = match &command.workdir {
-        Some(workdir) => home.join(workdir),
-        None => home,
+    let workdir = match (&command.workdir, shared_folder(sim, machine)) {
+        (Some(workdir), _) => home.join(workdir),
+        (None, Some(shared)) => shared,
+        (None, None) => home,
     };
     if !workdir.is_dir() {
         bail!("chdir {}: no such file or directory", workdir.display());
@@ -143,11 +144,16 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> 
     Ok(prepared)
 }
 
-fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
-    // Both are the host's; they mean the same in the machine, which shows the same tree.
+/// The caller's folder, if the machine has it: below the caller's home, unless the machine is isolated. It means the same in the
+/// machine, which shows the same tree.
+fn shared_folder(sim: &Sim<'_>, machine: &Machine) -> Option<PathBuf> {
     let current = std::env::current_dir().ok();
     let in_home = |folder: &PathBuf| folder.starts_with(&sim.settings.user_home);
-    let shared = current.filter(in_home).filter(|_| !machine.config.isolated);
+    current.filter(in_home).filter(|_| !machine.config.isolated)
+}
+
+fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
+    let shared = shared_folder(sim, machine);
     namespaces::enter(machine.resident.context("the machine is not running")?)?;
 
     let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd of the machine")?;

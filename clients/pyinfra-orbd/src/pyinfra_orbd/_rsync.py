@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # The host comes as the first word after the script, so as its `$0`. What follows is joined and read by a shell over there, as ssh
-# does it: rsync quotes for that. User and time limit come through the environment, where nothing has to be quoted.
+# does it: rsync quotes for that. `run` starts in the folder that corresponds to ours; rsync expects the home. User and time
+# limit come through the environment, where nothing has to be quoted.
 REMOTE_SHELL = (
     "sh -c '"
     f'exec {PROGRAM} run -m "$0" ${{ORBD_RSYNC_USER:+-u "$ORBD_RSYNC_USER"}} '
-    '${ORBD_RSYNC_TIMEOUT:+--timeout "$ORBD_RSYNC_TIMEOUT"} sh -c "$*"'
+    '${ORBD_RSYNC_TIMEOUT:+--timeout "$ORBD_RSYNC_TIMEOUT"} sh -c "cd 2>/dev/null || cd /; $*"'
     "'"
 )
 

@@ -1,0 +1,76 @@
+//! The folder in which `run` starts: the one that corresponds to ours, as with `orbctl run`.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::environment::variable;
+
+/// Where a machine has the files of the Mac.
+const MAC_FILES: &str = "/mnt/mac";
+
+/// Returns where a machine would have our folder, if it has files of the Mac; `None` when that cannot be said.
+///
+/// A folder below the home has the same path in both. Any other is only below `/mnt/mac`: a folder of the same path in the machine, as
+/// `/etc`, is another one.
+pub(super) fn in_guest() -> Option<String> {
+    let home = variable("HOME")
+        .map(PathBuf::from)
+        .filter(|home| home.is_absolute());
+    corresponding(&current(variable("PWD"))?, home.as_deref())
+}
+
+/// Returns the current folder by the name that the shell has for it, which may lead through links.
+fn current(pwd: Option<OsString>) -> Option<PathBuf> {
+    let real = std::env::current_dir().ok();
+    let identity = |path: &Path| {
+        std::fs::metadata(path)
+            .ok()
+            .map(|found| (found.dev(), found.ino()))
+    };
+    let named = pwd.map(PathBuf::from).filter(|named| {
+        let is_here = identity(named).is_some_and(|found| Some(found) == identity(Path::new(".")));
+        named.is_absolute() && is_here
+    });
+    named.or(real)
+}
+
+fn corresponding(folder: &Path, home: Option<&Path>) -> Option<String> {
+    let is_shared = home.is_some_and(|home| folder.starts_with(home));
+    let folder = folder.to_str()?;
+    Some(if is_shared {
+        folder.to_owned()
+    } else {
+        format!("{MAC_FILES}{folder}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_below_the_home_keeps_its_path() {
+        let check = |folder: &str, expected: &str| {
+            let found = corresponding(Path::new(folder), Some(Path::new("/Users/u")));
+            assert_eq!(found.as_deref(), Some(expected));
+        };
+        check("/Users/u/src/app", "/Users/u/src/app");
+        check("/Users/u", "/Users/u");
+        check("/Users/u2", "/mnt/mac/Users/u2");
+        check("/etc", "/mnt/mac/etc");
+        assert_eq!(
+            corresponding(Path::new("/x"), None).as_deref(),
+            Some("/mnt/mac/x")
+        );
+    }
+
+    #[test]
+    fn a_name_for_another_folder_is_not_ours() {
+        let here = std::env::current_dir().expect("a folder");
+        assert_eq!(current(Some("/".into())), Some(here.clone()));
+        assert_eq!(current(Some(".".into())), Some(here.clone()));
+        assert_eq!(current(None), Some(here.clone()));
+        assert_eq!(current(Some(here.clone().into())), Some(here));
+    }
+}
