@@ -2,23 +2,32 @@
 //!
 //! The command line needs nothing more, starts in a millisecond this way, and the tests drive the daemon through it. Several
 //! threads use several clients.
+//!
+//! When an upgraded daemon closes the connection (`daemon.closing`), the client reconnects and sends the requests again that the daemon did
+//! not read; one that was read is never sent twice.
 
 pub mod download;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::rpc::api::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
-use crate::rpc::types::{ErrorObject, HelloAnswer, HelloParams};
+use crate::rpc::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
 
 /// The longest answer accepted, so that a daemon gone wrong cannot fill our memory.
 const ANSWER_MAX: u64 = 64 << 20;
+/// Longest `daemon.closing` that is recognised.
+const CLOSING_MAX: usize = 256;
+/// How long the end of a connection is waited for that the daemon closes.
+const CLOSING_WAIT: Duration = Duration::from_secs(10);
+/// How often one call is sent again. Each time takes an upgrade, so more than one is rare.
+const RESENDS_MAX: u32 = 3;
 
 /// Why a call gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +56,24 @@ pub struct Client {
     next_id: u64,
     /// The beginning of a line whose end had not come when a limited wait was over.
     partial: Vec<u8>,
-    /// Two calls that were sent as one, and the answer to either that came while the other's was waited for.
-    pair: [u64; 2],
-    early: Option<(u64, String)>,
+    socket: PathBuf,
+    /// The hello that was sent, with its id: a new connection repeats it.
+    hello: Option<(u64, Vec<u8>)>,
+    /// Requests that were sent on this connection.
+    requests: u64,
+    /// Requests whose answers are still wanted: two if they were sent as one.
+    open: Vec<OpenRequest>,
+    /// Answers to these that came while another was waited for.
+    early: Vec<(u64, String)>,
+    resends: u32,
+}
+
+/// A request whose answer is still wanted.
+struct OpenRequest {
+    id: u64,
+    /// Its place among the requests of this connection, from 1.
+    number: u64,
+    line: Vec<u8>,
 }
 
 /// A call that was sent; [`Client::fetch`] fetches its answer.
@@ -116,9 +140,12 @@ impl Client {
             writer,
             next_id: 1,
             partial: Vec::new(),
-            // No request has this id.
-            pair: [0; 2],
-            early: None,
+            socket: socket.to_owned(),
+            hello: None,
+            requests: 0,
+            open: Vec::new(),
+            early: Vec::new(),
+            resends: 0,
         })
     }
 
@@ -159,11 +186,10 @@ impl Client {
         first: &A::Params,
         second: &B::Params,
     ) -> Result<(Sent<A>, Sent<B>), CallError> {
-        let mut lines = Vec::new();
-        let first = self.encode(A::NAME, first, &mut lines)?;
-        let second = self.encode(B::NAME, second, &mut lines)?;
-        self.writer.write_all(&lines).map_err(CallError::Lost)?;
-        self.pair = [first, second];
+        self.give_up_open();
+        let first = self.encode(A::NAME, first)?;
+        let second = self.encode(B::NAME, second)?;
+        self.transmit()?;
         Ok((Sent::of(first), Sent::of(second)))
     }
 
@@ -173,23 +199,15 @@ impl Client {
         sent: &Sent<M>,
         at_most: Duration,
     ) -> Result<Option<M::Answer>, CallError> {
-        if let Some((_, line)) = self.early.take_if(|(id, _)| *id == sent.id) {
-            return answer::<M>(parse(M::NAME, &line)?).map(Some);
-        }
-        while let Some(line) = self.line_within(at_most)? {
-            // Whatever else comes was given up: a call that took too long, or a subscription.
-            let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line) else {
-                continue;
+        loop {
+            if let Some(line) = self.take_early(sent.id) {
+                return answer::<M>(parse(M::NAME, &line)?).map(Some);
+            }
+            let Some(line) = self.line_within(at_most)? else {
+                return Ok(None);
             };
-            if frame.answers(sent.id) {
-                return answer::<M>(frame).map(Some);
-            }
-            let other = self.pair.into_iter().find(|id| frame.answers(*id));
-            if let Some(other) = other {
-                self.early = Some((other, line));
-            }
+            self.sort(line)?;
         }
-        Ok(None)
     }
 
     /// Subscribes; the events are read from what is returned, which borrows the connection.
@@ -207,19 +225,36 @@ impl Client {
 
     /// Sends a request and returns its id.
     fn send(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
-        let mut line = Vec::new();
-        let id = self.encode(method, params, &mut line)?;
-        self.writer.write_all(&line).map_err(CallError::Lost)?;
+        self.give_up_open();
+        let id = self.encode(method, params)?;
+        self.transmit()?;
         Ok(id)
     }
 
-    /// Writes a request as a line, and returns its id.
-    fn encode(
-        &mut self,
-        method: &'static str,
-        params: &impl Serialize,
-        out: &mut Vec<u8>,
-    ) -> Result<u64, CallError> {
+    fn give_up_open(&mut self) {
+        self.open.clear();
+        self.early.clear();
+        self.resends = 0;
+    }
+
+    /// Writes the open requests.
+    fn transmit(&mut self) -> Result<(), CallError> {
+        let written = match &self.open[..] {
+            [one] => self.writer.write_all(&one.line),
+            several => {
+                let lines: Vec<&[u8]> = several.iter().map(|request| &request.line[..]).collect();
+                self.writer.write_all(&lines.concat())
+            }
+        };
+        match written {
+            // What the daemon sent before it closed tells whether it read them.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe) => Ok(()),
+            other => other.map_err(CallError::Lost),
+        }
+    }
+
+    /// Makes a request an open one, and returns its id.
+    fn encode(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
         let id = self.next_id;
         self.next_id += 1;
         let request = Request {
@@ -228,25 +263,115 @@ impl Client {
             method,
             params,
         };
-        serde_json::to_writer(&mut *out, &request)
-            .map_err(|source| CallError::Unreadable { method, source })?;
-        out.push(b'\n');
+        let mut line =
+            serde_json::to_vec(&request).map_err(|source| CallError::Unreadable { method, source })?;
+        line.push(b'\n');
+        if method == DaemonHello::NAME {
+            self.hello = Some((id, line.clone()));
+        }
+        self.requests += 1;
+        let number = self.requests;
+        self.open.push(OpenRequest { id, number, line });
         Ok(id)
     }
 
-    /// Reads until the answer to `id`, and returns what `take` makes of it. Notifications of a subscription that was given up are passed
-    /// over.
+    /// Reads until the answer to `id`, and returns what `take` makes of it.
     fn receive<T>(
         &mut self,
         id: u64,
         take: impl FnOnce(Frame<'_>) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         loop {
-            let line = self.line()?;
-            if let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line)
-                && frame.answers(id)
+            if let Some(line) = self.take_early(id)
+                && let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line)
             {
                 return take(frame);
+            }
+            let line = self.line()?;
+            self.sort(line)?;
+        }
+    }
+
+    /// Takes the answer to a request, if it has come: the request is no longer open.
+    fn take_early(&mut self, id: u64) -> Option<String> {
+        let at = self.early.iter().position(|(early, _)| *early == id)?;
+        self.open.retain(|request| request.id != id);
+        Some(self.early.swap_remove(at).1)
+    }
+
+    /// Keeps a line that answers an open request, and follows a daemon that closes the connection. Whatever else comes was given up: a call
+    /// that took too long, or a subscription.
+    fn sort(&mut self, line: String) -> Result<(), CallError> {
+        if let Some(requests_read) = requests_read(&line) {
+            return self.reconnect(requests_read);
+        }
+        self.keep(line);
+        Ok(())
+    }
+
+    fn keep(&mut self, line: String) {
+        let Ok(frame) = serde_json::from_str::<Frame<'_>>(&line) else {
+            return;
+        };
+        let answered = self
+            .open
+            .iter()
+            .find(|request| frame.answers(request.id) && !self.early.iter().any(|(id, _)| *id == request.id));
+        if let Some(request) = answered {
+            self.early.push((request.id, line));
+        }
+    }
+
+    /// Follows the daemon to a new connection, and sends the requests again that it did not read.
+    fn reconnect(&mut self, requests_read: u64) -> Result<(), CallError> {
+        let (read_limit, write_limit) = (self.writer.read_timeout(), self.writer.write_timeout());
+        // What it read is answered before the end of the stream.
+        self.set_timeout(Some(CLOSING_WAIT)).map_err(CallError::Lost)?;
+        while let Ok(line) = self.read_line() {
+            self.keep(line);
+        }
+        let is_answered = |request: &OpenRequest| self.early.iter().any(|(id, _)| *id == request.id);
+        let mut unread = std::mem::take(&mut self.open);
+        unread.retain(|request| !is_answered(request));
+        let was_read = unread.iter().any(|request| request.number <= requests_read);
+        self.resends += 1;
+        if was_read || self.resends > RESENDS_MAX {
+            return Err(CallError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let connected = UnixStream::connect(&self.socket).and_then(|writer| {
+            writer.set_read_timeout(read_limit?)?;
+            writer.set_write_timeout(write_limit?)?;
+            Ok((BufReader::with_capacity(64 << 10, writer.try_clone()?), writer))
+        });
+        (self.reader, self.writer) = connected.map_err(CallError::Lost)?;
+        self.partial.clear();
+        self.requests = 0;
+        if let Some((id, line)) = self.hello.clone()
+            && !unread.iter().any(|request| request.id == id)
+        {
+            self.greet_again(id, &line)?;
+        }
+        for request in &mut unread {
+            self.requests += 1;
+            request.number = self.requests;
+        }
+        self.open = unread;
+        if self.open.is_empty() {
+            Ok(())
+        } else {
+            self.transmit()
+        }
+    }
+
+    /// Says hello on a new connection. Nothing is sent to a daemon that refuses us.
+    fn greet_again(&mut self, id: u64, hello: &[u8]) -> Result<(), CallError> {
+        self.requests += 1;
+        self.writer.write_all(hello).map_err(CallError::Lost)?;
+        loop {
+            let line = self.line()?;
+            let frame: Frame<'_> = parse(DaemonHello::NAME, &line)?;
+            if frame.answers(id) {
+                return answer::<DaemonHello>(frame).map(|_| ());
             }
         }
     }
@@ -311,9 +436,8 @@ impl<S: Subscription> Events<'_, S> {
     pub fn next_event(&mut self) -> Result<S::Event, CallError> {
         loop {
             let line = self.client.line()?;
-            let frame: Frame<'_> = parse(S::NOTIFICATION, &line)?;
-            if let Some(notification) = frame.params {
-                return parse(S::NOTIFICATION, notification.result.get());
+            if let Some(event) = event::<S>(&line)? {
+                return Ok(event);
             }
         }
     }
@@ -321,13 +445,42 @@ impl<S: Subscription> Events<'_, S> {
     /// Waits for the next event, about `at_most` long; `None` when none has come, and the wait can be repeated.
     pub fn next_event_within(&mut self, at_most: Duration) -> Result<Option<S::Event>, CallError> {
         while let Some(line) = self.client.line_within(at_most)? {
-            let frame: Frame<'_> = parse(S::NOTIFICATION, &line)?;
-            if let Some(notification) = frame.params {
-                return parse(S::NOTIFICATION, notification.result.get()).map(Some);
+            if let Some(event) = event::<S>(&line)? {
+                return Ok(Some(event));
             }
         }
         Ok(None)
     }
+}
+
+/// Reads a notification of a subscription; `None` if the line is something else.
+fn event<S: Subscription>(line: &str) -> Result<Option<S::Event>, CallError> {
+    if requests_read(line).is_some() {
+        let cause = "orbd is being upgraded, which ends subscriptions";
+        return Err(CallError::Lost(io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            cause,
+        )));
+    }
+    let frame: Frame<'_> = parse(S::NOTIFICATION, line)?;
+    frame
+        .params
+        .map(|notification| parse(S::NOTIFICATION, notification.result.get()))
+        .transpose()
+}
+
+/// Reads `daemon.closing`: how many requests of the connection the daemon read. `None` if the line is something else.
+fn requests_read(line: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Notification<'a> {
+        method: &'a str,
+        params: Closing,
+    }
+    if line.len() > CLOSING_MAX || !line.contains(Closing::NOTIFICATION) {
+        return None;
+    }
+    let closing: Notification<'_> = serde_json::from_str(line).ok()?;
+    (closing.method == Closing::NOTIFICATION).then_some(closing.params.requests_read)
 }
 
 #[cfg(test)]
@@ -376,6 +529,162 @@ mod tests {
         assert_eq!(greeted.version, "9.9.9");
         let refused = client.fetch(&second, patience).expect_err("it was refused");
         assert!(matches!(refused, CallError::Refused(_)), "{refused}");
+        daemon.join().expect("no panic");
+    }
+
+    /// A daemon that takes one connection after the other and does on each what is given.
+    fn daemon<const N: usize>(
+        conversations: [fn(&mut Conversation); N],
+    ) -> (tempfile::TempDir, PathBuf, std::thread::JoinHandle<()>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let daemon = std::thread::spawn(move || {
+            for conversation in conversations {
+                let (stream, _) = listener.accept().expect("a client");
+                let requests = BufReader::new(stream.try_clone().expect("a copy"));
+                conversation(&mut Conversation { requests, stream });
+            }
+        });
+        (folder, socket, daemon)
+    }
+
+    struct Conversation {
+        requests: BufReader<UnixStream>,
+        stream: UnixStream,
+    }
+
+    impl Conversation {
+        /// Reads a request, which must be of this method.
+        fn request(&mut self, method: &str) -> u64 {
+            let mut line = String::new();
+            self.requests.read_line(&mut line).expect("a request");
+            let request: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            assert_eq!(request["method"], method);
+            request["id"].as_u64().expect("an id")
+        }
+
+        fn send(&mut self, text: &str) {
+            self.stream
+                .write_all(format!("{text}\n").as_bytes())
+                .expect("it reads");
+        }
+
+        fn greet(&mut self, protocol: u32) {
+            let id = self.request("daemon.hello");
+            self.send(&format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"result":{{"version":"9.9.9","protocol":{protocol},"instance":"x"}}}}"#
+            ));
+        }
+
+        fn refuse(&mut self, id: u64) {
+            self.send(&format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32603,"message":"no","data":{{"kind":"internal","retryable":false}}}}}}"#
+            ));
+        }
+
+        fn close(&mut self, requests_read: u64) {
+            self.send(&format!(
+                r#"{{"jsonrpc":"2.0","method":"daemon.closing","params":{{"requests_read":{requests_read}}}}}"#
+            ));
+        }
+    }
+
+    fn is_refused<T>(answer: &Result<T, CallError>) -> bool {
+        matches!(answer, Err(CallError::Refused(_)))
+    }
+
+    #[test]
+    fn a_request_that_was_not_read_is_sent_again_to_the_next_instance() {
+        let (_folder, socket, daemon) = daemon([
+            |old| {
+                old.greet(1);
+                old.request("daemon.info");
+                old.close(1);
+            },
+            |new| {
+                new.greet(1);
+                let id = new.request("daemon.info");
+                new.refuse(id);
+                // The client is between two calls.
+                new.close(2);
+            },
+            |newest| {
+                newest.greet(1);
+                let id = newest.request("daemon.info");
+                newest.refuse(id);
+            },
+        ]);
+        let mut client = Client::connect(&socket).expect("it listens");
+        client.hello("test").expect("it is greeted");
+        assert!(is_refused(&client.call::<DaemonInfo>(&NoParams {})));
+        assert!(is_refused(&client.call::<DaemonInfo>(&NoParams {})));
+        daemon.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_request_that_was_read_is_never_sent_again() {
+        let (_folder, socket, daemon) = daemon([|old| {
+            old.greet(1);
+            old.request("daemon.info");
+            old.close(2);
+        }]);
+        let mut client = Client::connect(&socket).expect("it listens");
+        client.hello("test").expect("it is greeted");
+        let lost = client.call::<DaemonInfo>(&NoParams {});
+        assert!(matches!(lost, Err(CallError::Lost(_))), "{lost:?}");
+        daemon.join().expect("no panic");
+    }
+
+    #[test]
+    fn of_two_requests_the_answer_that_follows_the_closing_is_kept() {
+        let (_folder, socket, daemon) = daemon([
+            |old| {
+                let hello = old.request("daemon.hello");
+                old.request("daemon.info");
+                old.close(1);
+                old.refuse(hello);
+            },
+            |new| {
+                new.greet(1);
+                let id = new.request("daemon.info");
+                new.refuse(id);
+            },
+        ]);
+        let mut client = Client::connect(&socket).expect("it listens");
+        let hello = HelloParams {
+            client: "test".into(),
+            protocol: 1,
+        };
+        let (hello, info) = client
+            .send_both::<DaemonHello, DaemonInfo>(&hello, &NoParams {})
+            .expect("sent");
+        let patience = Duration::from_secs(30);
+        assert!(is_refused(&client.fetch(&info, patience)));
+        assert!(is_refused(&client.fetch(&hello, patience)));
+        daemon.join().expect("no panic");
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_next_instance_of_another_protocol() {
+        let (_folder, socket, daemon) = daemon([
+            |old| {
+                old.greet(1);
+                old.request("daemon.info");
+                old.close(1);
+            },
+            |new| {
+                let id = new.request("daemon.hello");
+                new.refuse(id);
+                let mut rest = String::new();
+                let read = new.requests.read_line(&mut rest).expect("the end");
+                assert_eq!(read, 0, "{rest}");
+            },
+        ]);
+        let mut client = Client::connect(&socket).expect("it listens");
+        client.hello("test").expect("it is greeted");
+        assert!(is_refused(&client.call::<DaemonInfo>(&NoParams {})));
+        drop(client);
         daemon.join().expect("no panic");
     }
 }

@@ -5,8 +5,7 @@
 //! stop:  no new connections -> new jobs refused, waiting ones cancelled, commands ended -> answers -> journal -> metrics
 //! ```
 //!
-//! A stop for another program's sake is the same, but that nothing runs that would be lost, and that the listener and the connections
-//! are held instead of closed, for that program to serve on.
+//! An upgrade is a stop while no job runs. Connections are answered and closed first, and the listener stays open for the new program.
 
 mod reload;
 mod upgrade;
@@ -16,13 +15,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
@@ -40,9 +40,9 @@ use crate::rpc::request::Bounds;
 use crate::rpc::server::{About, InForce, Server};
 use crate::scheduler::Limits;
 use crate::spool;
-use crate::upgrade::{Glance, Program};
+use crate::upgrade::{BinaryWatcher, Program};
 use reload::{Reloader, Running};
-use upgrade::Steward;
+use upgrade::UpgradeSupervisor;
 
 /// Longest time that looks go on after a change was cut short.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
@@ -70,7 +70,7 @@ pub enum SetupError {
     Journal(#[from] JournalError),
     /// The task that decides everything failed. A fault of ours; whoever watches us starts another.
     #[error("the dispatcher failed")]
-    Dispatcher(#[source] tokio::task::JoinError),
+    Dispatcher(#[source] JoinError),
     /// The metrics cannot be kept.
     #[error("cannot keep metrics")]
     Metrics(#[source] io::Error),
@@ -94,22 +94,13 @@ pub struct Surroundings {
     pub program: Option<Program>,
 }
 
-/// What is served.
-#[derive(Debug)]
-pub struct Doorstep {
-    /// The socket.
-    pub listener: UnixListener,
-    /// Connections that an earlier life accepted, each with the name that its client gave itself.
-    pub connections: Vec<(UnixStream, String)>,
-}
-
 /// How serving ended.
 #[derive(Debug)]
 pub enum Ended {
     /// For good.
     Stopped,
-    /// For another program to serve on.
-    Succeeded(Doorstep),
+    /// So that the new program serves on with this listener.
+    Upgrading(UnixListener),
 }
 
 /// What people say to the process. A `daemon.stop` and a `daemon.reload` are the same.
@@ -124,7 +115,7 @@ pub struct Signals {
 /// Serves until it is told to stop, and then until what must end has ended.
 pub async fn run(
     config: Config,
-    doorstep: Doorstep,
+    listener: UnixListener,
     surroundings: Surroundings,
 ) -> Result<Ended, SetupError> {
     for folder in [&config.state_dir, &config.spool_dir()] {
@@ -160,39 +151,27 @@ pub async fn run(
     let Parts {
         server,
         reloader,
-        steward,
+        supervisor,
         settings,
-        doorkeeper,
     } = assemble(config, about, orbctl, dispatcher, metrics.clone(), surroundings);
-    let (listener, accepted) = at_door(doorstep).map_err(SetupError::Listen)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(
         listener,
-        accepted,
         server,
         settings,
-        doorkeeper,
         stop.clone(),
         answered.clone(),
     ));
     let reloading = tokio::spawn(reload_when_told(reloader, signals.reload));
-    let watching = tokio::spawn(async {
-        match steward {
-            Some(steward) => steward.watch().await,
+    let supervising = tokio::spawn(async {
+        match supervisor {
+            Some(supervisor) => supervisor.run().await,
             None => false,
         }
     });
-    let journal = dispatching.await;
+    let (journal, listener) = ended(dispatching, serving, supervising, &stop, &answered).await;
     reloading.abort();
-    // However it ended: without it nothing can be done any more.
-    stop.cancel();
-    answered.cancel();
-    let held = serving.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "the listener failed");
-        listen::Held::default()
-    });
-    // It ends with the dispatcher, for one reason or the other.
-    let is_succeeded = watching.await.unwrap_or(false);
     let closed = match journal {
         Ok(journal) => {
             if let Err(error) = journal.close(CLOSE_LIMIT).await {
@@ -208,11 +187,45 @@ pub async fn run(
     metrics.shutdown(CLOSE_LIMIT).await;
     closed?;
     // Whoever asked for a stop meanwhile wants one.
-    let is_wanted = is_succeeded && !signals.stop.is_cancelled();
-    let left = is_wanted.then(|| off_door(held)).flatten();
-    let connections = left.as_ref().map(|doorstep| doorstep.connections.len());
-    tracing::info!(handed_over = connections, "stopped");
-    Ok(left.map_or(Ended::Stopped, Ended::Succeeded))
+    let listener = listener.filter(|_| !signals.stop.is_cancelled());
+    tracing::info!(upgrading = listener.is_some(), "stopped");
+    Ok(listener.map_or(Ended::Stopped, Ended::Upgrading))
+}
+
+/// Waits until the dispatcher and the connections have ended; returns the journal, and the listener if an upgrade is the reason.
+///
+/// For a stop the dispatcher ends first, because calls wait for its jobs. For an upgrade the connections end first: no job runs, and what
+/// they still ask is answered.
+async fn ended(
+    mut dispatching: JoinHandle<Journal>,
+    serving: JoinHandle<Option<tokio::net::UnixListener>>,
+    supervising: JoinHandle<bool>,
+    stop: &CancellationToken,
+    answered: &CancellationToken,
+) -> (Result<Journal, JoinError>, Option<UnixListener>) {
+    let supervisor = supervising.abort_handle();
+    let into_std = |ended: Result<Option<tokio::net::UnixListener>, JoinError>| {
+        let listener = ended.unwrap_or_else(|error| {
+            tracing::error!(%error, "the listener failed");
+            None
+        });
+        listener.and_then(|listener| listener.into_std().ok())
+    };
+    tokio::select! {
+        journal = &mut dispatching => {
+            supervisor.abort();
+            // However it ended: without it nothing can be done any more.
+            stop.cancel();
+            answered.cancel();
+            (journal, into_std(serving.await))
+        }
+        Ok(true) = supervising => {
+            let listener = into_std(serving.await);
+            stop.cancel();
+            answered.cancel();
+            (dispatching.await, listener)
+        }
+    }
 }
 
 /// Writes the first line of every life.
@@ -239,9 +252,8 @@ fn announce(config: &Config, instance: &str, orbctl: &Result<PathBuf, LocateErro
 struct Parts {
     server: Arc<Server>,
     reloader: Reloader,
-    steward: Option<Steward>,
+    supervisor: Option<UpgradeSupervisor>,
     settings: watch::Receiver<listen::Settings>,
-    doorkeeper: mpsc::Receiver<listen::Door>,
 }
 
 /// Makes the parts, and the channels by which they tell each other of what changes while they serve.
@@ -255,10 +267,9 @@ fn assemble(
 ) -> Parts {
     let (listening, settings) = watch::channel(listening(&config));
     let (told, in_force) = watch::channel(in_force(&config));
-    let (upgrades, upgrade) = watch::channel(None);
-    let (door, doorkeeper) = mpsc::channel(1);
-    let glance = Arc::new(Glance::new(surroundings.program.as_ref()));
-    let look = Arc::new(Notify::new());
+    let (report, upgrade) = watch::channel(None);
+    let binary_watcher = Arc::new(BinaryWatcher::new(surroundings.program.as_ref()));
+    let on_reload = Arc::new(Notify::new());
     let reloader = Reloader::new(
         surroundings.sources,
         Running {
@@ -268,16 +279,15 @@ fn assemble(
             listening,
             in_force: told,
             log_level: surroundings.log_level,
-            look: look.clone(),
+            reloaded: on_reload.clone(),
         },
     );
-    let steward = surroundings.program.map(|program| Steward {
+    let supervisor = surroundings.program.map(|program| UpgradeSupervisor {
         program,
-        glance: glance.clone(),
-        asked: look,
+        watcher: binary_watcher.clone(),
+        reloaded: on_reload,
         dispatcher: dispatcher.clone(),
-        door,
-        told: upgrades,
+        report,
     });
     let reload = reloader.clone();
     let server = Server {
@@ -290,7 +300,7 @@ fn assemble(
             let reload = reload.clone();
             async move { reload.reload().await }.boxed()
         }),
-        glance,
+        binary_watcher,
         upgrade,
         // The same as a signal's, so that it holds also when another program is about to take over.
         stop: surroundings.signals.stop,
@@ -298,32 +308,9 @@ fn assemble(
     Parts {
         server: Arc::new(server),
         reloader,
-        steward,
+        supervisor,
         settings,
-        doorkeeper,
     }
-}
-
-/// Takes what is served into the runtime. A connection that does not fit is closed.
-fn at_door(doorstep: Doorstep) -> io::Result<(tokio::net::UnixListener, Vec<listen::AtRest>)> {
-    let listener = tokio::net::UnixListener::from_std(doorstep.listener)?;
-    let connections = doorstep.connections.into_iter().filter_map(|(stream, name)| {
-        stream.set_nonblocking(true).ok()?;
-        Some((tokio::net::UnixStream::from_std(stream).ok()?, name.into()))
-    });
-    Ok((listener, connections.collect()))
-}
-
-/// Takes what was held out of the runtime; `None` when the listener cannot be.
-fn off_door(held: listen::Held) -> Option<Doorstep> {
-    let connections = held
-        .connections
-        .into_iter()
-        .filter_map(|(stream, name)| Some((stream.into_std().ok()?, name.to_string())));
-    Some(Doorstep {
-        listener: held.listener?.into_std().ok()?,
-        connections: connections.collect(),
-    })
 }
 
 /// Reads the configuration again whenever a signal says so.

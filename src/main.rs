@@ -1,18 +1,19 @@
 //! orbd: the daemon. Arguments, configuration, logging, the socket, signals, and an exit code.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use orbd::config::{Config, Environment, Flags, Places, Sources};
-use orbd::daemon::{self, Doorstep, Ended, Signals, Surroundings};
+use orbd::daemon::{self, Ended, Signals, Surroundings};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
 use orbd::rpc::api::PROTOCOL_VERSION;
 use orbd::rpc::socket::{Socket, SocketError};
 use orbd::sys;
-use orbd::upgrade::{self, Heirloom, HeirloomError, Inherited, Program};
+use orbd::upgrade::{self, Handoff, HandoffError, HandoffSlots, Program, ReceivedHandoff};
 use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,9 +49,9 @@ struct Arguments {
     /// Print a configuration file with every key explained, and exit
     #[arg(long)]
     sample_config: bool,
-    /// Read the configuration, say who this is, and exit; the daemon asks a new version of itself this way before it makes room
+    /// Read the configuration, print the version, and exit; the daemon checks a new version of itself this way
     #[arg(long, hide = true)]
-    prove: bool,
+    preflight: bool,
     /// Serve the metrics store over standard input; the daemon starts itself this way
     #[arg(long, hide = true)]
     metrics_store: bool,
@@ -80,7 +81,8 @@ fn run() -> Result<()> {
         umask(Mode::RWXG | Mode::RWXO);
         return metrics::serve_store().context("the metrics store");
     }
-    let inherited = Heirloom::receive();
+    let received = ReceivedHandoff::receive();
+    let slots = HandoffSlots::reserve().context("/dev/null")?;
     sys::seal_inherited_descriptors();
     sys::raise_descriptor_limit();
     sys::restore_limits();
@@ -107,7 +109,7 @@ fn run() -> Result<()> {
         "orbd runs as a user, not as root; set allow_root if you really mean it"
     );
 
-    if arguments.prove {
+    if arguments.preflight {
         return print(&upgrade::greeting(PROTOCOL_VERSION));
     }
 
@@ -118,19 +120,10 @@ fn run() -> Result<()> {
     };
     let logs_to = config.logging(to);
     let logs = logging::init(&logs_to).context("logging")?;
-    let (socket, doorstep) = match serve_on(&config, inherited) {
+    let (socket, listener) = match take_over(&config, received) {
         Some(taken_over) => taken_over,
         None => match Socket::bind(&config.socket) {
-            Ok((socket, listener)) => {
-                let connections = Vec::new();
-                (
-                    socket,
-                    Doorstep {
-                        listener,
-                        connections,
-                    },
-                )
-            }
+            Ok(bound) => bound,
             // Whoever wanted a daemon has one.
             Err(SocketError::Taken(path)) => {
                 tracing::info!(socket = %path.display(), "another orbd serves this socket");
@@ -155,19 +148,24 @@ fn run() -> Result<()> {
         .context("the runtime")?;
     let served = runtime.block_on(async {
         heed_signals(&signals).context("signals")?;
-        daemon::run(config, doorstep, surroundings)
+        daemon::run(config, listener, surroundings)
             .await
             .context("orbd cannot start")
     });
     // Tasks that are still there wait for things that no longer matter.
     runtime.shutdown_background();
     match (served?, program) {
-        (Ended::Succeeded(doorstep), Some(program)) => {
+        (Ended::Upgrading(listener), Some(program)) => {
             // What was logged is written before the program is another one.
             drop(logs);
-            let error = succeed(&program, &socket, doorstep);
+            let handoff = socket.pass_on().map(|(lock, is_bound)| Handoff {
+                listener: listener.into(),
+                lock,
+                is_bound,
+            });
+            let error = upgrade::execute(&program, handoff.as_ref(), slots);
             drop(socket);
-            // Nothing serves any more: whoever watches us, or the next client, starts another.
+            // Nothing serves any more: the service manager, or the next client, starts another.
             let failed = anyhow::Error::new(error).context(format!(
                 "{} was to take over and could not be executed",
                 program.path.display()
@@ -179,62 +177,30 @@ fn run() -> Result<()> {
     }
 }
 
-/// Takes over what an earlier life of this process left, if it did and it fits.
-fn serve_on(
+/// Takes over the socket that was passed to this process, if one was and it fits.
+fn take_over(
     config: &Config,
-    inherited: Result<Option<Inherited>, HeirloomError>,
-) -> Option<(Socket, Doorstep)> {
-    let left = match inherited {
-        Ok(left) => left?,
+    received: Result<Option<ReceivedHandoff>, HandoffError>,
+) -> Option<(Socket, UnixListener)> {
+    let received = match received {
+        Ok(received) => received?,
         Err(error) => {
-            tracing::warn!(%error, "not taken over");
+            tracing::warn!(%error, "the socket that was passed to this process is not used");
             return None;
         }
     };
-    match Socket::inherit(&config.socket, left.listener, left.lock, left.inode) {
-        Ok((socket, listener)) => {
-            // Clients that were told another protocol connect anew, and are told.
-            let connections = if left.protocol == PROTOCOL_VERSION {
-                left.connections
-                    .into_iter()
-                    .map(|(descriptor, name)| (descriptor.into(), name))
-                    .collect()
-            } else {
-                Vec::new()
-            };
-            Some((
-                socket,
-                Doorstep {
-                    listener,
-                    connections,
-                },
-            ))
-        }
+    match Socket::inherit(
+        &config.socket,
+        received.listener,
+        received.lock,
+        received.is_bound,
+    ) {
+        Ok(taken_over) => Some(taken_over),
         Err(error) => {
-            tracing::warn!(%error, "the socket that an earlier life left is not used");
+            tracing::warn!(%error, "the socket that was passed to this process is not used");
             None
         }
     }
-}
-
-/// Executes the program in place of this process. Returns only when that fails.
-fn succeed(program: &Program, socket: &Socket, doorstep: Doorstep) -> std::io::Error {
-    let (lock, inode) = match socket.bequeath() {
-        Ok(left) => left,
-        Err(error) => return error,
-    };
-    let left = Heirloom {
-        listener: doorstep.listener.into(),
-        lock,
-        inode,
-        protocol: PROTOCOL_VERSION,
-        connections: doorstep
-            .connections
-            .into_iter()
-            .map(|(stream, name)| (stream.into(), name))
-            .collect(),
-    };
-    left.execute(program)
 }
 
 /// Turns SIGTERM and SIGINT into an orderly stop, and SIGHUP into a reload. A terminal that closes sends it too, and does no harm.

@@ -1,25 +1,34 @@
-//! Upgrade: the program is replaced under a daemon that runs, and nobody who uses it notices.
+//! Upgrade: the program is replaced under a running daemon. Clients reconnect; nothing runs twice and nothing stays unanswered.
 //!
-//! No second version can be built here. Another copy of the same program is another file, and another life has another instance.
+//! No second version can be built here. Another copy of the same program is another file, and the next process has another instance.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests are the client of a lease, whose process it is"
 )]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use orbd::rpc::api::{
-    DaemonInfo, DaemonReload, JobList, MachineRestart, MachineStop, SessionLease, SessionRelease,
+    DaemonInfo, DaemonReload, JobInput, JobList, MachineRestart, MachineRun, MachineStop, SessionLease,
+    SessionRelease,
 };
-use orbd::rpc::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, Upgrade};
-use serde_json::json;
+use orbd::rpc::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, RunAnswer, Stream, Upgrade};
+use serde_json::{Value, json};
 
-use crate::support::{Caller, World, count_open, eventually, outcome_of, stdout_of};
+use crate::support::{
+    Caller, Wire, World, count_open, eventually, eventually_within, outcome_of, stdout_of, stream_of,
+};
 
 fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_orbd"))
@@ -29,10 +38,10 @@ fn info(caller: &mut Caller) -> DaemonInfoAnswer {
     caller.ok::<DaemonInfo>(json!({}))
 }
 
-/// Asks until another life of the daemon answers, on the connection that there is.
+/// Asks until the next instance of the daemon answers. The client reconnects by itself.
 #[track_caller]
 fn succeeded(caller: &mut Caller, before: &DaemonInfoAnswer) -> DaemonInfoAnswer {
-    eventually("another life answers", || {
+    eventually("the next instance answers", || {
         let now = info(caller);
         (now.instance != before.instance).then_some(now)
     })
@@ -59,26 +68,241 @@ fn sh() -> PathBuf {
     PathBuf::from("/bin/sh")
 }
 
+/// Reads to the end of a connection that the daemon closes for an upgrade; returns the answers by id, and how many requests were read.
+#[track_caller]
+fn closed(wire: &mut Wire) -> (BTreeMap<u64, Value>, u64) {
+    let mut answers = BTreeMap::new();
+    let mut requests_read = None;
+    while let Some(message) = wire.receive() {
+        assert_eq!(requests_read, None, "the last message is `daemon.closing`");
+        if message["method"] == "daemon.closing" {
+            requests_read = message["params"]["requests_read"].as_u64();
+        } else if let Some(id) = message["id"].as_u64() {
+            assert!(answers.insert(id, message).is_none(), "{id} is answered once");
+        }
+    }
+    (answers, requests_read.expect("an upgrade says how much was read"))
+}
+
+fn post(request: &Value) -> String {
+    let body = request.to_string();
+    format!(
+        "POST / HTTP/1.1\r\nhost: orbd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Sends a request over HTTP; returns its answer, and whether the connection goes on.
+fn post_call(wire: &mut Wire, method: &str, params: &Value) -> (Value, bool) {
+    wire.send(post(
+        &json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}),
+    ));
+    posted(wire)
+}
+
+fn posted(wire: &mut Wire) -> (Value, bool) {
+    let head = wire.head().to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).expect("a length");
+    let length = length.lines().next().and_then(|length| length.parse().ok());
+    let body = wire.exactly(length.expect("a number"));
+    (
+        serde_json::from_slice(&body).expect("JSON"),
+        !head.contains("connection: close"),
+    )
+}
+
 #[test]
-fn a_replaced_program_takes_over_with_the_same_pid_and_the_connections_that_there_are() {
+fn a_replaced_program_takes_over_with_the_same_pid_and_clients_reconnect() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     caller.0.hello("steadfast").expect("it is greeted");
     let before = info(&mut caller);
     let mut silent = world.wire();
+    let mut used = world.wire();
+    used.call(1, "daemon.info", &json!({}));
+    let mut http = world.wire();
+    let (answer, _) = post_call(&mut http, "daemon.info", &json!({}));
+    assert_eq!(answer["result"]["instance"], before.instance, "{answer}");
     world.install(built());
-    // A connection is when it looks, and this one has said nothing when the other program takes over.
+    // The daemon checks its program when a client connects. This one has sent nothing when the other program takes over.
     let mut fresh = world.wire();
     let after = succeeded(&mut caller, &before);
     assert_eq!((after.pid, &after.socket), (before.pid, &before.socket));
     assert_eq!(after.upgrade, None);
-    for wire in [&mut silent, &mut fresh] {
-        let answer = wire.call(1, "daemon.info", &json!({}));
-        assert_eq!(answer["result"]["instance"], after.instance, "{answer}");
+    for (wire, read) in [(&mut silent, 0), (&mut used, 1), (&mut fresh, 0)] {
+        let (answers, requests_read) = closed(wire);
+        assert_eq!((answers.len(), requests_read), (0, read));
     }
+    assert!(http.is_closed());
     let id = caller.run_detached("a", &["true"]);
-    assert_eq!(caller.job(id).client.name, "steadfast", "it is known by its name");
+    assert_eq!(caller.job(id).client.name, "steadfast", "it said hello again");
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+}
+
+#[test]
+fn pipelined_requests_are_answered_or_counted_as_unread() {
+    let world = World::new().installed().machines(&["a"]).started();
+    let mut caller = world.client();
+    caller.machines();
+    let before = info(&mut caller);
+    let mut wire = world.wire();
+    world.install(built());
+    drop(world.client());
+    let lines: Vec<String> = (1..=100)
+        .map(|id| {
+            format!(
+                "{}\n",
+                json!({"jsonrpc": "2.0", "id": id, "method": "machine.list", "params": {}})
+            )
+        })
+        .collect();
+    // The upgrade may come before, amid or after these.
+    let _ = wire.stream.write_all(lines.concat().as_bytes());
+    succeeded(&mut caller, &before);
+    let (answers, requests_read) = closed(&mut wire);
+    assert!(
+        answers.values().all(|answer| answer["error"].is_null()),
+        "{answers:?}"
+    );
+    assert!(
+        answers.keys().copied().eq(1..=requests_read),
+        "{requests_read}: {answers:?}"
+    );
+}
+
+#[test]
+fn half_a_request_counts_as_unread() {
+    let world = World::new().installed().started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    let mut wire = world.wire();
+    let request = format!(
+        "{}\n",
+        json!({"jsonrpc": "2.0", "id": 7, "method": "daemon.info", "params": {}})
+    );
+    let (first, second) = request.split_at(request.len() / 2);
+    wire.send(first);
+    let mut http = world.wire();
+    http.send("POST / HTTP/1.1\r\nhost: or");
+    world.install(built());
+    drop(world.client());
+    let after = succeeded(&mut caller, &before);
+    let (answers, requests_read) = closed(&mut wire);
+    assert_eq!((answers.len(), requests_read), (0, 0));
+    assert!(http.is_closed(), "nothing was begun, and nothing is answered");
+    let mut again = world.wire();
+    again.send(first);
+    again.send(second);
+    assert_eq!(
+        again.receive().expect("an answer")["result"]["instance"],
+        after.instance
+    );
+}
+
+/// A client in a loop without pauses. Each command carries a word that no other has.
+fn load(world: &World, over: &Arc<AtomicBool>, run: fn(&Path, &str)) -> JoinHandle<Vec<String>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (over, socket) = (over.clone(), world.socket());
+    std::thread::spawn(move || {
+        let mut sent = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let unique = format!("word{}", NEXT.fetch_add(1, Ordering::Relaxed));
+            run(&socket, &unique);
+            sent.push(unique);
+        }
+        sent
+    })
+}
+
+fn run_params(word: &str) -> Value {
+    json!({"machine": "b", "command": ["echo", word]})
+}
+
+#[track_caller]
+fn check_printed(answer: &Value, word: &str) {
+    let answer: RunAnswer = serde_json::from_value(answer["result"].clone()).expect("an answer");
+    assert_eq!(stdout_of(&answer), format!("{word}\n"));
+}
+
+/// Runs a command with a new connection.
+fn run_with_client(socket: &Path, word: &str) {
+    let answer = Caller::connect(socket).run("b", &["echo", word]);
+    assert_eq!(stdout_of(&answer), format!("{word}\n"));
+}
+
+/// Runs a hundred commands at once over one connection, and sends those again that were not read.
+fn run_pipelined(socket: &Path, word: &str) {
+    let mut open: BTreeMap<u64, String> = (1..=100).map(|id| (id, format!("{word}-{id}"))).collect();
+    while !open.is_empty() {
+        let mut wire = Wire::connect(socket);
+        let sent: Vec<u64> = open.keys().copied().collect();
+        for (id, word) in &open {
+            let request =
+                json!({"jsonrpc": "2.0", "id": id, "method": "machine.run", "params": run_params(word)});
+            // Closed meanwhile, it says what was read before that.
+            let _ = wire.stream.write_all(format!("{request}\n").as_bytes());
+        }
+        while !open.is_empty() {
+            let message = wire.receive().expect("an answer, or `daemon.closing`");
+            if message["method"] == "daemon.closing" {
+                let read = message["params"]["requests_read"].as_u64().expect("a number");
+                let read = usize::try_from(read).expect("few");
+                assert!(
+                    sent[..read].iter().all(|id| !open.contains_key(id)),
+                    "all that was read is answered"
+                );
+                break;
+            }
+            let id = message["id"].as_u64().expect("an id");
+            check_printed(&message, &open.remove(&id).expect("answered once"));
+        }
+    }
+}
+
+/// Runs a command over HTTP, again if the daemon says that nothing was begun.
+fn run_with_http(socket: &Path, word: &str) {
+    loop {
+        let mut wire = Wire::connect(socket);
+        let (answer, _) = post_call(&mut wire, "machine.run", &run_params(word));
+        if answer["error"]["data"]["kind"] != "draining" {
+            return check_printed(&answer, word);
+        }
+    }
+}
+
+#[test]
+fn clients_that_never_pause_do_not_delay_an_upgrade_for_ever() {
+    // New work is held back after half a minute, so this takes longer than that.
+    let world = World::new().installed().machines(&["a", "b"]).started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    let over = Arc::new(AtomicBool::new(false));
+    let loads = [run_with_client, run_with_client, run_with_http].map(|run| load(&world, &over, run));
+    let pipelined = load(&world, &over, run_pipelined);
+    world.install(built());
+    let after = eventually_within(Duration::from_secs(90), "the next instance answers", || {
+        let now = info(&mut caller);
+        (now.instance != before.instance).then_some(now)
+    });
+    assert_eq!(after.pid, before.pid);
+    over.store(true, Ordering::Relaxed);
+    let mut words: Vec<String> = loads
+        .into_iter()
+        .flat_map(|load| load.join().expect("all was answered"))
+        .collect();
+    for word in pipelined.join().expect("all was answered") {
+        words.extend((1..=100).map(|id| format!("{word}-{id}")));
+    }
+    words.sort();
+    let mut ran: Vec<String> = world
+        .ledger()
+        .invocations
+        .iter()
+        .filter(|invocation| invocation.command == "run")
+        .map(|invocation| invocation.args.last().expect("a word").clone())
+        .collect();
+    ran.sort();
+    assert_eq!(ran, words, "each once");
 }
 
 #[test]
@@ -104,7 +328,7 @@ fn one_upgrade_after_the_other_leaves_nothing_behind() {
 #[test]
 fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
     let world = World::new()
-        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 1200\ntimes = 1")
+        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 4000\ntimes = 1")
         .installed()
         .machines(&["a", "b"])
         .started();
@@ -130,7 +354,7 @@ fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
                 let mut kept = Caller::connect(&socket);
                 let mut runs = 0;
                 while !over.load(Ordering::Relaxed) {
-                    // Each of these panics when it is refused or cut off.
+                    // Each of these panics when it is refused or has no answer.
                     let mut fresh = Caller::connect(&socket);
                     fresh.machines();
                     kept.machines();
@@ -156,7 +380,7 @@ fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
 }
 
 #[test]
-fn a_program_that_does_not_prove_itself_leaves_the_old_one_serving_and_is_told_once() {
+fn a_program_that_fails_its_preflight_is_refused_once_and_the_old_one_serves() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -177,7 +401,7 @@ fn a_program_that_does_not_prove_itself_leaves_the_old_one_serving_and_is_told_o
         upgrade.state == "refused" && upgrade.reason.as_ref() != Some(&reason)
     });
     // Lines come a moment after what they tell of: once the second warning is there, so is all of the first file's.
-    let warnings = || world.log().matches("does not prove itself").count();
+    let warnings = || world.log().matches("failed its preflight").count();
     eventually("the second is warned of", || (warnings() > 1).then_some(()));
     assert_eq!(
         world.log().matches("this Mac is too old").count(),
@@ -190,7 +414,7 @@ fn a_program_that_does_not_prove_itself_leaves_the_old_one_serving_and_is_told_o
         upgrade
             .reason
             .as_ref()
-            .is_some_and(|reason| reason.contains("no orbd"))
+            .is_some_and(|reason| reason.contains("not an orbd"))
     });
     assert_eq!(upgrade.version, None);
     assert_eq!(info(&mut caller).instance, before.instance);
@@ -282,7 +506,8 @@ fn a_follower_of_events_comes_back_to_another_instance() {
     world.install(built());
     drop(world.client());
     succeeded(&mut caller, &before);
-    while follower.receive().is_some() {}
+    let (_, requests_read) = closed(&mut follower);
+    assert_eq!(requests_read, 2, "the subscription was one of them");
     let told = &state["params"]["result"];
     let params = json!({"since": told["sequence"], "instance": told["instance"]});
     let mut again = world.wire();
@@ -306,10 +531,7 @@ fn whoever_waits_for_a_job_or_reads_what_it_wrote_is_not_interrupted() {
     assert_eq!(outcome_of(&ended), ("succeeded", ""));
     // Whoever was told is given the time to fetch it.
     let output = caller.output_from(id, 0, 3);
-    assert_eq!(
-        crate::support::stream_of(&output, orbd::rpc::types::Stream::Stdout),
-        b"go\nread\n"
-    );
+    assert_eq!(stream_of(&output, Stream::Stdout), b"go\nread\n");
     assert_eq!(info(&mut caller).instance, before.instance);
     succeeded(&mut caller, &before);
     assert!(
@@ -324,7 +546,7 @@ fn a_program_that_cannot_be_executed_ends_the_daemon_so_that_another_is_started(
     let interpreter = world.path("interpreter");
     std::os::unix::fs::symlink("/bin/sh", &interpreter).expect("a link");
     let script = format!(
-        "rm {}; echo 'orbd 9.0 protocol 1 heirloom 1'",
+        "rm {}; echo 'orbd 9.0 protocol 1 handoff 1'",
         interpreter.display()
     );
     install_script(&world, &interpreter, &script);
@@ -348,4 +570,140 @@ fn a_stop_that_comes_while_an_upgrade_is_pending_is_a_stop() {
     world.terminate();
     assert_eq!(world.ended().code(), Some(0));
     assert!(!world.socket().exists());
+}
+
+#[test]
+fn input_that_is_streamed_reaches_its_command_while_an_upgrade_is_pending() {
+    let world = World::new().installed().machines(&["a"]).started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    let params = json!({"machine": "a", "command": ["cat"], "stdin_stream": true, "detach": true});
+    let id = caller.ok::<MachineRun>(params).job_id;
+    let mut wire = world.wire();
+    world.install(built());
+    told(&world, |upgrade| upgrade.state == "pending");
+    caller.ok::<JobInput>(json!({"job_id": id, "text": "one\n"}));
+    let (answer, _) = post_call(
+        &mut wire,
+        "job.input",
+        &json!({"job_id": id, "text": "two\n", "end": true}),
+    );
+    assert_eq!(answer["result"]["open"], true, "{answer}");
+    assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    let output = caller.output_from(id, 0, 1000);
+    assert_eq!(stream_of(&output, Stream::Stdout), b"one\ntwo\n");
+    assert_eq!(info(&mut caller).instance, before.instance);
+    succeeded(&mut caller, &before);
+    assert_eq!(world.ledger().spawns("run"), 1);
+}
+
+#[test]
+fn a_download_of_a_job_that_has_ended_is_waited_for() {
+    let world = World::new().installed().machines(&["a"]).started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    let count = 8 << 20;
+    let id = caller.run_detached("a", &["sh", "-c", &format!("head -c {count} /dev/zero")]);
+    assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+    let mut download = world.wire();
+    download.send(format!(
+        "GET /jobs/{id}/output HTTP/1.1\r\nhost: orbd\r\nconnection: close\r\n\r\n"
+    ));
+    let head = download.head();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    world.install(built());
+    let upgrade = eventually("the download is waited for", || {
+        let upgrade = info(&mut world.client()).upgrade?;
+        let waits_for = upgrade.waits_for?;
+        waits_for.contains("run a").then_some(waits_for)
+    });
+    assert!(upgrade.contains("run a"), "{upgrade}");
+    let mut body = Vec::new();
+    while let Some(line) = download.line() {
+        let size = usize::from_str_radix(line.trim(), 16).expect("a chunk's size");
+        body.extend(download.exactly(size));
+        download.exactly(2);
+        if size == 0 {
+            break;
+        }
+    }
+    assert_eq!(body.len(), count, "to its end");
+    succeeded(&mut caller, &before);
+}
+
+#[test]
+fn whoever_waits_over_http_is_answered_before_the_upgrade() {
+    let world = World::new().installed().machines(&["a"]).started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    let gate = world.gate("gate");
+    let id = caller.run_detached("a", &["sh", "-c", &format!("cat {gate}")]);
+    let mut http = world.wire();
+    http.send(post(
+        &json!({"jsonrpc": "2.0", "id": 1, "method": "job.wait", "params": {"job_id": id}}),
+    ));
+    world.install(built());
+    told(&world, |upgrade| upgrade.state == "pending");
+    world.open_gate("gate");
+    let (answer, _) = posted(&mut http);
+    assert_eq!(answer["result"]["job"]["state"], "ended", "{answer}");
+    succeeded(&mut caller, &before);
+    assert_eq!(world.ledger().spawns("run"), 1);
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_it_executes_the_new_program_leaves_a_usable_socket() {
+    let mut world = World::new().installed().machines(&["a"]).started();
+    let gate = world.gate("gate");
+    let script = format!(
+        "case \"$*\" in *--preflight) echo 'orbd 9.0 protocol 1 handoff 1' ;; *) read go < {gate} ;; esac"
+    );
+    install_script(&world, &sh(), &script);
+    drop(world.client());
+    let at_gate = world.at_gate("gate");
+    // Accepted by nobody: the new program has not come that far.
+    let mut waits = world.wire();
+    waits.request(1, "daemon.info", &json!({}));
+    world.kill();
+    drop(at_gate);
+    assert!(waits.receive().is_none());
+    world.install(built());
+    world.start();
+    world.client().machines();
+}
+
+#[test]
+fn a_daemon_that_is_started_with_a_socket_as_systemd_does_takes_it_over() {
+    let mut world = World::new().installed();
+    let listener = UnixListener::bind(world.socket()).expect("as systemd does");
+    let command = world.daemon_command();
+    let environment = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let mut shell = Command::new("/bin/sh");
+    // A shell, because the variable has the number of the process that is not there yet.
+    shell
+        .args([
+            "-c",
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 0</dev/null",
+            "sh",
+        ])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .envs(environment)
+        .process_group(0)
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::null());
+    world.adopt(shell.spawn().expect("a shell"));
+    drop(shell);
+    world.until_it_answers();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    world.install(built());
+    drop(world.client());
+    succeeded(&mut caller, &before);
+    world.terminate();
+    assert_eq!(world.ended().code(), Some(0));
+    assert!(world.socket().exists(), "it belongs to systemd");
 }

@@ -188,14 +188,14 @@ fn each_outside_thing_is_named_in_one_place() {
     let places: [(&str, &[&str]); 5] = [
         // It may panic, hang and abort, and its threads never end: it lives in the helper process.
         ("sled::", &["src/metrics/store.rs"]),
-        // The helper, the proof and the next life are the daemon's own binary, which is no orbctl.
+        // The helper, the preflight and the next instance are the daemon's own binary, which is no orbctl.
         (
             "Command::new",
             &[
                 "src/orbctl/process.rs",
                 "src/metrics/helper.rs",
-                "src/upgrade/prove.rs",
-                "src/upgrade/heirloom.rs",
+                "src/upgrade/preflight.rs",
+                "src/upgrade/handoff.rs",
             ],
         ),
         ("Instant::now", &["src/clock.rs"]),

@@ -33,7 +33,7 @@ pub(super) struct Running {
     pub(super) in_force: watch::Sender<InForce>,
     pub(super) log_level: Level,
     /// Looks at the program, too: what it refused may have been the configuration.
-    pub(super) look: Arc<Notify>,
+    pub(super) reloaded: Arc<Notify>,
 }
 
 impl Reloader {
@@ -47,7 +47,7 @@ impl Reloader {
     /// Reads the configuration and puts in force what can be, one reload after the other. The error says what is wrong and where.
     pub(super) async fn reload(&self) -> Result<ReloadAnswer, String> {
         let mut running = self.running.lock().await;
-        running.look.notify_one();
+        running.reloaded.notify_one();
         let configured = self.sources.load().map_err(|error| {
             let text = with_causes(&error);
             tracing::error!(error = %text, "the configuration is not valid; nothing was changed");

@@ -263,6 +263,9 @@ pub enum Rejection {
     /// The daemon is going away.
     #[error("orbd is stopping")]
     Stopping,
+    /// The next instance is about to take over, and accepts it.
+    #[error("orbd is being upgraded; nothing was begun, send the request again")]
+    Upgrading,
 }
 
 /// What ails `orbctl`, at one moment.
@@ -430,19 +433,17 @@ pub struct Overview {
     pub sick: Option<SicknessView>,
 }
 
-/// Why the daemon cannot be replaced at this moment without anybody noticing.
+/// What the next instance of the daemon would not know, so that it cannot take over yet.
 #[derive(Debug, Clone)]
-pub enum Unrest {
-    /// This job runs, or somebody waits for it or follows it.
+pub enum BusyReason {
+    /// This job runs, or a client waits for it or reads its output.
     Job(WaitingFor),
-    /// A job ended, or was asked about, a moment ago.
+    /// A detached job ended a moment ago, and its client may be about to fetch its output.
     Recent,
-    /// A pause is in force, which is not written down.
+    /// A pause is in force, which is not stored.
     Paused,
-    /// A drain is in force, which is not written down.
+    /// A drain is in force, which is not stored.
     Draining,
-    /// `orbctl` is sick, and what is last known of it is all there is.
-    Sick,
 }
 
 /// Everything that the dispatcher can be asked. Each carries where the answer goes.
@@ -477,9 +478,9 @@ pub(super) enum Request {
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Overview(oneshot::Sender<Overview>),
     Adopt(Box<Settings>, oneshot::Sender<()>),
-    UntilQuiet(oneshot::Sender<()>),
-    StopIfQuiet(oneshot::Sender<bool>),
-    Unrest(oneshot::Sender<Option<Unrest>>),
+    WaitIdle(oneshot::Sender<()>),
+    BeginUpgrade(oneshot::Sender<bool>),
+    Busy(oneshot::Sender<Option<BusyReason>>),
 }
 
 /// Talks to the dispatcher. Cheap to clone.
@@ -487,6 +488,7 @@ pub(super) enum Request {
 pub struct Dispatcher {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) published: watch::Receiver<Published>,
+    pub(super) upgrading: CancellationToken,
 }
 
 impl Dispatcher {
@@ -501,7 +503,7 @@ impl Dispatcher {
     pub async fn submit(&self, submission: Submission) -> Result<Job, Rejection> {
         self.ask(|reply| Request::Submit(Box::new(submission), reply))
             .await
-            .unwrap_or(Err(Rejection::Stopping))
+            .unwrap_or_else(|| Err(self.gone_reason()))
     }
 
     /// Reads facts no older than `max_age`, from what is known or from `orbctl`.
@@ -518,7 +520,7 @@ impl Dispatcher {
             reply,
         })
         .await
-        .unwrap_or(Err(ReadError::Rejected(Rejection::Stopping)))
+        .unwrap_or_else(|| Err(ReadError::Rejected(self.gone_reason())))
     }
 
     /// Finds a job to follow.
@@ -576,7 +578,7 @@ impl Dispatcher {
     pub async fn queue(&self, verb: QueueVerb, target: Target) -> Result<QueueView, Rejection> {
         self.ask(|reply| Request::Queue(verb, target, reply))
             .await
-            .ok_or(Rejection::Stopping)
+            .ok_or_else(|| self.gone_reason())
     }
 
     /// Looks at the queue.
@@ -610,21 +612,34 @@ impl Dispatcher {
         let _ = self.ask(|reply| Request::Adopt(Box::new(settings), reply)).await;
     }
 
-    /// Waits until the daemon could be replaced without anybody noticing. `None` when the dispatcher is gone. Of several who wait,
-    /// the last is told.
-    pub async fn until_quiet(&self) -> Option<()> {
-        self.ask(Request::UntilQuiet).await
+    /// Waits for an idle moment: the process could be replaced without losing anything that a client relies on. After 30 s without
+    /// one, new work is held back for at most 5 s at a time. `None` when the dispatcher is gone.
+    pub async fn wait_idle(&self) -> Option<()> {
+        self.ask(Request::WaitIdle).await
     }
 
-    /// Stops, if the daemon can be replaced without anybody noticing, and says whether it does. What is left to the next life is
-    /// in the journal.
-    pub async fn stop_if_quiet(&self) -> bool {
-        self.ask(Request::StopIfQuiet).await.unwrap_or(false)
+    /// Refuses all new work from now on if the daemon is idle, and returns whether it is. What was asked before is answered, and
+    /// what the next instance has to know is in the journal.
+    pub async fn begin_upgrade(&self) -> bool {
+        self.ask(Request::BeginUpgrade).await.unwrap_or(false)
     }
 
-    /// Says why the daemon cannot be replaced now; `None` when it can, or when the dispatcher is gone.
-    pub async fn unrest(&self) -> Option<Unrest> {
-        self.ask(Request::Unrest).await?
+    /// Returns the token that is cancelled when [`Self::begin_upgrade`] succeeds, before anything is refused.
+    pub fn upgrading(&self) -> &CancellationToken {
+        &self.upgrading
+    }
+
+    /// Returns why the next instance cannot take over yet; `None` when it can, or when the dispatcher is gone.
+    pub async fn busy(&self) -> Option<BusyReason> {
+        self.ask(Request::Busy).await?
+    }
+
+    fn gone_reason(&self) -> Rejection {
+        if self.upgrading.is_cancelled() {
+            Rejection::Upgrading
+        } else {
+            Rejection::Stopping
+        }
     }
 
     /// Waits until the dispatcher is gone.

@@ -14,6 +14,7 @@
 
 mod about_job;
 mod handle;
+mod hold;
 mod known;
 mod lease;
 mod run_job;
@@ -31,9 +32,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use handle::{
-    CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState, JobView, KeptView,
-    LeaseProcesses, Overview, Published, QueueVerb, QueueView, ReadError, Rejection, Released, SicknessView,
-    StateFilter, Submission, Subscriber, Target, Unrest, WaitingFor,
+    BusyReason, CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState,
+    JobView, KeptView, LeaseProcesses, Overview, Published, QueueVerb, QueueView, ReadError, Rejection,
+    Released, SicknessView, StateFilter, Submission, Subscriber, Target, WaitingFor,
 };
 pub use known::{Facts, Known, Printout, Seen};
 
@@ -154,9 +155,15 @@ pub fn start<O: Orbctl>(
         machines: None,
         cache_max_age: settings.cache_max_age,
     });
-    let state = state::State::new(settings, parts, publish, requests.downgrade());
+    let upgrading = CancellationToken::new();
+    let state = state::State::new(settings, parts, publish, requests.downgrade(), upgrading.clone());
     let task = tokio::spawn(state.run(inbox, shutdown));
-    (Dispatcher { requests, published }, task)
+    let dispatcher = Dispatcher {
+        requests,
+        published,
+        upgrading,
+    };
+    (dispatcher, task)
 }
 
 /// Returns the folder for spooled output below the state folder.

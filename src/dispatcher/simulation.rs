@@ -4,7 +4,7 @@
 //! [`World::idle`] lets virtual time pass a millisecond, which happens only when every task waits: what can happen has happened.
 
 mod health;
-mod quiet;
+mod idle;
 mod races;
 mod traffic;
 mod watching;

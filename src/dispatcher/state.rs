@@ -5,9 +5,9 @@ mod attached;
 mod ending;
 mod entry;
 mod health;
+mod idle;
 mod life;
 mod queue;
-mod quiet;
 mod reads;
 mod starting;
 mod views;
@@ -38,7 +38,7 @@ use super::run_job::{Finished, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
 use attached::Attached;
 use entry::{Entry, Followed};
-use quiet::Quiet;
+use idle::Idle;
 use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
@@ -115,10 +115,10 @@ pub(super) struct State<O> {
     drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
     paused: Vec<Target>,
     draining: Vec<Target>,
-    quiet: Quiet,
+    idle: Idle,
     stopping: bool,
-    /// The stop is for a successor, for whom nothing need be waited for.
-    succeeded: bool,
+    /// Cancelled when nothing more is accepted because the next instance takes over.
+    upgrading: CancellationToken,
 }
 
 impl<O: Orbctl> State<O> {
@@ -127,6 +127,7 @@ impl<O: Orbctl> State<O> {
         parts: Parts<O>,
         publish: watch::Sender<Published>,
         requests: mpsc::WeakSender<Request>,
+        upgrading: CancellationToken,
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
         let looks = settings.looks_max();
@@ -161,9 +162,9 @@ impl<O: Orbctl> State<O> {
             drains: Vec::new(),
             paused: Vec::new(),
             draining: Vec::new(),
-            quiet: Quiet::new(),
+            idle: Idle::default(),
             stopping: false,
-            succeeded: false,
+            upgrading,
         };
         state.recover(parts.recovered);
         state
@@ -182,7 +183,7 @@ impl<O: Orbctl> State<O> {
                 self.next_forgotten(),
                 self.next_look(),
                 self.next_probe(),
-                self.next_quiet(),
+                self.next_idle_check(),
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
@@ -226,8 +227,8 @@ impl<O: Orbctl> State<O> {
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
-            self.look_for_quiet(now);
-            let may_leave = self.succeeded || leave_at.is_some_and(|at| at <= now);
+            self.check_idle(now);
+            let may_leave = self.is_upgrading() || leave_at.is_some_and(|at| at <= now);
             if self.stopping && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
                 self.leave();
                 return self.journal;
@@ -238,6 +239,9 @@ impl<O: Orbctl> State<O> {
     fn request(&mut self, request: Request) {
         // An answer that nobody waits for any more is dropped: its caller is gone.
         match request {
+            Request::Submit(submission, reply) if self.holds_back(&submission) => {
+                self.idle.hold_back(Request::Submit(submission, reply));
+            }
             Request::Submit(submission, reply) => self.submit(*submission, reply),
             Request::Undo(accepted, cause, reply) => self.undo(*accepted, cause, reply),
             Request::Read {
@@ -247,7 +251,7 @@ impl<O: Orbctl> State<O> {
                 reply,
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
-                self.quiet.touch(Moment::now().instant);
+                self.asked_about(id);
                 let _ = reply.send(self.jobs.get(&id).map(|entry| entry.job(&mut self.followed)));
             }
             Request::View(id, reply) => {
@@ -285,6 +289,8 @@ impl<O: Orbctl> State<O> {
             Request::HoldingConnections(reply) => {
                 let _ = reply.send(self.attached.connections());
             }
+            // It would be forgotten. The reply is dropped, which refuses it as new work is refused.
+            Request::Queue(..) if self.is_upgrading() => {}
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),
             Request::QueueView(reply) => {
                 let _ = reply.send(self.queue_view());
@@ -304,12 +310,12 @@ impl<O: Orbctl> State<O> {
                 self.adopt(*settings);
                 let _ = reply.send(());
             }
-            Request::UntilQuiet(reply) => self.until_quiet(reply),
-            Request::StopIfQuiet(reply) => {
-                let _ = reply.send(self.stop_if_quiet());
+            Request::WaitIdle(reply) => self.wait_idle(reply),
+            Request::BeginUpgrade(reply) => {
+                let _ = reply.send(self.begin_upgrade());
             }
-            Request::Unrest(reply) => {
-                let _ = reply.send(self.unrest());
+            Request::Busy(reply) => {
+                let _ = reply.send(self.busy());
             }
         }
     }

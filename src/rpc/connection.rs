@@ -39,6 +39,15 @@ pub struct Connection {
     usage: Mutex<Usage>,
 }
 
+/// When a connection takes no more requests.
+#[derive(Clone)]
+pub(super) struct ConnectionEnd {
+    /// The daemon stops, and every job has ended.
+    pub(super) stop: CancellationToken,
+    /// The next instance is about to take over.
+    pub(super) upgrading: CancellationToken,
+}
+
 /// Whether a connection is in use.
 #[derive(Debug)]
 struct Usage {

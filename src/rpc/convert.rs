@@ -15,8 +15,8 @@ use super::server::Upgrade;
 use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
-    self, JobSpec, JobState, JobView, Printout, ReadError, Rejection, Released, Seen, SicknessView, Unrest,
-    WaitingFor,
+    self, BusyReason, JobSpec, JobState, JobView, Printout, ReadError, Rejection, Released, Seen,
+    SicknessView, WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
@@ -194,22 +194,19 @@ pub(super) fn sickness(view: &SicknessView) -> types::Sickness {
 }
 
 /// Writes that another program lies on disk, and what it waits for.
-pub(super) fn upgrade(upgrade: &Upgrade, unrest: Option<&Unrest>) -> types::Upgrade {
-    let (version, reason) = match &upgrade.proof {
+pub(super) fn upgrade(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Upgrade {
+    let (version, reason) = match &upgrade.preflight {
         Ok(version) => (Some(version.clone()), None),
         Err(reason) => (None, Some(reason.clone())),
     };
     types::Upgrade {
         state: if reason.is_none() { "pending" } else { "refused" }.into(),
         noticed_at: time(upgrade.noticed.wall),
-        waits_for: version.as_ref().map(|_| match unrest {
-            Some(Unrest::Job(job)) => holder(job).description,
-            Some(Unrest::Paused) => "a pause of the queue, which a new daemon would not know of".into(),
-            Some(Unrest::Draining) => "a drain of the queue, which a new daemon would not know of".into(),
-            Some(Unrest::Sick) => {
-                "orbctl to be well again: a new daemon would not know what was last seen".into()
-            }
-            Some(Unrest::Recent) | None => "a moment without jobs".into(),
+        waits_for: version.as_ref().map(|_| match busy {
+            Some(BusyReason::Job(job)) => holder(job).description,
+            Some(BusyReason::Paused) => "a pause of the queue, which a new daemon would not know of".into(),
+            Some(BusyReason::Draining) => "a drain of the queue, which a new daemon would not know of".into(),
+            Some(BusyReason::Recent) | None => "a moment without jobs".into(),
         }),
         version,
         reason,
@@ -663,6 +660,9 @@ pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> type
     }
 }
 
+/// When the next instance answers: it starts within milliseconds, and connections wait for it.
+const UPGRADE_RETRY_AFTER_MS: u64 = 100;
+
 /// Writes why something was not accepted.
 pub(super) fn rejection(rejection: &Rejection) -> Refusal {
     match rejection {
@@ -686,6 +686,11 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             ErrorKind::JobCancelled.with(rejection.to_string(), data)
         }
         Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
+        Rejection::Upgrading => {
+            let mut data = ErrorKind::Draining.data();
+            data.retry_after_ms = Some(UPGRADE_RETRY_AFTER_MS);
+            ErrorKind::Draining.with(rejection.to_string(), data)
+        }
         Rejection::Journal(_) => internal(&rejection.to_string()),
     }
 }

@@ -22,15 +22,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jsonrpsee::types::Id;
 use tokio::net::UnixStream;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use super::budget::{Budget, Permit};
-use super::connection::{Connection, InUse, overloaded};
+use super::connection::{Connection, ConnectionEnd, InUse, overloaded};
 use super::errors::ErrorKind;
 use super::export;
 use super::request::{Calls, NoSubscriptions, Service, error_json};
 use super::server::Server;
 use super::types::ErrorObject;
+use crate::dispatcher::JobState;
 use crate::job::JobId;
 use crate::spool::{Batch, Chunk, Reader, Spool, Stream};
 use crate::sys;
@@ -58,8 +59,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// Serves one connection until it is closed. After `stop` it takes no more requests.
-    pub async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, stop: &CancellationToken) {
+    /// Serves one connection until it is closed. The request that is being answered at the `end` is the last one.
+    pub(super) async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, end: &ConnectionEnd) {
         let mut hang_up = match sys::HangUp::watch(&stream) {
             Ok(hang_up) => hang_up,
             Err(error) => {
@@ -87,7 +88,11 @@ impl Http {
             tokio::select! {
                 served = &mut served => break served,
                 () = hang_up.seen() => return,
-                () = stop.cancelled(), if !is_stopping => {
+                () = end.stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    served.as_mut().graceful_shutdown();
+                }
+                () = end.upgrading.cancelled(), if !is_stopping => {
                     is_stopping = true;
                     served.as_mut().graceful_shutdown();
                 }
@@ -160,8 +165,8 @@ impl Http {
     ) -> Response<Body> {
         // The rest is not needed to handle it.
         permit.shrink_to(self.service.bounds.cost(&message));
-        let mut output = Vec::new();
-        let mut room = None;
+        let (mut output, mut room) = (Vec::new(), None);
+        let calls_bytes = self.service.bounds.cost(&message) - message.len();
         let calls = Calls {
             service: &self.service,
             connection,
@@ -177,7 +182,9 @@ impl Http {
             output.push(b'\n');
             room = answer.permit;
         }
-        drop(permit);
+        // An answer takes the room of its call until it is written.
+        permit.shrink_to(calls_bytes);
+        let room = [Some(permit), room];
         if output.is_empty() {
             // Nothing in it wanted an answer.
             let mut response = Response::new(Answer::body(output, room, in_use));
@@ -249,6 +256,8 @@ impl Http {
     }
 }
 
+/// What an answer takes: the room of its call, and more if it is long.
+type Room = [Option<Permit>; 2];
 /// A body, and the room that it takes.
 type Message = (Vec<u8>, Permit);
 /// How a request is refused before it is one of JSON-RPC.
@@ -275,7 +284,7 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// Makes an answer of JSON-RPC.
-fn json(output: Vec<u8>, room: Option<Permit>, in_use: InUse) -> Response<Body> {
+fn json(output: Vec<u8>, room: Room, in_use: InUse) -> Response<Body> {
     let mut response = Response::new(Answer::body(output, room, in_use));
     response
         .headers_mut()
@@ -286,7 +295,7 @@ fn json(output: Vec<u8>, room: Option<Permit>, in_use: InUse) -> Response<Body> 
 /// Refuses a request before it was one of JSON-RPC.
 fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Body> {
     let error = error_json(&Id::Null, error);
-    let mut response = json(format!("{}\n", error.get()).into_bytes(), None, in_use);
+    let mut response = json(format!("{}\n", error.get()).into_bytes(), [None, None], in_use);
     *response.status_mut() = status;
     response
 }
@@ -295,12 +304,12 @@ fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Bo
 /// connection in use.
 struct Answer {
     rest: Bytes,
-    _room: Option<Permit>,
+    _room: Room,
     _in_use: InUse,
 }
 
 impl Answer {
-    fn body(bytes: Vec<u8>, room: Option<Permit>, in_use: InUse) -> Body {
+    fn body(bytes: Vec<u8>, room: Room, in_use: InUse) -> Body {
         let answer = Self {
             rest: bytes.into(),
             _room: room,
@@ -410,7 +419,7 @@ async fn job_output(
         ready: Vec::new(),
         room: None,
         budget: connection.budget().clone(),
-        _in_use: in_use,
+        _held: (in_use, job.state),
     };
     let pieces = stream::unfold(output, async |mut output: Output| {
         output.next().await.map(|piece| (piece.map(Frame::data), output))
@@ -458,7 +467,8 @@ struct Output {
     /// What they take.
     room: Option<Permit>,
     budget: Arc<Budget>,
-    _in_use: InUse,
+    /// While the state is held, the dispatcher knows that the output is read; it is not read itself.
+    _held: (InUse, watch::Receiver<JobState>),
 }
 
 impl Output {

@@ -21,18 +21,18 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use jsonrpsee::types::Id;
+use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::WriteHalf;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Permit, Shortage};
-use super::connection::{Connection, overloaded};
+use super::connection::{Connection, ConnectionEnd, overloaded};
 use super::errors::ErrorKind;
-use super::request::{Answer, Calls, Service, error_json, id_of, push};
+use super::request::{Answer, CALL_BYTES, Calls, Service, error_json, id_of, push};
 use super::subscriptions::{Heard, Line, LineSubscriptions};
-use super::types::ErrorObject;
+use super::types::{self, ErrorObject};
 use crate::clock::Moment;
 use crate::sys;
 
@@ -46,17 +46,16 @@ const INPUT_SMALL: usize = 32 << 10;
 /// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
 const KEEP_CAPACITY: usize = 128 << 10;
 
-/// Serves one connection until the client is gone or `stop` says that no more requests are taken.
+/// Serves one connection until the client is gone or the `end` comes, after which no more requests are taken.
 ///
-/// While `rest` is true, it takes nothing new and gives the stream back as soon as nothing is under way on it: whoever has it then
-/// can serve it further, and its client notices nothing.
-pub async fn serve(
+/// Before an upgrade the last message is `daemon.closing`: it counts the requests that were answered, so that the client can send the
+/// others to the next instance.
+pub(super) async fn serve(
     stream: UnixStream,
     service: Arc<Service>,
     connection: Arc<Connection>,
-    stop: CancellationToken,
-    rest: watch::Receiver<bool>,
-) -> Option<UnixStream> {
+    end: &ConnectionEnd,
+) {
     let hang_up = match sys::HangUp::watch(&stream) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -66,14 +65,15 @@ pub async fn serve(
                 %error,
                 "a connection cannot be watched for hang-up"
             );
-            return None;
+            return;
         }
     };
     let outside = FuturesUnordered::new();
     outside.push(hung_up(hang_up).boxed());
-    outside.push(stop.cancelled_owned().map(|()| Outside::Stopped).boxed());
-    let rests = if *rest.borrow() { Rest::Wanted } else { Rest::No };
-    outside.push(rest_changed(rest).boxed());
+    let stopped = end.stop.clone().cancelled_owned();
+    outside.push(stopped.map(|()| Outside::Stopped).boxed());
+    let upgrading = end.upgrading.clone().cancelled_owned();
+    outside.push(upgrading.map(|()| Outside::Upgrading).boxed());
     let session = Session {
         subscriptions: LineSubscriptions::new(service.bounds.subscriptions_max),
         service,
@@ -87,12 +87,15 @@ pub async fn serve(
         scanned: 0,
         has_unhandled: false,
         partial_since: None,
+        requests: 0,
+        unbegun: None,
         output: Vec::new(),
         written: 0,
         reading: Reading::On,
-        rests,
+        closing: Closing::No,
+        upgrading: end.upgrading.clone(),
     };
-    session.run(stream, outside).await
+    session.run(stream, outside).await;
 }
 
 /// What a connection hears of beside its socket's readiness and its own calls. Polled only when one of them happened.
@@ -103,16 +106,8 @@ enum Outside {
     HungUp,
     /// No more requests are taken.
     Stopped,
-    /// Whether to come to rest has changed.
-    Rest(watch::Receiver<bool>),
-}
-
-async fn rest_changed(mut rest: watch::Receiver<bool>) -> Outside {
-    match rest.changed().await {
-        Ok(()) => Outside::Rest(rest),
-        // Nobody is left to change it.
-        Err(_) => std::future::pending().await,
-    }
+    /// The next instance is about to take over.
+    Upgrading,
 }
 
 /// Takes so much room, unless it is taken already.
@@ -140,7 +135,7 @@ struct Session {
     connection: Arc<Connection>,
     subscriptions: LineSubscriptions,
     /// Calls that have not ended. `None` is the end of a call whose answer went another way.
-    in_flight: FuturesUnordered<BoxFuture<'static, (usize, Option<Answer>)>>,
+    in_flight: FuturesUnordered<BoxFuture<'static, EndedRequest>>,
     /// Calls of which they consist.
     calls: usize,
     /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
@@ -154,13 +149,30 @@ struct Session {
     has_unhandled: bool,
     /// Since when a line has begun and could have been completed.
     partial_since: Option<Instant>,
+    /// Requests that were handled, a batch counting as one.
+    requests: u64,
+    /// The first of them that was refused because of an upgrade, and is not answered: the next instance takes it.
+    unbegun: Option<u64>,
     /// Bytes to be written; the first `written` of them are.
     output: Vec<u8>,
     written: usize,
     /// What long answers and notifications in it take.
     output_room: Vec<Permit>,
     reading: Reading,
-    rests: Rest,
+    closing: Closing,
+    upgrading: CancellationToken,
+}
+
+/// A request that has ended.
+struct EndedRequest {
+    /// Its number on the connection, from 1.
+    number: u64,
+    /// Calls of which it consists.
+    calls: usize,
+    /// `None` where the answer went another way, or none is wanted.
+    answer: Option<Answer>,
+    /// What the request takes.
+    room: Permit,
 }
 
 /// Whether more is read.
@@ -174,19 +186,19 @@ enum Reading {
     Over,
 }
 
-/// Whether the stream is to come to rest.
+/// How far a connection is closed for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
-    /// It is served on.
+enum Closing {
+    /// It is not.
     No,
-    /// Nothing new is taken from it.
-    Wanted,
-    /// It cannot: whoever served it further would not know its subscriptions, and its client would wait for them in vain.
-    Impossible,
+    /// Nothing more is read, and what was read is answered.
+    Answering,
+    /// The client was sent `daemon.closing`.
+    Sent,
 }
 
 impl Session {
-    async fn run(mut self, mut stream: UnixStream, mut outsides: Outsides) -> Option<UnixStream> {
+    async fn run(mut self, mut stream: UnixStream, mut outsides: Outsides) {
         let (mut reader, writer) = stream.split();
         let mut in_use = None;
         loop {
@@ -198,37 +210,35 @@ impl Session {
             {
                 self.push_answer(ended);
             }
+            if self.closing == Closing::Answering && self.in_flight.is_empty() {
+                self.close();
+            }
             if !self.flush(&writer) {
-                return None;
+                return;
             }
             if self.is_idle() {
                 in_use = None;
-                // What was read in part would be lost, so the rest of it is waited for.
-                let may_rest = self.rests == Rest::Wanted && self.reading != Reading::Over;
-                if may_rest && self.input.is_empty() {
-                    return Some(stream);
-                }
             }
             let is_reading = self.reading == Reading::On;
             let may_handle = is_reading && self.has_room();
-            let may_read = may_handle && !(self.rests == Rest::Wanted && self.input.is_empty());
             if may_handle && self.has_unhandled {
                 self.handle();
                 continue;
             }
             let pending = self.output.len() - self.written;
             let room = pending < OUTPUT_HIGH;
-            if !is_reading && self.in_flight.is_empty() && pending == 0 && self.subscriptions.is_silent() {
-                return None;
+            let is_silent = self.subscriptions.is_silent() || self.closing == Closing::Sent;
+            if !is_reading && self.in_flight.is_empty() && pending == 0 && is_silent {
+                return;
             }
             // Room for more of a line is waited for as long as the line may take.
             let wanted = self.input_wanted();
             let budget = self.connection.budget().clone();
-            let has_input_room = may_read && take(&mut self.input_room, &budget, wanted).is_ok();
+            let has_input_room = may_handle && take(&mut self.input_room, &budget, wanted).is_ok();
             if has_input_room {
                 self.reserve_input(wanted);
             }
-            if !may_read && self.partial_since.is_some() {
+            if !may_handle && self.partial_since.is_some() {
                 // The client cannot complete what is not read.
                 self.partial_since = Some(Moment::now().instant);
             }
@@ -237,27 +247,21 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(outside) = outsides.next() => match outside {
-                    Outside::HungUp => return None,
+                    Outside::HungUp => return,
                     Outside::Stopped if is_reading => self.reading = Reading::Stopped,
                     Outside::Stopped => {}
-                    Outside::Rest(mut rest) => {
-                        self.rests = match *rest.borrow_and_update() {
-                            true if self.subscriptions.is_empty() => Rest::Wanted,
-                            true => Rest::Impossible,
-                            false => Rest::No,
-                        };
-                        outsides.push(rest_changed(rest).boxed());
+                    Outside::Upgrading => {
+                        self.closing = Closing::Answering;
+                        if is_reading {
+                            self.reading = Reading::Stopped;
+                        }
                     }
                 },
-                ready = writer.writable(), if pending > 0 => if ready.is_err() { return None },
-                // Answers are not taken before they can be written: each may be long.
-                Some(ended) = self.in_flight.next(), if room && !self.in_flight.is_empty() => self.push_answer(ended),
-                heard = self.subscriptions.next(), if room && !self.subscriptions.is_silent() => match heard {
-                    Some(Heard::Message(message)) => push(&mut self.output, message.get().as_bytes()),
-                    Some(Heard::Line(line)) => self.push_line(line),
-                    Some(Heard::End(_)) | None => {}
-                },
-                () = budget.wait_for(|| take(&mut self.input_room, &budget, wanted).ok()), if may_read && !has_input_room => {}
+                ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
+                // Also while nothing can be written: a handler that is not polled may hold what others wait for.
+                Some(ended) = self.in_flight.next(), if !self.in_flight.is_empty() => self.push_answer(ended),
+                heard = self.subscriptions.next(), if room && !is_silent => self.push_heard(heard),
+                () = budget.wait_for(|| take(&mut self.input_room, &budget, wanted).ok()), if may_handle && !has_input_room => {}
                 _ = budget.take_some(self.short_of, self.short_of), if self.short_of > 0 => self.short_of = 0,
                 read = reader.read_buf(&mut self.input), if has_input_room => {
                     if in_use.is_none() {
@@ -265,7 +269,7 @@ impl Session {
                     }
                     match read {
                         // It was idle for too long, and this came too late.
-                        _ if in_use.is_none() => return None,
+                        _ if in_use.is_none() => return,
                         Ok(0) => {
                             self.reading = Reading::Over;
                             // What is whole but for its line end is a request all the same; what was cut short is told so.
@@ -276,10 +280,10 @@ impl Session {
                             self.line(&last, room);
                         }
                         Ok(_) => self.handle(),
-                        Err(_) => return None,
+                        Err(_) => return,
                     }
                 }
-                () = sleep_until(deadline), if may_read && deadline.is_some() => {
+                () = sleep_until(deadline), if may_handle && deadline.is_some() => {
                     let error = take(&mut self.input_room, &budget, wanted).map_or_else(overloaded, |()| {
                         let text = format!("a line was not complete within {timeout:?} (request_timeout)");
                         ErrorKind::InvalidRequest.error(text)
@@ -287,7 +291,7 @@ impl Session {
                     self.refuse(&Id::Null, error);
                     // Once: a client that does not read it either is not waited for.
                     self.flush(&writer);
-                    return None;
+                    return;
                 }
             }
         }
@@ -297,6 +301,21 @@ impl Session {
     fn is_idle(&self) -> bool {
         let is_quiet = self.in_flight.is_empty() && self.subscriptions.is_silent();
         is_quiet && !self.has_unhandled && self.output.is_empty()
+    }
+
+    /// Writes `daemon.closing`, after what subscriptions have ready. Those that have more to come end here.
+    fn close(&mut self) {
+        while let Some(Some(heard)) = self.subscriptions.next().now_or_never() {
+            self.push_heard(Some(heard));
+        }
+        let requests_read = self.unbegun.map_or(self.requests, |number| number - 1);
+        let closing = serde_json::json!({
+            "jsonrpc": "2.0",
+            "method": types::Closing::NOTIFICATION,
+            "params": types::Closing { requests_read },
+        });
+        push(&mut self.output, closing.to_string().as_bytes());
+        self.closing = Closing::Sent;
     }
 
     /// Says whether one more request may be handled: there is room for its answer, and for its call.
@@ -419,6 +438,11 @@ impl Session {
 
     /// Handles one line.
     fn line(&mut self, line: &[u8], room: Result<Permit, ErrorObject>) {
+        if !line.trim_ascii().is_empty() {
+            self.requests += 1;
+        }
+        let number = self.requests;
+        self.subscriptions.request = number;
         let room = match room {
             Ok(room) => room,
             Err(error) => return self.refuse(&id_of(line), error),
@@ -432,14 +456,14 @@ impl Session {
         if let Some(pending) = calls.message(line) {
             self.calls += pending.calls;
             let ended = async move {
-                let answer = pending.answer.await;
-                drop(room);
-                (pending.calls, answer)
+                EndedRequest {
+                    number,
+                    answer: pending.answer.await,
+                    calls: pending.calls,
+                    room,
+                }
             };
             self.in_flight.push(ended.boxed());
-        }
-        if self.rests == Rest::Wanted && !self.subscriptions.is_empty() {
-            self.rests = Rest::Impossible;
         }
     }
 
@@ -450,12 +474,18 @@ impl Session {
 
     /// Pushes what a call came to, if it is to be answered. It is ours to keep: a long answer becomes the output, where a copy
     /// of it would cost its length once more.
-    fn push_answer(&mut self, (calls, answer): (usize, Option<Answer>)) {
-        self.calls -= calls;
+    fn push_answer(&mut self, mut ended: EndedRequest) {
+        self.calls -= ended.calls;
         self.short_of = 0;
-        let Some(Answer { json, permit }) = answer else {
+        let Some(Answer { json, permit }) = ended.answer else {
             return;
         };
+        if self.is_left_to_the_next(ended.number, &json) {
+            return;
+        }
+        // It takes the room of its call until it is written.
+        ended.room.shrink_to(ended.calls * CALL_BYTES);
+        self.output_room.push(ended.room);
         self.output_room.extend(permit);
         if self.output.is_empty() && json.get().len() > KEEP_CAPACITY {
             let mut line = Box::<str>::from(json).into_string().into_bytes();
@@ -468,6 +498,29 @@ impl Session {
         }
     }
 
+    /// Pushes what came from a subscription.
+    fn push_heard(&mut self, heard: Option<Heard>) {
+        match heard {
+            Some(Heard::Message(number, message)) => {
+                if !self.is_left_to_the_next(number, &message) {
+                    push(&mut self.output, message.get().as_bytes());
+                }
+            }
+            Some(Heard::Line(line)) => self.push_line(line),
+            Some(Heard::End(_)) | None => {}
+        }
+    }
+
+    /// Says whether a message refuses the request of this number because of an upgrade. Then nothing was begun, and the next instance
+    /// carries it out: the request counts as not read, and so do those after it that have no answer.
+    fn is_left_to_the_next(&mut self, number: u64, message: &RawValue) -> bool {
+        if !self.upgrading.is_cancelled() || !is_refusal(message) {
+            return false;
+        }
+        self.unbegun = Some(self.unbegun.map_or(number, |first| first.min(number)));
+        true
+    }
+
     /// Takes a whole line, as it is where nothing else waits to be written.
     fn push_line(&mut self, line: Line) {
         self.output_room.extend(line.permit);
@@ -477,4 +530,19 @@ impl Session {
             self.output.extend_from_slice(&line.bytes);
         }
     }
+}
+
+/// Says whether a message is the refusal of new work.
+fn is_refusal(message: &RawValue) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        error: Error,
+    }
+    #[derive(serde::Deserialize)]
+    struct Error {
+        code: i32,
+    }
+    // A batch is not: it has an answer for each of its calls.
+    serde_json::from_str::<Answer>(message.get())
+        .is_ok_and(|answer| answer.error.code == ErrorKind::Draining.code())
 }

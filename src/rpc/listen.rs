@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::TotalBudget;
-use super::connection::{Connection, ConnectionId, too_many_connections};
+use super::connection::{Connection, ConnectionEnd, ConnectionId, too_many_connections};
 use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitReached};
 use super::http::{self, Http};
 use super::lines;
@@ -26,9 +26,9 @@ use crate::metrics::Counter;
 /// How long to wait after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections have to end after a stop, once no more requests are taken.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// How long it is waited for connections to come to rest.
-const REST_MAX: Duration = Duration::from_millis(200);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same before an upgrade: longer, so that a slow client has its answers. New connections wait meanwhile.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection that is closed for another one may take to be gone.
 const MAKE_ROOM: Duration = Duration::from_secs(1);
 /// How long a connection is idle before it is closed for another one, where `connection_idle_max` does not protect it: in the
@@ -51,42 +51,18 @@ pub struct Settings {
     pub bounds: Bounds,
 }
 
-/// What happens to the door.
-#[derive(Debug)]
-pub enum Door {
-    /// It is held: connections wait to be accepted, and those that are come to rest. Answered when all have, or after a moment: some
-    /// never do, as those with a subscription.
-    Hold(oneshot::Sender<()>),
-    /// It is open again, and all goes on as if nothing had been.
-    Open,
-}
-
-/// A connection at rest, with the name that its client gave itself.
-pub type AtRest = (UnixStream, Arc<str>);
-
-/// What was held when serving ended, for whoever serves on.
-#[derive(Debug, Default)]
-pub struct Held {
-    /// The listener.
-    pub listener: Option<UnixListener>,
-    /// Connections.
-    pub connections: Vec<AtRest>,
-}
-
-/// Serves the listener until `stop`, beginning with connections that an earlier life accepted; returns when the last connection is
-/// gone or at rest, or soon after.
+/// Serves the listener until `stop` or until the dispatcher begins an upgrade; returns when the last connection is closed, or soon after.
 ///
-/// `settings` may change meanwhile, all but the bounds. `answered` says that every job has ended: until then connections stay, because
-/// their calls still wait for answers.
+/// `settings` may change meanwhile, all but the bounds. After a stop, `answered` says that every job has ended: until then connections stay,
+/// because their calls still wait for answers. Before an upgrade no job runs. Connections that were not accepted then wait in the listener,
+/// which is returned for the next instance.
 pub async fn serve(
     listener: UnixListener,
-    accepted_before: Vec<AtRest>,
     server: Arc<Server>,
     mut settings: watch::Receiver<Settings>,
-    mut door: mpsc::Receiver<Door>,
     stop: CancellationToken,
     answered: CancellationToken,
-) -> Held {
+) -> Option<UnixListener> {
     let Settings {
         connections_max,
         connections_max_per_process,
@@ -102,7 +78,7 @@ pub async fn serve(
         server: server.clone(),
         service: service.clone(),
     };
-    let (rest, rests) = watch::channel(false);
+    let upgrading = server.dispatcher.upgrading().clone();
     let host = Arc::new(Host {
         server,
         service,
@@ -113,39 +89,27 @@ pub async fn serve(
         open: Mutex::default(),
         next_id: AtomicU64::new(1),
         uid: rustix::process::getuid().as_raw(),
-        stop: answered.clone(),
-        rests,
+        end: ConnectionEnd {
+            stop: answered.clone(),
+            upgrading: upgrading.clone(),
+        },
     });
-    let mut doorway = Doorway {
-        host: host.clone(),
-        connections: JoinSet::new(),
-        at_rest: Vec::new(),
-        rest,
-        is_held: false,
-        asked: None,
-    };
-    for (stream, name) in accepted_before {
-        doorway.admit(stream, Some(name));
-    }
+    let mut connections = JoinSet::new();
     loop {
-        let patience = doorway.patience();
         tokio::select! {
             biased;
+            () = upgrading.cancelled() => break,
             () = stop.cancelled() => break,
-            Some(ended) = doorway.connections.join_next() => doorway.ended(ended.ok().flatten()),
+            Some(_) = connections.join_next() => {}
             Ok(()) = settings.changed() => {
                 let settings = settings.borrow_and_update();
                 host.limit.set(settings.connections_max, settings.connections_max_per_process);
             }
-            Some(change) = door.recv() => match change {
-                Door::Hold(told) => doorway.hold(told),
-                Door::Open => doorway.open(),
-            },
-            () = sleep_until(patience), if patience.is_some() => doorway.tell(),
-            accepted = listener.accept(), if !doorway.is_held => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    host.server.glance.look();
-                    doorway.admit(stream, None);
+                    host.server.binary_watcher.check();
+                    let host = host.clone();
+                    connections.spawn(async move { host.welcome(stream).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -154,117 +118,20 @@ pub async fn serve(
             },
         }
     }
-    // Unless they are held, new connections are refused from here on. Calls under way get their answers.
-    let listener = doorway.is_held.then_some(listener);
-    answered.cancelled().await;
-    if tokio::time::timeout(FAREWELL, doorway.gone()).await.is_err() {
+    let is_upgrading = upgrading.is_cancelled();
+    // Unless the next instance accepts them, new connections are refused from here on.
+    let listener = is_upgrading.then_some(listener);
+    let timeout = if is_upgrading {
+        UPGRADE_TIMEOUT
+    } else {
+        answered.cancelled().await;
+        SHUTDOWN_TIMEOUT
+    };
+    let closed = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(timeout, closed).await.is_err() {
         tracing::debug!("connections were closed before they ended");
     }
-    let at_rest = doorway.at_rest.into_iter();
-    Held {
-        listener,
-        connections: at_rest
-            .map(|resting| (resting.stream, resting.connection.name()))
-            .collect(),
-    }
-}
-
-/// Where connections come in, are served, and rest.
-struct Doorway {
-    host: Arc<Host>,
-    connections: JoinSet<Option<Resting>>,
-    at_rest: Vec<Resting>,
-    /// Tells connections whether to come to rest.
-    rest: watch::Sender<bool>,
-    is_held: bool,
-    /// Who is to be told that all are at rest, and until when that is waited for.
-    asked: Option<(oneshot::Sender<()>, Instant)>,
-}
-
-impl Doorway {
-    fn admit(&mut self, stream: UnixStream, name: Option<Arc<str>>) {
-        let host = self.host.clone();
-        self.connections
-            .spawn(async move { host.welcome(stream, name).await });
-    }
-
-    /// Serves a connection that came to rest further.
-    fn resume(&mut self, resting: Resting) {
-        let host = self.host.clone();
-        self.connections.spawn(async move {
-            host.attend(resting.stream, resting.connection, resting.permit)
-                .await
-        });
-    }
-
-    fn hold(&mut self, told: oneshot::Sender<()>) {
-        self.is_held = true;
-        self.rest.send_replace(true);
-        self.asked = Some((told, Moment::now().instant + REST_MAX));
-        self.tell_if_all_rest();
-    }
-
-    fn open(&mut self) {
-        self.is_held = false;
-        self.rest.send_replace(false);
-        self.asked = None;
-        for resting in std::mem::take(&mut self.at_rest) {
-            self.resume(resting);
-        }
-    }
-
-    /// A connection is gone, or at rest.
-    fn ended(&mut self, resting: Option<Resting>) {
-        match resting {
-            Some(resting) if self.is_held => self.at_rest.push(resting),
-            // The door was opened again before it got here.
-            Some(resting) => self.resume(resting),
-            None => {}
-        }
-        self.tell_if_all_rest();
-    }
-
-    fn tell_if_all_rest(&mut self) {
-        if self.connections.is_empty() {
-            self.tell();
-        }
-    }
-
-    /// Tells whoever asked that those who come to rest have.
-    fn tell(&mut self) {
-        if let Some((told, _)) = self.asked.take() {
-            // Whoever asked may have gone meanwhile.
-            let _ = told.send(());
-        }
-    }
-
-    fn patience(&self) -> Option<Instant> {
-        self.asked.as_ref().map(|(_, until)| *until)
-    }
-
-    /// Waits until connections are gone or at rest. While the door is held, those on which nothing is under way and that cannot rest
-    /// are not waited for: somebody else takes over.
-    async fn gone(&mut self) {
-        while !(self.is_held && self.host.is_idle())
-            && let Some(ended) = self.connections.join_next().await
-        {
-            self.at_rest.extend(ended.ok().flatten());
-        }
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// A connection at rest, which nobody serves. To everybody else it is as if somebody did.
-struct Resting {
-    stream: UnixStream,
-    connection: Arc<Connection>,
-    permit: Arc<ConnectionPermit>,
+    listener
 }
 
 /// What every connection needs.
@@ -279,32 +146,30 @@ struct Host {
     open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
     next_id: AtomicU64,
     uid: u32,
-    stop: CancellationToken,
-    /// Whether connections are to come to rest.
-    rests: watch::Receiver<bool>,
+    end: ConnectionEnd,
 }
 
 impl Host {
-    /// Serves one connection, whose client may have named itself before, until it is gone or at rest.
-    async fn welcome(&self, stream: UnixStream, name: Option<Arc<str>>) -> Option<Resting> {
+    /// Serves one connection until it is closed, and tells the dispatcher when it is.
+    async fn welcome(&self, stream: UnixStream) {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => {
                 tracing::warn!(%error, "a peer could not be identified");
-                return None;
+                return;
             }
         };
         // The folder's mode keeps others out; this holds even if somebody loosens it.
         if peer.uid() != self.uid && peer.uid() != 0 {
             tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
-            return None;
+            return;
         }
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         let permit = match self.permit(pid).await {
             Ok(permit) => Arc::new(permit),
             Err(limit) => {
                 refuse(stream, limit).await;
-                return None;
+                return;
             }
         };
         self.server.metrics.count(Counter::Connections);
@@ -318,27 +183,9 @@ impl Host {
             Arc::downgrade(&permit),
             self.budget.connection(bytes_max),
         ));
-        if let Some(name) = name {
-            connection.set_name(&name);
-        }
         self.open().insert(id, connection.clone());
-        self.attend(stream, connection, permit).await
-    }
-
-    /// Serves one connection, and tells the dispatcher when it is gone.
-    async fn attend(
-        &self,
-        stream: UnixStream,
-        connection: Arc<Connection>,
-        permit: Arc<ConnectionPermit>,
-    ) -> Option<Resting> {
-        let id = connection.id();
         tokio::select! {
-            stream = self.serve(stream, connection.clone()) => {
-                if let Some(stream) = stream {
-                    return Some(Resting { stream, connection, permit });
-                }
-            }
+            () = self.serve(stream, connection.clone()) => {}
             // It was idle, so nothing is cut off.
             () = connection.gone().cancelled() => {}
         }
@@ -347,18 +194,10 @@ impl Host {
         // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
         connection.gone().cancel();
         self.server.dispatcher.connection_gone(id.0).await;
-        None
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says whether nothing is under way on any connection.
-    fn is_idle(&self) -> bool {
-        self.open()
-            .values()
-            .all(|connection| connection.idle_since().is_some())
     }
 
     /// Gets a permit for a connection of this process; an idle connection may be closed for it. When there is no room, it is one of
@@ -429,34 +268,27 @@ impl Host {
         tokio::time::timeout(MAKE_ROOM, permit).await.ok()
     }
 
-    /// Serves a connection until it is gone; gives the stream back when it is at rest.
-    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) -> Option<UnixStream> {
-        let mut rests = self.rests.clone();
+    /// Serves a connection in the framing that its first bytes ask for.
+    async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) {
         let timeout = self.service.bounds.request_timeout;
         let first = tokio::select! {
+            biased;
             first = peek(&stream) => first,
-            () = self.stop.cancelled() => return None,
+            () = self.end.stop.cancelled() => return,
+            // It sent nothing, so it loses nothing. The next instance is the one to tell it.
+            () = self.end.upgrading.cancelled() => Ok(Some(Framing::Lines)),
             () = tokio::time::sleep(timeout) => {
                 tracing::debug!(pid = connection.pid(), "closed a connection that sent nothing");
-                return None;
+                return;
             }
-            // Nothing has been taken from it.
-            Ok(_) = rests.wait_for(|rests| *rests) => return Some(stream),
         };
         match first {
-            Ok(Some(Framing::Http)) => {
-                self.http.serve(stream, connection, &self.stop).await;
-                None
-            }
+            Ok(Some(Framing::Http)) => self.http.serve(stream, connection, &self.end).await,
             Ok(Some(Framing::Lines)) => {
-                let (service, stop) = (self.service.clone(), self.stop.clone());
-                lines::serve(stream, service, connection, stop, self.rests.clone()).await
+                lines::serve(stream, self.service.clone(), connection, &self.end).await;
             }
-            Ok(Some(Framing::Unknown)) => {
-                refuse_framing(stream).await;
-                None
-            }
-            Ok(None) | Err(_) => None,
+            Ok(Some(Framing::Unknown)) => refuse_framing(stream).await,
+            Ok(None) | Err(_) => {}
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Writes the published description, `proto/openrpc.json`, from the methods, the types and the error table.
 //!
 //! The document is OpenRPC 1.3 with JSON Schema draft 7. It follows from the code alone: the same build writes the same bytes.
-//! Two things are said in extensions, because OpenRPC has no word for them: `x-notification` and `x-unsubscribe` of a
-//! subscription.
+//! Three things are said in extensions, because OpenRPC has no word for them: `x-notification` and `x-unsubscribe` of a
+//! subscription, and `x-notifications`, which belong to no request.
 
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::{Schema, SchemaGenerator};
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::api::{Description, PROTOCOL_VERSION, descriptions};
 use super::errors::ErrorKind;
+use super::types::Closing;
 
 /// Where schemas are kept in the document.
 const SCHEMAS: &str = "#/components/schemas/";
@@ -21,6 +22,7 @@ pub fn document() -> Value {
         .iter()
         .map(|description| method(description, &mut schemas))
         .collect();
+    let closing = schemas.answer(SchemaGenerator::subschema_for::<Closing>);
     let errors: Map<String, Value> = ErrorKind::ALL
         .iter()
         .map(|kind| (kind.as_str().to_owned(), error(*kind)))
@@ -40,6 +42,12 @@ pub fn document() -> Value {
             "description": "$ORBD_SOCKET, else ~/.orbd/orbd.sock; JSON lines or HTTP, told by the first byte.",
         }],
         "methods": methods,
+        "x-notifications": [{
+            "name": Closing::NOTIFICATION,
+            "summary": "The daemon is upgraded and closes this connection of JSON lines; the last message on it.",
+            "params": closing,
+            "example": { "jsonrpc": "2.0", "method": Closing::NOTIFICATION, "params": Closing { requests_read: 7 } },
+        }],
         "components": { "schemas": schemas.take(), "errors": errors },
     })
 }

@@ -28,7 +28,7 @@ use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
 use crate::metrics::Metrics;
-use crate::upgrade::Glance;
+use crate::upgrade::BinaryWatcher;
 
 /// What every handler has.
 pub struct Server {
@@ -44,9 +44,9 @@ pub struct Server {
     pub orbctl: WhereOrbctl,
     /// Reads the configuration again.
     pub reload: Reload,
-    /// Looks whether the program was replaced.
-    pub glance: Arc<Glance>,
-    /// What takes over when it can, or why it cannot.
+    /// Checks whether the program was replaced.
+    pub binary_watcher: Arc<BinaryWatcher>,
+    /// The program that takes over when the daemon is idle, or why it does not.
     pub upgrade: watch::Receiver<Option<Upgrade>>,
     /// Ends the daemon.
     pub stop: CancellationToken,
@@ -57,8 +57,8 @@ pub struct Server {
 pub struct Upgrade {
     /// When it was noticed.
     pub noticed: Moment,
-    /// Its version, or why it is not to take over.
-    pub proof: Result<String, String>,
+    /// Its version, or why it does not take over.
+    pub preflight: Result<String, String>,
 }
 
 /// Says where `orbctl` is, if anywhere: it may come while we serve.

@@ -42,7 +42,7 @@ pub enum SocketError {
     },
 }
 
-/// Why what an earlier life left cannot be used.
+/// Why what was passed to this process cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// It does not listen.
@@ -51,9 +51,9 @@ pub enum Unfit {
     /// It listens at another path.
     #[error("it listens on {}", .0.display())]
     Elsewhere(PathBuf),
-    /// The file at the path is not its own.
-    #[error("the socket file is not its own any more")]
-    Replaced,
+    /// There is no socket at the path.
+    #[error("there is no socket at its path any more")]
+    Missing,
     /// The lock is not that of the socket, or not held.
     #[error("the lock is not the one beside the socket")]
     Lock,
@@ -62,11 +62,13 @@ pub enum Unfit {
 /// Connections that wait to be accepted: as many as the system allows.
 const BACKLOG: i32 = -1;
 
-/// The bound socket. Dropping it unlinks the socket file, if it is still ours.
+/// The bound socket. Dropping it unlinks the socket file, if orbd bound it and it is still there.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
     inode: (u64, u64),
+    /// Whether orbd bound it; else it belongs to systemd.
+    is_bound: bool,
     /// Held for as long as we live; the file stays, because unlinking it would let two daemons lock two files.
     lock: File,
 }
@@ -89,18 +91,7 @@ impl Socket {
             return Err(SocketError::Folder(folder.to_owned()));
         }
 
-        let lock_path = lock_path(path);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(system("open", &lock_path))?;
-        if !take(&lock).map_err(system("lock", &lock_path))? {
-            return Err(SocketError::Taken(path.to_owned()));
-        }
-
+        let lock = Self::lock(path)?;
         match fs::symlink_metadata(path) {
             Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
                 fs::remove_file(path).map_err(system("remove the stale socket", path))?;
@@ -119,52 +110,83 @@ impl Socket {
             Self {
                 path: path.to_owned(),
                 inode: (found.dev(), found.ino()),
+                is_bound: true,
                 lock,
             },
             listener,
         ))
     }
 
-    /// Takes over what an earlier life of this process bound and locked, if it is what this path needs. Otherwise it is closed, and
-    /// the socket that it had elsewhere is removed.
+    /// Takes the lock beside the socket.
+    fn lock(path: &Path) -> Result<File, SocketError> {
+        let lock_path = lock_path(path);
+        let system = |action| {
+            let path = lock_path.clone();
+            move |source: io::Error| SocketError::System { action, path, source }
+        };
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(system("open"))?;
+        if !take(&lock).map_err(system("lock"))? {
+            return Err(SocketError::Taken(path.to_owned()));
+        }
+        Ok(lock)
+    }
+
+    /// Takes over a socket that was passed to this process, and the lock that came with it or else a lock of its own, if it is the socket
+    /// that this path needs. If not, it is closed, and unlinked if an earlier instance bound it.
     pub fn inherit(
         path: &Path,
         listener: OwnedFd,
-        lock: OwnedFd,
-        inode: (u64, u64),
+        lock: Option<OwnedFd>,
+        is_bound: bool,
     ) -> Result<(Self, UnixListener), Unfit> {
         let listener = UnixListener::from(listener);
         let bound = listener.local_addr().map_err(|_| Unfit::Listener)?;
         let bound = bound.as_pathname().ok_or(Unfit::Listener)?.to_owned();
-        // Dropped, it removes that file if it is still its own.
+        let found = fs::symlink_metadata(&bound).map_err(|_| Unfit::Missing)?;
+        if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) {
+            return Err(Unfit::Missing);
+        }
+        let lock = match lock {
+            Some(lock) => File::from(lock),
+            None => Self::lock(path).map_err(|_| Unfit::Lock)?,
+        };
         let socket = Self {
             path: bound,
-            inode,
-            lock: File::from(lock),
+            inode: (found.dev(), found.ino()),
+            is_bound,
+            lock,
         };
         if socket.path != path {
             return Err(Unfit::Elsewhere(socket.path.clone()));
         }
         // On one that listens this changes nothing; on one that does not, or is connected, it fails.
         rustix::net::listen(&listener, BACKLOG).map_err(|_| Unfit::Listener)?;
-        let is_ours = |file: &fs::Metadata, (device, inode)| file.dev() == device && file.ino() == inode;
-        if !fs::symlink_metadata(path).is_ok_and(|found| is_ours(&found, inode)) {
-            return Err(Unfit::Replaced);
-        }
         let held = socket.lock.metadata().map_err(|_| Unfit::Lock)?;
         let named = fs::metadata(lock_path(path)).map_err(|_| Unfit::Lock)?;
         let is_locked = flock(&socket.lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if !is_ours(&named, (held.dev(), held.ino())) || !is_locked {
+        if (named.dev(), named.ino()) != (held.dev(), held.ino()) || !is_locked {
             return Err(Unfit::Lock);
         }
         listener.set_nonblocking(true).map_err(|_| Unfit::Listener)?;
         Ok((socket, listener))
     }
 
-    /// Returns what the next life of this process needs to go on serving: the lock, and device and inode of the socket file.
-    pub fn bequeath(&self) -> io::Result<(OwnedFd, (u64, u64))> {
+    /// Returns what the next instance in this process gets: the lock, and whether orbd bound the socket. `None` if the file at the path
+    /// is not this socket any more: then the next instance binds its own.
+    pub fn pass_on(&self) -> Option<(OwnedFd, bool)> {
         // A copy of the descriptor is the same lock.
-        Ok((self.lock.try_clone()?.into(), self.inode))
+        let lock = self.lock.try_clone().ok().filter(|_| self.is_in_place())?;
+        Some((lock.into(), self.is_bound))
+    }
+
+    fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.inode)
     }
 
     /// Returns where it is.
@@ -194,9 +216,10 @@ fn take(lock: &File) -> io::Result<bool> {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if self.is_bound
+            && self.is_in_place()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
         }
     }
@@ -259,15 +282,16 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_life_left_is_taken_over_and_serves_on() {
+    fn a_socket_and_lock_that_were_passed_on_serve_on() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (before, listener) = Socket::bind(&path).expect("bind");
-        let (lock, inode) = before.bequeath().expect("a copy");
-        // As the exec does: its memory is gone, and what is not left with it.
+        let (lock, is_bound) = before.pass_on().expect("a copy");
+        // As the exec does: its memory is gone, and what is not passed on with it.
         std::mem::forget(before);
         let waits = std::os::unix::net::UnixStream::connect(&path).expect("nobody has accepted it yet");
-        let (after, listener) = Socket::inherit(&path, listener.into(), lock, inode).expect("it is ours");
+        let (after, listener) =
+            Socket::inherit(&path, listener.into(), Some(lock), is_bound).expect("it is ours");
         listener.accept().expect("it waited");
         assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
         drop((after, waits));
@@ -275,40 +299,57 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_of_systemd_is_locked_and_never_unlinked() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        let passed = UnixListener::bind(&path).expect("as systemd does");
+        let (socket, listener) = Socket::inherit(&path, passed.into(), None, false).expect("it fits");
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
+        let (_, is_bound) = socket.pass_on().expect("a copy");
+        assert!(!is_bound);
+        drop((socket, listener));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_was_replaced_is_not_passed_on() {
+        let folder = folder();
+        let path = folder.path().join("orbd.sock");
+        let (ours, _listener) = Socket::bind(&path).expect("bind");
+        fs::remove_file(&path).expect("somebody removes it");
+        assert!(ours.pass_on().is_none());
+        let _theirs = UnixListener::bind(&path).expect("and makes another");
+        assert!(ours.pass_on().is_none());
+    }
+
+    #[test]
     fn what_is_not_ours_is_not_taken_over() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let other = folder.path().join("other.sock");
-        let (before, listener) = Socket::bind(&other).expect("bind");
-        let left = || {
-            let (lock, inode) = before.bequeath().expect("a copy");
-            (OwnedFd::from(listener.try_clone().expect("a copy")), lock, inode)
-        };
-        let (listener, lock, (device, inode)) = left();
-        let replaced = Socket::inherit(&other, listener, lock, (device, inode + 1));
-        assert!(matches!(replaced, Err(Unfit::Replaced)), "{replaced:?}");
-        assert!(other.exists(), "it is somebody else's");
+        let file = || OwnedFd::from(File::create(folder.path().join("file")).expect("a file"));
 
-        let (listener, _, inode) = left();
-        let elsewhere = File::create(folder.path().join("file")).expect("a file");
-        let unlocked = Socket::inherit(&other, listener, elsewhere.into(), inode);
+        let passed = UnixListener::bind(&path).expect("bound");
+        drop(Socket::lock(&path).expect("the file stays"));
+        let unlocked = Socket::inherit(&path, passed.into(), Some(file()), false);
         assert!(matches!(unlocked, Err(Unfit::Lock)), "{unlocked:?}");
 
-        let (before, listener) = {
-            drop(before);
-            Socket::bind(&other).expect("bind")
-        };
-        let (lock, inode) = before.bequeath().expect("a copy");
+        let (before, listener) = Socket::bind(&other).expect("bind");
+        let (lock, is_bound) = before.pass_on().expect("a copy");
         std::mem::forget(before);
-        let moved = Socket::inherit(&path, listener.into(), lock, inode);
+        let moved = Socket::inherit(&path, listener.into(), Some(lock), is_bound);
         assert!(matches!(moved, Err(Unfit::Elsewhere(_))), "{moved:?}");
         assert!(!other.exists(), "nobody would answer there any more");
 
-        let file = || OwnedFd::from(File::create(folder.path().join("file")).expect("a file"));
-        let no_socket = Socket::inherit(&path, file(), file(), (1, 1));
+        let gone = UnixListener::bind(&other).expect("bound");
+        fs::remove_file(&other).expect("removed");
+        let missing = Socket::inherit(&other, gone.into(), None, true);
+        assert!(matches!(missing, Err(Unfit::Missing)), "{missing:?}");
+
+        let no_socket = Socket::inherit(&path, file(), None, true);
         assert!(matches!(no_socket, Err(Unfit::Listener)), "{no_socket:?}");
         let stream = std::os::unix::net::UnixStream::pair().expect("a pair").0;
-        let connected = Socket::inherit(&path, stream.into(), file(), (1, 1));
+        let connected = Socket::inherit(&path, stream.into(), None, true);
         assert!(matches!(connected, Err(Unfit::Listener)), "{connected:?}");
     }
 

@@ -50,7 +50,8 @@ impl Outlet {
 
 /// What comes out of a subscription's channel.
 pub(super) enum Heard {
-    Message(Box<RawValue>),
+    /// With the number of the request that began the subscription.
+    Message(u64, Box<RawValue>),
     /// A message that is a whole line already.
     Line(Line),
     /// Nothing more follows.
@@ -59,6 +60,8 @@ pub(super) enum Heard {
 
 /// The subscriptions of a connection.
 pub(super) struct LineSubscriptions {
+    /// The number of the request that is being handled.
+    pub(super) request: u64,
     max: u32,
     permits: BoundedSubscriptions,
     /// What subscriptions tell.
@@ -80,16 +83,12 @@ impl LineSubscriptions {
     /// Makes room for so many.
     pub(super) fn new(max: u32) -> Self {
         Self {
+            request: 0,
             max,
             permits: BoundedSubscriptions::new(max),
             inbox: SelectAll::new(),
             open: HashMap::new(),
         }
-    }
-
-    /// Says whether none is open.
-    pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty()
     }
 
     /// Says whether nothing more comes from any of them.
@@ -117,6 +116,7 @@ impl LineSubscriptions {
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let (outlet, lines) = mpsc::channel(share(LINES_MAX));
         let channel = Channel {
+            request: self.request,
             messages,
             lines,
             line: None,
@@ -183,6 +183,7 @@ impl Subscriptions for LineSubscriptions {
 
 /// The end of a subscription's channel where things come out.
 struct Channel {
+    request: u64,
     messages: mpsc::Receiver<Box<RawValue>>,
     lines: mpsc::Receiver<Line>,
     /// A line that lets messages go first.
@@ -195,13 +196,14 @@ impl Channel {
         if self.line.is_none() {
             tokio::select! {
                 biased;
-                Some(message) = self.messages.recv() => return Some(Heard::Message(message)),
+                Some(message) = self.messages.recv() => return Some(Heard::Message(self.request, message)),
                 Some(line) = self.lines.recv() => self.line = Some(line),
                 else => return None,
             }
         }
         // The answer that goes before a line may have come since messages were looked for.
-        let earlier = self.messages.try_recv().ok().map(Heard::Message);
+        let earlier = self.messages.try_recv().ok();
+        let earlier = earlier.map(|message| Heard::Message(self.request, message));
         earlier.or_else(|| self.line.take().map(Heard::Line))
     }
 }

@@ -1234,11 +1234,10 @@ pub struct DaemonInfoAnswer {
     pub upgrade: Option<Upgrade>,
 }
 
-/// A program of the daemon's that lies on disk and is not the one that runs.
+/// A program at the daemon's own path that is not the one that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
-    /// `pending`: it takes over as soon as nothing runs that would be lost. `refused`: it did not prove itself, and the daemon that
-    /// runs goes on.
+    /// `pending`: it takes over as soon as the daemon is idle. `refused`: it failed its preflight, and the running daemon goes on.
     #[schemars(extend("enum" = ["pending", "refused"]))]
     pub state: String,
     /// When it was noticed.
@@ -1247,12 +1246,25 @@ pub struct Upgrade {
     /// Its version, while it is pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// What it waits for, while it is pending, in words.
+    /// What it waits for, while it is pending: the job that runs, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
     /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// The last message on a connection of JSON lines that an upgrading daemon closes. The next instance takes connections on the same
+/// socket. It answered all requests that it carried out; one beyond `requests_read` without an answer was not begun, and can be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Closing {
+    /// How many requests of this connection were read and answered, a batch counting as one.
+    pub requests_read: u64,
+}
+
+impl Closing {
+    /// The method of the notification.
+    pub const NOTIFICATION: &str = "daemon.closing";
 }
 
 /// A key of orbd's own configuration that has a new value.

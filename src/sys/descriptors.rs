@@ -6,9 +6,11 @@
 )]
 
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// More than we ever need. macOS takes no number beyond this, whatever it says of its limit: `OPEN_MAX`, see `setrlimit(2)`.
@@ -92,6 +94,21 @@ pub fn inherited(number: RawFd) -> Option<OwnedFd> {
     fcntl_getfd(descriptor).ok()?;
     // SAFETY: it is open, and nobody else in this process knows of it: it was there before anything was opened here.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Takes a descriptor number for the life of this process, so that nothing else gets it. Called when the process starts, before anything
+/// is opened.
+pub fn reserve(number: RawFd) -> io::Result<OwnedFd> {
+    // Left open by whoever started us, and used by nothing here.
+    if let Some(open) = inherited(number) {
+        return Ok(open);
+    }
+    let nothing = OwnedFd::from(File::open("/dev/null")?);
+    if nothing.as_raw_fd() == number {
+        return Ok(nothing);
+    }
+    // The lowest free number from there on, which is this one.
+    Ok(fcntl_dupfd_cloexec(&nothing, number)?)
 }
 
 /// Takes a variable out of the environment, so that no child gets it. Called when the process starts, before any thread does.

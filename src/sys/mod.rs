@@ -35,7 +35,7 @@ use macos as platform;
 
 pub use account::{Account, account};
 pub use descriptors::{
-    inherited, raise_descriptor_limit, restore_limits, seal_inherited_descriptors, take_variable,
+    inherited, raise_descriptor_limit, reserve, restore_limits, seal_inherited_descriptors, take_variable,
 };
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
@@ -138,6 +138,17 @@ pub fn terminate_group(identity: ChildIdentity) {
 /// Ends a process that is not our child, and what it leads.
 pub fn kill_group(identity: ChildIdentity) {
     send_to_group(identity, rustix::process::Signal::KILL);
+}
+
+/// Ends the process group of a child of ours that was started as its leader and was not waited for, so that no other group has its number.
+pub fn kill_process_group(leader: u32) {
+    if let Some(pid) = i32::try_from(leader)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        // It fails if no process is left in the group, which is what is wanted.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
 }
 
 fn send(identity: ChildIdentity, signal: rustix::process::Signal) {

@@ -16,7 +16,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn connect(socket: &Path) -> Self {
+    pub(crate) fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("the daemon takes connections");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
@@ -81,6 +81,21 @@ impl Wire {
             assert_ne!(read, 0, "closed after {head:?}");
         }
         head
+    }
+
+    /// Reads one line of text; `None` when the daemon closed the connection.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line).expect("a line");
+        (read > 0).then_some(line)
+    }
+
+    /// Waits until the daemon closes the connection; false if it sends anything.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        match self.reader.fill_buf() {
+            Ok(bytes) => bytes.is_empty(),
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
     }
 
     /// Reads exactly so many bytes.

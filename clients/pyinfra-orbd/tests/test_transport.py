@@ -164,6 +164,52 @@ def test_a_daemon_that_dies_during_a_call(daemon: FakeDaemon, client: Client) ->
     assert daemon.methods() == ["machine.start"]
 
 
+def closing(requests_read: int) -> dict[str, Any]:
+    """Returns the last message of a daemon that is being upgraded."""
+    return {"jsonrpc": "2.0", "method": "daemon.closing", "params": {"requests_read": requests_read}}
+
+
+def test_a_request_that_an_upgraded_daemon_did_not_read_is_sent_again(daemon: FakeDaemon, client: Client) -> None:
+    """The old daemon read the hello alone, so the next instance gets the request, after a hello of its own."""
+
+    def close_once(peer: Peer, params: dict[str, Any]) -> Any:
+        if daemon.methods() == ["machine.ssh"]:
+            peer.send(closing(1))
+            raise Hangup
+        return echo(peer, params)
+
+    daemon.handlers["machine.ssh"] = close_once
+    client.machine_ssh()
+    assert daemon.methods() == ["machine.ssh", "machine.ssh"]
+    assert daemon.accepted == 2
+
+
+def test_a_request_that_an_upgraded_daemon_read_is_not_sent_again(daemon: FakeDaemon, client: Client) -> None:
+    """It may have been carried out."""
+
+    def close(peer: Peer, params: dict[str, Any]) -> Any:
+        peer.send(closing(2))
+        raise Hangup
+
+    daemon.handlers["machine.start"] = close
+    with pytest.raises(errors.DaemonGone):
+        client.machine_start("web")
+    assert daemon.methods() == ["machine.start"]
+
+
+def test_a_request_is_not_sent_again_for_ever(daemon: FakeDaemon, client: Client) -> None:
+    """A daemon that closes every connection is given up."""
+
+    def close(peer: Peer, params: dict[str, Any]) -> Any:
+        peer.send(closing(1))
+        raise Hangup
+
+    daemon.handlers["machine.ssh"] = close
+    with pytest.raises(errors.DaemonGone):
+        client.machine_ssh()
+    assert daemon.methods() == ["machine.ssh"] * 4
+
+
 def test_half_a_line_is_no_answer(daemon: FakeDaemon, client: Client) -> None:
     """A daemon that dies while it writes has not answered."""
 

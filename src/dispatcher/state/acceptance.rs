@@ -110,6 +110,9 @@ impl<O: Orbctl> State<O> {
 
     /// Puts a job into the queue and carries out what its force does to others.
     pub(super) fn accept(&mut self, spec: &Arc<JobSpec>) -> Result<Job, Rejection> {
+        if self.is_upgrading() {
+            return Err(Rejection::Upgrading);
+        }
         if self.stopping {
             return Err(Rejection::Stopping);
         }

@@ -162,8 +162,12 @@ impl<O: Orbctl> State<O> {
                 self.outputs.push_back((id, bytes));
             }
             self.ended.push_back((now.instant, id));
-            self.quiet.touch(now.instant);
+            // Whoever was answered has it all, unless it is too much for one answer.
+            if spec.asked.detached || entry.output.bytes() > spool::MEMORY {
+                self.idle.touch(now.instant);
+            }
         }
+        self.idle.job_ended(now.instant);
         self.note_job(&spec, &ended);
     }
 

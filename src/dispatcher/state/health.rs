@@ -151,7 +151,9 @@ impl<O: Orbctl> State<O> {
 
     /// Returns when a probe is to begin. With one invocation at a time it waits until nothing runs: the end of what does wakes us.
     pub(super) fn next_probe(&self) -> Option<Instant> {
-        let may_run = !self.stopping && (!self.scheduler.limits().strict || self.scheduler.is_still());
+        let may_run = !self.stopping
+            && !self.is_upgrading()
+            && (!self.scheduler.limits().strict || self.scheduler.is_still());
         self.breaker.next_probe().filter(|_| may_run)
     }
 

@@ -22,7 +22,7 @@ impl<O: Orbctl> State<O> {
                 self.scheduler.undrain(lane);
                 self.paused.retain(|other| other != target);
                 self.draining.retain(|other| other != target);
-                self.quiet.touch(crate::clock::Moment::now().instant);
+                self.idle.touch(crate::clock::Moment::now().instant);
             }
             QueueVerb::Drain => {
                 self.scheduler.drain(lane.clone());

@@ -13,7 +13,7 @@ use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, Submission, WaitingFor};
+use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, Request, Submission, WaitingFor};
 use super::super::known::{Facts, Known, Seen, topic};
 use super::super::run_job::Finished;
 use super::{Reading, State};
@@ -94,6 +94,15 @@ impl<O: Orbctl> State<O> {
                 reading.waiters.push(reply);
                 return Some(reading.job);
             }
+        }
+        if self.is_holding() {
+            self.idle.hold_back(Request::Read {
+                query: query.clone(),
+                max_age: Some(max_age),
+                client: client.clone(),
+                reply,
+            });
+            return None;
         }
         let id = self.journal.next_id();
         let spec = Arc::new(JobSpec {

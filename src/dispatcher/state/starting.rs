@@ -27,7 +27,10 @@ use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn start_ready(&mut self) {
-        while let Some(id) = self.scheduler.start_next(Moment::now().instant) {
+        // What waits now is in the journal: the next instance starts it.
+        while !self.is_upgrading()
+            && let Some(id) = self.scheduler.start_next(Moment::now().instant)
+        {
             self.start(id);
         }
     }

@@ -199,6 +199,8 @@ impl<O: Orbctl> State<O> {
         let may_look = self.watching.look.is_none()
             && self.watching.is_wanted()
             && !self.stopping
+            && !self.is_upgrading()
+            && !self.idle.is_holding()
             && ![&self.draining, &self.paused]
                 .iter()
                 .any(|targets| targets.contains(&Target::All));
@@ -237,7 +239,9 @@ impl<O: Orbctl> State<O> {
         self.watching.look = None;
         match facts {
             // Asking for the list would wake OrbStack if it did not run.
-            Some(Facts::Status(OrbstackStatus::Running)) if self.watching.is_wanted() && !self.stopping => {
+            Some(Facts::Status(OrbstackStatus::Running))
+                if self.watching.is_wanted() && !self.stopping && !self.idle.is_holding() =>
+            {
                 self.look(&Query::List);
             }
             // What it saw has been told, and has set the pace.

@@ -44,8 +44,8 @@ pub(super) fn register(registry: &mut Registry) {
         let upgrade = server.upgrade.borrow().clone();
         let upgrade = match upgrade {
             Some(upgrade) => {
-                let unrest = server.dispatcher.unrest().await;
-                Some(convert::upgrade(&upgrade, unrest.as_ref()))
+                let busy = server.dispatcher.busy().await;
+                Some(convert::upgrade(&upgrade, busy.as_ref()))
             }
             None => None,
         };

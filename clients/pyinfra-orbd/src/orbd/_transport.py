@@ -1,7 +1,8 @@
 """Connections to the daemon: JSON lines over its Unix socket.
 
-Owns sockets, framing, the pool and the daemon's start on demand. Knows no method but ``daemon.hello``, never retries a call,
-keeps no answer.
+Owns sockets, framing, the pool and the daemon's start on demand. Knows no method but ``daemon.hello``, keeps no answer and never
+retries a call that the daemon read. When an upgraded daemon closes a connection (``daemon.closing``) before it read the request,
+the connection reconnects and sends the request again.
 
 A connection carries one call at a time. It goes back to the pool only when the call was answered to its end; one whose call was
 cut short by an exception (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe) is closed, which also tells the daemon to
@@ -49,6 +50,9 @@ IDLE_MAX = 64
 
 NO = ("0", "false", "no", "off")
 """What the daemon's own configuration reads as no."""
+
+RESENDS_MAX = 3
+"""How often one request is sent again. Each time takes an upgrade of the daemon, so more than one is rare."""
 
 LINE_MAX = 64 << 20
 """Bytes of the longest line accepted, so that a daemon gone wrong cannot fill our memory."""
@@ -138,19 +142,29 @@ class Connection:
 
     def __init__(self, path: str, client: str) -> None:
         """Connects to ``path`` and says hello as ``client``."""
+        self._path = path
+        self._client = client
         self._next_id = 1
         self.in_call = True
         self.pid = os.getpid()
         self._socket: Any = None
         self._reader: BufferedReader | None = None
         self._unsent = memoryview(b"")
+        self._line = b""
+        self._is_pushed = False
+        self._resends = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        # How many requests were sent on this socket.
+        self._requests = 0
         module = _socket_module()
         self._socket = module.socket(module.AF_UNIX, module.SOCK_STREAM)
         try:
             self._socket.settimeout(CONNECT_TIMEOUT)
-            self._socket.connect(path)
+            self._socket.connect(self._path)
             self._reader = self._socket.makefile("rb", buffering=1 << 16)
-            self._hello(client)
+            self._hello(self._client)
             self._socket.settimeout(None)
         except BaseException:
             self.close()
@@ -179,15 +193,22 @@ class Connection:
     def send(self, method: str, params: Mapping[str, Any]) -> int:
         """Sends a request and returns its id. The call is open until :meth:`done`."""
         request_id, line = self._request(method, params)
+        self._is_pushed = False
+        self._transmit(line)
+        return request_id
+
+    def _transmit(self, line: bytes) -> None:
         try:
             self._socket.sendall(line)
         except OSError as error:
-            self._fail(error)
-        return request_id
+            # If the daemon closed the connection, what it sent before tells whether it read the request.
+            if error.errno != errno.EPIPE:
+                self._fail(error)
 
     def begin(self, method: str, params: Mapping[str, Any]) -> int:
         """Takes a request and returns its id like :meth:`send`, but :meth:`push` sends it."""
         request_id, line = self._request(method, params)
+        self._is_pushed = True
         self._unsent = memoryview(line)
         return request_id
 
@@ -212,7 +233,10 @@ class Connection:
         except OSError as error:
             if error.errno == errno.ENOBUFS:  # macOS's word for the same.
                 return False
-            self._fail(error)
+            if error.errno != errno.EPIPE:
+                self._fail(error)
+            # As above: what the daemon sent before is to be read.
+            count = len(self._unsent)
         finally:
             self._socket.settimeout(None)
         self._unsent = self._unsent[count:]
@@ -245,10 +269,43 @@ class Connection:
             # A lone surrogate: bytes that Python could not decode, in a file name for instance. JSON has no place for them.
             self.done()
             raise errors.InvalidParams(f"{method}: not valid Unicode: {error.reason}", kind="invalid_params") from error
+        self._line = line
+        if method != "daemon.hello":
+            # A hello is part of sending another request again, and counts for that one.
+            self._resends = 0
+        self._requests += 1
         return request_id, line
 
     def receive(self) -> dict[str, Any]:
         """Reads one message: an answer or a notification."""
+        while True:
+            message = self._message()
+            if message.get("method") != "daemon.closing":
+                return message
+            params = message.get("params") or {}
+            # What the daemon read is answered before the connection ends, and never sent again.
+            if self.in_call and self._requests > params.get("requests_read", self._requests):
+                self._send_again()
+
+    def _send_again(self) -> None:
+        """Reconnects to the upgraded daemon and sends the request that the old one did not read."""
+        line, is_pushed, resends = self._line, self._is_pushed, self._resends + 1
+        if resends > RESENDS_MAX:
+            raise self._gone(None)
+        self.close()
+        try:
+            self._connect()
+        except OSError as error:
+            self._fail(error)
+        self.in_call = True
+        self._line, self._is_pushed, self._resends = line, is_pushed, resends
+        self._requests += 1
+        if is_pushed:
+            self._unsent = memoryview(line)
+        else:
+            self._transmit(line)
+
+    def _message(self) -> dict[str, Any]:
         assert self._reader is not None
         try:
             line = self._reader.readline(LINE_MAX)
