@@ -23,21 +23,21 @@
 //! what was appended meanwhile, and renames it over the old one.
 
 mod entry;
+mod file;
+mod replay;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::FlockOperation;
 use tokio::sync::oneshot;
 
-use entry::{ENTRY_MAX, FRAME_HEADER, Said, StoredV1, frame, read_frame};
+use entry::{ENTRY_MAX, StoredV1, frame};
+use file::{Opened, header, open_locked, sync_folder_of, with_suffix, write_new};
 
 use crate::clock::unix_ms;
 use crate::job::JobId;
@@ -187,146 +187,6 @@ pub enum JournalError {
     Closed,
 }
 
-/// Says whether what is unreadable up to the end of the file is an entry that was being written when the process or the power went: it
-/// ends too early, or in the zeros of a block that never reached the disk.
-fn is_torn(tail: &[u8]) -> bool {
-    let complete = tail
-        .get(4..8)
-        .and_then(|length| length.try_into().ok())
-        .is_some_and(|length| u32::from_le_bytes(length) as usize <= tail.len() - FRAME_HEADER);
-    !complete || tail.ends_with(&[0; 8])
-}
-
-/// What the entries so far come to.
-#[derive(Default)]
-struct Replay {
-    jobs: BTreeMap<JobId, Job>,
-    /// Ids below this are used or reserved.
-    next_id: u64,
-    closed: bool,
-    damaged: bool,
-    valid: u64,
-}
-
-#[derive(Default)]
-struct Job {
-    accepted: Option<AcceptedJob>,
-    starting: Option<Starting>,
-    process: Option<Process>,
-    owner: Option<Process>,
-    before_damage: bool,
-    frames: Vec<u8>,
-}
-
-impl Replay {
-    /// Reads the entries of a file without its header.
-    fn read(salt: u32, bytes: &[u8]) -> Self {
-        let mut replay = Self::default();
-        let mut at = 0;
-        while at < bytes.len() {
-            if let Some((said, length)) = read_frame(salt, &bytes[at..]) {
-                replay.take(said, &bytes[at..at + length]);
-                at += length;
-                replay.valid = at as u64;
-                continue;
-            }
-            let next = (at + 1..bytes.len()).find(|next| read_frame(salt, &bytes[*next..]).is_some());
-            if next.is_none() && is_torn(&bytes[at..]) {
-                break;
-            }
-            replay.damaged = true;
-            for job in replay.jobs.values_mut() {
-                job.before_damage = true;
-            }
-            let Some(next) = next else { break };
-            at = next;
-        }
-        replay
-    }
-
-    fn take(&mut self, said: Said, frame: &[u8]) {
-        self.closed = false;
-        let entry = match said {
-            Said::IdsReserved(up_to) => {
-                self.next_id = self.next_id.max(up_to);
-                return;
-            }
-            Said::Closed(next_id) => {
-                self.closed = true;
-                // What was reserved and not used.
-                self.next_id = next_id;
-                return;
-            }
-            Said::Doubtful(id) => {
-                if let Some(job) = self.jobs.get_mut(&id) {
-                    job.before_damage = true;
-                    job.frames.extend_from_slice(frame);
-                }
-                return;
-            }
-            Said::Entry(entry) => entry,
-        };
-        let id = entry.job();
-        self.next_id = self.next_id.max(id.0 + 1);
-        let job = match entry {
-            Entry::Ended { .. } => {
-                self.jobs.remove(&id);
-                return;
-            }
-            Entry::Accepted(accepted) => {
-                let job = self.jobs.entry(id).or_default();
-                job.accepted = Some(accepted);
-                job
-            }
-            Entry::Starting(starting) => {
-                let job = self.jobs.entry(id).or_default();
-                job.starting = Some(starting);
-                job
-            }
-            Entry::Started { process, owner, .. } => {
-                let Some(job) = self.jobs.get_mut(&id) else { return };
-                job.process = Some(process);
-                job.owner = owner;
-                job
-            }
-        };
-        job.frames.extend_from_slice(frame);
-    }
-
-    /// Notes the doubts of this reading in the entries that are kept, for the next.
-    fn write_doubts(&mut self, salt: u32) {
-        for (id, job) in &mut self.jobs {
-            if job.before_damage && job.starting.is_none() {
-                let doubt = frame(salt, &StoredV1::Doubtful { job: id.0 }).expect("it is short");
-                job.frames.extend(doubt);
-            }
-        }
-    }
-
-    fn recovered(&self, length: u64) -> Recovered {
-        let mut recovered = Recovered {
-            next_id: self.next_id,
-            clean: self.closed && !self.damaged && self.valid == length,
-            torn_bytes: length - self.valid,
-            ..Recovered::default()
-        };
-        for job in self.jobs.values() {
-            match (&job.starting, &job.accepted) {
-                (Some(starting), accepted) => recovered.in_flight.push(InFlight {
-                    starting: starting.clone(),
-                    process: job.process.clone(),
-                    owner: job.owner.clone(),
-                    accepted: accepted.clone(),
-                }),
-                (None, Some(accepted)) if job.before_damage => recovered.doubtful.push(accepted.clone()),
-                (None, Some(accepted)) => recovered.waiting.push(accepted.clone()),
-                (None, None) => {}
-            }
-        }
-        recovered
-    }
-}
-
 impl Entry {
     fn job(&self) -> JobId {
         match self {
@@ -334,86 +194,6 @@ impl Entry {
             Self::Starting(starting) => starting.job,
             Self::Started { job, .. } | Self::Ended { job } => *job,
         }
-    }
-}
-
-/// A journal's file, read and mended.
-struct Opened {
-    file: File,
-    salt: u32,
-    replay: Replay,
-    recovered: Recovered,
-}
-
-impl Opened {
-    fn read(path: &Path, mut file: File, unix_seconds: u64) -> io::Result<Self> {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let salt = match read_header(&bytes) {
-            Header::Ours(salt) => salt,
-            Header::Foreign => {
-                let salt = new_salt();
-                let (file, aside) = replace(path, &header(salt), unix_seconds)?;
-                tracing::error!(
-                    path = %path.display(),
-                    set_aside = %aside.display(),
-                    "the journal is not of this version: it was set aside and a new one is begun"
-                );
-                return Ok(Self {
-                    file,
-                    salt,
-                    replay: Replay::default(),
-                    recovered: Recovered {
-                        set_aside: Some(aside),
-                        ..Recovered::default()
-                    },
-                });
-            }
-            Header::Torn => {
-                let salt = new_salt();
-                file.set_len(0)?;
-                file.write_all(&header(salt))?;
-                return Ok(Self {
-                    file,
-                    salt,
-                    replay: Replay::default(),
-                    recovered: Recovered {
-                        clean: bytes.is_empty(),
-                        torn_bytes: bytes.len() as u64,
-                        ..Recovered::default()
-                    },
-                });
-            }
-        };
-        let entries = &bytes[HEADER..];
-        let mut replay = Replay::read(salt, entries);
-        let mut recovered = replay.recovered(entries.len() as u64);
-        if replay.damaged {
-            replay.write_doubts(salt);
-            let mut rest = header(salt);
-            rest.extend(replay.jobs.values().flat_map(|job| &job.frames));
-            let (mended, aside) = replace(path, &rest, unix_seconds)?;
-            tracing::error!(
-                path = %path.display(),
-                set_aside = %aside.display(),
-                "the journal is damaged: it was set aside and what can be read is kept"
-            );
-            file = mended;
-            recovered.set_aside = Some(aside);
-        } else if recovered.torn_bytes > 0 {
-            tracing::warn!(
-                path = %path.display(),
-                bytes = recovered.torn_bytes,
-                "the journal's last entry was cut short: it is removed"
-            );
-            file.set_len(HEADER as u64 + replay.valid)?;
-        }
-        Ok(Self {
-            file,
-            salt,
-            replay,
-            recovered,
-        })
     }
 }
 
@@ -786,114 +566,6 @@ impl Shared {
         }
         sync_folder_of(&self.path)
     }
-}
-
-enum Header {
-    /// The file ends within it, or is empty.
-    Torn,
-    Ours(u32),
-    Foreign,
-}
-
-fn read_header(bytes: &[u8]) -> Header {
-    if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
-        return Header::Foreign;
-    }
-    match bytes
-        .get(MAGIC.len()..HEADER)
-        .and_then(|salt| salt.try_into().ok())
-    {
-        Some(salt) => Header::Ours(u32::from_le_bytes(salt)),
-        None => Header::Torn,
-    }
-}
-
-fn header(salt: u32) -> Vec<u8> {
-    [MAGIC.as_slice(), &salt.to_le_bytes()].concat()
-}
-
-fn new_salt() -> u32 {
-    // The keys of a fresh hasher are random; so is the hash of nothing.
-    let hash = RandomState::new().build_hasher().finish();
-    u32::try_from(hash >> 32).expect("half of it is left")
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600);
-    options
-}
-
-/// Opens the file and locks it; a rename may come in between, so it looks again.
-fn open_locked(path: &Path) -> Result<File, JournalError> {
-    let io = |source| JournalError::Io {
-        doing: "open",
-        path: path.to_owned(),
-        source,
-    };
-    let mut tries = 20;
-    loop {
-        let file = options().open(path).map_err(io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            // A child that a dying predecessor was just spawning holds the lock until it executes.
-            Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => {
-                tries -= 1;
-                std::thread::sleep(Duration::from_millis(5));
-                continue;
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(JournalError::Locked {
-                    path: path.to_owned(),
-                });
-            }
-            Err(error) => return Err(io(error.into())),
-        }
-        let ours = file.metadata().map_err(io)?;
-        if fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(file);
-        }
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// Makes a new file beside the journal, locked, with these contents, on disk.
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = options().create_new(true).open(path)?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    Ok(file)
-}
-
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-/// Puts new contents in the journal's place and keeps the old file under a new name; there is a journal at any moment.
-fn replace(path: &Path, contents: &[u8], unix_seconds: u64) -> io::Result<(File, PathBuf)> {
-    let mut aside = with_suffix(path, &format!(".set-aside-{unix_seconds}"));
-    while aside.exists() {
-        aside = with_suffix(&aside, "x");
-    }
-    let new = with_suffix(path, ".new");
-    let file = write_new(&new, contents)?;
-    fs::hard_link(path, &aside)?;
-    fs::rename(&new, path)?;
-    sync_folder_of(path)?;
-    Ok((file, aside))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 
-use super::entry::CLASSES;
+use super::entry::{CLASSES, FRAME_HEADER};
 use super::*;
 
 const NOW: u64 = 1_763_650_000;
