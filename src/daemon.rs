@@ -29,7 +29,7 @@ pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
 
 use crate::clock::Moment;
 use crate::config::{Config, Sources};
-use crate::dispatcher::{self, Dispatcher, RunTimeouts};
+use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::logging::Level;
 use crate::metrics::{Counter, Metrics};
@@ -40,6 +40,7 @@ use crate::rpc::request::Bounds;
 use crate::rpc::server::{About, InForce, Server};
 use crate::scheduler::Limits;
 use crate::spool;
+use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
@@ -130,6 +131,15 @@ pub async fn run(
     );
     announce(&config, &instance, &orbctl.program());
     let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
+    let settings = settings(&config, &instance);
+    let survivors = if recovered.names_every_child() {
+        Vec::new()
+    } else {
+        let program = orbctl.program().ok();
+        settings
+            .markers
+            .survivors(sys::marked_processes(), program.as_deref())
+    };
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
     let spawns = metrics.clone();
     let orbctl = Arc::new(orbctl.on_spawn(move || spawns.count(Counter::Spawns)));
@@ -138,10 +148,11 @@ pub async fn run(
         orbctl: orbctl.clone(),
         journal,
         recovered,
+        survivors,
         metrics: metrics.clone(),
     };
     let stop = signals.stop.child_token();
-    let (dispatcher, dispatching) = dispatcher::start(settings(&config, &instance), parts, stop.clone());
+    let (dispatcher, dispatching) = dispatcher::start(settings, parts, stop.clone());
     let about = About {
         instance,
         started,
@@ -393,7 +404,7 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
         },
         spool_total_max: config.spool_total_max.0,
         guest_env: config.guest_env,
-        instance: instance.to_owned(),
+        markers: Markers::new(instance, &config.socket),
     }
 }
 

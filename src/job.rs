@@ -198,6 +198,9 @@ pub enum Failure {
     /// It succeeded but said something that we do not know.
     #[error("orbctl's answer could not be read: {0}")]
     OrbctlOutputUnreadable(Arc<str>),
+    /// An accepted change was not started, because that could not be written to the journal: after a crash it would be started again.
+    #[error("the journal cannot be written: {0}")]
+    JournalUnavailable(Arc<str>),
     /// Our own fault.
     #[error("internal error: {0}")]
     Internal(Arc<str>),

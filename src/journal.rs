@@ -1,8 +1,8 @@
 //! What must survive a crash: job ids, accepted detached changes, and the children in flight. One small append-only file.
 //!
 //! ```text
-//! header: "orbd-journal 1\n\0", salt u32le
-//! entry:  crc32 u32le (of salt, length and body), length u32le, body (postcard of `StoredV1`)
+//! header: "orbd-journal 1\n\0", salt u32le, crc32 u32le (of the name and the salt)
+//! entry:  crc32 u32le (of the name, the salt, the length and the body), salt u32le, length u32le, body (postcard of `StoredV1`)
 //! ```
 //!
 //! **Who writes.** [`Journal::append`] encodes and calls `write` in the caller's thread, under a mutex that is held for just
@@ -15,9 +15,12 @@
 //! life unless it is known to have started, and a change is never carried out twice. Hence both its `Accepted` and its `Starting` go
 //! through [`Journal::append_durable`].
 //!
-//! **Torn or damaged.** A last entry that ends too early is a torn tail and is cut off. Anything else
-//! that cannot be read is damage: the file is set aside under a new name, never deleted; what can still be read is kept, and accepted jobs from before
-//! the damage are [`Recovered::doubtful`], because the entry that says they ran may be what is missing.
+//! **Torn or damaged.** A last entry that ends too early is a torn tail and is cut off. Anything else that cannot be read is damage: the
+//! file is set aside under a new name, never deleted, and every intact entry is kept, whichever part of the file is damaged. Accepted jobs
+//! from before the damage are [`Recovered::doubtful`], because the entry that says they ran may be what is missing.
+//!
+//! **Not writable.** On a full or read-only disk [`Journal::append`] fails, and orbd runs on without it. What could not be written is kept
+//! in memory, and the thread tries to write the whole journal anew every [`RETRY_PAUSE`]; [`Journal::problem`] says why it is not complete.
 //!
 //! **Compaction.** When more than a mebibyte is about ended jobs, the thread writes the rest to a new file, syncs it, adds
 //! what was appended meanwhile, and renames it over the old one.
@@ -26,30 +29,33 @@ mod entry;
 mod file;
 mod replay;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
 use entry::{ENTRY_MAX, StoredV1, frame};
-use file::{Opened, header, open_locked, sync_folder_of, with_suffix, write_new};
+use file::{Located, Opened, header, name_aside, open_locked, replace, with_suffix, write_new};
 
-use crate::clock::unix_ms;
+use crate::causes::with_causes;
+use crate::clock::{Moment, unix_ms};
 use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::{Access, Class, Lane};
 
 const MAGIC: &[u8; 16] = b"orbd-journal 1\n\0";
-const HEADER: usize = MAGIC.len() + 4;
+const HEADER: usize = MAGIC.len() + 8;
 /// So many ids are reserved with one entry; a crash skips at most twice as many.
 const ID_BLOCK: u64 = 1_000;
 /// The file is compacted when it holds so many bytes that nobody needs, and three times as many as somebody does.
 const GARBAGE_MAX: u64 = 1 << 20;
+/// Pause between attempts to write a journal that could not be written.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// At most so many callers wait for an fsync.
 const WAITERS_MAX: usize = 4_096;
 
@@ -145,12 +151,20 @@ pub struct Recovered {
     pub doubtful: Vec<AcceptedJob>,
     /// Jobs whose child may be alive, in order of id. Each stays on record until [`Entry::Ended`].
     pub in_flight: Vec<InFlight>,
-    /// Whether the previous life ended in order, or there was none.
+    /// Whether the previous instance stopped in order, with all that it had to remember written. Otherwise children may be running that
+    /// the journal does not name.
     pub clean: bool,
     /// Bytes of an entry that was cut short, now gone.
     pub torn_bytes: u64,
     /// Where a damaged or foreign file was put.
     pub set_aside: Option<PathBuf>,
+}
+
+impl Recovered {
+    /// Says whether no child can be running that is not named here.
+    pub fn names_every_child(&self) -> bool {
+        self.clean && self.in_flight.iter().all(|found| found.process.is_some())
+    }
 }
 
 /// Why the journal could not do something.
@@ -178,6 +192,14 @@ pub enum JournalError {
     TooLarge {
         /// Its length.
         bytes: usize,
+    },
+    /// Entries could not be written, and still cannot be.
+    #[error("the journal {path} cannot be written: {cause}")]
+    Unwritable {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        cause: Arc<str>,
     },
     /// Too many callers wait for the disk.
     #[error("too many entries wait for the disk")]
@@ -221,8 +243,15 @@ struct Shared {
 
 /// The file and what is in it.
 struct Writer {
-    file: Arc<File>,
+    /// `None` until one can be created.
+    file: Option<Arc<File>>,
     length: u64,
+    /// Why the file does not hold all that it should.
+    problem: Option<Arc<str>>,
+    /// Jobs with entries that could not be written.
+    unwritten: BTreeSet<JobId>,
+    /// Where the file goes when it is replaced, if it must be kept.
+    aside: Option<PathBuf>,
     /// The frames of each job that is not over.
     live: BTreeMap<JobId, Vec<u8>>,
     live_bytes: u64,
@@ -238,6 +267,8 @@ struct Writer {
 struct Meanwhile {
     frames: Vec<u8>,
     durable: bool,
+    /// Whether an entry could not be written, so that it is missing in the new file, too.
+    incomplete: bool,
 }
 
 /// What the thread is to do.
@@ -246,6 +277,8 @@ struct Errands {
     /// Callers who wait for an fsync.
     waiters: Vec<oneshot::Sender<Result<(), Arc<io::Error>>>>,
     compact: bool,
+    /// When to try again to write a journal that could not be written.
+    retry_at: Option<Instant>,
     closing: bool,
     closed: bool,
 }
@@ -264,6 +297,28 @@ impl Journal {
     }
 
     fn open_with(path: &Path, now: SystemTime, garbage_max: u64) -> Result<(Self, Recovered), JournalError> {
+        if let Some(folder) = path.parent() {
+            use std::os::unix::fs::DirBuilderExt;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(|source| JournalError::Io {
+                    doing: "make the folder of",
+                    path: path.to_owned(),
+                    source,
+                })?;
+        }
+        let located = open_locked(path)?;
+        Self::open_located(path, located, now, garbage_max)
+    }
+
+    fn open_located(
+        path: &Path,
+        located: Located,
+        now: SystemTime,
+        garbage_max: u64,
+    ) -> Result<(Self, Recovered), JournalError> {
         let io = |doing| {
             move |source| JournalError::Io {
                 doing,
@@ -271,41 +326,45 @@ impl Journal {
                 source,
             }
         };
-        if let Some(folder) = path.parent() {
-            use std::os::unix::fs::DirBuilderExt;
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .map_err(io("make the folder of"))?;
-        }
         let unix_seconds = unix_ms(now) / 1000;
-        let file = open_locked(path)?;
         let Opened {
             file,
             salt,
             replay,
             mut recovered,
-        } = Opened::read(path, file, unix_seconds).map_err(io("read or mend"))?;
+            problem,
+        } = Opened::read(path, located, unix_seconds).map_err(io("read"))?;
         // Without a trustworthy past, ids start above any count that can have been reached; without any past, at one.
-        if recovered.set_aside.is_some() {
+        if replay.damaged {
             recovered.next_id = recovered.next_id.max(unix_seconds);
         }
         recovered.next_id = recovered.next_id.max(1);
         let next_id = recovered.next_id;
-        let length = file.metadata().map_err(io("read"))?.len();
+        let length = match &file {
+            Some(file) => file.metadata().map_err(io("read"))?.len(),
+            None => 0,
+        };
         let live: BTreeMap<JobId, Vec<u8>> = replay
             .jobs
             .into_iter()
             .map(|(id, job)| (id, job.frames))
             .collect();
+        let aside = problem
+            .as_ref()
+            .filter(|problem| problem.keeps_old)
+            .map(|_| name_aside(path, unix_seconds));
+        let problem: Option<Arc<str>> = problem.map(|problem| problem.error.to_string().into());
+        let retry_at = problem.is_some().then(retry_time);
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             salt,
             garbage_max,
             writer: Mutex::new(Writer {
-                file: Arc::new(file),
+                file: file.map(Arc::new),
                 length,
+                problem,
+                unwritten: BTreeSet::new(),
+                aside,
                 live_bytes: live.values().map(|frames| frames.len() as u64).sum(),
                 live,
                 next_id,
@@ -313,7 +372,10 @@ impl Journal {
                 compact_at: 0,
                 meanwhile: None,
             }),
-            errands: Mutex::default(),
+            errands: Mutex::new(Errands {
+                retry_at,
+                ..Errands::default()
+            }),
             woken: Condvar::new(),
         });
         let thread = Arc::clone(&shared);
@@ -336,7 +398,7 @@ impl Journal {
                 .and_then(|frame| self.shared.write(&mut writer, &frame, Care::Process));
             match written {
                 Ok(()) => writer.reserved_to = up_to,
-                Err(error) => tracing::error!(%error, "job ids cannot be reserved"),
+                Err(error) => self.shared.note_problem(&mut writer, &with_causes(&error)),
             }
             drop(writer);
             // On disk long before the first id of the block is used.
@@ -354,17 +416,46 @@ impl Journal {
     pub fn append_durable(
         &self,
         entry: &Entry,
-    ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
-        let written = self
-            .shared
-            .append(entry, Care::Durable)
-            .and_then(|()| self.shared.synced());
+    ) -> Result<impl Future<Output = Result<(), JournalError>> + Send + use<>, JournalError> {
+        self.shared.append(entry, Care::Durable)?;
+        let written = self.shared.synced();
         let path = self.shared.path.clone();
-        async move { wait_for(written?, path).await }
+        Ok(async move { wait_for(written?, path).await })
     }
 
-    /// Notes that this life ends in order, and waits until that would survive a loss of power, at most `limit`.
+    /// Makes all ids that follow greater than this one.
+    pub fn skip_past(&self, id: JobId) {
+        let mut writer = self.shared.writer();
+        writer.next_id = writer.next_id.max(id.0 + 1);
+    }
+
+    /// Returns why the journal does not hold all that it should, if it does not.
+    pub fn problem(&self) -> Option<Arc<str>> {
+        self.shared.writer().problem.clone()
+    }
+
+    /// Says whether entries of a job could not be written: if this process died now, the journal would not know that the job runs.
+    pub fn is_unwritten(&self, job: JobId) -> bool {
+        self.shared.writer().unwritten.contains(&job)
+    }
+
+    /// Notes that this instance stops in order, and waits until that would survive a loss of power, at most `limit`.
     pub async fn close(self, limit: Duration) -> Result<(), JournalError> {
+        // The process may exit in any case: what was written is written.
+        tokio::time::timeout(limit, self.write_end())
+            .await
+            .unwrap_or(Ok(()))
+    }
+
+    async fn write_end(&self) -> Result<(), JournalError> {
+        let path = || self.shared.path.clone();
+        if self.problem().is_some() {
+            self.shared.errands().compact = true;
+            wait_for(self.shared.synced()?, path()).await?;
+        }
+        if let Some(cause) = self.problem() {
+            return Err(JournalError::Unwritable { path: path(), cause });
+        }
         let answer = {
             let mut writer = self.shared.writer();
             let next_id = writer.next_id;
@@ -373,11 +464,7 @@ impl Journal {
             drop(writer);
             self.shared.synced()?
         };
-        let path = self.shared.path.clone();
-        // The process may go in any case: what was written is written.
-        tokio::time::timeout(limit, wait_for(answer, path))
-            .await
-            .unwrap_or(Ok(()))
+        wait_for(answer, path()).await
     }
 }
 
@@ -416,7 +503,17 @@ impl Shared {
         let frame = frame(self.salt, &StoredV1::from(entry))?;
         let id = entry.job();
         let mut writer = self.writer();
-        self.write(&mut writer, &frame, care)?;
+        let written = self.write(&mut writer, &frame, care);
+        if let Err(error) = &written {
+            if matches!(entry, Entry::Accepted(_)) {
+                // It is refused, so there is nothing to remember.
+                return written;
+            }
+            if !matches!(entry, Entry::Ended { .. }) {
+                writer.unwritten.insert(id);
+            }
+            self.note_problem(&mut writer, &with_causes(error));
+        }
         match entry {
             Entry::Accepted(_) | Entry::Starting(_) => {
                 writer.live_bytes += frame.len() as u64;
@@ -429,12 +526,13 @@ impl Shared {
                 }
             }
             Entry::Ended { .. } => {
+                writer.unwritten.remove(&id);
                 if let Some(frames) = writer.live.remove(&id) {
                     writer.live_bytes -= frames.len() as u64;
                 }
             }
         }
-        let garbage = writer.length - writer.live_bytes;
+        let garbage = writer.length.saturating_sub(writer.live_bytes);
         let compact = garbage > self.garbage_max
             && garbage > 3 * writer.live_bytes
             && writer.length > writer.compact_at
@@ -447,21 +545,27 @@ impl Shared {
                 self.woken.notify_one();
             }
         }
-        Ok(())
+        written
     }
 
     /// Writes one frame, all or nothing.
     fn write(&self, writer: &mut Writer, frame: &[u8], care: Care) -> Result<(), JournalError> {
-        if let Err(source) = (&*writer.file).write_all(frame) {
+        let io = |source| JournalError::Io {
+            doing: "write",
+            path: self.path.clone(),
+            source,
+        };
+        let Some(file) = &writer.file else {
+            return Err(io(io::ErrorKind::NotFound.into()));
+        };
+        if let Err(source) = (&**file).write_all(frame) {
             // Part of it may be there, and nothing may follow half an entry.
-            if let Err(error) = writer.file.set_len(writer.length) {
-                tracing::error!(path = %self.path.display(), %error, "half a journal entry cannot be removed");
+            if file.metadata().is_ok_and(|file| file.len() > writer.length)
+                && let Err(error) = file.set_len(writer.length)
+            {
+                tracing::error!(path = %self.path.display(), %error, "cannot remove an incomplete journal entry");
             }
-            return Err(JournalError::Io {
-                doing: "write",
-                path: self.path.clone(),
-                source,
-            });
+            return Err(io(source));
         }
         writer.length += frame.len() as u64;
         if let Some(meanwhile) = &mut writer.meanwhile {
@@ -469,6 +573,23 @@ impl Shared {
             meanwhile.durable |= care == Care::Durable;
         }
         Ok(())
+    }
+
+    /// Notes that an entry is missing in the file, and has the thread write the journal anew. Logs only the first time.
+    fn note_problem(&self, writer: &mut Writer, cause: &str) {
+        if writer.problem.is_none() {
+            tracing::error!(
+                path = %self.path.display(),
+                cause,
+                "cannot write the journal: new detached changes are refused, other jobs run without an entry"
+            );
+            self.errands().retry_at = Some(retry_time());
+            self.woken.notify_one();
+        }
+        if let Some(meanwhile) = &mut writer.meanwhile {
+            meanwhile.incomplete = true;
+        }
+        writer.problem = Some(cause.into());
     }
 
     /// Asks the thread for an fsync of everything written so far.
@@ -492,28 +613,41 @@ impl Shared {
         loop {
             let mut errands = self.errands();
             while errands.waiters.is_empty() && !errands.compact && !errands.closing {
-                errands = self.woken.wait(errands).unwrap_or_else(PoisonError::into_inner);
+                let now = Moment::now().instant;
+                errands = match errands.retry_at {
+                    None => self.woken.wait(errands).unwrap_or_else(PoisonError::into_inner),
+                    Some(at) if at <= now => {
+                        errands.compact = true;
+                        errands
+                    }
+                    Some(at) => {
+                        self.woken
+                            .wait_timeout(errands, at - now)
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .0
+                    }
+                };
             }
+            let retry_at = errands.retry_at;
             let todo = std::mem::take(&mut *errands);
+            errands.retry_at = retry_at;
             errands.closed = todo.closing;
             drop(errands);
-            if todo.compact
-                && let Err(error) = self.compact()
-            {
-                tracing::error!(path = %self.path.display(), %error, "the journal cannot be compacted");
-                let mut writer = self.writer();
-                writer.meanwhile = None;
-                writer.compact_at = writer.length * 2;
-                let _ = fs::remove_file(self.new_path());
+            if todo.compact {
+                self.compact_or_retry();
             }
             if !todo.waiters.is_empty() {
-                let file = Arc::clone(&self.writer().file);
-                let result = file.sync_data().map_err(Arc::new);
+                let file = self.writer().file.clone();
+                let synced = match &file {
+                    Some(file) => file.sync_data(),
+                    None => Err(io::ErrorKind::NotFound.into()),
+                };
+                let result = synced.map_err(Arc::new);
                 if let Err(error) = &result {
-                    tracing::error!(path = %self.path.display(), %error, "the journal cannot be synced");
+                    self.note_problem(&mut self.writer(), &error.to_string());
                 }
                 for waiter in todo.waiters {
-                    // Whoever gave up does not mind.
+                    // A caller that has given up misses nothing.
                     let _ = waiter.send(result.clone());
                 }
             }
@@ -523,27 +657,55 @@ impl Shared {
         }
     }
 
+    /// Compacts. If that fails, the file stays as it is; a journal that is not complete is tried again later.
+    fn compact_or_retry(&self) {
+        let had_problem = self.writer().problem.is_some();
+        let result = self.compact();
+        let mut writer = self.writer();
+        let is_complete = writer.problem.is_none();
+        if result.is_err() {
+            writer.meanwhile = None;
+            writer.compact_at = writer.length * 2;
+        }
+        self.errands().retry_at = (!is_complete).then(retry_time);
+        drop(writer);
+        match result {
+            Ok(()) if had_problem && is_complete => {
+                tracing::info!(path = %self.path.display(), "the journal is written again");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                let _ = fs::remove_file(self.new_path());
+                if is_complete {
+                    tracing::error!(path = %self.path.display(), %error, "cannot compact the journal");
+                }
+            }
+        }
+    }
+
     fn new_path(&self) -> PathBuf {
         with_suffix(&self.path, ".new")
     }
 
     fn compact(&self) -> io::Result<()> {
-        let mut rest = header(self.salt);
-        {
+        let mut contents = header(self.salt);
+        let reserved_to = {
             let mut writer = self.writer();
-            let up_to = writer.reserved_to.max(writer.next_id);
-            rest.extend(frame(self.salt, &StoredV1::IdsReserved { up_to }).map_err(io::Error::other)?);
-            rest.extend(writer.live.values().flatten());
+            let up_to = writer.reserved_to.max(writer.next_id + ID_BLOCK);
+            contents.extend(frame(self.salt, &StoredV1::IdsReserved { up_to }).map_err(io::Error::other)?);
+            contents.extend(writer.live.values().flatten());
             writer.meanwhile = Some(Meanwhile::default());
-        }
-        let path = self.new_path();
-        let mut file = write_new(&path, &rest)?;
-        let mut length = rest.len() as u64;
+            up_to
+        };
+        let mut file = write_new(&self.new_path(), &contents)?;
+        let mut length = contents.len() as u64;
+        let mut incomplete = false;
         // Few entries are durable; whenever one came meanwhile, it must be on disk before the old file goes.
         let mut rounds = 0;
         loop {
             let mut writer = self.writer();
             let meanwhile = writer.meanwhile.replace(Meanwhile::default()).unwrap_or_default();
+            incomplete |= meanwhile.incomplete;
             if meanwhile.durable && rounds < 3 {
                 drop(writer);
                 file.write_all(&meanwhile.frames)?;
@@ -557,15 +719,25 @@ impl Shared {
                 file.sync_data()?;
             }
             length += meanwhile.frames.len() as u64;
-            fs::rename(&path, &self.path)?;
-            writer.file = Arc::new(file);
+            replace(&self.path, writer.aside.as_deref())?;
+            writer.aside = None;
+            writer.file = Some(Arc::new(file));
             writer.length = length;
             writer.meanwhile = None;
             writer.compact_at = 0;
-            break;
+            writer.reserved_to = writer.reserved_to.max(reserved_to);
+            if !incomplete {
+                writer.problem = None;
+                writer.unwritten.clear();
+            }
+            return Ok(());
         }
-        sync_folder_of(&self.path)
     }
+}
+
+/// Returns when to try again to write a journal that could not be written.
+fn retry_time() -> Instant {
+    Moment::now().instant + RETRY_PAUSE
 }
 
 #[cfg(test)]

@@ -615,6 +615,17 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class.
+    pub const ALL: [Self; 7] = [
+        Self::Query,
+        Self::Exec,
+        Self::Change,
+        Self::Creation,
+        Self::Configuration,
+        Self::Fleet,
+        Self::Session,
+    ];
+
     /// Returns the name used on the wire, in logs and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 
-use orbd::rpc::api::{JobGet, MachineCreate, MachineRestart, MachineStop};
+use orbd::rpc::api::{JobGet, MachineCreate, MachineRestart, MachineStart, MachineStop};
 use orbd::rpc::types::JobStateWord;
 use serde_json::json;
 
-use crate::support::{World, eventually, outcome_of};
+use crate::ctl_suite::ctl;
+use crate::dropin::Way;
+use crate::support::{Caller, World, eventually, outcome_of};
 
 #[test]
 fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
@@ -167,6 +170,183 @@ fn a_promised_change_runs_once_after_a_crash_and_one_that_was_not_promised_never
         caller.refused::<JobGet>(json!({"job_id": promised})).kind,
         "job_not_found"
     );
+}
+
+/// What happens to the journal while no daemon runs.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Header,
+    Everything,
+    File,
+}
+
+impl Loss {
+    fn happens_in(self, world: &World) {
+        let journal = world.path("state/journal");
+        let mut bytes = fs::read(&journal).expect("a journal");
+        match self {
+            Self::Header => bytes[..20].fill(0xa5),
+            Self::Everything => bytes.fill(0xa5),
+            Self::File => return fs::remove_file(&journal).expect("removed"),
+        }
+        fs::write(&journal, bytes).expect("written");
+    }
+}
+
+/// Leaves a restart by the daemon, one by the drop-in and an export by orbd-ctl running, and checks that the next change of each
+/// machine waits for them although the journal is lost.
+fn lanes_stay_held_after(loss: Loss) {
+    let mut world = World::new()
+        .latency("restart=500,export=500")
+        .machines(&["a", "b", "c"])
+        .started();
+    // Another daemon of the same user, whose children must not be taken for one's own.
+    let other = World::new().latency("restart=600000").machines(&["a"]).started();
+    let restart = |caller: &mut Caller| drop(caller.try_call::<MachineRestart>(json!({"machine": "a"})));
+    let others = other.background(restart);
+    eventually("it runs", || {
+        (other.ledger().spawns("restart") == 1).then_some(())
+    });
+
+    let attached = world.background(restart);
+    let mut drop_in = Way::DropIn.command(&world, &["orbctl", "restart", "b"]);
+    let mut drop_in = drop_in.spawn().expect("it starts");
+    let mut export = ctl(&world, &["export", "c", "file"]).spawn().expect("it starts");
+    let mut caller = world.client();
+    let left = [("a", "restart"), ("b", "restart"), ("c", "export")]
+        .map(|(machine, verb)| (machine, caller.find(verb, machine, JobStateWord::Running).id));
+    eventually("all of them run", || {
+        let ledger = world.ledger();
+        (ledger.spawns("restart") == 2 && ledger.spawns("export") == 1).then_some(())
+    });
+    world.kill();
+    loss.happens_in(&world);
+    world.start();
+
+    let mut caller = world.client();
+    let next = left.map(|(machine, left)| {
+        assert_eq!(caller.job(left).state, JobStateWord::Running, "{machine}");
+        let next = caller
+            .ok::<MachineRestart>(json!({"machine": machine, "detach": true}))
+            .job_id;
+        assert!(next > left, "ids are not used again");
+        let waits_for = caller.job(next).waiting_for.expect("it waits");
+        assert_eq!(waits_for.job_id, Some(left), "{machine}");
+        next
+    });
+    for next in next {
+        assert_eq!(outcome_of(&caller.end_of(next)), ("succeeded", ""));
+    }
+    world.ledger().assert_no_overlap();
+    assert!(
+        drop_in.wait().expect("ours").success(),
+        "the tool was not disturbed"
+    );
+    // It says that it does not know how the job ended.
+    export.wait().expect("ours");
+    attached.join().expect("no panic");
+    drop(other);
+    others.join().expect("no panic");
+}
+
+#[test]
+fn lanes_stay_held_after_a_crash_with_a_damaged_journal_header() {
+    lanes_stay_held_after(Loss::Header);
+}
+
+#[test]
+fn lanes_stay_held_after_a_crash_with_an_unreadable_journal() {
+    lanes_stay_held_after(Loss::Everything);
+}
+
+#[test]
+fn lanes_stay_held_after_a_crash_with_a_missing_journal() {
+    lanes_stay_held_after(Loss::File);
+}
+
+#[test]
+fn a_promised_change_survives_a_damaged_header_of_the_journal() {
+    let mut world = World::with_machines(&["a"]);
+    let gate = world.gate("gate");
+    let mut caller = world.client();
+    let holding = caller.run_detached("a", &["cat", &gate]);
+    caller.until_running(holding);
+    let promised = caller
+        .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    world.kill();
+    Loss::Header.happens_in(&world);
+    world.start();
+    let mut caller = world.client();
+    assert_eq!(outcome_of(&caller.end_of(promised)), ("succeeded", ""));
+    assert_eq!(world.ledger().spawns("stop"), 1);
+}
+
+#[test]
+fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() {
+    let world = World::new().latency("restart=900").machines(&["a", "b"]);
+    let Some(world) = world.with_small_disk("state") else {
+        return;
+    };
+    let mut world = world.started();
+    let filler = world.daemon_path("state/filler");
+    let mut file = fs::File::create(&filler).expect("a file on the small disk");
+    while file.write_all(&[0; 4096]).is_ok() {}
+    let mut caller = world.client();
+    // The last block of the journal has room for some entries.
+    let refused = (0..100).find_map(|_| {
+        let params = json!({"machine": "b", "detach": true});
+        match caller.call::<MachineStart>(params) {
+            Ok(started) => {
+                caller.end_of(started.job_id);
+                None
+            }
+            Err(error) => error.data,
+        }
+    });
+    assert_eq!(refused.expect("the disk is full").kind, "journal_unavailable");
+    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0), "commands run");
+    let tool = Way::DropIn
+        .command(&world, &["orbctl", "restart", "b"])
+        .output()
+        .expect("it starts");
+    assert!(tool.status.success(), "so does the tool: {tool:?}");
+    let attached = world.background(|caller| caller.ok::<MachineRestart>(json!({"machine": "a"})).changed);
+    assert!(caller.find("restart", "a", JobStateWord::Running).not_durable);
+    assert_eq!(
+        attached.join().expect("no panic"),
+        Some(true),
+        "and attached changes"
+    );
+    // With room again, and without a restart, the journal is complete again.
+    drop(file);
+    fs::remove_file(&filler).expect("it is there");
+    let attached = world.background(|caller| caller.ok::<MachineRestart>(json!({"machine": "a"})).changed);
+    eventually("detached changes are accepted", || {
+        caller
+            .call::<MachineStart>(json!({"machine": "b", "detach": true}))
+            .ok()
+    });
+    attached.join().expect("no panic");
+    let problems = world.log().matches("other jobs run without an entry").count();
+    assert_eq!(problems, 1, "logged once, not for each job: {}", world.log());
+    // The next daemon has another disk, and no journal at all.
+    let attached =
+        world.background(|caller| drop(caller.try_call::<MachineRestart>(json!({"machine": "a"}))));
+    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    eventually("it is there", || {
+        (world.ledger().spawns("restart") == 4).then_some(())
+    });
+    world.kill();
+    attached.join().expect("no panic");
+    world.start();
+    let mut caller = world.client();
+    let next = caller
+        .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
+        .job_id;
+    assert_eq!(caller.job(next).waiting_for.expect("it waits").job_id, Some(id));
+    caller.end_of(next);
+    world.ledger().assert_no_overlap();
 }
 
 #[test]

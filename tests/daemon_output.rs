@@ -386,7 +386,7 @@ fn kept_output(caller: &mut Caller, id: u64) -> (u64, Vec<u8>) {
 #[test]
 fn full_disk_ends_no_command_and_no_change_and_the_newest_output_is_kept() {
     let world = World::new().set("spool_max", "4MiB").machines(&["a"]);
-    let Some(world) = world.with_small_disk() else {
+    let Some(world) = world.with_small_disk("state/spool") else {
         return;
     };
     let world = world.started();

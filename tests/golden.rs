@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const AT_ONCE: usize = 4;
 
 /// Kinds of errors that no example shows, each with the reason.
-const NOT_SHOWN: [(ErrorKind, &str); 5] = [
+const NOT_SHOWN: [(ErrorKind, &str); 6] = [
     (
         ErrorKind::Internal,
         "it is our own fault, and none is known that could be provoked",
@@ -49,6 +49,10 @@ const NOT_SHOWN: [(ErrorKind, &str); 5] = [
     (
         ErrorKind::StoreUnavailable,
         "it takes a store that cannot be opened; daemon_metrics.rs has one",
+    ),
+    (
+        ErrorKind::JournalUnavailable,
+        "it takes a full disk; daemon_crash.rs has one",
     ),
 ];
 
@@ -788,7 +792,7 @@ fn volatile(name: &str, value: &Value, method: &str) -> Option<String> {
         ) => "<int>",
         (name, Value::Number(_)) if name.ends_with("_us") => "<int>",
         (
-            "instance" | "socket" | "orbctl" | "state_dir" | "cursor" | "incident" | "store"
+            "instance" | "socket" | "orbctl" | "state_dir" | "cursor" | "incident" | "store" | "marker"
             | "default_username" | "arch" | "ip4" | "ip6",
             Value::String(_),
         ) => "<string>",

@@ -28,11 +28,15 @@ const MAY_USE: [(&str, &[&str]); 22] = [
         &["machine", "operation", "job", "clock", "sys", "spool"],
     ),
     ("upgrade", &["sys"]),
-    ("journal", &["machine", "operation", "job", "clock", "sys"]),
+    (
+        "journal",
+        &["causes", "machine", "operation", "job", "clock", "sys"],
+    ),
     ("metrics", &["machine", "operation", "job", "clock", "sys"]),
     (
         "dispatcher",
         &[
+            "causes",
             "machine",
             "operation",
             "job",

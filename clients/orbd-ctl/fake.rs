@@ -205,6 +205,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
         outcome: None,
         output_bytes: 0,
         joined: 0,
+        not_durable: false,
     }
 }
 

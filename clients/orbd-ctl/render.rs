@@ -342,6 +342,11 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
     known("class", Some(job.class.clone()));
     known("client", Some(client));
     known("detached", job.detached.then(|| "yes".into()));
+    known(
+        "durable",
+        job.not_durable
+            .then(|| "no: the journal cannot be written; free some disk space".into()),
+    );
     known("accepted", Some(job.accepted_at.clone()));
     known("started", job.started_at.clone());
     known("ended", job.ended_at.clone());

@@ -362,6 +362,7 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::OrbctlOutputUnreadable
         | ErrorKind::ConfigInvalid
         | ErrorKind::StoreUnavailable
+        | ErrorKind::JournalUnavailable
         | ErrorKind::Internal => exit::FAILED,
     }
 }
@@ -397,6 +398,9 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
         ErrorKind::StoreUnavailable => {
             "try again in a few seconds; `orbd-ctl metrics counters` shows the state of the store, and everything else works"
                 .into()
+        }
+        ErrorKind::JournalUnavailable => {
+            "free some space on the disk of orbd's state folder, or run it without --detach; `orbd-ctl doctor` shows the folder".into()
         }
         ErrorKind::Overloaded => "try again when other clients have read their answers".into(),
         ErrorKind::TooManyConnections => {

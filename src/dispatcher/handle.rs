@@ -19,6 +19,7 @@ use crate::sys::ChildIdentity;
 
 use super::Settings;
 use super::known::Seen;
+use super::marker::Markers;
 
 /// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
 pub(super) const REQUESTS_MAX: usize = 256;
@@ -198,6 +199,7 @@ impl Job {
             state: self.state.borrow().clone(),
             waiting_for: None,
             output_bytes: self.spool.as_ref().map_or(0, spool::Spool::end),
+            is_unwritten: false,
             joined: 0,
         }
     }
@@ -216,6 +218,8 @@ pub struct JobView {
     pub output_bytes: u64,
     /// How many callers share it beside the first.
     pub joined: u32,
+    /// Whether it runs and the journal could not be written, so that the journal does not name its process.
+    pub is_unwritten: bool,
 }
 
 /// Why something was not accepted. Nothing happened.
@@ -255,7 +259,7 @@ pub enum Rejection {
     #[error("orbctl is sick and was not asked: {}", .0.illness)]
     Sick(SicknessView),
     /// It cannot be written down, and was asked to survive a restart.
-    #[error("the job could not be written to the journal: {0}")]
+    #[error("cannot write the journal, so a detached change could be forgotten: {0}")]
     Journal(Arc<str>),
     /// Its client hung up before it was accepted.
     #[error("the client is gone")]
@@ -489,9 +493,15 @@ pub struct Dispatcher {
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) published: watch::Receiver<Published>,
     pub(super) upgrading: CancellationToken,
+    pub(super) markers: Markers,
 }
 
 impl Dispatcher {
+    /// Returns what the environment of a lease's process must say in [`crate::sys::MARKER`].
+    pub fn marker(&self, spec: &JobSpec) -> String {
+        self.markers.of(spec)
+    }
+
     /// Asks; `None` when the dispatcher is gone.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();

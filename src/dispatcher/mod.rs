@@ -17,6 +17,7 @@ mod handle;
 mod hold;
 mod known;
 mod lease;
+mod marker;
 mod run_job;
 mod settle;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use handle::{
     Released, SicknessView, StateFilter, Submission, Subscriber, Target, WaitingFor,
 };
 pub use known::{Facts, Known, Printout, Seen};
+pub use marker::{Markers, Survivor};
 
 use crate::journal::{Journal, Recovered};
 use crate::metrics::Metrics;
@@ -78,8 +80,8 @@ pub struct Settings {
     pub spool_total_max: u64,
     /// How variables for a command reach the guest.
     pub guest_env: GuestEnv,
-    /// Names our children in their environment.
-    pub instance: String,
+    /// Names the children of this instance in their environment.
+    pub markers: Markers,
 }
 
 impl Settings {
@@ -139,6 +141,8 @@ pub struct Parts<O> {
     pub journal: Journal,
     /// What the journal remembered.
     pub recovered: Recovered,
+    /// Processes of earlier instances, unless the journal is known to name all of them.
+    pub survivors: Vec<Survivor>,
     /// Records what happened.
     pub metrics: Metrics,
 }
@@ -156,12 +160,14 @@ pub fn start<O: Orbctl>(
         cache_max_age: settings.cache_max_age,
     });
     let upgrading = CancellationToken::new();
+    let markers = settings.markers.clone();
     let state = state::State::new(settings, parts, publish, requests.downgrade(), upgrading.clone());
     let task = tokio::spawn(state.run(inbox, shutdown));
     let dispatcher = Dispatcher {
         requests,
         published,
         upgrading,
+        markers,
     };
     (dispatcher, task)
 }

@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::with_causes;
 use crate::clock::Moment;
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
 use crate::journal::JournalError;
@@ -144,7 +145,9 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
         && let Err(error) = durable.await
     {
         // Not run at all, rather than perhaps twice.
-        return Finished::new(Outcome::Failed(Failure::Internal(error.to_string().into())));
+        return Finished::new(Outcome::Failed(Failure::JournalUnavailable(
+            with_causes(&error).into(),
+        )));
     }
     if let Err(finished) = work.check_id().await {
         return finished;

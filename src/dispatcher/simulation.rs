@@ -177,6 +177,7 @@ impl World {
             orbctl: orbctl.clone(),
             journal,
             recovered,
+            survivors: Vec::new(),
             metrics: metrics.clone(),
         };
         let shutdown = CancellationToken::new();
@@ -279,7 +280,7 @@ fn settings(folder: &Path, limits: Limits) -> Settings {
         },
         spool_total_max: 1 << 24,
         guest_env: GuestEnv::default(),
-        instance: "simulated".into(),
+        markers: Markers::new("simulated", folder),
     }
 }
 

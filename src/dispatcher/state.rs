@@ -166,7 +166,7 @@ impl<O: Orbctl> State<O> {
             stopping: false,
             upgrading,
         };
-        state.recover(parts.recovered);
+        state.recover(parts.recovered, parts.survivors);
         state
     }
 

@@ -1,15 +1,17 @@
 //! The stored shape of entries and their frames. A shape that a release wrote is never changed: variants are added at the
 //! end, and anything else needs a new version in the file's header.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AcceptedJob, Entry, JournalError, Process, Starting};
+use super::{AcceptedJob, Entry, JournalError, MAGIC, Process, Starting};
 use crate::job::JobId;
 use crate::operation::{Access, Class, Lane};
 
-pub(super) const FRAME_HEADER: usize = 8;
+/// Length of what precedes an entry's body: checksum, salt, length.
+pub(super) const FRAME_HEADER: usize = 12;
 /// The longest body of an entry.
 pub(super) const ENTRY_MAX: usize = 1 << 20;
 
@@ -213,8 +215,8 @@ fn read_lane((lane, exclusive): (LaneV1, bool)) -> Option<(Lane, Access)> {
     ))
 }
 
-/// Makes the frame of an entry. The salt of its file is part of the checksum, so nothing that a caller put into an
-/// operation can pass for an entry.
+/// Encodes the frame of an entry. Every frame repeats the salt of its file: nothing that a caller puts into an operation can be
+/// mistaken for an entry, and entries stay readable when the file's header is damaged.
 pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalError> {
     let mut frame =
         postcard::to_extend(stored, vec![0; FRAME_HEADER]).expect("an entry always encodes into memory");
@@ -223,28 +225,37 @@ pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalErro
         return Err(JournalError::TooLarge { bytes });
     }
     let length = u32::try_from(bytes).expect("it was compared with a small number");
-    frame[4..8].copy_from_slice(&length.to_le_bytes());
-    let crc = checksum(salt, &frame[4..]);
+    frame[4..8].copy_from_slice(&salt.to_le_bytes());
+    frame[8..12].copy_from_slice(&length.to_le_bytes());
+    let crc = checksum(&frame[4..]);
     frame[..4].copy_from_slice(&crc.to_le_bytes());
     Ok(frame)
 }
 
-fn checksum(salt: u32, bytes: &[u8]) -> u32 {
+/// Begins with the format's name, so that nothing of another version is ever valid.
+pub(super) fn checksum(bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&salt.to_le_bytes());
+    hasher.update(MAGIC);
     hasher.update(bytes);
     hasher.finalize()
 }
 
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 /// Reads the frame at the start of `bytes`; returns what it says and its length.
 pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(Said, usize)> {
-    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let length = word(4)? as usize;
+    // Compared first: a search through damaged bytes then costs a comparison for each, not a checksum.
+    if word(bytes, 4)? != salt {
+        return None;
+    }
+    let length = length_of(bytes)?;
     if length == 0 || length > ENTRY_MAX {
         return None;
     }
     let end = FRAME_HEADER + length;
-    if checksum(salt, bytes.get(4..end)?) != word(0)? {
+    if checksum(bytes.get(4..end)?) != word(bytes, 0)? {
         return None;
     }
     let (stored, rest) = postcard::take_from_bytes::<StoredV1>(&bytes[FRAME_HEADER..end]).ok()?;
@@ -252,4 +263,30 @@ pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(Said, usize)> {
         return None;
     }
     Some((stored.read()?, end))
+}
+
+/// Returns the length of the body of the frame that begins here, by its own account.
+pub(super) fn length_of(bytes: &[u8]) -> Option<usize> {
+    usize::try_from(word(bytes, 8)?).ok()
+}
+
+/// Finds the salt of a file whose header is damaged: the one that most bytes of intact frames carry. `None` if no frame is intact.
+pub(super) fn find_salt(bytes: &[u8]) -> Option<u32> {
+    let mut found: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let frame = word(rest, 4).and_then(|salt| Some((salt, read_frame(salt, rest)?.1)));
+        at += match frame {
+            Some((salt, length)) => {
+                *found.entry(salt).or_default() += length;
+                length
+            }
+            None => 1,
+        };
+    }
+    found
+        .into_iter()
+        .max_by_key(|(_, length)| *length)
+        .map(|(salt, _)| salt)
 }

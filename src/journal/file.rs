@@ -9,111 +9,148 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::entry::{checksum, find_salt};
 use super::replay::Replay;
 use super::{HEADER, JournalError, MAGIC, Recovered};
 
-/// A journal's file, read and mended.
+/// What opening the journal found and repaired.
 pub(super) struct Opened {
-    pub(super) file: File,
+    /// `None` if there is no file and none could be created.
+    pub(super) file: Option<File>,
     pub(super) salt: u32,
     pub(super) replay: Replay,
     pub(super) recovered: Recovered,
+    /// What could not be written: the file must be replaced before it can be relied on.
+    pub(super) problem: Option<Problem>,
+}
+
+/// Why the file does not hold what it should.
+pub(super) struct Problem {
+    pub(super) error: io::Error,
+    /// Whether the file holds something that would be lost if it were replaced, and so has to be set aside.
+    pub(super) keeps_old: bool,
 }
 
 impl Opened {
-    pub(super) fn read(path: &Path, mut file: File, unix_seconds: u64) -> io::Result<Self> {
+    /// Reads a file, and repairs it as far as the file system allows.
+    pub(super) fn read(path: &Path, located: Located, unix_seconds: u64) -> io::Result<Self> {
+        let Located { file, error } = located;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let salt = match read_header(&bytes) {
-            Header::Ours(salt) => salt,
-            Header::Foreign => {
-                let salt = new_salt();
-                let (file, aside) = replace(path, &header(salt), unix_seconds)?;
-                tracing::error!(
-                    path = %path.display(),
-                    set_aside = %aside.display(),
-                    "the journal is not of this version: it was set aside and a new one is begun"
-                );
-                return Ok(Self {
-                    file,
-                    salt,
-                    replay: Replay::default(),
-                    recovered: Recovered {
-                        set_aside: Some(aside),
-                        ..Recovered::default()
-                    },
-                });
-            }
-            Header::Torn => {
-                let salt = new_salt();
-                file.set_len(0)?;
-                file.write_all(&header(salt))?;
-                return Ok(Self {
-                    file,
-                    salt,
-                    replay: Replay::default(),
-                    recovered: Recovered {
-                        clean: bytes.is_empty(),
-                        torn_bytes: bytes.len() as u64,
-                        ..Recovered::default()
-                    },
-                });
-            }
+        if let Some(file) = &file {
+            (&*file).read_to_end(&mut bytes)?;
+        }
+        let is_new = bytes.is_empty();
+        let (salt, is_header_intact) = match read_header(&bytes) {
+            Header::Intact(salt) => (salt, true),
+            Header::CutShort => (new_salt(), true),
+            Header::Damaged => (find_salt(&bytes).unwrap_or_else(new_salt), false),
         };
-        let entries = &bytes[HEADER..];
+        // Behind a damaged header everything is searched, so a damaged header is damage like any other.
+        let entries = if is_header_intact {
+            bytes.get(HEADER..).unwrap_or_default()
+        } else {
+            &bytes
+        };
         let mut replay = Replay::read(salt, entries);
-        let mut recovered = replay.recovered(entries.len() as u64);
+        replay.damaged |= !is_header_intact;
         if replay.damaged {
             replay.write_doubts(salt);
-            let mut rest = header(salt);
-            rest.extend(replay.jobs.values().flat_map(|job| &job.frames));
-            let (mended, aside) = replace(path, &rest, unix_seconds)?;
-            tracing::error!(
-                path = %path.display(),
-                set_aside = %aside.display(),
-                "the journal is damaged: it was set aside and what can be read is kept"
-            );
-            file = mended;
-            recovered.set_aside = Some(aside);
-        } else if recovered.torn_bytes > 0 {
-            tracing::warn!(
-                path = %path.display(),
-                bytes = recovered.torn_bytes,
-                "the journal's last entry was cut short: it is removed"
-            );
-            file.set_len(HEADER as u64 + replay.valid)?;
         }
-        Ok(Self {
+        let mut recovered = replay.recovered(entries.len() as u64);
+        if bytes.len() < HEADER && is_header_intact {
+            recovered.torn_bytes = bytes.len() as u64;
+        }
+        let mut opened = Self {
             file,
             salt,
             replay,
             recovered,
-        })
+            problem: None,
+        };
+        let repaired = match error {
+            Some(error) => Err(error),
+            None if opened.replay.damaged => opened.set_aside(path, unix_seconds),
+            None if bytes.len() < HEADER => opened.begin(),
+            None if opened.recovered.torn_bytes > 0 => opened.cut_off_tail(path),
+            None => Ok(()),
+        };
+        if let Err(error) = repaired {
+            tracing::error!(path = %path.display(), %error, "cannot write the journal");
+            opened.problem = Some(Problem {
+                error,
+                keeps_old: opened.replay.damaged && !is_new,
+            });
+        }
+        Ok(opened)
+    }
+
+    /// Replaces a damaged file by what could be read of it, and keeps it under another name.
+    fn set_aside(&mut self, path: &Path, unix_seconds: u64) -> io::Result<()> {
+        let mut contents = header(self.salt);
+        contents.extend(self.replay.jobs.values().flat_map(|job| &job.frames));
+        let aside = name_aside(path, unix_seconds);
+        let file = write_new(&with_suffix(path, ".new"), &contents)?;
+        replace(path, Some(&aside))?;
+        tracing::error!(
+            path = %path.display(),
+            set_aside = %aside.display(),
+            jobs = self.replay.jobs.len(),
+            "the journal was damaged; its intact entries were kept and the damaged file was set aside"
+        );
+        self.file = Some(file);
+        self.recovered.set_aside = Some(aside);
+        Ok(())
+    }
+
+    /// Writes the header of a new file.
+    fn begin(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        file.set_len(0)?;
+        file.write_all(&header(self.salt))
+    }
+
+    fn cut_off_tail(&mut self, path: &Path) -> io::Result<()> {
+        tracing::warn!(
+            path = %path.display(),
+            bytes = self.recovered.torn_bytes,
+            "removing the journal's last entry, which was cut short"
+        );
+        match &self.file {
+            Some(file) => file.set_len(HEADER as u64 + self.replay.valid),
+            None => Ok(()),
+        }
     }
 }
 
 enum Header {
     /// The file ends within it, or is empty.
-    Torn,
-    Ours(u32),
-    Foreign,
+    CutShort,
+    Intact(u32),
+    Damaged,
 }
 
 fn read_header(bytes: &[u8]) -> Header {
-    if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
-        return Header::Foreign;
+    let (magic, rest) = bytes.split_at(bytes.len().min(MAGIC.len()));
+    if !MAGIC.starts_with(magic) {
+        return Header::Damaged;
     }
-    match bytes
-        .get(MAGIC.len()..HEADER)
-        .and_then(|salt| salt.try_into().ok())
-    {
-        Some(salt) => Header::Ours(u32::from_le_bytes(salt)),
-        None => Header::Torn,
+    let Some((salt, rest)) = rest.split_first_chunk::<4>() else {
+        return Header::CutShort;
+    };
+    match rest.split_first_chunk::<4>() {
+        Some((crc, _)) if u32::from_le_bytes(*crc) == checksum(salt) => {
+            Header::Intact(u32::from_le_bytes(*salt))
+        }
+        Some(_) => Header::Damaged,
+        None => Header::CutShort,
     }
 }
 
 pub(super) fn header(salt: u32) -> Vec<u8> {
-    [MAGIC.as_slice(), &salt.to_le_bytes()].concat()
+    let salt = salt.to_le_bytes();
+    [MAGIC.as_slice(), &salt, &checksum(&salt).to_le_bytes()].concat()
 }
 
 fn new_salt() -> u32 {
@@ -128,8 +165,42 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Opens the file and locks it; a rename may come in between, so it looks again.
-pub(super) fn open_locked(path: &Path) -> Result<File, JournalError> {
+/// The journal's file as it was found, locked.
+pub(super) struct Located {
+    /// `None` if there is none and none can be created.
+    pub(super) file: Option<File>,
+    /// Why it cannot be written.
+    pub(super) error: Option<io::Error>,
+}
+
+/// Opens the file for writing, else for reading.
+///
+/// A file that exists and cannot be read is an error: it may hold acknowledged changes.
+fn open(path: &Path) -> io::Result<Located> {
+    let error = match options().open(path) {
+        Ok(file) => {
+            return Ok(Located {
+                file: Some(file),
+                error: None,
+            });
+        }
+        Err(error) => error,
+    };
+    match File::open(path) {
+        Ok(file) => Ok(Located {
+            file: Some(file),
+            error: Some(error),
+        }),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Located {
+            file: None,
+            error: Some(error),
+        }),
+        Err(_) => Err(error),
+    }
+}
+
+/// Opens the file and locks it; if it is replaced in between, starts again.
+pub(super) fn open_locked(path: &Path) -> Result<Located, JournalError> {
     let io = |source| JournalError::Io {
         doing: "open",
         path: path.to_owned(),
@@ -137,8 +208,11 @@ pub(super) fn open_locked(path: &Path) -> Result<File, JournalError> {
     };
     let mut tries = 20;
     loop {
-        let file = options().open(path).map_err(io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let located = open(path).map_err(io)?;
+        let Some(file) = &located.file else {
+            return Ok(located);
+        };
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             // A child that a dying predecessor was just spawning holds the lock until it executes.
             Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => {
@@ -155,7 +229,7 @@ pub(super) fn open_locked(path: &Path) -> Result<File, JournalError> {
         }
         let ours = file.metadata().map_err(io)?;
         if fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(file);
+            return Ok(located);
         }
     }
 }
@@ -179,23 +253,31 @@ pub(super) fn write_new(path: &Path, contents: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
+fn sync_folder_of(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
     }
 }
 
-/// Puts new contents in the journal's place and keeps the old file under a new name; there is a journal at any moment.
-fn replace(path: &Path, contents: &[u8], unix_seconds: u64) -> io::Result<(File, PathBuf)> {
+/// Returns an unused name for a file that is set aside.
+pub(super) fn name_aside(path: &Path, unix_seconds: u64) -> PathBuf {
     let mut aside = with_suffix(path, &format!(".set-aside-{unix_seconds}"));
     while aside.exists() {
         aside = with_suffix(&aside, "x");
     }
-    let new = with_suffix(path, ".new");
-    let file = write_new(&new, contents)?;
-    fs::hard_link(path, &aside)?;
-    fs::rename(&new, path)?;
-    sync_folder_of(path)?;
-    Ok((file, aside))
+    aside
+}
+
+/// Puts the new file in the journal's place, after keeping the old one under the name `aside`. There is a journal at any moment.
+pub(super) fn replace(path: &Path, aside: Option<&Path>) -> io::Result<()> {
+    if let Some(aside) = aside
+        && let Err(error) = fs::hard_link(path, aside)
+        // An earlier attempt may have come as far as this.
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    fs::rename(with_suffix(path, ".new"), path)?;
+    sync_folder_of(path)
 }

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{FRAME_HEADER, Said, StoredV1, frame, read_frame};
+use super::entry::{FRAME_HEADER, Said, StoredV1, frame, length_of, read_frame};
 use super::{AcceptedJob, Entry, InFlight, Process, Recovered, Starting};
 use crate::job::JobId;
 
 /// Says whether what is unreadable up to the end of the file is an entry that was being written when the process or the power went: it
 /// ends too early, or in the zeros of a block that never reached the disk.
 fn is_torn(tail: &[u8]) -> bool {
-    let complete = tail
-        .get(4..8)
-        .and_then(|length| length.try_into().ok())
-        .is_some_and(|length| u32::from_le_bytes(length) as usize <= tail.len() - FRAME_HEADER);
+    let complete = length_of(tail).is_some_and(|length| length <= tail.len() - FRAME_HEADER);
     !complete || tail.ends_with(&[0; 8])
 }
 

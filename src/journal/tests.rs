@@ -105,7 +105,6 @@ fn the_next_life_learns_what_waits_and_what_is_in_flight() {
     let (journal, recovered) = open(&path);
     let first = Recovered {
         next_id: 1,
-        clean: true,
         ..Recovered::default()
     };
     assert_eq!(recovered, first, "there was no life before");
@@ -133,6 +132,7 @@ async fn an_orderly_end_is_told_from_a_crash() {
     let id = journal.next_id();
     journal
         .append_durable(&Entry::Accepted(accepted(id.0)))
+        .expect("written")
         .await
         .expect("on disk");
     let shared = Arc::downgrade(&journal.shared);
@@ -258,8 +258,13 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
         };
         assert_eq!(fs::read(aside).expect("kept"), damaged, "flipped at {at}");
         fs::remove_file(aside).expect("removed");
-        // Of what came before the damage, nothing is started again: the entry that was lost may say that it ran.
-        assert!(!recovered.waiting.contains(&accepted(1)), "flipped at {at}");
+        // What came before the damage is not started again: the entry that was lost may say that it ran. A header is no entry.
+        let is_before_all = at < HEADER;
+        assert_eq!(
+            recovered.waiting.contains(&accepted(1)),
+            is_before_all,
+            "flipped at {at}"
+        );
         assert_eq!(
             recovered.doubtful.is_empty(),
             at < ends_of(&bytes)[0],
@@ -284,11 +289,100 @@ fn ends_of(bytes: &[u8]) -> Vec<usize> {
     let mut ends = Vec::new();
     let mut at = HEADER;
     while at < bytes.len() {
-        let length = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().expect("four bytes"));
-        at += FRAME_HEADER + length as usize;
+        at += FRAME_HEADER + entry::length_of(&bytes[at..]).expect("a frame");
         ends.push(at);
     }
     ends
+}
+
+#[test]
+fn one_damaged_place_of_any_size_forgets_no_entry_outside_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let entries: Vec<Entry> = (1..=8).map(|job| Entry::Accepted(accepted(job))).collect();
+    let bytes = written(&path, &entries);
+    let ends = ends_of(&bytes);
+    for length in [1, 4, 20, 100, 300] {
+        for from in (0..bytes.len()).step_by(3) {
+            let damage = from..(from + length).min(bytes.len());
+            let mut damaged = bytes.clone();
+            for byte in &mut damaged[damage.clone()] {
+                *byte ^= 0x5a;
+            }
+            fs::write(&path, &damaged).expect("written");
+            let (journal, recovered) = open(&path);
+            let kept: Vec<u64> = recovered
+                .waiting
+                .iter()
+                .chain(&recovered.doubtful)
+                .map(|job| job.job.0)
+                .collect();
+            let mut start = HEADER;
+            for (job, end) in (1..).zip(&ends) {
+                let is_intact = damage.end <= start || damage.start >= *end;
+                assert_eq!(kept.contains(&job), is_intact, "job {job}, {damage:?} damaged");
+                start = *end;
+            }
+            kill(journal);
+            for entry in fs::read_dir(folder.path()).expect("readable") {
+                fs::remove_file(entry.expect("readable").path()).expect("removed");
+            }
+        }
+    }
+}
+
+/// Opens a journal in a folder in which nothing can be written.
+fn read_only(path: &Path, with: &[u8]) -> (Journal, Recovered) {
+    fs::write(path, with).expect("written");
+    let located = Located {
+        file: Some(File::open(path).expect("readable")),
+        error: Some(io::ErrorKind::StorageFull.into()),
+    };
+    // What `open_locked` finds on a full or read-only disk; root could write there all the same.
+    Journal::open_located(path, located, now(), GARBAGE_MAX).expect("opened")
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_written_refuses_what_it_would_forget_and_catches_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let bytes = written(&path, &some_entries());
+    let mut damaged = bytes.clone();
+    damaged[0] ^= 1;
+    for contents in [&bytes, &damaged] {
+        let (journal, recovered) = read_only(&path, contents);
+        assert_eq!(
+            (recovered.waiting, recovered.in_flight),
+            (vec![accepted(1)], vec![in_flight(2)])
+        );
+        assert!(journal.problem().is_some());
+        journal
+            .append(&Entry::Accepted(accepted(8)))
+            .expect_err("it would be forgotten");
+        assert!(journal.append_durable(&Entry::Accepted(accepted(8))).is_err());
+        for entry in [Entry::Starting(starting(9)), Entry::Ended { job: JobId(2) }] {
+            journal.append(&entry).expect_err("not writable");
+        }
+        assert!(journal.is_unwritten(JobId(9)) && !journal.is_unwritten(JobId(2)));
+        // The folder can be written all along, so closing writes the file anew.
+        let shared = Arc::downgrade(&journal.shared);
+        journal.close(Duration::from_secs(10)).await.expect("closed");
+        while shared.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let (journal, recovered) = open(&path);
+        assert!(recovered.clean && recovered.set_aside.is_none());
+        assert_eq!(recovered.waiting, [accepted(1)]);
+        let in_flight: Vec<JobId> = recovered.in_flight.iter().map(|job| job.starting.job).collect();
+        assert_eq!(
+            in_flight,
+            [JobId(9)],
+            "what ended meanwhile is not remembered as running"
+        );
+        kill(journal);
+    }
+    let aside = fs::read_dir(folder.path()).expect("readable").count() - 1;
+    assert_eq!(aside, 1, "only the damaged one is kept");
 }
 
 #[test]
@@ -361,6 +455,7 @@ async fn compaction_keeps_what_is_live_and_what_is_appended_meanwhile() {
             let kept = accepted(job + 10_000);
             journal
                 .append_durable(&Entry::Accepted(kept.clone()))
+                .expect("written")
                 .await
                 .expect("on disk");
             waiting.push(kept);
@@ -552,7 +647,7 @@ async fn figures() {
     let folder = tempfile::tempdir_in(".").expect("a folder");
     let path = folder.path().join("journal");
     let (journal, _) = open(&path);
-    let moment = || crate::clock::Moment::now().instant;
+    let moment = || Moment::now().instant;
     let mut took = Vec::new();
     for job in 0..100_000 {
         let start = moment();
@@ -579,6 +674,7 @@ async fn figures() {
         let start = moment();
         journal
             .append_durable(&Entry::Accepted(accepted(job)))
+            .expect("written")
             .await
             .expect("on disk");
         durable.push(start.elapsed());

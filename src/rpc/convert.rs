@@ -518,6 +518,7 @@ pub(super) fn job(view: &JobView) -> types::Job {
         outcome,
         output_bytes: view.output_bytes,
         joined: view.joined,
+        not_durable: view.is_unwritten,
     }
 }
 
@@ -691,7 +692,7 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             data.retry_after_ms = Some(UPGRADE_RETRY_AFTER_MS);
             ErrorKind::Draining.with(rejection.to_string(), data)
         }
-        Rejection::Journal(_) => internal(&rejection.to_string()),
+        Rejection::Journal(_) => ErrorKind::JournalUnavailable.error(rejection.to_string()),
     }
 }
 
@@ -868,6 +869,9 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             format!("{what}: {text}"),
             start(ErrorKind::OrbctlOutputUnreadable),
         ),
+        Failure::JournalUnavailable(_) => {
+            ErrorKind::JournalUnavailable.with(text, start(ErrorKind::JournalUnavailable))
+        }
         Failure::Internal(cause) => internal(&format!("{what}: {cause}")),
     }
 }

@@ -61,6 +61,8 @@ kinds! {
     Overloaded 1006 "overloaded";
     /// The store of the metrics cannot be used for now; the message says why. Everything else works.
     StoreUnavailable 1007 "store_unavailable";
+    /// The journal cannot be written, so a detached change was refused or not started; the message says why. Jobs that are not detached run.
+    JournalUnavailable 1008 "journal_unavailable";
     /// `orbctl` knows no such machine.
     MachineNotFound 2001 "machine_not_found";
     /// The name is taken.

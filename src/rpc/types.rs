@@ -713,6 +713,10 @@ pub struct Job {
     pub output_bytes: u64,
     /// How many callers share it beside the first.
     pub joined: u32,
+    /// Whether it runs without an entry in the journal, because that cannot be written. If orbd died now, only the environment of the
+    /// job's process would show the next instance that the job runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub not_durable: bool,
 }
 
 /// A lane that a job holds or waits for.
@@ -1521,6 +1525,9 @@ pub struct LeaseAnswer {
     pub job_id: u64,
     /// The real tool.
     pub orbctl: String,
+    /// What the environment of the process must have as `ORBD_JOB` when it becomes the tool. A later instance of orbd finds the process by
+    /// it if the journal is lost.
+    pub marker: String,
     /// Names of the machines that it is about, in the order in which they were given: what the tool is to be told, because what was
     /// resolved to a name may be another machine's when the tool looks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags};
 
-use super::{ChildIdentity, Seen, StartTime, marker_of};
+use super::{ChildIdentity, MarkedProcess, Seen, StartTime, args_of, marker_of};
 
 pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
     // A user's pipes together are bounded too, and beyond that it is refused.
@@ -114,7 +114,7 @@ pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
     super::readable(pidfd).await
 }
 
-pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
+pub(super) fn marked_processes() -> Vec<MarkedProcess> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -124,11 +124,16 @@ pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
             // Unreadable for other users, empty for zombies.
             let marker = marker_of(&std::fs::read(format!("/proc/{pid}/environ")).ok()?)?;
             let seen = look(pid)?;
+            let args = args_of(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?);
             let identity = ChildIdentity {
                 pid,
                 started: seen.started,
             };
-            (!seen.is_zombie).then_some((identity, marker))
+            (!seen.is_zombie).then_some(MarkedProcess {
+                identity,
+                marker,
+                args,
+            })
         })
         .collect()
 }

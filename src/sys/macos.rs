@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::ptr;
 
-use super::{ChildIdentity, Seen, StartTime, environment_of_procargs, marker_of};
+use super::{ChildIdentity, MarkedProcess, Seen, StartTime, args_of, marker_of, split_procargs};
 
 /// macOS widens a pipe by itself, as far as it goes; `fcntl(2)` has no word for it.
 pub(super) fn widen_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
@@ -144,19 +144,25 @@ fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
     Ok(queue)
 }
 
-pub(super) fn marked_processes() -> Vec<(ChildIdentity, OsString)> {
+pub(super) fn marked_processes() -> Vec<MarkedProcess> {
     let mut room = vec![0_u8; arguments_max()];
     pids()
         .into_iter()
         .filter_map(|pid| {
-            let marker = marker_of(environment_of_procargs(procargs(pid, &mut room)?)?)?;
+            let (args, environment) = split_procargs(procargs(pid, &mut room)?)?;
+            let marker = marker_of(environment)?;
+            let args = args_of(args);
             let pid = u32::try_from(pid).ok()?;
             let seen = look(pid)?;
             let identity = ChildIdentity {
                 pid,
                 started: seen.started,
             };
-            (!seen.is_zombie).then_some((identity, marker))
+            (!seen.is_zombie).then_some(MarkedProcess {
+                identity,
+                marker,
+                args,
+            })
         })
         .collect()
 }

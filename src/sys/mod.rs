@@ -7,7 +7,7 @@
 //!
 //! Nothing here knows `orbctl`, and nothing here starts a program.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub fn is_alive(identity: &ChildIdentity) -> bool {
 }
 
 /// Returns this user's own folder for temporary files, where the system gives each user one.
-pub fn temporary_folder() -> Option<std::ffi::OsString> {
+pub fn temporary_folder() -> Option<OsString> {
     platform::temporary_folder()
 }
 
@@ -182,33 +182,45 @@ pub fn is_in_foreground() -> bool {
         .is_ok_and(|group| group.as_raw_nonzero().get().unsigned_abs() == platform::own_group())
 }
 
-/// Returns the processes of this user, other than ourselves, that carry exactly this marker in [`MARKER`]: a child of an earlier
-/// life and whatever it started.
+/// A process with [`MARKER`] in its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MarkedProcess {
+    /// Which process.
+    pub identity: ChildIdentity,
+    /// The value of the variable.
+    pub marker: OsString,
+    /// Its arguments, the program's name first.
+    pub args: Vec<OsString>,
+}
+
+/// Returns the processes of this user, other than this one, that carry a marker: the children of orbd, and what they started. One pass
+/// over the process table.
 ///
-/// A process that has moved to a session made by another marked process is left out: it has detached itself (OrbStack's own
-/// service may be started by an `orbctl` call and then outlives it for good).
+/// A process that has moved to a session created by another marked process is left out, because it has detached itself.
 ///
-/// On macOS the kernel hides the environment of programs that system integrity protection covers; such children are not found.
-pub fn children_with_marker(marker: &str) -> Vec<ChildIdentity> {
-    marked_processes()
+/// On macOS the kernel hides the environment of programs that system integrity protection covers; such processes are not found.
+pub fn marked_processes() -> Vec<MarkedProcess> {
+    let own = std::process::id();
+    let marked: Vec<_> = platform::marked_processes()
         .into_iter()
-        .filter_map(|(identity, found)| (found.as_os_str() == OsStr::new(marker)).then_some(identity))
+        .filter(|process| process.identity.pid != own)
+        .collect();
+    let pids: std::collections::HashSet<u32> = marked.iter().map(|process| process.identity.pid).collect();
+    marked
+        .into_iter()
+        .filter(|process| {
+            !platform::session_of(process.identity.pid).is_some_and(|leader| pids.contains(&leader))
+        })
         .collect()
 }
 
-/// Returns every process that [`children_with_marker`] could return, with its marker, in one pass over the process table.
-pub fn marked_processes() -> Vec<(ChildIdentity, std::ffi::OsString)> {
-    let ourselves = std::process::id();
-    let marked: Vec<_> = platform::marked_processes()
+/// Returns the processes that carry exactly this marker.
+#[cfg(test)]
+pub(crate) fn children_with_marker(marker: &str) -> Vec<ChildIdentity> {
+    marked_processes()
         .into_iter()
-        .filter(|(identity, _)| identity.pid != ourselves)
-        .collect();
-    let pids: std::collections::HashSet<u32> = marked.iter().map(|(identity, _)| identity.pid).collect();
-    marked
-        .into_iter()
-        .filter(|(identity, _)| {
-            !platform::session_of(identity.pid).is_some_and(|leader| pids.contains(&leader))
-        })
+        .filter(|process| process.marker.as_os_str() == std::ffi::OsStr::new(marker))
+        .map(|process| process.identity)
         .collect()
 }
 
@@ -240,30 +252,38 @@ struct Seen {
     is_zombie: bool,
 }
 
-/// Finds the marker in an environment as the kernel hands it out: `NAME=value`, each ended by NUL.
-fn marker_of(environment: &[u8]) -> Option<std::ffi::OsString> {
+/// Finds the marker in an environment as the kernel returns it: `NAME=value`, each ended by NUL.
+fn marker_of(environment: &[u8]) -> Option<OsString> {
     use std::os::unix::ffi::OsStringExt;
     environment.split(|byte| *byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(MARKER.as_bytes())?.strip_prefix(b"=")?;
-        Some(std::ffi::OsString::from_vec(value.to_vec()))
+        Some(OsString::from_vec(value.to_vec()))
     })
 }
 
-/// Finds the environment in what macOS returns for `KERN_PROCARGS2`: an argument count, the program's path, padding, the arguments,
-/// then the environment. Here rather than in the macOS file so that it is tested where the tests run.
+/// Splits arguments as the kernel returns them, each ended by NUL.
+fn args_of(bytes: &[u8]) -> Vec<OsString> {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    let args = bytes.split(|byte| *byte == 0);
+    args.map(|arg| OsString::from_vec(arg.to_vec())).collect()
+}
+
+/// Splits what macOS returns for `KERN_PROCARGS2` into arguments and environment. Its layout: an argument count, the program's path,
+/// padding, the arguments, the environment. Here rather than in the macOS file so that it is tested where the tests run.
 #[cfg(any(target_os = "macos", test))]
-fn environment_of_procargs(procargs: &[u8]) -> Option<&[u8]> {
+fn split_procargs(procargs: &[u8]) -> Option<(&[u8], &[u8])> {
     let (count, rest) = procargs.split_first_chunk::<4>()?;
-    let arguments = usize::try_from(i32::from_ne_bytes(*count)).ok()?;
+    let count = usize::try_from(i32::from_ne_bytes(*count)).ok()?;
     let path_end = rest.iter().position(|byte| *byte == 0)?;
     let padded = rest.get(path_end..)?;
     let first = padded.iter().position(|byte| *byte != 0)?;
-    let mut words = padded.get(first..)?;
-    for _ in 0..arguments {
-        let end = words.iter().position(|byte| *byte == 0)?;
-        words = words.get(end + 1..)?;
+    let args = padded.get(first..)?;
+    let mut end = 0;
+    for _ in 0..count {
+        end += args.get(end..)?.iter().position(|byte| *byte == 0)? + 1;
     }
-    Some(words)
+    Some(args.split_at(end))
 }
 
 #[cfg(test)]
@@ -408,13 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_found_behind_the_arguments() {
+    fn arguments_and_environment_of_procargs_are_split() {
         let mut procargs = 2_i32.to_ne_bytes().to_vec();
         procargs.extend_from_slice(b"/bin/orbctl\0\0\0\0orbctl\0list\0HOME=/x\0ORBD_JOB=life-7\0\0");
-        let environment = environment_of_procargs(&procargs).expect("well formed");
+        let (args, environment) = split_procargs(&procargs).expect("well formed");
+        assert_eq!(args_of(args), ["orbctl", "list"]);
         assert_eq!(marker_of(environment).expect("marked"), "life-7");
         for end in 0..procargs.len() {
-            environment_of_procargs(&procargs[..end]);
+            split_procargs(&procargs[..end]);
         }
         assert_eq!(marker_of(b"XORBD_JOB=a\0ORBD_JOBS=b\0"), None);
     }

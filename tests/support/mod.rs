@@ -208,11 +208,11 @@ impl World {
         assert!(copied.success());
     }
 
-    /// Gives the daemon a disk of one mebibyte for its output, which only the daemon sees; `None`, with a line that says why, where
-    /// none can be mounted.
-    pub(crate) fn with_small_disk(mut self) -> Option<Self> {
-        let spool = self.path("state/spool");
-        fs::create_dir_all(&spool).expect("a folder");
+    /// Gives the daemon a disk of one mebibyte for a folder, which only the daemon sees and which is gone with it; `None`, with a line that
+    /// says why, where none can be mounted.
+    pub(crate) fn with_small_disk(mut self, folder: &str) -> Option<Self> {
+        let folder = self.path(folder);
+        fs::create_dir_all(&folder).expect("a folder");
         let namespace = if rustix::process::geteuid().is_root() {
             "unshare --mount"
         } else {
@@ -220,7 +220,7 @@ impl World {
         };
         let mount = format!(
             "exec {namespace} sh -c 'mount -t tmpfs -o size=1m,mode=700 tmpfs \"$0\" && exec \"$@\"' '{}'",
-            spool.display()
+            folder.display()
         );
         let probe = Command::new("/bin/sh")
             .args(["-c", &format!("{mount} true")])

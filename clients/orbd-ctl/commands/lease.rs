@@ -23,6 +23,7 @@ use orbd::orbctl::argv::Call;
 use orbd::rpc::api::{JobWait, SessionLease, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
+use orbd::sys::MARKER;
 use rustix::process::Signal;
 
 use crate::context::{Context, JobWishes, attend, request};
@@ -105,7 +106,8 @@ pub(super) fn carry_out<C: Into<Call>>(
     if terminal == Terminal::Its {
         interrupt.let_pass()?;
     }
-    let call: Call = arguments(lease.machines.first().unwrap_or(&machine)).into();
+    let mut call: Call = arguments(lease.machines.first().unwrap_or(&machine)).into();
+    call.env.push((MARKER.into(), lease.marker.into()));
     let mut child = child.grant(lease.orbctl.as_ref(), &call);
     let status = child.wait().map_err(|source| Trouble::Local {
         what: "cannot wait for orbctl".into(),

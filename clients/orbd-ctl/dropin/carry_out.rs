@@ -264,10 +264,7 @@ impl Session<'_> {
                 return Err(failed);
             }
         };
-        // Whoever gave a place has greeted us.
-        let instance = self.instance.as_deref().unwrap_or_default();
-        let marker = format!("{instance}:{}", lease.job_id);
-        let ended = guard.watch(child.grant(&program, &marker));
+        let ended = guard.watch(child.grant(&program, &lease.marker));
         self.release(lease.job_id, ended);
         Ok(ended.repeat())
     }

@@ -139,9 +139,9 @@ pub(crate) fn real_tool(
     found.map_err(|why| why.to_string())
 }
 
-/// Finds the job in a marker: `INSTANCE:JOB`.
+/// Finds the job in a marker: `INSTANCE:JOB:...`.
 fn job_of(marker: &str) -> Option<u64> {
-    marker.rsplit_once(':')?.1.parse().ok()
+    marker.split(':').nth(1)?.parse().ok()
 }
 
 /// Says whether we are called as the tool, and by which of its names.
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_marker_names_its_job() {
-        assert_eq!(job_of("01J:42"), Some(42));
+        assert_eq!(job_of("01J:42:9f1c22ab:client:change:start:web:web!,*"), Some(42));
         for odd in ["", "42", "01J:", "01J:x", "01J:-1"] {
             assert_eq!(job_of(odd), None, "{odd}");
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::causes::with_causes;
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
@@ -44,27 +45,41 @@ impl<O: Orbctl> State<O> {
             accepted: Moment::now(),
             asked: submission,
         });
+        // Written first: once it is accepted it may start at once, and its force has ended what others run.
+        let written = if is_durable(&spec) {
+            let entry = JournalEntry::Accepted(AcceptedJob {
+                job: id,
+                operation: stored::encode(&spec.asked.operation, spec.asked.expected_id.as_ref()),
+                client: spec.asked.client.name.to_string(),
+                accepted_ms: spec.accepted.unix_ms(),
+                queue_timeout: spec.asked.queue_timeout,
+                run_timeout: spec.asked.run_timeout,
+            });
+            match self.journal.append_durable(&entry) {
+                Ok(written) => Some(written),
+                Err(error) => {
+                    let _ = reply.send(Err(Rejection::Journal(with_causes(&error).into())));
+                    return;
+                }
+            }
+        } else {
+            None
+        };
         let accepted = match self.accept(&spec) {
             Ok(job) => job,
             Err(rejection) => {
+                if written.is_some() {
+                    self.journal_append(&JournalEntry::Ended { job: id });
+                }
                 let _ = reply.send(Err(rejection));
                 return;
             }
         };
-        if !is_durable(&spec) {
+        // It may start at once; it is acknowledged only when a power loss could no longer forget it.
+        let Some(written) = written else {
             let _ = reply.send(Ok(accepted));
             return;
-        }
-        // It may start at once; it is acknowledged only when a power loss could no longer forget it.
-        let entry = JournalEntry::Accepted(AcceptedJob {
-            job: id,
-            operation: stored::encode(&spec.asked.operation, spec.asked.expected_id.as_ref()),
-            client: spec.asked.client.name.to_string(),
-            accepted_ms: spec.accepted.unix_ms(),
-            queue_timeout: spec.asked.queue_timeout,
-            run_timeout: spec.asked.run_timeout,
-        });
-        let written = self.journal.append_durable(&entry);
+        };
         let requests = self.requests.clone();
         tokio::spawn(async move {
             match written.await {
@@ -75,7 +90,11 @@ impl<O: Orbctl> State<O> {
                     // A dispatcher that is gone answers nobody.
                     if let Some(requests) = requests.upgrade() {
                         let _ = requests
-                            .send(Request::Undo(Box::new(accepted), error.to_string().into(), reply))
+                            .send(Request::Undo(
+                                Box::new(accepted),
+                                with_causes(&error).into(),
+                                reply,
+                            ))
                             .await;
                     }
                 }

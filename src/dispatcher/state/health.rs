@@ -183,7 +183,7 @@ impl<O: Orbctl> State<O> {
             spool: None,
             spool_dir: self.settings.spool.dir.clone(),
             input: None,
-            marker: format!("{}:{}", self.settings.instance, spec.id),
+            marker: self.settings.markers.of(&spec),
             notes: self.notes.clone(),
             release: None,
             spec: spec.clone(),

@@ -1,5 +1,6 @@
 //! The beginning, which takes over from the life before, and the stop, which leaves changes to finish.
 
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Arc;
 
@@ -7,13 +8,14 @@ use tokio::sync::oneshot;
 
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Sighting};
-use crate::journal::{AcceptedJob, InFlight, Recovered};
+use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Recovered};
 use crate::operation::{Effect, Operation};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
-use crate::sys;
+use crate::sys::ChildIdentity;
 
 use super::super::handle::{Carrier, JobState, LeaseProcesses, StateFilter, Submission};
+use super::super::marker::{Survivor, adopt};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
 use super::entry::{Life, Over};
@@ -23,13 +25,30 @@ use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
     /// Takes over from the life before: its children keep their lanes, its acknowledged changes their places.
-    pub(super) fn recover(&mut self, recovered: Recovered) {
+    pub(super) fn recover(&mut self, mut recovered: Recovered, survivors: Vec<Survivor>) {
         let now = Moment::now();
-        self.recover_running(recovered.in_flight, now);
+        let (processes, added) = adopt(&mut recovered, survivors);
+        if let Some(last) = added.iter().max() {
+            self.journal.skip_past(*last);
+        }
+        // From now on the journal names them.
+        for found in recovered
+            .in_flight
+            .iter()
+            .filter(|found| added.contains(&found.starting.job))
+        {
+            self.journal_append(&JournalEntry::Starting(found.starting.clone()));
+        }
+        self.recover_running(recovered.in_flight, processes, now);
         self.recover_waiting(recovered.waiting, recovered.doubtful, now);
     }
 
-    fn recover_running(&mut self, in_flight: Vec<InFlight>, now: Moment) {
+    fn recover_running(
+        &mut self,
+        in_flight: Vec<InFlight>,
+        mut processes: BTreeMap<JobId, Vec<ChildIdentity>>,
+        now: Moment,
+    ) {
         for found in in_flight {
             let starting = &found.starting;
             // An outline holds the lane as well, should the whole be from a version that we do not understand.
@@ -55,10 +74,8 @@ impl<O: Orbctl> State<O> {
             let is_lease = stored::is_lease(starting);
             let children = match child {
                 Some(child) => vec![child],
-                // The place was not granted yet, so the client's process never began.
-                None if is_lease => Vec::new(),
-                // It died between deciding to start a child and learning of it: the child's own environment tells.
-                None => sys::children_with_marker(&starting.marker),
+                // The journal does not name the process: the instance died before it knew it, or could not write.
+                None => processes.remove(&starting.job).unwrap_or_default(),
             };
             let owner = found.owner.as_ref().and_then(stored::identity);
             let lease = child

@@ -67,9 +67,9 @@ impl<O: Orbctl> State<O> {
             spool: live.writer.take(),
             spool_dir: self.settings.spool.dir.clone(),
             input: live.input_end.take(),
-            // A client's process carries none, and the next life must not look for one.
+            // The client gives its process the marker, and a lease journals the process before that runs.
             marker: match spec.asked.carrier {
-                Carrier::Daemon => format!("{}:{id}", self.settings.instance),
+                Carrier::Daemon => self.settings.markers.of(&spec),
                 Carrier::Lease(_) => String::new(),
             },
             notes: self.notes.clone(),
@@ -132,7 +132,12 @@ impl<O: Orbctl> State<O> {
             class: spec.asked.operation.class(),
             detached: spec.asked.detached,
         });
-        let durable = is_durable(spec).then(|| -> Durable { Box::pin(self.journal.append_durable(&entry)) });
+        let durable = is_durable(spec).then(|| -> Durable {
+            match self.journal.append_durable(&entry) {
+                Ok(written) => Box::pin(written),
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+            }
+        });
         if durable.is_none() {
             self.journal_append(&entry);
         }
@@ -159,11 +164,10 @@ impl<O: Orbctl> State<O> {
         }
     }
 
+    /// Writes an entry if that is possible. Otherwise work goes on, because refusing a stop or a delete on a full disk would make things
+    /// worse; the journal logs the failure and marks the job.
     pub(super) fn journal_append(&self, entry: &JournalEntry) {
-        if let Err(error) = self.journal.append(entry) {
-            // Work goes on: refusing a stop or a delete because the disk is full would make things worse.
-            tracing::error!(%error, "the journal cannot be written: a crash now could forget what runs");
-        }
+        let _ = self.journal.append(entry);
     }
 }
 

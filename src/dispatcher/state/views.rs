@@ -23,6 +23,7 @@ impl<O: Orbctl> State<O> {
             waiting_for,
             output_bytes: entry.output.bytes(),
             joined: entry.joined,
+            is_unwritten: self.journal.is_unwritten(entry.spec.id),
         }
     }
 

@@ -63,6 +63,7 @@ pub(super) fn register(registry: &mut Registry) {
         Ok(LeaseAnswer {
             job_id: job.spec.id.0,
             orbctl: orbctl.display().to_string(),
+            marker: server.dispatcher.marker(&job.spec),
             machines: subject
                 .machines
                 .iter()

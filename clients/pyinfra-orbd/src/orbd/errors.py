@@ -20,6 +20,7 @@
         ├── ProtocolMismatch        protocol_mismatch
         ├── ConfigInvalid           config_invalid
         ├── StoreUnavailable        store_unavailable
+        ├── JournalUnavailable      journal_unavailable
         ├── MachineError
         │   ├── MachineNotFound     machine_not_found
         │   ├── MachineExists       machine_exists
@@ -63,6 +64,7 @@ __all__ = [
     "JobError",
     "JobInterrupted",
     "JobNotFound",
+    "JournalUnavailable",
     "MachineError",
     "MachineExists",
     "MachineNotFound",
@@ -206,6 +208,10 @@ class StoreUnavailable(RequestFailed):
     """The store of the metrics cannot be used for now; everything else works."""
 
 
+class JournalUnavailable(RequestFailed):
+    """The journal cannot be written, so a detached change was refused; everything else works."""
+
+
 class MachineError(RequestFailed):
     """The machine does not allow it."""
 
@@ -287,6 +293,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "protocol_mismatch": ProtocolMismatch,
     "config_invalid": ConfigInvalid,
     "store_unavailable": StoreUnavailable,
+    "journal_unavailable": JournalUnavailable,
     "machine_not_found": MachineNotFound,
     "machine_exists": MachineExists,
     "machine_wrong_state": MachineWrongState,

@@ -418,6 +418,7 @@ class Job(Model):
     outcome: Outcome | None = None
     output_bytes: int = 0
     joined: int = 0
+    not_durable: bool = False
 
     @classmethod
     def from_wire(cls, wire: Any) -> Job:
@@ -752,6 +753,7 @@ class Lease(Model):
 
     job_id: int
     orbctl: str
+    marker: str
     machines: tuple[str, ...] = ()
 
 

@@ -1,0 +1,401 @@
+//! The marker of a job: the value of [`sys::MARKER`] in the environment of the job's process.
+//!
+//! The journal names every process that may outlive orbd, unless it is damaged, missing or could not be written. Then the next instance
+//! finds the processes by their markers, and a marker says which lanes its process holds.
+//!
+//! ```text
+//! INSTANCE:JOB:SOCKET:CARRIER:CLASS:VERB:MACHINE:LANES
+//! 19ad0c3e2f1-4d2:17:9f1c22ab:daemon:change:start:web:web!,*
+//! ```
+//!
+//! LANES is a list of machine names, `*` for the fleet and `@` for the configuration, each followed by `!` if it is exclusive. SOCKET is a
+//! checksum of the socket's path: two daemons of one user must not take each other's children for their own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::job::JobId;
+use crate::journal::{InFlight, Recovered, Starting};
+use crate::machine::MachineName;
+use crate::operation::{Access, Class, Footprint, Lane};
+use crate::sys::{ChildIdentity, MarkedProcess};
+
+use super::handle::{Carrier, JobSpec};
+
+/// Longest list of lanes in a marker, in bytes. A longer one is replaced by the fleet, exclusive: one variable of an environment holds
+/// 128 KiB on Linux, and a list of names that is cut would hold too little.
+const LANES_MAX: usize = 16 << 10;
+const FLEET: &str = "*";
+const CONFIGURATION: &str = "@";
+
+/// Which daemon a marker belongs to.
+#[derive(Debug, Clone)]
+pub struct Markers {
+    instance: Arc<str>,
+    socket: u32,
+}
+
+/// What the environment of a process says about its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marker {
+    text: String,
+    socket: u32,
+    job: JobId,
+    is_lease: bool,
+    class: Class,
+    verb: String,
+    machine: Option<MachineName>,
+    lanes: Vec<(Lane, Access)>,
+}
+
+/// A process that an earlier instance of this daemon left running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survivor {
+    marker: Marker,
+    process: ChildIdentity,
+}
+
+impl Markers {
+    /// Makes the markers of an instance that serves this socket.
+    pub fn new(instance: &str, socket: &Path) -> Self {
+        Self {
+            instance: instance.into(),
+            socket: crc32fast::hash(socket.as_os_str().as_encoded_bytes()),
+        }
+    }
+
+    /// Returns the marker of a job's process.
+    pub(super) fn of(&self, spec: &JobSpec) -> String {
+        let operation = &spec.asked.operation;
+        let carrier = match spec.asked.carrier {
+            Carrier::Daemon => "daemon",
+            Carrier::Lease(_) => "client",
+        };
+        format!(
+            "{}:{}:{:08x}:{carrier}:{}:{}:{}:{}",
+            self.instance,
+            spec.id,
+            self.socket,
+            operation.class().as_str(),
+            operation.verb(),
+            operation.machine().map_or("", MachineName::as_str),
+            LaneList(operation.footprint().lanes()),
+        )
+    }
+
+    /// Finds the processes of earlier instances that run `orbctl` and hold lanes.
+    ///
+    /// Other programs are left out: what `orbctl` starts, such as OrbStack's own service, inherits its environment and may run for ever.
+    pub fn survivors(&self, processes: Vec<MarkedProcess>, orbctl: Option<&Path>) -> Vec<Survivor> {
+        let is_ours = |marker: &Marker| marker.socket == self.socket && !marker.lanes.is_empty();
+        processes
+            .into_iter()
+            .filter(|process| is_orbctl(process, orbctl))
+            .filter_map(|process| {
+                Some(Survivor {
+                    marker: Marker::parse(process.marker.to_str()?).filter(is_ours)?,
+                    process: process.identity,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Says whether a process was started as `orbctl`: by its name, or as a script, whose path the kernel passes to the interpreter.
+fn is_orbctl(process: &MarkedProcess, orbctl: Option<&Path>) -> bool {
+    let located = orbctl.and_then(Path::file_name);
+    let names = [located, Some(OsStr::new("orbctl")), Some(OsStr::new("orb"))];
+    let script = process.args.get(1).map(Path::new).filter(|arg| arg.is_absolute());
+    let program = process.args.first().map(Path::new);
+    [program, script]
+        .into_iter()
+        .flatten()
+        .any(|path| path.file_name().is_some() && names.contains(&path.file_name()))
+}
+
+impl Marker {
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split(':');
+        let _instance = fields.next()?;
+        let job = JobId(fields.next()?.parse().ok()?);
+        let socket = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let is_lease = match fields.next()? {
+            "daemon" => false,
+            "client" => true,
+            _ => return None,
+        };
+        let class = fields.next()?;
+        let class = Class::ALL.into_iter().find(|known| known.as_str() == class)?;
+        let verb = fields.next()?.to_owned();
+        let machine = match fields.next()? {
+            "" => None,
+            name => Some(name.parse().ok()?),
+        };
+        let lanes = fields.next()?;
+        let lanes = lanes.split(',').filter(|lane| !lane.is_empty());
+        let lanes = lanes.map(parse_lane).collect::<Option<_>>()?;
+        fields.next().is_none().then(|| Self {
+            text: text.to_owned(),
+            socket,
+            job,
+            is_lease,
+            class,
+            verb,
+            machine,
+            lanes,
+        })
+    }
+
+    /// Returns what the journal should have said of the job.
+    fn starting(&self) -> Starting {
+        Starting {
+            job: self.job,
+            // The journal names no marker for the process of a client.
+            marker: if self.is_lease {
+                String::new()
+            } else {
+                self.text.clone()
+            },
+            lanes: Footprint::new(self.lanes.iter().cloned()).lanes().to_vec(),
+            verb: self.verb.clone(),
+            machine: self.machine.clone(),
+            class: self.class,
+            detached: false,
+        }
+    }
+}
+
+struct LaneList<'a>(&'a [(Lane, Access)]);
+
+impl fmt::Display for LaneList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lanes: Vec<String> = self
+            .0
+            .iter()
+            .map(|(lane, access)| {
+                let name = match lane {
+                    Lane::Machine(name) => name.as_str(),
+                    Lane::Fleet => FLEET,
+                    Lane::Configuration => CONFIGURATION,
+                };
+                let mark = if *access == Access::Exclusive { "!" } else { "" };
+                format!("{name}{mark}")
+            })
+            .collect();
+        let list = lanes.join(",");
+        if list.len() > LANES_MAX {
+            write!(f, "{FLEET}!")
+        } else {
+            f.write_str(&list)
+        }
+    }
+}
+
+fn parse_lane(text: &str) -> Option<(Lane, Access)> {
+    let (name, access) = match text.strip_suffix('!') {
+        Some(name) => (name, Access::Exclusive),
+        None => (text, Access::Shared),
+    };
+    let lane = match name {
+        FLEET => Lane::Fleet,
+        CONFIGURATION => Lane::Configuration,
+        name => Lane::Machine(name.parse().ok()?),
+    };
+    Some((lane, access))
+}
+
+/// Adds the jobs of surviving processes that the journal does not name to those that it does. Returns the processes of each job, and the
+/// ids of the added jobs.
+pub(super) fn adopt(
+    recovered: &mut Recovered,
+    survivors: Vec<Survivor>,
+) -> (BTreeMap<JobId, Vec<ChildIdentity>>, Vec<JobId>) {
+    let mut processes: BTreeMap<JobId, Vec<ChildIdentity>> = BTreeMap::new();
+    let mut added = Vec::new();
+    for Survivor { marker, process } in survivors {
+        processes.entry(marker.job).or_default().push(process);
+        if recovered
+            .in_flight
+            .iter()
+            .any(|found| found.starting.job == marker.job)
+        {
+            continue;
+        }
+        // An accepted change whose process runs has started, although the entry that says so is missing.
+        let waiting = [&mut recovered.waiting, &mut recovered.doubtful]
+            .into_iter()
+            .find_map(|jobs| {
+                let at = jobs.iter().position(|accepted| accepted.job == marker.job)?;
+                Some(jobs.remove(at))
+            });
+        let mut starting = marker.starting();
+        starting.detached = waiting.is_some();
+        recovered.in_flight.push(InFlight {
+            starting,
+            process: None,
+            owner: None,
+            accepted: waiting,
+        });
+        added.push(marker.job);
+    }
+    (processes, added)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::dispatcher::stored;
+    use crate::journal::AcceptedJob;
+    use crate::operation::{Force, Leased, Operation};
+    use crate::sys::StartTime;
+
+    fn name(text: &str) -> MachineName {
+        text.parse().expect("a valid name")
+    }
+
+    fn markers() -> Markers {
+        Markers::new("19ad-1", Path::new("/home/user/.orbd/orbd.sock"))
+    }
+
+    fn spec(operation: Operation) -> JobSpec {
+        let now = crate::clock::Moment::now();
+        stored::revived(JobId(17), operation, "", false, now)
+    }
+
+    fn process(pid: u32, marker: &str, args: &[&str]) -> MarkedProcess {
+        MarkedProcess {
+            identity: identity(pid),
+            marker: marker.into(),
+            args: args.iter().map(OsString::from).collect(),
+        }
+    }
+
+    fn identity(pid: u32) -> ChildIdentity {
+        ChildIdentity {
+            pid,
+            started: StartTime { at: 1, boot: 2 },
+        }
+    }
+
+    #[test]
+    fn a_marker_says_what_the_journal_would_have_said() {
+        let rename = Operation::Rename {
+            from: name("a"),
+            to: name("ü.b_c-d"),
+        };
+        for operation in [
+            Operation::Start(name("web")),
+            rename,
+            Operation::StopAll(Force::No),
+            Operation::SetDefault(Some(name("web"))),
+            Operation::ConfigReset,
+        ] {
+            let text = markers().of(&spec(operation.clone()));
+            let marker = Marker::parse(&text).expect("well formed");
+            let expected = Starting {
+                job: JobId(17),
+                marker: text,
+                lanes: operation.footprint().lanes().to_vec(),
+                verb: operation.verb().to_owned(),
+                machine: operation.machine().cloned(),
+                class: operation.class(),
+                detached: false,
+            };
+            assert_eq!(marker.starting(), expected);
+            let outline = stored::outline(&expected).expect("an outline");
+            assert_eq!(outline.footprint(), operation.footprint());
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_marker_is_stable() {
+        // A daemon reads what an earlier version wrote.
+        let text = markers().of(&spec(Operation::Start(name("web"))));
+        let (before, after) = (text.split(':').take(2), text.split(':').skip(3));
+        assert_eq!(before.collect::<Vec<_>>(), ["19ad-1", "17"]);
+        assert_eq!(
+            after.collect::<Vec<_>>(),
+            ["daemon", "change", "start", "web", "web!,*"]
+        );
+        for odd in [
+            "",
+            "x",
+            "19ad-1:17",
+            "a:b:c:d:e:f:g:h",
+            &format!("{text}:"),
+            &text.replace("start:web", "start:w b"),
+        ] {
+            assert_eq!(Marker::parse(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn more_lanes_than_fit_become_the_fleet() {
+        let machines = (0..300).map(|number| name(&format!("{number:0>100}"))).collect();
+        let many = Operation::Leased(Leased::Several(crate::operation::Each::Start, machines));
+        let marker = Marker::parse(&markers().of(&spec(many))).expect("well formed");
+        assert_eq!(marker.lanes, [(Lane::Fleet, Access::Exclusive)]);
+    }
+
+    #[test]
+    fn only_orbctl_processes_of_this_daemon_that_hold_lanes_survive() {
+        let start = markers().of(&spec(Operation::Start(name("web"))));
+        let shell = markers().of(&spec(Operation::Leased(Leased::Shell(name("web")))));
+        let other = Markers::new("19ad-1", Path::new("/tmp/other.sock"));
+        let others = other.of(&spec(Operation::Start(name("web"))));
+        let processes = vec![
+            process(1, &start, &["/usr/local/bin/orbctl", "start", "web"]),
+            process(
+                2,
+                &start,
+                &["/Applications/OrbStack.app/Contents/MacOS/OrbStack", "orb"],
+            ),
+            process(3, &start, &["/bin/sh", "/tmp/fake-orbctl", "start"]),
+            process(4, &shell, &["orb"]),
+            process(5, &others, &["orbctl", "start", "web"]),
+            process(6, "19ad-1:17", &["orbctl", "start", "web"]),
+            process(7, &start, &[]),
+        ];
+        let survivors = markers().survivors(processes, Some(Path::new("/opt/fake-orbctl")));
+        let pids: Vec<u32> = survivors.iter().map(|survivor| survivor.process.pid).collect();
+        assert_eq!(pids, [1, 3]);
+    }
+
+    #[test]
+    fn an_accepted_change_whose_process_runs_is_not_started_again() {
+        let accepted = AcceptedJob {
+            job: JobId(17),
+            operation: Vec::new(),
+            client: "deploy".into(),
+            accepted_ms: 0,
+            queue_timeout: None,
+            run_timeout: None,
+        };
+        let marker = Marker::parse(&markers().of(&spec(Operation::Start(name("web"))))).expect("well formed");
+        for is_doubtful in [false, true] {
+            let mut recovered = Recovered::default();
+            let jobs = if is_doubtful {
+                &mut recovered.doubtful
+            } else {
+                &mut recovered.waiting
+            };
+            jobs.push(accepted.clone());
+            let survivors = [7, 8].map(|pid| Survivor {
+                marker: marker.clone(),
+                process: identity(pid),
+            });
+            let (processes, added) = adopt(&mut recovered, survivors.to_vec());
+            assert_eq!(processes[&JobId(17)], [identity(7), identity(8)]);
+            assert_eq!(added, [JobId(17)]);
+            assert!(recovered.waiting.is_empty() && recovered.doubtful.is_empty());
+            assert_eq!(recovered.in_flight.len(), 1);
+            assert_eq!(recovered.in_flight[0].accepted.as_ref(), Some(&accepted));
+            assert!(recovered.in_flight[0].starting.detached);
+        }
+    }
+}
