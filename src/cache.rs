@@ -1,6 +1,6 @@
 //! What is known of machines and of OrbStack, and whether it may still be told.
 //!
-//! A fact is an [`Observation`] of a [`Topic`]. It is told until a change makes its topic stale or until it is too old for the
+//! A fact is an [`Observation`] of a [`CacheKey`]. It is told until a change makes its topic stale or until it is too old for the
 //! one who asks. Nothing here reads a clock or runs anything; what the values are is not known either.
 //!
 //! Time is counted twice. The *generation* rises with each invalidation; a topic remembers at which it was last made stale.
@@ -22,14 +22,14 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::machine::MachineName;
-use crate::operation::{Scope, Verbatim};
+use crate::operation::{RawQuery, Scope};
 
 /// Machines of which something is remembered; the list says which exist, so more than this means that nobody told us.
 const MACHINES_MAX: usize = 1024;
 
 /// What there is to know.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Topic {
+pub enum CacheKey {
     /// The list of machines.
     Machines,
     /// One machine with its addresses and size.
@@ -45,21 +45,21 @@ pub enum Topic {
     /// How to reach machines over SSH.
     Ssh,
     /// What `orbctl` prints for a read.
-    Verbatim(Verbatim),
+    RawQuery(RawQuery),
 }
 
-impl Topic {
+impl CacheKey {
     /// Returns the topic with which this one becomes stale, where that is another.
     fn follows(&self) -> Option<Self> {
         match self {
-            Self::Verbatim(read) => Some(match read {
+            Self::RawQuery(read) => Some(match read {
                 // A machine may be named by its id there, so a change of any makes it stale.
-                Verbatim::List { .. } | Verbatim::Info { .. } | Verbatim::Logs(..) => Self::Machines,
-                Verbatim::Status => Self::Status,
-                Verbatim::Version => Self::Version,
-                Verbatim::ConfigShow | Verbatim::ConfigGet(_) => Self::Config,
-                Verbatim::Default => Self::Default,
-                Verbatim::Ssh => Self::Ssh,
+                RawQuery::List { .. } | RawQuery::Info { .. } | RawQuery::Logs(..) => Self::Machines,
+                RawQuery::Status => Self::Status,
+                RawQuery::Version => Self::Version,
+                RawQuery::ConfigShow | RawQuery::ConfigGet(_) => Self::Config,
+                RawQuery::Default => Self::Default,
+                RawQuery::Ssh => Self::Ssh,
             }),
             _ => None,
         }
@@ -75,7 +75,7 @@ impl Topic {
             Self::Config => Source::ConfigShow,
             Self::Default => Source::Default,
             Self::Ssh => Source::Ssh,
-            Self::Verbatim(_) => Source::Verbatim,
+            Self::RawQuery(_) => Source::RawQuery,
         }
     }
 }
@@ -100,7 +100,7 @@ pub enum Source {
     /// `logs`, for a caller.
     Logs,
     /// Any read in `orbctl`'s own words, for a caller.
-    Verbatim,
+    RawQuery,
     /// A look that no caller asked for.
     Look,
 }
@@ -117,7 +117,7 @@ impl Source {
             Self::Default => "default",
             Self::Ssh => "ssh",
             Self::Logs => "logs",
-            Self::Verbatim => "verbatim",
+            Self::RawQuery => "verbatim",
             Self::Look => "look",
         }
     }
@@ -151,7 +151,7 @@ pub struct Observation<V> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a read whose ticket is not recorded leaves nothing behind"]
 pub struct Ticket {
-    topic: Topic,
+    cache_key: CacheKey,
     generation: Generation,
     turn: u64,
     began: Moment,
@@ -173,8 +173,8 @@ impl Ticket {
     }
 
     /// Returns what is read.
-    pub fn topic(&self) -> &Topic {
-        &self.topic
+    pub fn cache_key(&self) -> &CacheKey {
+        &self.cache_key
     }
 }
 
@@ -190,9 +190,9 @@ pub enum Recorded {
 /// The latest observation of each topic.
 #[derive(Debug)]
 pub struct Cache<V> {
-    slots: HashMap<Topic, Slot<V>>,
+    slots: HashMap<CacheKey, Slot<V>>,
     generation: Generation,
-    /// When all of [`Topic::Info`] were last made stale at once.
+    /// When all of [`CacheKey::Info`] were last made stale at once.
     infos_stale_at: Generation,
     turns: u64,
     /// The turn at which machines were last forgotten, and with them what superseded reads of them.
@@ -237,48 +237,48 @@ impl<V> Cache<V> {
     }
 
     /// Returns the latest observation unless it was made stale, however old it is.
-    pub fn get(&self, topic: &Topic) -> Option<&Observation<V>> {
-        self.last_known(topic)
-            .filter(|seen| seen.generation >= self.stale_at(topic))
+    pub fn get(&self, cache_key: &CacheKey) -> Option<&Observation<V>> {
+        self.last_known(cache_key)
+            .filter(|seen| seen.generation >= self.stale_at(cache_key))
     }
 
     /// Returns the latest observation if it was not made stale and is younger than `max_age`. With zero there is none.
-    pub fn fresh(&self, topic: &Topic, now: &Moment, max_age: Duration) -> Option<&Observation<V>> {
-        self.get(topic)
+    pub fn fresh(&self, cache_key: &CacheKey, now: &Moment, max_age: Duration) -> Option<&Observation<V>> {
+        self.get(cache_key)
             .filter(|seen| now.age_of(&seen.observed_at) < max_age)
     }
 
     /// Returns the latest observation even if it was made stale.
-    pub fn last_known(&self, topic: &Topic) -> Option<&Observation<V>> {
-        let latest = self.slots.get(topic)?.latest.as_ref()?;
+    pub fn last_known(&self, cache_key: &CacheKey) -> Option<&Observation<V>> {
+        let latest = self.slots.get(cache_key)?.latest.as_ref()?;
         Some(&latest.observation)
     }
 
     /// Returns everything that is kept, and whether it may still be answered.
-    pub fn entries(&self) -> impl Iterator<Item = (&Topic, &Observation<V>, bool)> {
-        self.slots.iter().filter_map(|(topic, slot)| {
+    pub fn entries(&self) -> impl Iterator<Item = (&CacheKey, &Observation<V>, bool)> {
+        self.slots.iter().filter_map(|(cache_key, slot)| {
             let seen = &slot.latest.as_ref()?.observation;
-            Some((topic, seen, seen.generation >= self.stale_at(topic)))
+            Some((cache_key, seen, seen.generation >= self.stale_at(cache_key)))
         })
     }
 
     /// Takes a ticket for a read that begins now.
-    pub fn begin(&mut self, topic: &Topic, now: &Moment) -> Ticket {
+    pub fn begin(&mut self, cache_key: &CacheKey, now: &Moment) -> Ticket {
         let turn = self.turns;
         self.turns += 1;
         Ticket {
-            topic: topic.clone(),
+            cache_key: cache_key.clone(),
             generation: self.generation,
             turn,
             began: *now,
-            source: topic.source(),
+            source: cache_key.source(),
         }
     }
 
     /// Says whether nothing made the topic of a read under way stale since it began. Only then may an equal read join it.
     pub fn is_current(&self, ticket: &Ticket) -> bool {
-        ticket.generation >= self.stale_at(&ticket.topic)
-            && ticket.turn >= self.remembered_from(&ticket.topic)
+        ticket.generation >= self.stale_at(&ticket.cache_key)
+            && ticket.turn >= self.remembered_from(&ticket.cache_key)
     }
 
     /// Keeps what a read saw, unless it may be older than what is known.
@@ -287,13 +287,13 @@ impl<V> Cache<V> {
             return Recorded::Superseded;
         }
         let Ticket {
-            topic,
+            cache_key,
             generation,
             turn,
             began,
             source,
         } = ticket;
-        let slot = self.slot(topic);
+        let slot = self.slot(cache_key);
         if slot.latest.as_ref().is_some_and(|latest| latest.turn > turn) {
             return Recorded::Superseded;
         }
@@ -314,12 +314,17 @@ impl<V> Cache<V> {
         self.generation.0 += 1;
         match scope {
             Scope::Machines(names) => {
-                self.make_stale([Topic::Machines, Topic::Default, Topic::Status]);
-                self.make_stale(names.iter().cloned().map(Topic::Info));
+                self.make_stale([CacheKey::Machines, CacheKey::Default, CacheKey::Status]);
+                self.make_stale(names.iter().cloned().map(CacheKey::Info));
             }
             Scope::Configuration => {
                 // The list and each machine show settings too.
-                self.make_stale([Topic::Config, Topic::Default, Topic::Machines, Topic::Status]);
+                self.make_stale([
+                    CacheKey::Config,
+                    CacheKey::Default,
+                    CacheKey::Machines,
+                    CacheKey::Status,
+                ]);
                 self.infos_stale_at = self.generation;
             }
             Scope::Everything => self.make_all_but_version_stale(),
@@ -331,72 +336,72 @@ impl<V> Cache<V> {
     pub fn invalidate_all(&mut self) -> Generation {
         self.generation.0 += 1;
         self.make_all_but_version_stale();
-        self.make_stale([Topic::Version]);
+        self.make_stale([CacheKey::Version]);
         self.generation
     }
 
     /// Forgets machines that are no longer there.
     pub fn retain_machines<'a>(&mut self, names: impl IntoIterator<Item = &'a MachineName>) {
         let names: BTreeSet<&MachineName> = names.into_iter().collect();
-        self.forget(|topic| matches!(topic, Topic::Info(name) if !names.contains(name)));
+        self.forget(|cache_key| matches!(cache_key, CacheKey::Info(name) if !names.contains(name)));
     }
 
     fn make_all_but_version_stale(&mut self) {
         self.make_stale([
-            Topic::Machines,
-            Topic::Status,
-            Topic::Config,
-            Topic::Default,
-            Topic::Ssh,
+            CacheKey::Machines,
+            CacheKey::Status,
+            CacheKey::Config,
+            CacheKey::Default,
+            CacheKey::Ssh,
         ]);
         self.infos_stale_at = self.generation;
     }
 
-    fn make_stale(&mut self, topics: impl IntoIterator<Item = Topic>) {
+    fn make_stale(&mut self, topics: impl IntoIterator<Item = CacheKey>) {
         let generation = self.generation;
-        for topic in topics {
+        for cache_key in topics {
             // A topic of which nothing is known is remembered as well: a read of it may be under way.
-            self.slot(topic).stale_at = generation;
+            self.slot(cache_key).stale_at = generation;
         }
     }
 
-    fn stale_at(&self, topic: &Topic) -> Generation {
+    fn stale_at(&self, cache_key: &CacheKey) -> Generation {
         let own = self
             .slots
-            .get(topic)
+            .get(cache_key)
             .map_or(Generation::default(), |slot| slot.stale_at);
-        match (topic, topic.follows()) {
-            (Topic::Info(_), _) => own.max(self.infos_stale_at),
+        match (cache_key, cache_key.follows()) {
+            (CacheKey::Info(_), _) => own.max(self.infos_stale_at),
             (_, Some(other)) => own.max(self.stale_at(&other)),
             (_, None) => own,
         }
     }
 
-    fn remembered_from(&self, topic: &Topic) -> u64 {
-        match (self.slots.get(topic), topic) {
+    fn remembered_from(&self, cache_key: &CacheKey) -> u64 {
+        match (self.slots.get(cache_key), cache_key) {
             (Some(slot), _) => slot.remembered_from,
-            (None, Topic::Info(_) | Topic::Verbatim(_)) => self.forgotten_at,
+            (None, CacheKey::Info(_) | CacheKey::RawQuery(_)) => self.forgotten_at,
             // Other topics are never forgotten.
             (None, _) => 0,
         }
     }
 
-    fn slot(&mut self, topic: Topic) -> &mut Slot<V> {
+    fn slot(&mut self, cache_key: CacheKey) -> &mut Slot<V> {
         // What callers make up must not fill the memory. Forgetting costs a read, never a wrong answer.
-        if self.slots.len() >= MACHINES_MAX && !self.slots.contains_key(&topic) {
-            self.forget(|topic| matches!(topic, Topic::Info(_) | Topic::Verbatim(_)));
+        if self.slots.len() >= MACHINES_MAX && !self.slots.contains_key(&cache_key) {
+            self.forget(|cache_key| matches!(cache_key, CacheKey::Info(_) | CacheKey::RawQuery(_)));
         }
-        let remembered_from = self.remembered_from(&topic);
-        self.slots.entry(topic).or_insert(Slot {
+        let remembered_from = self.remembered_from(&cache_key);
+        self.slots.entry(cache_key).or_insert(Slot {
             stale_at: Generation::default(),
             remembered_from,
             latest: None,
         })
     }
 
-    fn forget(&mut self, gone: impl Fn(&Topic) -> bool) {
+    fn forget(&mut self, gone: impl Fn(&CacheKey) -> bool) {
         let before = self.slots.len();
-        self.slots.retain(|topic, _| !gone(topic));
+        self.slots.retain(|cache_key, _| !gone(cache_key));
         if self.slots.len() < before {
             self.forgotten_at = self.turns;
         }
@@ -409,8 +414,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn info(name: &str) -> Topic {
-        Topic::Info(machine(name))
+    fn info(name: &str) -> CacheKey {
+        CacheKey::Info(machine(name))
     }
 
     fn machine(name: &str) -> MachineName {
@@ -431,45 +436,49 @@ mod tests {
     /// A cache in which each topic is known.
     fn full(now: &Moment) -> Cache<u64> {
         let mut cache = Cache::new();
-        for topic in topics() {
-            let ticket = cache.begin(&topic, now);
+        for cache_key in topics() {
+            let ticket = cache.begin(&cache_key, now);
             assert_eq!(cache.record(ticket, 1), Recorded::Stored);
         }
         cache
     }
 
-    fn printed(name: &str) -> Topic {
-        Topic::Verbatim(Verbatim::Info {
+    fn printed(name: &str) -> CacheKey {
+        CacheKey::RawQuery(RawQuery::Info {
             machine: machine(name),
             format: None,
         })
     }
 
-    fn topics() -> [Topic; 10] {
+    fn topics() -> [CacheKey; 10] {
         [
-            Topic::Machines,
+            CacheKey::Machines,
             info("web"),
             info("db"),
-            Topic::Status,
-            Topic::Version,
-            Topic::Config,
-            Topic::Default,
-            Topic::Ssh,
+            CacheKey::Status,
+            CacheKey::Version,
+            CacheKey::Config,
+            CacheKey::Default,
+            CacheKey::Ssh,
             printed("web"),
-            Topic::Verbatim(Verbatim::ConfigGet("cpu".parse().expect("a key"))),
+            CacheKey::RawQuery(RawQuery::ConfigGet("cpu".parse().expect("a key"))),
         ]
     }
 
-    fn check_scope(scope: &Scope, known_after_it: &[Topic]) {
+    fn check_scope(scope: &Scope, known_after_it: &[CacheKey]) {
         let now = Moment::now();
         let mut cache = full(&now);
         assert!(cache.invalidate(scope) > Generation::default());
-        let known: Vec<Topic> = topics()
+        let known: Vec<CacheKey> = topics()
             .into_iter()
-            .filter(|topic| cache.get(topic).is_some())
+            .filter(|cache_key| cache.get(cache_key).is_some())
             .collect();
         assert_eq!(known, known_after_it, "{scope:?}");
-        assert!(topics().iter().all(|topic| cache.last_known(topic).is_some()));
+        assert!(
+            topics()
+                .iter()
+                .all(|cache_key| cache.last_known(cache_key).is_some())
+        );
     }
 
     #[test]
@@ -478,9 +487,9 @@ mod tests {
             &machines(&["web"]),
             &[
                 info("db"),
-                Topic::Version,
-                Topic::Config,
-                Topic::Ssh,
+                CacheKey::Version,
+                CacheKey::Config,
+                CacheKey::Ssh,
                 topics()[9].clone(),
             ],
         );
@@ -489,21 +498,21 @@ mod tests {
             &machines(&["db"]),
             &[
                 info("web"),
-                Topic::Version,
-                Topic::Config,
-                Topic::Ssh,
+                CacheKey::Version,
+                CacheKey::Config,
+                CacheKey::Ssh,
                 topics()[9].clone(),
             ],
         );
-        check_scope(&Scope::Configuration, &[Topic::Version, Topic::Ssh]);
-        check_scope(&Scope::Everything, &[Topic::Version]);
+        check_scope(&Scope::Configuration, &[CacheKey::Version, CacheKey::Ssh]);
+        check_scope(&Scope::Everything, &[CacheKey::Version]);
     }
 
     #[test]
     fn a_request_to_forget_makes_the_version_stale_too() {
         let mut cache = full(&Moment::now());
         cache.invalidate_all();
-        assert!(topics().iter().all(|topic| cache.get(topic).is_none()));
+        assert!(topics().iter().all(|cache_key| cache.get(cache_key).is_none()));
     }
 
     #[test]
@@ -511,9 +520,9 @@ mod tests {
         let seen = Moment::now();
         let cache = full(&seen);
         let now = later(&seen, MINUTE);
-        assert!(cache.fresh(&Topic::Machines, &now, MINUTE * 2).is_some());
-        assert!(cache.fresh(&Topic::Machines, &now, MINUTE / 2).is_none());
-        assert!(cache.fresh(&Topic::Machines, &seen, Duration::ZERO).is_none());
+        assert!(cache.fresh(&CacheKey::Machines, &now, MINUTE * 2).is_some());
+        assert!(cache.fresh(&CacheKey::Machines, &now, MINUTE / 2).is_none());
+        assert!(cache.fresh(&CacheKey::Machines, &seen, Duration::ZERO).is_none());
     }
 
     #[test]
@@ -524,14 +533,14 @@ mod tests {
             instant: seen.instant,
             wall: seen.wall + MINUTE,
         };
-        assert!(cache.fresh(&Topic::Status, &woken, MINUTE / 2).is_none());
+        assert!(cache.fresh(&CacheKey::Status, &woken, MINUTE / 2).is_none());
     }
 
     #[test]
     fn an_observation_is_as_old_as_the_beginning_of_its_read() {
         let began = Moment::now();
         let mut cache = Cache::new();
-        let ticket = cache.begin(&Topic::Machines, &began).as_look();
+        let ticket = cache.begin(&CacheKey::Machines, &began).as_look();
         // It ends a minute later; nobody is told of that.
         assert_eq!(cache.record(ticket, "seen"), Recorded::Stored);
         let expected = Observation {
@@ -540,10 +549,10 @@ mod tests {
             observed_at: began,
             source: Source::Look,
         };
-        assert_eq!(cache.get(&Topic::Machines), Some(&expected));
+        assert_eq!(cache.get(&CacheKey::Machines), Some(&expected));
         assert!(
             cache
-                .fresh(&Topic::Machines, &later(&began, MINUTE), MINUTE)
+                .fresh(&CacheKey::Machines, &later(&began, MINUTE), MINUTE)
                 .is_none()
         );
     }
@@ -575,11 +584,11 @@ mod tests {
     fn of_two_reads_the_one_that_began_later_wins() {
         let now = Moment::now();
         let mut cache = Cache::new();
-        let first = cache.begin(&Topic::Config, &now);
-        let second = cache.begin(&Topic::Config, &now);
+        let first = cache.begin(&CacheKey::Config, &now);
+        let second = cache.begin(&CacheKey::Config, &now);
         assert_eq!(cache.record(second, 2), Recorded::Stored);
         assert_eq!(cache.record(first, 1), Recorded::Superseded);
-        assert_eq!(cache.get(&Topic::Config).map(|seen| seen.value), Some(2));
+        assert_eq!(cache.get(&CacheKey::Config).map(|seen| seen.value), Some(2));
     }
 
     #[test]
@@ -607,7 +616,7 @@ mod tests {
             let _ = cache.record(ticket, 1);
         }
         assert!(cache.slots.len() <= MACHINES_MAX);
-        assert!(cache.get(&Topic::Version).is_some());
+        assert!(cache.get(&CacheKey::Version).is_some());
     }
 
     const STEPS: u64 = 1_000_000;
@@ -623,7 +632,7 @@ mod tests {
 
     struct Read {
         ticket: Ticket,
-        topic: usize,
+        cache_key: usize,
         began: u64,
     }
 
@@ -655,15 +664,23 @@ mod tests {
         for step in 1..=STEPS {
             match random(&mut dice, 20) {
                 0..7 if reads.len() < 50 => {
-                    let topic = random(&mut dice, topics.len());
-                    let ticket = cache.begin(&topics[topic], &now);
+                    let cache_key = random(&mut dice, topics.len());
+                    let ticket = cache.begin(&topics[cache_key], &now);
                     let began = step;
-                    reads.push(Read { ticket, topic, began });
+                    reads.push(Read {
+                        ticket,
+                        cache_key,
+                        began,
+                    });
                 }
                 7..14 if !reads.is_empty() => {
                     let chosen = random(&mut dice, reads.len());
-                    let Read { ticket, topic, began } = reads.swap_remove(chosen);
-                    let model = &mut models[topic];
+                    let Read {
+                        ticket,
+                        cache_key,
+                        began,
+                    } = reads.swap_remove(chosen);
+                    let model = &mut models[cache_key];
                     let current = model.stale_at < began;
                     let latest = model.stored.is_none_or(|other| other < began);
                     // After its machine was forgotten a read may be turned away, to be safe.
@@ -690,8 +707,8 @@ mod tests {
                     };
                     let before = cache.generation();
                     assert!(cache.invalidate(&scope) > before);
-                    for &topic in stale {
-                        models[topic].stale_at = step;
+                    for &cache_key in stale {
+                        models[cache_key].stale_at = step;
                     }
                 }
                 16 if random(&mut dice, 10) == 0 => {
@@ -708,14 +725,14 @@ mod tests {
                 }
                 _ => {}
             }
-            for (topic, model) in topics.iter().zip(&models) {
-                let told = cache.fresh(topic, &now, MINUTE).map(|seen| seen.value);
+            for (cache_key, model) in topics.iter().zip(&models) {
+                let told = cache.fresh(cache_key, &now, MINUTE).map(|seen| seen.value);
                 assert_eq!(
                     told,
                     model.stored.filter(|&began| began > model.stale_at),
                     "step {step}"
                 );
-                assert_eq!(cache.last_known(topic).map(|seen| seen.value), model.stored);
+                assert_eq!(cache.last_known(cache_key).map(|seen| seen.value), model.stored);
             }
         }
         assert!(stored > STEPS / 20, "{stored} are too few to prove anything");

@@ -59,7 +59,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
 
 /// Where this user's files lie on this platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct UserDirs {
     /// The user's home.
     pub home: PathBuf,
     /// Where the configuration file is looked for.
@@ -68,7 +68,7 @@ pub struct Places {
     pub state: PathBuf,
 }
 
-impl Places {
+impl UserDirs {
     /// Finds them: under `~/Library/Application Support/dev.orbd.orbd` on a Mac, where XDG says on Linux.
     pub fn of_this_user() -> Result<Self, ConfigError> {
         let base = directories::BaseDirs::new().ok_or(ConfigError::NoHome)?;
@@ -510,7 +510,7 @@ const AT_START: [&str; 17] = [
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// Where the user's files lie.
-    pub places: Places,
+    pub places: UserDirs,
     /// The command line.
     pub flags: Flags,
     /// The environment as it was at the start.
@@ -545,12 +545,12 @@ pub struct Reloaded {
 }
 
 /// A value as one of the sources gives it.
-enum Given<'a> {
+enum RawValue<'a> {
     Toml(&'a toml::Value),
     Text(&'a str),
 }
 
-impl Given<'_> {
+impl RawValue<'_> {
     fn read<T: Value>(&self) -> Result<T, String> {
         match self {
             Self::Toml(value) => T::from_toml(value),
@@ -574,13 +574,13 @@ macro_rules! keys {
 
         impl Config {
             /// Returns the defaults for a user whose files lie there.
-            pub fn defaults(places: &Places) -> Self {
+            pub fn defaults(places: &UserDirs) -> Self {
                 // Each default may use where this user's files lie.
-                $(let $name = { let make: fn(&Places) -> $type = $default; make(places) };)+
+                $(let $name = { let make: fn(&UserDirs) -> $type = $default; make(places) };)+
                 Self { $($name,)+ origins: BTreeMap::new(), file: None }
             }
 
-            fn set(&mut self, key: &str, given: &Given<'_>, origin: Origin) -> Result<(), ConfigError> {
+            fn set(&mut self, key: &str, given: &RawValue<'_>, origin: Origin) -> Result<(), ConfigError> {
                 match key {
                     $(stringify!($name) => {
                         let key = stringify!($name);
@@ -634,11 +634,15 @@ macro_rules! keys {
 impl Config {
     /// Reads the configuration of this process.
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
-        Self::load_for(&Places::of_this_user()?, flags, environment)
+        Self::load_for(&UserDirs::of_this_user()?, flags, environment)
     }
 
     /// Reads the configuration of a user whose files lie at `places`.
-    pub fn load_for(places: &Places, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+    pub fn load_for(
+        places: &UserDirs,
+        flags: &Flags,
+        environment: &Environment,
+    ) -> Result<Self, ConfigError> {
         let mut config = Self::defaults(places);
         if let Some((path, text)) = read_file(places, flags, environment)? {
             config.apply_file(&path, &text)?;
@@ -648,11 +652,11 @@ impl Config {
             if let Some(variable) = key.variable()
                 && let Some(text) = environment.get(&variable)
             {
-                config.set(key.name, &Given::Text(text), Origin::Variable(variable))?;
+                config.set(key.name, &RawValue::Text(text), Origin::Variable(variable))?;
             }
         }
         for (key, text) in &flags.values {
-            config.set(key, &Given::Text(text), Origin::Flag(key.clone()))?;
+            config.set(key, &RawValue::Text(text), Origin::Flag(key.clone()))?;
         }
         config.check(places)?;
         Ok(config)
@@ -669,7 +673,7 @@ impl Config {
     }
 
     /// Returns a documented file with every key at its default.
-    pub fn sample(places: &Places) -> String {
+    pub fn sample(places: &UserDirs) -> String {
         let mut text = String::from(
             "# orbd's configuration. Every key is shown with its default; remove the # to change it.\n\
              # Durations are in d, h, m, s and ms, sizes in B, KiB, MiB, GiB and TiB.\n\
@@ -701,13 +705,13 @@ impl Config {
                 path: path.to_owned(),
                 line,
             };
-            self.set(key.get_ref(), &Given::Toml(value.get_ref()), origin)?;
+            self.set(key.get_ref(), &RawValue::Toml(value.get_ref()), origin)?;
         }
         Ok(())
     }
 
     /// Checks what concerns more than one value or more than a number, and completes paths.
-    fn check(&mut self, places: &Places) -> Result<(), ConfigError> {
+    fn check(&mut self, places: &UserDirs) -> Result<(), ConfigError> {
         let origins = &self.origins;
         for (key, path) in [
             ("socket", Some(&mut self.socket)),
@@ -806,7 +810,7 @@ impl Config {
 }
 
 /// Returns the file that is read, whether or not it is there: the named one, else the usual one.
-pub fn file_in_use(places: &Places, flags: &Flags, environment: &Environment) -> PathBuf {
+pub fn file_in_use(places: &UserDirs, flags: &Flags, environment: &Environment) -> PathBuf {
     named_file(flags, environment).unwrap_or_else(|| default_file(places))
 }
 
@@ -819,7 +823,7 @@ fn named_file(flags: &Flags, environment: &Environment) -> Option<PathBuf> {
 
 /// Returns the file's path and text. A file that was named must be there; the usual one need not.
 fn read_file(
-    places: &Places,
+    places: &UserDirs,
     flags: &Flags,
     environment: &Environment,
 ) -> Result<Option<(PathBuf, String)>, ConfigError> {
@@ -840,7 +844,7 @@ fn read_file(
 }
 
 /// Returns where the configuration is looked for when nobody names a file.
-pub fn default_file(places: &Places) -> PathBuf {
+pub fn default_file(places: &UserDirs) -> PathBuf {
     places.config.join("config.toml")
 }
 
@@ -986,8 +990,8 @@ keys! {
 mod tests {
     use super::*;
 
-    fn places() -> Places {
-        Places {
+    fn places() -> UserDirs {
+        UserDirs {
             home: "/home/u".into(),
             config: "/nowhere/config".into(),
             state: "/home/u/.local/state/orbd".into(),

@@ -33,11 +33,11 @@ use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::logging::Level;
 use crate::metrics::{Counter, Metrics};
-use crate::orbctl::locate::{LocateError, Search, Whereabouts};
+use crate::orbctl::locate::{LocateError, OrbctlLocator, Search};
 use crate::orbctl::process::Installed;
 use crate::rpc::listen;
 use crate::rpc::request::Bounds;
-use crate::rpc::server::{About, InForce, Server};
+use crate::rpc::server::{EffectiveConfig, InstanceInfo, Server};
 use crate::scheduler::Limits;
 use crate::spool;
 use crate::sys;
@@ -46,7 +46,7 @@ use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
 
 /// Longest time that looks go on after a change was cut short.
-const SETTLE_MAX: Duration = Duration::from_secs(120);
+const RECONCILE_MAX: Duration = Duration::from_secs(120);
 /// Most output of ended jobs kept in memory.
 const KEEP_BYTES: u64 = 16 << 20;
 /// Subscriptions of one connection.
@@ -82,7 +82,7 @@ pub enum SetupError {
 
 /// What the process was given.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub struct ProcessContext {
     /// The environment. Of it only `PATH` is used, to find `orbctl`, and what [`orbctl::environment`](crate::orbctl::environment) keeps.
     pub environment: Vec<(OsString, OsString)>,
     /// Where the configuration came from, and comes from again.
@@ -117,7 +117,7 @@ pub struct Signals {
 pub async fn run(
     config: Config,
     listener: UnixListener,
-    surroundings: Surroundings,
+    context: ProcessContext,
 ) -> Result<Ended, SetupError> {
     for folder in [&config.state_dir, &config.spool_dir()] {
         make_folder(folder)?;
@@ -125,9 +125,9 @@ pub async fn run(
     let started = Moment::now();
     let instance = instance(&started);
     let orbctl = Installed::new(
-        find_orbctl(&config, &surroundings),
-        surroundings.sources.places.home.clone(),
-        surroundings.environment.clone(),
+        find_orbctl(&config, &context),
+        context.sources.places.home.clone(),
+        context.environment.clone(),
     );
     announce(&config, &instance, &orbctl.program());
     let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
@@ -143,7 +143,7 @@ pub async fn run(
     let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
     let spawns = metrics.clone();
     let orbctl = Arc::new(orbctl.on_spawn(move || spawns.count(Counter::Spawns)));
-    let signals = surroundings.signals.clone();
+    let signals = context.signals.clone();
     let parts = dispatcher::Parts {
         orbctl: orbctl.clone(),
         journal,
@@ -153,7 +153,7 @@ pub async fn run(
     };
     let stop = signals.stop.child_token();
     let (dispatcher, dispatching) = dispatcher::start(settings, parts, stop.clone());
-    let about = About {
+    let info = InstanceInfo {
         instance,
         started,
         socket: config.socket.clone(),
@@ -164,7 +164,7 @@ pub async fn run(
         reloader,
         supervisor,
         settings,
-    } = assemble(config, about, orbctl, dispatcher, metrics.clone(), surroundings);
+    } = assemble(config, info, orbctl, dispatcher, metrics.clone(), context);
     let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(
@@ -270,30 +270,30 @@ struct Parts {
 /// Makes the parts, and the channels by which they tell each other of what changes while they serve.
 fn assemble(
     config: Config,
-    about: About,
+    info: InstanceInfo,
     orbctl: Arc<Installed>,
     dispatcher: Dispatcher,
     metrics: Metrics,
-    surroundings: Surroundings,
+    context: ProcessContext,
 ) -> Parts {
     let (listening, settings) = watch::channel(listening(&config));
     let (told, in_force) = watch::channel(in_force(&config));
     let (report, upgrade) = watch::channel(None);
-    let binary_watcher = Arc::new(BinaryWatcher::new(surroundings.program.as_ref()));
+    let binary_watcher = Arc::new(BinaryWatcher::new(context.program.as_ref()));
     let on_reload = Arc::new(Notify::new());
     let reloader = Reloader::new(
-        surroundings.sources,
+        context.sources,
         Running {
             config,
-            instance: about.instance.clone(),
+            instance: info.instance.clone(),
             dispatcher: dispatcher.clone(),
             listening,
             in_force: told,
-            log_level: surroundings.log_level,
+            log_level: context.log_level,
             reloaded: on_reload.clone(),
         },
     );
-    let supervisor = surroundings.program.map(|program| UpgradeSupervisor {
+    let supervisor = context.program.map(|program| UpgradeSupervisor {
         program,
         watcher: binary_watcher.clone(),
         reloaded: on_reload,
@@ -304,7 +304,7 @@ fn assemble(
     let server = Server {
         dispatcher,
         metrics,
-        about,
+        info,
         in_force,
         orbctl: Box::new(move || orbctl.program().ok()),
         reload: Box::new(move || {
@@ -314,7 +314,7 @@ fn assemble(
         binary_watcher,
         upgrade,
         // The same as a signal's, so that it holds also when another program is about to take over.
-        stop: surroundings.signals.stop,
+        stop: context.signals.stop,
     };
     Parts {
         server: Arc::new(server),
@@ -350,8 +350,8 @@ fn instance(started: &Moment) -> String {
 }
 
 /// Looks for `orbctl`.
-fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Whereabouts {
-    let path = surroundings
+fn find_orbctl(config: &Config, context: &ProcessContext) -> OrbctlLocator {
+    let path = context
         .environment
         .iter()
         .find(|(name, _)| name == "PATH")
@@ -362,10 +362,10 @@ fn find_orbctl(config: &Config, surroundings: &Surroundings) -> Whereabouts {
         .and_then(Path::parent)
         .map(|folder| folder.join("orbd-ctl"));
     let ours: Vec<PathBuf> = own.iter().cloned().chain(beside).collect();
-    Whereabouts::new(&Search {
+    OrbctlLocator::new(&Search {
         configured: config.orbctl.as_deref(),
         path,
-        home: Some(&surroundings.sources.places.home),
+        home: Some(&context.sources.places.home),
         ours: &ours,
     })
 }
@@ -393,7 +393,7 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
             fleet: config.fleet_timeout,
         },
         grace: config.grace,
-        settle: SETTLE_MAX,
+        reconcile: RECONCILE_MAX,
         keep: config.jobs_keep,
         keep_max: config.jobs_keep_max,
         keep_bytes: KEEP_BYTES,
@@ -425,8 +425,8 @@ fn listening(config: &Config) -> listen::Settings {
     }
 }
 
-fn in_force(config: &Config) -> InForce {
-    InForce {
+fn in_force(config: &Config) -> EffectiveConfig {
+    EffectiveConfig {
         config_file: config.file().map(Path::to_owned),
         limits: limits(config),
         strict: config.strict,

@@ -35,37 +35,37 @@ pub enum Ending {
 
 /// What the end of an invocation says about `orbctl` itself, whatever it says about the operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sign {
+pub enum HealthSignal {
     /// OrbStack's service answered.
-    Well,
+    Healthy,
     /// It may be sick, or only one machine is.
-    Doubtful(Illness),
+    Suspect(HealthProblem),
     /// It is sick: the next call will fail or hang in the same way, whatever it asks.
-    Sick(Illness),
+    Unhealthy(HealthProblem),
     /// Nothing.
     Nothing,
 }
 
 /// Why `orbctl` is taken for sick.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Illness {
+pub enum HealthProblem {
     /// A read, which takes no time when all is well, gave no answer within its limit.
     Blocked {
         /// The read.
         verb: &'static str,
     },
     /// What OrbStack's service, or `orbctl` in its place, said: one line, bounded, without control characters.
-    Said(Arc<str>),
+    ParsedEntry(Arc<str>),
 }
 
-impl fmt::Display for Illness {
+impl fmt::Display for HealthProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blocked { verb } => {
                 let command = verb.replace('_', " ");
                 write!(f, "orbctl {command} gave no answer within its time limit")
             }
-            Self::Said(line) => write!(f, "orbctl said: {line}"),
+            Self::ParsedEntry(line) => write!(f, "orbctl said: {line}"),
         }
     }
 }
@@ -93,7 +93,7 @@ pub enum Outcome {
     /// The daemon that ran it died and its child is gone; how it ended was not seen. Never said of a change.
     Interrupted,
     /// A change was cut short and may have taken effect.
-    Unknown(Sighting),
+    Unknown(ReconcileReport),
 }
 
 /// What a job that was done produced.
@@ -127,20 +127,20 @@ pub enum Success {
 
 /// What the inventory said after a change was cut short.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sighting {
+pub struct ReconcileReport {
     /// Whether looks came to rest: what is there is what will be there.
-    pub settled: bool,
+    pub stable: bool,
     /// Whether what was asked for now holds, where the looks could tell.
-    pub holds: Option<bool>,
+    pub satisfied: Option<bool>,
     /// State of the machine at the last look; `None` when it was not there or no look succeeded.
     pub machine_state: Option<Arc<str>>,
 }
 
-impl Sighting {
+impl ReconcileReport {
     /// Nothing could be seen.
     pub const NOTHING: Self = Self {
-        settled: false,
-        holds: None,
+        stable: false,
+        satisfied: None,
         machine_state: None,
     };
 }
@@ -194,7 +194,7 @@ pub enum Failure {
     },
     /// `orbctl` is sick, so this was not begun.
     #[error("orbctl is sick: {0}")]
-    OrbctlSick(Illness),
+    OrbctlUnhealthy(HealthProblem),
     /// It succeeded but said something that we do not know.
     #[error("orbctl's answer could not be read: {0}")]
     OrbctlOutputUnreadable(Arc<str>),

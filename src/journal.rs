@@ -17,7 +17,7 @@
 //!
 //! **Torn or damaged.** A last entry that ends too early is a torn tail and is cut off. Anything else that cannot be read is damage: the
 //! file is set aside under a new name, never deleted, and every intact entry is kept, whichever part of the file is damaged. Accepted jobs
-//! from before the damage are [`Recovered::doubtful`], because the entry that says they ran may be what is missing.
+//! from before the damage are [`Recovered::uncertain`], because the entry that says they ran may be what is missing.
 //!
 //! **Not writable.** On a full or read-only disk [`Journal::append`] fails, and orbd runs on without it. What could not be written is kept
 //! in memory, and the thread tries to write the whole journal anew every [`RETRY_PAUSE`]; [`Journal::problem`] says why it is not complete.
@@ -42,8 +42,8 @@ use tokio::sync::oneshot;
 use entry::{ENTRY_MAX, StoredV1, frame};
 use file::{Located, Opened, header, name_aside, open_locked, replace, with_suffix, write_new};
 
-use crate::causes::with_causes;
 use crate::clock::{Moment, unix_ms};
+use crate::error_chain::error_chain;
 use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::{Access, Class, Lane};
@@ -148,7 +148,7 @@ pub struct Recovered {
     /// Accepted jobs that never started, in order of id: to be queued again.
     pub waiting: Vec<AcceptedJob>,
     /// Accepted jobs that may have started, because the file was damaged: to be ended as unknown.
-    pub doubtful: Vec<AcceptedJob>,
+    pub uncertain: Vec<AcceptedJob>,
     /// Jobs whose child may be alive, in order of id. Each stays on record until [`Entry::Ended`].
     pub in_flight: Vec<InFlight>,
     /// Whether the previous instance stopped in order, with all that it had to remember written. Otherwise children may be running that
@@ -237,7 +237,7 @@ struct Shared {
     salt: u32,
     garbage_max: u64,
     writer: Mutex<Writer>,
-    errands: Mutex<Errands>,
+    pending_work: Mutex<PendingWork>,
     woken: Condvar,
 }
 
@@ -260,11 +260,11 @@ struct Writer {
     /// No compaction before the file is this long; grows when one fails.
     compact_at: u64,
     /// What was appended since a compaction took its picture.
-    meanwhile: Option<Meanwhile>,
+    during_compaction: Option<DuringCompaction>,
 }
 
 #[derive(Default)]
-struct Meanwhile {
+struct DuringCompaction {
     frames: Vec<u8>,
     durable: bool,
     /// Whether an entry could not be written, so that it is missing in the new file, too.
@@ -273,7 +273,7 @@ struct Meanwhile {
 
 /// What the thread is to do.
 #[derive(Default)]
-struct Errands {
+struct PendingWork {
     /// Callers who wait for an fsync.
     waiters: Vec<oneshot::Sender<Result<(), Arc<io::Error>>>>,
     compact: bool,
@@ -285,7 +285,7 @@ struct Errands {
 
 /// Whether an entry must survive a loss of power.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Care {
+enum Durability {
     Durable,
     Process,
 }
@@ -370,11 +370,11 @@ impl Journal {
                 next_id,
                 reserved_to: next_id,
                 compact_at: 0,
-                meanwhile: None,
+                during_compaction: None,
             }),
-            errands: Mutex::new(Errands {
+            pending_work: Mutex::new(PendingWork {
                 retry_at,
-                ..Errands::default()
+                ..PendingWork::default()
             }),
             woken: Condvar::new(),
         });
@@ -395,10 +395,10 @@ impl Journal {
         if writer.next_id + ID_BLOCK / 2 > writer.reserved_to {
             let up_to = writer.next_id + ID_BLOCK;
             let written = frame(self.shared.salt, &StoredV1::IdsReserved { up_to })
-                .and_then(|frame| self.shared.write(&mut writer, &frame, Care::Process));
+                .and_then(|frame| self.shared.write(&mut writer, &frame, Durability::Process));
             match written {
                 Ok(()) => writer.reserved_to = up_to,
-                Err(error) => self.shared.note_problem(&mut writer, &with_causes(&error)),
+                Err(error) => self.shared.note_problem(&mut writer, &error_chain(&error)),
             }
             drop(writer);
             // On disk long before the first id of the block is used.
@@ -409,7 +409,7 @@ impl Journal {
 
     /// Writes an entry. When this returns, it survives the death of this process, but not a loss of power.
     pub fn append(&self, entry: &Entry) -> Result<(), JournalError> {
-        self.shared.append(entry, Care::Process)
+        self.shared.append(entry, Durability::Process)
     }
 
     /// Writes an entry at once, in the order of calls; the future ends when it would survive a loss of power.
@@ -417,7 +417,7 @@ impl Journal {
         &self,
         entry: &Entry,
     ) -> Result<impl Future<Output = Result<(), JournalError>> + Send + use<>, JournalError> {
-        self.shared.append(entry, Care::Durable)?;
+        self.shared.append(entry, Durability::Durable)?;
         let written = self.shared.synced();
         let path = self.shared.path.clone();
         Ok(async move { wait_for(written?, path).await })
@@ -450,7 +450,7 @@ impl Journal {
     async fn write_end(&self) -> Result<(), JournalError> {
         let path = || self.shared.path.clone();
         if self.problem().is_some() {
-            self.shared.errands().compact = true;
+            self.shared.pending_work().compact = true;
             wait_for(self.shared.synced()?, path()).await?;
         }
         if let Some(cause) = self.problem() {
@@ -460,7 +460,7 @@ impl Journal {
             let mut writer = self.shared.writer();
             let next_id = writer.next_id;
             let frame = frame(self.shared.salt, &StoredV1::Closed { next_id })?;
-            self.shared.write(&mut writer, &frame, Care::Durable)?;
+            self.shared.write(&mut writer, &frame, Durability::Durable)?;
             drop(writer);
             self.shared.synced()?
         };
@@ -470,7 +470,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.shared.errands().closing = true;
+        self.shared.pending_work().closing = true;
         self.shared.woken.notify_one();
     }
 }
@@ -495,11 +495,11 @@ impl Shared {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn errands(&self) -> MutexGuard<'_, Errands> {
-        self.errands.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending_work(&self) -> MutexGuard<'_, PendingWork> {
+        self.pending_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, entry: &Entry, care: Care) -> Result<(), JournalError> {
+    fn append(&self, entry: &Entry, care: Durability) -> Result<(), JournalError> {
         let frame = frame(self.salt, &StoredV1::from(entry))?;
         let id = entry.job();
         let mut writer = self.writer();
@@ -512,7 +512,7 @@ impl Shared {
             if !matches!(entry, Entry::Ended { .. }) {
                 writer.unwritten.insert(id);
             }
-            self.note_problem(&mut writer, &with_causes(error));
+            self.note_problem(&mut writer, &error_chain(error));
         }
         match entry {
             Entry::Accepted(_) | Entry::Starting(_) => {
@@ -536,12 +536,12 @@ impl Shared {
         let compact = garbage > self.garbage_max
             && garbage > 3 * writer.live_bytes
             && writer.length > writer.compact_at
-            && writer.meanwhile.is_none();
+            && writer.during_compaction.is_none();
         drop(writer);
         if compact {
-            let mut errands = self.errands();
-            if !errands.compact {
-                errands.compact = true;
+            let mut pending_work = self.pending_work();
+            if !pending_work.compact {
+                pending_work.compact = true;
                 self.woken.notify_one();
             }
         }
@@ -549,7 +549,7 @@ impl Shared {
     }
 
     /// Writes one frame, all or nothing.
-    fn write(&self, writer: &mut Writer, frame: &[u8], care: Care) -> Result<(), JournalError> {
+    fn write(&self, writer: &mut Writer, frame: &[u8], care: Durability) -> Result<(), JournalError> {
         let io = |source| JournalError::Io {
             doing: "write",
             path: self.path.clone(),
@@ -568,9 +568,9 @@ impl Shared {
             return Err(io(source));
         }
         writer.length += frame.len() as u64;
-        if let Some(meanwhile) = &mut writer.meanwhile {
-            meanwhile.frames.extend_from_slice(frame);
-            meanwhile.durable |= care == Care::Durable;
+        if let Some(during_compaction) = &mut writer.during_compaction {
+            during_compaction.frames.extend_from_slice(frame);
+            during_compaction.durable |= care == Durability::Durable;
         }
         Ok(())
     }
@@ -583,11 +583,11 @@ impl Shared {
                 cause,
                 "cannot write the journal: new detached changes are refused, other jobs run without an entry"
             );
-            self.errands().retry_at = Some(retry_time());
+            self.pending_work().retry_at = Some(retry_time());
             self.woken.notify_one();
         }
-        if let Some(meanwhile) = &mut writer.meanwhile {
-            meanwhile.incomplete = true;
+        if let Some(during_compaction) = &mut writer.during_compaction {
+            during_compaction.incomplete = true;
         }
         writer.problem = Some(cause.into());
     }
@@ -595,15 +595,15 @@ impl Shared {
     /// Asks the thread for an fsync of everything written so far.
     fn synced(&self) -> Result<oneshot::Receiver<Result<(), Arc<io::Error>>>, JournalError> {
         let (done, answer) = oneshot::channel();
-        let mut errands = self.errands();
-        if errands.closed {
+        let mut pending_work = self.pending_work();
+        if pending_work.closed {
             return Err(JournalError::Closed);
         }
-        if errands.waiters.len() >= WAITERS_MAX {
+        if pending_work.waiters.len() >= WAITERS_MAX {
             return Err(JournalError::Busy);
         }
-        errands.waiters.push(done);
-        drop(errands);
+        pending_work.waiters.push(done);
+        drop(pending_work);
         self.woken.notify_one();
         Ok(answer)
     }
@@ -611,28 +611,31 @@ impl Shared {
     /// The thread: does errands until the journal is dropped. All who wait share one fsync.
     fn run(&self) {
         loop {
-            let mut errands = self.errands();
-            while errands.waiters.is_empty() && !errands.compact && !errands.closing {
+            let mut pending_work = self.pending_work();
+            while pending_work.waiters.is_empty() && !pending_work.compact && !pending_work.closing {
                 let now = Moment::now().instant;
-                errands = match errands.retry_at {
-                    None => self.woken.wait(errands).unwrap_or_else(PoisonError::into_inner),
+                pending_work = match pending_work.retry_at {
+                    None => self
+                        .woken
+                        .wait(pending_work)
+                        .unwrap_or_else(PoisonError::into_inner),
                     Some(at) if at <= now => {
-                        errands.compact = true;
-                        errands
+                        pending_work.compact = true;
+                        pending_work
                     }
                     Some(at) => {
                         self.woken
-                            .wait_timeout(errands, at - now)
+                            .wait_timeout(pending_work, at - now)
                             .unwrap_or_else(PoisonError::into_inner)
                             .0
                     }
                 };
             }
-            let retry_at = errands.retry_at;
-            let todo = std::mem::take(&mut *errands);
-            errands.retry_at = retry_at;
-            errands.closed = todo.closing;
-            drop(errands);
+            let retry_at = pending_work.retry_at;
+            let todo = std::mem::take(&mut *pending_work);
+            pending_work.retry_at = retry_at;
+            pending_work.closed = todo.closing;
+            drop(pending_work);
             if todo.compact {
                 self.compact_or_retry();
             }
@@ -664,10 +667,10 @@ impl Shared {
         let mut writer = self.writer();
         let is_complete = writer.problem.is_none();
         if result.is_err() {
-            writer.meanwhile = None;
+            writer.during_compaction = None;
             writer.compact_at = writer.length * 2;
         }
-        self.errands().retry_at = (!is_complete).then(retry_time);
+        self.pending_work().retry_at = (!is_complete).then(retry_time);
         drop(writer);
         match result {
             Ok(()) if had_problem && is_complete => {
@@ -694,7 +697,7 @@ impl Shared {
             let up_to = writer.reserved_to.max(writer.next_id + ID_BLOCK);
             contents.extend(frame(self.salt, &StoredV1::IdsReserved { up_to }).map_err(io::Error::other)?);
             contents.extend(writer.live.values().flatten());
-            writer.meanwhile = Some(Meanwhile::default());
+            writer.during_compaction = Some(DuringCompaction::default());
             up_to
         };
         let mut file = write_new(&self.new_path(), &contents)?;
@@ -704,26 +707,29 @@ impl Shared {
         let mut rounds = 0;
         loop {
             let mut writer = self.writer();
-            let meanwhile = writer.meanwhile.replace(Meanwhile::default()).unwrap_or_default();
-            incomplete |= meanwhile.incomplete;
-            if meanwhile.durable && rounds < 3 {
+            let during_compaction = writer
+                .during_compaction
+                .replace(DuringCompaction::default())
+                .unwrap_or_default();
+            incomplete |= during_compaction.incomplete;
+            if during_compaction.durable && rounds < 3 {
                 drop(writer);
-                file.write_all(&meanwhile.frames)?;
+                file.write_all(&during_compaction.frames)?;
                 file.sync_data()?;
-                length += meanwhile.frames.len() as u64;
+                length += during_compaction.frames.len() as u64;
                 rounds += 1;
                 continue;
             }
-            file.write_all(&meanwhile.frames)?;
-            if meanwhile.durable {
+            file.write_all(&during_compaction.frames)?;
+            if during_compaction.durable {
                 file.sync_data()?;
             }
-            length += meanwhile.frames.len() as u64;
+            length += during_compaction.frames.len() as u64;
             replace(&self.path, writer.aside.as_deref())?;
             writer.aside = None;
             writer.file = Some(Arc::new(file));
             writer.length = length;
-            writer.meanwhile = None;
+            writer.during_compaction = None;
             writer.compact_at = 0;
             writer.reserved_to = writer.reserved_to.max(reserved_to);
             if !incomplete {

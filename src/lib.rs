@@ -3,8 +3,8 @@
 //! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
 //!
 //! - [`machine`], [`operation`], [`job`]: the words. Plain data.
-//! - [`causes`]: an error with all that led to it, as one sentence.
-//! - [`scheduler`], [`cache`], [`events`], [`breaker`]: what starts next, what is known, what is told of it, and whether `orbctl` is well
+//! - [`error_chain`]: an error with all that led to it, as one sentence.
+//! - [`scheduler`], [`cache`], [`events`], [`circuit_breaker`]: what starts next, what is known, what is told of it, and whether `orbctl` is well
 //!   enough to be asked. Pure: no clock, no I/O, no async.
 //! - [`clock`], [`sys`]: time, and questions to the kernel about processes, sockets and files.
 //! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
@@ -15,14 +15,14 @@
 //! - [`rpc`], [`client`]: the wire, from both ends.
 //! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
 
-pub mod breaker;
 pub mod cache;
-pub mod causes;
+pub mod circuit_breaker;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod dispatcher;
+pub mod error_chain;
 pub mod events;
 pub mod job;
 pub mod journal;

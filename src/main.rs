@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use orbd::config::{Config, Environment, Flags, Places, Sources};
-use orbd::daemon::{self, Ended, Signals, Surroundings};
+use orbd::config::{Config, Environment, Flags, Sources, UserDirs};
+use orbd::daemon::{self, Ended, ProcessContext, Signals};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
 use orbd::rpc::api::PROTOCOL_VERSION;
@@ -88,7 +88,7 @@ fn run() -> Result<()> {
     sys::restore_limits();
     // The usual one, for the children: what we make ourselves has a mode that says more.
     umask(Mode::WGRP | Mode::WOTH);
-    let places = Places::of_this_user()?;
+    let places = UserDirs::of_this_user()?;
     if arguments.sample_config {
         return print(&Config::sample(&places));
     }
@@ -134,7 +134,7 @@ fn run() -> Result<()> {
     };
     let program = Program::of_this_process();
     let signals = Signals::default();
-    let surroundings = Surroundings {
+    let context = ProcessContext {
         environment: std::env::vars_os().collect(),
         sources,
         log_level: logs.level(),
@@ -146,15 +146,15 @@ fn run() -> Result<()> {
         .enable_all()
         .build()
         .context("the runtime")?;
-    let served = runtime.block_on(async {
+    let machine_list_cache = runtime.block_on(async {
         heed_signals(&signals).context("signals")?;
-        daemon::run(config, listener, surroundings)
+        daemon::run(config, listener, context)
             .await
             .context("orbd cannot start")
     });
     // Tasks that are still there wait for things that no longer matter.
     runtime.shutdown_background();
-    match (served?, program) {
+    match (machine_list_cache?, program) {
         (Ended::Upgrading(listener), Some(program)) => {
             // What was logged is written before the program is another one.
             drop(logs);

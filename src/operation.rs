@@ -3,9 +3,9 @@
 //! An [`Operation`] says nothing about how it is carried out; `orbctl::argv` alone turns it into arguments. The table in
 //! `docs/ARCHITECTURE.md` and the one in [`Operation::footprint`] are the same.
 
-mod leased;
+mod client_action;
+mod raw_query;
 mod unknown_form;
-mod verbatim;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use leased::{Each, Leased};
+pub use client_action::{BatchVerb, ClientAction};
+pub use raw_query::{Format, RawQuery};
 pub use unknown_form::{FormVerb, UnknownForm};
-pub use verbatim::{Format, Verbatim};
 
 use crate::machine::{MachineId, MachineName};
 
@@ -80,7 +80,7 @@ pub enum Operation {
     /// Stops every machine.
     StopAll(Force),
     /// Something that only clients carry out, in leases.
-    Leased(Leased),
+    ClientAction(ClientAction),
 }
 
 /// A read. Equal queries share one invocation while the generation has not moved.
@@ -103,7 +103,7 @@ pub enum Query {
     /// A machine's log so far.
     Logs(MachineName, LogScope),
     /// What `orbctl` prints for a read, byte for byte.
-    Verbatim(Verbatim),
+    RawQuery(RawQuery),
 }
 
 /// Which of a machine's logs.
@@ -684,7 +684,7 @@ impl Operation {
             Self::StopOrbstack(_) => "stop_orbstack",
             Self::StartAll => "start_all",
             Self::StopAll(_) => "stop_all",
-            Self::Leased(leased) => leased.verb(),
+            Self::ClientAction(client_action) => client_action.verb(),
         }
     }
 
@@ -705,8 +705,8 @@ impl Operation {
             | Self::Import(name, _)
             | Self::SetDefault(Some(name)) => Some(name),
             Self::Create(new) => Some(&new.name),
-            Self::Leased(leased) => leased.machine(),
-            Self::Query(Query::Verbatim(read)) => read.machine(),
+            Self::ClientAction(client_action) => client_action.machine(),
+            Self::Query(Query::RawQuery(read)) => read.machine(),
             Self::Query(_)
             | Self::SetDefault(None)
             | Self::ConfigSet { .. }
@@ -736,7 +736,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Class::Fleet
             }
-            Self::Leased(leased) => leased.class(),
+            Self::ClientAction(client_action) => client_action.class(),
         }
     }
 
@@ -774,7 +774,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Footprint::new([(Lane::Fleet, Exclusive)])
             }
-            Self::Leased(leased) => leased.footprint(),
+            Self::ClientAction(client_action) => client_action.footprint(),
         }
     }
 
@@ -801,7 +801,7 @@ impl Operation {
             Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
                 Effect::Changes(Scope::Everything)
             }
-            Self::Leased(leased) => leased.effect(),
+            Self::ClientAction(client_action) => client_action.effect(),
         }
     }
 
@@ -822,7 +822,7 @@ impl Operation {
     /// Whether the limit of its class ends it.
     pub fn has_run_limit(&self) -> bool {
         match self {
-            Self::Leased(leased) => leased.has_run_limit(),
+            Self::ClientAction(client_action) => client_action.has_run_limit(),
             _ => true,
         }
     }
@@ -834,7 +834,7 @@ impl Operation {
             | Self::StartOrbstack(force)
             | Self::StopOrbstack(force)
             | Self::StopAll(force) => *force == Force::Yes,
-            Self::Leased(leased) => leased.preempts(),
+            Self::ClientAction(client_action) => client_action.preempts(),
             _ => false,
         }
     }
@@ -852,7 +852,7 @@ impl Query {
             Self::Default => "default",
             Self::Ssh => "ssh",
             Self::Logs(..) => "logs",
-            Self::Verbatim(read) => read.subject().verb(),
+            Self::RawQuery(read) => read.subject().verb(),
         }
     }
 }

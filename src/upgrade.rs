@@ -24,7 +24,7 @@ pub use binary_watcher::{BinaryWatcher, Step, UpgradeState};
 pub use handoff::{Handoff, HandoffError, HandoffSlots, ReceivedHandoff, execute};
 pub use preflight::{PreflightError, greeting, preflight};
 
-use crate::sys::FileStamp;
+use crate::sys::FileId;
 
 /// The program that runs.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct Program {
     /// Where it was started from, links kept: an upgrade may be a link that leads elsewhere.
     pub path: PathBuf,
     /// The file that was executed.
-    pub stamp: FileStamp,
+    pub stamp: FileId,
     /// Its arguments, its own name first.
     pub words: Vec<OsString>,
 }
@@ -45,9 +45,9 @@ impl Program {
         // On Linux the file that was executed, even if it has another name by now.
         let executed = Path::new("/proc/self/exe");
         let stamp = if cfg!(target_os = "linux") {
-            FileStamp::of(executed)
+            FileId::of(executed)
         } else {
-            own.as_deref().and_then(FileStamp::of)
+            own.as_deref().and_then(FileId::of)
         }?;
         let named = words.first().map(PathBuf::from).filter(|path| path.is_absolute());
         let path = place(named, own.as_ref(), stamp)?;
@@ -57,8 +57,8 @@ impl Program {
 
 /// Finds the path at which another program would appear: the one that was started, if the running file is there, else the system's path of
 /// the running file. If neither path leads to the running file, it was replaced during start-up; fall back to the first argument.
-fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: FileStamp) -> Option<PathBuf> {
-    let is_it = |path: &Path| FileStamp::of(path) == Some(executed);
+fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: FileId) -> Option<PathBuf> {
+    let is_it = |path: &Path| FileId::of(path) == Some(executed);
     let found = named.iter().chain(own).find(|path| is_it(path)).cloned();
     found.or(named)
 }
@@ -75,7 +75,7 @@ mod tests {
         let path = |name: &str| Some(folder.path().join(name));
         fs::write(folder.path().join("orbd"), "one").expect("written");
         std::os::unix::fs::symlink("orbd", folder.path().join("link")).expect("a link");
-        let executed = FileStamp::of(&folder.path().join("orbd")).expect("there");
+        let executed = FileId::of(&folder.path().join("orbd")).expect("there");
         assert_eq!(
             place(path("link"), path("orbd").as_ref(), executed),
             path("link"),

@@ -30,22 +30,22 @@ pub(crate) struct Finding {
 pub(crate) fn read(output: &Output) -> Vec<Finding> {
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
-    let findings: Vec<Finding> = answer["findings"]
+    let findings: Vec<Finding> = answer["checks"]
         .as_array()
         .expect("a list")
         .iter()
         .map(|finding| Finding {
-            about: text(finding, "about"),
-            level: text(finding, "level"),
-            says: text(finding, "says"),
-            mend: text(finding, "mend"),
+            about: text(finding, "name"),
+            level: text(finding, "status"),
+            says: text(finding, "message"),
+            mend: text(finding, "fix"),
         })
         .collect();
-    let is_bad = findings.iter().any(|finding| finding.level == "bad");
+    let is_bad = findings.iter().any(|finding| finding.level == "error");
     assert_eq!(output.status.code(), Some(i32::from(is_bad)), "{findings:#?}");
     for finding in &findings {
         assert!(!finding.says.is_empty(), "{finding:?}");
-        assert_eq!(finding.level == "good", finding.mend.is_empty(), "{finding:?}");
+        assert_eq!(finding.level == "ok", finding.mend.is_empty(), "{finding:?}");
     }
     findings
 }
@@ -88,7 +88,7 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
     check(
         &doctor(&world),
         "orbctl",
-        "bad",
+        "error",
         "is not there or cannot be executed",
         "orbd's configuration",
     );
@@ -97,7 +97,7 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
     check(
         &doctor(&world),
         "orbctl",
-        "bad",
+        "error",
         "cannot be executed",
         &format!("chmod +x {path}"),
     );
@@ -105,12 +105,12 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
     check(
         &doctor(&world),
         "orbctl",
-        "bad",
+        "error",
         "cannot be executed",
         &format!("chmod +x {path}"),
     );
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");
-    check(&doctor(&world), "orbctl", "good", path, "");
+    check(&doctor(&world), "orbctl", "ok", path, "");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn an_orbctl_that_only_a_daemon_started_anew_would_find_is_told() {
     check(
         &output,
         "orbctl",
-        "bad",
+        "error",
         "finds none with the configuration and PATH that it was started with",
         "orbd-ctl daemon restart",
     );
@@ -141,21 +141,15 @@ fn an_orbstack_that_is_stopped_or_does_not_answer_is_found() {
         .script("")
         .started();
     ok(&world, &["stop", "--orbstack"]);
-    check(
-        &doctor(&world),
-        "OrbStack",
-        "doubtful",
-        "stopped",
-        "orbd-ctl start",
-    );
+    check(&doctor(&world), "OrbStack", "warn", "stopped", "orbd-ctl start");
     ok(&world, &["start"]);
-    check(&doctor(&world), "OrbStack", "good", "running", "");
+    check(&doctor(&world), "OrbStack", "ok", "running", "");
     world.rescript("[[trouble]]\ncommand = \"status\"\nkind = \"hang\"");
     call(&world, &["cache", "invalidate"]);
     check(
         &doctor(&world),
         "OrbStack",
-        "bad",
+        "error",
         "",
         "orbd-ctl stop --orbstack --force",
     );
@@ -167,12 +161,12 @@ fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
     let long = world.path(&"x".repeat(120));
     let long = long.to_str().expect("text");
     let output = call(&world, &["--socket", long, "doctor", "--json"]);
-    check(&output, "socket", "bad", "the system allows 103", "ORBD_SOCKET");
+    check(&output, "socket", "error", "the system allows 103", "ORBD_SOCKET");
     fs::write(world.socket(), "").expect("written");
     check(
         &doctor(&world),
         "socket",
-        "bad",
+        "error",
         "something else than a socket",
         "move it away",
     );
@@ -183,7 +177,7 @@ fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
     check(
         &doctor(&world),
         "socket",
-        "bad",
+        "error",
         "open to other users",
         "chmod 700",
     );
@@ -193,12 +187,12 @@ fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
 #[test]
 fn a_socket_that_a_crash_left_and_one_of_another_user_are_found() {
     let mut world = World::with_machines(&["a"]);
-    check(&doctor(&world), "orbd", "good", "runs, pid", "");
+    check(&doctor(&world), "orbd", "ok", "runs, pid", "");
     world.kill();
     check(
         &doctor(&world),
         "orbd",
-        "doubtful",
+        "warn",
         "left by a crash",
         "orbd-ctl daemon start",
     );
@@ -207,7 +201,7 @@ fn a_socket_that_a_crash_left_and_one_of_another_user_are_found() {
         check(
             &doctor(&world),
             "socket",
-            "bad",
+            "error",
             "belongs to another user",
             "unset ORBD_SOCKET",
         );
@@ -252,7 +246,7 @@ fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
     check(
         &output,
         "orbd",
-        "doubtful",
+        "warn",
         "orbd 9.9.9 runs",
         "orbd-ctl daemon restart",
     );
@@ -261,7 +255,7 @@ fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
     check(
         &output,
         "orbd",
-        "bad",
+        "error",
         "speaks protocol 2",
         "orbd-ctl daemon restart",
     );
@@ -272,25 +266,19 @@ fn what_was_set_aside_is_found() {
     let world = World::with_machines(&["a"]);
     let findings = read(&doctor(&world));
     assert!(
-        findings.iter().all(|finding| finding.level == "good"),
+        findings.iter().all(|finding| finding.level == "ok"),
         "{findings:#?}"
     );
     fs::create_dir_all(world.path("state/metrics/store-1.set-aside-1795879048")).expect("a folder");
     check(
         &doctor(&world),
         "set aside",
-        "doubtful",
+        "warn",
         "store-1.set-aside-1795879048",
         "orbd-ctl daemon logs",
     );
     fs::write(world.path("state/journal.set-aside-1795879049"), "").expect("written");
-    check(
-        &doctor(&world),
-        "set aside",
-        "doubtful",
-        "and 1 more",
-        "remove it",
-    );
+    check(&doctor(&world), "set aside", "warn", "and 1 more", "remove it");
 }
 
 /// A disk of its own, so small that it is full, where only this call sees it.
@@ -314,7 +302,7 @@ fn a_disk_that_is_full_is_found() {
     let output = small.output();
     match output {
         Ok(output) if !output.stdout.is_empty() => {
-            check(&output, "disk", "bad", "MiB are free", "make room");
+            check(&output, "disk", "error", "MiB are free", "make room");
         }
         other => skip(&format!(
             "`unshare` of util-linux and user namespaces, to mount a small disk: {other:?}"
@@ -323,7 +311,7 @@ fn a_disk_that_is_full_is_found() {
     check(
         &doctor.output().expect("it starts"),
         "disk",
-        "good",
+        "ok",
         "MiB are free",
         "",
     );
@@ -339,5 +327,5 @@ fn an_orbctl_on_path_is_found_as_the_daemon_would() {
     doctor.env_remove("ORBD_ORBCTL").env("PATH", &bin);
     let place = bin.join("orbctl");
     let output = doctor.output().expect("it starts");
-    check(&output, "orbctl", "good", place.to_str().expect("text"), "");
+    check(&output, "orbctl", "ok", place.to_str().expect("text"), "");
 }

@@ -412,13 +412,13 @@ fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
     managed.ok(&["install"]);
     let doctor = |managed: &Managed| ctl_doctor::read(&managed.call(&["doctor", "--json"]));
     let found = doctor(&managed);
-    assert_eq!(ctl_doctor::about(&found, "service").level, "good", "{found:#?}");
+    assert_eq!(ctl_doctor::about(&found, "service").level, "ok", "{found:#?}");
     managed.ok(&["stop"]);
     fs::write(managed.folder().join("exit"), "78").expect("written");
     let found = doctor(&managed);
     let service = ctl_doctor::about(&found, "service");
     assert!(
-        service.level == "bad"
+        service.level == "error"
             && service.says.contains("exit code 78")
             && service.mend.contains("orbd-ctl service logs"),
         "{service:?}"
@@ -426,7 +426,7 @@ fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
     // The service has a PATH of its own: what is found from a terminal need not be found by it.
     let path = ctl_doctor::about(&found, "service's PATH");
     assert!(
-        path.level == "bad"
+        path.level == "error"
             && path.says.contains("leads to no orbctl")
             && path.mend.contains("orbd-ctl service install"),
         "{path:?}"
@@ -442,7 +442,7 @@ fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
     let found = doctor(&managed);
     assert_eq!(
         ctl_doctor::about(&found, "service's PATH").level,
-        "good",
+        "ok",
         "{found:#?}"
     );
     assert!(

@@ -67,7 +67,7 @@ fn daemons(world: &World) -> Vec<u32> {
     world.processes().into_iter().filter(is_daemon).collect()
 }
 
-/// A world where a change of `a` runs until [`Held::let_go`].
+/// A world where a change of `a` runs until [`Held::release_waiters`].
 struct Held {
     world: World,
     change: Child,
@@ -93,7 +93,7 @@ impl Held {
     }
 
     /// Ends the change. It was cut short, which is what its caller is told.
-    fn let_go(&self) {
+    fn release_waiters(&self) {
         let pid = i32::try_from(self.orbctl).expect("a pid");
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
@@ -150,7 +150,7 @@ fn a_stop_is_told_when_the_daemon_is_gone_and_says_meanwhile_what_keeps_it() {
     let _rest = until_it_says(&mut second, "waiting for orbd to stop");
     assert!(is_alive(pid) && is_refused(&held.world.socket()));
     assert!(stop.try_wait().expect("ours").is_none());
-    held.let_go();
+    held.release_waiters();
     let answer = stop.wait_with_output().expect("ours").stdout;
     assert_eq!(
         String::from_utf8(answer).expect("text"),
@@ -171,7 +171,7 @@ fn a_restart_during_a_change_ends_with_a_daemon() {
         .spawn()
         .expect("it starts");
     let _rest = until_it_says(&mut restart, "still running");
-    held.let_go();
+    held.release_waiters();
     let output = restart.wait_with_output().expect("ours");
     let answer = succeeded(&["daemon", "restart"], output);
     assert!(answer.starts_with("orbd started (pid "), "{answer}");
@@ -195,7 +195,7 @@ fn calls_during_a_stop_wait_for_the_next_daemon() {
         .iter_mut()
         .map(|child| until_it_says(child, "waiting for another orbd"))
         .collect();
-    held.let_go();
+    held.release_waiters();
     for child in calls {
         let output = child.wait_with_output().expect("ours");
         assert_eq!(succeeded(&["list"], output), "a\n");
@@ -448,20 +448,20 @@ fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
     let levels = |world: &World| -> Vec<(String, String)> {
         let output = call(world, &["doctor", "--json"]);
         let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let findings = answer["findings"].as_array().expect("a list").clone();
-        let bad = findings.iter().any(|finding| finding["level"] == "bad");
+        let findings = answer["checks"].as_array().expect("a list").clone();
+        let bad = findings.iter().any(|finding| finding["status"] == "error");
         assert_eq!(output.status.code(), Some(i32::from(bad)), "{answer}");
         for finding in &findings {
             assert_eq!(
-                finding["level"] == "good",
-                finding.get("mend").is_none(),
+                finding["status"] == "ok",
+                finding.get("fix").is_none(),
                 "{finding}"
             );
         }
         let text = |finding: &Value, key: &str| finding[key].as_str().expect("text").to_owned();
         findings
             .iter()
-            .map(|finding| (text(finding, "about"), text(finding, "level")))
+            .map(|finding| (text(finding, "name"), text(finding, "status")))
             .collect()
     };
     let level = |world: &World, about: &str| {
@@ -470,26 +470,26 @@ fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
     };
     assert_eq!(
         level(&world, "orbd"),
-        "doubtful",
+        "warn",
         "it does not run, and nobody started it"
     );
     assert_eq!(daemons(&world), [0; 0]);
     world.start();
     for (about, level) in levels(&world) {
-        assert_eq!(level, "good", "{about}");
+        assert_eq!(level, "ok", "{about}");
     }
     call(&world, &["queue", "pause"]);
-    assert_eq!(level(&world, "queue"), "doubtful");
+    assert_eq!(level(&world, "queue"), "warn");
     call(&world, &["queue", "resume"]);
     call(&world, &["stop", "--orbstack"]);
-    assert_eq!(level(&world, "OrbStack"), "doubtful");
-    assert_eq!(level(&world, "queue"), "good");
+    assert_eq!(level(&world, "OrbStack"), "warn");
+    assert_eq!(level(&world, "queue"), "ok");
     world.kill();
-    assert_eq!(level(&world, "orbd"), "doubtful", "a crash left its socket");
+    assert_eq!(level(&world, "orbd"), "warn", "a crash left its socket");
     let config = world.path("home/.config/orbd");
     fs::create_dir_all(&config).expect("a folder");
     fs::write(config.join("config.toml"), "qeueu_max = 5\n").expect("written");
-    assert_eq!(level(&world, "configuration"), "bad");
+    assert_eq!(level(&world, "configuration"), "error");
 }
 
 // ---- a sick orbctl -------------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
     assert_eq!(watcher.until("machine_gone")["machine"]["name"], "c");
 
     // Whoever comes now is told of the rest by the state.
-    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_sick"]})).next();
+    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
     assert_eq!(
         state["machine_list"]["machines"].as_array().map(Vec::len),
         Some(1)
@@ -405,10 +405,10 @@ fn an_illness_is_told_and_the_recovery_with_what_happened_meanwhile() {
     watcher.until_machines_are_known();
     world.rescript("[[trouble]]\nkind = \"panic\"");
     world.client().ok::<MachineList>(json!({"max_age_ms": 0}));
-    let sick = watcher.until("orbctl_sick");
+    let sick = watcher.until("orbctl_unhealthy");
     let reason = sick["reason"].as_str().expect("a reason");
     assert!(reason.contains("panic"), "{reason}");
-    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_sick"]})).next();
+    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
     assert_eq!(state["sick"]["reason"], sick["reason"]);
 
     assert!(world.sim(&["stop", "a"]).status.success(), "past the daemon");

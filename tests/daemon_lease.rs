@@ -26,7 +26,7 @@ fn waiting_process() -> Child {
 }
 
 /// Lets the process go on, and waits for it.
-fn let_go(process: &mut Child, exit_code: i32) {
+fn release_waiters(process: &mut Child, exit_code: i32) {
     let mut stdin = process.stdin.take().expect("piped");
     writeln!(stdin, "{exit_code}").expect("it reads");
     drop(stdin);
@@ -55,7 +55,7 @@ impl Lease {
 
     /// Ends the process and gives the place back.
     fn give_back(mut self, caller: &mut Caller, exit_code: i32) -> Job {
-        let_go(&mut self.process, exit_code);
+        release_waiters(&mut self.process, exit_code);
         let params = json!({"job_id": self.id(), "exit_code": exit_code});
         caller.ok::<SessionRelease>(params).job
     }
@@ -339,7 +339,7 @@ fn a_session_waits_for_a_running_change_of_its_machine_and_holds_up_nothing() {
     assert_eq!(restart.changed, Some(true));
     caller.ok::<QueueDrain>(json!({}));
     caller.resume();
-    let_go(&mut process, 0);
+    release_waiters(&mut process, 0);
     caller.end_of(shell);
 }
 
@@ -370,7 +370,7 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let generation = |caller: &mut Caller| caller.ok::<CacheStatus>(json!({})).generation;
-    for (params, topic) in [
+    for (params, cache_key) in [
         (json!({"operation": "stop", "machines": ["a", "b"]}), "machines"),
         (json!({"operation": "create", "machine": "n"}), "machines"),
         (json!({"operation": "config_set"}), "config"),
@@ -382,7 +382,7 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
         let during = generation(&mut caller);
         assert!(during > before, "{params}");
         lease.give_back(&mut caller, 0);
-        assert!(generation(&mut caller) > during, "{params}: {topic}");
+        assert!(generation(&mut caller) > during, "{params}: {cache_key}");
     }
     // The version too may be another one after something unknown, as after an update.
     let seen = |caller: &mut Caller| caller.ok::<OrbstackVersion>(json!({})).observed.observed_at;
@@ -513,7 +513,7 @@ fn a_lease_that_is_never_released_ends_by_the_kind_of_its_operation() {
     // Their connections are closed, and their owner says nothing.
     for (operation, mut lease, expected) in leases {
         assert_eq!(other.job(lease.id()).state, JobStateWord::Running, "{operation}");
-        let_go(&mut lease.process, 0);
+        release_waiters(&mut lease.process, 0);
         assert_eq!(outcome_of(&other.end_of(lease.id())), expected, "{operation}");
     }
 }
@@ -549,7 +549,7 @@ fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
         (waits_for.job_id, waits_for.operation.as_deref()),
         (Some(lease.job_id), Some("export"))
     );
-    let_go(&mut process, 3);
+    release_waiters(&mut process, 3);
     let ended = caller
         .ok::<SessionRelease>(json!({"job_id": lease.job_id, "exit_code": 3}))
         .job;
@@ -563,7 +563,7 @@ fn a_lease_that_succeeded_is_a_success() {
     let mut caller = world.client();
     let mut process = waiting_process();
     let lease = caller.ok::<SessionLease>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
-    let_go(&mut process, 0);
+    release_waiters(&mut process, 0);
     let ended = caller
         .ok::<SessionRelease>(json!({"job_id": lease.job_id, "exit_code": 0}))
         .job;
@@ -583,7 +583,7 @@ fn a_client_that_hangs_up_leaves_its_place_to_its_process() {
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     assert_eq!(other.job(lease.job_id).state, JobStateWord::Running);
-    let_go(&mut process, 0);
+    release_waiters(&mut process, 0);
     // Nobody is left to say how it ended.
     assert_eq!(
         outcome_of(&other.end_of(lease.job_id)),
@@ -644,7 +644,7 @@ fn a_lease_outlives_a_crash_of_the_daemon() {
         .job_id;
     let waits_for = caller.job(waiting).waiting_for.expect("it waits");
     assert_eq!(waits_for.job_id, Some(lease.job_id));
-    let_go(&mut process, 0);
+    release_waiters(&mut process, 0);
     assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
     assert_eq!(outcome_of(&caller.end_of(lease.job_id)).0, "unknown");
 }

@@ -63,7 +63,7 @@ fn lists_are_told_as_last_known_with_the_reason_and_all_is_well_again_by_itself(
             answer.observed.stale_reason.as_deref(),
             Some(&*format!("orbctl is sick: {reason}"))
         );
-        assert_eq!(caller.sickness().expect("sick").reason, reason);
+        assert_eq!(caller.outage().expect("sick").reason, reason);
         assert_eq!(
             caller.ok::<DaemonInfo>(json!({})).sick.expect("sick").reason,
             reason
@@ -141,7 +141,7 @@ fn a_forced_stop_gets_through_and_shows_that_the_service_works() {
     assert_eq!(answer.changed, Some(true));
     let stopped = ("b".to_owned(), "stopped".to_owned());
     assert!(world.truth().contains(&stopped), "{:?}", world.truth());
-    assert!(caller.sickness().is_none(), "the service has just worked");
+    assert!(caller.outage().is_none(), "the service has just worked");
     world.rescript("");
     all_is_well(&mut caller);
 }
@@ -211,7 +211,7 @@ fn one_machine_that_hangs_is_no_illness() {
     assert_eq!(command.join().expect("it is told").kind, "deadline_exceeded");
     assert_eq!(details.join().expect("it is told").kind, "deadline_exceeded");
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
-    assert!(caller.sickness().is_none());
+    assert!(caller.outage().is_none());
     assert!(!world.log().contains("orbctl is sick"));
 }
 

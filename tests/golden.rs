@@ -245,7 +245,7 @@ impl Case {
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.write_all(request.as_bytes()))
             .map_err(|error| error.to_string())?;
-        self.meanwhile(daemon)?;
+        self.during_compaction(daemon)?;
         let mut answer = String::new();
         stream
             .read_to_string(&mut answer)
@@ -278,7 +278,7 @@ impl Case {
     }
 
     /// Carries out what happens between request and answer.
-    fn meanwhile(&self, daemon: &mut Daemon) -> Result<(), String> {
+    fn during_compaction(&self, daemon: &mut Daemon) -> Result<(), String> {
         let Some(steps) = self.parts.get("meanwhile") else {
             return Ok(());
         };
@@ -294,7 +294,7 @@ impl Case {
         let mut talk = self.set_up(daemon)?;
         let (sent, id) = self.request(daemon)?;
         talk.send(&sent)?;
-        self.meanwhile(daemon)?;
+        self.during_compaction(daemon)?;
         let response = if self.parts["request"].is_array() {
             talk.batch()?
         } else {

@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("machine", &[]),
     ("operation", &["machine"]),
     ("job", &["machine"]),
-    ("causes", &[]),
+    ("error_chain", &[]),
     ("clock", &[]),
     ("sys", &[]),
     ("scheduler", &["machine", "operation", "job"]),
@@ -20,7 +20,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("cache", &["machine", "operation", "clock"]),
     // An event carries the moment at which it was noticed; nobody here asks for the time.
     ("events", &["machine", "operation", "job", "clock", "cache"]),
-    ("breaker", &["job", "clock"]),
+    ("circuit_breaker", &["job", "clock"]),
     ("spool", &["clock"]),
     // Output goes straight from the pipes into a spool; a child is named to the dispatcher by what `sys` knows of it.
     (
@@ -30,13 +30,13 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("upgrade", &["sys"]),
     (
         "journal",
-        &["causes", "machine", "operation", "job", "clock", "sys"],
+        &["error_chain", "machine", "operation", "job", "clock", "sys"],
     ),
     ("metrics", &["machine", "operation", "job", "clock", "sys"]),
     (
         "dispatcher",
         &[
-            "causes",
+            "error_chain",
             "machine",
             "operation",
             "job",
@@ -45,7 +45,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "scheduler",
             "cache",
             "events",
-            "breaker",
+            "circuit_breaker",
             "spool",
             "orbctl",
             "journal",
@@ -53,7 +53,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
         ],
     ),
     // Beside the handle: readers of spools and questions to the metrics need no decision, so they do not pass through the
-    // dispatcher's task. `cache::Topic` is a word that `cache.status` writes.
+    // dispatcher's task. `cache::CacheKey` is a word that `cache.status` writes.
     (
         "rpc",
         &[
@@ -78,7 +78,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     (
         "daemon",
         &[
-            "causes",
+            "error_chain",
             "clock",
             "sys",
             "scheduler",
@@ -170,7 +170,7 @@ fn what_decides_is_pure() {
         "job",
         "scheduler",
         "cache",
-        "breaker",
+        "circuit_breaker",
         "events",
     ];
     let mut breaches = Vec::new();

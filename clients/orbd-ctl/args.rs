@@ -436,7 +436,7 @@ Examples:
     /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
     Doctor(Nothing) "doctor" [] "Examples:
   orbd-ctl doctor
-  orbd-ctl doctor --json | jq -r '.findings[] | select(.level == \"bad\") | .mend'";
+  orbd-ctl doctor --json | jq -r '.checks[] | select(.status == \"error\") | .fix'";
     /// Print the completions of a shell, names of machines and ids of jobs among them
     Completions(Completions) "completions" ["completion"] "Examples:
   echo 'source <(orbd-ctl completions bash)' >> ~/.bashrc
@@ -1274,7 +1274,7 @@ fn event_kinds(text: &str) -> Result<EventKinds, String> {
         ],
         "jobs" => vec![K::JobQueued, K::JobStarted, K::JobEnded],
         "cache" => vec![K::CacheInvalidated],
-        "orbctl" => vec![K::OrbctlSick, K::OrbctlWell],
+        "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlWell],
         // The wire's own words.
         word => vec![serde_json::from_value(word.into()).map_err(|_| {
             "machines, jobs, cache, orbctl, or the name of an event as in machine_gone".to_owned()

@@ -14,8 +14,8 @@ use orbd::rpc::types::{JobListParams, JobStateWord, ReadParams};
 
 use crate::args::{Cli, Global};
 use crate::environment::{Environment, variable};
+use crate::error::CliError;
 use crate::link::{CLIENT_NAME, Link};
-use crate::trouble::Trouble;
 
 /// Set by a shell that completes, to the shell's name.
 const VARIABLE: &str = "COMPLETE";
@@ -42,7 +42,7 @@ pub(crate) fn answer_shell() {
 }
 
 /// Returns the script that makes a shell ask us.
-pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, Trouble> {
+pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, CliError> {
     let name = match shell {
         ShellName::Bash => "bash",
         ShellName::Zsh => "zsh",
@@ -52,7 +52,7 @@ pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, Trouble> {
     if let Some(completer) = Shells::builtins().completer(name) {
         completer
             .write_registration(VARIABLE, "orbd_ctl", "orbd-ctl", "orbd-ctl", &mut text)
-            .map_err(Trouble::Output)?;
+            .map_err(CliError::Output)?;
     }
     Ok(text)
 }

@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::environment::Environment;
+use crate::error::CliError;
 use crate::layout::Look;
-use crate::trouble::Trouble;
 
 /// The three standard streams and how to treat them.
 #[expect(
@@ -62,7 +62,7 @@ impl Console {
         &mut self,
         answer: &A,
         text: impl FnOnce(&A, Look) -> String,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CliError> {
         let text = if self.json {
             let mut line = serde_json::to_string(answer).map_err(io::Error::from)?;
             line.push('\n');
@@ -74,13 +74,13 @@ impl Console {
     }
 
     /// Writes bytes of an answer.
-    pub(crate) fn print(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+    pub(crate) fn print(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         self.out.write_all(bytes)?;
         Ok(self.out.flush()?)
     }
 
     /// Tells a person something. That nobody can be told is no reason to fail.
-    pub(crate) fn say(&mut self, message: &str) {
+    pub(crate) fn eprint(&mut self, message: &str) {
         let line = self.err_look.paragraph(&format!("orbd-ctl: {message}\n"), 2);
         let _ = self.err.write_all(line.as_bytes());
     }

@@ -9,11 +9,11 @@ use orbd::rpc::types::{JobParams, JobStateWord};
 
 use crate::args::{JobArgs, LeaseArgs, millis};
 use crate::console::Console;
+use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::link::Link;
-use crate::narrate::{Narrator, Watch};
+use crate::progress::{Progress, Wait};
 use crate::render;
-use crate::trouble::Trouble;
 
 /// How often a wait that answers Ctrl-C looks whether it was pressed.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub(crate) struct Context {
 
 /// What every job-making request has, as the wire has it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct JobWishes {
+pub(crate) struct JobFlags {
     /// Answer at once.
     pub(crate) detach: bool,
     /// Longest wait.
@@ -44,17 +44,18 @@ pub(crate) struct JobWishes {
 }
 
 /// Shows the answer to the request with this index.
-pub(crate) type Told<'a, A> = dyn FnMut(&mut Console, usize, Result<A, Trouble>) -> Result<(), Trouble> + 'a;
+pub(crate) type SequencedEvent<'a, A> =
+    dyn FnMut(&mut Console, usize, Result<A, CliError>) -> Result<(), CliError> + 'a;
 
 /// Builds the parameters of a job-making method: its own fields, and those that every job has.
 macro_rules! request {
-    ($wishes:expr, $type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
-        let wishes: &$crate::context::JobWishes = $wishes;
+    ($job_flags:expr, $type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
+        let job_flags: &$crate::context::JobFlags = $job_flags;
         orbd::rpc::types::$type {
             $($field $(: $value)?,)*
-            detach: wishes.detach,
-            queue_timeout_ms: wishes.queue_timeout_ms,
-            run_timeout_ms: wishes.run_timeout_ms,
+            detach: job_flags.detach,
+            queue_timeout_ms: job_flags.queue_timeout_ms,
+            run_timeout_ms: job_flags.run_timeout_ms,
         }
     }};
 }
@@ -62,8 +63,8 @@ pub(crate) use request;
 
 impl JobArgs {
     /// Returns the options that the wire has for every job.
-    pub(crate) fn options(&self) -> JobWishes {
-        JobWishes {
+    pub(crate) fn options(&self) -> JobFlags {
+        JobFlags {
             detach: self.detach,
             queue_timeout_ms: self.queue_timeout.map(millis),
             run_timeout_ms: self.timeout.map(millis),
@@ -73,8 +74,8 @@ impl JobArgs {
 
 impl LeaseArgs {
     /// Returns the options that the wire has for every job. A lease belongs to its client, so it is never detached.
-    pub(crate) fn options(&self) -> JobWishes {
-        JobWishes {
+    pub(crate) fn options(&self) -> JobFlags {
+        JobFlags {
             detach: false,
             queue_timeout_ms: self.queue_timeout.map(millis),
             run_timeout_ms: self.timeout.map(millis),
@@ -84,18 +85,18 @@ impl LeaseArgs {
 
 impl Context {
     /// Connects, starting the daemon if need be.
-    pub(crate) fn connect(&mut self) -> Result<Client, Trouble> {
+    pub(crate) fn connect(&mut self) -> Result<Client, CliError> {
         self.link.connect(&mut self.console)
     }
 
     /// Asks for something that changes nothing, in the same breath as saying who we are. Ctrl-C ends us as it ends any program.
-    pub(crate) fn look<M: Method>(&mut self, watch: Watch, params: &M::Params) -> Result<M::Answer, Trouble> {
+    pub(crate) fn look<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
         let (client, sent) = self.link.connect_and_ask::<M>(&mut self.console, params)?;
         self.fetch(watch, client, &sent)
     }
 
     /// Asks for something that is done at once. Ctrl-C ends us as it ends any program.
-    pub(crate) fn ask<M: Method>(&mut self, watch: Watch, params: &M::Params) -> Result<M::Answer, Trouble> {
+    pub(crate) fn ask<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
         let mut client = self.connect()?;
         let sent = client.send_one::<M>(params)?;
         self.fetch(watch, client, &sent)
@@ -104,15 +105,15 @@ impl Context {
     /// Waits for an answer, and says what takes so long.
     fn fetch<M: Method>(
         &mut self,
-        watch: Watch,
+        watch: Wait,
         mut client: Client,
         sent: &Sent<M>,
-    ) -> Result<M::Answer, Trouble> {
-        let mut narrator = Narrator::new(&self.link, watch);
+    ) -> Result<M::Answer, CliError> {
+        let mut progress = Progress::new(&self.link, watch);
         loop {
             match client.fetch(sent, SLOW_TICK)? {
                 Some(answer) => return Ok(answer),
-                None => narrator.tick(&mut self.console),
+                None => progress.tick(&mut self.console),
             }
         }
     }
@@ -124,25 +125,25 @@ impl Context {
         verb: &'static str,
         what: &str,
         requests: &[M::Params],
-        told: &mut Told<'_, M::Answer>,
-    ) -> Result<(), Trouble> {
+        told: &mut SequencedEvent<'_, M::Answer>,
+    ) -> Result<(), CliError> {
         let interrupt = Interrupt::watch()?;
         for (part, requests) in requests.chunks(CALLS_MAX).enumerate() {
             let mut clients = requests
                 .iter()
                 .map(|_| self.connect())
                 .collect::<Result<Vec<_>, _>>()?;
-            let mut narrator = Narrator::new(&self.link, Watch::Ours(verb, what.to_owned()));
+            let mut progress = Progress::new(&self.link, Wait::Ours(verb, what.to_owned()));
             let mut pending = clients
                 .iter_mut()
                 .zip(requests)
                 .map(|(client, params)| client.start::<M>(params))
                 .collect::<Result<Vec<_>, _>>()?;
             for (index, pending) in pending.iter_mut().enumerate() {
-                let answer = attend(pending, &interrupt, &mut narrator, &mut self.console);
-                narrator.clear();
-                if matches!(answer, Err(Trouble::Interrupted)) {
-                    return Err(Trouble::Interrupted);
+                let answer = wait_with_progress(pending, &interrupt, &mut progress, &mut self.console);
+                progress.clear();
+                if matches!(answer, Err(CliError::Interrupted)) {
+                    return Err(CliError::Interrupted);
                 }
                 told(&mut self.console, part * CALLS_MAX + index, answer)?;
             }
@@ -152,47 +153,47 @@ impl Context {
 }
 
 /// Waits for the answer to a change.
-pub(crate) fn attend<M: Method>(
+pub(crate) fn wait_with_progress<M: Method>(
     pending: &mut Pending<'_, M>,
     interrupt: &Interrupt,
-    narrator: &mut Narrator<'_>,
+    progress: &mut Progress<'_>,
     console: &mut Console,
-) -> Result<M::Answer, Trouble> {
+) -> Result<M::Answer, CliError> {
     loop {
         if let Some(answer) = pending.wait(TICK)? {
             return Ok(answer);
         }
         if interrupt.came() {
-            withdraw(narrator, console);
-            return Err(Trouble::Interrupted);
+            cancel_pending(progress, console);
+            return Err(CliError::Interrupted);
         }
-        narrator.tick(console);
+        progress.tick(console);
     }
 }
 
 /// Cancels those of our jobs that have not started, and says what becomes of the others.
-fn withdraw(narrator: &mut Narrator<'_>, console: &mut Console) {
-    narrator.clear();
-    let jobs = narrator.open_jobs();
+fn cancel_pending(progress: &mut Progress<'_>, console: &mut Console) {
+    progress.clear();
+    let jobs = progress.open_jobs();
     if jobs.is_empty() {
-        console.say("leaving; orbd withdraws what has not started and finishes what has");
+        console.eprint("leaving; orbd withdraws what has not started and finishes what has");
     }
     for job in jobs {
         let name = render::job_name(&job);
         let id = job.id;
         let result = if job.state == JobStateWord::Waiting {
-            narrator
-                .aside()
+            progress
+                .side_connection()
                 .and_then(|client| client.call::<JobCancel>(&JobParams { job_id: id }).ok())
                 .map(|answer| answer.result)
         } else {
             None
         };
         match result.as_deref() {
-            Some("never_started") => console.say(&format!("{name} was withdrawn before it started")),
-            Some("already_ended") => console.say(&format!("{name} has ended; `orbd-ctl job show {id}`")),
-            Some(_) => console.say(&format!("{name} is being stopped; `orbd-ctl job wait {id}`")),
-            None => console.say(&format!(
+            Some("never_started") => console.eprint(&format!("{name} was withdrawn before it started")),
+            Some("already_ended") => console.eprint(&format!("{name} has ended; `orbd-ctl job show {id}`")),
+            Some(_) => console.eprint(&format!("{name} is being stopped; `orbd-ctl job wait {id}`")),
+            None => console.eprint(&format!(
                 "{name} has started and goes on; `orbd-ctl job wait {id}` waits for it, `orbd-ctl cancel {id}` stops it"
             )),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGQUIT};
 use signal_hook::{SigId, flag, low_level};
 
-use crate::trouble::exit;
+use crate::error::exit;
 
 /// Tells whether Ctrl-C was pressed.
 #[derive(Clone, Default)]

@@ -17,9 +17,9 @@ use orbd::client::Client;
 use orbd::config;
 
 use crate::console::{Console, now};
+use crate::error::CliError;
 use crate::link::{Link, greet};
 use crate::service::Service;
-use crate::trouble::Trouble;
 
 /// How long it may take until a daemon answers: longer than an earlier one takes to go (10 s for changes, farewells after that),
 /// and shorter than the 20 s that PyInfra's connector gives `daemon start`.
@@ -42,12 +42,12 @@ const LAST_WORDS_MAX: u64 = 2000;
 const SERVICE_MAX: Duration = Duration::from_secs(5);
 
 /// Starts the daemon and connects to it once it answers: through its service where one is installed, else by itself.
-pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, Trouble> {
+pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, CliError> {
     if let Some(service) = Service::installed(link) {
         match service.start().and_then(|()| answered(link, SERVICE_MAX)) {
             Ok(Some(client)) => return Ok(client),
-            Ok(None) => console.say("the service has not answered; starting orbd without it"),
-            Err(trouble) => console.say(&format!("{trouble}; starting orbd without its service")),
+            Ok(None) => console.eprint("the service has not answered; starting orbd without it"),
+            Err(error) => console.eprint(&format!("{error}; starting orbd without its service")),
         }
     }
     launch_program(&find(link)?, link, console)
@@ -62,11 +62,11 @@ pub(crate) fn is_wanted() -> bool {
 /// Says whether a daemon answers. Any answer will do, also that it speaks another protocol: whoever asked finds that out alone.
 fn is_served(link: &Link) -> bool {
     link.dial()
-        .is_ok_and(|mut client| !matches!(greet(&mut client, &link.socket), Err(Trouble::Lost(_))))
+        .is_ok_and(|mut client| !matches!(greet(&mut client, &link.socket), Err(CliError::Lost(_))))
 }
 
 /// Waits for a daemon that somebody else started.
-pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>, Trouble> {
+pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>, CliError> {
     let began = now();
     let mut pause = Duration::from_millis(1);
     while now() - began < at_most {
@@ -79,7 +79,7 @@ pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>,
     Ok(None)
 }
 
-fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<Client, Trouble> {
+fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<Client, CliError> {
     let log = Log::open(&link.socket)?;
     let began = now();
     let mut starts = Starts::new(began);
@@ -107,7 +107,7 @@ fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<
             WaitsFor::Other => "waiting for another orbd, which seems to be stopping, to go",
         };
         if waited >= Duration::from_secs(1) && said != saying {
-            console.say(saying);
+            console.eprint(saying);
             said = saying;
         }
         std::thread::sleep(pause);
@@ -148,7 +148,7 @@ impl Starts {
     }
 
     /// Looks after the daemon that we started, and starts another if none is going to answer.
-    fn tend(&mut self, program: &Path, link: &Link, log: &Log) -> Result<WaitsFor, Trouble> {
+    fn tend(&mut self, program: &Path, link: &Link, log: &Log) -> Result<WaitsFor, CliError> {
         if let Some(child) = &mut self.child {
             let Ok(Some(status)) = child.try_wait() else {
                 return Ok(WaitsFor::Ours);
@@ -192,7 +192,7 @@ struct Log {
 
 impl Log {
     /// Opens the file beside the socket.
-    fn open(socket: &Path) -> Result<Self, Trouble> {
+    fn open(socket: &Path) -> Result<Self, CliError> {
         let path = socket.with_extension("err");
         if let Some(directory) = path.parent() {
             // Fails where it exists, which is the usual case; opening the file tells everything else.
@@ -208,7 +208,7 @@ impl Log {
             .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
         match opened {
             Ok((file, start)) => Ok(Self { path, file, start }),
-            Err(source) => Err(Trouble::Local {
+            Err(source) => Err(CliError::Local {
                 what: format!("cannot write {}", path.display()),
                 source,
             }),
@@ -216,9 +216,9 @@ impl Log {
     }
 
     /// Says why there is no daemon, in its own words where it had any, and where to read more.
-    fn failed(&self, reason: &str) -> Trouble {
+    fn failed(&self, reason: &str) -> CliError {
         let words = tail(&self.path, self.start);
-        let hint = match (words.is_empty(), own_log()) {
+        let hint = match (words.is_empty(), daemon_log()) {
             // Whoever said nothing here has come as far as its own log.
             (true, Some(log)) => match tail(&log, 0).lines().last() {
                 Some(line) => format!("its log is {}, whose last line is: {line}", log.display()),
@@ -226,7 +226,7 @@ impl Log {
             },
             _ => format!("what it says at its start is in {}", self.path.display()),
         };
-        Trouble::NotStarted {
+        CliError::NotStarted {
             reason: if words.is_empty() {
                 reason.to_owned()
             } else {
@@ -238,13 +238,13 @@ impl Log {
 }
 
 /// Returns where the daemon's own log is: it reads the same configuration as we do here, from the same environment.
-pub(crate) fn own_log() -> Option<PathBuf> {
+pub(crate) fn daemon_log() -> Option<PathBuf> {
     let config = config::Config::load(&config::Flags::default(), &config::Environment::of_process()).ok()?;
     Some(config.log_folder().join("orbd.log"))
 }
 
 /// Finds `orbd`: beside our own program, as it was called and as it really is, else on PATH.
-pub(crate) fn find(link: &Link) -> Result<PathBuf, Trouble> {
+pub(crate) fn find(link: &Link) -> Result<PathBuf, CliError> {
     let ours = env::current_exe().ok();
     let real = ours.as_ref().and_then(|path| path.canonicalize().ok());
     let on_path = link
@@ -259,7 +259,7 @@ pub(crate) fn find(link: &Link) -> Result<PathBuf, Trouble> {
         .chain(on_path.filter(|directory| directory.is_absolute()))
         .map(|directory| directory.join("orbd"))
         .find(|path| path.is_file())
-        .ok_or_else(|| Trouble::NotStarted {
+        .ok_or_else(|| CliError::NotStarted {
             reason: "no program named orbd beside orbd-ctl or on PATH".into(),
             hint: "install both together; `cargo install` and the release archive do".into(),
         })
@@ -331,29 +331,25 @@ mod tests {
     #[test]
     fn a_daemon_that_cannot_start_is_quoted() {
         let (_directory, program, link) = with_daemon("echo 'config: no such key: colour' >&2; exit 2");
-        let trouble = launch_program(&program, &link, &mut fake::console().0)
+        let error = launch_program(&program, &link, &mut fake::console().0)
             .err()
             .expect("fails");
-        assert_eq!(trouble.exit(), 3);
-        let text = trouble.to_string();
+        assert_eq!(error.exit(), 3);
+        let text = error.to_string();
         assert!(text.contains("no such key: colour"), "{text}");
         assert!(text.contains("exit status: 2"), "{text}");
-        assert!(trouble.hint().unwrap().contains("orbd.err"));
+        assert!(error.hint().unwrap().contains("orbd.err"));
     }
 
     #[test]
     fn a_daemon_that_ends_without_serving_is_started_a_few_times_and_no_more() {
         let (directory, program, link) = with_daemon("echo x >>\"${0%/*}/starts\"");
-        let trouble = launch_program(&program, &link, &mut fake::console().0)
+        let error = launch_program(&program, &link, &mut fake::console().0)
             .err()
             .expect("fails");
-        assert_eq!(trouble.exit(), 3);
-        assert!(trouble.to_string().contains("ended without serving"), "{trouble}");
-        assert!(
-            trouble.hint().unwrap().contains("orbd.log"),
-            "{:?}",
-            trouble.hint()
-        );
+        assert_eq!(error.exit(), 3);
+        assert!(error.to_string().contains("ended without serving"), "{error}");
+        assert!(error.hint().unwrap().contains("orbd.log"), "{:?}", error.hint());
         let starts = std::fs::read_to_string(directory.path().join("starts")).unwrap();
         assert_eq!(starts.lines().count(), usize::try_from(VAIN_MAX).unwrap());
     }

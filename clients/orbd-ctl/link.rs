@@ -17,8 +17,8 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use crate::args::Global;
 use crate::console::Console;
 use crate::environment::Environment;
+use crate::error::CliError;
 use crate::launch;
-use crate::trouble::Trouble;
 
 /// Our name in job lists and records.
 pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
@@ -41,13 +41,13 @@ pub(crate) struct Link {
 
 impl Link {
     /// Finds the socket: `--socket`, else `$ORBD_SOCKET`, else `~/.orbd/orbd.sock`.
-    pub(crate) fn resolve(global: &Global, environment: Environment) -> Result<Self, Trouble> {
+    pub(crate) fn resolve(global: &Global, environment: Environment) -> Result<Self, CliError> {
         let given = global.socket.clone().or_else(|| environment.socket.clone());
         let socket = match (given, &environment.home) {
             (Some(path), _) => path,
             (None, Some(home)) => home.join(".orbd").join("orbd.sock"),
             (None, None) => {
-                return Err(Trouble::Usage {
+                return Err(CliError::Usage {
                     message: "HOME is not set, so the daemon's socket cannot be found".into(),
                     hint: "set HOME, ORBD_SOCKET or --socket".into(),
                 });
@@ -62,10 +62,10 @@ impl Link {
     }
 
     /// Connects to a daemon that runs, without a word.
-    pub(crate) fn dial(&self) -> Result<Client, Trouble> {
+    pub(crate) fn dial(&self) -> Result<Client, CliError> {
         let length = self.socket.as_os_str().len();
         if length > SOCKET_PATH_MAX {
-            return Err(Trouble::Usage {
+            return Err(CliError::Usage {
                 message: format!(
                     "the path of the socket has {length} bytes; the system allows {SOCKET_PATH_MAX}"
                 ),
@@ -73,10 +73,10 @@ impl Link {
             });
         }
         Client::connect(&self.socket).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Trouble::NotRunning {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CliError::NotRunning {
                 socket: self.socket.clone(),
             },
-            _ => Trouble::Unreachable {
+            _ => CliError::Unreachable {
                 socket: self.socket.clone(),
                 source,
             },
@@ -84,11 +84,11 @@ impl Link {
     }
 
     /// Connects to the daemon, starting it if need be, and says who we are.
-    pub(crate) fn connect(&self, console: &mut Console) -> Result<Client, Trouble> {
+    pub(crate) fn connect(&self, console: &mut Console) -> Result<Client, CliError> {
         let mut client = self.reach(console)?;
         match greet(&mut client, &self.socket) {
             // It was on its way out when it took our connection.
-            Err(Trouble::Lost(_)) => {
+            Err(CliError::Lost(_)) => {
                 client = self.reach(console)?;
                 greet(&mut client, &self.socket)?;
             }
@@ -104,11 +104,11 @@ impl Link {
         &self,
         console: &mut Console,
         params: &M::Params,
-    ) -> Result<(Client, Sent<M>), Trouble> {
+    ) -> Result<(Client, Sent<M>), CliError> {
         let mut client = self.reach(console)?;
         match greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params) {
             // It was on its way out when it took our connection.
-            Err(Trouble::Lost(_)) => {
+            Err(CliError::Lost(_)) => {
                 client = self.reach(console)?;
                 let (_, sent) = greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params)?;
                 Ok((client, sent))
@@ -118,7 +118,7 @@ impl Link {
     }
 
     /// Connects once more for a question on the side, which never waits long and may fail.
-    pub(crate) fn aside(&self) -> Option<Client> {
+    pub(crate) fn side_connection(&self) -> Option<Client> {
         let mut client = self.dial().ok()?;
         client.set_timeout(Some(SIDE_QUESTION_MAX)).ok()?;
         client.hello(CLIENT_NAME).ok()?;
@@ -141,9 +141,9 @@ impl Link {
         })
     }
 
-    fn reach(&self, console: &mut Console) -> Result<Client, Trouble> {
+    fn reach(&self, console: &mut Console) -> Result<Client, CliError> {
         match self.dial() {
-            Err(Trouble::NotRunning { .. }) if self.autostart && launch::is_wanted() => {
+            Err(CliError::NotRunning { .. }) if self.autostart && launch::is_wanted() => {
                 launch::launch(self, console)
             }
             other => other,
@@ -152,7 +152,7 @@ impl Link {
 }
 
 /// Says who we are and compares protocols.
-pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, Trouble> {
+pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, CliError> {
     let answer = client
         .start::<DaemonHello>(&hello_of(CLIENT_NAME))
         .and_then(|mut pending| pending.wait(GREETING_MAX));
@@ -165,7 +165,7 @@ pub(crate) fn greet_and_ask<M: Method>(
     socket: &Path,
     name: &str,
     params: &M::Params,
-) -> Result<(HelloAnswer, Sent<M>), Trouble> {
+) -> Result<(HelloAnswer, Sent<M>), CliError> {
     let (hello, sent) = client.send_both::<DaemonHello, M>(&hello_of(name), params)?;
     let answer = client.fetch(&hello, GREETING_MAX);
     Ok((greeted(client, socket, answer)?, sent))
@@ -183,18 +183,18 @@ fn greeted(
     client: &mut Client,
     socket: &Path,
     answer: Result<Option<HelloAnswer>, CallError>,
-) -> Result<HelloAnswer, Trouble> {
+) -> Result<HelloAnswer, CliError> {
     match answer {
         Ok(Some(hello)) if hello.protocol == PROTOCOL_VERSION => Ok(hello),
         Ok(Some(hello)) => Err(mismatch(&hello.version, hello.protocol)),
-        Ok(None) => Err(Trouble::Mute {
+        Ok(None) => Err(CliError::Mute {
             socket: socket.to_owned(),
         }),
         Err(CallError::Refused(error)) if error.code == ErrorKind::ProtocolMismatch.code() => {
             // `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
             match client.call::<DaemonInfo>(&NoParams {}) {
                 Ok(info) => Err(mismatch(&info.version, info.protocol)),
-                Err(_) => Err(Trouble::Protocol {
+                Err(_) => Err(CliError::Protocol {
                     message: format!(
                         "{}; this is orbd-ctl {} with protocol {PROTOCOL_VERSION}",
                         error.message,
@@ -211,9 +211,9 @@ fn greeted(
 /// What mends it when the daemon is the older.
 const RESTART: &str = "once both are updated, `orbd-ctl daemon restart` starts the orbd that is installed";
 
-fn mismatch(version: &str, protocol: u32) -> Trouble {
+fn mismatch(version: &str, protocol: u32) -> CliError {
     let ours = env!("CARGO_PKG_VERSION");
-    Trouble::Protocol {
+    CliError::Protocol {
         message: format!(
             "orbd {version} speaks protocol {protocol}, this orbd-ctl {ours} speaks protocol {PROTOCOL_VERSION}"
         ),
@@ -258,13 +258,13 @@ mod tests {
             let daemon = Fake::greeting(answers);
             let (context, ..) = daemon.context();
             let mut client = context.link.dial().unwrap();
-            let trouble = greet(&mut client, &context.link.socket).unwrap_err();
-            let text = trouble.to_string();
+            let error = greet(&mut client, &context.link.socket).unwrap_err();
+            let text = error.to_string();
             let ours = format!("this orbd-ctl {} speaks protocol 1", env!("CARGO_PKG_VERSION"));
             assert!(text.contains("orbd 9.9 speaks protocol "), "{text}");
             assert!(text.ends_with(&ours), "{text}");
-            assert!(trouble.hint().unwrap().contains(older), "{:?}", trouble.hint());
-            assert_eq!(trouble.exit(), 3);
+            assert!(error.hint().unwrap().contains(older), "{:?}", error.hint());
+            assert_eq!(error.exit(), 3);
         };
         // One that is content with us, though we are not with it.
         check(

@@ -2,8 +2,8 @@
 //!
 //! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. Called
 //! `orbctl` or `orb` it is the [`dropin`] and nothing else. What was typed becomes types in [`args`]; each verb has a file in
-//! [`commands`]; [`context`] makes every call, [`narrate`] says what takes so long, [`render`] writes for people, [`layout`] makes it
-//! fit, and [`trouble`] knows what to say of failures and how to exit.
+//! [`commands`]; [`context`] makes every call, [`progress`] says what takes so long, [`render`] writes for people, [`layout`] makes it
+//! fit, and [`error`] knows what to say of failures and how to exit.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -12,8 +12,8 @@ use args::Cli;
 use console::Console;
 use context::Context;
 use environment::Environment;
+use error::exit;
 use link::Link;
-use trouble::exit;
 
 mod args;
 mod commands;
@@ -22,18 +22,18 @@ mod console;
 mod context;
 mod dropin;
 mod environment;
+mod error;
 #[cfg(test)]
 mod fake;
 mod interrupt;
 mod launch;
 mod layout;
 mod link;
-mod narrate;
+mod progress;
 #[cfg(test)]
 mod reference;
 mod render;
 mod service;
-mod trouble;
 mod waiting_child;
 
 fn main() -> ExitCode {
@@ -57,11 +57,11 @@ fn main() -> ExitCode {
     let mut console = Console::of_process(&environment, cli.global.json);
     let link = match Link::resolve(&cli.global, environment) {
         Ok(link) => link,
-        Err(trouble) => return trouble.end(&mut console),
+        Err(error) => return error.end(&mut console),
     };
     let mut context = Context { link, console };
     match commands::carry_out(&mut context, cli.command) {
         Ok(code) => code,
-        Err(trouble) => trouble.end(&mut context.console),
+        Err(error) => error.end(&mut context.console),
     }
 }

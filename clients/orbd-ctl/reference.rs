@@ -8,7 +8,7 @@ use orbd::rpc::errors::ErrorKind;
 
 use crate::args::Cli;
 use crate::environment::variable;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// The page, and what surrounds the part of it that is generated. What is outside is written by hand.
 const PAGE: &str = "docs/cli.md";
@@ -210,7 +210,7 @@ fn the_exit_codes_of_the_page_are_the_programs() {
     for kind in ErrorKind::ALL {
         let error = kind.error("sorry");
         let word = error.data.as_ref().expect("has data").kind.clone();
-        let code = Trouble::Refused(error).exit();
+        let code = CliError::Refused(error).exit();
         let row = page.lines().find(|line| line.starts_with(&format!("| {code} |")));
         let row = row.unwrap_or_else(|| panic!("no row for {code}"));
         assert!(

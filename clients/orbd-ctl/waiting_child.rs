@@ -25,7 +25,7 @@ use rustix::net::{
 
 use crate::console::Console;
 use crate::environment::Environment;
-use crate::trouble::exit;
+use crate::error::exit;
 
 /// The hidden verb of the child.
 pub(crate) const VERB: &str = "lease-exec";
@@ -185,7 +185,7 @@ pub(crate) fn exec() -> ExitCode {
         Err(error) => error.into(),
     };
     let mut console = Console::of_process(&Environment::default(), false);
-    console.say(&format!("cannot run {}: {error}", tool.program.to_string_lossy()));
+    console.eprint(&format!("cannot run {}: {error}", tool.program.to_string_lossy()));
     ExitCode::from(126)
 }
 

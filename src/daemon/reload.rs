@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{in_force, listening, settings};
-use crate::causes::with_causes;
 use crate::config::{Config, Difference, Sources};
 use crate::dispatcher::Dispatcher;
+use crate::error_chain::error_chain;
 use crate::logging::Level;
 use crate::rpc::listen;
-use crate::rpc::server::InForce;
-use crate::rpc::types::{AppliedKey, KeyInWaiting, ReloadAnswer};
+use crate::rpc::server::EffectiveConfig;
+use crate::rpc::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
 /// Reloads. Cheap to clone.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ pub(super) struct Running {
     pub(super) instance: String,
     pub(super) dispatcher: Dispatcher,
     pub(super) listening: watch::Sender<listen::Settings>,
-    pub(super) in_force: watch::Sender<InForce>,
+    pub(super) in_force: watch::Sender<EffectiveConfig>,
     pub(super) log_level: Level,
     /// Looks at the program, too: what it refused may have been the configuration.
     pub(super) reloaded: Arc<Notify>,
@@ -49,7 +49,7 @@ impl Reloader {
         let mut running = self.running.lock().await;
         running.reloaded.notify_one();
         let configured = self.sources.load().map_err(|error| {
-            let text = with_causes(&error);
+            let text = error_chain(&error);
             tracing::error!(error = %text, "the configuration is not valid; nothing was changed");
             text
         })?;
@@ -87,8 +87,8 @@ fn applied(difference: Difference) -> AppliedKey {
     }
 }
 
-fn in_waiting(difference: Difference) -> KeyInWaiting {
-    KeyInWaiting {
+fn in_waiting(difference: Difference) -> RestartRequiredKey {
+    RestartRequiredKey {
         key: difference.key.to_owned(),
         running: difference.from,
         configured: difference.to,

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 
-use crate::causes::with_causes;
 use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
+use crate::error_chain::error_chain;
 use crate::rpc::server;
-use crate::sys::FileStamp;
+use crate::sys::FileId;
 use crate::upgrade::{BinaryWatcher, PreflightError, Program, Step, UpgradeState, preflight};
 
 /// What supervising takes.
@@ -39,7 +39,7 @@ impl UpgradeSupervisor {
                 }
                 Some(()) = self.dispatcher.wait_idle(), if pending.is_some() => {
                     // No client may have connected since it was replaced again.
-                    if FileStamp::of(&self.program.path) != pending {
+                    if FileId::of(&self.program.path) != pending {
                         is_missing = true;
                         self.watcher.forget();
                     } else if self.dispatcher.begin_upgrade().await {
@@ -54,7 +54,7 @@ impl UpgradeSupervisor {
     /// Looks at the file until there is nothing new about it.
     async fn look(&self, state: &mut UpgradeState) {
         loop {
-            match state.on_file(FileStamp::of(&self.program.path)) {
+            match state.on_file(FileId::of(&self.program.path)) {
                 Step::Nothing => return,
                 Step::Withdraw => {
                     tracing::info!("the running program is back at its path; nothing takes over");
@@ -63,7 +63,7 @@ impl UpgradeSupervisor {
                 Step::Check(stamp) => {
                     let noticed = Moment::now();
                     let result = preflight(&self.program).await;
-                    if FileStamp::of(&self.program.path) != Some(stamp) {
+                    if FileId::of(&self.program.path) != Some(stamp) {
                         // It is still being written, so the preflight was of another file.
                         continue;
                     }
@@ -83,11 +83,11 @@ impl UpgradeSupervisor {
                         ),
                         Err(error) => tracing::warn!(
                             program = %path,
-                            error = with_causes(error),
+                            error = error_chain(error),
                             "the program was replaced, but the new one failed its preflight; the old one keeps running"
                         ),
                     }
-                    let preflight = result.map_err(|error| with_causes(&error));
+                    let preflight = result.map_err(|error| error_chain(&error));
                     self.report
                         .send_replace(Some(server::Upgrade { noticed, preflight }));
                 }

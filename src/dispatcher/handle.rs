@@ -8,17 +8,17 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Generation, Topic};
+use crate::cache::{CacheKey, Generation};
 use crate::clock::Moment;
-use crate::events::{Ring, Told};
-use crate::job::{ClientId, Ending, Illness, JobId, Outcome};
+use crate::events::{EventLog, SequencedEvent};
+use crate::job::{ClientId, Ending, HealthProblem, JobId, Outcome};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
 use crate::spool;
 use crate::sys::ChildIdentity;
 
 use super::Settings;
-use super::known::Seen;
+use super::answer::ObservedAnswer;
 use super::marker::Markers;
 
 /// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
@@ -44,7 +44,7 @@ pub struct Client {
 
 /// Who runs the real tool.
 #[derive(Debug, Clone, Copy)]
-pub enum Carrier {
+pub enum Executor {
     /// We do.
     Daemon,
     /// A process of the client's does, once it is told that the place is its own.
@@ -90,7 +90,7 @@ pub struct Submission {
     /// For whom.
     pub client: Client,
     /// Who runs the tool.
-    pub carrier: Carrier,
+    pub executor: Executor,
     /// The id by which the machine was named; checked again before the start.
     pub expected_id: Option<MachineId>,
     /// Whether it outlives its client.
@@ -174,7 +174,7 @@ pub enum WaitingFor {
     /// The queue or its lane is paused.
     Paused,
     /// `orbctl` is sick.
-    Sick(Illness),
+    Unhealthy(HealthProblem),
 }
 
 /// A job as its followers hold it.
@@ -256,8 +256,8 @@ pub enum Rejection {
         what: String,
     },
     /// `orbctl` is sick, and nothing is known that could be told instead.
-    #[error("orbctl is sick and was not asked: {}", .0.illness)]
-    Sick(SicknessView),
+    #[error("orbctl is sick and was not asked: {}", .0.problem)]
+    Unhealthy(OutageView),
     /// It cannot be written down, and was asked to survive a restart.
     #[error("cannot write the journal, so a detached change could be forgotten: {0}")]
     Journal(Arc<str>),
@@ -274,11 +274,11 @@ pub enum Rejection {
 
 /// What ails `orbctl`, at one moment.
 #[derive(Debug, Clone)]
-pub struct SicknessView {
+pub struct OutageView {
     /// Since when.
     pub since: Moment,
     /// Why.
-    pub illness: Illness,
+    pub problem: HealthProblem,
     /// When to come back: after the next probe.
     pub retry_after: Duration,
 }
@@ -350,7 +350,7 @@ pub struct QueueView {
     /// Machines for which new work is refused.
     pub draining_machines: Vec<MachineName>,
     /// What ails `orbctl`, while it is sick.
-    pub sickness: Option<SicknessView>,
+    pub outage: Option<OutageView>,
 }
 
 /// Which jobs to list.
@@ -381,7 +381,7 @@ pub enum StateFilter {
 #[derive(Debug, Clone)]
 pub struct KeptView {
     /// What about.
-    pub topic: Topic,
+    pub cache_key: CacheKey,
     /// Generation that it belongs to.
     pub generation: Generation,
     /// How old it is.
@@ -403,7 +403,7 @@ pub struct CacheView {
 #[derive(Debug, Clone, Default)]
 pub struct Published {
     /// The machine list, while it is valid.
-    pub machines: Option<Seen>,
+    pub machines: Option<ObservedAnswer>,
     /// Oldest observation that is answered with.
     pub cache_max_age: Duration,
 }
@@ -411,20 +411,20 @@ pub struct Published {
 /// Follows what happens. While one is there who wants what looks find, the dispatcher looks again and again.
 pub struct Subscriber {
     /// The last events. Ends with the dispatcher.
-    pub events: watch::Receiver<Ring<Arc<Told>>>,
+    pub events: watch::Receiver<EventLog<Arc<SequencedEvent>>>,
     /// Counted by the dispatcher.
     pub(super) _wanted: Option<Arc<()>>,
 }
 
 /// Everything as it was when one event was the last.
 #[derive(Debug, Clone)]
-pub struct Overview {
+pub struct Snapshot {
     /// That event's number; 0 before the first.
     pub sequence: u64,
     /// When this was described.
     pub at: Moment,
     /// The machines as they were last seen; `None` until the first look.
-    pub machines: Option<Seen>,
+    pub machines: Option<ObservedAnswer>,
     /// Something may have changed them since, and the next look has not ended.
     pub machines_stale: bool,
     /// OrbStack's status as it was last seen.
@@ -434,7 +434,7 @@ pub struct Overview {
     /// Whether younger ones were left out.
     pub more_jobs: bool,
     /// What ails `orbctl`; absent while it is well.
-    pub sick: Option<SicknessView>,
+    pub sick: Option<OutageView>,
 }
 
 /// What the next instance of the daemon would not know, so that it cannot take over yet.
@@ -454,12 +454,12 @@ pub enum BusyReason {
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
     /// The acceptance of this job could not be written down, for this reason.
-    Undo(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
+    RollBack(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
     Read {
         query: Query,
         max_age: Option<Duration>,
         client: Client,
-        reply: oneshot::Sender<Result<Seen, ReadError>>,
+        reply: oneshot::Sender<Result<ObservedAnswer, ReadError>>,
     },
     Job(JobId, oneshot::Sender<Option<Job>>),
     View(JobId, oneshot::Sender<Option<JobView>>),
@@ -472,7 +472,7 @@ pub(super) enum Request {
         ending: Option<Ending>,
         reply: oneshot::Sender<Released>,
     },
-    ConnectionGone(u64),
+    Disconnected(u64),
     HoldingConnections(oneshot::Sender<HashSet<u64>>),
     Queue(QueueVerb, Target, oneshot::Sender<QueueView>),
     QueueView(oneshot::Sender<QueueView>),
@@ -480,7 +480,7 @@ pub(super) enum Request {
     Invalidate(Scope, oneshot::Sender<Generation>),
     /// Whether what looks find is wanted.
     Subscribe(bool, oneshot::Sender<Subscriber>),
-    Overview(oneshot::Sender<Overview>),
+    Snapshot(oneshot::Sender<Snapshot>),
     Adopt(Box<Settings>, oneshot::Sender<()>),
     WaitIdle(oneshot::Sender<()>),
     BeginUpgrade(oneshot::Sender<bool>),
@@ -522,7 +522,7 @@ impl Dispatcher {
         query: Query,
         max_age: Option<Duration>,
         client: Client,
-    ) -> Result<Seen, ReadError> {
+    ) -> Result<ObservedAnswer, ReadError> {
         self.ask(|reply| Request::Read {
             query,
             max_age,
@@ -574,9 +574,9 @@ impl Dispatcher {
     }
 
     /// Says that a client is gone: what is attached to its connection is cancelled or stopped.
-    pub async fn connection_gone(&self, connection: u64) {
+    pub async fn on_disconnect(&self, connection: u64) {
         // A dispatcher that is gone has stopped everything already.
-        let _ = self.requests.send(Request::ConnectionGone(connection)).await;
+        let _ = self.requests.send(Request::Disconnected(connection)).await;
     }
 
     /// Returns the connections whose end would cancel, stop or lose sight of a job. `None` when the dispatcher is gone.
@@ -612,8 +612,8 @@ impl Dispatcher {
     }
 
     /// Describes everything as it is. `None` when the dispatcher is gone.
-    pub async fn overview(&self) -> Option<Overview> {
-        self.ask(Request::Overview).await
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        self.ask(Request::Snapshot).await
     }
 
     /// Behaves by other settings from now on; returns once it does. What was accepted keeps the limits that it was given.

@@ -10,13 +10,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::job::{Ending, Failure, Outcome, Phase, Success};
-use crate::operation::{Class, Effect, Leased, Operation, Verbatim};
+use crate::operation::{Class, ClientAction, Effect, Operation, RawQuery};
 use crate::orbctl::Orbctl;
 use crate::sys;
 
 use super::handle::{LeaseProcesses, Release, Released};
-use super::run_job::{Finished, Work, how_cut};
-use super::settle;
+use super::reconcile;
+use super::run_job::{JobResult, Work, how_cut};
 
 /// How long a living owner has to say how its child ended, after the child is gone.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
@@ -105,7 +105,7 @@ async fn received(receiver: &mut Option<oneshot::Receiver<Release>>) -> Option<R
 
 impl<O: Orbctl> Work<O> {
     /// Holds the slot until the child is gone, whatever happens to its client and to us.
-    pub(super) async fn lease(&mut self, processes: LeaseProcesses) -> Finished {
+    pub(super) async fn lease(&mut self, processes: LeaseProcesses) -> JobResult {
         let mut watch = LeaseWatch::new(processes, self.release.take());
         let limit = async {
             match self.spec.asked.run_timeout {
@@ -145,9 +145,9 @@ impl<O: Orbctl> Work<O> {
                 (None, Some(ending)) => how_cut(ending),
                 (None, None) => "the client did not report how orbctl ended".to_owned(),
             };
-            self.settle().await.outcome(operation, None, &cut)
+            self.reconcile().await.outcome(operation, None, &cut)
         };
-        let mut finished = Finished::new(outcome);
+        let mut finished = JobResult::new(outcome);
         finished.ending = told;
         finished.exit_code = match told {
             Some(Ending::Exited(exit_code)) => Some(exit_code),
@@ -163,13 +163,15 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
     let is_change = matches!(operation.effect(), Effect::Changes(_));
     let is_command = matches!(
         operation,
-        Operation::Leased(Leased::Run(_) | Leased::Shell(_) | Leased::Read(Verbatim::Status))
+        Operation::ClientAction(
+            ClientAction::Run(_) | ClientAction::Shell(_) | ClientAction::Read(RawQuery::Status)
+        )
     );
     let exited = |exit_code| Some(Outcome::Succeeded(Success::Exec { exit_code }));
     match (told, cut) {
         (Some(Ending::Exited(0)), _) if is_change => {
             // Nobody looked before: of what may have held already, success does not say that it did not.
-            let changed = (!settle::is_idempotent(operation)).then_some(true);
+            let changed = (!reconcile::is_idempotent(operation)).then_some(true);
             Some(Outcome::Succeeded(Success::Lease { changed }))
         }
         (_, Some(_)) | (None | Some(Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped), None)

@@ -23,7 +23,7 @@ use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 use crate::sys::{ChildIdentity, MarkedProcess};
 
-use super::handle::{Carrier, JobSpec};
+use super::handle::{Executor, JobSpec};
 
 /// Longest list of lanes in a marker, in bytes. A longer one is replaced by the fleet, exclusive: one variable of an environment holds
 /// 128 KiB on Linux, and a list of names that is cut would hold too little.
@@ -70,12 +70,12 @@ impl Markers {
     /// Returns the marker of a job's process.
     pub(super) fn of(&self, spec: &JobSpec) -> String {
         let operation = &spec.asked.operation;
-        let carrier = match spec.asked.carrier {
-            Carrier::Daemon => "daemon",
-            Carrier::Lease(_) => "client",
+        let executor = match spec.asked.executor {
+            Executor::Daemon => "daemon",
+            Executor::Lease(_) => "client",
         };
         format!(
-            "{}:{}:{:08x}:{carrier}:{}:{}:{}:{}",
+            "{}:{}:{:08x}:{executor}:{}:{}:{}:{}",
             self.instance,
             spec.id,
             self.socket,
@@ -225,7 +225,7 @@ pub(super) fn adopt(
             continue;
         }
         // An accepted change whose process runs has started, although the entry that says so is missing.
-        let waiting = [&mut recovered.waiting, &mut recovered.doubtful]
+        let waiting = [&mut recovered.waiting, &mut recovered.uncertain]
             .into_iter()
             .find_map(|jobs| {
                 let at = jobs.iter().position(|accepted| accepted.job == marker.job)?;
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use crate::dispatcher::stored;
     use crate::journal::AcceptedJob;
-    use crate::operation::{Force, Leased, Operation};
+    use crate::operation::{ClientAction, Force, Operation};
     use crate::sys::StartTime;
 
     fn name(text: &str) -> MachineName {
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn more_lanes_than_fit_become_the_fleet() {
         let machines = (0..300).map(|number| name(&format!("{number:0>100}"))).collect();
-        let many = Operation::Leased(Leased::Several(crate::operation::Each::Start, machines));
+        let many = Operation::ClientAction(ClientAction::Batch(crate::operation::BatchVerb::Start, machines));
         let marker = Marker::parse(&markers().of(&spec(many))).expect("well formed");
         assert_eq!(marker.lanes, [(Lane::Fleet, Access::Exclusive)]);
     }
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn only_orbctl_processes_of_this_daemon_that_hold_lanes_survive() {
         let start = markers().of(&spec(Operation::Start(name("web"))));
-        let shell = markers().of(&spec(Operation::Leased(Leased::Shell(name("web")))));
+        let shell = markers().of(&spec(Operation::ClientAction(ClientAction::Shell(name("web")))));
         let other = Markers::new("19ad-1", Path::new("/tmp/other.sock"));
         let others = other.of(&spec(Operation::Start(name("web"))));
         let processes = vec![
@@ -380,7 +380,7 @@ mod tests {
         for is_doubtful in [false, true] {
             let mut recovered = Recovered::default();
             let jobs = if is_doubtful {
-                &mut recovered.doubtful
+                &mut recovered.uncertain
             } else {
                 &mut recovered.waiting
             };
@@ -392,7 +392,7 @@ mod tests {
             let (processes, added) = adopt(&mut recovered, survivors.to_vec());
             assert_eq!(processes[&JobId(17)], [identity(7), identity(8)]);
             assert_eq!(added, [JobId(17)]);
-            assert!(recovered.waiting.is_empty() && recovered.doubtful.is_empty());
+            assert!(recovered.waiting.is_empty() && recovered.uncertain.is_empty());
             assert_eq!(recovered.in_flight.len(), 1);
             assert_eq!(recovered.in_flight[0].accepted.as_ref(), Some(&accepted));
             assert!(recovered.in_flight[0].starting.detached);

@@ -13,13 +13,13 @@
 //! ```
 
 mod about_job;
+mod answer;
 mod handle;
 mod hold;
-mod known;
 mod lease;
 mod marker;
+mod reconcile;
 mod run_job;
-mod settle;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -32,12 +32,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput};
 pub use handle::{
-    BusyReason, CacheView, Cancelled, Carrier, Client, Dispatcher, Job, JobFilter, JobSpec, JobState,
-    JobView, KeptView, LeaseProcesses, Overview, Published, QueueVerb, QueueView, ReadError, Rejection,
-    Released, SicknessView, StateFilter, Submission, Subscriber, Target, WaitingFor,
+    BusyReason, CacheView, Cancelled, Client, Dispatcher, Executor, Job, JobFilter, JobSpec, JobState,
+    JobView, KeptView, LeaseProcesses, OutageView, Published, QueueVerb, QueueView, ReadError, Rejection,
+    Released, Snapshot, StateFilter, Submission, Subscriber, Target, WaitingFor,
 };
-pub use known::{Facts, Known, Printout, Seen};
 pub use marker::{Markers, Survivor};
 
 use crate::journal::{Journal, Recovered};
@@ -67,7 +67,7 @@ pub struct Settings {
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
     /// Longest time that looks go on after a change was cut short.
-    pub settle: Duration,
+    pub reconcile: Duration,
     /// How long ended jobs are remembered.
     pub keep: Duration,
     /// How many ended jobs are remembered.
@@ -87,7 +87,7 @@ pub struct Settings {
 impl Settings {
     /// Looks after a cut at once. No job waits there for its own place in the queue: looks are made in it, and strict alone means
     /// one at a time.
-    fn looks_max(&self) -> usize {
+    fn probes_max(&self) -> usize {
         if self.limits.strict {
             1
         } else {
@@ -99,7 +99,7 @@ impl Settings {
         run_job::RunLimits {
             query: self.run_timeouts.query,
             grace: self.grace,
-            settle: self.settle,
+            reconcile: self.reconcile,
         }
     }
 }

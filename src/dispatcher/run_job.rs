@@ -23,9 +23,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::causes::with_causes;
 use crate::clock::Moment;
-use crate::job::{Ending, Failure, JobId, Outcome, Phase, Sign, Success};
+use crate::error_chain::error_chain;
+use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
 use crate::machine::OrbstackStatus;
 use crate::operation::{Effect, Operation, Query, Stdin};
@@ -34,16 +34,16 @@ use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
 
-use super::handle::{Carrier, JobSpec, Release};
-use super::known::{Facts, Printout, by_id};
-use super::settle::{self, Settling};
+use super::answer::{QueryAnswer, RawOutput, by_id};
+use super::handle::{Executor, JobSpec, Release};
+use super::reconcile::{self, Reconciliation};
 
 /// Most bytes of a read's answer that are kept; a list of ten thousand machines fits.
 const ANSWER_MAX: usize = 16 << 20;
 /// First pause between looks after a cut; it doubles.
-const LOOK_PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PROBE_PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// Longest pause between looks.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(5);
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Ends when an entry of the journal would survive a loss of power.
 pub(super) type Durable = BoxFuture<'static, Result<(), JournalError>>;
@@ -56,7 +56,7 @@ pub(super) struct RunLimits {
     /// Between SIGTERM and SIGKILL.
     pub(super) grace: Duration,
     /// Longest time that looks go on after a cut.
-    pub(super) settle: Duration,
+    pub(super) reconcile: Duration,
 }
 
 /// What a job says while it runs.
@@ -68,7 +68,7 @@ pub(super) enum Note {
     /// the new one has answered.
     Replaced,
     /// An invocation that began then says something about `orbctl` itself.
-    Sign(Sign, Instant),
+    HealthSignal(HealthSignal, Instant),
 }
 
 /// What a job needs to run.
@@ -83,7 +83,7 @@ pub(super) struct Work<O> {
     /// Ends looking, too: somebody forces the lane, or we are going away.
     pub(super) abandon: CancellationToken,
     /// Places for looks after a cut, shared by all jobs.
-    pub(super) looks: Arc<Semaphore>,
+    pub(super) probe_permits: Arc<Semaphore>,
     /// Where a command's output goes.
     pub(super) spool: Option<spool::Writer>,
     /// Folder for a change's output, which must not break when we end first.
@@ -100,17 +100,17 @@ pub(super) struct Work<O> {
 
 /// How a job ended.
 #[derive(Debug)]
-pub(super) struct Finished {
+pub(super) struct JobResult {
     pub(super) outcome: Outcome,
     /// What a query saw.
-    pub(super) facts: Option<Facts>,
+    pub(super) facts: Option<QueryAnswer>,
     pub(super) ending: Option<Ending>,
     pub(super) exit_code: Option<i32>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
 }
 
-impl Finished {
+impl JobResult {
     pub(super) fn new(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -140,27 +140,27 @@ impl Finished {
 }
 
 /// Runs a job to its end; a change that outlives us not before it is on disk (`durable`). Never panics on anything that `orbctl` does.
-pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> Finished {
+pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> JobResult {
     if let Some(durable) = durable
         && let Err(error) = durable.await
     {
         // Not run at all, rather than perhaps twice.
-        return Finished::new(Outcome::Failed(Failure::JournalUnavailable(
-            with_causes(&error).into(),
+        return JobResult::new(Outcome::Failed(Failure::JournalUnavailable(
+            error_chain(&error).into(),
         )));
     }
     if let Err(finished) = work.check_id().await {
         return finished;
     }
-    if let Carrier::Lease(processes) = work.spec.asked.carrier {
+    if let Executor::Lease(processes) = work.spec.asked.executor {
         return work.lease(processes).await;
     }
     match &work.spec.asked.operation {
         Operation::Query(query) => work.query(query).await,
         Operation::Exec(..) => work.exec().await,
-        Operation::Leased(_) => {
+        Operation::ClientAction(_) => {
             let why = "only a client's own process can do this";
-            Finished::new(Outcome::Failed(Failure::Internal(why.into())))
+            JobResult::new(Outcome::Failed(Failure::Internal(why.into())))
         }
         _ => work.change().await,
     }
@@ -169,37 +169,37 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
 /// Asks only whether `orbctl` is well again. `status` comes first because it wakes nobody: with OrbStack stopped there is nobody
 /// who could be sick, and the next call starts it. Otherwise only the list shows that the service works: `status` was recorded to
 /// answer while nothing else did.
-pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> Finished {
+pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> JobResult {
     let began = Moment::now().instant;
     let looked = match work.look(Query::Status, &work.stop).await {
-        Ok(Facts::Status(OrbstackStatus::Stopped)) => {
-            work.report(Sign::Well, began).await;
-            return Finished::new(Outcome::Succeeded(Success::Read));
+        Ok(QueryAnswer::Status(OrbstackStatus::Stopped)) => {
+            work.report(HealthSignal::Healthy, began).await;
+            return JobResult::new(Outcome::Succeeded(Success::Read));
         }
         Ok(_) => work.look(Query::List, &work.stop).await,
         Err(failure) => Err(failure),
     };
     match looked {
-        Ok(facts) => Finished {
+        Ok(facts) => JobResult {
             facts: Some(facts),
-            ..Finished::new(Outcome::Succeeded(Success::Read))
+            ..JobResult::new(Outcome::Succeeded(Success::Read))
         },
-        Err(_) if work.stop.is_cancelled() => Finished::new(Outcome::Cancelled(Phase::Running)),
-        Err(failure) => Finished::new(Outcome::Failed(failure)),
+        Err(_) if work.stop.is_cancelled() => JobResult::new(Outcome::Cancelled(Phase::Running)),
+        Err(failure) => JobResult::new(Outcome::Failed(failure)),
     }
 }
 
 /// Waits until what a job of the last life left running is gone, and looks what came of it. The lanes stay held meanwhile.
-pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> Finished {
+pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> JobResult {
     for child in children {
         tokio::select! {
             () = sys::gone(child) => {}
             () = work.stop.cancelled() => end_orphan(child, work.limits.grace).await,
         }
     }
-    Finished::new(match work.spec.asked.operation.effect() {
+    JobResult::new(match work.spec.asked.operation.effect() {
         // How its `orbctl` ended, and why, was not seen.
-        Effect::Changes(_) => Outcome::Unknown(work.settle().await.last()),
+        Effect::Changes(_) => Outcome::Unknown(work.reconcile().await.last()),
         Effect::Reads => Outcome::Interrupted,
     })
 }
@@ -227,7 +227,7 @@ impl<O: Orbctl> Work<O> {
             completion = &mut run => completion,
         }?;
         self.report(
-            orbctl::classify::classify(&self.spec.asked.operation, &completion).sign,
+            orbctl::classify::classify(&self.spec.asked.operation, &completion).signal,
             began,
         )
         .await;
@@ -248,16 +248,19 @@ impl<O: Orbctl> Work<O> {
     }
 
     /// Tells what an invocation that began then says about `orbctl` itself: before its job ends, and a look before the next one.
-    async fn report(&self, sign: Sign, began: Instant) {
-        if sign != Sign::Nothing {
+    async fn report(&self, signal: HealthSignal, began: Instant) {
+        if signal != HealthSignal::Nothing {
             // The dispatcher outlives its jobs; if it is gone, nobody is let through anyway.
-            let _ = self.notes.send((self.spec.id, Note::Sign(sign, began))).await;
+            let _ = self
+                .notes
+                .send((self.spec.id, Note::HealthSignal(signal, began)))
+                .await;
         }
     }
 
     /// Makes one read for the job's own use. What ends it depends on when it is made: before the work `stop` does, after a cut,
     /// when looks are what follows a stop, only `abandon`.
-    async fn look(&self, query: Query, until: &CancellationToken) -> Result<Facts, Failure> {
+    async fn look(&self, query: Query, until: &CancellationToken) -> Result<QueryAnswer, Failure> {
         let operation = Operation::Query(query);
         let mut invocation = Invocation::new(
             orbctl::argv::call(&operation, self.guest_env),
@@ -271,16 +274,18 @@ impl<O: Orbctl> Work<O> {
             .start(invocation, until.clone())
             .await
             .map_err(|error| error.failure())?;
-        let sign = orbctl::classify::classify(&operation, &completion).sign;
-        self.report(sign.clone(), began).await;
-        match sign {
-            Sign::Sick(illness) => Err(Failure::OrbctlSick(illness)),
-            Sign::Well | Sign::Doubtful(_) | Sign::Nothing => read(&operation, &completion),
+        let signal = orbctl::classify::classify(&operation, &completion).signal;
+        self.report(signal.clone(), began).await;
+        match signal {
+            HealthSignal::Unhealthy(problem) => Err(Failure::OrbctlUnhealthy(problem)),
+            HealthSignal::Healthy | HealthSignal::Suspect(_) | HealthSignal::Nothing => {
+                read(&operation, &completion)
+            }
         }
     }
 
     /// Checks that an id still means the machine whose lane the job holds.
-    async fn check_id(&self) -> Result<(), Finished> {
+    async fn check_id(&self) -> Result<(), JobResult> {
         // A copy is listed under its own name; what was named is its source.
         let named = match &self.spec.asked.operation {
             Operation::Clone { source, .. } => Some(source),
@@ -290,18 +295,20 @@ impl<O: Orbctl> Work<O> {
             return Ok(());
         };
         match self.look(Query::List, &self.stop).await {
-            _ if self.stop.is_cancelled() => Err(Finished::new(Outcome::Cancelled(Phase::Running))),
-            Ok(Facts::Machines(all)) if by_id(&all, id).is_some_and(|machine| machine.name == *name) => {
+            _ if self.stop.is_cancelled() => Err(JobResult::new(Outcome::Cancelled(Phase::Running))),
+            Ok(QueryAnswer::Machines(all))
+                if by_id(&all, id).is_some_and(|machine| machine.name == *name) =>
+            {
                 Ok(())
             }
-            Ok(_) => Err(Finished::new(Outcome::Failed(Failure::MachineNotFound(
+            Ok(_) => Err(JobResult::new(Outcome::Failed(Failure::MachineNotFound(
                 id.as_str().into(),
             )))),
-            Err(failure) => Err(Finished::new(Outcome::Failed(failure))),
+            Err(failure) => Err(JobResult::new(Outcome::Failed(failure))),
         }
     }
 
-    async fn query(&self, query: &Query) -> Finished {
+    async fn query(&self, query: &Query) -> JobResult {
         let operation = Operation::Query(query.clone());
         let mut invocation = Invocation::new(
             orbctl::argv::call(&operation, self.guest_env),
@@ -310,25 +317,25 @@ impl<O: Orbctl> Work<O> {
         invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
-            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
         if let Some(outcome) = cut_short(&completion) {
-            return Finished::counted(outcome, &completion);
+            return JobResult::counted(outcome, &completion);
         }
-        if let Query::Verbatim(_) = query {
-            return printed(&operation, &completion);
+        if let Query::RawQuery(_) = query {
+            return raw_result(&operation, &completion);
         }
         match read(&operation, &completion) {
             Ok(facts) => {
-                let mut finished = Finished::counted(Outcome::Succeeded(Success::Read), &completion);
+                let mut finished = JobResult::counted(Outcome::Succeeded(Success::Read), &completion);
                 finished.facts = Some(facts);
                 finished
             }
-            Err(failure) => Finished::counted(Outcome::Failed(failure), &completion),
+            Err(failure) => JobResult::counted(Outcome::Failed(failure), &completion),
         }
     }
 
-    async fn exec(&mut self) -> Finished {
+    async fn exec(&mut self) -> JobResult {
         let input = match (&self.spec.asked.operation, self.input.take()) {
             (_, Some(stream)) => Input::Stream(stream),
             (Operation::Exec(_, request), None) => match &request.stdin {
@@ -349,10 +356,10 @@ impl<O: Orbctl> Work<O> {
         invocation.run_timeout = self.spec.asked.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
-            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
         if let Some(outcome) = cut_short(&completion) {
-            return Finished::counted(outcome, &completion);
+            return JobResult::counted(outcome, &completion);
         }
         let verdict = orbctl::classify::classify(&self.spec.asked.operation, &completion);
         let outcome = match (verdict.failure, completion.ending) {
@@ -362,35 +369,37 @@ impl<O: Orbctl> Work<O> {
                 Outcome::Failed(Failure::Internal(format!("{ending:?} was not classified").into()))
             }
         };
-        Finished::counted(outcome, &completion)
+        JobResult::counted(outcome, &completion)
     }
 
-    async fn change(&self) -> Finished {
+    async fn change(&self) -> JobResult {
         let operation = &self.spec.asked.operation;
         if let Some(unsupported) = self.unsupported().await {
-            return Finished::new(Outcome::Failed(unsupported));
+            return JobResult::new(Outcome::Failed(unsupported));
         }
         // The look begins after the change was accepted, so `changed: false` is never said of something older. A forced change
         // does not wait for a look: it is there to mend what may not answer.
-        let is_idempotent = settle::is_idempotent(operation);
+        let is_idempotent = reconcile::is_idempotent(operation);
         let mut before = None;
         if !operation.preempts()
-            && (is_idempotent || settle::makes(operation).is_some())
-            && let Some(query) = settle::telling(operation)
+            && (is_idempotent || reconcile::makes(operation).is_some())
+            && let Some(query) = reconcile::probe_query(operation)
         {
             match self.look(query, &self.stop).await {
-                Ok(facts) if is_idempotent && settle::holds(operation, &facts) == Some(true) => {
-                    return Finished::new(Outcome::Succeeded(Success::Change { changed: false }));
+                Ok(facts) if is_idempotent && reconcile::satisfied(operation, &facts) == Some(true) => {
+                    return JobResult::new(Outcome::Succeeded(Success::Change { changed: false }));
                 }
                 Ok(facts) => before = Some(facts),
                 // The change would meet the same, and now it can still be said that nothing was done.
-                Err(failure @ Failure::OrbctlSick(_)) => return Finished::new(Outcome::Failed(failure)),
+                Err(failure @ Failure::OrbctlUnhealthy(_)) => {
+                    return JobResult::new(Outcome::Failed(failure));
+                }
                 // It may be a look that the installed version cannot make: the change itself will tell.
                 Err(_) => {}
             }
         }
         if self.stop.is_cancelled() {
-            return Finished::new(Outcome::Cancelled(Phase::Running));
+            return JobResult::new(Outcome::Cancelled(Phase::Running));
         }
         // A stop leaves it to finish, and a crash cannot ask: no pipe of ours may break under it.
         let sink = Sink::Files {
@@ -403,28 +412,28 @@ impl<O: Orbctl> Work<O> {
             Ok(completion) => completion,
             // There was a child, and how it ended was not seen: the inventory must tell.
             Err(error @ orbctl::SpawnError::Lost { .. }) => {
-                let settling = self.settle().await;
-                return Finished::new(settling.outcome(operation, before.as_ref(), &error.to_string()));
+                let settling = self.reconcile().await;
+                return JobResult::new(settling.outcome(operation, before.as_ref(), &error.to_string()));
             }
-            Err(error) => return Finished::new(Outcome::Failed(error.failure())),
+            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
         let verdict = orbctl::classify::classify(operation, &completion);
-        let may_be_sick = verdict.may_be_sick();
+        let may_be_unhealthy = verdict.may_be_unhealthy();
         match (completion.ending, verdict.failure) {
             (Ending::Exited(_), None) => {
-                Finished::counted(Outcome::Succeeded(Success::Change { changed: true }), &completion)
+                JobResult::counted(Outcome::Succeeded(Success::Change { changed: true }), &completion)
             }
-            (Ending::Exited(_), Some(failure)) if !may_be_sick => {
-                Finished::counted(Outcome::Failed(failure), &completion)
+            (Ending::Exited(_), Some(failure)) if !may_be_unhealthy => {
+                JobResult::counted(Outcome::Failed(failure), &completion)
             }
             // Killed, timed out, stopped, or it fell over: the service may go on without it.
             (ending, _) => {
-                let cut = match &verdict.sign {
-                    Sign::Sick(illness) | Sign::Doubtful(illness) => illness.to_string(),
-                    Sign::Well | Sign::Nothing => how_cut(ending),
+                let cut = match &verdict.signal {
+                    HealthSignal::Unhealthy(problem) | HealthSignal::Suspect(problem) => problem.to_string(),
+                    HealthSignal::Healthy | HealthSignal::Nothing => how_cut(ending),
                 };
-                let outcome = self.settle().await.outcome(operation, before.as_ref(), &cut);
-                Finished::counted(outcome, &completion)
+                let outcome = self.reconcile().await.outcome(operation, before.as_ref(), &cut);
+                JobResult::counted(outcome, &completion)
             }
         }
     }
@@ -433,43 +442,43 @@ impl<O: Orbctl> Work<O> {
     async fn unsupported(&self) -> Option<Failure> {
         version::feature(&self.spec.asked.operation)?;
         match self.look(Query::Version, &self.stop).await {
-            Ok(Facts::Version(installed)) => version::supported(&installed)
+            Ok(QueryAnswer::Version(installed)) => version::supported(&installed)
                 .and_then(|installed| version::check(&self.spec.asked.operation, installed))
                 .err()
                 .map(Failure::from),
-            Err(failure @ Failure::OrbctlSick(_)) => Some(failure),
+            Err(failure @ Failure::OrbctlUnhealthy(_)) => Some(failure),
             // If it cannot say its version, the change itself will show what is wrong.
             _ => None,
         }
     }
 
     /// Looks until a change that was cut short has come to rest.
-    pub(super) async fn settle(&self) -> Settling {
+    pub(super) async fn reconcile(&self) -> Reconciliation {
         let operation = &self.spec.asked.operation;
-        let mut settling = Settling::default();
-        let Some(query) = settle::telling(operation) else {
+        let mut settling = Reconciliation::default();
+        let Some(query) = reconcile::probe_query(operation) else {
             return settling;
         };
         let began = Moment::now();
-        let mut pause = LOOK_PAUSE_FIRST;
+        let mut pause = PROBE_PAUSE_FIRST;
         loop {
             let looked = self
-                .look_in_turn(&query, began.instant + self.limits.settle)
+                .probe_with_permit(&query, began.instant + self.limits.reconcile)
                 .await;
             let since = Moment::now().instant.saturating_duration_since(began.instant);
             if let Some(Ok(facts)) = looked
-                && settling.look(operation, facts, since).settled
+                && settling.look(operation, facts, since).stable
             {
                 break;
             }
-            if since >= self.limits.settle || self.abandon.is_cancelled() {
+            if since >= self.limits.reconcile || self.abandon.is_cancelled() {
                 break;
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.abandon.cancelled() => break,
             }
-            pause = (pause * 2).min(LOOK_PAUSE_MAX);
+            pause = (pause * 2).min(PROBE_PAUSE_MAX);
         }
         settling
     }
@@ -477,29 +486,29 @@ impl<O: Orbctl> Work<O> {
     /// Looks once one of the places for looks is free; `None` when none was by then, or nobody wants to know any more. A life that
     /// begins after many deaths has many changes to look after, and no limit of the queue holds what it adopts. What forces waits
     /// for nothing.
-    async fn look_in_turn(&self, query: &Query, end: Instant) -> Option<Result<Facts, Failure>> {
+    async fn probe_with_permit(&self, query: &Query, end: Instant) -> Option<Result<QueryAnswer, Failure>> {
         let _place = if self.spec.asked.operation.preempts() {
             None
         } else {
             tokio::select! {
-                place = self.looks.acquire() => Some(place.ok()?),
+                place = self.probe_permits.acquire() => Some(place.ok()?),
                 () = tokio::time::sleep_until(end.into()) => return None,
                 () = self.abandon.cancelled() => return None,
             }
         };
-        Some(self.look_at_service(query.clone()).await)
+        Some(self.probe_service(query.clone()).await)
     }
 
     /// Makes a read that also shows whether the service works. `status` alone does not: it was recorded to answer while nothing else
     /// did. Of a stopped OrbStack nothing more is asked, because that would start it.
-    async fn look_at_service(&self, query: Query) -> Result<Facts, Failure> {
+    async fn probe_service(&self, query: Query) -> Result<QueryAnswer, Failure> {
         let began = Moment::now().instant;
         let facts = self.look(query, &self.abandon).await?;
         match facts {
-            Facts::Status(OrbstackStatus::Running) => {
+            QueryAnswer::Status(OrbstackStatus::Running) => {
                 self.look(Query::List, &self.abandon).await?;
             }
-            Facts::Status(OrbstackStatus::Stopped) => self.report(Sign::Well, began).await,
+            QueryAnswer::Status(OrbstackStatus::Stopped) => self.report(HealthSignal::Healthy, began).await,
             _ => {}
         }
         Ok(facts)
@@ -535,18 +544,18 @@ fn cut_short(completion: &Completion) -> Option<Outcome> {
 }
 
 /// Takes what was printed for the answer, also of a read that failed: that is the tool's answer, too.
-fn printed(operation: &Operation, completion: &Completion) -> Finished {
+fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
     let (stdout, stderr) = (&completion.stdout, &completion.stderr);
     if completion.output_cut || !stdout.is_whole() || !stderr.is_whole() {
         let failure = Failure::OrbctlOutputUnreadable("it printed more than is kept".into());
-        return Finished::counted(Outcome::Failed(failure), completion);
+        return JobResult::counted(Outcome::Failed(failure), completion);
     }
     let outcome = match orbctl::classify::classify(operation, completion).failure {
         Some(failure) => Outcome::Failed(failure),
         None => Outcome::Succeeded(Success::Read),
     };
-    let mut finished = Finished::counted(outcome, completion);
-    finished.facts = Some(Facts::Printed(Printout {
+    let mut finished = JobResult::counted(outcome, completion);
+    finished.facts = Some(QueryAnswer::Raw(RawOutput {
         stdout: stdout.bytes.clone(),
         stderr: stderr.bytes.clone(),
         ending: completion.ending,
@@ -555,7 +564,7 @@ fn printed(operation: &Operation, completion: &Completion) -> Finished {
 }
 
 /// Reads a query's answer.
-fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure> {
+fn read(operation: &Operation, completion: &Completion) -> Result<QueryAnswer, Failure> {
     let Operation::Query(query) = operation else {
         return Err(Failure::Internal("not a query".into()));
     };
@@ -571,14 +580,14 @@ fn read(operation: &Operation, completion: &Completion) -> Result<Facts, Failure
     }
     let stdout = &completion.stdout.bytes;
     let facts = match query {
-        Query::List => orbctl::output::list(stdout).map(Facts::Machines),
-        Query::Info(_) => orbctl::output::info(stdout).map(|info| Facts::Info(Box::new(info))),
-        Query::Status => orbctl::output::status(completion.ending, stdout).map(Facts::Status),
-        Query::Version => orbctl::output::version(stdout).map(Facts::Version),
-        Query::ConfigShow => orbctl::output::config(stdout).map(Facts::Config),
-        Query::Default => orbctl::output::default_machine(stdout).map(Facts::Default),
-        Query::Ssh | Query::Logs(..) => Ok(Facts::Text(String::from_utf8_lossy(stdout).into_owned())),
-        Query::Verbatim(_) => return Err(Failure::Internal("has no meaning, only bytes".into())),
+        Query::List => orbctl::output::list(stdout).map(QueryAnswer::Machines),
+        Query::Info(_) => orbctl::output::info(stdout).map(|info| QueryAnswer::Info(Box::new(info))),
+        Query::Status => orbctl::output::status(completion.ending, stdout).map(QueryAnswer::Status),
+        Query::Version => orbctl::output::version(stdout).map(QueryAnswer::Version),
+        Query::ConfigShow => orbctl::output::config(stdout).map(QueryAnswer::Config),
+        Query::Default => orbctl::output::default_machine(stdout).map(QueryAnswer::Default),
+        Query::Ssh | Query::Logs(..) => Ok(QueryAnswer::Text(String::from_utf8_lossy(stdout).into_owned())),
+        Query::RawQuery(_) => return Err(Failure::Internal("has no meaning, only bytes".into())),
     };
     facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
 }

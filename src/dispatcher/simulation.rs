@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::clock::Moment;
-use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, Sighting, Success};
+use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, ReconcileReport, Success};
 use crate::machine::MachineName;
 use crate::metrics;
-use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, Scope, Stdin, Verbatim};
+use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, RawQuery, Scope, Stdin};
 use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 use crate::sys::ChildIdentity;
@@ -226,7 +226,7 @@ impl World {
         self.submit(submission(operation)).await
     }
 
-    fn read(&self, query: Query, max_age: Option<Duration>) -> JoinHandle<Result<Seen, ReadError>> {
+    fn read(&self, query: Query, max_age: Option<Duration>) -> JoinHandle<Result<ObservedAnswer, ReadError>> {
         let dispatcher = self.dispatcher.clone();
         tokio::spawn(async move { dispatcher.read(query, max_age, client(9)).await })
     }
@@ -269,7 +269,7 @@ fn settings(folder: &Path, limits: Limits) -> Settings {
             fleet: minutes(5),
         },
         grace: Duration::from_secs(5),
-        settle: Duration::from_secs(120),
+        reconcile: Duration::from_secs(120),
         keep: minutes(15),
         keep_max: 100,
         keep_bytes: 2 << 20,
@@ -307,7 +307,7 @@ fn submission(operation: Operation) -> Submission {
     Submission {
         operation,
         client: client(1),
-        carrier: Carrier::Daemon,
+        executor: Executor::Daemon,
         expected_id: None,
         detached: false,
         queue_timeout: None,
@@ -452,7 +452,7 @@ async fn what_is_handed_in_after_its_connection_is_gone_is_refused_unless_it_is_
     let late = submission(restart("a"));
     // In this order the accept loop does it, while a handler still looks up a name.
     late.client.gone.cancel();
-    world.dispatcher.connection_gone(late.client.connection).await;
+    world.dispatcher.on_disconnect(late.client.connection).await;
     let refused = world.dispatcher.submit(late.clone()).await;
     assert!(matches!(refused, Err(Rejection::ClientGone)));
     world.no_call().await;
@@ -562,9 +562,9 @@ async fn looks_end_after_two_minutes_with_growing_pauses_and_say_that_nothing_se
     world.set("new", "creating");
     world.call("create").await.end(Ending::Signalled(6), "", "");
     let began = Moment::now();
-    let seen = Sighting {
-        settled: false,
-        holds: Some(false),
+    let seen = ReconcileReport {
+        stable: false,
+        satisfied: Some(false),
         machine_state: Some("creating".into()),
     };
     assert_eq!(outcome(&job).await, Outcome::Unknown(seen));
@@ -582,9 +582,9 @@ async fn what_does_not_hold_is_settled_after_a_quiet_time() {
     let job = world.change(create("new")).await;
     world.call("create").await.end(Ending::Signalled(6), "", "");
     let began = Moment::now();
-    let seen = Sighting {
-        settled: true,
-        holds: Some(false),
+    let seen = ReconcileReport {
+        stable: true,
+        satisfied: Some(false),
         machine_state: None,
     };
     assert_eq!(outcome(&job).await, Outcome::Unknown(seen));
@@ -626,12 +626,12 @@ async fn of_a_cancel_and_an_end_the_earlier_counts() {
 }
 
 /// A lease of these processes.
-fn lease_of(child: u32, owner: u32) -> Carrier {
+fn lease_of(child: u32, owner: u32) -> Executor {
     let identity = |pid| ChildIdentity {
         pid,
         started: crate::sys::process_identity(pid).expect("it runs"),
     };
-    Carrier::Lease(LeaseProcesses {
+    Executor::Lease(LeaseProcesses {
         child: identity(child),
         owner: identity(owner),
     })
@@ -644,7 +644,7 @@ async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
     assert!(dispatcher.release(id, Some(Ending::Exited(7))).await.is_none());
     assert!(dispatcher.input(id).await.is_none());
     dispatcher.end_input(id).await;
-    dispatcher.connection_gone(1).await;
+    dispatcher.on_disconnect(1).await;
     let late = dispatcher.job(id).await.expect("remembered");
     assert_eq!(outcome(&late).await, *expected);
     if let Some(spool) = &late.spool {
@@ -721,7 +721,7 @@ async fn a_lease_is_released_once_and_not_after_its_end() {
         .expect("a shell");
     let job = world
         .submit(Submission {
-            carrier: lease_of(process.id(), std::process::id()),
+            executor: lease_of(process.id(), std::process::id()),
             ..submission(Operation::Push(name("a")))
         })
         .await;
@@ -788,7 +788,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
         })
         .await;
     let call = world.call("run").await;
-    world.dispatcher.connection_gone(1).await;
+    world.dispatcher.on_disconnect(1).await;
     assert_eq!(outcome(&waiting).await, Outcome::Cancelled(Phase::Queued));
     assert_eq!(outcome(&running).await, Outcome::Cancelled(Phase::Running));
     call.exit(0);
@@ -798,7 +798,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
     // The end first, and then the client: it was done.
     let running = world.change(exec("a")).await;
     world.call("run").await.exit(0);
-    world.dispatcher.connection_gone(1).await;
+    world.dispatcher.on_disconnect(1).await;
     assert_eq!(
         outcome(&running).await,
         Outcome::Succeeded(Success::Exec { exit_code: 0 })
@@ -810,7 +810,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
     let change = world.change(restart("a")).await;
     let call = world.call("restart").await;
     assert_eq!(holding(&world).await, HashSet::from([1]));
-    world.dispatcher.connection_gone(1).await;
+    world.dispatcher.on_disconnect(1).await;
     world.idle().await;
     call.exit(0);
     assert_eq!(outcome(&change).await, CHANGED);
@@ -845,7 +845,7 @@ async fn a_stop_ends_commands_cancels_what_waits_and_gives_changes_ten_seconds()
                 took >= Duration::from_secs(10) && took < Duration::from_secs(11),
                 "{took:?}"
             );
-            assert_eq!(outcome(&change).await, Outcome::Unknown(Sighting::NOTHING));
+            assert_eq!(outcome(&change).await, Outcome::Unknown(ReconcileReport::NOTHING));
         }
     }
 }
@@ -923,9 +923,9 @@ async fn what_another_orbctl_said_is_not_told_once_the_new_one_was_started() {
     assert_eq!(list(&world).await, 4);
 }
 
-fn printed(seen: &Seen) -> (&[u8], &[u8], Ending) {
+fn printed(seen: &ObservedAnswer) -> (&[u8], &[u8], Ending) {
     match &seen.value.facts {
-        Facts::Printed(printed) => (&printed.stdout, &printed.stderr, printed.ending),
+        QueryAnswer::Raw(printed) => (&printed.stdout, &printed.stderr, printed.ending),
         other => panic!("{other:?} was not printed"),
     }
 }
@@ -934,7 +934,7 @@ fn printed(seen: &Seen) -> (&[u8], &[u8], Ending) {
 async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() {
     let mut world = World::with(Limits::default(), false);
     let words = |quiet| {
-        Query::Verbatim(Verbatim::List {
+        Query::RawQuery(RawQuery::List {
             format: None,
             quiet,
             running: false,
@@ -987,7 +987,7 @@ async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() 
 #[tokio::test(start_paused = true)]
 async fn what_a_read_that_failed_printed_is_answered_and_not_kept() {
     let mut world = World::with(Limits::default(), false);
-    let words = Query::Verbatim(Verbatim::Info {
+    let words = Query::RawQuery(RawQuery::Info {
         machine: name("gone"),
         format: None,
     });
@@ -998,7 +998,7 @@ async fn what_a_read_that_failed_printed_is_answered_and_not_kept() {
         let seen = read.await.expect("no panic").expect("an answer");
         assert_eq!(printed(&seen), (&b""[..], refusal.as_bytes(), Ending::Exited(1)));
     }
-    let status = Query::Verbatim(Verbatim::Status);
+    let status = Query::RawQuery(RawQuery::Status);
     let read = world.read(status.clone(), None);
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     read.await.expect("no panic").expect("an answer");
@@ -1041,7 +1041,7 @@ async fn a_read_that_everybody_waits_for_is_not_ended_by_one_client_going() {
     let call = world.call("list").await;
     let joined = world.read(Query::List, None);
     world.idle().await;
-    world.dispatcher.connection_gone(9).await;
+    world.dispatcher.on_disconnect(9).await;
     call.end(Ending::Exited(0), &list_of(&world.orbctl.inventory), "");
     for read in [read, joined] {
         assert!(read.await.expect("no panic").is_ok());
@@ -1085,7 +1085,7 @@ async fn force_ends_what_runs_also_while_it_only_looks_and_cancels_what_waits() 
     let began = Moment::now();
     let forced = world.change(Operation::Stop(name("new"), Force::Yes)).await;
     assert_eq!(outcome(&waiting).await, Outcome::Cancelled(Phase::Queued));
-    assert!(matches!(outcome(&settling).await, Outcome::Unknown(seen) if !seen.settled));
+    assert!(matches!(outcome(&settling).await, Outcome::Unknown(seen) if !seen.stable));
     let call = world.call("stop").await;
     assert!(Moment::now().instant - began.instant < Duration::from_secs(1));
     world.set("new", "stopped");
@@ -1183,9 +1183,9 @@ async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
     assert_eq!(outcome(&job).await, CHANGED);
     drop(held);
     // Its child is gone, but what that told OrbStack may go on: the lane is held until the inventory has come to rest.
-    let seen = Sighting {
-        settled: true,
-        holds: None,
+    let seen = ReconcileReport {
+        stable: true,
+        satisfied: None,
         machine_state: Some("running".into()),
     };
     assert_eq!(outcome(&adopted).await, Outcome::Unknown(seen));
@@ -1228,14 +1228,14 @@ async fn a_life_that_adopts_many_changes_looks_after_a_few_at_a_time_and_after_f
 
     // All their children are gone, so all would look at once.
     let mut world = World::over(folder, Limits::default(), false);
-    let mut looks = Vec::new();
+    let mut probe_permits = Vec::new();
     for _ in 0..=Limits::default().queries_max {
-        looks.push(world.call("list").await);
+        probe_permits.push(world.call("list").await);
     }
     world.no_call().await;
     // As each ends, one that had no place has its turn; whoever looked goes behind it.
     let list = list_of(&world.orbctl.inventory);
-    for look in looks {
+    for look in probe_permits {
         look.end(Ending::Exited(0), &list, "");
     }
     let waited = [world.call("list").await, world.call("list").await];
@@ -1261,7 +1261,7 @@ async fn looks_that_find_no_place_end_with_the_others() {
     let began = Moment::now();
     // Nobody ever answers: each look ends at its limit, and the other one's turn comes.
     for job in &jobs {
-        assert_eq!(outcome(job).await, Outcome::Unknown(Sighting::NOTHING));
+        assert_eq!(outcome(job).await, Outcome::Unknown(ReconcileReport::NOTHING));
     }
     let took = Moment::now().instant - began.instant;
     assert!(took <= Duration::from_secs(150), "{took:?}");

@@ -1,14 +1,14 @@
 //! The dispatcher's task: jobs and their lives, reads and who shares them, what is known and when it stops being true.
 
 mod acceptance;
-mod attached;
 mod ending;
 mod entry;
 mod health;
 mod idle;
-mod life;
+mod jobs_by_connection;
 mod queue;
 mod reads;
+mod recovery;
 mod starting;
 mod views;
 mod watching;
@@ -21,8 +21,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::breaker::Breaker;
 use crate::cache::{Cache, Generation, Ticket};
+use crate::circuit_breaker::CircuitBreaker;
 use crate::clock::Moment;
 use crate::job::JobId;
 use crate::journal::Journal;
@@ -32,13 +32,13 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob, Scheduler};
 use crate::spool;
 
+use super::answer::{CachedAnswer, ObservedAnswer};
 use super::handle::{JobSpec, Published, QueueView, ReadError, Release, Request, Target};
-use super::known::{Known, Seen};
-use super::run_job::{Finished, Note};
+use super::run_job::{JobResult, Note};
 use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
-use attached::Attached;
-use entry::{Entry, Followed};
+use entry::{EndedJobWatchers, Entry};
 use idle::Idle;
+use jobs_by_connection::JobsByConnection;
 use watching::Watching;
 
 /// Requests handled before the ends of jobs are looked at again.
@@ -51,16 +51,16 @@ const OPERANDS_MAX: u64 = 256 << 20;
 const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A read under way, and who waits for it.
-struct Reading {
+struct PendingRead {
     job: JobId,
     /// Absent while it waits.
-    begun: Option<Begun>,
-    waiters: Vec<oneshot::Sender<Result<Seen, ReadError>>>,
+    start: Option<ReadStart>,
+    waiters: Vec<oneshot::Sender<Result<ObservedAnswer, ReadError>>>,
 }
 
-impl Reading {
+impl PendingRead {
     /// Answers everybody who waits; the read itself goes on.
-    fn tell(&mut self, seen: &Seen) {
+    fn tell(&mut self, seen: &ObservedAnswer) {
         for waiter in self.waiters.drain(..) {
             let _ = waiter.send(Ok(seen.clone()));
         }
@@ -68,7 +68,7 @@ impl Reading {
 }
 
 /// What is remembered of a read when it begins.
-struct Begun {
+struct ReadStart {
     /// For answers that are kept.
     ticket: Option<Ticket>,
     /// For those that are not: any change since then may show in them.
@@ -85,10 +85,10 @@ pub(super) struct State<O> {
     requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
-    cache: Cache<Arc<Known>>,
+    cache: Cache<Arc<CachedAnswer>>,
     jobs: BTreeMap<JobId, Entry>,
-    attached: Attached,
-    followed: Followed,
+    jobs_by_connection: JobsByConnection,
+    ended_job_watchers: EndedJobWatchers,
     /// Ended jobs, oldest first, with when they ended.
     ended: VecDeque<(Instant, JobId)>,
     /// Those of them whose output is still kept, with what it takes in memory.
@@ -96,15 +96,15 @@ pub(super) struct State<O> {
     ended_bytes: u64,
     /// Bytes of commands and input that jobs hold until they are over.
     operands: u64,
-    reads: HashMap<Query, Reading>,
+    reads: HashMap<Query, PendingRead>,
     /// Reads that newer callers could not join, by job: their own waiters are still to be told.
-    outdated: HashMap<JobId, Reading>,
-    running: JoinSet<(JobId, Finished)>,
+    outdated: HashMap<JobId, PendingRead>,
+    running: JoinSet<(JobId, JobResult)>,
     /// Places for looks after a cut.
-    looks: Arc<Semaphore>,
+    probe_permits: Arc<Semaphore>,
     notes: mpsc::Sender<(JobId, Note)>,
     said: mpsc::Receiver<(JobId, Note)>,
-    breaker: Breaker,
+    circuit_breaker: CircuitBreaker,
     /// The probe under way, and what its look may be kept by.
     probe: Option<(JobId, Ticket)>,
     spools: spool::Budget,
@@ -130,7 +130,7 @@ impl<O: Orbctl> State<O> {
         upgrading: CancellationToken,
     ) -> Self {
         let (notes, said) = mpsc::channel(64);
-        let looks = settings.looks_max();
+        let probe_permits = settings.probes_max();
         let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
@@ -144,8 +144,8 @@ impl<O: Orbctl> State<O> {
             metrics: parts.metrics,
             cache: Cache::default(),
             jobs: BTreeMap::new(),
-            attached: Attached::default(),
-            followed: Followed::default(),
+            jobs_by_connection: JobsByConnection::default(),
+            ended_job_watchers: EndedJobWatchers::default(),
             ended: VecDeque::new(),
             outputs: VecDeque::new(),
             ended_bytes: 0,
@@ -153,10 +153,10 @@ impl<O: Orbctl> State<O> {
             reads: HashMap::new(),
             outdated: HashMap::new(),
             running: JoinSet::new(),
-            looks: Arc::new(Semaphore::new(looks)),
+            probe_permits: Arc::new(Semaphore::new(probe_permits)),
             notes,
             said,
-            breaker: Breaker::new(),
+            circuit_breaker: CircuitBreaker::new(),
             probe: None,
             publish,
             drains: Vec::new(),
@@ -200,7 +200,7 @@ impl<O: Orbctl> State<O> {
                     leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
                     self.begin_stop();
                 }
-                Some((id, note)) = self.said.recv() => self.noted(id, note),
+                Some((id, note)) = self.said.recv() => self.on_job_event(id, note),
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((id, finished)) => self.end(id, finished),
                     Err(error) => tracing::error!(%error, "a job's task was lost"),
@@ -243,7 +243,7 @@ impl<O: Orbctl> State<O> {
                 self.idle.hold_back(Request::Submit(submission, reply));
             }
             Request::Submit(submission, reply) => self.submit(*submission, reply),
-            Request::Undo(accepted, cause, reply) => self.undo(*accepted, cause, reply),
+            Request::RollBack(accepted, cause, reply) => self.roll_back(*accepted, cause, reply),
             Request::Read {
                 query,
                 max_age,
@@ -252,7 +252,11 @@ impl<O: Orbctl> State<O> {
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
                 self.asked_about(id);
-                let _ = reply.send(self.jobs.get(&id).map(|entry| entry.job(&mut self.followed)));
+                let _ = reply.send(
+                    self.jobs
+                        .get(&id)
+                        .map(|entry| entry.job(&mut self.ended_job_watchers)),
+                );
             }
             Request::View(id, reply) => {
                 let _ = reply.send(self.jobs.get(&id).map(|entry| self.view(entry)));
@@ -285,9 +289,9 @@ impl<O: Orbctl> State<O> {
                     });
                 }
             }
-            Request::ConnectionGone(connection) => self.connection_gone(connection),
+            Request::Disconnected(connection) => self.on_disconnect(connection),
             Request::HoldingConnections(reply) => {
-                let _ = reply.send(self.attached.connections());
+                let _ = reply.send(self.jobs_by_connection.connections());
             }
             // It would be forgotten. The reply is dropped, which refuses it as new work is refused.
             Request::Queue(..) if self.is_upgrading() => {}
@@ -299,12 +303,12 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cache_view());
             }
             Request::Invalidate(scope, reply) => {
-                self.distrust(&scope);
+                self.invalidate_untrusted(&scope);
                 let _ = reply.send(self.cache.generation());
             }
             Request::Subscribe(wants_looks, reply) => self.subscribe(wants_looks, reply),
-            Request::Overview(reply) => {
-                let _ = reply.send(self.overview());
+            Request::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
             }
             Request::Adopt(settings, reply) => {
                 self.adopt(*settings);
@@ -324,9 +328,9 @@ impl<O: Orbctl> State<O> {
     fn adopt(&mut self, settings: Settings) {
         self.scheduler.set_limits(settings.limits.clone());
         self.spools.set_max(settings.spool_total_max);
-        if settings.looks_max() != self.settings.looks_max() {
+        if settings.probes_max() != self.settings.probes_max() {
             // Jobs that run keep their share of the places there were.
-            self.looks = Arc::new(Semaphore::new(settings.looks_max()));
+            self.probe_permits = Arc::new(Semaphore::new(settings.probes_max()));
         }
         if settings.watch_interval != self.settings.watch_interval {
             self.set_watch_interval(settings.watch_interval);

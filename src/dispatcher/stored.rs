@@ -10,12 +10,12 @@ use crate::job::{ClientId, JobId};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
 use crate::operation::{
-    Class, Each, ExecRequest, Footprint, Force, FormVerb, Lane, Leased, LogScope, NewMachine, Operation,
-    UnknownForm, Verbatim,
+    BatchVerb, Class, ClientAction, ExecRequest, Footprint, Force, FormVerb, Lane, LogScope, NewMachine,
+    Operation, RawQuery, UnknownForm,
 };
 use crate::sys::{ChildIdentity, StartTime};
 
-use super::handle::{Carrier, Client, JobSpec, Submission};
+use super::handle::{Client, Executor, JobSpec, Submission};
 
 /// Version of the shape below. A change of meaning makes a new variant, never a new sense for an old one.
 const VERSION: u8 = 1;
@@ -88,13 +88,13 @@ pub(super) fn outline(starting: &Starting) -> Option<Operation> {
     if !is_lease(starting) {
         return known_outline(starting);
     }
-    let known = leased_outline(starting).map(Operation::Leased);
+    let known = leased_outline(starting).map(Operation::ClientAction);
     let known = known.or_else(|| known_outline(starting));
     let lanes = Footprint::new(starting.lanes.iter().cloned());
     // A form that was not known in full may hold more than its verb tells. What the journal says it holds, it holds.
     Some(match known {
         Some(operation) if operation.footprint() == lanes => operation,
-        _ => Operation::Leased(Leased::UnknownForm(UnknownForm::restored(
+        _ => Operation::ClientAction(ClientAction::UnknownForm(UnknownForm::restored(
             FormVerb::named(&starting.verb),
             starting.machine.clone(),
             lanes,
@@ -161,7 +161,7 @@ fn known_outline(starting: &Starting) -> Option<Operation> {
 }
 
 /// The same for what only clients carry out. Whether it was forced is not known, and no matter: it runs already.
-fn leased_outline(starting: &Starting) -> Option<Leased> {
+fn leased_outline(starting: &Starting) -> Option<ClientAction> {
     let machine = || starting.machine.clone();
     let several = |each| {
         let machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
@@ -170,46 +170,46 @@ fn leased_outline(starting: &Starting) -> Option<Leased> {
         });
         // One that is about a single machine is an operation of ours.
         let is_several = starting.machine.is_none();
-        is_several.then(|| Leased::Several(each, machines.collect()))
+        is_several.then(|| ClientAction::Batch(each, machines.collect()))
     };
     match starting.verb.as_str() {
-        "run" => Some(Leased::Run(machine()?)),
-        "shell" => Some(Leased::Shell(machine()?)),
-        "logs" if starting.machine.is_some() => machine().map(Leased::Logs),
-        "create" => Some(Leased::Create(machine()?)),
-        "config_set" => Some(Leased::ConfigSet),
-        "start" => several(Each::Start),
-        "stop" => several(Each::Stop(Force::No)),
-        "restart" => several(Each::Restart),
-        "delete" => several(Each::Delete),
-        "restart_all" => Some(Leased::RestartAll),
-        "restart_orbstack" => Some(Leased::RestartOrbstack),
-        "update_orbstack" => Some(Leased::UpdateOrbstack),
-        "reset_orbstack" => Some(Leased::ResetOrbstack),
-        "other" => Some(Leased::Other),
-        verb if starting.class == Class::Session => read_outline(verb).map(Leased::Read),
+        "run" => Some(ClientAction::Run(machine()?)),
+        "shell" => Some(ClientAction::Shell(machine()?)),
+        "logs" if starting.machine.is_some() => machine().map(ClientAction::Logs),
+        "create" => Some(ClientAction::Create(machine()?)),
+        "config_set" => Some(ClientAction::ConfigSet),
+        "start" => several(BatchVerb::Start),
+        "stop" => several(BatchVerb::Stop(Force::No)),
+        "restart" => several(BatchVerb::Restart),
+        "delete" => several(BatchVerb::Delete),
+        "restart_all" => Some(ClientAction::RestartAll),
+        "restart_orbstack" => Some(ClientAction::RestartOrbstack),
+        "update_orbstack" => Some(ClientAction::UpdateOrbstack),
+        "reset_orbstack" => Some(ClientAction::ResetOrbstack),
+        "other" => Some(ClientAction::Other),
+        verb if starting.class == Class::Session => read_outline(verb).map(ClientAction::Read),
         _ => None,
     }
 }
 
 /// The same for a read that its client lets the tool itself print.
-fn read_outline(verb: &str) -> Option<Verbatim> {
+fn read_outline(verb: &str) -> Option<RawQuery> {
     Some(match verb {
-        "list" => Verbatim::List {
+        "list" => RawQuery::List {
             format: None,
             quiet: false,
             running: false,
         },
-        "info" => Verbatim::Info {
+        "info" => RawQuery::Info {
             machine: "forgotten".parse().ok()?,
             format: None,
         },
-        "status" => Verbatim::Status,
-        "version" => Verbatim::Version,
-        "config_show" => Verbatim::ConfigShow,
-        "default" => Verbatim::Default,
-        "ssh" => Verbatim::Ssh,
-        "logs" => Verbatim::Logs("forgotten".parse().ok()?, LogScope::Default),
+        "status" => RawQuery::Status,
+        "version" => RawQuery::Version,
+        "config_show" => RawQuery::ConfigShow,
+        "default" => RawQuery::Default,
+        "ssh" => RawQuery::Ssh,
+        "logs" => RawQuery::Logs("forgotten".parse().ok()?, LogScope::Default),
         _ => return None,
     })
 }
@@ -254,7 +254,7 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
         asked: Submission {
             operation,
             client,
-            carrier: Carrier::Daemon,
+            executor: Executor::Daemon,
             expected_id: None,
             detached,
             queue_timeout: None,
@@ -270,7 +270,7 @@ fn store(operation: &Operation) -> Option<Stored> {
         | Operation::Exec(..)
         | Operation::Push(_)
         | Operation::Pull(_)
-        | Operation::Leased(_) => return None,
+        | Operation::ClientAction(_) => return None,
         Operation::Create(new) => Stored::Create(Box::new(StoredMachine {
             name: new.name.to_string(),
             distro: new.distro.to_string(),
@@ -415,34 +415,34 @@ mod tests {
 
     #[test]
     fn a_lease_holds_the_same_lanes_after_a_crash() {
-        let several = |each| Leased::Several(each, vec![name("a"), name("b")]);
+        let several = |each| ClientAction::Batch(each, vec![name("a"), name("b")]);
         let change = |verb, machines: &[&str]| {
             let machines = machines.iter().copied().map(name).collect();
-            Leased::UnknownForm(UnknownForm::change(verb, machines, Force::No))
+            ClientAction::UnknownForm(UnknownForm::change(verb, machines, Force::No))
         };
         let command = |verb| {
-            Leased::UnknownForm(UnknownForm::command(
+            ClientAction::UnknownForm(UnknownForm::command(
                 verb,
                 vec![name("a"), name("b")],
                 vec![name("c")],
             ))
         };
         let leased = [
-            Leased::Run(name("a")),
-            Leased::Shell(name("a")),
-            Leased::Logs(name("a")),
-            Leased::Create(name("a")),
-            Leased::ConfigSet,
-            several(Each::Start),
-            several(Each::Stop(Force::No)),
-            several(Each::Restart),
-            several(Each::Delete),
-            Leased::RestartAll,
-            Leased::RestartOrbstack,
-            Leased::UpdateOrbstack,
-            Leased::ResetOrbstack,
-            Leased::Read(Verbatim::Logs(name("a"), LogScope::All)),
-            Leased::Other,
+            ClientAction::Run(name("a")),
+            ClientAction::Shell(name("a")),
+            ClientAction::Logs(name("a")),
+            ClientAction::Create(name("a")),
+            ClientAction::ConfigSet,
+            several(BatchVerb::Start),
+            several(BatchVerb::Stop(Force::No)),
+            several(BatchVerb::Restart),
+            several(BatchVerb::Delete),
+            ClientAction::RestartAll,
+            ClientAction::RestartOrbstack,
+            ClientAction::UpdateOrbstack,
+            ClientAction::ResetOrbstack,
+            ClientAction::Read(RawQuery::Logs(name("a"), LogScope::All)),
+            ClientAction::Other,
             change(FormVerb::Delete, &[]),
             change(FormVerb::Delete, &["a", "b"]),
             change(FormVerb::Create, &["a", "b"]),
@@ -467,7 +467,7 @@ mod tests {
             Operation::StopOrbstack(Force::No),
             Operation::StopAll(Force::No),
         ];
-        for operation in leased.into_iter().map(Operation::Leased).chain(others) {
+        for operation in leased.into_iter().map(Operation::ClientAction).chain(others) {
             let outline = outline(&starting(&operation)).expect("an outline");
             assert_eq!(
                 (outline.verb(), outline.class(), outline.footprint()),
@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn lanes_of_a_verb_that_no_outline_knows_are_held() {
-        let mut starting = starting(&Operation::Leased(Leased::Run(name("a"))));
+        let mut starting = starting(&Operation::ClientAction(ClientAction::Run(name("a"))));
         starting.verb = "suspend".into();
         starting.lanes = vec![(Lane::Machine(name("a")), Access::Exclusive)];
         let outline = outline(&starting).expect("an outline");

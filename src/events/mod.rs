@@ -1,7 +1,7 @@
 //! What can be told to whoever watches, in one order, and when it is worth looking again.
 //!
-//! An [`Event`] that happened becomes [`Told`]: it has a place in the one sequence, from 1 on, and the moment at which it was noticed.
-//! The last of them are kept in a [`Ring`]; a reader remembers nothing but the number of the last event that it was told, so a
+//! An [`Event`] that happened becomes [`SequencedEvent`]: it has a place in the one sequence, from 1 on, and the moment at which it was noticed.
+//! The last of them are kept in a [`EventLog`]; a reader remembers nothing but the number of the last event that it was told, so a
 //! slow one costs no memory and holds nobody up. One that stayed behind for too long is told of the gap and of everything as it
 //! is, and goes on from there:
 //!
@@ -9,18 +9,18 @@
 //! kept        5  6  7  8        since(6): 7, 8        since(8): nothing yet        since(2): a gap; everything as it is at 8
 //! ```
 //!
-//! [`differences`] finds what changed between two lists of machines, [`Pace`] says how long to wait before the next look. Nothing
+//! [`differences`] finds what changed between two lists of machines, [`Backoff`] says how long to wait before the next look. Nothing
 //! here reads a clock or runs anything.
 
+mod backoff;
+mod event_log;
 mod inventory;
-mod pace;
-mod ring;
 
 use std::sync::{Arc, OnceLock};
 
+pub use backoff::Backoff;
+pub use event_log::{EventLog, Gap};
 pub use inventory::{Difference, differences};
-pub use pace::Pace;
-pub use ring::{Gap, Ring};
 
 use crate::cache::Generation;
 use crate::clock::Moment;
@@ -95,7 +95,7 @@ pub enum Event {
         generation: Generation,
     },
     /// `orbctl` itself does not work.
-    OrbctlSick {
+    OrbctlUnhealthy {
         /// What is wrong with it.
         reason: Arc<str>,
     },
@@ -124,8 +124,8 @@ pub enum Kind {
     JobEnded,
     /// See [`Event::CacheInvalidated`].
     CacheInvalidated,
-    /// See [`Event::OrbctlSick`].
-    OrbctlSick,
+    /// See [`Event::OrbctlUnhealthy`].
+    OrbctlUnhealthy,
     /// See [`Event::OrbctlWell`].
     OrbctlWell,
 }
@@ -143,7 +143,7 @@ impl Kind {
             | Self::JobStarted
             | Self::JobEnded
             | Self::CacheInvalidated
-            | Self::OrbctlSick
+            | Self::OrbctlUnhealthy
             | Self::OrbctlWell => false,
         }
     }
@@ -162,7 +162,7 @@ impl Event {
             Self::JobStarted(_) => Kind::JobStarted,
             Self::JobEnded(..) => Kind::JobEnded,
             Self::CacheInvalidated { .. } => Kind::CacheInvalidated,
-            Self::OrbctlSick { .. } => Kind::OrbctlSick,
+            Self::OrbctlUnhealthy { .. } => Kind::OrbctlUnhealthy,
             Self::OrbctlWell => Kind::OrbctlWell,
         }
     }
@@ -170,7 +170,7 @@ impl Event {
 
 /// An event with its place among all, and room for the form in which it is served: it is encoded once, however many are told.
 #[derive(Debug)]
-pub struct Told {
+pub struct SequencedEvent {
     /// Its number: one more than the event before it has.
     pub sequence: u64,
     /// When it was noticed.
@@ -181,7 +181,7 @@ pub struct Told {
     pub encoded: OnceLock<Box<str>>,
 }
 
-impl Told {
+impl SequencedEvent {
     /// Gives an event its place.
     pub fn new(sequence: u64, at: Moment, event: Event) -> Self {
         Self {

@@ -49,7 +49,7 @@ pub(super) enum StoredV1 {
     Closed {
         next_id: u64,
     },
-    Doubtful {
+    Uncertain {
         job: u64,
     },
 }
@@ -137,19 +137,19 @@ fn stored_lane((lane, access): &(Lane, Access)) -> (LaneV1, bool) {
 }
 
 /// What a stored entry says, `None` when it says something that cannot be.
-pub(super) enum Said {
+pub(super) enum ParsedEntry {
     Entry(Entry),
     IdsReserved(u64),
     Closed(u64),
-    Doubtful(JobId),
+    Uncertain(JobId),
 }
 
 impl StoredV1 {
-    fn read(self) -> Option<Said> {
+    fn read(self) -> Option<ParsedEntry> {
         Some(match self {
-            Self::IdsReserved { up_to } => Said::IdsReserved(up_to),
-            Self::Closed { next_id } => Said::Closed(next_id),
-            Self::Doubtful { job } => Said::Doubtful(JobId(job)),
+            Self::IdsReserved { up_to } => ParsedEntry::IdsReserved(up_to),
+            Self::Closed { next_id } => ParsedEntry::Closed(next_id),
+            Self::Uncertain { job } => ParsedEntry::Uncertain(JobId(job)),
             Self::Accepted {
                 job,
                 operation,
@@ -157,7 +157,7 @@ impl StoredV1 {
                 accepted_ms,
                 queue_timeout_ms,
                 run_timeout_ms,
-            } => Said::Entry(Entry::Accepted(AcceptedJob {
+            } => ParsedEntry::Entry(Entry::Accepted(AcceptedJob {
                 job: JobId(job),
                 operation,
                 client,
@@ -173,7 +173,7 @@ impl StoredV1 {
                 machine,
                 class,
                 detached,
-            } => Said::Entry(Entry::Starting(Starting {
+            } => ParsedEntry::Entry(Entry::Starting(Starting {
                 job: JobId(job),
                 marker,
                 lanes: lanes.into_iter().map(read_lane).collect::<Option<_>>()?,
@@ -185,12 +185,12 @@ impl StoredV1 {
                 class: *CLASSES.get(usize::from(class))?,
                 detached,
             })),
-            Self::Started { job, process, owner } => Said::Entry(Entry::Started {
+            Self::Started { job, process, owner } => ParsedEntry::Entry(Entry::Started {
                 job: JobId(job),
                 process: read_process(process),
                 owner: owner.map(read_process),
             }),
-            Self::Ended { job } => Said::Entry(Entry::Ended { job: JobId(job) }),
+            Self::Ended { job } => ParsedEntry::Entry(Entry::Ended { job: JobId(job) }),
         })
     }
 }
@@ -245,7 +245,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Reads the frame at the start of `bytes`; returns what it says and its length.
-pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(Said, usize)> {
+pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(ParsedEntry, usize)> {
     // Compared first: a search through damaged bytes then costs a comparison for each, not a checksum.
     if word(bytes, 4)? != salt {
         return None;

@@ -54,7 +54,7 @@ impl Opened {
         let mut replay = Replay::read(salt, entries);
         replay.damaged |= !is_header_intact;
         if replay.damaged {
-            replay.write_doubts(salt);
+            replay.mark_uncertain(salt);
         }
         let mut recovered = replay.recovered(entries.len() as u64);
         if bytes.len() < HEADER && is_header_intact {

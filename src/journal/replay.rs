@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::{FRAME_HEADER, Said, StoredV1, frame, length_of, read_frame};
+use super::entry::{FRAME_HEADER, ParsedEntry, StoredV1, frame, length_of, read_frame};
 use super::{AcceptedJob, Entry, InFlight, Process, Recovered, Starting};
 use crate::job::JobId;
 
@@ -60,27 +60,27 @@ impl Replay {
         replay
     }
 
-    fn take(&mut self, said: Said, frame: &[u8]) {
+    fn take(&mut self, said: ParsedEntry, frame: &[u8]) {
         self.closed = false;
         let entry = match said {
-            Said::IdsReserved(up_to) => {
+            ParsedEntry::IdsReserved(up_to) => {
                 self.next_id = self.next_id.max(up_to);
                 return;
             }
-            Said::Closed(next_id) => {
+            ParsedEntry::Closed(next_id) => {
                 self.closed = true;
                 // What was reserved and not used.
                 self.next_id = next_id;
                 return;
             }
-            Said::Doubtful(id) => {
+            ParsedEntry::Uncertain(id) => {
                 if let Some(job) = self.jobs.get_mut(&id) {
                     job.before_damage = true;
                     job.frames.extend_from_slice(frame);
                 }
                 return;
             }
-            Said::Entry(entry) => entry,
+            ParsedEntry::Entry(entry) => entry,
         };
         let id = entry.job();
         self.next_id = self.next_id.max(id.0 + 1);
@@ -110,10 +110,10 @@ impl Replay {
     }
 
     /// Notes the doubts of this reading in the entries that are kept, for the next.
-    pub(super) fn write_doubts(&mut self, salt: u32) {
+    pub(super) fn mark_uncertain(&mut self, salt: u32) {
         for (id, job) in &mut self.jobs {
             if job.before_damage && job.starting.is_none() {
-                let doubt = frame(salt, &StoredV1::Doubtful { job: id.0 }).expect("it is short");
+                let doubt = frame(salt, &StoredV1::Uncertain { job: id.0 }).expect("it is short");
                 job.frames.extend(doubt);
             }
         }
@@ -134,7 +134,7 @@ impl Replay {
                     owner: job.owner.clone(),
                     accepted: accepted.clone(),
                 }),
-                (None, Some(accepted)) if job.before_damage => recovered.doubtful.push(accepted.clone()),
+                (None, Some(accepted)) if job.before_damage => recovered.uncertain.push(accepted.clone()),
                 (None, Some(accepted)) => recovered.waiting.push(accepted.clone()),
                 (None, None) => {}
             }

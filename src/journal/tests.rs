@@ -238,7 +238,7 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
         fs::write(&path, &damaged).expect("written");
         let (journal, recovered) = open(&path);
         assert!(!recovered.clean);
-        for job in recovered.waiting.iter().chain(&recovered.doubtful) {
+        for job in recovered.waiting.iter().chain(&recovered.uncertain) {
             assert!(*job == accepted(1) || *job == accepted(2), "flipped at {at}");
         }
         for job in &recovered.in_flight {
@@ -266,17 +266,17 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
             "flipped at {at}"
         );
         assert_eq!(
-            recovered.doubtful.is_empty(),
+            recovered.uncertain.is_empty(),
             at < ends_of(&bytes)[0],
             "flipped at {at}"
         );
         assert!(recovered.next_id >= NOW);
-        let (waiting, doubtful) = (recovered.waiting.clone(), recovered.doubtful.clone());
+        let (waiting, uncertain) = (recovered.waiting.clone(), recovered.uncertain.clone());
         kill(journal);
         let (journal, again) = open(&path);
         assert_eq!(
-            (again.waiting, again.doubtful),
-            (waiting, doubtful),
+            (again.waiting, again.uncertain),
+            (waiting, uncertain),
             "doubts outlive a crash"
         );
         assert_eq!(again.set_aside, None, "what was mended is whole");
@@ -314,7 +314,7 @@ fn one_damaged_place_of_any_size_forgets_no_entry_outside_of_it() {
             let kept: Vec<u64> = recovered
                 .waiting
                 .iter()
-                .chain(&recovered.doubtful)
+                .chain(&recovered.uncertain)
                 .map(|job| job.job.0)
                 .collect();
             let mut start = HEADER;
@@ -404,15 +404,15 @@ fn an_entry_inside_of_an_operation_is_not_an_entry() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let forged = frame(0, &StoredV1::from(&Entry::Accepted(accepted(666)))).expect("short");
-    let carrier = AcceptedJob {
+    let executor = AcceptedJob {
         operation: forged,
         ..accepted(1)
     };
-    let mut bytes = written(&path, &[Entry::Accepted(carrier)]);
+    let mut bytes = written(&path, &[Entry::Accepted(executor)]);
     bytes[HEADER] ^= 1;
     fs::write(&path, bytes).expect("written");
     let (_, recovered) = open(&path);
-    assert_eq!((recovered.waiting, recovered.doubtful), (Vec::new(), Vec::new()));
+    assert_eq!((recovered.waiting, recovered.uncertain), (Vec::new(), Vec::new()));
 }
 
 #[test]

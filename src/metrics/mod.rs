@@ -409,11 +409,11 @@ struct Shared {
     values: [AtomicU64; Counter::ALL.len()],
     recorded: AtomicU64,
     dropped: AtomicU64,
-    place: Mutex<Place>,
+    status: Mutex<StoreStatus>,
 }
 
 /// What [`Counters`] tells of the store.
-struct Place {
+struct StoreStatus {
     state: StoreState,
     folder: Option<PathBuf>,
     set_aside: Option<PathBuf>,
@@ -425,8 +425,8 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn status(&self) -> MutexGuard<'_, StoreStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -461,7 +461,7 @@ impl Metrics {
             values: Default::default(),
             recorded: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            place: Mutex::new(Place {
+            status: Mutex::new(StoreStatus {
                 state: StoreState::Closed,
                 folder: None,
                 set_aside: None,
@@ -469,7 +469,7 @@ impl Metrics {
         });
         if let Err(error) = worker::start(settings, Arc::clone(&shared)) {
             tracing::error!(%error, "the metrics thread cannot be started: nothing is recorded");
-            shared.place().state = StoreState::Failed {
+            shared.status().state = StoreState::Failed {
                 reason: error.to_string(),
             };
             shared.inbox().closed = true;
@@ -519,15 +519,15 @@ impl Metrics {
             let inbox = shared.inbox();
             inbox.records.len() + inbox.held
         };
-        let place = shared.place();
+        let status = shared.status();
         Counters {
             values: std::array::from_fn(|at| shared.values[at].load(Ordering::Relaxed)),
             recorded: shared.recorded.load(Ordering::Relaxed),
             dropped: shared.dropped.load(Ordering::Relaxed),
             buffered: buffered as u64,
-            store: place.state.clone(),
-            store_folder: place.folder.clone(),
-            set_aside: place.set_aside.clone(),
+            store: status.state.clone(),
+            store_folder: status.folder.clone(),
+            set_aside: status.set_aside.clone(),
         }
     }
 

@@ -318,7 +318,7 @@ impl Worker {
     }
 
     fn set_state(&self, state: StoreState) {
-        self.shared.place().state = state;
+        self.shared.status().state = state;
     }
 
     fn report(&self, folder: &Path, error: &CallError) {
@@ -352,7 +352,7 @@ impl Worker {
         }
         if let Some(until) = self.paused_until {
             if until > Moment::now().instant {
-                let StoreState::Failed { reason } = self.shared.place().state.clone() else {
+                let StoreState::Failed { reason } = self.shared.status().state.clone() else {
                     return Err(StoreError::Closed);
                 };
                 return Err(StoreError::Unavailable { reason });
@@ -362,10 +362,10 @@ impl Worker {
         match self.open_some_folder() {
             Ok(open) => {
                 self.last_use = Moment::now().instant;
-                let mut place = self.shared.place();
-                place.state = StoreState::Open;
-                place.folder = Some(open.folder.clone());
-                drop(place);
+                let mut status = self.shared.status();
+                status.state = StoreState::Open;
+                status.folder = Some(open.folder.clone());
+                drop(status);
                 self.open = Some(open);
                 Ok(())
             }
@@ -505,7 +505,7 @@ impl Worker {
             reason,
             "the metrics store is damaged: it was set aside and a fresh one is begun"
         );
-        self.shared.place().set_aside = Some(aside);
+        self.shared.status().set_aside = Some(aside);
         remove_oldest_set_aside(&self.settings.folder);
         Ok(())
     }

@@ -19,8 +19,8 @@ use std::path::Path;
 
 use crate::machine::MachineName;
 use crate::operation::{
-    CallerEnv, EnvName, ExecRequest, Force, Format, LogScope, NewMachine, ORBENV, Operation, Query, UserName,
-    Verbatim, listed_name,
+    CallerEnv, EnvName, ExecRequest, Force, Format, LogScope, NewMachine, ORBENV, Operation, Query, RawQuery,
+    UserName, listed_name,
 };
 
 /// Goes to the guest user's home, as ssh does, or to `/` where there is none (`nobody`). `orbctl run` by itself starts in the directory
@@ -245,7 +245,7 @@ fn without_env(operation: &Operation) -> Vec<OsString> {
         Operation::StartAll => words(["start", "--all"]),
         Operation::StopAll(Force::No) => words(["stop", "--all"]),
         Operation::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
-        Operation::Exec(..) | Operation::Leased(_) => Vec::new(),
+        Operation::Exec(..) | Operation::ClientAction(_) => Vec::new(),
     }
 }
 
@@ -260,13 +260,13 @@ fn of_query(query: &Query) -> Vec<OsString> {
         Query::Ssh => words(["ssh"]),
         Query::Logs(machine, LogScope::Default) => words(["logs", machine.as_str()]),
         Query::Logs(machine, LogScope::All) => words(["logs", "--all", machine.as_str()]),
-        Query::Verbatim(read) => of_verbatim(read),
+        Query::RawQuery(read) => of_verbatim(read),
     }
 }
 
-fn of_verbatim(read: &Verbatim) -> Vec<OsString> {
+fn of_verbatim(read: &RawQuery) -> Vec<OsString> {
     match read {
-        Verbatim::List {
+        RawQuery::List {
             format,
             quiet,
             running,
@@ -277,20 +277,20 @@ fn of_verbatim(read: &Verbatim) -> Vec<OsString> {
             args.extend(running.then(|| "-r".into()));
             args
         }
-        Verbatim::Info { machine, format } => {
+        RawQuery::Info { machine, format } => {
             let mut args = words(["info"]);
             args.extend(of_format(*format));
             args.push(machine.as_str().into());
             args
         }
-        Verbatim::ConfigGet(key) => words(["config", "get", key.as_str()]),
+        RawQuery::ConfigGet(key) => words(["config", "get", key.as_str()]),
         // These have no forms: asked in `orbctl`'s own words they are the same.
-        Verbatim::Status
-        | Verbatim::Version
-        | Verbatim::ConfigShow
-        | Verbatim::Default
-        | Verbatim::Ssh
-        | Verbatim::Logs(..) => of_query(&read.subject()),
+        RawQuery::Status
+        | RawQuery::Version
+        | RawQuery::ConfigShow
+        | RawQuery::Default
+        | RawQuery::Ssh
+        | RawQuery::Logs(..) => of_query(&read.subject()),
     }
 }
 
@@ -590,13 +590,13 @@ mod tests {
         check(Query::Ssh, &["ssh"]);
         check(Query::Logs(name("web"), LogScope::Default), &["logs", "web"]);
         check(Query::Logs(name("web"), LogScope::All), &["logs", "--all", "web"]);
-        let verbatim = |read, words: &[&str]| check(Query::Verbatim(read), words);
-        let list = |format, quiet, running| Verbatim::List {
+        let verbatim = |read, words: &[&str]| check(Query::RawQuery(read), words);
+        let list = |format, quiet, running| RawQuery::List {
             format,
             quiet,
             running,
         };
-        let info = |format| Verbatim::Info {
+        let info = |format| RawQuery::Info {
             machine: name("web"),
             format,
         };
@@ -608,12 +608,12 @@ mod tests {
         verbatim(info(None), &["info", "web"]);
         verbatim(info(Some(Format::Text)), &["info", "-f", "text", "web"]);
         verbatim(
-            Verbatim::ConfigGet("cpu".parse().expect("a key")),
+            RawQuery::ConfigGet("cpu".parse().expect("a key")),
             &["config", "get", "cpu"],
         );
-        verbatim(Verbatim::ConfigShow, &["config", "show"]);
+        verbatim(RawQuery::ConfigShow, &["config", "show"]);
         verbatim(
-            Verbatim::Logs(name("web"), LogScope::All),
+            RawQuery::Logs(name("web"), LogScope::All),
             &["logs", "--all", "web"],
         );
     }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::output::said;
 use super::{Captured, Completion, TAIL_MAX};
-use crate::job::{Ending, Failure, Illness, Sign};
+use crate::job::{Ending, Failure, HealthProblem, HealthSignal};
 use crate::machine::MachineName;
 use crate::operation::{Operation, Query};
 
@@ -33,18 +33,21 @@ pub struct Verdict {
     /// the dispatcher knows.
     pub failure: Option<Failure>,
     /// What it says about `orbctl` itself.
-    pub sign: Sign,
+    pub signal: HealthSignal,
 }
 
 impl Verdict {
     /// Nothing failed, and it says this about `orbctl` itself.
-    fn passed(sign: Sign) -> Self {
-        Self { failure: None, sign }
+    fn passed(signal: HealthSignal) -> Self {
+        Self {
+            failure: None,
+            signal,
+        }
     }
 
     /// Says whether `orbctl` itself is sick, or may be: what a change that ends so has done is not known.
-    pub fn may_be_sick(&self) -> bool {
-        matches!(self.sign, Sign::Sick(_) | Sign::Doubtful(_))
+    pub fn may_be_unhealthy(&self) -> bool {
+        matches!(self.signal, HealthSignal::Unhealthy(_) | HealthSignal::Suspect(_))
     }
 }
 
@@ -94,33 +97,35 @@ const NOBODY: [&str; 2] = [
 
 /// Says what the end of an invocation means for its operation.
 pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
-    if let Operation::Query(Query::Verbatim(read)) = operation {
+    if let Operation::Query(Query::RawQuery(read)) = operation {
         return classify(&Operation::Query(read.subject()), completion);
     }
     match completion.ending {
-        Ending::Exited(0) if asks_the_service(operation) => Verdict::passed(Sign::Well),
-        Ending::Exited(0) | Ending::Stopped => Verdict::passed(Sign::Nothing),
+        Ending::Exited(0) if asks_the_service(operation) => Verdict::passed(HealthSignal::Healthy),
+        Ending::Exited(0) | Ending::Stopped => Verdict::passed(HealthSignal::Nothing),
         Ending::TimedOut => Verdict::passed(match operation {
             Operation::Query(query) => {
-                let blocked = Illness::Blocked { verb: query.verb() };
+                let blocked = HealthProblem::Blocked { verb: query.verb() };
                 match operation.machine() {
-                    Some(_) => Sign::Doubtful(blocked),
-                    None => Sign::Sick(blocked),
+                    Some(_) => HealthSignal::Suspect(blocked),
+                    None => HealthSignal::Unhealthy(blocked),
                 }
             }
-            _ => Sign::Nothing,
+            _ => HealthSignal::Nothing,
         }),
         Ending::Signalled(signal) => Verdict {
             failure: Some(Failure::OrbctlKilled {
                 signal,
                 stderr_tail: tail_for(operation, &completion.stderr),
             }),
-            sign: Sign::Nothing,
+            signal: HealthSignal::Nothing,
         },
         Ending::Exited(code) => match operation {
             Operation::Exec(machine, _) => of_exec(machine, code, completion),
             // Its exit code is 1 when OrbStack is stopped, which is an answer.
-            Operation::Query(Query::Status) if completion.stdout.total > 0 => Verdict::passed(Sign::Nothing),
+            Operation::Query(Query::Status) if completion.stdout.total > 0 => {
+                Verdict::passed(HealthSignal::Nothing)
+            }
             _ => of_failed(operation, code, &completion.stderr),
         },
     }
@@ -156,36 +161,38 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
         .find(|line| SICK.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash));
     let nobody = lines().find(|line| NOBODY.iter().any(|text| line.contains(text)));
     let is_read = matches!(operation, Operation::Query(_));
-    let sign = match (complaint, nobody, &failure) {
-        (Some(line), ..) if line.contains(STARTS_LATER) && !is_read => Sign::Doubtful(said_to_be(line)),
-        (Some(line), ..) => Sign::Sick(said_to_be(line)),
-        (None, Some(line), _) if is_read => Sign::Sick(said_to_be(line)),
+    let signal = match (complaint, nobody, &failure) {
+        (Some(line), ..) if line.contains(STARTS_LATER) && !is_read => {
+            HealthSignal::Suspect(said_to_be(line))
+        }
+        (Some(line), ..) => HealthSignal::Unhealthy(said_to_be(line)),
+        (None, Some(line), _) if is_read => HealthSignal::Unhealthy(said_to_be(line)),
         // Where an image comes from may be what refuses.
-        (None, Some(line), _) => Sign::Doubtful(said_to_be(line)),
+        (None, Some(line), _) => HealthSignal::Suspect(said_to_be(line)),
         // It looked and refused.
         (
             None,
             None,
             Failure::MachineNotFound(_) | Failure::MachineExists(_) | Failure::MachineWrongState { .. },
-        ) => Sign::Well,
-        (None, None, _) => Sign::Nothing,
+        ) => HealthSignal::Healthy,
+        (None, None, _) => HealthSignal::Nothing,
     };
     Verdict {
         failure: Some(failure),
-        sign,
+        signal,
     }
 }
 
 /// Quotes the line that shows that `orbctl` is sick.
-fn said_to_be(line: &str) -> Illness {
+fn said_to_be(line: &str) -> HealthProblem {
     let text = clean(line.as_bytes());
-    Illness::Said(text.chars().take(SAID_MAX).collect::<String>().into())
+    HealthProblem::ParsedEntry(text.chars().take(SAID_MAX).collect::<String>().into())
 }
 
 fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict {
     let stderr = &completion.stderr;
     if completion.stdout.total > 0 {
-        return Verdict::passed(Sign::Nothing);
+        return Verdict::passed(HealthSignal::Nothing);
     }
     let text = String::from_utf8_lossy(if stderr.is_whole() {
         &stderr.bytes
@@ -195,12 +202,12 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     if code == 1 && said(&text).map(str::trim).eq(NO_MACHINES) {
         return Verdict {
             failure: Some(Failure::MachineNotFound(machine.as_str().into())),
-            sign: Sign::Nothing,
+            signal: HealthSignal::Nothing,
         };
     }
     let mut lines = said(&text);
     let Some(first) = lines.next() else {
-        return Verdict::passed(Sign::Nothing);
+        return Verdict::passed(HealthSignal::Nothing);
     };
     let is_alone = stderr.is_whole() && lines.next().is_none();
     if code == 1 && is_alone {
@@ -211,7 +218,7 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     if code == 2 && text.starts_with("panic: ") && SICK.iter().any(|known| text.contains(known)) {
         return not_run(2, text, stderr);
     }
-    Verdict::passed(Sign::Nothing)
+    Verdict::passed(HealthSignal::Nothing)
 }
 
 /// Says what one line, which was all that was said, means under a command with exit code 1.
@@ -231,7 +238,7 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
     if not_found {
         return Verdict {
             failure: Some(Failure::MachineNotFound(machine.as_str().into())),
-            sign: Sign::Well,
+            signal: HealthSignal::Healthy,
         };
     }
     if let Some(state) = transition(own).filter(|_| has_code || names_us) {
@@ -240,7 +247,7 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
                 machine: machine.clone(),
                 state: state.into(),
             }),
-            sign: Sign::Nothing,
+            signal: HealthSignal::Nothing,
         };
     }
     let is_known = |known: &[&str]| known.iter().any(|known| text.contains(known));
@@ -249,11 +256,11 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
     }
     if has_code && names_us && NOT_STARTED.contains(&own) {
         return Verdict {
-            sign: Sign::Nothing,
+            signal: HealthSignal::Nothing,
             ..not_run(1, text, stderr)
         };
     }
-    Verdict::passed(Sign::Nothing)
+    Verdict::passed(HealthSignal::Nothing)
 }
 
 /// A command that `orbctl` did not run. A guest's program could say the same: its words alone must not make all others wait.
@@ -263,7 +270,7 @@ fn not_run(exit_code: i32, text: &str, stderr: &Captured) -> Verdict {
             exit_code,
             stderr_tail: tail(stderr),
         }),
-        sign: Sign::Doubtful(said_to_be(text)),
+        signal: HealthSignal::Suspect(said_to_be(text)),
     }
 }
 
@@ -421,8 +428,8 @@ mod tests {
         expected: &(Option<Failure>, bool),
     ) {
         let verdict = classify(operation, &completion(Ending::Exited(code), stdout, stderr));
-        let is_sick = matches!(verdict.sign, Sign::Sick(_));
-        assert_eq!(&(verdict.failure, is_sick), expected, "{stderr}");
+        let is_unhealthy = matches!(verdict.signal, HealthSignal::Unhealthy(_));
+        assert_eq!(&(verdict.failure, is_unhealthy), expected, "{stderr}");
     }
 
     fn failed(exit_code: i32, stderr: &str, sick: bool) -> (Option<Failure>, bool) {
@@ -550,8 +557,8 @@ mod tests {
         check(&exec("web"), 2, "", panic, &failed(2, panic, false));
         check(&exec("web"), 1, "", start, &failed(1, start, false));
         let verdict = classify(&exec("web"), &completion(Ending::Exited(2), "", panic));
-        let said = Illness::Said("panic: timed out waiting for services to start".into());
-        assert_eq!(verdict.sign, Sign::Doubtful(said));
+        let said = HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into());
+        assert_eq!(verdict.signal, HealthSignal::Suspect(said));
         let home = "panic: $HOME is not defined\n";
         check(
             &Operation::Query(Query::Version),
@@ -591,8 +598,8 @@ mod tests {
             ..completion(Ending::Exited(2), "", "")
         };
         let verdict = classify(&Operation::Query(Query::List), &completion);
-        let said = Illness::Said("panic: timed out waiting for services to start".into());
-        assert_eq!(verdict.sign, Sign::Sick(said));
+        let said = HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into());
+        assert_eq!(verdict.signal, HealthSignal::Unhealthy(said));
         let Some(Failure::OrbctlFailed { stderr_tail, .. }) = verdict.failure else {
             panic!("{verdict:?}");
         };
@@ -647,7 +654,10 @@ mod tests {
             &completion(Ending::Exited(1), "", &format!("{text}\n")),
         );
         assert_eq!((verdict.failure, false), failed(1, text, false));
-        assert_eq!(verdict.sign, Sign::Doubtful(Illness::Said(text.into())));
+        assert_eq!(
+            verdict.signal,
+            HealthSignal::Suspect(HealthProblem::ParsedEntry(text.into()))
+        );
     }
 
     #[test]
@@ -678,14 +688,14 @@ mod tests {
                 &operation,
                 &completion(Ending::Exited(1), "", &format!("{text}\n")),
             );
-            let sign = match verdict.sign {
-                Sign::Sick(_) => "unhealthy",
-                Sign::Doubtful(_) => "suspect",
-                Sign::Well | Sign::Nothing => "",
+            let signal = match verdict.signal {
+                HealthSignal::Unhealthy(_) => "unhealthy",
+                HealthSignal::Suspect(_) => "suspect",
+                HealthSignal::Healthy | HealthSignal::Nothing => "",
             };
-            let meaning = match (verdict.failure, sign) {
+            let meaning = match (verdict.failure, signal) {
                 (Some(Failure::OrbctlFailed { .. }), "") => "failed".to_owned(),
-                (Some(Failure::OrbctlFailed { .. }), sign) => sign.to_owned(),
+                (Some(Failure::OrbctlFailed { .. }), signal) => signal.to_owned(),
                 (None, "") => "guest".to_owned(),
                 (Some(Failure::MachineNotFound(name)), "") => format!("machine_not_found {name}"),
                 (Some(Failure::MachineExists(name)), "") => format!("machine_exists {name}"),
@@ -701,7 +711,7 @@ mod tests {
                     assert_eq!(&*key, "no.such.key");
                     "key_not_found".to_owned()
                 }
-                (failure, sign) => format!("{failure:?} {sign}"),
+                (failure, signal) => format!("{failure:?} {signal}"),
             };
             assert_eq!(meaning, expected, "{command}: {text}");
             rows += 1;
@@ -737,48 +747,52 @@ mod tests {
 
     #[test]
     fn what_we_ended_is_for_the_dispatcher_to_judge() {
-        let blocked = |verb| Illness::Blocked { verb };
+        let blocked = |verb| HealthProblem::Blocked { verb };
         let list = Operation::Query(Query::List);
-        for (operation, ending, sign) in [
-            (&list, Ending::TimedOut, Sign::Sick(blocked("list"))),
-            (&info("a"), Ending::TimedOut, Sign::Doubtful(blocked("info"))),
-            (&create("a"), Ending::TimedOut, Sign::Nothing),
-            (&exec("a"), Ending::TimedOut, Sign::Nothing),
-            (&list, Ending::Stopped, Sign::Nothing),
+        for (operation, ending, signal) in [
+            (&list, Ending::TimedOut, HealthSignal::Unhealthy(blocked("list"))),
+            (
+                &info("a"),
+                Ending::TimedOut,
+                HealthSignal::Suspect(blocked("info")),
+            ),
+            (&create("a"), Ending::TimedOut, HealthSignal::Nothing),
+            (&exec("a"), Ending::TimedOut, HealthSignal::Nothing),
+            (&list, Ending::Stopped, HealthSignal::Nothing),
         ] {
             let verdict = classify(operation, &completion(ending, "", "panic: x"));
-            assert_eq!((verdict.failure, verdict.sign), (None, sign), "{operation:?}");
+            assert_eq!((verdict.failure, verdict.signal), (None, signal), "{operation:?}");
         }
     }
 
     #[test]
     fn orbctl_is_well_when_its_service_answered_if_only_to_refuse() {
         let missing = "[-32098] machine not found: 'web'\n";
-        for (operation, code, stderr, sign) in [
-            (Operation::Query(Query::List), 0, "", Sign::Well),
-            (info("web"), 1, missing, Sign::Well),
-            (exec("web"), 0, "", Sign::Well),
-            (exec("web"), 1, missing, Sign::Well),
-            (create("web"), 0, "", Sign::Well),
+        for (operation, code, stderr, signal) in [
+            (Operation::Query(Query::List), 0, "", HealthSignal::Healthy),
+            (info("web"), 1, missing, HealthSignal::Healthy),
+            (exec("web"), 0, "", HealthSignal::Healthy),
+            (exec("web"), 1, missing, HealthSignal::Healthy),
+            (create("web"), 0, "", HealthSignal::Healthy),
             // The guest's own answer, or one from a file, or one that was given while nothing else was.
-            (exec("web"), 7, "", Sign::Nothing),
-            (Operation::Query(Query::Version), 0, "", Sign::Nothing),
-            (Operation::Query(Query::Status), 0, "", Sign::Nothing),
-            (create("web"), 1, "[-32098] no space\n", Sign::Nothing),
+            (exec("web"), 7, "", HealthSignal::Nothing),
+            (Operation::Query(Query::Version), 0, "", HealthSignal::Nothing),
+            (Operation::Query(Query::Status), 0, "", HealthSignal::Nothing),
+            (create("web"), 1, "[-32098] no space\n", HealthSignal::Nothing),
             (
                 create("web"),
                 1,
                 "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused\n",
-                Sign::Doubtful(Illness::Said(
+                HealthSignal::Suspect(HealthProblem::ParsedEntry(
                     "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused".into(),
                 )),
             ),
         ] {
             let verdict = classify(&operation, &completion(Ending::Exited(code), "", stderr));
-            assert_eq!(verdict.sign, sign, "{operation:?} {code}");
+            assert_eq!(verdict.signal, signal, "{operation:?} {code}");
         }
         let killed = classify(&info("web"), &completion(Ending::Signalled(9), "", ""));
-        assert_eq!(killed.sign, Sign::Nothing);
+        assert_eq!(killed.signal, HealthSignal::Nothing);
     }
 
     #[test]
@@ -786,7 +800,7 @@ mod tests {
         let stderr = format!("panic: \u{1b}[31m{}\ngoroutine 1 [running]:\n", "x".repeat(9000));
         let list = Operation::Query(Query::List);
         let verdict = classify(&list, &completion(Ending::Exited(2), "", &stderr));
-        let Sign::Sick(Illness::Said(line)) = verdict.sign else {
+        let HealthSignal::Unhealthy(HealthProblem::ParsedEntry(line)) = verdict.signal else {
             panic!("{verdict:?}");
         };
         assert_eq!(*line, format!("panic: [31m{}", "x".repeat(SAID_MAX - 11)));

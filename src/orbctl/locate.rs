@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-use crate::sys::FileStamp;
+use crate::sys::FileId;
 
 /// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
 const NAME: &str = "orbctl";
@@ -62,7 +62,7 @@ pub enum LocateError {
 pub struct Located {
     path: PathBuf,
     /// The file that was last seen there; none was where a path was taken as it is.
-    stamp: Option<FileStamp>,
+    stamp: Option<FileId>,
 }
 
 impl Located {
@@ -74,7 +74,7 @@ impl Located {
     /// Looks whether another file has taken its place, and says so once for each. One that is gone says nothing: in the middle of
     /// an installation another is about to come. Costs one system call.
     fn is_replaced(&mut self) -> bool {
-        let Some(now) = FileStamp::of(&self.path) else {
+        let Some(now) = FileId::of(&self.path) else {
             return false;
         };
         self.stamp.replace(now).is_some_and(|before| before != now)
@@ -83,7 +83,7 @@ impl Located {
 
 /// Where `orbctl` is, for as long as a daemon lives.
 #[derive(Debug)]
-pub struct Whereabouts {
+pub struct OrbctlLocator {
     configured: Option<PathBuf>,
     path: Option<OsString>,
     home: Option<PathBuf>,
@@ -91,7 +91,7 @@ pub struct Whereabouts {
     found: Result<Located, LocateError>,
 }
 
-impl Whereabouts {
+impl OrbctlLocator {
     /// Looks for it, and remembers where to look again.
     pub fn new(search: &Search<'_>) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Whereabouts {
 
     /// Takes a path as it is, whatever is there.
     pub fn at(path: PathBuf) -> Self {
-        let stamp = FileStamp::of(&path);
+        let stamp = FileId::of(&path);
         Self {
             configured: Some(path.clone()),
             path: None,
@@ -121,7 +121,7 @@ impl Whereabouts {
     }
 
     /// Looks again where it was nowhere. Says whether it was found only now.
-    pub fn is_found_now(&mut self) -> bool {
+    pub fn rediscovered(&mut self) -> bool {
         if self.found.is_ok() {
             return false;
         }
@@ -142,12 +142,8 @@ impl Whereabouts {
 
 /// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
 pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
-    let ours: Vec<FileStamp> = search
-        .ours
-        .iter()
-        .filter_map(|path| FileStamp::of(path))
-        .collect();
-    let is_ours = |path: &Path, stamp: &FileStamp| {
+    let ours: Vec<FileId> = search.ours.iter().filter_map(|path| FileId::of(path)).collect();
+    let is_ours = |path: &Path, stamp: &FileId| {
         ours.iter().any(|own| own.is_same_file(stamp)) || is_named_as_ours(path)
     };
     if let Some(path) = search.configured {
@@ -194,9 +190,9 @@ pub fn is_named_as_ours(path: &Path) -> bool {
     })
 }
 
-fn executable(path: &Path) -> Option<FileStamp> {
+fn executable(path: &Path) -> Option<FileId> {
     rustix::fs::access(path, Access::EXEC_OK).ok()?;
-    FileStamp::of(path)
+    FileId::of(path)
 }
 
 #[cfg(test)]
@@ -329,41 +325,41 @@ mod tests {
     fn a_file_that_took_its_place_is_noticed() {
         let folders = Folders::new();
         let path = folders.add("a");
-        let mut whereabouts = Whereabouts::new(&Search {
+        let mut locator = OrbctlLocator::new(&Search {
             configured: Some(&path),
             ..Search::default()
         });
-        assert!(!whereabouts.is_replaced());
+        assert!(!locator.is_replaced());
         std::fs::rename(folders.add("b"), &path).expect("moved");
-        assert!(whereabouts.is_replaced());
-        assert!(!whereabouts.is_replaced(), "it is told once");
+        assert!(locator.is_replaced());
+        assert!(!locator.is_replaced(), "it is told once");
         let aside = path.with_file_name("aside");
         std::fs::rename(&path, &aside).expect("moved");
-        assert!(!whereabouts.is_replaced(), "another is about to come");
+        assert!(!locator.is_replaced(), "another is about to come");
         std::fs::rename(&aside, &path).expect("moved");
-        assert!(!whereabouts.is_replaced(), "it is back");
+        assert!(!locator.is_replaced(), "it is back");
         std::fs::remove_file(&path).expect("removed");
         folders.add("a");
         std::fs::write(&path, "longer than before").expect("written");
-        assert!(whereabouts.is_replaced());
-        assert_eq!(whereabouts.path(), Ok(path.as_path()));
+        assert!(locator.is_replaced());
+        assert_eq!(locator.path(), Ok(path.as_path()));
     }
 
     #[test]
     fn one_that_was_nowhere_is_found_when_it_is_there() {
         let folders = Folders::new();
         let path = folders.0.path().join("a").join(NAME);
-        let mut whereabouts = Whereabouts::new(&Search {
+        let mut locator = OrbctlLocator::new(&Search {
             configured: Some(&path),
             ..Search::default()
         });
-        assert!(!whereabouts.is_found_now());
-        assert!(!whereabouts.is_replaced());
-        assert_eq!(whereabouts.path(), Err(&LocateError::NotExecutable(path.clone())));
+        assert!(!locator.rediscovered());
+        assert!(!locator.is_replaced());
+        assert_eq!(locator.path(), Err(&LocateError::NotExecutable(path.clone())));
         folders.add("a");
-        assert!(whereabouts.is_found_now());
-        assert!(!whereabouts.is_found_now(), "it is told once");
-        assert!(!whereabouts.is_replaced(), "nothing was there before");
-        assert_eq!(whereabouts.path(), Ok(path.as_path()));
+        assert!(locator.rediscovered());
+        assert!(!locator.rediscovered(), "it is told once");
+        assert!(!locator.is_replaced(), "nothing was there before");
+        assert_eq!(locator.path(), Ok(path.as_path()));
     }
 }

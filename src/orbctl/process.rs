@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use super::argv::Call;
 use super::environment;
 use super::files::Files;
-use super::locate::{LocateError, Whereabouts};
+use super::locate::{LocateError, OrbctlLocator};
 use super::spawner::Spawner;
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
@@ -73,7 +73,7 @@ const COPY_MAX: usize = 2 * 1024;
 /// The installed `orbctl`.
 pub struct Installed {
     /// A plain lock, held for a look at a file.
-    whereabouts: Mutex<Whereabouts>,
+    locator: Mutex<OrbctlLocator>,
     home: PathBuf,
     environment: Vec<(OsString, OsString)>,
     spawner: Spawner,
@@ -83,12 +83,12 @@ pub struct Installed {
 impl Installed {
     /// Takes where the program is, the user's home and the environment that the daemon was given.
     pub fn new(
-        whereabouts: Whereabouts,
+        locator: OrbctlLocator,
         home: PathBuf,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
         Self {
-            whereabouts: Mutex::new(whereabouts),
+            locator: Mutex::new(locator),
             environment: environment::of_children(&home, environment),
             home,
             spawner: Spawner::default(),
@@ -107,17 +107,17 @@ impl Installed {
 
     /// Returns the program's path. One that was nowhere is looked for again, so that whoever installs OrbStack need not restart us.
     pub fn program(&self) -> Result<PathBuf, LocateError> {
-        let mut whereabouts = self.whereabouts();
-        let is_found_now = whereabouts.is_found_now();
-        let path = whereabouts.path().map_err(LocateError::clone)?;
-        if is_found_now {
+        let mut locator = self.locator();
+        let rediscovered = locator.rediscovered();
+        let path = locator.path().map_err(LocateError::clone)?;
+        if rediscovered {
             tracing::info!(orbctl = %path.display(), "orbctl was found");
         }
         Ok(path.to_owned())
     }
 
-    fn whereabouts(&self) -> MutexGuard<'_, Whereabouts> {
-        self.whereabouts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locator(&self) -> MutexGuard<'_, OrbctlLocator> {
+        self.locator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a child. Returns `None` if `stop` was cancelled before; then no child was started.
@@ -192,9 +192,9 @@ async fn files_for(sink: &Sink) -> Option<(Files, (Stdio, Stdio))> {
 
 impl Orbctl for Installed {
     fn is_replaced(&self) -> bool {
-        let mut whereabouts = self.whereabouts();
-        let is_replaced = whereabouts.is_replaced();
-        if is_replaced && let Ok(path) = whereabouts.path() {
+        let mut locator = self.locator();
+        let is_replaced = locator.is_replaced();
+        if is_replaced && let Ok(path) = locator.path() {
             tracing::info!(orbctl = %path.display(), "orbctl is another program now: what is known is asked anew");
         }
         is_replaced
@@ -631,7 +631,7 @@ mod tests {
     /// A shell in `orbctl`'s place.
     fn shell() -> Installed {
         let path = ("PATH".into(), "/usr/bin:/bin".into());
-        Installed::new(Whereabouts::at("/bin/sh".into()), "/".into(), [path])
+        Installed::new(OrbctlLocator::at("/bin/sh".into()), "/".into(), [path])
     }
 
     fn script(script: &str) -> Invocation {
@@ -1093,7 +1093,11 @@ mod tests {
         };
         let mut invocation = Invocation::new(call, Sink::Capture { max: 4096 });
         invocation.marker = "life-1".into();
-        let installed = Installed::new(Whereabouts::at("/usr/bin/env".into()), "/".into(), given.clone());
+        let installed = Installed::new(
+            OrbctlLocator::at("/usr/bin/env".into()),
+            "/".into(),
+            given.clone(),
+        );
         let completion = installed
             .run(invocation, CancellationToken::new())
             .await
@@ -1134,7 +1138,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("orbctl");
         let spawn = async |args: Vec<OsString>, program: &Path| {
-            Installed::new(Whereabouts::at(program.into()), "/".into(), [])
+            Installed::new(OrbctlLocator::at(program.into()), "/".into(), [])
                 .run(
                     Invocation::new(args, Sink::Capture { max: 0 }),
                     CancellationToken::new(),
@@ -1207,7 +1211,7 @@ mod tests {
             let runtime = runtime();
             let program = "/bin/true";
             let installed = std::sync::Arc::new(Installed::new(
-                Whereabouts::at(program.into()),
+                OrbctlLocator::at(program.into()),
                 "/".into(),
                 std::env::vars_os(),
             ));

@@ -14,8 +14,8 @@ use super::types::{
     JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams,
     MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
     MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer, MetricsHistoryParams,
-    MetricsSummaryAnswer, MetricsSummaryParams, NoParams, PrintoutAnswer, QueueStatusAnswer,
-    QueueTargetParams, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
+    MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer, QueueTargetParams,
+    RawOutputAnswer, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
     SessionReadParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
@@ -214,7 +214,7 @@ methods! {
             "Counts cache hits, joins, refusals and the like since the daemon's start.";
         SessionLease "session.lease" (LeaseParams) -> LeaseAnswer,
             "Waits for a place in the queue that the caller uses itself: the named process, which waits for this answer, runs the real tool.";
-        SessionRead "session.read" (SessionReadParams) -> PrintoutAnswer,
+        SessionRead "session.read" (SessionReadParams) -> RawOutputAnswer,
             "Tells what the real tool prints for a read, byte for byte, and how it ends; equal reads share one run of it.";
         SessionRelease "session.release" (ReleaseParams) -> ReleaseAnswer,
             "Says how the process of a lease ended and waits until it is gone.";

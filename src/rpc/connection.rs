@@ -144,7 +144,7 @@ impl Connection {
             return Ok(bytes);
         }
         let permit = self.budget.try_take(bytes.len()).map_err(overloaded)?;
-        Ok(Bytes::from_owner(Held {
+        Ok(Bytes::from_owner(BufferedBytes {
             bytes,
             _permit: permit,
         }))
@@ -218,12 +218,12 @@ impl Connection {
 }
 
 /// Bytes, and the room that they take.
-struct Held {
+struct BufferedBytes {
     bytes: Bytes,
     _permit: Permit,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for BufferedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

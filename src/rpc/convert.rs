@@ -10,19 +10,19 @@ use base64::Engine;
 use bytes::Bytes;
 
 use super::errors::{ErrorKind, invalid};
-use super::notification::BASE64;
+use super::line_notifications::BASE64;
 use super::server::Upgrade;
 use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
-    self, BusyReason, JobSpec, JobState, JobView, Printout, ReadError, Rejection, Released, Seen,
-    SicknessView, WaitingFor,
+    self, BusyReason, JobSpec, JobState, JobView, ObservedAnswer, OutageView, RawOutput, ReadError,
+    Rejection, Released, WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
 use crate::operation::{
     Access, CallerEnv, ExecRequest, Footprint, Force, Format, Lane, LogScope, MachineRef, NewMachine,
-    Operation, OutputKept, Stdin, Verbatim,
+    Operation, OutputKept, RawQuery, Stdin,
 };
 use crate::spool;
 
@@ -170,7 +170,7 @@ fn us(duration: Duration) -> u64 {
 }
 
 /// Writes when and how facts were seen.
-pub(super) fn observed(seen: &Seen, now: &Moment) -> types::Observed {
+pub(super) fn observed(seen: &ObservedAnswer, now: &Moment) -> types::Observed {
     types::Observed {
         generation: seen.generation.get(),
         observed_at: time(seen.observed_at.wall),
@@ -179,16 +179,16 @@ pub(super) fn observed(seen: &Seen, now: &Moment) -> types::Observed {
         stale_reason: seen
             .stale
             .as_ref()
-            .map(|illness| format!("orbctl is sick: {illness}")),
+            .map(|problem| format!("orbctl is sick: {problem}")),
         age_ms: ms(now.age_of(&seen.observed_at)),
     }
 }
 
 /// Writes what ails `orbctl`.
-pub(super) fn sickness(view: &SicknessView) -> types::Sickness {
-    types::Sickness {
+pub(super) fn outage(view: &OutageView) -> types::Outage {
+    types::Outage {
         since: time(view.since.wall),
-        reason: view.illness.to_string(),
+        reason: view.problem.to_string(),
         retry_after_ms: ms(view.retry_after),
     }
 }
@@ -266,7 +266,7 @@ pub(super) fn only_what_belongs<'a>(
 }
 
 /// Parses a read in `orbctl`'s own words. A field that does not belong to its command is refused by name.
-pub(super) fn verbatim(read: &types::Read) -> Result<Verbatim, Refusal> {
+pub(super) fn verbatim(read: &types::Read) -> Result<RawQuery, Refusal> {
     use types::ReadCommand as R;
     let command = read.command;
     let takes_machine = matches!(command, R::Info | R::Logs);
@@ -291,37 +291,37 @@ pub(super) fn verbatim(read: &types::Read) -> Result<Verbatim, Refusal> {
         parse("read.machine", read.machine.as_ref().ok_or_else(missing)?)
     };
     Ok(match command {
-        R::List => Verbatim::List {
+        R::List => RawQuery::List {
             format,
             quiet: read.quiet,
             running: read.running,
         },
-        R::Info => Verbatim::Info {
+        R::Info => RawQuery::Info {
             machine: machine()?,
             format,
         },
-        R::Status => Verbatim::Status,
-        R::Version => Verbatim::Version,
-        R::ConfigShow => Verbatim::ConfigShow,
+        R::Status => RawQuery::Status,
+        R::Version => RawQuery::Version,
+        R::ConfigShow => RawQuery::ConfigShow,
         R::ConfigGet => {
             let missing = || invalid("read.key", "is missing");
-            Verbatim::ConfigGet(parse("read.key", read.key.as_ref().ok_or_else(missing)?)?)
+            RawQuery::ConfigGet(parse("read.key", read.key.as_ref().ok_or_else(missing)?)?)
         }
-        R::Default => Verbatim::Default,
-        R::Ssh => Verbatim::Ssh,
+        R::Default => RawQuery::Default,
+        R::Ssh => RawQuery::Ssh,
         R::Logs => {
             let scope = if read.all {
                 LogScope::All
             } else {
                 LogScope::Default
             };
-            Verbatim::Logs(machine()?, scope)
+            RawQuery::Logs(machine()?, scope)
         }
     })
 }
 
 /// Writes what was printed and how the tool ended.
-pub(super) fn printout(printed: &Printout, observed: types::Observed) -> types::PrintoutAnswer {
+pub(super) fn raw_output(printed: &RawOutput, observed: types::Observed) -> types::RawOutputAnswer {
     let bytes = |bytes: &Bytes| {
         let (text, base64) = text_or_base64(bytes);
         types::Printed { text, base64 }
@@ -332,7 +332,7 @@ pub(super) fn printout(printed: &Printout, observed: types::Observed) -> types::
         // Nothing is answered for these.
         Ending::TimedOut | Ending::Stopped => (None, None),
     };
-    types::PrintoutAnswer {
+    types::RawOutputAnswer {
         stdout: bytes(&printed.stdout),
         stderr: bytes(&printed.stderr),
         exit_code,
@@ -407,9 +407,9 @@ pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
             kind: "paused".into(),
             ..empty
         },
-        WaitingFor::Sick(illness) => types::WaitingFor {
+        WaitingFor::Unhealthy(problem) => types::WaitingFor {
             kind: "sick".into(),
-            reason: Some(illness.to_string()),
+            reason: Some(problem.to_string()),
             ..empty
         },
     }
@@ -446,9 +446,9 @@ fn holder(waiting: &WaitingFor) -> types::Holder {
             job_id: None,
             description: "a pause of the queue".into(),
         },
-        WaitingFor::Sick(illness) => types::Holder {
+        WaitingFor::Unhealthy(problem) => types::Holder {
             job_id: None,
-            description: format!("orbctl, which is sick: {illness}"),
+            description: format!("orbctl, which is sick: {problem}"),
         },
     }
 }
@@ -674,12 +674,12 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
             data.retry_after_ms = Some(ms(*retry_after));
             ErrorKind::QueueFull.with(rejection.to_string(), data)
         }
-        Rejection::Sick(sickness) => {
-            let retry_after_ms = ms(sickness.retry_after);
+        Rejection::Unhealthy(outage) => {
+            let retry_after_ms = ms(outage.retry_after);
             let text = format!("{rejection}; orbd keeps looking: come back in {retry_after_ms} ms, or force");
-            let mut data = ErrorKind::OrbctlSick.data();
+            let mut data = ErrorKind::OrbctlUnhealthy.data();
             data.retry_after_ms = Some(retry_after_ms);
-            ErrorKind::OrbctlSick.with(text, data)
+            ErrorKind::OrbctlUnhealthy.with(text, data)
         }
         Rejection::ClientGone => {
             let mut data = ErrorKind::JobCancelled.data();
@@ -788,15 +788,15 @@ pub(super) fn outcome_error(
         ),
         Outcome::Unknown(sighting) => {
             let mut data = start(ErrorKind::OutcomeUnknown);
-            let seen = match (sighting.holds, sighting.settled) {
+            let seen = match (sighting.satisfied, sighting.stable) {
                 (Some(true), _) => "what it was to do now holds, but may have held before",
                 (Some(false), true) => "what it was to do does not hold",
                 (Some(false), false) => "it may still be under way",
                 (None, _) => "what came of it could not be seen",
             };
-            data.observed = Some(types::Sighting {
-                settled: sighting.settled,
-                holds: sighting.holds,
+            data.observed = Some(types::ReconcileReport {
+                settled: sighting.stable,
+                holds: sighting.satisfied,
                 machine_state: sighting.machine_state.as_deref().map(str::to_owned),
             });
             let text = format!("job {id} ({what}) was cut short: {seen}; look before you try again");
@@ -860,10 +860,10 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             data.stderr_tail = Some(stderr_tail.to_string());
             ErrorKind::OrbctlKilled.with(format!("{what}: {text}"), data)
         }
-        Failure::OrbctlSick(_) => {
-            let mut data = start(ErrorKind::OrbctlSick);
+        Failure::OrbctlUnhealthy(_) => {
+            let mut data = start(ErrorKind::OrbctlUnhealthy);
             data.retry_after_ms = Some(SICK_RETRY_AFTER_MS);
-            ErrorKind::OrbctlSick.with(format!("{what}: {text}"), data)
+            ErrorKind::OrbctlUnhealthy.with(format!("{what}: {text}"), data)
         }
         Failure::OrbctlOutputUnreadable(_) => ErrorKind::OrbctlOutputUnreadable.with(
             format!("{what}: {text}"),

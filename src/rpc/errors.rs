@@ -88,7 +88,7 @@ kinds! {
     /// `orbctl` succeeded but said something that we do not know.
     OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
     /// `orbctl` itself is sick, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
-    OrbctlSick 4005 "orbctl_sick";
+    OrbctlUnhealthy 4005 "orbctl_sick";
 }
 
 impl ErrorKind {
@@ -101,7 +101,7 @@ impl ErrorKind {
                 | Self::TooManyConnections
                 | Self::Overloaded
                 | Self::StoreUnavailable
-                | Self::OrbctlSick
+                | Self::OrbctlUnhealthy
         )
     }
 

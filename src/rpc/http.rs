@@ -87,7 +87,7 @@ impl Http {
         let served = loop {
             tokio::select! {
                 served = &mut served => break served,
-                () = hang_up.seen() => return,
+                () = hang_up.observed() => return,
                 () = end.stop.cancelled(), if !is_stopping => {
                     is_stopping = true;
                     served.as_mut().graceful_shutdown();

@@ -31,7 +31,7 @@ use super::budget::{Budget, Permit, Shortage};
 use super::connection::{Connection, ConnectionEnd, overloaded};
 use super::errors::ErrorKind;
 use super::request::{Answer, CALL_BYTES, Calls, Service, error_json, id_of, push};
-use super::subscriptions::{Heard, Line, LineSubscriptions};
+use super::subscriptions::{Line, LineSubscriptions, SubscriptionItem};
 use super::types::{self, ErrorObject};
 use crate::clock::Moment;
 use crate::sys;
@@ -71,9 +71,9 @@ pub(super) async fn serve(
     let outside = FuturesUnordered::new();
     outside.push(hung_up(hang_up).boxed());
     let stopped = end.stop.clone().cancelled_owned();
-    outside.push(stopped.map(|()| Outside::Stopped).boxed());
+    outside.push(stopped.map(|()| ControlEvent::Stopped).boxed());
     let upgrading = end.upgrading.clone().cancelled_owned();
-    outside.push(upgrading.map(|()| Outside::Upgrading).boxed());
+    outside.push(upgrading.map(|()| ControlEvent::Upgrading).boxed());
     let session = Session {
         subscriptions: LineSubscriptions::new(service.bounds.subscriptions_max),
         service,
@@ -91,7 +91,7 @@ pub(super) async fn serve(
         unbegun: None,
         output: Vec::new(),
         written: 0,
-        reading: Reading::On,
+        reading: ReadState::On,
         closing: Closing::No,
         upgrading: end.upgrading.clone(),
     };
@@ -99,9 +99,9 @@ pub(super) async fn serve(
 }
 
 /// What a connection hears of beside its socket's readiness and its own calls. Polled only when one of them happened.
-type Outsides = FuturesUnordered<BoxFuture<'static, Outside>>;
+type ControlEvents = FuturesUnordered<BoxFuture<'static, ControlEvent>>;
 
-enum Outside {
+enum ControlEvent {
     /// The client is gone.
     HungUp,
     /// No more requests are taken.
@@ -125,9 +125,9 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-async fn hung_up(mut hang_up: sys::HangUp) -> Outside {
-    hang_up.seen().await;
-    Outside::HungUp
+async fn hung_up(mut hang_up: sys::HangUp) -> ControlEvent {
+    hang_up.observed().await;
+    ControlEvent::HungUp
 }
 
 struct Session {
@@ -158,7 +158,7 @@ struct Session {
     written: usize,
     /// What long answers and notifications in it take.
     output_room: Vec<Permit>,
-    reading: Reading,
+    reading: ReadState,
     closing: Closing,
     upgrading: CancellationToken,
 }
@@ -177,7 +177,7 @@ struct EndedRequest {
 
 /// Whether more is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
+enum ReadState {
     /// It is.
     On,
     /// We stop; the client has not.
@@ -198,7 +198,7 @@ enum Closing {
 }
 
 impl Session {
-    async fn run(mut self, mut stream: UnixStream, mut outsides: Outsides) {
+    async fn run(mut self, mut stream: UnixStream, mut outsides: ControlEvents) {
         let (mut reader, writer) = stream.split();
         let mut in_use = None;
         loop {
@@ -219,7 +219,7 @@ impl Session {
             if self.is_idle() {
                 in_use = None;
             }
-            let is_reading = self.reading == Reading::On;
+            let is_reading = self.reading == ReadState::On;
             let may_handle = is_reading && self.has_room();
             if may_handle && self.has_unhandled {
                 self.handle();
@@ -247,20 +247,20 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(outside) = outsides.next() => match outside {
-                    Outside::HungUp => return,
-                    Outside::Stopped if is_reading => self.reading = Reading::Stopped,
-                    Outside::Stopped => {}
-                    Outside::Upgrading => {
+                    ControlEvent::HungUp => return,
+                    ControlEvent::Stopped if is_reading => self.reading = ReadState::Stopped,
+                    ControlEvent::Stopped => {}
+                    ControlEvent::Upgrading => {
                         self.closing = Closing::Answering;
                         if is_reading {
-                            self.reading = Reading::Stopped;
+                            self.reading = ReadState::Stopped;
                         }
                     }
                 },
                 ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
                 // Also while nothing can be written: a handler that is not polled may hold what others wait for.
                 Some(ended) = self.in_flight.next(), if !self.in_flight.is_empty() => self.push_answer(ended),
-                heard = self.subscriptions.next(), if room && !is_silent => self.push_heard(heard),
+                item = self.subscriptions.next(), if room && !is_silent => self.push_item(item),
                 () = budget.wait_for(|| take(&mut self.input_room, &budget, wanted).ok()), if may_handle && !has_input_room => {}
                 _ = budget.take_some(self.short_of, self.short_of), if self.short_of > 0 => self.short_of = 0,
                 read = reader.read_buf(&mut self.input), if has_input_room => {
@@ -271,7 +271,7 @@ impl Session {
                         // It was idle for too long, and this came too late.
                         _ if in_use.is_none() => return,
                         Ok(0) => {
-                            self.reading = Reading::Over;
+                            self.reading = ReadState::Over;
                             // What is whole but for its line end is a request all the same; what was cut short is told so.
                             let last = std::mem::take(&mut self.input);
                             let room = self.room_for(&last).unwrap_or_else(|| {
@@ -305,8 +305,8 @@ impl Session {
 
     /// Writes `daemon.closing`, after what subscriptions have ready. Those that have more to come end here.
     fn close(&mut self) {
-        while let Some(Some(heard)) = self.subscriptions.next().now_or_never() {
-            self.push_heard(Some(heard));
+        while let Some(Some(item)) = self.subscriptions.next().now_or_never() {
+            self.push_item(Some(item));
         }
         let requests_read = self.unbegun.map_or(self.requests, |number| number - 1);
         let closing = serde_json::json!({
@@ -416,7 +416,7 @@ impl Session {
             );
             self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
             self.input = Vec::new();
-            self.reading = Reading::Over;
+            self.reading = ReadState::Over;
         }
     }
 
@@ -499,15 +499,15 @@ impl Session {
     }
 
     /// Pushes what came from a subscription.
-    fn push_heard(&mut self, heard: Option<Heard>) {
-        match heard {
-            Some(Heard::Message(number, message)) => {
+    fn push_item(&mut self, item: Option<SubscriptionItem>) {
+        match item {
+            Some(SubscriptionItem::Message(number, message)) => {
                 if !self.is_left_to_the_next(number, &message) {
                     push(&mut self.output, message.get().as_bytes());
                 }
             }
-            Some(Heard::Line(line)) => self.push_line(line),
-            Some(Heard::End(_)) | None => {}
+            Some(SubscriptionItem::Line(line)) => self.push_line(line),
+            Some(SubscriptionItem::End(_)) | None => {}
         }
     }
 

@@ -17,8 +17,8 @@ use super::connection::{Connection, ConnectionEnd, ConnectionId, too_many_connec
 use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitReached};
 use super::http::{self, Http};
 use super::lines;
+use super::machine_list_cache::Published;
 use super::request::{Bounds, Service, error_json};
-use super::served::Published;
 use super::server::{Server, methods};
 use crate::clock::Moment;
 use crate::metrics::Counter;
@@ -193,7 +193,7 @@ impl Host {
         drop(permit);
         // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
         connection.gone().cancel();
-        self.server.dispatcher.connection_gone(id.0).await;
+        self.server.dispatcher.on_disconnect(id.0).await;
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Connection>>> {

@@ -66,7 +66,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         E::OrbctlFailed,
         E::OrbctlKilled,
         E::OrbctlOutputUnreadable,
-        E::OrbctlSick,
+        E::OrbctlUnhealthy,
     ];
     let own: &[ErrorKind] = match method {
         "daemon.hello" => &[E::ProtocolMismatch],

@@ -212,7 +212,7 @@ fn is_plain(id: &RawValue) -> bool {
 
 /// What is known of a request that is not one: enough to answer it.
 #[derive(Deserialize)]
-struct Fragment<'a> {
+struct PartialRequest<'a> {
     #[serde(borrow)]
     id: Option<Id<'a>>,
 }
@@ -476,7 +476,7 @@ fn malformed<'a>(message: &'a [u8], error: &serde_json::Error) -> (Id<'a>, Error
 
 /// Returns the id of a message that is refused before it is parsed.
 pub(super) fn id_of(message: &[u8]) -> Id<'_> {
-    serde_json::from_slice::<Fragment<'_>>(message)
+    serde_json::from_slice::<PartialRequest<'_>>(message)
         .ok()
         .and_then(|fragment| fragment.id)
         .unwrap_or(Id::Null)

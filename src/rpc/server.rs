@@ -21,9 +21,9 @@ use super::api::{Method, Subscription};
 use super::budget::{Budget, Permit};
 use super::connection::Connection;
 use super::errors::{ErrorKind, invalid};
+use super::line_notifications::{self, Envelope};
 use super::methods;
-use super::notification::{self, Envelope};
-use super::subscriptions::{Line, Outlet, SMALL_LINE};
+use super::subscriptions::{Line, LineSink, SMALL_LINE};
 use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
@@ -37,9 +37,9 @@ pub struct Server {
     /// Remembers.
     pub metrics: Metrics,
     /// What `daemon.info` tells and never changes.
-    pub about: About,
+    pub info: InstanceInfo,
     /// What `daemon.info` tells and a reload may change.
-    pub in_force: watch::Receiver<InForce>,
+    pub in_force: watch::Receiver<EffectiveConfig>,
     /// Says where `orbctl` is.
     pub orbctl: WhereOrbctl,
     /// Reads the configuration again.
@@ -69,7 +69,7 @@ pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String
 
 /// What `daemon.info` tells and a reload may change.
 #[derive(Debug, Clone)]
-pub struct InForce {
+pub struct EffectiveConfig {
     /// The configuration file that was read.
     pub config_file: Option<PathBuf>,
     /// Bounds by name.
@@ -80,7 +80,7 @@ pub struct InForce {
 
 /// What `daemon.info` tells and never changes.
 #[derive(Debug, Clone)]
-pub struct About {
+pub struct InstanceInfo {
     /// New at every start.
     pub instance: String,
     /// When the daemon started.
@@ -128,7 +128,7 @@ impl Caller {
 pub(super) struct Subscriber {
     pub(super) pending: PendingSubscriptionSink,
     /// Every notification goes this way, so that they stay in order.
-    pub(super) outlet: Outlet,
+    pub(super) outlet: LineSink,
     /// What lines and their bytes are held by.
     pub(super) budget: Arc<Budget>,
 }
@@ -152,7 +152,7 @@ impl Subscriber {
 /// A subscription that was accepted: its notifications leave here.
 pub(super) struct Notifier {
     sink: SubscriptionSink,
-    outlet: Outlet,
+    outlet: LineSink,
     budget: Arc<Budget>,
 }
 
@@ -177,7 +177,7 @@ impl Notifier {
 
     /// Sends an event, waiting for its turn and for room. `None` when the client is gone.
     pub(super) async fn send(&self, event: &impl Serialize) -> Option<()> {
-        let line = notification::line(self.envelope(), event)?;
+        let line = line_notifications::line(self.envelope(), event)?;
         if line.len() <= SMALL_LINE {
             return self.send_line(line, None).await;
         }
@@ -273,7 +273,7 @@ impl Registry {
                 let handler = handler.clone();
                 async move {
                     let caller = Caller::new(&extensions);
-                    let (Some(outlet), Ok(connection)) = (extensions.get::<Outlet>(), caller.connection())
+                    let (Some(outlet), Ok(connection)) = (extensions.get::<LineSink>(), caller.connection())
                     else {
                         let error = super::convert::internal("a subscription came without its connection");
                         return pending.reject(owned(error)).await;

@@ -32,7 +32,7 @@ pub(super) const SMALL_LINE: usize = 4 << 10;
 /// jsonrpsee's own way encodes a message again to put it into its envelope. The answer that a handler gave through jsonrpsee is written
 /// before any line that it sends here later, and lines keep their order.
 #[derive(Debug, Clone)]
-pub(super) struct Outlet(mpsc::Sender<Line>);
+pub(super) struct LineSink(mpsc::Sender<Line>);
 
 /// A line of notification, its end included, with the room that it takes until it is written.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Line {
     pub(super) permit: Option<Permit>,
 }
 
-impl Outlet {
+impl LineSink {
     /// Sends a line, waiting for its turn. False when the connection is gone.
     pub(super) async fn send(&self, line: Line) -> bool {
         self.0.send(line).await.is_ok()
@@ -49,7 +49,7 @@ impl Outlet {
 }
 
 /// What comes out of a subscription's channel.
-pub(super) enum Heard {
+pub(super) enum SubscriptionItem {
     /// With the number of the request that began the subscription.
     Message(u64, Box<RawValue>),
     /// A message that is a whole line already.
@@ -64,8 +64,8 @@ pub(super) struct LineSubscriptions {
     pub(super) request: u64,
     max: u32,
     permits: BoundedSubscriptions,
-    /// What subscriptions tell.
-    inbox: SelectAll<BoxStream<'static, Heard>>,
+    /// What subscriptions send.
+    inbox: SelectAll<BoxStream<'static, SubscriptionItem>>,
     /// Each of them, from before its id is answered: jsonrpsee's own account has it only some time after that.
     open: HashMap<SubscriptionId<'static>, Subscribed>,
 }
@@ -97,12 +97,12 @@ impl LineSubscriptions {
     }
 
     /// Waits for what comes next; `None` while there are none.
-    pub(super) async fn next(&mut self) -> Option<Heard> {
-        let heard = self.inbox.next().await;
-        if let Some(Heard::End(id)) = &heard {
+    pub(super) async fn next(&mut self) -> Option<SubscriptionItem> {
+        let item = self.inbox.next().await;
+        if let Some(SubscriptionItem::End(id)) = &item {
             self.open.remove(id);
         }
-        heard
+        item
     }
 
     /// Makes the channel of a subscription.
@@ -111,7 +111,7 @@ impl LineSubscriptions {
         id: SubscriptionId<'static>,
         unsubscribe: &'static str,
         permit: Permit,
-    ) -> (mpsc::Sender<Box<RawValue>>, Outlet) {
+    ) -> (mpsc::Sender<Box<RawValue>>, LineSink) {
         let share = |most: usize| (most / (self.open.len() + 1)).max(1);
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
         let (outlet, lines) = mpsc::channel(share(LINES_MAX));
@@ -122,7 +122,7 @@ impl LineSubscriptions {
             line: None,
         };
         let told = stream::unfold(channel, async |mut channel: Channel| {
-            channel.next().await.map(|heard| (heard, channel))
+            channel.next().await.map(|item| (item, channel))
         });
         let (channel, registration) = AbortHandle::new_pair();
         self.open.insert(
@@ -133,9 +133,9 @@ impl LineSubscriptions {
                 _permit: permit,
             },
         );
-        let whole = told.chain(stream::once(std::future::ready(Heard::End(id))));
+        let whole = told.chain(stream::once(std::future::ready(SubscriptionItem::End(id))));
         self.inbox.push(Abortable::new(whole, registration).boxed());
-        (sink, Outlet(outlet))
+        (sink, LineSink(outlet))
     }
 }
 
@@ -147,7 +147,7 @@ impl Subscriptions for LineSubscriptions {
         };
         let room = request.budget.try_take(SUBSCRIPTION_BYTES).map_err(overloaded)?;
         let unsubscribe = unsubscribe_of(request.method).unwrap_or_default();
-        let given = Given(RandomIntegerIdProvider.next_id());
+        let given = FixedId(RandomIntegerIdProvider.next_id());
         let state = SubscriptionState {
             conn_id: request.rpc_connection,
             id_provider: &given,
@@ -192,27 +192,27 @@ struct Channel {
 
 impl Channel {
     /// Waits for what comes next; `None` when nothing will.
-    async fn next(&mut self) -> Option<Heard> {
+    async fn next(&mut self) -> Option<SubscriptionItem> {
         if self.line.is_none() {
             tokio::select! {
                 biased;
-                Some(message) = self.messages.recv() => return Some(Heard::Message(self.request, message)),
+                Some(message) = self.messages.recv() => return Some(SubscriptionItem::Message(self.request, message)),
                 Some(line) = self.lines.recv() => self.line = Some(line),
                 else => return None,
             }
         }
         // The answer that goes before a line may have come since messages were looked for.
         let earlier = self.messages.try_recv().ok();
-        let earlier = earlier.map(|message| Heard::Message(self.request, message));
-        earlier.or_else(|| self.line.take().map(Heard::Line))
+        let earlier = earlier.map(|message| SubscriptionItem::Message(self.request, message));
+        earlier.or_else(|| self.line.take().map(SubscriptionItem::Line))
     }
 }
 
 /// Gives a subscription the id that was made for it.
 #[derive(Debug)]
-struct Given(SubscriptionId<'static>);
+struct FixedId(SubscriptionId<'static>);
 
-impl IdProvider for Given {
+impl IdProvider for FixedId {
     fn next_id(&self) -> SubscriptionId<'static> {
         self.0.clone()
     }

@@ -646,7 +646,7 @@ pub struct ErrorData {
     pub holder: Option<Holder>,
     /// What was seen after a change was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed: Option<Sighting>,
+    pub observed: Option<ReconcileReport>,
     /// Finds the line in the daemon's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<String>,
@@ -654,7 +654,7 @@ pub struct ErrorData {
 
 /// What the inventory said after a change was cut short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Sighting {
+pub struct ReconcileReport {
     /// Whether what is there is what will be there.
     pub settled: bool,
     /// Whether what was asked for now holds; absent where it cannot be told.
@@ -928,12 +928,12 @@ pub struct QueueStatusAnswer {
     pub draining_machines: Vec<String>,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Sickness>,
+    pub sick: Option<Outage>,
 }
 
 /// What ails `orbctl`: reads are answered from what was last known, and nothing is begun that is not forced.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct Sickness {
+pub struct Outage {
     /// When it was noticed.
     #[schemars(extend("format" = "date-time"))]
     pub since: String,
@@ -1232,7 +1232,7 @@ pub struct DaemonInfoAnswer {
     pub strict: bool,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Sickness>,
+    pub sick: Option<Outage>,
     /// Another program of the daemon's lies on disk; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
@@ -1284,7 +1284,7 @@ pub struct AppliedKey {
 
 /// A key of orbd's own configuration whose new value needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct KeyInWaiting {
+pub struct RestartRequiredKey {
     /// Key.
     pub key: String,
     /// Value in force, as a flag would give it; null where nothing is set.
@@ -1301,7 +1301,7 @@ pub struct ReloadAnswer {
     /// Keys that have new values.
     pub applied: Vec<AppliedKey>,
     /// Keys that keep their values until the daemon is restarted.
-    pub needs_restart: Vec<KeyInWaiting>,
+    pub needs_restart: Vec<RestartRequiredKey>,
 }
 
 /// What a client is about to carry out itself: the verb under which the job is listed and recorded.
@@ -1491,7 +1491,7 @@ pub struct SessionReadParams {
 
 /// Answer of `session.read`: what the tool printed, and how it ended. A read that failed is answered too, with what it said.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-pub struct PrintoutAnswer {
+pub struct RawOutputAnswer {
     /// Its stdout.
     pub stdout: Printed,
     /// Its stderr.

@@ -66,7 +66,7 @@ pub enum Refusal {
 
 /// How fast the queue moves: a running mean of the time between starts while jobs wait.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct ThroughputEstimate {
     interval: Duration,
     last_start: Option<Instant>,
 }
@@ -77,7 +77,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
 /// Nobody is sent away for longer, however slow the queue has been: a lane may come free at any moment.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
-impl Pace {
+impl ThroughputEstimate {
     pub(super) const fn new() -> Self {
         Self {
             interval: Duration::from_secs(1),
@@ -109,26 +109,26 @@ mod tests {
 
     #[test]
     fn a_refused_caller_is_asked_back_after_about_one_start() {
-        let mut pace = Pace::new();
+        let mut throughput = ThroughputEstimate::new();
         let mut now = Moment::now().instant;
         for _ in 0..50 {
             now += Duration::from_secs(4);
-            pace.started(now, true);
+            throughput.started(now, true);
         }
-        let after = pace.time_for(1);
+        let after = throughput.time_for(1);
         assert!(
             after > Duration::from_millis(3900) && after <= Duration::from_secs(4),
             "{after:?}"
         );
-        assert_eq!(pace.time_for(1000), RETRY_AFTER_MAX);
+        assert_eq!(throughput.time_for(1000), RETRY_AFTER_MAX);
     }
 
     #[test]
     fn time_without_waiting_jobs_says_nothing_about_the_pace() {
-        let mut pace = Pace::new();
+        let mut throughput = ThroughputEstimate::new();
         let start = Moment::now().instant;
-        pace.started(start, false);
-        pace.started(start + Duration::from_secs(3600), true);
-        assert_eq!(pace.time_for(1), Duration::from_secs(1));
+        throughput.started(start, false);
+        throughput.started(start + Duration::from_secs(3600), true);
+        assert_eq!(throughput.time_for(1), Duration::from_secs(1));
     }
 }

@@ -1,7 +1,7 @@
 //! Why a job waits, for whoever waits for it.
 
 use super::gates::Target;
-use super::{Manner, Scheduler, State};
+use super::{LockMode, Scheduler, State};
 use crate::job::JobId;
 use crate::operation::Lane;
 
@@ -42,7 +42,7 @@ impl Scheduler {
         } else {
             self.paused_target(id)
                 .map(Blocker::Paused)
-                .or_else(|| (self.gates.held && job.manner == Manner::InTurn).then_some(Blocker::Held))
+                .or_else(|| (self.gates.held && job.manner == LockMode::Fifo).then_some(Blocker::Held))
                 .or_else(|| self.lane_blocker(id))
                 .or_else(|| self.limit_blocker(id))
                 .unwrap_or(Blocker::NotWaiting)
@@ -57,7 +57,7 @@ impl Scheduler {
 
     fn paused_target(&self, id: JobId) -> Option<Target> {
         let job = &self.jobs[&id];
-        if job.manner == Manner::Urgent {
+        if job.manner == LockMode::Preempting {
             return None;
         }
         if self.gates.paused {
@@ -78,8 +78,8 @@ impl Scheduler {
     fn limit_blocker(&self, id: JobId) -> Option<Blocker> {
         let job = &self.jobs[&id];
         let reached = match job.manner {
-            Manner::Urgent => self.ready.strict_limit(),
-            Manner::InTurn => self.ready.limit_on(&job.group()?),
+            LockMode::Preempting => self.ready.strict_limit(),
+            LockMode::Fifo => self.ready.limit_on(&job.group()?),
         }?;
         Some(Blocker::Limit {
             name: reached.name,

@@ -24,11 +24,11 @@ use crate::operation::{Access, Footprint, Lane};
 
 /// How a job waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum LockMode {
     /// First come, first served.
-    InTurn,
+    Fifo,
     /// Forced: waits for holders alone.
-    Urgent,
+    Preempting,
 }
 
 /// All lanes that somebody is in or that are paused. Others take no memory.
@@ -39,17 +39,17 @@ pub(super) struct Lanes {
 
 /// What a step forward in some lanes set free.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Freed {
+pub(super) struct Unblocked {
     /// Jobs that became clear, once for each lane.
-    pub(super) clear: Vec<JobId>,
+    pub(super) runnable: Vec<JobId>,
     /// Sessions for which the change they waited for is over.
-    pub(super) guests: Vec<JobId>,
+    pub(super) session_waiters: Vec<JobId>,
 }
 
 impl Lanes {
     /// Puts a job in line in each of its lanes and returns what is clear, which may be itself.
-    pub(super) fn join(&mut self, footprint: &Footprint, manner: Manner, seq: Seq, id: JobId) -> Freed {
-        let mut freed = Freed::default();
+    pub(super) fn join(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq, id: JobId) -> Unblocked {
+        let mut freed = Unblocked::default();
         for (lane, access) in footprint.lanes() {
             let state = self.lanes.entry(lane.clone()).or_default();
             state.line_mut(manner).jobs.insert(seq, id, *access);
@@ -59,8 +59,8 @@ impl Lanes {
     }
 
     /// Takes a waiting job out of line.
-    pub(super) fn leave(&mut self, footprint: &Footprint, manner: Manner, seq: Seq) -> Freed {
-        let mut freed = Freed::default();
+    pub(super) fn leave(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq) -> Unblocked {
+        let mut freed = Unblocked::default();
         for (lane, _) in footprint.lanes() {
             self.change(lane, |state| {
                 let left = state.line_mut(manner).jobs.remove(seq);
@@ -72,7 +72,7 @@ impl Lanes {
     }
 
     /// Lets a waiting job that is clear in all its lanes take them.
-    pub(super) fn take(&mut self, footprint: &Footprint, manner: Manner, seq: Seq, id: JobId) {
+    pub(super) fn take(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq, id: JobId) {
         for (lane, access) in footprint.lanes() {
             let state = self.lanes.get_mut(lane).expect("a waiting job keeps its lanes");
             assert!(
@@ -87,7 +87,7 @@ impl Lanes {
 
     /// Makes a job hold lanes without having waited, whoever else is there. Returns the waiting jobs that are no longer clear,
     /// once for each lane.
-    pub(super) fn adopt(&mut self, footprint: &Footprint, seq: Seq, id: JobId) -> Vec<JobId> {
+    pub(super) fn restore_running(&mut self, footprint: &Footprint, seq: Seq, id: JobId) -> Vec<JobId> {
         let mut blocked = Vec::new();
         for (lane, access) in footprint.lanes() {
             let state = self.lanes.entry(lane.clone()).or_default();
@@ -98,8 +98,8 @@ impl Lanes {
     }
 
     /// Frees the lanes of a job that held them.
-    pub(super) fn release(&mut self, footprint: &Footprint, seq: Seq) -> Freed {
-        let mut freed = Freed::default();
+    pub(super) fn release(&mut self, footprint: &Footprint, seq: Seq) -> Unblocked {
+        let mut freed = Unblocked::default();
         for (lane, _) in footprint.lanes() {
             self.change(lane, |state| {
                 let held = state.held.remove(seq);
@@ -117,8 +117,8 @@ impl Lanes {
         state.step_back()
     }
 
-    pub(super) fn resume(&mut self, lane: &Lane) -> Freed {
-        let mut freed = Freed::default();
+    pub(super) fn resume(&mut self, lane: &Lane) -> Unblocked {
+        let mut freed = Unblocked::default();
         self.change(lane, |state| {
             state.paused = false;
             state.advance(&mut freed);
@@ -166,7 +166,7 @@ impl Lanes {
     }
 
     /// Returns the earliest job that keeps this waiting one from being clear, and in which lane.
-    pub(super) fn blocker(&self, footprint: &Footprint, manner: Manner, seq: Seq) -> Option<(JobId, Lane)> {
+    pub(super) fn blocker(&self, footprint: &Footprint, manner: LockMode, seq: Seq) -> Option<(JobId, Lane)> {
         footprint
             .lanes()
             .iter()
@@ -193,7 +193,7 @@ impl Lanes {
         let change = self.running_change(machine);
         if let Some((_, lane)) = &change {
             let state = self.lanes.get_mut(lane).expect("a held lane is kept");
-            state.guests.insert(seq, id);
+            state.session_waiters.insert(seq, id);
         }
         change.is_some()
     }
@@ -202,7 +202,7 @@ impl Lanes {
     pub(super) fn forget_guest(&mut self, machine: &MachineName, seq: Seq) {
         for lane in [Lane::Machine(machine.clone()), Lane::Fleet] {
             if let Some(state) = self.lanes.get_mut(&lane) {
-                state.guests.remove(&seq);
+                state.session_waiters.remove(&seq);
             }
         }
     }
@@ -223,7 +223,7 @@ struct LaneState {
     held: Jobs,
     in_turn: Line,
     urgent: Line,
-    guests: BTreeMap<Seq, JobId>,
+    session_waiters: BTreeMap<Seq, JobId>,
     paused: bool,
 }
 
@@ -281,34 +281,34 @@ impl Jobs {
 }
 
 impl LaneState {
-    fn line_mut(&mut self, manner: Manner) -> &mut Line {
+    fn line_mut(&mut self, manner: LockMode) -> &mut Line {
         match manner {
-            Manner::InTurn => &mut self.in_turn,
-            Manner::Urgent => &mut self.urgent,
+            LockMode::Fifo => &mut self.in_turn,
+            LockMode::Preempting => &mut self.urgent,
         }
     }
 
     /// Returns the earliest job that keeps a waiting one from being clear. A pause may do so too.
-    fn blocker(&self, manner: Manner, seq: Seq, access: Access) -> Option<(Seq, JobId)> {
+    fn blocker(&self, manner: LockMode, seq: Seq, access: Access) -> Option<(Seq, JobId)> {
         let holder = self.held.first_conflict(access);
         let ahead = match manner {
-            Manner::InTurn => [
+            LockMode::Fifo => [
                 self.in_turn.jobs.first_conflict_before(seq, access),
                 self.urgent.jobs.first_conflict_before(seq, access),
             ],
-            Manner::Urgent => [None, None],
+            LockMode::Preempting => [None, None],
         };
         ahead.into_iter().chain([holder]).flatten().min()
     }
 
-    fn is_clear(&self, manner: Manner, seq: Seq, access: Access) -> bool {
-        let paused = self.paused && manner == Manner::InTurn;
+    fn is_clear(&self, manner: LockMode, seq: Seq, access: Access) -> bool {
+        let paused = self.paused && manner == LockMode::Fifo;
         !paused && self.blocker(manner, seq, access).is_none()
     }
 
     /// Moves the frontiers over all that are clear now.
-    fn advance(&mut self, freed: &mut Freed) {
-        for manner in [Manner::Urgent, Manner::InTurn] {
+    fn advance(&mut self, freed: &mut Unblocked) {
+        for manner in [LockMode::Preempting, LockMode::Fifo] {
             loop {
                 let line = self.line_mut(manner);
                 let Some((&seq, &id)) = line.jobs.all.range(line.frontier..).next() else {
@@ -319,13 +319,13 @@ impl LaneState {
                     break;
                 }
                 self.line_mut(manner).frontier = seq.next();
-                freed.clear.push(id);
+                freed.runnable.push(id);
             }
         }
         if self.held.exclusive.is_empty() {
             freed
-                .guests
-                .extend(std::mem::take(&mut self.guests).into_values());
+                .session_waiters
+                .extend(std::mem::take(&mut self.session_waiters).into_values());
         }
     }
 
@@ -333,26 +333,26 @@ impl LaneState {
     /// the jobs that are no longer clear.
     fn step_back(&mut self) -> Vec<JobId> {
         let mut blocked = Vec::new();
-        for manner in [Manner::Urgent, Manner::InTurn] {
+        for manner in [LockMode::Preempting, LockMode::Fifo] {
             // The line is clear up to some job, so it is enough to look at the clear ones from their start.
             let line = self.line_mut(manner);
-            let clear: Vec<(Seq, JobId)> = line
+            let runnable: Vec<(Seq, JobId)> = line
                 .jobs
                 .all
                 .range(..line.frontier)
                 .map(|(&seq, &id)| (seq, id))
                 .collect();
-            let still = clear
+            let still = runnable
                 .iter()
                 .take_while(|&&(seq, _)| {
                     let access = self.line_mut(manner).jobs.access(seq);
                     self.is_clear(manner, seq, access)
                 })
                 .count();
-            if let Some(&(first_blocked, _)) = clear.get(still) {
+            if let Some(&(first_blocked, _)) = runnable.get(still) {
                 self.line_mut(manner).frontier = first_blocked;
             }
-            blocked.extend(clear[still..].iter().map(|&(_, id)| id));
+            blocked.extend(runnable[still..].iter().map(|&(_, id)| id));
         }
         blocked
     }
@@ -369,8 +369,8 @@ pub(super) struct Census {
     /// In how many lanes each job waits.
     pub(super) waiting: HashMap<JobId, usize>,
     /// In how many of them it is clear.
-    pub(super) clear: HashMap<JobId, usize>,
-    pub(super) guests: std::collections::HashSet<JobId>,
+    pub(super) runnable: HashMap<JobId, usize>,
+    pub(super) session_waiters: std::collections::HashSet<JobId>,
 }
 
 #[cfg(test)]
@@ -384,14 +384,17 @@ impl Lanes {
         let mut census = Census::default();
         for (lane, state) in &self.lanes {
             assert!(state.paused || !state.is_idle(), "{lane} is kept for nothing");
-            assert!(state.guests.is_empty() || !state.held.exclusive.is_empty());
-            census.guests.extend(state.guests.values());
-            for (manner, line) in [(Manner::Urgent, &state.urgent), (Manner::InTurn, &state.in_turn)] {
+            assert!(state.session_waiters.is_empty() || !state.held.exclusive.is_empty());
+            census.session_waiters.extend(state.session_waiters.values());
+            for (manner, line) in [
+                (LockMode::Preempting, &state.urgent),
+                (LockMode::Fifo, &state.in_turn),
+            ] {
                 for (&seq, &id) in &line.jobs.all {
-                    let clear = state.is_clear(manner, seq, line.jobs.access(seq));
-                    assert_eq!(clear, seq < line.frontier, "job {id} in {lane}");
+                    let runnable = state.is_clear(manner, seq, line.jobs.access(seq));
+                    assert_eq!(runnable, seq < line.frontier, "job {id} in {lane}");
                     *census.waiting.entry(id).or_default() += 1;
-                    *census.clear.entry(id).or_default() += usize::from(clear);
+                    *census.runnable.entry(id).or_default() += usize::from(runnable);
                 }
             }
         }

@@ -19,7 +19,7 @@
 //!
 //! - `lanes`: first come, first served among jobs that conflict, so nobody starves. A forced change waits for holders alone.
 //! - `limits`: how many run at once, by class, by machine, or one at a time.
-//! - `ready` and `turns`: among ready jobs, clients in rotation.
+//! - `ready` and `fair_queue`: among ready jobs, clients in rotation.
 //! - `admission`: how many may wait, and what a refused caller is told.
 //! - `gates`: pause and drain.  `blocker`: why a job waits.
 //!
@@ -28,6 +28,7 @@
 
 mod admission;
 mod blocker;
+mod fair_queue;
 mod gates;
 mod lanes;
 mod limits;
@@ -36,7 +37,6 @@ mod ready;
 mod rules;
 #[cfg(test)]
 pub(crate) mod simulation;
-mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -49,12 +49,12 @@ pub use limits::{Counts, Limits};
 use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
-use admission::Pace;
+use admission::ThroughputEstimate;
+use fair_queue::{OrderKey, SchedulingKey};
 use gates::Gates;
-use lanes::{Freed, Lanes, Manner};
+use lanes::{Lanes, LockMode, Unblocked};
 use limits::Group;
 use ready::Ready;
-use turns::{Rank, Standing};
 
 /// Decides which job starts next. See the [module](self) for the rules.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub struct Scheduler {
     deadlines: BTreeSet<(Instant, JobId)>,
     /// Jobs that `start_next` found past their deadline and took out; the next `expire` reports them.
     overdue: Vec<(Instant, Expired)>,
-    pace: Pace,
+    throughput: ThroughputEstimate,
     next_seq: Seq,
 }
 
@@ -95,7 +95,7 @@ struct Job {
     class: Class,
     footprint: Footprint,
     queue_deadline: Option<Instant>,
-    manner: Manner,
+    manner: LockMode,
     machine: Option<MachineName>,
     state: State,
 }
@@ -137,9 +137,9 @@ impl Job {
             footprint: job.footprint,
             queue_deadline: job.queue_deadline,
             manner: if job.preempts {
-                Manner::Urgent
+                LockMode::Preempting
             } else {
-                Manner::InTurn
+                LockMode::Fifo
             },
             machine: job.machine,
             state,
@@ -154,10 +154,10 @@ impl Job {
         Group::of(self.class, self.machine.as_ref())
     }
 
-    fn standing(&self) -> Standing {
-        Standing {
+    fn standing(&self) -> SchedulingKey {
+        SchedulingKey {
             client: self.client,
-            rank: Rank {
+            rank: OrderKey {
                 alone: true,
                 seq: self.seq,
             },
@@ -179,7 +179,7 @@ impl Scheduler {
             clients: HashMap::new(),
             deadlines: BTreeSet::new(),
             overdue: Vec::new(),
-            pace: Pace::new(),
+            throughput: ThroughputEstimate::new(),
             next_seq: Seq::default(),
         }
     }
@@ -215,10 +215,10 @@ impl Scheduler {
 
     /// Takes note of a job that runs already: a child of the daemon's previous life. It counts in the limits and holds its
     /// lanes, beside whoever is there, until [`Scheduler::end`].
-    pub fn adopt(&mut self, job: NewJob) {
+    pub fn restore_running(&mut self, job: NewJob) {
         let id = job.id;
         let job = Job::new(job, self.take_seq(), State::Running);
-        let blocked = self.lanes.adopt(&job.footprint, job.seq, id);
+        let blocked = self.lanes.restore_running(&job.footprint, job.seq, id);
         self.running.insert(job.seq, id);
         self.ready.occupy(job.class, job.machine.as_ref());
         self.insert_job(id, job);
@@ -331,14 +331,14 @@ impl Scheduler {
         if self.queue.len() >= queue_max {
             return Err(Refusal::QueueFull {
                 limit: queue_max,
-                retry_after: self.pace.time_for(1),
+                retry_after: self.throughput.time_for(1),
             });
         }
         if self.clients.get(&job.client).map_or(0, BTreeMap::len) >= queue_max_per_client {
             return Err(Refusal::ClientQueueFull {
                 limit: queue_max_per_client,
                 // Its turn comes once in a rotation of all that wait.
-                retry_after: self.pace.time_for(self.clients.len()),
+                retry_after: self.throughput.time_for(self.clients.len()),
             });
         }
         Ok(())
@@ -395,7 +395,7 @@ impl Scheduler {
         self.running.insert(job.seq, id);
         self.lanes.take(&job.footprint, job.manner, job.seq, id);
         self.ready.occupy(job.class, job.machine.as_ref());
-        self.pace.started(now, !self.queue.is_empty());
+        self.throughput.started(now, !self.queue.is_empty());
     }
 
     /// Takes a waiting job out of everything.
@@ -438,8 +438,8 @@ impl Scheduler {
     }
 
     /// Passes on that jobs became clear in lanes, or sessions free.
-    fn settle(&mut self, freed: Freed) {
-        for id in freed.clear {
+    fn settle(&mut self, freed: Unblocked) {
+        for id in freed.runnable {
             let job = self.jobs.get_mut(&id).expect("a job in line is known");
             let State::Waiting { behind } = &mut job.state else {
                 unreachable!("a job in line waits");
@@ -449,7 +449,7 @@ impl Scheduler {
                 self.make_ready(id);
             }
         }
-        for id in freed.guests {
+        for id in freed.session_waiters {
             self.make_ready(id);
         }
     }
@@ -472,8 +472,8 @@ impl Scheduler {
         let job = &self.jobs[&id];
         match (job.group(), job.manner) {
             (None, _) => self.ready.insert_session(job.seq, id),
-            (_, Manner::Urgent) => self.ready.insert_urgent(job.seq, id),
-            (Some(group), Manner::InTurn) => {
+            (_, LockMode::Preempting) => self.ready.insert_urgent(job.seq, id),
+            (Some(group), LockMode::Fifo) => {
                 self.ready.insert(&group, job.standing(), id);
             }
         }
@@ -488,8 +488,8 @@ impl Scheduler {
                     self.lanes.forget_guest(machine, job.seq);
                 }
             }
-            (_, Manner::Urgent) => self.ready.remove_urgent(job.seq),
-            (Some(group), Manner::InTurn) => self.ready.remove(&group, job.standing()),
+            (_, LockMode::Preempting) => self.ready.remove_urgent(job.seq),
+            (Some(group), LockMode::Fifo) => self.ready.remove(&group, job.standing()),
         }
     }
 
@@ -535,12 +535,12 @@ impl Scheduler {
             if job.state == State::Running && job.class == Class::Exec {
                 *execs.entry(job.machine.clone()).or_default() += 1;
             }
-            let ready = in_groups.contains(&id) || in_lanes.guests.contains(&id);
+            let ready = in_groups.contains(&id) || in_lanes.session_waiters.contains(&id);
             assert_eq!(ready, job.state == State::Waiting { behind: 0 }, "job {id}");
             if let State::Waiting { behind } = job.state {
                 let lanes = job.footprint.lanes();
-                let clear = in_lanes.clear.get(&id).copied().unwrap_or_default();
-                assert_eq!(behind, lanes.len() - clear, "job {id}");
+                let runnable = in_lanes.runnable.get(&id).copied().unwrap_or_default();
+                assert_eq!(behind, lanes.len() - runnable, "job {id}");
                 assert_eq!(
                     in_lanes.waiting.get(&id).copied().unwrap_or_default(),
                     lanes.len()

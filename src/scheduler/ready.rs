@@ -15,15 +15,15 @@
 //!
 //! In its pool a group takes the turns of the client whose job is first in it. So that other clients with jobs in the group do
 //! not wait behind all that this client has elsewhere, such a group goes before the client's others
-//! ([`Rank`](super::turns::Rank)).
+//! ([`OrderKey`](super::fair_queue::Rank)).
 
 use std::collections::BTreeMap;
 #[cfg(test)]
 use std::collections::BTreeSet;
 
 use super::Seq;
+use super::fair_queue::{FairQueue, SchedulingKey};
 use super::limits::{Group, Limits, Pool, Reached, Slots};
-use super::turns::{Standing, Turns};
 use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::Class;
@@ -33,7 +33,7 @@ use crate::operation::Class;
 pub(super) struct Ready {
     slots: Slots,
     groups: BTreeMap<Group, ReadyGroup>,
-    pools: BTreeMap<Pool, Turns<Group>>,
+    pools: BTreeMap<Pool, FairQueue<Group>>,
     /// Forced changes: no limit holds them but strict mode.
     urgent: BTreeMap<Seq, JobId>,
     /// Sessions: nothing holds them.
@@ -42,9 +42,9 @@ pub(super) struct Ready {
 
 #[derive(Debug, Default)]
 struct ReadyGroup {
-    jobs: Turns<JobId>,
+    jobs: FairQueue<JobId>,
     /// How it stands in the turns of its pool, while it has room.
-    in_pool: Option<Standing>,
+    in_pool: Option<SchedulingKey>,
 }
 
 impl Ready {
@@ -74,13 +74,13 @@ impl Ready {
         }
     }
 
-    pub(super) fn insert(&mut self, group: &Group, standing: Standing, id: JobId) {
+    pub(super) fn insert(&mut self, group: &Group, standing: SchedulingKey, id: JobId) {
         let ready = self.groups.entry(group.clone()).or_default();
         ready.jobs.insert(standing, id);
         self.refresh(group);
     }
 
-    pub(super) fn remove(&mut self, group: &Group, standing: Standing) {
+    pub(super) fn remove(&mut self, group: &Group, standing: SchedulingKey) {
         let removed = self
             .groups
             .get_mut(group)
@@ -199,7 +199,9 @@ impl Ready {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.slots.execs().is_empty() && self.pools.values().all(Turns::is_empty)
+        self.groups.is_empty()
+            && self.slots.execs().is_empty()
+            && self.pools.values().all(FairQueue::is_empty)
     }
 
     /// Panics unless every entry agrees with what it was made of, and returns the ready jobs.

@@ -856,7 +856,7 @@ fn a_drained_queue_refuses_everything() {
 fn a_child_of_the_previous_life_holds_its_lanes_until_it_is_gone() {
     let mut bench = bench_with_defaults();
     let orphan = bench.new_change("web");
-    bench.scheduler.adopt(orphan);
+    bench.scheduler.restore_running(orphan);
     bench.exec("web");
     bench.change("db");
     bench.starts(&[3]);
@@ -872,7 +872,7 @@ fn a_job_adopted_late_takes_its_lanes_from_those_that_had_not_started() {
     bench.exec("web");
     bench.exec("db");
     let orphan = bench.new_change("web");
-    bench.scheduler.adopt(orphan);
+    bench.scheduler.restore_running(orphan);
     bench.starts(&[3]);
     bench.blocked_by_job(1, 4, lane("web"));
     bench.end(&[4]);
@@ -886,7 +886,7 @@ fn an_adopted_job_counts_in_strict_mode() {
         ..Limits::default()
     });
     let orphan = bench.new_exec("web");
-    bench.scheduler.adopt(orphan);
+    bench.scheduler.restore_running(orphan);
     bench.query();
     bench.starts(&[]);
     bench.end(&[1]);

@@ -408,7 +408,7 @@ impl Simulation {
             80..86 => self.pass_time(),
             86..90 => self.pause_or_resume(),
             90 if self.random.one_in(4) => self.drain_or_undrain(),
-            91 if self.random.one_in(4) => self.adopt(),
+            91 if self.random.one_in(4) => self.restore_running(),
             92 if self.random.one_in(50) => self.change_limits(),
             93..96 => self.explain(),
             _ => {}
@@ -621,10 +621,10 @@ impl Simulation {
         }
     }
 
-    fn adopt(&mut self) {
+    fn restore_running(&mut self) {
         let mut job = self.new_job();
         job.running = true;
-        self.scheduler.adopt(job.job.clone());
+        self.scheduler.restore_running(job.job.clone());
         self.model.jobs.push(job);
     }
 

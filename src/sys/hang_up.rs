@@ -36,7 +36,7 @@ impl HangUp {
     }
 
     /// Returns when both directions are closed, or the socket failed. Cancel-safe.
-    pub async fn seen(&mut self) {
+    pub async fn observed(&mut self) {
         loop {
             match self.descriptor.ready(INTEREST).await {
                 Ok(mut ready) => {
@@ -71,10 +71,10 @@ mod tests {
         theirs.shutdown().await.expect("half-close");
         tokio::select! {
             biased;
-            () = hang_up.seen() => panic!("a half-close is not a hang-up"),
+            () = hang_up.observed() => panic!("a half-close is not a hang-up"),
             () = async { for _ in 0..1000 { tokio::task::yield_now().await; } } => {}
         }
         drop(theirs);
-        hang_up.seen().await;
+        hang_up.observed().await;
     }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags};
 
-use super::{ChildIdentity, MarkedProcess, Seen, StartTime, args_of, marker_of};
+use super::{ChildIdentity, MarkedProcess, ProcessInfo, StartTime, args_of, marker_of};
 
 pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
     // A user's pipes together are bounded too, and beyond that it is refused.
@@ -57,9 +57,9 @@ pub(super) fn temporary_folder() -> Option<OsString> {
     None
 }
 
-pub(super) fn look(pid: u32) -> Option<Seen> {
+pub(super) fn process_info(pid: u32) -> Option<ProcessInfo> {
     let stat = stat(pid)?;
-    Some(Seen {
+    Some(ProcessInfo {
         started: StartTime {
             at: stat.started,
             boot: boot_id(),
@@ -123,13 +123,13 @@ pub(super) fn marked_processes() -> Vec<MarkedProcess> {
             let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
             // Unreadable for other users, empty for zombies.
             let marker = marker_of(&std::fs::read(format!("/proc/{pid}/environ")).ok()?)?;
-            let seen = look(pid)?;
+            let info = process_info(pid)?;
             let args = args_of(&std::fs::read(format!("/proc/{pid}/cmdline")).ok()?);
             let identity = ChildIdentity {
                 pid,
-                started: seen.started,
+                started: info.started,
             };
-            (!seen.is_zombie).then_some(MarkedProcess {
+            (!info.is_zombie).then_some(MarkedProcess {
                 identity,
                 marker,
                 args,

@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::ptr;
 
-use super::{ChildIdentity, MarkedProcess, Seen, StartTime, args_of, marker_of, split_procargs};
+use super::{ChildIdentity, MarkedProcess, ProcessInfo, StartTime, args_of, marker_of, split_procargs};
 
 /// macOS widens a pipe by itself, as far as it goes; `fcntl(2)` has no word for it.
 pub(super) fn widen_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
@@ -37,9 +37,9 @@ pub(super) fn temporary_folder() -> Option<OsString> {
 
 /// Looks at one process. Without a wish for zombies (the call's argument is 0) one that has ended and was not waited for is none, as
 /// is one of another user.
-pub(super) fn look(pid: u32) -> Option<Seen> {
+pub(super) fn process_info(pid: u32) -> Option<ProcessInfo> {
     let info = info(pid)?;
-    Some(Seen {
+    Some(ProcessInfo {
         started: StartTime {
             at: info
                 .pbi_start_tvsec
@@ -153,12 +153,12 @@ pub(super) fn marked_processes() -> Vec<MarkedProcess> {
             let marker = marker_of(environment)?;
             let args = args_of(args);
             let pid = u32::try_from(pid).ok()?;
-            let seen = look(pid)?;
+            let info = process_info(pid)?;
             let identity = ChildIdentity {
                 pid,
-                started: seen.started,
+                started: info.started,
             };
-            (!seen.is_zombie).then_some(MarkedProcess {
+            (!info.is_zombie).then_some(MarkedProcess {
                 identity,
                 marker,
                 args,

@@ -18,12 +18,12 @@ use tokio::net::UnixStream;
 
 mod account;
 mod descriptors;
+mod file_id;
 mod fork;
 mod hang_up;
 #[cfg(target_os = "linux")]
 mod linux;
 mod memory;
-mod stamp;
 mod stop;
 #[cfg(target_os = "linux")]
 use linux as platform;
@@ -37,10 +37,10 @@ pub use account::{Account, account};
 pub use descriptors::{
     inherited, raise_descriptor_limit, reserve, restore_limits, seal_inherited_descriptors, take_variable,
 };
+pub use file_id::FileId;
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
 pub use memory::give_memory_back;
-pub use stamp::FileStamp;
 pub use stop::stop_by;
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
@@ -80,7 +80,7 @@ pub struct Peer {
 ///
 /// On Linux a zombie still has a start time; on macOS it has none.
 pub fn process_identity(pid: u32) -> Option<StartTime> {
-    platform::look(pid).map(|seen| seen.started)
+    platform::process_info(pid).map(|info| info.started)
 }
 
 /// Returns the effective user of a process; `None` when there is none of this id that we may look at.
@@ -90,7 +90,8 @@ pub fn process_owner(pid: u32) -> Option<u32> {
 
 /// Says whether this very process still runs. A zombie does not.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
-    platform::look(identity.pid).is_some_and(|seen| seen.started == identity.started && !seen.is_zombie)
+    platform::process_info(identity.pid)
+        .is_some_and(|info| info.started == identity.started && !info.is_zombie)
 }
 
 /// Returns this user's own folder for temporary files, where the system gives each user one.
@@ -247,7 +248,7 @@ async fn readable(descriptor: OwnedFd) -> io::Result<()> {
 
 /// What a look at one process shows.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct ProcessInfo {
     started: StartTime,
     is_zombie: bool,
 }

@@ -6,14 +6,14 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
 use super::Program;
-use crate::sys::FileStamp;
+use crate::sys::FileId;
 
 /// Compares the program file with what was last seen of it, and notifies when it differs.
 #[derive(Debug)]
 pub struct BinaryWatcher {
     path: Option<PathBuf>,
     /// A plain lock, held for a comparison.
-    seen: Mutex<Option<FileStamp>>,
+    seen: Mutex<Option<FileId>>,
     changed: Notify,
 }
 
@@ -30,7 +30,7 @@ impl BinaryWatcher {
     /// Compares: one `stat`.
     pub fn check(&self) {
         let Some(path) = &self.path else { return };
-        let now = FileStamp::of(path);
+        let now = FileId::of(path);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen != now {
             *seen = now;
@@ -55,11 +55,11 @@ enum Phase {
     /// It is the one that runs.
     Current,
     /// Its preflight is under way.
-    Checking(FileStamp),
+    Checking(FileId),
     /// It passed, and takes over when the daemon is idle.
-    Pending(FileStamp),
+    Pending(FileId),
     /// It did not pass.
-    Refused(FileStamp),
+    Refused(FileId),
 }
 
 /// What to do after the file was looked at.
@@ -68,7 +68,7 @@ pub enum Step {
     /// Nothing.
     Nothing,
     /// Run the preflight of this file.
-    Check(FileStamp),
+    Check(FileId),
     /// The file that runs is back: nothing takes over.
     Withdraw,
 }
@@ -76,13 +76,13 @@ pub enum Step {
 /// Decides what to do about the file on disk.
 #[derive(Debug)]
 pub struct UpgradeState {
-    running: FileStamp,
+    running: FileId,
     phase: Phase,
 }
 
 impl UpgradeState {
     /// Begins with the file that runs.
-    pub fn new(running: FileStamp) -> Self {
+    pub fn new(running: FileId) -> Self {
         Self {
             running,
             phase: Phase::Current,
@@ -90,7 +90,7 @@ impl UpgradeState {
     }
 
     /// Takes in what is at the path now. A missing file means nothing: it is being replaced.
-    pub fn on_file(&mut self, found: Option<FileStamp>) -> Step {
+    pub fn on_file(&mut self, found: Option<FileId>) -> Step {
         match (found, self.phase) {
             (None, _) => Step::Nothing,
             (Some(stamp), Phase::Current) if stamp == self.running => Step::Nothing,
@@ -129,7 +129,7 @@ impl UpgradeState {
     }
 
     /// Returns the file that takes over when the daemon is idle.
-    pub fn pending(&self) -> Option<FileStamp> {
+    pub fn pending(&self) -> Option<FileId> {
         match self.phase {
             Phase::Pending(stamp) => Some(stamp),
             Phase::Current | Phase::Checking(_) | Phase::Refused(_) => None,
@@ -147,56 +147,56 @@ mod tests {
 
     #[test]
     fn each_new_file_has_one_preflight() {
-        let mut state = UpgradeState::new(FileStamp::numbered(1));
-        assert_eq!(state.on_file(Some(FileStamp::numbered(1))), Step::Nothing);
+        let mut state = UpgradeState::new(FileId::numbered(1));
+        assert_eq!(state.on_file(Some(FileId::numbered(1))), Step::Nothing);
         assert_eq!(state.on_file(None), Step::Nothing, "it is being replaced");
         assert_eq!(
-            state.on_file(Some(FileStamp::numbered(2))),
-            Step::Check(FileStamp::numbered(2))
+            state.on_file(Some(FileId::numbered(2))),
+            Step::Check(FileId::numbered(2))
         );
-        assert_eq!(state.on_file(Some(FileStamp::numbered(2))), Step::Nothing);
+        assert_eq!(state.on_file(Some(FileId::numbered(2))), Step::Nothing);
         state.on_preflight(false);
         assert_eq!(
-            state.on_file(Some(FileStamp::numbered(2))),
+            state.on_file(Some(FileId::numbered(2))),
             Step::Nothing,
             "it was refused"
         );
         assert_eq!(state.pending(), None);
         assert_eq!(
-            state.on_file(Some(FileStamp::numbered(3))),
-            Step::Check(FileStamp::numbered(3))
+            state.on_file(Some(FileId::numbered(3))),
+            Step::Check(FileId::numbered(3))
         );
         state.on_preflight(true);
-        assert_eq!(state.pending(), Some(FileStamp::numbered(3)));
-        assert_eq!(state.on_file(Some(FileStamp::numbered(3))), Step::Nothing);
+        assert_eq!(state.pending(), Some(FileId::numbered(3)));
+        assert_eq!(state.on_file(Some(FileId::numbered(3))), Step::Nothing);
         assert_eq!(state.on_file(None), Step::Nothing);
-        assert_eq!(state.pending(), Some(FileStamp::numbered(3)));
+        assert_eq!(state.pending(), Some(FileId::numbered(3)));
     }
 
     #[test]
     fn the_running_file_back_at_its_path_withdraws_the_upgrade() {
-        let mut state = UpgradeState::new(FileStamp::numbered(1));
+        let mut state = UpgradeState::new(FileId::numbered(1));
         for passed in [true, false] {
-            state.on_file(Some(FileStamp::numbered(2)));
+            state.on_file(Some(FileId::numbered(2)));
             state.on_preflight(passed);
-            assert_eq!(state.on_file(Some(FileStamp::numbered(1))), Step::Withdraw);
+            assert_eq!(state.on_file(Some(FileId::numbered(1))), Step::Withdraw);
             assert_eq!(state.pending(), None);
         }
     }
 
     #[test]
     fn retry_allows_a_refused_file_another_preflight_but_not_a_pending_one() {
-        let mut state = UpgradeState::new(FileStamp::numbered(1));
-        state.on_file(Some(FileStamp::numbered(2)));
+        let mut state = UpgradeState::new(FileId::numbered(1));
+        state.on_file(Some(FileId::numbered(2)));
         state.on_preflight(false);
         state.retry();
         assert_eq!(
-            state.on_file(Some(FileStamp::numbered(2))),
-            Step::Check(FileStamp::numbered(2))
+            state.on_file(Some(FileId::numbered(2))),
+            Step::Check(FileId::numbered(2))
         );
         state.on_preflight(true);
         state.retry();
-        assert_eq!(state.pending(), Some(FileStamp::numbered(2)));
+        assert_eq!(state.pending(), Some(FileId::numbered(2)));
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         let path = folder.path().join("program");
         fs::write(&path, "one").expect("written");
         let program = Program {
-            stamp: FileStamp::of(&path).expect("there"),
+            stamp: FileId::of(&path).expect("there"),
             path: path.clone(),
             words: Vec::new(),
         };

@@ -144,7 +144,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::sys::FileStamp;
+    use crate::sys::FileId;
 
     #[test]
     fn a_greeting_is_read_back_and_other_output_is_not_orbd() {
@@ -176,7 +176,7 @@ mod tests {
         assert!(copied.expect("cp").success());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         let program = Program {
-            stamp: FileStamp::of(&path).expect("there"),
+            stamp: FileId::of(&path).expect("there"),
             words: vec!["orbd".into(), "--set".into(), "strict=true".into()],
             path,
         };
@@ -224,7 +224,7 @@ mod tests {
         let path = folder.path().join("orbd");
         fs::write(&path, "\x7fELF").expect("written");
         let program = Program {
-            stamp: FileStamp::of(&path).expect("there"),
+            stamp: FileId::of(&path).expect("there"),
             words: Vec::new(),
             path,
         };

@@ -34,7 +34,7 @@ pub(super) struct Load {
     is_over: AtomicBool,
     /// Promises so far.
     promised: AtomicUsize,
-    pub(super) told: Mutex<Told>,
+    pub(super) told: Mutex<SequencedEvent>,
     socket: PathBuf,
     folder: PathBuf,
     environment: Vec<(OsString, OsString)>,
@@ -42,7 +42,7 @@ pub(super) struct Load {
 
 /// What the clients were told, all together.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct SequencedEvent {
     pub(super) promises: Vec<Promise>,
     /// Ids of jobs, in the order in which each client was told them.
     pub(super) ids: Vec<u64>,
@@ -52,7 +52,7 @@ pub(super) struct Told {
     pub(super) answers: BTreeMap<String, usize>,
     /// Changes that nobody promised and that may run once all the same.
     pub(super) in_doubt: BTreeMap<(&'static str, String), usize>,
-    pub(super) looks: Vec<Look>,
+    pub(super) probe_permits: Vec<Look>,
     /// Reads right after a change of one's own.
     pub(super) own_reads: usize,
     /// What must not happen, as it was seen.
@@ -117,7 +117,7 @@ impl Load {
         self.promised.load(Ordering::Relaxed)
     }
 
-    fn note(&self, note: impl FnOnce(&mut Told)) {
+    fn note(&self, note: impl FnOnce(&mut SequencedEvent)) {
         note(&mut self.told.lock().expect("nobody panics with it"));
     }
 
@@ -174,7 +174,7 @@ impl Load {
             .map(|machine| (machine.name.clone(), machine.state.clone()))
             .collect();
         self.note(|told| {
-            told.looks
+            told.probe_permits
                 .push(Look::new(&answer.observed, asked_ns, states, true));
         });
     }
@@ -450,7 +450,7 @@ impl<'a> OverSocket<'a> {
         if let Ok(answer) = self.ask::<MachineInfo>(caller, json!({"machine": machine}))? {
             let states = vec![(machine.to_owned(), answer.machine.state)];
             let look = Look::new(&answer.observed, asked_ns, states, false);
-            self.load.note(|told| told.looks.push(look));
+            self.load.note(|told| told.probe_permits.push(look));
             self.load.count("machine told");
         }
         Ok(())

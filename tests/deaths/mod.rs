@@ -120,7 +120,7 @@ pub(crate) fn run(cycles: usize, seed: u64) -> Figures {
     for client in clients {
         client.join().expect("a client goes on whatever happens");
     }
-    operator.conclude(cycles, began)
+    operator.finalize(cycles, began)
 }
 
 /// Kills, restarts, and asks.
@@ -309,7 +309,7 @@ impl Operator {
         }
     }
 
-    fn conclude(mut self, cycles: usize, began: Instant) -> Figures {
+    fn finalize(mut self, cycles: usize, began: Instant) -> Figures {
         let mut caller = self.world.client();
         let status = caller.ok::<QueueDrain>(json!({}));
         if (status.waiting, status.running) != (0, 0) {
@@ -355,7 +355,7 @@ impl Operator {
                 &self.world.log(),
             ),
             promises: self.promises.len(),
-            freshness: verdict::freshness(&self.ledger, &SHARED, &told.looks),
+            freshness: verdict::freshness(&self.ledger, &SHARED, &told.probe_permits),
             own_reads: told.own_reads,
             records,
             deaths: self.deaths,

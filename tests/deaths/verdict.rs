@@ -77,7 +77,7 @@ pub(super) fn promises(
     let mut kept = Kept::default();
     for ((verb, machine), promises) in by_change {
         let (times, _) = index.runs(ledger, promises[0]);
-        let doubtful = in_doubt.get(&(verb, machine.to_owned())).copied().unwrap_or(0);
+        let uncertain = in_doubt.get(&(verb, machine.to_owned())).copied().unwrap_or(0);
         let cut = promises
             .iter()
             .filter(|one| never_started.contains(&one.id))
@@ -86,7 +86,7 @@ pub(super) fn promises(
             let ids: Vec<u64> = promises.iter().map(|one| one.id).collect();
             format!("{verb} {machine}, jobs {ids:?}, ran {times} times")
         };
-        if times > promises.len() + doubtful {
+        if times > promises.len() + uncertain {
             kept.twice.push(what());
         } else if times + cut < promises.len() {
             if promises.iter().any(|promise| promise.is_among(forced)) {
@@ -143,7 +143,7 @@ impl Left {
 }
 
 /// Checks each answer against what the service did: whatever was over before the look that it claims to be must show in it.
-pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], looks: &[Look]) -> Freshness {
+pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits: &[Look]) -> Freshness {
     let mut history: BTreeMap<&str, Vec<Done>> = BTreeMap::new();
     for machine in shared {
         // They were made before the first line.
@@ -178,17 +178,17 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], looks: &[Look]
         line.sort_unstable_by_key(|done| done.ended_ns);
     }
     let mut freshness = Freshness::default();
-    let mut looks: Vec<_> = looks.iter().map(|look| (look, states(look))).collect();
-    looks.sort_unstable_by_key(|(look, _)| look.claimed_ns);
+    let mut probe_permits: Vec<_> = probe_permits.iter().map(|look| (look, states(look))).collect();
+    probe_permits.sort_unstable_by_key(|(look, _)| look.claimed_ns);
     for (machine, line) in &history {
         // Most machines are there for a short while; what is told of them before and after it is looked at below.
         let (first, last) = (line[0].began_ns, line[line.len() - 1].ended_ns);
-        let from = looks.partition_point(|(look, _)| look.claimed_ns < first);
+        let from = probe_permits.partition_point(|(look, _)| look.claimed_ns < first);
         let to = match line[line.len() - 1].left {
-            Left::Gone => looks.partition_point(|(look, _)| look.claimed_ns <= last),
-            _ => looks.len(),
+            Left::Gone => probe_permits.partition_point(|(look, _)| look.claimed_ns <= last),
+            _ => probe_permits.len(),
         };
-        for (look, told) in &looks[from..to] {
+        for (look, told) in &probe_permits[from..to] {
             let told = told.get(machine).copied();
             if told.is_none() && !look.is_whole {
                 continue;
@@ -210,7 +210,7 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], looks: &[Look]
             }
         }
     }
-    for (look, told) in &looks {
+    for (look, told) in &probe_permits {
         for machine in told.keys() {
             let was_there = history.get(machine).is_some_and(|line| {
                 let last = &line[line.len() - 1];

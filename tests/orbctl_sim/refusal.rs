@@ -37,7 +37,7 @@ pub(crate) enum Refusal {
     /// There is no machine at all to run a command in.
     NoMachines,
     /// What the service has already said, word for word.
-    Told(Vec<u8>),
+    SequencedEvent(Vec<u8>),
     /// The arguments make no sense: the error and the usage block.
     Usage(String),
     /// What the real tool does not say: the stand-in's own settings, script and limits.
@@ -96,7 +96,7 @@ impl fmt::Display for Refusal {
             Refusal::ServiceGone => f.write_str("unexpected EOF"),
             Refusal::Whole(cause) => write!(f, "[-32098] {cause}"),
             Refusal::NoMachines => f.write_str(NO_MACHINES),
-            Refusal::Told(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
+            Refusal::SequencedEvent(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
             Refusal::Usage(text) => f.write_str(text),
             Refusal::Own(text) => write!(f, "orbctl-sim: {text}"),
         }

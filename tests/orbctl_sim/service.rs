@@ -82,7 +82,7 @@ pub(crate) fn demand(sim: &Sim<'_>, task: Task) -> Outcome<()> {
     if reply.exit == 0 {
         Ok(())
     } else {
-        Err(Refusal::Told(reply.stderr))
+        Err(Refusal::SequencedEvent(reply.stderr))
     }
 }
 

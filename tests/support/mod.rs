@@ -30,7 +30,7 @@ use orbd::rpc::api::{
     QueueResume, QueueStatus,
 };
 use orbd::rpc::types::{
-    Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, RunAnswer, Sickness, Stream,
+    Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, Outage, RunAnswer, Stream,
 };
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
@@ -628,7 +628,7 @@ impl Caller {
 
     /// Returns what ails `orbctl`, as the daemon takes it.
     #[track_caller]
-    pub(crate) fn sickness(&mut self) -> Option<Sickness> {
+    pub(crate) fn outage(&mut self) -> Option<Outage> {
         self.ok::<QueueStatus>(json!({})).sick
     }
 
@@ -636,7 +636,7 @@ impl Caller {
     #[track_caller]
     pub(crate) fn until_well(&mut self) {
         eventually("orbctl is taken for well", || {
-            self.sickness().is_none().then_some(())
+            self.outage().is_none().then_some(())
         });
     }
 

@@ -7,20 +7,20 @@ use orbd::rpc::types::{CacheInvalidateParams, NoParams};
 
 use crate::args::CacheCommand;
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::CliError;
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Shows or forgets what is remembered.
-pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Result<ExitCode, Trouble> {
+pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Result<ExitCode, CliError> {
     match command {
         None | Some(CacheCommand::Status) => {
-            let answer = context.look::<CacheStatus>(Watch::Queue, &NoParams {})?;
+            let answer = context.look::<CacheStatus>(Wait::Queue, &NoParams {})?;
             context.console.answer(&answer, render::cache)?;
         }
         Some(CacheCommand::Invalidate { machine }) => {
             let what = machine.clone().unwrap_or_else(|| "everything".into());
-            let answer = context.ask::<CacheInvalidate>(Watch::Queue, &CacheInvalidateParams { machine })?;
+            let answer = context.ask::<CacheInvalidate>(Wait::Queue, &CacheInvalidateParams { machine })?;
             context.console.answer(&answer, |answer, _| {
                 format!("{what} is forgotten; generation {}\n", answer.generation)
             })?;

@@ -7,15 +7,15 @@ use orbd::rpc::types::JobParams;
 
 use crate::args::Cancel;
 use crate::context::Context;
-use crate::narrate::Watch;
-use crate::trouble::Trouble;
+use crate::error::CliError;
+use crate::progress::Wait;
 
 /// Cancels jobs; the exit code is that of the first that could not be.
-pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, Trouble> {
+pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = false;
     for &job_id in &args.ids {
-        match context.ask::<JobCancel>(Watch::Job(job_id), &JobParams { job_id }) {
+        match context.ask::<JobCancel>(Wait::Job(job_id), &JobParams { job_id }) {
             Ok(answer) => context.console.answer(&answer, |answer, _| {
                 let result = match answer.result.as_str() {
                     "never_started" => "cancelled before it started",
@@ -25,13 +25,13 @@ pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, T
                 };
                 format!("job {job_id} {result}\n")
             })?,
-            Err(trouble @ Trouble::Refused(_)) => {
-                let this = trouble.end(&mut context.console);
+            Err(error @ CliError::Refused(_)) => {
+                let this = error.end(&mut context.console);
                 if !failed {
                     (code, failed) = (this, true);
                 }
             }
-            Err(trouble) => return Err(trouble),
+            Err(error) => return Err(error),
         }
     }
     Ok(code)

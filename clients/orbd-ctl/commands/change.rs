@@ -6,8 +6,8 @@ use orbd::rpc::api::Method;
 use orbd::rpc::types::{ChangeAnswer, JobStateWord};
 
 use crate::context::Context;
+use crate::error::CliError;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// How a change is told.
 pub(super) struct Change {
@@ -25,7 +25,7 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
     change: &Change,
     subjects: &[String],
     requests: &[M::Params],
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let what = match subjects {
         [one] => format!("{} {one}", change.verb),
         many => format!("{} {} machines", change.verb, many.len()),
@@ -39,15 +39,15 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
         &mut |console, index, answer| match answer {
             Ok(answer) => {
                 if let Some(warning) = &answer.warning {
-                    console.say(&format!(
+                    console.eprint(&format!(
                         "warning: {} {}: {warning}",
                         change.verb, subjects[index]
                     ));
                 }
                 console.answer(&answer, |answer, _| told(change, &subjects[index], answer))
             }
-            Err(trouble) => {
-                let this = trouble.end(console);
+            Err(error) => {
+                let this = error.end(console);
                 if !failed {
                     (code, failed) = (this, true);
                 }
@@ -64,7 +64,7 @@ pub(super) fn each<M: Method<Answer = ChangeAnswer>>(
     change: &Change,
     machines: &[String],
     request: impl Fn(String) -> M::Params,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let requests: Vec<_> = machines.iter().cloned().map(request).collect();
     carry_out::<M>(context, change, machines, &requests)
 }
@@ -75,7 +75,7 @@ pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
     change: &Change,
     subject: &str,
     request: M::Params,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     carry_out::<M>(context, change, &[subject.to_owned()], &[request])
 }
 

@@ -7,14 +7,14 @@ use orbd::rpc::api::MachineClone;
 use super::change::{self, Change};
 use crate::args::CloneMachine;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Copies a machine.
-pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
-        &wishes,
+        &job_flags,
         MachineCloneParams {
             machine: args.machine,
             new_name: args.new_name

@@ -9,17 +9,17 @@ use clap::CommandFactory;
 use crate::args::{Cli, Completions, Man};
 use crate::completions;
 use crate::context::Context;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Prints the script that a shell reads.
-pub(super) fn completions(context: &mut Context, args: &Completions) -> Result<ExitCode, Trouble> {
+pub(super) fn completions(context: &mut Context, args: &Completions) -> Result<ExitCode, CliError> {
     let script = completions::script(args.shell)?;
     context.console.print(&script)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the manual page, or writes one for each verb into a folder.
-pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, Trouble> {
+pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, CliError> {
     let grammar = Cli::command();
     let Some(folder) = &args.to else {
         let page = page(grammar)?;
@@ -29,12 +29,12 @@ pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, Trouble
     let written = pages(grammar)?;
     for (name, page) in &written {
         let path = folder.join(name);
-        write(folder, &path, page).map_err(|source| Trouble::Local {
+        write(folder, &path, page).map_err(|source| CliError::Local {
             what: format!("cannot write {}", path.display()),
             source,
         })?;
     }
-    context.console.say(&format!(
+    context.console.eprint(&format!(
         "{} pages written to {}",
         written.len(),
         folder.display()
@@ -48,14 +48,14 @@ fn write(folder: &Path, path: &Path, page: &[u8]) -> std::io::Result<()> {
 }
 
 /// Renders the page of one command.
-fn page(command: clap::Command) -> Result<Vec<u8>, Trouble> {
+fn page(command: clap::Command) -> Result<Vec<u8>, CliError> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
     Ok(page)
 }
 
 /// Renders a page for the program and one for each verb, down to the last: `orbd-ctl.1`, `orbd-ctl-job.1`, `orbd-ctl-job-why.1`.
-fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, Trouble> {
+fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, CliError> {
     let mut grammar = grammar.disable_help_subcommand(true);
     grammar.build();
     let mut pages = Vec::new();
@@ -65,7 +65,11 @@ fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, Trouble> {
 
 /// Adds the page of a command and those below it. Found as `man orbd-ctl-job-why`, which is also the name that clap has given it to
 /// be shown.
-fn add_pages(command: &clap::Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>) -> Result<(), Trouble> {
+fn add_pages(
+    command: &clap::Command,
+    name: &str,
+    pages: &mut Vec<(String, Vec<u8>)>,
+) -> Result<(), CliError> {
     pages.push((format!("{name}.1"), page(command.clone())?));
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         add_pages(verb, &format!("{name}-{}", verb.get_name()), pages)?;

@@ -8,13 +8,13 @@ use orbd::rpc::types::{ConfigGetParams, ReadParams};
 use super::change::{self, Change};
 use crate::args::ConfigCommand;
 use crate::context::{Context, request};
-use crate::narrate::Watch;
+use crate::error::{CliError, exit};
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::{Trouble, exit};
 
 /// Shows and changes OrbStack's configuration.
-pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<ExitCode, Trouble> {
-    let watch = Watch::Ours("config_show", "config".into());
+pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<ExitCode, CliError> {
+    let watch = Wait::Ours("config_show", "config".into());
     match command {
         ConfigCommand::Show(args) => {
             let params = ReadParams {
@@ -44,15 +44,15 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
                 };
                 return Ok(ExitCode::from(code));
             }
-            Err(Trouble::Absent {
+            Err(CliError::Absent {
                 message: format!("{} is not set", params.key),
                 hint: "`orbd-ctl config show` lists the keys".into(),
             })
         }
         ConfigCommand::Set { key, value, job } => {
-            let wishes = job.options();
+            let job_flags = job.options();
             let subjects = [key.clone()];
-            let params = request!(&wishes, ConfigSetParams { key, value });
+            let params = request!(&job_flags, ConfigSetParams { key, value });
             let change = Change {
                 verb: "config_set",
                 done: "set",
@@ -63,8 +63,8 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
         ConfigCommand::Path => Err(of_orbd("path")),
         ConfigCommand::Check => Err(of_orbd("check")),
         ConfigCommand::Reset { job } => {
-            let wishes = job.options();
-            let params = request!(&wishes, ChangeParams {});
+            let job_flags = job.options();
+            let params = request!(&job_flags, ChangeParams {});
             let change = Change {
                 verb: "config_reset",
                 done: "reset",
@@ -76,8 +76,8 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
 }
 
 /// Says where a verb is that OrbStack's configuration does not have.
-fn of_orbd(verb: &str) -> Trouble {
-    Trouble::Usage {
+fn of_orbd(verb: &str) -> CliError {
+    CliError::Usage {
         message: format!("OrbStack's configuration, which `orbd-ctl config` is about, has no `{verb}`"),
         hint: format!("orbd's own is `orbd-ctl daemon config {verb}`"),
     }

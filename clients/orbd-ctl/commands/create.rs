@@ -11,11 +11,11 @@ use super::lease::{self, Place, Terminal};
 use super::transfer::operand;
 use crate::args::Create;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Makes a machine.
-pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let (distro, version) = match args.image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
         None => (args.image.clone(), None),
@@ -29,11 +29,11 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Tr
             terminal: Terminal::Ours,
             done: Some(format!("{name} created")),
         };
-        return lease::carry_out(context, place, &wishes, |name| words(&args, name));
+        return lease::carry_out(context, place, &job_flags, |name| words(&args, name));
     }
     let subjects = [name.clone()];
     let params = request!(
-        &wishes,
+        &job_flags,
         MachineCreateParams {
             name,
             distro,

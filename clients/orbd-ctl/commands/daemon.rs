@@ -9,15 +9,15 @@ use orbd::rpc::api::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
 use orbd::sys::{self, ChildIdentity, StartTime};
 
-use super::own_config;
+use super::daemon_config;
 use crate::args::DaemonCommand;
 use crate::console::{Console, now};
 use crate::context::Context;
+use crate::error::CliError;
 use crate::launch;
 use crate::link::Link;
-use crate::narrate::{Narrator, Watch};
+use crate::progress::{Progress, Wait};
 use crate::render;
-use crate::trouble::Trouble;
 
 /// What it takes after that, generously: 2 s for connections, for the journal and for the metrics each.
 const FAREWELLS_MAX: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ const EXIT_MAX: Duration = Duration::from_secs(1);
 const INFO_MAX: Duration = Duration::from_secs(5);
 
 /// Starts, stops and inspects the daemon. None of these says hello first: they have to work with a daemon of another version.
-pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, Trouble> {
+pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, CliError> {
     match command {
         DaemonCommand::Start { on_demand } => {
             if on_demand && !(context.link.autostart && launch::is_wanted()) {
@@ -58,36 +58,36 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
             let (_, answer) = ask(context)?;
             context.console.answer(&answer, render::daemon)?;
         }
-        DaemonCommand::Logs(args) => super::own_log::logs(context, args)?,
+        DaemonCommand::Logs(args) => super::daemon_log::logs(context, args)?,
         DaemonCommand::Reload => {
             let mut client = context.link.dial()?;
             let mut pending = client.start::<DaemonReload>(&NoParams {})?;
-            let answer = pending.wait(INFO_MAX)?.ok_or_else(|| Trouble::Mute {
+            let answer = pending.wait(INFO_MAX)?.ok_or_else(|| CliError::Mute {
                 socket: context.link.socket.clone(),
             })?;
             context.console.answer(&answer, render::reload)?;
         }
-        DaemonCommand::Config(command) => return own_config::own_config(context, command),
+        DaemonCommand::Config(command) => return daemon_config::daemon_config(context, command),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks a daemon that runs about itself. The connection leads to the one that answered, whoever listens later.
-fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), Trouble> {
+fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), CliError> {
     let mut client = context.link.dial()?;
     let mut pending = client.start::<DaemonInfo>(&NoParams {})?;
     match pending.wait(INFO_MAX)? {
         Some(info) => Ok((client, info)),
-        None => Err(Trouble::Mute {
+        None => Err(CliError::Mute {
             socket: context.link.socket.clone(),
         }),
     }
 }
 
 /// Says of a daemon that does not run that it is not to be started on demand.
-fn unwanted(trouble: Trouble) -> Trouble {
-    match trouble {
-        Trouble::NotRunning { .. } => Trouble::NotStarted {
+fn unwanted(error: CliError) -> CliError {
+    match error {
+        CliError::NotRunning { .. } => CliError::NotStarted {
             reason: "`autostart` is off, so it is not started on demand".into(),
             hint: "`orbd-ctl daemon start` starts it all the same".into(),
         },
@@ -95,9 +95,9 @@ fn unwanted(trouble: Trouble) -> Trouble {
     }
 }
 
-fn start(context: &mut Context) -> Result<(), Trouble> {
+fn start(context: &mut Context) -> Result<(), CliError> {
     let running = match ask(context) {
-        Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) => {
+        Err(CliError::NotRunning { .. } | CliError::Lost(_)) => {
             drop(launch::launch(&context.link, &mut context.console)?);
             None
         }
@@ -118,7 +118,7 @@ fn start(context: &mut Context) -> Result<(), Trouble> {
 }
 
 /// Stops a daemon that runs, whoever it is, without an answer on stdout.
-pub(super) fn stop_quietly(context: &mut Context) -> Result<(), Trouble> {
+pub(super) fn stop_quietly(context: &mut Context) -> Result<(), CliError> {
     stop(context).map(drop)
 }
 
@@ -133,19 +133,19 @@ enum Stopped {
 }
 
 /// Stops the daemon and waits until it is gone.
-fn stop(context: &mut Context) -> Result<Stopped, Trouble> {
+fn stop(context: &mut Context) -> Result<Stopped, CliError> {
     let (mut client, info) = match ask(context) {
         // It takes no connections while it ends what runs, but holds its lock to the end.
-        Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) if context.link.is_held() => {
+        Err(CliError::NotRunning { .. } | CliError::Lost(_)) if context.link.is_held() => {
             let leaving = Leaving {
                 process: None,
                 at_most: LEAVE_CHANGES_AFTER + FAREWELLS_MAX,
             };
-            let mut narrator = Narrator::new(&context.link, Watch::Farewell);
-            leaving.see_off(&context.link, &mut context.console, &mut narrator)?;
+            let mut progress = Progress::new(&context.link, Wait::Shutdown);
+            leaving.see_off(&context.link, &mut context.console, &mut progress)?;
             return Ok(Stopped::Unnamed);
         }
-        Err(Trouble::NotRunning { .. } | Trouble::Lost(_)) => return Ok(Stopped::Nobody),
+        Err(CliError::NotRunning { .. } | CliError::Lost(_)) => return Ok(Stopped::Nobody),
         other => other?,
     };
     let grace = Duration::from_millis(info.limits.get("grace_ms").copied().unwrap_or(0));
@@ -156,13 +156,13 @@ fn stop(context: &mut Context) -> Result<Stopped, Trouble> {
         }),
         at_most: LEAVE_CHANGES_AFTER.max(grace) + FAREWELLS_MAX,
     };
-    match client.call::<DaemonStop>(&NoParams {}).map_err(Trouble::from) {
+    match client.call::<DaemonStop>(&NoParams {}).map_err(CliError::from) {
         // It may be gone before its answer is out.
-        Ok(_) | Err(Trouble::Lost(_)) => {}
-        Err(trouble) => return Err(trouble),
+        Ok(_) | Err(CliError::Lost(_)) => {}
+        Err(error) => return Err(error),
     }
-    let mut narrator = Narrator::of_farewell(&context.link, client);
-    leaving.see_off(&context.link, &mut context.console, &mut narrator)?;
+    let mut progress = Progress::of_farewell(&context.link, client);
+    leaving.see_off(&context.link, &mut context.console, &mut progress)?;
     Ok(Stopped::Process(info.pid))
 }
 
@@ -185,21 +185,21 @@ impl Leaving {
         &self,
         link: &Link,
         console: &mut Console,
-        narrator: &mut Narrator<'_>,
-    ) -> Result<(), Trouble> {
+        progress: &mut Progress<'_>,
+    ) -> Result<(), CliError> {
         let asked = now();
         let mut free = None;
         let mut pause = Duration::from_millis(1);
         while !self.is_gone(link, &mut free) {
             if now() - asked > self.at_most {
-                narrator.clear();
+                progress.clear();
                 let who = self
                     .process
                     .as_ref()
                     .map_or_else(|| "orbd".into(), |process| format!("orbd (pid {})", process.pid));
-                let keeps = render::job_names(&narrator.open_jobs())
+                let keeps = render::job_names(&progress.open_jobs())
                     .map_or_else(String::new, |names| format!("; still running: {names}"));
-                return Err(Trouble::Local {
+                return Err(CliError::Local {
                     what: format!(
                         "{who} has been asked to stop and has not gone for {}{keeps}",
                         render::duration(self.at_most)
@@ -207,7 +207,7 @@ impl Leaving {
                     source: std::io::ErrorKind::TimedOut.into(),
                 });
             }
-            narrator.tick(console);
+            progress.tick(console);
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }

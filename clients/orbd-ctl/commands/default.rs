@@ -8,16 +8,16 @@ use orbd::rpc::types::ReadParams;
 use super::change::{self, Change};
 use crate::args::DefaultMachine;
 use crate::context::{Context, request};
-use crate::narrate::Watch;
-use crate::trouble::Trouble;
+use crate::error::CliError;
+use crate::progress::Wait;
 
 /// Shows, sets or clears the default machine.
-pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<ExitCode, Trouble> {
+pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<ExitCode, CliError> {
     let Some(name) = args.machine else {
         let params = ReadParams {
             max_age_ms: args.age.max_age_ms(),
         };
-        let answer = context.look::<MachineDefault>(Watch::Ours("default", "default".into()), &params)?;
+        let answer = context.look::<MachineDefault>(Wait::Ours("default", "default".into()), &params)?;
         context.console.answer(&answer, |answer, _| {
             answer
                 .machine
@@ -27,16 +27,16 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
         if answer.machine.is_none() {
             context
                 .console
-                .say("there is no default machine; `orbd-ctl default NAME` sets one");
+                .eprint("there is no default machine; `orbd-ctl default NAME` sets one");
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let wishes = args.job.options();
+    let job_flags = args.job.options();
     let (machine, subject, done) = match name.as_str() {
         "none" => (None, "the default machine".to_owned(), "cleared"),
         _ => (Some(name.clone()), name, "is the default machine"),
     };
-    let params = request!(&wishes, SetDefaultParams { machine });
+    let params = request!(&job_flags, SetDefaultParams { machine });
     let change = Change {
         verb: "set_default",
         done,
@@ -46,13 +46,13 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
 }
 
 /// Returns the machine that was named, else the default one.
-pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) -> Result<String, Trouble> {
+pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) -> Result<String, CliError> {
     if let Some(name) = named {
         return Ok(name.clone());
     }
-    let watch = Watch::Ours("default", "the default machine".into());
+    let watch = Wait::Ours("default", "the default machine".into());
     let answer = context.look::<MachineDefault>(watch, &ReadParams::default())?;
-    answer.machine.ok_or_else(|| Trouble::Absent {
+    answer.machine.ok_or_else(|| CliError::Absent {
         message: "no machine was named, and there is no default machine".into(),
         hint: "name one with -m NAME, or set the default with `orbd-ctl default NAME`".into(),
     })

@@ -9,26 +9,26 @@ use super::change::{self, Change};
 use crate::args::Delete;
 use crate::console::Console;
 use crate::context::{Context, request};
-use crate::trouble::{Trouble, exit};
+use crate::error::{CliError, exit};
 
 /// Destroys machines. A person at a terminal is asked first.
-pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, Trouble> {
+pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, CliError> {
     if context.console.can_ask && !args.yes && !is_meant(&mut context.console, &args.machines)? {
-        context.console.say("nothing was deleted");
+        context.console.eprint("nothing was deleted");
         return Ok(ExitCode::from(exit::FAILED));
     }
-    let wishes = args.job.options();
+    let job_flags = args.job.options();
     let change = Change {
         verb: "delete",
         done: "deleted",
         held: "is not there",
     };
     change::each::<MachineDelete>(context, &change, &args.machines, |machine| {
-        request!(&wishes, MachineParams { machine })
+        request!(&job_flags, MachineParams { machine })
     })
 }
 
-fn is_meant(console: &mut Console, machines: &[String]) -> Result<bool, Trouble> {
+fn is_meant(console: &mut Console, machines: &[String]) -> Result<bool, CliError> {
     write!(
         console.err,
         "Delete {} with everything on {}? [y/N] ",

@@ -1,6 +1,6 @@
 //! `doctor`: looks at everything that has to be right, and says what mends what is not.
 //!
-//! Each check looks at one thing and gives one finding. None changes anything, starts the daemon or wakes OrbStack.
+//! Each check looks at one thing and gives one check. None changes anything, starts the daemon or wakes OrbStack.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,11 +19,11 @@ use orbd::rpc::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::error::{CliError, exit};
 use crate::layout::Look;
 use crate::link::{CLIENT_NAME, Link};
 use crate::render;
 use crate::service::{ManagerName, Service, State};
-use crate::trouble::{Trouble, exit};
 
 /// How long the daemon may think about each question.
 const ANSWER_MAX: Duration = Duration::from_secs(40);
@@ -37,115 +37,115 @@ const FREE_MIN: u64 = 100 << 20;
 /// How good it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Level {
+enum CheckStatus {
     /// As it should be.
-    Good,
+    Ok,
     /// It works, but not as well as it could, or not for long.
-    Doubtful,
+    Warn,
     /// It does not work.
-    Bad,
+    Error,
 }
 
 /// What a check found.
 #[derive(Debug, Serialize)]
-struct Finding {
+struct Check {
     /// What was looked at.
-    about: &'static str,
-    level: Level,
+    name: &'static str,
+    status: CheckStatus,
     /// What was seen.
-    says: String,
+    message: String,
     /// What mends it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
+    fix: Option<String>,
 }
 
-impl Finding {
-    fn good(about: &'static str, says: impl Into<String>) -> Self {
+impl Check {
+    fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self {
-            about,
-            level: Level::Good,
-            says: says.into(),
-            mend: None,
+            name,
+            status: CheckStatus::Ok,
+            message: message.into(),
+            fix: None,
         }
     }
 
-    fn doubtful(about: &'static str, says: impl Into<String>, mend: impl Into<String>) -> Self {
+    fn warn(name: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
-            about,
-            level: Level::Doubtful,
-            says: says.into(),
-            mend: Some(mend.into()),
+            name,
+            status: CheckStatus::Warn,
+            message: message.into(),
+            fix: Some(fix.into()),
         }
     }
 
-    fn bad(about: &'static str, says: impl Into<String>, mend: impl Into<String>) -> Self {
+    fn error(name: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
-            level: Level::Bad,
-            ..Self::doubtful(about, says, mend)
+            status: CheckStatus::Error,
+            ..Self::warn(name, message, fix)
         }
     }
 }
 
 /// All that was found.
 #[derive(Debug, Serialize)]
-struct Findings {
-    findings: Vec<Finding>,
+struct Checks {
+    checks: Vec<Check>,
 }
 
 /// Looks at everything, and fails when something is bad.
-pub(super) fn doctor(context: &mut Context) -> Result<ExitCode, Trouble> {
-    let findings = examine(&context.link);
-    let is_bad = findings.iter().any(|finding| finding.level == Level::Bad);
-    context.console.answer(&Findings { findings }, show)?;
+pub(super) fn doctor(context: &mut Context) -> Result<ExitCode, CliError> {
+    let checks = examine(&context.link);
+    let is_bad = checks.iter().any(|check| check.status == CheckStatus::Error);
+    context.console.answer(&Checks { checks }, show)?;
     Ok(ExitCode::from(if is_bad { exit::FAILED } else { 0 }))
 }
 
-fn examine(link: &Link) -> Vec<Finding> {
+fn examine(link: &Link) -> Vec<Check> {
     let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process());
-    let mut findings = vec![match &config {
-        Ok(config) => Finding::good(
+    let mut checks = vec![match &config {
+        Ok(config) => Check::ok(
             "configuration",
             config.file().map_or_else(
                 || "no file; all is default".into(),
                 |path| path.display().to_string(),
             ),
         ),
-        Err(error) => Finding::bad(
+        Err(error) => Check::error(
             "configuration",
             error.to_string(),
             "correct it; `orbd --sample-config` explains every key, `orbd --check-config` checks again",
         ),
     }];
-    findings.push(socket(&link.socket));
-    let daemon = reach(link, &mut findings);
-    findings.push(service(link, daemon.is_some()));
-    findings.extend(service_path(link));
-    findings.extend(dropin(link));
+    checks.push(socket(&link.socket));
+    let daemon = reach(link, &mut checks);
+    checks.push(service(link, daemon.is_some()));
+    checks.extend(service_path(link));
+    checks.extend(dropin(link));
     match (daemon, &config) {
         (Some((client, info)), config) => {
-            findings.extend(of_daemon(client, &info, config.as_ref().ok(), link));
-            findings.extend(state_folder(Path::new(&info.state_dir)));
+            checks.extend(of_daemon(client, &info, config.as_ref().ok(), link));
+            checks.extend(state_folder(Path::new(&info.state_dir)));
         }
         (None, Ok(config)) => {
-            findings.push(orbctl_alone(config, link));
-            findings.extend(state_folder(&config.state_dir));
+            checks.push(orbctl_alone(config, link));
+            checks.extend(state_folder(&config.state_dir));
         }
         (None, Err(_)) => {}
     }
-    findings
+    checks
 }
 
 /// Looks at the socket's path and at who may reach it.
-fn socket(path: &Path) -> Finding {
+fn socket(path: &Path) -> Check {
     socket_of(path, rustix::process::geteuid().as_raw())
 }
 
 /// The same for this user.
-fn socket_of(path: &Path, ours: u32) -> Finding {
+fn socket_of(path: &Path, ours: u32) -> Check {
     const ABOUT: &str = "socket";
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_MAX {
-        return Finding::bad(
+        return Check::error(
             ABOUT,
             format!(
                 "{} has {length} bytes; the system allows {SOCKET_PATH_MAX}",
@@ -158,37 +158,37 @@ fn socket_of(path: &Path, ours: u32) -> Finding {
         && let Ok(data) = fs::metadata(folder)
         && (data.uid() != ours || data.mode() & 0o077 != 0)
     {
-        return Finding::bad(
+        return Check::error(
             ABOUT,
             format!("{} is open to other users", folder.display()),
             format!("chmod 700 {0}; it must be yours (chown)", folder.display()),
         );
     }
     match fs::symlink_metadata(path) {
-        Ok(data) if !data.file_type().is_socket() => Finding::bad(
+        Ok(data) if !data.file_type().is_socket() => Check::error(
             ABOUT,
             format!("{} is something else than a socket", path.display()),
             "move it away, or set ORBD_SOCKET to another path",
         ),
-        Ok(data) if data.uid() != ours => Finding::bad(
+        Ok(data) if data.uid() != ours => Check::error(
             ABOUT,
             format!("{} belongs to another user", path.display()),
             "orbd runs once per user: unset ORBD_SOCKET, or call this as that user",
         ),
-        _ => Finding::good(ABOUT, path.display().to_string()),
+        _ => Check::ok(ABOUT, path.display().to_string()),
     }
 }
 
 /// Connects to a daemon that runs, and says how it is.
-fn reach(link: &Link, findings: &mut Vec<Finding>) -> Option<(Client, DaemonInfoAnswer)> {
+fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnswer)> {
     const ABOUT: &str = "orbd";
     let dialled = link.dial().and_then(|mut client| {
-        client.set_timeout(Some(ANSWER_MAX)).map_err(Trouble::Output)?;
+        client.set_timeout(Some(ANSWER_MAX)).map_err(CliError::Output)?;
         let info = client.call::<DaemonInfo>(&NoParams {})?;
         Ok((client, info))
     });
-    let finding = match &dialled {
-        Ok((_, info)) if info.protocol != PROTOCOL_VERSION => Finding::bad(
+    let check = match &dialled {
+        Ok((_, info)) if info.protocol != PROTOCOL_VERSION => Check::error(
             ABOUT,
             format!(
                 "orbd {} speaks protocol {}, orbd-ctl {} speaks {PROTOCOL_VERSION}",
@@ -200,13 +200,13 @@ fn reach(link: &Link, findings: &mut Vec<Finding>) -> Option<(Client, DaemonInfo
         ),
         Ok((_, info)) if info.upgrade.is_some() => {
             let upgrade = info.upgrade.as_ref().map(render::upgrade).unwrap_or_default();
-            Finding::doubtful(
+            Check::warn(
                 ABOUT,
                 format!("{} runs, pid {}; {upgrade}", info.version, info.pid),
                 "orbd-ctl daemon restart",
             )
         }
-        Ok((_, info)) if info.version != env!("CARGO_PKG_VERSION") => Finding::doubtful(
+        Ok((_, info)) if info.version != env!("CARGO_PKG_VERSION") => Check::warn(
             ABOUT,
             format!(
                 "orbd {} runs, orbd-ctl is {}",
@@ -215,34 +215,34 @@ fn reach(link: &Link, findings: &mut Vec<Finding>) -> Option<(Client, DaemonInfo
             ),
             "orbd-ctl daemon restart",
         ),
-        Ok((_, info)) => Finding::good(ABOUT, format!("{} runs, pid {}", info.version, info.pid)),
-        Err(Trouble::NotRunning { .. }) if link.is_held() => Finding::doubtful(
+        Ok((_, info)) => Check::ok(ABOUT, format!("{} runs, pid {}", info.version, info.pid)),
+        Err(CliError::NotRunning { .. }) if link.is_held() => Check::warn(
             ABOUT,
             "another orbd holds the lock and takes no connections: it is stopping",
             "orbd-ctl daemon start waits for it and starts a new one",
         ),
-        Err(Trouble::NotRunning { .. }) if link.socket.exists() => Finding::doubtful(
+        Err(CliError::NotRunning { .. }) if link.socket.exists() => Check::warn(
             ABOUT,
             "it does not run; its socket was left by a crash and will be replaced",
             "orbd-ctl daemon start",
         ),
-        Err(Trouble::NotRunning { .. }) => Finding::doubtful(
+        Err(CliError::NotRunning { .. }) => Check::warn(
             ABOUT,
             "it does not run; it starts on demand",
             "orbd-ctl daemon start",
         ),
-        Err(trouble) => Finding::bad(
+        Err(error) => Check::error(
             ABOUT,
-            trouble.to_string(),
-            trouble.hint().unwrap_or_else(|| "orbd-ctl daemon restart".into()),
+            error.to_string(),
+            error.hint().unwrap_or_else(|| "orbd-ctl daemon restart".into()),
         ),
     };
-    findings.push(finding);
+    checks.push(check);
     dialled.ok().filter(|(_, info)| info.protocol == PROTOCOL_VERSION)
 }
 
 /// Looks at the service, if there is one.
-fn service(link: &Link, daemon_runs: bool) -> Finding {
+fn service(link: &Link, daemon_runs: bool) -> Check {
     const ABOUT: &str = "service";
     let found = Service::of(link, ManagerName::of_this_system()).and_then(|service| {
         let current = service.is_installed() && service.is_current(link)?;
@@ -250,16 +250,14 @@ fn service(link: &Link, daemon_runs: bool) -> Finding {
         Ok((service, current, state))
     });
     match found {
-        Err(trouble) => Finding::doubtful(ABOUT, trouble.to_string(), "orbd-ctl service status"),
-        Ok((_, _, None)) => Finding::good(ABOUT, "none is installed; clients start orbd on demand"),
-        Ok((service, _, Some(Err(trouble)))) => Finding::bad(
+        Err(error) => Check::warn(ABOUT, error.to_string(), "orbd-ctl service status"),
+        Ok((_, _, None)) => Check::ok(ABOUT, "none is installed; clients start orbd on demand"),
+        Ok((service, _, Some(Err(error)))) => Check::error(
             ABOUT,
-            format!("{} is installed, but {trouble}", service.file.display()),
-            trouble
-                .hint()
-                .unwrap_or_else(|| "orbd-ctl service install".into()),
+            format!("{} is installed, but {error}", service.file.display()),
+            error.hint().unwrap_or_else(|| "orbd-ctl service install".into()),
         ),
-        Ok((_, _, Some(Ok(state)))) if is_failing(&state) && !daemon_runs => Finding::bad(
+        Ok((_, _, Some(Ok(state)))) if is_failing(&state) && !daemon_runs => Check::error(
             ABOUT,
             format!(
                 "it is installed, but its orbd ended with exit code {}",
@@ -270,22 +268,22 @@ fn service(link: &Link, daemon_runs: bool) -> Finding {
                 link.socket.with_extension("err").display()
             ),
         ),
-        Ok((service, false, Some(Ok(_)))) => Finding::doubtful(
+        Ok((service, false, Some(Ok(_)))) => Check::warn(
             ABOUT,
             format!("{} is not what this version would write", service.file.display()),
             "orbd-ctl service install",
         ),
         Ok((_, true, Some(Ok(state)))) => match state.pid {
-            Some(pid) => Finding::good(
+            Some(pid) => Check::ok(
                 ABOUT,
                 format!("{} runs it, pid {pid}", ManagerName::of_this_system().as_str()),
             ),
-            None if daemon_runs => Finding::doubtful(
+            None if daemon_runs => Check::warn(
                 ABOUT,
                 "it is installed, but the orbd that runs was started without it",
                 "orbd-ctl daemon stop && orbd-ctl service start",
             ),
-            None => Finding::doubtful(
+            None => Check::warn(
                 ABOUT,
                 "it is installed and does not run",
                 "orbd-ctl service start",
@@ -301,21 +299,21 @@ fn is_failing(state: &State) -> bool {
 
 /// Looks whether the service's own PATH leads to `orbctl`: a manager gives little of its own, and what it gets is not what a
 /// terminal has.
-fn service_path(link: &Link) -> Option<Finding> {
+fn service_path(link: &Link) -> Option<Check> {
     const ABOUT: &str = "service's PATH";
     let service = Service::of(link, ManagerName::of_this_system()).ok()?;
     let path = service.search_path()?;
     // The service has the file's settings, and none of those that this environment makes.
     let config = Config::load(&Flags::default(), &ConfigEnvironment::default()).ok()?;
     Some(match find_orbctl(&config, link, Some(&path)) {
-        Ok(found) => Finding::good(ABOUT, format!("leads to {}", found.path().display())),
-        Err(LocateError::NotFound) => Finding::bad(
+        Ok(found) => Check::ok(ABOUT, format!("leads to {}", found.path().display())),
+        Err(LocateError::NotFound) => Check::error(
             ABOUT,
             format!("{} leads to no orbctl", path.display()),
             "call `orbd-ctl service install` where orbctl is on PATH, or set `orbctl` in orbd's configuration",
         ),
-        Err(error) => Finding {
-            about: ABOUT,
+        Err(error) => Check {
+            name: ABOUT,
             ..not_found(&error)
         },
     })
@@ -327,14 +325,14 @@ fn of_daemon(
     info: &DaemonInfoAnswer,
     config: Option<&Config>,
     link: &Link,
-) -> Vec<Finding> {
+) -> Vec<Check> {
     // So that its questions have a name in the metrics. Whether it may speak to us has been looked at.
     let _ = client.hello(CLIENT_NAME);
-    let mut findings = vec![match &info.orbctl {
-        Some(path) => Finding::good("orbctl", path.clone()),
+    let mut checks = vec![match &info.orbctl {
+        Some(path) => Check::ok("orbctl", path.clone()),
         // It looks again each time, but where it was told to when it started.
         None => match config.map(|config| find_orbctl(config, link, link.environment.path.as_deref())) {
-            Some(Ok(found)) => Finding::bad(
+            Some(Ok(found)) => Check::error(
                 "orbctl",
                 format!(
                     "orbd finds none with the configuration and PATH that it was started with; here it is {}",
@@ -350,17 +348,17 @@ fn of_daemon(
     if info.orbctl.is_some() {
         if queue.as_ref().is_some_and(|queue| queue.paused) {
             // Whoever asks would wait until somebody resumes it.
-            let says = "not asked: the queue is paused";
-            findings.push(Finding::doubtful("OrbStack", says, "orbd-ctl queue resume"));
+            let message = "not asked: the queue is paused";
+            checks.push(Check::warn("OrbStack", message, "orbd-ctl queue resume"));
         } else {
-            findings.extend(of_orbstack(&mut client));
+            checks.extend(of_orbstack(&mut client));
         }
     }
-    findings.extend(queue.as_ref().map(of_queue));
+    checks.extend(queue.as_ref().map(of_queue));
     if let Ok(counters) = client.call::<MetricsCounters>(&NoParams {}) {
-        findings.push(match counters.store.as_str() {
-            "open" | "closed" => Finding::good("metrics", "the store is in order"),
-            other => Finding::doubtful(
+        checks.push(match counters.store.as_str() {
+            "open" | "closed" => Check::ok("metrics", "the store is in order"),
+            other => Check::warn(
                 "metrics",
                 other,
                 format!(
@@ -370,34 +368,34 @@ fn of_daemon(
             ),
         });
     }
-    findings
+    checks
 }
 
 /// Asks `orbctl` through the daemon.
-fn of_orbstack(client: &mut Client) -> [Finding; 2] {
+fn of_orbstack(client: &mut Client) -> [Check; 2] {
     let version = match client.call::<OrbstackVersion>(&ReadParams::default()) {
-        Ok(answer) => Finding::good("OrbStack's version", answer.version),
-        Err(error) => Finding::bad(
+        Ok(answer) => Check::ok("OrbStack's version", answer.version),
+        Err(error) => Check::error(
             "OrbStack's version",
-            Trouble::from(error).to_string(),
+            CliError::from(error).to_string(),
             "open OrbStack once, and let it update",
         ),
     };
     let status = match client.call::<OrbstackStatus>(&ReadParams::default()) {
-        Ok(answer) if answer.observed.stale => Finding::bad(
+        Ok(answer) if answer.observed.stale => Check::error(
             "OrbStack",
             render::staleness(&answer.observed).unwrap_or_default(),
             UNSTICK,
         ),
-        Ok(answer) if answer.status == "running" => Finding::good("OrbStack", answer.status),
-        Ok(answer) => Finding::doubtful("OrbStack", answer.status, "orbd-ctl start"),
-        Err(error) => Finding::bad("OrbStack", Trouble::from(error).to_string(), UNSTICK),
+        Ok(answer) if answer.status == "running" => Check::ok("OrbStack", answer.status),
+        Ok(answer) => Check::warn("OrbStack", answer.status, "orbd-ctl start"),
+        Err(error) => Check::error("OrbStack", CliError::from(error).to_string(), UNSTICK),
     };
     [version, status]
 }
 
 /// Looks whether anything is held.
-fn of_queue(queue: &QueueStatusAnswer) -> Finding {
+fn of_queue(queue: &QueueStatusAnswer) -> Check {
     let held = match (queue.paused, queue.draining) {
         (true, _) => Some("is paused".to_owned()),
         (_, true) => Some("is draining".to_owned()),
@@ -410,24 +408,24 @@ fn of_queue(queue: &QueueStatusAnswer) -> Finding {
         _ => None,
     };
     match held {
-        Some(held) => Finding::doubtful("queue", format!("it {held}"), "orbd-ctl queue resume [NAME]"),
-        None => Finding::good("queue", format!("{} run, {} wait", queue.running, queue.waiting)),
+        Some(held) => Check::warn("queue", format!("it {held}"), "orbd-ctl queue resume [NAME]"),
+        None => Check::ok("queue", format!("{} run, {} wait", queue.running, queue.waiting)),
     }
 }
 
 /// Looks whether a drop-in that is installed is the one that is called. Whoever has none misses nothing.
-fn dropin(link: &Link) -> Option<Finding> {
+fn dropin(link: &Link) -> Option<Check> {
     const ABOUT: &str = "drop-in";
     let report = super::dropin::examine(link, &super::dropin::usual_folder(link)?);
     match report.shadow() {
-        Some((says, mend)) => Some(Finding::doubtful(ABOUT, says, mend)),
-        None => report.good().map(|says| Finding::good(ABOUT, says)),
+        Some((message, fix)) => Some(Check::warn(ABOUT, message, fix)),
+        None => report.good().map(|message| Check::ok(ABOUT, message)),
     }
 }
 
 /// Says why there is no `orbctl`, and what mends that.
-fn not_found(error: &LocateError) -> Finding {
-    let mend = match error {
+fn not_found(error: &LocateError) -> Check {
+    let fix = match error {
         LocateError::NotExecutable(path) if path.exists() => {
             format!(
                 "chmod +x {}, or correct `orbctl` in orbd's configuration",
@@ -440,7 +438,7 @@ fn not_found(error: &LocateError) -> Finding {
         }
         _ => "correct `orbctl` in orbd's configuration, or leave it out: it is looked for then".into(),
     };
-    Finding::bad("orbctl", error.to_string(), mend)
+    Check::error("orbctl", error.to_string(), fix)
 }
 
 /// Looks for `orbctl` as a daemon with this configuration and PATH would.
@@ -455,20 +453,20 @@ fn find_orbctl(config: &Config, link: &Link, path: Option<&OsStr>) -> Result<Loc
 }
 
 /// Looks for `orbctl` as a daemon of this environment would.
-fn orbctl_alone(config: &Config, link: &Link) -> Finding {
+fn orbctl_alone(config: &Config, link: &Link) -> Check {
     match find_orbctl(config, link, link.environment.path.as_deref()) {
-        Ok(located) => Finding::good("orbctl", located.path().display().to_string()),
+        Ok(located) => Check::ok("orbctl", located.path().display().to_string()),
         Err(error) => not_found(&error),
     }
 }
 
 /// Looks whether there is room where orbd keeps its state, and whether something had to be set aside there.
-fn state_folder(folder: &Path) -> Vec<Finding> {
+fn state_folder(folder: &Path) -> Vec<Check> {
     disk(folder).into_iter().chain(set_aside(folder)).collect()
 }
 
 /// Looks for what was damaged, and kept for whoever wants to look into it.
-fn set_aside(folder: &Path) -> Option<Finding> {
+fn set_aside(folder: &Path) -> Option<Check> {
     let mut found: Vec<PathBuf> = [folder.join("metrics"), folder.to_owned()]
         .iter()
         .filter_map(|folder| fs::read_dir(folder).ok())
@@ -485,7 +483,7 @@ fn set_aside(folder: &Path) -> Option<Finding> {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    Some(Finding::doubtful(
+    Some(Check::warn(
         "set aside",
         format!(
             "{}{more}: damaged, so orbd went on with a fresh one",
@@ -495,7 +493,7 @@ fn set_aside(folder: &Path) -> Option<Finding> {
     ))
 }
 
-fn disk(folder: &Path) -> Option<Finding> {
+fn disk(folder: &Path) -> Option<Check> {
     // Before the first start there is no folder yet; the one above it tells as much.
     let existing = folder.ancestors().find(|folder| folder.is_dir())?;
     let writable = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_ok();
@@ -506,39 +504,39 @@ fn disk(folder: &Path) -> Option<Finding> {
 }
 
 /// Judges what was seen of a disk.
-fn room(folder: &Path, writable: bool, free: u64) -> Finding {
+fn room(folder: &Path, writable: bool, free: u64) -> Check {
     const ABOUT: &str = "disk";
     let place = folder.display();
     if !writable {
-        Finding::bad(
+        Check::error(
             ABOUT,
             format!("{place} cannot be written"),
             format!("make it yours: chown -R \"$(id -un)\" {place}"),
         )
     } else if free < FREE_MIN {
-        Finding::bad(
+        Check::error(
             ABOUT,
             format!("{} MiB are free where {place} is", free >> 20),
             "make room: output and the journal go there",
         )
     } else {
-        Finding::good(ABOUT, format!("{} MiB are free where {place} is", free >> 20))
+        Check::ok(ABOUT, format!("{} MiB are free where {place} is", free >> 20))
     }
 }
 
-fn show(findings: &Findings, look: Look) -> String {
+fn show(checks: &Checks, look: Look) -> String {
     let mut text = String::new();
-    for finding in &findings.findings {
-        let (style, sign) = match finding.level {
-            Level::Good => (render::GOOD, "ok  "),
-            Level::Doubtful => (render::HINT, "hmm "),
-            Level::Bad => (render::BAD, "bad "),
+    for check in &checks.checks {
+        let (style, sign) = match check.status {
+            CheckStatus::Ok => (render::GOOD, "ok  "),
+            CheckStatus::Warn => (render::HINT, "hmm "),
+            CheckStatus::Error => (render::BAD, "bad "),
         };
         let sign = render::paint(look, style, sign);
-        let says = format!("{sign} {}: {}\n", finding.about, finding.says);
-        text.push_str(&look.paragraph(&says, 5));
-        if let Some(mend) = &finding.mend {
-            text.push_str(&look.paragraph(&format!("     -> {mend}\n"), 8));
+        let message = format!("{sign} {}: {}\n", check.name, check.message);
+        text.push_str(&look.paragraph(&message, 5));
+        if let Some(fix) = &check.fix {
+            text.push_str(&look.paragraph(&format!("     -> {fix}\n"), 8));
         }
     }
     text
@@ -558,44 +556,44 @@ mod tests {
         permissions(0o755);
         assert!(
             socket(&folder.path().join("s"))
-                .says
+                .message
                 .contains("open to other users")
         );
         permissions(0o700);
         let long = folder.path().join("x".repeat(120));
-        assert_eq!(socket(&long).level, Level::Bad);
+        assert_eq!(socket(&long).status, CheckStatus::Error);
         let file = folder.path().join("orbd.sock");
-        assert_eq!(socket(&file).level, Level::Good, "it is not there yet");
+        assert_eq!(socket(&file).status, CheckStatus::Ok, "it is not there yet");
         fs::write(&file, "").expect("written");
-        assert!(socket(&file).says.contains("something else"));
+        assert!(socket(&file).message.contains("something else"));
         fs::remove_file(&file).expect("ours");
         let _listener = std::os::unix::net::UnixListener::bind(&file).expect("a socket");
-        assert_eq!(socket(&file).level, Level::Good);
+        assert_eq!(socket(&file).status, CheckStatus::Ok);
         let stranger = rustix::process::geteuid().as_raw() + 1;
-        assert_eq!(socket_of(&file, stranger).level, Level::Bad);
+        assert_eq!(socket_of(&file, stranger).status, CheckStatus::Error);
     }
 
     #[test]
     fn a_disk_that_is_nearly_full_is_bad_before_it_is_full() {
-        let check = |writable, free, level| {
-            assert_eq!(room(Path::new("/state"), writable, free).level, level, "{free}");
+        let check = |writable, free, status| {
+            assert_eq!(room(Path::new("/state"), writable, free).status, status, "{free}");
         };
-        check(true, FREE_MIN, Level::Good);
-        check(true, FREE_MIN - 1, Level::Bad);
-        check(true, 0, Level::Bad);
-        check(false, u64::MAX, Level::Bad);
+        check(true, FREE_MIN, CheckStatus::Ok);
+        check(true, FREE_MIN - 1, CheckStatus::Error);
+        check(true, 0, CheckStatus::Error);
+        check(false, u64::MAX, CheckStatus::Error);
     }
 
     #[test]
     fn a_full_line_of_findings_reads_well() {
-        let findings = Findings {
-            findings: vec![
-                Finding::good("socket", "/s"),
-                Finding::bad("orbctl", "not found", "install OrbStack"),
+        let checks = Checks {
+            checks: vec![
+                Check::ok("socket", "/s"),
+                Check::error("orbctl", "not found", "install OrbStack"),
             ],
         };
         assert_eq!(
-            show(&findings, Look::default()),
+            show(&checks, Look::default()),
             "ok   socket: /s\nbad  orbctl: not found\n     -> install OrbStack\n"
         );
     }

@@ -12,9 +12,9 @@ use crate::context::Context;
 use crate::dropin::links::{self, InstallError, Link, Written};
 use crate::dropin::real_tool;
 use crate::environment::variable;
+use crate::error::{CliError, exit};
 use crate::link;
 use crate::service::program;
-use crate::trouble::{Trouble, exit};
 
 /// What `--json` says of the drop-in.
 #[derive(Debug, Serialize)]
@@ -51,7 +51,7 @@ struct Named {
 }
 
 /// Installs, removes and shows the drop-in.
-pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCode, Trouble> {
+pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCode, CliError> {
     let folder = folder(&context.link, args.dir.as_deref())?;
     match args.command {
         DropinCommand::Install => {
@@ -72,7 +72,7 @@ pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCod
             Ok(ExitCode::SUCCESS)
         }
         DropinCommand::Uninstall => {
-            let removed = links::uninstall(&folder).map_err(|source| Trouble::Local {
+            let removed = links::uninstall(&folder).map_err(|source| CliError::Local {
                 what: format!("cannot take the links in {} away", folder.display()),
                 source,
             })?;
@@ -95,18 +95,18 @@ pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCod
     }
 }
 
-fn install(link: &link::Link, folder: &Path) -> Result<Written, Trouble> {
-    let own = std::env::current_exe().map_err(|source| Trouble::Local {
+fn install(link: &link::Link, folder: &Path) -> Result<Written, CliError> {
+    let own = std::env::current_exe().map_err(|source| CliError::Local {
         what: "cannot find out where this program is".into(),
         source,
     })?;
     let program = program::stable(&own, link.environment.path.as_deref());
     links::install(folder, &program).map_err(|error| match error {
-        InstallError::Foreign(_) => Trouble::Usage {
+        InstallError::Foreign(_) => CliError::Usage {
             message: error.to_string(),
             hint: "give another folder with --dir, and put it first on PATH".into(),
         },
-        InstallError::System(source) => Trouble::Local {
+        InstallError::System(source) => CliError::Local {
             what: format!("cannot make the links in {}", folder.display()),
             source,
         },
@@ -114,13 +114,13 @@ fn install(link: &link::Link, folder: &Path) -> Result<Written, Trouble> {
 }
 
 /// Returns the folder of the links: the one that was given, else `~/.orbd/bin`.
-fn folder(link: &link::Link, given: Option<&Path>) -> Result<PathBuf, Trouble> {
+fn folder(link: &link::Link, given: Option<&Path>) -> Result<PathBuf, CliError> {
     match given {
-        Some(folder) => std::path::absolute(folder).map_err(|source| Trouble::Local {
+        Some(folder) => std::path::absolute(folder).map_err(|source| CliError::Local {
             what: format!("{} cannot be made absolute", folder.display()),
             source,
         }),
-        None => usual_folder(link).ok_or_else(|| Trouble::Usage {
+        None => usual_folder(link).ok_or_else(|| CliError::Usage {
             message: "HOME is not set, so there is no place for the links".into(),
             hint: "set HOME or give --dir".into(),
         }),
@@ -154,7 +154,7 @@ pub(super) fn examine(link: &link::Link, folder: &Path) -> Report {
         .all(|name| links::look(&folder.join(name)) == Link::Ours);
     let first = names.iter().all(|name| name.is_drop_in);
     let told = link
-        .aside()
+        .side_connection()
         .map(|mut client| client.call::<DaemonInfo>(&NoParams {}).ok());
     let of_daemon = told
         .as_ref()

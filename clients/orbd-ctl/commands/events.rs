@@ -13,16 +13,16 @@ use orbd::rpc::types::{
 use crate::args;
 use crate::console::Console;
 use crate::context::Context;
+use crate::error::CliError;
 use crate::layout::Look;
 use crate::link::greet;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Between two tries to reach a daemon that went away.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// Shows everything as it is, what came since an event, or what happens.
-pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitCode, Trouble> {
+pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitCode, CliError> {
     let kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
     let mut client = context.connect()?;
     if args.follow {
@@ -30,7 +30,7 @@ pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitC
     }
     // Whoever asks for orbctl's health alone makes nobody look; the state is told in any case.
     let now = EventsSubscribeParams {
-        kinds: vec![EventKind::OrbctlSick],
+        kinds: vec![EventKind::OrbctlUnhealthy],
         ..EventsSubscribeParams::default()
     };
     let state = client.subscribe::<EventsSubscribe>(&now)?.next_event()?;
@@ -53,7 +53,7 @@ fn until(
     args: &args::Events,
     kinds: &[EventKind],
     newest: u64,
-) -> Result<(), Trouble> {
+) -> Result<(), CliError> {
     let params = EventsSubscribeParams {
         since: args.since,
         instance: args.instance.clone(),
@@ -79,7 +79,7 @@ fn follow(
     mut client: Client,
     args: &args::Events,
     kinds: Vec<EventKind>,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let mut params = EventsSubscribeParams {
         since: args.since,
         instance: args.instance.clone(),
@@ -88,20 +88,20 @@ fn follow(
     loop {
         let lost = match client.subscribe::<EventsSubscribe>(&params) {
             Ok(events) => listen(&mut context.console, events, &mut params)?,
-            Err(CallError::Lost(source)) => Trouble::Lost(source),
+            Err(CallError::Lost(source)) => CliError::Lost(source),
             Err(error) => return Err(error.into()),
         };
-        context.console.say(&format!("{lost}; waiting for orbd"));
+        context.console.eprint(&format!("{lost}; waiting for orbd"));
         client = loop {
             std::thread::sleep(RECONNECT_PAUSE);
             match context.link.dial() {
                 Ok(mut client) => match greet(&mut client, &context.link.socket) {
                     Ok(_) => break client,
-                    Err(Trouble::Lost(_)) => {}
-                    Err(trouble) => return Err(trouble),
+                    Err(CliError::Lost(_)) => {}
+                    Err(error) => return Err(error),
                 },
-                Err(Trouble::NotRunning { .. }) => {}
-                Err(trouble) => return Err(trouble),
+                Err(CliError::NotRunning { .. }) => {}
+                Err(error) => return Err(error),
             }
         };
     }
@@ -112,7 +112,7 @@ fn listen(
     console: &mut Console,
     mut events: Events<'_, EventsSubscribe>,
     params: &mut EventsSubscribeParams,
-) -> Result<Trouble, Trouble> {
+) -> Result<CliError, CliError> {
     loop {
         match events.next_event() {
             Ok(event) => {
@@ -120,13 +120,13 @@ fn listen(
                 params.since = Some(event.sequence);
                 params.instance = Some(event.instance);
             }
-            Err(CallError::Lost(source)) => return Ok(Trouble::Lost(source)),
+            Err(CallError::Lost(source)) => return Ok(CliError::Lost(source)),
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-fn tell(console: &mut Console, event: &Event) -> Result<(), Trouble> {
+fn tell(console: &mut Console, event: &Event) -> Result<(), CliError> {
     console.answer(event, text)
 }
 
@@ -202,7 +202,7 @@ fn what_text(what: &EventDetails) -> String {
             };
             format!("what was known is stale: {about} (generation {generation})")
         }
-        EventDetails::OrbctlSick { reason } => format!("orbctl does not work: {reason}"),
+        EventDetails::OrbctlUnhealthy { reason } => format!("orbctl does not work: {reason}"),
         EventDetails::OrbctlWell {} => "orbctl works again".into(),
         EventDetails::Other => "something that this orbd-ctl does not know".into(),
     }
@@ -263,7 +263,7 @@ fn kind_of(event: &Event) -> Option<EventKind> {
         EventDetails::JobStarted { .. } => EventKind::JobStarted,
         EventDetails::JobEnded { .. } => EventKind::JobEnded,
         EventDetails::CacheInvalidated { .. } => EventKind::CacheInvalidated,
-        EventDetails::OrbctlSick { .. } => EventKind::OrbctlSick,
+        EventDetails::OrbctlUnhealthy { .. } => EventKind::OrbctlUnhealthy,
         EventDetails::OrbctlWell {} => EventKind::OrbctlWell,
     })
 }

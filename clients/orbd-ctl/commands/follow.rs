@@ -11,9 +11,9 @@ use orbd::rpc::types::{Chunk, Gap, Job, JobEvent, JobParams, JobStateWord, RunAn
 
 use crate::console::Console;
 use crate::context::TICK;
+use crate::error::CliError;
 use crate::interrupt::Interrupt;
-use crate::narrate::Narrator;
-use crate::trouble::Trouble;
+use crate::progress::Progress;
 
 /// Most output that an answer carries, as the daemon has it for `machine.run`.
 const INLINE_MAX: u64 = 1 << 20;
@@ -44,7 +44,7 @@ impl Sink {
     }
 
     /// Takes a chunk that ends before `end`.
-    fn take(&mut self, console: &mut Console, chunk: Chunk, end: u64) -> Result<(), Trouble> {
+    fn take(&mut self, console: &mut Console, chunk: Chunk, end: u64) -> Result<(), CliError> {
         match self {
             Self::Streams => write(console, &chunk),
             Self::Answer(answer) => {
@@ -62,7 +62,7 @@ impl Sink {
 }
 
 /// A job that was followed to its end.
-pub(super) struct Followed {
+pub(super) struct EndedJobWatchers {
     /// The job.
     pub(super) job: Job,
     /// Some of its output never came. That has been said, and whoever acts on the exit code has to know too.
@@ -76,10 +76,10 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
     offset: u64,
     sink: &mut Sink,
     interrupt: &Interrupt,
-    narrator: &mut Narrator<'_>,
+    progress: &mut Progress<'_>,
     console: &mut Console,
-    on_start: &mut dyn FnMut(u64) -> Result<(), Trouble>,
-) -> Result<Followed, Trouble> {
+    on_start: &mut dyn FnMut(u64) -> Result<(), CliError>,
+) -> Result<EndedJobWatchers, CliError> {
     let mut next = offset;
     let mut lost = false;
     let mut id = None;
@@ -87,18 +87,18 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
     let mut cancelled = false;
     loop {
         if interrupt.came() && !cancelled {
-            narrator.clear();
-            let Some(id) = id.filter(|id| cancel(narrator, *id)) else {
-                console.say("leaving; the command is stopped");
-                return Err(Trouble::Interrupted);
+            progress.clear();
+            let Some(id) = id.filter(|id| cancel(progress, *id)) else {
+                console.eprint("leaving; the command is stopped");
+                return Err(CliError::Interrupted);
             };
             cancelled = true;
-            console.say(&format!("cancelling job {id}; Ctrl-C again leaves at once"));
+            console.eprint(&format!("cancelling job {id}; Ctrl-C again leaves at once"));
         }
         let Some(event) = events.next_event_within(TICK)? else {
             // Once accepted, the daemon says by itself what the job waits for.
             if id.is_none() {
-                narrator.tick(console);
+                progress.tick(console);
             }
             continue;
         };
@@ -112,10 +112,10 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                     answer.job_id = job_id;
                 }
             }
-            JobEvent::Waiting { waiting_for } if !cancelled => narrator.waiting(console, &waiting_for),
+            JobEvent::Waiting { waiting_for } if !cancelled => progress.waiting(console, &waiting_for),
             JobEvent::Waiting { .. } => {}
             JobEvent::Started {} => {
-                narrator.clear();
+                progress.clear();
                 if let (Some(id), false) = (id, started) {
                     on_start(id)?;
                 }
@@ -126,48 +126,48 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                     next = chunk.offset + length;
                     sink.take(console, chunk, next)
                 });
-                if let Err(trouble) = taken {
+                if let Err(error) = taken {
                     // Nobody reads any more, so nobody needs the command; closing the connection would say so too.
                     if let Some(id) = id {
-                        cancel(narrator, id);
+                        cancel(progress, id);
                     }
-                    return Err(trouble);
+                    return Err(error);
                 }
             }
             JobEvent::Gap(gap) => {
-                narrator.clear();
+                progress.clear();
                 say_gap(console, &gap);
                 next = gap.to;
                 lost = true;
             }
             JobEvent::Ended { job } => {
-                narrator.clear();
+                progress.clear();
                 if cancelled {
-                    console.say(&format!("job {} has ended", job.id));
-                    return Err(Trouble::Interrupted);
+                    console.eprint(&format!("job {} has ended", job.id));
+                    return Err(CliError::Interrupted);
                 }
                 // Output that the daemon could not read back has no event of its own: the count tells.
                 if next < job.output_bytes {
-                    console.say(&format!(
+                    console.eprint(&format!(
                         "{} bytes of output are lost, from byte {next} on: orbd could not read them back, and its log says why",
                         job.output_bytes - next
                     ));
                     lost = true;
                 }
-                return Ok(Followed { job: *job, lost });
+                return Ok(EndedJobWatchers { job: *job, lost });
             }
         }
     }
 }
 
-fn cancel(narrator: &mut Narrator<'_>, job_id: u64) -> bool {
-    narrator
-        .aside()
+fn cancel(progress: &mut Progress<'_>, job_id: u64) -> bool {
+    progress
+        .side_connection()
         .is_some_and(|client| client.call::<JobCancel>(&JobParams { job_id }).is_ok())
 }
 
 /// Writes what a command wrote to the stream of ours that it wrote to.
-pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), Trouble> {
+pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), CliError> {
     let bytes = content(chunk)?;
     match chunk.stream {
         Stream::Stdout => console.print(&bytes),
@@ -176,17 +176,17 @@ pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), Trouble>
 }
 
 /// Returns how many bytes a chunk has.
-fn length(chunk: &Chunk) -> Result<u64, Trouble> {
+fn length(chunk: &Chunk) -> Result<u64, CliError> {
     Ok(u64::try_from(content(chunk)?.len()).unwrap_or(u64::MAX))
 }
 
 /// Returns the bytes of a chunk.
-fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, Trouble> {
+fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, CliError> {
     match (&chunk.text, &chunk.base64) {
         (Some(text), _) => Ok(text.as_bytes().into()),
         (None, Some(base64)) => match STANDARD.decode(base64) {
             Ok(bytes) => Ok(bytes.into()),
-            Err(error) => Err(Trouble::Local {
+            Err(error) => Err(CliError::Local {
                 what: "the command's output could not be decoded".into(),
                 source: io::Error::new(io::ErrorKind::InvalidData, error),
             }),
@@ -197,7 +197,7 @@ fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, Trouble> {
 
 /// Says that output is missing. It is never silent.
 pub(super) fn say_gap(console: &mut Console, gap: &Gap) {
-    console.say(&format!(
+    console.eprint(&format!(
         "{} bytes of output are lost, from byte {} on: they came faster than they were read",
         gap.to.saturating_sub(gap.from),
         gap.from
@@ -205,12 +205,12 @@ pub(super) fn say_gap(console: &mut Console, gap: &Gap) {
 }
 
 /// Returns the exit code of an ended job: the command's own, or the trouble that it ended in.
-pub(super) fn exit_of(job: &Job) -> Result<u8, Trouble> {
+pub(super) fn exit_of(job: &Job) -> Result<u8, CliError> {
     let Some(outcome) = &job.outcome else {
         return Ok(0);
     };
     if let Some(error) = &outcome.error {
-        return Err(Trouble::Refused(error.clone()));
+        return Err(CliError::Refused(error.clone()));
     }
     let kind = match (outcome.kind.as_str(), outcome.exit_code) {
         // An exit code has eight bits, here as there.
@@ -222,7 +222,7 @@ pub(super) fn exit_of(job: &Job) -> Result<u8, Trouble> {
         ("unknown", None) => ErrorKind::OutcomeUnknown,
         _ => ErrorKind::OrbctlFailed,
     };
-    Err(Trouble::Refused(
+    Err(CliError::Refused(
         kind.error(format!("job {} ended: {}", job.id, outcome.kind)),
     ))
 }

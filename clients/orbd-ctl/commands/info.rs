@@ -7,13 +7,13 @@ use orbd::rpc::types::MachineInfoParams;
 
 use crate::args::Info;
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::CliError;
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Shows one machine.
-pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, Trouble> {
-    let watch = Watch::Ours("info", format!("info {}", args.machine));
+pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, CliError> {
+    let watch = Wait::Ours("info", format!("info {}", args.machine));
     let params = MachineInfoParams {
         max_age_ms: args.age.max_age_ms(),
         machine: args.machine,
@@ -21,7 +21,7 @@ pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, Troubl
     let answer = context.look::<MachineInfo>(watch, &params)?;
     context.console.answer(&answer, render::info)?;
     if let Some(note) = render::staleness(&answer.observed) {
-        context.console.say(&note);
+        context.console.eprint(&note);
     }
     Ok(ExitCode::SUCCESS)
 }

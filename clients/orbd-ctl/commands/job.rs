@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::follow::{self, Sink};
 use crate::args::{JobCommand, millis};
 use crate::context::Context;
+use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
-use crate::narrate::{Narrator, Watch};
+use crate::progress::{Progress, Wait};
 use crate::render;
-use crate::trouble::{Trouble, exit};
 
 /// At most so many jobs are named of those that wait for each other.
 const CHAIN_MAX: usize = 100;
@@ -25,10 +25,10 @@ struct Chain {
 }
 
 /// Shows one job, says why it waits, waits for it, or reads what it wrote.
-pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCode, Trouble> {
+pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCode, CliError> {
     match *command {
         JobCommand::Show { id } => {
-            let answer = context.look::<JobGet>(Watch::Queue, &JobParams { job_id: id })?;
+            let answer = context.look::<JobGet>(Wait::Queue, &JobParams { job_id: id })?;
             context
                 .console
                 .answer(&answer, |answer, look| render::job(&answer.job, look))?;
@@ -46,17 +46,17 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
                 job_id: id,
                 timeout_ms: timeout.map(millis),
             };
-            let answer = context.ask::<JobWait>(Watch::Job(id), &params)?;
+            let answer = context.ask::<JobWait>(Wait::Job(id), &params)?;
             context
                 .console
                 .answer(&answer, |answer, look| render::job(&answer.job, look))?;
             if answer.job.state != JobStateWord::Ended {
-                context.console.say("it goes on");
+                context.console.eprint("it goes on");
                 return Ok(ExitCode::from(exit::REFUSED));
             }
             match follow::exit_of(&answer.job) {
                 Ok(code) => Ok(ExitCode::from(code)),
-                Err(trouble) => Ok(ExitCode::from(trouble.exit())),
+                Err(error) => Ok(ExitCode::from(error.exit())),
             }
         }
         JobCommand::Output { id, follow, offset } if follow => follow_output(context, id, offset),
@@ -65,15 +65,15 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
 }
 
 /// Looks up what a job waits for, and what that waits for. Each is looked at by itself: meanwhile the queue moves on.
-fn chain(context: &mut Context, id: u64) -> Result<Chain, Trouble> {
+fn chain(context: &mut Context, id: u64) -> Result<Chain, CliError> {
     let mut jobs: Vec<Job> = Vec::new();
     let mut next = Some(id);
     while let Some(id) = next.take() {
-        let job = match context.look::<JobGet>(Watch::Queue, &JobParams { job_id: id }) {
+        let job = match context.look::<JobGet>(Wait::Queue, &JobParams { job_id: id }) {
             Ok(answer) => answer.job,
             // What was in the way has ended and is forgotten.
-            Err(trouble) if !jobs.is_empty() && trouble.kind() == Some(ErrorKind::JobNotFound) => break,
-            Err(trouble) => return Err(trouble),
+            Err(error) if !jobs.is_empty() && error.kind() == Some(ErrorKind::JobNotFound) => break,
+            Err(error) => return Err(error),
         };
         next = job
             .waiting_for
@@ -86,7 +86,7 @@ fn chain(context: &mut Context, id: u64) -> Result<Chain, Trouble> {
 }
 
 /// Writes what there is.
-fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCode, Trouble> {
+fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     loop {
         let params = JobOutputParams {
@@ -94,7 +94,7 @@ fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCod
             offset,
             ..JobOutputParams::default()
         };
-        let answer = context.ask::<JobOutput>(Watch::Queue, &params)?;
+        let answer = context.ask::<JobOutput>(Wait::Queue, &params)?;
         if let Some(gap) = &answer.gap {
             follow::say_gap(&mut context.console, gap);
             code = ExitCode::from(exit::FAILED);
@@ -114,10 +114,10 @@ fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCod
 }
 
 /// Writes what there is and what comes, until the job ends. Ctrl-C ends us, not the job.
-fn follow_output(context: &mut Context, job_id: u64, offset: u64) -> Result<ExitCode, Trouble> {
+fn follow_output(context: &mut Context, job_id: u64, offset: u64) -> Result<ExitCode, CliError> {
     let mut client = context.connect()?;
     let mut events = client.subscribe::<JobFollow>(&JobFollowParams { job_id, offset })?;
-    let mut narrator = Narrator::new(&context.link, Watch::Job(job_id));
+    let mut progress = Progress::new(&context.link, Wait::Job(job_id));
     let mut sink = if context.console.json {
         Sink::Events
     } else {
@@ -128,7 +128,7 @@ fn follow_output(context: &mut Context, job_id: u64, offset: u64) -> Result<Exit
         offset,
         &mut sink,
         &Interrupt::default(),
-        &mut narrator,
+        &mut progress,
         &mut context.console,
         &mut |_| Ok(()),
     )?;

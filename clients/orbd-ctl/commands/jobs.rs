@@ -7,12 +7,12 @@ use orbd::rpc::types::{JobListAnswer, JobListParams, JobStateWord};
 
 use crate::args::Jobs;
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::CliError;
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Lists jobs: those that wait or run, unless told otherwise.
-pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, Trouble> {
+pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, CliError> {
     let mut query = JobListParams {
         state: args.state,
         machine: args.machine,
@@ -33,19 +33,21 @@ pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, Troubl
         context.console.answer(&answer, render::jobs)?;
     }
     if nothing {
-        context.console.say(if active_only {
+        context.console.eprint(if active_only {
             "no job waits or runs; `orbd-ctl jobs --all` lists ended ones"
         } else {
             "there are no such jobs; `orbd-ctl metrics history` goes back further"
         });
     } else if answer.more {
-        context.console.say("there are more; `-n N` shows more of them");
+        context
+            .console
+            .eprint("there are more; `-n N` shows more of them");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, Trouble> {
-    context.look::<JobList>(Watch::Queue, query)
+fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, CliError> {
+    context.look::<JobList>(Wait::Queue, query)
 }
 
 /// Puts two lists into one, oldest first. A job that started between the two looks is in both: the later look counts.

@@ -26,11 +26,11 @@ use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, Release
 use orbd::sys::MARKER;
 use rustix::process::Signal;
 
-use crate::context::{Context, JobWishes, attend, request};
+use crate::context::{Context, JobFlags, request, wait_with_progress};
+use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
-use crate::narrate::{Narrator, Watch};
+use crate::progress::{Progress, Wait};
 use crate::render;
-use crate::trouble::{Trouble, exit};
 use crate::waiting_child::WaitingChild;
 
 /// A place in the queue that is wanted.
@@ -61,9 +61,9 @@ pub(super) enum Terminal {
 pub(super) fn carry_out<C: Into<Call>>(
     context: &mut Context,
     place: Place,
-    wishes: &JobWishes,
+    job_flags: &JobFlags,
     arguments: impl FnOnce(&str) -> C,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let Place {
         operation,
         verb,
@@ -73,12 +73,12 @@ pub(super) fn carry_out<C: Into<Call>>(
     } = place;
     let interrupt = Interrupt::watch()?;
     let mut client = context.connect()?;
-    let child = WaitingChild::start().map_err(|source| Trouble::Local {
+    let child = WaitingChild::start().map_err(|source| CliError::Local {
         what: "cannot start ourselves a second time".into(),
         source,
     })?;
     let params = request!(
-        wishes,
+        job_flags,
         LeaseParams {
             operation,
             pid: child.pid(),
@@ -90,17 +90,19 @@ pub(super) fn carry_out<C: Into<Call>>(
             unknown_form: None,
         }
     );
-    let mut narrator = Narrator::new(&context.link, Watch::Ours(verb, format!("{verb} {machine}")));
+    let mut progress = Progress::new(&context.link, Wait::Ours(verb, format!("{verb} {machine}")));
     let granted = client
         .start::<SessionLease>(&params)
-        .map_err(Trouble::from)
-        .and_then(|mut pending| attend(&mut pending, &interrupt, &mut narrator, &mut context.console));
-    drop(narrator);
+        .map_err(CliError::from)
+        .and_then(|mut pending| {
+            wait_with_progress(&mut pending, &interrupt, &mut progress, &mut context.console)
+        });
+    drop(progress);
     let lease = match granted {
         Ok(lease) => lease,
-        Err(trouble) => {
+        Err(error) => {
             child.dismiss();
-            return Err(trouble);
+            return Err(error);
         }
     };
     if terminal == Terminal::Its {
@@ -109,7 +111,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     let mut call: Call = arguments(lease.machines.first().unwrap_or(&machine)).into();
     call.env.push((MARKER.into(), lease.marker.into()));
     let mut child = child.grant(lease.orbctl.as_ref(), &call);
-    let status = child.wait().map_err(|source| Trouble::Local {
+    let status = child.wait().map_err(|source| CliError::Local {
         what: "cannot wait for orbctl".into(),
         source,
     })?;
@@ -119,17 +121,17 @@ pub(super) fn carry_out<C: Into<Call>>(
         return Ok(ExitCode::from(code_of(status)));
     }
     if interrupt.came() {
-        context.console.say("orbctl was interrupted");
+        context.console.eprint("orbctl was interrupted");
     } else if let (Some(signal), Some(answer)) = (status.signal(), &released)
-        && let Some(trouble) = cut_short(&end_of(&mut client, &answer.job), signal)
+        && let Some(error) = cut_short(&end_of(&mut client, &answer.job), signal)
     {
         // Of a change the outcome tells what came of it, but not why it was cut short.
         if let Some(why) = &answer.signalled
-            && trouble.kind() == Some(ErrorKind::OutcomeUnknown)
+            && error.kind() == Some(ErrorKind::OutcomeUnknown)
         {
-            context.console.say(&why.message);
+            context.console.eprint(&why.message);
         }
-        return Err(trouble);
+        return Err(error);
     }
     // What a command writes is its own, so nothing is said of it.
     if let (Some(answer), Some(done)) = (released, done) {
@@ -145,15 +147,15 @@ pub(super) fn carry_out<C: Into<Call>>(
 }
 
 /// Returns why the daemon ended the tool, where it did: a limit passed, or somebody cancelled the job.
-fn cut_short(job: &Job, signal: i32) -> Option<Trouble> {
+fn cut_short(job: &Job, signal: i32) -> Option<CliError> {
     let by_the_daemon = [Signal::TERM, Signal::KILL].map(Signal::as_raw).contains(&signal);
-    let trouble = Trouble::Refused(job.outcome.as_ref()?.error.clone()?);
+    let error = CliError::Refused(job.outcome.as_ref()?.error.clone()?);
     let by_the_daemon = by_the_daemon
         && matches!(
-            trouble.kind(),
+            error.kind(),
             Some(ErrorKind::DeadlineExceeded | ErrorKind::JobCancelled | ErrorKind::OutcomeUnknown)
         );
-    by_the_daemon.then_some(trouble)
+    by_the_daemon.then_some(error)
 }
 
 /// Waits for the end of a job: of a change that was cut short orbd looks what came of it. As it is where orbd cannot be asked.
@@ -179,7 +181,7 @@ fn release(context: &Context, client: &mut Client, job_id: u64, status: ExitStat
     };
     let answer = client.call::<SessionRelease>(&params).or_else(|error| {
         // It was idle for as long as the copy took, and may have been closed for that.
-        *client = context.link.aside().ok_or(error)?;
+        *client = context.link.side_connection().ok_or(error)?;
         client.call::<SessionRelease>(&params)
     });
     answer.ok()

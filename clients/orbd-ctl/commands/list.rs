@@ -7,16 +7,16 @@ use orbd::rpc::types::ReadParams;
 
 use crate::args::List;
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::CliError;
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Lists machines.
-pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Trouble> {
+pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let mut answer = context.look::<MachineList>(Watch::Ours("list", "list".into()), &params)?;
+    let mut answer = context.look::<MachineList>(Wait::Ours("list", "list".into()), &params)?;
     if args.running {
         answer.machines.retain(|machine| machine.state == "running");
     }
@@ -31,14 +31,14 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, Troub
         }
     })?;
     if answer.machines.is_empty() && !args.quiet && !context.console.json {
-        context.console.say(if args.running {
+        context.console.eprint(if args.running {
             "no machine runs; `orbd-ctl list` shows those that are stopped too"
         } else {
             "there are no machines; `orbd-ctl create ubuntu` makes one"
         });
     }
     if let Some(note) = render::staleness(&answer.observed) {
-        context.console.say(&note);
+        context.console.eprint(&note);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -94,9 +94,9 @@ mod tests {
         });
         let (mut context, out, err) = fake.context();
         context.console.json = true;
-        let trouble = list(&mut context, &List::default()).expect_err("refused");
-        assert_eq!(trouble.exit(), 1);
-        trouble.tell(&mut context.console);
+        let error = list(&mut context, &List::default()).expect_err("refused");
+        assert_eq!(error.exit(), 1);
+        error.tell(&mut context.console);
         assert_eq!(
             out.text(),
             "{\"error\":{\"code\":4001,\"message\":\"orbctl was not found\",\"data\":{\"kind\":\"orbctl_unavailable\",\"retryable\":false}}}\n"
@@ -112,11 +112,8 @@ mod tests {
         let fake = with_machines();
         let (mut context, ..) = fake.context();
         context.link.socket.set_file_name("nobody.sock");
-        let trouble = list(&mut context, &List::default()).expect_err("nobody listens");
-        assert_eq!(trouble.exit(), 3);
-        assert_eq!(
-            trouble.hint().as_deref(),
-            Some("`orbd-ctl daemon start` starts it")
-        );
+        let error = list(&mut context, &List::default()).expect_err("nobody listens");
+        assert_eq!(error.exit(), 3);
+        assert_eq!(error.hint().as_deref(), Some("`orbd-ctl daemon start` starts it"));
     }
 }

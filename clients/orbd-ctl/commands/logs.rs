@@ -9,12 +9,12 @@ use orbd::rpc::types::{LeaseOperation, LogsParams};
 use super::lease::{self, Place, Terminal};
 use crate::args::{LeaseArgs, Logs};
 use crate::context::Context;
-use crate::narrate::Watch;
-use crate::trouble::Trouble;
+use crate::error::CliError;
+use crate::progress::Wait;
 
 /// Shows a machine's log so far.
-pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Trouble> {
-    let watch = Watch::Ours("logs", format!("logs {}", args.machine));
+pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, CliError> {
+    let watch = Wait::Ours("logs", format!("logs {}", args.machine));
     let params = LogsParams {
         machine: args.machine,
         all: args.all,
@@ -25,8 +25,8 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, Troubl
 }
 
 /// Shows a machine's log as it grows: the real tool does, in a session that is in nobody's way.
-pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, Trouble> {
-    let wishes = LeaseArgs::default().options();
+pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, CliError> {
+    let job_flags = LeaseArgs::default().options();
     let place = Place {
         operation: LeaseOperation::Logs,
         verb: "logs",
@@ -34,7 +34,7 @@ pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, Tro
         terminal: Terminal::Its,
         done: None,
     };
-    lease::carry_out(context, place, &wishes, |name| {
+    lease::carry_out(context, place, &job_flags, |name| {
         let mut words: Vec<OsString> = vec!["logs".into(), "--follow".into()];
         words.extend(args.all.then(|| "--all".into()));
         words.push(name.into());

@@ -9,13 +9,13 @@ use orbd::rpc::types::{MetricsHistoryParams, MetricsSummaryParams, NoParams};
 
 use crate::args::{self, Metrics, MetricsCommand, millis};
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::CliError;
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::Trouble;
 
 /// Shows how long calls waited and ran.
-pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, Trouble> {
-    let watch = Watch::Ours("metrics", "metrics".into());
+pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, CliError> {
+    let watch = Wait::Ours("metrics", "metrics".into());
     match args.command.unwrap_or(MetricsCommand::Summary(args.summary)) {
         MetricsCommand::Summary(args) => summary(context, args)?,
         MetricsCommand::History(args) => {
@@ -31,7 +31,7 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
             if let (Some(cursor), false) = (&answer.cursor, context.console.json) {
                 context
                     .console
-                    .say(&format!("there are more; `--cursor {cursor}` goes on"));
+                    .eprint(&format!("there are more; `--cursor {cursor}` goes on"));
             }
         }
         MetricsCommand::Export(args) => export::export(context, args)?,
@@ -43,7 +43,7 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), Trouble> {
+fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), CliError> {
     let window = args.window;
     let params = MetricsSummaryParams {
         window_ms: window.map(millis),
@@ -51,12 +51,12 @@ fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), Trou
         machine: args.machine,
         group_by: args.by,
     };
-    let answer = context.look::<MetricsSummary>(Watch::Ours("metrics", "metrics".into()), &params)?;
+    let answer = context.look::<MetricsSummary>(Wait::Ours("metrics", "metrics".into()), &params)?;
     context
         .console
         .answer(&answer, |answer, look| render::metrics(answer, window, look))?;
     if answer.rows.is_empty() {
-        context.console.say("nothing is recorded in this window");
+        context.console.eprint("nothing is recorded in this window");
     }
     Ok(())
 }

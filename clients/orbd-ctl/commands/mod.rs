@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::args::Command;
 use crate::context::Context;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 mod cache;
 mod cancel;
@@ -14,6 +14,8 @@ mod completions;
 mod config;
 mod create;
 mod daemon;
+mod daemon_config;
+mod daemon_log;
 mod default;
 mod delete;
 mod doctor;
@@ -28,8 +30,6 @@ mod lease;
 mod list;
 mod logs;
 mod metrics;
-mod own_config;
-mod own_log;
 mod queue;
 mod rename;
 mod restart;
@@ -44,7 +44,7 @@ mod transfer;
 mod version;
 
 /// Does what was asked.
-pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitCode, Trouble> {
+pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::List(args) => list::list(context, &args),
         Command::Info(args) => info::info(context, args),

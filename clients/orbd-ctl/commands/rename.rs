@@ -7,14 +7,14 @@ use orbd::rpc::api::MachineRename;
 use super::change::{self, Change};
 use crate::args::Rename;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Gives a machine another name.
-pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(
-        &wishes,
+        &job_flags,
         MachineRenameParams {
             machine: args.machine,
             new_name: args.new_name

@@ -7,17 +7,17 @@ use orbd::rpc::api::MachineRestart;
 use super::change::{self, Change};
 use crate::args::Names;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Shuts machines down and boots them.
-pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let change = Change {
         verb: "restart",
         done: "restarted",
         held: "is running already",
     };
     change::each::<MachineRestart>(context, &change, &args.machines, |machine| {
-        request!(&wishes, MachineParams { machine })
+        request!(&job_flags, MachineParams { machine })
     })
 }

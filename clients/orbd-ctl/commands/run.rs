@@ -13,15 +13,15 @@ use orbd::rpc::types::{JobInputParams, JobStateWord, ReadParams};
 
 use super::default::machine_or_default;
 use super::folder;
-use super::follow::{self, Followed, Sink};
+use super::follow::{self, EndedJobWatchers, Sink};
 use crate::args::Run;
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
+use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
 use crate::link::Link;
-use crate::narrate::{Narrator, Watch};
-use crate::trouble::{Trouble, exit};
+use crate::progress::{Progress, Wait};
 
 /// With this code a shell reports a command that it did not find.
 pub(super) const NOT_FOUND: u8 = 127;
@@ -34,20 +34,20 @@ pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
     if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
         return match environment(&args.env) {
             Ok(env) => super::shell::run(context, &args, env),
-            Err(trouble) => {
-                trouble.tell(&mut context.console);
-                ExitCode::from(trouble.exit_of_run())
+            Err(error) => {
+                error.tell(&mut context.console);
+                ExitCode::from(error.exit_of_run())
             }
         };
     }
     let carried_out = Interrupt::watch()
-        .map_err(Trouble::from)
+        .map_err(CliError::from)
         .and_then(|interrupt| carry_out(context, args, &interrupt));
     match carried_out {
         Ok(code) => ExitCode::from(code),
-        Err(trouble) => {
-            trouble.tell(&mut context.console);
-            ExitCode::from(trouble.exit_of_run())
+        Err(error) => {
+            error.tell(&mut context.console);
+            ExitCode::from(error.exit_of_run())
         }
     }
 }
@@ -58,10 +58,10 @@ pub(super) fn takes_terminal(args: &Run, context: &Context) -> bool {
     context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
 }
 
-fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, Trouble> {
+fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, CliError> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let wishes = args.job.options();
-    let input = if args.no_input || wishes.detach {
+    let job_flags = args.job.options();
+    let input = if args.no_input || job_flags.detach {
         None
     } else {
         let typed = || {
@@ -73,7 +73,7 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
     let first = args.command.first().cloned();
     let what = format!("run in {machine}");
     let params = request!(
-        &wishes,
+        &job_flags,
         RunParams {
             machine,
             command: args.command,
@@ -92,15 +92,15 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
             pass_through: false,
         }
     );
-    if wishes.detach {
-        let answer = context.ask::<MachineRun>(Watch::Ours("run", what), &params)?;
+    if job_flags.detach {
+        let answer = context.ask::<MachineRun>(Wait::Ours("run", what), &params)?;
         context
             .console
             .answer(&answer, |answer, _| format!("{}\n", answer.job_id))?;
         return Ok(0);
     }
     let mut client = context.connect()?;
-    let mut narrator = Narrator::new(&context.link, Watch::Ours("run", what));
+    let mut progress = Progress::new(&context.link, Wait::Ours("run", what));
     let mut events = client.subscribe::<MachineRunFollow>(&params)?;
     let mut sink = if context.console.json {
         Sink::answer()
@@ -118,12 +118,12 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
         }
         Ok(())
     };
-    let Followed { job, lost } = follow::follow(
+    let EndedJobWatchers { job, lost } = follow::follow(
         &mut events,
         0,
         &mut sink,
         interrupt,
-        &mut narrator,
+        &mut progress,
         &mut context.console,
         &mut on_start,
     )?;
@@ -150,10 +150,10 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
 pub(super) fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
     let params = ReadParams::default();
     let listed = link
-        .aside()
+        .side_connection()
         .and_then(|mut client| client.call::<MachineList>(&params).ok());
     if listed.is_some_and(|list| list.machines.iter().any(|machine| machine.name == word)) {
-        console.say(&format!(
+        console.eprint(&format!(
             "'{word}' is a machine; to run a command in it: orbd-ctl run -m {word} COMMAND"
         ));
     }
@@ -184,8 +184,8 @@ fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
 }
 
 /// Collects what our environment gives the guest, as it would if we were `orbctl`.
-fn caller_env() -> Result<BTreeMap<String, String>, Trouble> {
-    let collected = CallerEnv::collect(variable).map_err(|error| Trouble::Usage {
+fn caller_env() -> Result<BTreeMap<String, String>, CliError> {
+    let collected = CallerEnv::collect(variable).map_err(|error| CliError::Usage {
         message: error.to_string(),
         hint: "unset it, or take it out of ORBENV".into(),
     })?;
@@ -193,7 +193,7 @@ fn caller_env() -> Result<BTreeMap<String, String>, Trouble> {
 }
 
 /// Reads `KEY=VALUE`, and `KEY` as what it is in our own environment.
-fn environment(words: &[String]) -> Result<BTreeMap<String, String>, Trouble> {
+fn environment(words: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     let mut environment = BTreeMap::new();
     for word in words {
         let (key, value) = match word.split_once('=') {
@@ -201,19 +201,19 @@ fn environment(words: &[String]) -> Result<BTreeMap<String, String>, Trouble> {
             None => match variable(word).map(std::ffi::OsString::into_string) {
                 Some(Ok(value)) => (word.as_str(), value),
                 Some(Err(_)) => {
-                    return Err(Trouble::Usage {
+                    return Err(CliError::Usage {
                         message: format!("the value of {word} in the environment is not UTF-8"),
                         hint: "pass it through a file or the command's input".into(),
                     });
                 }
                 None if word.is_empty() => {
-                    return Err(Trouble::Usage {
+                    return Err(CliError::Usage {
                         message: "-e: an empty word names no variable".into(),
                         hint: "write -e KEY=VALUE, or -e KEY for what it is in the environment".into(),
                     });
                 }
                 None => {
-                    return Err(Trouble::Usage {
+                    return Err(CliError::Usage {
                         message: format!("-e {word}: there is no such variable in the environment"),
                         hint: format!("set it, or write -e {word}=VALUE"),
                     });
@@ -405,9 +405,9 @@ mod tests {
             );
         });
         let (mut context, out, err) = fake.context();
-        let trouble = carry_out(&mut context, args(&["x"]), &Interrupt::default()).expect_err("refused");
-        assert_eq!(trouble.exit_of_run(), 125);
-        trouble.tell(&mut context.console);
+        let error = carry_out(&mut context, args(&["x"]), &Interrupt::default()).expect_err("refused");
+        assert_eq!(error.exit_of_run(), 125);
+        error.tell(&mut context.console);
         assert_eq!(out.text(), "");
         assert_eq!(
             err.text(),
@@ -446,8 +446,8 @@ mod tests {
         let interrupt = Interrupt::default();
         // Output shows that the client knows of its job: before that, leaving is all there is to do.
         context.console.out = Box::new(Pressing(interrupt.clone()));
-        let trouble = carry_out(&mut context, args(&["x"]), &interrupt).expect_err("interrupted");
-        assert_eq!(trouble.exit_of_run(), 130);
+        let error = carry_out(&mut context, args(&["x"]), &interrupt).expect_err("interrupted");
+        assert_eq!(error.exit_of_run(), 130);
         assert_eq!(
             err.text(),
             "orbd-ctl: cancelling job 12; Ctrl-C again leaves at once\norbd-ctl: job 12 has ended\n"
@@ -475,10 +475,9 @@ mod tests {
         });
         let (mut context, _, err) = fake.context();
         context.console.out = Box::new(Closed);
-        let trouble =
-            carry_out(&mut context, args(&["yes"]), &Interrupt::default()).expect_err("broken pipe");
-        trouble.tell(&mut context.console);
-        assert_eq!(trouble.exit_of_run(), 141);
+        let error = carry_out(&mut context, args(&["yes"]), &Interrupt::default()).expect_err("broken pipe");
+        error.tell(&mut context.console);
+        assert_eq!(error.exit_of_run(), 141);
         assert_eq!(err.text(), "");
         assert_eq!(fake.asked()[1]["method"], "job.cancel");
     }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::own_log;
+use super::daemon_log;
 use crate::args::{ServiceCommand, ServiceVerb};
 use crate::context::Context;
+use crate::error::{CliError, exit};
 use crate::launch;
 use crate::layout::Look;
 use crate::render;
 use crate::service::{ManagerName, Service, State, Written};
-use crate::trouble::{Trouble, exit};
 
 /// How long a service may take until it answers, after its manager says that it started it.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -43,7 +43,7 @@ struct Report {
 }
 
 /// Installs, removes, starts, stops and shows the service.
-pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitCode, Trouble> {
+pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitCode, CliError> {
     let name = args.manager.unwrap_or_else(ManagerName::of_this_system);
     let service = Service::of(&context.link, name)?;
     match args.command {
@@ -74,12 +74,12 @@ pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitC
             told(context, &service, "the service was started again")?;
         }
         ServiceCommand::Status => return status(context, &service),
-        ServiceCommand::Logs(args) => own_log::logs(context, args)?,
+        ServiceCommand::Logs(args) => daemon_log::logs(context, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn install(context: &mut Context, service: &Service) -> Result<(), Trouble> {
+fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
     service.check()?;
     let written = service.write(&context.link)?;
     let state = service.state()?;
@@ -90,7 +90,7 @@ fn install(context: &mut Context, service: &Service) -> Result<(), Trouble> {
     if state.pid.is_none() && context.link.is_held() {
         context
             .console
-            .say("stopping the orbd that runs without a service");
+            .eprint("stopping the orbd that runs without a service");
         super::daemon::stop_quietly(context)?;
     }
     service.load()?;
@@ -102,7 +102,7 @@ fn install(context: &mut Context, service: &Service) -> Result<(), Trouble> {
     )
 }
 
-fn uninstall(context: &mut Context, service: &Service) -> Result<(), Trouble> {
+fn uninstall(context: &mut Context, service: &Service) -> Result<(), CliError> {
     let said = if service.remove()? {
         "the service is uninstalled; orbd still starts on demand"
     } else {
@@ -111,7 +111,7 @@ fn uninstall(context: &mut Context, service: &Service) -> Result<(), Trouble> {
     told(context, service, said)
 }
 
-fn stop(service: &Service) -> Result<(), Trouble> {
+fn stop(service: &Service) -> Result<(), CliError> {
     let Some(pid) = service.state()?.pid else {
         return Ok(());
     };
@@ -120,7 +120,7 @@ fn stop(service: &Service) -> Result<(), Trouble> {
     let mut pause = Duration::from_millis(5);
     while service.state()?.pid == Some(pid) {
         if crate::console::now() - asked > GONE_MAX {
-            return Err(Trouble::Service {
+            return Err(CliError::Service {
                 message: format!(
                     "orbd (pid {pid}) was asked to stop and has not gone for {} s",
                     GONE_MAX.as_secs()
@@ -134,11 +134,11 @@ fn stop(service: &Service) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn must_be_installed(service: &Service) -> Result<(), Trouble> {
+fn must_be_installed(service: &Service) -> Result<(), CliError> {
     if service.is_installed() {
         return Ok(());
     }
-    Err(Trouble::Absent {
+    Err(CliError::Absent {
         message: format!(
             "the service is not installed: there is no {}",
             service.file.display()
@@ -148,10 +148,10 @@ fn must_be_installed(service: &Service) -> Result<(), Trouble> {
 }
 
 /// Waits until the service's daemon answers.
-fn must_answer(context: &Context) -> Result<(), Trouble> {
+fn must_answer(context: &Context) -> Result<(), CliError> {
     match launch::answered(&context.link, ANSWER_MAX)? {
         Some(_) => Ok(()),
-        None => Err(Trouble::NotStarted {
+        None => Err(CliError::NotStarted {
             reason: format!(
                 "the service was started, but nothing has answered on {} for {} s",
                 context.link.socket.display(),
@@ -165,7 +165,7 @@ fn must_answer(context: &Context) -> Result<(), Trouble> {
     }
 }
 
-fn report(context: &Context, service: &Service) -> Result<Report, Trouble> {
+fn report(context: &Context, service: &Service) -> Result<Report, CliError> {
     // Without a manager there is nothing loaded; what is on disk can be told all the same.
     let State {
         loaded,
@@ -185,7 +185,7 @@ fn report(context: &Context, service: &Service) -> Result<Report, Trouble> {
     })
 }
 
-fn told(context: &mut Context, service: &Service, sentence: &str) -> Result<(), Trouble> {
+fn told(context: &mut Context, service: &Service, sentence: &str) -> Result<(), CliError> {
     if !context.console.json {
         return context
             .console
@@ -195,7 +195,7 @@ fn told(context: &mut Context, service: &Service, sentence: &str) -> Result<(), 
     context.console.answer(&report, |_, _| String::new())
 }
 
-fn status(context: &mut Context, service: &Service) -> Result<ExitCode, Trouble> {
+fn status(context: &mut Context, service: &Service) -> Result<ExitCode, CliError> {
     let report = report(context, service)?;
     let runs = report.pid.is_some() && report.answers;
     context.console.answer(&report, show)?;

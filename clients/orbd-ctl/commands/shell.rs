@@ -15,7 +15,7 @@ use super::run::{NOT_FOUND, hint_at_machine, takes_terminal};
 use crate::args::{LeaseArgs, Run, Shell};
 use crate::context::Context;
 use crate::environment::variable;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Opens a shell in a machine.
 pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
@@ -37,9 +37,9 @@ pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
 pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
     let variables = match Variables::of(env) {
         Ok(variables) => variables,
-        Err(trouble) => {
-            trouble.tell(&mut context.console);
-            return ExitCode::from(trouble.exit_of_run());
+        Err(error) => {
+            error.tell(&mut context.console);
+            return ExitCode::from(error.exit_of_run());
         }
     };
     let guest = Guest {
@@ -82,11 +82,11 @@ struct Variables {
 
 impl Variables {
     /// Checks names and finds out how the variables reach the guest. Where there are none the real tool reads our environment itself.
-    fn of(env: BTreeMap<String, String>) -> Result<Self, Trouble> {
+    fn of(env: BTreeMap<String, String>) -> Result<Self, CliError> {
         if env.is_empty() {
             return Ok(Self::default());
         }
-        let usage = |message: String| Trouble::Usage {
+        let usage = |message: String| CliError::Usage {
             message,
             hint: "`orbd-ctl help run` describes -e".into(),
         };
@@ -126,7 +126,7 @@ fn attach(
     limits: &LeaseArgs,
     terminal: Terminal,
     guest: &Guest<'_>,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let (operation, verb) = match terminal {
         Terminal::Its => (LeaseOperation::Shell, "shell"),
         Terminal::Ours => (LeaseOperation::Run, "run"),
@@ -138,15 +138,15 @@ fn attach(
         terminal,
         done: None,
     };
-    let wishes = limits.options();
-    lease::carry_out(context, place, &wishes, |machine| call(guest, machine))
+    let job_flags = limits.options();
+    lease::carry_out(context, place, &job_flags, |machine| call(guest, machine))
 }
 
 /// As with `run`, the small codes belong to what runs there.
-fn code(context: &mut Context, ended: Result<ExitCode, Trouble>) -> ExitCode {
-    ended.unwrap_or_else(|trouble| {
-        trouble.tell(&mut context.console);
-        ExitCode::from(trouble.exit_of_run())
+fn code(context: &mut Context, ended: Result<ExitCode, CliError>) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        error.tell(&mut context.console);
+        ExitCode::from(error.exit_of_run())
     })
 }
 

@@ -6,12 +6,12 @@ use orbd::rpc::api::MachineSsh;
 use orbd::rpc::types::NoParams;
 
 use crate::context::Context;
-use crate::narrate::Watch;
-use crate::trouble::Trouble;
+use crate::error::CliError;
+use crate::progress::Wait;
 
 /// Shows how to reach machines over SSH.
-pub(super) fn ssh(context: &mut Context) -> Result<ExitCode, Trouble> {
-    let answer = context.look::<MachineSsh>(Watch::Ours("ssh", "ssh".into()), &NoParams {})?;
+pub(super) fn ssh(context: &mut Context) -> Result<ExitCode, CliError> {
+    let answer = context.look::<MachineSsh>(Wait::Ours("ssh", "ssh".into()), &NoParams {})?;
     context.console.answer(&answer, |answer, _| answer.text.clone())?;
     Ok(ExitCode::SUCCESS)
 }

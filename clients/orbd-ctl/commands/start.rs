@@ -7,26 +7,26 @@ use orbd::rpc::api::{MachineStart, MachineStartAll, OrbstackStart};
 use super::change::{self, Change};
 use crate::args::Start;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Boots machines, all of them, or OrbStack itself.
-pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let change = |verb| Change {
         verb,
         done: "started",
         held: "is running already",
     };
     if args.all {
-        let params = request!(&wishes, ChangeParams {});
+        let params = request!(&job_flags, ChangeParams {});
         return change::whole::<MachineStartAll>(context, &change("start_all"), "every machine", params);
     }
     if args.machines.is_empty() {
-        let params = request!(&wishes, ForceParams { force: args.force });
+        let params = request!(&job_flags, ForceParams { force: args.force });
         return change::whole::<OrbstackStart>(context, &change("start_orbstack"), "OrbStack", params);
     }
     change::each::<MachineStart>(context, &change("start"), &args.machines, |machine| {
-        request!(&wishes, MachineParams { machine })
+        request!(&job_flags, MachineParams { machine })
     })
 }
 

@@ -7,16 +7,16 @@ use orbd::rpc::types::ReadParams;
 
 use crate::args::Status;
 use crate::context::Context;
-use crate::narrate::Watch;
+use crate::error::{CliError, exit};
+use crate::progress::Wait;
 use crate::render;
-use crate::trouble::{Trouble, exit};
 
 /// Says whether OrbStack runs; exits with 1 when it does not, as `orbctl status` does.
-pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, Trouble> {
+pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let answer = context.look::<OrbstackStatus>(Watch::Ours("status", "status".into()), &params)?;
+    let answer = context.look::<OrbstackStatus>(Wait::Ours("status", "status".into()), &params)?;
     context.console.answer(&answer, |answer, look| {
         let style = if answer.status == "running" {
             render::GOOD
@@ -26,7 +26,7 @@ pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, T
         format!("{}\n", render::paint(look, style, &answer.status))
     })?;
     if let Some(note) = render::staleness(&answer.observed) {
-        context.console.say(&note);
+        context.console.eprint(&note);
     }
     Ok(ExitCode::from(if answer.status == "running" {
         0

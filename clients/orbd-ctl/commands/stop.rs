@@ -7,11 +7,11 @@ use orbd::rpc::api::{MachineStop, MachineStopAll, OrbstackStop};
 use super::change::{self, Change};
 use crate::args::Stop;
 use crate::context::{Context, request};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Shuts machines down, all of them, or OrbStack itself.
-pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, Trouble> {
-    let wishes = args.job.options();
+pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, CliError> {
+    let job_flags = args.job.options();
     let force = args.force;
     let change = |verb| Change {
         verb,
@@ -19,14 +19,14 @@ pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, Troub
         held: "is stopped already",
     };
     if args.all {
-        let params = request!(&wishes, ForceParams { force });
+        let params = request!(&job_flags, ForceParams { force });
         return change::whole::<MachineStopAll>(context, &change("stop_all"), "every machine", params);
     }
     if args.orbstack {
-        let params = request!(&wishes, ForceParams { force });
+        let params = request!(&job_flags, ForceParams { force });
         return change::whole::<OrbstackStop>(context, &change("stop_orbstack"), "OrbStack", params);
     }
     change::each::<MachineStop>(context, &change("stop"), &args.machines, |machine| {
-        request!(&wishes, MachineForceParams { machine, force })
+        request!(&job_flags, MachineForceParams { machine, force })
     })
 }

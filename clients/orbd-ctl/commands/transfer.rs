@@ -11,15 +11,15 @@ use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
 use crate::args::{Export, Import, Transfer};
 use crate::context::Context;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// Copies files of the Mac into a machine.
-pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
+pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
     transfer(context, args, LeaseOperation::Push, "push", "copied into")
 }
 
 /// Copies files out of a machine to the Mac.
-pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, Trouble> {
+pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
     transfer(context, args, LeaseOperation::Pull, "pull", "copied out of")
 }
 
@@ -29,9 +29,9 @@ fn transfer(
     operation: LeaseOperation,
     verb: &'static str,
     done: &str,
-) -> Result<ExitCode, Trouble> {
+) -> Result<ExitCode, CliError> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
-    let wishes = args.limits.options();
+    let job_flags = args.limits.options();
     let place = Place {
         operation,
         verb,
@@ -39,7 +39,7 @@ fn transfer(
         machine,
         terminal: Terminal::Ours,
     };
-    lease::carry_out(context, place, &wishes, |name| {
+    lease::carry_out(context, place, &job_flags, |name| {
         let mut words: Vec<OsString> = vec![verb.into(), "-m".into(), name.into()];
         words.extend(args.paths.iter().map(|path| operand(path)));
         words
@@ -47,8 +47,8 @@ fn transfer(
 }
 
 /// Writes a machine to an archive.
-pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, Trouble> {
-    let wishes = args.limits.options();
+pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, CliError> {
+    let job_flags = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Export,
         verb: "export",
@@ -56,14 +56,14 @@ pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, T
         terminal: Terminal::Ours,
         done: Some(format!("{} exported to {}", args.machine, args.file.display())),
     };
-    lease::carry_out(context, place, &wishes, |name| {
+    lease::carry_out(context, place, &job_flags, |name| {
         vec!["export".into(), name.into(), operand(&args.file)]
     })
 }
 
 /// Makes a machine of an archive.
-pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, Trouble> {
-    let wishes = args.limits.options();
+pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, CliError> {
+    let job_flags = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Import,
         verb: "import",
@@ -71,7 +71,7 @@ pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, T
         terminal: Terminal::Ours,
         done: Some(format!("{} imported", args.name)),
     };
-    lease::carry_out(context, place, &wishes, |name| {
+    lease::carry_out(context, place, &job_flags, |name| {
         vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
     })
 }

@@ -7,12 +7,12 @@ use orbd::rpc::types::ReadParams;
 
 use crate::args::Version;
 use crate::context::Context;
+use crate::error::CliError;
 use crate::link;
-use crate::narrate::Watch;
-use crate::trouble::Trouble;
+use crate::progress::Wait;
 
 /// Shows the versions of orbctl, of the daemon and of ourselves.
-pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode, Trouble> {
+pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode, CliError> {
     let ours = format!(
         "orbd-ctl  {}, protocol {PROTOCOL_VERSION}\n",
         env!("CARGO_PKG_VERSION")
@@ -28,7 +28,7 @@ pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode,
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
-    let answer = context.look::<OrbstackVersion>(Watch::Ours("version", "version".into()), &params)?;
+    let answer = context.look::<OrbstackVersion>(Wait::Ours("version", "version".into()), &params)?;
     context.console.answer(&answer, |answer, _| {
         let build = answer
             .build

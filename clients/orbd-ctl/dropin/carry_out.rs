@@ -18,22 +18,22 @@ use orbd::client::{CallError, Client, Sent};
 use orbd::rpc::api::{JobGet, Method, SessionLease, SessionRead, SessionRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{
-    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, PrintoutAnswer, Read,
+    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, RawOutputAnswer, Read,
     ReleaseParams, SessionReadParams,
 };
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
 
-use super::child::{Start, TheTool};
+use super::child::{RealTool, Start};
 use super::guard::{Ended, Guard};
 use super::words::{self, Place, Plan};
 use super::{Invocation, REFUSED, Settings, refuse};
 use crate::args::{Global, millis};
 use crate::console::{Console, now};
+use crate::error::CliError;
+use crate::error::exit::FAILED;
 use crate::link::{self, Link};
-use crate::narrate::{Narrator, Watch};
-use crate::trouble::Trouble;
-use crate::trouble::exit::FAILED;
+use crate::progress::{Progress, Wait};
 
 /// Our name in job lists and records.
 const CLIENT_NAME: &str = "orbctl";
@@ -50,7 +50,7 @@ const RELEASE_CUT_MAX: Duration = Duration::from_millis(250);
 /// How it ends, other than as the tool ended.
 enum Failed {
     /// There is no daemon, or none that we can talk to.
-    NoDaemon(Trouble),
+    NoDaemon(CliError),
     /// The daemon has no tool.
     NoTool,
     /// It has no word for this, or none for what it is about; the tool itself says what is wrong.
@@ -61,9 +61,9 @@ enum Failed {
     Refused(String),
 }
 
-impl From<Trouble> for Failed {
-    fn from(trouble: Trouble) -> Self {
-        match trouble.kind() {
+impl From<CliError> for Failed {
+    fn from(error: CliError) -> Self {
+        match error.kind() {
             Some(
                 ErrorKind::InvalidParams
                 | ErrorKind::MachineNotFound
@@ -72,10 +72,10 @@ impl From<Trouble> for Failed {
             ) => Self::NoWord,
             Some(ErrorKind::OrbctlUnavailable) => Self::NoTool,
             Some(ErrorKind::OrbctlOutputUnreadable) => Self::NoPrintout,
-            Some(_) => Self::Refused(trouble.to_string()),
+            Some(_) => Self::Refused(error.to_string()),
             // A kind that a newer daemon has is still a refusal.
-            None if matches!(trouble, Trouble::Refused(_)) => Self::Refused(trouble.to_string()),
-            None => Self::NoDaemon(trouble),
+            None if matches!(error, CliError::Refused(_)) => Self::Refused(error.to_string()),
+            None => Self::NoDaemon(error),
         }
     }
 }
@@ -101,7 +101,7 @@ pub(super) fn carry_out(invocation: &Invocation, settings: &Settings, began: Ins
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoDaemon(trouble) => trouble.fmt(f),
+            Self::NoDaemon(error) => error.fmt(f),
             Self::NoTool => f.write_str("orbd has no orbctl"),
             Self::NoWord => f.write_str("orbd does not understand what is asked"),
             Self::NoPrintout => f.write_str("orbd cannot pass on what orbctl printed"),
@@ -129,7 +129,7 @@ fn attempt(
     match plan {
         Plan::Read(read) if !is_inside && !prints_on_a_terminal() => {
             match session.ask::<SessionRead>(&printout_of(&read, settings, began)) {
-                Ok(printout) => Ok(printed(&printout)),
+                Ok(raw_output) => Ok(printed(&raw_output)),
                 // Too much to be passed on; the tool can print it itself.
                 Err(Failed::NoPrintout) => session.lease(of_read(read)),
                 Err(Failed::NoWord) => session.lease(of(LeaseOperation::Other)),
@@ -205,7 +205,7 @@ impl Session<'_> {
     /// that speaks another protocol its answer is not used, and a place that such a daemon gives ends with the child that has it.
     fn ask<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, Failed> {
         let sent = if self.instance.is_some() {
-            self.client.send_one::<M>(params).map_err(Trouble::from)?
+            self.client.send_one::<M>(params).map_err(CliError::from)?
         } else {
             let asked = link::greet_and_ask::<M>(&mut self.client, &self.link.socket, CLIENT_NAME, params);
             let (hello, sent) = asked.map_err(Failed::NoDaemon)?;
@@ -217,25 +217,25 @@ impl Session<'_> {
 
     /// Waits for an answer however long it takes: orbd has the limits.
     fn answer<M: Method>(&mut self, sent: &Sent<M>) -> Result<M::Answer, Failed> {
-        let mut narrator = self.settings.verbose.then(|| {
+        let mut progress = self.settings.verbose.then(|| {
             (
-                Narrator::new(self.link, Watch::All("orbctl")),
+                Progress::new(self.link, Wait::All("orbctl")),
                 Console::of_process(&self.settings.environment, false),
             )
         });
         loop {
-            if let Some(answer) = self.client.fetch(sent, TICK).map_err(Trouble::from)? {
+            if let Some(answer) = self.client.fetch(sent, TICK).map_err(CliError::from)? {
                 return Ok(answer);
             }
-            if let Some((narrator, console)) = &mut narrator {
-                narrator.tick(console);
+            if let Some((progress, console)) = &mut progress {
+                progress.tick(console);
             }
         }
     }
 
     /// Lets the tool run in a place.
     fn lease(mut self, mut params: LeaseParams) -> Result<ExitCode, Failed> {
-        let child = match TheTool::start() {
+        let child = match RealTool::start() {
             Ok(Start::Parent(child)) => child,
             Ok(Start::Child(granted)) => {
                 // Our parent's alone: orbd sees by its end that nobody asks any more.
@@ -300,9 +300,10 @@ impl Session<'_> {
         };
         let told = match tell(&mut self.client) {
             // It was idle for as long as the tool ran, and may have been closed for that.
-            Err(CallError::Lost(error)) if !is_impatience(&error) => {
-                self.link.aside().and_then(|mut client| tell(&mut client).ok())
-            }
+            Err(CallError::Lost(error)) if !is_impatience(&error) => self
+                .link
+                .side_connection()
+                .and_then(|mut client| tell(&mut client).ok()),
             other => other.ok(),
         };
         if let Some(why) = told.and_then(|answer| answer.signalled) {
@@ -316,11 +317,11 @@ fn is_impatience(error: &io::Error) -> bool {
 }
 
 /// Prints what the tool printed, and ends as it ended.
-fn printed(printout: &PrintoutAnswer) -> ExitCode {
+fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     for (stream, bytes) in [
-        (stdout.as_fd(), &printout.stdout),
-        (stderr.as_fd(), &printout.stderr),
+        (stdout.as_fd(), &raw_output.stdout),
+        (stderr.as_fd(), &raw_output.stderr),
     ] {
         if let Err(error) = write(stream, bytes) {
             return match error.kind() {
@@ -329,7 +330,7 @@ fn printed(printout: &PrintoutAnswer) -> ExitCode {
             };
         }
     }
-    match (printout.exit_code, printout.signal) {
+    match (raw_output.exit_code, raw_output.signal) {
         (_, Some(signal)) => Ended::Signalled(signal).repeat(),
         (code, None) => Ended::Exited(code.unwrap_or(i32::from(REFUSED))).repeat(),
     }

@@ -18,7 +18,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use super::{Invocation, NOT_EXECUTABLE, REFUSED, refuse};
 
 /// The child, as its parent has it.
-pub(super) struct TheTool {
+pub(super) struct RealTool {
     pid: Pid,
     grant: PipeWriter,
 }
@@ -29,12 +29,12 @@ pub(super) struct Granted(PipeReader);
 /// Which of the two goes on.
 pub(super) enum Start {
     /// We, with a child that waits.
-    Parent(TheTool),
+    Parent(RealTool),
     /// The child.
     Child(Granted),
 }
 
-impl TheTool {
+impl RealTool {
     /// Starts it. This process has written nothing yet.
     #[expect(
         unsafe_code,

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd::orbctl::locate::{LocateError, Search, is_named_as_ours, locate};
-use orbd::sys::FileStamp;
+use orbd::sys::FileId;
 
-use super::words::Called;
+use super::words::InvokedAs;
 use crate::environment::{Environment, variable};
 
 /// The variable that holds the drop-ins that a call has passed, as PATH holds folders.
@@ -57,7 +57,7 @@ impl Finder {
     }
 
     /// Checks the tool that the daemon named, and returns the one of the name under which we were called.
-    pub(super) fn named(&self, called: Called, orbctl: &Path) -> Result<PathBuf, NoTool> {
+    pub(super) fn named(&self, called: InvokedAs, orbctl: &Path) -> Result<PathBuf, NoTool> {
         if self.is_ours(orbctl) {
             return Err(NoTool::Ours(orbctl.to_owned()));
         }
@@ -65,7 +65,7 @@ impl Finder {
     }
 
     /// Looks for the tool as the daemon would: in its configuration, on PATH and where it usually is.
-    pub(super) fn located(&self, called: Called, environment: &Environment) -> Result<PathBuf, NoTool> {
+    pub(super) fn located(&self, called: InvokedAs, environment: &Environment) -> Result<PathBuf, NoTool> {
         // Where the configuration is not in order the daemon says so; here it is as if it said nothing.
         let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process());
         let configured = config.ok().and_then(|config| config.orbctl);
@@ -80,7 +80,7 @@ impl Finder {
     }
 
     /// Returns `orb` beside `orbctl`, where that is wanted and there. They are one program, so that `orbctl` called `orb` will do.
-    fn of_name(&self, called: Called, orbctl: &Path) -> PathBuf {
+    fn of_name(&self, called: InvokedAs, orbctl: &Path) -> PathBuf {
         let beside = |path: &Path| path.with_file_name("orb");
         let is_tool = |path: &PathBuf| {
             rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
@@ -88,8 +88,8 @@ impl Finder {
                 && !self.is_ours(path)
         };
         let orb = match called {
-            Called::Orbctl => None,
-            Called::Orb => Some(beside(orbctl)).filter(is_tool).or_else(|| {
+            InvokedAs::Orbctl => None,
+            InvokedAs::Orb => Some(beside(orbctl)).filter(is_tool).or_else(|| {
                 let target = orbctl.canonicalize().ok()?;
                 Some(beside(&target)).filter(is_tool)
             }),
@@ -98,19 +98,19 @@ impl Finder {
     }
 
     fn is_ours(&self, path: &Path) -> bool {
-        let is_one_of_us = |found: FileStamp| {
+        let is_one_of_us = |found: FileId| {
             let mut ours = self.own.iter().chain(&self.visited);
-            ours.any(|own| FileStamp::of(own).is_some_and(|own| own.is_same_file(&found)))
+            ours.any(|own| FileId::of(own).is_some_and(|own| own.is_same_file(&found)))
         };
-        is_named_as_ours(path) || FileStamp::of(path).is_some_and(is_one_of_us)
+        is_named_as_ours(path) || FileId::of(path).is_some_and(is_one_of_us)
     }
 }
 
 /// Says under which of its names the real tool is called, if it is.
-pub(super) fn called_as(argv0: &OsStr) -> Option<Called> {
+pub(super) fn called_as(argv0: &OsStr) -> Option<InvokedAs> {
     match Path::new(argv0).file_name()?.to_str()? {
-        "orbctl" => Some(Called::Orbctl),
-        "orb" => Some(Called::Orb),
+        "orbctl" => Some(InvokedAs::Orbctl),
+        "orb" => Some(InvokedAs::Orb),
         _ => None,
     }
 }
@@ -132,8 +132,8 @@ mod tests {
     #[test]
     fn two_names_are_the_tools_and_no_others() {
         let check = |name: &str, expected| assert_eq!(called_as(OsStr::new(name)), expected, "{name}");
-        check("orbctl", Some(Called::Orbctl));
-        check("/home/me/.orbd/bin/orb", Some(Called::Orb));
+        check("orbctl", Some(InvokedAs::Orbctl));
+        check("/home/me/.orbd/bin/orb", Some(InvokedAs::Orb));
         for other in ["", "orbd-ctl", "/bin/orbd-ctl", "orbctl-sim", "-orb", "orbctl/.."] {
             check(other, None);
         }
@@ -148,8 +148,8 @@ mod tests {
         };
         let orbctl = program(folder.path(), "app/orbctl");
         let check = |orbctl: &Path, expected: &Path| {
-            assert_eq!(finder.named(Called::Orb, orbctl).unwrap(), expected);
-            assert_eq!(finder.named(Called::Orbctl, orbctl).unwrap(), orbctl);
+            assert_eq!(finder.named(InvokedAs::Orb, orbctl).unwrap(), expected);
+            assert_eq!(finder.named(InvokedAs::Orbctl, orbctl).unwrap(), orbctl);
         };
         check(&orbctl, &orbctl);
         let orb = program(folder.path(), "app/orb");
@@ -174,7 +174,11 @@ mod tests {
             visited: vec![copy.clone()],
         };
         for ours in [&own, &copy] {
-            assert!(finder.named(Called::Orbctl, ours).is_err(), "{}", ours.display());
+            assert!(
+                finder.named(InvokedAs::Orbctl, ours).is_err(),
+                "{}",
+                ours.display()
+            );
         }
         let passed = std::env::split_paths(&finder.visited()).collect::<Vec<_>>();
         assert_eq!(passed, [own, copy]);

@@ -21,7 +21,7 @@ use crate::args::duration;
 use crate::environment::variable;
 use crate::waiting_child::Tool;
 use find::{Finder, NoTool};
-pub(crate) use words::Called;
+pub(crate) use words::InvokedAs;
 
 mod carry_out;
 mod child;
@@ -32,7 +32,7 @@ mod words;
 
 /// One call of the tool.
 struct Invocation {
-    called: Called,
+    called: InvokedAs,
     /// `argv[0]`, which the tool finds as its own name.
     name: OsString,
     arguments: Vec<OsString>,
@@ -78,7 +78,7 @@ fn exit_of(missing: &NoTool) -> u8 {
 }
 
 /// What we answer where orbd refuses: a code that the tool itself does not have.
-const REFUSED: u8 = crate::trouble::exit::RUN_FAILED;
+const REFUSED: u8 = crate::error::exit::RUN_FAILED;
 
 /// Says why the tool did not run, in one line.
 #[expect(
@@ -133,8 +133,8 @@ pub(crate) fn real_tool(
 ) -> Result<PathBuf, String> {
     let finder = Finder::of_process();
     let found = match named {
-        Some(named) => finder.named(Called::Orbctl, named),
-        None => finder.located(Called::Orbctl, environment),
+        Some(named) => finder.named(InvokedAs::Orbctl, named),
+        None => finder.located(InvokedAs::Orbctl, environment),
     };
     found.map_err(|why| why.to_string())
 }
@@ -145,12 +145,12 @@ fn job_of(marker: &str) -> Option<u64> {
 }
 
 /// Says whether we are called as the tool, and by which of its names.
-pub(crate) fn called_as(words: &[OsString]) -> Option<Called> {
+pub(crate) fn called_as(words: &[OsString]) -> Option<InvokedAs> {
     find::called_as(words.first()?)
 }
 
 /// Carries out a call of the tool.
-pub(crate) fn main(called: Called, mut words: Vec<OsString>) -> ExitCode {
+pub(crate) fn main(called: InvokedAs, mut words: Vec<OsString>) -> ExitCode {
     let began = crate::console::now();
     let name = words.remove(0);
     let invocation = Invocation {

@@ -12,7 +12,7 @@ use orbd::rpc::types::{LeaseOperation, Read, ReadCommand, ReadFormat, UnknownFor
 
 /// Under which name we were called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Called {
+pub(crate) enum InvokedAs {
     /// `orbctl`.
     Orbctl,
     /// `orb`, which without words opens a shell, and which runs words that it does not know in the default machine.
@@ -80,24 +80,24 @@ const MAY_CHANGE: [&str; 11] = [
 const NAMES_MAX: usize = 256;
 
 /// Says what is to be done. `interactive` says that input and output are on a terminal.
-pub(super) fn plan(called: Called, words: &[OsString], interactive: bool) -> Plan {
+pub(super) fn plan(called: InvokedAs, words: &[OsString], interactive: bool) -> Plan {
     let (leading, words) = match called {
-        Called::Orbctl => words.split_at(count_leading(words)),
-        Called::Orb => words.split_at(0),
+        InvokedAs::Orbctl => words.split_at(count_leading(words)),
+        InvokedAs::Orb => words.split_at(0),
     };
     if asks_for_help(leading) || leading.iter().any(|word| word == "-V" || word == "--version") {
         return Plan::Untouched;
     }
     let Some((first, rest)) = words.split_first() else {
         return match called {
-            Called::Orbctl if leading.is_empty() => Plan::Untouched,
-            Called::Orbctl | Called::Orb => run(leading, interactive),
+            InvokedAs::Orbctl if leading.is_empty() => Plan::Untouched,
+            InvokedAs::Orbctl | InvokedAs::Orb => run(leading, interactive),
         };
     };
     let Some(first) = first.to_str() else {
         return match called {
-            Called::Orbctl => unknown_verb(leading, rest),
-            Called::Orb => run(words, interactive),
+            InvokedAs::Orbctl => unknown_verb(leading, rest),
+            InvokedAs::Orb => run(words, interactive),
         };
     };
     match first {
@@ -105,10 +105,10 @@ pub(super) fn plan(called: Called, words: &[OsString], interactive: bool) -> Pla
             return Plan::Untouched;
         }
         "run" | "shell" => return run(&[leading, rest].concat(), interactive),
-        _ if called == Called::Orb && MAY_CHANGE.contains(&first) => {
-            return Sorted::mixed(rest, &[]).unknown(LeaseOperation::RunOrChange);
+        _ if called == InvokedAs::Orb && MAY_CHANGE.contains(&first) => {
+            return ParsedFlags::mixed(rest, &[]).unknown(LeaseOperation::RunOrChange);
         }
-        _ if called == Called::Orb && !is_command(first) => return run(words, interactive),
+        _ if called == InvokedAs::Orb && !is_command(first) => return run(words, interactive),
         _ => {}
     }
     if asks_for_help(rest) {
@@ -117,7 +117,7 @@ pub(super) fn plan(called: Called, words: &[OsString], interactive: bool) -> Pla
     match first {
         "push" => transfer(&[leading, rest].concat(), LeaseOperation::Push),
         "pull" => transfer(&[leading, rest].concat(), LeaseOperation::Pull),
-        _ => of_command(
+        _ => classify_command(
             first,
             Call {
                 leading,
@@ -147,7 +147,7 @@ fn count_leading(words: &[OsString]) -> usize {
     let is_verb = |word: &OsString| word.to_str().is_some_and(is_command);
     let mut at = 0;
     while words.get(at).is_some_and(is_flag) {
-        let sorted = Sorted::sort(&words[at..=at], &OF_RUN, Order::FlagsFirst);
+        let sorted = ParsedFlags::sort(&words[at..=at], &OF_RUN, Order::FlagsFirst);
         let takes_next = match words.get(at + 1) {
             // Alone it lacks its value.
             Some(_) if sorted.lacks_value => true,
@@ -206,21 +206,21 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Sorts the words.
-    fn sort(self, known: &[Flag]) -> Sorted {
-        let mut sorted = Sorted::mixed(self.words, known);
+    fn sort(self, known: &[Flag]) -> ParsedFlags {
+        let mut sorted = ParsedFlags::mixed(self.words, known);
         sorted.add_leading(self.leading);
         sorted
     }
 }
 
 /// Says what is to be done for a command other than `run`, `push` and `pull`.
-fn of_command(command: &str, call: Call<'_>) -> Plan {
+fn classify_command(command: &str, call: Call<'_>) -> Plan {
     use LeaseOperation as L;
     match command {
         "list" | "info" | "status" | "version" | "ssh" | "logs" => {
-            looks(command, call).unwrap_or(Plan::Other)
+            probe_permits(command, call).unwrap_or(Plan::Other)
         }
-        "default" if call.words.is_empty() => looks(command, call).unwrap_or(Plan::Other),
+        "default" if call.words.is_empty() => probe_permits(command, call).unwrap_or(Plan::Other),
         "default" => set_default(&call.sort(&[])),
         "config" => config(call),
         "create" | "add" | "new" => create(call.sort(&OF_CREATE)),
@@ -260,7 +260,7 @@ fn of_command(command: &str, call: Call<'_>) -> Plan {
 
 /// A verb that is not known: it may touch each machine that it names.
 fn unknown_verb(leading: &[OsString], words: &[OsString]) -> Plan {
-    let mut sorted = Sorted::mixed(words, &[]);
+    let mut sorted = ParsedFlags::mixed(words, &[]);
     sorted.add_leading(leading);
     let operands = sorted.names();
     if operands.is_empty() {
@@ -280,7 +280,7 @@ fn under_own_name(name: &str) -> Plan {
 }
 
 /// Says what is to be done for a command that shows something.
-fn looks(command: &str, call: Call<'_>) -> Option<Plan> {
+fn probe_permits(command: &str, call: Call<'_>) -> Option<Plan> {
     call.leading.is_empty().then_some(())?;
     let words = call.words;
     let read = |command| {
@@ -291,7 +291,7 @@ fn looks(command: &str, call: Call<'_>) -> Option<Plan> {
     };
     match command {
         "list" => {
-            let sorted = Sorted::known(
+            let sorted = ParsedFlags::known(
                 words,
                 &[FORMAT, ("quiet", Some('q'), false), ("running", Some('r'), false)],
             )?;
@@ -305,7 +305,7 @@ fn looks(command: &str, call: Call<'_>) -> Option<Plan> {
             }))
         }
         "info" => {
-            let sorted = Sorted::known(words, &[FORMAT])?;
+            let sorted = ParsedFlags::known(words, &[FORMAT])?;
             Some(Plan::Read(Read {
                 command: ReadCommand::Info,
                 machine: Some(sorted.machine()?),
@@ -318,7 +318,7 @@ fn looks(command: &str, call: Call<'_>) -> Option<Plan> {
         "ssh" if words.is_empty() => read(ReadCommand::Ssh),
         "default" if words.is_empty() => read(ReadCommand::Default),
         "logs" => {
-            let sorted = Sorted::known(words, &[ALL, ("follow", Some('f'), false)])?;
+            let sorted = ParsedFlags::known(words, &[ALL, ("follow", Some('f'), false)])?;
             let machine = Some(sorted.machine()?);
             Some(if sorted.has("follow") {
                 Plan::Place(Place {
@@ -374,7 +374,7 @@ fn read_config(call: Call<'_>) -> Option<Plan> {
     }
 }
 
-fn set_default(sorted: &Sorted) -> Plan {
+fn set_default(sorted: &ParsedFlags) -> Plan {
     match sorted.machine().filter(|_| sorted.is_known()) {
         Some(machine) => Plan::Place(Place {
             machine: (machine != "none").then_some(machine),
@@ -384,7 +384,7 @@ fn set_default(sorted: &Sorted) -> Plan {
     }
 }
 
-fn create(mut sorted: Sorted) -> Plan {
+fn create(mut sorted: ParsedFlags) -> Plan {
     // `ubuntu:24.04` makes `ubuntu`, and a word may be one or the other.
     for word in &mut sorted.rest {
         if let Some(end) = word.find(':') {
@@ -406,7 +406,7 @@ fn create(mut sorted: Sorted) -> Plan {
 
 /// Something that is done to each machine that is named, to all, or to OrbStack itself when none is.
 fn each(
-    sorted: &Sorted,
+    sorted: &ParsedFlags,
     operation: LeaseOperation,
     of_fleet: Option<(LeaseOperation, LeaseOperation)>,
 ) -> Plan {
@@ -429,7 +429,7 @@ fn each(
     Plan::Place(place)
 }
 
-fn renamed(sorted: &Sorted, operation: LeaseOperation) -> Plan {
+fn renamed(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
     let [from, to] = sorted.rest.as_slice() else {
         return sorted.change(operation);
     };
@@ -443,7 +443,7 @@ fn renamed(sorted: &Sorted, operation: LeaseOperation) -> Plan {
     }
 }
 
-fn export(sorted: &Sorted) -> Plan {
+fn export(sorted: &ParsedFlags) -> Plan {
     let machine = match sorted.rest.as_slice() {
         [machine, _file] if sorted.is_known() => name(machine),
         _ => None,
@@ -457,7 +457,7 @@ fn export(sorted: &Sorted) -> Plan {
     }
 }
 
-fn import(sorted: &Sorted) -> Plan {
+fn import(sorted: &ParsedFlags) -> Plan {
     let operation = LeaseOperation::Import;
     let machine = match sorted.value("name").map(name) {
         Some(Some(machine)) if !sorted.may_mean_all => machine,
@@ -475,12 +475,12 @@ fn import(sorted: &Sorted) -> Plan {
 
 fn transfer(words: &[OsString], operation: LeaseOperation) -> Plan {
     // The words that are no flags are files, whose names need not be text.
-    in_machine(&Sorted::mixed(words, &[MACHINE]), operation)
+    in_machine(&ParsedFlags::mixed(words, &[MACHINE]), operation)
 }
 
 /// A command in a machine; a session where somebody sits at a terminal.
 fn run(words: &[OsString], interactive: bool) -> Plan {
-    let sorted = Sorted::sort(words, &OF_RUN, Order::FlagsFirst);
+    let sorted = ParsedFlags::sort(words, &OF_RUN, Order::FlagsFirst);
     // Behind a flag that is not known it may be the command's.
     if sorted.has("help") && !sorted.is_unknown {
         return Plan::Untouched;
@@ -498,7 +498,7 @@ fn run(words: &[OsString], interactive: bool) -> Plan {
 }
 
 /// Something in the machine of `--machine`, else in the default one.
-fn in_machine(sorted: &Sorted, operation: LeaseOperation) -> Plan {
+fn in_machine(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
     let machine = match sorted.value("machine").map(name) {
         Some(None) if !sorted.is_unknown => return Plan::Other,
         machine => machine.flatten(),
@@ -559,7 +559,7 @@ enum Order {
 
 /// Words sorted into flags and the rest.
 #[derive(Default)]
-struct Sorted {
+struct ParsedFlags {
     flags: Vec<(&'static str, String)>,
     /// The rest, as far as it is text.
     rest: Vec<String>,
@@ -574,7 +574,7 @@ struct Sorted {
     may_mean_all: bool,
 }
 
-impl Sorted {
+impl ParsedFlags {
     /// Sorts words in which flags may stand anywhere.
     fn mixed(words: &[OsString], known: &[Flag]) -> Self {
         Self::sort(words, known, Order::Mixed)
@@ -785,8 +785,8 @@ mod tests {
     fn planned(line: &str) -> Plan {
         let mut words = words(line);
         let called = match words.remove(0).to_str() {
-            Some("orb") => Called::Orb,
-            _ => Called::Orbctl,
+            Some("orb") => InvokedAs::Orb,
+            _ => InvokedAs::Orbctl,
         };
         plan(called, &words, false)
     }
@@ -892,7 +892,7 @@ mod tests {
         ] {
             check(line, &place(L::Run, ""));
         }
-        let interactive = |line| plan(Called::Orb, &words(line), true);
+        let interactive = |line| plan(InvokedAs::Orb, &words(line), true);
         assert_eq!(interactive(""), place(L::Shell, ""));
         assert_eq!(interactive("-m web vim x"), place(L::Shell, "web"));
         assert_eq!(interactive("start web"), place(L::Start, "web"));
@@ -1066,7 +1066,7 @@ mod tests {
         check("orbctl run -m", &unknown(L::Run, ""));
         // A session takes no lane.
         let words = words("run --gpu 1 -m web true");
-        assert_eq!(plan(Called::Orbctl, &words, true), place(L::Shell, "web"));
+        assert_eq!(plan(InvokedAs::Orbctl, &words, true), place(L::Shell, "web"));
     }
 
     #[test]
@@ -1094,9 +1094,9 @@ mod tests {
             check(line, &Plan::Other);
         }
         let words = words("config docker");
-        assert_eq!(plan(Called::Orbctl, &words, true), Plan::Other);
+        assert_eq!(plan(InvokedAs::Orbctl, &words, true), Plan::Other);
         assert_eq!(
-            plan(Called::Orbctl, &words, false),
+            plan(InvokedAs::Orbctl, &words, false),
             place(LeaseOperation::ConfigSet, "")
         );
     }
@@ -1128,7 +1128,7 @@ mod tests {
         let check = |line: &str, expected: Plan| {
             let mut words = words(line);
             words.push(odd.clone());
-            assert_eq!(plan(Called::Orbctl, &words, false), expected, "{line}");
+            assert_eq!(plan(InvokedAs::Orbctl, &words, false), expected, "{line}");
         };
         check("", Plan::Other);
         check("info", Plan::Other);
@@ -1139,7 +1139,7 @@ mod tests {
         check("run -m", Plan::Other);
         check("suspend web", unknown(LeaseOperation::Other, "web"));
         assert_eq!(
-            plan(Called::Orb, std::slice::from_ref(&odd), false),
+            plan(InvokedAs::Orb, std::slice::from_ref(&odd), false),
             place(LeaseOperation::Run, "")
         );
     }

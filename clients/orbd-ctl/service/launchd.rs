@@ -16,7 +16,7 @@ use plist::{Dictionary, Value};
 
 use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
 use crate::console::now;
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// The agent's name.
 pub(super) const LABEL: &str = "dev.orbd.orbd";
@@ -52,11 +52,11 @@ impl Launchd {
         }
     }
 
-    fn print(&self) -> Result<Output, Trouble> {
+    fn print(&self) -> Result<Output, CliError> {
         tool(LAUNCHCTL, &["print", &self.target])
     }
 
-    fn must(arguments: &[&str], hint: &str) -> Result<(), Trouble> {
+    fn must(arguments: &[&str], hint: &str) -> Result<(), CliError> {
         let output = tool(LAUNCHCTL, arguments)?;
         if output.status.success() {
             return Ok(());
@@ -66,11 +66,11 @@ impl Launchd {
 }
 
 impl Manager for Launchd {
-    fn text(&self, description: &Description) -> Result<Vec<u8>, Trouble> {
+    fn text(&self, description: &Description) -> Result<Vec<u8>, CliError> {
         let mut text = Vec::new();
         agent(description)
             .and_then(|agent| agent.to_writer_xml(&mut text).map_err(std::io::Error::other))
-            .map_err(|error| Trouble::Local {
+            .map_err(|error| CliError::Local {
                 what: "the agent's property list cannot be written".into(),
                 source: error,
             })?;
@@ -78,7 +78,7 @@ impl Manager for Launchd {
         Ok(text)
     }
 
-    fn check(&self) -> Result<(), Trouble> {
+    fn check(&self) -> Result<(), CliError> {
         let arguments = ["print", self.domain.as_str()];
         let output = tool(LAUNCHCTL, &arguments)?;
         if output.status.success() {
@@ -93,7 +93,7 @@ impl Manager for Launchd {
         ))
     }
 
-    fn load(&self) -> Result<(), Trouble> {
+    fn load(&self) -> Result<(), CliError> {
         // Somebody may have disabled it; then bootstrap fails with "5: Input/output error", which tells nobody why.
         Self::must(
             &["enable", &self.target],
@@ -113,7 +113,7 @@ impl Manager for Launchd {
         Err(refused(LAUNCHCTL, &arguments, &output, &hint))
     }
 
-    fn unload(&self) -> Result<(), Trouble> {
+    fn unload(&self) -> Result<(), CliError> {
         let arguments = ["bootout", self.target.as_str()];
         let output = tool(LAUNCHCTL, &arguments)?;
         if !output.status.success() && output.status.code() != Some(IN_PROGRESS) && self.state()?.loaded {
@@ -129,7 +129,7 @@ impl Manager for Launchd {
         let mut pause = Duration::from_millis(5);
         while self.state()?.loaded {
             if now() - asked > GONE_MAX {
-                return Err(Trouble::Service {
+                return Err(CliError::Service {
                     message: format!("{} has not gone for {} s", self.target, GONE_MAX.as_secs()),
                     hint: "look what it does with `orbd-ctl jobs`; a logout ends it for certain".into(),
                 });
@@ -140,14 +140,14 @@ impl Manager for Launchd {
         Ok(())
     }
 
-    fn start(&self) -> Result<(), Trouble> {
+    fn start(&self) -> Result<(), CliError> {
         Self::must(
             &["kickstart", &self.target],
             "`orbd-ctl service install` loads it again",
         )
     }
 
-    fn stop(&self) -> Result<(), Trouble> {
+    fn stop(&self) -> Result<(), CliError> {
         if self.state()?.pid.is_none() {
             return Ok(());
         }
@@ -158,7 +158,7 @@ impl Manager for Launchd {
         )
     }
 
-    fn state(&self) -> Result<State, Trouble> {
+    fn state(&self) -> Result<State, CliError> {
         let output = self.print()?;
         Ok(if output.status.success() {
             read_state(&String::from_utf8_lossy(&output.stdout))

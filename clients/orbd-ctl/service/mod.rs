@@ -16,8 +16,8 @@ use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd::daemon::LEAVE_CHANGES_AFTER;
 use orbd::orbctl::environment::search_folders;
 
+use crate::error::CliError;
 use crate::link::Link;
-use crate::trouble::Trouble;
 
 mod launchd;
 pub(crate) mod program;
@@ -51,11 +51,11 @@ struct Description {
 
 impl Description {
     /// Describes the service as this program would install it now.
-    fn of(link: &Link) -> Result<Self, Trouble> {
+    fn of(link: &Link) -> Result<Self, CliError> {
         let home = home(link)?;
         // The daemon would end at once with the same words, again and again.
         let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process()).map_err(|error| {
-            Trouble::Local {
+            CliError::Local {
                 what: "the daemon's configuration is not in order".into(),
                 source: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
             }
@@ -87,9 +87,9 @@ impl Description {
 }
 
 /// Returns the home that the service belongs to.
-fn home(link: &Link) -> Result<PathBuf, Trouble> {
+fn home(link: &Link) -> Result<PathBuf, CliError> {
     let home = link.environment.home.clone().filter(|home| home.is_absolute());
-    home.ok_or_else(|| Trouble::Usage {
+    home.ok_or_else(|| CliError::Usage {
         message: "HOME is not set, so there is no place for a service".into(),
         hint: "set HOME to an absolute path".into(),
     })
@@ -151,19 +151,19 @@ impl ManagerName {
 /// What is said to a manager.
 trait Manager {
     /// Returns the form of the file.
-    fn text(&self, description: &Description) -> Result<Vec<u8>, Trouble>;
+    fn text(&self, description: &Description) -> Result<Vec<u8>, CliError>;
     /// Makes sure that there is a manager to talk to.
-    fn check(&self) -> Result<(), Trouble>;
+    fn check(&self) -> Result<(), CliError>;
     /// Lets the manager read the file, and start the service now and at each login.
-    fn load(&self) -> Result<(), Trouble>;
+    fn load(&self) -> Result<(), CliError>;
     /// Lets the manager forget the service; ends the daemon.
-    fn unload(&self) -> Result<(), Trouble>;
+    fn unload(&self) -> Result<(), CliError>;
     /// Starts the service, if it does not run.
-    fn start(&self) -> Result<(), Trouble>;
+    fn start(&self) -> Result<(), CliError>;
     /// Asks the daemon to stop in order, and not to be started again until somebody wants it.
-    fn stop(&self) -> Result<(), Trouble>;
+    fn stop(&self) -> Result<(), CliError>;
     /// Looks.
-    fn state(&self) -> Result<State, Trouble>;
+    fn state(&self) -> Result<State, CliError>;
     /// Returns the `PATH` that a file sets.
     fn search_path(&self, text: &[u8]) -> Option<OsString>;
 }
@@ -188,7 +188,7 @@ pub(crate) enum Written {
 
 impl Service {
     /// Returns the service of the user who asks.
-    pub(crate) fn of(link: &Link, name: ManagerName) -> Result<Self, Trouble> {
+    pub(crate) fn of(link: &Link, name: ManagerName) -> Result<Self, CliError> {
         let home = home(link)?;
         let (file, manager): (PathBuf, Box<dyn Manager>) = match name {
             ManagerName::Launchd => {
@@ -234,28 +234,28 @@ impl Service {
     }
 
     /// Returns what the file would say if it were written now.
-    pub(crate) fn text(&self, link: &Link) -> Result<Vec<u8>, Trouble> {
+    pub(crate) fn text(&self, link: &Link) -> Result<Vec<u8>, CliError> {
         self.manager.text(&Description::of(link)?)
     }
 
     /// Says whether the file says what it would if it were written now.
-    pub(crate) fn is_current(&self, link: &Link) -> Result<bool, Trouble> {
+    pub(crate) fn is_current(&self, link: &Link) -> Result<bool, CliError> {
         let wanted = self.text(link)?;
         Ok(fs::read(&self.file).is_ok_and(|found| found == wanted))
     }
 
     /// Makes sure that there is a manager to talk to.
-    pub(crate) fn check(&self) -> Result<(), Trouble> {
+    pub(crate) fn check(&self) -> Result<(), CliError> {
         self.manager.check()
     }
 
     /// Writes the file, all of it or nothing.
-    pub(crate) fn write(&self, link: &Link) -> Result<Written, Trouble> {
+    pub(crate) fn write(&self, link: &Link) -> Result<Written, CliError> {
         let text = self.text(link)?;
         if fs::read(&self.file).is_ok_and(|found| found == text) {
             return Ok(Written::Same);
         }
-        write_whole(&self.file, &text).map_err(|source| Trouble::Local {
+        write_whole(&self.file, &text).map_err(|source| CliError::Local {
             what: format!("cannot write {}", self.file.display()),
             source,
         })?;
@@ -263,7 +263,7 @@ impl Service {
     }
 
     /// Lets the manager read the file and start the daemon. What it had read before is unloaded first.
-    pub(crate) fn load(&self) -> Result<(), Trouble> {
+    pub(crate) fn load(&self) -> Result<(), CliError> {
         if self.manager.state()?.loaded {
             self.manager.unload()?;
         }
@@ -271,7 +271,7 @@ impl Service {
     }
 
     /// Ends the daemon, and takes the file away. Says whether there was anything to undo.
-    pub(crate) fn remove(&self) -> Result<bool, Trouble> {
+    pub(crate) fn remove(&self) -> Result<bool, CliError> {
         let loaded = self.manager.state()?.loaded;
         if loaded {
             self.manager.unload()?;
@@ -280,7 +280,7 @@ impl Service {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(loaded),
             Err(source) => {
-                return Err(Trouble::Local {
+                return Err(CliError::Local {
                     what: format!("cannot remove {}", self.file.display()),
                     source,
                 });
@@ -290,7 +290,7 @@ impl Service {
     }
 
     /// Starts it, if it does not run.
-    pub(crate) fn start(&self) -> Result<(), Trouble> {
+    pub(crate) fn start(&self) -> Result<(), CliError> {
         if !self.manager.state()?.loaded {
             return self.manager.load();
         }
@@ -298,7 +298,7 @@ impl Service {
     }
 
     /// Asks it to stop in order.
-    pub(crate) fn stop(&self) -> Result<(), Trouble> {
+    pub(crate) fn stop(&self) -> Result<(), CliError> {
         self.manager.stop()
     }
 
@@ -308,7 +308,7 @@ impl Service {
     }
 
     /// Looks how the manager sees it.
-    pub(crate) fn state(&self) -> Result<State, Trouble> {
+    pub(crate) fn state(&self) -> Result<State, CliError> {
         self.manager.state()
     }
 }
@@ -336,19 +336,19 @@ fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     clippy::disallowed_methods,
     reason = "a service manager is talked to through its tool, here and nowhere else"
 )]
-fn tool(program: &str, arguments: &[&str]) -> Result<Output, Trouble> {
+fn tool(program: &str, arguments: &[&str]) -> Result<Output, CliError> {
     Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| Trouble::Local {
+        .map_err(|source| CliError::Local {
             what: format!("cannot run {program}"),
             source,
         })
 }
 
 /// Says that a manager refused: its own words, its exit code, and what to do.
-fn refused(program: &str, arguments: &[&str], output: &Output, hint: &str) -> Trouble {
+fn refused(program: &str, arguments: &[&str], output: &Output, hint: &str) -> CliError {
     let words = String::from_utf8_lossy(&output.stderr);
     let words = words.trim();
     let said = if words.is_empty() {
@@ -356,7 +356,7 @@ fn refused(program: &str, arguments: &[&str], output: &Output, hint: &str) -> Tr
     } else {
         words
     };
-    Trouble::Service {
+    CliError::Service {
         message: format!(
             "`{program} {}` failed ({}): {said}",
             arguments.join(" "),

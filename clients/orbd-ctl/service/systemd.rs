@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 
 use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
-use crate::trouble::Trouble;
+use crate::error::CliError;
 
 /// The unit's name.
 pub(super) const UNIT: &str = "orbd.service";
@@ -19,7 +19,7 @@ const NO_MANAGER: &str = "systemd's manager for your user does not run here: log
                           until then `orbd-ctl daemon start` runs orbd without a service";
 
 impl Systemd {
-    fn must(words: &[&str], hint: &str) -> Result<(), Trouble> {
+    fn must(words: &[&str], hint: &str) -> Result<(), CliError> {
         let arguments: Vec<&str> = ["--user"].iter().chain(words).copied().collect();
         let output = tool(SYSTEMCTL, &arguments)?;
         if output.status.success() {
@@ -30,20 +30,20 @@ impl Systemd {
 }
 
 impl Manager for Systemd {
-    fn text(&self, description: &Description) -> Result<Vec<u8>, Trouble> {
+    fn text(&self, description: &Description) -> Result<Vec<u8>, CliError> {
         unit(description)
             .map(String::into_bytes)
-            .map_err(|value| Trouble::Usage {
+            .map_err(|value| CliError::Usage {
                 message: format!("{value:?} cannot be written into a unit"),
                 hint: "paths of a unit are UTF-8 without control characters".into(),
             })
     }
 
-    fn check(&self) -> Result<(), Trouble> {
+    fn check(&self) -> Result<(), CliError> {
         Self::must(&["show-environment"], NO_MANAGER)
     }
 
-    fn load(&self) -> Result<(), Trouble> {
+    fn load(&self) -> Result<(), CliError> {
         Self::must(&["daemon-reload"], NO_MANAGER)?;
         Self::must(
             &["enable", "--now", UNIT],
@@ -51,25 +51,25 @@ impl Manager for Systemd {
         )
     }
 
-    fn unload(&self) -> Result<(), Trouble> {
+    fn unload(&self) -> Result<(), CliError> {
         Self::must(
             &["disable", "--now", UNIT],
             "`systemctl --user status orbd` says more",
         )
     }
 
-    fn start(&self) -> Result<(), Trouble> {
+    fn start(&self) -> Result<(), CliError> {
         Self::must(
             &["start", UNIT],
             "`systemctl --user status orbd` and `journalctl --user -u orbd` say more",
         )
     }
 
-    fn stop(&self) -> Result<(), Trouble> {
+    fn stop(&self) -> Result<(), CliError> {
         Self::must(&["stop", UNIT], "`systemctl --user status orbd` says more")
     }
 
-    fn state(&self) -> Result<State, Trouble> {
+    fn state(&self) -> Result<State, CliError> {
         let arguments = [
             "--user",
             "show",

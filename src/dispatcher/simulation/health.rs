@@ -1,13 +1,13 @@
 //! The dispatcher while `orbctl` is sick: who is told what, what is let through, and how it finds out that all is well again.
 
 use super::*;
-use crate::job::Illness;
+use crate::job::HealthProblem;
 
 const PANIC: &str = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\n";
 const SECOND: Duration = Duration::from_secs(1);
 
-fn said() -> Illness {
-    Illness::Said("panic: timed out waiting for services to start".into())
+fn said() -> HealthProblem {
+    HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into())
 }
 
 impl World {
@@ -31,7 +31,7 @@ impl World {
         let read = self.read(Query::ConfigShow, Some(Duration::ZERO));
         self.call("config").await.end(Ending::Exited(2), "", PANIC);
         assert!(read.await.expect("no panic").is_err(), "nothing is known of it");
-        assert!(self.is_sick().await);
+        assert!(self.is_unhealthy().await);
     }
 
     async fn answer_list(&mut self) {
@@ -39,17 +39,17 @@ impl World {
         self.call("list").await.end(Ending::Exited(0), &list, "");
     }
 
-    async fn is_sick(&self) -> bool {
-        self.dispatcher.queue_view().await.sickness.is_some()
+    async fn is_unhealthy(&self) -> bool {
+        self.dispatcher.queue_view().await.outage.is_some()
     }
 
-    async fn told(&self, query: Query, max_age: Option<Duration>) -> Result<Seen, ReadError> {
+    async fn told(&self, query: Query, max_age: Option<Duration>) -> Result<ObservedAnswer, ReadError> {
         self.read(query, max_age).await.expect("no panic")
     }
 
-    async fn refusal(&self, submission: Submission) -> SicknessView {
+    async fn refusal(&self, submission: Submission) -> OutageView {
         match self.dispatcher.submit(submission).await {
-            Err(Rejection::Sick(sickness)) => sickness,
+            Err(Rejection::Unhealthy(outage)) => outage,
             other => panic!("not refused for that: {other:?}"),
         }
     }
@@ -71,9 +71,9 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
         create("new"),
         Operation::StartOrbstack(Force::No),
     ] {
-        let sickness = world.refusal(submission(operation)).await;
-        assert_eq!(sickness.illness, said());
-        assert!(sickness.retry_after <= SECOND, "{sickness:?}");
+        let outage = world.refusal(submission(operation)).await;
+        assert_eq!(outage.problem, said());
+        assert!(outage.retry_after <= SECOND, "{outage:?}");
     }
     let detached = Submission {
         detached: true,
@@ -81,7 +81,7 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
     };
     world.refusal(detached).await;
     let lease = Submission {
-        carrier: lease_of(std::process::id(), std::process::id()),
+        executor: lease_of(std::process::id(), std::process::id()),
         ..submission(Operation::Push(name("a")))
     };
     world.refusal(lease).await;
@@ -129,7 +129,7 @@ async fn start_of_orbstack_that_times_out_but_starts_succeeds_and_refuses_no_rea
         warning.contains("timed out waiting for VM to start, but"),
         "{warning}"
     );
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     assert_eq!(Moment::now().instant, began, "nothing was waited for");
 }
 
@@ -146,7 +146,7 @@ async fn running_status_of_orbstack_is_not_enough_while_its_service_fails() {
         "{ended:?}"
     );
     assert!(Moment::now().instant > began, "the first look did not do");
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +160,7 @@ async fn good_look_after_a_complaint_closes_the_circuit_at_once() {
         matches!(ended, Outcome::Succeeded(Success::Observed { changed: None, .. })),
         "{ended:?}"
     );
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     let read = world.read(Query::List, None);
     let list = list_of(&world.orbctl.inventory);
     world.call("list").await.end(Ending::Exited(0), &list, "");
@@ -172,12 +172,12 @@ async fn good_look_after_a_complaint_closes_the_circuit_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_read_of_what_was_never_known_or_cannot_be_marked_is_refused() {
     let mut world = World::that_is_sick().await;
-    let printed = Query::Verbatim(Verbatim::Status);
+    let printed = Query::RawQuery(RawQuery::Status);
     for query in [Query::Info(name("a")), Query::Ssh, Query::Version, printed] {
-        let Err(ReadError::Rejected(Rejection::Sick(sickness))) = world.told(query, None).await else {
+        let Err(ReadError::Rejected(Rejection::Unhealthy(outage))) = world.told(query, None).await else {
             panic!("it cannot be told");
         };
-        assert_eq!(sickness.illness, said());
+        assert_eq!(outage.problem, said());
     }
     world.no_call().await;
 }
@@ -228,7 +228,7 @@ async fn reads_that_wait_for_a_place_do_not_wait_for_the_recovery() {
     assert!(matches!(
         waiting.await.expect("no panic"),
         Err(ReadError::Ended {
-            outcome: Outcome::Failed(Failure::OrbctlSick(_)),
+            outcome: Outcome::Failed(Failure::OrbctlUnhealthy(_)),
             ..
         })
     ));
@@ -257,14 +257,14 @@ async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
         } else {
             list.end(Ending::Exited(2), "", PANIC);
         }
-        assert!(world.is_sick().await);
+        assert!(world.is_unhealthy().await);
         world.refusal(submission(exec("a"))).await;
     }
     world.call("status").await.end(Ending::Exited(0), "Running\n", "");
     world.set("new", "running");
     world.answer_list().await;
     world.idle().await;
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     // What it saw is known.
     let seen = world.told(Query::List, None).await.expect("known");
     assert_eq!(
@@ -285,7 +285,7 @@ async fn a_probe_does_not_wake_an_orbstack_that_is_stopped() {
     let mut world = World::that_is_sick().await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     world.no_call().await;
-    assert!(!world.is_sick().await, "the next call starts it");
+    assert!(!world.is_unhealthy().await, "the next call starts it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,12 +329,12 @@ async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
     );
     world.no_call().await;
     let view = world.dispatcher.view(next.spec.id).await.expect("known");
-    assert!(matches!(view.waiting_for, Some(WaitingFor::Sick(illness)) if illness == said()));
+    assert!(matches!(view.waiting_for, Some(WaitingFor::Unhealthy(problem)) if problem == said()));
     assert_eq!(outcome(&impatient).await, Outcome::Expired(Phase::Queued));
     let JobState::Ended { holder, .. } = impatient.state.borrow().clone() else {
         panic!("it ended");
     };
-    assert!(matches!(holder, Some(WaitingFor::Sick(_))), "{holder:?}");
+    assert!(matches!(holder, Some(WaitingFor::Unhealthy(_))), "{holder:?}");
     world.call("status").await.end(Ending::Exited(0), "Running\n", "");
     world.answer_list().await;
     world.call("restart").await.exit(0);
@@ -348,12 +348,12 @@ async fn force_passes_and_what_it_mends_is_noticed() {
     world.call("stop").await.end(Ending::Exited(2), "", PANIC);
     // It looks at what came of it, and sees no more than anybody.
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
-    assert!(world.is_sick().await);
+    assert!(world.is_unhealthy().await);
     let start = world.change(Operation::StartOrbstack(Force::Yes)).await;
-    assert!(matches!(outcome(&stop).await, Outcome::Unknown(seen) if !seen.settled));
+    assert!(matches!(outcome(&stop).await, Outcome::Unknown(seen) if !seen.stable));
     world.call("start").await.exit(0);
     assert_eq!(outcome(&start).await, CHANGED);
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     world.no_call().await;
 }
 
@@ -373,8 +373,11 @@ async fn a_change_whose_own_look_shows_the_illness_is_not_begun() {
     let mut world = World::that_knows().await;
     let job = world.change(Operation::Stop(name("a"), Force::No)).await;
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
-    assert_eq!(outcome(&job).await, Outcome::Failed(Failure::OrbctlSick(said())));
-    assert!(world.is_sick().await);
+    assert_eq!(
+        outcome(&job).await,
+        Outcome::Failed(Failure::OrbctlUnhealthy(said()))
+    );
+    assert!(world.is_unhealthy().await);
     world.no_call().await;
 }
 
@@ -389,7 +392,7 @@ async fn looks_after_a_cut_go_on_and_the_first_that_sees_something_ends_the_illn
     }
     world.answer_list().await;
     world.idle().await;
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     let exec = world.change(exec("b")).await;
     world.call("run").await.exit(0);
     outcome(&exec).await;
@@ -414,7 +417,7 @@ async fn commands_that_come_and_go_outweigh_a_read_that_blocks() {
             ..
         })
     ));
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     world.no_call().await;
 }
 
@@ -424,7 +427,7 @@ async fn a_read_that_blocks_while_nothing_else_is_heard_is_enough() {
     let read = world.read(Query::List, Some(Duration::ZERO));
     let _hangs = world.call("list").await;
     let seen = read.await.expect("no panic").expect("what was known");
-    assert_eq!(seen.stale, Some(Illness::Blocked { verb: "list" }));
+    assert_eq!(seen.stale, Some(HealthProblem::Blocked { verb: "list" }));
     world.refusal(submission(exec("a"))).await;
 }
 
@@ -450,7 +453,7 @@ async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
     status.end(Ending::Exited(0), "Running\n", "");
     world.answer_list().await;
     world.idle().await;
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     world.no_call().await;
 }
 
@@ -470,7 +473,7 @@ async fn what_a_guest_may_have_said_is_looked_into_and_all_goes_on_meanwhile() {
         }
         // However often it says so.
         world.no_call().await;
-        assert!(!world.is_sick().await);
+        assert!(!world.is_unhealthy().await);
     }
 }
 
@@ -488,7 +491,7 @@ async fn nobody_joins_a_read_that_the_illness_caught() {
     assert!(fresh.await.expect("no panic").is_ok());
     // And when it is given up at last, it is no sign of anything.
     assert!(caught.await.expect("no panic").is_err());
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -512,7 +515,7 @@ async fn one_at_a_time_a_probe_waits_for_what_runs_and_force_does_not_wait_for_t
     let forced = world.change(Operation::Stop(name("a"), Force::Yes)).await;
     world.call("stop").await.exit(0);
     assert_eq!(outcome(&forced).await, CHANGED);
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -540,6 +543,6 @@ async fn probe_is_recorded_only_when_orbctl_has_recovered() {
     world.call("status").await.end(Ending::Exited(0), "Running\n", "");
     world.answer_list().await;
     world.idle().await;
-    assert!(!world.is_sick().await);
+    assert!(!world.is_unhealthy().await);
     assert_eq!(world.records(), recorded + 1);
 }

@@ -276,16 +276,16 @@ impl Race {
             };
             let process = kind.is_lease.then(waiting_process);
             let owner = kind.is_lease.then(waiting_process);
-            let carrier = match (&process, &owner) {
+            let executor = match (&process, &owner) {
                 (Some(child), Some(owner)) => lease_of(child.id(), owner.id()),
-                _ => Carrier::Daemon,
+                _ => Executor::Daemon,
             };
             let limit = has_deadline.then_some(LIMIT);
             let job = race
                 .world
                 .submit(Submission {
                     client: client(number),
-                    carrier,
+                    executor,
                     detached: kind.is_detached,
                     queue_timeout: limit.filter(|_| kind.waits),
                     run_timeout: limit.filter(|_| !kind.waits),
@@ -370,7 +370,7 @@ impl Race {
             }
             Event::Gone => {
                 for runner in &self.runners {
-                    self.world.dispatcher.connection_gone(runner.number).await;
+                    self.world.dispatcher.on_disconnect(runner.number).await;
                 }
             }
             Event::OwnerKilled => self.kill_owners(),
@@ -485,8 +485,8 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
         ..
     } in &race.runners
     {
-        let holds = |job: &Job| matches!(*job.state.borrow(), JobState::Running { .. });
-        let is_held = holder.as_ref().is_some_and(holds)
+        let satisfied = |job: &Job| matches!(*job.state.borrow(), JobState::Running { .. });
+        let is_held = holder.as_ref().is_some_and(satisfied)
             // Two commands share their machine.
             || (!job.state.borrow().is_ended() && kind.is_change);
         if let Some(stranger) = stranger {

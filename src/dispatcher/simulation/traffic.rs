@@ -76,7 +76,7 @@ impl Traffic {
             70..76 => self.cancel().await,
             76..78 => {
                 let connection = self.random.below(CLIENTS as u64);
-                self.world.dispatcher.connection_gone(connection).await;
+                self.world.dispatcher.on_disconnect(connection).await;
             }
             78..84 => {
                 let ms = if self.random.one_in(20) {
@@ -323,8 +323,8 @@ impl Traffic {
 
     async fn let_it_reach_the_disk(&mut self) {
         let held = hold_time();
-        let settled = Duration::from_millis(2);
-        let pause = tokio::task::spawn_blocking(move || std::thread::park_timeout(settled));
+        let stable = Duration::from_millis(2);
+        let pause = tokio::task::spawn_blocking(move || std::thread::park_timeout(stable));
         pause.await.expect("no panic");
         drop(held);
         self.world.idle().await;

@@ -44,7 +44,7 @@ fn since(subscriber: &Subscriber, number: u64) -> Vec<String> {
             Event::JobStarted(job) => format!("{} started", job.verb),
             Event::JobEnded(job, _) => format!("{} ended", job.verb),
             Event::CacheInvalidated { .. } => "stale".to_owned(),
-            Event::OrbctlSick { reason } => format!("sick: {reason}"),
+            Event::OrbctlUnhealthy { reason } => format!("sick: {reason}"),
             Event::OrbctlWell => "well".to_owned(),
         })
         .collect()
@@ -195,20 +195,23 @@ async fn looks_that_fail_are_followed_by_pauses_and_share_with_callers() {
     let mut world = World::with(Limits::default(), false);
     let _subscriber = world.watch().await;
     let began = Moment::now();
-    let mut looks = 0;
+    let mut probe_permits = 0;
     loop {
         let call = world.call("status").await;
         if Moment::now().instant - began.instant > Duration::from_secs(60) {
             break;
         }
-        looks += 1;
+        probe_permits += 1;
         call.end(
             Ending::Exited(2),
             "",
             "panic: timed out\n\ngoroutine 1 [running]:\n",
         );
     }
-    assert!((5..=9).contains(&looks), "{looks} looks in a minute");
+    assert!(
+        (5..=9).contains(&probe_permits),
+        "{probe_permits} looks in a minute"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,16 +249,16 @@ async fn a_queue_that_is_paused_or_drained_is_not_filled_with_looks() {
     let _subscriber = world.watch().await;
     world.idle().await;
     for verb in [QueueVerb::Pause, QueueVerb::Drain] {
-        let looks = world.statuses();
+        let probe_permits = world.statuses();
         let view = world.dispatcher.queue(verb, Target::All).await;
         assert_eq!(view.expect("it lives").waiting, 0);
         tokio::time::sleep(HOUR).await;
         let view = world.dispatcher.queue_view().await;
-        assert_eq!((world.statuses(), view.waiting), (looks, 0));
+        assert_eq!((world.statuses(), view.waiting), (probe_permits, 0));
         let view = world.dispatcher.queue(QueueVerb::Resume, Target::All).await;
         assert!(view.is_ok());
         world.idle().await;
-        assert_eq!(world.statuses(), looks + 1, "the one that was due");
+        assert_eq!(world.statuses(), probe_permits + 1, "the one that was due");
     }
 }
 
@@ -267,7 +270,7 @@ async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
     let running = world.change(restart("a")).await;
     let waiting = world.change(restart("a")).await;
     let call = world.call("restart").await;
-    let all = world.dispatcher.overview().await.expect("it lives");
+    let all = world.dispatcher.snapshot().await.expect("it lives");
     assert_eq!(all.sequence, last(&subscriber));
     let ids: Vec<JobId> = all.jobs.iter().map(|job| job.spec.id).collect();
     assert_eq!(ids, [running.spec.id, waiting.spec.id]);
@@ -280,7 +283,7 @@ async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&waiting).await, CHANGED);
     world.idle().await;
-    let all = world.dispatcher.overview().await.expect("it lives");
+    let all = world.dispatcher.snapshot().await.expect("it lives");
     assert!(all.jobs.is_empty() && !all.machines_stale);
 }
 

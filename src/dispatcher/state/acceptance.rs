@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::causes::with_causes;
 use crate::clock::Moment;
+use crate::error_chain::error_chain;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
@@ -17,7 +17,7 @@ use crate::spool;
 
 use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
 use super::super::stored;
-use super::entry::{Live, Output};
+use super::entry::{ActiveJob, Output};
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
 use crate::dispatcher::about_job::about_job;
 
@@ -58,7 +58,7 @@ impl<O: Orbctl> State<O> {
             match self.journal.append_durable(&entry) {
                 Ok(written) => Some(written),
                 Err(error) => {
-                    let _ = reply.send(Err(Rejection::Journal(with_causes(&error).into())));
+                    let _ = reply.send(Err(Rejection::Journal(error_chain(&error).into())));
                     return;
                 }
             }
@@ -90,9 +90,9 @@ impl<O: Orbctl> State<O> {
                     // A dispatcher that is gone answers nobody.
                     if let Some(requests) = requests.upgrade() {
                         let _ = requests
-                            .send(Request::Undo(
+                            .send(Request::RollBack(
                                 Box::new(accepted),
-                                with_causes(&error).into(),
+                                error_chain(&error).into(),
                                 reply,
                             ))
                             .await;
@@ -104,7 +104,7 @@ impl<O: Orbctl> State<O> {
 
     /// Takes back a job whose acceptance could not be written down. One that started meanwhile goes on, and is acknowledged:
     /// "nothing happened" would not be true of it.
-    pub(super) fn undo(
+    pub(super) fn roll_back(
         &mut self,
         accepted: Job,
         cause: Arc<str>,
@@ -135,7 +135,7 @@ impl<O: Orbctl> State<O> {
         if self.stopping {
             return Err(Rejection::Stopping);
         }
-        self.refuse_while_sick(spec)?;
+        self.refuse_while_unhealthy(spec)?;
         let new = NewJob {
             queue_deadline: spec
                 .asked
@@ -167,10 +167,10 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
         let entry = self.entry(spec);
-        let job = entry.job(&mut self.followed);
+        let job = entry.job(&mut self.ended_job_watchers);
         self.operands += spec.asked.operation.weight();
         self.jobs.insert(spec.id, entry);
-        self.attached.enter(spec);
+        self.jobs_by_connection.enter(spec);
         self.note_job(spec, &JobState::Waiting);
         job
     }
@@ -181,8 +181,8 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Makes what a job needs that is not over.
-    pub(super) fn beginning(&self, spec: &JobSpec) -> (Live, Output) {
-        let mut live = Live {
+    pub(super) fn beginning(&self, spec: &JobSpec) -> (ActiveJob, Output) {
+        let mut live = ActiveJob {
             state: watch::Sender::new(JobState::Waiting),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),

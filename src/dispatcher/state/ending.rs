@@ -13,16 +13,16 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
-use super::super::handle::{Cancelled, Carrier, JobSpec, WaitingFor};
-use super::super::run_job::Finished;
-use super::entry::{Life, Output, Over};
+use super::super::handle::{Cancelled, Executor, JobSpec, WaitingFor};
+use super::super::run_job::JobResult;
+use super::entry::{EndedJob, JobPhase, Output};
 use super::watching::is_ourselves;
 use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// A running job is over.
-    pub(super) fn end(&mut self, id: JobId, mut finished: Finished) {
+    pub(super) fn end(&mut self, id: JobId, mut finished: JobResult) {
         let now = Moment::now();
         let found = self.jobs.get_mut(&id);
         let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
@@ -49,7 +49,7 @@ impl<O: Orbctl> State<O> {
             self.metrics.count(Counter::ChangesSkipped);
             self.metrics.count(Counter::SpawnsSaved);
         }
-        self.conclude(id, since, now, &finished, preempted_by, is_recorded);
+        self.finalize(id, since, now, &finished, preempted_by, is_recorded);
     }
 
     /// A job that never started is over; the scheduler has forgotten it.
@@ -58,17 +58,17 @@ impl<O: Orbctl> State<O> {
         if self.jobs.get(&id).is_some_and(|entry| is_durable(&entry.spec)) {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
-        let mut finished = Finished::new(outcome);
+        let mut finished = JobResult::new(outcome);
         let is_recorded = self.finish_reads(id, &mut finished, holder.as_ref());
-        self.conclude(id, None, now, &finished, holder, is_recorded);
+        self.finalize(id, None, now, &finished, holder, is_recorded);
     }
 
     /// Takes in what a read found, whoever made it. Returns whether the job leaves a record: one that orbd made by itself and that
     /// found nothing new leaves none, so that an idle subscriber neither fills the history nor wakes the metrics' helper.
-    fn finish_reads(&mut self, id: JobId, finished: &mut Finished, holder: Option<&WaitingFor>) -> bool {
+    fn finish_reads(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) -> bool {
         if self.finish_probe(id, finished, Moment::now().instant) {
             let is_succeeded = matches!(finished.outcome, Outcome::Succeeded(_));
-            return is_succeeded && self.sickness().is_none();
+            return is_succeeded && self.outage().is_none();
         }
         let poll = self.poll_of_ours(id);
         let last_event = self.watching.last_event();
@@ -93,30 +93,31 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Tells followers, records, and keeps what is to be kept.
-    fn conclude(
+    fn finalize(
         &mut self,
         id: JobId,
         since: Option<Moment>,
         now: Moment,
-        finished: &Finished,
+        finished: &JobResult,
         holder: Option<WaitingFor>,
         is_recorded: bool,
     ) {
         let Some(entry) = self.jobs.get_mut(&id) else {
             return;
         };
-        let over = Over {
+        let over = EndedJob {
             since,
             at: now,
             outcome: finished.outcome.clone(),
             holder: holder.map(Box::new),
         };
         let ended = over.state();
-        let Life::Live(live) = mem::replace(&mut entry.life, Life::Over(Box::new(over))) else {
+        let JobPhase::ActiveJob(live) = mem::replace(&mut entry.life, JobPhase::EndedJob(Box::new(over)))
+        else {
             debug_assert!(false, "job {id} ends twice");
             return;
         };
-        let channel = live.let_go();
+        let channel = live.release_waiters();
         let spec = entry.spec.clone();
         if is_recorded {
             self.metrics
@@ -143,9 +144,9 @@ impl<O: Orbctl> State<O> {
             about_job!(debug, spec, run_us, "ended");
         }
         channel.send_replace(ended.clone());
-        self.followed.keep(id, channel);
+        self.ended_job_watchers.keep(id, channel);
         self.operands -= spec.asked.operation.weight();
-        self.attached.leave(&spec);
+        self.jobs_by_connection.leave(&spec);
         if matches!(spec.asked.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
         }
@@ -233,8 +234,8 @@ impl<O: Orbctl> State<O> {
 
     /// Cancels what waits and stops commands of a client that is gone. A running change is left to finish, and a running lease to its
     /// processes: its owner may still release it on another connection.
-    pub(super) fn connection_gone(&mut self, connection: u64) {
-        let attached: Vec<JobId> = self.attached.on(connection).collect();
+    pub(super) fn on_disconnect(&mut self, connection: u64) {
+        let attached: Vec<JobId> = self.jobs_by_connection.on(connection).collect();
         for id in attached {
             let found = self.jobs.get_mut(&id);
             let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?)))
@@ -243,7 +244,7 @@ impl<O: Orbctl> State<O> {
                 continue;
             };
             let is_ours_to_end = matches!(spec.asked.operation, Operation::Exec(..))
-                && matches!(spec.asked.carrier, Carrier::Daemon);
+                && matches!(spec.asked.executor, Executor::Daemon);
             if !spec.asked.detached && (live.is_waiting() || is_ours_to_end) {
                 self.cancel(id);
             }
@@ -267,7 +268,7 @@ fn record(
     spec: &JobSpec,
     since: Option<Moment>,
     now: Moment,
-    finished: &Finished,
+    finished: &JobResult,
     joined: u32,
 ) -> OperationRecord {
     let micros = |from: Instant, to: Instant| {

@@ -19,22 +19,22 @@ use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, Waiting
 /// Everything about one job.
 pub(super) struct Entry {
     pub(super) spec: Arc<JobSpec>,
-    pub(super) life: Life,
+    pub(super) life: JobPhase,
     pub(super) output: Output,
     /// How many callers share it beside the first.
     pub(super) joined: u32,
 }
 
 /// Where a job is. Both boxed: a tree of jobs has room for about twice as many as are in it.
-pub(super) enum Life {
+pub(super) enum JobPhase {
     /// It waits or runs.
-    Live(Box<Live>),
+    ActiveJob(Box<ActiveJob>),
     /// It has ended.
-    Over(Box<Over>),
+    EndedJob(Box<EndedJob>),
 }
 
 /// What only a job has that waits or runs.
-pub(super) struct Live {
+pub(super) struct ActiveJob {
     /// Never an end: that is told when this is let go.
     pub(super) state: watch::Sender<JobState>,
     /// Ends what runs.
@@ -56,7 +56,7 @@ pub(super) struct Live {
 }
 
 /// How a job ended.
-pub(super) struct Over {
+pub(super) struct EndedJob {
     /// When it started, if it did.
     pub(super) since: Option<Moment>,
     /// When it ended.
@@ -76,50 +76,50 @@ pub(super) enum Output {
 }
 
 impl Entry {
-    pub(super) fn new(spec: Arc<JobSpec>, live: Live, output: Output) -> Self {
+    pub(super) fn new(spec: Arc<JobSpec>, live: ActiveJob, output: Output) -> Self {
         Self {
             spec,
-            life: Life::Live(Box::new(live)),
+            life: JobPhase::ActiveJob(Box::new(live)),
             output,
             joined: 0,
         }
     }
 
-    pub(super) fn live(&self) -> Option<&Live> {
+    pub(super) fn live(&self) -> Option<&ActiveJob> {
         match &self.life {
-            Life::Live(live) => Some(live),
-            Life::Over(_) => None,
+            JobPhase::ActiveJob(live) => Some(live),
+            JobPhase::EndedJob(_) => None,
         }
     }
 
-    pub(super) fn live_mut(&mut self) -> Option<&mut Live> {
+    pub(super) fn live_mut(&mut self) -> Option<&mut ActiveJob> {
         match &mut self.life {
-            Life::Live(live) => Some(live),
-            Life::Over(_) => None,
+            JobPhase::ActiveJob(live) => Some(live),
+            JobPhase::EndedJob(_) => None,
         }
     }
 
     pub(super) fn state(&self) -> JobState {
         match &self.life {
-            Life::Live(live) => live.state.borrow().clone(),
-            Life::Over(over) => over.state(),
+            JobPhase::ActiveJob(live) => live.state.borrow().clone(),
+            JobPhase::EndedJob(over) => over.state(),
         }
     }
 
     /// Returns the state without what it holds.
     pub(super) fn phase(&self) -> StateFilter {
         match &self.life {
-            Life::Live(live) if live.is_waiting() => StateFilter::Waiting,
-            Life::Live(_) => StateFilter::Running,
-            Life::Over(_) => StateFilter::Ended,
+            JobPhase::ActiveJob(live) if live.is_waiting() => StateFilter::Waiting,
+            JobPhase::ActiveJob(_) => StateFilter::Running,
+            JobPhase::EndedJob(_) => StateFilter::Ended,
         }
     }
 
     /// Hands the job to somebody who follows it.
-    pub(super) fn job(&self, followed: &mut Followed) -> Job {
+    pub(super) fn job(&self, followed: &mut EndedJobWatchers) -> Job {
         let state = match &self.life {
-            Life::Live(live) => live.state.subscribe(),
-            Life::Over(over) => {
+            JobPhase::ActiveJob(live) => live.state.subscribe(),
+            JobPhase::EndedJob(over) => {
                 let (channel, state) = watch::channel(over.state());
                 followed.keep(self.spec.id, channel);
                 state
@@ -153,7 +153,7 @@ impl Entry {
     }
 }
 
-impl Live {
+impl ActiveJob {
     pub(super) fn is_waiting(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Waiting)
     }
@@ -167,12 +167,12 @@ impl Live {
     }
 
     /// Drops everything but the channel. A writer that nobody took ends its spool with that, and every follower's wait for more.
-    pub(super) fn let_go(self) -> watch::Sender<JobState> {
+    pub(super) fn release_waiters(self) -> watch::Sender<JobState> {
         self.state
     }
 }
 
-impl Over {
+impl EndedJob {
     pub(super) fn state(&self) -> JobState {
         JobState::Ended {
             since: self.since,
@@ -200,13 +200,13 @@ const FOLLOWED_MIN: usize = 16;
 /// The channels of jobs that are over, while somebody holds the other end: by these alone it is known that an end, or what a job
 /// wrote, is still being told to somebody.
 #[derive(Default)]
-pub(super) struct Followed {
+pub(super) struct EndedJobWatchers {
     channels: Vec<(JobId, watch::Sender<JobState>)>,
     /// How many there may be before they are looked through: twice as many as were found last, so that each costs little.
     many: usize,
 }
 
-impl Followed {
+impl EndedJobWatchers {
     /// Keeps a channel that tells an end for as long as somebody follows it.
     pub(super) fn keep(&mut self, id: JobId, channel: watch::Sender<JobState>) {
         if channel.receiver_count() == 0 {
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     fn channel() -> (watch::Sender<JobState>, watch::Receiver<JobState>) {
-        let over = Over {
+        let over = EndedJob {
             since: None,
             at: Moment::now(),
             outcome: Outcome::Interrupted,
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_channel_is_kept_while_it_is_followed() {
-        let mut followed = Followed::default();
+        let mut followed = EndedJobWatchers::default();
         let (first, one) = channel();
         let (second, other) = channel();
         followed.keep(JobId(1), first);
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn channels_that_nobody_follows_do_not_pile_up() {
-        let mut followed = Followed::default();
+        let mut followed = EndedJobWatchers::default();
         let (channel_of_one, one) = channel();
         followed.keep(JobId(0), channel_of_one);
         for id in 1..10_000 {
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn many_who_follow_are_all_known() {
-        let mut followed = Followed::default();
+        let mut followed = EndedJobWatchers::default();
         let receivers: Vec<_> = (0..1_000)
             .map(|id| {
                 let (channel, receiver) = channel();

@@ -2,59 +2,59 @@
 
 use std::time::Instant;
 
-use crate::breaker::Turn;
-use crate::cache::{Recorded, Topic};
+use crate::cache::{CacheKey, Recorded};
+use crate::circuit_breaker::CircuitChange;
 use crate::clock::Moment;
 use crate::events::Event;
-use crate::job::{Failure, JobId, Outcome, Sign};
+use crate::job::{Failure, HealthSignal, JobId, Outcome};
 use crate::metrics::Counter;
 use crate::operation::{Class, Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
-use super::super::handle::{JobSpec, JobState, Rejection, SicknessView};
-use super::super::known::{Facts, Known, Seen, stale_topic};
-use super::super::run_job::{Finished, Note, Work, run_probe};
+use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, stale_cache_key};
+use super::super::handle::{JobSpec, JobState, OutageView, Rejection};
+use super::super::run_job::{JobResult, Note, Work, run_probe};
 use super::super::stored;
 use super::{Arc, Entry, State, scheduled};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// A running job says something.
-    pub(super) fn noted(&mut self, id: JobId, note: Note) {
+    pub(super) fn on_job_event(&mut self, id: JobId, note: Note) {
         match note {
             Note::Started(child) => self.child_started(id, child, None),
-            Note::Replaced => self.distrust(&Scope::Everything),
-            Note::Sign(sign, began) => self.heard(id, sign, began),
+            Note::Replaced => self.invalidate_untrusted(&Scope::Everything),
+            Note::HealthSignal(signal, began) => self.heard(id, signal, began),
         }
     }
 
-    fn heard(&mut self, by: JobId, sign: Sign, began: Instant) {
-        let turn = self.breaker.heard(sign, began, &Moment::now());
+    fn heard(&mut self, by: JobId, signal: HealthSignal, began: Instant) {
+        let turn = self.circuit_breaker.heard(signal, began, &Moment::now());
         self.turned(turn, by);
     }
 
     /// The one place where everybody else learns that the health of `orbctl` has changed.
-    fn turned(&mut self, turn: Turn, by: JobId) {
+    fn turned(&mut self, turn: CircuitChange, by: JobId) {
         let asked = self.jobs.get(&by).map(|entry| &entry.spec.asked);
         match turn {
-            Turn::None => {}
-            Turn::FellSick => {
-                if let Some(sickness) = self.breaker.sickness() {
+            CircuitChange::None => {}
+            CircuitChange::Opened => {
+                if let Some(outage) = self.circuit_breaker.outage() {
                     tracing::warn!(
                         job_id = by.0,
                         operation = asked.map(|asked| asked.operation.verb()),
                         client = asked.map(|asked| tracing::field::display(&asked.client.name)),
-                        illness = %sickness.illness,
+                        problem = %outage.problem,
                         "orbctl is sick: only force is let through"
                     );
-                    let reason = sickness.illness.to_string().into();
-                    self.note(Event::OrbctlSick { reason });
+                    let reason = outage.problem.to_string().into();
+                    self.note(Event::OrbctlUnhealthy { reason });
                 }
                 self.scheduler.hold();
                 self.answer_readers();
             }
-            Turn::Recovered => {
+            CircuitChange::Recovered => {
                 tracing::info!(
                     job_id = by.0,
                     operation = asked.map(|asked| asked.operation.verb()),
@@ -70,25 +70,25 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Returns what ails `orbctl`; `None` while it is well.
-    pub(super) fn sickness(&self) -> Option<SicknessView> {
-        self.breaker.sickness().map(|sickness| SicknessView {
-            since: sickness.since,
-            illness: sickness.illness.clone(),
-            retry_after: self.breaker.retry_after(Moment::now().instant),
+    pub(super) fn outage(&self) -> Option<OutageView> {
+        self.circuit_breaker.outage().map(|outage| OutageView {
+            since: outage.since,
+            problem: outage.problem.clone(),
+            retry_after: self.circuit_breaker.retry_after(Moment::now().instant),
         })
     }
 
     /// Refuses what would only wait for its limit. Force passes, because it mends, unless it names a machine by an id that cannot be
     /// checked now. So does a session, which is its user's own affair.
-    pub(super) fn refuse_while_sick(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
+    pub(super) fn refuse_while_unhealthy(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
         let is_urgent = spec.asked.operation.preempts() && spec.asked.expected_id.is_none();
         if is_urgent || spec.asked.operation.class() == Class::Session {
             return Ok(());
         }
-        let Some(sickness) = self.sickness() else {
+        let Some(outage) = self.outage() else {
             return Ok(());
         };
-        self.breaker.asked(spec.accepted.instant);
+        self.circuit_breaker.asked(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
         if spec.asked.operation.class() == Class::Query {
             // Whoever polls would fill the log, and it says already that nothing is asked.
@@ -96,15 +96,15 @@ impl<O: Orbctl> State<O> {
         } else {
             tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, "refused: orbctl is sick");
         }
-        Err(Rejection::Sick(sickness))
+        Err(Rejection::Unhealthy(outage))
     }
 
     /// Returns what was last known, however old, marked as that; only while `orbctl` is sick.
-    pub(super) fn last_known(&self, query: &Query) -> Option<Seen> {
-        let sickness = self.breaker.sickness()?;
-        let seen = self.cache.last_known(&stale_topic(query)?)?;
-        Some(Seen {
-            stale: Some(sickness.illness.clone()),
+    pub(super) fn last_known(&self, query: &Query) -> Option<ObservedAnswer> {
+        let outage = self.circuit_breaker.outage()?;
+        let seen = self.cache.last_known(&stale_cache_key(query)?)?;
+        Some(ObservedAnswer {
+            stale: Some(outage.problem.clone()),
             ..seen.into()
         })
     }
@@ -132,16 +132,16 @@ impl<O: Orbctl> State<O> {
                 reading.tell(&known);
             }
             let id = reading.job;
-            if reading.begun.is_some() {
+            if reading.start.is_some() {
                 // It may hang until its limit, also after the recovery: nobody is to join it any more.
                 if let Some(reading) = self.reads.remove(&query) {
                     self.superseded(reading);
                 }
             } else if self.scheduler.cancel(id) == CancelResult::NeverStarted {
                 let failure = self
-                    .breaker
-                    .sickness()
-                    .map(|sickness| Failure::OrbctlSick(sickness.illness.clone()));
+                    .circuit_breaker
+                    .outage()
+                    .map(|outage| Failure::OrbctlUnhealthy(outage.problem.clone()));
                 if let Some(failure) = failure {
                     self.end_unstarted(id, Outcome::Failed(failure), None);
                 }
@@ -154,12 +154,14 @@ impl<O: Orbctl> State<O> {
         let may_run = !self.stopping
             && !self.is_upgrading()
             && (!self.scheduler.limits().strict || self.scheduler.is_still());
-        self.breaker.next_probe().filter(|_| may_run)
+        self.circuit_breaker.next_probe().filter(|_| may_run)
     }
 
     pub(super) fn probe_if_due(&mut self) {
         let now = Moment::now();
-        if self.next_probe().is_none_or(|at| at > now.instant) || !self.breaker.begin_probe(now.instant) {
+        if self.next_probe().is_none_or(|at| at > now.instant)
+            || !self.circuit_breaker.begin_probe(now.instant)
+        {
             return;
         }
         let probe = Operation::Query(Query::List);
@@ -167,7 +169,7 @@ impl<O: Orbctl> State<O> {
         spec.asked.run_timeout = Some(self.settings.run_timeouts.query);
         let spec = Arc::new(spec);
         // Beside all limits: what hangs must not keep out what shows that nothing does any more.
-        self.scheduler.adopt(scheduled(&spec));
+        self.scheduler.restore_running(scheduled(&spec));
         self.enter(&spec);
         let Some(live) = self.jobs.get(&spec.id).and_then(Entry::live) else {
             return;
@@ -177,7 +179,7 @@ impl<O: Orbctl> State<O> {
             orbctl: self.orbctl.clone(),
             limits: self.settings.run_limits(),
             guest_env: self.settings.guest_env,
-            looks: self.looks.clone(),
+            probe_permits: self.probe_permits.clone(),
             stop: live.stop.clone(),
             abandon: live.abandon.clone(),
             spool: None,
@@ -188,28 +190,28 @@ impl<O: Orbctl> State<O> {
             release: None,
             spec: spec.clone(),
         };
-        self.probe = Some((spec.id, self.cache.begin(&Topic::Machines, &now).as_look()));
+        self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_look()));
         about_job!(debug, spec, "probes whether orbctl is well");
         self.spawn(&spec, run_probe(work));
     }
 
     /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over. Returns whether the
     /// job was the probe.
-    pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut Finished, now: Instant) -> bool {
+    pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut JobResult, now: Instant) -> bool {
         let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
             return false;
         };
-        if let Some(facts @ Facts::Machines(_)) = finished.facts.take() {
-            let known = Arc::new(Known::new(facts));
+        if let Some(facts @ QueryAnswer::Machines(_)) = finished.facts.take() {
+            let known = Arc::new(CachedAnswer::new(facts));
             if self.cache.record(ticket, known.clone()) == Recorded::Stored {
-                self.learned(id, &Query::List, &known);
+                self.on_observation(id, &Query::List, &known);
             }
         }
         if self.scheduler.waiting().total() > 0 {
             // Whoever waits still wants to know.
-            self.breaker.asked(now);
+            self.circuit_breaker.asked(now);
         }
-        self.breaker.probe_ended(now);
+        self.circuit_breaker.probe_ended(now);
         true
     }
 

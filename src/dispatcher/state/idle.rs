@@ -14,9 +14,9 @@ use crate::clock::Moment;
 use crate::job::JobId;
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{BusyReason, Carrier, Request, Submission, WaitingFor};
+use super::super::handle::{BusyReason, Executor, Request, Submission, WaitingFor};
 use super::super::hold::{HoldTimer, Load};
-use super::entry::Life;
+use super::entry::JobPhase;
 use super::{Entry, State, is_durable};
 
 /// How long after the end of a detached job, or a question about one, its client may still fetch the rest.
@@ -168,8 +168,8 @@ impl<O: Orbctl> State<O> {
     pub(super) fn asked_about(&mut self, id: JobId) {
         let now = Moment::now().instant;
         let may_fetch = |entry: &Entry| match &entry.life {
-            Life::Live(_) => true,
-            Life::Over(over) => now.saturating_duration_since(over.at.instant) < FETCH_TIME_MAX,
+            JobPhase::ActiveJob(_) => true,
+            JobPhase::EndedJob(over) => now.saturating_duration_since(over.at.instant) < FETCH_TIME_MAX,
         };
         if self.jobs.get(&id).is_some_and(may_fetch) {
             self.idle.touch(now);
@@ -184,7 +184,7 @@ impl<O: Orbctl> State<O> {
         if !self.draining.is_empty() {
             return Some(BusyReason::Draining);
         }
-        let mut followed = self.followed.jobs().filter_map(|id| self.jobs.get(&id));
+        let mut followed = self.ended_job_watchers.jobs().filter_map(|id| self.jobs.get(&id));
         let busy = self.jobs.values().find(|entry| needs_this_instance(entry));
         if let Some(entry) = busy.or_else(|| followed.next()) {
             return Some(BusyReason::Job(Self::in_the_way(entry)));
@@ -215,7 +215,7 @@ fn needs_this_instance(entry: &Entry) -> bool {
     let is_known_to_the_next = if live.is_waiting() {
         is_durable(&entry.spec)
     } else {
-        matches!(entry.spec.asked.carrier, Carrier::Lease(_))
+        matches!(entry.spec.asked.executor, Executor::Lease(_))
     };
     // Whoever waits for it would have no answer.
     !is_known_to_the_next || live.state.receiver_count() > 0

@@ -66,7 +66,7 @@ impl<O: Orbctl> State<O> {
             paused_machines: machines(&self.paused),
             draining: self.stopping || self.draining.contains(&Target::All),
             draining_machines: machines(&self.draining),
-            sickness: self.sickness(),
+            outage: self.outage(),
         }
     }
 }

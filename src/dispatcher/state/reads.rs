@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::cache::{Recorded, Source, Topic};
+use crate::cache::{CacheKey, Recorded, Source};
 use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{JobId, Outcome};
@@ -13,18 +13,20 @@ use crate::metrics::Counter;
 use crate::operation::{Operation, Query, Scope};
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Carrier, Client, JobSpec, Published, ReadError, Request, Submission, WaitingFor};
-use super::super::known::{Facts, Known, Seen, topic};
-use super::super::run_job::Finished;
-use super::{Reading, State};
+use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, cache_key};
+use super::super::handle::{
+    Client, Executor, JobSpec, Published, ReadError, Request, Submission, WaitingFor,
+};
+use super::super::run_job::JobResult;
+use super::{PendingRead, State};
 
 /// Longest printout that is kept: there may be as many as there are machines.
 const PRINTOUT_MAX: usize = 256 << 10;
 
 /// Says whether facts are told again. What a read that failed printed is its own caller's answer and nobody else's.
-fn is_kept(outcome: &Outcome, facts: &Facts) -> bool {
+fn is_kept(outcome: &Outcome, facts: &QueryAnswer) -> bool {
     let fits = match facts {
-        Facts::Printed(printed) => printed.stdout.len() + printed.stderr.len() <= PRINTOUT_MAX,
+        QueryAnswer::Raw(printed) => printed.stdout.len() + printed.stderr.len() <= PRINTOUT_MAX,
         _ => true,
     };
     fits && matches!(outcome, Outcome::Succeeded(_))
@@ -37,14 +39,14 @@ impl<O: Orbctl> State<O> {
         query: &Query,
         max_age: Option<Duration>,
         client: &Client,
-        reply: oneshot::Sender<Result<Seen, ReadError>>,
+        reply: oneshot::Sender<Result<ObservedAnswer, ReadError>>,
     ) {
         let now = Moment::now();
         let max_age = max_age
             .unwrap_or(self.settings.cache_max_age)
             .min(self.settings.cache_max_age);
-        if let Some(topic) = topic(query)
-            && let Some(seen) = self.cache.fresh(&topic, &now, max_age)
+        if let Some(cache_key) = cache_key(query)
+            && let Some(seen) = self.cache.fresh(&cache_key, &now, max_age)
         {
             self.metrics.count(Counter::CacheHits);
             self.metrics.count(Counter::SpawnsSaved);
@@ -52,10 +54,10 @@ impl<O: Orbctl> State<O> {
             return;
         }
         self.metrics.count(Counter::CacheMisses);
-        if self.sickness().is_some()
+        if self.outage().is_some()
             && let Some(seen) = self.last_known(query)
         {
-            self.breaker.asked(now.instant);
+            self.circuit_breaker.asked(now.instant);
             self.metrics.count(Counter::SpawnsSaved);
             let _ = reply.send(Ok(seen));
             return;
@@ -69,20 +71,20 @@ impl<O: Orbctl> State<O> {
         query: &Query,
         max_age: Duration,
         client: &Client,
-        reply: oneshot::Sender<Result<Seen, ReadError>>,
+        reply: oneshot::Sender<Result<ObservedAnswer, ReadError>>,
     ) -> Option<JobId> {
         let now = Moment::now();
         if let Some(reading) = self.reads.get_mut(query) {
             // A read may be shared while it waits; one that runs, only if nothing changed since it began and the caller
             // accepts an observation as old as that.
-            let may_join = match &reading.begun {
+            let may_join = match &reading.start {
                 None => true,
-                Some(begun) => {
-                    let is_current = match &begun.ticket {
+                Some(start) => {
+                    let is_current = match &start.ticket {
                         Some(ticket) => self.cache.is_current(ticket),
-                        None => begun.generation == self.cache.generation(),
+                        None => start.generation == self.cache.generation(),
                     };
-                    is_current && now.age_of(&begun.at) <= max_age
+                    is_current && now.age_of(&start.at) <= max_age
                 }
             };
             if may_join {
@@ -111,7 +113,7 @@ impl<O: Orbctl> State<O> {
             asked: Submission {
                 operation: Operation::Query(query.clone()),
                 client: client.clone(),
-                carrier: Carrier::Daemon,
+                executor: Executor::Daemon,
                 expected_id: None,
                 // A read is shared, so no single client's going away ends it.
                 detached: true,
@@ -123,9 +125,9 @@ impl<O: Orbctl> State<O> {
             Ok(_) => {
                 let before = self.reads.insert(
                     query.clone(),
-                    Reading {
+                    PendingRead {
                         job: id,
-                        begun: None,
+                        start: None,
                         waiters: vec![reply],
                     },
                 );
@@ -143,11 +145,11 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Keeps the waiters of a read that newer callers could not join with its job.
-    pub(super) fn superseded(&mut self, reading: Reading) {
+    pub(super) fn superseded(&mut self, reading: PendingRead) {
         self.outdated.insert(reading.job, reading);
     }
 
-    pub(super) fn finish_read(&mut self, id: JobId, finished: &mut Finished, holder: Option<&WaitingFor>) {
+    pub(super) fn finish_read(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) {
         let Some(entry) = self.jobs.get(&id) else { return };
         let Operation::Query(query) = entry.spec.asked.operation.clone() else {
             return;
@@ -157,26 +159,26 @@ impl<O: Orbctl> State<O> {
             _ => self.outdated.remove(&id),
         };
         let Some(reading) = reading else { return };
-        let answer = match (finished.facts.take(), reading.begun) {
-            (Some(facts), Some(begun)) => {
-                let known = Arc::new(Known::new(facts));
+        let answer = match (finished.facts.take(), reading.start) {
+            (Some(facts), Some(start)) => {
+                let known = Arc::new(CachedAnswer::new(facts));
                 let source = if self.watching.is_look(id) {
                     Source::Look
                 } else {
-                    topic(&query).map_or(Source::Logs, |topic| topic.source())
+                    cache_key(&query).map_or(Source::Logs, |cache_key| cache_key.source())
                 };
-                let seen = Seen {
+                let seen = ObservedAnswer {
                     value: known.clone(),
-                    generation: begun.generation,
-                    observed_at: begun.at,
+                    generation: start.generation,
+                    observed_at: start.at,
                     source,
                     stale: None,
                 };
-                if let Some(ticket) = begun.ticket
+                if let Some(ticket) = start.ticket
                     && is_kept(&finished.outcome, &known.facts)
                     && self.cache.record(ticket, known.clone()) == Recorded::Stored
                 {
-                    self.learned(id, &query, &known);
+                    self.on_observation(id, &query, &known);
                 }
                 Ok(seen)
             }
@@ -194,7 +196,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Does what follows from something new being known.
-    pub(super) fn learned(&mut self, id: JobId, query: &Query, known: &Known) {
+    pub(super) fn on_observation(&mut self, id: JobId, query: &Query, known: &CachedAnswer) {
         if *query == Query::List {
             if let Some(machines) = known.machines() {
                 self.cache
@@ -211,14 +213,14 @@ impl<O: Orbctl> State<O> {
     /// Tells the fast path what it may answer, and how old that may be.
     pub(super) fn publish_machines(&self) {
         self.publish.send_replace(Published {
-            machines: self.cache.get(&Topic::Machines).map(Seen::from),
+            machines: self.cache.get(&CacheKey::Machines).map(ObservedAnswer::from),
             cache_max_age: self.settings.cache_max_age,
         });
     }
 
     /// Makes stale what an operation touches.
     pub(super) fn touch(&mut self, operation: &Operation, scope: &Scope) {
-        if let Operation::Leased(leased) = operation
+        if let Operation::ClientAction(leased) = operation
             && leased.may_replace_orbctl()
         {
             self.cache.invalidate_all();
@@ -227,7 +229,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Makes stale what may have changed without us. Of everything also the version, which no change of ours touches.
-    pub(super) fn distrust(&mut self, scope: &Scope) {
+    pub(super) fn invalidate_untrusted(&mut self, scope: &Scope) {
         if *scope == Scope::Everything {
             self.cache.invalidate_all();
         }
@@ -242,6 +244,6 @@ impl<O: Orbctl> State<O> {
             scope: scope.clone(),
             generation,
         });
-        self.hurry();
+        self.reset();
     }
 }

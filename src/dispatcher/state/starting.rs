@@ -7,21 +7,21 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
-use crate::cache::{Cache, Ticket, Topic};
+use crate::cache::{Cache, CacheKey, Ticket};
 use crate::clock::Moment;
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
 use crate::machine::{MachineName, MachineState};
 use crate::metrics::Counter;
-use crate::operation::{Effect, Leased, Operation, Scope};
+use crate::operation::{ClientAction, Effect, Operation, Scope};
 use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
 
-use super::super::handle::{Carrier, JobSpec, JobState};
-use super::super::known::{Known, by_name, topic};
-use super::super::run_job::{Durable, Finished, Work, run_job};
+use super::super::answer::{CachedAnswer, by_name, cache_key};
+use super::super::handle::{Executor, JobSpec, JobState};
+use super::super::run_job::{Durable, JobResult, Work, run_job};
 use super::super::stored;
-use super::{Begun, Entry, State, is_durable};
+use super::{Entry, ReadStart, State, is_durable};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
@@ -52,7 +52,7 @@ impl<O: Orbctl> State<O> {
                 self.settings.cache_max_age,
             ),
         };
-        let release = matches!(spec.asked.carrier, Carrier::Lease(_)).then(|| {
+        let release = matches!(spec.asked.executor, Executor::Lease(_)).then(|| {
             let (told, release) = oneshot::channel();
             live.release = Some(told);
             release
@@ -61,16 +61,16 @@ impl<O: Orbctl> State<O> {
             orbctl: self.orbctl.clone(),
             limits: self.settings.run_limits(),
             guest_env: self.settings.guest_env,
-            looks: self.looks.clone(),
+            probe_permits: self.probe_permits.clone(),
             stop: live.stop.clone(),
             abandon: live.abandon.clone(),
             spool: live.writer.take(),
             spool_dir: self.settings.spool.dir.clone(),
             input: live.input_end.take(),
             // The client gives its process the marker, and a lease journals the process before that runs.
-            marker: match spec.asked.carrier {
-                Carrier::Daemon => self.settings.markers.of(&spec),
-                Carrier::Lease(_) => String::new(),
+            marker: match spec.asked.executor {
+                Executor::Daemon => self.settings.markers.of(&spec),
+                Executor::Lease(_) => String::new(),
             },
             notes: self.notes.clone(),
             release,
@@ -80,13 +80,13 @@ impl<O: Orbctl> State<O> {
         let mut durable = None;
         if let Operation::Query(query) = &spec.asked.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
-                let ticket = topic(query).map(|topic| self.cache.begin(&topic, &now));
+                let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
                 let ticket = if self.watching.is_look(id) {
                     ticket.map(Ticket::as_look)
                 } else {
                     ticket
                 };
-                reading.begun = Some(Begun {
+                reading.start = Some(ReadStart {
                     ticket,
                     generation: self.cache.generation(),
                     at: now,
@@ -109,13 +109,14 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Runs a job's work in a task of its own.
-    pub(super) fn spawn(&mut self, spec: &JobSpec, work: impl Future<Output = Finished> + Send + 'static) {
+    pub(super) fn spawn(&mut self, spec: &JobSpec, work: impl Future<Output = JobResult> + Send + 'static) {
         let id = spec.id;
         let work = work.instrument(about_job::span(spec));
         self.running.spawn(async move {
             // A panic in here is our fault; it must end this job and nothing else.
             let finished = AssertUnwindSafe(work).catch_unwind().await;
-            let broken = || Finished::new(Outcome::Failed(Failure::Internal("a job's task panicked".into())));
+            let broken =
+                || JobResult::new(Outcome::Failed(Failure::Internal("a job's task panicked".into())));
             (id, finished.unwrap_or_else(|_| broken()))
         });
     }
@@ -141,7 +142,7 @@ impl<O: Orbctl> State<O> {
         if durable.is_none() {
             self.journal_append(&entry);
         }
-        if let Carrier::Lease(processes) = spec.asked.carrier {
+        if let Executor::Lease(processes) = spec.asked.executor {
             // Children of our own are counted where they are spawned.
             self.metrics.count(Counter::Spawns);
             self.child_started(spec.id, processes.child, Some(processes.owner));
@@ -174,7 +175,7 @@ impl<O: Orbctl> State<O> {
 /// Says what a command makes stale: its machines, those that are not freshly seen running, because the command may start them.
 fn may_start_its_machine(
     operation: &Operation,
-    cache: &Cache<Arc<Known>>,
+    cache: &Cache<Arc<CachedAnswer>>,
     now: &Moment,
     max_age: Duration,
 ) -> Option<Scope> {
@@ -182,11 +183,11 @@ fn may_start_its_machine(
         Operation::Exec(name, _)
         | Operation::Push(name)
         | Operation::Pull(name)
-        | Operation::Leased(Leased::Run(name) | Leased::Shell(name)) => vec![name],
-        Operation::Leased(Leased::UnknownForm(form)) => form.machines().collect(),
+        | Operation::ClientAction(ClientAction::Run(name) | ClientAction::Shell(name)) => vec![name],
+        Operation::ClientAction(ClientAction::UnknownForm(form)) => form.machines().collect(),
         _ => return None,
     };
-    let seen = cache.fresh(&Topic::Machines, now, max_age);
+    let seen = cache.fresh(&CacheKey::Machines, now, max_age);
     let is_running = |name: &MachineName| {
         seen.and_then(|seen| by_name(seen.value.machines()?, name))
             .is_some_and(|machine| machine.state == MachineState::Running)

@@ -33,8 +33,8 @@ impl<O: Orbctl> State<O> {
             Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
             Blocker::Paused(_) => Some(WaitingFor::Paused),
             Blocker::Held => {
-                let sickness = self.breaker.sickness()?;
-                Some(WaitingFor::Sick(sickness.illness.clone()))
+                let outage = self.circuit_breaker.outage()?;
+                Some(WaitingFor::Unhealthy(outage.problem.clone()))
             }
             Blocker::NotWaiting => None,
         }
@@ -79,8 +79,8 @@ impl<O: Orbctl> State<O> {
         let entries = self
             .cache
             .entries()
-            .map(|(topic, seen, valid)| KeptView {
-                topic: topic.clone(),
+            .map(|(cache_key, seen, valid)| KeptView {
+                cache_key: cache_key.clone(),
                 generation: seen.generation,
                 age: now.age_of(&seen.observed_at),
                 valid,

@@ -17,16 +17,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Topic;
+use crate::cache::CacheKey;
 use crate::clock::Moment;
-use crate::events::{Difference, Event, JobFacts, Pace, Ring, Told, differences};
+use crate::events::{Backoff, Difference, Event, EventLog, JobFacts, SequencedEvent, differences};
 use crate::job::{ClientId, JobId, Outcome};
 use crate::machine::OrbstackStatus;
 use crate::operation::{Operation, Query};
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{Client, JobSpec, JobState, Overview, Subscriber, Target};
-use super::super::known::{Facts, Seen};
+use super::super::answer::{ObservedAnswer, QueryAnswer};
+use super::super::handle::{Client, JobSpec, JobState, Snapshot, Subscriber, Target};
 use super::State;
 
 /// Events that are kept for readers who stay behind or come back.
@@ -37,14 +37,14 @@ const OVERVIEW_JOBS_MAX: usize = 10_000;
 /// What is known of watchers, and what they were told.
 pub(super) struct Watching {
     /// The only channel to subscribers: each holds a receiver and the number of the last event that it was told.
-    events: watch::Sender<Ring<Arc<Told>>>,
+    events: watch::Sender<EventLog<Arc<SequencedEvent>>>,
     /// Held by each subscriber who wants what looks find.
     wanted: Arc<()>,
     /// The machines as they were told.
-    machines: Option<Seen>,
+    machines: Option<ObservedAnswer>,
     /// OrbStack's status as it was told.
     status: Option<OrbstackStatus>,
-    pace: Pace,
+    backoff: Backoff,
     /// When to look next, if somebody watches.
     next: Option<Instant>,
     /// The read that the look in progress waits for.
@@ -58,11 +58,11 @@ pub(super) struct Watching {
 impl Watching {
     pub(super) fn new(interval: Duration) -> Self {
         Self {
-            events: watch::Sender::new(Ring::new(EVENTS_KEPT)),
+            events: watch::Sender::new(EventLog::new(EVENTS_KEPT)),
             wanted: Arc::new(()),
             machines: None,
             status: None,
-            pace: Pace::new(interval),
+            backoff: Backoff::new(interval),
             next: None,
             look: None,
             again: false,
@@ -94,7 +94,7 @@ impl Watching {
     }
 
     fn pause_from(&mut self, now: Instant) {
-        self.next = Some(now + self.pace.pause());
+        self.next = Some(now + self.backoff.pause());
     }
 }
 
@@ -104,7 +104,7 @@ impl<O: Orbctl> State<O> {
         let now = Moment::now();
         self.watching
             .events
-            .send_modify(|ring| ring.push(|sequence| Arc::new(Told::new(sequence, now, event))));
+            .send_modify(|ring| ring.push(|sequence| Arc::new(SequencedEvent::new(sequence, now, event))));
     }
 
     /// Tells of a job, unless it is a read.
@@ -133,13 +133,13 @@ impl<O: Orbctl> State<O> {
         };
         if is_first {
             let now = Moment::now();
-            self.watching.pace.hurry();
+            self.watching.backoff.reset();
             let known = self
                 .cache
-                .fresh(&Topic::Machines, &now, self.watching.pace.pause());
+                .fresh(&CacheKey::Machines, &now, self.watching.backoff.pause());
             let age = known.map(|seen| now.age_of(&seen.observed_at));
             let pause = age.map_or(Duration::ZERO, |age| {
-                self.watching.pace.pause().saturating_sub(age)
+                self.watching.backoff.pause().saturating_sub(age)
             });
             self.watching.next = Some(now.instant + pause);
         }
@@ -147,7 +147,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Describes everything as it is, at the number of the last event.
-    pub(super) fn overview(&self) -> Overview {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let active = self
             .jobs
             .values()
@@ -159,29 +159,29 @@ impl<O: Orbctl> State<O> {
             .collect();
         let more_jobs = jobs.len() > OVERVIEW_JOBS_MAX;
         jobs.truncate(OVERVIEW_JOBS_MAX);
-        Overview {
+        Snapshot {
             sequence: self.watching.last_event(),
             at: Moment::now(),
             machines: self.watching.machines.clone(),
-            machines_stale: self.cache.get(&Topic::Machines).is_none(),
+            machines_stale: self.cache.get(&CacheKey::Machines).is_none(),
             status: self.watching.status.clone(),
             jobs,
             more_jobs,
-            sick: self.sickness(),
+            sick: self.outage(),
         }
     }
 
     /// Waits otherwise between looks from now on.
     pub(super) fn set_watch_interval(&mut self, interval: Duration) {
-        self.watching.pace.set_shortest(interval);
+        self.watching.backoff.set_shortest(interval);
         let soon = Moment::now().instant + interval;
         self.watching.next = self.watching.next.map(|_| soon);
     }
 
     /// Something was made stale, so more may follow: the pauses are short again.
-    pub(super) fn hurry(&mut self) {
-        self.watching.pace.hurry();
-        let soon = Moment::now().instant + self.watching.pace.pause();
+    pub(super) fn reset(&mut self) {
+        self.watching.backoff.reset();
+        let soon = Moment::now().instant + self.watching.backoff.pause();
         self.watching.next = self.watching.next.map(|next| next.min(soon));
     }
 
@@ -212,9 +212,9 @@ impl<O: Orbctl> State<O> {
         if self.next_look().is_none_or(|next| next > now) {
             return;
         }
-        if self.breaker.sickness().is_some() {
-            self.breaker.asked(now);
-            self.watching.pace.slow_down();
+        if self.circuit_breaker.outage().is_some() {
+            self.circuit_breaker.asked(now);
+            self.watching.backoff.slow_down();
             self.look_ended();
         } else {
             self.look(&Query::Status);
@@ -226,28 +226,28 @@ impl<O: Orbctl> State<O> {
         let (reply, _) = oneshot::channel();
         self.watching.look = self.ask(query, Duration::ZERO, &ourselves(), reply);
         if self.watching.look.is_none() {
-            self.watching.pace.slow_down();
+            self.watching.backoff.slow_down();
             self.look_ended();
         }
     }
 
     /// A read is over: goes on with the look that waited for it, if one did.
-    pub(super) fn looked(&mut self, id: JobId, facts: Option<&Facts>) {
+    pub(super) fn looked(&mut self, id: JobId, facts: Option<&QueryAnswer>) {
         if !self.watching.is_look(id) {
             return;
         }
         self.watching.look = None;
         match facts {
             // Asking for the list would wake OrbStack if it did not run.
-            Some(Facts::Status(OrbstackStatus::Running))
+            Some(QueryAnswer::Status(OrbstackStatus::Running))
                 if self.watching.is_wanted() && !self.stopping && !self.idle.is_holding() =>
             {
                 self.look(&Query::List);
             }
             // What it saw has been told, and has set the pace.
-            Some(Facts::Machines(_)) => self.look_ended(),
+            Some(QueryAnswer::Machines(_)) => self.look_ended(),
             _ => {
-                self.watching.pace.slow_down();
+                self.watching.backoff.slow_down();
                 self.look_ended();
             }
         }
@@ -264,7 +264,7 @@ impl<O: Orbctl> State<O> {
 
     /// Tells what is new in a list that has just been kept, whoever asked for it.
     pub(super) fn learned_machines(&mut self, is_look: bool) {
-        let Some(seen) = self.cache.get(&Topic::Machines).cloned() else {
+        let Some(seen) = self.cache.get(&CacheKey::Machines).cloned() else {
             return;
         };
         let generation = seen.generation;
@@ -291,9 +291,9 @@ impl<O: Orbctl> State<O> {
                 .collect(),
         };
         if !news.is_empty() {
-            self.watching.pace.hurry();
+            self.watching.backoff.reset();
         } else if is_look {
-            self.watching.pace.slow_down();
+            self.watching.backoff.slow_down();
         }
         self.watching.machines = Some((&seen).into());
         for event in news {
@@ -305,10 +305,10 @@ impl<O: Orbctl> State<O> {
 
     /// Tells OrbStack's status when it is new, whoever asked for it.
     pub(super) fn learned_status(&mut self) {
-        let Some(seen) = self.cache.get(&Topic::Status) else {
+        let Some(seen) = self.cache.get(&CacheKey::Status) else {
             return;
         };
-        let Facts::Status(status) = &seen.value.facts else {
+        let QueryAnswer::Status(status) = &seen.value.facts else {
             return;
         };
         if self.watching.status.as_ref() == Some(status) {
@@ -316,7 +316,7 @@ impl<O: Orbctl> State<O> {
         }
         let (status, generation) = (status.clone(), seen.generation);
         self.watching.status = Some(status.clone());
-        self.watching.pace.hurry();
+        self.watching.backoff.reset();
         self.note(Event::OrbstackChanged { status, generation });
     }
 }

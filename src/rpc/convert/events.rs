@@ -2,8 +2,8 @@
 
 use super::{job, machine, observed, outcome_word, time};
 use crate::clock::Moment;
-use crate::dispatcher::Overview;
-use crate::events::{Event, JobFacts, Kind, Told};
+use crate::dispatcher::Snapshot;
+use crate::events::{Event, JobFacts, Kind, SequencedEvent};
 use crate::job::{Outcome, Success};
 use crate::machine::{Machine, MachineName};
 use crate::operation::Scope;
@@ -21,13 +21,13 @@ pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
         EventKind::JobStarted => Kind::JobStarted,
         EventKind::JobEnded => Kind::JobEnded,
         EventKind::CacheInvalidated => Kind::CacheInvalidated,
-        EventKind::OrbctlSick => Kind::OrbctlSick,
+        EventKind::OrbctlUnhealthy => Kind::OrbctlUnhealthy,
         EventKind::OrbctlWell => Kind::OrbctlWell,
     }
 }
 
 /// Writes an event.
-pub(in crate::rpc) fn event(told: &Told, instance: &str) -> types::Event {
+pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Event {
     let what = match &told.event {
         Event::MachinesKnown { machines, generation } => EventDetails::MachinesKnown {
             machines: machines.iter().map(machine).collect(),
@@ -86,7 +86,7 @@ pub(in crate::rpc) fn event(told: &Told, instance: &str) -> types::Event {
                 generation: generation.get(),
             }
         }
-        Event::OrbctlSick { reason } => EventDetails::OrbctlSick {
+        Event::OrbctlUnhealthy { reason } => EventDetails::OrbctlUnhealthy {
             reason: reason.to_string(),
         },
         Event::OrbctlWell => EventDetails::OrbctlWell {},
@@ -100,12 +100,12 @@ pub(in crate::rpc) fn event(told: &Told, instance: &str) -> types::Event {
 }
 
 /// Writes everything as it is.
-pub(in crate::rpc) fn event_state(overview: &Overview, instance: &str) -> types::Event {
+pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types::Event {
     let now = Moment::now();
-    let machine_list = overview.machines.as_ref().map(|seen| {
+    let machine_list = snapshot.machines.as_ref().map(|seen| {
         let machines: &[Machine] = seen.value.machines().unwrap_or_default();
         let mut seen = observed(seen, &now);
-        if overview.machines_stale {
+        if snapshot.machines_stale {
             seen.stale = true;
             seen.stale_reason = Some("something may have changed since; the next look tells".into());
         }
@@ -116,28 +116,28 @@ pub(in crate::rpc) fn event_state(overview: &Overview, instance: &str) -> types:
     });
     let state = types::EventState {
         machine_list,
-        orbstack: overview.status.as_ref().map(|status| status.as_str().to_owned()),
-        jobs: overview.jobs.iter().map(job).collect(),
-        more_jobs: overview.more_jobs,
-        sick: overview.sick.as_ref().map(super::sickness),
+        orbstack: snapshot.status.as_ref().map(|status| status.as_str().to_owned()),
+        jobs: snapshot.jobs.iter().map(job).collect(),
+        more_jobs: snapshot.more_jobs,
+        sick: snapshot.sick.as_ref().map(super::outage),
     };
-    at_overview(overview, instance, EventDetails::State(Box::new(state)))
+    at_overview(snapshot, instance, EventDetails::State(Box::new(state)))
 }
 
 /// Writes that events were missed.
 pub(in crate::rpc) fn event_gap(
-    overview: &Overview,
+    snapshot: &Snapshot,
     instance: &str,
     reason: types::GapReason,
 ) -> types::Event {
-    at_overview(overview, instance, EventDetails::Gap { reason })
+    at_overview(snapshot, instance, EventDetails::Gap { reason })
 }
 
-fn at_overview(overview: &Overview, instance: &str, what: EventDetails) -> types::Event {
+fn at_overview(snapshot: &Snapshot, instance: &str, what: EventDetails) -> types::Event {
     types::Event {
-        sequence: overview.sequence,
+        sequence: snapshot.sequence,
         instance: instance.to_owned(),
-        noticed_at: time(overview.at.wall),
+        noticed_at: time(snapshot.at.wall),
         what,
     }
 }

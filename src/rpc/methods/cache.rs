@@ -1,6 +1,6 @@
 //! `cache.*`: what is known, and forgetting it.
 
-use crate::cache::Topic;
+use crate::cache::CacheKey;
 use crate::metrics::Counter;
 use crate::operation::Scope;
 use crate::rpc::api::{CacheInvalidate, CacheStatus};
@@ -20,18 +20,18 @@ pub(super) fn register(registry: &mut Registry) {
             .entries
             .into_iter()
             .map(|kept| {
-                let (topic, machine) = match kept.topic {
-                    Topic::Machines => ("machines", None),
-                    Topic::Info(name) => ("info", Some(name.to_string())),
-                    Topic::Status => ("status", None),
-                    Topic::Version => ("version", None),
-                    Topic::Config => ("config", None),
-                    Topic::Default => ("default", None),
-                    Topic::Ssh => ("ssh", None),
-                    Topic::Verbatim(read) => ("verbatim", read.machine().map(ToString::to_string)),
+                let (cache_key, machine) = match kept.cache_key {
+                    CacheKey::Machines => ("machines", None),
+                    CacheKey::Info(name) => ("info", Some(name.to_string())),
+                    CacheKey::Status => ("status", None),
+                    CacheKey::Version => ("version", None),
+                    CacheKey::Config => ("config", None),
+                    CacheKey::Default => ("default", None),
+                    CacheKey::Ssh => ("ssh", None),
+                    CacheKey::RawQuery(read) => ("verbatim", read.machine().map(ToString::to_string)),
                 };
                 CacheEntry {
-                    topic: topic.into(),
+                    topic: cache_key.into(),
                     machine,
                     generation: kept.generation.get(),
                     age_ms: ms(kept.age),

@@ -1,7 +1,7 @@
 //! `config.*`: OrbStack's own configuration.
 
 use crate::clock::Moment;
-use crate::dispatcher::Facts;
+use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
 use crate::rpc::api::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use crate::rpc::convert::{self, parse};
@@ -14,7 +14,7 @@ use super::{change, read};
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigShow, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
-        let Facts::Config(values) = &seen.value.facts else {
+        let QueryAnswer::Config(values) = &seen.value.facts else {
             return Err(convert::internal("the configuration is of another kind"));
         };
         Ok(ConfigAnswer {
@@ -25,7 +25,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigGet, _, _>(async |server, params, caller| {
         let _: crate::operation::ConfigKey = parse("key", &params.key)?;
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
-        let Facts::Config(values) = &seen.value.facts else {
+        let QueryAnswer::Config(values) = &seen.value.facts else {
             return Err(convert::internal("the configuration is of another kind"));
         };
         let value = values

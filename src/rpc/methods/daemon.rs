@@ -35,11 +35,11 @@ pub(super) fn register(registry: &mut Registry) {
         Ok(HelloAnswer {
             protocol: PROTOCOL_VERSION,
             version: VERSION.into(),
-            instance: server.about.instance.clone(),
+            instance: server.info.instance.clone(),
         })
     });
     registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
-        let about = &server.about;
+        let info = &server.info;
         let queue = server.dispatcher.queue_view().await;
         let upgrade = server.upgrade.borrow().clone();
         let upgrade = match upgrade {
@@ -54,17 +54,17 @@ pub(super) fn register(registry: &mut Registry) {
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
             protocol: PROTOCOL_VERSION,
-            instance: about.instance.clone(),
+            instance: info.instance.clone(),
             pid: std::process::id(),
-            started_at: time(about.started.wall),
-            uptime_ms: ms(Moment::now().age_of(&about.started)),
-            socket: path(&about.socket),
+            started_at: time(info.started.wall),
+            uptime_ms: ms(Moment::now().age_of(&info.started)),
+            socket: path(&info.socket),
             orbctl: (server.orbctl)().as_deref().map(path),
             config_file: in_force.config_file.as_deref().map(path),
-            state_dir: path(&about.state_dir),
+            state_dir: path(&info.state_dir),
             limits: in_force.limits,
             strict: in_force.strict,
-            sick: queue.sickness.as_ref().map(convert::sickness),
+            sick: queue.outage.as_ref().map(convert::outage),
             upgrade,
         })
     });

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::dispatcher::{self, Overview, Rejection};
-use crate::events::{Gap, Kind, Told};
+use crate::dispatcher::{self, Rejection, Snapshot};
+use crate::events::{Gap, Kind, SequencedEvent};
 use crate::rpc::api::EventsSubscribe;
 use crate::rpc::convert;
 use crate::rpc::server::{Notifier, Registry, Server, Subscriber};
@@ -45,7 +45,7 @@ fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
     let is_ours = params
         .instance
         .as_ref()
-        .is_none_or(|instance| *instance == server.about.instance);
+        .is_none_or(|instance| *instance == server.info.instance);
     match params.since {
         None => Begin::Now,
         Some(number) if is_ours => Begin::After(number),
@@ -83,7 +83,7 @@ async fn tell(
                 for told in events {
                     last = told.sequence;
                     if kinds.is_empty() || kinds.contains(&told.event.kind()) {
-                        notifier.send(&encoded(&told, &server.about.instance)?).await?;
+                        notifier.send(&encoded(&told, &server.info.instance)?).await?;
                     }
                 }
             }
@@ -102,19 +102,19 @@ async fn tell(
 
 /// Tells everything as it is, after the gap if there is one, and returns the number of the last event in it.
 async fn everything(server: &Server, notifier: &Notifier, gap: Option<GapReason>) -> Option<u64> {
-    let overview: Overview = server.dispatcher.overview().await?;
-    let instance = &server.about.instance;
+    let snapshot: Snapshot = server.dispatcher.snapshot().await?;
+    let instance = &server.info.instance;
     if let Some(reason) = gap {
         notifier
-            .send(&convert::event_gap(&overview, instance, reason))
+            .send(&convert::event_gap(&snapshot, instance, reason))
             .await?;
     }
-    notifier.send(&convert::event_state(&overview, instance)).await?;
-    Some(overview.sequence)
+    notifier.send(&convert::event_state(&snapshot, instance)).await?;
+    Some(snapshot.sequence)
 }
 
 /// Returns the event as it goes over the wire. It is written once; each subscriber gets a copy of the text.
-fn encoded<'a>(told: &'a Arc<Told>, instance: &str) -> Option<&'a RawValue> {
+fn encoded<'a>(told: &'a Arc<SequencedEvent>, instance: &str) -> Option<&'a RawValue> {
     let text = told.encoded.get_or_init(|| {
         serde_json::to_string(&convert::event(told, instance))
             .unwrap_or_default()

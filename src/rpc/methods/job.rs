@@ -27,11 +27,11 @@ const OUTPUT_MAX: u64 = 1 << 20;
 const OUTPUT_WAIT_MAX: Duration = Duration::from_secs(3600);
 
 pub(super) fn register(registry: &mut Registry) {
-    looks(registry);
+    probe_permits(registry);
     streams(registry);
 }
 
-fn looks(registry: &mut Registry) {
+fn probe_permits(registry: &mut Registry) {
     registry.method::<JobGet, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
         let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;

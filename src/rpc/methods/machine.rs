@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use crate::clock::Moment;
-use crate::dispatcher::Facts;
+use crate::dispatcher::QueryAnswer;
 use crate::operation::{LogScope, Operation, Query};
 use crate::rpc::api::{
     MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
@@ -11,7 +11,7 @@ use crate::rpc::api::{
     MachineStopAll,
 };
 use crate::rpc::convert::{self, force, parse};
-use crate::rpc::served;
+use crate::rpc::machine_list_cache;
 use crate::rpc::server::Registry;
 use crate::rpc::types::{DefaultAnswer, TextAnswer};
 
@@ -26,7 +26,7 @@ fn reads(registry: &mut Registry) {
     registry.encoded::<MachineList, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::List, params.max_age_ms).await?;
         let mut json = Vec::new();
-        if !served::machine_list(&seen, &Moment::now(), &mut json) {
+        if !machine_list_cache::machine_list(&seen, &Moment::now(), &mut json) {
             return Err(convert::internal("the list is of another kind"));
         }
         String::from_utf8(json)
@@ -38,13 +38,13 @@ fn reads(registry: &mut Registry) {
         let machine = resolve(&server, &caller, "machine", &params.machine).await?;
         let seen = read(&server, &caller, Query::Info(machine.name), params.max_age_ms).await?;
         match &seen.value.facts {
-            Facts::Info(info) => Ok(convert::info(info, convert::observed(&seen, &Moment::now()))),
+            QueryAnswer::Info(info) => Ok(convert::info(info, convert::observed(&seen, &Moment::now()))),
             _ => Err(convert::internal("the machine's details are of another kind")),
         }
     });
     registry.method::<MachineDefault, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Default, params.max_age_ms).await?;
-        let Facts::Default(machine) = &seen.value.facts else {
+        let QueryAnswer::Default(machine) = &seen.value.facts else {
             return Err(convert::internal("the default machine is of another kind"));
         };
         let machine = machine.as_ref().map(ToString::to_string);
@@ -69,9 +69,9 @@ fn reads(registry: &mut Registry) {
     });
 }
 
-fn text(facts: &Facts) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
+fn text(facts: &QueryAnswer) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
     match facts {
-        Facts::Text(text) => Ok(TextAnswer { text: text.clone() }),
+        QueryAnswer::Text(text) => Ok(TextAnswer { text: text.clone() }),
         _ => Err(convert::internal("the text is of another kind")),
     }
 }

@@ -20,7 +20,7 @@ use super::convert;
 use super::errors::ErrorKind;
 use super::server::{Caller, Registry, Server};
 use super::types::{ChangeAnswer, ErrorObject, JobOptions};
-use crate::dispatcher::{Carrier, Job, JobState, Seen, Submission};
+use crate::dispatcher::{Executor, Job, JobState, ObservedAnswer, Submission};
 use crate::job::{JobId, Outcome};
 use crate::machine::{MachineId, MachineName};
 use crate::operation::{MachineRef, Operation, Query};
@@ -75,7 +75,7 @@ async fn read(
     caller: &Caller,
     query: Query,
     max_age_ms: Option<u64>,
-) -> Result<Seen, ErrorObject> {
+) -> Result<ObservedAnswer, ErrorObject> {
     let operation = Operation::Query(query.clone());
     server
         .dispatcher
@@ -95,7 +95,7 @@ async fn submit(
     let submission = Submission {
         operation,
         client: caller.client()?,
-        carrier: Carrier::Daemon,
+        executor: Executor::Daemon,
         expected_id,
         detached: options.detach,
         queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,

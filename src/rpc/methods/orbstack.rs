@@ -1,7 +1,7 @@
 //! `orbstack.*`: OrbStack as a whole.
 
 use crate::clock::Moment;
-use crate::dispatcher::Facts;
+use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
 use crate::rpc::api::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use crate::rpc::convert;
@@ -13,7 +13,7 @@ use super::{change, read};
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Status, params.max_age_ms).await?;
-        let Facts::Status(status) = &seen.value.facts else {
+        let QueryAnswer::Status(status) = &seen.value.facts else {
             return Err(convert::internal("the status is of another kind"));
         };
         Ok(StatusAnswer {
@@ -23,7 +23,7 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.method::<OrbstackVersion, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Version, params.max_age_ms).await?;
-        let Facts::Version(version) = &seen.value.facts else {
+        let QueryAnswer::Version(version) = &seen.value.facts else {
             return Err(convert::internal("the version is of another kind"));
         };
         Ok(VersionAnswer {

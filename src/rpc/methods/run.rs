@@ -8,7 +8,7 @@ use crate::operation::{Operation, Stdin};
 use crate::rpc::api::{MachineRun, MachineRunFollow};
 use crate::rpc::budget::{Budget, Permit};
 use crate::rpc::convert;
-use crate::rpc::notification;
+use crate::rpc::line_notifications;
 use crate::rpc::server::{Caller, Notifier, Registry, Server, Subscriber};
 use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams};
 use crate::spool::{self, Batch, Spool};
@@ -174,7 +174,7 @@ impl Follower {
     }
 
     async fn tell_output(&self, chunk: &spool::Chunk, room: Option<Permit>) -> Option<()> {
-        let line = notification::output_line(self.0.envelope(), chunk)?;
+        let line = line_notifications::output_line(self.0.envelope(), chunk)?;
         self.0.send_line(line, room).await
     }
 

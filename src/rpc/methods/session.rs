@@ -7,10 +7,12 @@
 use std::path::PathBuf;
 
 use crate::clock::Moment;
-use crate::dispatcher::{Carrier, Client, Facts, Job, JobState, LeaseProcesses, Rejection, Submission};
+use crate::dispatcher::{
+    Client, Executor, Job, JobState, LeaseProcesses, QueryAnswer, Rejection, Submission,
+};
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
-use crate::operation::{Each, Leased, Operation, Query};
+use crate::operation::{BatchVerb, ClientAction, Operation, Query};
 use crate::rpc::api::{SessionLease, SessionRead, SessionRelease};
 use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
@@ -43,7 +45,7 @@ pub(super) fn register(registry: &mut Registry) {
         let submission = Submission {
             operation: subject.operation,
             client,
-            carrier: Carrier::Lease(LeaseProcesses { child, owner }),
+            executor: Executor::Lease(LeaseProcesses { child, owner }),
             // Ids are compared below, before the answer: the job runs before it could compare them itself.
             expected_id: None,
             detached: false,
@@ -72,10 +74,10 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<SessionRead, _, _>(async |server, params, caller| {
-        let query = Query::Verbatim(convert::verbatim(&params.read)?);
+        let query = Query::RawQuery(convert::verbatim(&params.read)?);
         let seen = read(&server, &caller, query, params.max_age_ms).await?;
         match &seen.value.facts {
-            Facts::Printed(printed) => Ok(convert::printout(
+            QueryAnswer::Raw(printed) => Ok(convert::raw_output(
                 printed,
                 convert::observed(&seen, &Moment::now()),
             )),
@@ -86,7 +88,7 @@ pub(super) fn register(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
-        if !matches!(job.spec.asked.carrier, Carrier::Lease(_)) {
+        if !matches!(job.spec.asked.executor, Executor::Lease(_)) {
             return Err(invalid("job_id", "is not a lease"));
         }
         let released = server.dispatcher.release(id, ending).await;
@@ -211,19 +213,19 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         L::Pull => in_machine(server, caller, params, Operation::Pull).await,
         L::Run => {
             in_machine(server, caller, params, |name| {
-                Operation::Leased(Leased::Run(name))
+                Operation::ClientAction(ClientAction::Run(name))
             })
             .await
         }
         L::Shell => {
             in_machine(server, caller, params, |name| {
-                Operation::Leased(Leased::Shell(name))
+                Operation::ClientAction(ClientAction::Shell(name))
             })
             .await
         }
         L::Logs => {
             one(server, caller, params, |name| {
-                Operation::Leased(Leased::Logs(name))
+                Operation::ClientAction(ClientAction::Logs(name))
             })
             .await
         }
@@ -235,11 +237,11 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             .await
         }
         L::Import => new(params, |name| Operation::Import(name, PathBuf::new())),
-        L::Create => new(params, |name| Operation::Leased(Leased::Create(name))),
-        L::Start => several(server, caller, params, Each::Start).await,
-        L::Stop => several(server, caller, params, Each::Stop(force)).await,
-        L::Restart => several(server, caller, params, Each::Restart).await,
-        L::Delete => several(server, caller, params, Each::Delete).await,
+        L::Create => new(params, |name| Operation::ClientAction(ClientAction::Create(name))),
+        L::Start => several(server, caller, params, BatchVerb::Start).await,
+        L::Stop => several(server, caller, params, BatchVerb::Stop(force)).await,
+        L::Restart => several(server, caller, params, BatchVerb::Restart).await,
+        L::Delete => several(server, caller, params, BatchVerb::Delete).await,
         L::Rename => renamed(server, caller, params, |from, to| Operation::Rename { from, to }).await,
         L::Clone => {
             renamed(server, caller, params, |source, copy| Operation::Clone {
@@ -250,24 +252,26 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         }
         L::SetDefault if params.machine.is_none() => Ok(Subject::of(Operation::SetDefault(None))),
         L::SetDefault => one(server, caller, params, |name| Operation::SetDefault(Some(name))).await,
-        L::ConfigSet => Ok(Subject::of(Operation::Leased(Leased::ConfigSet))),
+        L::ConfigSet => Ok(Subject::of(Operation::ClientAction(ClientAction::ConfigSet))),
         L::ConfigReset => Ok(Subject::of(Operation::ConfigReset)),
         L::StartAll => Ok(Subject::of(Operation::StartAll)),
         L::StopAll => Ok(Subject::of(Operation::StopAll(force))),
-        L::RestartAll => Ok(Subject::of(Operation::Leased(Leased::RestartAll))),
+        L::RestartAll => Ok(Subject::of(Operation::ClientAction(ClientAction::RestartAll))),
         L::StartOrbstack => Ok(Subject::of(Operation::StartOrbstack(force))),
         L::StopOrbstack => Ok(Subject::of(Operation::StopOrbstack(force))),
-        L::RestartOrbstack => Ok(Subject::of(Operation::Leased(Leased::RestartOrbstack))),
-        L::UpdateOrbstack => Ok(Subject::of(Operation::Leased(Leased::UpdateOrbstack))),
-        L::ResetOrbstack => Ok(Subject::of(Operation::Leased(Leased::ResetOrbstack))),
+        L::RestartOrbstack => Ok(Subject::of(Operation::ClientAction(
+            ClientAction::RestartOrbstack,
+        ))),
+        L::UpdateOrbstack => Ok(Subject::of(Operation::ClientAction(ClientAction::UpdateOrbstack))),
+        L::ResetOrbstack => Ok(Subject::of(Operation::ClientAction(ClientAction::ResetOrbstack))),
         L::Read => {
             let read = params
                 .read
                 .as_ref()
                 .ok_or_else(|| invalid("read", "is missing"))?;
-            Ok(Subject::of(Operation::Leased(Leased::Read(convert::verbatim(
-                read,
-            )?))))
+            Ok(Subject::of(Operation::ClientAction(ClientAction::Read(
+                convert::verbatim(read)?,
+            ))))
         }
         L::RunOrChange | L::Other => {
             let form = types::UnknownForm::default();
@@ -326,14 +330,14 @@ async fn in_machine(
     let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
     let seen = read(server, caller, Query::Default, max_age_ms).await?;
     match &seen.value.facts {
-        Facts::Default(Some(name)) => Ok(Subject {
+        QueryAnswer::Default(Some(name)) => Ok(Subject {
             operation: operation(name.clone()),
             machines: vec![Resolved {
                 name: name.clone(),
                 id: None,
             }],
         }),
-        Facts::Default(None) => Err(invalid("machine", "is missing, and there is no default machine")),
+        QueryAnswer::Default(None) => Err(invalid("machine", "is missing, and there is no default machine")),
         _ => Err(convert::internal("the default machine is of another kind")),
     }
 }
@@ -355,7 +359,7 @@ async fn several(
     server: &Server,
     caller: &Caller,
     params: &LeaseParams,
-    each: Each,
+    each: BatchVerb,
 ) -> Result<Subject, ErrorObject> {
     match (&params.machine, params.machines.len()) {
         (_, 0) => return one(server, caller, params, |name| each.on(name)).await,
@@ -373,7 +377,7 @@ async fn several(
         [only] => each.on(only.name.clone()),
         all => {
             let names = all.iter().map(|machine| machine.name.clone()).collect();
-            Operation::Leased(Leased::Several(each, names))
+            Operation::ClientAction(ClientAction::Batch(each, names))
         }
     };
     Ok(Subject { operation, machines })

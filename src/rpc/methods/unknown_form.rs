@@ -4,9 +4,9 @@
 //! be read, every word counts as a name: a lane that nothing uses delays nothing.
 
 use super::{Resolved, read};
-use crate::dispatcher::Facts;
+use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
-use crate::operation::{FormVerb, Leased, MachineRef, Operation, Query, UnknownForm};
+use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
 use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::invalid;
 use crate::rpc::server::{Caller, Server};
@@ -89,7 +89,10 @@ pub(super) async fn subject(
     }
     if form.whole_fleet {
         let form = UnknownForm::change(verb, Vec::new(), force(params.force));
-        return Ok((Operation::Leased(Leased::UnknownForm(form)), Vec::new()));
+        return Ok((
+            Operation::ClientAction(ClientAction::UnknownForm(form)),
+            Vec::new(),
+        ));
     }
     let mut found = match &params.machine {
         Some(text) if kind == Kind::Import => vec![new(parse("machine", text)?)],
@@ -112,7 +115,7 @@ pub(super) async fn subject(
         Kind::Change | Kind::Making | Kind::Import | Kind::Other => {
             found.extend(operands);
             if kind == Kind::Other && found.is_empty() {
-                return Ok((Operation::Leased(Leased::Other), found));
+                return Ok((Operation::ClientAction(ClientAction::Other), found));
             }
             UnknownForm::change(verb, names(&found), force(params.force))
         }
@@ -129,7 +132,7 @@ pub(super) async fn subject(
             UnknownForm::command(verb, default.into_iter().collect(), names(&found))
         }
     };
-    Ok((Operation::Leased(Leased::UnknownForm(form)), found))
+    Ok((Operation::ClientAction(ClientAction::UnknownForm(form)), found))
 }
 
 /// A machine by its name alone.
@@ -140,7 +143,7 @@ fn new(name: MachineName) -> Resolved {
 async fn default_machine(server: &Server, caller: &Caller) -> Result<Option<MachineName>, ErrorObject> {
     let seen = read(server, caller, Query::Default, Some(0)).await?;
     match &seen.value.facts {
-        Facts::Default(name) => Ok(name.clone()),
+        QueryAnswer::Default(name) => Ok(name.clone()),
         _ => Err(convert::internal("the default machine is of another kind")),
     }
 }
@@ -200,7 +203,7 @@ async fn existing(
 async fn inventory(server: &Server, caller: &Caller, kind: Kind) -> Option<Vec<Machine>> {
     if kind == Kind::Other {
         let seen = read(server, caller, Query::Status, None).await.ok()?;
-        if !matches!(&seen.value.facts, Facts::Status(OrbstackStatus::Running)) {
+        if !matches!(&seen.value.facts, QueryAnswer::Status(OrbstackStatus::Running)) {
             return None;
         }
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Job, Machine, MachineListAnswer, Outcome, Sickness};
+use super::{Job, Machine, MachineListAnswer, Outage, Outcome};
 
 /// What an event is about: its `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,7 +28,7 @@ pub enum EventKind {
     /// What was known became stale.
     CacheInvalidated,
     /// `orbctl` does not work.
-    OrbctlSick,
+    OrbctlUnhealthy,
     /// `orbctl` works again.
     OrbctlWell,
 }
@@ -145,7 +145,7 @@ pub enum EventDetails {
         generation: u64,
     },
     /// `orbctl` itself does not work.
-    OrbctlSick {
+    OrbctlUnhealthy {
         /// What is wrong with it.
         reason: String,
     },
@@ -183,7 +183,7 @@ pub struct EventState {
     pub more_jobs: bool,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Sickness>,
+    pub sick: Option<Outage>,
 }
 
 /// A job, as far as events tell of it.

@@ -325,8 +325,8 @@ fn wait(prepared: Prepared, session: bool) -> Result<End> {
         drop(taken);
         let mut child = child.with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let noted = noted_in.zip(group);
-        let _note = noted.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
+        let on_job_event = noted_in.zip(group);
+        let _note = on_job_event.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
         let mut pass = |signal: Signal| {
             is_asked_for = true;
             // In a terminal session the terminal has sent it to the command already.

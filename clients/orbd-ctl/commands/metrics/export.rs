@@ -12,8 +12,8 @@ use orbd::rpc::export::ExportQuery;
 
 use crate::args::{MetricsExport, Since, millis};
 use crate::context::Context;
+use crate::error::CliError;
 use crate::interrupt::Interrupt;
-use crate::trouble::Trouble;
 
 /// How long orbd may be silent during an export; it gives up on its store before that.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const PIECE: usize = 64 << 10;
 
 /// Writes recorded operations to a file or to standard output.
-pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), Trouble> {
+pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), CliError> {
     let query = ExportQuery {
         format: args.format.into(),
         since_ms: args.since.map(since_ms),
@@ -39,13 +39,13 @@ pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), T
     let mut body =
         Download::get(&context.link.socket, &query.target(), SILENCE_MAX).map_err(|error| match error {
             DownloadError::Refused { status, message } => refused(status, message),
-            DownloadError::Lost(source) => Trouble::Lost(source),
+            DownloadError::Lost(source) => CliError::Lost(source),
         })?;
     let mut piece = vec![0; PIECE];
     loop {
         let read = body.read(&mut piece).map_err(broken_off)?;
         if interrupt.as_ref().is_some_and(Interrupt::came) {
-            return Err(Trouble::Interrupted);
+            return Err(CliError::Interrupted);
         }
         match &mut target {
             _ if read == 0 => break,
@@ -69,7 +69,7 @@ fn since_ms(since: Since) -> u64 {
     }
 }
 
-fn refused(status: u16, message: String) -> Trouble {
+fn refused(status: u16, message: String) -> CliError {
     let kind = match status {
         // An orbd that does not know the path.
         404 => ErrorKind::MethodNotFound,
@@ -77,11 +77,11 @@ fn refused(status: u16, message: String) -> Trouble {
         503 => ErrorKind::StoreUnavailable,
         _ => ErrorKind::Internal,
     };
-    Trouble::Refused(kind.error(message))
+    CliError::Refused(kind.error(message))
 }
 
-fn broken_off(source: io::Error) -> Trouble {
-    Trouble::Local {
+fn broken_off(source: io::Error) -> CliError {
+    CliError::Local {
         what: "the export broke off and is not complete; run it again".into(),
         source,
     }
@@ -98,8 +98,8 @@ struct Target {
 }
 
 impl Target {
-    fn open(name: &Path) -> Result<Self, Trouble> {
-        Self::try_open(name).map_err(|error| Trouble::Usage {
+    fn open(name: &Path) -> Result<Self, CliError> {
+        Self::try_open(name).map_err(|error| CliError::Usage {
             message: format!("cannot write {}: {error}", name.display()),
             hint: "name another file with `-o FILE`, or leave `-o` out to write to standard output".into(),
         })
@@ -144,13 +144,13 @@ impl Target {
         Ok(target)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         self.file
             .write_all(bytes)
             .map_err(|source| cannot_write(&self.name, source))
     }
 
-    fn finish(mut self) -> Result<(), Trouble> {
+    fn finish(mut self) -> Result<(), CliError> {
         if let Some((written, place)) = &self.beside {
             fs::rename(written, place).map_err(|source| cannot_write(&self.name, source))?;
             self.beside = None;
@@ -167,8 +167,8 @@ impl Drop for Target {
     }
 }
 
-fn cannot_write(name: &Path, source: io::Error) -> Trouble {
-    Trouble::Local {
+fn cannot_write(name: &Path, source: io::Error) -> CliError {
+    CliError::Local {
         what: format!("cannot write {}", name.display()),
         source,
     }

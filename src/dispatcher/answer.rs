@@ -4,15 +4,15 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use crate::cache::{Generation, Observation, Source, Topic};
+use crate::cache::{CacheKey, Generation, Observation, Source};
 use crate::clock::Moment;
-use crate::job::{Ending, Illness};
+use crate::job::{Ending, HealthProblem};
 use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
-use crate::operation::{Query, Verbatim};
+use crate::operation::{Query, RawQuery};
 
 /// The answer to one query.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Facts {
+pub enum QueryAnswer {
     /// Every machine.
     Machines(Vec<Machine>),
     /// One machine.
@@ -28,12 +28,12 @@ pub enum Facts {
     /// Text for people.
     Text(String),
     /// What `orbctl` printed.
-    Printed(Printout),
+    Raw(RawOutput),
 }
 
 /// What `orbctl` printed for a read, byte for byte, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Printout {
+pub struct RawOutput {
     /// Its stdout.
     pub stdout: Bytes,
     /// Its stderr.
@@ -44,16 +44,16 @@ pub struct Printout {
 
 /// Facts, and room for the form in which they are served, so that they are encoded once however often they are asked for.
 #[derive(Debug)]
-pub struct Known {
+pub struct CachedAnswer {
     /// The facts.
-    pub facts: Facts,
+    pub facts: QueryAnswer,
     /// Filled by whoever serves them first.
     pub encoded: OnceLock<Box<str>>,
 }
 
-impl Known {
+impl CachedAnswer {
     /// Wraps facts that nobody served yet.
-    pub fn new(facts: Facts) -> Self {
+    pub fn new(facts: QueryAnswer) -> Self {
         Self {
             facts,
             encoded: OnceLock::new(),
@@ -63,7 +63,7 @@ impl Known {
     /// Returns the machines, if these facts are the list.
     pub fn machines(&self) -> Option<&[Machine]> {
         match &self.facts {
-            Facts::Machines(machines) => Some(machines),
+            QueryAnswer::Machines(machines) => Some(machines),
             _ => None,
         }
     }
@@ -71,9 +71,9 @@ impl Known {
 
 /// Facts with when and how they were seen, as a caller is told them.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ObservedAnswer {
     /// The facts.
-    pub value: Arc<Known>,
+    pub value: Arc<CachedAnswer>,
     /// The generation in which the read that saw them began.
     pub generation: Generation,
     /// When that read began.
@@ -81,11 +81,11 @@ pub struct Seen {
     /// What kind of read it was.
     pub source: Source,
     /// Why they are told although they are out of date: `orbctl` is sick.
-    pub stale: Option<Illness>,
+    pub stale: Option<HealthProblem>,
 }
 
-impl From<&Observation<Arc<Known>>> for Seen {
-    fn from(seen: &Observation<Arc<Known>>) -> Self {
+impl From<&Observation<Arc<CachedAnswer>>> for ObservedAnswer {
+    fn from(seen: &Observation<Arc<CachedAnswer>>) -> Self {
         Self {
             value: seen.value.clone(),
             generation: seen.generation,
@@ -97,25 +97,25 @@ impl From<&Observation<Arc<Known>>> for Seen {
 }
 
 /// Returns under what a query's answer is kept; `None` for answers that are not.
-pub(super) fn topic(query: &Query) -> Option<Topic> {
+pub(super) fn cache_key(query: &Query) -> Option<CacheKey> {
     match query {
-        Query::List => Some(Topic::Machines),
-        Query::Info(name) => Some(Topic::Info(name.clone())),
-        Query::Status => Some(Topic::Status),
-        Query::Version => Some(Topic::Version),
-        Query::ConfigShow => Some(Topic::Config),
-        Query::Default => Some(Topic::Default),
-        Query::Ssh => Some(Topic::Ssh),
-        Query::Logs(..) | Query::Verbatim(Verbatim::Logs(..)) => None,
-        Query::Verbatim(read) => Some(Topic::Verbatim(read.clone())),
+        Query::List => Some(CacheKey::Machines),
+        Query::Info(name) => Some(CacheKey::Info(name.clone())),
+        Query::Status => Some(CacheKey::Status),
+        Query::Version => Some(CacheKey::Version),
+        Query::ConfigShow => Some(CacheKey::Config),
+        Query::Default => Some(CacheKey::Default),
+        Query::Ssh => Some(CacheKey::Ssh),
+        Query::Logs(..) | Query::RawQuery(RawQuery::Logs(..)) => None,
+        Query::RawQuery(read) => Some(CacheKey::RawQuery(read.clone())),
     }
 }
 
 /// Returns under what an answer is kept that may be told although it is out of date: one that can say so on the wire.
-pub(super) fn stale_topic(query: &Query) -> Option<Topic> {
+pub(super) fn stale_cache_key(query: &Query) -> Option<CacheKey> {
     match query {
-        Query::Ssh | Query::Logs(..) | Query::Verbatim(_) => None,
-        _ => topic(query),
+        Query::Ssh | Query::Logs(..) | Query::RawQuery(_) => None,
+        _ => cache_key(query),
     }
 }
 

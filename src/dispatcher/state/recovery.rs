@@ -7,18 +7,18 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::clock::Moment;
-use crate::job::{JobId, Outcome, Sighting};
+use crate::job::{JobId, Outcome, ReconcileReport};
 use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Recovered};
 use crate::operation::{Effect, Operation};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys::ChildIdentity;
 
-use super::super::handle::{Carrier, JobState, LeaseProcesses, StateFilter, Submission};
+use super::super::handle::{Executor, JobState, LeaseProcesses, StateFilter, Submission};
 use super::super::marker::{Survivor, adopt};
 use super::super::run_job::{Work, run_orphan};
 use super::super::stored;
-use super::entry::{Life, Over};
+use super::entry::{EndedJob, JobPhase};
 use super::{Entry, State, is_durable, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
@@ -40,7 +40,7 @@ impl<O: Orbctl> State<O> {
             self.journal_append(&JournalEntry::Starting(found.starting.clone()));
         }
         self.recover_running(recovered.in_flight, processes, now);
-        self.recover_waiting(recovered.waiting, recovered.doubtful, now);
+        self.recover_waiting(recovered.waiting, recovered.uncertain, now);
     }
 
     fn recover_running(
@@ -83,7 +83,7 @@ impl<O: Orbctl> State<O> {
                 .filter(|_| is_lease)
                 .map(|(child, owner)| LeaseProcesses { child, owner });
             let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
-            spec.asked.carrier = lease.map_or(Carrier::Daemon, Carrier::Lease);
+            spec.asked.executor = lease.map_or(Executor::Daemon, Executor::Lease);
             let spec = Arc::new(spec);
             about_job!(
                 warn,
@@ -91,7 +91,7 @@ impl<O: Orbctl> State<O> {
                 children = children.len(),
                 "left by the last run; its lanes are held until its children are gone"
             );
-            self.scheduler.adopt(scheduled(&spec));
+            self.scheduler.restore_running(scheduled(&spec));
             let (mut live, output) = self.beginning(&spec);
             // What it wrote went with the life that read it.
             live.writer = None;
@@ -115,7 +115,7 @@ impl<O: Orbctl> State<O> {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
                 guest_env: self.settings.guest_env,
-                looks: self.looks.clone(),
+                probe_permits: self.probe_permits.clone(),
                 stop: live.stop.clone(),
                 abandon: live.abandon.clone(),
                 spool: None,
@@ -139,22 +139,22 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    fn recover_waiting(&mut self, waiting: Vec<AcceptedJob>, doubtful: Vec<AcceptedJob>, now: Moment) {
-        for doubtful in doubtful {
-            let Some((operation, _)) = stored::decode(&doubtful.operation) else {
+    fn recover_waiting(&mut self, waiting: Vec<AcceptedJob>, uncertain: Vec<AcceptedJob>, now: Moment) {
+        for uncertain in uncertain {
+            let Some((operation, _)) = stored::decode(&uncertain.operation) else {
                 continue;
             };
             let spec = Arc::new(stored::revived(
-                doubtful.job,
+                uncertain.job,
                 operation,
-                &doubtful.client,
+                &uncertain.client,
                 true,
                 now,
             ));
             about_job!(error, spec, "may or may not have run: the journal is damaged");
             let entry = self.entry(&spec);
             self.jobs.insert(spec.id, entry);
-            self.end_unstarted(doubtful.job, Outcome::Unknown(Sighting::NOTHING), None);
+            self.end_unstarted(uncertain.job, Outcome::Unknown(ReconcileReport::NOTHING), None);
         }
         for waiting in waiting {
             let Some((operation, expected_id)) = stored::decode(&waiting.operation) else {
@@ -225,17 +225,19 @@ impl<O: Orbctl> State<O> {
         // Whoever waits for them must not take our going away for a refusal and ask again.
         let now = Moment::now();
         for entry in mem::take(&mut self.jobs).into_values() {
-            let Life::Live(live) = entry.life else { continue };
+            let JobPhase::ActiveJob(live) = entry.life else {
+                continue;
+            };
             let Some(since) = live.running_since() else {
                 continue;
             };
-            let over = Over {
+            let over = EndedJob {
                 since: Some(since),
                 at: now,
                 outcome: unseen(&entry.spec.asked.operation),
                 holder: None,
             };
-            live.let_go().send_replace(over.state());
+            live.release_waiters().send_replace(over.state());
         }
     }
 }
@@ -243,7 +245,7 @@ impl<O: Orbctl> State<O> {
 /// Says what became of a job whose end nobody saw.
 fn unseen(operation: &Operation) -> Outcome {
     match operation.effect() {
-        Effect::Changes(_) => Outcome::Unknown(Sighting::NOTHING),
+        Effect::Changes(_) => Outcome::Unknown(ReconcileReport::NOTHING),
         Effect::Reads => Outcome::Interrupted,
     }
 }

@@ -15,11 +15,11 @@ use super::request::FastPath;
 use super::server::Server;
 use super::types::{Machine, MachineListAnswer, ReadParams};
 use crate::clock::Moment;
-use crate::dispatcher::Seen;
+use crate::dispatcher::ObservedAnswer;
 use crate::metrics::Counter;
 
 /// Appends the result of `machine.list`. Returns false when the facts are not a list.
-pub(super) fn machine_list(seen: &Seen, now: &Moment, out: &mut Vec<u8>) -> bool {
+pub(super) fn machine_list(seen: &ObservedAnswer, now: &Moment, out: &mut Vec<u8>) -> bool {
     let Some(machines) = seen.value.machines() else {
         return false;
     };

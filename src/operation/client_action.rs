@@ -3,12 +3,12 @@
 //! Such an operation has no operands: they stay with the client, who runs the real tool. orbd has to know what is touched, and
 //! that is all that is here.
 
-use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, Scope, UnknownForm, Verbatim};
+use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, RawQuery, Scope, UnknownForm};
 use crate::machine::MachineName;
 
 /// What a client's own process carries out while it holds a place in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Leased {
+pub enum ClientAction {
     /// A command in a machine, without a terminal.
     Run(MachineName),
     /// A shell or a command in a machine, on the client's terminal.
@@ -20,7 +20,7 @@ pub enum Leased {
     /// Sets a configuration key.
     ConfigSet,
     /// The same for several machines, in one invocation.
-    Several(Each, Vec<MachineName>),
+    Batch(BatchVerb, Vec<MachineName>),
     /// Restarts every machine.
     RestartAll,
     /// Restarts OrbStack itself.
@@ -30,7 +30,7 @@ pub enum Leased {
     /// Wipes everything that OrbStack has.
     ResetOrbstack,
     /// A read whose answer the tool itself is to print: on a terminal, or for a client that is in a place already.
-    Read(Verbatim),
+    Read(RawQuery),
     /// A form that is not known in full, and that may touch machines.
     UnknownForm(UnknownForm),
     /// Something that orbd has no word for and that names no machine. It takes no lane, and afterwards everything is stale.
@@ -39,7 +39,7 @@ pub enum Leased {
 
 /// What is done to each of several machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Each {
+pub enum BatchVerb {
     /// Boots it.
     Start,
     /// Shuts it down.
@@ -50,7 +50,7 @@ pub enum Each {
     Delete,
 }
 
-impl Each {
+impl BatchVerb {
     /// Returns the operation on one machine.
     pub fn on(self, machine: MachineName) -> Operation {
         match self {
@@ -71,7 +71,7 @@ impl Each {
     }
 }
 
-impl Leased {
+impl ClientAction {
     /// Returns the verb used on the wire, in logs and in metrics: the one of the same operation that the daemon carries out.
     pub fn verb(&self) -> &'static str {
         match self {
@@ -80,7 +80,7 @@ impl Leased {
             Self::Logs(_) => "logs",
             Self::Create(_) => "create",
             Self::ConfigSet => "config_set",
-            Self::Several(each, _) => each.verb(),
+            Self::Batch(each, _) => each.verb(),
             Self::RestartAll => "restart_all",
             Self::RestartOrbstack => "restart_orbstack",
             Self::UpdateOrbstack => "update_orbstack",
@@ -96,7 +96,7 @@ impl Leased {
         match self {
             Self::Run(name) | Self::Shell(name) | Self::Logs(name) | Self::Create(name) => Some(name),
             Self::UnknownForm(form) => form.machine(),
-            Self::Several(..)
+            Self::Batch(..)
             | Self::ConfigSet
             | Self::RestartAll
             | Self::RestartOrbstack
@@ -115,7 +115,7 @@ impl Leased {
             Self::Shell(_) | Self::Logs(_) | Self::Read(_) | Self::Other => Class::Session,
             Self::Create(_) => Class::Creation,
             Self::ConfigSet => Class::Configuration,
-            Self::Several(..) => Class::Change,
+            Self::Batch(..) => Class::Change,
             Self::UnknownForm(form) => form.class(),
             Self::RestartAll | Self::RestartOrbstack | Self::UpdateOrbstack | Self::ResetOrbstack => {
                 Class::Fleet
@@ -133,7 +133,7 @@ impl Leased {
             Self::Shell(_) | Self::Logs(_) | Self::Read(_) | Self::Other => Footprint::NONE,
             Self::Create(name) => Footprint::new([machine(name, Exclusive), fleet]),
             Self::ConfigSet => Footprint::new([(Lane::Configuration, Exclusive), fleet]),
-            Self::Several(_, names) => {
+            Self::Batch(_, names) => {
                 Footprint::new(names.iter().map(|name| machine(name, Exclusive)).chain([fleet]))
             }
             Self::UnknownForm(form) => form.footprint().clone(),
@@ -149,7 +149,7 @@ impl Leased {
             Self::Run(_) | Self::Shell(_) | Self::Logs(_) | Self::Read(_) => Effect::Reads,
             Self::Create(name) => Effect::Changes(Scope::Machines(vec![name.clone()])),
             Self::ConfigSet => Effect::Changes(Scope::Configuration),
-            Self::Several(_, names) => Effect::Changes(Scope::Machines(names.clone())),
+            Self::Batch(_, names) => Effect::Changes(Scope::Machines(names.clone())),
             Self::UnknownForm(form) => form.effect(),
             Self::RestartAll
             | Self::RestartOrbstack
@@ -179,7 +179,7 @@ impl Leased {
     /// Says whether it ends what runs in its lanes and cancels what waits there.
     pub fn preempts(&self) -> bool {
         match self {
-            Self::Several(Each::Stop(Force::Yes), _) => true,
+            Self::Batch(BatchVerb::Stop(Force::Yes), _) => true,
             Self::UnknownForm(form) => form.preempts(),
             _ => false,
         }
@@ -199,13 +199,13 @@ mod tests {
     #[test]
     fn several_machines_are_held_as_each_of_them_alone_would_be() {
         for each in [
-            Each::Start,
-            Each::Stop(Force::No),
-            Each::Stop(Force::Yes),
-            Each::Restart,
-            Each::Delete,
+            BatchVerb::Start,
+            BatchVerb::Stop(Force::No),
+            BatchVerb::Stop(Force::Yes),
+            BatchVerb::Restart,
+            BatchVerb::Delete,
         ] {
-            let several = Operation::Leased(Leased::Several(each, names(&["a", "b", "a"])));
+            let several = Operation::ClientAction(ClientAction::Batch(each, names(&["a", "b", "a"])));
             let mut lanes = Vec::new();
             for name in names(&["a", "b"]) {
                 let one = each.on(name);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_session_touches_no_lane_and_names_its_machine() {
-        for session in [Leased::Shell as fn(_) -> _, Leased::Logs] {
+        for session in [ClientAction::Shell as fn(_) -> _, ClientAction::Logs] {
             let session = session(names(&["web"]).remove(0));
             assert_eq!(session.class(), Class::Session);
             assert_eq!(session.footprint(), Footprint::NONE);

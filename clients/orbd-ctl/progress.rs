@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is waited for.
 #[derive(Debug, Clone)]
-pub(crate) enum Watch {
+pub(crate) enum Wait {
     /// Our own jobs with this verb; the second is what to call them.
     Ours(&'static str, String),
     /// Our own jobs, whatever they are; this is what to call them.
@@ -29,31 +29,31 @@ pub(crate) enum Watch {
     /// All of the queue.
     Queue,
     /// The daemon's end.
-    Farewell,
+    Shutdown,
 }
 
 /// Says what we wait for.
-pub(crate) struct Narrator<'a> {
+pub(crate) struct Progress<'a> {
     link: &'a Link,
-    watch: Watch,
+    watch: Wait,
     began: Instant,
     looked: Instant,
-    aside: Option<Client>,
+    side_connection: Option<Client>,
     ours: Vec<u64>,
     told: String,
     line: Option<ProgressBar>,
 }
 
-impl<'a> Narrator<'a> {
+impl<'a> Progress<'a> {
     /// Begins to wait, silently.
-    pub(crate) fn new(link: &'a Link, watch: Watch) -> Self {
+    pub(crate) fn new(link: &'a Link, watch: Wait) -> Self {
         let began = now();
         Self {
             link,
             watch,
             began,
             looked: began,
-            aside: None,
+            side_connection: None,
             ours: Vec::new(),
             told: String::new(),
             line: None,
@@ -63,10 +63,10 @@ impl<'a> Narrator<'a> {
     /// Begins to wait for the end of the daemon behind this connection. Questions go there alone, because it takes no others, and
     /// whoever takes one is another daemon.
     pub(crate) fn of_farewell(link: &'a Link, client: Client) -> Self {
-        let mut narrator = Self::new(link, Watch::Farewell);
+        let mut progress = Self::new(link, Wait::Shutdown);
         // It may be stuck, and nothing that it tells is needed.
-        narrator.aside = client.set_timeout(Some(SIDE_QUESTION_MAX)).ok().map(|()| client);
-        narrator
+        progress.side_connection = client.set_timeout(Some(SIDE_QUESTION_MAX)).ok().map(|()| client);
+        progress
     }
 
     /// Looks what we wait for, if it is time to, and says so.
@@ -76,13 +76,13 @@ impl<'a> Narrator<'a> {
             return;
         }
         self.looked = at;
-        let phrase = self.look();
-        self.tell(console, &phrase);
+        let message = self.look();
+        self.tell(console, &message);
     }
 
     /// Says what a job waits for, as the daemon told us by itself.
     pub(crate) fn waiting(&mut self, console: &mut Console, waiting_for: &WaitingFor) {
-        self.tell(console, &Phrase::waiting(waiting_for));
+        self.tell(console, &Message::waiting(waiting_for));
     }
 
     /// Takes the line away.
@@ -101,24 +101,24 @@ impl<'a> Narrator<'a> {
     }
 
     /// Returns the connection for questions on the side.
-    pub(crate) fn aside(&mut self) -> Option<&mut Client> {
-        if self.aside.is_none() && !matches!(self.watch, Watch::Farewell) {
-            self.aside = self.link.aside();
+    pub(crate) fn side_connection(&mut self) -> Option<&mut Client> {
+        if self.side_connection.is_none() && !matches!(self.watch, Wait::Shutdown) {
+            self.side_connection = self.link.side_connection();
         }
-        self.aside.as_mut()
+        self.side_connection.as_mut()
     }
 
     /// Asks for the jobs that we watch. A question that fails gives the connection up; the next look makes a new one.
     fn jobs(&mut self) -> Vec<Job> {
         let verb = match self.watch {
-            Watch::Ours(verb, _) => Some(verb),
-            Watch::All(_) => None,
-            Watch::Job(id) => {
+            Wait::Ours(verb, _) => Some(verb),
+            Wait::All(_) => None,
+            Wait::Job(id) => {
                 self.ours = vec![id];
                 None
             }
-            Watch::Queue => return Vec::new(),
-            Watch::Farewell => return self.running(),
+            Wait::Queue => return Vec::new(),
+            Wait::Shutdown => return self.running(),
         };
         if self.ours.is_empty() {
             let pid = std::process::id();
@@ -127,11 +127,11 @@ impl<'a> Narrator<'a> {
                 limit: Some(1000),
                 ..JobListParams::default()
             };
-            let Some(client) = self.aside() else {
+            let Some(client) = self.side_connection() else {
                 return Vec::new();
             };
             let Ok(answer) = client.call::<JobList>(&query) else {
-                self.aside = None;
+                self.side_connection = None;
                 return Vec::new();
             };
             let ours: Vec<Job> = answer
@@ -144,10 +144,12 @@ impl<'a> Narrator<'a> {
         }
         let mut jobs = Vec::new();
         for job_id in self.ours.clone() {
-            let Some(client) = self.aside() else { break };
+            let Some(client) = self.side_connection() else {
+                break;
+            };
             match client.call::<JobGet>(&JobParams { job_id }) {
                 Ok(answer) => jobs.push(answer.job),
-                Err(_) => self.aside = None,
+                Err(_) => self.side_connection = None,
             }
         }
         jobs
@@ -159,48 +161,51 @@ impl<'a> Narrator<'a> {
             state: Some(JobStateWord::Running),
             ..JobListParams::default()
         };
-        if let Some(Ok(answer)) = self.aside().map(|client| client.call::<JobList>(&query)) {
+        if let Some(Ok(answer)) = self
+            .side_connection()
+            .map(|client| client.call::<JobList>(&query))
+        {
             answer.jobs
         } else {
-            self.aside = None;
+            self.side_connection = None;
             Vec::new()
         }
     }
 
-    fn look(&mut self) -> Phrase {
+    fn look(&mut self) -> Message {
         match &self.watch {
-            Watch::Queue => {
+            Wait::Queue => {
                 let answer = self
-                    .aside()
+                    .side_connection()
                     .map(|client| client.call::<QueueStatus>(&NoParams {}));
                 match answer {
-                    Some(Ok(status)) => Phrase::plain(format!(
+                    Some(Ok(status)) => Message::plain(format!(
                         "waiting for the queue to empty: {} running, {} waiting",
                         status.running, status.waiting
                     )),
-                    _ => Phrase::plain("waiting for the queue to empty".into()),
+                    _ => Message::plain("waiting for the queue to empty".into()),
                 }
             }
-            Watch::Farewell => Phrase::farewell(&self.open_jobs()),
-            Watch::Ours(_, what) => {
+            Wait::Shutdown => Message::farewell(&self.open_jobs()),
+            Wait::Ours(_, what) => {
                 let what = what.clone();
                 let jobs = self.open_jobs();
-                Phrase::of(&jobs, &what)
+                Message::of(&jobs, &what)
             }
-            Watch::All(what) => {
+            Wait::All(what) => {
                 let what = *what;
                 let jobs = self.open_jobs();
-                Phrase::of(&jobs, what)
+                Message::of(&jobs, what)
             }
-            Watch::Job(id) => {
+            Wait::Job(id) => {
                 let what = format!("job {id}");
                 let jobs = self.open_jobs();
-                Phrase::of(&jobs, &what)
+                Message::of(&jobs, &what)
             }
         }
     }
 
-    fn tell(&mut self, console: &mut Console, phrase: &Phrase) {
+    fn tell(&mut self, console: &mut Console, message: &Message) {
         if console.err_is_terminal {
             let line = self.line.get_or_insert_with(|| {
                 let line = ProgressBar::new_spinner();
@@ -211,15 +216,15 @@ impl<'a> Narrator<'a> {
                 line
             });
             let waited = render::duration(now() - self.began);
-            line.set_message(format!("{}{} [{waited}]", phrase.lasting, phrase.passing));
-        } else if self.told != phrase.lasting {
-            console.say(&format!("{}{}", phrase.lasting, phrase.passing));
-            self.told.clone_from(&phrase.lasting);
+            line.set_message(format!("{}{} [{waited}]", message.lasting, message.passing));
+        } else if self.told != message.lasting {
+            console.eprint(&format!("{}{}", message.lasting, message.passing));
+            self.told.clone_from(&message.lasting);
         }
     }
 }
 
-impl Drop for Narrator<'_> {
+impl Drop for Progress<'_> {
     fn drop(&mut self) {
         self.clear();
     }
@@ -227,12 +232,12 @@ impl Drop for Narrator<'_> {
 
 /// What is said: a part that names what we wait for, and one that is new at every look.
 #[derive(Debug, PartialEq, Eq)]
-struct Phrase {
+struct Message {
     lasting: String,
     passing: String,
 }
 
-impl Phrase {
+impl Message {
     fn plain(lasting: String) -> Self {
         Self {
             lasting,
@@ -269,16 +274,16 @@ impl Phrase {
             .filter_map(|job| Some((job, job.waiting_for.as_ref()?)))
             .collect();
         if let Some((job, waiting_for)) = waiting.first() {
-            let mut phrase = Self::waiting(waiting_for);
+            let mut message = Self::waiting(waiting_for);
             if waiting.len() > 1 {
-                phrase.lasting = format!(
+                message.lasting = format!(
                     "{}{}: {}",
                     render::job_name(job),
                     more(waiting.len()),
-                    phrase.lasting
+                    message.lasting
                 );
             }
-            return phrase;
+            return message;
         }
         match jobs.iter().find(|job| job.state == JobStateWord::Running) {
             Some(job) => Self::plain(format!(
@@ -310,8 +315,8 @@ mod tests {
             reason: None,
         });
         assert_eq!(
-            Phrase::of(&[job], "start web"),
-            Phrase {
+            Message::of(&[job], "start web"),
+            Message {
                 lasting: "waiting for job 12 (create web) of pyinfra".into(),
                 passing: ", accepted 34 s ago".into(),
             }
@@ -324,7 +329,7 @@ mod tests {
             let jobs: Vec<Job> = (0..count)
                 .map(|at| fake::job(13 + at, "start", JobStateWord::Running))
                 .collect();
-            Phrase::farewell(&jobs).lasting
+            Message::farewell(&jobs).lasting
         };
         assert_eq!(told(0), "waiting for orbd to stop");
         assert_eq!(
@@ -344,11 +349,11 @@ mod tests {
             fake::job(14, "start", JobStateWord::Running),
         ];
         assert_eq!(
-            Phrase::of(&jobs, "start").lasting,
+            Message::of(&jobs, "start").lasting,
             "job 13 (start web) is running (and 1 more)"
         );
         assert_eq!(
-            Phrase::of(&[], "start web").lasting,
+            Message::of(&[], "start web").lasting,
             "waiting for orbd: start web"
         );
     }

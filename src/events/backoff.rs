@@ -7,12 +7,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Waits shortly while things change and longer while they do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
+pub struct Backoff {
     shortest: Duration,
     pause: Duration,
 }
 
-impl Pace {
+impl Backoff {
     /// Begins with the shortest pause.
     pub fn new(shortest: Duration) -> Self {
         Self {
@@ -32,7 +32,7 @@ impl Pace {
     }
 
     /// Something changed: more may follow soon.
-    pub fn hurry(&mut self) {
+    pub fn reset(&mut self) {
         self.pause = self.shortest;
     }
 
@@ -49,19 +49,19 @@ mod tests {
     #[test]
     fn the_pause_grows_while_nothing_changes_and_is_short_again_when_something_does() {
         let pauses = |shortest: u64| -> Vec<u64> {
-            let mut pace = Pace::new(Duration::from_secs(shortest));
+            let mut backoff = Backoff::new(Duration::from_secs(shortest));
             let mut next = || {
-                let pause = pace.pause().as_secs();
-                pace.slow_down();
+                let pause = backoff.pause().as_secs();
+                backoff.slow_down();
                 pause
             };
             (0..5).map(|_| next()).collect()
         };
         assert_eq!(pauses(2), [2, 4, 8, 10, 10]);
         assert_eq!(pauses(60), [60; 5], "never shorter than was asked for");
-        let mut pace = Pace::new(Duration::from_secs(2));
-        pace.slow_down();
-        pace.hurry();
-        assert_eq!(pace.pause(), Duration::from_secs(2));
+        let mut backoff = Backoff::new(Duration::from_secs(2));
+        backoff.slow_down();
+        backoff.reset();
+        assert_eq!(backoff.pause(), Duration::from_secs(2));
     }
 }

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::Cell;
-use orbd::causes::with_causes;
-use orbd::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, Places};
+use orbd::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, UserDirs};
+use orbd::error_chain::error_chain;
 use orbd::rpc::errors::ErrorKind;
 use serde::Serialize;
 
 use crate::args::OwnConfigCommand;
 use crate::context::Context;
+use crate::error::{CliError, exit};
 use crate::layout::Look;
-use crate::trouble::{Trouble, exit};
 
 /// Shows orbd's own configuration.
-pub(super) fn own_config(context: &mut Context, command: OwnConfigCommand) -> Result<ExitCode, Trouble> {
+pub(super) fn daemon_config(context: &mut Context, command: OwnConfigCommand) -> Result<ExitCode, CliError> {
     let here = Here::find()?;
     match command {
         OwnConfigCommand::Path => {
@@ -38,14 +38,14 @@ pub(super) fn own_config(context: &mut Context, command: OwnConfigCommand) -> Re
 
 /// Where the configuration is, seen from here. A service may have been started with other variables.
 struct Here {
-    places: Places,
+    places: UserDirs,
     environment: Environment,
     file: PathBuf,
 }
 
 impl Here {
-    fn find() -> Result<Self, Trouble> {
-        let places = Places::of_this_user().map_err(|error| invalid(&error))?;
+    fn find() -> Result<Self, CliError> {
+        let places = UserDirs::of_this_user().map_err(|error| invalid(&error))?;
         let environment = Environment::of_process();
         Ok(Self {
             file: config::file_in_use(&places, &Flags::default(), &environment),
@@ -133,7 +133,7 @@ struct Checked {
     problem: Option<String>,
 }
 
-fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<ExitCode, Trouble> {
+fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<ExitCode, CliError> {
     let flags = Flags {
         file,
         values: Vec::new(),
@@ -143,7 +143,7 @@ fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<Ex
     let answer = Checked {
         config_file: (found.is_err() || path.exists()).then(|| path.display().to_string()),
         valid: found.is_ok(),
-        problem: found.as_ref().err().map(|error| with_causes(error)),
+        problem: found.as_ref().err().map(|error| error_chain(error)),
     };
     context.console.answer(&answer, |answer, _| match answer {
         Checked {
@@ -159,6 +159,6 @@ fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<Ex
     Ok(ExitCode::from(if answer.valid { 0 } else { exit::FAILED }))
 }
 
-fn invalid(error: &ConfigError) -> Trouble {
-    Trouble::Refused(ErrorKind::ConfigInvalid.error(with_causes(error)))
+fn invalid(error: &ConfigError) -> CliError {
+    CliError::Refused(ErrorKind::ConfigInvalid.error(error_chain(error)))
 }

@@ -7,7 +7,7 @@ use crate::machine::MachineName;
 
 /// A read under `orbctl`'s own arguments. Its answer is both streams, byte for byte, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Verbatim {
+pub enum RawQuery {
     /// `list`.
     List {
         /// `--format`, where given.
@@ -59,7 +59,7 @@ impl Format {
     }
 }
 
-impl Verbatim {
+impl RawQuery {
     /// Returns the query about the same thing: what its end says of `orbctl`, and the name under which it is recorded, are the same.
     pub fn subject(&self) -> Query {
         match self {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// A file as it was when it was looked at: equal stamps mean the same file with the same contents, as far as one look can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileStamp {
+pub struct FileId {
     device: u64,
     inode: u64,
     mode: u32,
@@ -14,7 +14,7 @@ pub struct FileStamp {
     modified: (i64, i64),
 }
 
-impl FileStamp {
+impl FileId {
     /// Looks at the file that a path leads to, links followed. `None` when there is none, as in the middle of an installation.
     pub fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
@@ -58,22 +58,22 @@ mod tests {
         fs::write(path("one"), "same").expect("written");
         fs::write(path("two"), "same").expect("written");
         symlink(path("one"), path("link")).expect("a link");
-        let before = FileStamp::of(&path("link"));
-        assert_eq!(before, FileStamp::of(&path("one")));
+        let before = FileId::of(&path("link"));
+        assert_eq!(before, FileId::of(&path("one")));
         fs::remove_file(path("link")).expect("there");
-        assert_eq!(FileStamp::of(&path("link")), None);
+        assert_eq!(FileId::of(&path("link")), None);
         symlink(path("two"), path("link")).expect("a link");
-        assert_ne!(FileStamp::of(&path("link")), before);
+        assert_ne!(FileId::of(&path("link")), before);
         fs::rename(path("two"), path("one")).expect("renamed");
-        assert_ne!(FileStamp::of(&path("one")), before);
-        assert_eq!(FileStamp::of(folder.path()), None, "a folder is no program");
+        assert_ne!(FileId::of(&path("one")), before);
+        assert_eq!(FileId::of(folder.path()), None, "a folder is no program");
     }
 
     #[test]
     fn a_file_that_is_written_to_is_the_same_file_with_another_stamp() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
-        let stamp = |name: &str| FileStamp::of(&path(name)).expect("there");
+        let stamp = |name: &str| FileId::of(&path(name)).expect("there");
         fs::write(path("one"), "short").expect("written");
         fs::hard_link(path("one"), path("name")).expect("linked");
         let before = stamp("one");

@@ -17,14 +17,14 @@ use crate::job::ClientId;
 
 /// What decides when an item's turn comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct SchedulingKey {
     pub(super) client: ClientId,
-    pub(super) rank: Rank,
+    pub(super) rank: OrderKey,
 }
 
 /// The order among the items of one client, each of which has a rank of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
+pub(super) struct OrderKey {
     /// Whether no other client waits for it to go; if one does, it goes first.
     pub(super) alone: bool,
     pub(super) seq: Seq,
@@ -32,7 +32,7 @@ pub(super) struct Rank {
 
 /// Items that take turns: the clients that have any, in the order in which they are served.
 #[derive(Debug)]
-pub(super) struct Turns<T> {
+pub(super) struct FairQueue<T> {
     backlogs: HashMap<ClientId, Backlog<T>>,
     order: BTreeMap<u64, ClientId>,
     next_turn: u64,
@@ -45,9 +45,9 @@ struct Backlog<T> {
     items: Items<T>,
 }
 
-type Items<T> = BTreeMap<Rank, T>;
+type Items<T> = BTreeMap<OrderKey, T>;
 
-impl<T> Default for Turns<T> {
+impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
             backlogs: HashMap::new(),
@@ -57,10 +57,10 @@ impl<T> Default for Turns<T> {
     }
 }
 
-impl<T> Turns<T> {
+impl<T> FairQueue<T> {
     /// Adds an item. A client that has no other joins the rotation at its end.
-    pub(super) fn insert(&mut self, standing: Standing, item: T) {
-        let Standing { client, rank } = standing;
+    pub(super) fn insert(&mut self, standing: SchedulingKey, item: T) {
+        let SchedulingKey { client, rank } = standing;
         if let Some(backlog) = self.backlogs.get_mut(&client) {
             backlog.items.insert(rank, item);
         } else {
@@ -69,7 +69,7 @@ impl<T> Turns<T> {
     }
 
     /// Takes an item out of turn. Its client keeps its place in the rotation if it has others.
-    pub(super) fn remove(&mut self, standing: Standing) -> Option<T> {
+    pub(super) fn remove(&mut self, standing: SchedulingKey) -> Option<T> {
         let backlog = self.backlogs.get_mut(&standing.client)?;
         let item = backlog.items.remove(&standing.rank)?;
         if backlog.items.is_empty() {
@@ -79,16 +79,16 @@ impl<T> Turns<T> {
     }
 
     /// Replaces an item by another. The client keeps its place in the rotation if it is the same.
-    pub(super) fn replace(&mut self, before: Standing, standing: Standing, item: T) {
+    pub(super) fn replace(&mut self, before: SchedulingKey, standing: SchedulingKey, item: T) {
         self.insert(standing, item);
         self.remove(before);
     }
 
     /// Returns the item whose turn it is, and its standing.
-    pub(super) fn first(&self) -> Option<(Standing, &T)> {
+    pub(super) fn first(&self) -> Option<(SchedulingKey, &T)> {
         let (_, &client) = self.order.first_key_value()?;
         let (&rank, item) = self.backlogs[&client].items.first_key_value()?;
-        Some((Standing { client, rank }, item))
+        Some((SchedulingKey { client, rank }, item))
     }
 
     /// Takes the item whose turn it is; its client goes to the end of the rotation.
@@ -104,11 +104,11 @@ impl<T> Turns<T> {
 
     /// Returns the standing of all the items together, as one item that takes turns with others like it: that of the client whose
     /// turn it is.
-    pub(super) fn standing(&self) -> Option<Standing> {
+    pub(super) fn standing(&self) -> Option<SchedulingKey> {
         let (first, _) = self.first()?;
-        Some(Standing {
+        Some(SchedulingKey {
             client: first.client,
-            rank: Rank {
+            rank: OrderKey {
                 alone: self.backlogs.len() == 1,
                 ..first.rank
             },
@@ -146,23 +146,23 @@ mod tests {
     use super::super::simulation::{Random, Repeat, seed_or};
     use super::*;
 
-    fn standing(client: u64, seq: u64) -> Standing {
-        Standing {
+    fn standing(client: u64, seq: u64) -> SchedulingKey {
+        SchedulingKey {
             client: ClientId(client),
-            rank: Rank {
+            rank: OrderKey {
                 alone: true,
                 seq: Seq(seq),
             },
         }
     }
 
-    fn take_all(turns: &mut Turns<u64>) -> Vec<u64> {
+    fn take_all(turns: &mut FairQueue<u64>) -> Vec<u64> {
         std::iter::from_fn(|| turns.take_first()).collect()
     }
 
     #[test]
     fn clients_take_turns_and_a_newcomer_joins_at_the_end() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         for (client, seq) in [(1, 1), (1, 2), (1, 3), (2, 4)] {
             turns.insert(standing(client, seq), seq);
         }
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_item_that_other_clients_wait_for_goes_first_within_its_client() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         for seq in 1..=3 {
             turns.insert(standing(1, seq), seq);
         }
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn an_item_that_is_replaced_keeps_its_clients_place_in_the_rotation() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         turns.insert(standing(1, 1), 1);
         turns.insert(standing(2, 2), 2);
         turns.replace(standing(1, 1), standing(1, 3), 3);
@@ -236,7 +236,7 @@ mod tests {
         let seed = seed_or(5);
         let mut repeat = Repeat { seed, step: 0 };
         let mut random = Random(seed);
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         let mut model = Model::default();
         for step in 0..100_000 {
             repeat.step = step;
@@ -256,9 +256,9 @@ mod tests {
                     }
                 }
             }
-            let expected = model.0.first().map(|(client, items)| Standing {
+            let expected = model.0.first().map(|(client, items)| SchedulingKey {
                 client: ClientId(*client),
-                rank: Rank {
+                rank: OrderKey {
                     alone: model.0.len() == 1,
                     seq: Seq(items[0]),
                 },

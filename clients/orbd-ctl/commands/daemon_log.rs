@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crate::args::LogArgs;
 use crate::context::Context;
+use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::launch;
-use crate::trouble::Trouble;
 
 /// Most of a log that is read for its last lines.
 const TAIL_MAX: u64 = 1 << 20;
@@ -19,16 +19,16 @@ const TAIL_MAX: u64 = 1 << 20;
 const FOLLOW_TICK: Duration = Duration::from_millis(250);
 
 /// Shows the end of the daemon's log, and what is added to it.
-pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), Trouble> {
+pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), CliError> {
     let path = log_file()?;
     let unreadable = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => Trouble::Absent {
+        io::ErrorKind::NotFound => CliError::Absent {
             message: format!("orbd has no log yet: there is no {}", path.display()),
             hint:
                 "it begins when orbd first runs in the background; `orbd --foreground` logs to its terminal"
                     .into(),
         },
-        _ => Trouble::Local {
+        _ => CliError::Local {
             what: format!("cannot read {}", path.display()),
             source,
         },
@@ -48,12 +48,12 @@ pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), Trouble> 
             context.console.print(&more)?;
         }
     }
-    Err(Trouble::Interrupted)
+    Err(CliError::Interrupted)
 }
 
 /// Finds the log where the configuration puts it: ours is the daemon's, unless it was started with another environment.
-fn log_file() -> Result<PathBuf, Trouble> {
-    launch::own_log().ok_or_else(|| Trouble::Absent {
+fn log_file() -> Result<PathBuf, CliError> {
+    launch::daemon_log().ok_or_else(|| CliError::Absent {
         message: "orbd's log cannot be found: its configuration is not in order".into(),
         hint: "`orbd --check-config` says what is wrong".into(),
     })

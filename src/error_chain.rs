@@ -5,7 +5,7 @@
 use std::error::Error;
 
 /// Returns an error and its causes in one sentence.
-pub fn with_causes(error: &dyn Error) -> String {
+pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     append_causes(&mut text, error);
     text
@@ -40,10 +40,10 @@ mod tests {
     #[test]
     fn every_cause_is_told_after_what_it_led_to() {
         let error = step("no start", Some(step("no file", Some(step("no room", None)))));
-        assert_eq!(with_causes(&error), "no start: no file: no room");
+        assert_eq!(error_chain(&error), "no start: no file: no room");
         let mut text = "sorry".to_owned();
         append_causes(&mut text, &error);
         assert_eq!(text, "sorry: no file: no room");
-        assert_eq!(with_causes(&step("alone", None)), "alone");
+        assert_eq!(error_chain(&step("alone", None)), "alone");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// The last of a sequence that is numbered from 1 and grows for ever. The oldest make room.
 #[derive(Debug)]
-pub struct Ring<T> {
+pub struct EventLog<T> {
     kept: VecDeque<T>,
     last: u64,
     most: usize,
@@ -14,7 +14,7 @@ pub struct Ring<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap;
 
-impl<T: Clone> Ring<T> {
+impl<T: Clone> EventLog<T> {
     /// Makes an empty one that keeps at most so many, and at least one.
     pub fn new(most: usize) -> Self {
         Self {
@@ -55,15 +55,15 @@ mod tests {
 
     use super::*;
 
-    fn of(most: usize, events: u64) -> Ring<u64> {
-        let mut ring = Ring::new(most);
+    fn of(most: usize, events: u64) -> EventLog<u64> {
+        let mut ring = EventLog::new(most);
         for _ in 0..events {
             ring.push(|number| number);
         }
         ring
     }
 
-    fn check(ring: &Ring<u64>, number: u64, expected: &Result<Vec<u64>, Gap>) {
+    fn check(ring: &EventLog<u64>, number: u64, expected: &Result<Vec<u64>, Gap>) {
         assert_eq!(
             &ring.since(number, 100),
             expected,
@@ -106,7 +106,7 @@ mod tests {
     }
 
     impl Reader {
-        fn read(&mut self, ring: &Ring<(u64, u8)>, all: &BTreeMap<u8, u64>, most: usize) {
+        fn read(&mut self, ring: &EventLog<(u64, u8)>, all: &BTreeMap<u8, u64>, most: usize) {
             if let Ok(events) = ring.since(self.number, most) {
                 for (number, counter) in events {
                     self.told.push(number);
@@ -140,7 +140,7 @@ mod tests {
             kept in 1..12_usize,
             steps in proptest::collection::vec(step(), 0..300),
         ) {
-            let mut ring = Ring::new(kept);
+            let mut ring = EventLog::new(kept);
             let mut all = BTreeMap::<u8, u64>::new();
             let mut readers = [Reader::default(), Reader::default(), Reader::default()];
             for step in steps {

@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use orbd::causes::append_causes;
 use orbd::client::CallError;
+use orbd::error_chain::append_causes;
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{ErrorData, ErrorObject};
 use serde::Serialize;
@@ -41,7 +41,7 @@ pub(crate) mod exit {
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub(crate) enum CliError {
     /// The daemon refused or failed.
     #[error("{}", .0.message)]
     Refused(ErrorObject),
@@ -135,7 +135,7 @@ pub(crate) enum Trouble {
     Output(#[from] io::Error),
 }
 
-impl From<CallError> for Trouble {
+impl From<CallError> for CliError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Refused(error) => Self::Refused(error),
@@ -151,7 +151,7 @@ struct JsonError {
     error: ErrorObject,
 }
 
-impl Trouble {
+impl CliError {
     /// Returns the kind that the daemon gave, where it is one we know.
     pub(crate) fn kind(&self) -> Option<ErrorKind> {
         match self {
@@ -349,7 +349,7 @@ fn exit_of_kind(kind: ErrorKind) -> u8 {
         | ErrorKind::Overloaded
         | ErrorKind::Draining
         | ErrorKind::DeadlineExceeded
-        | ErrorKind::OrbctlSick => exit::REFUSED,
+        | ErrorKind::OrbctlUnhealthy => exit::REFUSED,
         ErrorKind::MachineNotFound
         | ErrorKind::MachineExists
         | ErrorKind::MachineWrongState
@@ -443,7 +443,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
             "install OrbStack, or say where orbctl is in orbd's configuration; `orbd-ctl daemon status` shows what was found"
                 .into()
         }
-        ErrorKind::OrbctlSick => {
+        ErrorKind::OrbctlUnhealthy => {
             "nothing was begun; orbd keeps looking, and `orbd-ctl queue` shows since when. If it does not pass: \
              `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`"
                 .into()
@@ -460,22 +460,22 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::{Holder, Sighting};
+    use orbd::rpc::types::{Holder, ReconcileReport};
 
     use super::*;
 
-    fn refused(kind: ErrorKind, fill: impl FnOnce(&mut ErrorData)) -> Trouble {
+    fn refused(kind: ErrorKind, fill: impl FnOnce(&mut ErrorData)) -> CliError {
         let mut error = kind.error("sorry");
         fill(error.data.as_mut().expect("has data"));
-        Trouble::Refused(error)
+        CliError::Refused(error)
     }
 
     #[test]
     fn each_kind_has_an_exit_code_that_is_not_success() {
         for kind in ErrorKind::ALL {
-            let trouble = Trouble::Refused(kind.error("sorry"));
-            assert!((1..=7).contains(&trouble.exit()), "{kind:?}");
-            assert!(trouble.exit_of_run() >= 124, "{kind:?}");
+            let error = CliError::Refused(kind.error("sorry"));
+            assert!((1..=7).contains(&error.exit()), "{kind:?}");
+            assert!(error.exit_of_run() >= 124, "{kind:?}");
         }
     }
 
@@ -488,12 +488,12 @@ mod tests {
         };
         assert_eq!(phase("running").exit_of_run(), exit::RUN_TIMED_OUT);
         assert_eq!(phase("queued").exit_of_run(), exit::RUN_FAILED);
-        assert_eq!(Trouble::Interrupted.exit_of_run(), exit::INTERRUPTED);
+        assert_eq!(CliError::Interrupted.exit_of_run(), exit::INTERRUPTED);
     }
 
     #[test]
     fn hints_name_the_next_command() {
-        let check = |trouble: &Trouble, expected: &str| assert_eq!(trouble.hint().as_deref(), Some(expected));
+        let check = |error: &CliError, expected: &str| assert_eq!(error.hint().as_deref(), Some(expected));
         check(
             &refused(ErrorKind::MachineNotFound, |_| {}),
             "`orbd-ctl list` shows the machines",
@@ -518,7 +518,7 @@ mod tests {
         );
         check(
             &refused(ErrorKind::OutcomeUnknown, |data| {
-                data.observed = Some(Sighting {
+                data.observed = Some(ReconcileReport {
                     settled: false,
                     holds: None,
                     machine_state: Some("starting".into()),

@@ -2,7 +2,7 @@
 //!
 //! When OrbStack's service is sick, every call fails or hangs, and each makes somebody wait for its whole limit. So while it is,
 //! nothing is let through but *force*, which mends, and one *probe* at a time, with growing pauses. Nothing here reads a clock or
-//! runs anything: it is told how invocations ended ([`Sign`]) and says what follows.
+//! runs anything: it is told how invocations ended ([`HealthSignal`]) and says what follows.
 //!
 //! ```text
 //!             a doubtful sign                      a sick sign
@@ -26,7 +26,7 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::Moment;
-use crate::job::{Illness, Sign};
+use crate::job::{HealthProblem, HealthSignal};
 
 /// Pause before the first probe; it doubles.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const ATTENTION: Duration = Duration::from_secs(10 * 60);
 
 /// Decides what is let through. See the [module](self) for the rules.
 #[derive(Debug)]
-pub struct Breaker {
+pub struct CircuitBreaker {
     state: State,
     /// The beginning of the latest invocation that said something for sure.
     newest: Option<Instant>,
@@ -51,12 +51,12 @@ pub struct Breaker {
 
 #[derive(Debug)]
 enum State {
-    Well,
+    Healthy,
     Doubted {
         since: Instant,
     },
-    Sick {
-        sickness: Sickness,
+    Unhealthy {
+        outage: Outage,
         probe_at: Instant,
         /// From the end of a probe to the next.
         pause: Duration,
@@ -65,36 +65,36 @@ enum State {
 
 /// Since when `orbctl` is sick, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sickness {
+pub struct Outage {
     /// When it was noticed.
     pub since: Moment,
     /// What was noticed, last.
-    pub illness: Illness,
+    pub problem: HealthProblem,
 }
 
 /// What a sign changed for everybody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "somebody waits for it"]
-pub enum Turn {
+pub enum CircuitChange {
     /// Nothing.
     None,
     /// From now on nothing ordinary is let through.
-    FellSick,
+    Opened,
     /// From now on all is let through again.
     Recovered,
 }
 
-impl Default for Breaker {
+impl Default for CircuitBreaker {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Makes one that takes `orbctl` for well until it hears otherwise.
     pub fn new() -> Self {
         Self {
-            state: State::Well,
+            state: State::Healthy,
             newest: None,
             probe: None,
             probed: None,
@@ -103,58 +103,59 @@ impl Breaker {
     }
 
     /// Returns why nothing ordinary is let through; `None` when all is.
-    pub fn sickness(&self) -> Option<&Sickness> {
+    pub fn outage(&self) -> Option<&Outage> {
         match &self.state {
-            State::Sick { sickness, .. } => Some(sickness),
-            State::Well | State::Doubted { .. } => None,
+            State::Unhealthy { outage, .. } => Some(outage),
+            State::Healthy | State::Doubted { .. } => None,
         }
     }
 
     /// Takes in how an invocation ended, be it ordinary, forced, a look or a probe.
-    pub fn heard(&mut self, sign: Sign, began: Instant, now: &Moment) -> Turn {
-        if sign == Sign::Nothing || self.newest.is_some_and(|newest| began < newest) {
-            return Turn::None;
+    pub fn heard(&mut self, signal: HealthSignal, began: Instant, now: &Moment) -> CircuitChange {
+        if signal == HealthSignal::Nothing || self.newest.is_some_and(|newest| began < newest) {
+            return CircuitChange::None;
         }
-        if !matches!(sign, Sign::Doubtful(_)) {
+        if !matches!(signal, HealthSignal::Suspect(_)) {
             self.newest = Some(began);
         }
-        match (sign, &mut self.state) {
-            (Sign::Nothing, _) | (Sign::Doubtful(_), State::Doubted { .. } | State::Sick { .. }) => {
-                Turn::None
+        match (signal, &mut self.state) {
+            (HealthSignal::Nothing, _)
+            | (HealthSignal::Suspect(_), State::Doubted { .. } | State::Unhealthy { .. }) => {
+                CircuitChange::None
             }
-            (Sign::Well, State::Sick { .. }) => {
-                self.state = State::Well;
-                Turn::Recovered
+            (HealthSignal::Healthy, State::Unhealthy { .. }) => {
+                self.state = State::Healthy;
+                CircuitChange::Recovered
             }
-            (Sign::Well, State::Well | State::Doubted { .. }) => {
-                self.state = State::Well;
-                Turn::None
+            (HealthSignal::Healthy, State::Healthy | State::Doubted { .. }) => {
+                self.state = State::Healthy;
+                CircuitChange::None
             }
-            (Sign::Doubtful(_), State::Well) => {
+            (HealthSignal::Suspect(_), State::Healthy) => {
                 self.state = State::Doubted { since: now.instant };
-                Turn::None
+                CircuitChange::None
             }
             (
-                Sign::Sick(illness),
-                State::Sick {
-                    sickness,
+                HealthSignal::Unhealthy(problem),
+                State::Unhealthy {
+                    outage,
                     probe_at,
                     pause,
                 },
             ) => {
                 // As good as a probe: the next one would see the same.
-                sickness.illness = illness;
+                outage.problem = problem;
                 *probe_at = (*probe_at).max(now.instant + *pause);
-                Turn::None
+                CircuitChange::None
             }
-            (Sign::Sick(illness), State::Well | State::Doubted { .. }) => {
+            (HealthSignal::Unhealthy(problem), State::Healthy | State::Doubted { .. }) => {
                 self.asked = Some(now.instant);
-                self.state = State::Sick {
-                    sickness: Sickness { since: *now, illness },
+                self.state = State::Unhealthy {
+                    outage: Outage { since: *now, problem },
                     probe_at: now.instant + PAUSE_FIRST,
                     pause: PAUSE_FIRST,
                 };
-                Turn::FellSick
+                CircuitChange::Opened
             }
         }
     }
@@ -170,13 +171,13 @@ impl Breaker {
             return None;
         }
         match &self.state {
-            State::Well => None,
+            State::Healthy => None,
             // Doubts that come again and again must not become a poll.
             State::Doubted { since } => {
                 let rested = self.probed.map(|probed| probed + PAUSE_MAX);
                 rested.max(Some(*since))
             }
-            State::Sick { probe_at, .. } => {
+            State::Unhealthy { probe_at, .. } => {
                 Some(*probe_at).filter(|at| self.asked.is_some_and(|asked| *at <= asked + ATTENTION))
             }
         }
@@ -200,9 +201,9 @@ impl Breaker {
         self.probed = Some(now);
         match &mut self.state {
             // It saw nothing that is wrong with all of `orbctl`.
-            State::Doubted { since } if *since <= began => self.state = State::Well,
-            State::Well | State::Doubted { .. } => {}
-            State::Sick { probe_at, pause, .. } => {
+            State::Doubted { since } if *since <= began => self.state = State::Healthy,
+            State::Healthy | State::Doubted { .. } => {}
+            State::Unhealthy { probe_at, pause, .. } => {
                 *pause = (*pause * 2).min(PAUSE_MAX);
                 *probe_at = now + *pause;
             }
@@ -212,11 +213,11 @@ impl Breaker {
     /// Returns when a refused caller may come back: after the next probe, or soon, while one is under way.
     pub fn retry_after(&self, now: Instant) -> Duration {
         match &self.state {
-            State::Sick { probe_at, .. } if self.probe.is_none() => {
+            State::Unhealthy { probe_at, .. } if self.probe.is_none() => {
                 probe_at.saturating_duration_since(now).max(PAUSE_FIRST)
             }
-            State::Sick { .. } => PAUSE_FIRST,
-            State::Well | State::Doubted { .. } => Duration::ZERO,
+            State::Unhealthy { .. } => PAUSE_FIRST,
+            State::Healthy | State::Doubted { .. } => Duration::ZERO,
         }
     }
 }
@@ -227,31 +228,31 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn blocked() -> Sign {
-        Sign::Sick(Illness::Blocked { verb: "list" })
+    fn blocked() -> HealthSignal {
+        HealthSignal::Unhealthy(HealthProblem::Blocked { verb: "list" })
     }
 
-    fn doubtful() -> Sign {
-        Sign::Doubtful(Illness::Blocked { verb: "info" })
+    fn uncertain() -> HealthSignal {
+        HealthSignal::Suspect(HealthProblem::Blocked { verb: "info" })
     }
 
     /// A breaker and a clock that only moves when told.
     struct Bench {
-        breaker: Breaker,
+        circuit_breaker: CircuitBreaker,
         now: Moment,
     }
 
     impl Bench {
         fn new() -> Self {
             Self {
-                breaker: Breaker::new(),
+                circuit_breaker: CircuitBreaker::new(),
                 now: Moment::now(),
             }
         }
 
         fn sick() -> Self {
             let mut bench = Self::new();
-            assert_eq!(bench.hear(blocked()), Turn::FellSick);
+            assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
             bench
         }
 
@@ -261,38 +262,38 @@ mod tests {
         }
 
         /// Hears of an invocation that took no time.
-        fn hear(&mut self, sign: Sign) -> Turn {
-            self.breaker.heard(sign, self.now.instant, &self.now)
+        fn hear(&mut self, signal: HealthSignal) -> CircuitChange {
+            self.circuit_breaker.heard(signal, self.now.instant, &self.now)
         }
 
         fn probe(&mut self) -> bool {
-            self.breaker.begin_probe(self.now.instant)
+            self.circuit_breaker.begin_probe(self.now.instant)
         }
 
         fn end_probe(&mut self) {
-            self.breaker.probe_ended(self.now.instant);
+            self.circuit_breaker.probe_ended(self.now.instant);
         }
 
         /// Returns how long it is until the next probe.
         fn pause(&self) -> Option<Duration> {
-            let at = self.breaker.next_probe()?;
+            let at = self.circuit_breaker.next_probe()?;
             Some(at.saturating_duration_since(self.now.instant))
         }
 
-        fn is_sick(&self) -> bool {
-            self.breaker.sickness().is_some()
+        fn is_unhealthy(&self) -> bool {
+            self.circuit_breaker.outage().is_some()
         }
     }
 
     #[test]
     fn one_sick_sign_closes_the_door_and_one_well_sign_opens_it() {
         let mut bench = Bench::sick();
-        assert_eq!(bench.hear(blocked()), Turn::None, "it is known");
+        assert_eq!(bench.hear(blocked()), CircuitChange::None, "it is known");
         bench.pass(SECOND);
-        assert_eq!(bench.hear(Sign::Nothing), Turn::None);
-        assert!(bench.is_sick());
-        assert_eq!(bench.hear(Sign::Well), Turn::Recovered);
-        assert_eq!((bench.is_sick(), bench.pause()), (false, None));
+        assert_eq!(bench.hear(HealthSignal::Nothing), CircuitChange::None);
+        assert!(bench.is_unhealthy());
+        assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
+        assert_eq!((bench.is_unhealthy(), bench.pause()), (false, None));
     }
 
     #[test]
@@ -309,9 +310,9 @@ mod tests {
                 bench.pass(SECOND * 7);
                 bench.end_probe();
             }
-            assert_eq!(bench.hear(Sign::Well), Turn::Recovered);
+            assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
             bench.pass(SECOND);
-            assert_eq!(bench.hear(blocked()), Turn::FellSick);
+            assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
         }
     }
 
@@ -320,35 +321,43 @@ mod tests {
         let mut bench = Bench::new();
         let caught = bench.now.instant;
         bench.pass(SECOND);
-        assert_eq!(bench.hear(blocked()), Turn::FellSick);
+        assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
         bench.pass(SECOND);
-        assert_eq!(bench.hear(Sign::Well), Turn::Recovered);
+        assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
         bench.pass(SECOND * 20);
         // A read that was caught by the illness is given up only now.
-        assert_eq!(bench.breaker.heard(blocked(), caught, &bench.now), Turn::None);
-        assert!(!bench.is_sick());
+        assert_eq!(
+            bench.circuit_breaker.heard(blocked(), caught, &bench.now),
+            CircuitChange::None
+        );
+        assert!(!bench.is_unhealthy());
         // And a command that began before the illness proves nothing by ending.
         let before = bench.now.instant;
         bench.pass(SECOND);
-        assert_eq!(bench.hear(blocked()), Turn::FellSick);
-        assert_eq!(bench.breaker.heard(Sign::Well, before, &bench.now), Turn::None);
-        assert!(bench.is_sick());
+        assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
+        assert_eq!(
+            bench
+                .circuit_breaker
+                .heard(HealthSignal::Healthy, before, &bench.now),
+            CircuitChange::None
+        );
+        assert!(bench.is_unhealthy());
     }
 
     #[test]
     fn a_doubt_lets_all_through_and_is_looked_into_at_once() {
         let mut bench = Bench::new();
-        assert_eq!(bench.hear(doubtful()), Turn::None);
-        assert!(!bench.is_sick());
+        assert_eq!(bench.hear(uncertain()), CircuitChange::None);
+        assert!(!bench.is_unhealthy());
         assert!(bench.probe());
         bench.pass(SECOND);
         bench.end_probe();
         assert_eq!(bench.pause(), None, "nothing was wrong");
-        assert_eq!(bench.hear(doubtful()), Turn::None);
+        assert_eq!(bench.hear(uncertain()), CircuitChange::None);
         assert_eq!(bench.pause(), Some(PAUSE_MAX), "not again and again");
         bench.pass(PAUSE_MAX);
         assert!(bench.probe());
-        assert_eq!(bench.hear(blocked()), Turn::FellSick);
+        assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
         bench.end_probe();
         assert_eq!(bench.pause(), Some(SECOND * 2));
     }
@@ -358,9 +367,9 @@ mod tests {
         let mut bench = Bench::sick();
         bench.pass(SECOND);
         assert!(bench.probe());
-        assert_eq!(bench.hear(Sign::Well), Turn::Recovered);
+        assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
         bench.pass(SECOND);
-        assert_eq!(bench.hear(doubtful()), Turn::None);
+        assert_eq!(bench.hear(uncertain()), CircuitChange::None);
         assert!(!bench.probe(), "one at a time");
         bench.end_probe();
         bench.pass(PAUSE_MAX);
@@ -380,7 +389,7 @@ mod tests {
         assert!((20..30).contains(&probes), "{probes}");
         bench.pass(SECOND * 3600);
         assert_eq!(bench.pause(), None);
-        bench.breaker.asked(bench.now.instant);
+        bench.circuit_breaker.asked(bench.now.instant);
         assert_eq!(bench.pause(), Some(Duration::ZERO));
         assert!(bench.probe());
     }
@@ -388,14 +397,14 @@ mod tests {
     #[test]
     fn who_is_refused_comes_back_after_the_probe() {
         let mut bench = Bench::sick();
-        let retry = |bench: &Bench| bench.breaker.retry_after(bench.now.instant);
+        let retry = |bench: &Bench| bench.circuit_breaker.retry_after(bench.now.instant);
         assert_eq!(retry(&bench), SECOND);
         bench.pass(SECOND);
         assert!(bench.probe());
         assert_eq!(retry(&bench), SECOND);
         bench.end_probe();
         assert_eq!(retry(&bench), SECOND * 2);
-        assert_eq!(bench.hear(Sign::Well), Turn::Recovered);
+        assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
         assert_eq!(retry(&bench), Duration::ZERO);
     }
 
@@ -408,12 +417,12 @@ mod tests {
     }
 
     /// Returns a sign, and whether it is a sick one, if it says anything for sure.
-    fn random_sign(dice: &mut u64) -> (Sign, Option<bool>) {
+    fn random_sign(dice: &mut u64) -> (HealthSignal, Option<bool>) {
         match random(dice, 8) {
             0 | 1 => (blocked(), Some(true)),
-            2 => (doubtful(), None),
-            3 => (Sign::Nothing, None),
-            _ => (Sign::Well, Some(false)),
+            2 => (uncertain(), None),
+            3 => (HealthSignal::Nothing, None),
+            _ => (HealthSignal::Healthy, Some(false)),
         }
     }
 
@@ -436,7 +445,7 @@ mod tests {
         let mut pause_before = Duration::ZERO;
         let (mut probes, mut turns, mut let_through) = (0, 0, 0);
         for step in 0..300_000 {
-            let was_sick = bench.is_sick();
+            let was_sick = bench.is_unhealthy();
             match random(&mut dice, 16) {
                 0..4 => bench.pass(Duration::from_millis(random(&mut dice, 4000))),
                 4..7 if in_flight.len() < 20 => {
@@ -450,22 +459,22 @@ mod tests {
                 7..12 if !in_flight.is_empty() => {
                     let at = random(&mut dice, in_flight.len() as u64);
                     let began = in_flight.swap_remove(usize::try_from(at).expect("an index"));
-                    let (sign, sure) = random_sign(&mut dice);
-                    let told = bench.breaker.heard(sign, began, &bench.now);
+                    let (signal, sure) = random_sign(&mut dice);
+                    let told = bench.circuit_breaker.heard(signal, began, &bench.now);
                     if let Some(sick) = sure {
                         latest = latest.max(Some((began, step, sick)));
                     }
-                    let is_sick = latest.is_some_and(|(_, _, sick)| sick);
-                    let expected = match (was_sick, is_sick) {
-                        (false, true) => Turn::FellSick,
-                        (true, false) => Turn::Recovered,
-                        _ => Turn::None,
+                    let is_unhealthy = latest.is_some_and(|(_, _, sick)| sick);
+                    let expected = match (was_sick, is_unhealthy) {
+                        (false, true) => CircuitChange::Opened,
+                        (true, false) => CircuitChange::Recovered,
+                        _ => CircuitChange::None,
                     };
                     assert_eq!(told, expected, "step {step}");
-                    turns += u32::from(told != Turn::None);
+                    turns += u32::from(told != CircuitChange::None);
                 }
                 12 | 13 => {
-                    let due = bench.breaker.next_probe();
+                    let due = bench.circuit_breaker.next_probe();
                     let began = bench.probe();
                     assert_eq!(
                         began,
@@ -480,35 +489,35 @@ mod tests {
                 }
                 14 => {
                     if let Some(began) = probe.take() {
-                        let (sign, sure) = random_sign(&mut dice);
-                        let _ = bench.breaker.heard(sign, began, &bench.now);
+                        let (signal, sure) = random_sign(&mut dice);
+                        let _ = bench.circuit_breaker.heard(signal, began, &bench.now);
                         if let Some(sick) = sure {
                             latest = latest.max(Some((began, step, sick)));
                         }
                         bench.end_probe();
-                        if was_sick && bench.is_sick() {
+                        if was_sick && bench.is_unhealthy() {
                             let pause = bench.pause().unwrap_or(PAUSE_MAX);
                             assert!(pause >= pause_before.min(PAUSE_MAX), "step {step}: it shrank");
                             pause_before = pause;
                         }
                     }
                 }
-                _ => bench.breaker.asked(bench.now.instant),
+                _ => bench.circuit_breaker.asked(bench.now.instant),
             }
-            let is_sick = latest.is_some_and(|(_, _, sick)| sick);
-            assert_eq!(bench.is_sick(), is_sick, "step {step}");
-            if !is_sick {
+            let is_unhealthy = latest.is_some_and(|(_, _, sick)| sick);
+            assert_eq!(bench.is_unhealthy(), is_unhealthy, "step {step}");
+            if !is_unhealthy {
                 pause_before = Duration::ZERO;
             }
             if probe.is_some() {
-                assert_eq!(bench.breaker.next_probe(), None, "step {step}");
+                assert_eq!(bench.circuit_breaker.next_probe(), None, "step {step}");
             }
             assert!(
                 bench.pause().is_none_or(|pause| pause <= PAUSE_MAX),
                 "step {step}"
             );
             assert!(
-                bench.breaker.retry_after(bench.now.instant) <= PAUSE_MAX,
+                bench.circuit_breaker.retry_after(bench.now.instant) <= PAUSE_MAX,
                 "step {step}"
             );
         }

@@ -6,17 +6,17 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::job::JobId;
 
-use super::super::handle::{Carrier, JobSpec};
+use super::super::handle::{Executor, JobSpec};
 
 /// Jobs by connection. A job is in here from its acceptance to its end.
 #[derive(Debug, Default)]
-pub(super) struct Attached(BTreeSet<(u64, JobId)>);
+pub(super) struct JobsByConnection(BTreeSet<(u64, JobId)>);
 
-impl Attached {
+impl JobsByConnection {
     /// A job is accepted.
     pub(super) fn enter(&mut self, spec: &JobSpec) {
         // Of a lease its client alone can say how it ends.
-        if !spec.asked.detached || matches!(spec.asked.carrier, Carrier::Lease(_)) {
+        if !spec.asked.detached || matches!(spec.asked.executor, Executor::Lease(_)) {
             self.0.insert((spec.asked.client.connection, spec.id));
         }
     }
@@ -65,7 +65,7 @@ mod tests {
             pid,
             started: StartTime { at: 1, boot: 1 },
         };
-        spec.asked.carrier = Carrier::Lease(LeaseProcesses {
+        spec.asked.executor = Executor::Lease(LeaseProcesses {
             child: identity(7),
             owner: identity(6),
         });
@@ -74,8 +74,8 @@ mod tests {
 
     #[test]
     fn what_hangs_on_a_connection_is_found_until_it_is_over() {
-        let mut attached = Attached::default();
-        let check = |attached: &Attached, connection: u64, expected: &[u64]| {
+        let mut attached = JobsByConnection::default();
+        let check = |attached: &JobsByConnection, connection: u64, expected: &[u64]| {
             let found: Vec<u64> = attached.on(connection).map(|id| id.0).collect();
             assert_eq!(found, expected, "on {connection}");
         };

@@ -9,24 +9,26 @@
 
 use std::time::Duration;
 
-use crate::job::{Outcome, Sighting, Success};
+use crate::job::{Outcome, ReconcileReport, Success};
 use crate::machine::{Machine, MachineName, MachineState, OrbstackStatus};
-use crate::operation::{Class, Each, Lane, Leased, Operation, Query};
+use crate::operation::{BatchVerb, Class, ClientAction, Lane, Operation, Query};
 
-use super::known::{Facts, by_name};
+use super::answer::{QueryAnswer, by_name};
 
 /// Something that does not hold counts as settled when it looked the same, and at rest, for so long.
-pub(super) const QUIET: Duration = Duration::from_secs(10);
+pub(super) const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Returns the read that tells whether an operation holds, for those where one does.
-pub(super) fn telling(operation: &Operation) -> Option<Query> {
+pub(super) fn probe_query(operation: &Operation) -> Option<Query> {
     match operation {
         Operation::StartOrbstack(_)
         | Operation::StopOrbstack(_)
-        | Operation::Leased(Leased::RestartOrbstack) => Some(Query::Status),
+        | Operation::ClientAction(ClientAction::RestartOrbstack) => Some(Query::Status),
         // A list would start an OrbStack that this may have stopped.
-        Operation::Leased(Leased::UnknownForm(form)) if form.takes_fleet() => Some(Query::Status),
-        Operation::Leased(Leased::UnknownForm(form)) if form.class() != Class::Exec => Some(Query::List),
+        Operation::ClientAction(ClientAction::UnknownForm(form)) if form.takes_fleet() => Some(Query::Status),
+        Operation::ClientAction(ClientAction::UnknownForm(form)) if form.class() != Class::Exec => {
+            Some(Query::List)
+        }
         Operation::SetDefault(_) => Some(Query::Default),
         Operation::ConfigSet { .. } => Some(Query::ConfigShow),
         Operation::Create(_)
@@ -39,16 +41,16 @@ pub(super) fn telling(operation: &Operation) -> Option<Query> {
         | Operation::Import(..)
         | Operation::StartAll
         | Operation::StopAll(_)
-        | Operation::Leased(Leased::Create(_) | Leased::Several(..) | Leased::RestartAll) => {
-            Some(Query::List)
-        }
+        | Operation::ClientAction(
+            ClientAction::Create(_) | ClientAction::Batch(..) | ClientAction::RestartAll,
+        ) => Some(Query::List),
         Operation::Query(_)
         | Operation::Exec(..)
         | Operation::Push(_)
         | Operation::Pull(_)
         | Operation::Export(..)
         | Operation::ConfigReset
-        | Operation::Leased(_) => None,
+        | Operation::ClientAction(_) => None,
     }
 }
 
@@ -65,12 +67,12 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
             | Operation::StopOrbstack(_)
             | Operation::StartAll
             | Operation::StopAll(_)
-            | Operation::Leased(
-                Leased::Several(Each::Start | Each::Stop(_), _)
-                    | Leased::ConfigSet
-                    | Leased::UpdateOrbstack
-                    | Leased::UnknownForm(_)
-                    | Leased::Other
+            | Operation::ClientAction(
+                ClientAction::Batch(BatchVerb::Start | BatchVerb::Stop(_), _)
+                    | ClientAction::ConfigSet
+                    | ClientAction::UpdateOrbstack
+                    | ClientAction::UnknownForm(_)
+                    | ClientAction::Other
             )
     )
 }
@@ -81,39 +83,45 @@ pub(super) fn makes(operation: &Operation) -> Option<&MachineName> {
         Operation::Create(new) => Some(&new.name),
         Operation::Clone { copy: name, .. }
         | Operation::Import(name, _)
-        | Operation::Leased(Leased::Create(name)) => Some(name),
+        | Operation::ClientAction(ClientAction::Create(name)) => Some(name),
         _ => None,
     }
 }
 
 /// Says whether what an operation asks for holds in these facts; `None` where they cannot tell.
-pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
+pub(super) fn satisfied(operation: &Operation, facts: &QueryAnswer) -> Option<bool> {
     let running = |machine: &Machine| machine.state == MachineState::Running;
     let stopped = |machine: &Machine| machine.state == MachineState::Stopped;
     match (operation, facts) {
-        (Operation::Create(new), Facts::Machines(all)) => Some(by_name(all, &new.name).is_some_and(running)),
-        (Operation::Leased(Leased::Create(name)), Facts::Machines(all)) => {
+        (Operation::Create(new), QueryAnswer::Machines(all)) => {
+            Some(by_name(all, &new.name).is_some_and(running))
+        }
+        (Operation::ClientAction(ClientAction::Create(name)), QueryAnswer::Machines(all)) => {
             Some(by_name(all, name).is_some_and(running))
         }
-        (Operation::Leased(Leased::Several(each, names)), Facts::Machines(_)) => {
-            let all = names.iter().map(|name| holds(&each.on(name.clone()), facts));
+        (Operation::ClientAction(ClientAction::Batch(each, names)), QueryAnswer::Machines(_)) => {
+            let all = names.iter().map(|name| satisfied(&each.on(name.clone()), facts));
             all.reduce(|one, other| Some(one? && other?)).flatten()
         }
-        (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, Facts::Machines(all)) => {
+        (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, QueryAnswer::Machines(all)) => {
             Some(by_name(all, name).is_some_and(|machine| running(machine) || stopped(machine)))
         }
-        (Operation::Start(name), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(running)),
-        (Operation::Stop(name, _), Facts::Machines(all)) => Some(by_name(all, name).is_some_and(stopped)),
-        (Operation::Delete(name), Facts::Machines(all)) => Some(by_name(all, name).is_none()),
-        (Operation::Rename { from, to }, Facts::Machines(all)) => {
+        (Operation::Start(name), QueryAnswer::Machines(all)) => Some(by_name(all, name).is_some_and(running)),
+        (Operation::Stop(name, _), QueryAnswer::Machines(all)) => {
+            Some(by_name(all, name).is_some_and(stopped))
+        }
+        (Operation::Delete(name), QueryAnswer::Machines(all)) => Some(by_name(all, name).is_none()),
+        (Operation::Rename { from, to }, QueryAnswer::Machines(all)) => {
             Some(by_name(all, from).is_none() && by_name(all, to).is_some())
         }
-        (Operation::StartAll, Facts::Machines(all)) => Some(all.iter().all(running)),
-        (Operation::StopAll(_), Facts::Machines(all)) => Some(all.iter().all(stopped)),
-        (Operation::StartOrbstack(_), Facts::Status(status)) => Some(*status == OrbstackStatus::Running),
-        (Operation::StopOrbstack(_), Facts::Status(status)) => Some(*status == OrbstackStatus::Stopped),
-        (Operation::SetDefault(name), Facts::Default(default)) => Some(name == default),
-        (Operation::ConfigSet { key, value }, Facts::Config(values)) => {
+        (Operation::StartAll, QueryAnswer::Machines(all)) => Some(all.iter().all(running)),
+        (Operation::StopAll(_), QueryAnswer::Machines(all)) => Some(all.iter().all(stopped)),
+        (Operation::StartOrbstack(_), QueryAnswer::Status(status)) => {
+            Some(*status == OrbstackStatus::Running)
+        }
+        (Operation::StopOrbstack(_), QueryAnswer::Status(status)) => Some(*status == OrbstackStatus::Stopped),
+        (Operation::SetDefault(name), QueryAnswer::Default(default)) => Some(name == default),
+        (Operation::ConfigSet { key, value }, QueryAnswer::Config(values)) => {
             Some(values.iter().any(|(k, v)| k == key.as_str() && v == &**value))
         }
         // A machine that was running before a restart and is running after it tells nothing.
@@ -122,9 +130,9 @@ pub(super) fn holds(operation: &Operation, facts: &Facts) -> Option<bool> {
 }
 
 /// Says whether nothing that the operation touches is on its way anywhere.
-fn is_at_rest(operation: &Operation, facts: &Facts) -> bool {
+fn is_at_rest(operation: &Operation, facts: &QueryAnswer) -> bool {
     match facts {
-        Facts::Machines(all) => {
+        QueryAnswer::Machines(all) => {
             let footprint = operation.footprint();
             let touched: Vec<_> = footprint
                 .lanes()
@@ -138,37 +146,42 @@ fn is_at_rest(operation: &Operation, facts: &Facts) -> bool {
                 .filter(|machine| touched.is_empty() || touched.contains(&&machine.name))
                 .all(|machine| !matches!(machine.state, MachineState::Busy(_)))
         }
-        Facts::Status(status) => !matches!(status, OrbstackStatus::Other(_)),
+        QueryAnswer::Status(status) => !matches!(status, OrbstackStatus::Other(_)),
         _ => true,
     }
 }
 
 /// Looks after a change was cut short, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Settling {
-    last: Option<(Facts, Duration)>,
-    sighting: Option<Sighting>,
+pub(super) struct Reconciliation {
+    last: Option<(QueryAnswer, Duration)>,
+    sighting: Option<ReconcileReport>,
 }
 
-impl Settling {
+impl Reconciliation {
     /// Takes in one look, made `since` the cut, and says what is known then.
-    pub(super) fn look(&mut self, operation: &Operation, facts: Facts, since: Duration) -> Sighting {
-        let holds = holds(operation, &facts);
+    pub(super) fn look(
+        &mut self,
+        operation: &Operation,
+        facts: QueryAnswer,
+        since: Duration,
+    ) -> ReconcileReport {
+        let satisfied = satisfied(operation, &facts);
         let at_rest = is_at_rest(operation, &facts);
         let unchanged_since = match &self.last {
             Some((before, when)) if *before == facts => *when,
             _ => since,
         };
-        let quiet = since.saturating_sub(unchanged_since) >= QUIET;
+        let quiet = since.saturating_sub(unchanged_since) >= STABLE_AFTER;
         let machine_state = match (&facts, operation.machine()) {
-            (Facts::Machines(all), Some(name)) => {
+            (QueryAnswer::Machines(all), Some(name)) => {
                 by_name(all, name).map(|machine| machine.state.as_str().into())
             }
             _ => None,
         };
-        let sighting = Sighting {
-            settled: at_rest && (holds == Some(true) || quiet),
-            holds,
+        let sighting = ReconcileReport {
+            stable: at_rest && (satisfied == Some(true) || quiet),
+            satisfied,
             machine_state,
         };
         self.last = Some((facts, unchanged_since));
@@ -177,14 +190,14 @@ impl Settling {
     }
 
     /// Says what a change came to that was cut short by `cut`; `before` is what a look saw just before it.
-    pub(super) fn outcome(self, operation: &Operation, before: Option<&Facts>, cut: &str) -> Outcome {
+    pub(super) fn outcome(self, operation: &Operation, before: Option<&QueryAnswer>, cut: &str) -> Outcome {
         let is_done = self
             .sighting
             .as_ref()
-            .is_some_and(|seen| seen.settled && seen.holds == Some(true));
+            .is_some_and(|seen| seen.stable && seen.satisfied == Some(true));
         let changed = match (makes(operation), before) {
             (Some(name), before) => self.is_new(name, before).then_some(true),
-            (None, Some(before)) => holds(operation, before).map(|held| !held),
+            (None, Some(before)) => satisfied(operation, before).map(|held| !held),
             (None, None) => None,
         };
         if !is_done || (makes(operation).is_some() && changed.is_none()) {
@@ -206,9 +219,9 @@ impl Settling {
     }
 
     /// Says whether the machine of this name in the last look was not there before.
-    fn is_new(&self, name: &MachineName, before: Option<&Facts>) -> bool {
+    fn is_new(&self, name: &MachineName, before: Option<&QueryAnswer>) -> bool {
         match (before, &self.last) {
-            (Some(Facts::Machines(before)), Some((Facts::Machines(now), _))) => {
+            (Some(QueryAnswer::Machines(before)), Some((QueryAnswer::Machines(now), _))) => {
                 by_name(now, name).is_some_and(|made| before.iter().all(|machine| machine.id != made.id))
             }
             _ => false,
@@ -216,8 +229,8 @@ impl Settling {
     }
 
     /// Returns what was seen last; nothing, and not settled, when no look succeeded.
-    pub(super) fn last(self) -> Sighting {
-        self.sighting.unwrap_or(Sighting::NOTHING)
+    pub(super) fn last(self) -> ReconcileReport {
+        self.sighting.unwrap_or(ReconcileReport::NOTHING)
     }
 }
 
@@ -226,8 +239,8 @@ mod tests {
     use super::*;
     use crate::machine::{Image, MachineConfig};
 
-    fn machines(all: &[(&str, &str)]) -> Facts {
-        Facts::Machines(
+    fn machines(all: &[(&str, &str)]) -> QueryAnswer {
+        QueryAnswer::Machines(
             all.iter()
                 .map(|(name, state)| Machine {
                     id: "01M4HXHNTVZXRXR1F5PV7GC8R7".parse().expect("an id"),
@@ -247,42 +260,43 @@ mod tests {
 
     #[test]
     fn a_change_that_holds_at_rest_is_settled_at_once() {
-        let sighting = Settling::default().look(&start("a"), machines(&[("a", "running")]), Duration::ZERO);
-        assert_eq!((sighting.settled, sighting.holds), (true, Some(true)));
+        let sighting =
+            Reconciliation::default().look(&start("a"), machines(&[("a", "running")]), Duration::ZERO);
+        assert_eq!((sighting.stable, sighting.satisfied), (true, Some(true)));
     }
 
     #[test]
     fn a_busy_machine_is_not_settled_however_long_it_is_busy() {
-        let mut settling = Settling::default();
+        let mut settling = Reconciliation::default();
         for seconds in [0, 5, 60] {
             let look = settling.look(
                 &start("a"),
                 machines(&[("a", "starting")]),
                 Duration::from_secs(seconds),
             );
-            assert!(!look.settled);
+            assert!(!look.stable);
         }
     }
 
     #[test]
     fn what_does_not_hold_is_settled_only_after_a_quiet_time() {
-        let mut settling = Settling::default();
+        let mut settling = Reconciliation::default();
         assert!(
             !settling
                 .look(&start("a"), machines(&[("a", "stopped")]), Duration::ZERO)
-                .settled
+                .stable
         );
         assert!(
             !settling
-                .look(&start("a"), machines(&[("a", "stopped")]), QUIET / 2)
-                .settled
+                .look(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER / 2)
+                .stable
         );
-        let last = settling.look(&start("a"), machines(&[("a", "stopped")]), QUIET);
-        assert_eq!((last.settled, last.holds), (true, Some(false)));
+        let last = settling.look(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER);
+        assert_eq!((last.stable, last.satisfied), (true, Some(false)));
     }
 
-    fn outcome_of(operation: &Operation, before: Option<&Facts>, after: Facts) -> Outcome {
-        let mut settling = Settling::default();
+    fn outcome_of(operation: &Operation, before: Option<&QueryAnswer>, after: QueryAnswer) -> Outcome {
+        let mut settling = Reconciliation::default();
         settling.look(operation, after, Duration::ZERO);
         settling.outcome(operation, before, "orbctl was killed by signal 9")
     }
@@ -312,13 +326,13 @@ mod tests {
     fn cut_change_that_is_not_observed_done_is_unknown() {
         let stopped = || machines(&[("a", "stopped")]);
         let outcome = outcome_of(&start("a"), Some(&stopped()), stopped());
-        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(false)));
+        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.satisfied == Some(false)));
         let outcome = outcome_of(&start("a"), None, machines(&[("a", "starting")]));
-        assert!(matches!(outcome, Outcome::Unknown(seen) if !seen.settled));
+        assert!(matches!(outcome, Outcome::Unknown(seen) if !seen.stable));
         // A machine that ran before a restart and runs after it shows nothing.
         let restart = Operation::Restart("a".parse().expect("a name"));
         let outcome = outcome_of(&restart, Some(&stopped()), machines(&[("a", "running")]));
-        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds.is_none()));
+        assert!(matches!(outcome, Outcome::Unknown(seen) if seen.satisfied.is_none()));
     }
 
     #[test]
@@ -335,7 +349,7 @@ mod tests {
         ));
         for before in [None, Some(running())] {
             let outcome = outcome_of(&import, before.as_ref(), running());
-            assert!(matches!(outcome, Outcome::Unknown(seen) if seen.holds == Some(true)));
+            assert!(matches!(outcome, Outcome::Unknown(seen) if seen.satisfied == Some(true)));
         }
     }
 
@@ -343,25 +357,25 @@ mod tests {
     fn several_hold_when_each_does_and_rest_when_each_does() {
         let several = |each| {
             let names = ["a", "b"].map(|name| name.parse().expect("a name"));
-            Operation::Leased(Leased::Several(each, names.to_vec()))
+            Operation::ClientAction(ClientAction::Batch(each, names.to_vec()))
         };
-        let start = several(Each::Start);
+        let start = several(BatchVerb::Start);
         let check = |state: &str, expected| {
             let facts = machines(&[("a", "running"), ("b", state), ("c", "stopping")]);
-            let seen = Settling::default().look(&start, facts, Duration::ZERO);
-            assert_eq!((seen.settled, seen.holds), expected, "{state}");
+            let seen = Reconciliation::default().look(&start, facts, Duration::ZERO);
+            assert_eq!((seen.stable, seen.satisfied), expected, "{state}");
         };
         check("running", (true, Some(true)));
         check("starting", (false, Some(false)));
         check("stopped", (false, Some(false)));
         let facts = machines(&[("a", "running"), ("b", "running")]);
-        assert_eq!(holds(&several(Each::Restart), &facts), None);
+        assert_eq!(satisfied(&several(BatchVerb::Restart), &facts), None);
     }
 
     #[test]
     fn a_deleted_machine_holds_when_it_is_gone() {
         let delete = Operation::Delete("a".parse().expect("a name"));
-        assert_eq!(holds(&delete, &machines(&[("b", "running")])), Some(true));
-        assert_eq!(holds(&delete, &machines(&[("a", "stopped")])), Some(false));
+        assert_eq!(satisfied(&delete, &machines(&[("b", "running")])), Some(true));
+        assert_eq!(satisfied(&delete, &machines(&[("a", "stopped")])), Some(false));
     }
 }
