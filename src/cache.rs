@@ -102,11 +102,11 @@ pub enum Source {
     /// Any read in `orbctl`'s own words, for a caller.
     RawQuery,
     /// A look that no caller asked for.
-    Look,
+    Poll,
 }
 
 impl Source {
-    /// Returns the name used on the wire: that of the query, or `look`.
+    /// Returns the name used on the wire: that of the query, or `poll`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::List => "list",
@@ -117,8 +117,8 @@ impl Source {
             Self::Default => "default",
             Self::Ssh => "ssh",
             Self::Logs => "logs",
-            Self::RawQuery => "verbatim",
-            Self::Look => "look",
+            Self::RawQuery => "raw",
+            Self::Poll => "poll",
         }
     }
 }
@@ -160,9 +160,9 @@ pub struct Ticket {
 
 impl Ticket {
     /// Marks the read as one that no caller asked for.
-    pub fn as_look(self) -> Self {
+    pub fn as_poll(self) -> Self {
         Self {
-            source: Source::Look,
+            source: Source::Poll,
             ..self
         }
     }
@@ -540,14 +540,14 @@ mod tests {
     fn an_observation_is_as_old_as_the_beginning_of_its_read() {
         let began = Moment::now();
         let mut cache = Cache::new();
-        let ticket = cache.begin(&CacheKey::Machines, &began).as_look();
+        let ticket = cache.begin(&CacheKey::Machines, &began).as_poll();
         // It ends a minute later; nobody is told of that.
         assert_eq!(cache.record(ticket, "seen"), Recorded::Stored);
         let expected = Observation {
             value: "seen",
             generation: Generation(0),
             observed_at: began,
-            source: Source::Look,
+            source: Source::Poll,
         };
         assert_eq!(cache.get(&CacheKey::Machines), Some(&expected));
         assert!(

@@ -110,14 +110,17 @@ fn ended(world: &World, operation: &str) -> Job {
 fn a_shell_has_the_callers_terminal_folder_environment_and_exit_code() {
     let world = World::with_machines(&["a"]);
     let mut shell = OnTerminal::start(&world, &["shell", "a"]);
-    let id = world.client().find("shell", "a", JobStateWord::Running).id;
+    let id = world.client().find("shell", "a", JobStateWord::Running).job_id;
     shell.types("test -t 0 && test -t 1 && echo on a $((40 + 2)) terminal\n");
     shell.until_it_shows("on a 42 terminal");
     shell.types("exit 9\n");
     let (code, rest) = shell.ends();
     assert_eq!(code, Some(9), "{rest}");
     let job = world.client().job(id);
-    assert_eq!((&*job.class, outcome_of(&job)), ("session", ("succeeded", "")));
+    assert_eq!(
+        (&*job.job_class, outcome_of(&job)),
+        ("session", ("succeeded", ""))
+    );
     assert_eq!(job.outcome.expect("it ended").exit_code, Some(9));
     // The tool itself ran where its caller was.
     let ledger = world.ledger();
@@ -141,7 +144,7 @@ fn a_command_with_a_terminal_is_a_session_too() {
     let (code, shown) = OnTerminal::start(&world, &words).ends();
     assert_eq!(code, Some(3), "{shown}");
     assert!(shown.contains("it is 42"), "{shown}");
-    assert_eq!(ended(&world, "shell").class, "session");
+    assert_eq!(ended(&world, "shell").job_class, "session");
 }
 
 #[test]
@@ -169,7 +172,7 @@ fn a_log_is_followed_until_ctrl_c() {
     let mut logs = OnTerminal::start(&world, &["logs", "--follow", "a"]);
     logs.until_it_shows("a: booted");
     let job = world.client().find("logs", "a", JobStateWord::Running);
-    assert_eq!(job.class, "session");
+    assert_eq!(job.job_class, "session");
     // It holds up nobody, and shows what comes.
     let output = call(&world, &["restart", "a"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -188,7 +191,10 @@ fn user_data_is_read_by_the_callers_own_process() {
     let output = call(&world, &["create", "ubuntu", "a", "--user-data", "init.yaml"]);
     assert!(output.status.success(), "{}", said(&output));
     let job = ended(&world, "create");
-    assert_eq!((&*job.class, outcome_of(&job)), ("creation", ("succeeded", "")));
+    assert_eq!(
+        (&*job.job_class, outcome_of(&job)),
+        ("creation", ("succeeded", ""))
+    );
     assert_eq!(world.truth(), [("a".into(), "running".into())]);
     let output = call(&world, &["create", "ubuntu", "b", "-c", "nothing-there"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -210,7 +216,7 @@ fn ctrl_c_while_a_lease_waits_withdraws_it() {
     let mut caller = world.client();
     caller.pause();
     let push = in_own_group(&world, &["push", "-m", "a", "x"]);
-    let id = caller.find("push", "a", JobStateWord::Waiting).id;
+    let id = caller.find("push", "a", JobStateWord::Waiting).job_id;
     press_ctrl_c(&push);
     let output = push.wait_with_output().expect("ours");
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
@@ -225,7 +231,7 @@ fn a_lease_that_is_cancelled_while_it_waits_never_runs_the_tool() {
     let mut caller = world.client();
     caller.pause();
     let export = ctl(&world, &["export", "a", "a.tar"]).spawn().expect("it starts");
-    let id = caller.find("export", "a", JobStateWord::Waiting).id;
+    let id = caller.find("export", "a", JobStateWord::Waiting).job_id;
     assert_eq!(caller.cancel(id), "never_started");
     let output = export.wait_with_output().expect("ours");
     assert_eq!(output.status.code(), Some(6), "{}", said(&output));
@@ -242,7 +248,7 @@ fn hanging_push() -> (World, Child, u64) {
         .started();
     let push = in_own_group(&world, &["push", "-m", "a", "x"]);
     eventually("it began", || world.ledger().of("push").first().map(|_| ()));
-    let id = world.client().find("push", "a", JobStateWord::Running).id;
+    let id = world.client().find("push", "a", JobStateWord::Running).job_id;
     (world, push, id)
 }
 

@@ -82,7 +82,7 @@ impl Held {
             .machines(&["a"])
             .started();
         let change = ctl(&world, &["restart", "a"]).spawn().expect("it starts");
-        let job = world.client().find("restart", "a", JobStateWord::Running).id;
+        let job = world.client().find("restart", "a", JobStateWord::Running).job_id;
         let orbctl = eventually("it is there", || Some(world.ledger().of("restart").first()?.pid));
         Self {
             world,

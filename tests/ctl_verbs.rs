@@ -342,7 +342,7 @@ fn the_flags_of_orbctls_own_verbs_do_what_they_do_there() {
         .find(|job| job.operation == "run")
         .expect("it was a job");
     assert_eq!(
-        (leased.class.as_str(), outcome_of(leased)),
+        (leased.job_class.as_str(), outcome_of(leased)),
         ("exec", ("succeeded", ""))
     );
     let output = ctl(&world, &["shell", "-m", "a"]).output().expect("it starts");
@@ -396,7 +396,7 @@ fn why_follows_what_is_in_the_way_to_its_end() {
         .as_array()
         .expect("a list")
         .iter()
-        .filter_map(|job| job["id"].as_u64())
+        .filter_map(|job| job["job_id"].as_u64())
         .collect();
     assert_eq!(ids, [third, second, holding]);
     world.open_gate("gate");
@@ -458,7 +458,7 @@ fn ctrl_c_withdraws_a_change_that_waits_and_leaves_one_that_runs() {
     let holding = caller.run_detached("a", &["cat", &gate]);
     caller.until_running(holding);
     let change = begun(&world, &["restart", "a"]);
-    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
+    let waiting = caller.find("restart", "a", JobStateWord::Waiting).job_id;
     press(&change);
     let output = change.wait_with_output().expect("ours");
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
@@ -484,7 +484,7 @@ fn ctrl_c_during_a_change_says_that_it_goes_on() {
         .started();
     let mut caller = world.client();
     let change = begun(&world, &["restart", "a"]);
-    let running = caller.find("restart", "a", JobStateWord::Running).id;
+    let running = caller.find("restart", "a", JobStateWord::Running).job_id;
     eventually("the tool runs", || {
         world.ledger().of("restart").first().map(|_| ())
     });
@@ -512,7 +512,7 @@ fn ctrl_c_cancels_a_command_and_a_second_one_leaves_at_once() {
         .expect("piped")
         .read_exact(&mut ready)
         .expect("it runs");
-    let id = caller.find("run", "a", JobStateWord::Running).id;
+    let id = caller.find("run", "a", JobStateWord::Running).job_id;
     press(&run);
     let _rest = until_it_says(
         &mut run,

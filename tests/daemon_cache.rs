@@ -133,7 +133,7 @@ fn a_slow_read_that_began_before_a_change_does_not_hide_it() {
         caller.ok::<QueueStatus>(json!({})).running,
         1,
         "job {} is still at it",
-        reading.id
+        reading.job_id
     );
     assert_eq!(slow.join().expect("it is told"), 1, "what it saw when it began");
     assert_eq!(caller.machines().len(), 2);

@@ -25,7 +25,7 @@ fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
             .try_call::<MachineRestart>(json!({"machine": "a"}))
             .is_err()
     });
-    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    let id = caller.find("restart", "a", JobStateWord::Running).job_id;
     eventually("it is there", || {
         (world.ledger().spawns("restart") == 1).then_some(())
     });
@@ -214,7 +214,7 @@ fn lanes_stay_held_after(loss: Loss) {
     let mut export = ctl(&world, &["export", "c", "file"]).spawn().expect("it starts");
     let mut caller = world.client();
     let left = [("a", "restart"), ("b", "restart"), ("c", "export")]
-        .map(|(machine, verb)| (machine, caller.find(verb, machine, JobStateWord::Running).id));
+        .map(|(machine, verb)| (machine, caller.find(verb, machine, JobStateWord::Running).job_id));
     eventually("all of them run", || {
         let ledger = world.ledger();
         (ledger.spawns("restart") == 2 && ledger.spawns("export") == 1).then_some(())
@@ -333,7 +333,7 @@ fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() 
     // The next daemon has another disk, and no journal at all.
     let attached =
         world.background(|caller| drop(caller.try_call::<MachineRestart>(json!({"machine": "a"}))));
-    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    let id = caller.find("restart", "a", JobStateWord::Running).job_id;
     eventually("it is there", || {
         (world.ledger().spawns("restart") == 4).then_some(())
     });

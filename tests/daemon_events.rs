@@ -81,7 +81,7 @@ fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
     let mut watcher = Watcher::new(&world, &json!({}));
     let (known, machines) = watcher.until_machines_are_known();
     assert_eq!(machines[0]["name"], "a");
-    assert_eq!(known["sick"], Value::Null);
+    assert_eq!(known["unhealthy"], Value::Null);
 
     caller.ok::<MachineCreate>(json!({"name": "b", "distro": "ubuntu"}));
     let mut last = number(&known);
@@ -409,13 +409,13 @@ fn an_illness_is_told_and_the_recovery_with_what_happened_meanwhile() {
     let reason = sick["reason"].as_str().expect("a reason");
     assert!(reason.contains("panic"), "{reason}");
     let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
-    assert_eq!(state["sick"]["reason"], sick["reason"]);
+    assert_eq!(state["unhealthy"]["reason"], sick["reason"]);
 
     assert!(world.sim(&["stop", "a"]).status.success(), "past the daemon");
     world.rescript("");
-    watcher.until("orbctl_well");
+    watcher.until("orbctl_recovered");
     let changed = watcher.until("machine_changed");
     assert_eq!(changed["machine"]["state"], "stopped");
-    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_well"]})).next();
-    assert_eq!(state["sick"], Value::Null);
+    let state = Watcher::new(&world, &json!({"kinds": ["orbctl_recovered"]})).next();
+    assert_eq!(state["unhealthy"], Value::Null);
 }

@@ -195,9 +195,12 @@ fn what_is_beyond_spool_max_is_a_gap_that_is_told() {
     assert_eq!((outcome_of(&job).0, job.output_bytes), ("succeeded", total));
     let first = caller.ok::<JobOutput>(json!({"job_id": id}));
     let gap = first.gap.expect("much is gone, and said to be");
-    assert_eq!(gap.from, 0);
-    assert!(gap.to >= total - max && gap.to < total, "{gap:?}");
-    let mut offset = gap.to;
+    assert_eq!(gap.offset, 0);
+    assert!(
+        gap.next_offset >= total - max && gap.next_offset < total,
+        "{gap:?}"
+    );
+    let mut offset = gap.next_offset;
     for chunk in first.output {
         assert_eq!(chunk.offset, offset);
         let bytes = bytes_of(&chunk);

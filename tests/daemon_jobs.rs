@@ -34,13 +34,13 @@ fn a_waiting_job_that_is_cancelled_never_starts() {
     caller.pause();
     let attached = world.background(|caller| caller.refused::<MachineRestart>(json!({"machine": "a"})));
     let job = caller.find("restart", "a", JobStateWord::Waiting);
-    assert_eq!(caller.cancel(job.id), "never_started");
+    assert_eq!(caller.cancel(job.job_id), "never_started");
     let data = attached.join().expect("it is told");
     assert_eq!(
         (data.kind.as_str(), data.phase.as_deref(), data.job_id),
-        ("job_cancelled", Some("queued"), Some(job.id))
+        ("job_cancelled", Some("queued"), Some(job.job_id))
     );
-    assert_eq!(caller.cancel(job.id), "already_ended");
+    assert_eq!(caller.cancel(job.job_id), "already_ended");
     caller.resume();
     assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
     assert_eq!(world.ledger().spawns("restart"), 0);
@@ -91,7 +91,7 @@ fn a_change_that_is_cancelled_while_it_runs_ends_unknown_with_what_was_seen() {
     assert_eq!(outcome_of(&ended), ("unknown", "outcome_unknown"));
     let error = ended.outcome.expect("it has ended").error.expect("an error");
     let seen = error.data.expect("data").observed.expect("looks");
-    assert!(seen.settled, "{seen:?}");
+    assert!(seen.stable, "{seen:?}");
     assert_eq!(seen.machine_state.as_deref(), Some("running"));
 }
 
@@ -106,7 +106,7 @@ fn a_queue_timeout_names_who_was_in_the_way() {
         (data.kind.as_str(), data.phase.as_deref(), data.retryable),
         ("deadline_exceeded", Some("queued"), false)
     );
-    let holder = data.holder.expect("a holder");
+    let holder = data.waiting_for.expect("a holder");
     assert_eq!(holder.job_id, Some(holding));
     assert!(holder.description.contains("run a"), "{}", holder.description);
     assert_eq!(world.ledger().spawns("restart"), 0);
@@ -134,11 +134,11 @@ fn a_client_that_hangs_up_takes_its_waiting_jobs_and_its_commands_with_it() {
     let params = staying(&mut caller, false);
     wire.request(1, "machine.run", &params);
     let pid = stayer(&world);
-    let running = caller.find("run", "a", JobStateWord::Running).id;
+    let running = caller.find("run", "a", JobStateWord::Running).job_id;
     wire.request(2, "machine.restart", &json!({"machine": "a"}));
-    let waiting = caller.find("restart", "a", JobStateWord::Waiting).id;
+    let waiting = caller.find("restart", "a", JobStateWord::Waiting).job_id;
     wire.request(3, "machine.stop", &json!({"machine": "a", "detach": true}));
-    let detached = caller.find("stop", "a", JobStateWord::Waiting).id;
+    let detached = caller.find("stop", "a", JobStateWord::Waiting).job_id;
     drop(wire);
     assert_eq!(
         outcome_of(&caller.end_of(waiting)),
@@ -162,7 +162,7 @@ fn a_client_that_hangs_up_behind_unread_answers_is_noticed() {
     let params = staying(&mut caller, false);
     wire.request(1, "machine.run", &params);
     stayer(&world);
-    let running = caller.find("run", "a", JobStateWord::Running).id;
+    let running = caller.find("run", "a", JobStateWord::Running).job_id;
     // Until the daemon stops reading from us, because we read nothing.
     wire.stream.set_nonblocking(true).expect("a mode");
     let list = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}\n".repeat(1000);
@@ -212,7 +212,7 @@ fn a_running_change_is_left_to_finish_when_its_client_hangs_up() {
     let mut caller = world.client();
     let mut wire = world.wire();
     wire.request(1, "machine.restart", &json!({"machine": "a"}));
-    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    let id = caller.find("restart", "a", JobStateWord::Running).job_id;
     drop(wire);
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
 }
@@ -254,7 +254,7 @@ fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
         assert_eq!(outcome_of(&job), ("cancelled", "job_cancelled"));
         let error = job.outcome.and_then(|outcome| outcome.error).expect("an error");
         // Whoever loses to force is told whose.
-        let holder = error.data.and_then(|data| data.holder).expect("a holder");
+        let holder = error.data.and_then(|data| data.waiting_for).expect("a holder");
         assert_eq!(holder.job_id, Some(told.job_id));
         assert!(error.message.contains("by force of job"), "{}", error.message);
     }
@@ -415,7 +415,7 @@ fn only_the_newest_ended_jobs_are_remembered() {
     let mut caller = world.client();
     let ids: Vec<u64> = (0..8).map(|_| caller.run("a", &["true"]).job_id).collect();
     assert_eq!(
-        caller.jobs().iter().map(|job| job.id).collect::<Vec<_>>(),
+        caller.jobs().iter().map(|job| job.job_id).collect::<Vec<_>>(),
         ids[3..]
     );
     let data = caller.refused::<JobGet>(json!({"job_id": ids[0]}));
@@ -448,7 +448,7 @@ fn whoever_waits_for_a_job_or_follows_it_is_told_its_end_even_when_it_is_forgott
     for job in [waited, followed] {
         let job = job.expect("it was told");
         assert_eq!(
-            (&job["id"], &job["outcome"]["kind"]),
+            (&job["job_id"], &job["outcome"]["kind"]),
             (&json!(id), &json!("succeeded"))
         );
     }

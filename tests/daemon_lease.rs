@@ -8,8 +8,8 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
 use orbd::rpc::api::{
-    CacheStatus, DaemonStop, JobGet, MachineRestart, MachineSetDefault, MetricsHistory, OrbstackVersion,
-    QueueDrain, SessionLease, SessionRelease,
+    CacheStatus, DaemonStop, JobGet, LeaseAcquire, LeaseRelease, MachineRestart, MachineSetDefault,
+    MetricsHistory, OrbstackVersion, QueueDrain,
 };
 use orbd::rpc::types::{Job, JobStateWord, LeaseAnswer};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ impl Lease {
     fn take(caller: &mut Caller, mut params: Value) -> Self {
         let process = waiting_process();
         params["pid"] = json!(process.id());
-        let answer = caller.ok::<SessionLease>(params);
+        let answer = caller.ok::<LeaseAcquire>(params);
         Self { process, answer }
     }
 
@@ -57,7 +57,7 @@ impl Lease {
     fn give_back(mut self, caller: &mut Caller, exit_code: i32) -> Job {
         release_waiters(&mut self.process, exit_code);
         let params = json!({"job_id": self.id(), "exit_code": exit_code});
-        caller.ok::<SessionRelease>(params).job
+        caller.ok::<LeaseRelease>(params).job
     }
 
     /// Kills the process as a signal would and says so.
@@ -65,7 +65,7 @@ impl Lease {
         self.process.kill().expect("ours");
         self.process.wait().expect("ours");
         let params = json!({"job_id": self.id(), "signal": 9});
-        caller.ok::<SessionRelease>(params).job
+        caller.ok::<LeaseRelease>(params).job
     }
 }
 
@@ -121,7 +121,7 @@ fn params_of(text: &str) -> Value {
     match words.collect::<Vec<_>>().as_slice() {
         [] => {}
         [one] => params["machine"] = json!(one),
-        several => params["machines"] = json!(several),
+        several => params["machine_names"] = json!(several),
     }
     if let Some(new_name) = new_name {
         params["new_name"] = json!(new_name);
@@ -140,10 +140,10 @@ fn every_operation_can_be_leased_and_says_honestly_what_is_known_of_its_end() {
             panic!("{line}")
         };
         let lease = Lease::take(&mut caller, params_of(operation));
-        assert_eq!(lease.answer.machines.join(" "), *machines, "{line}");
+        assert_eq!(lease.answer.machine_names.join(" "), *machines, "{line}");
         let ended = lease.give_back(&mut caller, 0);
         assert!(operation.starts_with(&ended.operation), "{line}");
-        assert_eq!(ended.class, *class, "{line}");
+        assert_eq!(ended.job_class, *class, "{line}");
         let expected = match *success {
             "code" => (Some(0), None),
             "changed" => (None, Some(true)),
@@ -183,7 +183,7 @@ fn a_code_other_than_zero_is_a_commands_answer_and_a_changes_failure() {
         let lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
         let released = lease.die(&mut caller);
         // Of a change that was cut short the answer does not wait for the looks.
-        let ended = caller.end_of(released.id);
+        let ended = caller.end_of(released.job_id);
         assert_eq!(outcome_of(&ended), expected, "{operation}");
     }
 }
@@ -193,7 +193,7 @@ fn a_lease_is_recorded_with_its_exit_code() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
-    let id = shell.give_back(&mut caller, 3).id;
+    let id = shell.give_back(&mut caller, 3).job_id;
     let record = eventually("it is recorded", || {
         let answer = caller.ok::<MetricsHistory>(json!({"operation": "shell"}));
         answer.records.into_iter().find(|record| record.job_id == id)
@@ -201,7 +201,7 @@ fn a_lease_is_recorded_with_its_exit_code() {
     assert_eq!(
         (
             record.machine.as_deref(),
-            &*record.class,
+            &*record.job_class,
             &*record.outcome,
             record.exit_code
         ),
@@ -220,18 +220,21 @@ fn what_does_not_belong_to_an_operation_is_refused_by_name() {
         (json!({"operation": "logs"}), "machine"),
         (json!({"operation": "restart"}), "machine"),
         (
-            json!({"operation": "delete", "machines": ["a", "-f"]}),
-            "machines",
+            json!({"operation": "delete", "machine_names": ["a", "-f"]}),
+            "machine_names",
         ),
         (
-            json!({"operation": "stop", "machine": "a", "machines": ["a"]}),
-            "machines",
+            json!({"operation": "stop", "machine": "a", "machine_names": ["a"]}),
+            "machine_names",
         ),
         (
-            json!({"operation": "start", "machines": vec!["a"; 257]}),
-            "machines",
+            json!({"operation": "start", "machine_names": vec!["a"; 257]}),
+            "machine_names",
         ),
-        (json!({"operation": "push", "machines": ["a"]}), "machines"),
+        (
+            json!({"operation": "push", "machine_names": ["a"]}),
+            "machine_names",
+        ),
         (json!({"operation": "rename", "machine": "a"}), "new_name"),
         (
             json!({"operation": "stop", "machine": "a", "new_name": "b"}),
@@ -275,7 +278,7 @@ fn what_does_not_belong_to_an_operation_is_refused_by_name() {
         ),
     ] {
         params["pid"] = json!(process.id());
-        let data = caller.refused::<SessionLease>(params.clone());
+        let data = caller.refused::<LeaseAcquire>(params.clone());
         assert_eq!(data.field.as_deref(), Some(field), "{params}");
     }
     process.kill().expect("ours");
@@ -293,7 +296,7 @@ fn a_process_that_is_not_the_callers_is_refused() {
     let mut caller = world.client();
     let mut refused = |pid: u32| {
         let params = json!({"operation": "push", "machine": "a", "pid": pid});
-        let error = caller.call::<SessionLease>(params).expect_err("refused");
+        let error = caller.call::<LeaseAcquire>(params).expect_err("refused");
         assert_eq!(error.data.expect("data").field.as_deref(), Some("pid"));
         error.message
     };
@@ -327,13 +330,13 @@ fn a_session_waits_for_a_running_change_of_its_machine_and_holds_up_nothing() {
     let export = Lease::take(&mut caller, json!({"operation": "export", "machine": "a"}));
     let mut process = waiting_process();
     let params = json!({"operation": "shell", "machine": "a", "pid": process.id()});
-    let shell = world.background(move |caller| caller.ok::<SessionLease>(params).job_id);
+    let shell = world.background(move |caller| caller.ok::<LeaseAcquire>(params).job_id);
     let waiting = caller.find("shell", "a", JobStateWord::Waiting);
     let waits_for = waiting.waiting_for.expect("it waits");
     assert_eq!(waits_for.job_id, Some(export.id()));
     export.give_back(&mut caller, 0);
     let shell = shell.join().expect("granted");
-    assert_eq!(caller.job(shell).class, "session");
+    assert_eq!(caller.job(shell).job_class, "session");
     // With the shell open the machine can be changed, and a drain of all does not wait for it.
     let restart = caller.ok::<MachineRestart>(json!({"machine": "a"}));
     assert_eq!(restart.changed, Some(true));
@@ -349,7 +352,7 @@ fn several_machines_are_held_together() {
     let mut caller = world.client();
     let lease = Lease::take(
         &mut caller,
-        json!({"operation": "restart", "machines": ["a", "b"]}),
+        json!({"operation": "restart", "machine_names": ["a", "b"]}),
     );
     let waiting = ["a", "b"].map(|machine| {
         let params = json!({"machine": machine, "detach": true});
@@ -371,10 +374,13 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
     let mut caller = world.client();
     let generation = |caller: &mut Caller| caller.ok::<CacheStatus>(json!({})).generation;
     for (params, cache_key) in [
-        (json!({"operation": "stop", "machines": ["a", "b"]}), "machines"),
-        (json!({"operation": "create", "machine": "n"}), "machines"),
+        (
+            json!({"operation": "stop", "machine_names": ["a", "b"]}),
+            "machine_names",
+        ),
+        (json!({"operation": "create", "machine": "n"}), "machine_names"),
         (json!({"operation": "config_set"}), "config"),
-        (json!({"operation": "other"}), "machines"),
+        (json!({"operation": "other"}), "machine_names"),
     ] {
         caller.machines();
         let before = generation(&mut caller);
@@ -411,15 +417,18 @@ fn a_machine_that_was_named_by_id_is_told_by_name_and_compared_again_before_the_
         .find(|machine| machine.name == "a")
         .expect("a")
         .id;
-    let lease = Lease::take(&mut caller, json!({"operation": "delete", "machines": [id, "b"]}));
-    assert_eq!(lease.answer.machines, ["a", "b"]);
+    let lease = Lease::take(
+        &mut caller,
+        json!({"operation": "delete", "machine_names": [id, "b"]}),
+    );
+    assert_eq!(lease.answer.machine_names, ["a", "b"]);
     lease.give_back(&mut caller, 0);
     // While it waits, the machine gets another name.
     caller.machines();
     caller.pause();
     let mut process = waiting_process();
-    let params = json!({"operation": "delete", "machines": [id, "b"], "pid": process.id()});
-    let refused = world.background(move |caller| caller.refused::<SessionLease>(params));
+    let params = json!({"operation": "delete", "machine_names": [id, "b"], "pid": process.id()});
+    let refused = world.background(move |caller| caller.refused::<LeaseAcquire>(params));
     caller.find("delete", "", JobStateWord::Waiting);
     assert!(world.sim(&["rename", "a", "other"]).status.success());
     caller.resume();
@@ -439,7 +448,10 @@ fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ende
     let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
     let other = Lease::take(&mut caller, json!({"operation": "other"}));
     let push = Lease::take(&mut caller, json!({"operation": "push", "machine": "a"}));
-    let several = Lease::take(&mut caller, json!({"operation": "stop", "machines": ["b", "c"]}));
+    let several = Lease::take(
+        &mut caller,
+        json!({"operation": "stop", "machine_names": ["b", "c"]}),
+    );
     world.kill();
     world.start();
     let mut caller = world.client();
@@ -451,7 +463,7 @@ fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ende
     ] {
         let job = caller.job(lease.id());
         assert_eq!(
-            (&*job.operation, &*job.class, job.state),
+            (&*job.operation, &*job.job_class, job.state),
             (operation, class, JobStateWord::Running)
         );
     }
@@ -538,7 +550,7 @@ fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
     let mut caller = world.client();
     let mut process = waiting_process();
     let params = json!({"operation": "export", "machine": "a", "pid": process.id()});
-    let lease = caller.ok::<SessionLease>(params);
+    let lease = caller.ok::<LeaseAcquire>(params);
     assert_eq!(lease.orbctl, env!("CARGO_BIN_EXE_orbctl-sim"));
     let mut other = world.client();
     let waiting = other
@@ -551,7 +563,7 @@ fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
     );
     release_waiters(&mut process, 3);
     let ended = caller
-        .ok::<SessionRelease>(json!({"job_id": lease.job_id, "exit_code": 3}))
+        .ok::<LeaseRelease>(json!({"job_id": lease.job_id, "exit_code": 3}))
         .job;
     assert_eq!(outcome_of(&ended), ("failed", "orbctl_failed"));
     assert_eq!(outcome_of(&other.end_of(waiting)), ("succeeded", ""));
@@ -562,10 +574,10 @@ fn a_lease_that_succeeded_is_a_success() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let mut process = waiting_process();
-    let lease = caller.ok::<SessionLease>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
+    let lease = caller.ok::<LeaseAcquire>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
     release_waiters(&mut process, 0);
     let ended = caller
-        .ok::<SessionRelease>(json!({"job_id": lease.job_id, "exit_code": 0}))
+        .ok::<LeaseRelease>(json!({"job_id": lease.job_id, "exit_code": 0}))
         .job;
     assert_eq!(outcome_of(&ended), ("succeeded", ""));
 }
@@ -576,7 +588,7 @@ fn a_client_that_hangs_up_leaves_its_place_to_its_process() {
     let mut process = waiting_process();
     let mut caller = world.client();
     let lease =
-        caller.ok::<SessionLease>(json!({"operation": "export", "machine": "a", "pid": process.id()}));
+        caller.ok::<LeaseAcquire>(json!({"operation": "export", "machine": "a", "pid": process.id()}));
     drop(caller);
     let mut other = world.client();
     let waiting = other
@@ -601,10 +613,10 @@ fn a_client_that_hangs_up_while_it_waits_for_a_lease_never_gets_it() {
     let mut wire = world.wire();
     wire.request(
         1,
-        "session.lease",
+        "lease.acquire",
         &json!({"operation": "push", "machine": "a", "pid": process.id()}),
     );
-    let waiting = caller.find("push", "a", JobStateWord::Waiting).id;
+    let waiting = caller.find("push", "a", JobStateWord::Waiting).job_id;
     drop(wire);
     assert_eq!(
         outcome_of(&caller.end_of(waiting)),
@@ -622,7 +634,7 @@ fn a_lease_that_is_cancelled_ends_its_process() {
         .args(["-c", "trap '' TERM; while :; do sleep 0.05; done"])
         .spawn()
         .expect("a shell");
-    let lease = caller.ok::<SessionLease>(json!({"operation": "pull", "machine": "a", "pid": process.id()}));
+    let lease = caller.ok::<LeaseAcquire>(json!({"operation": "pull", "machine": "a", "pid": process.id()}));
     assert_eq!(caller.cancel(lease.job_id), "stopping");
     eventually("it is gone", || process.try_wait().expect("ours"));
     assert_eq!(caller.end_of(lease.job_id).state, JobStateWord::Ended);
@@ -634,7 +646,7 @@ fn a_lease_outlives_a_crash_of_the_daemon() {
     let mut process = waiting_process();
     let mut caller = world.client();
     let lease =
-        caller.ok::<SessionLease>(json!({"operation": "export", "machine": "a", "pid": process.id()}));
+        caller.ok::<LeaseAcquire>(json!({"operation": "export", "machine": "a", "pid": process.id()}));
     world.kill();
     world.start();
     let mut caller = world.client();
@@ -657,10 +669,10 @@ fn a_lease_needs_a_process_that_is_there() {
     process.kill().expect("ours");
     process.wait().expect("ours");
     let data =
-        caller.refused::<SessionLease>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
+        caller.refused::<LeaseAcquire>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
     assert_eq!(data.field.as_deref(), Some("pid"));
     let job = caller.run("a", &["true"]).job_id;
-    let data = caller.refused::<SessionRelease>(json!({"job_id": job, "exit_code": 0}));
+    let data = caller.refused::<LeaseRelease>(json!({"job_id": job, "exit_code": 0}));
     assert_eq!(data.field.as_deref(), Some("job_id"));
     caller.ok::<JobGet>(json!({"job_id": job}));
 }

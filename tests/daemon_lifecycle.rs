@@ -81,7 +81,7 @@ fn a_change_that_does_not_end_is_left_and_its_caller_is_not_told_to_try_again() 
         .started();
     let mut caller = world.client();
     let change = world.background(|caller| caller.refused::<MachineRestart>(json!({"machine": "a"})));
-    let id = caller.find("restart", "a", JobStateWord::Running).id;
+    let id = caller.find("restart", "a", JobStateWord::Running).job_id;
     let pid = eventually("it is there", || Some(world.ledger().of("restart").first()?.pid));
     // Waits for what will not come, and must not be told that all is done.
     let drain = world.background(|caller| caller.call::<QueueDrain>(json!({})));

@@ -395,7 +395,7 @@ fn input_beyond_what_a_connection_may_hold_is_refused_by_the_name_of_the_limit()
         let answer = wire.call(
             2,
             "job.input",
-            &json!({"job_id": job, "base64": piece, "end": true}),
+            &json!({"job_id": job, "base64": piece, "eof": true}),
         );
         answer["error"].is_null().then_some(answer)
     });

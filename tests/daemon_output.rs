@@ -57,13 +57,13 @@ fn the_output_of_a_command_that_said_nothing_is_read_like_any_other() {
     let id = caller.run("a", &["true"]).job_id;
     let answer = caller.ok::<JobOutput>(json!({"job_id": id}));
     assert_eq!((answer.output.len(), answer.next_offset), (0, 0));
-    assert!(answer.end && answer.gap.is_none());
+    assert!(answer.eof && answer.gap.is_none());
     let data = caller.refused::<JobOutput>(json!({"job_id": id, "offset": 1}));
     assert_eq!(data.field.as_deref(), Some("offset"));
     for (from, status) in [(0, "200"), (1, "416")] {
         let mut wire = world.wire();
         wire.send(format!(
-            "GET /jobs/{id}/output?from={from} HTTP/1.1\r\nhost: orbd\r\n\r\n"
+            "GET /jobs/{id}/output?offset={from} HTTP/1.1\r\nhost: orbd\r\n\r\n"
         ));
         let head = wire.head();
         assert_eq!(head.split(' ').nth(1), Some(status), "{head}");
@@ -123,7 +123,7 @@ fn input_can_follow_in_pieces_and_ends_when_it_is_said_to() {
         let coded = base64::engine::general_purpose::STANDARD.encode(piece);
         assert!(caller.ok::<JobInput>(json!({"job_id": id, "base64": coded})).open);
     }
-    caller.ok::<JobInput>(json!({"job_id": id, "text": "the end", "end": true}));
+    caller.ok::<JobInput>(json!({"job_id": id, "text": "the end", "eof": true}));
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
     let expected = [&bytes[..], b"the end"].concat();
     assert_eq!(
@@ -196,9 +196,9 @@ fn output_is_there_while_the_command_still_runs() {
     let id = caller.run_detached("a", &["sh", "-c", &format!("echo first; cat {gate}")]);
     let answer = caller.ok::<JobOutput>(json!({"job_id": id, "wait_ms": PATIENCE.as_millis()}));
     assert_eq!(stream_of(&answer.output, Stream::Stdout), b"first\n");
-    assert!(!answer.end);
+    assert!(!answer.eof);
     let nothing = caller.ok::<JobOutput>(json!({"job_id": id, "offset": answer.next_offset}));
-    assert_eq!((nothing.output.len(), nothing.end), (0, false));
+    assert_eq!((nothing.output.len(), nothing.eof), (0, false));
     world.open_gate("gate");
     caller.end_of(id);
     let rest = caller.output_from(id, answer.next_offset, 1000);
@@ -213,14 +213,14 @@ fn output_of_a_job_that_waits_or_never_started_is_empty() {
     let id = caller.run_detached("a", &["echo", "x"]);
     let answer = caller.ok::<JobOutput>(json!({"job_id": id}));
     assert_eq!(
-        (answer.output.len(), answer.next_offset, answer.end),
+        (answer.output.len(), answer.next_offset, answer.eof),
         (0, 0, false)
     );
     // Whoever waits for output learns that there will be none.
     let follower = world.background(move |caller| caller.output_from(id, 0, 1000).len());
     assert_eq!(caller.cancel(id), "never_started");
     assert_eq!(follower.join().expect("it is told"), 0);
-    assert!(caller.ok::<JobOutput>(json!({"job_id": id})).end);
+    assert!(caller.ok::<JobOutput>(json!({"job_id": id})).eof);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn whoever_waits_for_the_output_of_a_change_waits_for_its_end() {
     let id = caller
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
-    assert!(!caller.ok::<JobOutput>(json!({"job_id": id})).end);
+    assert!(!caller.ok::<JobOutput>(json!({"job_id": id})).eof);
     let mut wire = world.wire();
     wire.request(1, "job.output", &json!({"job_id": id, "wait_ms": 20_000}));
     wire.request(2, "job.get", &json!({"job_id": id}));
@@ -241,7 +241,7 @@ fn whoever_waits_for_the_output_of_a_change_waits_for_its_end() {
         "the first still waits"
     );
     caller.resume();
-    assert_eq!(wire.receive().expect("an answer")["result"]["end"], true);
+    assert_eq!(wire.receive().expect("an answer")["result"]["eof"], true);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn a_follower_is_told_what_happens_in_order() {
         Some(3)
     );
     // Somebody else may hear it all again, from wherever they like.
-    let params = serde_json::from_value(json!({"job_id": job.id, "offset": 3})).expect("parameters");
+    let params = serde_json::from_value(json!({"job_id": job.job_id, "offset": 3})).expect("parameters");
     let mut events = caller.0.subscribe::<JobFollow>(&params).expect("accepted");
     let mut bytes = Vec::new();
     loop {
@@ -311,11 +311,11 @@ fn output_that_is_passed_through_reaches_its_follower_whole_and_only_the_last_of
     };
     assert!(bytes == all);
     // Whoever comes later is told what is gone, and reads the rest.
-    let answer = caller.ok::<JobOutput>(json!({"job_id": job.id, "offset": 0}));
+    let answer = caller.ok::<JobOutput>(json!({"job_id": job.job_id, "offset": 0}));
     let gap = answer.gap.expect("the beginning is gone");
-    assert_eq!((gap.from, gap.to), (0, answer.next_offset));
-    let rest = caller.output_from(job.id, gap.to, 1 << 20);
-    assert!(stream_of(&rest, Stream::Stdout) == all[usize::try_from(gap.to).expect("small")..]);
+    assert_eq!((gap.offset, gap.next_offset), (0, answer.next_offset));
+    let rest = caller.output_from(job.job_id, gap.next_offset, 1 << 20);
+    assert!(stream_of(&rest, Stream::Stdout) == all[usize::try_from(gap.next_offset).expect("small")..]);
 }
 
 #[test]
@@ -372,12 +372,12 @@ fn kept_output(caller: &mut Caller, id: u64) -> (u64, Vec<u8>) {
         let params = json!({"job_id": id, "offset": offset, "wait_ms": 20_000});
         let answer = caller.ok::<JobOutput>(params);
         if let Some(gap) = &answer.gap {
-            assert_eq!((gap.from, all.len()), (0, 0), "one gap, at the beginning");
-            first = gap.to;
+            assert_eq!((gap.offset, all.len()), (0, 0), "one gap, at the beginning");
+            first = gap.next_offset;
         }
         all.extend(answer.output.iter().flat_map(bytes_of));
         offset = answer.next_offset;
-        if answer.end {
+        if answer.eof {
             return (first, all);
         }
     }

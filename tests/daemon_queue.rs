@@ -186,7 +186,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
     let calls: Vec<_> = (0..10).map(|_| world.background(Caller::machines)).collect();
     let waiting = caller.find("list", "", JobStateWord::Waiting);
     eventually("nine join the first", || {
-        (caller.job(waiting.id).joined == 9).then_some(())
+        (caller.job(waiting.job_id).joined_callers == 9).then_some(())
     });
     caller.resume();
     for call in calls {
@@ -246,5 +246,5 @@ fn a_command_behind_a_change_waits_for_it_and_not_for_one_elsewhere() {
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
     let data =
         caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"], "queue_timeout_ms": 50}));
-    assert_eq!(data.holder.and_then(|holder| holder.job_id), Some(holding));
+    assert_eq!(data.waiting_for.and_then(|holder| holder.job_id), Some(holding));
 }

@@ -65,7 +65,7 @@ fn lists_are_told_as_last_known_with_the_reason_and_all_is_well_again_by_itself(
         );
         assert_eq!(caller.outage().expect("sick").reason, reason);
         assert_eq!(
-            caller.ok::<DaemonInfo>(json!({})).sick.expect("sick").reason,
+            caller.ok::<DaemonInfo>(json!({})).unhealthy.expect("sick").reason,
             reason
         );
         world.rescript("");
@@ -81,7 +81,7 @@ fn a_change_whose_own_look_finds_orbctl_sick_is_told_when_to_come_back() {
     let data = world.client().refused::<MachineStart>(json!({"machine": "a"}));
     assert_eq!(
         (data.kind.as_str(), data.retry_after_ms),
-        ("orbctl_sick", Some(1000))
+        ("orbctl_unhealthy", Some(1000))
     );
     assert!(data.job_id.is_some(), "it was accepted: {data:?}");
 }
@@ -97,7 +97,7 @@ fn what_is_not_forced_is_refused_at_once_in_words_and_with_when_to_come_back() {
             error.message
         );
         let data = error.data.expect("every error has data");
-        assert_eq!((data.kind.as_str(), data.retryable), ("orbctl_sick", true));
+        assert_eq!((data.kind.as_str(), data.retryable), ("orbctl_unhealthy", true));
         assert!(
             (1..=30_000).contains(&data.retry_after_ms.expect("it says when")),
             "{data:?}"
@@ -182,7 +182,7 @@ fn what_was_accepted_before_waits_for_the_recovery_and_says_so() {
     let job = caller.ok::<JobGet>(json!({"job_id": waiting})).job;
     assert_eq!(job.state, JobStateWord::Waiting);
     let waits = job.waiting_for.expect("it says for what");
-    assert_eq!(waits.kind, "sick");
+    assert_eq!(waits.kind, "unhealthy");
     assert!(
         waits
             .reason

@@ -47,7 +47,7 @@ fn a_change_that_hangs_is_ended_at_its_limit_and_its_outcome_is_unknown() {
         assert_eq!(data.kind, "outcome_unknown");
         let seen = data.observed.expect("looks");
         assert_eq!(
-            (seen.settled, seen.machine_state.as_deref()),
+            (seen.stable, seen.machine_state.as_deref()),
             (true, Some("running"))
         );
         all_is_well(&world);
@@ -180,7 +180,7 @@ fn create_that_is_cut_short_is_unknown_if_a_machine_of_that_name_was_there_befor
     let params = json!({"name": "a", "distro": "ubuntu"});
     let data = world.client().refused::<MachineCreate>(params);
     assert_eq!(data.kind, "outcome_unknown");
-    assert_eq!(data.observed.expect("looks").holds, Some(true));
+    assert_eq!(data.observed.expect("looks").satisfied, Some(true));
     all_is_well(&world);
 }
 
@@ -252,7 +252,7 @@ fn whatever_befalls_a_machine_others_go_on_meanwhile() {
                 let restarted = world.background(|caller| {
                     caller.call::<MachineRestart>(json!({"machine": "a", "run_timeout_ms": 6000}))
                 });
-                let id = caller.find("restart", "a", JobStateWord::Running).id;
+                let id = caller.find("restart", "a", JobStateWord::Running).job_id;
                 caller.ok::<MachineRestart>(json!({"machine": "b"}));
                 assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
                 assert_eq!(caller.job(id).state, JobStateWord::Running, "{kind}");

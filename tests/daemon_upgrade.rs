@@ -20,8 +20,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use orbd::rpc::api::{
-    DaemonInfo, DaemonReload, JobInput, JobList, MachineRestart, MachineRun, MachineStop, SessionLease,
-    SessionRelease,
+    DaemonInfo, DaemonReload, JobInput, JobList, LeaseAcquire, LeaseRelease, MachineRestart, MachineRun,
+    MachineStop,
 };
 use orbd::rpc::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, RunAnswer, Stream, Upgrade};
 use serde_json::{Value, json};
@@ -474,7 +474,7 @@ fn a_lease_runs_on_over_an_upgrade_and_what_waits_behind_it_is_done_after_it() {
         .spawn()
         .expect("a shell");
     let params = json!({"operation": "push", "machine": "a", "pid": process.id()});
-    let lease: LeaseAnswer = caller.ok::<SessionLease>(params);
+    let lease: LeaseAnswer = caller.ok::<LeaseAcquire>(params);
     let promised = caller
         .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
         .job_id;
@@ -490,7 +490,7 @@ fn a_lease_runs_on_over_an_upgrade_and_what_waits_behind_it_is_done_after_it() {
     writeln!(stdin, "0").expect("it reads");
     assert!(process.wait().expect("ours").success());
     let params = json!({"job_id": lease.job_id, "exit_code": 0});
-    let released = caller.ok::<SessionRelease>(params).job;
+    let released = caller.ok::<LeaseRelease>(params).job;
     assert_eq!(outcome_of(&released), ("succeeded", ""));
     assert_eq!(outcome_of(&caller.end_of(promised)), ("succeeded", ""));
     assert_eq!(world.truth(), [("a".to_owned(), "stopped".to_owned())]);
@@ -586,7 +586,7 @@ fn input_that_is_streamed_reaches_its_command_while_an_upgrade_is_pending() {
     let (answer, _) = post_call(
         &mut wire,
         "job.input",
-        &json!({"job_id": id, "text": "two\n", "end": true}),
+        &json!({"job_id": id, "text": "two\n", "eof": true}),
     );
     assert_eq!(answer["result"]["open"], true, "{answer}");
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));

@@ -437,7 +437,7 @@ fn an_http_client_that_hangs_up_takes_its_command_with_it() {
     let request = json!({"jsonrpc": "2.0", "id": 1, "method": "machine.run", "params": params});
     wire.send(post(&request.to_string()));
     let mut caller = world.client();
-    let id = caller.find("run", "a", JobStateWord::Running).id;
+    let id = caller.find("run", "a", JobStateWord::Running).job_id;
     drop(wire);
     assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
 }
@@ -459,12 +459,15 @@ fn a_jobs_output_is_a_plain_body() {
     let (_, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?stream=stderr")));
     assert_eq!(body, b"warning\n");
     let end = caller.end_of(id).output_bytes;
-    let (_, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?from={}", end - 100)));
+    let (_, body) = http(
+        &mut wire,
+        &get(&format!("/jobs/{id}/output?offset={}", end - 100)),
+    );
     assert_eq!(body.len(), 100);
     for (path, status) in [
-        (format!("/jobs/{id}/output?from={}", end + 1), "416"),
+        (format!("/jobs/{id}/output?offset={}", end + 1), "416"),
         (format!("/jobs/{id}/output?stream=both&x=1"), "400"),
-        (format!("/jobs/{id}/output?from=-1"), "400"),
+        (format!("/jobs/{id}/output?offset=-1"), "400"),
         ("/jobs/999999/output".to_owned(), "404"),
         ("/jobs/x/output".to_owned(), "404"),
         (format!("/jobs/{id}"), "404"),

@@ -589,17 +589,17 @@ fn delete_with_f_waits_its_turn_and_cancels_nothing() {
         let mut caller = world.client();
         let start = |words: &[&str]| Way::DropIn.command(&world, words).spawn().expect("it starts");
         let mut export = start(&["orbctl", "export", "db", "db.tar.zst"]);
-        let held = caller.find("export", "db", JobStateWord::Running).id;
+        let held = caller.find("export", "db", JobStateWord::Running).job_id;
         let orbctl = eventually("the export runs", || {
             Some(world.ledger().of("export").first()?.pid)
         });
         let clone = start(&["orbctl", "clone", "db", "copy"]);
-        let waiting = caller.find("clone", "copy", JobStateWord::Waiting).id;
+        let waiting = caller.find("clone", "copy", JobStateWord::Waiting).job_id;
         let delete = match delete {
             "orbctl" => start(&["orbctl", "delete", "-f", "db"]),
             _ => ctl(&world, &["delete", "-f", "db"]).spawn().expect("it starts"),
         };
-        let last = caller.find("delete", "db", JobStateWord::Waiting).id;
+        let last = caller.find("delete", "db", JobStateWord::Waiting).job_id;
         assert_eq!(caller.job(held).state, JobStateWord::Running);
         assert_eq!(caller.job(waiting).state, JobStateWord::Waiting);
         assert!(is_alive(orbctl));
@@ -657,7 +657,7 @@ fn a_call_from_inside_of_a_place_waits_for_nobody() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(world.truth(), [("a".to_owned(), "stopped".to_owned())]);
     let mut caller = world.client();
-    assert_eq!(caller.find("other", "", JobStateWord::Ended).class, "session");
+    assert_eq!(caller.find("other", "", JobStateWord::Ended).job_class, "session");
     // The same where the daemon itself runs the command.
     assert!(
         Way::DropIn
@@ -669,7 +669,7 @@ fn a_call_from_inside_of_a_place_waits_for_nobody() {
     assert_eq!(ran.exit_code, Some(0));
     assert_eq!(world.truth(), [("a".to_owned(), "stopped".to_owned())]);
     // A marker that was left behind by a job that is over counts for nothing.
-    let over = caller.jobs()[0].id;
+    let over = caller.jobs()[0].job_id;
     let output = Way::DropIn
         .command(&world, &["orbctl", "start", "a"])
         .env("ORBD_JOB", format!("01J:{over}"))
@@ -825,7 +825,7 @@ fn what_is_cancelled_ends_the_call_and_says_why() {
     let world = World::with_machines(&["a"]);
     let (mut child, _) = at_gate(&world, Way::DropIn);
     let mut caller = world.client();
-    let id = caller.find("run", "a", JobStateWord::Running).id;
+    let id = caller.find("run", "a", JobStateWord::Running).job_id;
     caller.cancel(id);
     assert_eq!(outcome_of(&caller.end_of(id)).0, "cancelled");
     end_of(&mut child);

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use orbd::rpc::api::{SessionLease, SessionRelease};
+use orbd::rpc::api::{LeaseAcquire, LeaseRelease};
 use orbd::rpc::types::JobStateWord;
 use rustix::process::Signal;
 use serde_json::json;
@@ -268,7 +268,7 @@ fn an_owner_that_is_killed_before_the_grant_leaves_nothing() {
     let mut caller = world.client();
     caller.pause();
     let mut child = start(&world, Way::DropIn, &["orbctl", "run", "-m", "a", "true"]);
-    let id = caller.find("run", "a", JobStateWord::Waiting).id;
+    let id = caller.find("run", "a", JobStateWord::Waiting).job_id;
     kill(child.id(), Signal::KILL);
     child.wait().expect("ours");
     assert_eq!(outcome_of(&caller.end_of(id)), ("cancelled", "job_cancelled"));
@@ -282,7 +282,7 @@ fn an_owner_that_is_killed_after_the_grant_takes_the_tool_with_it() {
     let world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
     let mut caller = world.client();
-    let id = caller.find("run", "a", JobStateWord::Running).id;
+    let id = caller.find("run", "a", JobStateWord::Running).job_id;
     kill(child.id(), Signal::KILL);
     assert_eq!(end_of(&mut child).signal(), Some(Signal::KILL.as_raw()));
     assert_eq!(outcome_of(&caller.end_of(id)), ("interrupted", "job_interrupted"));
@@ -293,7 +293,7 @@ fn an_owner_that_is_killed_after_the_grant_takes_the_tool_with_it() {
 fn an_owner_killed_while_orbd_is_down_takes_the_tool_with_it_at_the_next_start() {
     let mut world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
-    let id = world.client().find("run", "a", JobStateWord::Running).id;
+    let id = world.client().find("run", "a", JobStateWord::Running).job_id;
     world.kill();
     kill(child.id(), Signal::KILL);
     end_of(&mut child);
@@ -313,7 +313,7 @@ fn an_owner_killed_while_orbd_is_down_takes_the_tool_with_it_at_the_next_start()
 fn an_owner_that_lives_over_a_crash_of_orbd_is_watched_by_the_next_instance() {
     let mut world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
-    let id = world.client().find("run", "a", JobStateWord::Running).id;
+    let id = world.client().find("run", "a", JobStateWord::Running).job_id;
     world.kill();
     world.start();
     let mut caller = world.client();
@@ -331,7 +331,7 @@ fn a_change_whose_owner_was_killed_is_reconciled() {
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
     let mut caller = world.client();
-    let id = caller.find("start", "a", JobStateWord::Running).id;
+    let id = caller.find("start", "a", JobStateWord::Running).job_id;
     kill(child.id(), Signal::KILL);
     child.wait().expect("ours");
     let ended = caller.end_of(id);
@@ -359,7 +359,7 @@ fn orbd_ctl_that_is_killed_takes_its_tool_with_it() {
     Call::Push.until_under_way(&world, &mut child);
     let tool = world.ledger().of("push")[0].pid;
     let mut caller = world.client();
-    let id = caller.find("push", "a", JobStateWord::Running).id;
+    let id = caller.find("push", "a", JobStateWord::Running).job_id;
     kill(child.id(), Signal::KILL);
     // Both ends of its pipes: nothing holds them any more.
     child.wait_with_output().expect("ours");
@@ -417,7 +417,7 @@ fn a_lease_whose_connection_closed_is_released_on_another_one() {
         .spawn()
         .expect("a shell");
     let params = json!({"operation": "run", "machine": "a", "pid": process.id()});
-    let id = world.client().ok::<SessionLease>(params).job_id;
+    let id = world.client().ok::<LeaseAcquire>(params).job_id;
     // That connection is closed, and this process, which owns the lease, lives.
     let mut caller = world.client();
     assert_eq!(caller.job(id).state, JobStateWord::Running);
@@ -425,7 +425,7 @@ fn a_lease_whose_connection_closed_is_released_on_another_one() {
     drop(process.stdin.take());
     process.wait().expect("ours");
     let ended = caller
-        .ok::<SessionRelease>(json!({"job_id": id, "exit_code": 4}))
+        .ok::<LeaseRelease>(json!({"job_id": id, "exit_code": 4}))
         .job;
     assert_eq!(outcome_of(&ended), ("succeeded", ""));
     assert_eq!(ended.outcome.and_then(|outcome| outcome.exit_code), Some(4));
@@ -448,7 +448,7 @@ fn a_change_that_orbd_ends_at_its_limit_says_so() {
     world.start();
     let child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     let (text, signal) = last_words(child);
-    let id = world.client().find("start", "a", JobStateWord::Ended).id;
+    let id = world.client().find("start", "a", JobStateWord::Ended).job_id;
     assert_eq!(
         text,
         format!("orbd: job {id} (start a) ran longer than its run timeout and was ended\n")
@@ -462,7 +462,7 @@ fn a_change_that_orbd_ends_on_a_cancel_says_so() {
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
     let mut caller = world.client();
-    let id = caller.find("start", "a", JobStateWord::Running).id;
+    let id = caller.find("start", "a", JobStateWord::Running).job_id;
     caller.cancel(id);
     let (text, signal) = last_words(child);
     assert_eq!(
@@ -478,13 +478,13 @@ fn a_change_that_orbd_ends_for_a_forced_one_says_for_which() {
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
     let mut caller = world.client();
-    let id = caller.find("start", "a", JobStateWord::Running).id;
+    let id = caller.find("start", "a", JobStateWord::Running).job_id;
     let stop = Way::DropIn
         .command(&world, &["orbctl", "stop", "-f", "a"])
         .output()
         .expect("it starts");
     assert!(stop.status.success(), "{}", said(&stop));
-    let by = caller.find("stop", "a", JobStateWord::Ended).id;
+    let by = caller.find("stop", "a", JobStateWord::Ended).job_id;
     let (text, signal) = last_words(child);
     let why = format!("job {id} (start a) was cancelled while it ran, by force of job {by} (stop a)");
     assert!(text.starts_with(&format!("orbd: {why} of orbctl")), "{text}");

@@ -192,7 +192,7 @@ impl Pair {
 
     fn last_job(&mut self) -> u64 {
         let jobs = self.caller.ok::<JobList>(json!({"limit": 1})).jobs;
-        jobs.last().map_or(0, |job| job.id)
+        jobs.last().map_or(0, |job| job.job_id)
     }
 
     fn misses(&mut self) -> u64 {
@@ -204,7 +204,7 @@ impl Pair {
         let jobs: Vec<Job> = self.caller.ok::<JobList>(json!({"limit": 20})).jobs;
         let ours: Vec<Job> = jobs
             .into_iter()
-            .filter(|job| job.id > last && job.client.name == "orbctl")
+            .filter(|job| job.job_id > last && job.client.name == "orbctl")
             .collect();
         let job = match ours.as_slice() {
             [] => None,
@@ -218,7 +218,7 @@ impl Pair {
         Form {
             words: form.words.clone(),
             lanes: job.map_or("-".into(), |job| sorted(&lanes(&job.lanes))),
-            class: job.map_or(without.into(), |job| job.class.clone()),
+            class: job.map_or(without.into(), |job| job.job_class.clone()),
             stale: if stale.is_empty() { "-".into() } else { stale },
         }
     }

@@ -160,7 +160,7 @@ fn both<T>(act: impl Fn(&Terminal<'_>) -> T) -> [T; 2] {
         if way == Way::DropIn {
             // That it was the drop-in: orbd knows it, as a session.
             let job = world.client().find("shell", "a", JobStateWord::Ended);
-            assert_eq!(job.class, "session");
+            assert_eq!(job.job_class, "session");
         }
         seen
     })
@@ -311,6 +311,6 @@ fn a_read_on_a_terminal_is_printed_by_the_tool_itself_and_recorded() {
     assert!(ours.contains("NAME"), "{ours}");
     for (operation, ended) in [("list", "succeeded"), ("info", "failed")] {
         let job = world.client().find(operation, "", JobStateWord::Ended);
-        assert_eq!((job.class.as_str(), outcome_of(&job).0), ("session", ended));
+        assert_eq!((job.job_class.as_str(), outcome_of(&job).0), ("session", ended));
     }
 }

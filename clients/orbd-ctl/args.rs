@@ -1274,7 +1274,7 @@ fn event_kinds(text: &str) -> Result<EventKinds, String> {
         ],
         "jobs" => vec![K::JobQueued, K::JobStarted, K::JobEnded],
         "cache" => vec![K::CacheInvalidated],
-        "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlWell],
+        "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlRecovered],
         // The wire's own words.
         word => vec![serde_json::from_value(word.into()).map_err(|_| {
             "machines, jobs, cache, orbctl, or the name of an event as in machine_gone".to_owned()

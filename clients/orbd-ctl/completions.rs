@@ -120,7 +120,7 @@ fn jobs() -> Vec<CompletionCandidate> {
         .chain(ended)
         .map(|job| {
             let what = format!("{} {}", job.operation, job.machine.unwrap_or_default());
-            CompletionCandidate::new(job.id.to_string()).help(Some(what.trim().to_owned().into()))
+            CompletionCandidate::new(job.job_id.to_string()).help(Some(what.trim().to_owned().into()))
         })
         .collect()
 }

@@ -180,7 +180,7 @@ fn cancel_pending(progress: &mut Progress<'_>, console: &mut Console) {
     }
     for job in jobs {
         let name = render::job_name(&job);
-        let id = job.id;
+        let id = job.job_id;
         let result = if job.state == JobStateWord::Waiting {
             progress
                 .side_connection()

@@ -414,7 +414,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
             Some("queued") => "it never started; `orbd-ctl jobs --all` shows it".into(),
             _ => "it was stopped while it ran; `orbd-ctl jobs --all` shows it".into(),
         },
-        ErrorKind::DeadlineExceeded => match (data.phase.as_deref(), &data.holder) {
+        ErrorKind::DeadlineExceeded => match (data.phase.as_deref(), &data.waiting_for) {
             (Some("running"), _) => "it ran into its limit; `--timeout` sets it".into(),
             (_, Some(holder)) => format!(
                 "it never started: {} was in the way; `--queue-timeout` allows it longer",
@@ -432,7 +432,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
                         || "the machine was not there".into(),
                         |state| format!("the machine was {state}"),
                     );
-                    let settled = if seen.settled { "" } else { ", and that may still change" };
+                    let settled = if seen.stable { "" } else { ", and that may still change" };
                     format!("at the last look {state}{settled}; ")
                 }
                 None => String::new(),
@@ -460,7 +460,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::{Holder, ReconcileReport};
+    use orbd::rpc::types::{ReconcileReport, WaitingFor};
 
     use super::*;
 
@@ -509,9 +509,16 @@ mod tests {
         check(
             &refused(ErrorKind::DeadlineExceeded, |data| {
                 data.phase = Some("queued".into());
-                data.holder = Some(Holder {
-                    job_id: Some(12),
+                data.waiting_for = Some(WaitingFor {
+                    kind: "job".into(),
                     description: "job 12 (create web) of pyinfra".into(),
+                    job_id: Some(12),
+                    operation: None,
+                    machine: None,
+                    client: None,
+                    age_ms: None,
+                    limit: None,
+                    reason: None,
                 });
             }),
             "it never started: job 12 (create web) of pyinfra was in the way; `--queue-timeout` allows it longer",
@@ -519,8 +526,8 @@ mod tests {
         check(
             &refused(ErrorKind::OutcomeUnknown, |data| {
                 data.observed = Some(ReconcileReport {
-                    settled: false,
-                    holds: None,
+                    stable: false,
+                    satisfied: None,
                     machine_state: Some("starting".into()),
                 });
             }),

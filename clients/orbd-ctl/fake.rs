@@ -184,10 +184,10 @@ pub(crate) fn observed() -> Observed {
 /// Makes a job about the machine `web`, asked for by PyInfra.
 pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
     Job {
-        id,
+        job_id: id,
         operation: operation.into(),
         machine: Some("web".into()),
-        class: "exec".into(),
+        job_class: "exec".into(),
         client: Client {
             name: "pyinfra".into(),
             pid: Some(std::process::id()),
@@ -204,7 +204,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
         waiting_for: None,
         outcome: None,
         output_bytes: 0,
-        joined: 0,
+        joined_callers: 0,
         not_durable: false,
     }
 }

@@ -139,7 +139,7 @@ impl<'a> Progress<'a> {
                 .into_iter()
                 .filter(|job| job.client.pid == Some(pid))
                 .collect();
-            self.ours = ours.iter().map(|job| job.id).collect();
+            self.ours = ours.iter().map(|job| job.job_id).collect();
             return ours;
         }
         let mut jobs = Vec::new();
@@ -305,6 +305,7 @@ mod tests {
     fn a_wait_names_the_job_in_the_way() {
         let mut job = fake::job(13, "start", JobStateWord::Waiting);
         job.waiting_for = Some(WaitingFor {
+            description: String::new(),
             kind: "job".into(),
             job_id: Some(12),
             operation: Some("create".into()),

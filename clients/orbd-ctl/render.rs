@@ -187,8 +187,8 @@ pub(crate) fn staleness(observed: &Observed) -> Option<String> {
 /// Names a job, as in `job 12 (create web)`.
 pub(crate) fn job_name(job: &Job) -> String {
     match &job.machine {
-        Some(machine) => format!("job {} ({} {machine})", job.id, job.operation),
-        None => format!("job {} ({})", job.id, job.operation),
+        Some(machine) => format!("job {} ({} {machine})", job.job_id, job.operation),
+        None => format!("job {} ({})", job.job_id, job.operation),
     }
 }
 
@@ -239,7 +239,7 @@ pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
             },
             String::new(),
         ),
-        ("sick", _) => (
+        ("unhealthy", _) => (
             match &waiting_for.reason {
                 Some(reason) => format!("orbctl to be well again ({reason})"),
                 None => "orbctl to be well again".into(),
@@ -312,7 +312,7 @@ pub(crate) fn jobs(answer: &JobListAnswer, look: Look) -> String {
         answer.jobs.iter().map(|job| {
             let (state, style) = job_state(job);
             vec![
-                Cell::new(job.id),
+                Cell::new(job.job_id),
                 Cell::new(state).fg(style),
                 Cell::new(&job.operation),
                 Cell::new(job.machine.as_deref().unwrap_or("-")),
@@ -333,13 +333,13 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
         None => job.client.name.clone(),
     };
     let mut lines = vec![
-        ("job", job.id.to_string()),
+        ("job", job.job_id.to_string()),
         ("state", paint(look, style, &state)),
         ("operation", job.operation.clone()),
     ];
     let mut known = |name, value: Option<String>| lines.extend(value.map(|value| (name, value)));
     known("machine", job.machine.clone());
-    known("class", Some(job.class.clone()));
+    known("class", Some(job.job_class.clone()));
     known("client", Some(client));
     known("detached", job.detached.then(|| "yes".into()));
     known(
@@ -365,7 +365,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
     known("output", (job.output_bytes > 0).then(|| bytes(job.output_bytes)));
     known(
         "joined",
-        (job.joined > 0).then(|| format!("{} other callers", job.joined)),
+        (job.joined_callers > 0).then(|| format!("{} other callers", job.joined_callers)),
     );
     look.pairs(lines)
 }
@@ -406,7 +406,9 @@ pub(crate) fn why(jobs: &[Job], look: Look) -> String {
 /// The queue.
 pub(crate) fn queue(answer: &QueueStatusAnswer, look: Look) -> String {
     let state = match (answer.draining, answer.paused) {
-        (false, false) if answer.sick.is_some() => "held: only what is forced starts while orbctl is sick",
+        (false, false) if answer.unhealthy.is_some() => {
+            "held: only what is forced starts while orbctl is sick"
+        }
         (true, _) => "draining: new work is refused (`orbd-ctl queue resume` ends it)",
         (false, true) => "paused: nothing starts (`orbd-ctl queue resume` ends it)",
         (false, false) => "open",
@@ -426,7 +428,7 @@ pub(crate) fn queue(answer: &QueueStatusAnswer, look: Look) -> String {
     };
     names("paused", &answer.paused_machines);
     names("draining", &answer.draining_machines);
-    if let Some(sick) = &answer.sick {
+    if let Some(sick) = &answer.unhealthy {
         lines.push(("orbctl", format!("sick since {}: {}", sick.since, sick.reason)));
     }
     look.pairs(lines)
@@ -456,7 +458,7 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
             &[1],
             answer.entries.iter().map(|entry| {
                 vec![
-                    Cell::new(&entry.topic),
+                    Cell::new(&entry.key),
                     Cell::new(entry.machine.as_deref().unwrap_or("-")),
                     Cell::new(entry.generation),
                     Cell::new(age_ms(entry.age_ms)),
@@ -698,7 +700,7 @@ pub(crate) fn reload(answer: &ReloadAnswer, look: Look) -> String {
     let shown = |value: &Option<String>| value.as_deref().unwrap_or("not set").to_owned();
     let mut text = String::new();
     for key in &answer.applied {
-        let (from, to) = (shown(&key.from), shown(&key.to));
+        let (from, to) = (shown(&key.old_value), shown(&key.new_value));
         let label = paint(look, GOOD, "in force");
         let _ = writeln!(text, "{label} {}: {from} -> {to}", key.key);
     }
@@ -804,6 +806,7 @@ database  stopped  ubuntu  noble    arm64
     fn a_job_says_what_it_waits_for_or_how_it_ended() {
         let mut waiting = fake::job(13, "start", JobStateWord::Waiting);
         waiting.waiting_for = Some(WaitingFor {
+            description: String::new(),
             kind: "job".into(),
             job_id: Some(12),
             operation: Some("create".into()),

@@ -82,8 +82,8 @@ impl Reloader {
 fn applied(difference: Difference) -> AppliedKey {
     AppliedKey {
         key: difference.key.to_owned(),
-        from: difference.from,
-        to: difference.to,
+        old_value: difference.from,
+        new_value: difference.to,
     }
 }
 

@@ -100,7 +100,7 @@ pub enum Event {
         reason: Arc<str>,
     },
     /// `orbctl` works again.
-    OrbctlWell,
+    OrbctlRecovered,
 }
 
 /// What an event is about, without its operands.
@@ -126,8 +126,8 @@ pub enum Kind {
     CacheInvalidated,
     /// See [`Event::OrbctlUnhealthy`].
     OrbctlUnhealthy,
-    /// See [`Event::OrbctlWell`].
-    OrbctlWell,
+    /// See [`Event::OrbctlRecovered`].
+    OrbctlRecovered,
 }
 
 impl Kind {
@@ -144,7 +144,7 @@ impl Kind {
             | Self::JobEnded
             | Self::CacheInvalidated
             | Self::OrbctlUnhealthy
-            | Self::OrbctlWell => false,
+            | Self::OrbctlRecovered => false,
         }
     }
 }
@@ -163,7 +163,7 @@ impl Event {
             Self::JobEnded(..) => Kind::JobEnded,
             Self::CacheInvalidated { .. } => Kind::CacheInvalidated,
             Self::OrbctlUnhealthy { .. } => Kind::OrbctlUnhealthy,
-            Self::OrbctlWell => Kind::OrbctlWell,
+            Self::OrbctlRecovered => Kind::OrbctlRecovered,
         }
     }
 }

@@ -260,11 +260,11 @@ fn of_query(query: &Query) -> Vec<OsString> {
         Query::Ssh => words(["ssh"]),
         Query::Logs(machine, LogScope::Default) => words(["logs", machine.as_str()]),
         Query::Logs(machine, LogScope::All) => words(["logs", "--all", machine.as_str()]),
-        Query::RawQuery(read) => of_verbatim(read),
+        Query::RawQuery(read) => of_raw_query(read),
     }
 }
 
-fn of_verbatim(read: &RawQuery) -> Vec<OsString> {
+fn of_raw_query(read: &RawQuery) -> Vec<OsString> {
     match read {
         RawQuery::List {
             format,

@@ -11,12 +11,12 @@ use super::types::{
     ConfigAnswer, ConfigGetAnswer, ConfigGetParams, ConfigSetParams, CountersAnswer, DaemonInfoAnswer,
     DefaultAnswer, Done, Event, EventsSubscribeParams, ForceParams, HelloAnswer, HelloParams, JobAnswer,
     JobCancelAnswer, JobEvent, JobFollowParams, JobInputAnswer, JobInputParams, JobListAnswer, JobListParams,
-    JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LogsParams,
-    MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer, MachineInfoParams,
-    MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer, MetricsHistoryParams,
-    MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer, QueueTargetParams,
-    RawOutputAnswer, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer, RunParams,
-    SessionReadParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LeaseReadParams,
+    LogsParams, MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer,
+    MachineInfoParams, MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer,
+    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer,
+    QueueTargetParams, RawOutputAnswer, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer,
+    RunParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -212,11 +212,11 @@ methods! {
             "Lists recorded operations, newest first.";
         MetricsCounters "metrics.counters" (NoParams) -> CountersAnswer,
             "Counts cache hits, joins, refusals and the like since the daemon's start.";
-        SessionLease "session.lease" (LeaseParams) -> LeaseAnswer,
+        LeaseAcquire "lease.acquire" (LeaseParams) -> LeaseAnswer,
             "Waits for a place in the queue that the caller uses itself: the named process, which waits for this answer, runs the real tool.";
-        SessionRead "session.read" (SessionReadParams) -> RawOutputAnswer,
+        LeaseRead "lease.read" (LeaseReadParams) -> RawOutputAnswer,
             "Tells what the real tool prints for a read, byte for byte, and how it ends; equal reads share one run of it.";
-        SessionRelease "session.release" (ReleaseParams) -> ReleaseAnswer,
+        LeaseRelease "lease.release" (ReleaseParams) -> ReleaseAnswer,
             "Says how the process of a lease ended and waits until it is gone.";
     }
     subscriptions {

@@ -203,7 +203,7 @@ pub(super) fn upgrade(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Up
         state: if reason.is_none() { "pending" } else { "refused" }.into(),
         noticed_at: time(upgrade.noticed.wall),
         waits_for: version.as_ref().map(|_| match busy {
-            Some(BusyReason::Job(job)) => holder(job).description,
+            Some(BusyReason::Job(job)) => waiting_for(job).description,
             Some(BusyReason::Paused) => "a pause of the queue, which a new daemon would not know of".into(),
             Some(BusyReason::Draining) => "a drain of the queue, which a new daemon would not know of".into(),
             Some(BusyReason::Recent) | None => "a moment without jobs".into(),
@@ -266,7 +266,7 @@ pub(super) fn only_what_belongs<'a>(
 }
 
 /// Parses a read in `orbctl`'s own words. A field that does not belong to its command is refused by name.
-pub(super) fn verbatim(read: &types::Read) -> Result<RawQuery, Refusal> {
+pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
     use types::ReadCommand as R;
     let command = read.command;
     let takes_machine = matches!(command, R::Info | R::Logs);
@@ -374,6 +374,7 @@ pub(super) fn chunk_with(chunk: &spool::Chunk, text: Option<String>, base64: Opt
 pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
     let empty = types::WaitingFor {
         kind: String::new(),
+        description: String::new(),
         job_id: None,
         operation: None,
         machine: None,
@@ -389,66 +390,41 @@ pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
             machine,
             client,
             age,
-        } => types::WaitingFor {
-            kind: "job".into(),
-            job_id: Some(id.0),
-            operation: Some((*verb).into()),
-            machine: machine.as_ref().map(MachineName::to_string),
-            client: Some(client.to_string()),
-            age_ms: Some(ms(*age)),
-            ..empty
-        },
+        } => {
+            let target = machine
+                .as_ref()
+                .map(|name| format!(" {name}"))
+                .unwrap_or_default();
+            types::WaitingFor {
+                kind: "job".into(),
+                description: format!(
+                    "job {id} ({verb}{target}) of {client}, accepted {} s ago",
+                    age.as_secs()
+                ),
+                job_id: Some(id.0),
+                operation: Some((*verb).into()),
+                machine: machine.as_ref().map(MachineName::to_string),
+                client: Some(client.to_string()),
+                age_ms: Some(ms(*age)),
+                ..empty
+            }
+        }
         WaitingFor::Limit(limit) => types::WaitingFor {
             kind: "limit".into(),
+            description: format!("the limit {limit}"),
             limit: Some((*limit).into()),
             ..empty
         },
         WaitingFor::Paused => types::WaitingFor {
             kind: "paused".into(),
+            description: "a pause of the queue".into(),
             ..empty
         },
         WaitingFor::Unhealthy(problem) => types::WaitingFor {
-            kind: "sick".into(),
+            kind: "unhealthy".into(),
+            description: format!("orbctl, which is unhealthy: {problem}"),
             reason: Some(problem.to_string()),
             ..empty
-        },
-    }
-}
-
-/// Writes what was in the way, in one phrase.
-fn holder(waiting: &WaitingFor) -> types::Holder {
-    match waiting {
-        WaitingFor::Job {
-            id,
-            verb,
-            machine,
-            client,
-            age,
-        } => {
-            let machine = machine
-                .as_ref()
-                .map(|name| format!(" {name}"))
-                .unwrap_or_default();
-            let description = format!(
-                "job {id} ({verb}{machine}) of {client}, accepted {} s ago",
-                age.as_secs()
-            );
-            types::Holder {
-                job_id: Some(id.0),
-                description,
-            }
-        }
-        WaitingFor::Limit(limit) => types::Holder {
-            job_id: None,
-            description: format!("the limit {limit}"),
-        },
-        WaitingFor::Paused => types::Holder {
-            job_id: None,
-            description: "a pause of the queue".into(),
-        },
-        WaitingFor::Unhealthy(problem) => types::Holder {
-            job_id: None,
-            description: format!("orbctl, which is sick: {problem}"),
         },
     }
 }
@@ -501,10 +477,10 @@ pub(super) fn job(view: &JobView) -> types::Job {
         ),
     };
     types::Job {
-        id: spec.id.0,
+        job_id: spec.id.0,
         operation: spec.asked.operation.verb().into(),
         machine: spec.asked.operation.machine().map(MachineName::to_string),
-        class: spec.asked.operation.class().as_str().into(),
+        job_class: spec.asked.operation.class().as_str().into(),
         client: client(&spec.asked.client),
         lanes: lanes(&spec.asked.operation.footprint()),
         detached: spec.asked.detached,
@@ -517,7 +493,7 @@ pub(super) fn job(view: &JobView) -> types::Job {
         waiting_for: view.waiting_for.as_ref().map(waiting_for),
         outcome,
         output_bytes: view.output_bytes,
-        joined: view.joined,
+        joined_callers: view.joined,
         not_durable: view.is_unwritten,
     }
 }
@@ -759,9 +735,9 @@ pub(super) fn outcome_error(
                 Phase::Running => format!("job {id} ({what}) was cancelled while it ran"),
             };
             if let Some(force) = holder_seen {
-                let holder = holder(force);
+                let holder = waiting_for(force);
                 text = format!("{text}, by force of {}", holder.description);
-                data.holder = Some(holder);
+                data.waiting_for = Some(holder);
             }
             ErrorKind::JobCancelled.with(text, data)
         }
@@ -770,9 +746,9 @@ pub(super) fn outcome_error(
             data.phase = Some(phase_word(phase));
             let text = match (phase, holder_seen) {
                 (Phase::Queued, Some(waiting)) => {
-                    let holder = holder(waiting);
+                    let holder = waiting_for(waiting);
                     let text = format!("job {id} ({what}) gave up waiting for {}", holder.description);
-                    data.holder = Some(holder);
+                    data.waiting_for = Some(holder);
                     text
                 }
                 (Phase::Queued, None) => format!("job {id} ({what}) waited longer than its queue timeout"),
@@ -795,8 +771,8 @@ pub(super) fn outcome_error(
                 (None, _) => "what came of it could not be seen",
             };
             data.observed = Some(types::ReconcileReport {
-                settled: sighting.stable,
-                holds: sighting.satisfied,
+                stable: sighting.stable,
+                satisfied: sighting.satisfied,
                 machine_state: sighting.machine_state.as_deref().map(str::to_owned),
             });
             let text = format!("job {id} ({what}) was cut short: {seen}; look before you try again");

@@ -73,7 +73,7 @@ kinds! {
     JobNotFound 3001 "job_not_found";
     /// Cancelled; `data.phase` says where.
     JobCancelled 3002 "job_cancelled";
-    /// A limit passed; `data.phase` says which, `data.holder` what was in the way.
+    /// A limit passed; `data.phase` says which, `data.waiting_for` what was in the way.
     DeadlineExceeded 3003 "deadline_exceeded";
     /// It ended unseen: the daemon that ran it died, or the client that held its lease did.
     JobInterrupted 3004 "job_interrupted";
@@ -87,8 +87,8 @@ kinds! {
     OrbctlKilled 4003 "orbctl_killed";
     /// `orbctl` succeeded but said something that we do not know.
     OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
-    /// `orbctl` itself is sick, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
-    OrbctlUnhealthy 4005 "orbctl_sick";
+    /// `orbctl` itself is unhealthy, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
+    OrbctlUnhealthy 4005 "orbctl_unhealthy";
 }
 
 impl ErrorKind {

@@ -343,13 +343,13 @@ impl hyper::body::Body for Answer {
 /// Which bytes of a job's output are wanted.
 struct Wanted {
     stream: Option<Stream>,
-    from: u64,
+    offset: u64,
 }
 
 fn wanted(query: Option<&str>) -> Result<Wanted, String> {
     let mut wanted = Wanted {
         stream: None,
-        from: 0,
+        offset: 0,
     };
     for pair in query
         .unwrap_or_default()
@@ -360,14 +360,14 @@ fn wanted(query: Option<&str>) -> Result<Wanted, String> {
             Some(("stream", "stdout")) => wanted.stream = Some(Stream::Stdout),
             Some(("stream", "stderr")) => wanted.stream = Some(Stream::Stderr),
             Some(("stream", "both")) => wanted.stream = None,
-            Some(("from", number)) => {
-                wanted.from = number
+            Some(("offset", number)) => {
+                wanted.offset = number
                     .parse()
-                    .map_err(|_| format!("from: {number:?} is not a byte offset"))?;
+                    .map_err(|_| format!("offset: {number:?} is not a byte offset"))?;
             }
             _ => {
                 return Err(format!(
-                    "{pair:?}: give stream=stdout|stderr|both and from=OFFSET"
+                    "{pair:?}: give stream=stdout|stderr|both and offset=BYTES"
                 ));
             }
         }
@@ -406,14 +406,14 @@ async fn job_output(
     let Some(spool) = job.spool else {
         return plain(StatusCode::NOT_FOUND, "this job has no output");
     };
-    if wanted.from > spool.end() {
+    if wanted.offset > spool.end() {
         return plain(
             StatusCode::RANGE_NOT_SATISFIABLE,
             &format!("the job wrote {} bytes", spool.end()),
         );
     }
     let output = Output {
-        reader: spool.follow(wanted.from),
+        reader: spool.follow(wanted.offset),
         spool,
         stream: wanted.stream,
         ready: Vec::new(),

@@ -74,11 +74,11 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "daemon.info" | "daemon.stop" | "cache.status" | "cache.invalidate" | "job.list"
         | "metrics.counters" | "queue.status" | "queue.pause" | "queue.resume" | "queue.drain"
         | "machine.list" | "machine.default" | "machine.ssh" | "orbstack.status" | "orbstack.version"
-        | "config.show" | "config.get" | "session.read" => &[],
+        | "config.show" | "config.get" | "lease.read" => &[],
         "events.subscribe" => &[E::Draining],
         "metrics.summary" | "metrics.history" => &[E::StoreUnavailable],
         "job.get" | "job.wait" | "job.output" | "job.input" | "job.cancel" | "job.follow"
-        | "session.release" => &[E::JobNotFound],
+        | "lease.release" => &[E::JobNotFound],
         "machine.info" => &[E::MachineNotFound],
         "machine.logs" => &[E::MachineNotFound, E::MachineWrongState],
         "machine.run" | "machine.run_follow" => {
@@ -98,7 +98,7 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         "machine.start_all" | "machine.stop_all" | "orbstack.start" | "orbstack.stop" | "config.reset" => {
             &[E::OutcomeUnknown]
         }
-        "session.lease" => &[
+        "lease.acquire" => &[
             E::MachineNotFound,
             E::MachineExists,
             E::JobInterrupted,
@@ -106,15 +106,9 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
         ],
         other => unreachable!("{other} is in the table; a test visits every method"),
     };
-    let makes_job = [
-        "machine.",
-        "orbstack.",
-        "config.",
-        "session.lease",
-        "session.read",
-    ]
-    .iter()
-    .any(|prefix| method.starts_with(prefix));
+    let makes_job = ["machine.", "orbstack.", "config.", "lease.acquire", "lease.read"]
+        .iter()
+        .any(|prefix| method.starts_with(prefix));
     let shared: &[ErrorKind] = if makes_job { &JOB } else { &[] };
     let may = |kind: &ErrorKind| {
         matches!(kind, E::InvalidParams | E::Internal) || own.contains(kind) || shared.contains(kind)

@@ -94,8 +94,8 @@ pub struct Observed {
     /// When the look began.
     #[schemars(extend("format" = "date-time"))]
     pub observed_at: String,
-    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`, `verbatim` of `session.read`; or
-    /// `look`, which orbd made by itself because somebody watches.
+    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`, `raw` of `lease.read`; or
+    /// `poll`, which orbd made by itself for its subscribers.
     pub source: String,
     /// Whether the fact is known to be out of date, or may be. Answers of reads say so only while `orbctl` cannot be asked; the
     /// `state` of `events.subscribe` also while the look after something that changed has not ended.
@@ -546,11 +546,13 @@ pub struct Client {
 }
 
 /// Why a job waits.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingFor {
-    /// `job`, `limit`, `paused` or `sick`.
-    #[schemars(extend("enum" = ["job", "limit", "paused", "sick"]))]
+    /// `job`, `limit`, `paused` or `unhealthy`.
+    #[schemars(extend("enum" = ["job", "limit", "paused", "unhealthy"]))]
     pub kind: String,
+    /// One phrase for a person, as in `job 12 (create web) of pyinfra, accepted 3 s ago`.
+    pub description: String,
     /// The job in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<u64>,
@@ -569,7 +571,7 @@ pub struct WaitingFor {
     /// The limit that is reached, as in `exec_per_machine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
-    /// Why `orbctl` is sick.
+    /// Why `orbctl` is unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -643,7 +645,7 @@ pub struct ErrorData {
     pub retry_after_ms: Option<u64>,
     /// What the job waited for when it gave up, or the forced change that cancelled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holder: Option<Holder>,
+    pub waiting_for: Option<WaitingFor>,
     /// What was seen after a change was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ReconcileReport>,
@@ -656,10 +658,10 @@ pub struct ErrorData {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReconcileReport {
     /// Whether what is there is what will be there.
-    pub settled: bool,
+    pub stable: bool,
     /// Whether what was asked for now holds; absent where it cannot be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holds: Option<bool>,
+    pub satisfied: Option<bool>,
     /// State of the machine; absent when it was not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_state: Option<String>,
@@ -669,7 +671,7 @@ pub struct ReconcileReport {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id: numbers grow and are never reused.
-    pub id: u64,
+    pub job_id: u64,
     /// Verb, as in `start`.
     pub operation: String,
     /// Machine that it is about.
@@ -677,7 +679,7 @@ pub struct Job {
     pub machine: Option<String>,
     /// Which limits apply: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
     #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
-    pub class: String,
+    pub job_class: String,
     /// Who asked.
     pub client: Client,
     /// The lanes that it holds or waits for.
@@ -712,7 +714,7 @@ pub struct Job {
     /// Bytes that it wrote so far.
     pub output_bytes: u64,
     /// How many callers share it beside the first.
-    pub joined: u32,
+    pub joined_callers: u32,
     /// Whether it runs without an entry in the journal, because that cannot be written. If orbd died now, only the environment of the
     /// job's process would show the next instance that the job runs.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -834,16 +836,16 @@ pub struct JobOutputAnswer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
     /// Whether the job is over and everything was told.
-    pub end: bool,
+    pub eof: bool,
 }
 
 /// Output that is no longer kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
     /// First byte missing.
-    pub from: u64,
+    pub offset: u64,
     /// First byte there again.
-    pub to: u64,
+    pub next_offset: u64,
 }
 
 /// Parameters of `job.input`.
@@ -860,7 +862,7 @@ pub struct JobInputParams {
     pub base64: Option<String>,
     /// Nothing follows: the command reads end of file.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub end: bool,
+    pub eof: bool,
 }
 
 /// Answer of `job.input`, given when the bytes were taken, so that a caller is held back by a slow reader.
@@ -928,7 +930,7 @@ pub struct QueueStatusAnswer {
     pub draining_machines: Vec<String>,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Outage>,
+    pub unhealthy: Option<Outage>,
 }
 
 /// What ails `orbctl`: reads are answered from what was last known, and nothing is begun that is not forced.
@@ -985,7 +987,7 @@ pub struct CacheStatusAnswer {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheEntry {
     /// `machines`, `info`, `status`, `version`, `config`, `default` or `ssh`.
-    pub topic: String,
+    pub key: String,
     /// The machine, for `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
@@ -1130,7 +1132,7 @@ pub struct MetricsRecord {
     pub machine: Option<String>,
     /// Class.
     #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
-    pub class: String,
+    pub job_class: String,
     /// Who asked.
     pub client: Client,
     /// When it was accepted.
@@ -1232,7 +1234,7 @@ pub struct DaemonInfoAnswer {
     pub strict: bool,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Outage>,
+    pub unhealthy: Option<Outage>,
     /// Another program of the daemon's lies on disk; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
@@ -1277,9 +1279,9 @@ pub struct AppliedKey {
     /// Key.
     pub key: String,
     /// Its value before, as a flag would give it; null where nothing was set.
-    pub from: Option<String>,
+    pub old_value: Option<String>,
     /// Its value now; null where nothing is set.
-    pub to: Option<String>,
+    pub new_value: Option<String>,
 }
 
 /// A key of orbd's own configuration whose new value needs a restart.
@@ -1370,7 +1372,7 @@ pub enum LeaseOperation {
 }
 
 job_params! {
-    /// Parameters of `session.lease`. Which of `machine`, `machines`, `new_name`, `force`, `read` and `unknown_form` an operation takes is
+    /// Parameters of `lease.acquire`. Which of `machine`, `machine_names`, `new_name`, `force`, `read` and `unknown_form` an operation takes is
     /// said at each; the others are refused.
     LeaseParams {
         /// What the client is about to do.
@@ -1384,7 +1386,7 @@ job_params! {
         /// Names or ids, instead of `machine`, for `start`, `stop`, `restart` and `delete`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         #[schemars(length(max = 256))]
-        machines: Vec<String>,
+        machine_names: Vec<String>,
         /// New name, for `rename` and `clone`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         new_name: Option<String>,
@@ -1394,8 +1396,8 @@ job_params! {
         force: bool,
         /// Which read, for `read`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        read: Option<Read>,
-        /// What the client knows of a form that it does not know in full, instead of `machines` and `new_name`: for `create`, `start`,
+        read: Option<RawRead>,
+        /// What the client knows of a form that it does not know in full, instead of `machine_names` and `new_name`: for `create`, `start`,
         /// `stop`, `restart`, `delete`, `rename`, `clone`, `export`, `import`, `set_default`, `run`, `push`, `pull`, `run_or_change`
         /// and `other`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -1420,7 +1422,7 @@ pub struct UnknownForm {
 /// A read in `orbctl`'s own words. Which of its fields a `command` takes is said at each; the others are refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Read {
+pub struct RawRead {
     /// What is asked.
     pub command: ReadCommand,
     /// Name or id, for `info` and `logs`.
@@ -1478,18 +1480,18 @@ pub enum ReadFormat {
     Json,
 }
 
-/// Parameters of `session.read`.
+/// Parameters of `lease.read`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SessionReadParams {
+pub struct LeaseReadParams {
     /// Which read.
-    pub read: Read,
+    pub read: RawRead,
     /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now. The daemon's `cache_max_age` bounds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
-/// Answer of `session.read`: what the tool printed, and how it ended. A read that failed is answered too, with what it said.
+/// Answer of `lease.read`: what the tool printed, and how it ended. A read that failed is answered too, with what it said.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RawOutputAnswer {
     /// Its stdout.
@@ -1518,7 +1520,7 @@ pub struct Printed {
     pub base64: Option<String>,
 }
 
-/// Answer of `session.lease`: the place is the caller's until the named process is gone.
+/// Answer of `lease.acquire`: the place is the caller's until the named process is gone.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseAnswer {
     /// The job.
@@ -1531,10 +1533,10 @@ pub struct LeaseAnswer {
     /// Names of the machines that it is about, in the order in which they were given: what the tool is to be told, because what was
     /// resolved to a name may be another machine's when the tool looks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub machines: Vec<String>,
+    pub machine_names: Vec<String>,
 }
 
-/// Parameters of `session.release`.
+/// Parameters of `lease.release`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseParams {
@@ -1549,23 +1551,13 @@ pub struct ReleaseParams {
     pub signal: Option<i32>,
 }
 
-/// Answer of `session.release`, given once the process is gone.
+/// Answer of `lease.release`, given once the process is gone.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseAnswer {
     /// The job. Still `running` when a change was cut short: orbd looks what came of it, and `job.wait` tells.
     pub job: Job,
-    /// Why orbd signalled the process: `deadline_exceeded`, or `job_cancelled` with `holder` where a forced change did it. Absent where
+    /// Why orbd signalled the process: `deadline_exceeded`, or `job_cancelled` with `waiting_for` where a forced change did it. Absent where
     /// orbd did not signal it, or where it succeeded all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signalled: Option<ErrorObject>,
-}
-
-/// The job that holds what a refused one waited for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Holder {
-    /// The job in the way; absent when a limit or a pause is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job_id: Option<u64>,
-    /// One phrase for a person, as in `job 12 (create web) of pyinfra`.
-    pub description: String,
 }

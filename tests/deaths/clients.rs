@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use orbd::client::Client;
 use orbd::rpc::api::{
-    MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList, MachineRestart, MachineRun,
-    MachineStart, MachineStop, Method, SessionLease, SessionRelease,
+    LeaseAcquire, LeaseRelease, MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList,
+    MachineRestart, MachineRun, MachineStart, MachineStop, Method,
 };
 use orbd::rpc::types::{Job, MachineListAnswer, Observed};
 use serde_json::{Value, json};
@@ -276,7 +276,7 @@ impl<'a> OverSocket<'a> {
                 self.load.note(|told| {
                     if let Some(id) = data.job_id {
                         // A read is shared, and a lease is known by its id already.
-                        if !matches!(M::NAME, "machine.list" | "machine.info" | "session.release") {
+                        if !matches!(M::NAME, "machine.list" | "machine.info" | "lease.release") {
                             told.ids.push(id);
                         }
                         told.outcomes.insert(id, outcome_of_kind(&data.kind).to_owned());
@@ -507,7 +507,7 @@ impl<'a> OverSocket<'a> {
         let params = json!({
             "operation": "export", "machine": machine, "pid": child.id(), "queue_timeout_ms": QUEUE_TIMEOUT_MS,
         });
-        let granted = self.ask::<SessionLease>(caller, params);
+        let granted = self.ask::<LeaseAcquire>(caller, params);
         let Ok(Ok(lease)) = granted else {
             // It reads the end of its input and does nothing.
             drop(child.stdin.take());
@@ -530,7 +530,7 @@ impl<'a> OverSocket<'a> {
             return Ok(());
         }
         let params = json!({"job_id": lease.job_id, "exit_code": status.code()});
-        if let Ok(answer) = self.ask::<SessionRelease>(caller, params)? {
+        if let Ok(answer) = self.ask::<LeaseRelease>(caller, params)? {
             self.note_end(&answer.job);
         }
         Ok(())
@@ -539,7 +539,7 @@ impl<'a> OverSocket<'a> {
     fn note_end(&self, job: &Job) {
         if let Some(outcome) = &job.outcome {
             self.load.note(|told| {
-                told.outcomes.insert(job.id, outcome.kind.clone());
+                told.outcomes.insert(job.job_id, outcome.kind.clone());
             });
         }
     }

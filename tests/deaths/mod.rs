@@ -301,11 +301,11 @@ impl Operator {
         let running = caller.ok::<JobList>(params).jobs;
         let before = std::mem::take(&mut self.adopted);
         for job in running {
-            if let (true, Some(machine)) = (before.contains_key(&job.id), &job.machine) {
+            if let (true, Some(machine)) = (before.contains_key(&job.job_id), &job.machine) {
                 self.forced.insert(machine.clone());
                 caller.ok::<MachineStop>(json!({"machine": machine, "force": true, "detach": true}));
             }
-            self.adopted.insert(job.id, job.machine);
+            self.adopted.insert(job.job_id, job.machine);
         }
     }
 

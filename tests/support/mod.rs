@@ -629,7 +629,7 @@ impl Caller {
     /// Returns what ails `orbctl`, as the daemon takes it.
     #[track_caller]
     pub(crate) fn outage(&mut self) -> Option<Outage> {
-        self.ok::<QueueStatus>(json!({})).sick
+        self.ok::<QueueStatus>(json!({})).unhealthy
     }
 
     /// Waits until the daemon takes `orbctl` for well. Nothing tells that to somebody who does not ask.
@@ -703,7 +703,7 @@ impl Caller {
                 all.push(chunk);
             }
             assert_eq!(answer.next_offset, offset);
-            if answer.end {
+            if answer.eof {
                 return all;
             }
         }

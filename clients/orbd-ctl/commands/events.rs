@@ -203,7 +203,7 @@ fn what_text(what: &EventDetails) -> String {
             format!("what was known is stale: {about} (generation {generation})")
         }
         EventDetails::OrbctlUnhealthy { reason } => format!("orbctl does not work: {reason}"),
-        EventDetails::OrbctlWell {} => "orbctl works again".into(),
+        EventDetails::OrbctlRecovered {} => "orbctl works again".into(),
         EventDetails::Other => "something that this orbd-ctl does not know".into(),
     }
 }
@@ -213,7 +213,10 @@ fn job_text(job: &EventJob) -> String {
         .machine
         .as_ref()
         .map_or_else(String::new, |machine| format!(" {machine}"));
-    format!("job {} ({}{machine}) of {}", job.id, job.operation, job.client)
+    format!(
+        "job {} ({}{machine}) of {}",
+        job.job_id, job.operation, job.client
+    )
 }
 
 fn outcome_text(outcome: &Outcome) -> String {
@@ -239,7 +242,7 @@ fn state_text(state: &EventState, event: &Event, look: Look) -> String {
     }
     let orbstack = state.orbstack.as_deref().unwrap_or("not known yet");
     let orbctl = state
-        .sick
+        .unhealthy
         .as_ref()
         .map_or_else(|| "well".into(), |sick| format!("sick: {}", sick.reason));
     let number = event.sequence;
@@ -264,6 +267,6 @@ fn kind_of(event: &Event) -> Option<EventKind> {
         EventDetails::JobEnded { .. } => EventKind::JobEnded,
         EventDetails::CacheInvalidated { .. } => EventKind::CacheInvalidated,
         EventDetails::OrbctlUnhealthy { .. } => EventKind::OrbctlUnhealthy,
-        EventDetails::OrbctlWell {} => EventKind::OrbctlWell,
+        EventDetails::OrbctlRecovered {} => EventKind::OrbctlRecovered,
     })
 }

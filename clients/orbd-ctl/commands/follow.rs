@@ -137,13 +137,13 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
             JobEvent::Gap(gap) => {
                 progress.clear();
                 say_gap(console, &gap);
-                next = gap.to;
+                next = gap.next_offset;
                 lost = true;
             }
             JobEvent::Ended { job } => {
                 progress.clear();
                 if cancelled {
-                    console.eprint(&format!("job {} has ended", job.id));
+                    console.eprint(&format!("job {} has ended", job.job_id));
                     return Err(CliError::Interrupted);
                 }
                 // Output that the daemon could not read back has no event of its own: the count tells.
@@ -199,8 +199,8 @@ fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, CliError> {
 pub(super) fn say_gap(console: &mut Console, gap: &Gap) {
     console.eprint(&format!(
         "{} bytes of output are lost, from byte {} on: they came faster than they were read",
-        gap.to.saturating_sub(gap.from),
-        gap.from
+        gap.next_offset.saturating_sub(gap.offset),
+        gap.offset
     ));
 }
 
@@ -223,6 +223,6 @@ pub(super) fn exit_of(job: &Job) -> Result<u8, CliError> {
         _ => ErrorKind::OrbctlFailed,
     };
     Err(CliError::Refused(
-        kind.error(format!("job {} ended: {}", job.id, outcome.kind)),
+        kind.error(format!("job {} ended: {}", job.job_id, outcome.kind)),
     ))
 }

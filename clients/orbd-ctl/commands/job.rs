@@ -79,7 +79,7 @@ fn chain(context: &mut Context, id: u64) -> Result<Chain, CliError> {
             .waiting_for
             .as_ref()
             .and_then(|reason| reason.job_id)
-            .filter(|next| jobs.len() < CHAIN_MAX && jobs.iter().all(|job| job.id != *next));
+            .filter(|next| jobs.len() < CHAIN_MAX && jobs.iter().all(|job| job.job_id != *next));
         jobs.push(job);
     }
     Ok(Chain { jobs })
@@ -106,7 +106,7 @@ fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCod
                 follow::write(&mut context.console, chunk)?;
             }
         }
-        if answer.end || answer.next_offset <= offset {
+        if answer.eof || answer.next_offset <= offset {
             return Ok(code);
         }
         offset = answer.next_offset;

@@ -54,11 +54,11 @@ fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, C
 fn merge(earlier: JobListAnswer, later: JobListAnswer) -> JobListAnswer {
     let mut jobs = later.jobs;
     for job in earlier.jobs {
-        if jobs.iter().all(|other| other.id != job.id) {
+        if jobs.iter().all(|other| other.job_id != job.job_id) {
             jobs.push(job);
         }
     }
-    jobs.sort_by_key(|job| job.id);
+    jobs.sort_by_key(|job| job.job_id);
     JobListAnswer {
         jobs,
         more: earlier.more || later.more,

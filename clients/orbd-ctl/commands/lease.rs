@@ -6,11 +6,11 @@
 //! ```text
 //! orbd-ctl push            orbd-ctl lease-exec (child)      orbd
 //!   |-- starts --------------->| waits on its input           |
-//!   |-- session.lease {pid of the child} -------------------->| waits in the queue,
+//!   |-- lease.acquire {pid of the child} -------------------->| waits in the queue,
 //!   |<------------------------------- path of orbctl ---------| remembers pid and start time
 //!   |-- path, arguments, our input -->| becomes orbctl        |
 //!   |<------------------- exit code --|                       |
-//!   |-- session.release {exit code} ------------------------->| the place is free
+//!   |-- lease.release {exit code} ------------------------->| the place is free
 //! ```
 //!
 //! [`crate::waiting_child`] has the child and how it is told.
@@ -20,7 +20,7 @@ use std::process::{ExitCode, ExitStatus};
 
 use orbd::client::Client;
 use orbd::orbctl::argv::Call;
-use orbd::rpc::api::{JobWait, SessionLease, SessionRelease};
+use orbd::rpc::api::{JobWait, LeaseAcquire, LeaseRelease};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
 use orbd::sys::MARKER;
@@ -83,7 +83,7 @@ pub(super) fn carry_out<C: Into<Call>>(
             operation,
             pid: child.pid(),
             machine: Some(machine.clone()),
-            machines: Vec::new(),
+            machine_names: Vec::new(),
             new_name: None,
             force: false,
             read: None,
@@ -92,7 +92,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     );
     let mut progress = Progress::new(&context.link, Wait::Ours(verb, format!("{verb} {machine}")));
     let granted = client
-        .start::<SessionLease>(&params)
+        .start::<LeaseAcquire>(&params)
         .map_err(CliError::from)
         .and_then(|mut pending| {
             wait_with_progress(&mut pending, &interrupt, &mut progress, &mut context.console)
@@ -108,7 +108,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     if terminal == Terminal::Its {
         interrupt.let_pass()?;
     }
-    let mut call: Call = arguments(lease.machines.first().unwrap_or(&machine)).into();
+    let mut call: Call = arguments(lease.machine_names.first().unwrap_or(&machine)).into();
     call.env.push((MARKER.into(), lease.marker.into()));
     let mut child = child.grant(lease.orbctl.as_ref(), &call);
     let status = child.wait().map_err(|source| CliError::Local {
@@ -161,7 +161,7 @@ fn cut_short(job: &Job, signal: i32) -> Option<CliError> {
 /// Waits for the end of a job: of a change that was cut short orbd looks what came of it. As it is where orbd cannot be asked.
 fn end_of(client: &mut Client, job: &Job) -> Job {
     let params = JobWaitParams {
-        job_id: job.id,
+        job_id: job.job_id,
         timeout_ms: None,
     };
     match job.state {
@@ -179,10 +179,10 @@ fn release(context: &Context, client: &mut Client, job_id: u64, status: ExitStat
         exit_code: status.code(),
         signal: status.signal(),
     };
-    let answer = client.call::<SessionRelease>(&params).or_else(|error| {
+    let answer = client.call::<LeaseRelease>(&params).or_else(|error| {
         // It was idle for as long as the copy took, and may have been closed for that.
         *client = context.link.side_connection().ok_or(error)?;
-        client.call::<SessionRelease>(&params)
+        client.call::<LeaseRelease>(&params)
     });
     answer.ok()
 }

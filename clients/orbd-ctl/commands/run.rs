@@ -129,7 +129,7 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
     )?;
     let code = follow::exit_of(&job)?;
     if let Sink::Answer(mut answer) = sink {
-        answer.job_id = job.id;
+        answer.job_id = job.job_id;
         answer.state = JobStateWord::Ended;
         answer.exit_code = job.outcome.as_ref().and_then(|outcome| outcome.exit_code);
         answer.output_bytes = answer.output_bytes.max(job.output_bytes);
@@ -173,7 +173,7 @@ fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
             job_id,
             text: None,
             base64: (read > 0).then(|| STANDARD.encode(&piece[..read])),
-            end: read == 0,
+            eof: read == 0,
         };
         match client.call::<JobInput>(&params) {
             Ok(answer) if answer.open && read > 0 => {}
@@ -317,7 +317,7 @@ mod tests {
                     if let Some(base64) = piece["base64"].as_str() {
                         got.extend(STANDARD.decode(base64).unwrap());
                     }
-                    if piece["end"] == true {
+                    if piece["eof"] == true {
                         break;
                     }
                 }
@@ -347,7 +347,7 @@ mod tests {
                 begin(peer, request);
                 peer.event(output("stdout", 0, b"begin"));
                 if gap {
-                    peer.event(json!({"type": "gap", "from": 5, "to": 10}));
+                    peer.event(json!({"type": "gap", "offset": 5, "next_offset": 10}));
                     peer.event(output("stdout", 10, b"end\n"));
                 }
                 let mut event = ended(exit_code);

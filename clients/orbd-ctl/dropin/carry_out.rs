@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use orbd::client::{CallError, Client, Sent};
-use orbd::rpc::api::{JobGet, Method, SessionLease, SessionRead, SessionRelease};
+use orbd::rpc::api::{JobGet, LeaseAcquire, LeaseRead, LeaseRelease, Method};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{
-    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, Printed, RawOutputAnswer, Read,
-    ReleaseParams, SessionReadParams,
+    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, Printed,
+    RawOutputAnswer, RawRead, ReleaseParams,
 };
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
@@ -128,7 +128,7 @@ fn attempt(
     let is_inside = session.is_inside();
     match plan {
         Plan::Read(read) if !is_inside && !prints_on_a_terminal() => {
-            match session.ask::<SessionRead>(&printout_of(&read, settings, began)) {
+            match session.ask::<LeaseRead>(&printout_of(&read, settings, began)) {
                 Ok(raw_output) => Ok(printed(&raw_output)),
                 // Too much to be passed on; the tool can print it itself.
                 Err(Failed::NoPrintout) => session.lease(of_read(read)),
@@ -147,10 +147,10 @@ fn prints_on_a_terminal() -> bool {
     io::stdout().is_terminal() || io::stderr().is_terminal()
 }
 
-fn printout_of(read: &Read, settings: &Settings, began: Instant) -> SessionReadParams {
+fn printout_of(read: &RawRead, settings: &Settings, began: Instant) -> LeaseReadParams {
     // What was begun since we were called is as new as what the tool itself would have seen.
     let max_age = settings.max_age.max(now() - began);
-    SessionReadParams {
+    LeaseReadParams {
         read: read.clone(),
         max_age_ms: Some(millis(max_age)),
     }
@@ -163,7 +163,7 @@ fn of(operation: LeaseOperation) -> LeaseParams {
     }
 }
 
-fn of_read(read: Read) -> LeaseParams {
+fn of_read(read: RawRead) -> LeaseParams {
     LeaseParams {
         read: Some(read),
         ..of(LeaseOperation::Read)
@@ -173,7 +173,7 @@ fn of_read(read: Read) -> LeaseParams {
 fn of_place(place: Place) -> LeaseParams {
     LeaseParams {
         machine: place.machine,
-        machines: place.machines,
+        machine_names: place.machines,
         new_name: place.new_name,
         force: place.force,
         unknown_form: place.unknown_form,
@@ -271,9 +271,9 @@ impl Session<'_> {
 
     /// Waits for a place. Where orbd does not understand it, the tool says what is wrong, in a place that is in nobody's way.
     fn place(&mut self, params: &LeaseParams) -> Result<LeaseAnswer, Failed> {
-        match self.ask::<SessionLease>(params) {
+        match self.ask::<LeaseAcquire>(params) {
             Err(Failed::NoWord) if params.operation != LeaseOperation::Other => {
-                self.ask::<SessionLease>(&LeaseParams {
+                self.ask::<LeaseAcquire>(&LeaseParams {
                     pid: params.pid,
                     ..of(LeaseOperation::Other)
                 })
@@ -296,7 +296,7 @@ impl Session<'_> {
         };
         let tell = |client: &mut Client| {
             client.set_timeout(Some(patience)).map_err(CallError::Lost)?;
-            client.call::<SessionRelease>(&params)
+            client.call::<LeaseRelease>(&params)
         };
         let told = match tell(&mut self.client) {
             // It was idle for as long as the tool ran, and may have been closed for that.

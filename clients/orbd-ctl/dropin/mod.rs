@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! words ── plan ──┬─ help ───────────────────────────────► becomes the real tool
-//!                 ├─ read, no terminal ── session.read ──► prints what orbd was told, or what an equal read was
-//!                 └─ all else ─────────── session.lease ─► the child becomes the real tool; we wait as it would
+//!                 ├─ read, no terminal ── lease.read ──► prints what orbd was told, or what an equal read was
+//!                 └─ all else ─────────── lease.acquire ─► the child becomes the real tool; we wait as it would
 //! no daemon ─────────────────────────────────────────────► becomes the real tool
 //! ```
 //!

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 
 use orbd::machine::MachineName;
 use orbd::operation::ConfigKey;
-use orbd::rpc::types::{LeaseOperation, Read, ReadCommand, ReadFormat, UnknownForm};
+use orbd::rpc::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
 
 /// Under which name we were called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum Plan {
     /// Nothing of OrbStack's is touched: help, and what shells ask to complete a word.
     Untouched,
     /// A read, which may be shared.
-    Read(Read),
+    Read(RawRead),
     /// Something that needs a place in the queue.
     Place(Place),
     /// Something that touches no machine, as far as its words tell. It takes no lane, and everything is stale afterwards.
@@ -284,9 +284,9 @@ fn probe_permits(command: &str, call: Call<'_>) -> Option<Plan> {
     call.leading.is_empty().then_some(())?;
     let words = call.words;
     let read = |command| {
-        Some(Plan::Read(Read {
+        Some(Plan::Read(RawRead {
             command,
-            ..Read::default()
+            ..RawRead::default()
         }))
     };
     match command {
@@ -296,21 +296,21 @@ fn probe_permits(command: &str, call: Call<'_>) -> Option<Plan> {
                 &[FORMAT, ("quiet", Some('q'), false), ("running", Some('r'), false)],
             )?;
             sorted.none()?;
-            Some(Plan::Read(Read {
+            Some(Plan::Read(RawRead {
                 command: ReadCommand::List,
                 format: sorted.format()?,
                 quiet: sorted.has("quiet"),
                 running: sorted.has("running"),
-                ..Read::default()
+                ..RawRead::default()
             }))
         }
         "info" => {
             let sorted = ParsedFlags::known(words, &[FORMAT])?;
-            Some(Plan::Read(Read {
+            Some(Plan::Read(RawRead {
                 command: ReadCommand::Info,
                 machine: Some(sorted.machine()?),
                 format: sorted.format()?,
-                ..Read::default()
+                ..RawRead::default()
             }))
         }
         "status" if words.is_empty() => read(ReadCommand::Status),
@@ -326,11 +326,11 @@ fn probe_permits(command: &str, call: Call<'_>) -> Option<Plan> {
                     ..Place::of(LeaseOperation::Logs)
                 })
             } else {
-                Plan::Read(Read {
+                Plan::Read(RawRead {
                     command: ReadCommand::Logs,
                     machine,
                     all: sorted.has("all"),
-                    ..Read::default()
+                    ..RawRead::default()
                 })
             })
         }
@@ -358,16 +358,16 @@ fn read_config(call: Call<'_>) -> Option<Plan> {
     let (verb, words) = call.words.split_first()?;
     call.leading.is_empty().then_some(())?;
     match (verb.to_str()?, words) {
-        ("show", []) => Some(Plan::Read(Read {
+        ("show", []) => Some(Plan::Read(RawRead {
             command: ReadCommand::ConfigShow,
-            ..Read::default()
+            ..RawRead::default()
         })),
         ("get", [key]) => {
             let key: ConfigKey = key.to_str()?.parse().ok()?;
-            Some(Plan::Read(Read {
+            Some(Plan::Read(RawRead {
                 command: ReadCommand::ConfigGet,
                 key: Some(key.to_string()),
-                ..Read::default()
+                ..RawRead::default()
             }))
         }
         _ => None,
@@ -795,10 +795,10 @@ mod tests {
         assert_eq!(planned(line), *expected, "{line}");
     }
 
-    fn read(command: ReadCommand) -> Read {
-        Read {
+    fn read(command: ReadCommand) -> RawRead {
+        RawRead {
             command,
-            ..Read::default()
+            ..RawRead::default()
         }
     }
 
@@ -820,7 +820,7 @@ mod tests {
     fn reads_are_read_however_they_are_spelled() {
         use ReadCommand as R;
         let list = |format, quiet, running| {
-            Plan::Read(Read {
+            Plan::Read(RawRead {
                 format,
                 quiet,
                 running,
@@ -836,7 +836,7 @@ mod tests {
             check(&format!("orbctl list {line}"), &list(None, true, true));
         }
         check("orbctl list -qrf json", &list(json, true, true));
-        let info = Read {
+        let info = RawRead {
             machine: Some("web".into()),
             format: json,
             ..read(R::Info)
@@ -855,14 +855,14 @@ mod tests {
         let key = Some("machine.web.username".into());
         check(
             "orbctl config get machine.web.username",
-            &Plan::Read(Read {
+            &Plan::Read(RawRead {
                 key,
                 ..read(R::ConfigGet)
             }),
         );
         check(
             "orbctl logs -a web",
-            &Plan::Read(Read {
+            &Plan::Read(RawRead {
                 machine: Some("web".into()),
                 all: true,
                 ..read(R::Logs)

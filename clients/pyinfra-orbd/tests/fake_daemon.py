@@ -413,9 +413,9 @@ def _length(chunk: dict[str, Any]) -> int:
 
 def _job(job_id: int, outcome: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": job_id,
+        "job_id": job_id,
         "operation": "run",
-        "class": "exec",
+        "job_class": "exec",
         "client": {"name": "pyinfra", "uid": os.getuid()},
         "detached": False,
         "state": "ended",

@@ -402,7 +402,7 @@ class TestRun:
 
         def more(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
             if params["offset"] == 20:
-                return {"output": [], "next_offset": 50, "gap": {"from": 20, "to": 50}, "end": False}
+                return {"output": [], "next_offset": 50, "gap": {"offset": 20, "next_offset": 50}, "eof": False}
             assert params["offset"] == 50
             return {"output": [chunk(50, "c\n")], "next_offset": 52, "end": True}
 

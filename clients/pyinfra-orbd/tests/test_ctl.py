@@ -16,7 +16,7 @@ from orbd import Client, errors
 from real_daemon import RealDaemon
 from target import fake_ctl
 
-JOB = {"id": 7, "operation": "export", "machine": "web", "state": "ended", "wait_us": 3, "run_us": 5}
+JOB = {"job_id": 7, "operation": "export", "machine": "web", "state": "ended", "wait_us": 3, "run_us": 5}
 
 
 def job(**outcome: Any) -> str:
@@ -170,7 +170,7 @@ GREENLETS = """
     ticker = gevent.spawn(tick)
     def call(name):
         try:
-            return client.export_machine(name, "x").id
+            return client.export_machine(name, "x").job_id
         except errors.CtlFailed as error:
             return str(error)
     calls = [gevent.spawn(call, name) for name in ("good", "bad", "good")]

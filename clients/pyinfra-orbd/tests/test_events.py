@@ -18,7 +18,7 @@ def story(peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "state", "sequence": 4, **SEEN, "jobs": [], "more_jobs": False, "sick": SICK}
     yield {"type": "of_tomorrow", "sequence": 5, **SEEN}
     yield {"type": "machine_changed", "sequence": 6, **SEEN, "machine": machine("web"), "generation": 9, "renamed_from": "old"}
-    job = {"id": 3, "operation": "start", "client": "editor", "machine": "web"}
+    job = {"job_id": 3, "operation": "start", "client": "editor", "machine": "web"}
     yield {"type": "job_ended", "sequence": 7, **SEEN, "job": job, "outcome": {"kind": "failed"}, "reason": "no room"}
 
 
@@ -29,7 +29,7 @@ def test_events_are_yielded_as_they_come(daemon: FakeDaemon, client: Client) -> 
     state = next(events)
     assert isinstance(state, models.State)
     assert (state.sequence, state.machine_list, state.orbstack) == (4, None, None)
-    assert state.sick == models.Sickness(**SICK)
+    assert state.unhealthy == models.Outage(**SICK)
     changed = next(events)
     assert isinstance(changed, models.MachineChanged)
     assert (changed.machine.name, changed.renamed_from) == ("web", "old")

@@ -161,7 +161,7 @@ def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
             left = client.job_list(operation="run").jobs
             assert sorted(job.machine or "" for job in left) == ["cache", "db", "web"]
             # The commands of the last life are ended, and said to be what they are; what was kept off by them goes on.
-            ended = [client.job_wait(job.id, timeout_ms=15_000) for job in left]
+            ended = [client.job_wait(job.job_id, timeout_ms=15_000) for job in left]
             assert [job.outcome and job.outcome.kind for job in ended] == ["interrupted"] * 3
             starts = [event for event in daemon.ledger() if event["event"] == "start"]
             pids = [event["pid"] for event in starts if "exec sleep 300" in " ".join(event["args"])]

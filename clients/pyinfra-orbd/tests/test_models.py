@@ -35,10 +35,10 @@ def test_what_was_promised_must_be_there(wire: Any) -> None:
 
 def test_words_of_pythons_have_other_names() -> None:
     """``class`` and ``from`` cannot be attributes."""
-    job = models.Job.from_wire({"id": 1, "operation": "run", "class": "exec", "state": "running"})
+    job = models.Job.from_wire({"job_id": 1, "operation": "run", "job_class": "exec", "state": "running"})
     assert job.job_class == "exec"
-    gap = models.event_from_wire({"type": "gap", "from": 3, "to": 5})
-    assert gap == models.Gap(start=3, end=5)
+    gap = models.event_from_wire({"type": "gap", "offset": 3, "next_offset": 5})
+    assert gap == models.Gap(offset=3, next_offset=5)
 
 
 def test_a_sick_orbctl_is_told_in_the_answer_and_in_the_queue() -> None:
@@ -48,8 +48,8 @@ def test_a_sick_orbctl_is_told_in_the_answer_and_in_the_queue() -> None:
     assert (listed.stale, listed.stale_reason) == (True, "orbctl is sick: it hangs")
     queue = {"waiting": 1, "running": 0, "queue_max": 8, "paused": False}
     sick: dict[str, Any] = {"since": "2026-11-20T00:00:00.000Z", "reason": "it hangs", "retry_after_ms": 1000}
-    assert models.QueueStatus.from_wire(queue).sick is None
-    assert models.QueueStatus.from_wire({**queue, "sick": sick}).sick == models.Sickness(**sick)
+    assert models.QueueStatus.from_wire(queue).unhealthy is None
+    assert models.QueueStatus.from_wire({**queue, "unhealthy": sick}).unhealthy == models.Outage(**sick)
     assert models.WaitingFor.from_wire({"kind": "sick", "reason": "it hangs"}).reason == "it hangs"
 
 
@@ -66,7 +66,9 @@ def test_events_of_tomorrow_are_none() -> None:
 
 def test_nested_lists_are_tuples() -> None:
     """Nothing that was read can be changed."""
-    listed = models.JobList.from_wire({"jobs": [{"id": 1, "operation": "run", "class": "exec", "state": "ended"}], "more": False})
+    listed = models.JobList.from_wire(
+        {"jobs": [{"job_id": 1, "operation": "run", "job_class": "exec", "state": "ended"}], "more": False}
+    )
     assert isinstance(listed.jobs, tuple)
     assert listed.jobs[0].operation == "run"
 
@@ -76,7 +78,7 @@ def test_they_behave_like_frozen_dataclasses() -> None:
     chunk = models.Chunk(stream="stdout", offset=3)
     assert chunk == models.Chunk(stream="stdout", offset=3, at_us=0)
     assert hash(chunk) == hash(models.Chunk(stream="stdout", offset=3))
-    assert chunk != models.Gap(start=0, end=3)
+    assert chunk != models.Gap(offset=0, next_offset=3)
     assert repr(chunk) == "Chunk(stream='stdout', offset=3, at_us=0, text=None, base64=None)"
     with pytest.raises(AttributeError):
         chunk.offset = 4  # type: ignore[misc]

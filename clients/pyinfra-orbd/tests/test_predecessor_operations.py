@@ -102,7 +102,7 @@ def test_fault_14_info_operations_return_nothing_usable(daemon: RealDaemon, tmp_
     assert "Error" not in said.partition("Results:")[0]
     with Client(str(daemon.socket)) as client:
         (job, *_) = client.job_list(operation="run", machine="web").jobs[::-1]
-        output = client.job_output(job.id).output
+        output = client.job_output(job.job_id).output
     assert b"".join(chunk.data for chunk in output) == b"web.orb.local running has an address\n"
 
 

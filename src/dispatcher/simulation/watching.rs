@@ -45,7 +45,7 @@ fn since(subscriber: &Subscriber, number: u64) -> Vec<String> {
             Event::JobEnded(job, _) => format!("{} ended", job.verb),
             Event::CacheInvalidated { .. } => "stale".to_owned(),
             Event::OrbctlUnhealthy { reason } => format!("sick: {reason}"),
-            Event::OrbctlWell => "well".to_owned(),
+            Event::OrbctlRecovered => "well".to_owned(),
         })
         .collect()
 }
@@ -108,7 +108,7 @@ async fn pauses_grow_while_nothing_changes_and_are_short_again_when_something_do
     assert_eq!(since(&subscriber, number + 2), ["c gone"]);
     assert_eq!(world.lists(), 8);
     let published = world.dispatcher.published().machines.clone().expect("a list");
-    assert_eq!(published.source, Source::Look);
+    assert_eq!(published.source, Source::Poll);
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ impl<O: Orbctl> State<O> {
                 );
                 self.stop_probe();
                 self.scheduler.release();
-                self.note(Event::OrbctlWell);
+                self.note(Event::OrbctlRecovered);
                 self.look_now();
             }
         }
@@ -190,7 +190,7 @@ impl<O: Orbctl> State<O> {
             release: None,
             spec: spec.clone(),
         };
-        self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_look()));
+        self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_poll()));
         about_job!(debug, spec, "probes whether orbctl is well");
         self.spawn(&spec, run_probe(work));
     }

@@ -163,7 +163,7 @@ impl<O: Orbctl> State<O> {
             (Some(facts), Some(start)) => {
                 let known = Arc::new(CachedAnswer::new(facts));
                 let source = if self.watching.is_look(id) {
-                    Source::Look
+                    Source::Poll
                 } else {
                     cache_key(&query).map_or(Source::Logs, |cache_key| cache_key.source())
                 };

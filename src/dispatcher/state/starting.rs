@@ -82,7 +82,7 @@ impl<O: Orbctl> State<O> {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
                 let ticket = if self.watching.is_look(id) {
-                    ticket.map(Ticket::as_look)
+                    ticket.map(Ticket::as_poll)
                 } else {
                     ticket
                 };

@@ -22,7 +22,7 @@ pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
         EventKind::JobEnded => Kind::JobEnded,
         EventKind::CacheInvalidated => Kind::CacheInvalidated,
         EventKind::OrbctlUnhealthy => Kind::OrbctlUnhealthy,
-        EventKind::OrbctlWell => Kind::OrbctlWell,
+        EventKind::OrbctlRecovered => Kind::OrbctlRecovered,
     }
 }
 
@@ -89,7 +89,7 @@ pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Eve
         Event::OrbctlUnhealthy { reason } => EventDetails::OrbctlUnhealthy {
             reason: reason.to_string(),
         },
-        Event::OrbctlWell => EventDetails::OrbctlWell {},
+        Event::OrbctlRecovered => EventDetails::OrbctlRecovered {},
     };
     types::Event {
         sequence: told.sequence,
@@ -119,7 +119,7 @@ pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types:
         orbstack: snapshot.status.as_ref().map(|status| status.as_str().to_owned()),
         jobs: snapshot.jobs.iter().map(job).collect(),
         more_jobs: snapshot.more_jobs,
-        sick: snapshot.sick.as_ref().map(super::outage),
+        unhealthy: snapshot.sick.as_ref().map(super::outage),
     };
     at_overview(snapshot, instance, EventDetails::State(Box::new(state)))
 }
@@ -144,7 +144,7 @@ fn at_overview(snapshot: &Snapshot, instance: &str, what: EventDetails) -> types
 
 fn event_job(facts: &JobFacts) -> types::EventJob {
     types::EventJob {
-        id: facts.id.0,
+        job_id: facts.id.0,
         operation: facts.verb.into(),
         machine: facts.machine.as_ref().map(MachineName::to_string),
         client: facts.client.to_string(),

@@ -28,10 +28,10 @@ pub(super) fn register(registry: &mut Registry) {
                     CacheKey::Config => ("config", None),
                     CacheKey::Default => ("default", None),
                     CacheKey::Ssh => ("ssh", None),
-                    CacheKey::RawQuery(read) => ("verbatim", read.machine().map(ToString::to_string)),
+                    CacheKey::RawQuery(read) => ("raw", read.machine().map(ToString::to_string)),
                 };
                 CacheEntry {
-                    topic: cache_key.into(),
+                    key: cache_key.into(),
                     machine,
                     generation: kept.generation.get(),
                     age_ms: ms(kept.age),
@@ -39,7 +39,7 @@ pub(super) fn register(registry: &mut Registry) {
                 }
             })
             .collect();
-        entries.sort_by(|a, b| (&a.topic, &a.machine).cmp(&(&b.topic, &b.machine)));
+        entries.sort_by(|a, b| (&a.key, &a.machine).cmp(&(&b.key, &b.machine)));
         Ok(CacheStatusAnswer {
             generation: view.generation.get(),
             entries,

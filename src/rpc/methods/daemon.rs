@@ -64,7 +64,7 @@ pub(super) fn register(registry: &mut Registry) {
             state_dir: path(&info.state_dir),
             limits: in_force.limits,
             strict: in_force.strict,
-            sick: queue.outage.as_ref().map(convert::outage),
+            unhealthy: queue.outage.as_ref().map(convert::outage),
             upgrade,
         })
     });

@@ -104,19 +104,19 @@ fn streams(registry: &mut Registry) {
             output: Vec::new(),
             next_offset: params.offset,
             gap: None,
-            end: true,
+            eof: true,
         };
         let Some(spool) = &job.spool else {
             if job.output_gone > params.offset {
                 answer.gap = Some(Gap {
-                    from: params.offset,
-                    to: job.output_gone,
+                    offset: params.offset,
+                    next_offset: job.output_gone,
                 });
                 answer.next_offset = job.output_gone;
                 return Ok(answer);
             }
             // There will be none; whoever waits for some waits for the end.
-            answer.end = matches!(tokio::time::timeout(wait, end(&mut job)).await, Ok(Ok(_)));
+            answer.eof = matches!(tokio::time::timeout(wait, end(&mut job)).await, Ok(Ok(_)));
             return Ok(answer);
         };
         if params.offset > spool.end() {
@@ -142,7 +142,7 @@ fn streams(registry: &mut Registry) {
             tokio::time::timeout(wait, reader.next(most)).await
         };
         let Ok(batch) = batch else {
-            answer.end = false;
+            answer.eof = false;
             return Ok(answer);
         };
         let batch = batch.map_err(|error| convert::internal(&error.to_string()))?;
@@ -151,12 +151,15 @@ fn streams(registry: &mut Registry) {
                 answer.output = chunks.iter().map(convert::chunk).collect();
             }
             Batch::Gap { from, to } => {
-                answer.gap = Some(Gap { from, to });
+                answer.gap = Some(Gap {
+                    offset: from,
+                    next_offset: to,
+                });
             }
             Batch::End => {}
         }
         answer.next_offset = reader.position();
-        answer.end = spool.is_ended() && answer.next_offset == spool.end();
+        answer.eof = spool.is_ended() && answer.next_offset == spool.end();
         Ok(answer)
     });
     input(registry);
@@ -198,7 +201,7 @@ fn input(registry: &mut Registry) {
         };
         let open = bytes.is_empty() || input.send(bytes).await.is_ok();
         drop(input);
-        if params.end {
+        if params.eof {
             server.dispatcher.end_input(id).await;
         }
         Ok(JobInputAnswer { open })

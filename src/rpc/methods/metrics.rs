@@ -135,7 +135,7 @@ fn written(record: &OperationRecord) -> MetricsRecord {
         job_id: record.id,
         operation: record.operation.to_string(),
         machine: record.machine.as_ref().map(ToString::to_string),
-        class: record.class.as_str().into(),
+        job_class: record.class.as_str().into(),
         client: types::Client {
             name: record.client.name.to_string(),
             pid: record.client.pid,

@@ -47,6 +47,6 @@ fn answer(view: &QueueView) -> QueueStatusAnswer {
         paused_machines: names(&view.paused_machines),
         draining: view.draining,
         draining_machines: names(&view.draining_machines),
-        sick: view.outage.as_ref().map(convert::outage),
+        unhealthy: view.outage.as_ref().map(convert::outage),
     }
 }

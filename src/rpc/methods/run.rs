@@ -146,8 +146,8 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
         follower.output(&job, spool, offset).await?;
     } else if job.output_gone > offset {
         let gap = Gap {
-            from: offset,
-            to: job.output_gone,
+            offset,
+            next_offset: job.output_gone,
         };
         follower.tell(&JobEvent::Gap(gap)).await?;
     }
@@ -237,7 +237,13 @@ impl Follower {
                         self.tell_output(chunk, part).await?;
                     }
                 }
-                Ok(Batch::Gap { from, to }) => self.tell(&JobEvent::Gap(Gap { from, to })).await?,
+                Ok(Batch::Gap { from, to }) => {
+                    self.tell(&JobEvent::Gap(Gap {
+                        offset: from,
+                        next_offset: to,
+                    }))
+                    .await?
+                }
                 Ok(Batch::End) => return Some(()),
                 Err(error) => {
                     tracing::error!(
@@ -248,7 +254,12 @@ impl Follower {
                         "output cannot be read back"
                     );
                     let (from, to) = (reader.position(), spool.end());
-                    return self.tell(&JobEvent::Gap(Gap { from, to })).await;
+                    return self
+                        .tell(&JobEvent::Gap(Gap {
+                            offset: from,
+                            next_offset: to,
+                        }))
+                        .await;
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::dispatcher::{
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{BatchVerb, ClientAction, Operation, Query};
-use crate::rpc::api::{SessionLease, SessionRead, SessionRelease};
+use crate::rpc::api::{LeaseAcquire, LeaseRead, LeaseRelease};
 use crate::rpc::convert::{self, force, parse};
 use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::{Caller, Registry, Server};
@@ -28,7 +28,7 @@ use super::{Resolved, ended_well, no_such_job, read, resolve, unknown_form};
 const MACHINES_MAX: usize = 256;
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<SessionLease, _, _>(async |server, params, caller| {
+    registry.method::<LeaseAcquire, _, _>(async |server, params, caller| {
         let options = params.options();
         if options.detach {
             return Err(invalid("detach", "a lease belongs to its client"));
@@ -66,15 +66,15 @@ pub(super) fn register(registry: &mut Registry) {
             job_id: job.spec.id.0,
             orbctl: orbctl.display().to_string(),
             marker: server.dispatcher.marker(&job.spec),
-            machines: subject
+            machine_names: subject
                 .machines
                 .iter()
                 .map(|machine| machine.name.to_string())
                 .collect(),
         })
     });
-    registry.method::<SessionRead, _, _>(async |server, params, caller| {
-        let query = Query::RawQuery(convert::verbatim(&params.read)?);
+    registry.method::<LeaseRead, _, _>(async |server, params, caller| {
+        let query = Query::RawQuery(convert::raw_query(&params.read)?);
         let seen = read(&server, &caller, query, params.max_age_ms).await?;
         match &seen.value.facts {
             QueryAnswer::Raw(printed) => Ok(convert::raw_output(
@@ -84,7 +84,7 @@ pub(super) fn register(registry: &mut Registry) {
             _ => Err(convert::internal("the answer is of another kind")),
         }
     });
-    registry.method::<SessionRelease, _, _>(async |server, params, _caller| {
+    registry.method::<LeaseRelease, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
@@ -185,7 +185,7 @@ fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
         "operation",
         [
             ("machine", params.machine.is_some(), takes_machine),
-            ("machines", !params.machines.is_empty(), takes_several),
+            ("machine_names", !params.machine_names.is_empty(), takes_several),
             ("new_name", params.new_name.is_some(), takes_new_name),
             ("force", params.force, takes_force),
             ("read", params.read.is_some(), operation == L::Read),
@@ -270,7 +270,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
                 .as_ref()
                 .ok_or_else(|| invalid("read", "is missing"))?;
             Ok(Subject::of(Operation::ClientAction(ClientAction::Read(
-                convert::verbatim(read)?,
+                convert::raw_query(read)?,
             ))))
         }
         L::RunOrChange | L::Other => {
@@ -361,17 +361,17 @@ async fn several(
     params: &LeaseParams,
     each: BatchVerb,
 ) -> Result<Subject, ErrorObject> {
-    match (&params.machine, params.machines.len()) {
+    match (&params.machine, params.machine_names.len()) {
         (_, 0) => return one(server, caller, params, |name| each.on(name)).await,
-        (Some(_), _) => return Err(invalid("machines", "give either machine or machines")),
+        (Some(_), _) => return Err(invalid("machine_names", "give either machine or machine_names")),
         (None, count) if count > MACHINES_MAX => {
-            return Err(invalid("machines", format!("are at most {MACHINES_MAX}")));
+            return Err(invalid("machine_names", format!("are at most {MACHINES_MAX}")));
         }
         (None, _) => {}
     }
-    let mut machines: Vec<Resolved> = Vec::with_capacity(params.machines.len());
-    for text in &params.machines {
-        machines.push(resolve(server, caller, "machines", text).await?);
+    let mut machines: Vec<Resolved> = Vec::with_capacity(params.machine_names.len());
+    for text in &params.machine_names {
+        machines.push(resolve(server, caller, "machine_names", text).await?);
     }
     let operation = match machines.as_slice() {
         [only] => each.on(only.name.clone()),

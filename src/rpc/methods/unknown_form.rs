@@ -76,7 +76,7 @@ pub(super) async fn subject(
         "unknown_form",
         [
             ("machine", params.machine.is_some(), takes_machine),
-            ("machines", !params.machines.is_empty(), false),
+            ("machine_names", !params.machine_names.is_empty(), false),
             ("new_name", params.new_name.is_some(), false),
             ("unknown_form.whole_fleet", form.whole_fleet, takes_fleet),
         ],

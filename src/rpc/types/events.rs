@@ -30,7 +30,7 @@ pub enum EventKind {
     /// `orbctl` does not work.
     OrbctlUnhealthy,
     /// `orbctl` works again.
-    OrbctlWell,
+    OrbctlRecovered,
 }
 
 /// Parameters of `events.subscribe`.
@@ -150,7 +150,7 @@ pub enum EventDetails {
         reason: String,
     },
     /// `orbctl` works again.
-    OrbctlWell {},
+    OrbctlRecovered {},
     /// Of a later version: never told by this one.
     #[serde(other)]
     #[schemars(skip)]
@@ -183,14 +183,14 @@ pub struct EventState {
     pub more_jobs: bool,
     /// What ails `orbctl`; absent while it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sick: Option<Outage>,
+    pub unhealthy: Option<Outage>,
 }
 
 /// A job, as far as events tell of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventJob {
     /// Its id.
-    pub id: u64,
+    pub job_id: u64,
     /// Verb, as in `start`.
     pub operation: String,
     /// Machine that it is about.

@@ -174,7 +174,7 @@ class Client:
         made = models.Job.from_wire(job_wire)
         changed, warning = (None, None) if made.outcome is None else (made.outcome.changed, made.outcome.warning)
         return models.Change(
-            job_id=made.id,
+            job_id=made.job_id,
             state=made.state,
             changed=changed,
             warning=warning,
@@ -394,9 +394,9 @@ class Client:
         params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **_given(bytes_max=bytes_max)}
         return models.JobOutput.from_wire(self.call("job.output", params))
 
-    def job_input(self, job_id: int, data: bytes = b"", *, end: bool = False) -> models.JobInput:
+    def job_input(self, job_id: int, data: bytes = b"", *, eof: bool = False) -> models.JobInput:
         """Gives input to a command that was started with ``stdin_stream``."""
-        return models.JobInput.from_wire(self.call("job.input", _job_input(job_id, data, end=end)))
+        return models.JobInput.from_wire(self.call("job.input", _job_input(job_id, data, eof=eof)))
 
     def job_cancel(self, job_id: int) -> models.JobCancel:
         """Cancels a job: a waiting one never starts, a running one is terminated."""
@@ -490,13 +490,13 @@ class Client:
 
     # session
 
-    def session_lease(
+    def lease_acquire(
         self,
         operation: str,
         machine: str | None = None,
         *,
         pid: int,
-        machines: Sequence[str] = (),
+        machine_names: Sequence[str] = (),
         new_name: str | None = None,
         force: bool = False,
         read: Mapping[str, Any] | None = None,
@@ -505,15 +505,15 @@ class Client:
     ) -> models.Lease:
         """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
 
-        ``machines`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
+        ``machine_names`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
         ``clone``, and ``force`` ends or cancels what is in the way. The operation ``read`` needs a ``read`` as in
-        :meth:`session_read`. ``unknown_form`` describes a command line that the caller does not understand in full: its
+        :meth:`lease_read`. ``unknown_form`` describes a command line that the caller does not understand in full: its
         ``operands`` are the words that may name machines, and ``whole_fleet`` says that it may mean all of them.
         """
         params = _given(
             operation=operation,
             machine=machine,
-            machines=list(machines) or None,
+            machine_names=list(machine_names) or None,
             new_name=new_name,
             force=force,
             read=read,
@@ -521,19 +521,19 @@ class Client:
             pid=pid,
             **job,
         )
-        return models.Lease.from_wire(self.call("session.lease", params))
+        return models.Lease.from_wire(self.call("lease.acquire", params))
 
-    def session_read(self, read: Mapping[str, Any], *, max_age_ms: int | None = None) -> models.Printout:
+    def lease_read(self, read: Mapping[str, Any], *, max_age_ms: int | None = None) -> models.RawOutput:
         """Tells what ``orbctl`` prints for a read, byte for byte, and how it ends; a read that it refuses is answered too.
 
         ``read`` has a ``command`` such as ``list`` or ``config_get``, and what belongs to it: ``machine``, ``key``, ``format``,
         ``quiet``, ``running``, ``all``.
         """
-        return models.Printout.from_wire(self.call("session.read", _given(read=read, max_age_ms=max_age_ms)))
+        return models.RawOutput.from_wire(self.call("lease.read", _given(read=read, max_age_ms=max_age_ms)))
 
-    def session_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Release:
+    def lease_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Release:
         """Says how the process of a lease ended and waits until it is gone."""
-        wire = self.call("session.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
+        wire = self.call("lease.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
         return models.Release.from_wire(wire)
 
     def _ctl(self, words: Sequence[str]) -> Any:
@@ -614,12 +614,12 @@ def _flags(options: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}={value}"
 
 
-def _job_input(job_id: int, data: bytes, *, end: bool) -> dict[str, Any]:
+def _job_input(job_id: int, data: bytes, *, eof: bool) -> dict[str, Any]:
     params: dict[str, Any] = {"job_id": job_id}
     if data:
         params.update(_input(data))
-    if end:
-        params["end"] = True
+    if eof:
+        params["eof"] = True
     return params
 
 
@@ -697,5 +697,5 @@ class Feed:
     def _next(self) -> None:
         piece = next((piece for piece in self._pieces if piece), None)
         self._is_over = piece is None
-        params = _job_input(self._job_id, piece or b"", end=self._is_over)
+        params = _job_input(self._job_id, piece or b"", eof=self._is_over)
         self._request_id = self._connection.begin("job.input", params)

@@ -37,7 +37,7 @@
             ├── OrbctlFailed        orbctl_failed
             ├── OrbctlKilled        orbctl_killed
             ├── OrbctlUnreadable    orbctl_output_unreadable
-            └── OrbctlSick          orbctl_sick
+            └── OrbctlUnhealthy          orbctl_unhealthy
 
 All are ``OSError`` because that is what PyInfra contains to the host it happened on; anything else ends the whole deploy with a
 traceback. ``QueueTimeout`` is no ``TimeoutError``: PyInfra reports every ``TimeoutError`` as "timed out after ``_timeout``" and
@@ -73,7 +73,7 @@ __all__ = [
     "OrbctlError",
     "OrbctlFailed",
     "OrbctlKilled",
-    "OrbctlSick",
+    "OrbctlUnhealthy",
     "OrbctlUnavailable",
     "OrbctlUnreadable",
     "OrbdError",
@@ -241,7 +241,7 @@ class JobCancelled(JobError):
 
 
 class QueueTimeout(JobError):
-    """It waited too long for its place; ``data["holder"]`` says what was in the way."""
+    """It waited too long for its place; ``data["waiting_for"]`` says what was in the way."""
 
 
 class RunTimeout(JobError, TimeoutError):
@@ -276,7 +276,7 @@ class OrbctlUnreadable(OrbctlError):
     """``orbctl`` succeeded but said something that the daemon does not know."""
 
 
-class OrbctlSick(OrbctlError):
+class OrbctlUnhealthy(OrbctlError):
     """``orbctl`` itself is sick, so nothing was begun; ``data["retry_after_ms"]`` says when to come back. Force passes."""
 
 
@@ -306,7 +306,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "orbctl_failed": OrbctlFailed,
     "orbctl_killed": OrbctlKilled,
     "orbctl_output_unreadable": OrbctlUnreadable,
-    "orbctl_sick": OrbctlSick,
+    "orbctl_unhealthy": OrbctlUnhealthy,
 }
 
 # JSON-RPC's own errors carry no kind where the daemon's framing answers them, before any method is known.

@@ -129,7 +129,7 @@ class Hello(Model):
     instance: str
 
 
-class Sickness(Model):
+class Outage(Model):
     """What ails ``orbctl``: reads are told as last known, and nothing is begun that is not forced."""
 
     since: str
@@ -162,7 +162,7 @@ class DaemonInfo(Model):
     state_dir: str
     limits: Mapping[str, int] = types.MappingProxyType({})
     strict: bool = False
-    sick: Sickness | None = None
+    unhealthy: Outage | None = None
     upgrade: Upgrade | None = None
 
 
@@ -170,16 +170,11 @@ class AppliedKey(Model):
     """A key of the daemon's own configuration that has a new value; None where nothing is set."""
 
     key: str
-    before: str | None = None
-    to: str | None = None
-
-    @classmethod
-    def from_wire(cls, wire: Any) -> AppliedKey:
-        """Reads a decoded JSON object, whose ``from`` is a word of Python's."""
-        return super().from_wire({**wire, "before": wire.get("from")} if isinstance(wire, dict) else wire)
+    old_value: str | None = None
+    new_value: str | None = None
 
 
-class KeyInWaiting(Model):
+class RestartRequiredKey(Model):
     """A key of the daemon's own configuration whose new value needs a restart; None where nothing is set."""
 
     key: str
@@ -192,7 +187,7 @@ class Reload(Model):
 
     config_file: str | None = None
     applied: tuple[AppliedKey, ...]
-    needs_restart: tuple[KeyInWaiting, ...]
+    needs_restart: tuple[RestartRequiredKey, ...]
 
 
 class Observed(Model):
@@ -288,17 +283,8 @@ class Chunk(Model):
 class Gap(Model):
     """Output that is no longer kept: from the first byte missing to the first there again."""
 
-    # `from` is a word of Python's, so both ends get their own names here and `from_wire` is written by hand.
-    start: int
-    end: int
-
-    @classmethod
-    def from_wire(cls, wire: Any) -> Gap:
-        """Reads a decoded JSON object."""
-        try:
-            return cls(start=wire["from"], end=wire["to"])
-        except (KeyError, TypeError) as error:
-            raise ProtocolViolation("Gap: from or to is missing") from error
+    offset: int
+    next_offset: int
 
 
 class Run(Model):
@@ -361,9 +347,10 @@ class Caller(Model):
 
 
 class WaitingFor(Model):
-    """Why a job waits: for a ``job``, a ``limit``, because it is ``paused``, or because ``orbctl`` is ``sick``."""
+    """Why a job waits: for a ``job``, a ``limit``, because it is ``paused``, or because ``orbctl`` is ``unhealthy``."""
 
     kind: str
+    description: str = ""
     job_id: int | None = None
     operation: str | None = None
     machine: str | None = None
@@ -383,13 +370,6 @@ class Outcome(Model):
     error: Mapping[str, Any] | None = None
 
 
-def _without_class(wire: Any) -> Any:
-    """``class`` is a word of Python's: it becomes ``job_class``."""
-    if isinstance(wire, dict) and "class" in wire:
-        return {**wire, "job_class": wire["class"]}
-    return wire
-
-
 class JobLane(Model):
     """A lane that a job holds or waits for: ``kind`` is ``machine``, ``configuration`` or ``fleet``."""
 
@@ -401,7 +381,7 @@ class JobLane(Model):
 class Job(Model):
     """One job."""
 
-    id: int
+    job_id: int
     operation: str
     machine: str | None = None
     job_class: str = ""
@@ -417,13 +397,8 @@ class Job(Model):
     waiting_for: WaitingFor | None = None
     outcome: Outcome | None = None
     output_bytes: int = 0
-    joined: int = 0
+    joined_callers: int = 0
     not_durable: bool = False
-
-    @classmethod
-    def from_wire(cls, wire: Any) -> Job:
-        """Reads a decoded JSON object."""
-        return super().from_wire(_without_class(wire))
 
 
 class JobAnswer(Model):
@@ -451,7 +426,7 @@ class JobOutput(Model):
     output: tuple[Chunk, ...]
     next_offset: int
     gap: Gap | None = None
-    end: bool
+    eof: bool
 
 
 class JobInput(Model):
@@ -506,7 +481,7 @@ def event_from_wire(wire: Any) -> JobEvent | None:
 class EventJob(Model):
     """A job, as far as events tell of it."""
 
-    id: int
+    job_id: int
     operation: str
     client: str
     machine: str | None = None
@@ -533,7 +508,7 @@ class State(Event):
     more_jobs: bool
     machine_list: MachineList | None = None
     orbstack: str | None = None
-    sick: Sickness | None = None
+    unhealthy: Outage | None = None
 
 
 class MachinesKnown(Event):
@@ -600,13 +575,13 @@ class CacheInvalidated(Event):
     machines: tuple[str, ...] = ()
 
 
-class OrbctlSick(Event):
+class OrbctlUnhealthy(Event):
     """``orbctl`` itself does not work."""
 
     reason: str
 
 
-class OrbctlWell(Event):
+class OrbctlRecovered(Event):
     """``orbctl`` works again."""
 
 
@@ -622,8 +597,8 @@ _HAPPENINGS: dict[str, type[Event]] = {
     "job_started": JobStarted,
     "job_ended": JobEnded,
     "cache_invalidated": CacheInvalidated,
-    "orbctl_sick": OrbctlSick,
-    "orbctl_well": OrbctlWell,
+    "orbctl_unhealthy": OrbctlUnhealthy,
+    "orbctl_recovered": OrbctlRecovered,
 }
 
 
@@ -645,13 +620,13 @@ class QueueStatus(Model):
     paused_machines: tuple[str, ...] = ()
     draining: bool = False
     draining_machines: tuple[str, ...] = ()
-    sick: Sickness | None = None
+    unhealthy: Outage | None = None
 
 
 class CacheEntry(Model):
     """One kept observation."""
 
-    topic: str
+    key: str
     machine: str | None = None
     generation: int
     age_ms: int
@@ -728,11 +703,6 @@ class MetricsRecord(Model):
     joined: int = 0
     job_class: str = ""
 
-    @classmethod
-    def from_wire(cls, wire: Any) -> MetricsRecord:
-        """Reads a decoded JSON object."""
-        return super().from_wire(_without_class(wire))
-
 
 class MetricsHistory(Model):
     """Answer of ``metrics.history``, newest first."""
@@ -749,16 +719,16 @@ class Counters(Model):
 
 
 class Lease(Model):
-    """Answer of ``session.lease``: the place is the caller's until the named process is gone."""
+    """Answer of ``lease.acquire``: the place is the caller's until the named process is gone."""
 
     job_id: int
     orbctl: str
     marker: str
-    machines: tuple[str, ...] = ()
+    machine_names: tuple[str, ...] = ()
 
 
 class Release(Model):
-    """Answer of ``session.release``.
+    """Answer of ``lease.release``.
 
     The job still runs where a change was cut short: orbd looks what came of it, and ``job.wait`` tells. ``signalled`` is the
     error that says why orbd signalled the process, where it did.
@@ -768,7 +738,7 @@ class Release(Model):
     signalled: Mapping[str, Any] | None = None
 
 
-class Printed(Model):
+class RawStream(Model):
     """What was printed to one stream."""
 
     text: str | None = None
@@ -780,10 +750,10 @@ class Printed(Model):
         return _bytes(self.text, self.base64)
 
 
-class Printout(Observed):
-    """Answer of ``session.read``: what ``orbctl`` printed, and its exit code or the signal that ended it."""
+class RawOutput(Observed):
+    """Answer of ``lease.read``: what ``orbctl`` printed, and its exit code or the signal that ended it."""
 
-    stdout: Printed
-    stderr: Printed
+    stdout: RawStream
+    stderr: RawStream
     exit_code: int | None = None
     signal: int | None = None

@@ -123,7 +123,7 @@ class Step(FunctionCommand):
             host.log_styled(f"{self.said}: {told(error)}", fg="red", log_func=logger.error)
             return False
         if change is not None:
-            job_id = change.id if isinstance(change, models.Job) else change.job_id
+            job_id = change.job_id
             outcome = change.outcome if isinstance(change, models.Job) else change
             if outcome is not None and outcome.warning is not None:
                 host.log_styled(f"{self.said}: {outcome.warning}", fg="yellow", log_func=logger.warning)

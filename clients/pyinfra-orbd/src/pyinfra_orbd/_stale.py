@@ -28,7 +28,7 @@ MAKES_JOBS = ("machine.", "config.", "orbstack.")
 """Namespaces whose calls may wait in the queue."""
 
 SICK = 4005
-"""Code of ``orbctl_sick``."""
+"""Code of ``orbctl_unhealthy``."""
 
 
 class TellingClient(Client):
@@ -96,7 +96,7 @@ class TellingClient(Client):
             return seen
         reason = seen.stale_reason or "orbctl cannot be asked"
         if max_age_ms == 0:
-            raise errors.OrbctlSick(f"{reason}; see `orbd-ctl doctor`", code=SICK, kind="orbctl_sick")
+            raise errors.OrbctlUnhealthy(f"{reason}; see `orbd-ctl doctor`", code=SICK, kind="orbctl_unhealthy")
         if reason not in self._told:
             # Many hosts ask the same, and PyInfra makes its inventory twice.
             self._told.add(reason)

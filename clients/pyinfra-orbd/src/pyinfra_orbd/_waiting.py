@@ -67,7 +67,7 @@ class WaitNotice:
         for job in jobs:
             if job.operation not in SILENT:
                 what = " ".join(word for word in (job.operation, job.machine) if word)
-                self._once((job.id,), f"{what} is not done yet ({seconds((job.run_us or 0) // 1000)})")
+                self._once((job.job_id,), f"{what} is not done yet ({seconds((job.run_us or 0) // 1000)})")
                 return
 
     def _once(self, key: object, text: str) -> None:

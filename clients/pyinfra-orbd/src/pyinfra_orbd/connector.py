@@ -485,7 +485,7 @@ class OrbStackConnector(BaseConnector):
                 if isinstance(event, models.Chunk):
                     take(event)
                 elif isinstance(event, models.Gap):
-                    lost(event.end - event.start)
+                    lost(event.next_offset - event.offset)
                 elif isinstance(event, models.Waiting):
                     notice.waiting(event.waiting_for)
                 elif isinstance(event, models.Ended):
