@@ -77,7 +77,7 @@ fn now_ms() -> u64 {
 fn ids(lines: &str) -> Vec<u64> {
     let id = |line: &str| {
         let record: Value = serde_json::from_str(line).expect("an object a line");
-        record["id"].as_u64().expect("an id")
+        record["job_id"].as_u64().expect("an id")
     };
     lines.lines().map(id).collect()
 }
@@ -96,7 +96,7 @@ fn export_writes_every_record_once_in_each_format() {
     let lines = ok(&world, &["metrics", "export"]);
     assert_eq!(ids(&lines), (0..RECORDS).collect::<Vec<_>>());
     let csv = ok(&world, &["metrics", "export", "--format", "csv"]);
-    assert!(csv.starts_with("id,operation,machine,class,client,"), "{csv}");
+    assert!(csv.starts_with("job_id,operation,machine,job_class,client,"), "{csv}");
     assert_eq!(csv.lines().count() as u64, RECORDS + 1);
     let page = ok(&world, &["metrics", "export", "--format", "prometheus"]);
     let counted = format!("orbd_operations_total{{operation=\"run\",machine=\"web\"}} {RECORDS}\n");

@@ -48,8 +48,8 @@ fn what_can_change_does_and_what_cannot_is_told() {
     let expected = json!({
         "config_file": file,
         "applied": [
-            {"key": "grace", "from": "1s", "to": "2s"},
-            {"key": "connections_max", "from": "512", "to": "7"},
+            {"key": "grace", "old_value": "1s", "new_value": "2s"},
+            {"key": "connections_max", "old_value": "512", "new_value": "7"},
         ],
         "needs_restart": [{"key": "frame_max", "running": "4MiB", "configured": "8MiB"}],
     });

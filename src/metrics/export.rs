@@ -110,7 +110,7 @@ fn signal(ending: Option<Ending>) -> Option<i32> {
 
 fn json_line(out: &mut String, record: &OperationRecord) {
     let line = json!({
-        "id": record.id,
+        "job_id": record.id,
         "operation": record.operation,
         "machine": record.machine.as_ref().map(crate::machine::MachineName::as_str),
         "job_class": record.class.as_str(),
@@ -135,7 +135,7 @@ fn json_line(out: &mut String, record: &OperationRecord) {
 }
 
 const COLUMNS: [&str; 20] = [
-    "id",
+    "job_id",
     "operation",
     "machine",
     "job_class",
