@@ -1,16 +1,4 @@
-# The verbs of this project. CI calls only these.
-#
-#   make demo     a real PyInfra deploy through orbd, from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
-#   make test     every test of every language
-#   make test-unit  the part of it that needs no daemon
-#   make check    formatting, lints, documentation
-#   make deny     licences, sources and known faults of what orbd is built of (needs cargo-deny and the network)
-#   make soak     a thousand deaths of the daemon under load (CYCLES=n for another number); prints its figures
-#   make bench    benches, each figure as a ratio beside its bar
-#   make bless    rewrites proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
-#   make dist     the archive of a release for this system, or for TARGET=...
-#   make formula  the Homebrew formula of a release (VERSION=... SHA256=...)
-#   make clean    removes what the above made
+# `make` prints the targets. CI runs `make ci`.
 
 CARGO  ?= cargo
 PYTHON ?= python3
@@ -19,53 +7,72 @@ PACKAGE := clients/pyinfra-orbd
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: demo test test-unit test-rust test-python test-python-oldest check deny soak bench bless dist formula clean
+.PHONY: help demo test test-unit test-rust test-python test-python-oldest fmt fix check check-rust check-python ci deny soak bench \
+	bless dist formula clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/ready
+help: ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/ready ## run a PyInfra deploy through orbd from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
 	$(CARGO) build --release --bins --features sim
 	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
 
-test: test-rust test-python test-python-oldest
+test: test-rust test-python test-python-oldest ## run every test of every language
 
-test-unit: $(VENV)/ready
+test-unit: $(VENV)/ready ## run the tests that need no daemon
 	$(CARGO) test --features sim --lib --bins
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon"
 
-test-rust:
+test-rust: ## run all Rust tests
 	$(CARGO) test --features sim
 
-test-python: $(VENV)/ready $(VENV)-predecessor/ready
+test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
 	$(CARGO) build --bins --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
 
-# The connector with the oldest PyInfra that it promises to run with.
-test-python-oldest: $(VENV)-oldest/ready
+test-python-oldest: $(VENV)-oldest/ready ## run the connector's tests with the oldest supported PyInfra
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)-oldest/bin/python -m pytest -m "not needs_daemon" tests/test_connector.py tests/test_cli.py
 
-check: $(VENV)/ready
+fmt: ## format Rust, and Python if its environment exists
+	$(CARGO) fmt
+	! [ -x $(VENV)/bin/ruff ] || (cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format .)
+
+fix: $(VENV)/ready ## apply the fixes that clippy and ruff suggest, then format
+	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets --features sim
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix .
+	$(MAKE) fmt
+
+check: check-rust check-python ## check format, lints, types and documentation
+
+check-rust: ## the Rust part of check; needs no network once the crates are there
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --features sim -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features sim
+
+check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
 
-deny:
+ci: ## everything that CI runs on Linux; installs Debian packages if run as root
+	.ci/run
+
+deny: ## check licences, sources and advisories of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny check
 
-soak:
+soak: ## kill the daemon under load 1000 times (CYCLES=n) and print the figures
 	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test --features sim --test suite -- --nocapture under_load_and_many_deaths
 
-bench:
+bench: ## run the benchmarks, each figure as a ratio beside its limit
 	$(CARGO) bench --features sim
 
-bless:
+bless: ## rewrite proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
 	ORBD_BLESS=1 $(CARGO) test --features sim --test suite -- golden published
 	ORBD_BLESS=1 $(CARGO) test --features sim --bin orbd-ctl -- reference
 
-dist:
+dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist
 
-formula:
+formula: ## print the Homebrew formula of a release (VERSION=... SHA256=...)
 	VERSION=$(VERSION) SHA256=$(SHA256) .ci/formula
 
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
@@ -80,12 +87,12 @@ $(VENV)-oldest/ready: $(PACKAGE)/requirements-oldest.txt $(PACKAGE)/pyproject.to
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
 	touch $@
 
-# What the drop-in is proved with; its package and ours cannot be in one environment.
+# The predecessor's connector, which tests run through the drop-in. Its package and this one cannot be in one environment.
 $(VENV)-predecessor/ready: $(PACKAGE)/requirements-predecessor.txt
 	$(PYTHON) -m venv $(VENV)-predecessor
 	$(VENV)-predecessor/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-predecessor.txt
 	touch $@
 
-clean:
+clean: ## remove build output and virtual environments
 	$(CARGO) clean
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-predecessor
