@@ -16,13 +16,13 @@ fn main() {
 
 const WAITING: [u64; 4] = [10, 1_000, 100_000, 1_000_000];
 
-/// How the waiting jobs are spread.
+/// How the waiting jobs are distributed.
 struct Crowd {
     machines: u64,
     clients: u64,
 }
 
-/// A scheduler in which so many commands wait, all in the fleet lane too, and a machine `idle` is free.
+/// A scheduler in which many commands wait, all of them for the fleet lane as well, and a machine `idle` is free.
 struct Busy {
     scheduler: Scheduler,
     now: Instant,
@@ -45,7 +45,7 @@ impl Busy {
             let machine = format!("m{}", n % crowd.machines);
             busy.submit(&machine, Class::Exec, Access::Shared, n % crowd.clients);
         }
-        // As many run as may; the bench ends and starts one at a time.
+        // Start as many as the limits allow; the bench ends and starts one at a time.
         while busy.scheduler.start_next(busy.now).is_some() {}
         busy
     }
@@ -73,14 +73,14 @@ impl Busy {
         id
     }
 
-    /// A change of a machine that nobody else wants comes and goes.
+    /// Submits, starts and ends a change of a machine that no other job needs.
     fn pass_through(&mut self) {
         let id = self.submit("idle", Class::Change, Access::Exclusive, u64::MAX);
         assert_eq!(self.scheduler.start_next(self.now), Some(id));
         self.scheduler.end(id);
     }
 
-    /// One command ends, the next of the crowd starts, and another comes to the end of the line.
+    /// Ends one command, starts the next one, and submits another at the end of the queue.
     fn take_turns(&mut self) {
         self.end_one();
         let client = self.jobs % 3;
@@ -93,7 +93,7 @@ impl Busy {
         self.scheduler.end(running);
     }
 
-    /// A command joins the longest line and is cancelled.
+    /// Submits a command to the longest queue and cancels it.
     fn change_of_mind(&mut self) {
         let id = self.submit("m0", Class::Exec, Access::Shared, 0);
         assert_eq!(self.scheduler.cancel(id), CancelResult::NeverStarted);
@@ -143,7 +143,7 @@ fn submit_and_cancel(bencher: Bencher, waiting: u64) {
     bencher.bench_local(|| busy.change_of_mind());
 }
 
-/// The whole life of so many jobs; divide by their number.
+/// Runs this many jobs from submission to end; divide the time by their number.
 #[divan::bench(args = [10, 1_000, 100_000], sample_count = 3)]
 fn whole_queue(bencher: Bencher, jobs: u64) {
     bencher.bench_local(|| {

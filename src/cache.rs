@@ -1,21 +1,21 @@
-//! What is known of machines and of OrbStack, and whether it may still be told.
+//! A cache of observations of machines and of OrbStack, and the rules for when it may answer a read.
 //!
-//! A fact is an [`Observation`] of a [`CacheKey`]. It is told until a change makes its topic stale or until it is too old for the
-//! one who asks. Nothing here reads a clock or runs anything; what the values are is not known either.
+//! Each value is an [`Observation`] stored under a [`CacheKey`]. It is served until a change makes its key stale or until it is
+//! older than the caller accepts. This module reads no clock, runs nothing, and does not interpret the values.
 //!
-//! Time is counted twice. The *generation* rises with each invalidation; a topic remembers at which it was last made stale.
-//! A *ticket* is taken when a read begins and remembers the generation of that moment:
+//! Two counters decide what is current. The *generation* increases with each invalidation, and each key records the generation that
+//! last made it stale. A *ticket* is taken when a read begins and records the generation of that moment:
 //!
 //! ```text
 //! generation    7        7          8              8            8
-//!            begin A  begin B   invalidate      begin C      record A, B: superseded, they may have looked before the
-//!                                                            change; record C: stored
+//!            begin A  begin B   invalidate      begin C      record A, B: superseded, they may have read the state before
+//!                                                            the change; record C: stored
 //! ```
 //!
-//! So a read that began before a change never overwrites what came after it, however late it ends. Of two reads in one
-//! generation the one that began later wins, in whichever order they end.
+//! So a read that began before a change never overwrites a later observation, however late it ends. Of two reads in one generation,
+//! the one that began later wins, in whichever order they end.
 //!
-//! What was made stale is kept as [`Cache::last_known`], to be told with a warning while `orbctl` is sick.
+//! A stale value stays available as [`Cache::last_known`], to be served with a warning while `orbctl` is unhealthy.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -24,36 +24,36 @@ use crate::clock::Moment;
 use crate::machine::MachineName;
 use crate::operation::{RawQuery, Scope};
 
-/// Machines of which something is remembered; the list says which exist, so more than this means that nobody told us.
+/// Limit on the number of keys. Real machines need far fewer, but callers can make up names.
 const MACHINES_MAX: usize = 1024;
 
-/// What there is to know.
+/// Identifies one cached value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CacheKey {
     /// The list of machines.
     Machines,
     /// One machine with its addresses and size.
     Info(MachineName),
-    /// How OrbStack is.
+    /// Status of OrbStack.
     Status,
-    /// Which `orbctl` this is.
+    /// Version of `orbctl`.
     Version,
-    /// The configuration.
+    /// OrbStack's configuration.
     Config,
     /// The default machine.
     Default,
-    /// How to reach machines over SSH.
+    /// SSH connection settings for machines.
     Ssh,
-    /// What `orbctl` prints for a read.
+    /// The raw output of `orbctl` for a read.
     RawQuery(RawQuery),
 }
 
 impl CacheKey {
-    /// Returns the topic with which this one becomes stale, where that is another.
+    /// Returns the key whose invalidation also makes this one stale, if there is such a key.
     fn follows(&self) -> Option<Self> {
         match self {
             Self::RawQuery(read) => Some(match read {
-                // A machine may be named by its id there, so a change of any makes it stale.
+                // The read may name a machine by its id, so a change of any machine makes it stale.
                 RawQuery::List { .. } | RawQuery::Info { .. } | RawQuery::Logs(..) => Self::Machines,
                 RawQuery::Status => Self::Status,
                 RawQuery::Version => Self::Version,
@@ -65,7 +65,7 @@ impl CacheKey {
         }
     }
 
-    /// Returns the kind of read that tells it.
+    /// Returns the kind of read that produces the value.
     pub const fn source(&self) -> Source {
         match self {
             Self::Machines => Source::List,
@@ -80,7 +80,7 @@ impl CacheKey {
     }
 }
 
-/// Where a fact comes from.
+/// The kind of read that produced an observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// `list`, for a caller.
@@ -99,14 +99,14 @@ pub enum Source {
     Ssh,
     /// `logs`, for a caller.
     Logs,
-    /// Any read in `orbctl`'s own words, for a caller.
+    /// A raw read, for a caller.
     RawQuery,
-    /// A look that no caller asked for.
+    /// A poll: a read that orbd makes on its own.
     Poll,
 }
 
 impl Source {
-    /// Returns the name used on the wire: that of the query, or `poll`.
+    /// Returns the name used on the wire: the verb of the query, `raw` or `poll`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::List => "list",
@@ -123,33 +123,33 @@ impl Source {
     }
 }
 
-/// How many times something was made stale; the higher, the later.
+/// The number of invalidations so far. A higher generation is a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation(u64);
 
 impl Generation {
-    /// Returns the number for the wire.
+    /// Returns the number used on the wire.
     pub const fn get(self) -> u64 {
         self.0
     }
 }
 
-/// A fact, and what one must know to judge it.
+/// A value, with the metadata needed to judge how current it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation<V> {
-    /// What was seen.
+    /// The observed value.
     pub value: V,
-    /// The generation in which the read that saw it began.
+    /// The generation in which the read began.
     pub generation: Generation,
-    /// When that read began: what it saw is at least as new.
+    /// When the read began. The value is at least as recent as this.
     pub observed_at: Moment,
-    /// What kind of read it was.
+    /// The kind of read.
     pub source: Source,
 }
 
-/// A read that is under way. Taken before it begins, given back with what it saw.
+/// A read in progress. [`Cache::begin`] creates it before the read, and [`Cache::record`] consumes it with the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a read whose ticket is not recorded leaves nothing behind"]
+#[must_use = "the result of a read is lost unless its ticket is recorded"]
 pub struct Ticket {
     cache_key: CacheKey,
     generation: Generation,
@@ -159,7 +159,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Marks the read as one that no caller asked for.
+    /// Marks the read as a poll, which no caller requested.
     pub fn as_poll(self) -> Self {
         Self {
             source: Source::Poll,
@@ -172,37 +172,37 @@ impl Ticket {
         self.generation
     }
 
-    /// Returns what is read.
+    /// Returns the key that is being read.
     pub fn cache_key(&self) -> &CacheKey {
         &self.cache_key
     }
 }
 
-/// What became of what a read saw.
+/// What [`Cache::record`] did with the result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
-    /// It is the latest known.
+    /// The result is now the latest observation.
     Stored,
-    /// Its topic was made stale after it began, or a later read was recorded before it; it changed nothing.
+    /// The key became stale after the read began, or the result of a later read is already recorded. The cache is unchanged.
     Superseded,
 }
 
-/// The latest observation of each topic.
+/// The latest observation for each key.
 #[derive(Debug)]
 pub struct Cache<V> {
     slots: HashMap<CacheKey, Slot<V>>,
     generation: Generation,
-    /// When all of [`CacheKey::Info`] were last made stale at once.
+    /// The generation in which all [`CacheKey::Info`] keys last became stale at once.
     infos_stale_at: Generation,
     turns: u64,
-    /// The turn at which machines were last forgotten, and with them what superseded reads of them.
+    /// The turn at which keys were last dropped. Older reads of dropped keys are superseded, because their history is lost.
     forgotten_at: u64,
 }
 
 #[derive(Debug)]
 struct Slot<V> {
     stale_at: Generation,
-    /// The turn from which on it is known what superseded a read of this topic.
+    /// The first turn for which the history of this key is complete. Reads from before it are superseded.
     remembered_from: u64,
     latest: Option<Latest<V>>,
 }
@@ -220,7 +220,7 @@ impl<V> Default for Cache<V> {
 }
 
 impl<V> Cache<V> {
-    /// Makes a cache that knows nothing.
+    /// Creates an empty cache.
     pub fn new() -> Self {
         Self {
             slots: HashMap::new(),
@@ -231,30 +231,30 @@ impl<V> Cache<V> {
         }
     }
 
-    /// Returns the generation of this moment.
+    /// Returns the current generation.
     pub fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// Returns the latest observation unless it was made stale, however old it is.
+    /// Returns the latest observation unless it is stale, whatever its age.
     pub fn get(&self, cache_key: &CacheKey) -> Option<&Observation<V>> {
         self.last_known(cache_key)
             .filter(|seen| seen.generation >= self.stale_at(cache_key))
     }
 
-    /// Returns the latest observation if it was not made stale and is younger than `max_age`. With zero there is none.
+    /// Returns the latest observation if it is not stale and younger than `max_age`. A `max_age` of zero always returns `None`.
     pub fn fresh(&self, cache_key: &CacheKey, now: &Moment, max_age: Duration) -> Option<&Observation<V>> {
         self.get(cache_key)
             .filter(|seen| now.age_of(&seen.observed_at) < max_age)
     }
 
-    /// Returns the latest observation even if it was made stale.
+    /// Returns the latest observation, even if it is stale.
     pub fn last_known(&self, cache_key: &CacheKey) -> Option<&Observation<V>> {
         let latest = self.slots.get(cache_key)?.latest.as_ref()?;
         Some(&latest.observation)
     }
 
-    /// Returns everything that is kept, and whether it may still be answered.
+    /// Returns all observations; the flag is true if the observation is not stale.
     pub fn entries(&self) -> impl Iterator<Item = (&CacheKey, &Observation<V>, bool)> {
         self.slots.iter().filter_map(|(cache_key, slot)| {
             let seen = &slot.latest.as_ref()?.observation;
@@ -262,7 +262,7 @@ impl<V> Cache<V> {
         })
     }
 
-    /// Takes a ticket for a read that begins now.
+    /// Returns a ticket for a read that begins now.
     pub fn begin(&mut self, cache_key: &CacheKey, now: &Moment) -> Ticket {
         let turn = self.turns;
         self.turns += 1;
@@ -275,13 +275,13 @@ impl<V> Cache<V> {
         }
     }
 
-    /// Says whether nothing made the topic of a read under way stale since it began. Only then may an equal read join it.
+    /// Returns whether the result of a read in progress would still be current. Only then may an equal read join it.
     pub fn is_current(&self, ticket: &Ticket) -> bool {
         ticket.generation >= self.stale_at(&ticket.cache_key)
             && ticket.turn >= self.remembered_from(&ticket.cache_key)
     }
 
-    /// Keeps what a read saw, unless it may be older than what is known.
+    /// Stores the result of a read, unless a newer result may exist.
     pub fn record(&mut self, ticket: Ticket, value: V) -> Recorded {
         if !self.is_current(&ticket) {
             return Recorded::Superseded;
@@ -307,9 +307,9 @@ impl<V> Cache<V> {
         Recorded::Stored
     }
 
-    /// Makes everything stale that a change of this scope may change. Returns the generation that begins with it.
+    /// Makes stale everything that a change of this scope may affect. Returns the new generation.
     ///
-    /// Any change may have woken OrbStack, so its status is always among it.
+    /// Any change may have started OrbStack, so its status is always included.
     pub fn invalidate(&mut self, scope: &Scope) -> Generation {
         self.generation.0 += 1;
         match scope {
@@ -318,7 +318,7 @@ impl<V> Cache<V> {
                 self.make_stale(names.iter().cloned().map(CacheKey::Info));
             }
             Scope::Configuration => {
-                // The list and each machine show settings too.
+                // The list and the details of each machine include settings.
                 self.make_stale([
                     CacheKey::Config,
                     CacheKey::Default,
@@ -332,7 +332,7 @@ impl<V> Cache<V> {
         self.generation
     }
 
-    /// Makes everything stale, also the version, which no change of machines touches.
+    /// Makes everything stale, including the version, which no change of machines affects.
     pub fn invalidate_all(&mut self) -> Generation {
         self.generation.0 += 1;
         self.make_all_but_version_stale();
@@ -340,7 +340,7 @@ impl<V> Cache<V> {
         self.generation
     }
 
-    /// Forgets machines that are no longer there.
+    /// Drops the details of machines that no longer exist.
     pub fn retain_machines<'a>(&mut self, names: impl IntoIterator<Item = &'a MachineName>) {
         let names: BTreeSet<&MachineName> = names.into_iter().collect();
         self.forget(|cache_key| matches!(cache_key, CacheKey::Info(name) if !names.contains(name)));
@@ -360,7 +360,7 @@ impl<V> Cache<V> {
     fn make_stale(&mut self, topics: impl IntoIterator<Item = CacheKey>) {
         let generation = self.generation;
         for cache_key in topics {
-            // A topic of which nothing is known is remembered as well: a read of it may be under way.
+            // Record this even for a key without a value: a read of it may be in progress.
             self.slot(cache_key).stale_at = generation;
         }
     }
@@ -381,13 +381,13 @@ impl<V> Cache<V> {
         match (self.slots.get(cache_key), cache_key) {
             (Some(slot), _) => slot.remembered_from,
             (None, CacheKey::Info(_) | CacheKey::RawQuery(_)) => self.forgotten_at,
-            // Other topics are never forgotten.
+            // Other keys are never dropped.
             (None, _) => 0,
         }
     }
 
     fn slot(&mut self, cache_key: CacheKey) -> &mut Slot<V> {
-        // What callers make up must not fill the memory. Forgetting costs a read, never a wrong answer.
+        // Callers can make up names, so the number of keys is limited. Dropping a key costs a read, never a wrong answer.
         if self.slots.len() >= MACHINES_MAX && !self.slots.contains_key(&cache_key) {
             self.forget(|cache_key| matches!(cache_key, CacheKey::Info(_) | CacheKey::RawQuery(_)));
         }
@@ -433,7 +433,7 @@ mod tests {
         }
     }
 
-    /// A cache in which each topic is known.
+    /// Returns a cache with a value for each key.
     fn full(now: &Moment) -> Cache<u64> {
         let mut cache = Cache::new();
         for cache_key in topics() {
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_makes_stale_what_it_may_change_and_nothing_else() {
+    fn change_makes_stale_only_what_it_may_affect() {
         check_scope(
             &machines(&["web"]),
             &[
@@ -493,7 +493,7 @@ mod tests {
                 topics()[9].clone(),
             ],
         );
-        // It may be the id of any.
+        // The raw read of `web` becomes stale too: its operand may be the id of any machine.
         check_scope(
             &machines(&["db"]),
             &[
@@ -509,14 +509,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_forget_makes_the_version_stale_too() {
+    fn invalidate_all_makes_the_version_stale_too() {
         let mut cache = full(&Moment::now());
         cache.invalidate_all();
         assert!(topics().iter().all(|cache_key| cache.get(cache_key).is_none()));
     }
 
     #[test]
-    fn a_caller_gets_nothing_older_than_it_accepts() {
+    fn observation_older_than_max_age_is_not_served() {
         let seen = Moment::now();
         let cache = full(&seen);
         let now = later(&seen, MINUTE);
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn after_sleep_all_is_old() {
+    fn observation_ages_while_the_mac_sleeps() {
         let seen = Moment::now();
         let cache = full(&seen);
         let woken = Moment {
@@ -537,11 +537,11 @@ mod tests {
     }
 
     #[test]
-    fn an_observation_is_as_old_as_the_beginning_of_its_read() {
+    fn age_of_an_observation_counts_from_the_beginning_of_its_read() {
         let began = Moment::now();
         let mut cache = Cache::new();
         let ticket = cache.begin(&CacheKey::Machines, &began).as_poll();
-        // It ends a minute later; nobody is told of that.
+        // It ends a minute later, which the cache does not see.
         assert_eq!(cache.record(ticket, "seen"), Recorded::Stored);
         let expected = Observation {
             value: "seen",
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_began_before_a_change_never_counts_after_it() {
+    fn read_that_began_before_a_change_is_superseded() {
         let now = Moment::now();
         let mut cache = Cache::new();
         let before = cache.begin(&info("web"), &now);
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_reads_the_one_that_began_later_wins() {
+    fn later_read_wins_whichever_ends_first() {
         let now = Moment::now();
         let mut cache = Cache::new();
         let first = cache.begin(&CacheKey::Config, &now);
@@ -592,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_gone_is_forgotten_and_no_old_read_brings_it_back() {
+    fn dropped_machine_is_not_restored_by_an_old_read() {
         let now = Moment::now();
         let mut cache = full(&now);
         let old = cache.begin(&info("web"), &now);
@@ -608,7 +608,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_callers_make_up_do_not_fill_the_memory() {
+    fn made_up_names_do_not_exceed_the_key_limit() {
         let mut cache = full(&Moment::now());
         for n in 0..3 * MACHINES_MAX {
             cache.invalidate(&machines(&[&format!("m{n}")]));
@@ -621,12 +621,12 @@ mod tests {
 
     const STEPS: u64 = 1_000_000;
 
-    /// A plain model of one topic: each read and each change with its place in history.
+    /// A plain model of one key. Times are step numbers.
     #[derive(Default)]
     struct Model {
         stale_at: u64,
         forgotten_at: u64,
-        /// When the read that is stored began.
+        /// When the read whose result is stored began.
         stored: Option<u64>,
     }
 
@@ -644,13 +644,13 @@ mod tests {
         usize::try_from(*dice >> 33).expect("31 bits") % below
     }
 
-    /// A million random reads, changes and questions against the model. The history is the step number; a read that began at a
-    /// step may count as long as nothing made its topic stale at a later one.
+    /// A million random reads, changes and lookups, compared with the model. A read that began at some step may be stored as long
+    /// as nothing made its key stale at a later step.
     #[test]
-    fn whatever_happens_nothing_stale_is_told() {
+    fn random_operations_never_serve_a_stale_value() {
         #[expect(
             clippy::disallowed_methods,
-            reason = "a seed to repeat a run comes from outside"
+            reason = "the seed to repeat a run is read from the environment"
         )]
         let seed = std::env::var("ORBD_TEST_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
         println!("ORBD_TEST_SEED={seed} repeats this run");
@@ -683,7 +683,7 @@ mod tests {
                     let model = &mut models[cache_key];
                     let current = model.stale_at < began;
                     let latest = model.stored.is_none_or(|other| other < began);
-                    // After its machine was forgotten a read may be turned away, to be safe.
+                    // After its key was dropped, a read may be superseded, to be safe.
                     let must = current && latest && model.forgotten_at < began;
                     assert!(cache.is_current(&ticket) <= current, "step {step}");
                     let recorded = cache.record(ticket, began);
@@ -719,7 +719,7 @@ mod tests {
                 }
                 17 if random(&mut dice, 4) == 0 => {
                     cache.retain_machines([&machine("db")]);
-                    // Whatever is forgotten, only machines that are gone may feel it.
+                    // Only the keys of machines that no longer exist may be dropped.
                     models[1].stored = None;
                     models[1].forgotten_at = step;
                 }

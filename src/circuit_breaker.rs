@@ -1,52 +1,53 @@
-//! Whether `orbctl` is well enough to be asked, and when to look again.
+//! A circuit breaker for `orbctl`: whether operations may run, and when to probe again.
 //!
-//! When OrbStack's service is sick, every call fails or hangs, and each makes somebody wait for its whole limit. So while it is,
-//! nothing is let through but *force*, which mends, and one *probe* at a time, with growing pauses. Nothing here reads a clock or
-//! runs anything: it is told how invocations ended ([`HealthSignal`]) and says what follows.
+//! While OrbStack's service is unhealthy, every call fails or blocks, and each caller waits for its whole run limit. So while the
+//! circuit is open, only *forced* operations pass, which may repair the service, and one *probe* at a time, at growing intervals.
+//! This module reads no clock and runs nothing: the dispatcher reports how invocations ended ([`HealthSignal`]) and acts on the
+//! result.
 //!
 //! ```text
-//!             a doubtful sign                      a sick sign
-//!        ┌──────────────────► Doubted ────────────────────┐
-//!        │   a well sign, or  │  │ probe, at once if the  │
-//!        │ ◄── a probe's end ─┘  │ last was 30 s ago      ▼
-//!       Well ────────────── a sick sign ───────────────► Sick ─┐ probe after 1 s, 2 s, 4 s ... 30 s
-//!        ▲                                                │  ▲ │ without a well sign
-//!        └────────────────── a well sign ─────────────────┘  └─┘
+//!              Suspect                             Unhealthy
+//!        ┌──────────────────► doubted ────────────────────┐
+//!        │   Healthy signal   │  │ probe: at once if the  │
+//!        │ ◄─ or probe ended ─┘  │ last ended 30 s ago    ▼
+//!      closed ────────────── Unhealthy ────────────────► open ─┐ probe after 1 s, 2 s, 4 s ... 30 s
+//!        ▲                                                │  ▲ │ without a Healthy signal
+//!        └─────────────────── Healthy ────────────────────┘  └─┘
 //! ```
 //!
-//! - One sick sign is enough. A service that says that it does not work means it, and a read that takes a fraction of a second when
-//!   all is well was given more than a hundred times that. A mistake costs a second, until the probe; a second opinion would cost
-//!   every caller another limit.
-//! - An ending is a sign of how things were when its invocation *began*. Of two signs the one that began later counts, in
-//!   whichever order they end: a read that was caught by the illness and is given up long after the recovery brings nothing back,
-//!   and one list that blocks means nothing while commands that began after it come and go.
-//! - Probes go on only while somebody is waiting to hear: after [`ATTENTION`] without a question there are none until the next.
-//!   A sick service is not asked all night on behalf of nobody, and an idle daemon sleeps.
+//! - One unhealthy signal opens the circuit. It is reliable: either the service itself reported that it does not work, or a read
+//!   that normally takes a fraction of a second did not finish within more than a hundred times that. A wrong decision costs one
+//!   second, until the first probe; waiting for a second signal would cost every caller another run limit.
+//! - A signal describes the state at the time its invocation *began*. Of two signals, the one whose invocation began later counts,
+//!   in whichever order they end. So a read that blocked during an outage and times out after the recovery does not open the
+//!   circuit again, and a single blocked list does not open it while commands that began later succeed.
+//! - Probes run only while there is demand: after [`ATTENTION`] without a request they stop until the next request. An idle daemon
+//!   does not probe a broken service all night.
 
 use std::time::{Duration, Instant};
 
 use crate::clock::Moment;
 use crate::job::{HealthProblem, HealthSignal};
 
-/// Pause before the first probe; it doubles.
+/// Interval before the first probe; it doubles with each probe.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// Longest pause between probes.
+/// Longest interval between probes.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How long probes go on after somebody last asked for something.
+/// How long probes continue after the last request.
 const ATTENTION: Duration = Duration::from_secs(10 * 60);
 
-/// Decides what is let through. See the [module](self) for the rules.
+/// Decides which operations may run. See the [module](self) for the rules.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     state: State,
-    /// The beginning of the latest invocation that said something for sure.
+    /// When the latest invocation that gave a definite signal (healthy or unhealthy) began.
     newest: Option<Instant>,
-    /// The beginning of the probe under way. Apart from the state: a recovery does not wait for it.
+    /// When the probe in progress began. Separate from `state`, because a recovery does not wait for the probe to end.
     probe: Option<Instant>,
     /// When the last probe ended.
     probed: Option<Instant>,
-    /// When somebody last asked for something.
-    asked: Option<Instant>,
+    /// When a client last requested an operation.
+    note_demand: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -58,29 +59,29 @@ enum State {
     Unhealthy {
         outage: Outage,
         probe_at: Instant,
-        /// From the end of a probe to the next.
+        /// From the end of one probe to the next.
         pause: Duration,
     },
 }
 
-/// Since when `orbctl` is sick, and why.
+/// Since when `orbctl` has been unhealthy, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outage {
-    /// When it was noticed.
+    /// When orbd detected it.
     pub since: Moment,
-    /// What was noticed, last.
+    /// The problem detected last.
     pub problem: HealthProblem,
 }
 
-/// What a sign changed for everybody else.
+/// How a signal changed the circuit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "somebody waits for it"]
+#[must_use = "the caller must act on the change"]
 pub enum CircuitChange {
-    /// Nothing.
+    /// The circuit is as it was.
     None,
-    /// From now on nothing ordinary is let through.
+    /// The circuit is now open: only forced operations pass.
     Opened,
-    /// From now on all is let through again.
+    /// The circuit is now closed: all operations pass.
     Recovered,
 }
 
@@ -91,18 +92,18 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// Makes one that takes `orbctl` for well until it hears otherwise.
+    /// Creates a circuit breaker that assumes `orbctl` is healthy.
     pub fn new() -> Self {
         Self {
             state: State::Healthy,
             newest: None,
             probe: None,
             probed: None,
-            asked: None,
+            note_demand: None,
         }
     }
 
-    /// Returns why nothing ordinary is let through; `None` when all is.
+    /// Returns the outage if the circuit is open; `None` if it is closed.
     pub fn outage(&self) -> Option<&Outage> {
         match &self.state {
             State::Unhealthy { outage, .. } => Some(outage),
@@ -110,8 +111,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// Takes in how an invocation ended, be it ordinary, forced, a look or a probe.
-    pub fn heard(&mut self, signal: HealthSignal, began: Instant, now: &Moment) -> CircuitChange {
+    /// Handles the end of any invocation: ordinary, forced, poll or probe. `began` is when the invocation started.
+    pub fn on_health_signal(&mut self, signal: HealthSignal, began: Instant, now: &Moment) -> CircuitChange {
         if signal == HealthSignal::Nothing || self.newest.is_some_and(|newest| began < newest) {
             return CircuitChange::None;
         }
@@ -143,13 +144,13 @@ impl CircuitBreaker {
                     pause,
                 },
             ) => {
-                // As good as a probe: the next one would see the same.
+                // Equivalent to a failed probe, so postpone the next one.
                 outage.problem = problem;
                 *probe_at = (*probe_at).max(now.instant + *pause);
                 CircuitChange::None
             }
             (HealthSignal::Unhealthy(problem), State::Healthy | State::Doubted { .. }) => {
-                self.asked = Some(now.instant);
+                self.note_demand = Some(now.instant);
                 self.state = State::Unhealthy {
                     outage: Outage { since: *now, problem },
                     probe_at: now.instant + PAUSE_FIRST,
@@ -160,30 +161,32 @@ impl CircuitBreaker {
         }
     }
 
-    /// Takes note that somebody wants something, so that probes are worth their while.
-    pub fn asked(&mut self, now: Instant) {
-        self.asked = Some(now);
+    /// Records a request, which keeps probes running.
+    pub fn note_demand(&mut self, now: Instant) {
+        self.note_demand = Some(now);
     }
 
-    /// Returns when a probe is due; `None` where none is, because all is well, one is under way, or nobody asks any more.
+    /// Returns when a probe is due; `None` while the circuit is healthy, while a probe is in progress, or if there has been no
+    /// request for `ATTENTION`.
     pub fn next_probe(&self) -> Option<Instant> {
         if self.probe.is_some() {
             return None;
         }
         match &self.state {
             State::Healthy => None,
-            // Doubts that come again and again must not become a poll.
+            // Repeated suspicions must not turn into continuous polling.
             State::Doubted { since } => {
                 let rested = self.probed.map(|probed| probed + PAUSE_MAX);
                 rested.max(Some(*since))
             }
-            State::Unhealthy { probe_at, .. } => {
-                Some(*probe_at).filter(|at| self.asked.is_some_and(|asked| *at <= asked + ATTENTION))
-            }
+            State::Unhealthy { probe_at, .. } => Some(*probe_at).filter(|at| {
+                self.note_demand
+                    .is_some_and(|note_demand| *at <= note_demand + ATTENTION)
+            }),
         }
     }
 
-    /// Begins a probe, if one is due.
+    /// Begins a probe if one is due, and returns whether it did.
     pub fn begin_probe(&mut self, now: Instant) -> bool {
         let is_due = self.next_probe().is_some_and(|at| at <= now);
         if is_due {
@@ -192,7 +195,7 @@ impl CircuitBreaker {
         is_due
     }
 
-    /// Takes note that the probe is over. What it saw was [`heard`](Self::heard) before.
+    /// Records the end of the probe. Its signal must have been passed to [`on_health_signal`](Self::heard) before.
     pub fn probe_ended(&mut self, now: Instant) {
         let Some(began) = self.probe.take() else {
             debug_assert!(false, "a probe ends that never began");
@@ -200,7 +203,7 @@ impl CircuitBreaker {
         };
         self.probed = Some(now);
         match &mut self.state {
-            // It saw nothing that is wrong with all of `orbctl`.
+            // The probe found no problem that affects all of `orbctl`.
             State::Doubted { since } if *since <= began => self.state = State::Healthy,
             State::Healthy | State::Doubted { .. } => {}
             State::Unhealthy { probe_at, pause, .. } => {
@@ -210,7 +213,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// Returns when a refused caller may come back: after the next probe, or soon, while one is under way.
+    /// Returns how long a refused caller should wait before it retries: until the next probe, or one second while a probe is in
+    /// progress.
     pub fn retry_after(&self, now: Instant) -> Duration {
         match &self.state {
             State::Unhealthy { probe_at, .. } if self.probe.is_none() => {
@@ -236,7 +240,7 @@ mod tests {
         HealthSignal::Suspect(HealthProblem::Blocked { verb: "info" })
     }
 
-    /// A breaker and a clock that only moves when told.
+    /// A circuit breaker with a clock that the test advances.
     struct Bench {
         circuit_breaker: CircuitBreaker,
         now: Moment,
@@ -250,7 +254,7 @@ mod tests {
             }
         }
 
-        fn sick() -> Self {
+        fn outage() -> Self {
             let mut bench = Self::new();
             assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
             bench
@@ -261,9 +265,10 @@ mod tests {
             self.now.wall += time;
         }
 
-        /// Hears of an invocation that took no time.
+        /// Reports an invocation that took no time.
         fn hear(&mut self, signal: HealthSignal) -> CircuitChange {
-            self.circuit_breaker.heard(signal, self.now.instant, &self.now)
+            self.circuit_breaker
+                .on_health_signal(signal, self.now.instant, &self.now)
         }
 
         fn probe(&mut self) -> bool {
@@ -274,7 +279,7 @@ mod tests {
             self.circuit_breaker.probe_ended(self.now.instant);
         }
 
-        /// Returns how long it is until the next probe.
+        /// Returns the time until the next probe.
         fn pause(&self) -> Option<Duration> {
             let at = self.circuit_breaker.next_probe()?;
             Some(at.saturating_duration_since(self.now.instant))
@@ -286,8 +291,8 @@ mod tests {
     }
 
     #[test]
-    fn one_sick_sign_closes_the_door_and_one_well_sign_opens_it() {
-        let mut bench = Bench::sick();
+    fn one_unhealthy_signal_opens_the_circuit_and_one_healthy_signal_closes_it() {
+        let mut bench = Bench::outage();
         assert_eq!(bench.hear(blocked()), CircuitChange::None, "it is known");
         bench.pass(SECOND);
         assert_eq!(bench.hear(HealthSignal::Nothing), CircuitChange::None);
@@ -297,8 +302,8 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_half_a_minute_and_begin_anew_with_the_next_illness() {
-        let mut bench = Bench::sick();
+    fn probe_interval_doubles_up_to_30_s_and_resets_with_the_next_outage() {
+        let mut bench = Bench::outage();
         for _ in 0..2 {
             for pause in [1, 2, 4, 8, 16, 30, 30] {
                 assert_eq!(bench.pause(), Some(SECOND * pause));
@@ -306,7 +311,7 @@ mod tests {
                 bench.pass(SECOND * pause);
                 assert!(bench.probe());
                 assert!(!bench.probe(), "one at a time");
-                // It takes its time, and ends with neither good nor bad news, which is bad news.
+                // It takes 7 s and ends without a signal, which counts as a failure.
                 bench.pass(SECOND * 7);
                 bench.end_probe();
             }
@@ -317,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_signs_the_one_that_began_later_counts() {
+    fn signal_of_the_invocation_that_began_later_counts() {
         let mut bench = Bench::new();
         let caught = bench.now.instant;
         bench.pass(SECOND);
@@ -325,27 +330,29 @@ mod tests {
         bench.pass(SECOND);
         assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
         bench.pass(SECOND * 20);
-        // A read that was caught by the illness is given up only now.
+        // A read that blocked during the outage times out only now.
         assert_eq!(
-            bench.circuit_breaker.heard(blocked(), caught, &bench.now),
+            bench
+                .circuit_breaker
+                .on_health_signal(blocked(), caught, &bench.now),
             CircuitChange::None
         );
         assert!(!bench.is_unhealthy());
-        // And a command that began before the illness proves nothing by ending.
+        // A command that began before the outage proves nothing by succeeding.
         let before = bench.now.instant;
         bench.pass(SECOND);
         assert_eq!(bench.hear(blocked()), CircuitChange::Opened);
         assert_eq!(
             bench
                 .circuit_breaker
-                .heard(HealthSignal::Healthy, before, &bench.now),
+                .on_health_signal(HealthSignal::Healthy, before, &bench.now),
             CircuitChange::None
         );
         assert!(bench.is_unhealthy());
     }
 
     #[test]
-    fn a_doubt_lets_all_through_and_is_looked_into_at_once() {
+    fn suspect_signal_keeps_the_circuit_closed_and_is_probed_at_once() {
         let mut bench = Bench::new();
         assert_eq!(bench.hear(uncertain()), CircuitChange::None);
         assert!(!bench.is_unhealthy());
@@ -363,8 +370,8 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_began_before_the_doubt_does_not_settle_it() {
-        let mut bench = Bench::sick();
+    fn probe_that_began_before_a_suspect_signal_does_not_clear_it() {
+        let mut bench = Bench::outage();
         bench.pass(SECOND);
         assert!(bench.probe());
         assert_eq!(bench.hear(HealthSignal::Healthy), CircuitChange::Recovered);
@@ -377,8 +384,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_probed_for_who_does_not_ask() {
-        let mut bench = Bench::sick();
+    fn probes_stop_without_requests_and_resume_with_the_next() {
+        let mut bench = Bench::outage();
         let mut probes = 0;
         while let Some(pause) = bench.pause() {
             bench.pass(pause);
@@ -389,14 +396,14 @@ mod tests {
         assert!((20..30).contains(&probes), "{probes}");
         bench.pass(SECOND * 3600);
         assert_eq!(bench.pause(), None);
-        bench.circuit_breaker.asked(bench.now.instant);
+        bench.circuit_breaker.note_demand(bench.now.instant);
         assert_eq!(bench.pause(), Some(Duration::ZERO));
         assert!(bench.probe());
     }
 
     #[test]
-    fn who_is_refused_comes_back_after_the_probe() {
-        let mut bench = Bench::sick();
+    fn retry_after_points_to_the_next_probe() {
+        let mut bench = Bench::outage();
         let retry = |bench: &Bench| bench.circuit_breaker.retry_after(bench.now.instant);
         assert_eq!(retry(&bench), SECOND);
         bench.pass(SECOND);
@@ -416,7 +423,7 @@ mod tests {
         (*dice >> 33) % below
     }
 
-    /// Returns a sign, and whether it is a sick one, if it says anything for sure.
+    /// Returns a signal, and whether it is unhealthy; `None` if it is not definite.
     fn random_sign(dice: &mut u64) -> (HealthSignal, Option<bool>) {
         match random(dice, 8) {
             0 | 1 => (blocked(), Some(true)),
@@ -426,20 +433,20 @@ mod tests {
         }
     }
 
-    /// 300,000 random ends, probes, questions and waits against a plain model: of all that was ever said for sure, what the latest
-    /// invocation said is what is so.
+    /// 300,000 random ends, probes, requests and waits, compared with a plain model: of all definite signals, the one whose
+    /// invocation began last determines the state.
     #[test]
-    fn whatever_happens_the_latest_sure_sign_decides_and_probes_come_one_at_a_time() {
+    fn random_signals_agree_with_the_model_and_probes_never_overlap() {
         #[expect(
             clippy::disallowed_methods,
-            reason = "a seed to repeat a run comes from outside"
+            reason = "the seed to repeat a run is read from the environment"
         )]
         let seed = std::env::var("ORBD_TEST_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
         println!("ORBD_TEST_SEED={seed} repeats this run");
         let mut dice = seed | 1;
         let mut bench = Bench::new();
         let mut in_flight: Vec<Instant> = Vec::new();
-        // When it began, when it was heard of, whether it was sick.
+        // When its invocation began, at which step it was reported, and whether it was unhealthy.
         let mut latest: Option<(Instant, u64, bool)> = None;
         let mut probe: Option<Instant> = None;
         let mut pause_before = Duration::ZERO;
@@ -449,7 +456,7 @@ mod tests {
             match random(&mut dice, 16) {
                 0..4 => bench.pass(Duration::from_millis(random(&mut dice, 4000))),
                 4..7 if in_flight.len() < 20 => {
-                    // What is ordinary begins only while all is well; what is forced, always.
+                    // Ordinary operations start only while the circuit is closed; forced ones always do.
                     let is_forced = random(&mut dice, 8) == 0;
                     if is_forced || !was_sick {
                         in_flight.push(bench.now.instant);
@@ -460,11 +467,11 @@ mod tests {
                     let at = random(&mut dice, in_flight.len() as u64);
                     let began = in_flight.swap_remove(usize::try_from(at).expect("an index"));
                     let (signal, sure) = random_sign(&mut dice);
-                    let told = bench.circuit_breaker.heard(signal, began, &bench.now);
-                    if let Some(sick) = sure {
-                        latest = latest.max(Some((began, step, sick)));
+                    let told = bench.circuit_breaker.on_health_signal(signal, began, &bench.now);
+                    if let Some(outage) = sure {
+                        latest = latest.max(Some((began, step, outage)));
                     }
-                    let is_unhealthy = latest.is_some_and(|(_, _, sick)| sick);
+                    let is_unhealthy = latest.is_some_and(|(_, _, outage)| outage);
                     let expected = match (was_sick, is_unhealthy) {
                         (false, true) => CircuitChange::Opened,
                         (true, false) => CircuitChange::Recovered,
@@ -490,9 +497,9 @@ mod tests {
                 14 => {
                     if let Some(began) = probe.take() {
                         let (signal, sure) = random_sign(&mut dice);
-                        let _ = bench.circuit_breaker.heard(signal, began, &bench.now);
-                        if let Some(sick) = sure {
-                            latest = latest.max(Some((began, step, sick)));
+                        let _ = bench.circuit_breaker.on_health_signal(signal, began, &bench.now);
+                        if let Some(outage) = sure {
+                            latest = latest.max(Some((began, step, outage)));
                         }
                         bench.end_probe();
                         if was_sick && bench.is_unhealthy() {
@@ -502,9 +509,9 @@ mod tests {
                         }
                     }
                 }
-                _ => bench.circuit_breaker.asked(bench.now.instant),
+                _ => bench.circuit_breaker.note_demand(bench.now.instant),
             }
-            let is_unhealthy = latest.is_some_and(|(_, _, sick)| sick);
+            let is_unhealthy = latest.is_some_and(|(_, _, outage)| outage);
             assert_eq!(bench.is_unhealthy(), is_unhealthy, "step {step}");
             if !is_unhealthy {
                 pause_before = Duration::ZERO;

@@ -1,10 +1,10 @@
-//! A typed client: JSON lines over the Unix socket, blocking, one call at a time.
+//! A typed, blocking client: JSON lines over the Unix socket, one call at a time.
 //!
-//! The command line needs nothing more, starts in a millisecond this way, and the tests drive the daemon through it. Several
-//! threads use several clients.
+//! `orbd-ctl` and the integration tests use it. It needs no async runtime, so a command starts within a millisecond. Each thread needs its
+//! own client.
 //!
-//! When an upgraded daemon closes the connection (`daemon.closing`), the client reconnects and sends the requests again that the daemon did
-//! not read; one that was read is never sent twice.
+//! When the daemon closes the connection for an upgrade (`daemon.closing`), the client reconnects and resends the requests that the daemon
+//! has not read. It never resends a request that the daemon has read.
 
 pub mod download;
 
@@ -20,30 +20,30 @@ use serde_json::value::RawValue;
 use crate::rpc::api::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
 use crate::rpc::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
 
-/// The longest answer accepted, so that a daemon gone wrong cannot fill our memory.
+/// Maximum length of a line from the daemon, in bytes, so that a faulty daemon cannot exhaust the client's memory.
 const ANSWER_MAX: u64 = 64 << 20;
-/// Longest `daemon.closing` that is recognised.
+/// Maximum length of a `daemon.closing` notification. Longer lines are not parsed as one.
 const CLOSING_MAX: usize = 256;
-/// How long the end of a connection is waited for that the daemon closes.
+/// How long to wait, after `daemon.closing`, for the remaining answers and the end of the stream.
 const CLOSING_WAIT: Duration = Duration::from_secs(10);
-/// How often one call is sent again. Each time takes an upgrade, so more than one is rare.
+/// How often one call is resent. Each resend needs an upgrade of the daemon, so more than one is rare.
 const RESENDS_MAX: u32 = 3;
 
-/// Why a call gave no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The daemon refused or failed; the object says why.
+    /// The daemon answered with this error.
     #[error("{}", .0.message)]
     Refused(ErrorObject),
-    /// The connection broke.
+    /// The connection failed or was closed before the answer.
     #[error("connection to orbd lost")]
     Lost(#[source] io::Error),
-    /// The daemon said something that we do not understand.
+    /// A message could not be encoded or decoded.
     #[error("orbd's answer to {method} could not be read")]
     Unreadable {
-        /// The call.
+        /// Name of the method or notification.
         method: &'static str,
-        /// What is wrong with it.
+        /// The encoding or decoding error.
         #[source]
         source: serde_json::Error,
     },
@@ -54,29 +54,29 @@ pub struct Client {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
     next_id: u64,
-    /// The beginning of a line whose end had not come when a limited wait was over.
+    /// The beginning of a line that was incomplete when a wait timed out.
     partial: Vec<u8>,
     socket: PathBuf,
-    /// The hello that was sent, with its id: a new connection repeats it.
+    /// Id and text of the last `daemon.hello` request, which is repeated on a new connection.
     hello: Option<(u64, Vec<u8>)>,
-    /// Requests that were sent on this connection.
+    /// Number of requests sent on this connection.
     requests: u64,
-    /// Requests whose answers are still wanted: two if they were sent as one.
+    /// Requests that wait for their answers: at most two, after [`Client::send_both`].
     open: Vec<OpenRequest>,
-    /// Answers to these that came while another was waited for.
+    /// Answers to open requests that arrived while the client waited for another answer, by request id.
     early: Vec<(u64, String)>,
     resends: u32,
 }
 
-/// A request whose answer is still wanted.
+/// A request that waits for its answer.
 struct OpenRequest {
     id: u64,
-    /// Its place among the requests of this connection, from 1.
+    /// Sequence number among the requests of this connection, from 1.
     number: u64,
     line: Vec<u8>,
 }
 
-/// A call that was sent; [`Client::fetch`] fetches its answer.
+/// Handle of a call that was sent. [`Client::fetch`] returns its answer.
 #[derive(Debug)]
 pub struct Sent<M> {
     id: u64,
@@ -117,13 +117,13 @@ struct Notification<'a> {
 }
 
 impl Frame<'_> {
-    /// Says whether it is the answer to the request `id`, or to one whose id the daemon could not read.
+    /// Returns whether this answers the request `id`. An error without an id answers any request: the daemon could not read its id.
     fn answers(&self, id: u64) -> bool {
         self.id == Some(id) || (self.id.is_none() && self.error.is_some())
     }
 }
 
-/// Returns what a method answered.
+/// Extracts the method's answer, or the daemon's error.
 fn answer<M: Method>(frame: Frame<'_>) -> Result<M::Answer, CallError> {
     match (frame.error, frame.result) {
         (Some(error), _) => Err(CallError::Refused(error)),
@@ -149,7 +149,7 @@ impl Client {
         })
     }
 
-    /// Names this client to the daemon and compares protocol versions.
+    /// Sends `daemon.hello`: names this client to the daemon and compares protocol versions.
     pub fn hello(&mut self, name: &str) -> Result<HelloAnswer, CallError> {
         self.call::<DaemonHello>(&HelloParams {
             client: name.into(),
@@ -157,7 +157,7 @@ impl Client {
         })
     }
 
-    /// Limits how long a call waits for its answer; none by default.
+    /// Sets how long a call waits for its answer; `None`, the default, is no limit.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.writer.set_read_timeout(timeout)
     }
@@ -168,19 +168,18 @@ impl Client {
         self.receive(id, answer::<M>)
     }
 
-    /// Sends a call without waiting for its answer, which is read from what is returned.
+    /// Sends a call without waiting for its answer. The returned [`Pending`] waits for it and borrows the client.
     pub fn start<M: Method>(&mut self, params: &M::Params) -> Result<Pending<'_, M>, CallError> {
         let sent = self.send_one(params)?;
         Ok(Pending { client: self, sent })
     }
 
-    /// Sends a call.
+    /// Sends a call without waiting for its answer. [`Client::fetch`] waits for it. Any earlier call without an answer is abandoned.
     pub fn send_one<M: Method>(&mut self, params: &M::Params) -> Result<Sent<M>, CallError> {
         self.send(M::NAME, params).map(Sent::of)
     }
 
-    /// Sends two calls as one message, which saves waiting for the first before the second is on its way. Both are carried out,
-    /// whatever comes of the first.
+    /// Sends two calls in one write, which saves a round trip. The daemon handles both, even if the first fails.
     pub fn send_both<A: Method, B: Method>(
         &mut self,
         first: &A::Params,
@@ -193,7 +192,7 @@ impl Client {
         Ok((Sent::of(first), Sent::of(second)))
     }
 
-    /// Waits for the answer to a call that was sent, about `at_most` long; `None` when it has not come, and the wait can be repeated.
+    /// Waits about `at_most` for the answer to a call that was sent. Returns `None` on a timeout; the wait can then be repeated.
     pub fn fetch<M: Method>(
         &mut self,
         sent: &Sent<M>,
@@ -210,7 +209,7 @@ impl Client {
         }
     }
 
-    /// Subscribes; the events are read from what is returned, which borrows the connection.
+    /// Subscribes. The returned [`Events`] reads the events and borrows the client.
     pub fn subscribe<S: Subscription>(&mut self, params: &S::Params) -> Result<Events<'_, S>, CallError> {
         let id = self.send(S::NAME, params)?;
         self.receive(id, |frame| match frame.error {
@@ -247,13 +246,13 @@ impl Client {
             }
         };
         match written {
-            // What the daemon sent before it closed tells whether it read them.
+            // The daemon has closed the connection. What it sent before shows whether it has read the requests; `receive` reads that.
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe) => Ok(()),
             other => other.map_err(CallError::Lost),
         }
     }
 
-    /// Makes a request an open one, and returns its id.
+    /// Encodes a request, adds it to the open ones and returns its id. [`Client::transmit`] sends it.
     fn encode(&mut self, method: &'static str, params: &impl Serialize) -> Result<u64, CallError> {
         let id = self.next_id;
         self.next_id += 1;
@@ -275,7 +274,7 @@ impl Client {
         Ok(id)
     }
 
-    /// Reads until the answer to `id`, and returns what `take` makes of it.
+    /// Reads lines until the answer to `id` arrives, and returns the result of `take` on it.
     fn receive<T>(
         &mut self,
         id: u64,
@@ -292,15 +291,15 @@ impl Client {
         }
     }
 
-    /// Takes the answer to a request, if it has come: the request is no longer open.
+    /// Removes and returns the answer to a request, if it has arrived. The request is no longer open then.
     fn take_early(&mut self, id: u64) -> Option<String> {
         let at = self.early.iter().position(|(early, _)| *early == id)?;
         self.open.retain(|request| request.id != id);
         Some(self.early.swap_remove(at).1)
     }
 
-    /// Keeps a line that answers an open request, and follows a daemon that closes the connection. Whatever else comes was given up: a call
-    /// that took too long, or a subscription.
+    /// Handles a line: reconnects on `daemon.closing`, keeps an answer to an open request, and discards anything else, which belongs to an
+    /// abandoned call or an ended subscription.
     fn sort(&mut self, line: String) -> Result<(), CallError> {
         if let Some(requests_read) = requests_read(&line) {
             return self.reconnect(requests_read);
@@ -322,10 +321,11 @@ impl Client {
         }
     }
 
-    /// Follows the daemon to a new connection, and sends the requests again that it did not read.
+    /// Connects to the next instance of the daemon and resends the requests that the old one has not read. `requests_read` is the number
+    /// of requests of this connection that it has read.
     fn reconnect(&mut self, requests_read: u64) -> Result<(), CallError> {
         let (read_limit, write_limit) = (self.writer.read_timeout(), self.writer.write_timeout());
-        // What it read is answered before the end of the stream.
+        // Before the old instance ends the stream, it answers every request that it has read.
         self.set_timeout(Some(CLOSING_WAIT)).map_err(CallError::Lost)?;
         while let Ok(line) = self.read_line() {
             self.keep(line);
@@ -363,7 +363,7 @@ impl Client {
         }
     }
 
-    /// Says hello on a new connection. Nothing is sent to a daemon that refuses us.
+    /// Sends `daemon.hello` on a new connection and waits for its answer. If the daemon refuses it, nothing else is sent.
     fn greet_again(&mut self, id: u64, hello: &[u8]) -> Result<(), CallError> {
         self.requests += 1;
         self.writer.write_all(hello).map_err(CallError::Lost)?;
@@ -380,7 +380,8 @@ impl Client {
         self.read_line().map_err(CallError::Lost)
     }
 
-    /// Reads a line unless none comes within about `at_most`; what came of it until then is kept. No limit is left behind.
+    /// Reads a line; returns `None` if none is complete within about `at_most`, and keeps its beginning. Afterwards the socket has no read
+    /// timeout.
     fn line_within(&mut self, at_most: Duration) -> Result<Option<String>, CallError> {
         if self.reader.buffer().contains(&b'\n') {
             return self.line().map(Some);
@@ -405,14 +406,14 @@ impl Client {
     }
 }
 
-/// A call that was sent. Dropping it gives the answer up.
+/// A call that was sent. Dropping it discards the answer.
 pub struct Pending<'a, M> {
     client: &'a mut Client,
     sent: Sent<M>,
 }
 
 impl<M: Method> Pending<'_, M> {
-    /// Waits for the answer, about `at_most` long; `None` when it has not come, and the wait can be repeated.
+    /// Waits about `at_most` for the answer. Returns `None` on a timeout; the wait can then be repeated.
     pub fn wait(&mut self, at_most: Duration) -> Result<Option<M::Answer>, CallError> {
         self.client.fetch(&self.sent, at_most)
     }
@@ -424,15 +425,15 @@ fn parse<'a, T: Deserialize<'a>>(method: &'static str, text: &'a str) -> Result<
 
 /// The events of a subscription, in order.
 ///
-/// Other calls are made on another connection: a request that the daemon does not take yet, because it waits for room to tell
-/// events, would never be sent by one who reads none of them meanwhile.
+/// Make other calls on another connection. On this one, a call can deadlock: while events fill the socket's buffer, the daemon stops
+/// reading requests until the client reads events, and the client would read none while it waits to send its request.
 pub struct Events<'a, S> {
     client: &'a mut Client,
     subscription: PhantomData<S>,
 }
 
 impl<S: Subscription> Events<'_, S> {
-    /// Waits for the next event. The last one says itself that it is the last.
+    /// Waits for the next event. The last event of a subscription is marked as such by its content.
     pub fn next_event(&mut self) -> Result<S::Event, CallError> {
         loop {
             let line = self.client.line()?;
@@ -442,7 +443,7 @@ impl<S: Subscription> Events<'_, S> {
         }
     }
 
-    /// Waits for the next event, about `at_most` long; `None` when none has come, and the wait can be repeated.
+    /// Waits about `at_most` for the next event. Returns `None` on a timeout; the wait can then be repeated.
     pub fn next_event_within(&mut self, at_most: Duration) -> Result<Option<S::Event>, CallError> {
         while let Some(line) = self.client.line_within(at_most)? {
             if let Some(event) = event::<S>(&line)? {
@@ -453,10 +454,10 @@ impl<S: Subscription> Events<'_, S> {
     }
 }
 
-/// Reads a notification of a subscription; `None` if the line is something else.
+/// Parses a notification of a subscription; `None` if the line is something else.
 fn event<S: Subscription>(line: &str) -> Result<Option<S::Event>, CallError> {
     if requests_read(line).is_some() {
-        let cause = "orbd is being upgraded, which ends subscriptions";
+        let cause = "orbd is being upgraded; subscriptions end and must be renewed";
         return Err(CallError::Lost(io::Error::new(
             io::ErrorKind::ConnectionReset,
             cause,
@@ -469,7 +470,7 @@ fn event<S: Subscription>(line: &str) -> Result<Option<S::Event>, CallError> {
         .transpose()
 }
 
-/// Reads `daemon.closing`: how many requests of the connection the daemon read. `None` if the line is something else.
+/// Parses `daemon.closing` and returns how many requests of the connection the daemon has read. `None` if the line is something else.
 fn requests_read(line: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Notification<'a> {
@@ -491,9 +492,9 @@ mod tests {
     use crate::rpc::api::DaemonInfo;
     use crate::rpc::types::NoParams;
 
-    /// Calls are answered as they end, in any order.
+    /// The daemon answers calls as they end, in any order.
     #[test]
-    fn of_two_calls_sent_as_one_each_gets_its_own_answer_whichever_comes_first() {
+    fn send_both_matches_answers_that_arrive_in_any_order() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("s");
         let listener = UnixListener::bind(&socket).expect("a socket");
@@ -506,7 +507,7 @@ mod tests {
             let hello =
                 r#"{"jsonrpc":"2.0","id":1,"result":{"version":"9.9.9","protocol":1,"instance":"x"}}"#;
             let error = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32603,"message":"no","data":{"kind":"internal","retryable":false}}}"#;
-            // Neither is anybody's answer.
+            // Neither line answers one of the two requests.
             let late = r#"{"jsonrpc":"2.0","id":7,"result":null}"#;
             let told = r#"{"jsonrpc":"2.0","method":"x","params":{"subscription":1,"result":null}}"#;
             (&stream)
@@ -532,7 +533,7 @@ mod tests {
         daemon.join().expect("no panic");
     }
 
-    /// A daemon that takes one connection after the other and does on each what is given.
+    /// Starts a fake daemon that accepts one connection per conversation, one after the other.
     fn daemon<const N: usize>(
         conversations: [fn(&mut Conversation); N],
     ) -> (tempfile::TempDir, PathBuf, std::thread::JoinHandle<()>) {
@@ -555,7 +556,7 @@ mod tests {
     }
 
     impl Conversation {
-        /// Reads a request, which must be of this method.
+        /// Reads a request, checks its method and returns its id.
         fn request(&mut self, method: &str) -> u64 {
             let mut line = String::new();
             self.requests.read_line(&mut line).expect("a request");
@@ -595,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_was_not_read_is_sent_again_to_the_next_instance() {
+    fn unread_request_is_resent_to_the_next_instance() {
         let (_folder, socket, daemon) = daemon([
             |old| {
                 old.greet(1);
@@ -606,7 +607,7 @@ mod tests {
                 new.greet(1);
                 let id = new.request("daemon.info");
                 new.refuse(id);
-                // The client is between two calls.
+                // The client has no open request at this point.
                 new.close(2);
             },
             |newest| {
@@ -623,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_was_read_is_never_sent_again() {
+    fn request_that_was_read_is_never_resent() {
         let (_folder, socket, daemon) = daemon([|old| {
             old.greet(1);
             old.request("daemon.info");
@@ -637,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_requests_the_answer_that_follows_the_closing_is_kept() {
+    fn answer_that_follows_daemon_closing_is_kept() {
         let (_folder, socket, daemon) = daemon([
             |old| {
                 let hello = old.request("daemon.hello");
@@ -666,7 +667,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_to_a_next_instance_of_another_protocol() {
+    fn no_request_is_resent_to_an_instance_that_refuses_hello() {
         let (_folder, socket, daemon) = daemon([
             |old| {
                 old.greet(1);

@@ -1,15 +1,15 @@
-//! The only reader of time.
+//! The only module that reads the time.
 //!
-//! It reads tokio's clock, so a test that pauses tokio's time pauses ours. A [`Moment`] holds both clocks: the monotonic one
-//! measures, the wall clock is recorded; ages use whichever of the two moved further, so that everything is old after the
-//! machine slept, during which the monotonic clock of some systems stands still.
+//! It reads tokio's clock, so a test that pauses tokio's time also pauses orbd's. A [`Moment`] holds both clocks: the monotonic
+//! one for measuring, the wall clock for records. Ages use whichever clock advanced further: on some systems the monotonic clock
+//! stops while the machine sleeps, and cached data must count as old after a sleep.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Monotonic, for durations and deadlines.
+    /// Monotonic clock, for durations and deadlines.
     pub instant: Instant,
     /// Wall clock, for records.
     pub wall: SystemTime,
@@ -25,7 +25,7 @@ impl Moment {
         }
     }
 
-    /// Returns how long ago `earlier` was, by the clock that moved further.
+    /// Returns the time elapsed since `earlier`, by the clock that advanced further.
     pub fn age_of(&self, earlier: &Self) -> Duration {
         let monotonic = self.instant.saturating_duration_since(earlier.instant);
         let wall = self.wall.duration_since(earlier.wall).unwrap_or_default();
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_sleep_the_wall_clock_decides_how_old_a_fact_is() {
+    fn age_uses_the_clock_that_advanced_further() {
         let before = Moment::now();
         let hour = Duration::from_secs(3600);
         let woken = Moment {

@@ -1,10 +1,10 @@
-//! One valid [`Config`] from flags, environment, a TOML file and defaults, in this order of precedence.
+//! Builds one validated [`Config`] from flags, environment variables, a TOML file and defaults, in this order of precedence.
 //!
-//! Every key is one line of the table at the bottom: name, type, default, bounds and what it means. The struct, the parser, the
-//! environment names (`ORBD_` and the key in capitals), the check for misspelt keys and the documented sample all come from it.
-//! An error names the key, where it was set, and what would be right.
+//! The `keys!` table near the end of this file defines every key: name, type, default, bounds and description. The macro generates the
+//! struct, the parser, the environment variable names (`ORBD_` and the key in capitals), the check for misspelt keys and the documented
+//! sample from it. An error names the key, where it was set, and which values are valid.
 //!
-//! The environment is read here and nowhere else, once, into an [`Environment`] that tests fill themselves.
+//! Only this module reads the process's environment for configuration. It does so once, into an [`Environment`]; tests build their own.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,28 +16,28 @@ use std::time::Duration;
 use crate::logging::LogFormat;
 use crate::orbctl::argv::GuestEnv;
 
-/// The longest path of a Unix socket, in bytes: what macOS has room for, less the final NUL.
+/// The longest path of a Unix socket, in bytes: the size of `sun_path` on macOS (104) minus the final NUL.
 pub const SOCKET_PATH_MAX: usize = 103;
 
-/// The longest configuration file that is read.
+/// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
-/// The variable that names the configuration file.
+/// The environment variable with the path of the configuration file.
 const FILE_VARIABLE: &str = "ORBD_CONFIG";
 
-/// The environment as it was when the process started.
+/// A copy of the process's environment variables, taken when it started.
 #[derive(Debug, Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// Reads the process's environment. Variables that are not Unicode are left out.
+    /// Reads the process's environment. Skips variables whose name or value is not valid Unicode.
     pub fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
     }
 
-    /// Returns a variable that is set and not empty.
+    /// Returns the value of a variable; `None` if it is unset or empty.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0
             .get(name)
@@ -57,19 +57,19 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
     }
 }
 
-/// Where this user's files lie on this platform.
+/// Directories for this user's files on this platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserDirs {
-    /// The user's home.
+    /// The user's home directory.
     pub home: PathBuf,
-    /// Where the configuration file is looked for.
+    /// Directory that contains the configuration file.
     pub config: PathBuf,
-    /// Where journal, metrics, spools and logs go.
+    /// Directory for the journal, metrics, spooled output and logs.
     pub state: PathBuf,
 }
 
 impl UserDirs {
-    /// Finds them: under `~/Library/Application Support/dev.orbd.orbd` on a Mac, where XDG says on Linux.
+    /// Returns the platform's defaults: below `~/Library/Application Support/dev.orbd.orbd` on macOS, the XDG directories on Linux.
     pub fn of_this_user() -> Result<Self, ConfigError> {
         let base = directories::BaseDirs::new().ok_or(ConfigError::NoHome)?;
         let ours = directories::ProjectDirs::from("dev", "orbd", "orbd").ok_or(ConfigError::NoHome)?;
@@ -84,30 +84,30 @@ impl UserDirs {
     }
 }
 
-/// Values given on the command line, by key, and the file if one was named there.
+/// Settings from the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// The configuration file to read instead of the usual one.
+    /// Configuration file to read instead of the default one.
     pub file: Option<PathBuf>,
-    /// Keys and their values, as text.
+    /// Pairs of key and value, in the order given; a later one wins.
     pub values: Vec<(String, String)>,
 }
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The built-in default.
     Default,
-    /// The configuration file, at this line.
+    /// A line of the configuration file.
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The line, from 1.
+        /// Line number, from 1.
         line: usize,
     },
-    /// An environment variable.
+    /// The environment variable of this name.
     Variable(String),
-    /// The command line.
+    /// A flag on the command line that set this key.
     Flag(String),
 }
 
@@ -122,60 +122,60 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Why there is no valid configuration.
+/// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The user has no home directory.
-    #[error("the home directory is not known: set HOME")]
+    /// The user's home directory could not be determined.
+    #[error("home directory unknown; set HOME")]
     NoHome,
-    /// The file cannot be read.
+    /// The file could not be read.
     #[error("cannot read the configuration {path}")]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
     /// The file is not TOML.
     #[error("{path} is not valid TOML: {message}")]
     Syntax {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong and where.
+        /// The parser's message, with the position of the error.
         message: String,
     },
-    /// There is no such key.
-    #[error("{origin}: there is no key `{key}`{}", nearest.map_or_else(String::new, |near| format!("; did you mean `{near}`?")))]
+    /// A key that does not exist was set.
+    #[error("{origin}: unknown key `{key}`{}", nearest.map_or_else(String::new, |near| format!("; did you mean `{near}`?")))]
     UnknownKey {
-        /// Where it was set.
+        /// Where the key was set.
         origin: Origin,
-        /// The key.
+        /// The key as written.
         key: String,
-        /// The key that it looks like.
+        /// The existing key with the most similar name; `None` if none is similar.
         nearest: Option<&'static str>,
     },
-    /// A value does not fit its key.
+    /// The value of a key is invalid.
     #[error("{origin}: `{key}` {problem}")]
     BadValue {
-        /// Where it was set.
+        /// Where the value was set.
         origin: Origin,
-        /// The key.
+        /// Name of the key.
         key: &'static str,
-        /// What would be right.
+        /// What is wrong and what is valid, as the predicate of a sentence: "must be ...".
         problem: String,
     },
 }
 
-/// A type of value that a key can have.
+/// A type that a key's value can have.
 trait Value: Sized + PartialEq {
-    /// Reads it from the file.
+    /// Parses a value from the configuration file. The error continues a sentence that begins with the key: "must be ...".
     fn from_toml(value: &toml::Value) -> Result<Self, String>;
-    /// Reads it from the environment or a flag.
+    /// Parses a value from an environment variable or a flag.
     fn from_text(text: &str) -> Result<Self, String>;
-    /// Writes it as TOML.
+    /// Formats the value as TOML.
     fn to_toml(&self) -> String;
-    /// Writes it as [`Value::from_text`] reads it; `None` where nothing is set.
+    /// Formats the value so that [`Value::from_text`] reads it back; `None` for an optional value that is not set.
     fn to_text(&self) -> Option<String> {
         Some(self.to_toml().trim_matches('"').to_owned())
     }
@@ -365,7 +365,7 @@ impl Value for PathBuf {
     }
     fn from_text(text: &str) -> Result<Self, String> {
         if text.contains('\0') || text.is_empty() {
-            return Err("must be a path".into());
+            return Err("must be a non-empty path without NUL bytes".into());
         }
         Ok(text.into())
     }
@@ -421,7 +421,7 @@ impl Value for GuestEnv {
     }
 }
 
-/// An optional value has no default; the sample shows what would be found.
+/// An optional value has no default; the sample shows it as `""`.
 impl<T: Value> Value for Option<T> {
     fn from_toml(value: &toml::Value) -> Result<Self, String> {
         T::from_toml(value).map(Some)
@@ -437,7 +437,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// Checks a value against the bounds of its key.
+/// Checks that a value is within the inclusive bounds of its key.
 fn check_bounds<T: Value + PartialOrd>(value: &T, least: &T, most: &T) -> Result<(), String> {
     if value < least || value > most {
         return Err(format!(
@@ -463,29 +463,29 @@ const fn days(days: u64) -> Duration {
     hours(days * 24)
 }
 
-/// One key as errors, the sample and `config check` know it.
+/// Name and description of a configuration key.
 #[derive(Debug)]
 pub struct Key {
-    /// Its name in the file.
+    /// Name in the configuration file.
     pub name: &'static str,
-    /// What it means.
+    /// Description, as the sample prints it; may have several lines.
     pub help: &'static str,
 }
 
 impl Key {
-    /// Returns the environment variable that sets it, if one does.
+    /// Returns the name of the environment variable that sets this key; `None` for `strict`, which no variable sets.
     pub fn variable(&self) -> Option<String> {
-        // `ORBD_STRICT` is the drop-in's. Whoever sets that for all his programs must not slow the daemon that one of them starts.
+        // `ORBD_STRICT` belongs to the drop-in. A user who exports it must not slow down a daemon that is started from that shell.
         (self.name != "strict").then(|| format!("ORBD_{}", self.name.to_ascii_uppercase()))
     }
 
-    /// Says whether it is read only when orbd starts, so that a reload does not change it.
+    /// Returns whether a change of this key takes effect only after a restart of orbd.
     pub fn needs_restart(&self) -> bool {
         AT_START.contains(&self.name)
     }
 }
 
-/// Keys that are read once, when orbd starts: what is opened, bound or started by then cannot be changed under those who use it.
+/// Keys that are read only at startup: they configure resources that are opened, bound or started then and cannot change while in use.
 const AT_START: [&str; 17] = [
     "socket",
     "orbctl",
@@ -506,45 +506,45 @@ const AT_START: [&str; 17] = [
     "log_max_age",
 ];
 
-/// What a process reads its configuration from, again whenever it is asked to.
+/// The inputs from which the configuration is loaded, at startup and on each reload.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// Where the user's files lie.
+    /// The user's directories.
     pub places: UserDirs,
-    /// The command line.
+    /// Settings from the command line.
     pub flags: Flags,
-    /// The environment as it was at the start.
+    /// The environment at startup.
     pub environment: Environment,
 }
 
 impl Sources {
-    /// Reads the configuration.
+    /// Loads and validates the configuration.
     pub fn load(&self) -> Result<Config, ConfigError> {
         Config::load_for(&self.places, &self.flags, &self.environment)
     }
 }
 
-/// A key that has one value here and another there; `None` where nothing is set.
+/// A key whose value differs between two configurations. A value is `None` if an optional key is not set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// The key.
+    /// Name of the key.
     pub key: &'static str,
-    /// Its value before.
+    /// Value in the running configuration.
     pub from: Option<String>,
-    /// Its value now.
+    /// Value in the newly loaded configuration.
     pub to: Option<String>,
 }
 
-/// What a reload comes to.
+/// Result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reloaded {
-    /// Keys that have their new values.
+    /// Keys whose new values are in force.
     pub applied: Vec<Difference>,
-    /// Keys that keep their old values until orbd is restarted.
+    /// Keys that keep their old values until orbd restarts.
     pub needs_restart: Vec<Difference>,
 }
 
-/// A value as one of the sources gives it.
+/// A value as found in the file (TOML) or in a variable or flag (text).
 enum RawValue<'a> {
     Toml(&'a toml::Value),
     Text(&'a str),
@@ -561,7 +561,7 @@ impl RawValue<'_> {
 
 macro_rules! keys {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, $least:expr => $most:expr)?;)+) => {
-        /// Everything that can be configured. Fields are the keys of the file; every value was checked.
+        /// The validated configuration. Each field is a key of the configuration file.
         #[derive(Debug, Clone, PartialEq)]
         pub struct Config {
             $($(#[doc = $doc])+ pub $name: $type,)+
@@ -569,13 +569,13 @@ macro_rules! keys {
             file: Option<PathBuf>,
         }
 
-        /// Every key, in the order of the sample.
+        /// All keys, in the order of the sample.
         pub const KEYS: &[Key] = &[$(Key { name: stringify!($name), help: concat!($($doc, "\n"),+) },)+];
 
         impl Config {
-            /// Returns the defaults for a user whose files lie there.
+            /// Returns the default configuration of a user with these directories.
             pub fn defaults(places: &UserDirs) -> Self {
-                // Each default may use where this user's files lie.
+                // A default is a closure because some defaults depend on the user's directories.
                 $(let $name = { let make: fn(&UserDirs) -> $type = $default; make(places) };)+
                 Self { $($name,)+ origins: BTreeMap::new(), file: None }
             }
@@ -599,18 +599,18 @@ macro_rules! keys {
                 }
             }
 
-            /// Returns every key's value as TOML, in the order of the sample.
+            /// Returns each key and its value as TOML, in the order of the sample.
             pub fn values(&self) -> Vec<(&'static str, String)> {
                 vec![$((stringify!($name), self.$name.to_toml()),)+]
             }
 
-            /// Returns every key's value as a flag or a variable would give it, in the order of the sample; `None` where nothing
-            /// is set.
+            /// Returns each key and its value as text that a flag or variable accepts, in the order of the sample; `None` for an
+            /// optional key that is not set.
             pub fn texts(&self) -> Vec<(&'static str, Option<String>)> {
                 vec![$((stringify!($name), self.$name.to_text()),)+]
             }
 
-            /// Takes over what can be changed while orbd runs, and says what was and what was not.
+            /// Applies the keys of `configured` that can change while orbd runs. Returns which keys were applied and which need a restart.
             pub fn adopt(&mut self, configured: Self) -> Reloaded {
                 let mut reloaded = Reloaded::default();
                 $(if self.$name != configured.$name {
@@ -632,12 +632,12 @@ macro_rules! keys {
 }
 
 impl Config {
-    /// Reads the configuration of this process.
+    /// Loads the configuration with the platform's default directories.
     pub fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         Self::load_for(&UserDirs::of_this_user()?, flags, environment)
     }
 
-    /// Reads the configuration of a user whose files lie at `places`.
+    /// Loads the configuration of a user with the directories `places`.
     pub fn load_for(
         places: &UserDirs,
         flags: &Flags,
@@ -662,23 +662,23 @@ impl Config {
         Ok(config)
     }
 
-    /// Returns the file that was read, if there was one.
+    /// Returns the configuration file that was read; `None` if there is none.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// Returns where a key's value came from.
+    /// Returns where the value of a key was set.
     pub fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }
 
-    /// Returns a documented file with every key at its default.
+    /// Returns a configuration file that documents every key; each is commented out and shows its default.
     pub fn sample(places: &UserDirs) -> String {
         let mut text = String::from(
             "# orbd's configuration. Every key is shown with its default; remove the # to change it.\n\
-             # Durations are in d, h, m, s and ms, sizes in B, KiB, MiB, GiB and TiB.\n\
-             # An environment variable ORBD_<KEY> goes before this file, a flag before both.\n\
-             # `orbd-ctl daemon reload` makes a running orbd read this file again; where a restart is needed that is said.\n",
+             # Durations use the units d, h, m, s and ms; sizes use B, KiB, MiB, GiB and TiB.\n\
+             # An environment variable ORBD_<KEY> overrides this file; a flag overrides both.\n\
+             # `orbd-ctl daemon reload` applies changes to a running orbd, except those of keys marked \"Requires a restart\".\n",
         );
         for (key, (name, value)) in KEYS.iter().zip(Self::defaults(places).values()) {
             text.push('\n');
@@ -686,7 +686,7 @@ impl Config {
                 let _ = writeln!(text, "# {}", line.trim());
             }
             if key.needs_restart() {
-                text.push_str("# A change needs a restart.\n");
+                text.push_str("# Requires a restart.\n");
             }
             let _ = writeln!(text, "#{name} = {value}");
         }
@@ -710,7 +710,7 @@ impl Config {
         Ok(())
     }
 
-    /// Checks what concerns more than one value or more than a number, and completes paths.
+    /// Expands and checks paths, checks constraints between keys, and checks the log level.
     fn check(&mut self, places: &UserDirs) -> Result<(), ConfigError> {
         let origins = &self.origins;
         for (key, path) in [
@@ -734,7 +734,7 @@ impl Config {
         let length = self.socket.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             let problem = format!(
-                "has {length} bytes, and the path of a Unix socket has at most {SOCKET_PATH_MAX}: choose a shorter one"
+                "is {length} bytes long, but a Unix socket path can have at most {SOCKET_PATH_MAX}; choose a shorter path"
             );
             return Err(self.bad("socket", problem));
         }
@@ -767,27 +767,27 @@ impl Config {
         }
     }
 
-    /// Returns where the journal is.
+    /// Returns the path of the journal.
     pub fn journal_path(&self) -> PathBuf {
         self.state_dir.join("journal")
     }
 
-    /// Returns the folder of the metrics.
+    /// Returns the directory of the metrics stores.
     pub fn metrics_dir(&self) -> PathBuf {
         self.state_dir.join("metrics")
     }
 
-    /// Returns the folder of spooled output.
+    /// Returns the directory of spooled output.
     pub fn spool_dir(&self) -> PathBuf {
         self.state_dir.join("spool")
     }
 
-    /// Returns the folder of the logs.
+    /// Returns the directory of the log files.
     pub fn log_folder(&self) -> PathBuf {
         self.log_dir.clone().unwrap_or_else(|| self.state_dir.join("log"))
     }
 
-    /// Returns how the metrics are kept.
+    /// Returns the settings of the metrics.
     pub fn metrics(&self) -> io::Result<crate::metrics::Settings> {
         let mut settings = crate::metrics::Settings::new(self.metrics_dir())?;
         settings.history_max = self.history_max;
@@ -795,7 +795,7 @@ impl Config {
         Ok(settings)
     }
 
-    /// Returns how logs are written.
+    /// Returns the settings of the logging.
     pub fn logging(&self, to: crate::logging::Destination) -> crate::logging::Settings {
         crate::logging::Settings {
             level: self.log_level.clone(),
@@ -809,7 +809,7 @@ impl Config {
     }
 }
 
-/// Returns the file that is read, whether or not it is there: the named one, else the usual one.
+/// Returns the path of the configuration file, whether or not the file exists: the named one, else the default one.
 pub fn file_in_use(places: &UserDirs, flags: &Flags, environment: &Environment) -> PathBuf {
     named_file(flags, environment).unwrap_or_else(|| default_file(places))
 }
@@ -821,7 +821,7 @@ fn named_file(flags: &Flags, environment: &Environment) -> Option<PathBuf> {
         .or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from))
 }
 
-/// Returns the file's path and text. A file that was named must be there; the usual one need not.
+/// Returns the file's path and text; `None` if the default file does not exist. A file named by flag or variable must exist.
 fn read_file(
     places: &UserDirs,
     flags: &Flags,
@@ -832,7 +832,9 @@ fn read_file(
     let read = || -> io::Result<String> {
         let metadata = std::fs::metadata(&path)?;
         if metadata.len() > FILE_MAX {
-            return Err(io::Error::other(format!("it is longer than {FILE_MAX} bytes")));
+            return Err(io::Error::other(format!(
+                "the file is larger than {FILE_MAX} bytes"
+            )));
         }
         std::fs::read_to_string(&path)
     };
@@ -843,19 +845,19 @@ fn read_file(
     }
 }
 
-/// Returns where the configuration is looked for when nobody names a file.
+/// Returns the path of the configuration file that is read if no flag or variable names one.
 pub fn default_file(places: &UserDirs) -> PathBuf {
     places.config.join("config.toml")
 }
 
-/// Finds a key by its name; else says which one looks like it.
+/// Finds a key by name. The error is the existing key with the most similar name, if one is similar.
 pub fn find_key(name: &str) -> Result<&'static Key, Option<&'static str>> {
     KEYS.iter()
         .find(|key| key.name == name)
         .ok_or_else(|| nearest(name, KEYS.iter().map(|key| key.name)))
 }
 
-/// Returns the known name that a misspelt one is close to.
+/// Returns the known name closest to a misspelt one; `None` if none is close enough to be the likely intention.
 fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let key = key.to_ascii_lowercase().replace('-', "_");
     known
@@ -865,7 +867,7 @@ fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'sta
         .map(|(_, name)| name)
 }
 
-/// Counts the characters to insert, remove or replace on the way from one text to the other.
+/// Returns the Levenshtein distance: how many characters to insert, remove or replace to turn one text into the other.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -882,107 +884,109 @@ fn distance(from: &str, to: &str) -> usize {
 }
 
 keys! {
-    /// The socket that clients connect to. At most 103 bytes.
+    /// Path of the socket that clients connect to, at most 103 bytes.
     socket: PathBuf = |places| places.home.join(".orbd/orbd.sock");
-    /// Where orbctl is. Looked for on PATH and in the usual places when not set.
+    /// Path of orbctl. If not set, orbd searches PATH and the usual install locations.
     orbctl: Option<PathBuf> = |_| None;
-    /// Where journal, metrics and spooled output go.
+    /// Directory for the journal, metrics and spooled output.
     state_dir: PathBuf = |places| places.state.clone();
-    /// Allow running as root.
+    /// Allow orbd to run as root.
     allow_root: bool = |_| false;
 
-    /// One invocation at a time, of all kinds but sessions. No variable sets this: `ORBD_STRICT` is the drop-in's.
+    /// Run one orbctl invocation at a time; sessions are exempt. No environment variable sets this key: `ORBD_STRICT` belongs to
+    /// the drop-in.
     strict: bool = |_| false;
-    /// At most so many reads run at once.
+    /// Maximum number of reads that run at once.
     queries_max: usize = |_| 4, 1 => 64;
-    /// At most so many commands and file transfers run at once in one machine.
+    /// Maximum number of commands and file transfers that run at once in one machine.
     exec_per_machine: usize = |_| 4, 1 => 256;
-    /// At most so many commands and file transfers run at once in all.
+    /// Maximum number of commands and file transfers that run at once in all machines together.
     exec_max: usize = |_| 128, 1 => 4096;
-    /// At most so many changes of machines run at once.
+    /// Maximum number of machine changes that run at once.
     changes_max: usize = |_| 8, 1 => 256;
-    /// At most so many of them create or import a machine.
+    /// Maximum number of machine changes that create or import a machine and run at once.
     creates_max: usize = |_| 2, 1 => 64;
-    /// At most so many jobs wait; more are refused.
+    /// Maximum number of queued jobs; further jobs are refused.
     queue_max: usize = |_| 1024, 1 => 1_000_000;
-    /// At most so many jobs of one client wait; more are refused.
+    /// Maximum number of queued jobs per client; further jobs are refused.
     queue_max_per_client: usize = |_| 512, 1 => 1_000_000;
-    /// How long a job may wait, unless its caller says otherwise.
+    /// Time limit for a job's wait in the queue, unless its caller sets another.
     queue_timeout: Duration = |_| minutes(10), seconds(1) => days(1);
-    /// How long a read may run.
+    /// Time limit for a read.
     query_timeout: Duration = |_| seconds(30), seconds(1) => hours(1);
-    /// How long a change of a machine may run.
+    /// Time limit for a machine change.
     change_timeout: Duration = |_| minutes(10), seconds(1) => days(1);
-    /// How long creating or importing a machine may run.
+    /// Time limit for creating or importing a machine.
     create_timeout: Duration = |_| minutes(30), seconds(1) => days(1);
-    /// How long a change of OrbStack as a whole may run.
+    /// Time limit for an operation that affects all of OrbStack, such as starting or stopping it.
     fleet_timeout: Duration = |_| minutes(5), seconds(1) => days(1);
-    /// How long a change of settings may run.
+    /// Time limit for a change of OrbStack's settings.
     config_timeout: Duration = |_| minutes(1), seconds(1) => hours(1);
-    /// How long a child has between being asked to end and being killed.
+    /// Time between SIGTERM and SIGKILL when orbd ends a child process.
     grace: Duration = |_| seconds(10), Duration::from_millis(100) => minutes(10);
 
-    /// How the variables of a command reach the guest: "orbenv" passes the values in the environment of that one orbctl, under names
-    /// that its ORBENV lists; "argv" passes them as arguments, which every user of this computer can read.
+    /// How environment variables of a command are passed to the guest. "orbenv" passes the values in orbctl's environment and lists
+    /// their names in ORBENV. "argv" passes them as arguments, which every user of this computer can read.
     guest_env: GuestEnv = |_| GuestEnv::Orbenv;
 
-    /// The oldest observation that anybody is answered with.
+    /// Maximum age of a cached state that orbd returns. If the cached state is older, orbd runs orbctl to read it again.
     cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);
-    /// How soon orbd looks again while somebody is subscribed to events of machines. While nothing changes the pauses grow
-    /// to ten seconds; without a subscriber there are no looks.
+    /// Interval at which orbd polls OrbStack while a client subscribes to machine events. It grows to ten seconds while nothing
+    /// changes. Without a subscriber, orbd does not poll.
     watch_interval: Duration = |_| seconds(2), Duration::from_millis(100) => hours(1);
 
-    /// At most so much output of one job is kept.
+    /// Maximum output kept per job.
     spool_max: Bytes = |_| Bytes(1 << 30), Bytes(1 << 16) => Bytes(1 << 40);
-    /// At most so much output of all jobs is kept.
+    /// Maximum output kept for all jobs together.
     spool_total_max: Bytes = |_| Bytes(4 << 30), Bytes(1 << 16) => Bytes(1 << 43);
     /// How long ended jobs and their output are kept.
     jobs_keep: Duration = |_| minutes(15), seconds(1) => days(30);
-    /// At most so many ended jobs are kept. With 0 only those who already wait for a job or follow it are told its end.
+    /// Maximum number of ended jobs kept. With 0, only clients that already wait for a job or follow it receive its result.
     jobs_keep_max: usize = |_| 1000, 0 => 1_000_000;
 
-    /// At most so many records of operations are kept.
+    /// Maximum number of operation records kept.
     history_max: u64 = |_| 100_000, 0 => 10_000_000;
-    /// How long records of operations are kept. Sums per hour and day are kept for longer.
+    /// How long operation records are kept. Hourly totals are kept for 90 days, daily totals for five years.
     history_max_age: Duration = |_| days(90), minutes(1) => days(3660);
 
-    /// At most this many connections are open at once. One in 64 of them, at most 8, is kept for `daemon.*` calls.
+    /// Maximum number of open connections. One in 64 of them, at most 8, is reserved for `daemon.*` calls.
     connections_max: usize = |_| 512, 1 => 65_536;
-    /// At most this many connections of one process are open at once.
+    /// Maximum number of open connections per client process.
     connections_max_per_process: usize = |_| 128, 1 => 65_536;
-    /// When as many connections are open as may be and one more comes, the connection that has been idle for longest, and for at
-    /// least this long, is closed for it. A connection without a call, subscription, job or lease is idle. One that never sent a
-    /// request, or whose process has more than 16, is not protected: a second is enough. While there is room none is closed.
+    /// At a connection limit, orbd makes room for a new connection: it closes the one that has been idle for longest, if that is at
+    /// least this long. A connection without a call, subscription, job or lease is idle. One second is enough for a connection that
+    /// never sent a request or whose process has more than 16 connections. Below the limits, orbd closes no idle connection.
     connection_idle_max: Duration = |_| minutes(1), Duration::from_millis(100) => days(30);
-    /// At most so many requests of one connection are answered at once.
+    /// Maximum number of requests per connection that are handled at once.
     requests_max: usize = |_| 128, 1 => 65_536;
-    /// At most so many requests are sent in one batch.
+    /// Maximum number of requests in one batch.
     batch_max: usize = |_| 100, 1 => 10_000;
-    /// At most this many bytes of one connection are held: requests that are read or handled, input that a command has not taken,
-    /// unread answers. Beyond it no more is read, and what cannot wait is refused. One request of `frame_max` always fits.
+    /// Maximum memory held per connection: requests being read or handled, input that a command has not read yet, and answers that
+    /// the client has not read yet. At the limit, orbd stops reading from the connection and refuses requests that cannot wait. One
+    /// request of `frame_max` always fits.
     connection_bytes_max: Bytes = |_| Bytes(8 << 20), Bytes(1 << 16) => Bytes(1 << 34);
-    /// The same of all connections together, beside 96 KiB that each has for itself.
+    /// The same limit for all connections together. Each connection's first 96 KiB do not count.
     bytes_max: Bytes = |_| Bytes(64 << 20), Bytes(1 << 16) => Bytes(1 << 36);
-    /// The longest request.
+    /// Maximum size of a request.
     frame_max: Bytes = |_| Bytes(4 << 20), Bytes(1 << 12) => Bytes(1 << 30);
-    /// How long a client may take to send a request that it has begun, and until its first one. An HTTP connection on which no
+    /// Time limit for a client to complete a request that it has begun, and to begin its first one. An HTTP connection on which no
     /// request begins for this long is closed.
     request_timeout: Duration = |_| seconds(30), Duration::from_millis(100) => hours(1);
 
-    /// Whether clients start orbd when it does not run. `ORBD_AUTOSTART=0` does the same for one client.
+    /// Whether clients start orbd if it is not running. `ORBD_AUTOSTART=0` turns this off for one client.
     autostart: bool = |_| true;
 
-    /// How much is logged: error, warn, info, debug or trace, also per module as in `info,orbd::rpc=debug`.
+    /// Log level: error, warn, info, debug or trace. A module can have its own level, as in `info,orbd::rpc=debug`.
     log_level: String = |_| "info".into();
-    /// How logs look: "text" or "json".
+    /// Log format: "text" or "json".
     log_format: LogFormat = |_| LogFormat::Text;
-    /// Where logs go when running in the background. `log` in `state_dir` when not set.
+    /// Directory for log files when orbd runs in the background. If not set, `log` in `state_dir`.
     log_dir: Option<PathBuf> = |_| None;
-    /// At most so many log files are kept.
+    /// Maximum number of log files kept, including the current one.
     log_max_files: usize = |_| 5, 1 => 1000;
-    /// A log file is closed and the next begun at this size.
+    /// Size at which a log file is rotated.
     log_max_size: Bytes = |_| Bytes(10 << 20), Bytes(1 << 12) => Bytes(1 << 30);
-    /// A log file is closed and the next begun at this age.
+    /// Age at which a log file is rotated.
     log_max_age: Duration = |_| days(1), minutes(1) => days(365);
 }
 
@@ -1028,7 +1032,7 @@ mod tests {
     }
 
     #[test]
-    fn without_anything_set_the_defaults_hold() {
+    fn defaults_apply_if_nothing_is_set() {
         let config = load(None, &[], &[]).expect("valid");
         assert_eq!(config, Config::defaults(&places()));
         assert_eq!(config.socket, Path::new("/home/u/.orbd/orbd.sock"));
@@ -1036,7 +1040,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_with_every_key_switched_on_equals_the_defaults() {
+    fn sample_with_every_key_uncommented_equals_the_defaults() {
         let sample = Config::sample(&places());
         let on: String = sample
             .lines()
@@ -1047,7 +1051,7 @@ mod tests {
         assert_eq!(
             on.lines().count(),
             KEYS.len() - 2,
-            "all but the two that have no default"
+            "all keys but the two without a default"
         );
         let config = load(Some(&on), &[], &[]).expect("valid");
         assert_eq!(config.values(), Config::defaults(&places()).values());
@@ -1056,7 +1060,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_go_before_the_environment_and_that_before_the_file() {
+    fn flags_override_the_environment_which_overrides_the_file() {
         let file = "queue_max = 2000\ngrace = \"1s\"\nallow_root = true\n";
         let variables = [("ORBD_GRACE", "2s"), ("ORBD_ALLOW_ROOT", "off")];
         let config = load(Some(file), &variables, &[("allow_root", "true")]).expect("valid");
@@ -1070,33 +1074,33 @@ mod tests {
     }
 
     #[test]
-    fn what_the_drop_in_is_told_makes_no_daemon_strict() {
+    fn orbd_strict_in_the_environment_does_not_set_strict() {
         let config = load(None, &[("ORBD_STRICT", "1")], &[]).expect("valid");
         assert!(!config.strict);
     }
 
     #[test]
-    fn the_file_can_be_named_by_the_environment_and_must_then_exist() {
+    fn file_named_by_the_environment_must_exist() {
         let named = load(None, &[("ORBD_CONFIG", "/nowhere/x.toml")], &[]);
         assert_eq!(named, Err("cannot read the configuration /nowhere/x.toml".into()));
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    fn unknown_key_is_refused_with_the_nearest_known_key() {
         check_error(
             "strict = true\nquue_max = 5\n",
-            "/etc/config.toml:2: there is no key `quue_max`; did you mean `queue_max`?",
+            "/etc/config.toml:2: unknown key `quue_max`; did you mean `queue_max`?",
         );
-        check_error("colour = 1", "/etc/config.toml:1: there is no key `colour`");
+        check_error("colour = 1", "/etc/config.toml:1: unknown key `colour`");
         let flag = load(None, &[], &[("log-level", "debug")]);
         assert_eq!(
             flag,
-            Err("--log-level: there is no key `log-level`; did you mean `log_level`?".into())
+            Err("--log-level: unknown key `log-level`; did you mean `log_level`?".into())
         );
     }
 
     #[test]
-    fn an_error_names_the_place_the_key_and_what_would_be_right() {
+    fn bad_value_error_names_the_origin_the_key_and_valid_values() {
         check_error(
             "\n\ngrace = 10",
             "/etc/config.toml:3: `grace` must be a duration in quotes like \"30s\", not integer",
@@ -1146,37 +1150,34 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_path_that_no_socket_can_have_is_refused() {
+    fn socket_path_longer_than_103_bytes_is_refused() {
         let fits = format!("/{}", "s".repeat(SOCKET_PATH_MAX - 1));
         assert!(load(None, &[("ORBD_SOCKET", &fits)], &[]).is_ok());
         let long = format!("{fits}s");
         assert_eq!(
             load(None, &[("ORBD_SOCKET", &long)], &[]).expect_err("refused"),
-            "$ORBD_SOCKET: `socket` has 104 bytes, and the path of a Unix socket has at most 103: choose a shorter one"
+            "$ORBD_SOCKET: `socket` is 104 bytes long, but a Unix socket path can have at most 103; choose a shorter path"
         );
     }
 
     #[test]
-    fn a_tilde_is_the_home_of_the_user() {
+    fn tilde_expands_to_the_home_directory() {
         let config = load(Some("socket = \"~/o.sock\""), &[], &[]).expect("valid");
         assert_eq!(config.socket, Path::new("/home/u/o.sock"));
     }
 
     #[test]
-    fn what_is_read_once_is_a_key_and_is_told_in_the_sample() {
+    fn sample_marks_every_key_that_requires_a_restart() {
         for name in AT_START {
             assert!(KEYS.iter().any(|key| key.name == name), "{name}");
         }
         let sample = Config::sample(&places());
-        assert_eq!(
-            sample.matches("# A change needs a restart.\n").count(),
-            AT_START.len()
-        );
-        assert!(sample.contains("# A change needs a restart.\n#frame_max = "));
+        assert_eq!(sample.matches("# Requires a restart.\n").count(), AT_START.len());
+        assert!(sample.contains("# Requires a restart.\n#frame_max = "));
     }
 
     #[test]
-    fn a_running_configuration_takes_over_what_it_can_and_says_what_it_cannot() {
+    fn adopt_applies_keys_that_can_change_and_reports_those_that_need_a_restart() {
         let mut running = load(Some("grace = \"1s\"\nlog_dir = \"/l\""), &[], &[]).expect("valid");
         let configured = load(
             Some("queue_max = 9\nqueue_max_per_client = 9\nframe_max = 8192"),
@@ -1206,11 +1207,11 @@ mod tests {
             ]
         );
         assert_eq!((running.queue_max, running.grace), (9, seconds(10)));
-        assert_eq!(running.frame_max, Bytes(4 << 20), "what was opened stays");
+        assert_eq!(running.frame_max, Bytes(4 << 20), "unchanged until a restart");
     }
 
     #[test]
-    fn every_value_reads_back_as_it_is_told() {
+    fn every_default_reads_back_from_its_text_form() {
         for (key, text) in Config::defaults(&places()).texts() {
             if let Some(text) = text {
                 load(None, &[], &[(key, &text)]).expect(key);
@@ -1219,7 +1220,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_sizes_survive_being_written() {
+    fn durations_and_sizes_read_back_as_written() {
         for ms in [0, 1, 999, 1_000, 61_001, 5_400_000, 7_776_000_000] {
             let duration = Duration::from_millis(ms);
             assert_eq!(

@@ -1,11 +1,11 @@
-//! Builds the parts, wires them, and takes them apart again in order.
+//! Starts the parts of the daemon, connects them, and shuts them down in order.
 //!
 //! ```text
-//! start: journal, orbctl, metrics (opens later, by itself), dispatcher, then the first connection is accepted
-//! stop:  no new connections -> new jobs refused, waiting ones cancelled, commands ended -> answers -> journal -> metrics
+//! start: orbctl -> journal -> metrics (opens its store on first use) -> dispatcher -> accept connections
+//! stop:  refuse connections -> refuse new jobs, cancel queued ones, end commands -> answer clients -> close journal -> close metrics
 //! ```
 //!
-//! An upgrade is a stop while no job runs. Connections are answered and closed first, and the listener stays open for the new program.
+//! An upgrade is a stop while no job runs. It answers and closes the connections first, and keeps the listener open for the new program.
 
 mod reload;
 mod upgrade;
@@ -45,75 +45,76 @@ use crate::upgrade::{BinaryWatcher, Program};
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
 
-/// Longest time that looks go on after a change was cut short.
+/// Maximum duration of reconciliation after a change was cut short.
 const RECONCILE_MAX: Duration = Duration::from_secs(120);
-/// Most output of ended jobs kept in memory.
+/// Maximum output of ended jobs kept in memory, in bytes.
 const KEEP_BYTES: u64 = 16 << 20;
-/// Subscriptions of one connection.
+/// Maximum number of subscriptions per connection.
 const SUBSCRIPTIONS_MAX: u32 = 64;
-/// How long the journal and the metrics have to write what is left.
+/// Time limit for the journal and for the metrics to write their remaining data at shutdown, each.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why the daemon cannot run.
+/// Why the daemon could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A folder of ours cannot be made.
-    #[error("cannot make the folder {}", path.display())]
+    /// The state directory or the spool directory could not be created.
+    #[error("cannot create the directory {}", path.display())]
     Folder {
-        /// Which.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The journal cannot be opened.
+    /// The journal could not be opened.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The task that decides everything failed. A fault of ours; whoever watches us starts another.
+    /// The dispatcher's task panicked, which is a bug. The service manager restarts the daemon.
     #[error("the dispatcher failed")]
     Dispatcher(#[source] JoinError),
-    /// The metrics cannot be kept.
-    #[error("cannot keep metrics")]
+    /// The settings of the metrics could not be determined.
+    #[error("cannot set up metrics")]
     Metrics(#[source] io::Error),
-    /// The listener cannot be used.
-    #[error("cannot listen")]
+    /// The listening socket could not be registered with the async runtime.
+    #[error("cannot listen on the socket")]
     Listen(#[source] io::Error),
 }
 
-/// What the process was given.
+/// Inputs of the process that the daemon needs.
 #[derive(Debug, Clone)]
 pub struct ProcessContext {
-    /// The environment. Of it only `PATH` is used, to find `orbctl`, and what [`orbctl::environment`](crate::orbctl::environment) keeps.
+    /// The process's environment. The daemon uses `PATH`, to find `orbctl`, and the variables that
+    /// [`orbctl::environment`](crate::orbctl::environment) keeps.
     pub environment: Vec<(OsString, OsString)>,
-    /// Where the configuration came from, and comes from again.
+    /// Sources of the configuration, for reloads.
     pub sources: Sources,
-    /// What is logged.
+    /// Changes the log level on a reload.
     pub log_level: Level,
-    /// What people say to the process.
+    /// Requests to stop and to reload, set by signal handlers.
     pub signals: Signals,
-    /// The program that runs; without it no upgrade is noticed.
+    /// The running program; if `None`, upgrades are not detected.
     pub program: Option<Program>,
 }
 
-/// How serving ended.
+/// Why [`run`] returned.
 #[derive(Debug)]
 pub enum Ended {
-    /// For good.
+    /// The daemon was asked to stop.
     Stopped,
-    /// So that the new program serves on with this listener.
+    /// A new program is to be executed, and continues to serve on this listener.
     Upgrading(UnixListener),
 }
 
-/// What people say to the process. A `daemon.stop` and a `daemon.reload` are the same.
+/// Requests to the process from its signal handlers. The method `daemon.stop` cancels the same token.
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
-    /// To stop in order.
+    /// Cancelled to request an orderly stop.
     pub stop: CancellationToken,
-    /// To read the configuration again; several before that are one.
+    /// Notified to request a reload; several requests before the reload begins cause only one.
     pub reload: Arc<Notify>,
 }
 
-/// Serves until it is told to stop, and then until what must end has ended.
+/// Runs the daemon until it is asked to stop or to upgrade, and returns when all parts have shut down.
 pub async fn run(
     config: Config,
     listener: UnixListener,
@@ -186,7 +187,7 @@ pub async fn run(
     let closed = match journal {
         Ok(journal) => {
             if let Err(error) = journal.close(CLOSE_LIMIT).await {
-                tracing::error!(%error, "the journal could not be closed");
+                tracing::error!(%error, "could not close the journal");
             }
             Ok(())
         }
@@ -197,16 +198,16 @@ pub async fn run(
     };
     metrics.shutdown(CLOSE_LIMIT).await;
     closed?;
-    // Whoever asked for a stop meanwhile wants one.
+    // A stop requested during the upgrade takes precedence over it.
     let listener = listener.filter(|_| !signals.stop.is_cancelled());
     tracing::info!(upgrading = listener.is_some(), "stopped");
     Ok(listener.map_or(Ended::Stopped, Ended::Upgrading))
 }
 
-/// Waits until the dispatcher and the connections have ended; returns the journal, and the listener if an upgrade is the reason.
+/// Waits until the dispatcher and the connections have ended. Returns the journal, and the listener if the reason is an upgrade.
 ///
-/// For a stop the dispatcher ends first, because calls wait for its jobs. For an upgrade the connections end first: no job runs, and what
-/// they still ask is answered.
+/// For a stop, the dispatcher ends first, because calls wait for its jobs. For an upgrade, the connections end first: no job runs, and the
+/// dispatcher still answers their remaining requests.
 async fn ended(
     mut dispatching: JoinHandle<Journal>,
     serving: JoinHandle<Option<tokio::net::UnixListener>>,
@@ -225,7 +226,7 @@ async fn ended(
     tokio::select! {
         journal = &mut dispatching => {
             supervisor.abort();
-            // However it ended: without it nothing can be done any more.
+            // Also if the dispatcher panicked: without it no request can be handled.
             stop.cancel();
             answered.cancel();
             (journal, into_std(serving.await))
@@ -239,7 +240,7 @@ async fn ended(
     }
 }
 
-/// Writes the first line of every life.
+/// Logs the first line of each instance of the daemon.
 fn announce(config: &Config, instance: &str, orbctl: &Result<PathBuf, LocateError>) {
     let path = orbctl.as_ref().ok().or(config.orbctl.as_ref());
     tracing::info!(
@@ -254,12 +255,12 @@ fn announce(config: &Config, instance: &str, orbctl: &Result<PathBuf, LocateErro
         "orbd"
     );
     if let Err(error) = orbctl {
-        // It serves all the same: every job looks again and says what is missing, and the journal is kept.
-        tracing::error!(%error, "orbctl was not found; install OrbStack, or set `orbctl` in the configuration");
+        // The daemon serves anyway: each job searches for orbctl again and reports if it is missing, and the journal is kept.
+        tracing::error!(%error, "orbctl not found; install OrbStack, or set `orbctl` in the configuration");
     }
 }
 
-/// What serves, beside the dispatcher.
+/// The parts of the daemon other than the dispatcher.
 struct Parts {
     server: Arc<Server>,
     reloader: Reloader,
@@ -267,7 +268,7 @@ struct Parts {
     settings: watch::Receiver<listen::Settings>,
 }
 
-/// Makes the parts, and the channels by which they tell each other of what changes while they serve.
+/// Creates the parts, and the channels that carry configuration changes and upgrade reports between them.
 fn assemble(
     config: Config,
     info: InstanceInfo,
@@ -313,7 +314,7 @@ fn assemble(
         }),
         binary_watcher,
         upgrade,
-        // The same as a signal's, so that it holds also when another program is about to take over.
+        // The token of the signal handlers, so that `run` sees a `daemon.stop` that arrives during an upgrade.
         stop: context.signals.stop,
     };
     Parts {
@@ -324,11 +325,11 @@ fn assemble(
     }
 }
 
-/// Reads the configuration again whenever a signal says so.
+/// Reloads the configuration on each notification.
 async fn reload_when_told(reloader: Reloader, told: Arc<Notify>) {
     loop {
         told.notified().await;
-        // What is wrong with it stands in the log.
+        // `reload` logs its error.
         let _ = reloader.reload().await;
     }
 }
@@ -344,12 +345,11 @@ fn make_folder(path: &Path) -> Result<(), SetupError> {
         })
 }
 
-/// Names this life of the daemon: when it began and which process it is tell it from every other.
+/// Returns the id of this instance of the daemon, unique by its start time and process id.
 fn instance(started: &Moment) -> String {
     format!("{:x}-{:x}", started.unix_ms(), std::process::id())
 }
 
-/// Looks for `orbctl`.
 fn find_orbctl(config: &Config, context: &ProcessContext) -> OrbctlLocator {
     let path = context
         .environment
@@ -433,7 +433,7 @@ fn in_force(config: &Config) -> EffectiveConfig {
     }
 }
 
-/// The bounds that `daemon.info` tells.
+/// Returns the limits that `daemon.info` reports.
 fn limits(config: &Config) -> BTreeMap<String, u64> {
     let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

@@ -1,17 +1,18 @@
-//! Causes: an error with all that led to it, as one sentence for people and for the log.
+//! Formats an error together with its causes as one line, for messages and the log.
 //!
-//! An error says only its own part, and its cause is its `source`: whoever shows it puts them together here.
+//! An error's `Display` covers only its own part, and its cause is its `source`. Code that shows an error joins them with these
+//! functions.
 
 use std::error::Error;
 
-/// Returns an error and its causes in one sentence.
+/// Returns an error followed by its causes, separated by `: `.
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     append_causes(&mut text, error);
     text
 }
 
-/// Appends the causes of an error to what is said of it.
+/// Appends the causes of an error, each preceded by `: `, but not the error itself.
 pub fn append_causes(text: &mut String, error: &dyn Error) {
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -38,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cause_is_told_after_what_it_led_to() {
+    fn causes_follow_the_error_in_order() {
         let error = step("no start", Some(step("no file", Some(step("no room", None)))));
         assert_eq!(error_chain(&error), "no start: no file: no room");
         let mut text = "sorry".to_owned();

@@ -1,11 +1,11 @@
-//! Words for jobs: one accepted operation with its id, client, state and outcome.
+//! The vocabulary of jobs. A job is one accepted operation with its id, client, state and outcome.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::machine::MachineName;
 
-/// Identifies a job for as long as anybody remembers it. Numbers grow and are never reused, also over restarts.
+/// Identifies a job. Ids increase and are never reused, not even after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
@@ -15,47 +15,47 @@ impl fmt::Display for JobId {
     }
 }
 
-/// Identifies the party that turns are shared out between: a process, however many connections it has, or one connection where the
-/// system does not tell whose it is.
+/// Identifies a client for fair queueing: one process with all its connections, or a single connection if the system cannot report
+/// which process it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
 
 /// How a child process stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It ended by itself with this exit code.
+    /// It exited by itself with this code.
     Exited(i32),
-    /// A signal that we did not send ended it.
+    /// It was killed by a signal that orbd did not send.
     Signalled(i32),
-    /// Its run limit passed and we ended it.
+    /// Its run limit expired and orbd killed it.
     TimedOut,
-    /// We ended it on request: cancelled, client gone, shutdown, preempted.
+    /// orbd killed it on request: cancelled, client disconnected, shutdown, or preempted.
     Stopped,
 }
 
-/// What the end of an invocation says about `orbctl` itself, whatever it says about the operation.
+/// What the end of an invocation says about the health of `orbctl` itself, independent of the operation's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthSignal {
     /// OrbStack's service answered.
     Healthy,
-    /// It may be sick, or only one machine is.
+    /// `orbctl` may be unhealthy, or only one machine is.
     Suspect(HealthProblem),
-    /// It is sick: the next call will fail or hang in the same way, whatever it asks.
+    /// `orbctl` is unhealthy: the next call will fail or block in the same way, whatever it requests.
     Unhealthy(HealthProblem),
-    /// Nothing.
+    /// It says nothing about `orbctl`.
     Nothing,
 }
 
-/// Why `orbctl` is taken for sick.
+/// Why `orbctl` is considered unhealthy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthProblem {
-    /// A read, which takes no time when all is well, gave no answer within its limit.
+    /// A read did not finish within its limit. A read of a healthy `orbctl` takes a fraction of a second.
     Blocked {
-        /// The read.
+        /// Verb of the read, as in `config_show`.
         verb: &'static str,
     },
-    /// What OrbStack's service, or `orbctl` in its place, said: one line, bounded, without control characters.
-    ParsedEntry(Arc<str>),
+    /// The error line of OrbStack's service, or of `orbctl` on its behalf: one line of limited length, without control characters.
+    Reported(Arc<str>),
 }
 
 impl fmt::Display for HealthProblem {
@@ -63,81 +63,83 @@ impl fmt::Display for HealthProblem {
         match self {
             Self::Blocked { verb } => {
                 let command = verb.replace('_', " ");
-                write!(f, "orbctl {command} gave no answer within its time limit")
+                write!(f, "orbctl {command} did not answer within its time limit")
             }
-            Self::ParsedEntry(line) => write!(f, "orbctl said: {line}"),
+            Self::Reported(line) => write!(f, "orbctl reported: {line}"),
         }
     }
 }
 
-/// Where a job was when it was cut short.
+/// The phase that a job was in when it was interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// It never started; nothing happened.
+    /// It was waiting and never started, so it had no effect.
     Queued,
-    /// It had started.
+    /// It had started and may have had an effect.
     Running,
 }
 
-/// What an ended job means to whoever asked for it.
+/// The result of an ended job, as reported to its client.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It was done.
+    /// The operation was carried out.
     Succeeded(Success),
-    /// It ran, or was looked at, and could not be done.
+    /// It ran, or its preconditions were checked, and it could not be carried out.
     Failed(Failure),
-    /// It was cancelled: by request, by its client going away, by a forced change or by shutdown.
+    /// It was cancelled: by request, by its client disconnecting, by a forced change or by a shutdown.
     Cancelled(Phase),
-    /// A limit passed.
+    /// Its queue limit or run limit expired.
     Expired(Phase),
-    /// The daemon that ran it died and its child is gone; how it ended was not seen. Never said of a change.
+    /// The daemon that ran it died, its child process is gone, and its exit status is unknown. Never used for a change: see
+    /// [`Outcome::Unknown`].
     Interrupted,
-    /// A change was cut short and may have taken effect.
+    /// A change was interrupted and may have taken effect.
     Unknown(ReconcileReport),
 }
 
-/// What a job that was done produced.
+/// What a successful job produced.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Success {
-    /// A read: its answer is in the cache or the spool.
+    /// A read. Its answer is in the cache or in the spool.
     Read,
-    /// A command in a machine ended with this code; a code other than zero is the command's own answer, not our failure.
+    /// A command in a machine exited. A non-zero exit code is the command's own result, not a failure of the job.
     Exec {
-        /// The guest command's exit code.
+        /// Exit code of the command in the guest.
         exit_code: i32,
     },
     /// A change.
     Change {
-        /// Whether it was needed: false when what it asked for already held.
+        /// Whether it changed anything: false if the requested state already held.
         changed: bool,
     },
-    /// A change was cut short, or `orbctl` reported that the service does not work, and then it was observed to be done.
+    /// A change was interrupted, or `orbctl` reported that the service does not work, and orbd then observed the requested state.
     Observed {
-        /// Whether anything had to be done; `None` where nobody looked before.
+        /// Whether it changed anything; `None` if the state before the change is unknown.
         changed: Option<bool>,
-        /// What cut it short, and what was observed: a part of a sentence for a person.
+        /// What interrupted it and what orbd observed: a clause of a sentence for a person.
         warning: Arc<str>,
     },
-    /// A client's own process did it in a lease and said that it went well.
+    /// A client's own process carried it out under a lease and reported success.
     Lease {
-        /// Whether anything had to be done, where success alone tells: a machine that had to be running may have been before.
+        /// Whether it changed anything; `None` if success alone does not show it, as for a machine that may have been running
+        /// before.
         changed: Option<bool>,
     },
 }
 
-/// What the inventory said after a change was cut short.
+/// What orbd observed in the inventory after a change was interrupted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconcileReport {
-    /// Whether looks came to rest: what is there is what will be there.
+    /// Whether the observed state is stable, so that it is not expected to change any more.
     pub stable: bool,
-    /// Whether what was asked for now holds, where the looks could tell.
+    /// Whether the requested state holds; `None` if the polls could not determine it.
     pub satisfied: Option<bool>,
-    /// State of the machine at the last look; `None` when it was not there or no look succeeded.
+    /// State of the machine at the last poll; `None` if the machine did not exist or no poll succeeded.
     pub machine_state: Option<Arc<str>>,
 }
 
 impl ReconcileReport {
-    /// Nothing could be seen.
+    /// No poll succeeded.
     pub const NOTHING: Self = Self {
         stable: false,
         satisfied: None,
@@ -145,63 +147,64 @@ impl ReconcileReport {
     };
 }
 
-/// The closed list of failures that a caller can meet once a job was accepted.
+/// The closed list of failures of an accepted job.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Failure {
-    /// `orbctl` said that there is no such machine.
+    /// `orbctl` reported that no machine has this name.
     #[error("machine {0} does not exist")]
     MachineNotFound(Arc<str>),
-    /// `orbctl` said that the name is taken.
+    /// `orbctl` reported that the name is taken.
     #[error("machine {0} already exists")]
     MachineExists(Arc<str>),
-    /// The machine is in a state in which this cannot be done.
+    /// The machine is in a state that does not allow this operation.
     #[error("machine {machine} is {state}")]
     MachineWrongState {
-        /// Its name.
+        /// Name of the machine.
         machine: MachineName,
-        /// Its state.
+        /// State of the machine, as in `stopped`.
         state: Arc<str>,
     },
     /// The machine has no logs of this kind.
     #[error("machine {machine} has no {kind} logs")]
     NoLogs {
-        /// Its name.
+        /// Name of the machine.
         machine: MachineName,
-        /// The kind, as in `console`.
+        /// Kind of log, as in `console`.
         kind: Arc<str>,
     },
     /// OrbStack's configuration has no such key.
     #[error("key: OrbStack's configuration has no key '{0}'")]
     ConfigKeyNotFound(Arc<str>),
-    /// `orbctl` was not found, could not be executed, or is a version that we do not support.
+    /// `orbctl` was not found, could not be executed, or has a version that orbd does not support.
     #[error("orbctl is not available: {0}")]
     OrbctlUnavailable(Arc<str>),
-    /// `orbctl` refused or failed.
+    /// `orbctl` exited with an error.
     #[error("orbctl failed with exit code {exit_code}: {stderr_tail}")]
     OrbctlFailed {
-        /// Its exit code.
+        /// Exit code of `orbctl`.
         exit_code: i32,
-        /// The end of what it wrote to stderr, bounded.
+        /// The end of its stderr, limited in length.
         stderr_tail: Arc<str>,
     },
     /// A signal that orbd did not send ended `orbctl`.
     #[error("orbctl was killed by signal {signal}")]
     OrbctlKilled {
-        /// The signal's number.
+        /// Number of the signal.
         signal: i32,
-        /// The end of what it wrote to stderr, bounded.
+        /// The end of its stderr, limited in length.
         stderr_tail: Arc<str>,
     },
-    /// `orbctl` is sick, so this was not begun.
-    #[error("orbctl is sick: {0}")]
+    /// `orbctl` is unhealthy, so this operation was not started.
+    #[error("orbctl is unhealthy: {0}")]
     OrbctlUnhealthy(HealthProblem),
-    /// It succeeded but said something that we do not know.
-    #[error("orbctl's answer could not be read: {0}")]
+    /// `orbctl` succeeded, but orbd could not parse its output.
+    #[error("could not parse orbctl's output: {0}")]
     OrbctlOutputUnreadable(Arc<str>),
-    /// An accepted change was not started, because that could not be written to the journal: after a crash it would be started again.
-    #[error("the journal cannot be written: {0}")]
+    /// An accepted change was not started because its start could not be written to the journal. After a crash, orbd would start it
+    /// again.
+    #[error("cannot write to the journal: {0}")]
     JournalUnavailable(Arc<str>),
-    /// Our own fault.
+    /// A bug in orbd.
     #[error("internal error: {0}")]
     Internal(Arc<str>),
 }

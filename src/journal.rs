@@ -1,29 +1,30 @@
-//! What must survive a crash: job ids, accepted detached changes, and the children in flight. One small append-only file.
+//! The state that survives a crash: job ids, accepted detached changes, and children in flight. One small append-only file.
 //!
 //! ```text
 //! header: "orbd-journal 1\n\0", salt u32le, crc32 u32le (of the name and the salt)
 //! entry:  crc32 u32le (of the name, the salt, the length and the body), salt u32le, length u32le, body (postcard of `StoredV1`)
 //! ```
 //!
-//! **Who writes.** [`Journal::append`] encodes and calls `write` in the caller's thread, under a mutex that is held for just
-//! that: it takes 1.5 us here, where a hop to a thread and back takes 30 to 60, and an exec has 300 to spend in all. When it
-//! returns, the entry is in the kernel's hands and survives the death of this process. Only what takes long, `fsync` and
-//! compaction, is done by the journal's own thread.
+//! **Writing.** [`Journal::append`] encodes the entry and calls `write` on the caller's thread, under a mutex held only for that.
+//! This takes 1.5 us; handing the entry to another thread and back would take 30 to 60 us, and an exec may add 300 us in total.
+//! When `append` returns, the kernel has the entry, which survives the death of this process. Only slow work, `fsync` and
+//! compaction, runs on the journal's own thread.
 //!
-//! **What is synced.** `fsync` matters for a loss of power alone, after which no child lives. So [`Entry::Starting`], [`Entry::Started`] and
-//! [`Entry::Ended`] are appended without, with one exception: an [`AcceptedJob`] that was acknowledged is started again by the next
-//! life unless it is known to have started, and a change is never carried out twice. Hence both its `Accepted` and its `Starting` go
-//! through [`Journal::append_durable`].
+//! **Syncing.** `fsync` only matters for a loss of power, after which no child runs. So [`Entry::Starting`], [`Entry::Started`]
+//! and [`Entry::Ended`] are appended without it, with one exception: the next instance starts an acknowledged [`AcceptedJob`]
+//! again unless the journal shows that it has started, and a change must never be carried out twice. Hence both its `Accepted`
+//! and its `Starting` use [`Journal::append_durable`].
 //!
-//! **Torn or damaged.** A last entry that ends too early is a torn tail and is cut off. Anything else that cannot be read is damage: the
-//! file is set aside under a new name, never deleted, and every intact entry is kept, whichever part of the file is damaged. Accepted jobs
-//! from before the damage are [`Recovered::uncertain`], because the entry that says they ran may be what is missing.
+//! **Torn or damaged.** An incomplete last entry is a torn tail and is cut off. Anything else that cannot be parsed is damage:
+//! the file is set aside under a new name, never deleted, and every intact entry is kept, whichever part of the file is damaged.
+//! Accepted jobs from before the damage are [`Recovered::uncertain`], because the entry that records their start may be lost.
 //!
-//! **Not writable.** On a full or read-only disk [`Journal::append`] fails, and orbd runs on without it. What could not be written is kept
-//! in memory, and the thread tries to write the whole journal anew every [`RETRY_PAUSE`]; [`Journal::problem`] says why it is not complete.
+//! **Not writable.** On a full or read-only disk [`Journal::append`] fails, and orbd runs on without it. Entries that could not
+//! be written are kept in memory, and the thread tries to rewrite the whole journal every [`RETRY_PAUSE`]; [`Journal::problem`]
+//! returns why it is incomplete.
 //!
-//! **Compaction.** When more than a mebibyte is about ended jobs, the thread writes the rest to a new file, syncs it, adds
-//! what was appended meanwhile, and renames it over the old one.
+//! **Compaction.** When more than a mebibyte belongs to ended jobs, the thread writes the rest to a new file, syncs it, adds the
+//! entries appended meanwhile, and renames it over the old file.
 
 mod entry;
 mod file;
@@ -50,34 +51,35 @@ use crate::operation::{Access, Class, Lane};
 
 const MAGIC: &[u8; 16] = b"orbd-journal 1\n\0";
 const HEADER: usize = MAGIC.len() + 8;
-/// So many ids are reserved with one entry; a crash skips at most twice as many.
+/// Number of ids that one entry reserves; a crash skips at most twice as many.
 const ID_BLOCK: u64 = 1_000;
-/// The file is compacted when it holds so many bytes that nobody needs, and three times as many as somebody does.
+/// The file is compacted when it holds more than this many bytes about ended jobs, and more than three times as many as about
+/// other jobs.
 const GARBAGE_MAX: u64 = 1 << 20;
-/// Pause between attempts to write a journal that could not be written.
+/// Pause between attempts to write the journal after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// At most so many callers wait for an fsync.
+/// Maximum number of callers that wait for an fsync.
 const WAITERS_MAX: usize = 4_096;
 
-/// Something that must be known after a crash.
+/// An event that must be known after a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// A detached change was accepted. Append it durably, then acknowledge it.
     Accepted(AcceptedJob),
     /// A child is about to be spawned. Append it before the spawn; durably if the job was `Accepted`.
     Starting(Starting),
-    /// The child is there.
+    /// The child runs.
     Started {
-        /// Whose child.
+        /// The job that the child belongs to.
         job: JobId,
-        /// Which one.
+        /// The child.
         process: Process,
-        /// For a lease: the client's process, whose exit ends the child.
+        /// For a lease: the client's process; when it exits, the child is ended.
         owner: Option<Process>,
     },
-    /// The job is over and nothing of it needs to be known any more.
+    /// The job has ended; its earlier entries are no longer needed.
     Ended {
-        /// Which job.
+        /// The ended job.
         job: JobId,
     },
 }
@@ -85,126 +87,127 @@ pub enum Entry {
 /// An accepted detached change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptedJob {
-    /// Its id.
+    /// The job's id.
     pub job: JobId,
-    /// The operation, in versioned bytes of the caller's.
+    /// The operation, in the caller's own versioned encoding.
     pub operation: Vec<u8>,
-    /// The name of the client that asked.
+    /// Name of the client that submitted the job.
     pub client: String,
-    /// When it was accepted, wall clock, milliseconds since 1970.
+    /// Time of acceptance, Unix time in milliseconds.
     pub accepted_ms: u64,
-    /// How long it may wait.
+    /// Limit on the time in the queue; `None` for the configured default.
     pub queue_timeout: Option<Duration>,
-    /// How long it may run.
+    /// Limit on the run time; `None` for no limit.
     pub run_timeout: Option<Duration>,
 }
 
 /// A job about to spawn its child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Starting {
-    /// Its id.
+    /// The job's id.
     pub job: JobId,
-    /// What the child can be told by if we die before [`Entry::Started`].
+    /// Marker in the child's environment, by which it is found if orbd dies before [`Entry::Started`] is written.
     pub marker: String,
-    /// The lanes that it holds.
+    /// Lanes that the job holds.
     pub lanes: Vec<(Lane, Access)>,
-    /// The operation's verb.
+    /// Verb of the operation.
     pub verb: String,
-    /// The machine that it is chiefly about.
+    /// Main machine of the operation, if it has one.
     pub machine: Option<MachineName>,
-    /// The operation's class.
+    /// Class of the operation.
     pub class: Class,
-    /// Whether it outlives its client.
+    /// Whether the job continues when its client disconnects.
     pub detached: bool,
 }
 
-/// One process, told from a later one with the same pid.
+/// Identifies one process, even after its pid is reused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its id, also that of its group.
+    /// Process id.
     pub pid: u32,
-    /// When it started, in whatever bytes the platform's way of asking gives.
+    /// Start time, in a platform-specific encoding; compared for equality only.
     pub start_time: Vec<u8>,
 }
 
 /// A job whose child may still be alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlight {
-    /// What was known before the spawn.
+    /// The job's state before the spawn.
     pub starting: Starting,
-    /// The child; `None` when we died between the spawn and its entry, or before the spawn.
+    /// The child; `None` if the previous instance died before it had journalled the child, which may or may not have been
+    /// spawned.
     pub process: Option<Process>,
-    /// For a lease whose child is known: the client's process that asked for it.
+    /// For a lease whose child is known: the client's process that acquired it.
     pub owner: Option<Process>,
-    /// What was accepted, if it was a detached change.
+    /// The accepted job, if it is a detached change.
     pub accepted: Option<AcceptedJob>,
 }
 
-/// What the previous life left behind.
+/// What the journal of the previous instance contains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovered {
-    /// The next job id, greater than any ever used.
+    /// The next job id, greater than all ids used so far.
     pub next_id: u64,
-    /// Accepted jobs that never started, in order of id: to be queued again.
+    /// Accepted jobs that never started, ordered by id: to be queued again.
     pub waiting: Vec<AcceptedJob>,
-    /// Accepted jobs that may have started, because the file was damaged: to be ended as unknown.
+    /// Accepted jobs that may have started, because the file was damaged: to be ended with an unknown outcome.
     pub uncertain: Vec<AcceptedJob>,
-    /// Jobs whose child may be alive, in order of id. Each stays on record until [`Entry::Ended`].
+    /// Jobs whose child may be alive, ordered by id. Each stays in the journal until [`Entry::Ended`].
     pub in_flight: Vec<InFlight>,
-    /// Whether the previous instance stopped in order, with all that it had to remember written. Otherwise children may be running that
-    /// the journal does not name.
+    /// Whether the previous instance stopped in order with a complete journal. Otherwise children may be running that the journal
+    /// does not name.
     pub clean: bool,
-    /// Bytes of an entry that was cut short, now gone.
+    /// Size in bytes of an incomplete last entry, which was removed.
     pub torn_bytes: u64,
-    /// Where a damaged or foreign file was put.
+    /// Where a damaged or foreign file was moved.
     pub set_aside: Option<PathBuf>,
 }
 
 impl Recovered {
-    /// Says whether no child can be running that is not named here.
+    /// Returns whether every child that may be running is named here.
     pub fn names_every_child(&self) -> bool {
         self.clean && self.in_flight.iter().all(|found| found.process.is_some())
     }
 }
 
-/// Why the journal could not do something.
+/// An error of the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// Another process has it.
+    /// Another process has locked the journal.
     #[error("{path} is in use by another orbd")]
     Locked {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("cannot {doing} the journal {path}")]
     Io {
-        /// What.
+        /// The failed operation: a verb phrase that completes "cannot ... the journal".
         doing: &'static str,
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
-    /// The entry is longer than any can be.
-    #[error("a journal entry of {bytes} bytes is longer than {ENTRY_MAX}")]
+    /// The entry exceeds the size limit.
+    #[error("journal entry of {bytes} bytes exceeds the limit of {ENTRY_MAX}")]
     TooLarge {
-        /// Its length.
+        /// Length of the entry's body.
         bytes: usize,
     },
-    /// Entries could not be written, and still cannot be.
-    #[error("the journal {path} cannot be written: {cause}")]
+    /// Earlier entries could not be written and still cannot be.
+    #[error("cannot write the journal {path}: {cause}")]
     Unwritable {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Why.
+        /// Error of the last attempt.
         cause: Arc<str>,
     },
-    /// Too many callers wait for the disk.
-    #[error("too many entries wait for the disk")]
+    /// Too many callers are waiting for an fsync.
+    #[error("too many entries are waiting for the disk")]
     Busy,
-    /// The journal's thread is gone.
+    /// The journal's thread has exited.
     #[error("the journal is closed")]
     Closed,
 }
@@ -219,7 +222,7 @@ impl Entry {
     }
 }
 
-/// The open journal. Dropping it leaves the file as after a crash; see [`Journal::close`].
+/// The open journal. Dropping it leaves the file as after a crash; see [`Journal::close`] for an orderly end.
 pub struct Journal {
     shared: Arc<Shared>,
 }
@@ -241,25 +244,25 @@ struct Shared {
     woken: Condvar,
 }
 
-/// The file and what is in it.
+/// The file and the state of its contents.
 struct Writer {
-    /// `None` until one can be created.
+    /// `None` until the file can be created.
     file: Option<Arc<File>>,
     length: u64,
-    /// Why the file does not hold all that it should.
+    /// Why the file is incomplete; `None` if it is complete.
     problem: Option<Arc<str>>,
     /// Jobs with entries that could not be written.
     unwritten: BTreeSet<JobId>,
-    /// Where the file goes when it is replaced, if it must be kept.
+    /// Name to keep the current file under when it is replaced; `None` if it need not be kept.
     aside: Option<PathBuf>,
-    /// The frames of each job that is not over.
+    /// The frames of each job that has not ended.
     live: BTreeMap<JobId, Vec<u8>>,
     live_bytes: u64,
     next_id: u64,
     reserved_to: u64,
-    /// No compaction before the file is this long; grows when one fails.
+    /// No compaction before the file has this length; raised when a compaction fails.
     compact_at: u64,
-    /// What was appended since a compaction took its picture.
+    /// Entries appended since the running compaction copied the contents; `None` if none is running.
     during_compaction: Option<DuringCompaction>,
 }
 
@@ -267,17 +270,17 @@ struct Writer {
 struct DuringCompaction {
     frames: Vec<u8>,
     durable: bool,
-    /// Whether an entry could not be written, so that it is missing in the new file, too.
+    /// Whether an entry could not be written and is therefore missing in the new file as well.
     incomplete: bool,
 }
 
-/// What the thread is to do.
+/// Work for the journal's thread.
 #[derive(Default)]
 struct PendingWork {
-    /// Callers who wait for an fsync.
+    /// Callers that wait for an fsync.
     waiters: Vec<oneshot::Sender<Result<(), Arc<io::Error>>>>,
     compact: bool,
-    /// When to try again to write a journal that could not be written.
+    /// Time of the next attempt to write an incomplete journal.
     retry_at: Option<Instant>,
     closing: bool,
     closed: bool,
@@ -291,7 +294,8 @@ enum Durability {
 }
 
 impl Journal {
-    /// Opens or makes the journal, and tells what the previous life left behind. `now` starts the ids when there was none.
+    /// Opens or creates the journal. Returns it with what the previous instance left in it. If the file was damaged, new ids
+    /// start no lower than `now` in Unix seconds.
     pub fn open(path: &Path, now: SystemTime) -> Result<(Self, Recovered), JournalError> {
         Self::open_with(path, now, GARBAGE_MAX)
     }
@@ -304,7 +308,7 @@ impl Journal {
                 .mode(0o700)
                 .create(folder)
                 .map_err(|source| JournalError::Io {
-                    doing: "make the folder of",
+                    doing: "create the folder of",
                     path: path.to_owned(),
                     source,
                 })?;
@@ -334,7 +338,7 @@ impl Journal {
             mut recovered,
             problem,
         } = Opened::read(path, located, unix_seconds).map_err(io("read"))?;
-        // Without a trustworthy past, ids start above any count that can have been reached; without any past, at one.
+        // After damage, ids start above any count that can have been reached; without a file, at one.
         if replay.damaged {
             recovered.next_id = recovered.next_id.max(unix_seconds);
         }
@@ -386,8 +390,8 @@ impl Journal {
         Ok((Self { shared }, recovered))
     }
 
-    /// Returns the next job id. Ids are reserved in blocks, ahead of need, so this rarely writes and never fails: a
-    /// disk that takes nothing is logged, and the ids after a crash still start above every id that was journalled.
+    /// Returns the next job id. Ids are reserved in blocks, ahead of need, so this rarely writes. It never fails: a write error
+    /// is logged, and after a crash ids still start above every journalled id.
     pub fn next_id(&self) -> JobId {
         let mut writer = self.shared.writer();
         let id = writer.next_id;
@@ -401,18 +405,18 @@ impl Journal {
                 Err(error) => self.shared.note_problem(&mut writer, &error_chain(&error)),
             }
             drop(writer);
-            // On disk long before the first id of the block is used.
+            // The sync completes long before the first id of the block is used.
             drop(self.shared.synced());
         }
         JobId(id)
     }
 
-    /// Writes an entry. When this returns, it survives the death of this process, but not a loss of power.
+    /// Writes an entry. On return it survives the death of this process, but not a loss of power.
     pub fn append(&self, entry: &Entry) -> Result<(), JournalError> {
         self.shared.append(entry, Durability::Process)
     }
 
-    /// Writes an entry at once, in the order of calls; the future ends when it would survive a loss of power.
+    /// Writes an entry immediately, in the order of calls. The future completes once the entry survives a loss of power.
     pub fn append_durable(
         &self,
         entry: &Entry,
@@ -423,25 +427,25 @@ impl Journal {
         Ok(async move { wait_for(written?, path).await })
     }
 
-    /// Makes all ids that follow greater than this one.
+    /// Makes all later ids greater than this one.
     pub fn skip_past(&self, id: JobId) {
         let mut writer = self.shared.writer();
         writer.next_id = writer.next_id.max(id.0 + 1);
     }
 
-    /// Returns why the journal does not hold all that it should, if it does not.
+    /// Returns why the journal is incomplete; `None` if it is complete.
     pub fn problem(&self) -> Option<Arc<str>> {
         self.shared.writer().problem.clone()
     }
 
-    /// Says whether entries of a job could not be written: if this process died now, the journal would not know that the job runs.
+    /// Returns whether entries of a job could not be written: after a crash the journal would not show that the job was running.
     pub fn is_unwritten(&self, job: JobId) -> bool {
         self.shared.writer().unwritten.contains(&job)
     }
 
-    /// Notes that this instance stops in order, and waits until that would survive a loss of power, at most `limit`.
+    /// Records that this instance stops in order, and waits until that survives a loss of power, for at most `limit`.
     pub async fn close(self, limit: Duration) -> Result<(), JournalError> {
-        // The process may exit in any case: what was written is written.
+        // The process may exit even on a timeout: the entry is already written.
         tokio::time::timeout(limit, self.write_end())
             .await
             .unwrap_or(Ok(()))
@@ -499,14 +503,14 @@ impl Shared {
         self.pending_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, entry: &Entry, care: Durability) -> Result<(), JournalError> {
+    fn append(&self, entry: &Entry, durability: Durability) -> Result<(), JournalError> {
         let frame = frame(self.salt, &StoredV1::from(entry))?;
         let id = entry.job();
         let mut writer = self.writer();
-        let written = self.write(&mut writer, &frame, care);
+        let written = self.write(&mut writer, &frame, durability);
         if let Err(error) = &written {
             if matches!(entry, Entry::Accepted(_)) {
-                // It is refused, so there is nothing to remember.
+                // The job is refused, so there is nothing to keep.
                 return written;
             }
             if !matches!(entry, Entry::Ended { .. }) {
@@ -548,8 +552,8 @@ impl Shared {
         written
     }
 
-    /// Writes one frame, all or nothing.
-    fn write(&self, writer: &mut Writer, frame: &[u8], care: Durability) -> Result<(), JournalError> {
+    /// Writes one frame completely or not at all.
+    fn write(&self, writer: &mut Writer, frame: &[u8], durability: Durability) -> Result<(), JournalError> {
         let io = |source| JournalError::Io {
             doing: "write",
             path: self.path.clone(),
@@ -559,7 +563,7 @@ impl Shared {
             return Err(io(io::ErrorKind::NotFound.into()));
         };
         if let Err(source) = (&**file).write_all(frame) {
-            // Part of it may be there, and nothing may follow half an entry.
+            // Part of the frame may have been written, and no entry may follow an incomplete one.
             if file.metadata().is_ok_and(|file| file.len() > writer.length)
                 && let Err(error) = file.set_len(writer.length)
             {
@@ -570,12 +574,12 @@ impl Shared {
         writer.length += frame.len() as u64;
         if let Some(during_compaction) = &mut writer.during_compaction {
             during_compaction.frames.extend_from_slice(frame);
-            during_compaction.durable |= care == Durability::Durable;
+            during_compaction.durable |= durability == Durability::Durable;
         }
         Ok(())
     }
 
-    /// Notes that an entry is missing in the file, and has the thread write the journal anew. Logs only the first time.
+    /// Records that an entry is missing in the file, and has the thread rewrite the journal. Logs only the first time.
     fn note_problem(&self, writer: &mut Writer, cause: &str) {
         if writer.problem.is_none() {
             tracing::error!(
@@ -592,7 +596,7 @@ impl Shared {
         writer.problem = Some(cause.into());
     }
 
-    /// Asks the thread for an fsync of everything written so far.
+    /// Requests an fsync, by the thread, of everything written so far.
     fn synced(&self) -> Result<oneshot::Receiver<Result<(), Arc<io::Error>>>, JournalError> {
         let (done, answer) = oneshot::channel();
         let mut pending_work = self.pending_work();
@@ -608,7 +612,7 @@ impl Shared {
         Ok(answer)
     }
 
-    /// The thread: does errands until the journal is dropped. All who wait share one fsync.
+    /// Main loop of the thread: does pending work until the journal is dropped. All waiting callers share one fsync.
     fn run(&self) {
         loop {
             let mut pending_work = self.pending_work();
@@ -650,7 +654,7 @@ impl Shared {
                     self.note_problem(&mut self.writer(), &error.to_string());
                 }
                 for waiter in todo.waiters {
-                    // A caller that has given up misses nothing.
+                    // Fails if the caller no longer waits, which is harmless.
                     let _ = waiter.send(result.clone());
                 }
             }
@@ -660,7 +664,7 @@ impl Shared {
         }
     }
 
-    /// Compacts. If that fails, the file stays as it is; a journal that is not complete is tried again later.
+    /// Compacts the file. If that fails, the file stays as it is; if the journal is incomplete, another attempt is scheduled.
     fn compact_or_retry(&self) {
         let had_problem = self.writer().problem.is_some();
         let result = self.compact();
@@ -674,7 +678,7 @@ impl Shared {
         drop(writer);
         match result {
             Ok(()) if had_problem && is_complete => {
-                tracing::info!(path = %self.path.display(), "the journal is written again");
+                tracing::info!(path = %self.path.display(), "the journal is writable and complete again");
             }
             Ok(()) => {}
             Err(error) => {
@@ -703,7 +707,7 @@ impl Shared {
         let mut file = write_new(&self.new_path(), &contents)?;
         let mut length = contents.len() as u64;
         let mut incomplete = false;
-        // Few entries are durable; whenever one came meanwhile, it must be on disk before the old file goes.
+        // Durable entries are rare. One that was appended meanwhile must be on disk before the old file is replaced.
         let mut rounds = 0;
         loop {
             let mut writer = self.writer();
@@ -741,7 +745,7 @@ impl Shared {
     }
 }
 
-/// Returns when to try again to write a journal that could not be written.
+/// Returns the time of the next attempt to write an incomplete journal.
 fn retry_time() -> Instant {
     Moment::now().instant + RETRY_PAUSE
 }

@@ -1,19 +1,20 @@
-//! orbd: one small daemon per user through which every `orbctl` invocation goes.
+//! orbd: one small daemon per user that runs every `orbctl` invocation.
 //!
-//! The map, top to bottom; a module never uses one below it (`tests/tidy.rs` checks):
+//! The modules, from lowest to highest layer. The table `MAY_USE` in `tests/tidy.rs` defines which module may use which, and that test
+//! enforces it.
 //!
-//! - [`machine`], [`operation`], [`job`]: the words. Plain data.
-//! - [`error_chain`]: an error with all that led to it, as one sentence.
-//! - [`scheduler`], [`cache`], [`events`], [`circuit_breaker`]: what starts next, what is known, what is told of it, and whether `orbctl` is well
-//!   enough to be asked. Pure: no clock, no I/O, no async.
-//! - [`clock`], [`sys`]: time, and questions to the kernel about processes, sockets and files.
-//! - [`spool`]: a job's output, in memory, then in files; readers follow from any offset.
-//! - [`orbctl`]: the only module that knows `orbctl`.
-//! - [`journal`], [`metrics`]: what must survive a crash, and what happened.
-//! - [`dispatcher`]: the one task that owns what changes.
-//! - [`upgrade`]: whether another program lies on disk, and how it takes over.
-//! - [`rpc`], [`client`]: the wire, from both ends.
-//! - [`config`], [`logging`], [`daemon`]: how it is set up and put together.
+//! - [`machine`], [`operation`], [`job`]: the domain types. Plain data.
+//! - [`error_chain`]: formats an error and its causes as one line.
+//! - [`scheduler`], [`cache`], [`events`], [`circuit_breaker`]: decide which job starts next, which cached answers are valid, which events
+//!   clients receive, and whether `orbctl` is healthy enough to be called. Pure: no clock, no I/O, no async.
+//! - [`clock`], [`sys`]: time, and system calls about processes, sockets and files.
+//! - [`spool`]: a job's output, kept in memory and then in files; readers can start at any offset.
+//! - [`orbctl`]: builds `orbctl` command lines, runs `orbctl`, and parses its output. No other module knows its syntax.
+//! - [`journal`], [`metrics`]: the state that must survive a crash, and the history of operations.
+//! - [`dispatcher`]: one task that owns all mutable state and coordinates the other parts.
+//! - [`upgrade`]: detects a replaced binary and hands over to it.
+//! - [`rpc`], [`client`]: the server side and the client side of the wire protocol.
+//! - [`config`], [`logging`], [`daemon`]: configuration, log output, and startup and shutdown of the daemon.
 
 pub mod cache;
 pub mod circuit_breaker;

@@ -1,7 +1,7 @@
-//! Where log lines go: files that rotate by size and age, or stderr; text or JSON.
+//! Log output: to files that rotate by size and age, or to stderr; as text or JSON.
 //!
-//! Lines pass through a bounded buffer to a thread of their own, so a slow disk delays nobody; what does not fit is
-//! dropped. The [`Guard`] writes what is left when it is dropped: keep it to the end of `main`, and end by returning.
+//! A bounded buffer passes lines to a writer thread, so a slow disk does not block other threads. Lines are dropped while the buffer is
+//! full. Dropping the [`Guard`] writes the buffered lines: keep it until the end of `main`, and end the process by returning from `main`.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -21,70 +21,70 @@ use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::clock::Moment;
 
-/// At most so many lines wait to be written. The appender's own default costs 4 MB.
+/// Maximum number of buffered lines. The appender's default would cost 4 MB.
 const BUFFERED_LINES_MAX: usize = 4_096;
 
-/// The file that is written to.
+/// Name of the current log file.
 const FILE_NAME: &str = "orbd.log";
 
-/// How logs are written.
+/// Settings of the log output.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What is logged, as `tracing` filters it.
+    /// Log filter in the syntax of `tracing`'s `EnvFilter`.
     pub level: String,
-    /// How lines look.
+    /// Format of the lines.
     pub format: LogFormat,
-    /// Where they go.
+    /// Where to write the lines.
     pub to: Destination,
-    /// The folder of log files.
+    /// Directory of the log files.
     pub folder: PathBuf,
-    /// At most so many files, with the one that is written to.
+    /// Maximum number of files, including the current one.
     pub files_max: usize,
-    /// At most so many bytes in one file; a line that is longer has a file to itself.
+    /// Maximum size of a file, in bytes. A longer line gets a file of its own.
     pub file_size_max: u64,
-    /// At most so old a file is written to.
+    /// Age at which a file is rotated.
     pub file_age_max: Duration,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// One object per line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where log lines go.
+/// Destination of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
-    /// To stderr: in the foreground.
+    /// Stderr, when orbd runs in the foreground.
     Stderr,
-    /// To files: in the background.
+    /// Rotating files, when orbd runs in the background.
     Files,
 }
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter is not one.
+    /// The log level is invalid. The text continues the sentence: "must be ...".
     #[error("the log level {0}")]
     Level(String),
-    /// The files cannot be written.
+    /// The log directory or file could not be created or opened.
     #[error("cannot write logs to {path}")]
     Files {
-        /// The folder.
+        /// The log directory.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The process logs already.
-    #[error("logging was set up before")]
+    /// [`init`] was called before in this process.
+    #[error("logging is already set up")]
     Twice,
 }
 
-/// Writes what is left when dropped.
+/// Keeps logging alive; dropping it writes the buffered lines and ends logging.
 #[must_use = "dropping it ends logging"]
 #[derive(Debug)]
 pub struct Guard {
@@ -93,14 +93,14 @@ pub struct Guard {
     level: Level,
 }
 
-/// Changes what is logged while the process runs.
+/// Changes the log level while the process runs.
 #[derive(Clone)]
 pub struct Level(Arc<SetFilter>);
 
 type SetFilter = dyn Fn(EnvFilter) -> bool + Send + Sync;
 
 impl Level {
-    /// Logs at this level from now on. Returns false when it is not one, and goes on as before.
+    /// Sets the log level. Returns false and keeps the current level if `level` is invalid.
     pub fn set(&self, level: &str) -> bool {
         filter(level).is_ok_and(|filter| (self.0)(filter))
     }
@@ -113,18 +113,18 @@ impl fmt::Debug for Level {
 }
 
 impl Guard {
-    /// Returns what changes the level.
+    /// Returns a handle that changes the log level.
     pub fn level(&self) -> Level {
         self.level.clone()
     }
 
-    /// Returns how many lines did not fit into the buffer.
+    /// Returns how many lines were dropped because the buffer was full.
     pub fn dropped_lines(&self) -> usize {
         self.errors.dropped_lines()
     }
 }
 
-/// Sets up logging for the whole process.
+/// Sets up logging for the process. Can be called once.
 pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
     let filter = filter(&settings.level).map_err(LoggingError::Level)?;
     let (writer, worker) = match settings.to {
@@ -142,7 +142,7 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
         .with_span_events(FmtSpan::NONE)
         .with_ansi(settings.to == Destination::Stderr && io::stderr().is_terminal())
         .with_writer(writer);
-    // The filter decides once for each place in the code, also when it can be exchanged: nothing is looked up per line.
+    // `tracing` caches the filter's decision per callsite, also for a reloadable filter, so there is no lookup per line.
     let (filter, handle) = reload::Layer::new(filter);
     let lines = match settings.format {
         LogFormat::Text => lines.boxed(),
@@ -161,20 +161,20 @@ pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
     })
 }
 
-/// Says whether a line is of our own making. Others are never written, whatever the level says: what the libraries tell of their
-/// work may be whole requests, and with them what nobody is to read.
+/// Returns whether a line comes from orbd's own code. Lines of libraries are never written, whatever the level: they may contain whole
+/// requests, and with them secrets.
 fn is_ours(about: &Metadata<'_>) -> bool {
     let target = about.target();
     target == "orbd" || target.starts_with("orbd::")
 }
 
-/// Writes one line once the [`Guard`] is gone, by itself and at once: for a process whose program could not be replaced.
+/// Writes one error line synchronously, after the [`Guard`] was dropped: for a process that failed to execute the new program.
 pub fn last_words(settings: &Settings, text: &str) {
     let writer: Box<dyn Write + Send> = match settings.to {
         Destination::Stderr => Box::new(io::stderr()),
         Destination::Files => match Rotating::open(settings) {
             Ok(rotating) => Box::new(rotating),
-            // Whoever reads stderr is told as well.
+            // `main` prints the error to stderr as well.
             Err(_) => return,
         },
     };
@@ -198,19 +198,19 @@ fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuar
 }
 
 fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder()
-        .parse(level)
-        .map_err(|_| format!("must be error, warn, info, debug or trace, also per module, not {level:?}"))
+    EnvFilter::builder().parse(level).map_err(|_| {
+        format!("must be error, warn, info, debug or trace, optionally per module, not {level:?}")
+    })
 }
 
-/// Says what is wrong with a level.
+/// Checks a log level. The error continues the sentence "the log level ...".
 pub(crate) fn check_level(level: &str) -> Result<(), String> {
     filter(level).map(drop)
 }
 
-/// A log file that is closed and renamed when it is too long or too old, the last few of which are kept.
+/// A log file that is rotated by size and age.
 ///
-/// `orbd.log` is written to; closed ones are `orbd.log.1`, the newest, and up.
+/// `orbd.log` is the current file. Rotated files are `orbd.log.1` (the newest), `orbd.log.2` and so on.
 struct Rotating {
     folder: PathBuf,
     files_max: usize,
@@ -238,7 +238,7 @@ impl Rotating {
             age_max: settings.file_age_max,
             file,
             size: metadata.len(),
-            // Where the file system does not tell, its age counts from now.
+            // If the file system does not record the creation time, the file's age counts from now.
             begun: if metadata.len() > 0 {
                 metadata.created().unwrap_or(now)
             } else {
@@ -261,7 +261,7 @@ impl Rotating {
                 .duration_since(self.begun)
                 .is_ok_and(|age| age >= self.age_max);
         if too_long || too_old {
-            // A disk that takes no new name still takes the line.
+            // If rotation fails, for example on a full disk, the line still goes to the current file.
             let _ = self.rotate(now);
         }
         let written = self.file.write(line)?;
@@ -270,7 +270,7 @@ impl Rotating {
     }
 
     fn rotate(&mut self, now: SystemTime) -> io::Result<()> {
-        // The bound may have been lowered: everything from the last allowed number on goes.
+        // Removes the oldest file, and the ones after it if `files_max` was lowered.
         let mut number = self.files_max.saturating_sub(1).max(1);
         while fs::remove_file(self.numbered(number)).is_ok() {
             number += 1;
@@ -326,7 +326,7 @@ mod tests {
         .expect("opened")
     }
 
-    /// Lists the files with their contents, the newest first.
+    /// Returns the names and contents of the files, the newest first.
     fn files(folder: &Path) -> Vec<(String, String)> {
         let mut all: Vec<_> = fs::read_dir(folder)
             .expect("readable")
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_would_get_too_long_is_closed_and_only_the_last_are_kept() {
+    fn file_at_the_size_limit_is_rotated_and_only_the_newest_are_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut log = rotating(folder.path(), 3, 8);
         for line in [
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_is_a_bound_too() {
+    fn files_max_of_one_keeps_only_the_current_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut log = rotating(folder.path(), 1, 8);
         for line in ["one\n", "two\n", "three\n"] {
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_old_is_closed() {
+    fn file_at_the_age_limit_is_rotated() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut log = rotating(folder.path(), 3, 1000);
         let now = Moment::now().wall;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_goes_on_with_the_same_file_and_a_lower_bound_removes_more() {
+    fn restart_continues_the_current_file_and_a_lower_files_max_removes_more() {
         let folder = tempfile::tempdir().expect("a folder");
         for line in ["one\n", "two\n", "three\n", "four\n"] {
             rotating(folder.path(), 10, 4)
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_is_checked_with_a_reason() {
+    fn invalid_level_is_refused_and_quoted() {
         assert_eq!(check_level("info,orbd::rpc=debug"), Ok(()));
         assert!(check_level("orbd=loud").is_err_and(|problem| problem.contains("\"orbd=loud\"")));
     }

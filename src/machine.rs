@@ -1,14 +1,14 @@
-//! Words for the machines that `orbctl` manages: names, ids, states and what is known of each.
+//! The vocabulary of machines: names, ids, states, and the data that `orbctl` reports about each.
 //!
-//! Everything here is plain data. Text becomes one of these types at an edge (`rpc::convert`, `orbctl::output`) and stays one;
-//! a [`MachineName`] can be put on a command line without becoming a flag, because no such name can be built.
+//! Everything here is plain data. The edges of the program (`rpc::convert`, `orbctl::output`) parse text into these types. A
+//! [`MachineName`] can never become a flag on a command line, because a name with a leading `-` cannot be built.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The longest machine name accepted, in bytes. `orbctl`'s own limit is unknown; this is the longest DNS name.
+/// The longest machine name accepted, in bytes. `orbctl`'s own limit is unknown; this is the limit of a DNS name.
 pub const MACHINE_NAME_MAX: usize = 253;
 
 /// A machine's name: letters, digits, `-`, `.` and `_`, not starting with `-`.
@@ -35,13 +35,13 @@ pub enum NameError {
     #[error("a machine name cannot be empty")]
     Empty,
     /// The text is longer than [`MACHINE_NAME_MAX`] bytes.
-    #[error("a machine name has at most {MACHINE_NAME_MAX} bytes")]
+    #[error("a machine name can have at most {MACHINE_NAME_MAX} bytes")]
     TooLong,
-    /// The text starts with a hyphen, which `orbctl` would take for a flag.
+    /// The text starts with a hyphen, which `orbctl` would parse as a flag.
     #[error("a machine name cannot start with '-'")]
     LeadingHyphen,
-    /// The text has a character that no machine name has.
-    #[error("a machine name has letters, digits, '-', '.' and '_' only, not {0:?}")]
+    /// The text has a character that is not allowed in a machine name.
+    #[error("a machine name can contain only letters, digits, '-', '.' and '_', not {0:?}")]
     Character(char),
 }
 
@@ -122,19 +122,19 @@ impl fmt::Debug for MachineId {
     }
 }
 
-/// What a machine is doing, in `orbctl`'s words.
+/// The state of a machine, as reported by `orbctl`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MachineState {
-    /// Up.
+    /// The machine is up.
     Running,
-    /// Down.
+    /// The machine is down.
     Stopped,
-    /// Any other word (`creating`, `starting`, `provisioning`): busy, on its way somewhere.
+    /// Any other state (`creating`, `starting`, `provisioning`): the machine is in transition.
     Busy(Arc<str>),
 }
 
 impl MachineState {
-    /// Reads `orbctl`'s word.
+    /// Parses the state as `orbctl` prints it.
     pub fn from_word(word: &str) -> Self {
         match word {
             "running" => Self::Running,
@@ -143,7 +143,7 @@ impl MachineState {
         }
     }
 
-    /// Returns `orbctl`'s word.
+    /// Returns the state as `orbctl` prints it.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Running => "running",
@@ -153,7 +153,7 @@ impl MachineState {
     }
 }
 
-/// The system image that a machine was made from.
+/// The system image that a machine was created from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {
     /// Distribution, as in `ubuntu`.
@@ -166,14 +166,14 @@ pub struct Image {
     pub variant: Option<String>,
 }
 
-/// A machine's settings. Each is absent where the installed OrbStack does not report it.
+/// A machine's settings. A field is `None` if the installed OrbStack version does not report it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MachineConfig {
-    /// The user that commands run as unless told otherwise.
+    /// The user that commands run as by default.
     pub default_username: Option<String>,
     /// Whether the machine is isolated from the Mac (2.1 and later).
     pub isolated: Option<bool>,
-    /// Whether it is cut off from the Mac's network (2.1 and later).
+    /// Whether it has no access to the Mac's network (2.1 and later).
     pub isolate_network: Option<bool>,
     /// Whether the Mac's SSH agent is forwarded (2.1 and later).
     pub forward_ssh_agent: Option<bool>,
@@ -189,49 +189,49 @@ pub struct MachineConfig {
     pub disk_limit_bytes: Option<u64>,
 }
 
-/// One machine as `orbctl list` tells it.
+/// One machine as reported by `orbctl list`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Stable id.
+    /// Id; does not change when the machine is renamed.
     pub id: MachineId,
-    /// Name; lanes are keyed by it.
+    /// Name. Lanes are keyed by it.
     pub name: MachineName,
-    /// State at the time of the look.
+    /// State at the time of the read.
     pub state: MachineState,
-    /// What it was made from.
+    /// Image that it was created from.
     pub image: Image,
-    /// Settings.
+    /// Its settings.
     pub config: MachineConfig,
-    /// Whether OrbStack itself made it.
+    /// Whether OrbStack created it for its own use.
     pub builtin: bool,
 }
 
-/// One machine as `orbctl info` tells it.
+/// One machine as reported by `orbctl info`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineInfo {
-    /// What the list says too.
+    /// The data that `orbctl list` reports too.
     pub machine: Machine,
-    /// Bytes on disk.
+    /// Size on disk in bytes.
     pub disk_size: Option<u64>,
-    /// IPv4 address; absent while stopped.
+    /// IPv4 address; `None` while the machine is stopped.
     pub ip4: Option<Ipv4Addr>,
-    /// IPv6 address; absent while stopped.
+    /// IPv6 address; `None` while the machine is stopped.
     pub ip6: Option<Ipv6Addr>,
 }
 
-/// How OrbStack itself is.
+/// Status of OrbStack itself, as reported by `orbctl status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrbstackStatus {
     /// `Running`, exit 0.
     Running,
     /// `Stopped`, exit 1.
     Stopped,
-    /// `Starting`, or a word that we do not know.
+    /// `Starting`, or a status that orbd does not know.
     Other(Arc<str>),
 }
 
 impl OrbstackStatus {
-    /// Returns the lower-case word for the wire.
+    /// Returns the lower-case status used on the wire.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Running => "running",
@@ -246,9 +246,9 @@ impl OrbstackStatus {
 pub struct OrbctlVersion {
     /// Dotted version, as in `2.2.3`.
     pub version: String,
-    /// The number in brackets: major·1 000 000 + minor·10 000 + patch·100.
+    /// The build number in parentheses: major·1 000 000 + minor·10 000 + patch·100.
     pub build: Option<u64>,
-    /// Commit, where given.
+    /// Commit; `None` if not printed.
     pub commit: Option<String>,
 }
 
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_become_a_flag_or_a_path_cannot_be_built() {
+    fn name_that_could_become_a_flag_or_a_path_is_rejected() {
         check("web", &Ok("web"));
         check("24.04ubuntu", &Ok("24.04ubuntu"));
         check("", &Err(NameError::Empty));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_told_from_a_name_by_its_shape() {
+    fn only_a_ulid_parses_as_a_machine_id() {
         assert!("01M4HXHNTVZXRXR1F5PV7GC8R7".parse::<MachineId>().is_ok());
         assert!("01m4hxhntvzxrxr1f5pv7gc8r7".parse::<MachineId>().is_err());
         assert!("web".parse::<MachineId>().is_err());

@@ -1,4 +1,4 @@
-//! orbd: the daemon. Arguments, configuration, logging, the socket, signals, and an exit code.
+//! The daemon's executable: parses arguments, loads the configuration, sets up logging, socket and signals, and returns an exit code.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -18,41 +18,41 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Worker threads: one to serve, one for when that is busy with a stream. More cost memory and wakeups for nothing.
+/// Number of tokio worker threads: one to serve, one for while the first is busy with a stream. More would only cost memory and wakeups.
 const WORKERS: usize = 2;
 
-/// One daemon per user through which every orbctl invocation goes: queued, joined, cached and recorded.
+/// Per-user daemon that queues, joins, caches and records every orbctl invocation.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Usually launchd, systemd or `orbd-ctl daemon start` runs this. A daemon that finds another one \
-                  serving its socket exits with code 0.\n\nThe configuration is one TOML file; `orbd --sample-config` prints it \
-                  with every key explained. ORBD_<KEY> in the environment goes before the file, --set before both."
+    after_help = "Normally launchd, systemd or `orbd-ctl daemon start` starts orbd. If another orbd already serves the socket, \
+                  orbd exits with code 0.\n\nThe configuration is one TOML file; `orbd --sample-config` prints a sample that \
+                  explains every key. An environment variable ORBD_<KEY> overrides the file, and --set overrides both."
 )]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a switch on the command line"
 )]
 struct Arguments {
-    /// Configuration file to read instead of the usual one
+    /// Configuration file to read instead of the default one
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set a configuration key for this run; may be given several times
+    /// Set a configuration key for this run; can be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     values: Vec<(String, String)>,
-    /// Write logs to stderr instead of the log folder
+    /// Write logs to stderr instead of log files
     #[arg(long)]
     foreground: bool,
-    /// Read the configuration, say what is wrong with it, and exit
+    /// Check the configuration, print what is wrong with it, and exit
     #[arg(long)]
     check_config: bool,
-    /// Print a configuration file with every key explained, and exit
+    /// Print a sample configuration file that explains every key, and exit
     #[arg(long)]
     sample_config: bool,
-    /// Read the configuration, print the version, and exit; the daemon checks a new version of itself this way
+    /// Check the configuration, print the version, and exit; a running daemon uses this to check a new binary before an upgrade
     #[arg(long, hide = true)]
     preflight: bool,
-    /// Serve the metrics store over standard input; the daemon starts itself this way
+    /// Serve the metrics store over standard input; the daemon uses this to start its helper process
     #[arg(long, hide = true)]
     metrics_store: bool,
 }
@@ -60,7 +60,7 @@ struct Arguments {
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
-        .ok_or("give KEY=VALUE, as in --set strict=true")?;
+        .ok_or("expected KEY=VALUE, as in --set strict=true")?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -77,16 +77,16 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments = Arguments::parse();
     if arguments.metrics_store {
-        // The store makes its files without a mode of their own.
+        // sled creates its files with the default mode, so the umask keeps other users out.
         umask(Mode::RWXG | Mode::RWXO);
-        return metrics::serve_store().context("the metrics store");
+        return metrics::serve_store().context("cannot serve the metrics store");
     }
     let received = ReceivedHandoff::receive();
-    let slots = HandoffSlots::reserve().context("/dev/null")?;
+    let slots = HandoffSlots::reserve().context("cannot open /dev/null")?;
     sys::seal_inherited_descriptors();
     sys::raise_descriptor_limit();
     sys::restore_limits();
-    // The usual one, for the children: what we make ourselves has a mode that says more.
+    // The common default, for child processes. Files that orbd creates itself get an explicit, stricter mode.
     umask(Mode::WGRP | Mode::WOTH);
     let places = UserDirs::of_this_user()?;
     if arguments.sample_config {
@@ -106,7 +106,7 @@ fn run() -> Result<()> {
     }
     anyhow::ensure!(
         config.allow_root || !rustix::process::getuid().is_root(),
-        "orbd runs as a user, not as root; set allow_root if you really mean it"
+        "refusing to run as root; run orbd as your own user, or set `allow_root = true`"
     );
 
     if arguments.preflight {
@@ -119,17 +119,17 @@ fn run() -> Result<()> {
         Destination::Files
     };
     let logs_to = config.logging(to);
-    let logs = logging::init(&logs_to).context("logging")?;
+    let logs = logging::init(&logs_to).context("cannot set up logging")?;
     let (socket, listener) = match take_over(&config, received) {
         Some(taken_over) => taken_over,
         None => match Socket::bind(&config.socket) {
             Ok(bound) => bound,
-            // Whoever wanted a daemon has one.
+            // Not an error: the caller wanted a running daemon, and there is one.
             Err(SocketError::Taken(path)) => {
-                tracing::info!(socket = %path.display(), "another orbd serves this socket");
+                tracing::info!(socket = %path.display(), "another orbd already serves this socket; exiting");
                 return Ok(());
             }
-            Err(error) => return Err(error).context("the socket"),
+            Err(error) => return Err(error).context("cannot bind the socket"),
         },
     };
     let program = Program::of_this_process();
@@ -145,18 +145,18 @@ fn run() -> Result<()> {
         .worker_threads(WORKERS)
         .enable_all()
         .build()
-        .context("the runtime")?;
+        .context("cannot start the async runtime")?;
     let machine_list_cache = runtime.block_on(async {
-        heed_signals(&signals).context("signals")?;
+        heed_signals(&signals).context("cannot handle signals")?;
         daemon::run(config, listener, context)
             .await
-            .context("orbd cannot start")
+            .context("the daemon failed")
     });
-    // Tasks that are still there wait for things that no longer matter.
+    // The daemon has stopped in order; any task left waits for something that no longer matters.
     runtime.shutdown_background();
     match (machine_list_cache?, program) {
         (Ended::Upgrading(listener), Some(program)) => {
-            // What was logged is written before the program is another one.
+            // Writes the buffered log lines before the process executes the new program.
             drop(logs);
             let handoff = socket.pass_on().map(|(lock, is_bound)| Handoff {
                 listener: listener.into(),
@@ -165,9 +165,9 @@ fn run() -> Result<()> {
             });
             let error = upgrade::execute(&program, handoff.as_ref(), slots);
             drop(socket);
-            // Nothing serves any more: the service manager, or the next client, starts another.
+            // This process cannot serve any more and exits; the service manager or the next client starts a new one.
             let failed = anyhow::Error::new(error).context(format!(
-                "{} was to take over and could not be executed",
+                "upgrade failed: {} could not be executed",
                 program.path.display()
             ));
             logging::last_words(&logs_to, &format!("{failed:#}"));
@@ -177,7 +177,7 @@ fn run() -> Result<()> {
     }
 }
 
-/// Takes over the socket that was passed to this process, if one was and it fits.
+/// Takes over the socket that was passed to this process. `None` if none was passed or if it cannot be used, which is logged.
 fn take_over(
     config: &Config,
     received: Result<Option<ReceivedHandoff>, HandoffError>,
@@ -185,7 +185,7 @@ fn take_over(
     let received = match received {
         Ok(received) => received?,
         Err(error) => {
-            tracing::warn!(%error, "the socket that was passed to this process is not used");
+            tracing::warn!(%error, "ignored the socket passed to this process");
             return None;
         }
     };
@@ -197,13 +197,13 @@ fn take_over(
     ) {
         Ok(taken_over) => Some(taken_over),
         Err(error) => {
-            tracing::warn!(%error, "the socket that was passed to this process is not used");
+            tracing::warn!(%error, "ignored the socket passed to this process");
             None
         }
     }
 }
 
-/// Turns SIGTERM and SIGINT into an orderly stop, and SIGHUP into a reload. A terminal that closes sends it too, and does no harm.
+/// Maps SIGTERM and SIGINT to an orderly stop, and SIGHUP to a reload. A closing terminal sends SIGHUP too; the extra reload is harmless.
 fn heed_signals(signals: &Signals) -> std::io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut came = signal(kind)?;
@@ -226,7 +226,7 @@ fn heed_signals(signals: &Signals) -> std::io::Result<()> {
 
 #[expect(
     clippy::print_stderr,
-    reason = "before and after logging there is nothing else to tell it to"
+    reason = "before logging is set up and after it has ended, stderr is the only output"
 )]
 fn say(text: &str) {
     eprintln!("{text}");
@@ -234,5 +234,7 @@ fn say(text: &str) {
 
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    std::io::stdout().write_all(text.as_bytes()).context("stdout")
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write to stdout")
 }

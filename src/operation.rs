@@ -1,7 +1,7 @@
-//! What a caller wants, typed: its operands, its class, the lanes it touches and what it makes stale.
+//! Typed operations: operands, class, the lanes that an operation locks, and the cached data that it makes stale.
 //!
-//! An [`Operation`] says nothing about how it is carried out; `orbctl::argv` alone turns it into arguments. The table in
-//! `docs/ARCHITECTURE.md` and the one in [`Operation::footprint`] are the same.
+//! An [`Operation`] does not say how it is carried out; only `orbctl::argv` converts it to arguments. Keep the table in
+//! `docs/ARCHITECTURE.md` in step with [`Operation::footprint`].
 
 mod client_action;
 mod raw_query;
@@ -21,55 +21,55 @@ pub use unknown_form::{FormVerb, UnknownForm};
 
 use crate::machine::{MachineId, MachineName};
 
-/// One thing that a caller can ask of `orbctl`.
+/// One operation that a caller can request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation {
-    /// A read. Equal ones join.
+    /// A read. Equal reads share one invocation.
     Query(Query),
     /// Runs a command in a machine.
     Exec(MachineName, ExecRequest),
-    /// Copies files of the Mac into a machine; carried out by the client in a lease.
+    /// Copies files from the Mac into a machine. The client carries it out under a lease.
     Push(MachineName),
-    /// Copies files out of a machine to the Mac; carried out by the client in a lease.
+    /// Copies files from a machine to the Mac. The client carries it out under a lease.
     Pull(MachineName),
-    /// Makes a machine and boots it.
+    /// Creates a machine and boots it.
     Create(NewMachine),
     /// Boots a machine.
     Start(MachineName),
     /// Shuts a machine down.
     Stop(MachineName, Force),
-    /// Shuts a machine down and boots it.
+    /// Shuts a machine down and boots it again.
     Restart(MachineName),
-    /// Destroys a machine.
+    /// Deletes a machine and its data.
     Delete(MachineName),
-    /// Gives a machine another name.
+    /// Renames a machine.
     Rename {
-        /// Its name now.
+        /// Current name.
         from: MachineName,
-        /// Its name then.
+        /// New name.
         to: MachineName,
     },
     /// Copies a machine; the copy is stopped.
     Clone {
-        /// What is copied.
+        /// Name of the machine to copy.
         source: MachineName,
-        /// The copy.
+        /// Name of the copy.
         copy: MachineName,
     },
     /// Writes a machine to an archive on the Mac.
     Export(MachineName, PathBuf),
-    /// Makes a machine of an archive on the Mac.
+    /// Creates a machine from an archive on the Mac.
     Import(MachineName, PathBuf),
-    /// Names the machine that commands without a machine go to, or clears it.
+    /// Sets the default machine, used by commands that name none. `None` clears it.
     SetDefault(Option<MachineName>),
     /// Sets one configuration key.
     ConfigSet {
-        /// Key, as in `machine.web.username`.
+        /// Configuration key, as in `machine.web.username`.
         key: ConfigKey,
-        /// Value, as `orbctl config set` takes it.
+        /// Value, in the syntax of `orbctl config set`.
         value: Arc<str>,
     },
-    /// Puts the whole configuration back to its defaults.
+    /// Resets the whole configuration to its defaults.
     ConfigReset,
     /// Starts OrbStack itself.
     StartOrbstack(Force),
@@ -79,88 +79,90 @@ pub enum Operation {
     StartAll,
     /// Stops every machine.
     StopAll(Force),
-    /// Something that only clients carry out, in leases.
+    /// An operation that only clients carry out, under leases.
     ClientAction(ClientAction),
 }
 
-/// A read. Equal queries share one invocation while the generation has not moved.
+/// A read. Equal queries share one invocation until the cache generation changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Query {
     /// Every machine.
     List,
     /// One machine with its addresses and size.
     Info(MachineName),
-    /// How OrbStack is. The only one that does not wake it.
+    /// Status of OrbStack. The only query that does not start OrbStack.
     Status,
-    /// Which `orbctl` this is.
+    /// Version of `orbctl`.
     Version,
     /// The whole configuration.
     ConfigShow,
     /// The default machine.
     Default,
-    /// How to reach machines over SSH.
+    /// SSH connection settings for machines.
     Ssh,
     /// A machine's log so far.
     Logs(MachineName, LogScope),
-    /// What `orbctl` prints for a read, byte for byte.
+    /// The raw output of `orbctl` for a read, byte for byte.
     RawQuery(RawQuery),
 }
 
-/// Which of a machine's logs.
+/// Which logs of a machine to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LogScope {
-    /// What `orbctl logs` shows by itself.
+    /// The logs that `orbctl logs` shows by default.
     Default,
-    /// Everything, `--all`.
+    /// All logs (`--all`).
     All,
 }
 
-/// Whether to be polite.
+/// Whether an operation waits for conflicting jobs or preempts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Force {
-    /// Wait for what runs.
+    /// Wait for conflicting jobs.
     No,
-    /// End what runs, cancel what waits: the verbs that mend things never queue behind the illness.
+    /// Stop conflicting jobs that run and cancel those that wait, so that an operation that repairs OrbStack never queues behind
+    /// jobs that are stuck.
     Yes,
 }
 
-/// A command to run in a machine. Its `Debug` shows counts, never contents: arguments, environment and input may hold secrets.
+/// A command to run in a machine. Its `Debug` output shows counts, never contents: arguments, environment and input may hold
+/// secrets.
 #[derive(Clone, PartialEq)]
 pub struct ExecRequest {
-    /// Program and arguments, kept as words. Never empty; the first does not start with `-`; no NUL bytes.
+    /// Program and arguments. Never empty; the program does not start with `-`; no NUL bytes.
     command: Vec<String>,
-    /// Guest user; the machine's default where absent.
+    /// Guest user; `None` for the machine's default user.
     pub user: Option<UserName>,
-    /// Guest directory; the guest user's home where absent.
+    /// Guest directory; `None` for the guest user's home.
     pub workdir: Option<String>,
-    /// Guest directory to start in if it exists, otherwise the home. Unused where there is a `workdir`.
+    /// Guest directory to start in if it exists, otherwise the home directory. Ignored if `workdir` is set.
     pub try_workdir: Option<String>,
-    /// Additional environment, in order.
+    /// Additional environment variables, in order.
     pub env: Vec<(EnvName, String)>,
-    /// Variables of the caller's own environment that `orbctl run` reads or passes on.
+    /// Variables from the caller's environment that `orbctl run` reads or passes to the guest.
     pub caller_env: CallerEnv,
-    /// What the command reads.
+    /// Standard input of the command.
     pub stdin: Stdin,
-    /// What is kept of what it writes.
+    /// How much of its output orbd keeps.
     pub output: OutputKept,
 }
 
-/// Why a command cannot be run.
+/// Why a command was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// No words.
-    #[error("a command has at least one word")]
+    /// The command has no arguments, not even a program.
+    #[error("a command cannot be empty")]
     Empty,
-    /// `orbctl run` would take the first word for a flag of its own.
-    #[error("a command's first word cannot be empty or start with '-'")]
+    /// `orbctl run` would parse the first argument as a flag of its own.
+    #[error("the program of a command cannot be empty or start with '-'")]
     LeadingHyphen,
-    /// No process argument can hold a NUL byte.
+    /// A process argument cannot contain a NUL byte.
     #[error("a command cannot contain NUL bytes")]
     Nul,
 }
 
 impl ExecRequest {
-    /// Makes a request to run `command` as the machine's default user in its home with empty input.
+    /// Creates a request to run `command` as the machine's default user, in that user's home, with empty input.
     pub fn new(command: Vec<String>) -> Result<Self, CommandError> {
         let first = command.first().ok_or(CommandError::Empty)?;
         if first.is_empty() || first.starts_with('-') {
@@ -181,8 +183,8 @@ impl ExecRequest {
         })
     }
 
-    /// Returns a request that says no more than whether input was streamed: all that is needed of a command that is over, whose
-    /// words, environment and input may hold secrets and megabytes.
+    /// Returns a copy that keeps only whether input was streamed and how output is kept. An ended command needs no more, and its
+    /// arguments, environment and input may hold secrets or megabytes.
     #[must_use]
     pub fn forgotten(&self) -> Self {
         let stdin = if self.stdin == Stdin::Stream {
@@ -202,7 +204,7 @@ impl ExecRequest {
         }
     }
 
-    /// Returns program and arguments.
+    /// Returns the program and its arguments.
     pub fn command(&self) -> &[String] {
         &self.command
     }
@@ -218,10 +220,10 @@ impl fmt::Debug for ExecRequest {
     }
 }
 
-/// The variable in which a caller lists, separated by colons, the variables that `orbctl run` passes to the guest.
+/// The variable that lists, separated by colons, the caller's variables that `orbctl run` passes to the guest.
 pub const ORBENV: &str = "ORBENV";
 
-/// Variables of its caller that `orbctl run` reads, or passes to the guest without being asked to.
+/// Variables of the caller that `orbctl run` always reads or passes to the guest.
 const READ_BY_ORBCTL: [&str; 11] = [
     ORBENV,
     "TERM",
@@ -236,27 +238,27 @@ const READ_BY_ORBCTL: [&str; 11] = [
     "NO_PROXY",
 ];
 
-/// What the environment of an `orbctl run` started by the caller itself would give the guest: `ORBENV`, the variables that it lists,
-/// proxy settings, `TERM` and `DISPLAY`. The values may hold secrets, so there is no `Debug` output of them.
+/// The variables that `orbctl run` would pass to the guest if the caller had started it: `ORBENV`, the variables listed in it, the
+/// proxy variables, `TERM` and `DISPLAY`. The values may hold secrets, so `Debug` prints only their number.
 #[derive(Clone, PartialEq, Default)]
 pub struct CallerEnv(BTreeMap<String, String>);
 
-/// Why a variable does not belong into a [`CallerEnv`].
+/// Why a variable is not allowed in a [`CallerEnv`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallerEnvError {
     /// `orbctl run` would not pass it to the guest.
     #[error("`{0}` is neither listed in ORBENV nor a proxy variable, TERM or DISPLAY")]
     NotListed(String),
-    /// An environment cannot hold it.
+    /// Its value contains a NUL byte, which an environment cannot hold.
     #[error("the value of {0} contains a NUL byte")]
     Nul(String),
-    /// JSON cannot carry it.
+    /// Its value is not UTF-8, which JSON cannot carry.
     #[error("the value of {0} in the environment is not UTF-8")]
     NotUtf8(String),
 }
 
 impl CallerEnv {
-    /// Checks that nothing but what `orbctl run` reads is among these variables.
+    /// Creates the set, and rejects a variable that `orbctl run` would not read or pass on.
     pub fn new(variables: BTreeMap<String, String>) -> Result<Self, CallerEnvError> {
         let orbenv = variables.get(ORBENV).map_or("", String::as_str);
         for (name, value) in &variables {
@@ -270,7 +272,7 @@ impl CallerEnv {
         Ok(Self(variables))
     }
 
-    /// Collects the variables from an environment that `read` looks into.
+    /// Collects the variables from an environment; `read` returns the value of one variable.
     pub fn collect(read: impl Fn(&str) -> Option<OsString>) -> Result<Self, CallerEnvError> {
         let text = |name: &str| {
             read(name)
@@ -303,7 +305,7 @@ impl fmt::Debug for CallerEnv {
     }
 }
 
-/// Returns the names that the value of `ORBENV` lists. What follows a `/` in an entry is a flag, as in WSLENV.
+/// Returns the names listed in the value of `ORBENV`. A `/` in an entry starts its flags, as in WSLENV.
 fn listed(orbenv: &str) -> impl Iterator<Item = &str> {
     orbenv
         .split(':')
@@ -311,7 +313,7 @@ fn listed(orbenv: &str) -> impl Iterator<Item = &str> {
         .filter(|name| is_env_name(name) && !name.starts_with("ORBD_"))
 }
 
-/// Returns the name in an entry of `ORBENV`.
+/// Returns the name in one entry of `ORBENV`, without its flags.
 pub fn listed_name(entry: &str) -> &str {
     entry.split('/').next().unwrap_or_default()
 }
@@ -322,8 +324,8 @@ fn is_env_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// Whether every `sh` (dash, bash and busybox were tried) exports exactly the value that it is given under this name. Some names are
-/// read-only there or have a meaning of their own; `ORBD_E0` and so on are how values travel.
+/// Returns whether every `sh` (tested: dash, bash and busybox) exports exactly the value assigned to this name. Shells treat some
+/// names as read-only or special, and orbd uses `ORBD_E0`, `ORBD_E1` and so on to transfer values.
 fn is_exported_as_given(name: &str) -> bool {
     const SET_BY_SH: [&str; 19] = [
         "_",
@@ -353,19 +355,19 @@ fn is_exported_as_given(name: &str) -> bool {
             .is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()))
 }
 
-/// What is kept of a command's output while the bounds are far.
+/// How much of a command's output orbd keeps, within the spool's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKept {
-    /// Everything.
+    /// Keep everything.
     All,
-    /// What those who follow have not read, and the last of it; everything while nobody follows.
+    /// Keep what attached readers have not read yet and the most recent output; keep everything while no reader is attached.
     Unread,
 }
 
-/// What a command reads.
+/// Standard input of a command.
 #[derive(Clone, PartialEq)]
 pub enum Stdin {
-    /// End of file at once.
+    /// Empty: end of file at once.
     Empty,
     /// These bytes, then end of file.
     Bytes(Bytes),
@@ -373,7 +375,8 @@ pub enum Stdin {
     Stream,
 }
 
-/// A token that is safe as one word of `orbctl`'s command line: not empty, no leading `-`, no blanks, control characters or `/`.
+/// Returns whether a text is safe as one argument of `orbctl`: not empty, at most 255 bytes, no leading `-`, and no whitespace,
+/// control character or `/`.
 fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 255
@@ -390,7 +393,7 @@ macro_rules! token {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Returns it as text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -413,7 +416,7 @@ macro_rules! token {
     };
 }
 
-/// A word is not of its kind.
+/// A text does not have the required form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {what}")]
 pub struct TokenError {
@@ -425,17 +428,17 @@ token! {
     UserName, "user name: no blanks, no '/', no leading '-'", is_token
 }
 token! {
-    /// A distribution's name, as in `ubuntu`.
+    /// Name of a distribution, as in `ubuntu`.
     Distro, "distribution: letters, digits, '-' and '_'",
     |t| is_token(t) && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
 }
 token! {
-    /// A distribution's version, as in `24.04` or `noble`.
+    /// Version of a distribution, as in `24.04` or `noble`.
     DistroVersion, "version: letters, digits, '-', '.' and '_'",
     |t| is_token(t) && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 token! {
-    /// An amount as `orbctl` takes it, as in `4G` or `2048M`.
+    /// A size in `orbctl`'s syntax, as in `4G` or `2048M`.
     Size, "size: digits followed by an optional K, M, G or T",
     |t| {
         let digits = t.trim_end_matches(['K', 'M', 'G', 'T', 'k', 'm', 'g', 't']);
@@ -469,7 +472,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// Returns `orbctl`'s word.
+    /// Returns the name used by `orbctl`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Arm64 => "arm64",
@@ -492,18 +495,18 @@ impl std::str::FromStr for Arch {
     }
 }
 
-/// A machine to be made.
+/// The parameters of a machine to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMachine {
-    /// Its name.
+    /// Name of the new machine.
     pub name: MachineName,
-    /// Distribution.
+    /// Distribution to install.
     pub distro: Distro,
-    /// Version; the distribution's newest where absent.
+    /// Version; `None` for the distribution's newest.
     pub version: Option<DistroVersion>,
-    /// Architecture; the Mac's own where absent.
+    /// Architecture; `None` for that of the Mac.
     pub arch: Option<Arch>,
-    /// Default user; the Mac user's name where absent.
+    /// Default user; `None` for the name of the Mac's user.
     pub user: Option<UserName>,
     /// Processor limit (OrbStack 2.2 and later).
     pub cpus: Option<u32>,
@@ -511,9 +514,9 @@ pub struct NewMachine {
     pub memory: Option<Size>,
     /// Disk limit (OrbStack 2.2 and later).
     pub disk: Option<Size>,
-    /// No access to the Mac (OrbStack 2.1 and later).
+    /// Deny access to the Mac (OrbStack 2.1 and later).
     pub isolated: bool,
-    /// No access to the Mac's network (OrbStack 2.1 and later).
+    /// Deny access to the Mac's network (OrbStack 2.1 and later).
     pub isolate_network: bool,
     /// Shared folders of an isolated machine (OrbStack 2.1 and later).
     pub mounts: Vec<Mount>,
@@ -521,12 +524,12 @@ pub struct NewMachine {
     pub forward_ssh_agent: bool,
 }
 
-/// A machine as a caller names it: an id is resolved to its name before a footprint is built.
+/// A machine as named by a caller. An id is resolved to a name before a footprint is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineRef {
-    /// Certainly a name.
+    /// A name.
     Name(MachineName),
-    /// Shaped like an id; may still be a name.
+    /// Shaped like an id, but may also be the name of a machine.
     IdOrName(MachineId, MachineName),
 }
 
@@ -542,14 +545,14 @@ impl std::str::FromStr for MachineRef {
     }
 }
 
-/// A line in which operations wait.
+/// A resource that operations lock. Operations that conflict in a lane run in order of acceptance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// All of OrbStack.
+    /// OrbStack as a whole.
     Fleet,
     /// OrbStack's configuration and the default machine.
     Configuration,
-    /// One machine.
+    /// The machine with this name.
     Machine(MachineName),
 }
 
@@ -563,39 +566,39 @@ impl fmt::Display for Lane {
     }
 }
 
-/// How a lane is touched.
+/// How an operation locks a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Access {
-    /// Beside others that share it.
+    /// Together with others that share it.
     Shared,
-    /// Alone.
+    /// With no other operation in the lane.
     Exclusive,
 }
 
-/// The lanes that an operation touches, each once.
+/// The lanes that an operation locks, each at most once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Footprint(Vec<(Lane, Access)>);
 
 impl Footprint {
-    /// Touches nothing: waits behind nothing and is in nobody's way.
+    /// No lanes: the operation waits for none and blocks none.
     pub const NONE: Self = Self(Vec::new());
 
-    /// Builds a footprint; a lane named twice is taken once, with the stronger access.
+    /// Creates a footprint. A lane that occurs twice is kept once, with the stronger access.
     pub fn new(lanes: impl IntoIterator<Item = (Lane, Access)>) -> Self {
         let mut all: Vec<(Lane, Access)> = lanes.into_iter().collect();
-        // The stronger access sorts last within a lane, and `dedup_by_key` keeps the first: hence the reversal.
+        // The stronger access sorts last within a lane, and `dedup_by` keeps the first: hence the descending order.
         all.sort_by(|a, b| b.cmp(a));
         all.dedup_by(|later, kept| later.0 == kept.0);
         Self(all)
     }
 
-    /// Returns the lanes and how each is touched.
+    /// Returns the lanes and the access to each.
     pub fn lanes(&self) -> &[(Lane, Access)] {
         &self.0
     }
 }
 
-/// Which limits apply to an operation.
+/// The class of an operation; it determines which limits apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
     /// A read.
@@ -604,13 +607,13 @@ pub enum Class {
     Exec,
     /// A change of machines.
     Change,
-    /// A change that makes a machine from outside: create or import.
+    /// A change that creates a machine from an image or an archive: create or import.
     Creation,
-    /// A change of settings.
+    /// A change of OrbStack's configuration.
     Configuration,
     /// A change of OrbStack as a whole.
     Fleet,
-    /// A terminal or a follow: recorded, never in anybody's way.
+    /// A terminal or a log that is followed: recorded, but blocks no other job.
     Session,
 }
 
@@ -640,23 +643,23 @@ impl Class {
     }
 }
 
-/// What facts an operation makes stale.
+/// Which cached data an operation makes stale.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// The list, and what is known of these machines.
+    /// The list of machines, and the data of these machines.
     Machines(Vec<MachineName>),
-    /// The configuration and what the list shows of it.
+    /// The configuration, and the data of machines that includes settings.
     Configuration,
-    /// Everything.
+    /// Everything except the version of `orbctl`.
     Everything,
 }
 
-/// What an operation does to what is known.
+/// What an operation does to cached data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing.
+    /// It makes nothing stale.
     Reads,
-    /// Makes a scope stale, when it starts and when it ends.
+    /// It makes a scope stale, both when it starts and when it ends.
     Changes(Scope),
 }
 
@@ -688,7 +691,7 @@ impl Operation {
         }
     }
 
-    /// Returns the machine that it is chiefly about, where there is one.
+    /// Returns the machine that the operation is mainly about, if there is one.
     pub fn machine(&self) -> Option<&MachineName> {
         match self {
             Self::Query(Query::Info(name) | Query::Logs(name, _))
@@ -718,7 +721,7 @@ impl Operation {
         }
     }
 
-    /// Returns the class, which says which limits apply.
+    /// Returns the class, which determines the limits that apply.
     pub fn class(&self) -> Class {
         match self {
             Self::Query(_) => Class::Query,
@@ -740,7 +743,7 @@ impl Operation {
         }
     }
 
-    /// Returns the lanes that it touches and how.
+    /// Returns the lanes that the operation locks, and the access to each.
     pub fn footprint(&self) -> Footprint {
         use Access::{Exclusive, Shared};
         let machine = |name: &MachineName, access| (Lane::Machine(name.clone()), access);
@@ -767,7 +770,7 @@ impl Operation {
                     .map(|name| machine(name, Exclusive))
                     .chain([(Lane::Configuration, Exclusive), fleet]),
             ),
-            // No machine waits for it; a change of the fleet does.
+            // Takes no machine's lane, so it blocks no machine; a change of the fleet waits for it.
             Self::ConfigSet { .. } | Self::ConfigReset => {
                 Footprint::new([(Lane::Configuration, Exclusive), fleet])
             }
@@ -778,8 +781,8 @@ impl Operation {
         }
     }
 
-    /// Returns what it makes stale. A command counts as a change of its machine only where it may start it, which the
-    /// dispatcher knows.
+    /// Returns what the operation makes stale. A command changes its machine only if it may start it, which only the dispatcher
+    /// knows.
     pub fn effect(&self) -> Effect {
         match self {
             Self::Query(_) | Self::Exec(..) | Self::Push(_) | Self::Pull(_) => Effect::Reads,
@@ -805,7 +808,7 @@ impl Operation {
         }
     }
 
-    /// Returns about how many bytes its operands take.
+    /// Returns the approximate size of its operands in bytes.
     pub fn weight(&self) -> u64 {
         let Self::Exec(_, request) = self else {
             return 0;
@@ -819,7 +822,7 @@ impl Operation {
         (words + env + input) as u64
     }
 
-    /// Whether the limit of its class ends it.
+    /// Returns whether the run limit of its class applies.
     pub fn has_run_limit(&self) -> bool {
         match self {
             Self::ClientAction(client_action) => client_action.has_run_limit(),
@@ -827,7 +830,7 @@ impl Operation {
         }
     }
 
-    /// Says whether it ends what runs in its lanes and cancels what waits there, instead of queueing behind it.
+    /// Returns whether it stops conflicting jobs that run and cancels those that wait, instead of queueing behind them.
     pub fn preempts(&self) -> bool {
         match self {
             Self::Stop(_, force)
@@ -873,12 +876,12 @@ mod tests {
     }
 
     #[test]
-    fn a_query_touches_no_lane() {
+    fn query_locks_no_lane() {
         assert_eq!(Operation::Query(Query::List).footprint(), Footprint::NONE);
     }
 
     #[test]
-    fn a_rename_holds_both_names() {
+    fn rename_locks_both_names_exclusively() {
         let rename = Operation::Rename {
             from: name("a"),
             to: name("b"),
@@ -894,7 +897,7 @@ mod tests {
     }
 
     #[test]
-    fn the_debug_form_of_a_command_shows_none_of_its_words() {
+    fn debug_output_of_a_command_shows_none_of_its_contents() {
         let mut request = ExecRequest::new(vec!["echo".into(), "hunter2".into()]).expect("valid");
         request
             .env
@@ -909,7 +912,7 @@ mod tests {
     }
 
     #[test]
-    fn caller_env_takes_only_what_orbctl_run_reads() {
+    fn caller_env_accepts_only_variables_that_orbctl_run_reads() {
         let given = env(&[
             ("ORBENV", "TOKEN:CI/p"),
             ("TOKEN", "1"),
@@ -933,7 +936,7 @@ mod tests {
     }
 
     #[test]
-    fn caller_env_collects_only_what_orbctl_run_reads() {
+    fn caller_env_collects_only_variables_that_orbctl_run_reads() {
         let all = env(&[
             ("ORBENV", "A:UNSET:a b"),
             ("A", "1"),
@@ -950,7 +953,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_sh_cannot_export_is_refused() {
+    fn env_name_that_sh_cannot_export_is_rejected() {
         for name in [
             "UID",
             "RANDOM",
@@ -970,7 +973,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_could_become_a_flag_cannot_be_built() {
+    fn command_that_could_become_a_flag_is_rejected() {
         assert_eq!(ExecRequest::new(vec![]), Err(CommandError::Empty));
         assert_eq!(
             ExecRequest::new(vec!["-u".into()]),

@@ -1,4 +1,4 @@
-//! A job's output: the bytes of both streams in order of arrival, first in memory, then in files, read from any offset.
+//! A job's output: the bytes of both streams in order of arrival, first in memory, then in files, readable from any offset.
 //!
 //! ```text
 //!            first                 flushed                       end
@@ -6,26 +6,28 @@
 //!                        |------- recent (memory) ----------------|
 //! ```
 //!
-//! A [`Writer`] puts bytes in, a [`Spool`] is the handle to what is kept, a [`Reader`] follows. A small job never leaves memory.
-//! Beyond [`MEMORY`] bytes a blocking thread moves what is new into the current segment, a file that has no name any more, and goes
-//! when there is nothing left to move; what is recent stays in memory while somebody follows, so a reader that keeps up never
-//! touches a file, and while it does so the thread moves much at a time. All file work is done on blocking threads: a full page
-//! cache must not stop the daemon's other answers.
+//! A [`Writer`] appends bytes, a [`Spool`] is a handle to the stored output, a [`Reader`] reads it. The output of a small job
+//! never leaves memory. Beyond [`MEMORY`] bytes, a task on a blocking thread moves new chunks into the current segment, an
+//! unlinked file, and ends when nothing is left to move. While a reader follows, recent output also stays in memory, so that a
+//! reader that keeps up never reads a file, and the task moves larger batches. All file work is done on blocking threads, because
+//! a full page cache must not stall the daemon's other requests.
 //!
-//! **Bounds.** A spool keeps at most its `max`, all spools of one [`Budget`] keep at most the budget's. At a bound the oldest segment
-//! goes, as soon as every reader that [holds](Spool::follow) has passed it; until then the writer, and so the child, waits. Readers who
-//! come later or do not hold are told the gap. Before that, the budget takes the oldest ended spool that nobody holds. Every
-//! spool may keep [`MEMORY`] bytes whatever the budget says, so a job without followers never waits.
+//! **Limits.** A spool keeps at most its `max`; all spools of one [`Budget`] together keep at most the budget's. At a spool's
+//! limit its oldest segment is dropped as soon as every [holding](Spool::follow) reader has passed it; until then the writer
+//! waits, and with it the child. At the budget's limit the files of the oldest ended spool without a holding reader are dropped
+//! first. Readers that come later or do not hold get a gap. Every spool may keep [`MEMORY`] bytes regardless of the budget, so a
+//! job without followers never waits.
 //!
-//! **A disk that takes nothing** never ends a command. If it is full, the spool's own oldest segment goes and the write is tried again,
-//! as at a bound. If there is none, or the error is another one, only the newest [`UNWRITTEN_MAX`] bytes are kept in memory, what was
-//! written before stays, and readers are told the gap between the two. The next write is tried after [`RETRY_AFTER`].
+//! **Disk errors** never end a command. If the disk is full, the spool's own oldest segment is dropped and the write repeated, as
+//! at a limit. If there is no such segment, or for any other error, only the newest [`UNWRITTEN_MAX`] bytes are kept in memory,
+//! earlier segments stay, and readers get a gap between the two. The next write is attempted after [`RETRY_AFTER`].
 //!
-//! Writing everything to a file costs as much as a client that reads it. Where output is only passed through, [`Keep::Unread`] lets
-//! what every holding reader has passed go without ever being written, but for the last [`KEEP_BACK`] bytes; the writer then waits
-//! a moment for a reader before it begins to use a file.
+//! **Pass-through.** Writing all output to a file costs as much as a client that reads it. For output that is only passed
+//! through, [`Keep::Unread`] drops what every holding reader has passed without writing it to a file, except for the last
+//! [`KEEP_BACK`] bytes. The writer then waits briefly for a reader before it starts to use a file.
 //!
-//! Bounds count what is stored: the bytes and a little for each chunk, so that a child that writes single bytes is bounded too.
+//! Limits count the stored size: the bytes plus an overhead for each chunk, so that a child that writes single bytes is limited
+//! as well.
 
 use std::collections::VecDeque;
 use std::fs::{DirBuilder, File};
@@ -41,63 +43,64 @@ use tokio::sync::Notify;
 
 use crate::clock::Moment;
 
-/// What a spool may keep in memory, and keep at all whatever the budget says.
+/// Bytes that a spool may keep in memory without using a file, and may keep regardless of the budget.
 pub const MEMORY: u64 = 64 * 1024;
 
-/// The smallest bound of one spool; a smaller one is taken as this.
+/// Minimum of [`Settings::max`]; smaller values are raised to this.
 pub const MAX_MIN: u64 = 4 * SEGMENT_MIN;
 
-/// What may wait for the disk before the writer does.
+/// Bytes that may wait to be written to disk before the writer has to wait.
 const UNFLUSHED_MAX: u64 = 1024 * 1024;
 
-/// What may be in no file while somebody follows a running job: moving each few bytes on their own would cost more than the
-/// memory, which followers have in any case.
+/// Bytes that may be only in memory while a reader follows a running job. Moving every few bytes separately would cost more than
+/// the memory, which a follower needs anyway.
 const UNFLUSHED_FOLLOWED: u64 = UNFLUSHED_MAX / 2;
 
-/// What is kept in memory for readers that keep up, counting what waits for the disk.
+/// Bytes kept in memory for readers that keep up, including those that wait to be written.
 const RECENT_MAX: u64 = 2 * 1024 * 1024;
 
-/// What stays with [`Keep::Unread`] although it was passed: whoever lost its connection can come back for what was on the way.
+/// Bytes that stay with [`Keep::Unread`] although all readers have passed them: a client that lost its connection can read what
+/// was in transit again.
 pub const KEEP_BACK: u64 = 512 * 1024;
 
-/// How long the writer waits for a reader, with [`Keep::Unread`], before it begins to use a file.
+/// How long the writer waits for a reader, with [`Keep::Unread`], before it starts to use a file.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// What is kept in memory of a running job while the disk takes nothing; of one that has ended, [`MEMORY`].
+/// Bytes kept in memory for a running job while writes fail; for an ended job, [`MEMORY`].
 const UNWRITTEN_MAX: u64 = UNFLUSHED_MAX;
 
-/// Pause between two attempts to write to a disk that takes nothing.
+/// Pause between attempts to write after an error.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Shortest time between two warnings about the disk.
+/// Minimum time between two log messages about failed writes.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// The largest chunk; longer ones are split.
+/// Size limit of a chunk; longer input is split.
 const CHUNK_MAX: usize = 256 * 1024;
 
-/// What is tried when a longer chunk does not fit: less than [`MEMORY`], so that it fits whatever the budget says.
+/// Chunk size to try if a larger chunk does not fit. It is smaller than [`MEMORY`], so that it fits regardless of the budget.
 const CHUNK_SMALL: usize = 32 * 1024;
 
-/// What a chunk costs in memory beside its bytes.
+/// Overhead of a chunk in memory, in bytes.
 const CHUNK_COST: u64 = 64;
 
-/// What a chunk costs in a file beside its bytes: stream and length (8), time (8).
+/// Overhead of a chunk in a file, in bytes: stream and length (8), time (8).
 const FRAME: u64 = 16;
 
-/// Chunks written by one system call; each is two slices, of which the system takes at most 1024.
+/// Chunks written by one system call. Each uses two slices, and the system accepts at most 1024.
 const FLUSH_CHUNKS_MAX: usize = 500;
 
-/// Chunks in one batch for a reader.
+/// Maximum number of chunks in one batch for a reader.
 const BATCH_CHUNKS_MAX: usize = 1024;
 
-/// Spools are dropped from and dropped by a segment, of which there are about sixteen.
+/// A full spool consists of about this many segments, the unit in which old output is dropped.
 const SEGMENTS: u64 = 16;
 const SEGMENT_MIN: u64 = 64 * 1024;
 
-/// One place in a segment is remembered for about this many bytes.
+/// Distance in bytes between the marked frame positions of a segment.
 const MARK_EVERY: u64 = 256 * 1024;
 
-/// The stream that a child wrote to.
+/// One of a child's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stream {
     /// Standard output.
@@ -106,21 +109,21 @@ pub enum Stream {
     Stderr,
 }
 
-/// Bytes that arrived together.
+/// A piece of output that arrived in one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// Where the child wrote them.
+    /// The stream that the child wrote to.
     pub stream: Stream,
-    /// When they arrived, from the making of the spool.
+    /// Time of arrival, since the creation of the spool.
     pub at: Duration,
-    /// How many bytes of both streams came before.
+    /// Number of bytes of both streams before this chunk.
     pub offset: u64,
     /// The bytes.
     pub bytes: Bytes,
 }
 
 impl Chunk {
-    /// Returns the offset of what comes after.
+    /// Returns the offset of the next byte after the chunk.
     pub fn end(&self) -> u64 {
         self.offset + self.bytes.len() as u64
     }
@@ -133,7 +136,7 @@ impl Chunk {
         self.bytes.len() as u64 + FRAME
     }
 
-    /// Returns the part that starts at `offset`, which must lie within, with at most `max` bytes.
+    /// Returns the part from `offset`, which must lie within the chunk, with at most `max` bytes.
     fn part(&self, offset: u64, max: usize) -> Self {
         let skip = usize::try_from(offset - self.offset).expect("within a chunk");
         let until = skip.saturating_add(max).min(self.bytes.len());
@@ -146,23 +149,23 @@ impl Chunk {
     }
 }
 
-/// What a reader gets.
+/// Result of one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Batch {
-    /// The next bytes, without a gap among them; never empty.
+    /// The next chunks, without a gap between them; never empty.
     Chunks(Vec<Chunk>),
-    /// These bytes are not kept any more; the reader goes on after them.
+    /// A range that is no longer stored; the reader continues after it.
     Gap {
-        /// Offset of the first byte that is gone.
+        /// Offset of the first missing byte.
         from: u64,
         /// Offset of the first byte after the gap.
         to: u64,
     },
-    /// There is no more and there will be no more.
+    /// The spool has ended and everything was read.
     End,
 }
 
-/// All output of a small job.
+/// The complete output of a small job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inline {
     /// All of stdout.
@@ -171,38 +174,38 @@ pub struct Inline {
     pub stderr: Bytes,
 }
 
-/// The spool's file could not be read.
+/// A spool's file could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("kept output could not be read")]
+#[error("cannot read stored output")]
 pub struct ReadError {
-    /// What the system said.
+    /// The operating system's error.
     #[source]
     pub source: io::Error,
 }
 
-/// Where spools are kept and how large one may become.
+/// Where spools store their files and how large each may grow.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// An existing folder of ours; files in it lose their names as soon as they are made.
+    /// Folder for the files, owned by orbd; the files are unlinked right after they are created.
     pub dir: PathBuf,
-    /// What one spool keeps at most.
+    /// Size limit of one spool in bytes, raised to [`MAX_MIN`] if smaller.
     pub max: u64,
-    /// What it keeps below that.
+    /// What a spool keeps below that limit.
     pub keep: Keep,
 }
 
-/// What a spool keeps while its bounds are far.
+/// What a spool keeps below its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Keep {
-    /// Everything: it can be read again from the beginning.
+    /// Everything, so that the output can be read again from the beginning.
     #[default]
     All,
-    /// While there is a reader that [holds](Spool::follow): what those have not passed, and about the last
-    /// [`KEEP_BACK`] bytes. Without one: everything from then on.
+    /// While there is a [holding](Spool::follow) reader: the bytes that not all of those readers have passed, and about the last
+    /// [`KEEP_BACK`] bytes. Without one: everything that arrives.
     Unread,
 }
 
-/// What all spools together may keep beyond the first [`MEMORY`] bytes of each.
+/// Shared limit on what all spools together keep beyond the first [`MEMORY`] bytes of each.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<BudgetShared>);
 
@@ -210,15 +213,15 @@ pub struct Budget(Arc<BudgetShared>);
 struct BudgetShared {
     max: AtomicU64,
     used: AtomicU64,
-    /// Ended spools, the oldest first: what they keep goes first.
+    /// Ended spools, the oldest first; their files are dropped in this order.
     ended: Mutex<VecDeque<Weak<Shared>>>,
     freed: Notify,
-    /// When a failed write was last reported in the log.
+    /// Time of the last log message about a failed write.
     warned: Mutex<Option<Instant>>,
 }
 
 impl Budget {
-    /// Makes a budget of `max` bytes.
+    /// Creates a budget of `max` bytes.
     pub fn new(max: u64) -> Self {
         Self(Arc::new(BudgetShared {
             max: AtomicU64::new(max),
@@ -229,7 +232,8 @@ impl Budget {
         }))
     }
 
-    /// Allows so many bytes from now on. What is kept beyond a lowered bound stays; nothing joins it until there is room.
+    /// Changes the limit to `max` bytes. Output stored beyond a lowered limit stays, but none is added until usage falls below
+    /// the limit.
     pub fn set_max(&self, max: u64) {
         self.0.max.store(max, Ordering::Relaxed);
         self.0.freed.notify_waiters();
@@ -258,18 +262,19 @@ impl Budget {
         }
     }
 
-    /// Reports in the log that a write failed: not for each of many commands.
+    /// Logs a failed write, at most once per [`WARN_EVERY`], because many commands may be affected.
     fn warn(&self, dir: &Path, error: &io::Error) {
         let now = Moment::now().instant;
         let mut warned = lock(&self.0.warned);
         if warned.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
             *warned = Some(now);
-            tracing::warn!(folder = %dir.display(), %error, "cannot write output to disk: commands go on, older output is dropped");
+            tracing::warn!(folder = %dir.display(), %error, "cannot write output to disk: commands keep running, older output is dropped");
         }
     }
 
-    /// Takes out what the oldest ended spool keeps in files, if there is one that no reader holds. Called without a lock, or with a
-    /// running spool locked; an ended spool never calls it with its lock, so the two locks are always taken in this order.
+    /// Removes and returns the segments of the oldest ended spool without a holding reader, if there is one. Call it without a
+    /// lock, or with a running spool locked: an ended spool never calls it while holding its own lock, so the locks are always
+    /// acquired in this order.
     fn reclaim(&self) -> Option<Vec<Segment>> {
         let mut ended = lock(&self.0.ended);
         let mut place = 0;
@@ -284,7 +289,7 @@ impl Budget {
             while let Some(segment) = state.take_segment_before(horizon) {
                 segments.push(segment);
             }
-            shared.settle(&mut state);
+            shared.trim(&mut state);
             drop(state);
             if !segments.is_empty() {
                 return Some(segments);
@@ -304,35 +309,35 @@ struct Shared {
     budget: Budget,
     began: Instant,
     state: Mutex<State>,
-    /// Readers wait for more, or for the end.
+    /// Wakes readers: more output, or the end.
     grown: Notify,
-    /// The writer waits for the disk or for a reader.
+    /// Wakes the writer: the disk or a reader made room.
     room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Offset of the oldest byte kept.
+    /// Offset of the oldest stored byte.
     first: u64,
     /// Offset after the newest byte.
     end: u64,
-    /// Files, the oldest first. Where a write failed there are gaps between them, and between the last one and `flushed`.
+    /// Files, the oldest first. After failed writes there are gaps between them, and between the last one and `flushed`.
     segments: VecDeque<Segment>,
-    /// What comes before is in segments or gone, what comes after only in `recent`.
+    /// Output before this offset is in segments or dropped; output after it is only in `recent`.
     flushed: u64,
     /// The newest chunks, without gaps up to `end`.
     recent: VecDeque<Chunk>,
-    /// What `recent` costs.
+    /// Total cost of `recent`.
     recent_cost: u64,
-    /// What of it is not in a segment.
+    /// Cost of the part of `recent` that is in no segment.
     unflushed_cost: u64,
-    /// What counts against the bound: segments and what is not in one yet.
+    /// Size that counts against the limit: segments, and chunks that are in no segment.
     kept: u64,
-    /// What of it was taken from the budget.
+    /// The part of `kept` that is charged to the budget.
     charged: u64,
-    /// A blocking thread is moving chunks into a segment.
+    /// A task on a blocking thread is moving chunks into a segment.
     is_flushing: bool,
-    /// The last write failed; the next one is tried at this time.
+    /// Time of the next write attempt; `None` unless the last write failed.
     retry_at: Option<Instant>,
     is_ended: bool,
     readers: Vec<ReaderPlace>,
@@ -342,12 +347,12 @@ struct State {
 #[derive(Debug)]
 struct ReaderPlace {
     id: u64,
-    /// What comes before has been passed on by the reader.
+    /// The reader has consumed everything before this offset.
     passed: u64,
     holds: bool,
 }
 
-/// A file with no name that holds frames: stream, length, time, bytes.
+/// An unlinked file that holds frames: length, stream, time, bytes.
 #[derive(Debug)]
 struct Segment {
     file: Arc<File>,
@@ -355,13 +360,13 @@ struct Segment {
     start: u64,
     /// Offset after its last byte.
     end: u64,
-    /// Its size, frames counted.
+    /// Size of the file, including frame headers.
     size: u64,
-    /// Places where a frame begins, at least one where there is a frame.
+    /// Positions of some frames, in order. A segment with a frame has at least one.
     marks: Vec<Mark>,
 }
 
-/// The beginning of a frame.
+/// The start of a frame: offset in the output and position in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     offset: u64,
@@ -369,18 +374,18 @@ struct Mark {
 }
 
 impl State {
-    /// Drops the oldest unit, if there is one that no reader holds and that is not being written.
+    /// Drops the oldest segment or chunk, unless a reader holds it or it is being written. Returns whether one was dropped.
     fn drop_oldest(&mut self) -> bool {
         self.drop_oldest_before(self.held_from().unwrap_or(u64::MAX))
     }
 
-    /// Returns the offset up to which all holding readers have passed, if there is one.
+    /// Returns the offset up to which all holding readers have read; `None` without a holding reader.
     fn held_from(&self) -> Option<u64> {
         let holding = self.readers.iter().filter(|reader| reader.holds);
         holding.map(|reader| reader.passed).min()
     }
 
-    /// Drops what [`Keep::Unread`] does not keep.
+    /// Drops output that [`Keep::Unread`] does not retain.
     fn drop_read(&mut self) {
         let Some(held) = self.held_from() else { return };
         loop {
@@ -392,7 +397,7 @@ impl State {
         }
     }
 
-    /// Drops the oldest unit if it ends at or before `horizon` and is not being written.
+    /// Drops the oldest segment or chunk if it ends at or before `horizon` and is not being written.
     fn drop_oldest_before(&mut self, horizon: u64) -> bool {
         if self.segments.is_empty() {
             return self.drop_unwritten_before(horizon);
@@ -403,7 +408,7 @@ impl State {
         is_dropped
     }
 
-    /// Takes the oldest segment out if it ends at or before `horizon` and is not being written.
+    /// Removes and returns the oldest segment if it ends at or before `horizon` and is not being written.
     fn take_segment_before(&mut self, horizon: u64) -> Option<Segment> {
         let is_open = self.segments.len() == 1 && self.is_flushing;
         if is_open || self.segments.front()?.end > horizon {
@@ -446,7 +451,7 @@ impl State {
         true
     }
 
-    /// While the disk takes nothing: drops what is too much for memory, if no reader holds it.
+    /// While writes fail, drops what exceeds the memory limit, unless a reader holds it.
     fn shed(&mut self) {
         let max = if self.is_ended { MEMORY } else { UNWRITTEN_MAX };
         let horizon = self.held_from().unwrap_or(u64::MAX);
@@ -456,8 +461,8 @@ impl State {
         {}
     }
 
-    /// If the newest chunk is the only one that is in no segment, cuts off all but its end: a long chunk must not be lost whole. Only up
-    /// to `horizon`, and not while it is being written.
+    /// If only the newest chunk is in no segment, discards all but its end, so that a long chunk is not lost as a whole. Only up
+    /// to `horizon`, and not while the chunk is being written.
     fn cut_newest(&mut self, max: u64, horizon: u64) -> bool {
         let Some(chunk) = self.recent.back_mut() else {
             return false;
@@ -467,7 +472,7 @@ impl State {
             return false;
         }
         let cut = from - chunk.offset;
-        // A copy, because a slice would keep all of it in memory.
+        // A copy, because a slice would keep the whole buffer in memory.
         chunk.bytes = Bytes::copy_from_slice(&chunk.part(from, usize::MAX).bytes);
         chunk.offset = from;
         self.flushed = from;
@@ -486,8 +491,8 @@ impl State {
         Some(chunk)
     }
 
-    /// Forgets recent chunks that are in a segment and that no reader is about to want. Returns them, to be freed without the lock:
-    /// giving large ones back to the system takes longer than all else that is done with it.
+    /// Removes recent chunks that are in a segment and that no reader is about to read. Returns them, so that the caller frees
+    /// them after releasing the lock: freeing large ones takes longer than everything else done under it.
     fn trim(&mut self) -> Vec<Chunk> {
         let mut forgotten = Vec::new();
         let wanted = self
@@ -511,14 +516,14 @@ impl State {
     }
 }
 
-/// What became of an attempt to put bytes in.
+/// Result of an attempt to append a chunk.
 enum Accepted {
     Done,
     Wait,
 }
 
 impl Shared {
-    /// Returns what may be in no file before one is used.
+    /// Returns how many bytes may be only in memory before a flush starts.
     fn backlog_max(state: &State) -> u64 {
         if !state.is_ended && state.held_from().is_some() {
             UNFLUSHED_FOLLOWED
@@ -527,10 +532,10 @@ impl Shared {
         }
     }
 
-    /// Returns what is left in no file once one is used.
+    /// Returns how many bytes a flush leaves only in memory.
     fn backlog_left(&self, state: &State) -> u64 {
         match self.keep {
-            // The followers may take it yet.
+            // The followers may still read it from memory.
             Keep::Unread => Self::backlog_max(state),
             Keep::All => MEMORY,
         }
@@ -541,7 +546,7 @@ impl Shared {
         if state.is_flushing || state.unflushed_cost <= Self::backlog_max(state) || is_too_early() {
             return;
         }
-        // Without a runtime everything ends, and nobody comes back for it.
+        // Without a runtime the process is shutting down, and nothing will read the output.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             state.is_flushing = true;
             let shared = Arc::clone(self);
@@ -565,23 +570,23 @@ impl Shared {
         }
         while state.kept + cost > self.max || !self.charge(&mut state, cost) {
             if !state.drop_oldest() {
-                self.settle(&mut state);
+                self.trim(&mut state);
                 return Accepted::Wait;
             }
-            self.settle(&mut state);
+            self.trim(&mut state);
         }
         if state.retry_at.is_some() && state.unflushed_cost + cost > UNWRITTEN_MAX {
-            // If it is time for another attempt: before something is dropped that it may still write.
+            // If the next attempt is due, start it before anything is dropped that it could still write.
             self.start_flushing(&mut state);
             if state.is_flushing {
-                self.settle(&mut state);
+                self.trim(&mut state);
                 return Accepted::Wait;
             }
         }
         while state.retry_at.is_some() && state.unflushed_cost + cost > UNWRITTEN_MAX {
             let horizon = state.held_from().unwrap_or(u64::MAX);
             let is_dropped = state.drop_unwritten_before(horizon);
-            self.settle(&mut state);
+            self.trim(&mut state);
             if !is_dropped {
                 return Accepted::Wait;
             }
@@ -599,7 +604,7 @@ impl Shared {
         Accepted::Done
     }
 
-    /// Takes from the budget what `cost` more bytes need.
+    /// Charges the budget for `cost` more bytes. Returns whether it allowed them.
     fn charge(&self, state: &mut State, cost: u64) -> bool {
         let wanted = (state.kept + cost).saturating_sub(MEMORY);
         let more = wanted.saturating_sub(state.charged);
@@ -613,30 +618,31 @@ impl Shared {
         true
     }
 
-    /// Gives back to the budget what is not needed any more.
-    fn settle(&self, state: &mut State) {
+    /// Returns to the budget what is no longer needed.
+    fn trim(&self, state: &mut State) {
         let needed = state.kept.saturating_sub(MEMORY);
         let less = state.charged.saturating_sub(needed);
         state.charged -= less;
         self.budget.give_back(less);
     }
 
-    /// Takes the oldest output out of files, for a disk that is full: of an ended spool, or of this one.
+    /// Removes and returns the oldest segments to free space on a full disk: those of an ended spool, otherwise one of this
+    /// spool.
     fn make_room(&self) -> Option<Vec<Segment>> {
         if let Some(segments) = self.budget.reclaim() {
             return Some(segments);
         }
         let mut state = lock(&self.state);
         let horizon = state.held_from().unwrap_or(u64::MAX);
-        // Nothing is being written just now, so the newest segment may go as well.
+        // No write is in progress here, so the newest segment may be removed as well.
         state.is_flushing = false;
         let segment = state.take_segment_before(horizon);
         state.is_flushing = true;
-        self.settle(&mut state);
+        self.trim(&mut state);
         segment.map(|segment| vec![segment])
     }
 
-    /// Moves chunks into segments until little is left to move. Runs on a blocking thread, never twice at once.
+    /// Moves chunks into segments until little is left to move. Runs on a blocking thread, at most once per spool at a time.
     fn flush(&self) {
         loop {
             let mut state = lock(&self.state);
@@ -687,10 +693,10 @@ impl Shared {
                     state.add_to_segment(&batch);
                     state.retry_at = None;
                     let forgotten = state.trim();
-                    self.settle(&mut state);
+                    self.trim(&mut state);
                     drop(state);
                     self.room.notify_waiters();
-                    // What was written is freed with it, unless a reader has it.
+                    // Frees the written chunks, except those that a reader still uses.
                     drop((forgotten, batch));
                 }
                 Err(error) => {
@@ -699,7 +705,7 @@ impl Shared {
                         error.kind(),
                         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                     );
-                    // Freed here and not elsewhere, so that there is room when the write is tried again.
+                    // Freed in this thread, so that there is room before the write is repeated.
                     if is_full && let Some(segments) = self.make_room() {
                         drop(segments);
                         continue;
@@ -708,7 +714,7 @@ impl Shared {
                     state.is_flushing = false;
                     state.retry_at = Some(Moment::now().instant + RETRY_AFTER);
                     state.shed();
-                    self.settle(&mut state);
+                    self.trim(&mut state);
                     drop(state);
                     self.room.notify_waiters();
                     return;
@@ -719,7 +725,7 @@ impl Shared {
 }
 
 impl State {
-    /// Notes that the newest segment now also holds `batch`.
+    /// Records that the newest segment now also holds `batch`.
     fn add_to_segment(&mut self, batch: &[Chunk]) {
         let segment = self.segments.back_mut().expect("written to just now");
         for chunk in batch {
@@ -750,7 +756,7 @@ impl Drop for Shared {
     }
 }
 
-/// Makes an empty spool.
+/// Creates an empty spool and its writer.
 pub fn spool(settings: &Settings, budget: &Budget) -> (Writer, Spool) {
     let max = settings.max.max(MAX_MIN);
     let shared = Arc::new(Shared {
@@ -770,21 +776,21 @@ pub fn spool(settings: &Settings, budget: &Budget) -> (Writer, Spool) {
     (writer, Spool { shared })
 }
 
-/// Makes a spool that has ended with nothing in it. One can stand for all of those.
+/// Creates an empty spool that has already ended. One instance can be shared by all jobs without output.
 pub fn nothing(settings: &Settings, budget: &Budget) -> Spool {
     let (_, spool) = spool(settings, budget);
     spool
 }
 
-/// Puts a job's output in. Dropping it ends the spool.
+/// Appends a job's output. Dropping it ends the spool.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
 }
 
 impl Writer {
-    /// Puts bytes in, waiting for the disk or the slowest follower where a bound is reached. Cancel-safe up to a chunk: what was not
-    /// put in when the future is dropped is not in the spool.
+    /// Appends bytes, and waits for the disk or the slowest follower at a limit. If the future is dropped, chunks that were not
+    /// yet appended are not in the spool.
     pub async fn write(&self, stream: Stream, mut bytes: Bytes) {
         while let Some(left) = self.put(stream, bytes) {
             bytes = left;
@@ -793,7 +799,7 @@ impl Writer {
             tokio::pin!(room, freed);
             room.as_mut().enable();
             freed.as_mut().enable();
-            // Again, because room may have been made between the refusal and the two lines above.
+            // Retried, because room may have been made before the two notifications were enabled.
             let Some(left) = self.put(stream, bytes) else {
                 break;
             };
@@ -813,7 +819,7 @@ impl Writer {
         }
     }
 
-    /// Puts in as much as fits now; returns what has to wait.
+    /// Appends as much as fits now. Returns the rest, which has to wait.
     pub fn put(&self, stream: Stream, mut bytes: Bytes) -> Option<Bytes> {
         let mut chunk_max = CHUNK_MAX;
         while !bytes.is_empty() {
@@ -832,11 +838,11 @@ impl Drop for Writer {
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.is_ended = true;
-        // The last attempt: later there will be nobody to make one.
+        // The last attempt, made without a pause: no later write will trigger one.
         state.retry_at = None;
         self.shared.start_flushing(&mut state);
         let forgotten = state.trim();
-        // Most jobs write little, and what they wrote is kept by the thousand.
+        // Most jobs write little, and thousands of ended spools are retained.
         state.recent.shrink_to_fit();
         let has_files = !state.segments.is_empty() || state.is_flushing;
         drop(state);
@@ -850,41 +856,42 @@ impl Drop for Writer {
     }
 }
 
-/// The handle to what a spool keeps. What is kept goes when the last handle and reader go.
+/// A handle to stored output, which is freed when the last handle and reader are dropped.
 #[derive(Debug, Clone)]
 pub struct Spool {
     shared: Arc<Shared>,
 }
 
 impl Spool {
-    /// Returns how many bytes have arrived, gaps counted.
+    /// Returns the number of bytes that have arrived, including dropped ones.
     pub fn end(&self) -> u64 {
         lock(&self.shared.state).end
     }
 
-    /// Returns the offset of the oldest byte that is still kept.
+    /// Returns the offset of the oldest byte that is still stored.
     pub fn first(&self) -> u64 {
         lock(&self.shared.state).first
     }
 
-    /// Says whether no more will come.
+    /// Returns whether the output is complete.
     pub fn is_ended(&self) -> bool {
         lock(&self.shared.state).is_ended
     }
 
-    /// Says whether it has ended with nothing in it.
+    /// Returns whether the spool has ended and is empty.
     pub fn is_nothing(&self) -> bool {
         let state = lock(&self.shared.state);
         state.is_ended && state.end == 0
     }
 
-    /// Returns a reader that starts at `offset` and that the child waits for at a bound. It holds until it is dropped: whoever has
-    /// one keeps reading, or gives it up.
+    /// Returns a holding reader that starts at `offset`: at a limit the writer, and so the child, waits for it. It holds until it
+    /// is dropped, so its owner must keep reading or drop it.
     pub fn follow(&self, offset: u64) -> Reader {
         self.add_reader(offset, true)
     }
 
-    /// Returns a reader that starts at `offset` and that nobody waits for: at a bound it is told the gap.
+    /// Returns a reader that starts at `offset` and does not hold: the writer never waits for it, and it gets a gap for output
+    /// dropped at a limit.
     pub fn reader(&self, offset: u64) -> Reader {
         self.add_reader(offset, false)
     }
@@ -907,7 +914,7 @@ impl Spool {
         }
     }
 
-    /// Returns everything that has arrived, if it is at most `max` bytes and nothing of it is gone.
+    /// Returns everything that has arrived, or `None` if it exceeds `max` bytes or part of it was dropped.
     pub async fn inline(&self, max: usize) -> Result<Option<Inline>, ReadError> {
         let end = {
             let state = lock(&self.shared.state);
@@ -935,7 +942,7 @@ impl Spool {
     }
 }
 
-/// Bytes put together, without a copy where there is only one piece.
+/// Concatenates byte buffers; does not copy if there is only one.
 #[derive(Default)]
 struct Gathered {
     one: Bytes,
@@ -963,17 +970,17 @@ impl Gathered {
     }
 }
 
-/// Reads a spool from an offset on, while it grows and after.
+/// Reads a spool from an offset, while it grows and after it has ended.
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
     id: u64,
     position: u64,
-    /// The frame in a segment that `position` lies in or begins.
+    /// Start offset of a segment, and its frame that contains `position`.
     mark: Option<(u64, Mark)>,
 }
 
-/// Where the next bytes are.
+/// Location of the next bytes.
 enum Found {
     Ready(Batch),
     InFile {
@@ -991,14 +998,14 @@ impl Reader {
         self.position
     }
 
-    /// Goes to another offset.
+    /// Continues at another offset.
     pub fn seek(&mut self, offset: u64) {
         self.position = offset;
         self.mark = None;
     }
 
-    /// Returns what comes next, at most `max` bytes, waiting for it while the job runs. Cancel-safe. What the last call returned
-    /// counts as passed on from this call on.
+    /// Returns the next output, at most `max` bytes, and waits for it while the job runs. Cancel-safe. The result of the previous
+    /// call counts as consumed from this call on.
     pub async fn next(&mut self, max: usize) -> Result<Batch, ReadError> {
         let max = max.max(1);
         let shared = Arc::clone(&self.shared);
@@ -1028,7 +1035,7 @@ impl Reader {
                     let grown = shared.grown.notified();
                     tokio::pin!(grown);
                     grown.as_mut().enable();
-                    // Again, because more may have come between the first look and the line above.
+                    // Retried, because output may have arrived before the notification was enabled.
                     found = self.look(max);
                     if matches!(found, Found::NotYet) {
                         grown.await;
@@ -1040,7 +1047,7 @@ impl Reader {
     }
 
     fn look(&mut self, max: usize) -> Found {
-        // Freed after the lock is.
+        // Declared first, so that it is freed after the lock is released.
         let _forgotten;
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
@@ -1108,7 +1115,7 @@ impl Reader {
         }
     }
 
-    /// Tells the spool how far this reader is.
+    /// Updates this reader's progress in the spool. Returns chunks that are to be freed after the lock is released.
     fn pass(&self, state: &mut State) -> Vec<Chunk> {
         let mut forgotten = Vec::new();
         if let Some(place) = state.readers.iter_mut().find(|place| place.id == self.id)
@@ -1117,10 +1124,10 @@ impl Reader {
             place.passed = self.position;
             if self.shared.keep == Keep::Unread {
                 state.drop_read();
-                self.shared.settle(state);
+                self.shared.trim(state);
             }
             state.shed();
-            self.shared.settle(state);
+            self.shared.trim(state);
             forgotten = state.trim();
             self.shared.room.notify_waiters();
         }
@@ -1135,10 +1142,10 @@ impl Drop for Reader {
         if state.readers.is_empty() {
             state.readers = Vec::new();
         }
-        // With nobody who follows, less may stay in memory.
+        // Without followers, less may stay in memory.
         self.shared.start_flushing(&mut state);
         state.shed();
-        self.shared.settle(&mut state);
+        self.shared.trim(&mut state);
         let forgotten = state.trim();
         drop(state);
         drop(forgotten);
@@ -1146,13 +1153,13 @@ impl Drop for Reader {
     }
 }
 
-/// No code that can panic half-way through a change runs under these locks, so a poisoned one is as good as any.
+/// Ignores poisoning: no code that can panic in the middle of a change runs under these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Closes files. Closing the last descriptor of a nameless file frees its pages and blocks, which takes milliseconds when it is
-/// large: on a blocking thread where there is one.
+/// Closes files on a blocking thread, if there is a runtime. Closing the last descriptor of an unlinked file frees its pages and
+/// blocks, which takes milliseconds for a large file.
 fn discard(segments: impl IntoIterator<Item = Segment>) {
     let files: Vec<Arc<File>> = segments.into_iter().map(|segment| segment.file).collect();
     if files.is_empty() {
@@ -1163,7 +1170,7 @@ fn discard(segments: impl IntoIterator<Item = Segment>) {
     }
 }
 
-/// Makes a file and takes its name away, so that it goes with the last descriptor, however we die.
+/// Creates a file and unlinks it, so that it is freed with its last descriptor even if orbd is killed.
 pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -1180,9 +1187,9 @@ pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
                 std::fs::remove_file(&path)?;
                 return Ok(file);
             }
-            // Left by a life that died between the two calls above.
+            // Left by an instance that was killed between the two calls above.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            // The folder was deleted while orbd runs.
+            // The folder was deleted while orbd was running.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => {
                 DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             }
@@ -1191,11 +1198,11 @@ pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Writes chunks at the end of a segment, which is at `position`. After an error the file ends there, as before.
+/// Writes chunks at `position`, the end of a segment. On an error the file is truncated to that position.
 fn write_frames(mut file: &File, position: u64, chunks: &[Chunk]) -> io::Result<()> {
     file.seek(SeekFrom::Start(position))?;
     append_frames(file, chunks).inspect_err(|_| {
-        // Only to free the blocks: what lies beyond the segment's known size is never read.
+        // Only frees the blocks: data beyond the segment's recorded size is never read.
         let _ = file.set_len(position);
     })
 }
@@ -1229,7 +1236,8 @@ fn head(chunk: &Chunk) -> [u8; 16] {
     head
 }
 
-/// Reads frames from `mark` on and returns at most `max` bytes from offset `from` on, with the frame in which the next read begins.
+/// Reads frames starting at `mark`. Returns at most `max` bytes starting at offset `from`, and the frame in which the next read
+/// begins.
 fn read_frames(
     file: &File,
     mut mark: Mark,
@@ -1239,7 +1247,7 @@ fn read_frames(
 ) -> io::Result<(Vec<Chunk>, Mark)> {
     let mut chunks = Vec::new();
     let mut left = max;
-    // The part of the file that starts at `begin`.
+    // The part of the file that was read, starting at position `begin`.
     let mut block = Bytes::new();
     let mut begin = 0;
     let usual = max.clamp(64 * 1024, 1024 * 1024) as u64;
@@ -1346,7 +1354,7 @@ mod tests {
             self.writer = None;
         }
 
-        /// Waits until what is in memory is what has to be.
+        /// Waits until no write to disk is in progress.
         async fn flushed(&self) {
             loop {
                 let room = self.spool.shared.room.notified();
@@ -1360,7 +1368,7 @@ mod tests {
         }
     }
 
-    /// Reads to the end; returns both streams, where the first byte was, and whether there were gaps after it.
+    /// Reads to the end. Returns both streams and all gaps.
     async fn read_all(mut reader: Reader, max: usize) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {
         let (mut out, mut err, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
         let mut position = reader.position();
@@ -1396,7 +1404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_job_stays_in_memory() {
+    async fn small_output_stays_in_memory() {
         let mut fixture = fixture(1 << 30, 0);
         fixture.write(Stream::Stdout, "out\0\u{fffd}").await;
         fixture.write(Stream::Stderr, "err").await;
@@ -1413,7 +1421,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_ended_spool_stays_readable_from_any_offset() {
+    async fn ended_spool_is_readable_from_any_offset() {
         let mut fixture = fixture(1 << 30, 1 << 30);
         let all = pattern(0, 3_000_000);
         for piece in all.chunks(100_000) {
@@ -1431,12 +1439,12 @@ mod tests {
                 assert_eq!((err.len(), gaps.len()), (0, 0));
             }
         }
-        // Nobody reads any more: only what was too little for the file is in memory.
+        // Without readers, only what is too little for a file is in memory.
         assert!(lock(&fixture.spool.shared.state).recent_cost <= MEMORY);
     }
 
     #[tokio::test]
-    async fn nothing_with_a_name_is_left_on_disk_and_the_rest_goes_with_the_last_handle() {
+    async fn files_are_unlinked_and_freed_with_the_last_handle() {
         let mut fixture = fixture(1 << 30, 1 << 30);
         fixture.write(Stream::Stdout, vec![7; 1_000_000]).await;
         fixture.flushed().await;
@@ -1447,14 +1455,14 @@ mod tests {
         let reader = fixture.spool.reader(0);
         drop(fixture.spool);
         assert_eq!(read_all(reader, 1 << 20).await.0.len(), 1_000_000);
-        // The thread that wrote the file may hold on for a moment.
+        // The thread that wrote the file may keep it open for a moment.
         while fixture.budget.used() > 0 || file.strong_count() > 0 {
             tokio::task::spawn_blocking(|| ()).await.expect("no panic");
         }
     }
 
     #[tokio::test]
-    async fn a_reader_waits_for_more_and_for_the_end() {
+    async fn reader_waits_for_output_and_for_the_end() {
         let mut fixture = fixture(1 << 30, 0);
         let mut reader = fixture.spool.follow(0);
         let reading = async {
@@ -1472,7 +1480,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_that_keeps_up_never_reads_a_file() {
+    async fn follower_that_keeps_up_never_reads_a_file() {
         let mut fixture = fixture(1 << 30, 1 << 30);
         let mut reader = fixture.spool.follow(0);
         for round in 0..200_u64 {
@@ -1483,7 +1491,7 @@ mod tests {
             let Found::Ready(Batch::Chunks(chunks)) = found else {
                 panic!("not in memory in round {round}");
             };
-            // In more than one piece where the writer had to wait for the disk.
+            // In more than one chunk if the writer had to wait for the disk.
             let bytes = chunks.iter().map(|chunk| &chunk.bytes[..]).collect::<Vec<_>>();
             assert_eq!(bytes.concat(), pattern(round * 50_000, 50_000));
         }
@@ -1492,7 +1500,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_follower_kept_in_memory_goes_to_a_file_when_it_leaves_or_the_job_ends() {
+    async fn output_in_memory_is_written_when_the_follower_leaves_or_the_job_ends() {
         for leaves in [true, false] {
             let mut fixture = fixture(1 << 30, 1 << 30);
             let mut follower = fixture.spool.follow(0);
@@ -1516,7 +1524,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_the_bound_the_oldest_goes_when_nobody_follows() {
+    async fn oldest_output_is_dropped_at_the_limit_without_followers() {
         let mut fixture = fixture(MAX_MIN, 1 << 30);
         let all = pattern(0, 2_000_000);
         let mut late = fixture.spool.reader(0);
@@ -1527,7 +1535,7 @@ mod tests {
         let first = fixture.spool.first();
         assert!(lock(&fixture.spool.shared.state).kept <= MAX_MIN);
         assert!(fixture.budget.used() <= MAX_MIN);
-        assert!(2_000_000 - first > MAX_MIN / 2, "most of the bound is used");
+        assert!(2_000_000 - first > MAX_MIN / 2, "most of the limit is used");
         let gap = Batch::Gap { from: 0, to: first };
         assert_eq!(late.next(10).await.expect("readable"), gap);
         let (_, err, gaps) = read_all(late, 1 << 20).await;
@@ -1537,7 +1545,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_the_bound_the_writer_waits_for_the_slowest_follower() {
+    async fn writer_waits_at_the_limit_for_the_slowest_follower() {
         let mut fixture = fixture(MAX_MIN, 1 << 30);
         let all = pattern(0, 4_000_000);
         let (fast, slow) = (fixture.spool.follow(0), fixture.spool.follow(0));
@@ -1564,7 +1572,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_that_gives_up_lets_the_writer_go_on() {
+    async fn dropping_a_follower_unblocks_the_writer() {
         let mut fixture = fixture(MAX_MIN, 1 << 30);
         let follower = fixture.spool.follow(0);
         let writer = fixture.writer.take().expect("not ended");
@@ -1574,7 +1582,7 @@ mod tests {
                 writer.write(Stream::Stdout, bytes).await;
             }
         });
-        // It stands still before the bound, however long one waits.
+        // The writer stops before the limit, however long the test waits.
         loop {
             fixture.flushed().await;
             let end = fixture.spool.end();
@@ -1590,7 +1598,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_only_passed_through_never_reaches_a_file() {
+    async fn passed_through_output_is_never_written_to_a_file() {
         let dir = tempfile::tempdir().expect("a folder");
         let settings = Settings {
             dir: dir.path().join("missing"),
@@ -1606,8 +1614,8 @@ mod tests {
             assert!(matches!(read, Batch::Chunks(chunks) if chunks[0].bytes == bytes));
             assert!(lock(&spool.shared.state).recent_cost < KEEP_BACK + 200_000);
         }
-        assert!(!settings.dir.exists(), "it would have been made for a file");
-        // Whoever lost its connection comes back for the last of it.
+        assert!(!settings.dir.exists(), "it would have been created for a file");
+        // A client that lost its connection reads the last part again.
         let first = spool.first();
         assert!(10_000_000 - first > KEEP_BACK - 10_000);
         let (out, _, gaps) = read_all_now(spool.reader(first), writer).await;
@@ -1630,7 +1638,7 @@ mod tests {
             follower.next(1).await.expect("readable");
         }
         assert!(lock(&spool.shared.state).recent_cost < 2 * KEEP_BACK);
-        assert!(!settings.dir.exists(), "it would have been made for a file");
+        assert!(!settings.dir.exists(), "it would have been created for a file");
     }
 
     async fn read_all_now(reader: Reader, writer: Writer) -> (Vec<u8>, Vec<u8>, Vec<(u64, u64)>) {
@@ -1639,7 +1647,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_passed_through_slowly_goes_by_way_of_a_file() {
+    async fn slow_pass_through_uses_a_file() {
         let dir = tempfile::tempdir().expect("a folder");
         let settings = Settings {
             dir: dir.path().into(),
@@ -1659,9 +1667,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_what_a_job_without_output_leaves() {
+    async fn job_without_output_leaves_an_empty_spool() {
         let mut fixture = fixture(1 << 30, 1 << 30);
-        assert!(!fixture.spool.is_nothing(), "something may come");
+        assert!(!fixture.spool.is_nothing(), "output may still arrive");
         fixture.end();
         let settings = Settings {
             dir: "missing".into(),
@@ -1685,7 +1693,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_budget_takes_the_oldest_ended_spool_first() {
+    async fn budget_drops_files_of_the_oldest_ended_spool_first() {
         let mut old = fixture(1 << 30, 1_000_000);
         old.write(Stream::Stdout, vec![1; 600_000]).await;
         let (writer, newer) = add(&old.dir, 1 << 30, &old.budget);
@@ -1695,13 +1703,13 @@ mod tests {
             let bytes = vec![2; 10_000].into();
             writer.write(Stream::Stdout, bytes).await;
         }
-        assert!(old.spool.first() > 0, "the old one lost its beginning");
-        assert_eq!(newer.first(), 0, "the new one nothing");
+        assert!(old.spool.first() > 0, "the old spool lost its beginning");
+        assert_eq!(newer.first(), 0, "the new spool lost nothing");
         assert!(old.budget.used() <= 1_000_000);
     }
 
     #[tokio::test]
-    async fn a_job_without_followers_never_waits_for_the_budget() {
+    async fn job_without_followers_never_waits_for_the_budget() {
         let fixture = fixture(1 << 30, 0);
         let other = add(&fixture.dir, 1 << 30, &fixture.budget);
         fixture.write(Stream::Stdout, vec![1; 1_000_000]).await;
@@ -1715,7 +1723,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn single_bytes_are_bounded_too() {
+    async fn output_in_single_bytes_is_limited_too() {
         let mut fixture = fixture(MAX_MIN, 1 << 30);
         for n in 0..300_000_u32 {
             let stream = if n % 3 == 0 {
@@ -1739,7 +1747,7 @@ mod tests {
         assert_eq!((out.len() + err.len()) as u64, 300_000 - first);
     }
 
-    /// A spool whose folder cannot exist, because there is a file in its place. Returns the folder's path, too.
+    /// Creates a spool whose folder cannot be created, because a file is in its place. Also returns the folder's path.
     fn without_folder() -> (Fixture, PathBuf) {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("spool");
@@ -1794,7 +1802,7 @@ mod tests {
         }
         assert!(
             fixture.budget.used() < MEMORY,
-            "memory beyond the free part was given back"
+            "the budget beyond the free part was returned"
         );
     }
 
@@ -1810,7 +1818,7 @@ mod tests {
         assert!(lost > 0);
         std::fs::remove_file(&path).expect("there");
         std::fs::create_dir(&path).expect("made");
-        // As if the pause were over.
+        // Ends the pause.
         lock(&fixture.spool.shared.state).retry_at = Some(Moment::now().instant);
         for piece in all[2 << 20..].chunks(10_000) {
             fixture.write(Stream::Stdout, piece.to_vec()).await;
@@ -1833,7 +1841,7 @@ mod tests {
             fixture.write(Stream::Stdout, piece.to_vec()).await;
         }
         fixture.flushed().await;
-        // Segments are small here, so the next one is soon needed, and cannot be made.
+        // Segments are small here, so the next one is needed soon and cannot be created.
         std::fs::remove_dir(&path).expect("empty");
         std::fs::write(&path, "").expect("written");
         for piece in after[..150_000].chunks(10_000) {
@@ -1868,7 +1876,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn deleted_folder_is_made_again() {
+    async fn deleted_folder_is_created_again() {
         let mut fixture = fixture(1 << 30, 1 << 30);
         std::fs::remove_dir(fixture.dir.path()).expect("empty");
         let all = pattern(0, 2 << 20);
@@ -1902,9 +1910,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// Any interleaving, any reads: what comes out is what went in.
+        /// For any interleaving of writes and reads, the output equals the input.
         #[test]
-        fn what_goes_in_comes_out(
+        fn output_equals_input_for_any_writes_and_reads(
             pieces in proptest::collection::vec((any::<bool>(), 1_usize..40_000, any::<u8>()), 1..60),
             reads in proptest::collection::vec((0_u64..1_500_000, 1_usize..200_000), 1..4),
             follows in any::<bool>(),

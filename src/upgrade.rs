@@ -1,7 +1,7 @@
-//! Upgrade: notices that the program file was replaced, checks the new one, and executes it in place of this process.
+//! Upgrade: detects that the program file was replaced, checks the new one, and executes it in place of this process.
 //!
 //! ```text
-//!            the file at the start path changed      preflight passes        the daemon is idle
+//!            the program file was replaced           preflight passes        the daemon is idle
 //! current ─────────────────────────────► checking ───────────────► pending ───────────────► executed, same pid
 //!    ▲ ▲                                     │ it fails               │
 //!    │ └── the old file is back ─────────────┼────────────────────────┘
@@ -9,9 +9,10 @@
 //!    └────── a reload, or another file ── refused
 //! ```
 //!
-//! [`UpgradeState`] decides, [`BinaryWatcher`] looks, [`preflight`] runs the new program as a child, [`Handoff`] is what one instance
-//! passes to the next. A look costs one `stat` when a client connects: no timer and no file watcher, so an idle daemon does nothing.
-//! Nothing here knows jobs: the dispatcher decides when the daemon is idle.
+//! [`UpgradeState`] holds this state machine, [`BinaryWatcher`] detects a changed file, [`preflight`] runs the new program as a child
+//! process, and [`Handoff`] contains the descriptors that one instance passes to the next. A check is one `stat` whenever a client
+//! connects; there is no timer and no file watcher, so an idle daemon does nothing. This module has no access to jobs: the dispatcher
+//! decides when the daemon is idle.
 
 mod binary_watcher;
 mod handoff;
@@ -26,23 +27,24 @@ pub use preflight::{PreflightError, greeting, preflight};
 
 use crate::sys::FileId;
 
-/// The program that runs.
+/// The program that this process runs.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// Where it was started from, links kept: an upgrade may be a link that leads elsewhere.
+    /// Path that the program was started from, with symbolic links unresolved: an upgrade may change the target of a link.
     pub path: PathBuf,
-    /// The file that was executed.
+    /// Identity of the file that was executed.
     pub stamp: FileId,
-    /// Its arguments, its own name first.
+    /// Arguments, including `argv[0]`.
     pub words: Vec<OsString>,
 }
 
 impl Program {
-    /// Finds out what runs. `None` if that is not certain: then no upgrade is noticed until the daemon is restarted.
+    /// Returns the program of this process; `None` if its path or file cannot be determined. Then upgrades are not detected until the
+    /// daemon is restarted.
     pub fn of_this_process() -> Option<Self> {
         let words: Vec<OsString> = std::env::args_os().collect();
         let own = std::env::current_exe().ok();
-        // On Linux the file that was executed, even if it has another name by now.
+        // On Linux this always leads to the executed file, even if the file was renamed or deleted.
         let executed = Path::new("/proc/self/exe");
         let stamp = if cfg!(target_os = "linux") {
             FileId::of(executed)
@@ -55,8 +57,8 @@ impl Program {
     }
 }
 
-/// Finds the path at which another program would appear: the one that was started, if the running file is there, else the system's path of
-/// the running file. If neither path leads to the running file, it was replaced during start-up; fall back to the first argument.
+/// Returns the path at which an upgrade will appear: `argv[0]` (`named`) if it leads to the running file, else the path that the system
+/// reports (`own`). If neither leads to the running file, the file was replaced during startup; then fall back to `argv[0]`.
 fn place(named: Option<PathBuf>, own: Option<&PathBuf>, executed: FileId) -> Option<PathBuf> {
     let is_it = |path: &Path| FileId::of(path) == Some(executed);
     let found = named.iter().chain(own).find(|path| is_it(path)).cloned();
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_looked_for_where_it_was_started_from() {
+    fn upgrade_is_expected_at_the_path_that_the_program_was_started_from() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| Some(folder.path().join(name));
         fs::write(folder.path().join("orbd"), "one").expect("written");
@@ -91,7 +93,7 @@ mod tests {
         assert_eq!(
             place(path("link"), path("orbd (deleted)").as_ref(), executed),
             path("link"),
-            "replaced since"
+            "replaced during startup"
         );
         assert_eq!(place(None, path("orbd (deleted)").as_ref(), executed), None);
     }

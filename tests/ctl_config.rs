@@ -7,11 +7,12 @@ use serde_json::Value;
 use crate::ctl_suite::{call, ok, said};
 use crate::support::World;
 
-/// Describes a world whose daemon and command line read a file that says this; without a text there is no file yet.
+/// Returns a world whose daemon and command line read a `config.toml` with this text; with `None` the file does not
+/// exist.
 fn configured(text: Option<&str>) -> World {
     let world = World::new();
     let file = world.path("config.toml");
-    // One that is named must be there when the daemon starts.
+    // A file named by `ORBD_CONFIG` must exist when the daemon starts.
     if let Some(text) = text {
         fs::write(&file, text).expect("written");
     }
@@ -23,7 +24,7 @@ fn json_of(world: &World, words: &[&str]) -> Value {
 }
 
 #[test]
-fn every_value_is_shown_with_where_it_comes_from() {
+fn config_show_names_the_source_of_each_value() {
     let world = configured(Some("\ngrace = \"1s\"\n")).variable("ORBD_QUEUE_MAX", "700");
     let shown = ok(&world, &["daemon", "config", "show"]);
     let line = |key: &str| {
@@ -47,7 +48,7 @@ fn every_value_is_shown_with_where_it_comes_from() {
 }
 
 #[test]
-fn a_file_is_checked_and_the_exit_code_says_whether_it_is_in_order() {
+fn config_check_reports_by_exit_code_whether_the_file_is_valid() {
     let world = configured(Some("grace = \"1s\"\n"));
     let path = world.path("config.toml").display().to_string();
     assert_eq!(
@@ -71,17 +72,17 @@ fn a_file_is_checked_and_the_exit_code_says_whether_it_is_in_order() {
 }
 
 #[test]
-fn a_reload_by_hand_tells_what_came_of_it() {
+fn reload_prints_applied_keys_and_keys_that_need_a_restart() {
     let world = configured(Some("grace = \"1s\"\n")).started();
     let path = world.path("config.toml").display().to_string();
     let told = ok(&world, &["daemon", "reload"]);
-    assert_eq!(told, format!("{path} was read; nothing is new\n"));
+    assert_eq!(told, format!("read {path}; no changes\n"));
     fs::write(&path, "grace = \"2s\"\nlog_max_files = 3\n").expect("written");
     let told = ok(&world, &["daemon", "reload"]);
     assert_eq!(
         told,
-        "in force grace: 1s -> 2s\n\
-         needs `orbd-ctl daemon restart` log_max_files: 5 until then, 3 after it\n"
+        "applied grace: 1s -> 2s\n\
+         needs `orbd-ctl daemon restart` log_max_files: now 5, 3 after the restart\n"
     );
     fs::write(&path, "grace = 2\n").expect("written");
     let output = call(&world, &["daemon", "reload"]);
@@ -94,7 +95,7 @@ fn a_reload_by_hand_tells_what_came_of_it() {
 }
 
 #[test]
-fn the_configuration_of_orbstack_and_that_of_orbd_point_at_each_other() {
+fn config_verbs_for_orbstack_point_to_those_for_orbd() {
     let world = configured(None);
     for verb in ["path", "check"] {
         let output = call(&world, &["config", verb]);
@@ -106,25 +107,21 @@ fn the_configuration_of_orbstack_and_that_of_orbd_point_at_each_other() {
         );
     }
     let output = call(&world, &["daemon", "reload"]);
-    assert_eq!(
-        output.status.code(),
-        Some(3),
-        "nobody is started to be told to reload"
-    );
+    assert_eq!(output.status.code(), Some(3), "reload starts no daemon");
 }
 
 #[test]
-fn a_pending_upgrade_is_shown_by_status_and_doctor_with_what_it_waits_for() {
+fn status_and_doctor_show_a_pending_upgrade_and_what_it_waits_for() {
     let world = World::new().installed().started();
     let mut caller = world.client();
     caller.pause();
     world.install(std::path::Path::new(env!("CARGO_BIN_EXE_orbd")));
-    let status = crate::support::eventually("it is told", || {
+    let status = crate::support::eventually("status shows the upgrade", || {
         let status = ok(&world, &["daemon", "status"]);
         status.contains("upgrade").then_some(status)
     });
     assert!(
-        status.contains("takes over by itself and waits for a pause of the queue"),
+        status.contains("starts when orbd is idle; waiting for the queue to be resumed"),
         "{status}"
     );
     assert!(
@@ -133,7 +130,7 @@ fn a_pending_upgrade_is_shown_by_status_and_doctor_with_what_it_waits_for() {
     );
     let found = call(&world, &["doctor"]);
     let found = String::from_utf8_lossy(&found.stdout).into_owned();
-    assert!(found.contains("waits for a pause of the queue"), "{found}");
-    // A question to orbctl would wait for the end of the pause.
-    assert!(found.contains("not asked: the queue is paused"), "{found}");
+    assert!(found.contains("waiting for the queue to be resumed"), "{found}");
+    // doctor does not ask orbctl while the queue is paused: the question would wait for the end of the pause.
+    assert!(found.contains("not checked: the queue is paused"), "{found}");
 }

@@ -1,5 +1,5 @@
-//! `orbd-ctl doctor` in made-up situations: each is found, named and told with what mends it. What a service has to do with it is
-//! in `ctl_service`; the drop-in has a place of its own.
+//! `orbd-ctl doctor` in constructed situations: each problem is found, named and printed with its fix. Checks of the
+//! service are tested in `ctl_service`, checks of the drop-in in `dropin`.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start the command line as a shell would"
@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::ctl_suite::{call, ctl, ok};
 use crate::support::{World, skip};
 
-/// A finding: what it is about, how good it is, what was seen and what mends it.
+/// One entry of `doctor --json`: what it is about, its status, the message and the fix.
 #[derive(Debug)]
 pub(crate) struct Finding {
     about: String,
@@ -25,7 +25,7 @@ pub(crate) struct Finding {
     pub(crate) mend: String,
 }
 
-/// Reads what the doctor said with `--json`, and checks what is true of any such answer.
+/// Parses the output of `doctor --json` and checks what holds for every answer.
 #[track_caller]
 pub(crate) fn read(output: &Output) -> Vec<Finding> {
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -50,18 +50,21 @@ pub(crate) fn read(output: &Output) -> Vec<Finding> {
     findings
 }
 
-/// Finds what was said about one thing.
+/// Returns the entry about `wanted`.
 #[track_caller]
 pub(crate) fn about<'a>(findings: &'a [Finding], wanted: &str) -> &'a Finding {
     let mut found = findings.iter().filter(|finding| finding.about == wanted);
     let first = found
         .next()
-        .unwrap_or_else(|| panic!("nothing about {wanted}: {findings:#?}"));
-    assert!(found.next().is_none(), "twice about {wanted}: {findings:#?}");
+        .unwrap_or_else(|| panic!("no entry about {wanted}: {findings:#?}"));
+    assert!(
+        found.next().is_none(),
+        "two entries about {wanted}: {findings:#?}"
+    );
     first
 }
 
-/// Checks one finding.
+/// Checks status, message and fix of one entry.
 #[track_caller]
 fn check(output: &Output, wanted: &str, level: &str, says: &str, mend: &str) {
     let findings = read(output);
@@ -77,7 +80,7 @@ fn doctor(world: &World) -> Output {
 }
 
 #[test]
-fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_without() {
+fn missing_or_non_executable_orbctl_is_reported_with_and_without_a_daemon() {
     let world = World::new();
     let path = world.path("orbctl");
     let path = path.to_str().expect("text");
@@ -89,7 +92,7 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
         &doctor(&world),
         "orbctl",
         "error",
-        "is not there or cannot be executed",
+        "does not exist or cannot be executed",
         "orbd's configuration",
     );
     fs::write(path, "#!/bin/sh\n").expect("written");
@@ -114,7 +117,7 @@ fn an_orbctl_that_is_missing_or_not_executable_is_found_with_a_daemon_and_withou
 }
 
 #[test]
-fn an_orbctl_that_only_a_daemon_started_anew_would_find_is_told() {
+fn orbctl_that_only_a_restarted_daemon_would_find_is_reported() {
     let world = World::new();
     let nowhere = world.path("nowhere");
     let nowhere = nowhere.to_str().expect("text");
@@ -128,13 +131,13 @@ fn an_orbctl_that_only_a_daemon_started_anew_would_find_is_told() {
         &output,
         "orbctl",
         "error",
-        "finds none with the configuration and PATH that it was started with",
+        "did not find orbctl with the configuration and PATH that it was started with",
         "orbd-ctl daemon restart",
     );
 }
 
 #[test]
-fn an_orbstack_that_is_stopped_or_does_not_answer_is_found() {
+fn stopped_or_unresponsive_orbstack_is_reported() {
     let world = World::new()
         .set("query_timeout", "1s")
         .machines(&["a"])
@@ -156,7 +159,7 @@ fn an_orbstack_that_is_stopped_or_does_not_answer_is_found() {
 }
 
 #[test]
-fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
+fn too_long_socket_path_and_non_socket_file_are_reported() {
     let world = World::new();
     let long = world.path(&"x".repeat(120));
     let long = long.to_str().expect("text");
@@ -167,7 +170,7 @@ fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
         &doctor(&world),
         "socket",
         "error",
-        "something else than a socket",
+        "is not a socket",
         "move it away",
     );
     fs::remove_file(world.socket()).expect("ours");
@@ -185,9 +188,9 @@ fn a_socket_whose_path_is_too_long_or_that_is_nobodys_socket_is_found() {
 }
 
 #[test]
-fn a_socket_that_a_crash_left_and_one_of_another_user_are_found() {
+fn stale_socket_and_socket_of_another_user_are_reported() {
     let mut world = World::with_machines(&["a"]);
-    check(&doctor(&world), "orbd", "ok", "runs, pid", "");
+    check(&doctor(&world), "orbd", "ok", "is running, pid", "");
     world.kill();
     check(
         &doctor(&world),
@@ -206,11 +209,12 @@ fn a_socket_that_a_crash_left_and_one_of_another_user_are_found() {
             "unset ORBD_SOCKET",
         );
     } else {
-        eprintln!("LEFT OUT, as this is not root: a socket of another user; a unit test has it");
+        eprintln!("SKIPPED, because this needs root: a socket of another user (a unit test covers it)");
     }
 }
 
-/// Answers whoever comes with what a daemon of another version would say of itself.
+/// Listens on another socket and answers each client with the daemon's `daemon.info`, but with this version and
+/// protocol.
 fn impostor(world: &World, version: &str, protocol: u32) {
     let mut info: Value = serde_json::from_str(&ok(world, &["--json", "daemon", "status"])).expect("JSON");
     info["version"] = version.into();
@@ -229,7 +233,7 @@ fn impostor(world: &World, version: &str, protocol: u32) {
                     _ => serde_json::json!({"jsonrpc": "2.0", "id": request["id"],
                                             "error": {"code": -32601, "message": "no such method"}}),
                 };
-                // Whoever asked may be gone.
+                // The client may have disconnected already.
                 let _ = (&stream).write_all(format!("{answer}\n").as_bytes());
             }
         }
@@ -237,7 +241,7 @@ fn impostor(world: &World, version: &str, protocol: u32) {
 }
 
 #[test]
-fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
+fn other_daemon_version_is_a_warning_and_other_protocol_an_error() {
     let world = World::with_machines(&["a"]);
     let socket = world.path("other.sock");
     let socket = socket.to_str().expect("text");
@@ -247,7 +251,7 @@ fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
         &output,
         "orbd",
         "warn",
-        "orbd 9.9.9 runs",
+        "orbd 9.9.9 is running",
         "orbd-ctl daemon restart",
     );
     impostor(&world, "9.9.9", 2);
@@ -262,7 +266,7 @@ fn a_daemon_of_another_version_is_found_and_one_of_another_protocol_is_bad() {
 }
 
 #[test]
-fn what_was_set_aside_is_found() {
+fn files_that_were_set_aside_are_reported() {
     let world = World::with_machines(&["a"]);
     let findings = read(&doctor(&world));
     assert!(
@@ -281,9 +285,9 @@ fn what_was_set_aside_is_found() {
     check(&doctor(&world), "set aside", "warn", "and 1 more", "remove it");
 }
 
-/// A disk of its own, so small that it is full, where only this call sees it.
+/// The state directory is on a small, full tmpfs, mounted in a namespace that only this call sees.
 #[test]
-fn a_disk_that_is_full_is_found() {
+fn full_disk_is_reported() {
     let world = World::new();
     let state = world.path("state");
     fs::create_dir_all(&state).expect("a folder");
@@ -302,23 +306,17 @@ fn a_disk_that_is_full_is_found() {
     let output = small.output();
     match output {
         Ok(output) if !output.stdout.is_empty() => {
-            check(&output, "disk", "error", "MiB are free", "make room");
+            check(&output, "disk", "error", "MiB free", "free disk space");
         }
         other => skip(&format!(
             "`unshare` of util-linux and user namespaces, to mount a small disk: {other:?}"
         )),
     }
-    check(
-        &doctor.output().expect("it starts"),
-        "disk",
-        "ok",
-        "MiB are free",
-        "",
-    );
+    check(&doctor.output().expect("it starts"), "disk", "ok", "MiB free", "");
 }
 
 #[test]
-fn an_orbctl_on_path_is_found_as_the_daemon_would() {
+fn orbctl_on_path_is_found_as_the_daemon_would_find_it() {
     let world = World::new();
     let bin = world.path("somewhere");
     fs::create_dir(&bin).expect("a folder");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::ctl_suite::{call, ctl, ok, said};
 use crate::support::World;
 
-/// A follower, ended when dropped.
+/// A running `orbd-ctl events --follow`, killed when dropped.
 struct Follower {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -33,14 +33,14 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // It may have failed, and then the test did, too.
+        // It may have exited early; then the test has failed as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn events_shows_what_is_and_what_came_since_an_event() {
+fn events_prints_the_state_or_the_events_since_a_sequence_number() {
     let world = World::with_machines(&["a"]);
     ok(&world, &["list"]);
     ok(&world, &["run", "-m", "a", "true"]);
@@ -51,7 +51,7 @@ fn events_shows_what_is_and_what_came_since_an_event() {
     assert_eq!(
         world.ledger().spawns("status"),
         0,
-        "a look at what is known makes nobody look"
+        "reading the cached state runs no orbctl"
     );
 
     let lines = ok(&world, &["events", "--since", "0", "--json", "--kinds", "jobs"]);
@@ -75,7 +75,7 @@ fn events_shows_what_is_and_what_came_since_an_event() {
 }
 
 #[test]
-fn a_follower_goes_on_with_the_next_daemon_and_starts_none() {
+fn follower_reconnects_to_the_next_daemon_and_never_starts_one() {
     let mut world = World::with_machines(&["a"]);
     let mut follower = Follower::new(&world, "jobs");
     assert_eq!(follower.next()["type"], "state");
@@ -92,7 +92,7 @@ fn a_follower_goes_on_with_the_next_daemon_and_starts_none() {
     world.ended();
     assert!(
         UnixStream::connect(world.socket()).is_err(),
-        "nobody started another"
+        "the follower starts no daemon"
     );
     world.start();
     let gap = follower.next();

@@ -1,4 +1,4 @@
-//! `orbd-ctl run` beside a bare `orbctl run`: what a person types works in the same way, byte for byte.
+//! `orbd-ctl run` compared with a bare `orbctl run`: the same command line gives the same output, byte for byte.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start both programs as a shell would"
@@ -15,7 +15,7 @@ use crate::ctl_session::OnTerminal;
 use crate::ctl_suite::{call, ctl, said};
 use crate::support::{Random, World};
 
-/// Describes a bare `orbctl` in the same environment and folder as a call of the command line.
+/// Returns a bare `orbctl` call with the environment and folder of a call of the command line.
 fn bare(world: &World, words: &[&str]) -> Command {
     let like = ctl(world, &[]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_orbctl-sim"));
@@ -28,7 +28,8 @@ fn bare(world: &World, words: &[&str]) -> Command {
     command
 }
 
-/// What a caller sees of an end. Lines with which orbd-ctl itself says what it waits for are left out.
+/// Returns stdout, stderr and exit code as the caller sees them, without the lines in which orbd-ctl reports what it
+/// waits for.
 fn seen(output: &Output) -> (String, String, Option<i32>) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let err = text(&output.stderr);
@@ -39,7 +40,7 @@ fn seen(output: &Output) -> (String, String, Option<i32>) {
     (text(&output.stdout), err, output.status.code())
 }
 
-/// Runs the words both ways, each as `set` makes it, and returns what both show.
+/// Runs the args both ways, each call prepared by `set`; checks that both give the same and returns that.
 #[track_caller]
 fn same(world: &World, words: &[&str], set: impl Fn(&mut Command)) -> (String, String, Option<i32>) {
     let run: Vec<&str> = ["run", "-m", "a"]
@@ -56,7 +57,7 @@ fn same(world: &World, words: &[&str], set: impl Fn(&mut Command)) -> (String, S
 }
 
 #[test]
-fn run_starts_in_the_folder_of_the_caller_where_the_machine_has_it() {
+fn run_starts_in_the_callers_folder_if_the_machine_has_it() {
     let world = World::with_machines(&["a"]);
     let app = world.path("home").join("src/a b's \"app\"");
     fs::create_dir_all(&app).expect("a folder");
@@ -74,12 +75,12 @@ fn run_starts_in_the_folder_of_the_caller_where_the_machine_has_it() {
         same(&world, &["sh", "-c", "pwd; echo \"$PWD.$OLDPWD\""], at(&app)).2,
         Some(0)
     );
-    // The machine has no such folder of the caller: `/etc` in it is another one.
+    // The caller's folder does not exist in the machine: its `/etc` is another folder. The command starts at home.
     let (home, ..) = same(&world, &["pwd"], at(Path::new("/etc")));
     assert!(home.ends_with("/home\n"), "{home}");
-    // A folder that is named is taken as it is.
+    // A folder named with `-w` is used as is.
     assert_eq!(same(&world, &["-w", "/usr", "pwd"], at(&app)).0, "/usr\n");
-    // The wire starts in the home.
+    // A call over the wire starts in the home folder.
     let answer = world
         .client()
         .ok::<MachineRun>(json!({"machine": "a", "command": ["pwd"]}));
@@ -142,7 +143,7 @@ fn builtins_and_unknown_commands_end_as_with_orbctl_run() {
         err.contains("nosuch: command not found") && !err.contains("orbd"),
         "{err}"
     );
-    // With variables, which take a shell on their way.
+    // With variables, the command goes through a shell.
     let with_variable = |words: &[&str]| {
         let words: Vec<&str> = ["run", "-m", "a", "-e", "A=1"]
             .into_iter()
@@ -157,20 +158,20 @@ fn builtins_and_unknown_commands_end_as_with_orbctl_run() {
 }
 
 #[test]
-fn a_machines_name_as_the_command_fails_as_with_orbctl_run_with_a_hint() {
+fn machine_name_given_as_the_command_fails_with_a_hint() {
     let world = World::with_machines(&["a", "web"]);
     let (_, err, code) = same(&world, &["web", "uname"], |_| ());
     assert_eq!(code, Some(127));
     assert!(err.contains("web: command not found"), "{err}");
-    let hint = "'web' is a machine; to run a command in it: orbd-ctl run -m web COMMAND";
+    let hint = "'web' is a machine; to run a command in it: `orbd-ctl run -m web COMMAND`";
     assert!(said(&call(&world, &["run", "-m", "a", "web", "uname"])).contains(hint));
     assert!(!said(&call(&world, &["run", "-m", "a", "nosuch"])).contains("is a machine"));
 }
 
 #[test]
-fn every_word_reaches_the_command_as_it_was_typed() {
+fn every_arg_reaches_the_command_unchanged() {
     let world = World::with_machines(&["a"]);
-    // In pieces: each call is two processes, and the words of a call are many.
+    // Many args per call, because each call starts two processes.
     let mut random = Random::new(7);
     for round in 0..6 {
         let words: Vec<String> = (0..40).map(|_| word(&mut random)).collect();
@@ -189,7 +190,7 @@ fn every_word_reaches_the_command_as_it_was_typed() {
     }
 }
 
-/// Makes a word of what shells take for something else, and of what no shell should see.
+/// Makes an arg of pieces that a shell would interpret.
 fn word(random: &mut Random) -> String {
     const PIECES: [&str; 32] = [
         "'",
@@ -231,7 +232,7 @@ fn word(random: &mut Random) -> String {
 }
 
 #[test]
-fn what_orbctl_run_takes_from_the_callers_environment_arrives() {
+fn variables_that_orbctl_run_forwards_reach_the_command() {
     let world = World::with_machines(&["a"]);
     let script = "echo \"$TERM,$DISPLAY,$https_proxy,$NO_PROXY,$TOKEN,$SECRET,$ORBENV\"; env | grep ORBD_";
     let (out, ..) = same(&world, &["sh", "-c", script], |command| {
@@ -246,7 +247,7 @@ fn what_orbctl_run_takes_from_the_callers_environment_arrives() {
         ]);
     });
     assert_eq!(out, "xterm-odd,:9,http://p:1,x,y,it's \"$HOME\"\n*,,\n");
-    // A search path that is listed is for the guest, and changes nothing in orbctl.
+    // A `PATH` listed in `ORBENV` is for the guest and has no effect on orbctl.
     let mut command = ctl(&world, &["run", "-m", "a", "/usr/bin/env"]);
     command.envs([
         ("ORBENV", "LD_ODD:PATH"),
@@ -263,7 +264,7 @@ fn what_orbctl_run_takes_from_the_callers_environment_arrives() {
 }
 
 #[test]
-fn a_name_that_sh_cannot_export_is_refused_before_anything_runs() {
+fn variable_name_that_sh_cannot_export_is_refused_before_the_run() {
     let world = World::with_machines(&["a"]);
     for words in [
         &["run", "-m", "a", "-e", "RANDOM=1", "true"][..],
@@ -276,7 +277,7 @@ fn a_name_that_sh_cannot_export_is_refused_before_anything_runs() {
 }
 
 #[test]
-fn an_unknown_option_is_named_with_the_one_that_is_like_it() {
+fn unknown_option_is_reported_with_the_most_similar_one() {
     let world = World::new();
     let check = |words: &[&str], message: &str| {
         let output = call(&world, words);
@@ -300,7 +301,7 @@ fn an_unknown_option_is_named_with_the_one_that_is_like_it() {
         &["list", "--runing"],
         "unknown option '--runing'; did you mean '--running'?",
     );
-    // From the first word of the command on, options are the command's.
+    // Options after the first word of the command belong to the command.
     let world = World::with_machines(&["a"]);
     let output = call(
         &world,
@@ -320,11 +321,11 @@ fn an_unknown_option_is_named_with_the_one_that_is_like_it() {
     assert_eq!(output.stdout, b"--detatch,-m,--json,--,-d,", "{}", said(&output));
 }
 
-/// Says which of its streams are terminals, and what was typed.
+/// Reports whether stdin and stdout are terminals, echoes one typed line, and exits with 6.
 const ON_TERMINAL: &str = "test -t 0 && test -t 1 && echo both; read line && echo \"read $line.\"; exit 6";
 
 #[test]
-fn run_has_the_terminal_by_itself_as_orbctl_run_has() {
+fn run_allocates_a_terminal_as_orbctl_run_does() {
     let world = World::with_machines(&["a"]);
     let words = ["run", "-m", "a", "sh", "-c", ON_TERMINAL];
     let shown = |mut terminal: OnTerminal| {
@@ -342,7 +343,7 @@ fn run_has_the_terminal_by_itself_as_orbctl_run_has() {
         let words: Vec<&str> = ["run"].iter().chain(flags).chain(&words[1..]).copied().collect();
         assert_eq!(shown(OnTerminal::start(&world, &words)), Some(6), "{flags:?}");
     }
-    // A variable travels by the environment there, too.
+    // A terminal command gets its variables through the environment, too.
     let words = [
         "run",
         "-m",
@@ -359,7 +360,7 @@ fn run_has_the_terminal_by_itself_as_orbctl_run_has() {
 }
 
 #[test]
-fn run_without_the_terminal_gets_input_only_where_it_is_asked_for() {
+fn run_without_a_terminal_reads_stdin_only_with_dash_i() {
     let world = World::with_machines(&["a"]);
     let words = ["run", "-m", "a", "--no-terminal", "sh", "-c", ON_TERMINAL];
     let (code, rest) = OnTerminal::start(&world, &words).ends();

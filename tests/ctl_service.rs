@@ -1,5 +1,6 @@
-//! `orbd-ctl service` against scripted managers. They keep what they were told in a folder, start and end the real daemon, and fail
-//! as the real ones are known to. What a real launchd does with the file nobody has seen yet; systemd's own checker reads the unit.
+//! `orbd-ctl service` with scripted service managers. They record each call in a folder, start and stop the real
+//! daemon, and fail in the ways that the real managers do. No test runs the launchd file under a real launchd;
+//! `systemd-analyze` checks the systemd unit.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start the command line as a shell would"
@@ -16,7 +17,8 @@ use serde_json::Value;
 use crate::ctl_doctor;
 use crate::support::{World, eventually, skip};
 
-/// What both managers have in common: a folder with `pid`, `loaded`, `exit`, what they were told, and scripted failures.
+/// Shared part of both managers. The folder has `pid`, `loaded`, `exit`, the recorded calls in `told`, and the scripted
+/// failures.
 const COMMON: &str = r#"#!/bin/sh
 folder='FOLDER'
 echo "${0##*/} $*" >>"$folder/told"
@@ -102,7 +104,7 @@ esac
 exit 0
 "#;
 
-/// A world with scripted managers first on PATH.
+/// A world with the scripted managers first on PATH.
 struct Managed {
     world: World,
     by: &'static str,
@@ -131,7 +133,7 @@ impl Managed {
         self.world.path("bin")
     }
 
-    /// Scripts a failure, or ends it.
+    /// Turns a scripted failure on or off.
     fn trouble(&self, name: &str, on: bool) {
         let path = self.folder().join(name);
         if on {
@@ -196,7 +198,7 @@ impl Managed {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// Returns what the manager was told since the last time, without looks.
+    /// Returns the calls that the manager received since the last time, without status queries.
     fn told(&self) -> Vec<String> {
         let path = self.folder().join("told");
         let told = fs::read_to_string(&path).unwrap_or_default();
@@ -221,7 +223,7 @@ impl Managed {
             .ok()
     }
 
-    /// Waits until the manager has seen the end of what it runs: it learns of that a moment after the daemon has let go of its socket.
+    /// Waits until the manager has noticed the end of its process, a moment after the daemon closed its socket.
     fn has_ended(&self) {
         eventually("the manager has seen its end", || {
             self.pid().is_none().then_some(())
@@ -229,7 +231,7 @@ impl Managed {
     }
 }
 
-/// The whole life of a service under one manager. Returns it uninstalled.
+/// Takes a service through its whole life cycle under one manager. Returns it uninstalled.
 fn lives(under: &'static str) -> Managed {
     let managed = Managed::new(under);
     assert_eq!(managed.status()["installed"], false);
@@ -245,7 +247,7 @@ fn lives(under: &'static str) -> Managed {
     }
     managed.told();
     assert!(managed.ok(&["install"]).contains("already"));
-    assert_eq!(managed.told(), [""; 0], "nothing is done twice");
+    assert_eq!(managed.told(), [""; 0], "a second call does nothing");
     assert_eq!(managed.pid(), pid);
 
     managed.ok(&["restart"]);
@@ -308,7 +310,7 @@ fn a_service_under_systemd_is_installed_stopped_started_and_removed() {
 }
 
 #[test]
-fn an_old_file_is_brought_up_to_date_and_loaded_again() {
+fn outdated_service_file_is_rewritten_and_loaded_again() {
     let managed = Managed::new("launchd");
     managed.ok(&["install"]);
     let file = managed
@@ -318,7 +320,7 @@ fn an_old_file_is_brought_up_to_date_and_loaded_again() {
     fs::write(&file, text.replace("Interactive", "Background")).expect("ours");
     assert_eq!(managed.status()["current"], false);
     managed.told();
-    // The agent takes its time to go, and says so.
+    // The agent takes a moment to unload, and the manager reports that.
     managed.trouble("slow", true);
     managed.ok(&["install"]);
     assert_eq!(managed.told()[0], "launchctl bootout gui/UID/dev.orbd.orbd");
@@ -327,7 +329,7 @@ fn an_old_file_is_brought_up_to_date_and_loaded_again() {
 }
 
 #[test]
-fn without_a_login_session_it_says_what_is_missing() {
+fn install_without_a_login_session_explains_what_is_missing() {
     for (under, words) in [
         ("launchd", "log in on the Mac's screen"),
         ("systemd", "enable-linger"),
@@ -340,18 +342,18 @@ fn without_a_login_session_it_says_what_is_missing() {
 }
 
 #[test]
-fn a_refused_bootstrap_is_told_in_launchds_words_unless_somebody_was_faster() {
+fn failed_bootstrap_is_reported_unless_the_service_was_loaded_meanwhile() {
     let managed = Managed::new("launchd");
     managed.trouble("refuse", true);
     managed.fails(&["install"], 1, &["Bootstrap failed: 5", "plutil -lint"]);
     managed.trouble("refuse", false);
     managed.trouble("faster", true);
-    // Loaded by somebody else in the middle of it, which launchd calls the same.
+    // Another process loads the service meanwhile, for which launchd prints the same error.
     assert!(managed.ok(&["install"]).contains("installed"));
 }
 
 #[test]
-fn a_daemon_that_runs_without_a_service_makes_room_for_it() {
+fn install_replaces_a_daemon_that_runs_without_a_service() {
     let managed = Managed::new("systemd");
     assert!(managed.call(&["daemon", "start"]).status.success());
     let output = managed.service(&["install"]);
@@ -363,7 +365,7 @@ fn a_daemon_that_runs_without_a_service_makes_room_for_it() {
     assert!(managed.pid().is_some());
 }
 
-/// Nobody starts what the configuration says nobody is to start, but for who asks for just that.
+/// With `autostart = false`, only an explicit `daemon start` starts the daemon.
 #[test]
 fn autostart_can_be_turned_off_in_the_configuration() {
     let managed = Managed::new("systemd");
@@ -383,7 +385,7 @@ fn autostart_can_be_turned_off_in_the_configuration() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
+fn call_without_a_daemon_starts_the_installed_service() {
     let managed = Managed::new("systemd");
     managed.ok(&["install"]);
     managed.ok(&["stop"]);
@@ -407,7 +409,7 @@ fn whoever_needs_the_daemon_starts_its_service_where_there_is_one() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
+fn doctor_reports_a_failing_service_and_a_path_without_orbctl() {
     let managed = Managed::new("systemd");
     managed.ok(&["install"]);
     let doctor = |managed: &Managed| ctl_doctor::read(&managed.call(&["doctor", "--json"]));
@@ -423,11 +425,11 @@ fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
             && service.mend.contains("orbd-ctl service logs"),
         "{service:?}"
     );
-    // The service has a PATH of its own: what is found from a terminal need not be found by it.
+    // The service has a PATH of its own, so it may not find an orbctl that a terminal finds.
     let path = ctl_doctor::about(&found, "service's PATH");
     assert!(
         path.level == "error"
-            && path.says.contains("leads to no orbctl")
+            && path.says.contains("has no orbctl")
             && path.mend.contains("orbd-ctl service install"),
         "{path:?}"
     );
@@ -445,15 +447,11 @@ fn the_doctor_finds_a_service_that_fails_and_one_whose_path_leads_nowhere() {
         "ok",
         "{found:#?}"
     );
-    assert!(
-        ctl_doctor::about(&found, "service")
-            .says
-            .contains("not what this version would write")
-    );
+    assert!(ctl_doctor::about(&found, "service").says.contains("is outdated"));
 }
 
 #[test]
-fn the_log_of_the_service_is_shown() {
+fn service_logs_prints_the_log() {
     let managed = Managed::new("systemd");
     managed.ok(&["install"]);
     let text = eventually("the first line is written", || {
@@ -465,10 +463,10 @@ fn the_log_of_the_service_is_shown() {
     assert_eq!(managed.ok(&["logs", "-n", "1"]).lines().count(), 1);
 }
 
-/// systemd itself reads the unit, where there is systemd.
+/// systemd's own checker reads the unit; skipped if it is not installed.
 #[cfg(target_os = "linux")]
 #[test]
-fn systemd_finds_no_fault_in_the_unit() {
+fn systemd_accepts_the_unit() {
     let managed = Managed::new("systemd");
     let unit = managed.world.path("orbd.service");
     fs::write(&unit, managed.ok(&["install", "--print"])).expect("written");
@@ -486,9 +484,9 @@ fn systemd_finds_no_fault_in_the_unit() {
     assert!(!said.contains("orbd.service"), "{said}");
 }
 
-/// What lies in `launchd/` for people to read is what would be installed. `ORBD_BLESS=1` writes it anew.
+/// The files in `launchd/` are those that `service install` writes. `ORBD_BLESS=1` rewrites them.
 #[test]
-fn the_published_files_are_those_that_are_installed() {
+fn published_service_files_are_those_that_are_installed() {
     let home = tempfile::tempdir().expect("a folder");
     let program = PathBuf::from(env!("CARGO_BIN_EXE_orbd-ctl")).with_file_name("orbd");
     for (manager, file) in [("launchd", "dev.orbd.orbd.plist"), ("systemd", "orbd.service")] {

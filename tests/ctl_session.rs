@@ -1,6 +1,6 @@
-//! The command line where it runs the real tool itself: files of the caller's, his terminal, his Ctrl-C.
+//! The command line when it runs the real tool itself: the caller's files, terminal and Ctrl-C.
 //!
-//! Terminals are real ones, made by `script`; what is written to its input is typed there.
+//! Terminals are real ones made by `script`; tests type by writing to its stdin.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start the command line as a shell would"
@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use crate::ctl_suite::{call, ctl, said};
 use crate::support::{PATIENCE, World, eventually, is_alive, outcome_of};
 
-/// The command line on a terminal of its own.
+/// A call of the command line on a terminal of its own.
 pub(crate) struct OnTerminal {
     script: Child,
     keys: ChildStdin,
@@ -30,7 +30,7 @@ impl OnTerminal {
         Self::start_program(world, &ctl(world, words))
     }
 
-    /// Starts another program with the environment that it is described with.
+    /// Starts another program, with the environment that its description has.
     pub(crate) fn start_program(world: &World, inner: &Command) -> Self {
         let mut command = Command::new("script");
         let line = std::iter::once(inner.get_program())
@@ -38,7 +38,7 @@ impl OnTerminal {
             .map(|word| format!("'{}'", word.to_str().expect("text").replace('\'', r"'\''")))
             .collect::<Vec<_>>()
             .join(" ");
-        // Else the shell in between would die of Ctrl-C when we do not.
+        // Without `exec`, Ctrl-C would end the shell in between although the program survives it.
         let line = format!("exec {line}");
         let mut script = command
             .args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"])
@@ -54,7 +54,7 @@ impl OnTerminal {
         let keys = script.stdin.take().expect("piped");
         let mut lines = BufReader::new(script.stdout.take().expect("piped"));
         let (shown, screen) = mpsc::channel();
-        // A terminal that shows nothing more must not hold up a test for ever.
+        // Read by a thread, so that a terminal that shows nothing more cannot block the test for ever.
         std::thread::spawn(move || {
             let mut line = String::new();
             while lines.read_line(&mut line).is_ok_and(|read| read > 0) {
@@ -71,13 +71,13 @@ impl OnTerminal {
         self.keys.flush().expect("it reads");
     }
 
-    /// Reads the screen until a line ends so.
+    /// Reads the screen until a line ends with `wanted`.
     #[track_caller]
     pub(crate) fn until_it_shows(&mut self, wanted: &str) {
         let mut all = String::new();
         loop {
             let Ok(line) = self.screen.recv_timeout(PATIENCE) else {
-                panic!("it never showed {wanted:?}, but: {all}");
+                panic!("{wanted:?} did not appear in: {all}");
             };
             all.push_str(&line);
             if line.trim_end().ends_with(wanted) {
@@ -86,14 +86,14 @@ impl OnTerminal {
         }
     }
 
-    /// Waits for its end; returns the exit code and the rest of what it showed.
+    /// Waits for the program's end; returns the exit code and the rest of the screen.
     pub(crate) fn ends(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         loop {
             match self.screen.recv_timeout(PATIENCE) {
                 Ok(line) => rest.push_str(&line),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                Err(mpsc::RecvTimeoutError::Timeout) => panic!("it never ended, but showed: {rest}"),
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("the program did not end; it showed: {rest}"),
             }
         }
         drop(self.keys);
@@ -101,13 +101,13 @@ impl OnTerminal {
     }
 }
 
-/// Waits until a lease of this operation has ended, and returns it.
+/// Waits until a lease of this operation has ended, and returns its job.
 fn ended(world: &World, operation: &str) -> Job {
     world.client().find(operation, "a", JobStateWord::Ended)
 }
 
 #[test]
-fn a_shell_has_the_callers_terminal_folder_environment_and_exit_code() {
+fn shell_has_the_callers_terminal_and_returns_its_exit_code() {
     let world = World::with_machines(&["a"]);
     let mut shell = OnTerminal::start(&world, &["shell", "a"]);
     let id = world.client().find("shell", "a", JobStateWord::Running).job_id;
@@ -122,13 +122,13 @@ fn a_shell_has_the_callers_terminal_folder_environment_and_exit_code() {
         ("session", ("succeeded", ""))
     );
     assert_eq!(job.outcome.expect("it ended").exit_code, Some(9));
-    // The tool itself ran where its caller was.
+    // The tool itself ran, and only once.
     let ledger = world.ledger();
     assert_eq!(ledger.of("run").len(), 1);
 }
 
 #[test]
-fn a_command_with_a_terminal_is_a_session_too() {
+fn command_with_a_terminal_is_a_session() {
     let world = World::with_machines(&["a"]);
     let words = [
         "run",
@@ -148,7 +148,7 @@ fn a_command_with_a_terminal_is_a_session_too() {
 }
 
 #[test]
-fn ctrl_c_is_for_what_runs_in_the_machine_however_often_it_is_pressed() {
+fn ctrl_c_reaches_the_guest_program_each_time_and_keeps_the_lease() {
     let world = World::with_machines(&["a"]);
     let trap = "trap 'echo ouch' INT; echo ready; until read line; do :; done; exit 4";
     let mut run = OnTerminal::start(&world, &["run", "-t", "-m", "a", "sh", "-c", trap]);
@@ -157,7 +157,7 @@ fn ctrl_c_is_for_what_runs_in_the_machine_however_often_it_is_pressed() {
         run.types("\u{3}");
         run.until_it_shows("ouch");
         let job = world.client().find("shell", "a", JobStateWord::Running);
-        assert!(job.outcome.is_none(), "the place is still its own");
+        assert!(job.outcome.is_none(), "it still holds the lease");
     }
     run.types("enough\n");
     let (code, rest) = run.ends();
@@ -167,13 +167,13 @@ fn ctrl_c_is_for_what_runs_in_the_machine_however_often_it_is_pressed() {
 }
 
 #[test]
-fn a_log_is_followed_until_ctrl_c() {
+fn logs_are_followed_until_ctrl_c() {
     let world = World::with_machines(&["a"]);
     let mut logs = OnTerminal::start(&world, &["logs", "--follow", "a"]);
     logs.until_it_shows("a: booted");
     let job = world.client().find("logs", "a", JobStateWord::Running);
     assert_eq!(job.job_class, "session");
-    // It holds up nobody, and shows what comes.
+    // Following blocks nothing, and new lines appear.
     let output = call(&world, &["restart", "a"]);
     assert!(output.status.success(), "{}", said(&output));
     logs.until_it_shows("a: booted");
@@ -200,18 +200,18 @@ fn user_data_is_read_by_the_callers_own_process() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 }
 
-/// A call in a group of its own, as a shell with job control makes it.
+/// Starts a call in a process group of its own, as a shell with job control does.
 fn in_own_group(world: &World, words: &[&str]) -> Child {
     ctl(world, words).process_group(0).spawn().expect("it starts")
 }
 
-/// What the terminal does at Ctrl-C: all of the group is told.
+/// Signals the whole process group, as the terminal does at Ctrl-C.
 fn press_ctrl_c(child: &Child) {
     kill_process_group(Pid::from_child(child), Signal::INT).expect("it runs");
 }
 
 #[test]
-fn ctrl_c_while_a_lease_waits_withdraws_it() {
+fn ctrl_c_cancels_a_waiting_lease() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -226,7 +226,7 @@ fn ctrl_c_while_a_lease_waits_withdraws_it() {
 }
 
 #[test]
-fn a_lease_that_is_cancelled_while_it_waits_never_runs_the_tool() {
+fn lease_cancelled_while_waiting_never_runs_the_tool() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -240,7 +240,7 @@ fn a_lease_that_is_cancelled_while_it_waits_never_runs_the_tool() {
     assert!(!world.path("home/a.tar").exists());
 }
 
-/// A push that hangs in the real tool, and its job.
+/// Starts a push that hangs in the real tool; returns it with its job id.
 fn hanging_push() -> (World, Child, u64) {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"push\"\nkind = \"hang\"\ntimes = 1")
@@ -253,7 +253,7 @@ fn hanging_push() -> (World, Child, u64) {
 }
 
 #[test]
-fn ctrl_c_while_the_tool_runs_ends_it_and_is_told() {
+fn ctrl_c_ends_the_running_tool_and_is_reported() {
     let (world, push, id) = hanging_push();
     press_ctrl_c(&push);
     let output = push.wait_with_output().expect("ours");
@@ -268,14 +268,14 @@ fn ctrl_c_while_the_tool_runs_ends_it_and_is_told() {
 }
 
 #[test]
-fn a_second_ctrl_c_leaves_at_once_and_orbd_ends_the_tool() {
+fn second_ctrl_c_exits_at_once_and_orbd_ends_the_tool() {
     let (world, mut push, id) = hanging_push();
     let tool = world.ledger().of("push")[0].pid;
-    // Only we are told: the tool is one that does not end at Ctrl-C.
+    // Only orbd-ctl gets the signal, as if the tool did not end at Ctrl-C.
     let us = Pid::from_child(&push);
     kill_process(us, Signal::INT).expect("it runs");
-    let left: ExitStatus = eventually("it leaves", || {
-        // The first may not be noticed yet, and two that wait are one.
+    let left: ExitStatus = eventually("orbd-ctl exits", || {
+        // The first signal may still be pending, and two pending signals of a kind are delivered as one.
         let _ = kill_process(us, Signal::INT);
         push.try_wait().expect("ours")
     });

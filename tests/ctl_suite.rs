@@ -1,4 +1,4 @@
-//! The command line against a real daemon: who starts it, how it stops, and what programs around it rely on.
+//! The command line with a real daemon: how the daemon is started and stopped, and the behaviour that scripts rely on.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start the command line as a shell would"
@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Random, World, eventually, is_alive, outcome_of, words_of};
 
-/// Describes a call of the command line, in the daemon's environment, so that it starts one like the world's.
+/// Returns a call of the command line with the daemon's environment, so that a daemon it starts is configured like the
+/// world's.
 pub(crate) fn ctl(world: &World, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
     command
@@ -35,12 +36,12 @@ pub(crate) fn ctl(world: &World, words: &[&str]) -> Command {
     command
 }
 
-/// Calls it and waits for its end.
+/// Runs a call to its end.
 pub(crate) fn call(world: &World, words: &[&str]) -> Output {
     ctl(world, words).output().expect("it starts")
 }
 
-/// Calls what must succeed, and returns its answer.
+/// Runs a call that must succeed; returns its stdout.
 #[track_caller]
 pub(crate) fn ok(world: &World, words: &[&str]) -> String {
     succeeded(words, call(world, words))
@@ -52,12 +53,12 @@ pub(crate) fn succeeded(words: &[&str], output: Output) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// Returns what it told people.
+/// Returns what a call wrote to stderr.
 pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Lists the daemons of a world, without their helpers.
+/// Lists the daemon processes of a world, without their helpers.
 fn daemons(world: &World) -> Vec<u32> {
     let is_daemon = |pid: &u32| {
         let words = words_of(*pid);
@@ -67,7 +68,7 @@ fn daemons(world: &World) -> Vec<u32> {
     world.processes().into_iter().filter(is_daemon).collect()
 }
 
-/// A world where a change of `a` runs until [`Held::release_waiters`].
+/// A world in which a restart of `a` runs until [`Held::release`].
 struct Held {
     world: World,
     change: Child,
@@ -92,33 +93,33 @@ impl Held {
         }
     }
 
-    /// Ends the change. It was cut short, which is what its caller is told.
-    fn release_waiters(&self) {
+    /// Kills the change's orbctl. The change was cut short, and its caller gets that answer.
+    fn release(&self) {
         let pid = i32::try_from(self.orbctl).expect("a pid");
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
     }
 
-    /// Waits for the change's caller.
+    /// Waits for the change's caller; returns its exit code.
     fn exit_of_change(self) -> (World, Option<i32>) {
         let output = self.change.wait_with_output().expect("ours");
         (self.world, output.status.code())
     }
 }
 
-/// Says whether nobody listens.
+/// Returns whether the socket refuses connections.
 fn is_refused(socket: &Path) -> bool {
     UnixStream::connect(socket).is_err()
 }
 
-/// Reads what a call says until it says this.
+/// Reads a call's stderr until it contains `wanted`.
 #[track_caller]
 pub(crate) fn until_it_says(child: &mut Child, wanted: &str) -> BufReader<std::process::ChildStderr> {
     let mut lines = BufReader::new(child.stderr.take().expect("piped"));
     let mut all = String::new();
     while !all.contains(wanted) {
         let read = lines.read_line(&mut all).expect("text");
-        assert_ne!(read, 0, "it never said {wanted:?}, but: {all}");
+        assert_ne!(read, 0, "{wanted:?} is not in: {all}");
     }
     lines
 }
@@ -133,24 +134,26 @@ fn ten_calls_at_once_start_one_daemon() {
         let output = child.wait_with_output().expect("ours");
         assert_eq!(succeeded(&["list"], output), "a\n");
     }
-    // Those that found the lock held may still be on their way out.
-    eventually("one is left", || (daemons(&world).len() == 1).then_some(()));
+    // Daemons that found the lock held may still be exiting.
+    eventually("one daemon is left", || {
+        (daemons(&world).len() == 1).then_some(())
+    });
     let pid = world.client().ok::<DaemonInfo>(json!({})).pid;
     assert_eq!(daemons(&world), [pid]);
 }
 
 #[test]
-fn a_stop_is_told_when_the_daemon_is_gone_and_says_meanwhile_what_keeps_it() {
+fn stop_waits_for_the_daemon_to_exit_and_reports_what_it_waits_for() {
     let held = Held::new();
     let pid = held.world.pid();
     let mut stop = ctl(&held.world, &["daemon", "stop"]).spawn().expect("it starts");
     let _rest = until_it_says(&mut stop, &format!("still running: job {} (restart a)", held.job));
-    // A second one cannot ask any more, and must not say that nobody runs.
+    // A second `stop` can no longer connect, and must not report that no daemon runs.
     let mut second = ctl(&held.world, &["daemon", "stop"]).spawn().expect("it starts");
     let _rest = until_it_says(&mut second, "waiting for orbd to stop");
     assert!(is_alive(pid) && is_refused(&held.world.socket()));
     assert!(stop.try_wait().expect("ours").is_none());
-    held.release_waiters();
+    held.release();
     let answer = stop.wait_with_output().expect("ours").stdout;
     assert_eq!(
         String::from_utf8(answer).expect("text"),
@@ -164,14 +167,14 @@ fn a_stop_is_told_when_the_daemon_is_gone_and_says_meanwhile_what_keeps_it() {
 }
 
 #[test]
-fn a_restart_during_a_change_ends_with_a_daemon() {
+fn restart_during_a_change_starts_a_new_daemon() {
     let held = Held::new();
     let pid = held.world.pid();
     let mut restart = ctl(&held.world, &["daemon", "restart"])
         .spawn()
         .expect("it starts");
     let _rest = until_it_says(&mut restart, "still running");
-    held.release_waiters();
+    held.release();
     let output = restart.wait_with_output().expect("ours");
     let answer = succeeded(&["daemon", "restart"], output);
     assert!(answer.starts_with("orbd started (pid "), "{answer}");
@@ -185,7 +188,7 @@ fn a_restart_during_a_change_ends_with_a_daemon() {
 fn calls_during_a_stop_wait_for_the_next_daemon() {
     let held = Held::new();
     held.world.client().ok::<DaemonStop>(json!({}));
-    eventually("nobody listens", || {
+    eventually("the socket refuses connections", || {
         is_refused(&held.world.socket()).then_some(())
     });
     let mut calls: Vec<Child> = (0..3)
@@ -195,17 +198,19 @@ fn calls_during_a_stop_wait_for_the_next_daemon() {
         .iter_mut()
         .map(|child| until_it_says(child, "waiting for another orbd"))
         .collect();
-    held.release_waiters();
+    held.release();
     for child in calls {
         let output = child.wait_with_output().expect("ours");
         assert_eq!(succeeded(&["list"], output), "a\n");
     }
     let (world, _) = held.exit_of_change();
-    eventually("one is left", || (daemons(&world).len() == 1).then_some(()));
+    eventually("one daemon is left", || {
+        (daemons(&world).len() == 1).then_some(())
+    });
 }
 
 #[test]
-fn a_command_reads_and_writes_exactly_our_bytes() {
+fn run_passes_stdin_and_stdout_byte_for_byte() {
     let world = World::with_machines(&["a"]);
     let bytes = Random::new(7).bytes(1 << 20);
     let mut child = ctl(&world, &["run", "-m", "a", "cat"])
@@ -222,7 +227,7 @@ fn a_command_reads_and_writes_exactly_our_bytes() {
 }
 
 #[test]
-fn a_command_ends_us_with_its_own_code() {
+fn run_exits_with_the_commands_exit_code() {
     let world = World::with_machines(&["a"]);
     for code in [0, 1, 2, 3, 7, 77, 124, 125, 126, 127, 128, 130, 143, 254, 255] {
         let output = call(
@@ -237,7 +242,7 @@ fn a_command_ends_us_with_its_own_code() {
 }
 
 #[test]
-fn what_is_not_there_has_its_exit_code() {
+fn missing_machines_jobs_and_files_have_their_exit_codes() {
     let world = World::with_machines(&["a"]);
     for (words, code) in [
         (["info", "no"].as_slice(), 4),
@@ -246,7 +251,7 @@ fn what_is_not_there_has_its_exit_code() {
         (&["delete", "--yes", "no"], 4),
         (&["job", "show", "999"], 4),
         (&["run", "-m", "no", "true"], 125),
-        // The real tool's own.
+        // Exit codes of the real tool.
         (&["push", "-m", "no", "x"], 1),
         (&["export", "no", "x"], 1),
     ] {
@@ -261,7 +266,7 @@ fn what_is_not_there_has_its_exit_code() {
 }
 
 #[test]
-fn files_and_archives_go_there_and_back_through_leases() {
+fn push_pull_export_and_import_work_through_leases() {
     let world = World::with_machines(&["a"]);
     let bytes = Random::new(8).bytes(100_000);
     fs::write(world.path("home/there.bin"), &bytes).expect("written");
@@ -282,13 +287,13 @@ fn files_and_archives_go_there_and_back_through_leases() {
             .expect("it was a job");
         assert_eq!(outcome_of(&job), ("succeeded", ""), "{operation}");
     }
-    // The code of the real tool is ours too.
+    // The exit code of the real tool is passed on.
     let output = call(&world, &["push", "-m", "a", "nothing-there"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 }
 
 #[test]
-fn every_verb_that_reads_answers_with_json() {
+fn every_reading_verb_prints_json() {
     let world = World::with_machines(&["a"]);
     let id = world.client().run("a", &["echo", "hi"]).job_id.to_string();
     ok(&world, &["default", "a"]);
@@ -329,7 +334,7 @@ fn every_verb_that_reads_answers_with_json() {
 }
 
 #[test]
-fn the_list_of_jobs_says_what_each_waits_for() {
+fn jobs_shows_what_each_waiting_job_waits_for() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -360,7 +365,7 @@ fn id_of(answer: &str) -> u64 {
 }
 
 #[test]
-fn output_that_was_not_kept_is_no_success() {
+fn job_output_fails_if_some_output_was_dropped() {
     let world = World::new().set("spool_max", "64KiB").machines(&["a"]).started();
     let mut caller = world.client();
     let id = caller.run_detached(
@@ -382,7 +387,7 @@ fn output_that_was_not_kept_is_no_success() {
     }
 }
 
-/// What a shell shows for a line whose last word is being typed.
+/// Returns the completions that a shell gets for a line whose last word is being typed.
 fn completed(world: &World, words: &[&str]) -> Vec<String> {
     let words: Vec<&str> = ["--", "orbd-ctl"].iter().chain(words).copied().collect();
     let output = ctl(world, &words)
@@ -397,7 +402,7 @@ fn completed(world: &World, words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_shell_completes_verbs_machines_and_jobs_and_starts_no_daemon_for_it() {
+fn completion_offers_verbs_machines_and_jobs_and_starts_no_daemon() {
     let mut world = World::new().machines(&["web", "db"]);
     assert_eq!(completed(&world, &["inf"]), ["info"]);
     assert_eq!(
@@ -415,9 +420,9 @@ fn a_shell_completes_verbs_machines_and_jobs_and_starts_no_daemon_for_it() {
     assert!(completed(&world, &["job", "show", ""]).contains(&job));
 }
 
-/// The script that a shell reads makes a real bash ask us.
+/// A real bash reads the completion script and gets its completions from orbd-ctl.
 #[test]
-fn bash_reads_the_script_and_completes_with_it() {
+fn bash_completes_with_the_generated_script() {
     let world = World::with_machines(&["web"]);
     let script = "source <(orbd-ctl completions bash)
         COMP_WORDS=(orbd-ctl info w) COMP_CWORD=2 COMP_TYPE=9 COMP_LINE='orbd-ctl info w' COMP_POINT=15
@@ -443,7 +448,7 @@ fn bash_reads_the_script_and_completes_with_it() {
 }
 
 #[test]
-fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
+fn doctor_reports_each_problem_with_its_fix() {
     let mut world = World::new();
     let levels = |world: &World| -> Vec<(String, String)> {
         let output = call(world, &["doctor", "--json"]);
@@ -471,7 +476,7 @@ fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
     assert_eq!(
         level(&world, "orbd"),
         "warn",
-        "it does not run, and nobody started it"
+        "no daemon runs, and doctor starts none"
     );
     assert_eq!(daemons(&world), [0; 0]);
     world.start();
@@ -485,17 +490,17 @@ fn doctor_finds_what_is_wrong_and_says_what_mends_it() {
     assert_eq!(level(&world, "OrbStack"), "warn");
     assert_eq!(level(&world, "queue"), "ok");
     world.kill();
-    assert_eq!(level(&world, "orbd"), "warn", "a crash left its socket");
+    assert_eq!(level(&world, "orbd"), "warn", "a crash left the socket behind");
     let config = world.path("home/.config/orbd");
     fs::create_dir_all(&config).expect("a folder");
     fs::write(config.join("config.toml"), "qeueu_max = 5\n").expect("written");
     assert_eq!(level(&world, "configuration"), "error");
 }
 
-// ---- a sick orbctl -------------------------------------------------------------------------------------------------------------
+// ---- an unhealthy orbctl -------------------------------------------------------------------------------------------------------
 
 #[test]
-fn what_is_out_of_date_is_said_apart_from_it_and_what_is_refused_has_its_code() {
+fn stale_answers_are_noted_on_stderr_and_refusals_have_their_exit_code() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"list\"\nkind = \"panic\"\nskip = 1")
         .machines(&["a"])
@@ -505,7 +510,7 @@ fn what_is_out_of_date_is_said_apart_from_it_and_what_is_refused_has_its_code() 
     let note = said(&output);
     assert_eq!(succeeded(&["list"], output), "a\n");
     assert!(
-        note.contains("may be out of date: orbctl is sick") && note.lines().count() == 1,
+        note.contains("may be out of date: orbctl is unhealthy") && note.lines().count() == 1,
         "{note}"
     );
     let json: Value = serde_json::from_str(&ok(&world, &["--json", "list", "--max-age", "0"])).expect("JSON");
@@ -513,10 +518,10 @@ fn what_is_out_of_date_is_said_apart_from_it_and_what_is_refused_has_its_code() 
     let output = call(&world, &["restart", "a"]);
     assert_eq!(output.status.code(), Some(5), "{}", said(&output));
     assert!(
-        said(&output).contains("orbctl is sick and was not asked"),
+        said(&output).contains("orbctl is unhealthy and was not called"),
         "{}",
         said(&output)
     );
     let queue = ok(&world, &["queue"]);
-    assert!(queue.contains("sick since"), "{queue}");
+    assert!(queue.contains("unhealthy since"), "{queue}");
 }

@@ -1,4 +1,4 @@
-//! What is shown on a terminal, made by `script`: nothing is wider than it, nothing is cut, and colours can be turned off.
+//! Output on a terminal, made by `script`: it fits the width, nothing is cut off, and colours can be turned off.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start the command line as a shell would"
@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 use crate::ctl_suite::{ctl, ok};
 use crate::support::World;
 
-/// As long as a name can be on every OrbStack that is known of.
+/// A machine name of the greatest length that every known OrbStack version accepts.
 const LONG: &str = "a-very-long-machine-name-that-somebody-has-chosen-for-reasons-1";
 
-/// Everything that shows more than a line, and some that fail.
+/// Calls that print more than one line, and some that fail.
 const SHOWN: [&str; 17] = [
     "list",
     "list --running",
@@ -33,7 +33,7 @@ const SHOWN: [&str; 17] = [
     "events",
 ];
 
-/// Calls everything one after the other on a terminal so wide; returns what it showed.
+/// Runs all calls one after the other on a terminal of this width; returns the screen.
 fn shown(world: &World, columns: usize, colours: bool) -> String {
     let inner = ctl(world, &[]);
     let program = inner.get_program().to_str().expect("text");
@@ -56,7 +56,7 @@ fn shown(world: &World, columns: usize, colours: bool) -> String {
     String::from_utf8(output.stdout).expect("text").replace('\r', "")
 }
 
-/// Takes away what only paints.
+/// Removes escape sequences that set colours.
 fn plain(text: &str) -> String {
     let mut plain = String::new();
     let mut pieces = text.split("\u{1b}[");
@@ -70,7 +70,7 @@ fn plain(text: &str) -> String {
 #[track_caller]
 fn fits(text: &str, columns: usize) {
     for line in text.lines() {
-        // A name or a path that is too long for any line is better left in one piece.
+        // A name or path that is too long for any line stays in one piece.
         let has_room = line.split(' ').all(|word| word.chars().count() + 24 < columns);
         assert!(
             line.chars().count() <= columns || !has_room,
@@ -81,7 +81,7 @@ fn fits(text: &str, columns: usize) {
 }
 
 #[test]
-fn whatever_is_shown_fits_the_terminal_with_no_machine_one_and_thirty() {
+fn output_fits_the_terminal_with_zero_one_and_thirty_machines() {
     let mut names: Vec<String> = (1..30).map(|number| format!("m{number}")).collect();
     names.push(LONG.to_owned());
     for count in [0, 1, 30] {
@@ -95,7 +95,7 @@ fn whatever_is_shown_fits_the_terminal_with_no_machine_one_and_thirty() {
             let text = shown(&world, columns, false);
             assert!(!text.contains('\u{1b}'), "NO_COLOR: {text:?}");
             fits(&text, columns);
-            // Nothing is cut: a long name is there in one piece, and piece by piece in the column of a table.
+            // Nothing is cut off: a long name appears whole, and wrapped in the column of a table.
             assert!(text.contains(LONG), "{columns}: {text}");
             for name in &names {
                 assert!(
@@ -108,7 +108,7 @@ fn whatever_is_shown_fits_the_terminal_with_no_machine_one_and_thirty() {
 }
 
 #[test]
-fn colours_are_on_terminals_only() {
+fn colours_are_printed_on_terminals_only() {
     let world = World::with_machines(&["a"]);
     let text = shown(&world, 80, true).replace("info nobody", "");
     assert!(text.contains("\u{1b}["), "{text}");

@@ -1,4 +1,4 @@
-//! The command line verb by verb: what bad input is told, what orbctl's own flags do, and Ctrl-C.
+//! The command line verb by verb: messages for bad input, orbctl's own flags, and Ctrl-C.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -11,21 +11,17 @@ use serde_json::Value;
 use crate::ctl_suite::{call, ctl, ok, said, until_it_says};
 use crate::support::{World, eventually, outcome_of};
 
-/// Words, exit code, and what must be said: the field or flag, and the mend where the sentence has one.
+/// Args, exit code, and texts that stderr must contain: the field or flag, and the fix if the message has one.
 type Case = (&'static [&'static str], i32, &'static [&'static str]);
 
-/// Mistakes that the command line itself notices.
+/// Mistakes that the command line itself detects.
 const TYPED_WRONG: &[Case] = &[
     (&["frobnicate"], 2, &["frobnicate", "--help"]),
     (&["info"], 2, &["NAME"]),
     (&["list", "surplus"], 2, &["surplus"]),
     (&["list", "-f", "xml"], 2, &["--format", "text, json"]),
-    (
-        &["list", "--max-age", "-1"],
-        2,
-        &["--max-age", "as in 500ms, 30s"],
-    ),
-    (&["list", "--max-age", ""], 2, &["--max-age", "as in 500ms, 30s"]),
+    (&["list", "--max-age", "-1"], 2, &["--max-age", "e.g. 500ms, 30s"]),
+    (&["list", "--max-age", ""], 2, &["--max-age", "e.g. 500ms, 30s"]),
     (
         &["create", "ubuntu", "z", "--cpus", "-1"],
         2,
@@ -55,7 +51,7 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["run", "-m", "a", "--timeout", "-5s", "ls"],
         2,
-        &["--timeout", "as in 500ms, 30s"],
+        &["--timeout", "e.g. 500ms, 30s"],
     ),
     (&["run", "-m", "a", "-td", "ls"], 2, &["--terminal", "--detach"]),
     (&["run", "-m", "a", "-sd", "ls"], 2, &["--shell", "--detach"]),
@@ -72,25 +68,25 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["job", "show", "a"],
         2,
-        &["ID", "is a number", "orbd-ctl jobs --all"],
+        &["ID", "expected a job id", "orbd-ctl jobs --all"],
     ),
-    (&["job", "show", "-1"], 2, &["ID", "is a number"]),
+    (&["job", "show", "-1"], 2, &["ID", "expected a job id"]),
     (
         &["job", "show", "01M8HBQ5HXJ5NCJCRBB1GPQAJY"],
         2,
-        &["ID", "is a number"],
+        &["ID", "expected a job id"],
     ),
     (
         &["job", "wait", "1", "--timeout", "-1"],
         2,
-        &["--timeout", "as in 500ms"],
+        &["--timeout", "e.g. 500ms"],
     ),
     (
         &["job", "output", "1", "--from", "-1"],
         2,
         &["--from", "whole number"],
     ),
-    (&["cancel", "a"], 2, &["ID", "is a number"]),
+    (&["cancel", "a"], 2, &["ID", "expected a job id"]),
     (
         &["events", "--kinds", "x"],
         2,
@@ -100,7 +96,7 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["metrics", "--window", "soon"],
         2,
-        &["--window", "as in 500ms, 30s"],
+        &["--window", "e.g. 500ms, 30s"],
     ),
     (
         &["metrics", "--by", "colour"],
@@ -120,13 +116,13 @@ const TYPED_WRONG: &[Case] = &[
     (
         &["metrics", "export", "--since", "yesterday"],
         2,
-        &["--since", "as in 10m", "2026-11-30T08:00:00Z"],
+        &["--since", "e.g. 10m", "2026-11-30T08:00:00Z"],
     ),
     (&["completions", "tcsh"], 2, &["SHELL", "bash, zsh, fish"]),
     (&["daemon", "logs", "-n", "few"], 2, &["--lines", "whole number"]),
 ];
 
-/// Mistakes that only the daemon, or the real tool, notices.
+/// Mistakes that only the daemon or the real tool detects.
 const MEANT_WRONG: &[Case] = &[
     (&["info", ""], 2, &["machine", "empty"]),
     (&["info", "--", "-x"], 2, &["machine", "cannot start with '-'"]),
@@ -231,10 +227,10 @@ const MEANT_WRONG: &[Case] = &[
     (
         &["job", "show", "18446744073709551615"],
         4,
-        &["no job", "orbd-ctl jobs --all"],
+        &["not found", "orbd-ctl jobs --all"],
     ),
-    (&["job", "why", "999"], 4, &["no job 999"]),
-    (&["cancel", "999"], 4, &["no job 999"]),
+    (&["job", "why", "999"], 4, &["job 999 not found"]),
+    (&["cancel", "999"], 4, &["job 999 not found"]),
     (&["queue", "pause", ""], 2, &["machine", "empty"]),
     (&["metrics", "history", "-n", "99999"], 2, &["-n", "1 to 1000"]),
     (
@@ -263,43 +259,43 @@ fn check(world: &World, (words, code, parts): &Case) {
     let told = said(&output);
     assert_eq!(output.status.code(), Some(*code), "{words:?}: {told}");
     for part in *parts {
-        assert!(told.contains(part), "{words:?} does not say {part:?}: {told}");
+        assert!(told.contains(part), "{words:?}: {part:?} is not in {told}");
     }
     assert!(
         !told.contains('\u{1b}'),
-        "{words:?} reaches the terminal as it is: {told:?}"
+        "{words:?}: not escaped for the terminal: {told:?}"
     );
     assert!(output.stdout.is_empty(), "{words:?}: {output:?}");
 }
 
 #[test]
-fn whatever_is_typed_wrong_is_named_with_what_is_right_and_needs_no_daemon() {
+fn syntax_errors_are_reported_with_a_hint_and_start_no_daemon() {
     let world = World::new();
     for case in TYPED_WRONG {
         check(&world, case);
     }
-    assert!(world.processes().is_empty(), "nobody started a daemon");
+    assert!(world.processes().is_empty(), "no call started a daemon");
 }
 
 #[test]
-fn whatever_cannot_be_done_is_named_with_its_exit_code() {
+fn refused_operations_are_reported_with_their_exit_code() {
     let world = World::with_machines(&["a", "b"]);
     ok(&world, &["default", "none"]);
     for case in MEANT_WRONG {
         check(&world, case);
     }
-    // With --json a program is told the same, and the code is the same.
+    // With `--json` a program gets the same error, with the same exit code.
     for (words, code, _) in MEANT_WRONG.iter().filter(|(words, ..)| words[0] == "info") {
         let output = call(&world, &[&["--json"], *words].concat());
         assert_eq!(output.status.code(), Some(*code), "{words:?}");
         let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert!(answer["error"]["data"]["kind"].is_string(), "{answer}");
     }
-    assert_eq!(world.truth().len(), 2, "nothing came of all that");
+    assert_eq!(world.truth().len(), 2, "no call changed anything");
 }
 
 #[test]
-fn a_name_or_path_that_is_too_long_is_refused_before_anything_is_asked() {
+fn too_long_names_and_paths_are_refused_before_any_request() {
     let world = World::with_machines(&["a"]);
     let long = "x".repeat(300);
     for words in [["info", &long], ["start", &long], ["logs", &long]] {
@@ -317,7 +313,7 @@ fn a_name_or_path_that_is_too_long_is_refused_before_anything_is_asked() {
 }
 
 #[test]
-fn the_flags_of_orbctls_own_verbs_do_what_they_do_there() {
+fn flags_of_orbctl_verbs_work_as_in_orbctl() {
     let world = World::with_machines(&["a"]);
     let object = |text: String| -> Value { serde_json::from_str(&text).expect("JSON") };
     let list = object(ok(&world, &["list", "-f", "json"]));
@@ -327,7 +323,7 @@ fn the_flags_of_orbctls_own_verbs_do_what_they_do_there() {
         "a"
     );
     assert!(ok(&world, &["list", "--format", "text"]).starts_with("NAME"));
-    // What only the real tool can do runs it here, in a place of the queue.
+    // Flags that only the real tool supports run it here, under a lease.
     assert_eq!(ok(&world, &["run", "-m", "a", "-s", "-p", "echo", "hi"]), "hi\n");
     let output = call(&world, &["run", "-m", "a", "-s", "sh", "-c", "exit 7"]);
     assert_eq!(output.status.code(), Some(7), "{}", said(&output));
@@ -350,7 +346,7 @@ fn the_flags_of_orbctls_own_verbs_do_what_they_do_there() {
 }
 
 #[test]
-fn what_the_real_tool_does_for_us_says_when_it_is_done_and_has_a_limit() {
+fn leased_calls_report_their_end_and_accept_a_timeout() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\ntimes = 1")
         .machines(&["a"])
@@ -359,17 +355,17 @@ fn what_the_real_tool_does_for_us_says_when_it_is_done_and_has_a_limit() {
     assert_eq!(
         output.status.code(),
         Some(7),
-        "it may have written some of it: {}",
+        "the outcome is unknown, because part of the file may exist: {}",
         said(&output)
     );
     let told = ok(&world, &["export", "a", "a.tar"]);
-    assert!(told.starts_with("a exported to a.tar (took "), "{told}");
+    assert!(told.starts_with("exported a to a.tar (took "), "{told}");
     let told = ok(&world, &["push", "-m", "a", "a.tar"]);
     assert!(told.starts_with("copied into a (took "), "{told}");
 }
 
 #[test]
-fn why_follows_what_is_in_the_way_to_its_end() {
+fn job_why_follows_the_chain_of_blocking_jobs() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -387,7 +383,7 @@ fn why_follows_what_is_in_the_way_to_its_end() {
     assert!(waits(lines[0], third, second), "{told}");
     assert!(waits(lines[1], second, holding), "{told}");
     assert!(
-        lines[2].starts_with(&format!("job {holding} (run a)")) && lines[2].contains("nothing is in its way"),
+        lines[2].starts_with(&format!("job {holding} (run a)")) && lines[2].contains("nothing blocks it"),
         "{told}"
     );
     let chain: Value =
@@ -402,11 +398,11 @@ fn why_follows_what_is_in_the_way_to_its_end() {
     world.open_gate("gate");
     caller.end_of(third);
     let told = ok(&world, &["job", "why", &third.to_string()]);
-    assert!(told.contains("is over"), "{told}");
+    assert!(told.contains("has ended"), "{told}");
 }
 
 #[test]
-fn a_jobs_output_is_read_from_any_byte() {
+fn job_output_can_start_at_any_byte() {
     let world = World::with_machines(&["a"]);
     let id = world
         .client()
@@ -423,7 +419,7 @@ fn a_jobs_output_is_read_from_any_byte() {
 }
 
 #[test]
-fn the_daemons_own_log_is_shown_where_it_is_written() {
+fn daemon_logs_prints_the_daemons_log() {
     let world = World::new().machines(&["a"]);
     let output = call(&world, &["daemon", "logs"]);
     assert_eq!(output.status.code(), Some(4), "{}", said(&output));
@@ -441,7 +437,7 @@ fn the_daemons_own_log_is_shown_where_it_is_written() {
 
 // ---- Ctrl-C --------------------------------------------------------------------------------------------------------------------
 
-/// A call in a group of its own, so that what we press is for it alone.
+/// Starts a call in a process group of its own, so that signals reach it alone.
 fn begun(world: &World, words: &[&str]) -> Child {
     ctl(world, words).process_group(0).spawn().expect("it starts")
 }
@@ -451,7 +447,7 @@ fn press(child: &Child) {
 }
 
 #[test]
-fn ctrl_c_withdraws_a_change_that_waits_and_leaves_one_that_runs() {
+fn ctrl_c_cancels_a_waiting_change_and_keeps_a_running_one() {
     let world = World::with_machines(&["a", "b"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -463,9 +459,7 @@ fn ctrl_c_withdraws_a_change_that_waits_and_leaves_one_that_runs() {
     let output = change.wait_with_output().expect("ours");
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
     assert!(
-        said(&output).contains(&format!(
-            "job {waiting} (restart a) was withdrawn before it started"
-        )),
+        said(&output).contains(&format!("job {waiting} (restart a) cancelled before it started")),
         "{}",
         said(&output)
     );
@@ -477,7 +471,7 @@ fn ctrl_c_withdraws_a_change_that_waits_and_leaves_one_that_runs() {
 }
 
 #[test]
-fn ctrl_c_during_a_change_says_that_it_goes_on() {
+fn ctrl_c_during_a_change_reports_that_it_continues() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"hang\"\ntimes = 1")
         .machines(&["a"])
@@ -493,15 +487,16 @@ fn ctrl_c_during_a_change_says_that_it_goes_on() {
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
     let told = said(&output);
     assert!(
-        told.contains(&format!("job {running} (restart a) has started and goes on"))
-            && told.contains(&format!("orbd-ctl job wait {running}")),
+        told.contains(&format!(
+            "job {running} (restart a) has started and keeps running"
+        )) && told.contains(&format!("orbd-ctl job wait {running}")),
         "{told}"
     );
     assert_eq!(caller.job(running).state, JobStateWord::Running);
 }
 
 #[test]
-fn ctrl_c_cancels_a_command_and_a_second_one_leaves_at_once() {
+fn ctrl_c_cancels_a_command_and_a_second_one_exits_at_once() {
     let world = World::new().set("grace", "100ms").machines(&["a"]).started();
     let mut caller = world.client();
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 1; done";
@@ -516,11 +511,11 @@ fn ctrl_c_cancels_a_command_and_a_second_one_leaves_at_once() {
     press(&run);
     let _rest = until_it_says(
         &mut run,
-        &format!("cancelling job {id}; Ctrl-C again leaves at once"),
+        &format!("cancelling job {id}; press Ctrl-C again to exit at once"),
     );
     press(&run);
     let output = run.wait_with_output().expect("ours");
     assert_eq!(output.status.code(), Some(130));
-    // The connection is gone, so the command is ended, if need be with force.
+    // The connection is closed, so orbd ends the command, by force if needed.
     assert_ne!(outcome_of(&caller.end_of(id)).0, "succeeded");
 }

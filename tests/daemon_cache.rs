@@ -1,4 +1,4 @@
-//! What is known, and when it stops being told.
+//! The cache: which answers come from it, and what invalidates them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::support::{Caller, World};
 
 #[test]
-fn a_list_that_is_known_costs_no_invocation_and_tells_its_age() {
+fn cached_list_starts_no_orbctl_and_reports_its_age() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let first = caller.ok::<MachineList>(json!({}));
@@ -29,7 +29,7 @@ fn a_list_that_is_known_costs_no_invocation_and_tells_its_age() {
 }
 
 #[test]
-fn max_age_zero_asks_each_time() {
+fn max_age_zero_runs_orbctl_each_time() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     for _ in 0..3 {
@@ -39,7 +39,7 @@ fn max_age_zero_asks_each_time() {
 }
 
 #[test]
-fn a_caller_cannot_stretch_cache_max_age() {
+fn caller_cannot_exceed_cache_max_age() {
     let world = World::new().set("cache_max_age", "0s").machines(&["a"]).started();
     let mut caller = world.client();
     for _ in 0..2 {
@@ -49,14 +49,14 @@ fn a_caller_cannot_stretch_cache_max_age() {
 }
 
 #[test]
-fn what_is_invalidated_is_asked_for_again() {
+fn invalidated_answers_are_read_again() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     for machine in ["a", "b"] {
         caller.ok::<MachineInfo>(json!({"machine": machine}));
     }
     caller.machines();
-    // Behind the daemon's back.
+    // A change that the daemon does not see.
     assert!(world.sim(&["stop", "a"]).status.success());
     assert_eq!(caller.state_of("a").as_deref(), Some("running"));
     let before = caller.ok::<CacheStatus>(json!({})).generation;
@@ -73,10 +73,10 @@ fn what_is_invalidated_is_asked_for_again() {
 }
 
 #[test]
-fn whoever_reads_after_a_change_reads_what_is_true_after_it() {
+fn reads_after_a_change_see_its_effect() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
-    // Each change finds a list that is known, and nobody says how old an answer may be.
+    // Before each change the list is cached, and the reads do not limit the age of their answers.
     caller.machines();
     caller.ok::<MachineStop>(json!({"machine": "a"}));
     assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
@@ -104,14 +104,14 @@ fn whoever_reads_after_a_change_reads_what_is_true_after_it() {
 }
 
 #[test]
-fn a_command_may_start_its_machine_so_the_list_is_asked_for_again() {
+fn command_in_a_stopped_machine_invalidates_the_list() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.ok::<MachineStop>(json!({"machine": "a"}));
     assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
     caller.run("a", &["true"]);
     assert_eq!(caller.state_of("a").as_deref(), Some("running"));
-    // Now that it is seen running, commands leave what is known alone.
+    // The machine is known to run now, so commands no longer invalidate the list.
     let spawns = world.ledger().spawns("list");
     caller.run("a", &["true"]);
     caller.machines();
@@ -119,7 +119,7 @@ fn a_command_may_start_its_machine_so_the_list_is_asked_for_again() {
 }
 
 #[test]
-fn a_slow_read_that_began_before_a_change_does_not_hide_it() {
+fn slow_read_from_before_a_change_does_not_hide_it() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"list\"\nkind = \"slow\"\nms = 700\nwhen = \"after\"\nnth = [1]")
         .machines(&["a"])
@@ -128,35 +128,39 @@ fn a_slow_read_that_began_before_a_change_does_not_hide_it() {
     let mut caller = world.client();
     let reading = caller.find("list", "", JobStateWord::Running);
     caller.ok::<MachineCreate>(json!({"name": "b", "distro": "ubuntu"}));
-    assert_eq!(caller.machines().len(), 2, "it does not join the older read");
+    assert_eq!(
+        caller.machines().len(),
+        2,
+        "the newer read does not join the older one"
+    );
     assert_eq!(
         caller.ok::<QueueStatus>(json!({})).running,
         1,
-        "job {} is still at it",
+        "job {} still runs",
         reading.job_id
     );
-    assert_eq!(slow.join().expect("it is told"), 1, "what it saw when it began");
+    assert_eq!(slow.join().expect("it is told"), 1, "the list as of its start");
     assert_eq!(caller.machines().len(), 2);
-    // Two reads, and the look of the create at what was there before it.
+    // Two reads by clients, and the read with which the create records the state before it.
     assert_eq!(world.ledger().spawns("list"), 3, "the newer answer was kept");
 }
 
 #[test]
-fn a_change_that_already_holds_is_not_carried_out() {
+fn already_satisfied_change_is_not_executed() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let told = caller.ok::<MachineStart>(json!({"machine": "a"}));
     assert_eq!(told.changed, Some(false));
-    // A known list does not count: it is older than the wish.
+    // A cached list does not count: it is older than the request.
     assert!(world.sim(&["stop", "a"]).status.success());
     let told = caller.ok::<MachineStart>(json!({"machine": "a"}));
     assert_eq!(told.changed, Some(true));
     assert_eq!(world.ledger().spawns("start"), 1);
 }
 
-/// Whether an answer is new or remembered, it says which read told it.
+/// An answer names the read that it comes from, whether it is fresh or cached.
 #[test]
-fn an_answer_says_which_read_told_it() {
+fn answers_name_the_read_that_they_come_from() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     for (method, params, source) in [
@@ -174,7 +178,7 @@ fn an_answer_says_which_read_told_it() {
     }
 }
 
-/// Makes a program that is the stand-in but for the version that it says.
+/// Writes a program that is the stand-in except for the version that it prints.
 fn stand_in_of(world: &World, name: &str, version: &str) -> PathBuf {
     let program = world.path(name);
     let text = format!(
@@ -189,7 +193,7 @@ fn stand_in_of(world: &World, name: &str, version: &str) -> PathBuf {
 }
 
 #[test]
-fn after_an_upgrade_of_orbctl_nothing_is_told_that_the_old_one_said() {
+fn orbctl_upgrade_invalidates_answers_of_the_old_version() {
     let world = World::new().machines(&["a"]);
     let place = world.path("orbctl");
     let next = world.path("next");
@@ -208,7 +212,7 @@ fn after_an_upgrade_of_orbctl_nothing_is_told_that_the_old_one_said() {
     let version = |caller: &mut Caller| caller.ok::<OrbstackVersion>(json!({})).version;
     caller.machines();
     assert_eq!(version(&mut caller), "8.0.0");
-    // As in the middle of an installation: what is known is told, and what must be started fails as it would.
+    // As during an installation: cached answers are still served, and calls that need orbctl fail.
     fs::remove_file(&place).expect("there");
     caller.machines();
     let failed = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
@@ -218,10 +222,10 @@ fn after_an_upgrade_of_orbctl_nothing_is_told_that_the_old_one_said() {
     lead_to(&old);
     caller.run("a", &["true"]);
     caller.machines();
-    assert_eq!(world.ledger().spawns("list"), 1, "it is the old one again");
+    assert_eq!(world.ledger().spawns("list"), 1, "the old version is back");
     lead_to(&new);
     caller.machines();
-    assert_eq!(world.ledger().spawns("list"), 1, "nothing was started since");
+    assert_eq!(world.ledger().spawns("list"), 1, "no orbctl was started since");
     let before = caller.ok::<CacheStatus>(json!({})).generation;
     caller.run("a", &["true"]);
     assert!(caller.ok::<CacheStatus>(json!({})).generation > before);
@@ -232,7 +236,7 @@ fn after_an_upgrade_of_orbctl_nothing_is_told_that_the_old_one_said() {
     let log = world.log();
     let lines: Vec<_> = log
         .lines()
-        .filter(|line| line.contains("another program"))
+        .filter(|line| line.contains("orbctl was replaced"))
         .collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains(&value), "{lines:?}");

@@ -1,4 +1,5 @@
-//! Deaths of the daemon: children live on, and the next life must neither run beside them nor forget what was promised.
+//! Crashes of the daemon. Its children survive: the next instance must neither run anything concurrently with them nor
+//! lose an acknowledged detached change.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,7 @@ use crate::dropin::Way;
 use crate::support::{Caller, World, eventually, outcome_of};
 
 #[test]
-fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
+fn change_that_outlived_the_daemon_holds_its_lane_until_it_ends() {
     let mut world = World::new()
         .latency("restart=900")
         .machines(&["a", "b"])
@@ -38,11 +39,11 @@ fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     let waits_for = caller.job(next).waiting_for.expect("it waits");
-    assert_eq!(waits_for.job_id, Some(id));
+    assert_eq!(waits_for.job_id(), Some(id));
     assert_eq!(
         caller.run("b", &["true"]).exit_code,
         Some(0),
-        "other machines go on"
+        "other machines are not affected"
     );
     assert_eq!(outcome_of(&caller.end_of(next)), ("succeeded", ""));
     assert_eq!(outcome_of(&caller.end_of(id)), ("unknown", "outcome_unknown"));
@@ -51,8 +52,8 @@ fn a_change_that_outlived_the_daemon_holds_its_lane_until_it_is_gone() {
     assert_eq!(ledger.order_on("a"), ["restart", "restart"]);
 }
 
-/// Starts a daemon whose `orbctl` talks on both streams, as the real one does, until there is a file `go`, and then some more before
-/// it makes a machine; it leaves files `begun` and `made`. All else is the stand-in's.
+/// Starts a daemon whose `orbctl create` writes to both streams, as the real one does, until a file `go` exists. Then
+/// it writes some more and makes the machine. It leaves the files `begun` and `made`. Other verbs are the stand-in's.
 fn talkative() -> World {
     let world = World::new();
     let program = world.path("orbctl");
@@ -76,7 +77,7 @@ fn talkative() -> World {
     world.variable("ORBD_ORBCTL", &program).started()
 }
 
-/// Starts to make a machine; returns the job.
+/// Starts a detached create; returns its job id.
 fn making(world: &World) -> u64 {
     let mut caller = world.client();
     let params = json!({"name": "a", "distro": "ubuntu", "detach": true});
@@ -86,7 +87,7 @@ fn making(world: &World) -> u64 {
     id
 }
 
-/// Lets the change go on when its daemon is gone, and looks how it ends.
+/// Lets the create continue after its daemon is gone, and checks how the job ends.
 fn finishes_alone(world: &mut World, id: u64) {
     fs::write(world.path("go"), "").expect("written");
     eventually("the machine is made", || {
@@ -100,7 +101,7 @@ fn finishes_alone(world: &mut World, id: u64) {
 }
 
 #[test]
-fn a_change_that_talks_finishes_although_the_daemon_was_killed() {
+fn create_that_writes_output_finishes_after_the_daemon_is_killed() {
     let mut world = talkative();
     let id = making(&world);
     world.kill();
@@ -108,7 +109,7 @@ fn a_change_that_talks_finishes_although_the_daemon_was_killed() {
 }
 
 #[test]
-fn a_change_that_talks_finishes_although_the_daemon_was_stopped_and_has_left() {
+fn create_that_writes_output_finishes_after_the_daemon_has_stopped() {
     let mut world = talkative();
     let id = making(&world);
     world.terminate();
@@ -117,7 +118,7 @@ fn a_change_that_talks_finishes_although_the_daemon_was_stopped_and_has_left() {
 }
 
 #[test]
-fn a_command_that_outlived_the_daemon_is_ended_before_anything_changes_its_machine() {
+fn surviving_command_is_ended_before_its_machine_is_changed() {
     let mut world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -132,14 +133,15 @@ fn a_command_that_outlived_the_daemon_is_ended_before_anything_changes_its_machi
     let next = caller
         .ok::<MachineStop>(json!({"machine": "a", "detach": true}))
         .job_id;
-    // Its words died with the daemon that ran it, and so did whoever would read what it says: nobody opens the gate.
+    // The command's args and the reader of its output were lost with the daemon, so the next instance ends it. The gate
+    // stays closed.
     assert_eq!(outcome_of(&caller.end_of(id)), ("interrupted", "job_interrupted"));
     assert_eq!(outcome_of(&caller.end_of(next)), ("succeeded", ""));
     world.ledger().assert_no_overlap();
 }
 
 #[test]
-fn a_promised_change_runs_once_after_a_crash_and_one_that_was_not_promised_never() {
+fn after_a_crash_detached_changes_run_once_and_attached_ones_never() {
     let mut world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -172,7 +174,7 @@ fn a_promised_change_runs_once_after_a_crash_and_one_that_was_not_promised_never
     );
 }
 
-/// What happens to the journal while no daemon runs.
+/// Damage to the journal while no daemon runs.
 #[derive(Debug, Clone, Copy)]
 enum Loss {
     Header,
@@ -193,14 +195,14 @@ impl Loss {
     }
 }
 
-/// Leaves a restart by the daemon, one by the drop-in and an export by orbd-ctl running, and checks that the next change of each
-/// machine waits for them although the journal is lost.
+/// Leaves a restart by the daemon, a restart by the drop-in and an export by orbd-ctl running, and checks that the next
+/// change of each machine waits for them although the journal is damaged or missing.
 fn lanes_stay_held_after(loss: Loss) {
     let mut world = World::new()
         .latency("restart=500,export=500")
         .machines(&["a", "b", "c"])
         .started();
-    // Another daemon of the same user, whose children must not be taken for one's own.
+    // Another daemon of the same user, whose children must not be adopted.
     let other = World::new().latency("restart=600000").machines(&["a"]).started();
     let restart = |caller: &mut Caller| drop(caller.try_call::<MachineRestart>(json!({"machine": "a"})));
     let others = other.background(restart);
@@ -229,9 +231,9 @@ fn lanes_stay_held_after(loss: Loss) {
         let next = caller
             .ok::<MachineRestart>(json!({"machine": machine, "detach": true}))
             .job_id;
-        assert!(next > left, "ids are not used again");
+        assert!(next > left, "job ids are not reused");
         let waits_for = caller.job(next).waiting_for.expect("it waits");
-        assert_eq!(waits_for.job_id, Some(left), "{machine}");
+        assert_eq!(waits_for.job_id(), Some(left), "{machine}");
         next
     });
     for next in next {
@@ -242,7 +244,7 @@ fn lanes_stay_held_after(loss: Loss) {
         drop_in.wait().expect("ours").success(),
         "the tool was not disturbed"
     );
-    // It says that it does not know how the job ended.
+    // orbd-ctl reports that it does not know how the job ended.
     export.wait().expect("ours");
     attached.join().expect("no panic");
     drop(other);
@@ -265,7 +267,7 @@ fn lanes_stay_held_after_a_crash_with_a_missing_journal() {
 }
 
 #[test]
-fn a_promised_change_survives_a_damaged_header_of_the_journal() {
+fn detached_change_survives_a_damaged_journal_header() {
     let mut world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -293,7 +295,7 @@ fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() 
     let mut file = fs::File::create(&filler).expect("a file on the small disk");
     while file.write_all(&[0; 4096]).is_ok() {}
     let mut caller = world.client();
-    // The last block of the journal has room for some entries.
+    // The last block of the journal has room for a few more entries.
     let refused = (0..100).find_map(|_| {
         let params = json!({"machine": "b", "detach": true});
         match caller.call::<MachineStart>(params) {
@@ -305,20 +307,24 @@ fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() 
         }
     });
     assert_eq!(refused.expect("the disk is full").kind, "journal_unavailable");
-    assert_eq!(caller.run("b", &["true"]).exit_code, Some(0), "commands run");
+    assert_eq!(
+        caller.run("b", &["true"]).exit_code,
+        Some(0),
+        "commands still run"
+    );
     let tool = Way::DropIn
         .command(&world, &["orbctl", "restart", "b"])
         .output()
         .expect("it starts");
-    assert!(tool.status.success(), "so does the tool: {tool:?}");
+    assert!(tool.status.success(), "the tool still runs: {tool:?}");
     let attached = world.background(|caller| caller.ok::<MachineRestart>(json!({"machine": "a"})).changed);
     assert!(caller.find("restart", "a", JobStateWord::Running).not_durable);
     assert_eq!(
         attached.join().expect("no panic"),
         Some(true),
-        "and attached changes"
+        "attached changes still run"
     );
-    // With room again, and without a restart, the journal is complete again.
+    // Once there is room again, the journal becomes complete without a restart.
     drop(file);
     fs::remove_file(&filler).expect("it is there");
     let attached = world.background(|caller| caller.ok::<MachineRestart>(json!({"machine": "a"})).changed);
@@ -329,8 +335,8 @@ fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() 
     });
     attached.join().expect("no panic");
     let problems = world.log().matches("other jobs run without an entry").count();
-    assert_eq!(problems, 1, "logged once, not for each job: {}", world.log());
-    // The next daemon has another disk, and no journal at all.
+    assert_eq!(problems, 1, "logged once, not once per job: {}", world.log());
+    // The next daemon has another disk and no journal.
     let attached =
         world.background(|caller| drop(caller.try_call::<MachineRestart>(json!({"machine": "a"}))));
     let id = caller.find("restart", "a", JobStateWord::Running).job_id;
@@ -344,13 +350,13 @@ fn on_a_full_disk_only_detached_changes_are_refused_and_lanes_survive_a_crash() 
     let next = caller
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
-    assert_eq!(caller.job(next).waiting_for.expect("it waits").job_id, Some(id));
+    assert_eq!(caller.job(next).waiting_for.expect("it waits").job_id(), Some(id));
     caller.end_of(next);
     world.ledger().assert_no_overlap();
 }
 
 #[test]
-fn what_outlived_the_daemon_can_be_cancelled_and_is_passed_by_force() {
+fn surviving_jobs_can_be_cancelled_or_overridden_by_force() {
     let mut world = World::new()
         .set("grace", "200ms")
         .script(
@@ -381,7 +387,7 @@ fn what_outlived_the_daemon_can_be_cancelled_and_is_passed_by_force() {
 }
 
 #[test]
-fn ids_are_never_used_again() {
+fn job_ids_are_never_reused() {
     let mut world = World::with_machines(&["a"]);
     let mut seen = BTreeSet::new();
     for life in 0..5 {
@@ -402,7 +408,7 @@ fn ids_are_never_used_again() {
 }
 
 #[test]
-fn what_was_known_before_a_crash_is_not_told_after_it() {
+fn cached_answers_do_not_survive_a_crash() {
     let mut world = World::with_machines(&["a"]);
     world.client().machines();
     world.kill();
@@ -411,11 +417,11 @@ fn what_was_known_before_a_crash_is_not_told_after_it() {
     assert_eq!(world.client().state_of("a").as_deref(), Some("stopped"));
 }
 
-/// Deaths in an ordinary run of the suite; `make soak` asks for a thousand.
+/// Daemon deaths in an ordinary run of the suite; `make soak` runs a thousand.
 const CYCLES: usize = 32;
 
 #[test]
-fn under_load_and_many_deaths_nothing_overlaps_is_lost_runs_twice_or_is_told_too_late() {
+fn under_load_and_many_deaths_no_change_overlaps_is_lost_or_runs_twice() {
     let seed = u64::from(std::process::id()) << 16 | 0x5eed;
     println!("seed {seed}");
     let figures = crate::deaths::run(crate::deaths::cycles_or(CYCLES), seed);

@@ -1,5 +1,5 @@
-//! What children of the daemon have in their environment, whoever started it, and that the values of one command's variables are
-//! readable nowhere else.
+//! The environment of the daemon's children: it does not depend on who started the daemon, and the values of a
+//! command's variables are visible to no other process.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -11,13 +11,13 @@ use serde_json::json;
 
 use crate::support::{World, eventually};
 
-/// Written into a variable, so that it can be searched for.
+/// Value of a variable, which the tests search for elsewhere.
 const SECRET: &str = "hunter2-4cf7e0c1";
 
-/// In the environment of the process that starts a daemon.
+/// Value in the environment of the process that starts a daemon.
 const STARTERS: &str = "of-the-starter-77d0";
 
-/// What a child may have, beside the settings of the stand-in and orbd's own marker.
+/// Variables that a child may have, apart from the stand-in's settings and orbd's own marker.
 const COMPUTED: [&str; 8] = [
     "HOME",
     "PATH",
@@ -29,7 +29,7 @@ const COMPUTED: [&str; 8] = [
     "SSH_AUTH_SOCK",
 ];
 
-/// A process as `/proc` shows it to every user (`words`), and to this one (`environment`).
+/// A process: `words` as `/proc` shows them to every user, `environment` as it shows it to this user.
 struct Seen {
     pid: u32,
     parent: u32,
@@ -45,7 +45,7 @@ impl Seen {
     }
 }
 
-/// Lists every process but this one.
+/// Lists every process except this one.
 fn processes() -> Vec<Seen> {
     let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| {
         let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -79,7 +79,7 @@ fn files_with(folder: &Path, text: &str, found: &mut Vec<String>) {
 }
 
 #[test]
-fn a_value_is_in_the_environment_of_its_one_orbctl_and_nowhere_else() {
+fn variable_value_is_visible_only_to_its_own_orbctl_and_command() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let running = world.background(move |caller| {
@@ -101,10 +101,10 @@ fn a_value_is_in_the_environment_of_its_one_orbctl_and_nowhere_else() {
         panic!("{} children of the daemon have a marker", orbctl.len());
     };
     assert!(contains(&orbctl.environment, SECRET), "the value reaches orbctl");
-    // The search path of the guest is none of orbctl's.
+    // The guest's PATH is not set for orbctl.
     assert!(!orbctl.has("PATH=/usr/bin:/bin:/from-the-caller"));
     assert!(!orbctl.has("TOKEN="));
-    // Descendants of the stand-in are the machine's processes, which on a Mac are in a virtual machine.
+    // Descendants of the stand-in are the guest's processes, which on a Mac are in a virtual machine.
     let mut guests = vec![orbctl.pid];
     while let Some(next) = all
         .iter()
@@ -134,14 +134,14 @@ fn a_value_is_in_the_environment_of_its_one_orbctl_and_nowhere_else() {
         .filter_map(|chunk| chunk.text.clone())
         .collect();
     assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["16", "0"]);
-    // Neither the log, nor the journal, nor what the stand-in was called with.
+    // Neither the log, the journal nor the stand-in's ledger contains the value.
     let mut found = Vec::new();
     files_with(&world.path(""), SECRET, &mut found);
     assert_eq!(found, Vec::<String>::new());
 }
 
 #[test]
-fn guest_env_argv_still_gives_the_guest_its_variables() {
+fn guest_env_argv_passes_variables_to_the_guest() {
     let world = World::new().machines(&["a"]).set("guest_env", "argv").started();
     let answer = world.client().ok::<MachineRun>(json!({
         "machine": "a",
@@ -168,7 +168,7 @@ fn a_variable_that_sh_cannot_export_is_refused_by_name() {
 }
 
 #[test]
-fn children_have_the_same_environment_whoever_started_the_daemon() {
+fn child_environment_does_not_depend_on_who_started_the_daemon() {
     let mut world = World::new().machines(&["a"]);
     let own = world.path("");
     let mut starter = world.daemon_command();
@@ -186,13 +186,12 @@ fn children_have_the_same_environment_whoever_started_the_daemon() {
             ("LANG", STARTERS),
             ("SHELL", STARTERS),
         ])
-        // Of the signal-safe kind, and nothing is shared with the daemon.
         .arg0("orbd");
     #[expect(
         unsafe_code,
         reason = "a process that lowers its own limits before it becomes the daemon"
     )]
-    // SAFETY: both calls are safe between fork and exec.
+    // SAFETY: umask and setrlimit are safe between fork and exec, and the closure shares nothing with this process.
     unsafe {
         starter.pre_exec(|| {
             use rustix::process::{Resource, Rlimit, setrlimit, umask};
@@ -246,7 +245,7 @@ fn children_have_the_same_environment_whoever_started_the_daemon() {
         .maximum
         .is_none();
     assert_eq!(lines.next() == Some("unlimited"), unlimited, "{text}");
-    // What the daemon makes is for this user alone, whatever the umask.
+    // Files that the daemon creates are private to its user, whatever the umask.
     eventually("the metrics are there", || {
         own.join("state/metrics").is_dir().then_some(())
     });
@@ -255,7 +254,7 @@ fn children_have_the_same_environment_whoever_started_the_daemon() {
     assert_eq!(open, Vec::<String>::new());
 }
 
-/// Collects what others than the owner may read or write.
+/// Collects files and folders that users other than the owner may read or write.
 fn modes_beyond_owner(folder: &Path, found: &mut Vec<String>) {
     use std::os::unix::fs::PermissionsExt;
     for entry in fs::read_dir(folder).expect("a folder").filter_map(Result::ok) {
@@ -274,7 +273,7 @@ fn modes_beyond_owner(folder: &Path, found: &mut Vec<String>) {
 }
 
 #[test]
-fn the_callers_variables_reach_its_own_command_and_no_other() {
+fn callers_variables_reach_only_its_own_command() {
     let world = World::with_machines(&["a"]);
     let script = "echo \"$TERM,$https_proxy,$TOKEN,$HOME_OF_CALLER\"";
     let run = |caller_env: serde_json::Value| {

@@ -1,4 +1,4 @@
-//! What subscribers are told: by real daemons, of real changes, over connections that break and stay behind.
+//! Event subscriptions: real daemons, real changes, and connections that break or fall behind.
 
 use orbd::rpc::api::{
     CacheInvalidate, MachineCreate, MachineDelete, MachineList, MachineRename, MachineStop,
@@ -32,8 +32,8 @@ impl Watcher {
         message["params"]["result"].clone()
     }
 
-    /// Reads up to where the machines are known. The first look may be over before everything as it is was told, and is then part
-    /// of that. Returns the event that tells them, and them.
+    /// Reads until the machines are known. The first poll may finish before the state is sent, and is then part of it.
+    /// Returns the event that has the machines, and the machines.
     fn until_machines_are_known(&mut self) -> (Value, Value) {
         let state = self.next();
         assert_eq!(state["type"], "state", "{state}");
@@ -47,7 +47,7 @@ impl Watcher {
         }
     }
 
-    /// Reads up to an event of this type; all before it are passed over.
+    /// Reads until an event of this type; skips all before it.
     fn until(&mut self, kind: &str) -> Value {
         loop {
             let event = self.next();
@@ -58,7 +58,7 @@ impl Watcher {
     }
 }
 
-/// Raises the generation so many times: as many events.
+/// Invalidates the cache `times` times. Each is one event.
 fn invalidate(world: &World, times: usize) {
     let mut caller = world.client();
     for _ in 0..times {
@@ -71,8 +71,8 @@ fn number(event: &Value) -> u64 {
 }
 
 #[test]
-fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
-    // No look comes by itself while this runs.
+fn subscriber_gets_the_state_and_then_the_events_of_a_change() {
+    // So long that no poll runs during this test.
     let world = World::new()
         .set("watch_interval", "1h")
         .machines(&["a"])
@@ -122,7 +122,7 @@ fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
     caller.ok::<MachineDelete>(json!({"machine": "c"}));
     assert_eq!(watcher.until("machine_gone")["machine"]["name"], "c");
 
-    // Whoever comes now is told of the rest by the state.
+    // A new subscriber gets the rest in the state.
     let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
     assert_eq!(
         state["machine_list"]["machines"].as_array().map(Vec::len),
@@ -135,7 +135,7 @@ fn a_subscriber_is_told_everything_as_it_is_and_then_what_a_change_does() {
 }
 
 #[test]
-fn what_is_changed_past_the_daemon_is_seen_by_a_look() {
+fn polls_detect_changes_made_outside_the_daemon() {
     let world = World::new()
         .set("watch_interval", "100ms")
         .machines(&["a"])
@@ -146,8 +146,8 @@ fn what_is_changed_past_the_daemon_is_seen_by_a_look() {
     );
     watcher.until("state");
     let outside = |words: &[&str]| assert!(world.sim(words).status.success());
-    // The first look makes the machines known; from then on each is told of.
-    eventually("the first look", || {
+    // The first poll makes the machines known; from then on each difference is an event.
+    eventually("the first poll", || {
         (world.ledger().spawns("list") > 0).then_some(())
     });
     outside(&["create", "ubuntu", "b"]);
@@ -168,19 +168,19 @@ fn what_is_changed_past_the_daemon_is_seen_by_a_look() {
     let ledger = world.ledger();
     assert!(
         ledger.spawns("status") >= ledger.spawns("list"),
-        "each look begins with the status"
+        "each poll begins with the status"
     );
 }
 
 #[test]
-fn a_stopped_orbstack_is_never_woken_to_be_watched() {
+fn polls_never_start_a_stopped_orbstack() {
     let world = World::new().set("watch_interval", "100ms").machines(&["a"]);
     assert!(world.sim(&["stop"]).status.success());
     let world = world.started();
     let mut watcher = Watcher::new(&world, &json!({}));
     let status = watcher.until("orbstack_changed");
     assert_eq!(status["status"], "stopped");
-    eventually("more looks", || {
+    eventually("more polls", || {
         (world.ledger().spawns("status") >= 4).then_some(())
     });
     let commands: Vec<String> = world
@@ -190,11 +190,15 @@ fn a_stopped_orbstack_is_never_woken_to_be_watched() {
         .map(|one| one.command.clone())
         .collect();
     assert!(commands.iter().all(|command| command == "status"), "{commands:?}");
-    assert_eq!(world.sim(&["status"]).status.code(), Some(1), "it still sleeps");
+    assert_eq!(
+        world.sim(&["status"]).status.code(),
+        Some(1),
+        "OrbStack is still stopped"
+    );
 }
 
 #[test]
-fn whoever_wants_to_hear_of_jobs_alone_makes_nobody_look() {
+fn subscription_to_job_events_starts_no_polls() {
     let world = World::new()
         .set("watch_interval", "100ms")
         .machines(&["a"])
@@ -219,7 +223,7 @@ fn whoever_wants_to_hear_of_jobs_alone_makes_nobody_look() {
 }
 
 #[test]
-fn whoever_comes_back_is_told_what_it_missed_and_nothing_twice() {
+fn returning_subscriber_gets_each_missed_event_once() {
     let world = World::with_machines(&["a"]);
     let kinds = json!(["cache_invalidated"]);
     let mut watcher = Watcher::new(&world, &json!({"kinds": kinds}));
@@ -229,7 +233,7 @@ fn whoever_comes_back_is_told_what_it_missed_and_nothing_twice() {
     for _ in 0..2 {
         last = number(&watcher.next());
     }
-    // It goes away before it has read the third.
+    // It disconnects before it has read the third event.
     drop(watcher);
     invalidate(&world, 2);
     let mut watcher = Watcher::new(
@@ -244,13 +248,13 @@ fn whoever_comes_back_is_told_what_it_missed_and_nothing_twice() {
         );
         last += 1;
     }
-    // Nothing more is there, so what comes next is new.
+    // There is nothing more to read, so the next event is new.
     invalidate(&world, 1);
     assert_eq!(number(&watcher.next()), last + 1);
 }
 
 #[test]
-fn whoever_comes_back_too_late_or_from_another_life_is_told_of_a_gap_and_everything_as_it_is() {
+fn returning_too_late_or_to_another_instance_gives_a_gap_and_the_state() {
     let mut world = World::with_machines(&["a"]);
     world.client().ok::<MachineList>(json!({}));
     let kinds = json!(["cache_invalidated"]);
@@ -268,7 +272,11 @@ fn whoever_comes_back_too_late_or_from_another_life_is_told_of_a_gap_and_everyth
         let state = watcher.next();
         assert_eq!((&state["type"], number(&state)), (&json!("state"), newest));
         invalidate(world, 1);
-        assert_eq!(number(&watcher.next()), newest + 1, "it goes on after the state");
+        assert_eq!(
+            number(&watcher.next()),
+            newest + 1,
+            "events continue after the state"
+        );
     };
     check(&world, number(&state), None, "not_kept", newest);
     check(
@@ -286,7 +294,7 @@ fn whoever_comes_back_too_late_or_from_another_life_is_told_of_a_gap_and_everyth
 }
 
 #[test]
-fn a_subscriber_that_does_not_read_holds_nobody_up_and_hears_of_what_it_missed() {
+fn slow_subscriber_delays_no_other_and_gets_a_gap() {
     const EVENTS: usize = 8_000;
     let world = World::with_machines(&["a"]);
     let kinds = json!(["cache_invalidated"]);
@@ -302,7 +310,7 @@ fn a_subscriber_that_does_not_read_holds_nobody_up_and_hears_of_what_it_missed()
     let mut last = first;
     while last < newest {
         let event = quick.next();
-        // Even the quick one may be told of a gap on a busy machine, but never of anything twice.
+        // Even the fast reader may get a gap on a busy machine, but never an event twice.
         assert!(
             number(&event) > last || event["type"] == "state" || event["type"] == "gap",
             "{event}"
@@ -326,11 +334,11 @@ fn a_subscriber_that_does_not_read_holds_nobody_up_and_hears_of_what_it_missed()
             last += 1;
         }
     }
-    assert!(gaps >= 1, "more happened than is kept for anybody");
+    assert!(gaps >= 1, "more events than are kept for a subscriber");
 }
 
 #[test]
-fn a_thousand_subscribers_are_all_told_of_one_change() {
+fn a_thousand_subscribers_all_get_one_change() {
     const CONNECTIONS: usize = 250;
     const EACH: usize = 4;
     let world = World::new()
@@ -364,7 +372,7 @@ fn a_thousand_subscribers_are_all_told_of_one_change() {
     assert_eq!(
         (told.len(), subscriptions.len()),
         (1, CONNECTIONS * EACH),
-        "the same event, each once"
+        "each subscription gets the event once"
     );
 }
 
@@ -383,18 +391,19 @@ fn a_subscription_can_be_ended_as_soon_as_its_id_is_known() {
         assert_eq!(
             (&again["id"], &again["result"]),
             (&json!(3), &json!(false)),
-            "nothing is told after its end"
+            "no notification follows the end"
         );
     }
-    // None of them holds a place any more.
+    // The ended subscriptions hold no permits: the connection still accepts calls.
     invalidate(&world, 1);
     let answer = wire.call(4, "daemon.info", &json!({}));
     assert!(answer["result"]["instance"].is_string());
 }
 
-/// Who watches keeps the probes going: it is told of the recovery although nobody asks for anything, and of what it missed.
+/// A subscriber keeps the probes going: it gets the recovery although no client sends a request, and then what it
+/// missed.
 #[test]
-fn an_illness_is_told_and_the_recovery_with_what_happened_meanwhile() {
+fn subscriber_gets_outage_recovery_and_changes_made_meanwhile() {
     let world = World::new()
         .set("query_timeout", "1s")
         .set("grace", "200ms")
@@ -411,7 +420,10 @@ fn an_illness_is_told_and_the_recovery_with_what_happened_meanwhile() {
     let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
     assert_eq!(state["unhealthy"]["reason"], sick["reason"]);
 
-    assert!(world.sim(&["stop", "a"]).status.success(), "past the daemon");
+    assert!(
+        world.sim(&["stop", "a"]).status.success(),
+        "changed outside the daemon"
+    );
     world.rescript("");
     watcher.until("orbctl_recovered");
     let changed = watcher.until("machine_changed");

@@ -1,4 +1,5 @@
-//! Extremes: callers inside of machines, an `orbctl` of which nothing answers, a gigabyte of output, no descriptors left.
+//! Extremes: callers inside machines, an `orbctl` that never answers, a gibibyte of output, and no file descriptors
+//! left.
 
 use orbd::rpc::api::{
     DaemonInfo, JobOutput, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use crate::support::{Wire, World, bytes_of, eventually, outcome_of, resident_peak, stream_of};
 
-/// Runs a command in `a` that asks orbd to change `a`, and checks that it is told who is in its way.
+/// Runs a command in `a` that asks orbd to change `a`, and checks that the error names the blocking job.
 fn nested(world: &World, change: &str) {
     let mut caller = world.client();
     let call = format!(
@@ -21,34 +22,34 @@ fn nested(world: &World, change: &str) {
     assert_eq!(answer.exit_code, Some(5), "{told}");
     assert!(
         told.contains(&format!("job {}", answer.job_id)) && told.contains("run"),
-        "the command itself is named: {told}"
+        "the error names the command itself: {told}"
     );
     assert_eq!(world.ledger().spawns("restart"), 0);
-    // Nothing is left of it.
+    // Afterwards the machine can be changed again.
     caller.ok::<MachineRestart>(json!({"machine": "a"}));
 }
 
 #[test]
-fn a_command_that_changes_its_own_machine_is_told_that_it_waits_for_itself() {
+fn command_that_changes_its_own_machine_learns_that_it_blocks_itself() {
     let world = World::with_machines(&["a"]);
     nested(&world, "restart --queue-timeout 300ms a");
 }
 
 #[test]
-fn a_command_that_changes_its_own_machine_is_told_so_also_if_it_says_no_limit() {
+fn self_blocking_command_fails_at_the_configured_queue_timeout() {
     let world = World::new().set("queue_timeout", "1s").machines(&["a"]).started();
     nested(&world, "restart a");
 }
 
 #[test]
-fn waiting_has_a_limit_although_nobody_asked_for_one() {
+fn queue_timeout_has_a_default() {
     let world = World::new().started();
     let limits = world.client().ok::<DaemonInfo>(json!({})).limits;
     assert_eq!(limits.get("queue_timeout_ms"), Some(&(10 * 60 * 1000)));
 }
 
 #[test]
-fn a_forced_stop_gets_through_while_nothing_else_does() {
+fn forced_stop_passes_a_full_queue_and_a_hanging_orbctl() {
     let everything = "[\"create\", \"run\", \"restart\", \"start\", \"list\", \"info\", \"status\", \"version\", \"default\"]";
     let world = World::new()
         .set("grace", "300ms")
@@ -65,7 +66,7 @@ fn a_forced_stop_gets_through_while_nothing_else_does() {
         .machines(&["a", "b", "c"])
         .started();
     let mut caller = world.client();
-    // All places are taken.
+    // All slots are taken.
     let restart = json!({"machine": "a", "detach": true});
     let restarting = caller.ok::<MachineRestart>(restart.clone()).job_id;
     caller.ok::<MachineCreate>(json!({"name": "new", "distro": "ubuntu", "detach": true}));
@@ -77,7 +78,7 @@ fn a_forced_stop_gets_through_while_nothing_else_does() {
     eventually("all of them hang", || {
         (world.ledger().invocations.len() == 6).then_some(())
     });
-    // All that may wait waits, and nothing may start.
+    // The queue is full, and nothing may start.
     let mut waiting = Vec::new();
     let full = loop {
         match caller.call::<MachineRestart>(restart.clone()) {
@@ -103,14 +104,14 @@ fn a_forced_stop_gets_through_while_nothing_else_does() {
         "{truth:?}"
     );
     drop(world);
-    // They hung until the end.
+    // Both reads hung until the end.
     for read in [list, info] {
-        read.join().expect("whatever it was told");
+        read.join().expect("no panic");
     }
 }
 
 #[test]
-fn a_process_that_a_change_left_behind_does_not_keep_the_change() {
+fn process_left_behind_by_a_change_does_not_delay_its_end() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"grandchild\"\nms = 20000")
         .machines(&["a"])
@@ -120,16 +121,16 @@ fn a_process_that_a_change_left_behind_does_not_keep_the_change() {
     assert!(told.run_us.is_some_and(|us| us < 10_000_000), "{told:?}");
 }
 
-/// What `yes` says over and over.
+/// The line that `yes` repeats.
 const WORD: &[u8] = b"0123456789abcde\n";
 
-/// Returns a command that writes so many bytes of it.
+/// Returns a command that writes this many bytes of repeated lines.
 fn writing(bytes: u64) -> [String; 3] {
     let script = format!("yes 0123456789abcde | head -c {bytes}");
     ["sh", "-c", &script].map(str::to_owned)
 }
 
-/// Says whether bytes are those that stand at this offset.
+/// Returns whether bytes are those expected at this offset.
 fn are_right(bytes: &[u8], offset: u64) -> bool {
     let turn = usize::try_from(offset % WORD.len() as u64).expect("small");
     let mut expected = WORD.repeat(bytes.len() / WORD.len() + 2);
@@ -151,13 +152,13 @@ fn check_body(wire: &mut Wire) -> u64 {
         if size == 0 {
             return offset;
         }
-        assert!(are_right(&bytes, offset), "after {offset} bytes");
+        assert!(are_right(&bytes, offset), "wrong bytes at offset {offset}");
         offset += size as u64;
     }
 }
 
 #[test]
-fn a_gibibyte_of_output_arrives_whole_and_takes_no_memory() {
+fn gibibyte_of_output_arrives_whole_in_bounded_memory() {
     let world = World::with_machines(&["a"]);
     let total = 1 << 30;
     let mut caller = world.client();
@@ -173,7 +174,7 @@ fn a_gibibyte_of_output_arrives_whole_and_takes_no_memory() {
     assert_eq!(check_body(&mut wire), total);
     let job = caller.end_of(id);
     assert_eq!((outcome_of(&job).0, job.output_bytes), ("succeeded", total));
-    // Its end can still be had, as chunks.
+    // The last bytes can still be read, as chunks.
     let rest = caller.output_from(id, total - 1000, 1 << 20);
     assert!(are_right(&stream_of(&rest, Stream::Stdout), total - 1000));
     if let Some(peak) = resident_peak(world.pid()) {
@@ -182,7 +183,7 @@ fn a_gibibyte_of_output_arrives_whole_and_takes_no_memory() {
 }
 
 #[test]
-fn what_is_beyond_spool_max_is_a_gap_that_is_told() {
+fn output_beyond_spool_max_is_reported_as_a_gap() {
     let max = 1 << 20;
     let world = World::new().set("spool_max", "1MiB").machines(&["a"]).started();
     let total = 8 << 20;
@@ -190,11 +191,11 @@ fn what_is_beyond_spool_max_is_a_gap_that_is_told() {
     let id = caller
         .ok::<MachineRun>(json!({"machine": "a", "command": writing(total), "detach": true}))
         .job_id;
-    // Nobody follows, so the oldest bytes go and the command is not held up.
+    // No client follows, so the oldest bytes are dropped and the command is not blocked.
     let job = caller.end_of(id);
     assert_eq!((outcome_of(&job).0, job.output_bytes), ("succeeded", total));
     let first = caller.ok::<JobOutput>(json!({"job_id": id}));
-    let gap = first.gap.expect("much is gone, and said to be");
+    let gap = first.gap.expect("dropped output is reported");
     assert_eq!(gap.offset, 0);
     assert!(
         gap.next_offset >= total - max && gap.next_offset < total,
@@ -227,7 +228,7 @@ mod descriptors {
         maximum: None,
     };
 
-    /// Sets how many descriptors the daemon may have; returns how many it could have before.
+    /// Sets the daemon's limit of file descriptors; returns the limit that it had.
     fn limit(world: &World, most: u64) -> Rlimit {
         let pid = i32::try_from(world.pid()).ok().and_then(Pid::from_raw);
         let limit = Rlimit {
@@ -238,7 +239,7 @@ mod descriptors {
     }
 
     #[test]
-    fn the_daemon_takes_as_many_descriptors_as_it_may_have() {
+    fn daemon_raises_its_descriptor_limit_to_the_maximum() {
         let world = World::new().started();
         let had = limit(&world, 256);
         let may = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
@@ -246,7 +247,7 @@ mod descriptors {
     }
 
     #[test]
-    fn two_hundred_commands_with_descriptors_for_sixty_end_or_say_what_is_missing() {
+    fn commands_beyond_the_descriptor_limit_end_or_report_what_is_missing() {
         let world = World::new()
             .set("exec_max", "200")
             .set("exec_per_machine", "200")
@@ -266,7 +267,7 @@ mod descriptors {
                 ("succeeded", "") => done += 1,
                 ("failed", "orbctl_unavailable") => {
                     let text = format!("{job:?}");
-                    assert!(text.contains("limits are reached"), "{text}");
+                    assert!(text.contains("limits reached"), "{text}");
                     refused += 1;
                 }
                 other => panic!("{other:?}: {job:?}"),
@@ -275,7 +276,7 @@ mod descriptors {
         println!("{done} ended, {refused} were refused");
         assert_eq!(done + refused, 200);
         assert!(done > 0, "as many as could be");
-        // Afterwards it is as before: for who was connected and for who was not.
+        // Afterwards both old and new connections work as before.
         assert_eq!(world.client().run("a", &["true"]).exit_code, Some(0));
         assert_eq!(
             caller.ok::<MachineList>(json!({"max_age_ms": 0})).machines.len(),

@@ -1,25 +1,25 @@
-//! Cancelling, limits of time, clients that go away, force, pauses and drains.
+//! Jobs: cancellation, timeouts, disconnected clients, force, pauses and drains.
 
 use orbd::rpc::api::{
     JobGet, JobWait, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop,
     QueueDrain, QueuePause, QueueResume, QueueStatus,
 };
-use orbd::rpc::types::JobStateWord;
+use orbd::rpc::types::{JobStateWord, WaitReason};
 use serde_json::json;
 
 use crate::support::{World, eventually, is_alive, outcome_of, stdout_of};
 
-/// Changes of machine `a` hang until something ends them.
+/// Changes of machine `a` hang until they are ended.
 const HANGING: &str =
     "[[trouble]]\ncommand = \"restart\"\nmachine = \"a\"\nkind = \"hang\"\nwhen = \"before\"";
 
-/// Starts a command that says its process id and then stays.
+/// Returns the parameters of a command that writes its process id to a file and then keeps running.
 fn staying(caller: &mut crate::support::Caller, detach: bool) -> serde_json::Value {
     let _ = caller;
     json!({"machine": "a", "command": ["sh", "-c", "echo $$ > pid; exec sleep 1000"], "detach": detach})
 }
 
-/// Returns the process of [`staying`], once it has said so.
+/// Waits for the process id that [`staying`] writes, and returns it.
 fn stayer(world: &World) -> u32 {
     eventually("the command says its process id", || {
         let found = world.sim(&["run", "-m", "a", "cat", "pid"]);
@@ -28,7 +28,7 @@ fn stayer(world: &World) -> u32 {
 }
 
 #[test]
-fn a_waiting_job_that_is_cancelled_never_starts() {
+fn cancelled_waiting_job_never_starts() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -47,7 +47,7 @@ fn a_waiting_job_that_is_cancelled_never_starts() {
 }
 
 #[test]
-fn a_running_command_that_is_cancelled_is_ended_with_what_it_started() {
+fn cancelling_a_running_command_ends_its_processes() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let params = staying(&mut caller, true);
@@ -59,7 +59,7 @@ fn a_running_command_that_is_cancelled_is_ended_with_what_it_started() {
 }
 
 #[test]
-fn a_command_that_ignores_the_polite_signal_is_killed_after_the_grace() {
+fn command_that_ignores_sigterm_is_killed_after_the_grace() {
     let world = World::new()
         .set("grace", "200ms")
         .script("[[trouble]]\ncommand = \"run\"\nkind = \"hang_hard\"")
@@ -76,7 +76,7 @@ fn a_command_that_ignores_the_polite_signal_is_killed_after_the_grace() {
 }
 
 #[test]
-fn a_change_that_is_cancelled_while_it_runs_ends_unknown_with_what_was_seen() {
+fn change_cancelled_while_running_ends_unknown_with_an_observation() {
     let world = World::new().script(HANGING).machines(&["a"]).started();
     let mut caller = world.client();
     let id = caller
@@ -96,7 +96,7 @@ fn a_change_that_is_cancelled_while_it_runs_ends_unknown_with_what_was_seen() {
 }
 
 #[test]
-fn a_queue_timeout_names_who_was_in_the_way() {
+fn queue_timeout_names_the_blocking_job() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -107,7 +107,7 @@ fn a_queue_timeout_names_who_was_in_the_way() {
         ("deadline_exceeded", Some("queued"), false)
     );
     let holder = data.waiting_for.expect("a holder");
-    assert_eq!(holder.job_id, Some(holding));
+    assert_eq!(holder.job_id(), Some(holding));
     assert!(holder.description.contains("run a"), "{}", holder.description);
     assert_eq!(world.ledger().spawns("restart"), 0);
     world.open_gate("gate");
@@ -115,7 +115,7 @@ fn a_queue_timeout_names_who_was_in_the_way() {
 }
 
 #[test]
-fn a_run_timeout_ends_a_command() {
+fn run_timeout_ends_a_command() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let data = caller
@@ -127,7 +127,7 @@ fn a_run_timeout_ends_a_command() {
 }
 
 #[test]
-fn a_client_that_hangs_up_takes_its_waiting_jobs_and_its_commands_with_it() {
+fn disconnect_cancels_the_clients_waiting_jobs_and_commands() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let mut wire = world.wire();
@@ -154,7 +154,7 @@ fn a_client_that_hangs_up_takes_its_waiting_jobs_and_its_commands_with_it() {
 }
 
 #[test]
-fn a_client_that_hangs_up_behind_unread_answers_is_noticed() {
+fn disconnect_is_noticed_behind_unread_answers() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.machines();
@@ -163,7 +163,7 @@ fn a_client_that_hangs_up_behind_unread_answers_is_noticed() {
     wire.request(1, "machine.run", &params);
     stayer(&world);
     let running = caller.find("run", "a", JobStateWord::Running).job_id;
-    // Until the daemon stops reading from us, because we read nothing.
+    // Until the daemon stops reading, because this client reads no answers.
     wire.stream.set_nonblocking(true).expect("a mode");
     let list = b"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"machine.list\"}\n".repeat(1000);
     while std::io::Write::write(&mut wire.stream, &list).is_ok() {}
@@ -175,7 +175,7 @@ fn a_client_that_hangs_up_behind_unread_answers_is_noticed() {
 }
 
 #[test]
-fn a_client_that_only_stops_sending_gets_its_answers() {
+fn half_closed_client_still_gets_its_answers() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut wire = world.wire();
@@ -200,11 +200,14 @@ fn a_client_that_only_stops_sending_gets_its_answers() {
         (&answer["id"], &answer["result"]["changed"]),
         (&json!(2), &json!(true))
     );
-    assert!(wire.receive().is_none(), "and then the connection is closed");
+    assert!(
+        wire.receive().is_none(),
+        "the connection is closed after the answers"
+    );
 }
 
 #[test]
-fn a_running_change_is_left_to_finish_when_its_client_hangs_up() {
+fn running_change_finishes_after_its_client_disconnects() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 300")
         .machines(&["a"])
@@ -218,7 +221,7 @@ fn a_running_change_is_left_to_finish_when_its_client_hangs_up() {
 }
 
 #[test]
-fn a_detached_command_outlives_its_client() {
+fn detached_command_outlives_its_client() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let id = world.client().run_detached("a", &["cat", &gate]);
@@ -230,7 +233,7 @@ fn a_detached_command_outlives_its_client() {
 }
 
 #[test]
-fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
+fn forced_stop_ends_running_jobs_and_cancels_waiting_ones() {
     let world = World::new()
         .set("grace", "300ms")
         .script("[[trouble]]\ncommand = \"run\"\nmachine = \"a\"\nkind = \"hang_hard\"\ntimes = 1")
@@ -253,10 +256,10 @@ fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
         let job = caller.end_of(lost);
         assert_eq!(outcome_of(&job), ("cancelled", "job_cancelled"));
         let error = job.outcome.and_then(|outcome| outcome.error).expect("an error");
-        // Whoever loses to force is told whose.
+        // A job that lost to force names the forcing job.
         let holder = error.data.and_then(|data| data.waiting_for).expect("a holder");
-        assert_eq!(holder.job_id, Some(told.job_id));
-        assert!(error.message.contains("by force of job"), "{}", error.message);
+        assert_eq!(holder.job_id(), Some(told.job_id));
+        assert!(error.message.contains("preempted by job"), "{}", error.message);
     }
     assert_eq!(caller.job(elsewhere).state, JobStateWord::Running);
     assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
@@ -266,7 +269,7 @@ fn a_forced_stop_ends_what_runs_and_cancels_what_waits() {
 }
 
 #[test]
-fn a_forced_stop_ends_a_change_that_hangs_and_passes_a_pause() {
+fn forced_stop_ends_a_hanging_change_and_passes_a_pause() {
     let world = World::new().script(HANGING).machines(&["a"]).started();
     let mut caller = world.client();
     let hanging = caller
@@ -287,7 +290,7 @@ fn a_forced_stop_ends_a_change_that_hangs_and_passes_a_pause() {
 }
 
 #[test]
-fn a_forced_stop_of_orbstack_ends_everything() {
+fn forced_stop_of_orbstack_ends_all_jobs() {
     let world = World::with_machines(&["a", "b"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -302,14 +305,26 @@ fn a_forced_stop_of_orbstack_ends_everything() {
 }
 
 #[test]
-fn a_paused_queue_starts_nothing_until_it_is_resumed() {
+fn paused_queue_starts_nothing_until_it_is_resumed() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let status = caller.ok::<QueuePause>(json!({}));
     assert!(status.paused);
     let id = caller.run_detached("a", &["true"]);
     let waits_for = caller.job(id).waiting_for.expect("it waits");
-    assert_eq!(waits_for.kind, "paused");
+    assert_eq!(waits_for.reason, WaitReason::Paused { machine: None });
+    // Behind a paused machine the reason names the machine, which is what has to be resumed.
+    caller.ok::<QueueResume>(json!({}));
+    caller.end_of(id);
+    caller.ok::<QueuePause>(json!({"machine": "a"}));
+    let id = caller.run_detached("a", &["true"]);
+    let waits_for = caller.job(id).waiting_for.expect("it waits");
+    let machine = Some("a".to_owned());
+    assert_eq!(waits_for.reason, WaitReason::Paused { machine });
+    caller.ok::<QueueResume>(json!({"machine": "a"}));
+    caller.end_of(id);
+    caller.ok::<QueuePause>(json!({}));
+    let id = caller.run_detached("a", &["true"]);
     let status = caller.ok::<QueueStatus>(json!({}));
     assert_eq!((status.waiting, status.running), (1, 0));
     assert!(!caller.ok::<QueueResume>(json!({})).paused);
@@ -317,7 +332,7 @@ fn a_paused_queue_starts_nothing_until_it_is_resumed() {
 }
 
 #[test]
-fn a_paused_machine_does_not_hold_others() {
+fn paused_machine_does_not_block_others() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let status = caller.ok::<QueuePause>(json!({"machine": "a"}));
@@ -334,7 +349,7 @@ fn a_paused_machine_does_not_hold_others() {
 }
 
 #[test]
-fn a_drain_refuses_new_work_and_is_answered_when_the_accepted_work_is_done() {
+fn drain_refuses_new_jobs_and_returns_when_accepted_ones_have_ended() {
     let world = World::with_machines(&["a", "b"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -360,7 +375,7 @@ fn a_drain_refuses_new_work_and_is_answered_when_the_accepted_work_is_done() {
 }
 
 #[test]
-fn a_drain_of_one_machine_lets_others_work() {
+fn drain_of_one_machine_does_not_affect_others() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let status = caller.ok::<QueueDrain>(json!({"machine": "a"}));
@@ -376,7 +391,7 @@ fn a_drain_of_one_machine_lets_others_work() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_back_and_forgets_nothing() {
+fn full_queue_gives_retry_after_and_keeps_accepted_jobs() {
     let world = World::new()
         .set("queue_max", "3")
         .set("queue_max_per_client", "3")
@@ -389,7 +404,7 @@ fn a_full_queue_says_when_to_come_back_and_forgets_nothing() {
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
     assert_eq!((data.kind.as_str(), data.retryable), ("queue_full", true));
     assert!(data.retry_after_ms.is_some_and(|ms| ms >= 100), "{data:?}");
-    assert_eq!(caller.machines().len(), 1, "what is known is told all the same");
+    assert_eq!(caller.machines().len(), 1, "cached answers are still served");
     caller.resume();
     for id in ids {
         assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
@@ -398,7 +413,7 @@ fn a_full_queue_says_when_to_come_back_and_forgets_nothing() {
 }
 
 #[test]
-fn a_wait_with_a_limit_answers_with_the_job_as_it_is() {
+fn job_wait_with_a_timeout_returns_the_current_job() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -410,7 +425,7 @@ fn a_wait_with_a_limit_answers_with_the_job_as_it_is() {
 }
 
 #[test]
-fn only_the_newest_ended_jobs_are_remembered() {
+fn only_the_newest_ended_jobs_are_kept() {
     let world = World::new().set("jobs_keep_max", "5").machines(&["a"]).started();
     let mut caller = world.client();
     let ids: Vec<u64> = (0..8).map(|_| caller.run("a", &["true"]).job_id).collect();
@@ -423,7 +438,7 @@ fn only_the_newest_ended_jobs_are_remembered() {
 }
 
 #[test]
-fn whoever_waits_for_a_job_or_follows_it_is_told_its_end_even_when_it_is_forgotten_at_once() {
+fn waiters_and_followers_get_the_end_of_a_job_that_is_not_kept() {
     let world = World::new().set("jobs_keep_max", "0").machines(&["a"]).started();
     let mut caller = world.client();
     assert_eq!(stdout_of(&caller.run("a", &["echo", "x"])), "x\n");
@@ -432,13 +447,13 @@ fn whoever_waits_for_a_job_or_follows_it_is_told_its_end_even_when_it_is_forgott
     let mut wire = world.wire();
     wire.request(1, "job.wait", &json!({"job_id": id}));
     wire.request(2, "job.follow", &json!({"job_id": id}));
-    // Requests of one connection are begun in their order.
+    // Requests of one connection are started in order.
     wire.request(3, "job.get", &json!({"job_id": id}));
     wire.until(|message| message["id"] == 3);
     world.open_gate("gate");
     let (mut waited, mut followed) = (None, None);
     while waited.is_none() || followed.is_none() {
-        let message = wire.receive().expect("both are told");
+        let message = wire.receive().expect("both get an answer");
         if message["id"] == 1 {
             waited = Some(message["result"]["job"].clone());
         } else if message["params"]["result"]["type"] == "ended" {
@@ -459,14 +474,14 @@ fn whoever_waits_for_a_job_or_follows_it_is_told_its_end_even_when_it_is_forgott
 }
 
 #[test]
-fn a_machine_named_by_its_id_is_the_one_that_has_it() {
+fn machine_id_keeps_naming_the_same_machine() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let id = caller.ok::<MachineList>(json!({})).machines[0].id.clone();
     assert_eq!(caller.run(&id, &["true"]).exit_code, Some(0));
     caller.ok::<MachineStop>(json!({"machine": id}));
     assert_eq!(caller.state_of("a").as_deref(), Some("stopped"));
-    // Another machine takes the name while a job that means this one waits.
+    // While a job for this id waits, another machine takes the name.
     caller.pause();
     let waiting = caller
         .ok::<MachineStart>(json!({"machine": id, "detach": true}))

@@ -1,4 +1,4 @@
-//! Leases: places in the queue that a client's own process uses.
+//! Leases: slots in the queue for processes that a client runs itself.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests are the client whose process it is"
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Caller, World, eventually, outcome_of};
 
-/// A process that waits on a pipe before it does its work, as a client's does.
+/// Starts a process that waits on a pipe before it works, as a client's tool does.
 fn waiting_process() -> Child {
     Command::new("sh")
         .args(["-c", "read go && exit ${go:-1}"])
@@ -25,22 +25,22 @@ fn waiting_process() -> Child {
         .expect("a shell")
 }
 
-/// Lets the process go on, and waits for it.
-fn release_waiters(process: &mut Child, exit_code: i32) {
+/// Lets the process exit with this code, and waits for it.
+fn release(process: &mut Child, exit_code: i32) {
     let mut stdin = process.stdin.take().expect("piped");
     writeln!(stdin, "{exit_code}").expect("it reads");
     drop(stdin);
     assert_eq!(process.wait().expect("ours").code(), Some(exit_code));
 }
 
-/// A place in the queue, and the process that it belongs to.
+/// A lease and the process that owns it.
 struct Lease {
     process: Child,
     answer: LeaseAnswer,
 }
 
 impl Lease {
-    /// Takes a place for what `params` say.
+    /// Acquires a lease with these parameters.
     #[track_caller]
     fn take(caller: &mut Caller, mut params: Value) -> Self {
         let process = waiting_process();
@@ -53,14 +53,14 @@ impl Lease {
         self.answer.job_id
     }
 
-    /// Ends the process and gives the place back.
+    /// Lets the process exit with this code, and releases the lease.
     fn give_back(mut self, caller: &mut Caller, exit_code: i32) -> Job {
-        release_waiters(&mut self.process, exit_code);
+        release(&mut self.process, exit_code);
         let params = json!({"job_id": self.id(), "exit_code": exit_code});
         caller.ok::<LeaseRelease>(params).job
     }
 
-    /// Kills the process as a signal would and says so.
+    /// Kills the process, and releases the lease with the signal.
     fn die(mut self, caller: &mut Caller) -> Job {
         self.process.kill().expect("ours");
         self.process.wait().expect("ours");
@@ -69,14 +69,15 @@ impl Lease {
     }
 }
 
-/// Returns what an ended job says of its success: its exit code and whether it changed anything.
+/// Returns the exit code and `changed` of a job that succeeded.
 fn success_of(job: &Job) -> (Option<i32>, Option<bool>) {
     let outcome = job.outcome.as_ref().expect("it has ended");
     assert_eq!(outcome.kind, "succeeded", "{outcome:?}");
     (outcome.exit_code, outcome.changed)
 }
 
-/// Operations, with `!` by force, and what they are about; their class; the machines told; what success says.
+/// Operations (`!` means by force) and their subject; their class; the machine names in the answer; what a success
+/// reports.
 const OPERATIONS: &str = "
     push                | exec          | b   | nothing
     pull a              | exec          | a   | nothing
@@ -106,7 +107,7 @@ const OPERATIONS: &str = "
     other               | session       |     | nothing
 ";
 
-/// Reads the first column of [`OPERATIONS`].
+/// Returns the parameters that the first column of [`OPERATIONS`] describes.
 fn params_of(text: &str) -> Value {
     let (subject, new_name) = match text.split_once('>') {
         Some((subject, new_name)) => (subject, Some(new_name.trim())),
@@ -130,7 +131,7 @@ fn params_of(text: &str) -> Value {
 }
 
 #[test]
-fn every_operation_can_be_leased_and_says_honestly_what_is_known_of_its_end() {
+fn every_operation_can_be_leased_and_reports_what_is_known_of_its_end() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     caller.ok::<MachineSetDefault>(json!({"machine": "b"}));
@@ -154,7 +155,7 @@ fn every_operation_can_be_leased_and_says_honestly_what_is_known_of_its_end() {
 }
 
 #[test]
-fn a_code_other_than_zero_is_a_commands_answer_and_a_changes_failure() {
+fn nonzero_exit_is_success_for_commands_and_failure_for_changes() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     for (operation, expected) in [
@@ -176,20 +177,20 @@ fn a_code_other_than_zero_is_a_commands_answer_and_a_changes_failure() {
         ("push", ("failed", "orbctl_killed")),
         ("shell", ("succeeded", "")),
         ("logs", ("succeeded", "")),
-        // What it told OrbStack's service to do was done: the machine runs.
+        // OrbStack's service carried out the start: the machine runs.
         ("start", ("succeeded", "")),
         ("restart", ("unknown", "outcome_unknown")),
     ] {
         let lease = Lease::take(&mut caller, json!({"operation": operation, "machine": "a"}));
         let released = lease.die(&mut caller);
-        // Of a change that was cut short the answer does not wait for the looks.
+        // For a change that was cut short, the answer does not wait for the reconciliation.
         let ended = caller.end_of(released.job_id);
         assert_eq!(outcome_of(&ended), expected, "{operation}");
     }
 }
 
 #[test]
-fn a_lease_is_recorded_with_its_exit_code() {
+fn lease_is_recorded_with_its_exit_code() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
@@ -210,7 +211,7 @@ fn a_lease_is_recorded_with_its_exit_code() {
 }
 
 #[test]
-fn what_does_not_belong_to_an_operation_is_refused_by_name() {
+fn parameters_that_an_operation_does_not_take_are_refused_by_name() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.ok::<MachineSetDefault>(json!({"machine": null}));
@@ -286,12 +287,12 @@ fn what_does_not_belong_to_an_operation_is_refused_by_name() {
     let jobs = caller.jobs();
     assert!(
         jobs.iter().all(|job| job.operation == "set_default"),
-        "nothing else was accepted"
+        "no other lease was accepted"
     );
 }
 
 #[test]
-fn a_process_that_is_not_the_callers_is_refused() {
+fn pid_that_cannot_own_a_lease_is_refused() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let mut refused = |pid: u32| {
@@ -300,7 +301,7 @@ fn a_process_that_is_not_the_callers_is_refused() {
         assert_eq!(error.data.expect("data").field.as_deref(), Some("pid"));
         error.message
     };
-    assert_eq!(refused(0), "pid: 0 is no process");
+    assert!(refused(0).starts_with("pid: must not be 0"));
     assert!(refused(1).contains("first process"));
     assert!(refused(world.pid()).contains("orbd itself"));
     assert_eq!(refused(0x7fff_fff0), "pid: no such process");
@@ -316,7 +317,7 @@ fn a_process_that_is_not_the_callers_is_refused() {
         std::os::unix::process::CommandExt::uid(&mut other, 65_534);
         let mut other = other.arg("60").spawn().expect("it starts");
         eventually("it runs as that user", || {
-            (refused(other.id()).ends_with("another user's")).then_some(())
+            (refused(other.id()).ends_with("another user")).then_some(())
         });
         other.kill().expect("ours");
         other.wait().expect("ours");
@@ -324,7 +325,7 @@ fn a_process_that_is_not_the_callers_is_refused() {
 }
 
 #[test]
-fn a_session_waits_for_a_running_change_of_its_machine_and_holds_up_nothing() {
+fn session_waits_for_a_running_change_and_blocks_nothing() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let export = Lease::take(&mut caller, json!({"operation": "export", "machine": "a"}));
@@ -333,21 +334,21 @@ fn a_session_waits_for_a_running_change_of_its_machine_and_holds_up_nothing() {
     let shell = world.background(move |caller| caller.ok::<LeaseAcquire>(params).job_id);
     let waiting = caller.find("shell", "a", JobStateWord::Waiting);
     let waits_for = waiting.waiting_for.expect("it waits");
-    assert_eq!(waits_for.job_id, Some(export.id()));
+    assert_eq!(waits_for.job_id(), Some(export.id()));
     export.give_back(&mut caller, 0);
     let shell = shell.join().expect("granted");
     assert_eq!(caller.job(shell).job_class, "session");
-    // With the shell open the machine can be changed, and a drain of all does not wait for it.
+    // The machine can be changed while the shell is open, and a drain of everything does not wait for the shell.
     let restart = caller.ok::<MachineRestart>(json!({"machine": "a"}));
     assert_eq!(restart.changed, Some(true));
     caller.ok::<QueueDrain>(json!({}));
     caller.resume();
-    release_waiters(&mut process, 0);
+    release(&mut process, 0);
     caller.end_of(shell);
 }
 
 #[test]
-fn several_machines_are_held_together() {
+fn lease_of_several_machines_holds_all_their_lanes() {
     let world = World::with_machines(&["a", "b", "c"]);
     let mut caller = world.client();
     let lease = Lease::take(
@@ -358,7 +359,7 @@ fn several_machines_are_held_together() {
         let params = json!({"machine": machine, "detach": true});
         let id = caller.ok::<MachineRestart>(params).job_id;
         let waits_for = caller.job(id).waiting_for.expect("it waits");
-        assert_eq!(waits_for.job_id, Some(lease.id()));
+        assert_eq!(waits_for.job_id(), Some(lease.id()));
         id
     });
     caller.ok::<MachineRestart>(json!({"machine": "c"}));
@@ -369,7 +370,7 @@ fn several_machines_are_held_together() {
 }
 
 #[test]
-fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
+fn lease_invalidates_its_cache_keys_at_its_start_and_end() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let generation = |caller: &mut Caller| caller.ok::<CacheStatus>(json!({})).generation;
@@ -390,7 +391,7 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
         lease.give_back(&mut caller, 0);
         assert!(generation(&mut caller) > during, "{params}: {cache_key}");
     }
-    // The version too may be another one after something unknown, as after an update.
+    // After an operation of unknown effect the version may differ as well, as after an update.
     let seen = |caller: &mut Caller| caller.ok::<OrbstackVersion>(json!({})).observed.observed_at;
     let before = seen(&mut caller);
     assert_eq!(seen(&mut caller), before);
@@ -400,7 +401,7 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
     Lease::take(&mut caller, json!({"operation": "other"})).give_back(&mut caller, 0);
     seen(&mut caller);
     assert_eq!(world.ledger().of("version").len(), known + 1);
-    // A session in a machine that is seen to run changes nothing.
+    // A session in a machine that is known to run invalidates nothing.
     caller.machines();
     let before = generation(&mut caller);
     Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"})).give_back(&mut caller, 0);
@@ -408,7 +409,7 @@ fn what_a_lease_touches_is_stale_when_it_starts_and_when_it_ends() {
 }
 
 #[test]
-fn a_machine_that_was_named_by_id_is_told_by_name_and_compared_again_before_the_place_is_given() {
+fn lease_by_id_returns_names_and_checks_them_again_before_the_grant() {
     let world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let id = caller
@@ -423,7 +424,7 @@ fn a_machine_that_was_named_by_id_is_told_by_name_and_compared_again_before_the_
     );
     assert_eq!(lease.answer.machine_names, ["a", "b"]);
     lease.give_back(&mut caller, 0);
-    // While it waits, the machine gets another name.
+    // The machine is renamed while the lease waits.
     caller.machines();
     caller.pause();
     let mut process = waiting_process();
@@ -437,12 +438,12 @@ fn a_machine_that_was_named_by_id_is_told_by_name_and_compared_again_before_the_
         (data.kind.as_str(), data.machine),
         ("machine_not_found", Some(id))
     );
-    // It was not told to begin, and is ended so that it holds nothing.
+    // The process was never granted the lease, and is ended so that it holds nothing.
     eventually("it is gone", || process.try_wait().expect("ours"));
 }
 
 #[test]
-fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ended() {
+fn lease_of_any_class_survives_a_crash_and_can_still_be_released() {
     let mut world = World::with_machines(&["a", "b"]);
     let mut caller = world.client();
     let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
@@ -467,12 +468,12 @@ fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ende
             (operation, class, JobStateWord::Running)
         );
     }
-    // Lanes are held as before: those of the push and of the change, none of the sessions.
+    // Lanes are held as before: by the push and the change, not by the sessions.
     let restart = ["a", "b"].map(|machine| {
         let params = json!({"machine": machine, "detach": true});
         caller.ok::<MachineRestart>(params).job_id
     });
-    let blocker = |caller: &mut Caller, id| caller.job(id).waiting_for.expect("it waits").job_id;
+    let blocker = |caller: &mut Caller, id| caller.job(id).waiting_for.expect("it waits").job_id();
     assert_eq!(blocker(&mut caller, restart[0]), Some(push.id()));
     assert_eq!(blocker(&mut caller, restart[1]), Some(several.id()));
     assert_eq!(success_of(&shell.give_back(&mut caller, 3)), (Some(3), None));
@@ -488,7 +489,7 @@ fn a_lease_of_any_class_outlives_a_crash_and_its_owner_can_still_say_how_it_ende
 }
 
 #[test]
-fn a_fleet_lease_holds_everything_over_a_crash() {
+fn fleet_lease_holds_all_lanes_across_a_crash() {
     let mut world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let lease = Lease::take(&mut caller, json!({"operation": "update_orbstack"}));
@@ -497,9 +498,10 @@ fn a_fleet_lease_holds_everything_over_a_crash() {
     let mut caller = world.client();
     let waiting = caller.run_detached("a", &["true"]);
     let waits_for = caller.job(waiting).waiting_for.expect("it waits");
-    assert_eq!(
-        (waits_for.job_id, waits_for.operation.as_deref()),
-        (Some(lease.id()), Some("update_orbstack"))
+    assert_eq!(waits_for.job_id(), Some(lease.id()));
+    assert!(
+        waits_for.description.contains("(update_orbstack)"),
+        "{waits_for:?}"
     );
     let ended = lease.give_back(&mut caller, 0);
     assert_eq!(success_of(&ended), (None, None));
@@ -507,7 +509,7 @@ fn a_fleet_lease_holds_everything_over_a_crash() {
 }
 
 #[test]
-fn a_lease_that_is_never_released_ends_by_the_kind_of_its_operation() {
+fn outcome_of_an_unreleased_lease_depends_on_its_operation() {
     let world = World::with_machines(&["a", "b", "c", "d", "e"]);
     let mut other = world.client();
     let leases = [
@@ -522,21 +524,21 @@ fn a_lease_that_is_never_released_ends_by_the_kind_of_its_operation() {
         let params = json!({"operation": operation, "machine": machine});
         (operation, Lease::take(&mut caller, params), expected)
     });
-    // Their connections are closed, and their owner says nothing.
+    // The connections are closed, and no owner releases its lease.
     for (operation, mut lease, expected) in leases {
         assert_eq!(other.job(lease.id()).state, JobStateWord::Running, "{operation}");
-        release_waiters(&mut lease.process, 0);
+        release(&mut lease.process, 0);
         assert_eq!(outcome_of(&other.end_of(lease.id())), expected, "{operation}");
     }
 }
 
 #[test]
-fn a_stop_of_the_daemon_leaves_a_session_alone_and_does_not_wait_for_it() {
+fn daemon_stop_neither_ends_a_session_nor_waits_for_it() {
     let mut world = World::new().set("grace", "60s").machines(&["a"]).started();
     let mut caller = world.client();
     let shell = Lease::take(&mut caller, json!({"operation": "shell", "machine": "a"}));
     caller.ok::<DaemonStop>(json!({}));
-    // With anything that holds it up it would take a minute, which is longer than anybody here waits.
+    // If anything delayed the stop, it would take a minute, longer than this test waits.
     assert!(world.ended().success());
     world.start();
     let mut caller = world.client();
@@ -545,7 +547,7 @@ fn a_stop_of_the_daemon_leaves_a_session_alone_and_does_not_wait_for_it() {
 }
 
 #[test]
-fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
+fn lease_holds_its_lane_until_its_process_ends_and_is_released() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let mut process = waiting_process();
@@ -557,11 +559,9 @@ fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     let waits_for = other.job(waiting).waiting_for.expect("it waits");
-    assert_eq!(
-        (waits_for.job_id, waits_for.operation.as_deref()),
-        (Some(lease.job_id), Some("export"))
-    );
-    release_waiters(&mut process, 3);
+    assert_eq!(waits_for.job_id(), Some(lease.job_id));
+    assert!(waits_for.description.contains("(export "), "{waits_for:?}");
+    release(&mut process, 3);
     let ended = caller
         .ok::<LeaseRelease>(json!({"job_id": lease.job_id, "exit_code": 3}))
         .job;
@@ -570,12 +570,12 @@ fn a_lease_holds_its_lane_until_its_process_is_gone_and_tells_how_it_ended() {
 }
 
 #[test]
-fn a_lease_that_succeeded_is_a_success() {
+fn lease_with_exit_code_zero_succeeds() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let mut process = waiting_process();
     let lease = caller.ok::<LeaseAcquire>(json!({"operation": "push", "machine": "a", "pid": process.id()}));
-    release_waiters(&mut process, 0);
+    release(&mut process, 0);
     let ended = caller
         .ok::<LeaseRelease>(json!({"job_id": lease.job_id, "exit_code": 0}))
         .job;
@@ -583,7 +583,7 @@ fn a_lease_that_succeeded_is_a_success() {
 }
 
 #[test]
-fn a_client_that_hangs_up_leaves_its_place_to_its_process() {
+fn lease_stays_with_its_process_after_the_client_disconnects() {
     let world = World::with_machines(&["a"]);
     let mut process = waiting_process();
     let mut caller = world.client();
@@ -595,8 +595,8 @@ fn a_client_that_hangs_up_leaves_its_place_to_its_process() {
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     assert_eq!(other.job(lease.job_id).state, JobStateWord::Running);
-    release_waiters(&mut process, 0);
-    // Nobody is left to say how it ended.
+    release(&mut process, 0);
+    // No client is left to report how it ended.
     assert_eq!(
         outcome_of(&other.end_of(lease.job_id)),
         ("unknown", "outcome_unknown")
@@ -605,7 +605,7 @@ fn a_client_that_hangs_up_leaves_its_place_to_its_process() {
 }
 
 #[test]
-fn a_client_that_hangs_up_while_it_waits_for_a_lease_never_gets_it() {
+fn disconnect_cancels_a_waiting_lease() {
     let world = World::with_machines(&["a"]);
     let mut process = waiting_process();
     let mut caller = world.client();
@@ -627,7 +627,7 @@ fn a_client_that_hangs_up_while_it_waits_for_a_lease_never_gets_it() {
 }
 
 #[test]
-fn a_lease_that_is_cancelled_ends_its_process() {
+fn cancelling_a_lease_ends_its_process() {
     let world = World::new().set("grace", "200ms").machines(&["a"]).started();
     let mut caller = world.client();
     let mut process = Command::new("sh")
@@ -641,7 +641,7 @@ fn a_lease_that_is_cancelled_ends_its_process() {
 }
 
 #[test]
-fn a_lease_outlives_a_crash_of_the_daemon() {
+fn lease_survives_a_crash_of_the_daemon() {
     let mut world = World::with_machines(&["a"]);
     let mut process = waiting_process();
     let mut caller = world.client();
@@ -655,14 +655,14 @@ fn a_lease_outlives_a_crash_of_the_daemon() {
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
     let waits_for = caller.job(waiting).waiting_for.expect("it waits");
-    assert_eq!(waits_for.job_id, Some(lease.job_id));
-    release_waiters(&mut process, 0);
+    assert_eq!(waits_for.job_id(), Some(lease.job_id));
+    release(&mut process, 0);
     assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
     assert_eq!(outcome_of(&caller.end_of(lease.job_id)).0, "unknown");
 }
 
 #[test]
-fn a_lease_needs_a_process_that_is_there() {
+fn lease_needs_a_living_process() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let mut process = waiting_process();
@@ -678,7 +678,7 @@ fn a_lease_needs_a_process_that_is_there() {
 }
 
 #[test]
-fn a_connection_that_took_a_lease_is_not_closed_for_being_idle() {
+fn connection_with_a_lease_is_not_closed_as_idle() {
     let world = World::new()
         .set("connections_max", "4")
         .set("connection_idle_max", "100ms")

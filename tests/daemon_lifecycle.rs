@@ -1,4 +1,4 @@
-//! An orderly stop: what is ended, what is left to finish, and what the next life takes over.
+//! An orderly stop: which jobs it ends, which it lets finish, and which the next instance takes over.
 
 use orbd::rpc::api::{DaemonStop, MachineRestart, MachineRun, MachineStop, QueueDrain};
 use orbd::rpc::types::JobStateWord;
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{World, eventually, outcome_of};
 
-/// Waits until nothing of the daemon or its children runs.
+/// Waits until no process of the daemon or of its children runs.
 fn nothing_runs(world: &World) {
     eventually("nothing is left running", || {
         world.processes().is_empty().then_some(())
@@ -14,7 +14,7 @@ fn nothing_runs(world: &World) {
 }
 
 #[test]
-fn a_stop_ends_commands_and_what_waits_for_somebody_and_keeps_what_was_promised() {
+fn stop_ends_commands_cancels_attached_waiters_and_keeps_detached_jobs() {
     let mut world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let exec = world.background(|caller| {
@@ -50,11 +50,15 @@ fn a_stop_ends_commands_and_what_waits_for_somebody_and_keeps_what_was_promised(
     assert_eq!(world.ended().code(), Some(0));
     world.start();
     world.client().machines();
-    assert_eq!(world.ledger().spawns("stop"), 1, "done once, for good");
+    assert_eq!(
+        world.ledger().spawns("stop"),
+        1,
+        "the change is done, and only once"
+    );
 }
 
 #[test]
-fn a_stop_waits_for_a_change_and_answers_it_and_takes_nothing_new() {
+fn stop_waits_for_a_running_change_and_refuses_new_jobs() {
     let mut world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 700")
         .machines(&["a", "b"])
@@ -74,7 +78,7 @@ fn a_stop_waits_for_a_change_and_answers_it_and_takes_nothing_new() {
 }
 
 #[test]
-fn a_change_that_does_not_end_is_left_and_its_caller_is_not_told_to_try_again() {
+fn stop_abandons_a_hanging_change_with_an_error_that_is_not_retryable() {
     let mut world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"hang\"\ntimes = 1")
         .machines(&["a"])
@@ -83,7 +87,7 @@ fn a_change_that_does_not_end_is_left_and_its_caller_is_not_told_to_try_again() 
     let change = world.background(|caller| caller.refused::<MachineRestart>(json!({"machine": "a"})));
     let id = caller.find("restart", "a", JobStateWord::Running).job_id;
     let pid = eventually("it is there", || Some(world.ledger().of("restart").first()?.pid));
-    // Waits for what will not come, and must not be told that all is done.
+    // The drain waits for a job that does not end, and must not report that all jobs have ended.
     let drain = world.background(|caller| caller.call::<QueueDrain>(json!({})));
     eventually("it drains", || {
         let status = caller.ok::<orbd::rpc::api::QueueStatus>(json!({}));
@@ -100,10 +104,7 @@ fn a_change_that_does_not_end_is_left_and_its_caller_is_not_told_to_try_again() 
         .expect("data");
     assert_eq!(data.kind, "draining");
     assert_eq!(world.ended().code(), Some(0));
-    assert!(
-        crate::support::is_alive(pid),
-        "a change is never cut short by a stop"
-    );
+    assert!(crate::support::is_alive(pid), "a stop never interrupts a change");
 
     world.start();
     let mut caller = world.client();

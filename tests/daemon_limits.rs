@@ -1,4 +1,4 @@
-//! Limits of connections: hostile clients, also many processes of them, cost themselves and keep nobody out.
+//! Connection limits: hostile clients, even if spread over many processes, are limited and keep no other client out.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start processes that hold connections"
@@ -17,16 +17,17 @@ use serde_json::{Value, json};
 use crate::ctl_suite::{call, said};
 use crate::support::{Wire, World, eventually, resident, resident_peak, stream_of};
 
-/// What a child that holds connections is given.
+/// Environment variables of a child that holds connections.
 const SOCKET: &str = "ORBD_TEST_SOCKET";
 const CONNECTIONS: &str = "ORBD_TEST_CONNECTIONS";
 const SENT: &str = "ORBD_TEST_SENT";
 
-/// Processes that hold connections until they are dropped.
+/// Child processes that hold connections; killed when dropped.
 struct Crowd(Vec<Child>);
 
 impl Crowd {
-    /// Starts processes that each open connections and send the same on each. Returns when all of them have.
+    /// Starts processes that each open connections and send the same text on each. Returns when all connections are
+    /// open.
     fn start(world: &World, processes: usize, connections: usize, sent: &str) -> Self {
         let start = || {
             Command::new(std::env::current_exe().expect("this program"))
@@ -59,7 +60,7 @@ impl Crowd {
 impl Drop for Crowd {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // It may have ended by itself.
+            // It may have exited already.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -86,7 +87,7 @@ fn child_that_holds_connections() {
 
 const INFO: &str = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}\n";
 
-/// Returns the kind and the message of an error.
+/// Returns the error kind and the message of an error answer.
 fn error_of(answer: &Value) -> (&str, &str) {
     let error = &answer["error"];
     let kind = error["data"]["kind"].as_str();
@@ -96,7 +97,7 @@ fn error_of(answer: &Value) -> (&str, &str) {
     )
 }
 
-/// Stops the daemon with `orbd-ctl daemon stop`, trying again as the refusals say.
+/// Stops the daemon with `orbd-ctl daemon stop`, and retries as its refusals advise.
 fn stops(world: &mut World) {
     eventually("`daemon stop` gets through", || {
         let output = call(world, &["daemon", "stop"]);
@@ -111,7 +112,7 @@ fn stops(world: &mut World) {
 }
 
 #[test]
-fn unfinished_http_bodies_of_many_processes_do_not_keep_daemon_stop_out() {
+fn unfinished_http_bodies_do_not_block_daemon_stop() {
     let mut world = World::new().set("request_timeout", "1h").started();
     let body = "POST / HTTP/1.1\r\nhost: orbd\r\ncontent-length: 1000\r\n\r\n{";
     let _crowd = Crowd::start(&world, 20, 30, body);
@@ -119,14 +120,14 @@ fn unfinished_http_bodies_of_many_processes_do_not_keep_daemon_stop_out() {
 }
 
 #[test]
-fn calls_that_wait_on_every_connection_do_not_keep_daemon_stop_out() {
+fn waiting_calls_on_every_connection_do_not_block_daemon_stop() {
     let mut world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let id = world.client().run_detached("a", &["cat", &gate]);
     let wait =
         json!({"jsonrpc": "2.0", "id": 1, "method": "job.wait", "params": {"job_id": id}}).to_string() + "\n";
     let _crowd = Crowd::start(&world, 20, 30, &wait);
-    // Whatever is left is taken too, so that only the reserve remains.
+    // Take all other connections, so that only the reserve is left.
     let mut taken = Vec::new();
     let refusal = eventually("no connection is left", || {
         let mut wire = world.wire();
@@ -144,12 +145,12 @@ fn calls_that_wait_on_every_connection_do_not_keep_daemon_stop_out() {
 }
 
 #[test]
-fn idle_and_half_open_connections_of_many_processes_refuse_no_newcomer() {
+fn idle_and_half_open_connections_keep_no_new_client_out() {
     let world = World::with_machines(&["a"]);
     let _idle = Crowd::start(&world, 10, 30, INFO);
     let _silent = Crowd::start(&world, 5, 30, "");
     let _half = Crowd::start(&world, 5, 30, "{\"jsonrpc\":");
-    // Within about a second, where they are not protected.
+    // Takes about a second: after that idle time, a connection that `connection_idle_max` does not protect may be closed.
     eventually("a newcomer is served", || {
         call(&world, &["list"]).status.success().then_some(())
     });
@@ -164,7 +165,7 @@ fn idle_and_half_open_connections_of_many_processes_refuse_no_newcomer() {
 }
 
 #[test]
-fn one_process_has_its_share_of_connections_and_others_are_served() {
+fn connections_per_process_are_limited_and_others_are_served() {
     let world = World::new()
         .set("connections_max_per_process", "3")
         .machines(&["a"])
@@ -177,7 +178,7 @@ fn one_process_has_its_share_of_connections_and_others_are_served() {
     assert_eq!(refusal["error"]["data"]["retryable"], true);
     let output = call(&world, &["list"]);
     assert!(output.status.success(), "{}", said(&output));
-    // In the client's own framing.
+    // The refusal has the framing of the client.
     let mut refused = world.wire();
     refused.send(format!(
         "POST / HTTP/1.1\r\nhost: orbd\r\ncontent-length: {}\r\n\r\n{INFO}",
@@ -192,7 +193,7 @@ fn one_process_has_its_share_of_connections_and_others_are_served() {
 }
 
 #[test]
-fn the_reserve_takes_daemon_calls_alone_until_there_is_room() {
+fn reserved_connections_accept_only_daemon_calls_until_there_is_room() {
     let world = World::new()
         .set("connections_max", "64")
         .machines(&["a"])
@@ -215,7 +216,7 @@ fn the_reserve_takes_daemon_calls_alone_until_there_is_room() {
 }
 
 #[test]
-fn a_request_that_is_not_completed_in_time_is_refused_and_closed() {
+fn incomplete_request_is_refused_at_the_request_timeout() {
     let world = World::new().set("request_timeout", "300ms").started();
     let mut silent = world.wire();
     let mut half_line = world.wire();
@@ -238,13 +239,13 @@ fn a_request_that_is_not_completed_in_time_is_refused_and_closed() {
     half_head.stream.read_to_string(&mut rest).expect("it is closed");
 }
 
-/// Returns the most memory that the daemon had, in KiB.
+/// Returns the peak memory of the daemon in KiB, or its current memory if the system reports no peak.
 fn memory(world: &World) -> u64 {
     resident_peak(world.pid()).unwrap_or_else(|| resident(world.pid()))
 }
 
-/// Writes a message to each connection without reading, until none takes more for a while. Another client is served between, which also gives
-/// the daemon its turn.
+/// Writes a message to each connection without reading, until no connection has accepted data for a while. Serves
+/// another client in between, which also gives the daemon time to run.
 fn flood(world: &World, streams: &mut [UnixStream], message: &[u8]) {
     let mut other = world.client();
     let mut sent = vec![0; streams.len()];
@@ -272,7 +273,7 @@ fn line(method: &str, params: &Value) -> Vec<u8> {
     format!("{request}\n").into_bytes()
 }
 
-/// What hostile clients send without ever reading, with what it is.
+/// Messages of hostile clients that never read, each with a description.
 fn hostile(world: &World) -> [(&'static str, Vec<u8>); 8] {
     let mut caller = world.client();
     let zeros = caller.run("a", &["head", "-c", "1048576", "/dev/zero"]).job_id;
@@ -312,7 +313,7 @@ fn hostile(world: &World) -> [(&'static str, Vec<u8>); 8] {
     ]
 }
 
-/// Sends each of them over so many connections, to a daemon of its own, and checks what that costs.
+/// Sends each hostile message over this many connections to a new daemon, and checks how much memory that takes.
 fn costs_at_most(connections: usize, kib: u64) {
     for index in 0..8 {
         let world = World::with_machines(&["a"]);
@@ -328,17 +329,17 @@ fn costs_at_most(connections: usize, kib: u64) {
 }
 
 #[test]
-fn one_connection_costs_bounded_memory_whatever_it_sends_and_never_reads() {
+fn one_hostile_connection_costs_bounded_memory() {
     costs_at_most(1, 32 << 10);
 }
 
 #[test]
-fn all_connections_together_cost_bounded_memory_whatever_they_send() {
+fn many_hostile_connections_cost_bounded_memory() {
     costs_at_most(60, 224 << 10);
 }
 
 #[test]
-fn calls_in_flight_of_a_connection_are_limited_also_in_batches() {
+fn calls_in_flight_per_connection_are_limited_even_in_batches() {
     let world = World::new().set("requests_max", "2").machines(&["a"]).started();
     let id = world.client().run_detached("a", &["cat", &world.gate("gate")]);
     let wait =
@@ -351,7 +352,7 @@ fn calls_in_flight_of_a_connection_are_limited_also_in_batches() {
     let mut batch = world.wire();
     batch.send(format!("{}\n", json!([wait(1), wait(2), wait(3)])));
     batch.request(4, "daemon.info", &json!({}));
-    // The calls that wait are there when a later connection was answered after them.
+    // The waiting calls have arrived once a later connection is answered.
     world.client().ok::<DaemonInfo>(json!({}));
     world.open_gate("gate");
     let first = one_by_one.receive().expect("an answer");
@@ -362,7 +363,7 @@ fn calls_in_flight_of_a_connection_are_limited_also_in_batches() {
 }
 
 #[test]
-fn input_beyond_what_a_connection_may_hold_is_refused_by_the_name_of_the_limit() {
+fn input_beyond_connection_bytes_max_is_refused_with_the_limits_name() {
     let world = World::new()
         .set("frame_max", "64KiB")
         .set("batch_max", "1")
@@ -389,7 +390,7 @@ fn input_beyond_what_a_connection_may_hold_is_refused_by_the_name_of_the_limit()
     assert_eq!(kind, "overloaded");
     assert!(message.contains("connection_bytes_max"), "{message}");
     assert_eq!(refusal["error"]["data"]["retryable"], true);
-    // What was accepted arrives, and makes room.
+    // The accepted input is delivered, which makes room.
     world.open_gate("gate");
     let answer = eventually("there is room", || {
         let answer = wire.call(
@@ -408,13 +409,13 @@ fn input_beyond_what_a_connection_may_hold_is_refused_by_the_name_of_the_limit()
 }
 
 #[test]
-fn what_others_hold_refuses_a_long_request_and_no_short_one() {
+fn exhausted_bytes_max_refuses_long_requests_but_no_short_ones() {
     let world = World::new()
         .set("bytes_max", "64KiB")
         .set("request_timeout", "2s")
         .machines(&["a"])
         .started();
-    // One such line takes the room of the longest, and there is no more.
+    // One such line takes the budget for a request of maximum length, and nothing is left.
     let mut holder = world.wire();
     holder.send(format!("{{{}", " ".repeat(1 << 20)));
     let long = "x".repeat(1 << 20);
@@ -437,7 +438,7 @@ fn what_others_hold_refuses_a_long_request_and_no_short_one() {
         assert_eq!(kind, "overloaded");
         assert!(message.contains("bytes_max"), "{message}");
     }
-    // The line is not completed in time, so others have its room.
+    // The line is not completed in time, so its memory becomes available to others.
     assert_eq!(
         error_of(&holder.receive().expect("it says why")).0,
         "invalid_request"

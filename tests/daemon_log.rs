@@ -1,5 +1,5 @@
-//! What is written down, and what never is: a secret that passes through orbd in every way that there is must be in no log, however
-//! much is logged, in no record and in no journal.
+//! Logs and secrets. A secret that passes through orbd in every possible way must appear in no log, at any log level,
+//! and in no record and no journal.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::ctl_suite::{ctl, ok};
 use crate::support::{World, eventually};
 
-/// The words of which nothing may be found, each from where it went in.
+/// Words that must not be found; each names the way it was passed in.
 struct Secrets(Vec<String>);
 
 impl Secrets {
@@ -23,20 +23,20 @@ impl Secrets {
         Self(Vec::new())
     }
 
-    /// Makes the next one.
+    /// Returns a new secret word.
     fn word(&mut self, place: &str) -> String {
         let word = format!("hush-{}-{place}", self.0.len());
         self.0.push(word.clone());
         word
     }
 
-    /// Says which of them are in a text, as they are or as the wire encodes bytes.
+    /// Returns the secrets that a text contains, plain or in the wire's base64.
     fn found_in(&self, text: &[u8]) -> Vec<&str> {
         self.0
             .iter()
             .filter(|word| {
                 let encoded = STANDARD.encode(word.as_bytes());
-                // What follows may share the last characters.
+                // The last base64 characters depend on the bytes that follow.
                 let encoded = encoded.trim_end_matches('=');
                 let encoded = &encoded[..encoded.len() - 1];
                 [word.as_bytes(), encoded.as_bytes()]
@@ -54,7 +54,7 @@ impl Secrets {
     }
 }
 
-/// Asks over HTTP, by hand.
+/// Sends a POST request by hand; returns the answer.
 fn post(socket: &Path, body: &Value) -> String {
     let mut stream = UnixStream::connect(socket).expect("it listens");
     let body = body.to_string();
@@ -69,7 +69,7 @@ fn post(socket: &Path, body: &Value) -> String {
     answer
 }
 
-/// Every file below a folder, with what is in it.
+/// Returns every file below a folder, with its content.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -83,7 +83,7 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Lets secrets pass through in every way that a caller has.
+/// Passes secrets in every way that a caller has.
 fn confide(world: &World) -> Secrets {
     let mut secrets = Secrets::new();
     let mut caller = world.client();
@@ -96,14 +96,14 @@ fn confide(world: &World) -> Secrets {
     caller.ok::<MachineRun>(run);
     let bytes = STANDARD.encode(secrets.word("bytes"));
     caller.ok::<MachineRun>(json!({"machine": "a", "command": ["cat"], "stdin_base64": bytes}));
-    // As it fails: nothing of it is told in an error that is logged.
+    // A command that fails: the logged error must not contain its args.
     caller.refused::<MachineRun>(
         json!({"machine": "a", "command": [secrets.word("program"), ""], "user": "a b"}),
     );
     caller.ok::<MachineRun>(json!({"machine": "a", "command": [secrets.word("unknown-program")]}));
     caller.ok::<ConfigSet>(json!({"key": "docker.node_name", "value": secrets.word("value")}));
     caller.refused::<ConfigSet>(json!({"key": "cpu", "value": secrets.word("wrong-value")}));
-    // Malformed and unknown, over both ways in.
+    // Malformed and unknown requests, over both framings.
     let mut wire = world.wire();
     wire.exchange(&format!("{{\"method\": \"{}\"", secrets.word("half-a-line")));
     let surplus = json!({"machine": "a", "command": ["true"], "surplus": secrets.word("surplus")});
@@ -119,7 +119,7 @@ fn confide(world: &World) -> Secrets {
         &json!({"jsonrpc": "2.0", "id": 2, "method": "machine.run", "params": [secrets.word("by-position")]}),
     );
     assert!(answer.contains("\"error\""), "{answer}");
-    // The command line, with a stream as input, and with the real tool in a place of the queue.
+    // The command line, with streamed stdin, and with the real tool under a lease.
     let argument = secrets.word("typed");
     let environment = format!("TOKEN={}", secrets.word("typed-environment"));
     let mut child = ctl(
@@ -154,7 +154,7 @@ fn confide(world: &World) -> Secrets {
 }
 
 #[test]
-fn nothing_that_is_secret_is_written_down_however_much_is_logged() {
+fn no_secret_is_logged_or_stored_at_any_log_level() {
     let mut world = World::new()
         .set("log_level", "trace")
         .set("log_format", "json")
@@ -170,7 +170,7 @@ fn nothing_that_is_secret_is_written_down_however_much_is_logged() {
     assert!(world.ended().success());
     let log = world.log();
     assert!(log.lines().count() > 20, "{log}");
-    // The search finds what is there: the stand-in writes down what it was told.
+    // A check of the search itself: the stand-in's ledger does contain the secrets.
     let ledger = fs::read(world.path("ledger.jsonl")).expect("a ledger");
     assert!(
         secrets.found_in(&ledger).len() > 5,
@@ -186,9 +186,9 @@ fn nothing_that_is_secret_is_written_down_however_much_is_logged() {
     }
 }
 
-/// What a line must have in common with every other about a job, also where it comes from deep below.
+/// Lines about a job name the job and its client, however deep in the code they are logged.
 #[test]
-fn every_line_is_an_object_and_whatever_is_about_a_job_names_it_and_its_client() {
+fn every_log_line_is_json_and_job_lines_name_the_job_and_its_client() {
     let world = World::new()
         .set("log_level", "debug")
         .set("log_format", "json")
@@ -201,8 +201,8 @@ fn every_line_is_an_object_and_whatever_is_about_a_job_names_it_and_its_client()
     let waiting = ok(&world, &["restart", "--detach", "a"]);
     caller.cancel(waiting.trim().parse().expect("an id"));
     caller.resume();
-    // Lines are written by a thread of their own.
-    let log = eventually("the end is written", || {
+    // A separate thread writes the lines.
+    let log = eventually("the last line is written", || {
         let log = world.log();
         let is_whole = log.ends_with('\n') && log.contains("\"cancelled\"");
         is_whole.then_some(log)
@@ -219,7 +219,7 @@ fn every_line_is_an_object_and_whatever_is_about_a_job_names_it_and_its_client()
         );
     }
     let about_jobs: Vec<&Value> = lines.iter().filter(|line| line["job_id"].is_u64()).collect();
-    for message in ["accepted", "started", "ended"] {
+    for message in ["job accepted", "job started", "job ended"] {
         assert!(
             about_jobs.iter().any(|line| line["message"] == message),
             "{message}: {log}"

@@ -1,4 +1,4 @@
-//! What is recorded and how it is read back: by a real daemon, its real helper, and the real command line.
+//! Metrics: what is recorded and how it is read back, with a real daemon, its real helper and the real command line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,7 +44,7 @@ fn record(id: u64, ended_ms: u64) -> OperationRecord {
     }
 }
 
-/// Puts records into a world's store before its daemon starts, which keeps at most so many.
+/// Stores records for a world before its daemon starts. The store keeps at most `history_max` records.
 fn seed(world: &World, history_max: u64, records: impl IntoIterator<Item = OperationRecord>) {
     let metrics = Metrics::start(Settings {
         folder: world.path("state/metrics"),
@@ -61,7 +61,7 @@ fn seed(world: &World, history_max: u64, records: impl IntoIterator<Item = Opera
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
-        // It is answered after everything before it was stored.
+        // The summary is answered after everything before it is stored.
         let stored = metrics.summary(SummaryRequest::default()).await;
         stored.expect("the store answers");
         assert_eq!(metrics.counters().dropped, 0);
@@ -96,12 +96,15 @@ fn export_writes_every_record_once_in_each_format() {
     let lines = ok(&world, &["metrics", "export"]);
     assert_eq!(ids(&lines), (0..RECORDS).collect::<Vec<_>>());
     let csv = ok(&world, &["metrics", "export", "--format", "csv"]);
-    assert!(csv.starts_with("job_id,operation,machine,job_class,client,"), "{csv}");
+    assert!(
+        csv.starts_with("job_id,operation,machine,job_class,client,"),
+        "{csv}"
+    );
     assert_eq!(csv.lines().count() as u64, RECORDS + 1);
     let page = ok(&world, &["metrics", "export", "--format", "prometheus"]);
     let counted = format!("orbd_operations_total{{operation=\"run\",machine=\"web\"}} {RECORDS}\n");
     assert!(page.contains(&counted), "{page}");
-    // A file that is there is replaced as a whole, and nothing else is left.
+    // An existing file is replaced in one step, and no temporary file is left.
     let home = world.path("home");
     fs::write(home.join("all.jsonl"), "old").expect("a file");
     assert_eq!(ok(&world, &["metrics", "export", "-o", "all.jsonl"]), "");
@@ -121,7 +124,7 @@ fn export_filters_by_time_machine_client_operation_and_outcome() {
     let world = World::new();
     let now = now_ms();
     let records = (0..1_000).map(|id| {
-        // One a second, the last one just now.
+        // One record per second; the last one ended just now.
         let mut record = record(id, now - (999 - id) * 1_000);
         if id % 10 == 0 {
             record.machine = "db".parse().ok();
@@ -155,7 +158,7 @@ fn export_filters_by_time_machine_client_operation_and_outcome() {
 #[test]
 fn failed_export_says_what_to_do_and_leaves_files_as_they_were() {
     let world = World::new();
-    // The store can neither be opened nor made.
+    // The store can be neither opened nor created.
     fs::create_dir_all(world.path("state")).expect("a folder");
     fs::write(world.path("state/metrics"), "").expect("a file");
     let world = world.started();
@@ -165,7 +168,7 @@ fn failed_export_says_what_to_do_and_leaves_files_as_they_were() {
         let output = call(&world, &["metrics", "export", "-o", file]);
         assert_ne!(output.status.code(), Some(0));
         assert!(
-            said(&output).contains("the metrics store cannot be used"),
+            said(&output).contains("the metrics store is unavailable"),
             "{}",
             said(&output)
         );
@@ -192,7 +195,7 @@ fn failed_export_says_what_to_do_and_leaves_files_as_they_were() {
             "{why}: {told}"
         );
     }
-    // What is no regular file is written to, not replaced.
+    // A target that is not a regular file is written to, not replaced.
     let output = call(
         &world,
         &["metrics", "export", "--format", "prometheus", "-o", "/dev/null"],
@@ -202,7 +205,7 @@ fn failed_export_says_what_to_do_and_leaves_files_as_they_were() {
 }
 
 #[test]
-fn export_over_http_refuses_a_bad_query_with_one_sentence() {
+fn export_over_http_refuses_an_invalid_query_with_one_sentence() {
     let world = World::new().started();
     let refused = |target: &str| match Download::get(&world.socket(), target, PATIENCE) {
         Err(DownloadError::Refused { status, message }) => (status, message),
@@ -243,7 +246,7 @@ fn summary_names_the_window_that_it_covers() {
     assert_eq!(table.lines().next(), Some("last 1.0 s"), "{table}");
     let table = ok(&world, &["metrics"]);
     assert_eq!(table.lines().next(), Some("all recorded operations"), "{table}");
-    // Only the last ten seconds are kept as records: the answer is that of whole hours, and says so.
+    // Only the last ten seconds are kept as records, so the answer covers whole hours and reports that.
     let summary = ok(&world, &["metrics", "--window", "2m", "--json"]);
     let summary: Value = serde_json::from_str(&summary).expect("JSON");
     assert_eq!(summary["resolution"], "hour");
@@ -261,7 +264,7 @@ fn summary_names_the_window_that_it_covers() {
         first.starts_with("last ") && first.contains(":00:00Z, instead of the last 2 min: "),
         "{table}"
     );
-    // The window may reach into the hour before.
+    // The window may reach into the previous hour.
     assert!(count >= 500, "{summary}");
 }
 
@@ -282,21 +285,21 @@ fn spawns_are_counted_exactly_however_fast_children_end() {
     }
     let mut caller = world.client();
     caller.ok::<MachineList>(json!({"max_age_ms": 0}));
-    // It looks whether the machine runs, and does no more.
+    // The machine runs already, so this only reads its state.
     caller.ok::<MachineStart>(json!({"machine": "a"}));
     let counted = caller.ok::<MetricsCounters>(json!({})).counters["spawns"];
     assert_eq!(counted, world.ledger().invocations.len() as u64);
 }
 
-/// Returns the helpers of a world's daemon.
+/// Returns the metrics helpers of a world's daemon.
 fn helpers(world: &World) -> Vec<u32> {
-    // The helper has an empty environment, so it is found by its parent.
+    // The helper's environment is empty, so it is found by its parent.
     let mut all = children_of(world.pid());
     all.retain(|pid| words_of(*pid).contains("--metrics-store"));
     all
 }
 
-/// Returns the files of the stores with their lengths and times.
+/// Returns the files of the stores, with their lengths and modification times.
 fn store_files(world: &World) -> BTreeSet<(PathBuf, u64, SystemTime)> {
     let mut found = BTreeSet::new();
     let mut folders = vec![world.path("state/metrics")];
@@ -323,7 +326,7 @@ fn polls_that_find_nothing_new_leave_no_record_and_start_no_helper() {
     let mut caller = world.client();
     caller.ok::<OrbstackStatus>(json!({}));
     caller.ok::<MachineList>(json!({}));
-    eventually("the helper was started and has left", || {
+    eventually("the helper has started and exited", || {
         let is_stored = caller.ok::<MetricsCounters>(json!({})).store == "closed";
         (is_stored && helpers(&world).is_empty() && world.path("state/metrics/store-1").exists())
             .then_some(())
@@ -333,14 +336,14 @@ fn polls_that_find_nothing_new_leave_no_record_and_start_no_helper() {
     let stored = store_files(&world);
     let polled = world.ledger().spawns("list");
     let mut subscriber = world.subscribed();
-    // The pause doubles after each: the last one comes three seconds after the first.
+    // The interval doubles after each poll: the last one comes three seconds after the first.
     eventually("six polls", || {
         assert!(helpers(&world).is_empty());
         (world.ledger().spawns("list") >= polled + 6).then_some(())
     });
     assert_eq!(records(&mut caller), recorded);
     assert_eq!(store_files(&world), stored);
-    // A poll that finds a change is recorded, once.
+    // A poll that finds a change is recorded once.
     assert!(world.sim(&["stop", "a"]).status.success());
     loop {
         let event = subscriber.receive().expect("an event");

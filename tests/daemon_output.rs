@@ -1,11 +1,11 @@
-//! Commands: their bytes in and out, their codes, and following them.
+//! Commands: stdin, output byte for byte, exit codes, and followers.
 
 use std::fs;
 use std::io::Write;
 
 use base64::Engine;
 use orbd::rpc::api::{JobFollow, JobInput, JobOutput, MachineRestart, MachineRun, MachineRunFollow};
-use orbd::rpc::types::{JobEvent, JobStateWord, Stream};
+use orbd::rpc::types::{JobEvent, JobStateWord, Stream, WaitReason};
 use serde_json::json;
 
 use crate::support::{
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn both_streams_come_back_byte_for_byte_also_when_they_are_long_and_binary() {
+fn long_binary_streams_come_back_byte_for_byte() {
     let world = World::with_machines(&["a"]);
     let mut random = Random::new(11);
     let (out, err) = (random.bytes(4 << 20), random.bytes(1 << 20));
@@ -32,7 +32,7 @@ fn both_streams_come_back_byte_for_byte_also_when_they_are_long_and_binary() {
         answer.next_offset <= 1 << 20,
         "an answer carries at most a mebibyte"
     );
-    assert!(answer.next_offset > 1 << 19, "and much of it");
+    assert!(answer.next_offset > 1 << 19, "the answer carries many bytes");
     let mut chunks = answer.output;
     chunks.extend(caller.output_from(answer.job_id, answer.next_offset, 300_000));
     assert_eq!(stream_of(&chunks, Stream::Stdout), out);
@@ -41,7 +41,7 @@ fn both_streams_come_back_byte_for_byte_also_when_they_are_long_and_binary() {
 }
 
 #[test]
-fn a_command_that_says_nothing_answers_with_nothing() {
+fn silent_command_has_empty_output() {
     let world = World::with_machines(&["a"]);
     let answer = world.client().run("a", &["true"]);
     assert_eq!(
@@ -51,7 +51,7 @@ fn a_command_that_says_nothing_answers_with_nothing() {
 }
 
 #[test]
-fn the_output_of_a_command_that_said_nothing_is_read_like_any_other() {
+fn empty_output_is_read_like_any_other() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let id = caller.run("a", &["true"]).job_id;
@@ -77,7 +77,7 @@ fn the_output_of_a_command_that_said_nothing_is_read_like_any_other() {
 }
 
 #[test]
-fn exit_codes_are_the_commands_own() {
+fn run_returns_the_commands_exit_code() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     for code in [0, 1, 2, 42, 126, 127, 128, 255] {
@@ -92,7 +92,7 @@ fn exit_codes_are_the_commands_own() {
 }
 
 #[test]
-fn input_arrives_as_it_was_given() {
+fn input_arrives_byte_for_byte() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let text = "zwölf\n\u{1f980} without an end";
@@ -105,15 +105,15 @@ fn input_arrives_as_it_was_given() {
     let answer = caller.ok::<MachineRun>(params);
     assert_eq!(stream_of(&answer.output, Stream::Stdout), bytes);
 
-    // Nothing given is end of file at once, not a terminal or the daemon's own input.
+    // Without input, the command reads end of file at once, not a terminal or the daemon's own stdin.
     assert_eq!(stdout_of(&caller.run("a", &["cat"])), "");
-    // A command that does not read its input is not failed for it.
+    // A command that does not read its input does not fail for that.
     let params = json!({"machine": "a", "command": ["true"], "stdin_base64": coded});
     assert_eq!(caller.ok::<MachineRun>(params).exit_code, Some(0));
 }
 
 #[test]
-fn input_can_follow_in_pieces_and_ends_when_it_is_said_to() {
+fn streamed_input_arrives_in_pieces_and_ends_at_eof() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let params = json!({"machine": "a", "command": ["cat"], "stdin_stream": true, "detach": true});
@@ -137,7 +137,7 @@ fn input_can_follow_in_pieces_and_ends_when_it_is_said_to() {
 }
 
 #[test]
-fn environment_directory_and_user_are_what_was_asked_for() {
+fn environment_folder_and_user_are_as_requested() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let strange = "a 'b' \"c\" $HOME `id` \\ * \n\ttab; & | \u{1f980}=x";
@@ -181,7 +181,11 @@ fn output_can_be_read_from_every_offset() {
         for most in [1, 7, 1 << 20] {
             let chunks = caller.output_from(answer.job_id, offset as u64, most);
             let rest: Vec<u8> = chunks.iter().flat_map(bytes_of).collect();
-            assert_eq!(rest, whole[offset..], "from {offset}, {most} at a time");
+            assert_eq!(
+                rest,
+                whole[offset..],
+                "from offset {offset}, {most} bytes at a time"
+            );
         }
     }
     let data = caller.refused::<JobOutput>(json!({"job_id": answer.job_id, "offset": whole.len() + 1}));
@@ -189,7 +193,7 @@ fn output_can_be_read_from_every_offset() {
 }
 
 #[test]
-fn output_is_there_while_the_command_still_runs() {
+fn output_is_readable_while_the_command_runs() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -216,7 +220,7 @@ fn output_of_a_job_that_waits_or_never_started_is_empty() {
         (answer.output.len(), answer.next_offset, answer.eof),
         (0, 0, false)
     );
-    // Whoever waits for output learns that there will be none.
+    // A client that waits for output gets an empty answer when the job is cancelled.
     let follower = world.background(move |caller| caller.output_from(id, 0, 1000).len());
     assert_eq!(caller.cancel(id), "never_started");
     assert_eq!(follower.join().expect("it is told"), 0);
@@ -224,7 +228,7 @@ fn output_of_a_job_that_waits_or_never_started_is_empty() {
 }
 
 #[test]
-fn whoever_waits_for_the_output_of_a_change_waits_for_its_end() {
+fn waiting_for_the_output_of_a_change_waits_for_its_end() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -238,14 +242,14 @@ fn whoever_waits_for_the_output_of_a_change_waits_for_its_end() {
     assert_eq!(
         wire.receive().expect("an answer")["id"],
         2,
-        "the first still waits"
+        "the first call still waits"
     );
     caller.resume();
     assert_eq!(wire.receive().expect("an answer")["result"]["eof"], true);
 }
 
 #[test]
-fn a_follower_is_told_what_happens_in_order() {
+fn follower_gets_events_in_order() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let params = serde_json::from_value(json!({
@@ -273,7 +277,7 @@ fn a_follower_is_told_what_happens_in_order() {
         job.outcome.as_ref().and_then(|outcome| outcome.exit_code),
         Some(3)
     );
-    // Somebody else may hear it all again, from wherever they like.
+    // Another client may follow the job again, from any offset.
     let params = serde_json::from_value(json!({"job_id": job.job_id, "offset": 3})).expect("parameters");
     let mut events = caller.0.subscribe::<JobFollow>(&params).expect("accepted");
     let mut bytes = Vec::new();
@@ -288,7 +292,7 @@ fn a_follower_is_told_what_happens_in_order() {
 }
 
 #[test]
-fn output_that_is_passed_through_reaches_its_follower_whole_and_only_the_last_of_it_is_kept() {
+fn passed_through_output_reaches_its_follower_whole_and_only_its_end_is_kept() {
     let world = World::with_machines(&["a"]);
     let all = Random::new(13).bytes(8 << 20);
     fs::write(world.path("out"), &all).expect("a file");
@@ -310,16 +314,16 @@ fn output_that_is_passed_through_reaches_its_follower_whole_and_only_the_last_of
         }
     };
     assert!(bytes == all);
-    // Whoever comes later is told what is gone, and reads the rest.
+    // A later reader gets a gap for the dropped part, and then the rest.
     let answer = caller.ok::<JobOutput>(json!({"job_id": job.job_id, "offset": 0}));
-    let gap = answer.gap.expect("the beginning is gone");
+    let gap = answer.gap.expect("the beginning is dropped");
     assert_eq!((gap.offset, gap.next_offset), (0, answer.next_offset));
     let rest = caller.output_from(job.job_id, gap.next_offset, 1 << 20);
     assert!(stream_of(&rest, Stream::Stdout) == all[usize::try_from(gap.next_offset).expect("small")..]);
 }
 
 #[test]
-fn a_follower_of_a_waiting_command_is_told_what_for() {
+fn follower_of_a_waiting_command_learns_what_it_waits_for() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -331,7 +335,9 @@ fn a_follower_of_a_waiting_command_is_told_what_for() {
         JobEvent::Accepted { .. }
     ));
     match events.next_event().expect("an event") {
-        JobEvent::Waiting { waiting_for } => assert_eq!(waiting_for.kind, "paused"),
+        JobEvent::Waiting { waiting_for } => {
+            assert!(matches!(waiting_for.reason, WaitReason::Paused { machine: None }));
+        }
         other => panic!("{other:?}"),
     }
     other.resume();
@@ -346,7 +352,7 @@ fn a_follower_of_a_waiting_command_is_told_what_for() {
 }
 
 #[test]
-fn whoever_gives_up_following_stops_the_command() {
+fn unfollow_cancels_the_command() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     let params = json!({"machine": "a", "command": ["sh", "-c", "echo $$; exec sleep 1000"]});
@@ -365,7 +371,7 @@ fn whoever_gives_up_following_stops_the_command() {
     eventually("the command is gone", || (!is_alive(pid)).then_some(()));
 }
 
-/// Reads what is kept of a job's output; returns it with the offset of its first byte.
+/// Reads the kept output of a job; returns it with the offset of its first byte.
 fn kept_output(caller: &mut Caller, id: u64) -> (u64, Vec<u8>) {
     let (mut first, mut offset, mut all) = (0, 0, Vec::new());
     loop {
@@ -384,7 +390,7 @@ fn kept_output(caller: &mut Caller, id: u64) -> (u64, Vec<u8>) {
 }
 
 #[test]
-fn full_disk_ends_no_command_and_no_change_and_the_newest_output_is_kept() {
+fn full_disk_fails_no_job_and_the_newest_output_is_kept() {
     let world = World::new().set("spool_max", "4MiB").machines(&["a"]);
     let Some(world) = world.with_small_disk("state/spool") else {
         return;
@@ -412,19 +418,19 @@ fn full_disk_ends_no_command_and_no_change_and_the_newest_output_is_kept() {
         );
         first
     };
-    // A disk that others have filled: what is kept is in memory.
+    // Another file has filled the disk: output is kept in memory.
     let filler = world.daemon_path("state/spool/filler");
     let mut file = fs::File::create(&filler).expect("a file on the small disk");
     while file.write_all(&[0; 4096]).is_ok() {}
     assert!(check(300_000, 32 << 10) > 0);
-    // Nor does it fail a change, whose output goes into files where there is room for them.
+    // Changes do not fail either: their output goes to files on a disk that has room.
     let restarted = world.client().ok::<MachineRestart>(json!({"machine": "a"}));
     assert_eq!(restarted.changed, Some(true));
-    // With room again, and without a restart, nothing is lost.
+    // Once there is room again, nothing is lost, without a restart.
     fs::remove_file(&filler).expect("it is there");
     drop(file);
     assert_eq!(check(50_000, 500_000), 0);
-    // Three times what the disk holds: the oldest output makes room.
+    // Three times what the disk holds: the oldest output is dropped.
     assert!(check(300_000, 512 << 10) > 0);
     assert!(!world.log().contains("bug in orbd"), "{}", world.log());
 }

@@ -1,4 +1,4 @@
-//! Order and limits, by the stand-in's ledger.
+//! Order and concurrency limits, checked against the stand-in's ledger.
 
 use std::sync::{Arc, Barrier};
 
@@ -6,13 +6,13 @@ use orbd::rpc::api::{
     DaemonHello, JobGet, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStart,
     MachineStop,
 };
-use orbd::rpc::types::JobStateWord;
+use orbd::rpc::types::{JobStateWord, WaitReason};
 use serde_json::json;
 
 use crate::support::{Caller, World, eventually, outcome_of};
 
 #[test]
-fn changes_of_one_machine_run_in_the_order_in_which_they_were_accepted() {
+fn changes_of_one_machine_run_in_order_of_acceptance() {
     let world = World::new()
         .latency("restart=20,stop=20")
         .machines(&["a"])
@@ -35,7 +35,7 @@ fn changes_of_one_machine_run_in_the_order_in_which_they_were_accepted() {
 }
 
 #[test]
-fn changes_of_different_machines_run_together() {
+fn changes_of_different_machines_run_in_parallel() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"hang\"")
         .machines(&["a", "b"])
@@ -52,7 +52,7 @@ fn changes_of_different_machines_run_together() {
     });
 }
 
-/// Lets changes loose at once and returns the most that ran together.
+/// Starts changes at once and returns the most that ran at the same time.
 fn most_together(world: &World, changes: impl FnOnce(&mut Caller) -> Vec<u64>) -> usize {
     let mut caller = world.client();
     caller.pause();
@@ -67,7 +67,7 @@ fn most_together(world: &World, changes: impl FnOnce(&mut Caller) -> Vec<u64>) -
 }
 
 #[test]
-fn as_many_changes_run_together_as_changes_max_says() {
+fn changes_max_limits_parallel_changes() {
     let names = ["a", "b", "c", "d", "e"];
     let world = World::new()
         .set("changes_max", "3")
@@ -87,7 +87,7 @@ fn as_many_changes_run_together_as_changes_max_says() {
 }
 
 #[test]
-fn as_many_machines_are_made_together_as_creates_max_says() {
+fn creates_max_limits_parallel_creates() {
     let world = World::new().latency("create=150").started();
     let most = most_together(&world, |caller| {
         ["a", "b", "c", "d"]
@@ -97,11 +97,11 @@ fn as_many_machines_are_made_together_as_creates_max_says() {
             })
             .to_vec()
     });
-    assert_eq!(most, 2, "the default");
+    assert_eq!(most, 2, "the default of creates_max");
 }
 
 #[test]
-fn as_many_commands_run_in_a_machine_as_exec_per_machine_says_and_the_next_knows_what_it_waits_for() {
+fn exec_per_machine_limits_commands_and_the_next_one_reports_its_wait() {
     let world = World::new()
         .set("exec_per_machine", "2")
         .machines(&["a", "b"])
@@ -116,10 +116,8 @@ fn as_many_commands_run_in_a_machine_as_exec_per_machine_says_and_the_next_knows
     let waiting = caller.job(ids[2]);
     assert_eq!(waiting.state, JobStateWord::Waiting);
     let waits_for = waiting.waiting_for.expect("it waits");
-    assert_eq!(
-        (waits_for.kind.as_str(), waits_for.limit.as_deref()),
-        ("limit", Some("exec_per_machine"))
-    );
+    let limit = "exec_per_machine".to_owned();
+    assert_eq!(waits_for.reason, WaitReason::Limit { limit });
     for gate in gates {
         world.open_gate(gate);
     }
@@ -129,7 +127,7 @@ fn as_many_commands_run_in_a_machine_as_exec_per_machine_says_and_the_next_knows
 }
 
 #[test]
-fn as_many_reads_run_together_as_queries_max_says() {
+fn queries_max_limits_parallel_reads() {
     let names = ["a", "b", "c", "d", "e"];
     let world = World::new()
         .set("queries_max", "2")
@@ -148,7 +146,7 @@ fn as_many_reads_run_together_as_queries_max_says() {
 }
 
 #[test]
-fn strictly_one_invocation_runs_at_a_time_and_looks_do_not_wait_for_their_own_job() {
+fn strict_runs_one_invocation_at_a_time_without_deadlock() {
     let world = World::new()
         .set("strict", "true")
         .latency("list=10,restart=10,run=10,start=10")
@@ -178,10 +176,10 @@ fn strictly_one_invocation_runs_at_a_time_and_looks_do_not_wait_for_their_own_jo
 }
 
 #[test]
-fn ten_equal_lists_at_once_cost_one_invocation() {
+fn ten_concurrent_equal_lists_start_one_invocation() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
-    // While it waits, every equal read joins it.
+    // While the first one waits, every equal read joins it.
     caller.pause();
     let calls: Vec<_> = (0..10).map(|_| world.background(Caller::machines)).collect();
     let waiting = caller.find("list", "", JobStateWord::Waiting);
@@ -196,7 +194,7 @@ fn ten_equal_lists_at_once_cost_one_invocation() {
 }
 
 #[test]
-fn a_read_that_runs_is_joined_too() {
+fn running_read_is_joined() {
     let world = World::new().latency("list=1500").machines(&["a"]).started();
     let mut caller = world.client();
     let first = world.background(Caller::machines);
@@ -207,7 +205,7 @@ fn a_read_that_runs_is_joined_too() {
 }
 
 #[test]
-fn whoever_waits_can_see_for_which_job_of_whom() {
+fn waiting_for_names_the_blocking_job_and_its_client() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut holder = world.client();
@@ -223,17 +221,24 @@ fn whoever_waits_can_see_for_which_job_of_whom() {
         .job
         .waiting_for
         .expect("it waits");
-    assert_eq!(waits_for.kind, "job");
-    assert_eq!(waits_for.job_id, Some(holding));
-    assert_eq!(waits_for.operation.as_deref(), Some("run"));
-    assert_eq!(waits_for.machine.as_deref(), Some("a"));
-    assert_eq!(waits_for.client.as_deref(), Some("holder"));
+    let WaitReason::Job {
+        job_id,
+        operation,
+        machine,
+        client,
+        ..
+    } = waits_for.reason
+    else {
+        panic!("{waits_for:?}");
+    };
+    assert_eq!((job_id, operation.as_str()), (holding, "run"));
+    assert_eq!((machine.as_deref(), client.as_str()), (Some("a"), "holder"));
     world.open_gate("gate");
     assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
 }
 
 #[test]
-fn a_command_behind_a_change_waits_for_it_and_not_for_one_elsewhere() {
+fn command_waits_only_for_changes_of_its_machine() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nmachine = \"a\"\nkind = \"hang\"")
         .machines(&["a", "b"])
@@ -246,5 +251,8 @@ fn a_command_behind_a_change_waits_for_it_and_not_for_one_elsewhere() {
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
     let data =
         caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"], "queue_timeout_ms": 50}));
-    assert_eq!(data.waiting_for.and_then(|holder| holder.job_id), Some(holding));
+    assert_eq!(
+        data.waiting_for.and_then(|waiting_for| waiting_for.job_id()),
+        Some(holding)
+    );
 }

@@ -1,4 +1,4 @@
-//! Reload: what a running daemon takes over from its configuration, what it does not, and what a mistake in it costs.
+//! Reload: which changed keys a running daemon applies, which need a restart, and what an invalid file causes.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{Caller, World, eventually, outcome_of};
 
-/// Describes a world whose daemon reads this file.
+/// Returns a world whose daemon reads a `config.toml` with this text.
 fn configured(text: &str) -> World {
     let world = World::new();
     let file = world.path("config.toml").display().to_string();
@@ -28,7 +28,7 @@ fn limit(caller: &mut Caller, name: &str) -> u64 {
     caller.ok::<DaemonInfo>(json!({})).limits[name]
 }
 
-/// Asks the daemon to reload as `kill -HUP` does.
+/// Makes the daemon reload with SIGHUP, as `kill -HUP` does.
 fn hang_up(world: &World) {
     let pid = i32::try_from(world.pid()).expect("a pid");
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
@@ -36,7 +36,7 @@ fn hang_up(world: &World) {
 }
 
 #[test]
-fn what_can_change_does_and_what_cannot_is_told() {
+fn reload_applies_what_it_can_and_lists_keys_that_need_a_restart() {
     let world = configured("grace = \"1s\"\n").started();
     let mut caller = world.client();
     let file = world.path("config.toml").display().to_string();
@@ -55,21 +55,25 @@ fn what_can_change_does_and_what_cannot_is_told() {
     });
     assert_eq!(answer, expected);
     assert_eq!(limit(&mut caller, "grace_ms"), 2000);
-    assert_eq!(limit(&mut caller, "frame_max_bytes"), 4 << 20, "what is in force");
+    assert_eq!(
+        limit(&mut caller, "frame_max_bytes"),
+        4 << 20,
+        "the values in force"
+    );
     let again = reload(&mut caller);
-    assert_eq!(again.applied, [], "it is in force already");
-    assert_eq!(again.needs_restart.len(), 1, "and this is not, still");
+    assert_eq!(again.applied, [], "applied by the first reload");
+    assert_eq!(again.needs_restart.len(), 1, "still needs a restart");
 }
 
 #[test]
-fn a_mistake_changes_nothing_and_is_told_with_its_place() {
+fn invalid_file_changes_nothing_and_is_reported_with_its_line() {
     let world = configured("queue_max = 600\n").started();
     let mut caller = world.client();
     rewrite(&world, "queue_max = 700\n\nquue_timeout = \"1s\"\n");
     let error = caller.call::<DaemonReload>(json!({})).expect_err("refused");
     assert_eq!(error.data.expect("data").kind, "config_invalid");
     let expected = format!(
-        "{}:3: there is no key `quue_timeout`; did you mean `queue_timeout`?",
+        "{}:3: unknown key `quue_timeout`; did you mean `queue_timeout`?",
         world.path("config.toml").display()
     );
     assert_eq!(error.message, expected);
@@ -84,7 +88,7 @@ fn a_mistake_changes_nothing_and_is_told_with_its_place() {
 }
 
 #[test]
-fn a_hang_up_reloads_and_what_the_command_line_says_stays() {
+fn sighup_reloads_and_command_line_values_keep_precedence() {
     let world = configured("queue_timeout = \"1m\"\ncache_max_age = \"30s\"\n")
         .set("cache_max_age", "20s")
         .started();
@@ -100,14 +104,14 @@ fn a_hang_up_reloads_and_what_the_command_line_says_stays() {
     eventually("the log says what is wrong", || {
         world
             .log()
-            .contains("the configuration is not valid")
+            .contains("invalid configuration; nothing was changed")
             .then_some(())
     });
     assert_eq!(limit(&mut caller, "queue_timeout_ms"), 120_000);
 }
 
 #[test]
-fn a_raised_limit_starts_what_waits_and_a_lowered_one_ends_nothing() {
+fn raised_limit_starts_waiting_jobs_and_lowered_one_ends_none() {
     let world = configured("exec_per_machine = 1\n").machines(&["a"]).started();
     let mut caller = world.client();
     let gates = ["one", "two", "three"].map(|name| world.gate(name));
@@ -127,7 +131,7 @@ fn a_raised_limit_starts_what_waits_and_a_lowered_one_ends_nothing() {
     assert_eq!(
         caller.job(third).state,
         JobStateWord::Waiting,
-        "one runs, and one may"
+        "one runs, and the limit is one"
     );
     world.open_gate("two");
     world.open_gate("three");
@@ -135,7 +139,7 @@ fn a_raised_limit_starts_what_waits_and_a_lowered_one_ends_nothing() {
 }
 
 #[test]
-fn how_old_an_answer_may_be_is_in_force_for_the_hottest_read_too() {
+fn reloaded_cache_max_age_applies_to_the_fastest_read_too() {
     let world = configured("cache_max_age = \"1d\"\n").machines(&["a"]).started();
     let mut caller = world.client();
     caller.machines();
@@ -148,7 +152,7 @@ fn how_old_an_answer_may_be_is_in_force_for_the_hottest_read_too() {
 }
 
 #[test]
-fn connections_beyond_a_lowered_number_stay_and_no_more_come() {
+fn lowered_connections_max_keeps_connections_and_refuses_new_ones() {
     let world = configured("connections_max = 3\nconnection_idle_max = \"1h\"\n").started();
     let mut first = world.client();
     let mut second = world.client();
@@ -168,7 +172,7 @@ fn connections_beyond_a_lowered_number_stay_and_no_more_come() {
 }
 
 #[test]
-fn the_log_level_changes_without_a_restart() {
+fn log_level_changes_without_a_restart() {
     let world = configured("log_level = \"warn\"\n");
     let mut command = world.daemon_command();
     command.env_remove("ORBD_LOG_LEVEL");
@@ -178,9 +182,13 @@ fn the_log_level_changes_without_a_restart() {
     rewrite(&world, "log_level = \"info\"\n");
     reload(&mut caller);
     reload(&mut caller);
-    let asked = || world.log().matches("asked to reload").count();
+    let asked = || world.log().matches("reload requested").count();
     eventually("the log says more", || (asked() > 0).then_some(()));
-    assert_eq!(asked(), 1, "the first two were asked for while it said less");
+    assert_eq!(
+        asked(),
+        1,
+        "the first two reloads were logged at a level that is not shown"
+    );
     daemon.kill().expect("ours");
     daemon.wait().expect("ours");
 }

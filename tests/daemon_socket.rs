@@ -1,4 +1,4 @@
-//! The socket: who may reach it, and who serves it.
+//! The socket: who may connect to it, and which daemon serves it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -18,7 +18,7 @@ fn mode(path: &std::path::Path) -> u32 {
 }
 
 #[test]
-fn nobody_else_can_reach_the_socket_or_read_what_is_kept() {
+fn socket_and_state_are_private_to_the_user() {
     let world = World::with_machines(&["a"]);
     world.client().run("a", &["true"]);
     assert_eq!(mode(&world.socket()), 0o600);
@@ -28,7 +28,7 @@ fn nobody_else_can_reach_the_socket_or_read_what_is_kept() {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
-            // The folder above keeps others out; a file that is moved or copied should not let them in either.
+            // The folder above keeps other users out; the files are private too, in case they are moved or copied.
             if path.is_dir() {
                 assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
                 folders.push(path);
@@ -40,7 +40,7 @@ fn nobody_else_can_reach_the_socket_or_read_what_is_kept() {
 }
 
 #[test]
-fn a_folder_of_the_socket_is_made_for_its_owner_alone() {
+fn missing_socket_folder_is_created_private() {
     let mut world = World::new();
     let socket = world.path("deep/er/orbd.sock");
     let mut command = world.daemon_command();
@@ -55,7 +55,7 @@ fn a_folder_of_the_socket_is_made_for_its_owner_alone() {
 }
 
 #[test]
-fn a_second_daemon_exits_without_a_fault_and_the_first_goes_on() {
+fn second_daemon_exits_with_success_and_the_first_keeps_serving() {
     let world = World::new().started();
     let first = world.client().ok::<DaemonInfo>(json!({}));
     let inode = fs::metadata(world.socket()).expect("it is there").ino();
@@ -69,7 +69,7 @@ fn a_second_daemon_exits_without_a_fault_and_the_first_goes_on() {
 }
 
 #[test]
-fn of_ten_daemons_started_at_once_one_serves() {
+fn one_of_ten_daemons_started_at_once_serves() {
     let mut world = World::new();
     let mut daemons: Vec<_> = (0..10)
         .map(|_| world.daemon_command().spawn().expect("it starts"))
@@ -95,7 +95,7 @@ fn of_ten_daemons_started_at_once_one_serves() {
 }
 
 #[test]
-fn a_socket_that_a_crash_left_is_replaced() {
+fn socket_left_by_a_crash_is_replaced() {
     let mut world = World::new().started();
     world.kill();
     assert!(world.socket().exists());
@@ -104,7 +104,7 @@ fn a_socket_that_a_crash_left_is_replaced() {
 }
 
 #[test]
-fn something_else_in_the_way_is_left_alone() {
+fn other_file_at_the_socket_path_is_left_alone() {
     let world = World::new();
     fs::write(world.socket(), "precious").expect("a file");
     let status = world.daemon_command().status().expect("it starts");
@@ -116,7 +116,7 @@ fn something_else_in_the_way_is_left_alone() {
 }
 
 #[test]
-fn a_socket_of_a_program_that_holds_no_lock_is_taken_over() {
+fn socket_of_a_program_without_the_lock_is_taken_over() {
     let mut world = World::new();
     let _stranger = UnixListener::bind(world.socket()).expect("a socket");
     world.start();
@@ -124,7 +124,7 @@ fn a_socket_of_a_program_that_holds_no_lock_is_taken_over() {
 }
 
 #[test]
-fn root_is_refused_unless_it_is_allowed() {
+fn root_is_refused_unless_allowed() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -137,6 +137,6 @@ fn root_is_refused_unless_it_is_allowed() {
         .expect("it starts");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("not as root"), "{said}");
+    assert!(said.contains("refusing to run as root"), "{said}");
     assert!(!world.socket().exists());
 }

@@ -1,4 +1,4 @@
-//! An `orbctl` that misbehaves: each trouble has its outcome, within its limit, and other machines go on.
+//! A misbehaving `orbctl`: each trouble has its outcome within its time limit, and other machines are not affected.
 
 use orbd::rpc::api::{
     DaemonInfo, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::{Caller, World, outcome_of, stream_of};
 
-/// Starts a daemon whose stand-in plays one trouble; other machines than `a` are spared.
+/// Starts a daemon over the machines `a` and `b`, whose stand-in plays one trouble at this command.
 fn trouble(command: &str, rest: &str) -> World {
     World::new()
         .set("grace", "200ms")
@@ -22,10 +22,10 @@ fn restart_a(caller: &mut Caller) -> ErrorData {
     caller.refused::<MachineRestart>(json!({"machine": "a", "run_timeout_ms": 300}))
 }
 
-/// Checks that nothing is left of a trouble with `a`.
-fn all_is_well(world: &World) {
+/// Checks that a trouble with `a` left nothing behind.
+fn assert_healthy(world: &World) {
     let mut caller = world.client();
-    caller.until_well();
+    caller.until_healthy();
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
     assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
     assert_eq!(
@@ -36,7 +36,7 @@ fn all_is_well(world: &World) {
 }
 
 #[test]
-fn a_change_that_hangs_is_ended_at_its_limit_and_its_outcome_is_unknown() {
+fn hanging_change_is_ended_at_its_timeout_with_an_unknown_outcome() {
     for kind in ["hang", "hang_hard"] {
         let world = trouble("restart", &format!("kind = \"{kind}\"\nmachine = \"a\""));
         let mut caller = world.client();
@@ -50,12 +50,12 @@ fn a_change_that_hangs_is_ended_at_its_limit_and_its_outcome_is_unknown() {
             (seen.stable, seen.machine_state.as_deref()),
             (true, Some("running"))
         );
-        all_is_well(&world);
+        assert_healthy(&world);
     }
 }
 
 #[test]
-fn a_read_that_hangs_is_ended_at_its_limit() {
+fn hanging_read_is_ended_at_its_timeout() {
     let world = World::new()
         .set("query_timeout", "1s")
         .set("grace", "200ms")
@@ -70,18 +70,18 @@ fn a_read_that_hangs_is_ended_at_its_limit() {
         (data.kind.as_str(), data.phase.as_deref()),
         ("deadline_exceeded", Some("running"))
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn a_panic_of_a_change_leaves_its_outcome_unknown() {
+fn panicking_change_has_an_unknown_outcome() {
     let world = trouble("restart", "kind = \"panic\"\nmachine = \"a\"");
     assert_eq!(restart_a(&mut world.client()).kind, "outcome_unknown");
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn a_panic_of_a_read_is_told_and_not_kept() {
+fn panicking_read_fails_and_is_not_cached() {
     let world = trouble("list", "kind = \"panic\"\ntimes = 1");
     let mut caller = world.client();
     let data = caller.refused::<MachineList>(json!({}));
@@ -89,42 +89,42 @@ fn a_panic_of_a_read_is_told_and_not_kept() {
         matches!(data.kind.as_str(), "orbctl_failed" | "orbctl_unavailable"),
         "{data:?}"
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn an_answer_that_cannot_be_read_is_called_that() {
+fn unreadable_orbctl_output_is_reported_as_such() {
     for (command, kind) in [("list", "garbage"), ("list", "list_half")] {
         let world = trouble(command, &format!("kind = \"{kind}\"\ntimes = 1"));
         let data = world.client().refused::<MachineList>(json!({}));
         assert_eq!(data.kind, "orbctl_output_unreadable");
-        all_is_well(&world);
+        assert_healthy(&world);
     }
     let world = trouble("info", "kind = \"garbage\"\ntimes = 1");
     let data = world.client().refused::<MachineInfo>(json!({"machine": "a"}));
     assert_eq!(data.kind, "orbctl_output_unreadable");
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn a_read_that_is_killed_says_by_which_signal() {
+fn killed_read_reports_the_signal() {
     let world = trouble("list", "kind = \"killed\"\ntimes = 1");
     let data = world.client().refused::<MachineList>(json!({}));
     assert_eq!((data.kind.as_str(), data.signal), ("orbctl_killed", Some(9)));
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn a_command_whose_orbctl_is_killed_says_by_which_signal() {
+fn killed_command_reports_the_signal() {
     let world = trouble("run", "kind = \"killed\"\nmachine = \"a\"\ntimes = 1");
     let params = json!({"machine": "a", "command": ["true"]});
     let data = world.client().refused::<MachineRun>(params);
     assert_eq!((data.kind.as_str(), data.signal), ("orbctl_killed", Some(9)));
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn a_change_that_is_refused_has_failed_with_what_orbctl_said() {
+fn refused_change_fails_with_orbctls_message() {
     let world = trouble(
         "restart",
         "kind = \"fail\"\ntext = \"no space left on the Mac\"\nexit = 7",
@@ -132,7 +132,7 @@ fn a_change_that_is_refused_has_failed_with_what_orbctl_said() {
     let data = world.client().refused::<MachineRestart>(json!({"machine": "a"}));
     assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(7)));
     assert!(data.stderr_tail.expect("a tail").contains("no space left"));
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
@@ -152,13 +152,13 @@ fn create_whose_orbctl_died_succeeds_with_a_warning_once_its_machine_runs() {
             "{warning}"
         );
         assert_eq!(caller.state_of("new").as_deref(), Some("running"));
-        assert_eq!(world.ledger().spawns("create"), 1, "never tried again");
+        assert_eq!(world.ledger().spawns("create"), 1, "the create is not repeated");
     }
 }
 
 #[test]
-fn a_change_that_is_settled_elsewhere_holds_its_lane_until_then() {
-    // The service takes its time after its client died.
+fn create_whose_orbctl_died_holds_its_lane_until_it_is_reconciled() {
+    // The service keeps working for a while after its client died.
     let world = World::new()
         .latency("create=900")
         .script("[[trouble]]\ncommand = \"create\"\nkind = \"made_though_client_died\"\nending = \"killed\"")
@@ -181,7 +181,7 @@ fn create_that_is_cut_short_is_unknown_if_a_machine_of_that_name_was_there_befor
     let data = world.client().refused::<MachineCreate>(params);
     assert_eq!(data.kind, "outcome_unknown");
     assert_eq!(data.observed.expect("looks").satisfied, Some(true));
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
@@ -195,15 +195,15 @@ fn command_that_orbctl_did_not_run_is_not_reported_as_the_guests_exit_code() {
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
     assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(1)));
     assert_eq!(data.stderr_tail.as_deref(), Some(text));
-    // It is at most suspect, so the next command is not refused.
+    // The failure is a suspect signal at most, so the next command is not refused.
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
-    // The ambiguity that is left: a guest that prints exactly this, and nothing else, is taken for orbctl.
+    // A known ambiguity: a guest that prints exactly this text, and nothing else, is taken for orbctl.
     let script = format!("echo '{text}' >&2; exit 1");
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["sh", "-c", script]}));
     assert_eq!((data.kind.as_str(), data.exit_code), ("orbctl_failed", Some(1)));
     let script = format!("echo '{text}' >&2; echo more; exit 1");
     assert_eq!(caller.run("a", &["sh", "-c", &script]).exit_code, Some(1));
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
@@ -222,12 +222,12 @@ fn machine_in_transition_is_reported_with_its_state_and_as_retryable() {
         (data.machine.as_deref(), data.machine_state.as_deref()),
         (Some("a"), Some("creating"))
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
-/// Each trouble takes three seconds before it strikes a change of `a`; within them a change and a command of `b` come and go.
+/// Each trouble affects a change of `a` after three seconds; meanwhile a change and a command of `b` finish.
 #[test]
-fn whatever_befalls_a_machine_others_go_on_meanwhile() {
+fn trouble_with_one_machine_does_not_delay_others() {
     let troubles = [
         ("hang", "outcome_unknown"),
         ("hang_hard", "outcome_unknown"),
@@ -261,25 +261,25 @@ fn whatever_befalls_a_machine_others_go_on_meanwhile() {
                     Err(error) => error.data.expect("every error has data").kind,
                 };
                 assert_eq!(told, expected, "{kind}");
-                all_is_well(&world);
+                assert_healthy(&world);
             });
         }
     });
 }
 
 #[test]
-fn a_slow_orbctl_is_waited_for() {
+fn slow_orbctl_is_waited_for() {
     let world = trouble("restart", "kind = \"slow\"\nms = 400");
     let mut caller = world.client();
     assert_eq!(
         caller.ok::<MachineRestart>(json!({"machine": "a"})).changed,
         Some(true)
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn the_box_of_a_waiting_update_harms_nothing() {
+fn update_banner_does_not_affect_answers() {
     let world = World::new()
         .script("[[trouble]]\nkind = \"banner\"")
         .machines(&["a", "b"])
@@ -292,11 +292,11 @@ fn the_box_of_a_waiting_update_harms_nothing() {
     );
     assert!(!caller.ok::<OrbstackVersion>(json!({})).version.is_empty());
     assert_eq!(caller.ok::<OrbstackStatus>(json!({})).status, "running");
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn what_is_new_or_missing_in_a_list_harms_nothing() {
+fn unknown_and_missing_keys_in_a_list_are_accepted() {
     for kind in ["unknown_keys", "missing_optional_keys"] {
         let world = World::new()
             .script(&format!(
@@ -310,12 +310,12 @@ fn what_is_new_or_missing_in_a_list_harms_nothing() {
             caller.ok::<MachineInfo>(json!({"machine": "a"})).machine.name,
             "a"
         );
-        all_is_well(&world);
+        assert_healthy(&world);
     }
 }
 
 #[test]
-fn a_state_that_nobody_knows_is_passed_on_and_holds_a_cut_change_unsettled() {
+fn unknown_machine_state_is_passed_on() {
     let world = World::new()
         .script(
             "[[trouble]]\ncommand = \"list\"\nkind = \"unknown_state\"\ntext = \"melting\"\nrecord = \"a\"",
@@ -326,14 +326,14 @@ fn a_state_that_nobody_knows_is_passed_on_and_holds_a_cut_change_unsettled() {
 }
 
 #[test]
-fn a_process_that_keeps_the_output_open_does_not_keep_the_job() {
+fn process_that_keeps_the_output_open_does_not_delay_the_job() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"list\"\nkind = \"grandchild\"\nms = 20000")
         .machines(&["a", "b"])
         .started();
     let mut caller = world.client();
     assert_eq!(caller.machines().len(), 2);
-    // A command in a machine that leaves something behind is the usual case.
+    // The usual case: a command in a machine leaves a process behind.
     let answer = caller.run("a", &["sh", "-c", "sleep 20 & echo done"]);
     assert_eq!(answer.exit_code, Some(0));
     assert_eq!(stream_of(&answer.output, Stream::Stdout), b"done\n");
@@ -341,7 +341,7 @@ fn a_process_that_keeps_the_output_open_does_not_keep_the_job() {
 }
 
 #[test]
-fn a_machine_that_does_not_exist_is_called_that() {
+fn missing_machines_and_taken_names_are_reported_as_such() {
     let world = trouble("update", "kind = \"fail\"");
     let mut caller = world.client();
     let data = caller.refused::<MachineStop>(json!({"machine": "nobody"}));
@@ -356,11 +356,11 @@ fn a_machine_that_does_not_exist_is_called_that() {
         (data.kind.as_str(), data.machine.as_deref()),
         ("machine_exists", Some("a"))
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }
 
 #[test]
-fn an_orbctl_that_is_not_there_is_called_that_and_found_again() {
+fn missing_orbctl_is_reported_and_found_once_it_exists() {
     let world = World::new().machines(&["a", "b"]);
     let place = world.path("orbctl");
     let world = world
@@ -373,10 +373,10 @@ fn an_orbctl_that_is_not_there_is_called_that_and_found_again() {
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
     assert_eq!(data.kind, "orbctl_unavailable");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &place).expect("a link");
-    assert_eq!(caller.machines().len(), 2, "the next call looks for it again");
+    assert_eq!(caller.machines().len(), 2, "the next call searches again");
     assert_eq!(
         caller.ok::<DaemonInfo>(json!({})).orbctl,
         Some(place.display().to_string())
     );
-    all_is_well(&world);
+    assert_healthy(&world);
 }

@@ -1,6 +1,8 @@
-//! Upgrade: the program is replaced under a running daemon. Clients reconnect; nothing runs twice and nothing stays unanswered.
+//! Upgrade: the program is replaced under a running daemon. Clients reconnect; nothing runs twice and no request stays
+//! unanswered.
 //!
-//! No second version can be built here. Another copy of the same program is another file, and the next process has another instance.
+//! The tests cannot build a second version. A copy of the same program is another file, and the next process is another
+//! instance.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests are the client of a lease, whose process it is"
@@ -38,7 +40,7 @@ fn info(caller: &mut Caller) -> DaemonInfoAnswer {
     caller.ok::<DaemonInfo>(json!({}))
 }
 
-/// Asks until the next instance of the daemon answers. The client reconnects by itself.
+/// Calls until the next instance of the daemon answers. The client reconnects by itself.
 #[track_caller]
 fn succeeded(caller: &mut Caller, before: &DaemonInfoAnswer) -> DaemonInfoAnswer {
     eventually("the next instance answers", || {
@@ -47,17 +49,17 @@ fn succeeded(caller: &mut Caller, before: &DaemonInfoAnswer) -> DaemonInfoAnswer
     })
 }
 
-/// Connects, which is when the daemon looks, until it tells of an upgrade like this.
+/// Connects, which makes the daemon check its binary, until the daemon reports an upgrade like this.
 #[track_caller]
 fn told(world: &World, wanted: impl Fn(&Upgrade) -> bool) -> Upgrade {
-    eventually("the daemon tells of an upgrade", || {
+    eventually("the daemon reports an upgrade", || {
         info(&mut world.client())
             .upgrade
             .filter(|upgrade| wanted(upgrade))
     })
 }
 
-/// Writes a program of these lines, and puts it where the daemon was started from.
+/// Writes a script and installs it as the daemon's program.
 fn install_script(world: &World, interpreter: &Path, script: &str) {
     let path = world.path("script");
     fs::write(&path, format!("#!{}\n{script}\n", interpreter.display())).expect("written");
@@ -68,7 +70,8 @@ fn sh() -> PathBuf {
     PathBuf::from("/bin/sh")
 }
 
-/// Reads to the end of a connection that the daemon closes for an upgrade; returns the answers by id, and how many requests were read.
+/// Reads until the daemon closes the connection for an upgrade; returns the answers by id, and how many requests the
+/// daemon read.
 #[track_caller]
 fn closed(wire: &mut Wire) -> (BTreeMap<u64, Value>, u64) {
     let mut answers = BTreeMap::new();
@@ -92,7 +95,7 @@ fn post(request: &Value) -> String {
     )
 }
 
-/// Sends a request over HTTP; returns its answer, and whether the connection goes on.
+/// Sends a request over HTTP; returns the answer, and whether the connection stays open.
 fn post_call(wire: &mut Wire, method: &str, params: &Value) -> (Value, bool) {
     wire.send(post(
         &json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}),
@@ -112,7 +115,7 @@ fn posted(wire: &mut Wire) -> (Value, bool) {
 }
 
 #[test]
-fn a_replaced_program_takes_over_with_the_same_pid_and_clients_reconnect() {
+fn new_program_takes_over_with_the_same_pid_and_clients_reconnect() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     caller.0.hello("steadfast").expect("it is greeted");
@@ -124,7 +127,8 @@ fn a_replaced_program_takes_over_with_the_same_pid_and_clients_reconnect() {
     let (answer, _) = post_call(&mut http, "daemon.info", &json!({}));
     assert_eq!(answer["result"]["instance"], before.instance, "{answer}");
     world.install(built());
-    // The daemon checks its program when a client connects. This one has sent nothing when the other program takes over.
+    // The daemon checks its binary when a client connects. This client has sent nothing when the new program takes
+    // over.
     let mut fresh = world.wire();
     let after = succeeded(&mut caller, &before);
     assert_eq!((after.pid, &after.socket), (before.pid, &before.socket));
@@ -135,7 +139,11 @@ fn a_replaced_program_takes_over_with_the_same_pid_and_clients_reconnect() {
     }
     assert!(http.is_closed());
     let id = caller.run_detached("a", &["true"]);
-    assert_eq!(caller.job(id).client.name, "steadfast", "it said hello again");
+    assert_eq!(
+        caller.job(id).client.name,
+        "steadfast",
+        "the client sent `daemon.hello` again"
+    );
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
 }
 
@@ -156,7 +164,7 @@ fn pipelined_requests_are_answered_or_counted_as_unread() {
             )
         })
         .collect();
-    // The upgrade may come before, amid or after these.
+    // The upgrade may happen before, during or after these writes.
     let _ = wire.stream.write_all(lines.concat().as_bytes());
     succeeded(&mut caller, &before);
     let (answers, requests_read) = closed(&mut wire);
@@ -189,7 +197,7 @@ fn half_a_request_counts_as_unread() {
     let after = succeeded(&mut caller, &before);
     let (answers, requests_read) = closed(&mut wire);
     assert_eq!((answers.len(), requests_read), (0, 0));
-    assert!(http.is_closed(), "nothing was begun, and nothing is answered");
+    assert!(http.is_closed(), "the request was neither started nor answered");
     let mut again = world.wire();
     again.send(first);
     again.send(second);
@@ -199,7 +207,7 @@ fn half_a_request_counts_as_unread() {
     );
 }
 
-/// A client in a loop without pauses. Each command carries a word that no other has.
+/// Runs a client in a loop without pauses. Each command has a unique arg.
 fn load(world: &World, over: &Arc<AtomicBool>, run: fn(&Path, &str)) -> JoinHandle<Vec<String>> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (over, socket) = (over.clone(), world.socket());
@@ -224,7 +232,7 @@ fn check_printed(answer: &Value, word: &str) {
     assert_eq!(stdout_of(&answer), format!("{word}\n"));
 }
 
-/// Runs a command with a new connection.
+/// Runs a command on a new connection.
 fn run_with_client(socket: &Path, word: &str) {
     let answer = Caller::connect(socket).run("b", &["echo", word]);
     assert_eq!(stdout_of(&answer), format!("{word}\n"));
@@ -239,7 +247,7 @@ fn run_pipelined(socket: &Path, word: &str) {
         for (id, word) in &open {
             let request =
                 json!({"jsonrpc": "2.0", "id": id, "method": "machine.run", "params": run_params(word)});
-            // Closed meanwhile, it says what was read before that.
+            // If the connection is closed meanwhile, its last message has the number of requests that were read.
             let _ = wire.stream.write_all(format!("{request}\n").as_bytes());
         }
         while !open.is_empty() {
@@ -249,7 +257,7 @@ fn run_pipelined(socket: &Path, word: &str) {
                 let read = usize::try_from(read).expect("few");
                 assert!(
                     sent[..read].iter().all(|id| !open.contains_key(id)),
-                    "all that was read is answered"
+                    "every request that was read is answered"
                 );
                 break;
             }
@@ -259,7 +267,7 @@ fn run_pipelined(socket: &Path, word: &str) {
     }
 }
 
-/// Runs a command over HTTP, again if the daemon says that nothing was begun.
+/// Runs a command over HTTP, and retries if the daemon reports that nothing was started.
 fn run_with_http(socket: &Path, word: &str) {
     loop {
         let mut wire = Wire::connect(socket);
@@ -271,8 +279,8 @@ fn run_with_http(socket: &Path, word: &str) {
 }
 
 #[test]
-fn clients_that_never_pause_do_not_delay_an_upgrade_for_ever() {
-    // New work is held back after half a minute, so this takes longer than that.
+fn busy_clients_do_not_delay_an_upgrade_forever() {
+    // The daemon holds back new jobs after half a minute, so this test takes longer than that.
     let world = World::new().installed().machines(&["a", "b"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -306,7 +314,7 @@ fn clients_that_never_pause_do_not_delay_an_upgrade_for_ever() {
 }
 
 #[test]
-fn one_upgrade_after_the_other_leaves_nothing_behind() {
+fn repeated_upgrades_leak_no_descriptors() {
     let world = World::new().installed().started();
     let mut caller = world.client();
     let count = || count_open(world.pid());
@@ -316,9 +324,9 @@ fn one_upgrade_after_the_other_leaves_nothing_behind() {
         world.install(built());
         drop(world.client());
         succeeded(&mut caller, &before);
-        // The connection that was only there to be noticed may still be on its way out.
+        // The connection that triggered the check may still be closing.
         let least = counts.iter().copied().min().unwrap_or(usize::MAX - 1);
-        counts.push(eventually("what is gone is closed", || {
+        counts.push(eventually("closed connections are noticed", || {
             let now = count();
             (now <= least + 1).then_some(now)
         }));
@@ -326,7 +334,7 @@ fn one_upgrade_after_the_other_leaves_nothing_behind() {
 }
 
 #[test]
-fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
+fn under_load_no_call_is_lost_and_a_change_ends_in_its_own_instance() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 4000\ntimes = 1")
         .installed()
@@ -354,7 +362,7 @@ fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
                 let mut kept = Caller::connect(&socket);
                 let mut runs = 0;
                 while !over.load(Ordering::Relaxed) {
-                    // Each of these panics when it is refused or has no answer.
+                    // Each of these panics if it is refused or not answered.
                     let mut fresh = Caller::connect(&socket);
                     fresh.machines();
                     kept.machines();
@@ -380,7 +388,7 @@ fn under_load_nothing_is_lost_and_a_change_ends_where_it_began() {
 }
 
 #[test]
-fn a_program_that_fails_its_preflight_is_refused_once_and_the_old_one_serves() {
+fn program_that_fails_preflight_is_refused_once_and_the_old_one_serves() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -394,15 +402,15 @@ fn a_program_that_fails_its_preflight_is_refused_once_and_the_old_one_serves() {
 
     let half = world.path("half");
     let whole = fs::read(built()).expect("it was built");
-    // What is missing of a longer piece may be what is only read when something fails.
+    // A longer piece might pass: the missing part may be code that only runs after a failure.
     fs::write(&half, &whole[..whole.len() / 20]).expect("written");
     world.install(&half);
     told(&world, |upgrade| {
         upgrade.state == "refused" && upgrade.reason.as_ref() != Some(&reason)
     });
-    // Lines come a moment after what they tell of: once the second warning is there, so is all of the first file's.
+    // Lines are written a moment later: once the second warning is there, all lines about the first file are, too.
     let warnings = || world.log().matches("failed its preflight").count();
-    eventually("the second is warned of", || (warnings() > 1).then_some(()));
+    eventually("the second warning is logged", || (warnings() > 1).then_some(()));
     assert_eq!(
         world.log().matches("this Mac is too old").count(),
         1,
@@ -424,7 +432,7 @@ fn a_program_that_fails_its_preflight_is_refused_once_and_the_old_one_serves() {
 }
 
 #[test]
-fn a_configuration_that_the_new_program_refuses_is_mended_and_looked_at_again() {
+fn upgrade_is_retried_after_an_invalid_configuration_is_fixed() {
     let world = World::new();
     let file = world.path("config.toml");
     fs::write(&file, "queue_max = 600\n").expect("written");
@@ -446,7 +454,7 @@ fn a_configuration_that_the_new_program_refuses_is_mended_and_looked_at_again() 
 }
 
 #[test]
-fn the_old_program_that_comes_back_takes_back_the_upgrade() {
+fn restoring_the_old_program_cancels_the_upgrade() {
     let world = World::new().installed().started();
     let mut caller = world.client();
     caller.pause();
@@ -455,9 +463,9 @@ fn the_old_program_that_comes_back_takes_back_the_upgrade() {
     world.install(built());
     let upgrade = told(&world, |upgrade| upgrade.state == "pending");
     let waits_for = upgrade.waits_for.expect("it says for what");
-    assert!(waits_for.contains("a pause of the queue"), "{waits_for}");
+    assert!(waits_for.contains("the queue to be resumed"), "{waits_for}");
     fs::rename(world.path("bin/old"), world.path("bin/orbd")).expect("it is back");
-    eventually("it is taken back", || {
+    eventually("the upgrade is cancelled", || {
         info(&mut world.client()).upgrade.is_none().then_some(())
     });
     caller.resume();
@@ -465,7 +473,7 @@ fn the_old_program_that_comes_back_takes_back_the_upgrade() {
 }
 
 #[test]
-fn a_lease_runs_on_over_an_upgrade_and_what_waits_behind_it_is_done_after_it() {
+fn lease_survives_an_upgrade_and_jobs_behind_it_run_afterwards() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let mut process = Command::new("sh")
@@ -485,7 +493,7 @@ fn a_lease_runs_on_over_an_upgrade_and_what_waits_behind_it_is_done_after_it() {
     succeeded(&mut caller, &before);
     let held = caller.job(promised);
     assert_eq!(held.state, JobStateWord::Waiting);
-    assert_eq!(held.waiting_for.and_then(|it| it.job_id), Some(lease.job_id));
+    assert_eq!(held.waiting_for.and_then(|it| it.job_id()), Some(lease.job_id));
     let mut stdin = process.stdin.take().expect("piped");
     writeln!(stdin, "0").expect("it reads");
     assert!(process.wait().expect("ours").success());
@@ -497,7 +505,7 @@ fn a_lease_runs_on_over_an_upgrade_and_what_waits_behind_it_is_done_after_it() {
 }
 
 #[test]
-fn a_follower_of_events_comes_back_to_another_instance() {
+fn event_follower_reconnects_to_another_instance_and_gets_a_gap() {
     let world = World::new().installed().started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -517,7 +525,7 @@ fn a_follower_of_events_comes_back_to_another_instance() {
 }
 
 #[test]
-fn whoever_waits_for_a_job_or_reads_what_it_wrote_is_not_interrupted() {
+fn upgrade_does_not_interrupt_waiters_and_output_readers() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -529,19 +537,19 @@ fn whoever_waits_for_a_job_or_reads_what_it_wrote_is_not_interrupted() {
     world.open_gate("gate");
     let ended = waiting.join().expect("it is told");
     assert_eq!(outcome_of(&ended), ("succeeded", ""));
-    // Whoever was told is given the time to fetch it.
+    // A client that was waiting gets time to fetch the output.
     let output = caller.output_from(id, 0, 3);
     assert_eq!(stream_of(&output, Stream::Stdout), b"go\nread\n");
     assert_eq!(info(&mut caller).instance, before.instance);
     succeeded(&mut caller, &before);
     assert!(
         caller.ok::<JobList>(json!({})).jobs.is_empty(),
-        "a new life knows no ended jobs"
+        "a new instance knows no ended jobs"
     );
 }
 
 #[test]
-fn a_program_that_cannot_be_executed_ends_the_daemon_so_that_another_is_started() {
+fn failed_exec_ends_the_daemon_so_that_another_can_be_started() {
     let mut world = World::new().installed().started();
     let interpreter = world.path("interpreter");
     std::os::unix::fs::symlink("/bin/sh", &interpreter).expect("a link");
@@ -561,7 +569,7 @@ fn a_program_that_cannot_be_executed_ends_the_daemon_so_that_another_is_started(
 }
 
 #[test]
-fn a_stop_that_comes_while_an_upgrade_is_pending_is_a_stop() {
+fn stop_during_a_pending_upgrade_stops_the_daemon() {
     let mut world = World::new().installed().started();
     let mut caller = world.client();
     caller.pause();
@@ -573,7 +581,7 @@ fn a_stop_that_comes_while_an_upgrade_is_pending_is_a_stop() {
 }
 
 #[test]
-fn input_that_is_streamed_reaches_its_command_while_an_upgrade_is_pending() {
+fn streamed_input_reaches_its_command_during_a_pending_upgrade() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -598,7 +606,7 @@ fn input_that_is_streamed_reaches_its_command_while_an_upgrade_is_pending() {
 }
 
 #[test]
-fn a_download_of_a_job_that_has_ended_is_waited_for() {
+fn upgrade_waits_for_a_running_download() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -632,7 +640,7 @@ fn a_download_of_a_job_that_has_ended_is_waited_for() {
 }
 
 #[test]
-fn whoever_waits_over_http_is_answered_before_the_upgrade() {
+fn http_waiter_is_answered_before_the_upgrade() {
     let world = World::new().installed().machines(&["a"]).started();
     let mut caller = world.client();
     let before = info(&mut caller);
@@ -652,7 +660,7 @@ fn whoever_waits_over_http_is_answered_before_the_upgrade() {
 }
 
 #[test]
-fn a_daemon_that_is_killed_while_it_executes_the_new_program_leaves_a_usable_socket() {
+fn daemon_killed_during_the_exec_leaves_a_usable_socket() {
     let mut world = World::new().installed().machines(&["a"]).started();
     let gate = world.gate("gate");
     let script = format!(
@@ -661,7 +669,7 @@ fn a_daemon_that_is_killed_while_it_executes_the_new_program_leaves_a_usable_soc
     install_script(&world, &sh(), &script);
     drop(world.client());
     let at_gate = world.at_gate("gate");
-    // Accepted by nobody: the new program has not come that far.
+    // No process accepts this connection: the new program has not started to serve.
     let mut waits = world.wire();
     waits.request(1, "daemon.info", &json!({}));
     world.kill();
@@ -673,7 +681,7 @@ fn a_daemon_that_is_killed_while_it_executes_the_new_program_leaves_a_usable_soc
 }
 
 #[test]
-fn a_daemon_that_is_started_with_a_socket_as_systemd_does_takes_it_over() {
+fn daemon_takes_over_a_socket_passed_as_by_systemd() {
     let mut world = World::new().installed();
     let listener = UnixListener::bind(world.socket()).expect("as systemd does");
     let command = world.daemon_command();
@@ -681,7 +689,7 @@ fn a_daemon_that_is_started_with_a_socket_as_systemd_does_takes_it_over() {
         .get_envs()
         .filter_map(|(name, value)| Some((name, value?)));
     let mut shell = Command::new("/bin/sh");
-    // A shell, because the variable has the number of the process that is not there yet.
+    // Through a shell, because `LISTEN_PID` is the number of the daemon's own process.
     shell
         .args([
             "-c",
@@ -705,5 +713,5 @@ fn a_daemon_that_is_started_with_a_socket_as_systemd_does_takes_it_over() {
     succeeded(&mut caller, &before);
     world.terminate();
     assert_eq!(world.ended().code(), Some(0));
-    assert!(world.socket().exists(), "it belongs to systemd");
+    assert!(world.socket().exists(), "the socket belongs to systemd");
 }

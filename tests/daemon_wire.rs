@@ -1,4 +1,4 @@
-//! The wire under clients that are wrong, rude or slow.
+//! The wire protocol with clients that are wrong, hostile or slow.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -25,7 +25,7 @@ fn still_works(wire: &mut Wire) {
 }
 
 #[test]
-fn whatever_is_not_a_request_is_answered_with_an_error_and_the_connection_goes_on() {
+fn invalid_requests_get_an_error_and_the_connection_stays_open() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     let parse = (-32700, "parse_error");
@@ -72,7 +72,7 @@ fn whatever_is_not_a_request_is_answered_with_an_error_and_the_connection_goes_o
 }
 
 #[test]
-fn deep_nesting_is_refused_and_not_climbed_into() {
+fn deep_nesting_is_refused_without_recursion() {
     let world = World::new().started();
     let mut wire = world.wire();
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
@@ -88,7 +88,7 @@ fn deep_nesting_is_refused_and_not_climbed_into() {
 }
 
 #[test]
-fn a_wrong_parameter_is_refused_by_its_name() {
+fn wrong_parameter_is_refused_by_name() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     for (method, params, field) in [
@@ -164,7 +164,7 @@ fn a_wrong_parameter_is_refused_by_its_name() {
 }
 
 #[test]
-fn ids_come_back_as_they_were_sent() {
+fn ids_come_back_as_sent() {
     let world = World::new().started();
     let mut wire = world.wire();
     for id in [
@@ -185,7 +185,7 @@ fn ids_come_back_as_they_were_sent() {
 }
 
 #[test]
-fn a_request_without_an_id_is_neither_answered_nor_carried_out() {
+fn request_without_an_id_is_neither_answered_nor_executed() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     wire.send("{\"jsonrpc\":\"2.0\",\"method\":\"machine.stop\",\"params\":{\"machine\":\"a\"}}\n");
@@ -196,7 +196,7 @@ fn a_request_without_an_id_is_neither_answered_nor_carried_out() {
 }
 
 #[test]
-fn a_batch_is_answered_as_one_with_the_errors_of_its_parts() {
+fn batch_gets_one_answer_with_an_error_per_failed_request() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     let answer = wire.exchange(
@@ -235,14 +235,14 @@ fn a_batch_is_answered_as_one_with_the_errors_of_its_parts() {
 }
 
 #[test]
-fn a_line_over_the_bound_is_refused_and_ends_that_connection_alone() {
+fn line_over_frame_max_is_refused_and_closes_only_its_connection() {
     let world = World::new().set("frame_max", "64KiB").started();
     let mut other = world.wire();
     let mut wire = world.wire();
     wire.stream.set_nonblocking(false).expect("a mode");
     let piece = vec![b' '; 16 << 10];
     let mut sent = 0;
-    // Without an end the daemon could not know where the next request begins.
+    // No line end follows, so the daemon could not find the beginning of the next request.
     while sent < 64 << 20 {
         match wire.stream.write(if sent == 0 { b"{" } else { &piece }) {
             Ok(count) => sent += count,
@@ -253,14 +253,14 @@ fn a_line_over_the_bound_is_refused_and_ends_that_connection_alone() {
     let answer = wire.receive().expect("it says why");
     assert_eq!(error_of(&answer), (-32600, "invalid_request"));
     still_works(&mut other);
-    // Just below the bound all is well.
+    // A request just below the limit is accepted.
     let name = "x".repeat(60 << 10);
     let answer = other.call(1, "machine.start", &json!({"machine": name}));
     assert_eq!(error_of(&answer).1, "invalid_params");
 }
 
 #[test]
-fn answers_come_when_they_are_ready_not_in_the_order_of_the_requests() {
+fn answers_come_when_they_are_ready_not_in_request_order() {
     let world = World::with_machines(&["a"]);
     let gate = world.gate("gate");
     let mut wire = world.wire();
@@ -291,7 +291,7 @@ fn clients_that_send_and_never_read_cost_bounded_memory() {
     for stream in &rude {
         stream.set_nonblocking(true).expect("a mode");
     }
-    // Until nobody takes any more, three times over.
+    // Until no connection accepts more data, three rounds in a row.
     let mut idle = 0;
     while idle < 3 {
         let mut wrote = 0;
@@ -302,16 +302,16 @@ fn clients_that_send_and_never_read_cost_bounded_memory() {
             }
         }
         idle = if wrote == 0 { idle + 1 } else { 0 };
-        // Another client is served between, which also gives the daemon its turn.
+        // Another client is served in between, which also gives the daemon time to run.
         assert_eq!(caller.machines().len(), 20);
     }
     let grown = resident(world.pid()).saturating_sub(before);
-    // Each may hold 64 KiB of answers, one answer beyond that, and what one read brought.
+    // Each connection may hold 64 KiB of answers, one answer beyond that, and the data of one read.
     assert!(grown < 24 << 10, "{grown} KiB for 64 connections");
 }
 
 #[test]
-fn more_connections_than_may_be_are_refused_with_a_reason() {
+fn connections_beyond_connections_max_are_refused_with_a_reason() {
     let world = World::new().set("connections_max", "3").started();
     let mut kept: Vec<Wire> = (0..3).map(|_| world.admitted()).collect();
     let mut refused = world.wire();
@@ -327,7 +327,7 @@ fn more_connections_than_may_be_are_refused_with_a_reason() {
 }
 
 #[test]
-fn an_idle_connection_makes_room_for_a_new_one_and_none_that_is_in_use_does() {
+fn idle_connection_makes_room_for_a_new_one_and_used_ones_stay() {
     let world = World::new()
         .set("connections_max", "5")
         .set("connection_idle_max", "100ms")
@@ -337,7 +337,7 @@ fn an_idle_connection_makes_room_for_a_new_one_and_none_that_is_in_use_does() {
     let command = json!({"machine": "a", "command": ["cat", world.gate("done")]});
     in_call.request(2, "machine.run", &command);
     let mut idle = world.admitted();
-    // All of these are in use, so the last has only the idle one's place.
+    // All of these are in use, so the last one can only replace the idle connection.
     for wire in &mut [(); 4].map(|()| world.subscribed()) {
         still_works(wire);
     }
@@ -350,7 +350,7 @@ fn an_idle_connection_makes_room_for_a_new_one_and_none_that_is_in_use_does() {
 }
 
 #[test]
-fn idle_http_connections_and_those_that_never_said_a_word_make_room_too() {
+fn idle_http_and_silent_connections_make_room_too() {
     let world = World::new()
         .set("connections_max", "4")
         .set("connection_idle_max", "100ms")
@@ -364,10 +364,10 @@ fn idle_http_connections_and_those_that_never_said_a_word_make_room_too() {
     assert!(kept_alive.receive().is_none());
 }
 
-/// A call that is always answered.
+/// A request that is always answered.
 const INFO: &str = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}";
 
-/// Sends one HTTP request and returns head and body.
+/// Sends one HTTP request; returns head and body.
 fn http(wire: &mut Wire, request: &str) -> (String, Vec<u8>) {
     wire.send(request);
     let head = wire.head();
@@ -405,7 +405,7 @@ fn post(body: &str) -> String {
 }
 
 #[test]
-fn http_posts_are_answered_on_one_connection_after_the_other() {
+fn one_http_connection_serves_several_posts() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     for id in 1..=3 {
@@ -430,7 +430,7 @@ fn http_posts_are_answered_on_one_connection_after_the_other() {
 }
 
 #[test]
-fn an_http_client_that_hangs_up_takes_its_command_with_it() {
+fn http_disconnect_cancels_the_command() {
     let world = World::with_machines(&["a"]);
     let mut wire = world.wire();
     let params = json!({"machine": "a", "command": ["sleep", "1000"]});
@@ -443,7 +443,7 @@ fn an_http_client_that_hangs_up_takes_its_command_with_it() {
 }
 
 #[test]
-fn a_jobs_output_is_a_plain_body() {
+fn job_output_over_http_is_a_plain_body() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     let bytes = Random::new(21).bytes(3 << 20);
@@ -452,7 +452,7 @@ fn a_jobs_output_is_a_plain_body() {
     let id = caller.run_detached("a", &["sh", "-c", &script]);
     let mut wire = world.wire();
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: orbd\r\n\r\n");
-    // While it runs or after: the body ends with the job.
+    // While the job runs or after it: the body ends when the job ends.
     let (head, body) = http(&mut wire, &get(&format!("/jobs/{id}/output?stream=stdout")));
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert!(body == bytes, "{} bytes", body.len());
@@ -478,7 +478,7 @@ fn a_jobs_output_is_a_plain_body() {
 }
 
 #[test]
-fn a_websocket_upgrade_is_refused_with_what_is_spoken() {
+fn websocket_upgrade_is_refused_with_the_supported_protocols() {
     let world = World::new().started();
     let mut wire = world.wire();
     let request = "GET / HTTP/1.1\r\nhost: orbd\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -488,13 +488,13 @@ fn a_websocket_upgrade_is_refused_with_what_is_spoken() {
     let text = String::from_utf8(body).expect("text");
     assert!(text.contains("newline-delimited JSON-RPC"), "{text}");
     assert!(text.contains("POST /"), "{text}");
-    // The connection goes on, as one of HTTP.
+    // The connection continues, with HTTP.
     let (head, _) = http(&mut wire, &post(INFO));
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
 }
 
 #[test]
-fn a_framing_that_only_begins_like_http_is_refused_with_what_is_spoken() {
+fn content_length_framing_is_refused_with_the_supported_protocols() {
     let world = World::new().started();
     let mut wire = world.wire();
     let (head, body) = http(
@@ -508,7 +508,7 @@ fn a_framing_that_only_begins_like_http_is_refused_with_what_is_spoken() {
 }
 
 #[test]
-fn other_paths_and_methods_of_http_are_refused_with_what_is_spoken() {
+fn other_http_paths_and_methods_are_refused_with_the_supported_ones() {
     let world = World::new().started();
     let mut wire = world.wire();
     for (line, status) in [
@@ -526,7 +526,7 @@ fn other_paths_and_methods_of_http_are_refused_with_what_is_spoken() {
 }
 
 #[test]
-fn a_post_has_the_errors_of_json_lines_with_their_data() {
+fn http_errors_have_the_same_data_as_json_lines() {
     let world = World::new().set("frame_max", "64KiB").started();
     let mut wire = world.wire();
     let subscribe = json!({"jsonrpc": "2.0", "id": 7, "method": "events.subscribe"}).to_string();
@@ -556,7 +556,7 @@ fn a_post_has_the_errors_of_json_lines_with_their_data() {
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
     assert_eq!(error_of(&answer[0]).1, "invalid_request", "{answer}");
     assert!(answer[1]["result"].is_object(), "{answer}");
-    // No answer is wanted.
+    // A notification has no answer.
     wire.send(post("{\"jsonrpc\":\"2.0\",\"method\":\"daemon.info\"}"));
     let head = wire.head();
     assert!(head.starts_with("HTTP/1.1 204"), "{head}");
@@ -576,22 +576,23 @@ fn a_post_has_the_errors_of_json_lines_with_their_data() {
 }
 
 #[test]
-fn a_client_of_another_protocol_is_told_which_one_is_older() {
+fn protocol_mismatch_names_the_older_side() {
     let world = World::new().started();
     let mut caller = world.client();
     let version = env!("CARGO_PKG_VERSION");
     for (protocol, mend) in [
-        (0, "the client is the older: update it"),
+        (0, "the client is older: update it"),
         (
             2,
-            "orbd is the older: once the new one is installed, run: orbd-ctl daemon restart",
+            "orbd is older: install the new version, then run `orbd-ctl daemon restart`",
         ),
     ] {
         let refused = caller.call::<DaemonHello>(json!({"client": "other", "protocol": protocol}));
         let error = refused.expect_err("refused");
         assert_eq!(error.data.expect("data").kind, "protocol_mismatch");
-        let versions =
-            format!("the client other speaks protocol {protocol}, orbd {version} speaks protocol 1; {mend}");
+        let versions = format!(
+            "client 'other' speaks protocol {protocol}, but orbd {version} speaks protocol 1; {mend}"
+        );
         assert!(error.message.starts_with(&versions), "{}", error.message);
     }
     let hello = caller.ok::<DaemonHello>(json!({"client": "new", "protocol": 1}));
@@ -601,7 +602,7 @@ fn a_client_of_another_protocol_is_told_which_one_is_older() {
 }
 
 #[test]
-fn a_last_request_without_a_line_end_is_answered_when_the_client_stops_sending() {
+fn last_request_without_a_line_end_is_answered_at_half_close() {
     let world = World::new().started();
     let mut wire = world.wire();
     wire.send("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}");

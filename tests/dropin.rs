@@ -1,5 +1,5 @@
-//! The drop-in against the bare stand-in: the same words get the same bytes, exit code and signals, and what is in the queue's
-//! interest besides.
+//! The drop-in compared with the bare stand-in: the same args give the same bytes, exit code and signals. The drop-in
+//! also takes part in the queue.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests call the tool as any program would, with the drop-in before it and without"
@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::ctl_suite::{call, ctl, said};
 use crate::support::{Random, World, eventually, is_alive, outcome_of, state_of};
 
-/// Ways to the tool: past orbd, and through the drop-in.
+/// Ways to call the tool: directly, and through the drop-in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Bare,
@@ -29,14 +29,14 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// Returns a folder of a world with `orbctl` and `orb` in it, which lead this way.
+    /// Returns a folder of a world whose `orbctl` and `orb` are links to the program for this way.
     pub(crate) fn folder(self, world: &World) -> PathBuf {
         let (name, program) = match self {
             Self::Bare => ("bare", env!("CARGO_BIN_EXE_orbctl-sim")),
             Self::DropIn => ("dropin", env!("CARGO_BIN_EXE_orbd-ctl")),
         };
         let folder = world.path(name);
-        // It may be there from the last call.
+        // The folder may exist since the last call.
         let _ = fs::create_dir(&folder);
         for name in ["orbctl", "orb"] {
             let _ = symlink(program, folder.join(name));
@@ -44,7 +44,7 @@ impl Way {
         folder
     }
 
-    /// Describes a call; its first word is the tool's name.
+    /// Describes a call; its first arg is the tool's name.
     pub(crate) fn command(self, world: &World, words: &[&str]) -> Command {
         let mut command = Command::new(self.folder(world).join(words[0]));
         let daemon = world.daemon_command();
@@ -68,13 +68,13 @@ fn line(text: &str) -> Vec<&str> {
     text.split(' ').filter(|word| !word.is_empty()).collect()
 }
 
-/// Says how a call went, for comparison: ids are new in every world.
+/// Returns stdout, stderr and exit status, for comparison.
 fn shown(output: &Output) -> (String, String, ExitStatus) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr), output.status)
 }
 
-/// What changes nothing, right and wrong.
+/// Calls that change nothing, valid and invalid.
 const HARMLESS: &str = "
     orbctl
     orbctl list
@@ -153,7 +153,7 @@ const HARMLESS: &str = "
 ";
 
 #[test]
-fn what_changes_nothing_prints_and_ends_the_same() {
+fn read_only_calls_print_and_exit_as_the_bare_tool() {
     let world = World::with_machines(&["a", "b"]);
     let lines: Vec<&str> = HARMLESS
         .lines()
@@ -161,19 +161,19 @@ fn what_changes_nothing_prints_and_ends_the_same() {
         .filter(|line| !line.is_empty())
         .collect();
     for text in &lines {
-        // A word with a blank in it is written with a tab.
+        // A tab is a blank within an arg.
         let words: Vec<String> = line(text).iter().map(|word| word.replace('\t', " ")).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| way.call(&world, &words));
         assert_eq!(shown(&ours), shown(&bare), "{text}");
     }
-    // That it was the drop-in: what it asked for is known to orbd.
+    // The calls went through the drop-in: orbd has jobs of its client name.
     let jobs = world.client().jobs();
     assert!(jobs.len() > lines.len() / 2, "{}", jobs.len());
     assert!(jobs.iter().all(|job| job.client.name == "orbctl"));
 }
 
-/// What changes something, each after the other.
+/// Calls that change something, made in this order.
 const CHANGES: &str = "
     orbctl create ubuntu b
     orbctl create ubuntu b
@@ -216,7 +216,7 @@ const CHANGES: &str = "
 ";
 
 #[test]
-fn what_changes_something_does_the_same_and_leaves_the_same() {
+fn changes_have_the_output_and_effect_of_the_bare_tool() {
     let worlds = [Way::Bare, Way::DropIn].map(|way| {
         let world = World::with_machines(&["a"]);
         fs::write(world.path("home").join("file"), "content\n").expect("a file");
@@ -225,7 +225,7 @@ fn what_changes_something_does_the_same_and_leaves_the_same() {
     for text in CHANGES.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let [bare, ours] = worlds.each_ref().map(|(way, world)| {
             let (stdout, stderr, status) = shown(&way.call(world, &line(text)));
-            // Each has a home of its own.
+            // Each world has a home of its own.
             let home = world.path("home").display().to_string();
             (stdout.replace(&home, "~"), stderr.replace(&home, "~"), status)
         });
@@ -268,7 +268,7 @@ fn megabytes_go_in_and_come_out_byte_for_byte() {
 }
 
 #[test]
-fn a_read_that_prints_no_text_is_passed_on_as_it_is() {
+fn non_text_output_of_a_read_is_passed_on_unchanged() {
     let world = World::new()
         .machines(&["a"])
         .script("[[trouble]]\ncommand = \"list\"\nkind = \"list_half\"")
@@ -292,7 +292,7 @@ fn a_read_that_prints_no_text_is_passed_on_as_it_is() {
     assert_eq!(ours.status.code(), Some(3));
 }
 
-/// Writes a shell script that stands for the tool.
+/// Writes a shell script that is used as the tool.
 pub(crate) fn program(world: &World, name: &str, script: &str) -> PathBuf {
     let path = world.path(name);
     let mut file = fs::File::create(&path).expect("a file");
@@ -303,7 +303,7 @@ pub(crate) fn program(world: &World, name: &str, script: &str) -> PathBuf {
     path
 }
 
-/// A world in which a script stands for the tool.
+/// Returns a world in which a script is used as the tool.
 fn with_tool(script: &str) -> World {
     let world = World::new();
     let tool = program(&world, "tool", script);
@@ -313,7 +313,7 @@ fn with_tool(script: &str) -> World {
 }
 
 #[test]
-fn the_tool_has_its_callers_folder_environment_words_and_open_files() {
+fn tool_gets_the_callers_folder_environment_args_and_open_files() {
     let world = with_tool("pwd; for word; do echo \"<$word>\"; done; cat <&3; echo ---; env | sort");
     let folder = world.path("here");
     fs::create_dir(&folder).expect("a folder");
@@ -354,7 +354,7 @@ fn the_tool_has_its_callers_folder_environment_words_and_open_files() {
         .get_envs()
         .filter_map(|(name, value)| value.map(|_| name.to_str().expect("text").to_owned()))
         .chain(["THIRD", "OWN", "PWD", "ORBD_JOB", "ORBD_DROPIN"].map(Into::into))
-        // A shell of ours adds it, not the drop-in.
+        // The shell of this test adds it, not the drop-in.
         .chain(environment.contains("\nSHLVL=").then(|| "SHLVL".into()))
         .chain(environment.contains("\nOLDPWD=").then(|| "OLDPWD".into()))
         .collect();
@@ -363,7 +363,7 @@ fn the_tool_has_its_callers_folder_environment_words_and_open_files() {
     assert_eq!(told, expected);
 }
 
-/// Starts a call whose command in the machine waits at a gate, and returns it with the tool's process.
+/// Starts a call whose command in the machine waits at a gate; returns it with the tool's process id.
 pub(crate) fn at_gate(world: &World, way: Way) -> (Child, u32) {
     let gate = world.gate(match way {
         Way::Bare => "gate-bare",
@@ -377,7 +377,7 @@ pub(crate) fn at_gate(world: &World, way: Way) -> (Child, u32) {
     let tool = eventually("the tool runs", || {
         world.ledger().of("run").get(before).map(|run| run.pid)
     });
-    // Held open: only a signal ends it.
+    // The gate is held open, so that only a signal ends the command.
     std::mem::forget(
         world.at_gate(
             Path::new(&gate)
@@ -400,7 +400,7 @@ pub(crate) fn end_of(child: &mut Child) -> ExitStatus {
 }
 
 #[test]
-fn a_signal_that_ends_the_tool_ends_the_drop_in() {
+fn signal_that_ends_the_tool_ends_the_drop_in() {
     for signal in [
         Signal::KILL,
         Signal::TERM,
@@ -420,7 +420,7 @@ fn a_signal_that_ends_the_tool_ends_the_drop_in() {
 }
 
 #[test]
-fn a_signal_to_the_drop_in_alone_is_the_tools() {
+fn signals_to_the_drop_in_reach_the_tool() {
     for signal in [
         Signal::TERM,
         Signal::INT,
@@ -442,7 +442,7 @@ fn a_signal_to_the_drop_in_alone_is_the_tools() {
 }
 
 #[test]
-fn when_the_tool_is_stopped_so_is_the_drop_in_and_both_go_on() {
+fn drop_in_stops_and_continues_with_the_tool() {
     let world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
     for _ in 0..2 {
@@ -460,7 +460,7 @@ fn when_the_tool_is_stopped_so_is_the_drop_in_and_both_go_on() {
 }
 
 #[test]
-fn whoever_reads_no_more_is_noticed_as_ever() {
+fn closed_stdout_ends_the_call_as_with_the_bare_tool() {
     let world = World::with_machines(&["a"]);
     let [bare, ours] = [Way::Bare, Way::DropIn].map(|way| {
         let mut child = way
@@ -475,7 +475,7 @@ fn whoever_reads_no_more_is_noticed_as_ever() {
         (some, status.code(), status.signal())
     });
     assert_eq!(ours, bare);
-    // What is passed on is written by the drop-in itself: it ends as programs do.
+    // The drop-in writes this output itself, and ends at a closed pipe as programs do.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let status = Way::DropIn
@@ -487,7 +487,7 @@ fn whoever_reads_no_more_is_noticed_as_ever() {
 }
 
 #[test]
-fn equal_reads_of_the_same_moment_share_one_run() {
+fn concurrent_equal_reads_share_one_run() {
     let world = World::new();
     let (first, second) = (world.gate("first"), world.gate("second"));
     let been = world.path("been").display().to_string();
@@ -522,11 +522,11 @@ fn equal_reads_of_the_same_moment_share_one_run() {
         let output = child.wait_with_output().expect("ours");
         assert_eq!(output.stdout, b"list -q\n", "{}", said(&output));
     }
-    assert_eq!(counters("spawns"), spawns + 1, "two for three");
+    assert_eq!(counters("spawns"), spawns + 1, "two runs for three calls");
 }
 
 #[test]
-fn what_is_known_is_told_only_to_those_who_accept_it_and_until_something_changes() {
+fn cached_answers_are_opt_in_and_end_with_the_next_change() {
     let world = World::with_machines(&["a"]);
     let spawns = || world.ledger().spawns("list");
     let list = |age: Option<&str>| {
@@ -543,22 +543,22 @@ fn what_is_known_is_told_only_to_those_who_accept_it_and_until_something_changes
     assert_eq!(list(Some("3600")), "a\n");
     assert_eq!(spawns(), 2);
     assert_eq!(list(Some("soon")), "a\n");
-    assert_eq!(spawns(), 3, "what makes no sense makes nothing old");
+    assert_eq!(spawns(), 3, "an invalid call invalidates nothing");
     assert!(
         Way::DropIn
             .call(&world, &["orbctl", "create", "ubuntu", "b"])
             .status
             .success()
     );
-    assert_eq!(list(Some("1h")), "a\nb\n", "what was changed is seen");
+    assert_eq!(list(Some("1h")), "a\nb\n", "the change is seen");
     assert_eq!(spawns(), 4);
     assert!(Way::DropIn.call(&world, &["orbctl", "nonsense"]).status.code() == Some(1));
     list(Some("1h"));
-    assert_eq!(spawns(), 5, "nobody knows what that did");
+    assert_eq!(spawns(), 5, "the effect of that call is unknown");
 }
 
 #[test]
-fn calls_on_one_machine_take_their_turns() {
+fn calls_on_one_machine_do_not_overlap() {
     let world = World::with_machines(&["a", "b"]);
     let words: [&[&str]; 6] = [
         &["orbctl", "restart", "a"],
@@ -580,7 +580,7 @@ fn calls_on_one_machine_take_their_turns() {
 }
 
 #[test]
-fn delete_with_f_waits_its_turn_and_cancels_nothing() {
+fn delete_with_f_waits_in_the_queue_and_cancels_nothing() {
     for delete in ["orbctl", "orbd-ctl"] {
         let world = World::new()
             .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\ntimes = 1")
@@ -615,7 +615,7 @@ fn delete_with_f_waits_its_turn_and_cancels_nothing() {
 }
 
 #[test]
-fn what_orbd_refuses_is_said_in_one_line_and_nothing_is_run() {
+fn refusal_is_one_line_and_runs_nothing() {
     let world = World::new().machines(&["a"]).set("queue_timeout", "1s").started();
     let check = |words: &[&str], says: &[&str]| {
         let before = world.ledger().lines();
@@ -632,7 +632,10 @@ fn what_orbd_refuses_is_said_in_one_line_and_nothing_is_run() {
     };
     // The command that it waits for never ends by itself.
     let (mut held, _) = at_gate(&world, Way::DropIn);
-    check(&["orbctl", "stop", "a"], &["gave up waiting for job", "run a"]);
+    check(
+        &["orbctl", "stop", "a"],
+        &["exceeded its queue timeout while waiting for job", "run a"],
+    );
     kill(held.id(), Signal::TERM);
     end_of(&mut held);
     world.client().ok::<QueueDrain>(json!({}));
@@ -641,8 +644,8 @@ fn what_orbd_refuses_is_said_in_one_line_and_nothing_is_run() {
 }
 
 #[test]
-fn a_call_from_inside_of_a_place_waits_for_nobody() {
-    // The command in `a` calls the drop-in, for the very machine that its own caller holds, and waits for it.
+fn call_from_inside_a_job_does_not_wait() {
+    // The command in `a` calls the drop-in for `a`, whose lane its own caller holds, and waits for the result.
     let world = World::new().machines(&["a"]);
     let dropin = Way::DropIn.folder(&world).join("orbctl").display().to_string();
     let (sim, socket) = (
@@ -658,7 +661,7 @@ fn a_call_from_inside_of_a_place_waits_for_nobody() {
     assert_eq!(world.truth(), [("a".to_owned(), "stopped".to_owned())]);
     let mut caller = world.client();
     assert_eq!(caller.find("other", "", JobStateWord::Ended).job_class, "session");
-    // The same where the daemon itself runs the command.
+    // The same if the daemon itself runs the command.
     assert!(
         Way::DropIn
             .call(&world, &["orbctl", "start", "a"])
@@ -668,7 +671,7 @@ fn a_call_from_inside_of_a_place_waits_for_nobody() {
     let ran = caller.run("a", &["true"]);
     assert_eq!(ran.exit_code, Some(0));
     assert_eq!(world.truth(), [("a".to_owned(), "stopped".to_owned())]);
-    // A marker that was left behind by a job that is over counts for nothing.
+    // The marker of a job that has ended is ignored.
     let over = caller.jobs()[0].job_id;
     let output = Way::DropIn
         .command(&world, &["orbctl", "start", "a"])
@@ -681,7 +684,7 @@ fn a_call_from_inside_of_a_place_waits_for_nobody() {
 }
 
 #[test]
-fn without_a_daemon_the_real_tool_runs_and_nothing_is_said() {
+fn without_a_daemon_the_real_tool_runs_silently() {
     let world = World::new().machines(&["a"]);
     for words in [
         &["orbctl", "list"][..],
@@ -704,7 +707,7 @@ fn without_a_daemon_the_real_tool_runs_and_nothing_is_said() {
 }
 
 #[test]
-fn copies_of_the_drop_in_do_not_call_each_other_for_ever() {
+fn copies_of_the_drop_in_do_not_call_each_other_forever() {
     let world = World::new();
     let copies = ["one", "two"].map(|folder| {
         let folder = world.path(folder);
@@ -728,11 +731,11 @@ fn copies_of_the_drop_in_do_not_call_each_other_for_ever() {
     let output = run(&[one, two]);
     assert_eq!(output.status.code(), Some(127), "{}", said(&output));
     assert!(said(&output).contains("orbd's own drop-in"), "{}", said(&output));
-    // A link beside it is passed over at once.
+    // A link to the drop-in on PATH is skipped at once.
     let links = Way::DropIn.folder(&world);
     let output = run(&[&links, one, two]);
     assert_eq!(output.status.code(), Some(127), "{}", said(&output));
-    // And the daemon that was told to use one says so.
+    // A daemon that is configured to use a copy of the drop-in reports that.
     let world = world
         .variable("ORBD_ORBCTL", one.join("orbctl").to_str().expect("text"))
         .started();
@@ -742,7 +745,7 @@ fn copies_of_the_drop_in_do_not_call_each_other_for_ever() {
 }
 
 #[test]
-fn the_links_are_made_shown_and_taken_away() {
+fn links_are_installed_shown_and_removed() {
     let world = World::with_machines(&["a"]);
     let home = world.path("home").join(".orbd/bin");
     let status = |first: bool| {
@@ -803,7 +806,7 @@ fn the_links_are_made_shown_and_taken_away() {
 }
 
 #[test]
-fn a_wait_is_told_to_those_who_ask() {
+fn verbose_mode_reports_a_wait() {
     let world = World::with_machines(&["a"]);
     let (mut held, _) = at_gate(&world, Way::DropIn);
     let mut stop = Way::DropIn
@@ -821,7 +824,7 @@ fn a_wait_is_told_to_those_who_ask() {
 }
 
 #[test]
-fn what_is_cancelled_ends_the_call_and_says_why() {
+fn cancelled_job_ends_the_call_with_the_reason() {
     let world = World::with_machines(&["a"]);
     let (mut child, _) = at_gate(&world, Way::DropIn);
     let mut caller = world.client();

@@ -31,7 +31,7 @@ enum Call {
 
 const CALLS: [Call; 4] = [Call::Run, Call::StartThatHangs, Call::FollowLogs, Call::Push];
 
-/// What its caller does to it.
+/// What the caller does to the call at its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deadline {
     Send(Signal),
@@ -57,7 +57,7 @@ impl Call {
         matches!(self, Self::Run | Self::FollowLogs)
     }
 
-    /// Waits until the call has come to where it does not end.
+    /// Waits until the call has reached the point at which it hangs.
     fn until_under_way(self, world: &World, child: &mut Child) {
         let stdout = child.stdout.as_mut().expect("piped");
         match self {
@@ -78,7 +78,7 @@ impl Call {
     }
 }
 
-/// A world whose tool follows logs, and hangs in `push` and at the end of `start`.
+/// Returns a world whose tool follows logs, and hangs in `push` and at the end of `start`.
 fn world_of(call: Call) -> World {
     let world = World::new().machines(&["a"]).script(
         "[[trouble]]\ncommand = \"start\"\nkind = \"hang\"\nwhen = \"after\"\n\
@@ -99,7 +99,7 @@ fn world_of(call: Call) -> World {
 fn start(world: &World, way: Way, words: &[&str]) -> Child {
     let mut command = way.command(world, words);
     if way == Way::Bare {
-        // The same tool as behind orbd, with the same environment.
+        // The same tool that orbd uses, with the same environment.
         let mut bare = Command::new(world.path("tool"));
         bare.args(&words[1..]).env_clear();
         bare.envs(
@@ -116,7 +116,7 @@ fn start(world: &World, way: Way, words: &[&str]) -> Child {
     command.spawn().expect("it starts")
 }
 
-/// Lists what runs in a world beside its daemon, as words without the folder's name.
+/// Lists the processes of a world apart from its daemon: their args, without the folder's path.
 fn left(world: &World) -> Vec<String> {
     let folder = world.path("").display().to_string();
     let mut all: Vec<String> = world
@@ -135,11 +135,11 @@ struct Ended {
     code: Option<i32>,
     signal: Option<i32>,
     left: Vec<String>,
-    /// From the deadline to the exit and the end of both pipes.
+    /// Time from the deadline to the exit and the end of both pipes.
     took: Duration,
 }
 
-/// Plays one call to its end. `expected` is what it is to leave, where that is known.
+/// Runs one call to its end. `expected` lists the processes that it must leave, if that is known.
 fn play(way: Way, call: Call, deadline: Deadline, expected: Option<&[String]>) -> Ended {
     let world = world_of(call);
     let mut child = start(&world, way, &call.words(deadline));
@@ -164,7 +164,7 @@ fn play(way: Way, call: Call, deadline: Deadline, expected: Option<&[String]>) -
         Deadline::CloseThePipes => {
             drop(pipes);
             if !call.writes() {
-                // What writes nothing does not notice, and is ended by its caller in the end.
+                // A call that writes nothing does not notice closed pipes; in the end its caller kills it.
                 assert!(is_alive(child.id()), "{way:?} {call:?}");
                 kill(child.id(), Signal::KILL);
             }
@@ -240,7 +240,8 @@ fn closed_pipes_end_each_call_as_they_end_the_bare_tool() {
     compare(Deadline::CloseThePipes);
 }
 
-/// Not a test: `cargo test --features sim --test suite -- --ignored --nocapture --test-threads 1 deadline::figures`
+/// Not a test but a measurement:
+/// `cargo test --features sim --test suite -- --ignored --nocapture --test-threads 1 deadline::figures`
 #[test]
 #[ignore = "measures"]
 fn figures() {
@@ -263,7 +264,7 @@ fn figures() {
 }
 
 #[test]
-fn an_owner_that_is_killed_before_the_grant_leaves_nothing() {
+fn owner_killed_before_the_grant_leaves_nothing() {
     let world = World::with_machines(&["a"]);
     let mut caller = world.client();
     caller.pause();
@@ -278,7 +279,7 @@ fn an_owner_that_is_killed_before_the_grant_leaves_nothing() {
 }
 
 #[test]
-fn an_owner_that_is_killed_after_the_grant_takes_the_tool_with_it() {
+fn killing_the_owner_after_the_grant_ends_the_tool() {
     let world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
     let mut caller = world.client();
@@ -290,14 +291,14 @@ fn an_owner_that_is_killed_after_the_grant_takes_the_tool_with_it() {
 }
 
 #[test]
-fn an_owner_killed_while_orbd_is_down_takes_the_tool_with_it_at_the_next_start() {
+fn tool_of_an_owner_killed_while_orbd_is_down_ends_at_the_next_start() {
     let mut world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
     let id = world.client().find("run", "a", JobStateWord::Running).job_id;
     world.kill();
     kill(child.id(), Signal::KILL);
     end_of(&mut child);
-    assert!(is_alive(tool), "there was nobody to end it");
+    assert!(is_alive(tool), "no daemon ran that could end it");
     world.start();
     let mut caller = world.client();
     let stop = Way::DropIn
@@ -310,7 +311,7 @@ fn an_owner_killed_while_orbd_is_down_takes_the_tool_with_it_at_the_next_start()
 }
 
 #[test]
-fn an_owner_that_lives_over_a_crash_of_orbd_is_watched_by_the_next_instance() {
+fn next_instance_watches_an_owner_that_survived_a_crash_of_orbd() {
     let mut world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
     let id = world.client().find("run", "a", JobStateWord::Running).job_id;
@@ -326,7 +327,7 @@ fn an_owner_that_lives_over_a_crash_of_orbd_is_watched_by_the_next_instance() {
 }
 
 #[test]
-fn a_change_whose_owner_was_killed_is_reconciled() {
+fn change_whose_owner_was_killed_is_reconciled() {
     let world = world_of(Call::StartThatHangs);
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
@@ -344,7 +345,7 @@ fn a_change_whose_owner_was_killed_is_reconciled() {
 }
 
 #[test]
-fn orbd_ctl_that_is_killed_takes_its_tool_with_it() {
+fn killing_orbd_ctl_ends_its_tool() {
     let world = world_of(Call::Push);
     let file = world.path("home").join("file");
     let mut child = ctl(
@@ -361,23 +362,23 @@ fn orbd_ctl_that_is_killed_takes_its_tool_with_it() {
     let mut caller = world.client();
     let id = caller.find("push", "a", JobStateWord::Running).job_id;
     kill(child.id(), Signal::KILL);
-    // Both ends of its pipes: nothing holds them any more.
+    // Both pipes have ended: no process holds them any more.
     child.wait_with_output().expect("ours");
     assert_eq!(outcome_of(&caller.end_of(id)), ("interrupted", "job_interrupted"));
     assert!(!is_alive(tool));
 }
 
 #[test]
-fn a_hangup_that_its_caller_ignores_ends_neither_the_drop_in_nor_the_tool() {
+fn ignored_sighup_ends_neither_the_drop_in_nor_the_tool() {
     let world = World::new().machines(&["a"]);
     let gate = world.gate("gate");
-    // The stand-in passes a hangup on to its command, even where it was to be ignored.
+    // The stand-in passes SIGHUP on to its command even if it should ignore it, so this tool is a script.
     let tool = program(&world, "tool", &format!("exec cat {gate}"));
     let world = world
         .variable("ORBD_ORBCTL", tool.to_str().expect("text"))
         .started();
     let described = Way::DropIn.command(&world, &["orbctl"]);
-    // As `nohup` starts it, in a group of its own that gets the signal.
+    // Started as by `nohup`, in a process group of its own that gets the signal.
     let mut shell = Command::new("/bin/sh");
     let mut child = shell
         .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
@@ -409,7 +410,7 @@ fn a_hangup_that_its_caller_ignores_ends_neither_the_drop_in_nor_the_tool() {
 }
 
 #[test]
-fn a_lease_whose_connection_closed_is_released_on_another_one() {
+fn lease_can_be_released_on_another_connection() {
     let world = World::with_machines(&["a"]);
     let mut process = Command::new("sh")
         .args(["-c", "read go; exit 4"])
@@ -418,7 +419,7 @@ fn a_lease_whose_connection_closed_is_released_on_another_one() {
         .expect("a shell");
     let params = json!({"operation": "run", "machine": "a", "pid": process.id()});
     let id = world.client().ok::<LeaseAcquire>(params).job_id;
-    // That connection is closed, and this process, which owns the lease, lives.
+    // That connection is closed, and this process, which owns the lease, is alive.
     let mut caller = world.client();
     assert_eq!(caller.job(id).state, JobStateWord::Running);
     assert!(is_alive(process.id()));
@@ -431,7 +432,7 @@ fn a_lease_whose_connection_closed_is_released_on_another_one() {
     assert_eq!(ended.outcome.and_then(|outcome| outcome.exit_code), Some(4));
 }
 
-/// Reads what a call said on stderr, and how it ended.
+/// Returns what a call wrote to stderr, and the signal that ended it.
 fn last_words(mut child: Child) -> (String, Option<i32>) {
     let mut text = String::new();
     let mut stderr = child.stderr.take().expect("piped");
@@ -440,7 +441,7 @@ fn last_words(mut child: Child) -> (String, Option<i32>) {
 }
 
 #[test]
-fn a_change_that_orbd_ends_at_its_limit_says_so() {
+fn change_ended_at_its_run_timeout_reports_that() {
     let world = world_of(Call::StartThatHangs);
     let mut world = world.set("change_timeout", "1s");
     world.terminate();
@@ -451,13 +452,13 @@ fn a_change_that_orbd_ends_at_its_limit_says_so() {
     let id = world.client().find("start", "a", JobStateWord::Ended).job_id;
     assert_eq!(
         text,
-        format!("orbd: job {id} (start a) ran longer than its run timeout and was ended\n")
+        format!("orbd: job {id} (start a) exceeded its run timeout and was ended\n")
     );
     assert_eq!(signal, Some(Signal::TERM.as_raw()));
 }
 
 #[test]
-fn a_change_that_orbd_ends_on_a_cancel_says_so() {
+fn cancelled_change_reports_the_cancellation() {
     let world = world_of(Call::StartThatHangs);
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
@@ -473,7 +474,7 @@ fn a_change_that_orbd_ends_on_a_cancel_says_so() {
 }
 
 #[test]
-fn a_change_that_orbd_ends_for_a_forced_one_says_for_which() {
+fn change_ended_by_force_names_the_forcing_job() {
     let world = world_of(Call::StartThatHangs);
     let mut child = start(&world, Way::DropIn, &["orbctl", "start", "a"]);
     Call::StartThatHangs.until_under_way(&world, &mut child);
@@ -486,14 +487,14 @@ fn a_change_that_orbd_ends_for_a_forced_one_says_for_which() {
     assert!(stop.status.success(), "{}", said(&stop));
     let by = caller.find("stop", "a", JobStateWord::Ended).job_id;
     let (text, signal) = last_words(child);
-    let why = format!("job {id} (start a) was cancelled while it ran, by force of job {by} (stop a)");
+    let why = format!("job {id} (start a) was cancelled while it ran: preempted by job {by} (stop a)");
     assert!(text.starts_with(&format!("orbd: {why} of orbctl")), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
     assert_eq!(signal, Some(Signal::TERM.as_raw()));
 }
 
 #[test]
-fn orbd_ctl_says_why_orbd_ended_its_tool_and_what_came_of_it() {
+fn orbd_ctl_reports_why_its_tool_was_ended_and_the_outcome() {
     let world = World::new()
         .machines(&["a"])
         .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\n")
@@ -506,6 +507,6 @@ fn orbd_ctl_says_why_orbd_ended_its_tool_and_what_came_of_it() {
     .output()
     .expect("it starts");
     let text = said(&output);
-    assert!(text.contains("ran longer than its run timeout"), "{text}");
-    assert!(text.contains("was cut short"), "{text}");
+    assert!(text.contains("exceeded its run timeout"), "{text}");
+    assert!(text.contains("was interrupted"), "{text}");
 }

@@ -1,7 +1,8 @@
-//! Every form of `orbctl` and `orb` in `tests/data/dropin/forms.txt`, bare and through the drop-in, on equal inventories.
+//! Every form of `orbctl` and `orb` in `tests/data/dropin/forms.txt`, run bare and through the drop-in on equal
+//! inventories.
 //!
-//! Compared are stdout, stderr, exit code and the resulting inventory with the bare tool's, and what orbd recorded (lanes, class, what
-//! became stale) with the table, which was written by hand.
+//! Stdout, stderr, exit code and the resulting inventory must equal the bare tool's. What orbd recorded (lanes, class,
+//! invalidated scopes) must equal the table, which was written by hand.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start programs as a shell would"
@@ -21,7 +22,7 @@ use crate::support::{Caller, Wire, World};
 
 const TABLE: &str = include_str!("data/dropin/forms.txt");
 
-/// Daemons at work at the same time.
+/// Daemons that run at the same time.
 const WORKERS: usize = 4;
 
 /// One line of the table.
@@ -93,7 +94,7 @@ impl Pair {
         }
     }
 
-    /// Makes the inventory and the caller's folder what they are before each form.
+    /// Resets the inventory and the caller's folder to the template.
     fn reset(&self) {
         let folders = ["sim", "home"];
         for folder in folders {
@@ -105,7 +106,7 @@ impl Pair {
         );
     }
 
-    /// Returns what a form prints, how it ends and what it leaves.
+    /// Runs a form; returns its output, its exit status and what it leaves.
     fn play(&self, way: Way, words: &[String]) -> Played {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let output = way
@@ -121,12 +122,12 @@ impl Pair {
         }
     }
 
-    /// Reads the stand-in's state, without what is new in every run.
+    /// Reads the stand-in's state, without values that differ in every run.
     fn inventory(&self) -> Value {
         let bytes = fs::read(self.world.path("sim/state.json")).expect("a state");
         let mut state: Value = serde_json::from_slice(&bytes).expect("JSON");
         for machine in state["machines"].as_array_mut().expect("machines") {
-            // Of a machine that the form has made. Its name tells it apart.
+            // Values of a machine that the form created differ in every run; its name identifies it.
             let is_known = machine["name"]
                 .as_str()
                 .is_some_and(|name| ["web", "db", "old"].contains(&name));
@@ -138,7 +139,7 @@ impl Pair {
         state
     }
 
-    /// Plays a form both ways, and compares it with the table. Returns what is wrong.
+    /// Runs a form both ways and compares it with the table. Returns the differences.
     fn check(&mut self, form: &Form) -> Vec<String> {
         let words: Vec<String> = form
             .words
@@ -148,7 +149,7 @@ impl Pair {
         self.reset();
         let bare = self.play(Way::Bare, &words);
         self.reset();
-        // Everything is stale now; then the list alone is known.
+        // Everything is stale now; then only the list is cached.
         self.stale();
         self.caller.ok::<MachineList>(json!({}));
         let last = self.last_job();
@@ -178,7 +179,7 @@ impl Pair {
         wrong
     }
 
-    /// Puts the ids of machines in place of their names in braces.
+    /// Replaces machine names in braces by the machines' ids.
     fn with_ids(&self, word: &str) -> String {
         let bytes = fs::read(self.template.join("sim/state.json")).expect("a state");
         let state: Value = serde_json::from_slice(&bytes).expect("JSON");
@@ -199,7 +200,7 @@ impl Pair {
         self.caller.ok::<MetricsCounters>(json!({})).counters["cache_misses"]
     }
 
-    /// Returns what orbd recorded of the call since a job and a number of cache misses.
+    /// Returns what orbd recorded of a call, given the last job id and the number of cache misses before it.
     fn recorded(&mut self, form: &Form, last: u64, misses: u64) -> Form {
         let jobs: Vec<Job> = self.caller.ok::<JobList>(json!({"limit": 20})).jobs;
         let ours: Vec<Job> = jobs
@@ -211,9 +212,9 @@ impl Pair {
             [job] => Some(job),
             several => panic!("{}: {several:?}", form.words),
         };
-        // A read that has ended is not listed, but the cache could not answer it.
+        // A read that has ended is not listed, but it is a cache miss.
         let without = if self.misses() > misses { "query" } else { "none" };
-        // The job ended before the call returned, and with it all that it made stale.
+        // The job ended before the call returned, and so did all its invalidations.
         let stale = self.stale();
         Form {
             words: form.words.clone(),
@@ -223,7 +224,7 @@ impl Pair {
         }
     }
 
-    /// Makes everything stale, and returns what became stale between the last time and this one.
+    /// Invalidates everything, and returns what was invalidated since the last time.
     fn stale(&mut self) -> String {
         let mark = self.caller.ok::<CacheInvalidate>(json!({})).generation;
         let mut stale = BTreeSet::new();
@@ -242,7 +243,7 @@ impl Pair {
     }
 }
 
-/// What one call of the tool did.
+/// Result of one call of the tool.
 struct Played {
     stdout: String,
     stderr: String,
@@ -256,7 +257,7 @@ fn copy(from: [PathBuf; 2], to: &Path) {
     assert!(copied.expect("cp").success());
 }
 
-/// Writes lanes as the table has them.
+/// Formats lanes as the table has them.
 fn lanes(lanes: &[JobLane]) -> String {
     let words: Vec<String> = lanes
         .iter()
@@ -277,7 +278,7 @@ fn lanes(lanes: &[JobLane]) -> String {
     }
 }
 
-/// Writes a scope as the table has it.
+/// Formats a scope as the table has it.
 fn scope(event: &Value) -> Vec<String> {
     match event["scope"].as_str() {
         Some("machines") => {
@@ -292,7 +293,7 @@ fn scope(event: &Value) -> Vec<String> {
 }
 
 #[test]
-fn every_form_does_what_the_bare_tool_does_in_the_lanes_of_the_table() {
+fn every_form_matches_the_bare_tool_and_the_table() {
     let forms = table();
     assert!(forms.len() >= 150, "{}", forms.len());
     let wrong: Vec<String> = std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! Programs that have the terminal, through `orb` with the drop-in before it and without: a real shell in a real tmux, whose keys are
-//! pressed and whose screen is read. What a person sees must be the same.
+//! Programs that use the terminal, through `orb` with and without the drop-in: a real shell in a real tmux, whose keys
+//! are pressed and whose screen is read. Both ways must show the same.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests start a terminal as a person would"
@@ -13,7 +13,7 @@ use orbd::rpc::types::JobStateWord;
 use crate::dropin::Way;
 use crate::support::{World, eventually, has_program, outcome_of};
 
-/// A shell on a terminal, in which `orb` leads one way or the other.
+/// A shell on a terminal, in which `orb` is the bare tool or the drop-in.
 struct Terminal<'a> {
     world: &'a World,
     socket: String,
@@ -88,7 +88,7 @@ impl<'a> Terminal<'a> {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Waits until a line of the screen is this one, without what is written behind it.
+    /// Waits until a line of the screen ends with this text.
     #[track_caller]
     fn shows(&self, wanted: &str) {
         eventually(&format!("{wanted:?} on the screen"), || {
@@ -99,7 +99,7 @@ impl<'a> Terminal<'a> {
         });
     }
 
-    /// Asks the shell how the last command ended.
+    /// Returns the exit code of the last command, as the shell prints it.
     #[track_caller]
     fn code(&self) -> String {
         self.has_prompt();
@@ -113,7 +113,7 @@ impl<'a> Terminal<'a> {
         code
     }
 
-    /// Waits until the shell asks. What is typed before goes to the program that has the terminal, or to nobody.
+    /// Waits for the shell's prompt. Text that is typed earlier goes to the program that has the terminal, or is lost.
     #[track_caller]
     fn has_prompt(&self) {
         eventually("a prompt", || {
@@ -152,13 +152,13 @@ impl Drop for Terminal<'_> {
     }
 }
 
-/// Lets the same be done both ways, and returns what was seen each time.
+/// Does the same both ways, and returns what was seen each time.
 fn both<T>(act: impl Fn(&Terminal<'_>) -> T) -> [T; 2] {
     let world = World::with_machines(&["a"]);
     [Way::Bare, Way::DropIn].map(|way| {
         let seen = act(&Terminal::open(&world, way));
         if way == Way::DropIn {
-            // That it was the drop-in: orbd knows it, as a session.
+            // The call went through the drop-in: orbd has a session for it.
             let job = world.client().find("shell", "a", JobStateWord::Ended);
             assert_eq!(job.job_class, "session");
         }
@@ -169,7 +169,7 @@ fn both<T>(act: impl Fn(&Terminal<'_>) -> T) -> [T; 2] {
 const VIM: &str = "orb -m a vim -u NONE -N -n";
 
 #[test]
-fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
+fn editor_sees_the_terminal_size_and_its_changes() {
     if !(has_program("tmux", "tmux") && has_program("vim", "vim")) {
         return;
     }
@@ -177,7 +177,7 @@ fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
         terminal.types(VIM);
         terminal.shows("~");
         let size = |wanted: &str| {
-            // Asked anew: the editor may not have been told yet.
+            // Asked again each time: the editor may not know the new size yet.
             eventually(wanted, || {
                 terminal.press(&["Escape"]);
                 terminal.types(":echo 'size' &columns . 'x' . &lines");
@@ -198,7 +198,7 @@ fn an_editor_knows_the_size_of_its_terminal_and_how_it_changes() {
 }
 
 #[test]
-fn ctrl_z_stops_an_editor_and_fg_brings_it_back() {
+fn ctrl_z_stops_an_editor_and_fg_resumes_it() {
     if !(has_program("tmux", "tmux") && has_program("vim", "vim")) {
         return;
     }
@@ -235,7 +235,7 @@ fn counted(terminal: &Terminal<'_>) -> usize {
 }
 
 #[test]
-fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
+fn ctrl_c_ends_a_command_and_reaches_a_trap_exactly_once() {
     if !has_program("tmux", "tmux") {
         return;
     }
@@ -248,7 +248,7 @@ fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
             "orb -m a sh -c 'trap \"echo counted\" INT; echo re''ady; until read line; do :; done; exit 5'",
         );
         terminal.shows("ready");
-        // One after the other: signals of a kind that wait are one.
+        // One at a time: pending signals of a kind are delivered as one.
         for pressed in 1..=2 {
             terminal.press(&["C-c"]);
             eventually("it is counted", || (counted(terminal) >= pressed).then_some(()));
@@ -264,7 +264,7 @@ fn ctrl_c_ends_a_command_and_is_counted_once_by_one_that_goes_on() {
 }
 
 #[test]
-fn a_program_that_redraws_its_screen_does_so_until_it_is_told_to_end() {
+fn full_screen_program_runs_until_it_is_quit() {
     if !(has_program("tmux", "tmux") && has_program("top", "procps")) {
         return;
     }
@@ -280,7 +280,7 @@ fn a_program_that_redraws_its_screen_does_so_until_it_is_told_to_end() {
 }
 
 #[test]
-fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
+fn shell_in_a_machine_has_the_terminal_and_returns_its_exit_code() {
     if !has_program("tmux", "tmux") {
         return;
     }
@@ -295,7 +295,7 @@ fn a_shell_in_a_machine_has_the_terminal_and_ends_with_its_code() {
 }
 
 #[test]
-fn a_read_on_a_terminal_is_printed_by_the_tool_itself_and_recorded() {
+fn read_on_a_terminal_is_printed_by_the_tool_and_recorded() {
     if !has_program("tmux", "tmux") {
         return;
     }

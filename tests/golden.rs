@@ -1,4 +1,5 @@
-//! The golden pairs in `proto/examples`, each played over both framings, each time to a daemon of its own with the stand-in for `orbctl`.
+//! The golden examples in `proto/examples`. Each runs over both framings, each time with a new daemon and the stand-in
+//! as `orbctl`.
 //!
 //! `proto/README.md` describes the files. `ORBD_BLESS=1` rewrites the answers in them; placeholders stay.
 #![expect(
@@ -21,14 +22,14 @@ use serde_json::{Map, Value, json};
 use crate::published::is_blessing;
 use crate::schema::Published;
 
-/// Longer than any answer takes; a case that waits so long has failed.
+/// Longer than any answer takes; a case that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two tries of what may not be true yet.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Cases played at a time.
+/// Cases that run at the same time.
 const AT_ONCE: usize = 4;
 
-/// Kinds of errors that no example shows, each with the reason.
+/// Error kinds that no example shows, each with the reason.
 const NOT_SHOWN: [(ErrorKind, &str); 6] = [
     (
         ErrorKind::Internal,
@@ -110,7 +111,7 @@ fn every_kind_of_error_has_an_example_or_a_reason() {
         assert_ne!(
             shown.contains(kind.as_str()),
             excused,
-            "{} is to have either an example or a reason for having none",
+            "{} needs either an example or a reason for having none",
             kind.as_str()
         );
     }
@@ -134,7 +135,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/examples")
 }
 
-/// Returns every example, in order.
+/// Returns every example, sorted.
 fn files() -> Vec<PathBuf> {
     let list = |path: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(path).expect("proto/examples can be read");
@@ -145,7 +146,7 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-/// Returns the method that an example is about: the name of its folder.
+/// Returns the method that an example is about, which is the name of its folder.
 fn method_of(file: &Path) -> String {
     let folder = file
         .parent()
@@ -156,7 +157,7 @@ fn method_of(file: &Path) -> String {
 
 // ---- one case ---------------------------------------------------------------------------------------------------------------
 
-/// One file.
+/// One example file.
 struct Case {
     file: PathBuf,
     parts: Value,
@@ -182,7 +183,7 @@ impl Case {
         for part in parts.as_object().expect("an example is an object").keys() {
             assert!(
                 known.contains(&part.as_str()),
-                "{}: what is {part}?",
+                "{}: unknown part {part}",
                 file.display()
             );
         }
@@ -194,7 +195,7 @@ impl Case {
 
     fn play(&self, published: &Published) -> Result<(), String> {
         if !self.parts["about"].is_string() {
-            return Err("`about` says in one sentence what is shown".into());
+            return Err("`about` must be one sentence on what the example shows".into());
         }
         let mut daemon = Daemon::start(&self.parts)?;
         let played = self.converse(&mut daemon);
@@ -216,7 +217,7 @@ impl Case {
         self.play_by_post(published)
     }
 
-    /// Plays the request by POST: the answer is the same, but that there are no subscriptions.
+    /// Sends the request by POST. The answer is the same, except that there are no subscriptions.
     fn play_by_post(&self, published: &Published) -> Result<(), String> {
         let mut daemon = Daemon::start(&self.parts)?;
         let played = self.post(&mut daemon);
@@ -234,7 +235,7 @@ impl Case {
     }
 
     fn post(&self, daemon: &mut Daemon) -> Result<Value, String> {
-        let mut talk = self.set_up(daemon)?;
+        let talk = self.set_up(daemon)?;
         let (sent, _) = self.request(daemon)?;
         let mut stream = UnixStream::connect(&daemon.socket).map_err(|error| error.to_string())?;
         let request = format!(
@@ -245,14 +246,14 @@ impl Case {
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.write_all(request.as_bytes()))
             .map_err(|error| error.to_string())?;
-        self.during_compaction(daemon)?;
+        self.meanwhile(daemon)?;
         let mut answer = String::new();
         stream
             .read_to_string(&mut answer)
             .map_err(|error| error.to_string())?;
-        // What was begun on the other connection lives as long as that.
-        talk.send("")?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer of HTTP")?;
+        // Jobs that were started on the other connection run until that connection closes.
+        drop(talk);
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
         if !head.starts_with("HTTP/1.1 200") {
             return Err(answer);
         }
@@ -277,8 +278,8 @@ impl Case {
         Ok((request.to_string(), id))
     }
 
-    /// Carries out what happens between request and answer.
-    fn during_compaction(&self, daemon: &mut Daemon) -> Result<(), String> {
+    /// Runs the steps between request and answer.
+    fn meanwhile(&self, daemon: &mut Daemon) -> Result<(), String> {
         let Some(steps) = self.parts.get("meanwhile") else {
             return Ok(());
         };
@@ -289,12 +290,12 @@ impl Case {
         Ok(())
     }
 
-    /// Plays setup and request; returns the answer and what the subscription told.
+    /// Runs setup and request; returns the answer and the notifications of the subscription.
     fn converse(&self, daemon: &mut Daemon) -> Result<(Value, Vec<Value>), String> {
         let mut talk = self.set_up(daemon)?;
         let (sent, id) = self.request(daemon)?;
         talk.send(&sent)?;
-        self.during_compaction(daemon)?;
+        self.meanwhile(daemon)?;
         let response = if self.parts["request"].is_array() {
             talk.batch()?
         } else {
@@ -315,7 +316,7 @@ impl Case {
         Ok((response, heard))
     }
 
-    /// Checks what was asked and answered against the published description.
+    /// Checks request and answer against the published description.
     fn check_published(
         &self,
         published: &Published,
@@ -346,7 +347,8 @@ impl Case {
             published.check_component("ErrorObject", error)?;
             unpublished(&json!({ "$ref": "#/components/schemas/ErrorObject" }), error)?;
             let word = error["data"]["kind"].as_str().ok_or("an error without a kind")?;
-            let kind = ErrorKind::from_word(word).ok_or_else(|| format!("{word} is not in the table"))?;
+            let kind =
+                ErrorKind::from_word(word).ok_or_else(|| format!("{word} is not a known error kind"))?;
             if error["code"] != kind.code() {
                 return Err(format!("{word} has code {}, not {}", kind.code(), error["code"]));
             }
@@ -355,7 +357,7 @@ impl Case {
                 ErrorKind::ParseError | ErrorKind::InvalidRequest | ErrorKind::MethodNotFound
             );
             if !anywhere && !published.errors(method).iter().any(|other| other == word) {
-                return Err(format!("{name} is not published to answer {word}"));
+                return Err(format!("{name} is not published as answering with {word}"));
             }
             if kind == ErrorKind::InvalidParams {
                 return Ok(());
@@ -390,7 +392,7 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Writes a case with its parts in the order in which they happen.
+/// Formats a case with its parts in the order in which they happen.
 fn written(parts: &Value) -> String {
     let order = [
         "about",
@@ -424,9 +426,9 @@ struct Daemon {
     folder: tempfile::TempDir,
     child: Child,
     socket: PathBuf,
-    /// What steps saved, by name.
+    /// Values that steps saved, by name.
     saved: BTreeMap<String, Value>,
-    /// The process that `$child` names.
+    /// The process that `$child` names; `None` until a request uses it.
     named: Option<Child>,
 }
 
@@ -478,7 +480,7 @@ impl Daemon {
         })
     }
 
-    /// Carries out one step of a setup. A value to be saved that is not there yet is asked for again.
+    /// Runs one setup step. Repeats the request while a value to be saved is missing.
     fn step(&mut self, talk: &mut Talk, step: &Value) -> Result<(), String> {
         if step["end_child"] == true {
             return self.end_child();
@@ -497,7 +499,7 @@ impl Daemon {
             talk.send(&request.to_string())?;
             let answer = talk.answer(&json!("step"))?;
             if answer.get("error").is_some() {
-                return Err(format!("setup: {step} was answered {answer}"));
+                return Err(format!("setup: {step} got the answer {answer}"));
             }
             let mut is_complete = true;
             for (name, pointer) in step["save"].as_object().into_iter().flatten() {
@@ -510,13 +512,15 @@ impl Daemon {
                 return Ok(());
             }
             if started.elapsed() > PATIENCE {
-                return Err(format!("setup: {step} never told what it was to save: {answer}"));
+                return Err(format!(
+                    "setup: {step} did not return the value to save: {answer}"
+                ));
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// Fills saved values into a request.
+    /// Inserts saved values into a request.
     fn filled(&mut self, value: &Value) -> Result<Value, String> {
         if value.to_string().contains("\"$child\"") && self.named.is_none() {
             let child = Command::new("sleep")
@@ -536,15 +540,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends the daemon in order, and if that takes long, at once.
+    /// Ends the daemon with SIGTERM, and kills it if that takes too long.
     fn end(&mut self) {
         if self.named.is_some() {
-            // It may be gone already; a zombie is collected all the same.
+            // It may have exited already; this still reaps it.
             let _ = self.end_child();
         }
         if let Ok(None) = self.child.try_wait() {
             let pid = rustix::process::Pid::from_child(&self.child);
-            // One that is about to stop by itself may be gone by now.
+            // A daemon that is stopping by itself may be gone by now.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let started = Instant::now();
@@ -556,7 +560,7 @@ impl Daemon {
         }
     }
 
-    /// Returns the log, for a case that failed.
+    /// Returns the daemon's log, for a failed case.
     fn said(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -565,7 +569,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.end();
-        // What a case leaves running in its machines ends with them.
+        // End what a case leaves running in its machines.
         let cleaned = Command::new(env!("CARGO_BIN_EXE_orbctl-sim"))
             .arg("sim-cleanup")
             .env_clear()
@@ -576,7 +580,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Replaces strings `$name` by what the name stands for.
+/// Replaces strings `$name` by the values of the names.
 fn substitute(value: &Value, known: &dyn Fn(&str) -> Option<Value>) -> Value {
     match value {
         Value::String(text) => {
@@ -597,16 +601,16 @@ fn substitute(value: &Value, known: &dyn Fn(&str) -> Option<Value>) -> Value {
 
 // ---- the wire ---------------------------------------------------------------------------------------------------------------
 
-/// One connection that speaks JSON lines.
+/// One JSON-lines connection.
 struct Talk {
     stream: UnixStream,
     lines: BufReader<UnixStream>,
-    /// Notifications that came before they were asked for.
+    /// Notifications that arrived before a step waited for them.
     heard: VecDeque<Value>,
 }
 
 impl Talk {
-    /// Connects, as soon as the daemon listens.
+    /// Connects as soon as the daemon listens.
     fn open(socket: &Path) -> Result<Self, String> {
         let started = Instant::now();
         let stream = loop {
@@ -674,10 +678,10 @@ impl Talk {
 
 // ---- placeholders -----------------------------------------------------------------------------------------------------------
 
-/// Every placeholder.
+/// All placeholders.
 const PLACEHOLDERS: [&str; 6] = ["<any>", "<int>", "<id>", "<time>", "<ulid>", "<string>"];
 
-/// Compares an answer with what was written.
+/// Compares an answer with the expected one.
 fn compare(expected: &Value, actual: &Value, at: &str) -> Result<(), String> {
     match (expected, actual) {
         (Value::Object(wanted), Value::Object(given)) => {
@@ -702,7 +706,7 @@ fn compare(expected: &Value, actual: &Value, at: &str) -> Result<(), String> {
     }
 }
 
-/// Says whether a text with placeholders stands for a value.
+/// Returns whether a text with placeholders matches a value.
 fn stands_for(pattern: &str, value: &Value) -> bool {
     match (pattern, value) {
         ("<any>", _) => true,
@@ -712,7 +716,7 @@ fn stands_for(pattern: &str, value: &Value) -> bool {
     }
 }
 
-/// Says whether a text with placeholders in it matches a whole text.
+/// Returns whether a text with placeholders matches a whole text.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((at, placeholder)) = PLACEHOLDERS
         .iter()
@@ -730,7 +734,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         .any(|end| is_kind(placeholder, &rest[..end]) && matches(pattern, &rest[end..]))
 }
 
-/// Says whether a text is of a placeholder's kind.
+/// Returns whether a text has the form that a placeholder requires.
 fn is_kind(placeholder: &str, text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match placeholder {
@@ -747,13 +751,14 @@ fn is_kind(placeholder: &str, text: &str) -> bool {
     }
 }
 
-/// Writes an answer down: what was a placeholder and still stands for it stays one, and what is another each time becomes one.
+/// Returns an answer to be written to the file. Placeholders that still match stay, and values that differ in every run
+/// become placeholders.
 fn blessed(before: &Value, actual: &Value, name: &str, method: &str) -> Value {
     match actual {
         Value::Object(fields) => {
             let is_message = fields.contains_key("jsonrpc");
             let fields = fields.iter().map(|(name, value)| {
-                // A message's own id is the request's, and so the same each time.
+                // A message's own id is the request's, which is the same in every run.
                 let is_own_id = is_message && name == "id";
                 let name_here = if is_own_id { "" } else { name };
                 (name.clone(), blessed(&before[name], value, name_here, method))
@@ -774,7 +779,7 @@ fn blessed(before: &Value, actual: &Value, name: &str, method: &str) -> Value {
     }
 }
 
-/// Returns the placeholder for a value that is another each time, by its name.
+/// Returns the placeholder for a value that differs in every run, by the value's name.
 fn volatile(name: &str, value: &Value, method: &str) -> Option<String> {
     // The daemon's own version changes; that of the stand-in and of images does not.
     let name = if name == "version" && method.starts_with("daemon.") {
@@ -802,7 +807,7 @@ fn volatile(name: &str, value: &Value, method: &str) -> Option<String> {
     Some(placeholder.to_owned())
 }
 
-/// Puts placeholders for a job's number and an age into a sentence.
+/// Replaces a job's number and an age in a sentence by placeholders.
 fn with_numbers_open(text: &str) -> String {
     let mut open = text.to_owned();
     for before in ["job ", "accepted "] {
@@ -819,7 +824,7 @@ fn with_numbers_open(text: &str) -> String {
 }
 
 #[test]
-fn placeholders_stand_for_what_they_say_and_nothing_else() {
+fn placeholders_match_only_their_own_values() {
     let check = |pattern: &str, value: Value, expected: bool| {
         assert_eq!(stands_for(pattern, &value), expected, "{pattern} and {value}");
     };

@@ -1,4 +1,4 @@
-//! The test suite: one binary.
+//! The test suite, built as one binary.
 
 mod ctl_config;
 mod ctl_doctor;
@@ -14,6 +14,7 @@ mod daemon_crash;
 mod daemon_environment;
 mod daemon_events;
 mod daemon_extremes;
+mod daemon_health;
 mod daemon_jobs;
 mod daemon_lease;
 mod daemon_lifecycle;
@@ -23,7 +24,6 @@ mod daemon_metrics;
 mod daemon_output;
 mod daemon_queue;
 mod daemon_reload;
-mod daemon_sick;
 mod daemon_socket;
 mod daemon_trouble;
 mod daemon_upgrade;
@@ -34,6 +34,7 @@ mod dropin_deadline;
 mod dropin_forms;
 mod dropin_terminal;
 mod golden;
+mod language;
 mod orbctl_sim_suite;
 mod published;
 mod schema;

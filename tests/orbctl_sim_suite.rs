@@ -1,5 +1,5 @@
-//! The stand-in itself: against the recordings, under parallel use, in each kind of trouble, and
-//! as a fence around the host.
+//! Tests of the stand-in itself: against the recordings, under parallel use, with each kind of trouble, and for
+//! isolation from the host.
 #![expect(
     clippy::disallowed_methods,
     clippy::print_stderr,
@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Longer than anything here takes; a test that waits so long has failed.
+/// Longer than anything here takes; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A stand-in with a state directory of its own, cleaned even when its test panics.
+/// A stand-in with a state directory of its own, which is cleaned up even if its test panics.
 struct Sim {
     folder: tempfile::TempDir,
     variables: Vec<(&'static str, String)>,
 }
 
 impl Sim {
-    /// Machines are plain directories and nothing takes time.
+    /// Machines are plain directories and commands take no time.
     fn new() -> Sim {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir(folder.path().join("home")).expect("a home");
@@ -37,7 +37,7 @@ impl Sim {
             .with("ORBCTL_SIM_LATENCY", "0")
     }
 
-    /// Machines are isolated; None, said aloud, where that cannot be tried.
+    /// Machines are isolated. Returns `None`, and prints that the test is skipped, if this host cannot isolate them.
     fn isolated() -> Option<Sim> {
         if !cfg!(target_os = "linux") || !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: isolated machines need root on Linux");
@@ -83,14 +83,14 @@ impl Sim {
         self.command(words).output().expect("the stand-in starts")
     }
 
-    /// Runs what must succeed and gives its stdout.
+    /// Runs a command that must succeed; returns its stdout.
     fn ok(&self, words: &[&str]) -> String {
         let output = self.run(words);
         assert!(output.status.success(), "{words:?}: {output:?}");
         text(&output.stdout)
     }
 
-    /// Calls the stand-in by the other name of the tool.
+    /// Calls the stand-in as `orb`.
     fn orb(&self, words: &[&str]) -> Output {
         let orb = self.path("orb");
         if !orb.exists() {
@@ -107,7 +107,7 @@ impl Sim {
         command.output().expect("the stand-in starts")
     }
 
-    /// Runs it with this text on stdin.
+    /// Runs a command with this text on stdin.
     fn answered(&self, words: &[&str], answer: &str) -> Output {
         let mut child = self
             .command(words)
@@ -149,7 +149,7 @@ impl Sim {
             .collect()
     }
 
-    /// How much work was done on a machine, of which no two pieces overlapped.
+    /// Checks that no two pieces of work on a machine overlapped; returns how many there were.
     fn never_at_once(&self, machine: &str) -> usize {
         let mut busy = None;
         for line in self.ledger().iter().filter(|line| line["machine"] == machine) {
@@ -172,7 +172,7 @@ impl Sim {
         });
     }
 
-    /// Runs what must be refused with exactly this line.
+    /// Runs a command that must be refused with exactly this line.
     fn refused(&self, words: &[&str], line: &str) {
         let output = self.run(words);
         assert_eq!(text(&output.stderr), format!("{line}\n"), "{words:?}");
@@ -182,7 +182,7 @@ impl Sim {
         );
     }
 
-    /// Lays the inventory down as it would be after other commands.
+    /// Writes an inventory, as other commands would have left it.
     fn lay(&self, inventory: &Value) {
         fs::create_dir_all(self.path("state/locks")).expect("a state directory");
         fs::write(self.path("state/state.json"), inventory.to_string()).expect("a state");
@@ -210,11 +210,11 @@ fn recorded(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Asks again until it is so. Each look is itself an invocation, so this is no busy loop.
+/// Repeats a check until it is true. Each check starts a process, so this is not a busy loop.
 fn eventually(what: &str, mut look: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !look() {
-        assert!(begin.elapsed() < PATIENCE, "never came true: {what}");
+        assert!(begin.elapsed() < PATIENCE, "never happened: {what}");
     }
 }
 
@@ -255,7 +255,7 @@ fn two_machines() -> Value {
     ])
 }
 
-/// Every key of the recording is in the answer, with a value of the same kind.
+/// Checks that the answer has every key of the recording, with a value of the same kind.
 fn assert_covers(answer: &Value, recording: &Value, path: &str) {
     match (answer, recording) {
         (Value::Object(answer), Value::Object(recording)) => {
@@ -276,7 +276,7 @@ fn assert_covers(answer: &Value, recording: &Value, path: &str) {
     }
 }
 
-// Shapes and texts, against the recordings.
+// Shapes and texts, compared with the recordings.
 
 #[test]
 fn the_table_without_a_terminal_is_the_recorded_one_without_dashes() {
@@ -320,7 +320,7 @@ fn the_table_on_a_terminal_is_the_recorded_one() {
 fn a_stopped_row_keeps_its_trailing_blanks() {
     let sim = Sim::new();
     let image = ["ubuntu", "noble", "arm64"];
-    // The recording's author cut the row that made SIZE so wide.
+    // The recording's author cut out the row that made SIZE this wide.
     sim.lay(&inventory(&[
         machine("24.04ubuntu", "stopped", image, 1_000_000_000, 2),
         machine("cut", "running", image, 687_200_000, 3),
@@ -388,7 +388,7 @@ fn refusals_are_the_recorded_lines() {
     };
     refused(&["run", "true"], "2.2/no-machines.stderr.txt");
     refused(&["info", "-f", "json", "nosuch"], "2.2/info-not-found.stderr.txt");
-    // Without `run 'nosuch':` in front, as one reads in bug reports.
+    // Without the prefix `run 'nosuch':`, as in bug reports.
     refused(&["run", "-m", "nosuch", "true"], "2.2/info-not-found.stderr.txt");
     sim.ok(&["create", "ubuntu:22.04", "b1-lab"]);
     refused(
@@ -403,7 +403,7 @@ fn refusals_are_the_recorded_lines() {
 }
 
 #[test]
-fn the_whole_stops_and_starts_with_its_machines() {
+fn orbstack_stops_and_starts_with_its_machines() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "up"]);
     sim.ok(&["create", "ubuntu", "down"]);
@@ -413,13 +413,13 @@ fn the_whole_stops_and_starts_with_its_machines() {
     let output = sim.run(&["status"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), recorded("2.2/status-stopped.txt"));
-    // `list` wakes it; `status` did not.
+    // `list` starts OrbStack; `status` does not.
     assert_eq!(sim.ok(&["list", "-q", "-r"]), "up\n");
     assert_eq!(sim.ok(&["status"]), recorded("2.2/status-running.txt"));
 }
 
 #[test]
-fn version_has_two_lines_and_says_that_it_is_the_stand_in() {
+fn version_has_two_lines_and_names_the_stand_in() {
     let sim = Sim::new();
     let version = sim.ok(&["version"]);
     let recording = recorded("2.2/version.txt");
@@ -509,7 +509,7 @@ fn clone_export_and_import_carry_files_and_leave_machines_stopped() {
 }
 
 #[test]
-fn files_go_in_and_out() {
+fn push_and_pull_copy_files_and_folders() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     fs::create_dir_all(sim.path("tree/leaf")).expect("a tree");
@@ -518,7 +518,7 @@ fn files_go_in_and_out() {
     sim.ok(&["push", "-m", "box", "one", "tree", "."]);
     sim.ok(&["push", "-m", "box", "one", "renamed"]);
     assert_eq!(sim.ok(&["run", "-m", "box", "cat", "one", "renamed"]), "oneone");
-    // What is in a folder, into one that there is not yet and into one that there is.
+    // The content of a folder, into a folder that does not exist yet and into one that does.
     for _ in 0..2 {
         sim.ok(&["push", "-m", "box", "tree/.", "made/"]);
     }
@@ -537,9 +537,9 @@ fn files_go_in_and_out() {
 
 // Arguments.
 
-/// gh#2597: `orb ls` runs `ls`. Whether `orb rm` and `orb remove` do the same is not settled (gh#1898).
+/// gh#2597: `orb ls` runs `ls`. It is not known whether `orb rm` and `orb remove` do the same (gh#1898).
 #[test]
-fn orb_runs_ls_rm_and_unknown_words_in_the_default_machine() {
+fn orb_runs_ls_rm_and_unknown_commands_in_the_default_machine() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     sim.ok(&["run", "touch", "seen", "removed"]);
@@ -557,7 +557,7 @@ fn orb_runs_ls_rm_and_unknown_words_in_the_default_machine() {
     }
 }
 
-/// gh#2180.
+/// Recorded in gh#2180.
 #[test]
 fn delete_asks_on_stderr_and_deletes_on_yes() {
     const QUESTION: &str = "WARNING: This will PERMANENTLY DELETE ALL DATA in the following machines:
@@ -579,14 +579,14 @@ Continue [y/N]? ";
     let output = sim.answered(&["delete", "a", "b"], "y\n");
     assert!(output.status.success(), "{output:?}");
     assert_eq!(sim.ok(&["list", "-q"]), "");
-    // Nothing is asked about what is not there, nor with -f. -v is accepted (gh#2086).
+    // A missing machine is not asked about, and nothing is asked with `-f`. `-v` is accepted (gh#2086).
     let output = sim.run(&["delete", "a"]);
     assert_eq!(text(&output.stderr), "[-32098] machine not found: 'a'\n");
     sim.ok(&["create", "ubuntu", "c"]);
     assert_eq!(text(&sim.run(&["delete", "-f", "-v", "c"]).stderr), "");
 }
 
-/// gh#2339; `-y` in gh#896.
+/// Recorded in gh#2339; `-y` in gh#896.
 #[test]
 fn reset_asks_and_removes_every_machine_and_setting() {
     let sim = Sim::new();
@@ -674,9 +674,9 @@ fn help_and_version_answer_on_stdout_with_success() {
     assert!(sim.events("work_start").is_empty());
 }
 
-/// Flags before the command: five public files.
+/// Five public files have flags before the command.
 #[test]
-fn flags_of_run_may_stand_before_the_command() {
+fn flags_of_run_may_precede_the_command() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "first"]);
     sim.ok(&["create", "ubuntu", "box"]);
@@ -699,9 +699,9 @@ fn flags_of_run_may_stand_before_the_command() {
     );
 }
 
-/// `shutdown` as in gh#323; bare `restart` in three public scripts.
+/// `shutdown` is in gh#323; three public scripts use bare `restart`.
 #[test]
-fn bare_restart_and_shutdown_mean_the_whole() {
+fn bare_restart_and_shutdown_act_on_orbstack() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "up"]);
     sim.ok(&["create", "ubuntu", "down"]);
@@ -723,7 +723,7 @@ fn bare_restart_and_shutdown_mean_the_whole() {
 }
 
 #[test]
-fn docker_and_k8s_are_names_that_no_list_shows() {
+fn docker_and_k8s_are_accepted_but_never_listed() {
     let sim = Sim::new();
     for words in [
         &["start", "k8s"][..],
@@ -764,7 +764,7 @@ fn mounts_are_added_and_removed_one_by_one() {
 // Running commands.
 
 #[test]
-fn run_keeps_words_streams_and_exit_codes() {
+fn run_keeps_args_streams_and_exit_codes() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     assert_eq!(
@@ -777,7 +777,7 @@ fn run_keeps_words_streams_and_exit_codes() {
         (text(&output.stdout), text(&output.stderr)),
         ("out\n".into(), "err\n".into())
     );
-    // After the first word that is no flag, nothing is a flag.
+    // After the first operand, nothing is a flag.
     assert_eq!(
         sim.ok(&["run", "echo", "-m", "nosuch", "--", "x"]),
         "-m nosuch -- x\n"
@@ -841,9 +841,10 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("it lives");
 }
 
-/// What a command of a real machine does then is not recorded, but it cannot hold pipes of the Mac.
+/// It is not recorded whether the command of a real machine keeps running then. It cannot hold pipes of the Mac,
+/// though.
 #[test]
-fn a_killed_client_gives_the_callers_pipes_up_and_its_command_lives() {
+fn killed_client_closes_the_callers_pipes_and_its_command_lives() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     let mut child = sim.spawn(&["run", "-m", "box", "sh", "-c", "echo $$; exec sleep 1000"]);
@@ -872,7 +873,7 @@ fn a_killed_client_gives_the_callers_pipes_up_and_its_command_lives() {
 }
 
 #[test]
-fn what_a_command_leaves_running_does_not_hold_the_callers_pipes() {
+fn process_left_by_a_command_does_not_hold_the_callers_pipes() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     let begin = Instant::now();
@@ -881,7 +882,7 @@ fn what_a_command_leaves_running_does_not_hold_the_callers_pipes() {
 }
 
 #[test]
-fn a_stopped_machine_ends_the_command_that_runs_in_it() {
+fn stopping_a_machine_ends_its_running_command() {
     if !cfg!(target_os = "linux") {
         eprintln!("SKIPPED: a directory machine finds its commands by /proc");
         return;
@@ -897,7 +898,7 @@ fn a_stopped_machine_ends_the_command_that_runs_in_it() {
 }
 
 #[test]
-fn a_directory_machine_refuses_to_be_root() {
+fn directory_machine_refuses_root() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "box"]);
     for words in [
@@ -914,7 +915,7 @@ fn a_directory_machine_refuses_to_be_root() {
 // The ledger and parallel use.
 
 #[test]
-fn the_ledger_tells_every_invocation_from_start_to_end() {
+fn ledger_has_the_start_and_end_of_every_invocation() {
     let sim = Sim::new();
     sim.ok(&["create", "ubuntu", "web"]);
     sim.run(&["run", "-m", "web", "sh", "-c", "exit 3"]);
@@ -976,7 +977,7 @@ fn one_of_two_equal_creates_is_refused() {
 
 /// CCVM: clones of one source run one after the other.
 #[test]
-fn clones_of_one_source_follow_each_other() {
+fn clones_of_one_source_run_one_after_the_other() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,clone=20");
     sim.ok(&["create", "alpine", "web"]);
     let children: Vec<Child> = ["a", "b", "c", "d"]
@@ -991,7 +992,7 @@ fn clones_of_one_source_follow_each_other() {
 }
 
 #[test]
-fn changes_of_one_machine_are_refused_or_follow_each_other() {
+fn concurrent_changes_of_one_machine_are_refused_or_run_in_sequence() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,restart=20");
     sim.ok(&["create", "alpine", "web"]);
     let children: Vec<Child> = (0..6).map(|_| sim.spawn(&["restart", "web"])).collect();
@@ -1011,7 +1012,7 @@ fn changes_of_one_machine_are_refused_or_follow_each_other() {
 }
 
 #[test]
-fn two_commands_that_wake_a_machine_both_run() {
+fn two_commands_that_start_a_machine_both_run() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,start=50");
     sim.ok(&["create", "alpine", "web"]);
     sim.ok(&["stop", "web"]);
@@ -1021,14 +1022,14 @@ fn two_commands_that_wake_a_machine_both_run() {
     }
 }
 
-// Two calls that meet.
+// Two concurrent calls.
 
-/// The line of a create whose machine was shut down under it: gh#2555 has it from the command line of 2.2.1, gh#1399 from the window of
-/// 1.7.0. gh#1583 (1.8.1) writes `cancel by`.
+/// The error of a create whose machine was shut down during it: gh#2555 has it from the command line of 2.2.1, gh#1399
+/// from the window of 1.7.0. gh#1583 (1.8.1) has `cancel by` instead.
 const CANCELED: &str = "[-32098] create 'web': setup: do initial setup: canceled by machine shutdown\n";
 
-/// gh#1583, gh#804: the list shows the machine as running while its set-up works; whatever shuts it down makes the create fail, and the
-/// machine is gone.
+/// gh#1583, gh#804: the list shows the machine as running during its initial set-up. Any shutdown of it makes the
+/// create fail, and the machine is gone.
 #[test]
 fn a_shutdown_during_the_initial_set_up_fails_the_create() {
     for change in [
@@ -1069,7 +1070,7 @@ fn a_machine_that_is_being_created_refuses_every_change() {
     for words in [&["clone", "web", "copy"][..], &["rename", "web", "shop"]] {
         sim.refused(words, "[-32098] machine is creating");
     }
-    // gh#2013: OrbStack is quit during the create. The machine stays and can be neither opened nor deleted.
+    // gh#2013: OrbStack is quit during the create. The machine stays, and can neither be opened nor deleted.
     sim.ok(&["stop"]);
     let output = create.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -1083,12 +1084,12 @@ fn a_machine_that_is_being_created_refuses_every_change() {
         &["run", "-m", "web", "true"],
         "[-32098] cannot transition from creating to starting",
     );
-    // The maintainers' advice there.
+    // The maintainers' advice in gh#2013.
     sim.ok(&["reset", "-y"]);
     assert_eq!(sim.ok(&["list", "-q"]), "");
 }
 
-/// gh#1973: `orb stop; orb start` while a clone is `provisioning`, and the clone is gone.
+/// gh#1973: after `orb stop; orb start` while a clone is `provisioning`, the clone is gone.
 #[test]
 fn a_clone_that_is_provisioning_vanishes_when_orbstack_stops() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,clone=60000");
@@ -1119,9 +1120,9 @@ fn a_create_that_fails_leaves_no_machine() {
     sim.ok(&["create", "alpine", "web"]);
 }
 
-/// The form of the refusal is recorded, these pairs of states are not.
+/// The form of the refusal is recorded; these pairs of states are not.
 #[test]
-fn a_machine_on_its_way_refuses_another_way_and_joins_the_same() {
+fn machine_in_transition_refuses_another_and_joins_the_same() {
     let sim = Sim::new().with("ORBCTL_SIM_LATENCY", "0,stop=3000,start=3000,delete=3000");
     sim.ok(&["create", "alpine", "web"]);
     let stop = sim.spawn(&["stop", "web"]);
@@ -1171,9 +1172,9 @@ fn killing_a_create_during_its_set_up_does_not_undo_it() {
 
 // Trouble.
 
-/// gh#2531: the line has no code, and the next command works.
+/// gh#2531: the line has no error code, and the next command works.
 #[test]
-fn a_start_of_orbstack_can_time_out_although_it_starts() {
+fn start_of_orbstack_can_time_out_although_it_succeeds() {
     let sim = Sim::new().script("[[trouble]]\ncommand = ['list', 'start*']\nkind = 'start_times_out'\n");
     sim.ok(&["create", "alpine", "web"]);
     for words in [&["list"][..], &["start"], &["start", "web"]] {
@@ -1185,7 +1186,7 @@ fn a_start_of_orbstack_can_time_out_although_it_starts() {
 }
 
 #[test]
-fn an_empty_list_can_be_null_or_nothing() {
+fn empty_list_can_be_null_or_no_output() {
     let sim = Sim::new().script(
         "[[trouble]]\nnth = 1\nkind = 'empty_list'\n[[trouble]]\nnth = 2\nkind = 'empty_list'\ntext = ''\n",
     );
@@ -1194,7 +1195,7 @@ fn an_empty_list_can_be_null_or_nothing() {
 }
 
 #[test]
-fn a_slow_command_takes_its_time_and_then_answers() {
+fn slow_command_answers_after_its_delay() {
     let sim = Sim::new().script("[[trouble]]\ncommand = 'list'\nkind = 'slow'\nms = 120\n");
     let begin = Instant::now();
     sim.ok(&["list"]);
@@ -1216,7 +1217,7 @@ fn a_hanging_command_ends_by_sigterm() {
 fn a_hard_hanging_command_ends_only_by_sigkill() {
     let sim = Sim::new().script("[[trouble]]\nkind = 'hang_hard'\n");
     let mut child = sim.spawn(&["status"]);
-    // The mask of caught signals in /proc says when it is deaf to SIGTERM (bit 14).
+    // The mask of caught signals in /proc shows when the process handles SIGTERM (bit 14).
     if cfg!(target_os = "linux") {
         let status = format!("/proc/{}/status", child.id());
         eventually("SIGTERM is caught", || {
@@ -1238,7 +1239,7 @@ fn a_hard_hanging_command_ends_only_by_sigkill() {
 }
 
 #[test]
-fn a_panic_looks_like_one_of_go() {
+fn panic_looks_like_a_go_panic() {
     let sim = Sim::new().script("[[trouble]]\ncommand = 'list'\nkind = 'panic'\n");
     let output = sim.run(&["list", "-f", "json"]);
     assert_eq!(output.status.code(), Some(2));
@@ -1254,7 +1255,7 @@ fn a_killed_command_ends_by_sigkill() {
 }
 
 #[test]
-fn garbage_is_no_json_and_no_error() {
+fn garbage_output_is_not_json_and_exits_with_success() {
     let sim = Sim::new().script("[[trouble]]\nkind = 'garbage'\n");
     let output = sim.run(&["list", "-f", "json"]);
     assert!(output.status.success());
@@ -1262,7 +1263,7 @@ fn garbage_is_no_json_and_no_error() {
 }
 
 #[test]
-fn a_failure_says_and_returns_what_the_script_wants() {
+fn scripted_failure_has_the_scripted_text_and_exit_code() {
     let sim = Sim::new()
         .script("[[trouble]]\ncommand = 'start'\nmachine = 'w*'\nkind = 'fail'\nexit = 5\ntext = 'boom'\n");
     sim.ok(&["create", "alpine", "web"]);
@@ -1276,7 +1277,7 @@ fn a_failure_says_and_returns_what_the_script_wants() {
 }
 
 #[test]
-fn a_failure_after_the_work_has_still_done_it() {
+fn failure_after_the_work_keeps_its_effect() {
     let sim = Sim::new().script("[[trouble]]\ncommand = 'create'\nkind = 'fail'\nwhen = 'after'\n");
     assert_eq!(sim.run(&["create", "alpine", "web"]).status.code(), Some(1));
     assert_eq!(sim.ok(&["list", "-q", "-r"]), "web\n");
@@ -1290,13 +1291,13 @@ fn a_machine_made_while_its_client_died_appears_in_the_list() {
     assert_eq!(sim.run(&["create", "alpine", "web"]).status.signal(), Some(9));
     eventually("it runs", || sim.ok(&["list", "-q", "-r"]) == "web\n");
     let output = sim.run(&["create", "alpine", "web"]);
-    // The second client dies as well; what counts is that there is still one machine.
+    // The second client dies as well; there must still be only one machine.
     assert_eq!(output.status.signal(), Some(9));
     assert_eq!(sim.ok(&["list", "-q"]), "web\n");
 }
 
 #[test]
-fn a_client_that_hangs_after_handing_over_leaves_a_machine() {
+fn client_of_a_create_that_hangs_still_leaves_a_machine() {
     let sim = Sim::new().script("[[trouble]]\ncommand = 'create'\nkind = 'made_though_client_died'\n");
     let mut child = sim.spawn(&["create", "alpine", "web"]);
     eventually("it runs", || sim.ok(&["list", "-q", "-r"]) == "web\n");
@@ -1316,7 +1317,7 @@ fn killing_an_ordinary_create_does_not_undo_it() {
 }
 
 #[test]
-fn the_banner_is_on_stderr_and_leaves_json_alone() {
+fn banner_is_on_stderr_and_json_is_unchanged() {
     let sim = Sim::new().script("[[trouble]]\nkind = 'banner'\n");
     let output = sim.run(&["list", "-f", "json"]);
     assert_eq!(text(&output.stdout).trim(), "[]");
@@ -1391,7 +1392,7 @@ fn a_grandchild_can_hold_the_streams_open() {
 }
 
 #[test]
-fn scripted_chance_is_the_same_in_every_run() {
+fn scripted_probability_is_the_same_in_every_run() {
     let script = "seed = 11\n[[trouble]]\ncommand = 'version'\nkind = 'fail'\nprobability = 0.5\n";
     let played = || {
         let sim = Sim::new().script(script);
@@ -1405,7 +1406,7 @@ fn scripted_chance_is_the_same_in_every_run() {
 }
 
 #[test]
-fn a_script_that_makes_no_sense_is_refused() {
+fn invalid_script_is_refused() {
     let sim = Sim::new().script("[[trouble]]\nkind = 'no-such-kind'\n");
     let output = sim.run(&["list"]);
     assert_eq!(output.status.code(), Some(1));
@@ -1415,7 +1416,7 @@ fn a_script_that_makes_no_sense_is_refused() {
 // Isolation.
 
 #[test]
-fn an_isolated_machine_is_a_world_of_its_own() {
+fn isolated_machine_has_its_own_files_name_and_processes() {
     let Some(sim) = Sim::isolated() else { return };
     let host_passwd = fs::read_to_string("/etc/passwd").expect("passwd");
     let host_name = rustix::system::uname().nodename().to_owned();
@@ -1442,7 +1443,7 @@ fn an_isolated_machine_is_a_world_of_its_own() {
         sim.ok(&["run", "-m", "box", "cat", "/etc/hosts"])
             .contains("127.0.1.1\tbox\n")
     );
-    // Its processes are its own: the first one, and the one that asks.
+    // It sees only its own processes: the first one, and the one that lists them.
     let processes = sim.ok(&["run", "-m", "box", "sh", "-c", "echo /proc/[0-9]*"]);
     assert!(processes.starts_with("/proc/1 "), "{processes}");
     assert!(processes.split_whitespace().count() <= 3, "{processes}");
@@ -1453,7 +1454,7 @@ fn an_isolated_machine_is_a_world_of_its_own() {
 }
 
 #[test]
-fn the_default_user_is_no_root_and_lives_at_home() {
+fn default_user_is_not_root_and_starts_at_home() {
     let Some(sim) = Sim::isolated() else { return };
     sim.ok(&["create", "debian", "box", "-u", "maker"]);
     assert_eq!(sim.ok(&["run", "id", "-un"]), "maker\n");
@@ -1479,7 +1480,7 @@ fn the_default_user_is_no_root_and_lives_at_home() {
 fn a_restart_ends_all_processes_and_keeps_the_files() {
     let Some(sim) = Sim::isolated() else { return };
     sim.ok(&["create", "debian", "box"]);
-    // It ends when the other process is what it is to be, not when it is about to be.
+    // The command ends when `sleep` runs, not when it is about to.
     let script = "echo kept > /opt/file; echo lost > /tmp/file; setsid sleep 1000 >/dev/null 2>&1 & \
                   until grep -qs ^sleep /proc/[0-9]*/comm; do :; done";
     sim.ok(&["run", "-u", "root", "sh", "-c", script]);
@@ -1509,7 +1510,7 @@ fn a_clone_has_its_own_name_and_its_own_files() {
     assert_eq!(sim.ok(&["run", "-m", "two", "hostname"]), "two\n");
     sim.ok(&["run", "-m", "two", "-u", "root", "sh", "-c", "echo 2 > /opt/file"]);
     assert_eq!(sim.ok(&["run", "-m", "one", "cat", "/opt/file"]), "1\n");
-    // What was deleted stays deleted in the copy.
+    // A file deleted in the source stays deleted in the copy.
     assert!(
         !sim.run(&["run", "-m", "two", "cat", "/etc/motd"])
             .status
@@ -1521,9 +1522,9 @@ fn a_clone_has_its_own_name_and_its_own_files() {
 }
 
 #[test]
-fn a_machine_cannot_see_the_files_it_is_made_of() {
+fn machine_cannot_see_the_state_directory() {
     let Some(sim) = Sim::isolated() else { return };
-    // A state directory outside /tmp, which every machine has for itself anyway.
+    // The state directory is outside /tmp, because every machine has a /tmp of its own.
     let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
     let home = folder.path().join("state").display().to_string();
     let sim = sim.with("ORBCTL_SIM_HOME", &home);
@@ -1565,7 +1566,7 @@ fn cleaning_up_leaves_no_mount_and_no_process() {
             .contains(&state)
     );
     for pid in residents {
-        // What is left may at most be waiting for its new parent to look.
+        // A process that is left may only be a zombie that its new parent has not reaped yet.
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         assert!(status.is_empty() || status.contains("State:\tZ"), "{status}");
     }

@@ -1,7 +1,7 @@
 //! Checks values against the published schemas.
 //!
-//! It knows the words of JSON Schema that `proto/openrpc.json` uses and fails on any other, so a schema cannot grow past what is
-//! checked. A whole validator would bring more code than the daemon's protocol has.
+//! Supports the JSON Schema keywords that `proto/openrpc.json` uses and fails on any other, so that no schema contains
+//! an unchecked keyword. A complete validator would be larger than the daemon's protocol code.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 pub(crate) struct Published(Value);
 
 impl Published {
-    /// Generates it; another test compares it with the committed file.
+    /// Generates the description; another test compares it with the committed file.
     pub(crate) fn new() -> Self {
         Self(orbd::rpc::openrpc::document())
     }
@@ -18,7 +18,7 @@ impl Published {
         self.0["methods"].as_array().expect("methods")
     }
 
-    /// Returns every method's name.
+    /// Returns the names of all methods.
     pub(crate) fn names(&self) -> Vec<&str> {
         self.methods()
             .iter()
@@ -26,19 +26,19 @@ impl Published {
             .collect()
     }
 
-    /// Returns a method's description; `None` for requests that are none, as those that end a subscription.
+    /// Returns a method's description; `None` for requests without one, such as those that end a subscription.
     pub(crate) fn method(&self, name: &str) -> Option<&Value> {
         self.methods().iter().find(|method| method["name"] == name)
     }
 
-    /// Says whether a request begins or ends a subscription.
+    /// Returns whether a request begins or ends a subscription.
     pub(crate) fn is_of_subscriptions(&self, name: &Value) -> bool {
         let begins = |method: &Value| method["name"] == *name && method.get("x-notification").is_some();
         let ends = |method: &Value| name.is_string() && method["x-unsubscribe"]["method"] == *name;
         self.methods().iter().any(|method| begins(method) || ends(method))
     }
 
-    /// Returns the words of the errors that a method answers with.
+    /// Returns the kinds of the errors that a method answers with.
     pub(crate) fn errors(&self, method: &Value) -> Vec<String> {
         let listed = method["errors"].as_array().expect("errors").iter();
         listed
@@ -88,7 +88,7 @@ impl Published {
         }
     }
 
-    /// Checks a value; the error says where and why.
+    /// Checks a value; the error names the path and the reason.
     pub(crate) fn check(&self, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
         let words = schema.as_object().ok_or("a schema is an object")?;
         for (word, operand) in words {
@@ -116,7 +116,7 @@ impl Published {
                 "maxItems" => {
                     value.as_array().map(Vec::len) <= operand.as_u64().and_then(|n| n.try_into().ok())
                 }
-                // Only names of clients have one, and a test of the daemon checks those.
+                // Only client names have a pattern; a test of the daemon checks it.
                 "pattern" => value.is_string(),
                 "items" => {
                     for (index, item) in value.as_array().into_iter().flatten().enumerate() {
@@ -155,7 +155,15 @@ impl Published {
                     let parts = operand.as_array().into_iter().flatten();
                     parts.filter(|part| self.check(part, value, at).is_ok()).count() == 1
                 }
-                unknown => return Err(format!("{at}: the schema says {unknown}, which is not checked")),
+                "anyOf" => {
+                    let mut parts = operand.as_array().into_iter().flatten();
+                    parts.any(|part| self.check(part, value, at).is_ok())
+                }
+                unknown => {
+                    return Err(format!(
+                        "{at}: the schema has {unknown}, which this validator does not support"
+                    ));
+                }
             };
             if !holds {
                 return Err(format!("{at}: {value} is not {word} {operand}"));
@@ -164,7 +172,7 @@ impl Published {
         Ok(())
     }
 
-    /// Says which fields of an answer the schema does not know: every field that is answered is published.
+    /// Collects the fields of an answer that the schema does not have: every field of an answer must be published.
     pub(crate) fn unknown_fields(&self, schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
         let schema = self.follow(schema);
         match value {
@@ -186,7 +194,7 @@ impl Published {
         }
     }
 
-    /// Finds a field's schema in an object's schema or its parts.
+    /// Finds a field's schema in an object's schema or in one of its parts.
     fn field<'a>(&'a self, schema: &'a Value, name: &str, of: &Map<String, Value>) -> Option<&'a Value> {
         let schema = self.follow(schema);
         let own = schema["properties"]
@@ -196,7 +204,12 @@ impl Published {
         own.or_else(|| parts("allOf").find_map(|part| self.field(part, name, of)))
             .or_else(|| {
                 parts("oneOf")
-                    .find(|part| part["properties"]["type"]["const"] == of["type"])
+                    .find(|part| {
+                        ["type", "kind"].iter().any(|tag| {
+                            of.get(*tag)
+                                .is_some_and(|word| part["properties"][tag]["const"] == *word)
+                        })
+                    })
                     .and_then(|part| self.field(part, name, of))
             })
     }

@@ -1,13 +1,15 @@
-//! The house rules, as far as a program can check them. Each names the reason that it exists for.
+//! Project rules, as far as a program can check them. Each failure message gives the reason for its rule.
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which modules of the library a module may use. A module never uses one further down, with the exceptions that say why.
+/// Modules of the library that each module may use. A module uses only modules above it; each exception gives its
+/// reason.
 ///
-/// The words are plain data. Scheduler and cache decide, so they know no outside thing. Each outside thing (time, kernel,
-/// files, orbctl, the journal's file, the store) has one module that knows it and nobody who decides. The dispatcher
-/// coordinates. The wire knows the dispatcher's handle and never who decides or who runs `orbctl`.
+/// `machine`, `operation` and `job` are plain data. Scheduler and cache decide, so they use no external resource. Each
+/// external resource (time, kernel, files, orbctl, the journal's file, the store) has one module that uses it, and that
+/// module decides nothing. The dispatcher coordinates. `rpc` uses the dispatcher's handle, never a module that decides
+/// or that runs `orbctl`.
 const MAY_USE: [(&str, &[&str]); 22] = [
     ("machine", &[]),
     ("operation", &["machine"]),
@@ -16,13 +18,13 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("clock", &[]),
     ("sys", &[]),
     ("scheduler", &["machine", "operation", "job"]),
-    // `Moment` is passed in; the cache asks it for ages and never for the time.
+    // `Moment` is passed in; the cache computes ages from it and never reads the clock.
     ("cache", &["machine", "operation", "clock"]),
-    // An event carries the moment at which it was noticed; nobody here asks for the time.
+    // An event carries the time at which it was noticed; this module never reads the clock.
     ("events", &["machine", "operation", "job", "clock", "cache"]),
     ("circuit_breaker", &["job", "clock"]),
     ("spool", &["clock"]),
-    // Output goes straight from the pipes into a spool; a child is named to the dispatcher by what `sys` knows of it.
+    // Output goes directly from the pipes into a spool. `sys` identifies a child for the dispatcher.
     (
         "orbctl",
         &["machine", "operation", "job", "clock", "sys", "spool"],
@@ -52,8 +54,8 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "metrics",
         ],
     ),
-    // Beside the handle: readers of spools and questions to the metrics need no decision, so they do not pass through the
-    // dispatcher's task. `cache::CacheKey` is a word that `cache.status` writes.
+    // Besides the handle: readers of spools and queries of metrics need no decision, so they bypass the dispatcher's
+    // task. `cache::CacheKey` is written by `cache.status`.
     (
         "rpc",
         &[
@@ -67,13 +69,13 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "spool",
             "metrics",
             "dispatcher",
-            // A connection is when it is looked whether the program was replaced.
+            // Each connection makes the daemon check whether its program was replaced.
             "upgrade",
         ],
     ),
     ("client", &["rpc"]),
     ("logging", &["clock"]),
-    // One valid configuration is made of the parts' own settings.
+    // The configuration is composed of these modules' own settings.
     ("config", &["logging", "metrics", "orbctl"]),
     (
         "daemon",
@@ -99,7 +101,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ),
 ];
 
-/// Words that must not occur in the modules that only decide: whoever tests them drives time and events by hand.
+/// Words that must not occur in modules that only decide: their tests control time and events.
 const IMPURE: [&str; 12] = [
     "tokio",
     "tracing",
@@ -115,8 +117,8 @@ const IMPURE: [&str; 12] = [
     ".await",
 ];
 
-/// Where `serde` may be named: at the wire, at what is stored, and where orbctl's answers are read. Inner types are written and
-/// read by hand, so that no format changes because a field was renamed.
+/// Files that may name `serde`: the wire, what is stored, and the parsing of orbctl's answers. Other types are written
+/// and read by hand, so that renaming a field changes no format.
 const SERDE: [&str; 6] = [
     "src/rpc/",
     "src/client.rs",
@@ -127,7 +129,7 @@ const SERDE: [&str; 6] = [
 ];
 
 #[test]
-fn a_module_uses_only_those_it_may_know() {
+fn modules_use_only_modules_allowed_to_them() {
     let mut breaches = Vec::new();
     for file in production() {
         let module = file.module();
@@ -143,14 +145,11 @@ fn a_module_uses_only_those_it_may_know() {
             }
         }
     }
-    report(
-        "modules that may not know each other (see MAY_USE in tests/tidy.rs)",
-        &breaches,
-    );
+    report("uses that MAY_USE in tests/tidy.rs does not allow", &breaches);
 }
 
 #[test]
-fn the_table_of_modules_has_no_circle() {
+fn module_table_has_no_cycle() {
     let known: Vec<&str> = MAY_USE.iter().map(|(name, _)| *name).collect();
     let mut placed: BTreeSet<&str> = BTreeSet::new();
     while placed.len() < known.len() {
@@ -163,7 +162,7 @@ fn the_table_of_modules_has_no_circle() {
 }
 
 #[test]
-fn what_decides_is_pure() {
+fn deciding_modules_are_pure() {
     let deciding = [
         "machine",
         "operation",
@@ -184,15 +183,18 @@ fn what_decides_is_pure() {
             }
         }
     }
-    report("modules that only decide, and yet reach outside", &breaches);
+    report(
+        "modules that should only decide, but use something external",
+        &breaches,
+    );
 }
 
 #[test]
-fn each_outside_thing_is_named_in_one_place() {
+fn each_external_resource_is_used_in_one_place() {
     let places: [(&str, &[&str]); 5] = [
-        // It may panic, hang and abort, and its threads never end: it lives in the helper process.
+        // sled may panic, hang or abort, and its threads never end, so it runs in the helper process.
         ("sled::", &["src/metrics/store.rs"]),
-        // The helper, the preflight and the next instance are the daemon's own binary, which is no orbctl.
+        // The helper, the preflight and the next instance run the daemon's own binary, not orbctl.
         (
             "Command::new",
             &[
@@ -204,7 +206,7 @@ fn each_outside_thing_is_named_in_one_place() {
         ),
         ("Instant::now", &["src/clock.rs"]),
         ("SystemTime::now", &["src/clock.rs"]),
-        // Codes are looked up by kind everywhere else.
+        // Everywhere else, codes are looked up by error kind.
         ("-3260", &["src/rpc/errors.rs"]),
     ];
     let mut breaches = Vec::new();
@@ -217,7 +219,10 @@ fn each_outside_thing_is_named_in_one_place() {
             }
         }
     }
-    report("outside things named where they are not known", &breaches);
+    report(
+        "external resources used outside the module that owns them",
+        &breaches,
+    );
 }
 
 #[test]
@@ -237,7 +242,7 @@ fn only_argv_builds_arguments_for_orbctl() {
 }
 
 #[test]
-fn inner_types_are_not_serialised() {
+fn serde_is_used_only_at_the_edges() {
     let breaches: Vec<String> = production()
         .iter()
         .filter(|file| !SERDE.iter().any(|place| file.name.starts_with(place)))
@@ -247,14 +252,14 @@ fn inner_types_are_not_serialised() {
         })
         .collect();
     report(
-        "formats away from the edges (see SERDE in tests/tidy.rs)",
+        "serde used away from the edges (see SERDE in tests/tidy.rs)",
         &breaches,
     );
 }
 
-/// Who reads a log looks for a job or for a client, and finds all of its lines or is misled.
+/// A reader of the log searches for a job or a client, and must find all of its lines.
 #[test]
-fn whatever_is_logged_about_a_job_names_its_client() {
+fn log_lines_about_a_job_name_its_client() {
     let mut breaches = Vec::new();
     for file in production() {
         for (at, _) in file.text.match_indices("tracing::") {
@@ -272,27 +277,30 @@ fn whatever_is_logged_about_a_job_names_its_client() {
 }
 
 #[test]
-fn every_module_opens_with_what_it_is() {
+fn every_module_begins_with_a_doc_comment() {
     let breaches: Vec<String> = sources()
         .filter(|(_, text)| !text.starts_with("//!"))
         .map(|(name, _)| format!("{name} does not open with //!"))
         .collect();
-    report("modules without a first word", &breaches);
+    report("modules without a doc comment at the top", &breaches);
 }
 
 #[test]
-fn nothing_is_left_for_later_in_a_comment() {
+fn comments_have_no_marks_of_unfinished_work() {
     let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];
     report(
-        "work left in comments; it belongs into an issue",
+        "marks of unfinished work in comments; use an issue instead",
         &lines_with(&marks),
     );
 }
 
 #[test]
-fn nothing_names_the_machines_that_it_was_written_on() {
+fn files_name_no_development_machine() {
     let marks = [concat!("/wo", "rk/"), concat!("far", "m-")];
-    report("names of the place where this was written", &lines_with(&marks));
+    report(
+        "names of the machine on which this was written",
+        &lines_with(&marks),
+    );
 }
 
 #[test]
@@ -312,7 +320,7 @@ fn every_test_file_is_part_of_the_suite() {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_between_documents_resolve() {
     let mut breaches = Vec::new();
     for (name, text) in tracked().filter(|(name, _)| has_ending(name, &["md"])) {
         let folder = root()
@@ -343,17 +351,17 @@ fn links_between_documents_lead_somewhere() {
             }
         }
     }
-    report("links to nothing", &breaches);
+    report("links that do not resolve", &breaches);
 }
 
 #[test]
-fn the_changelog_speaks_of_this_version() {
+fn changelog_has_a_section_for_this_version() {
     let text = read("CHANGELOG.md");
     let version = concat!("## [", env!("CARGO_PKG_VERSION"), "]");
     assert!(
         text.lines()
             .any(|line| line.starts_with("## [Unreleased]") || line.starts_with(version)),
-        "CHANGELOG.md has a section for what is not released, or for {version}"
+        "CHANGELOG.md needs a section `[Unreleased]` or {version}"
     );
 }
 
@@ -364,10 +372,10 @@ fn every_decision_is_in_the_index() {
         .filter_map(|(name, _)| name.strip_prefix("docs/decisions/").map(str::to_owned))
         .filter(|name| name != "README.md" && !index.contains(&format!("({name})")))
         .collect();
-    report("decisions that the index does not name", &breaches);
+    report("decisions missing from the index", &breaches);
 }
 
-// ---- looking ----------------------------------------------------------------------------------------------------------------
+// ---- helpers ----------------------------------------------------------------------------------------------------------------
 
 fn report(what: &str, breaches: &[String]) {
     assert!(breaches.is_empty(), "{what}:\n  {}", breaches.join("\n  "));
@@ -388,7 +396,7 @@ fn has_ending(name: &str, endings: &[&str]) -> bool {
         .is_some_and(|it| endings.contains(&it))
 }
 
-/// Every text file of the tree, by its name from the root. What tools leave behind is passed over.
+/// Returns every text file of the tree, with its path from the root. Skips what tools generate.
 fn tracked() -> impl Iterator<Item = (String, String)> {
     let mut files = Vec::new();
     visit(root(), &mut files);
@@ -426,12 +434,12 @@ fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every Rust file.
+/// Returns every Rust file.
 fn sources() -> impl Iterator<Item = (String, String)> {
     tracked().filter(|(name, _)| has_ending(name, &["rs"]))
 }
 
-/// Finds lines with one of these marks that stands by itself, in whatever people write by hand.
+/// Finds lines with one of these marks as a separate word, in files that people write by hand.
 fn lines_with(marks: &[&str]) -> Vec<String> {
     let by_hand = ["rs", "md", "py", "toml", "json", "sh", "yml", "yaml", "plist"];
     let mut found = Vec::new();
@@ -458,7 +466,7 @@ fn lines_with(marks: &[&str]) -> Vec<String> {
     found
 }
 
-/// Targets of a document's links, without those in fenced code.
+/// Returns the targets of a document's links, except those in fenced code.
 fn links(text: &str) -> Vec<String> {
     let mut is_code = false;
     let mut targets = Vec::new();
@@ -478,7 +486,7 @@ fn links(text: &str) -> Vec<String> {
     targets
 }
 
-/// What a document's headings are called in links.
+/// Returns the link anchors of a document's headings.
 fn headings(text: &str) -> BTreeSet<String> {
     let mut is_code = false;
     let mut found = BTreeSet::new();
@@ -499,18 +507,18 @@ fn headings(text: &str) -> BTreeSet<String> {
 /// A file of the library or the daemon, without its tests and comments.
 struct Source {
     name: String,
-    /// Lines keep their numbers.
+    /// Source text, with unchanged line numbers.
     text: String,
 }
 
-/// Every file below `src` that is part of the program.
+/// Returns every file below `src` that is part of the program.
 fn production() -> Vec<Source> {
     let all: Vec<(String, String)> = sources().filter(|(name, _)| name.starts_with("src/")).collect();
     let tests: Vec<String> = all
         .iter()
         .flat_map(|(name, text)| test_modules(name, text))
         .collect();
-    // What lies below a module for tests is for tests.
+    // Files below a test module belong to the tests, too.
     let is_test = |name: &str| {
         let is_below = |module: &String| name.starts_with(&module.replace(".rs", "/"));
         tests.iter().any(|module| module == name || is_below(module))
@@ -524,7 +532,7 @@ fn production() -> Vec<Source> {
         .collect()
 }
 
-/// Names the files that a file declares as modules for tests alone.
+/// Returns the files that a file declares as test-only modules.
 fn test_modules(name: &str, text: &str) -> Vec<String> {
     let folder = match name.strip_suffix("/mod.rs") {
         Some(folder) => folder.to_owned(),
@@ -548,7 +556,7 @@ fn without_tests_and_comments(text: &str) -> String {
     let mut kept = String::new();
     for (at, line) in lines.iter().enumerate() {
         let next = lines.get(at + 1).map_or("", |next| next.trim());
-        // A module of tests is the last thing in its file.
+        // A test module is the last item of its file.
         if line.trim() == "#[cfg(test)]" && next.starts_with("mod ") && next.ends_with('{') {
             break;
         }
@@ -561,13 +569,13 @@ fn without_tests_and_comments(text: &str) -> String {
 }
 
 impl Source {
-    /// Returns the module right below the root that it belongs to.
+    /// Returns the top-level module that it belongs to.
     fn module(&self) -> &str {
         let path = self.name.trim_start_matches("src/");
         path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
     }
 
-    /// Returns the modules right below the root that it names.
+    /// Returns the top-level modules that it names.
     fn uses(&self) -> BTreeSet<String> {
         let mut used = BTreeSet::new();
         for from in ["crate::", "orbd::"] {
@@ -591,7 +599,7 @@ impl Source {
         used
     }
 
-    /// Returns the number of the first line that holds a text.
+    /// Returns the number of the first line that contains a text.
     fn line_with(&self, text: &str) -> Option<usize> {
         self.text
             .lines()
@@ -601,7 +609,7 @@ impl Source {
 }
 
 #[test]
-fn the_rules_see_what_they_look_for() {
+fn rule_helpers_find_what_they_search_for() {
     let text = "use crate::{cache::Cache, job};\n// crate::rpc\nuse orbd::config;\n#[cfg(test)]\nmod tests {\nuse crate::rpc;\n}";
     let source = Source {
         name: "src/scheduler/mod.rs".into(),

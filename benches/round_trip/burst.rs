@@ -1,4 +1,5 @@
-//! The machine list from the cache while a burst of commands starts, against an echo of the same bytes beside the same burst.
+//! The machine list from the cache while a burst of commands starts, compared with an echo of the same bytes during the
+//! same burst.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use super::echo::{Echo, Kind};
 use super::stand_in::MACHINE;
 use super::stats::{Bar, Table, median, percentile, us};
 
-/// Commands of one burst. All of them may run at once.
+/// Commands in one burst. All of them may run at once.
 const COMMANDS: usize = 40;
 
 const BUFFER: usize = 64 << 10;
@@ -52,7 +53,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     }
 }
 
-/// Sends a burst of commands, and measures round trips on another connection until the last command was answered.
+/// Sends a burst of commands, and measures round trips on another connection until the last command is answered.
 fn beside_a_burst(bursts: &UnixStream, measured: &mut UnixStream, list: &str, times: &mut Vec<f64>) {
     let run = request(
         "machine.run",

@@ -1,4 +1,4 @@
-//! The machine list from the cache, against a raw echo of the same bytes.
+//! The machine list from the cache, compared with a raw echo of the same bytes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use super::daemon::{Daemon, Pinned, answer_length, http_request, request, round_
 use super::echo::{Echo, Kind};
 use super::stats::{Bar, Table, median, percentile, us};
 
-/// What a daemon that only serves needs: nothing may grow too old while it is measured.
+/// Cached answers must not become too old during the measurement.
 const SETTINGS: [&str; 1] = ["cache_max_age=1h"];
 
-/// Machines in the list: an answer of about two kilobytes.
+/// Machines in the list, for an answer of about two kilobytes.
 const MACHINES: usize = 10;
 
 const BUFFER: usize = 64 << 10;
@@ -58,7 +58,7 @@ impl Framing {
         }
     }
 
-    /// Only the fastest framing has a bar.
+    /// Only the fastest framing has a target.
     fn bar(self, bar: Bar) -> Bar {
         match self {
             Self::Lines => bar,
@@ -67,7 +67,7 @@ impl Framing {
     }
 }
 
-/// Fetches an answer, and sees to it that those to come are from the cache.
+/// Returns one answer, and makes sure that later ones come from the cache.
 fn sample(daemon: &Daemon, request: &str) -> Vec<u8> {
     let mut stream = daemon.connect();
     let mut buffer = vec![0; BUFFER];
@@ -136,7 +136,7 @@ fn many_connections(scale: Scale, table: &mut Table, daemon: &Daemon, framing: F
         let [threads, by_poll, ours] = &mut loads;
         rounds.push([threads, by_poll, ours].map(|load| load.run(request.as_bytes(), span)));
     }
-    // The better server is the one to be held against, not the better of each round.
+    // orbd is compared with the server that is faster overall, not with the faster one of each round.
     let rate = |side: usize| median(&column(&rounds, |round| round[side].per_second));
     let best = usize::from(rate(1) > rate(0));
     let kind = ["threads", "poll"][best];
@@ -163,7 +163,7 @@ fn column(rounds: &[[Served; 3]], of: impl Fn(&[Served; 3]) -> f64) -> Vec<f64> 
     rounds.iter().map(of).collect()
 }
 
-/// What was served in a round.
+/// Throughput and latency of one round.
 #[derive(Debug, Clone, Copy)]
 struct Served {
     per_second: f64,
@@ -239,7 +239,7 @@ impl Loaded {
         self.sent = Some(Instant::now());
     }
 
-    /// Reads once; returns how long the answer took when that was its end.
+    /// Reads once; returns the latency of the answer if this read completed it.
     fn receive(&mut self) -> Option<Duration> {
         let read = self
             .stream

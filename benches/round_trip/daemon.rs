@@ -1,4 +1,4 @@
-//! Starting the daemon, and pinning.
+//! Starts the daemon, and pins processes to one CPU.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -19,12 +19,12 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one on the stand-in of this program.
+    /// Starts a daemon that uses this program as `orbctl`.
     pub(crate) fn with_stand_in(settings: &[&str]) -> Self {
         Self::start(settings, super::stand_in::install)
     }
 
-    /// Starts one on `orbctl-sim` with so many machines, each a plain folder.
+    /// Starts a daemon that uses `orbctl-sim` with this many machines, each a plain folder.
     pub(crate) fn with_machines(machines: usize, settings: &[&str]) -> Self {
         Self::start(settings, |folder| {
             let program = PathBuf::from(env!("CARGO_BIN_EXE_orbctl-sim"));
@@ -69,7 +69,7 @@ impl Daemon {
         self.child = spawn(self.folder.path(), &self.orbctl, &self.settings);
     }
 
-    /// Waits for its first answer.
+    /// Waits for the daemon's first answer.
     pub(crate) fn wait(&self) {
         let until = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
@@ -83,48 +83,43 @@ impl Daemon {
             .is_ok_and(|stream| Lines::over(stream).try_call("daemon.info", "{}").is_some())
     }
 
-    /// Returns its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
 
-    /// Returns its folder.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Returns where its state is.
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 
-    /// Returns its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Returns the stand-in's or `orbctl-sim`'s path.
+    /// Returns the path of the program that the daemon uses as `orbctl`.
     pub(crate) fn orbctl(&self) -> &Path {
         &self.orbctl
     }
 
-    /// Connects.
     pub(crate) fn connect(&self) -> UnixStream {
         UnixStream::connect(self.socket()).expect("it listens")
     }
 
-    /// Connects for calls by JSON lines.
+    /// Connects for calls as JSON lines.
     pub(crate) fn lines(&self) -> Lines {
         Lines::over(self.connect())
     }
 
-    /// Returns a number in kB from its status, 0 where the system tells none.
+    /// Returns a field of its `/proc` status in KiB; 0 if the system has none.
     pub(crate) fn memory_kb(&self, key: &str) -> u32 {
         memory_kb(self.pid(), key).unwrap_or_default()
     }
 }
 
-/// Returns a figure of a process's memory, in KiB; `None` where the system does not tell.
+/// Returns a field of a process's `/proc` status in KiB; `None` if the system has none.
 pub(crate) fn memory_kb(pid: u32, key: &str) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let rest = status
@@ -135,7 +130,7 @@ pub(crate) fn memory_kb(pid: u32, key: &str) -> Option<u32> {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may be dead already, which is what is wanted.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -159,7 +154,7 @@ fn spawn(folder: &Path, orbctl: &Path, settings: &[String]) -> Child {
     command.stderr(Stdio::null()).spawn().expect("orbd")
 }
 
-/// Sets the environment that the daemon and what it starts get.
+/// Sets the environment of the daemon and of what it starts.
 fn simulated(mut command: Command, folder: &Path) -> Command {
     command
         .env_clear()
@@ -172,7 +167,7 @@ fn simulated(mut command: Command, folder: &Path) -> Command {
     command
 }
 
-/// Calls by JSON lines, one at a time.
+/// Makes calls as JSON lines, one at a time.
 pub(crate) struct Lines {
     stream: BufReader<UnixStream>,
     line: String,
@@ -186,7 +181,7 @@ impl Lines {
         }
     }
 
-    /// Sends a request that is encoded already and returns the answer's line.
+    /// Sends an encoded request; returns the answer's line.
     pub(crate) fn exchange(&mut self, request: &str) -> Option<&str> {
         self.stream.get_mut().write_all(request.as_bytes()).ok()?;
         self.line.clear();
@@ -200,7 +195,7 @@ impl Lines {
         answer.get("result").cloned()
     }
 
-    /// Calls a method that succeeds.
+    /// Makes a call that must succeed.
     pub(crate) fn call(&mut self, method: &str, params: &str) -> Value {
         self.try_call(method, params)
             .unwrap_or_else(|| panic!("{method} gave {}", self.line))
@@ -223,10 +218,11 @@ pub(crate) fn http_request(method: &str, params: &str) -> String {
 
 const LENGTH: &[u8] = b"content-length: ";
 
-/// Returns the length of the answer at the start of `bytes`, if all of it is there: HTTP by its header, else a line.
+/// Returns the length of the answer at the start of `bytes` if it is complete. An HTTP answer is measured by its
+/// header; anything else is a line.
 pub(crate) fn answer_length(bytes: &[u8]) -> Option<usize> {
     if bytes.first() != Some(&b'H') {
-        // Answers come one at a time, so a line end ends one.
+        // There is only one answer at a time, so a line end ends it.
         return (bytes.last() == Some(&b'\n')).then_some(bytes.len());
     }
     let head = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
@@ -250,7 +246,7 @@ pub(crate) fn round_trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [
     }
 }
 
-/// Runs on one processor only, with everything started meanwhile, until dropped.
+/// Pins this process, and everything that it starts meanwhile, to one CPU until dropped.
 pub(crate) struct Pinned {
     #[cfg(target_os = "linux")]
     before: rustix::thread::CpuSet,
@@ -261,7 +257,7 @@ impl Pinned {
     pub(crate) fn to_one() -> Self {
         use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
         let before = sched_getaffinity(None).expect("an affinity");
-        // The last one: interrupts tend to go to the first.
+        // The last CPU, because interrupts tend to go to the first.
         let last = (0..CpuSet::MAX_CPU).rev().find(|cpu| before.is_set(*cpu));
         let mut one = CpuSet::new();
         one.set(last.expect("some processor"));
@@ -269,7 +265,7 @@ impl Pinned {
         Self { before }
     }
 
-    /// Elsewhere nothing can be pinned; the figures are then those of both processors.
+    /// Other systems cannot pin: the figures are then those of all CPUs.
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn to_one() -> Self {
         Self {}

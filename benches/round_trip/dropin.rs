@@ -1,7 +1,7 @@
-//! A call of `orbctl` through the drop-in, against the same call of the same program without it.
+//! A call of `orbctl` through the drop-in, compared with the same call of the same program without it.
 //!
-//! Three ways through it: a read that orbd answers, a command in a place of the queue, and the way past a daemon that does not run,
-//! which is the start of the drop-in and of nothing else.
+//! There are three cases: a read that orbd answers, a command under a lease, and a call without a daemon, which costs
+//! only the start of the drop-in.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use super::stats::{Bar, Table, us};
 
 pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let daemon = Daemon::with_stand_in(&["cache_max_age=1h"]);
-    // A machine that is known to run: otherwise each command makes the list stale first.
+    // The machine is known to run; otherwise each command would invalidate the list first.
     daemon.lines().call("machine.list", "{}");
     let dropin = install(daemon.folder());
     let nobody = daemon.folder().join("nobody");
@@ -52,7 +52,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     }
 }
 
-/// Gives `orbd-ctl` the tool's name in a folder of its own.
+/// Installs `orbd-ctl` under the tool's name in a folder of its own.
 fn install(folder: &Path) -> PathBuf {
     let folder = folder.join("dropin");
     std::fs::create_dir(&folder).expect("a folder");
@@ -66,7 +66,7 @@ fn called(program: &Path, words: &[&str], socket: &Path, orbctl: &Path) -> f64 {
     let output = Command::new(program)
         .args(words)
         .env("ORBD_SOCKET", socket)
-        // Where nobody listens the drop-in finds the tool as the daemon would.
+        // Without a daemon, the drop-in finds the tool as the daemon would.
         .env("ORBD_ORBCTL", orbctl)
         .stdin(Stdio::null())
         .output()

@@ -1,4 +1,4 @@
-//! The raw server that every answer is compared with: whatever it reads, it writes the same bytes back.
+//! The raw server that orbd is compared with: it answers everything that it reads with the same bytes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// Makes this program be one.
+/// First argument of this program when it is an echo server.
 pub(crate) const FLAG: &str = "--echo";
 
-/// How it serves many connections. The better of the two is what a daemon is held against.
+/// How it serves many connections. A daemon is compared with the better of the first two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A thread for each connection.
     Threads,
     /// One thread that polls.
     Poll,
-    /// One thread that writes to all connections whatever it reads on one.
+    /// One thread that writes to all connections when it reads from one.
     FanOut,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Echo {
 }
 
 impl Echo {
-    /// Starts one that answers with these bytes.
+    /// Starts a server that answers with these bytes.
     pub(crate) fn start(folder: &Path, name: &str, kind: Kind, answer: &[u8]) -> Self {
         let socket = folder.join(name);
         let file = folder.join(format!("{name}.answer"));
@@ -90,9 +90,9 @@ fn serve_one(mut stream: UnixStream, answer: &[u8]) {
     }
 }
 
-/// The first connection speaks, all others are told.
+/// The first connection sends, and all others get the answer.
 fn fan_out(listener: &UnixListener, answer: &[u8]) {
-    // Whoever starts this program connects once to see that it listens.
+    // The program that starts this one connects once to check that it listens.
     let mut streams: Vec<UnixStream> = listener.incoming().flatten().skip(1).take(1).collect();
     let mut buffer = [0; 4096];
     loop {
@@ -102,7 +102,7 @@ fn fan_out(listener: &UnixListener, answer: &[u8]) {
         ];
         poll(&mut ready, None).expect("poll");
         let [connects, speaks] = ready.map(|fd| !fd.revents().is_empty());
-        // First: nobody who is there already is left out.
+        // Accept first, so that no waiting connection is left out.
         if connects {
             streams.extend(listener.accept().map(|(stream, _)| stream));
         } else if speaks {

@@ -1,8 +1,8 @@
-//! How long it takes until a thousand subscribers are told of one change.
+//! How long it takes until a thousand subscribers have one change.
 //!
-//! Each has a connection of its own. The clock runs from the moment at which the change is sent, or answered, until the last of
-//! them has read its line; one thread reads them all, one after the other. Beside it: a process that writes the same bytes to as many
-//! connections when one of them speaks.
+//! Each has a connection of its own. The time is from when the change is sent, or answered, until the last subscriber
+//! has read its line; one thread reads them all, one after the other. The comparison is a process that writes the same
+//! bytes to as many connections when one of them sends.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let daemon = Daemon::with_machines(1, &settings);
     let mut lines = daemon.lines();
 
-    // The bytes of one event, as they come.
+    // The bytes of one event.
     let mut one = subscribe(&daemon, 1, "cache_invalidated");
     lines.call("cache.invalidate", "{}");
     let event = read_line(&mut one[0]);
@@ -72,7 +72,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     );
     drop((listeners, watchers));
 
-    // A machine: from the answer to its change, over the look that follows, to the last who is told.
+    // A change of a machine: from its answer, through the poll that follows, to the last subscriber.
     let mut watchers = subscribe(&daemon, subscribers, "machine_changed");
     lines.call("machine.list", "{}");
     let mut seen = Vec::new();
@@ -96,7 +96,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     );
 }
 
-/// Connects so many subscribers, each of which has been told the state.
+/// Connects this many subscribers, each of which has received the state.
 fn subscribe(daemon: &Daemon, count: usize, kind: &str) -> Vec<BufReader<UnixStream>> {
     let wish = request("events.subscribe", &format!("{{\"kinds\":[\"{kind}\"]}}"));
     let mut watchers: Vec<_> = (0..count).map(|_| BufReader::new(daemon.connect())).collect();
@@ -110,7 +110,7 @@ fn subscribe(daemon: &Daemon, count: usize, kind: &str) -> Vec<BufReader<UnixStr
     watchers
 }
 
-/// Waits until each has been told something.
+/// Waits until each connection has received a line.
 fn hear(streams: &mut [BufReader<UnixStream>]) {
     for stream in streams {
         read_line(stream);
@@ -123,10 +123,10 @@ fn read_line(stream: &mut BufReader<UnixStream>) -> String {
     line
 }
 
-/// Raises the limit of open files, for us and what we start.
+/// Raises the limit of open files for this process and what it starts.
 fn allow_many_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // Where it cannot be raised, a connection that fails says so.
+    // If the limit cannot be raised, a failing connection reports that.
     let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -1,4 +1,4 @@
-//! A command that ends at once: through orbd, against starting the same program directly.
+//! A command that ends at once: through orbd, compared with starting the same program directly.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
 
 fn added(scale: Scale, table: &mut Table, daemon: &Daemon, how: &str, bar: Bar) {
     let mut lines = daemon.lines();
-    // A machine that is known to run: otherwise each command makes the list stale first.
+    // The machine is known to run; otherwise each command would invalidate the list first.
     lines.call("machine.list", "{}");
     let run = request(
         "machine.run",

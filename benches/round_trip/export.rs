@@ -1,4 +1,4 @@
-//! An export of a long history: how fast, and what it takes in memory on either side.
+//! An export of a long history: its speed, and its memory in the daemon and in the client.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -64,7 +64,7 @@ fn exported(records: u64) -> Exported {
     while lines.read_until(b'\n', &mut line).expect("it writes") > 0 {
         line.clear();
         counted += 1;
-        // Its most, which is there to be read as long as it runs.
+        // The peak can only be read while the process runs.
         if counted % 100 == 0 {
             client_mb = super::daemon::memory_kb(pid, "VmHWM").map_or(client_mb, |kb| f64::from(kb) / 1024.0);
         }

@@ -1,4 +1,4 @@
-//! What a daemon that did a lot costs when it does nothing: memory and wakeups, without and with a subscriber.
+//! What an idle daemon costs after much work: memory and wakeups, with and without a subscriber.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::daemon::{Daemon, request};
 use super::stand_in::MACHINE;
 use super::stats::{Bar, Table};
 
-/// Connections that make the daemon work.
+/// Connections that give the daemon work.
 const CLIENTS: usize = 8;
 
 pub(crate) fn measure(scale: Scale, table: &mut Table) {
@@ -26,7 +26,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     let counters = daemon.lines().call("metrics.counters", "{}");
     let recorded = counters["counters"]["records_accepted"].as_u64();
     assert!(recorded >= u64::try_from(operations).ok(), "{counters}");
-    // Records are handed over, flushed, and the helper leaves after ten quiet seconds.
+    // Records are handed over and flushed, and the helper exits after ten idle seconds.
     let until = Instant::now() + Duration::from_secs(scale.pick(60, 0));
     while Instant::now() < until && has_children(daemon.pid()) {
         std::thread::sleep(Duration::from_millis(200));
@@ -59,7 +59,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
 fn with_subscriber(scale: Scale, daemon: &Daemon, table: &mut Table) {
     let mut subscriber = daemon.lines();
     subscriber.call("events.subscribe", "{}");
-    // The first poll, and the pauses until they are the longest.
+    // Wait for the first poll, and until the poll interval is at its maximum.
     std::thread::sleep(Duration::from_secs(scale.pick(30, 0)));
     let spawns = |daemon: &Daemon| {
         let counters = daemon.lines().call("metrics.counters", "{}");
@@ -70,7 +70,7 @@ fn with_subscriber(scale: Scale, daemon: &Daemon, table: &mut Table) {
     let span = Duration::from_secs(scale.pick(60, 0));
     std::thread::sleep(span);
     let woken = wakeups(daemon.pid()) - before;
-    // Of each poll: the status and the list.
+    // Each poll reads the status and the list.
     #[expect(clippy::cast_precision_loss, reason = "few")]
     let polls = (spawns(daemon) - spawned) as f64 / 2.0;
     table.add(
@@ -82,7 +82,7 @@ fn with_subscriber(scale: Scale, daemon: &Daemon, table: &mut Table) {
     );
 }
 
-/// Reads that must ask and commands, in turn.
+/// Alternates uncached reads and commands.
 fn work(daemon: &Daemon, client: usize, operations: usize) {
     let mut lines = daemon.lines();
     lines.call(
@@ -99,14 +99,14 @@ fn work(daemon: &Daemon, client: usize, operations: usize) {
     }
 }
 
-/// Says whether the process has children; false where the system does not tell.
+/// Returns whether the process has children; false if the system does not report them.
 fn has_children(pid: u32) -> bool {
     threads(pid).into_iter().any(|thread| {
         std::fs::read_to_string(thread.join("children")).is_ok_and(|children| !children.trim().is_empty())
     })
 }
 
-/// Returns how often the process's threads went to sleep by themselves, and so were woken.
+/// Returns how often the process's threads blocked voluntarily, which is how often they were woken.
 fn wakeups(pid: u32) -> u32 {
     threads(pid)
         .into_iter()

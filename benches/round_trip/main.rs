@@ -1,11 +1,13 @@
-//! What orbd costs: every figure beside that of doing without it, in the same run, by the same load generator.
+//! What orbd costs: every figure is measured next to that of doing the same without orbd, in the same run and by the
+//! same load generator.
 //!
 //! `cargo bench --bench round_trip` measures answers from the cache, commands, starts of the client, calls through the
-//! drop-in, output and events;
-//! `cargo bench --bench round_trip -- idle restart export` the three that take minutes; names pick. Rounds of the two sides alternate, so that a
-//! machine that gets slower slows both, and medians are over rounds. `docs/benchmarks.md` says what each number means.
-//! `cargo test` runs everything tiny and judges no time. `ORBD_BENCH_ORBD` and
-//! `ORBD_BENCH_CTL` name another daemon and another client to measure.
+//! drop-in, output and events. `cargo bench --bench round_trip -- idle restart export` measures the three that take
+//! minutes; names select sections. Rounds of the two sides alternate, so that a machine that slows down slows both.
+//! Medians are over rounds. `docs/benchmarks.md` explains each number.
+//!
+//! `cargo test` runs everything with tiny sizes and checks no time. `ORBD_BENCH_ORBD` and `ORBD_BENCH_CTL` select
+//! another daemon and another client to measure.
 
 #![expect(
     clippy::disallowed_methods,
@@ -32,17 +34,17 @@ use std::path::Path;
 
 use stats::Table;
 
-/// How much is measured.
+/// Size of the measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// Enough for figures.
+    /// Large enough for figures.
     Full,
-    /// Enough to see that it works.
+    /// Just large enough to check that it works.
     Tiny,
 }
 
 impl Scale {
-    /// Picks a value.
+    /// Returns the value for this scale.
     pub(crate) fn pick<T>(self, full: T, tiny: T) -> T {
         match self {
             Self::Full => full,
@@ -53,7 +55,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// By name, in order. The first seven are measured unless others are named.
+/// Sections by name, in order. The first seven run unless others are named.
 const SECTIONS: [Section; 10] = [
     ("cached", cached::measure),
     ("burst", burst::measure),
@@ -70,7 +72,7 @@ const SECTIONS: [Section; 10] = [
 fn main() {
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();
-    // This program is started again in two other parts.
+    // This program is also started in two other roles.
     if Path::new(&called)
         .file_name()
         .is_some_and(|name| name == stand_in::NAME)
@@ -81,7 +83,7 @@ fn main() {
     if words.first().is_some_and(|word| word == echo::FLAG) {
         return echo::serve(&words[1..]);
     }
-    // Cargo says `--bench` when it benches, and nothing of the kind when it tests.
+    // Cargo passes `--bench` for benches, and not for tests.
     let is_bench = words.iter().any(|word| word == "--bench");
     let scale = if is_bench && std::env::var_os("ORBD_BENCH_TINY").is_none() {
         Scale::Full

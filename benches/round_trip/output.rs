@@ -1,4 +1,4 @@
-//! A command's output to one client that keeps up, against reading the pipe directly.
+//! A command's output to one client that keeps up, compared with reading the pipe directly.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -65,10 +65,10 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     );
 }
 
-/// Reads a command's whole output in some way.
+/// Reads a command's whole output in one way.
 type Way = fn(&Daemon, &str, usize, &str);
 
-/// Parameters of a command whose output stays readable, and of one whose output is only passed through.
+/// Parameters of a command whose output is kept, and of one whose output is only passed through.
 const KEPT: &str = "";
 const PASSED: &str = ",\"pass_through\":true";
 
@@ -104,7 +104,7 @@ fn params(kind: &str, bytes: usize, more: &str) -> String {
     format!("{{\"machine\":\"{MACHINE}\",\"command\":[\"{EMIT}\",\"{kind}\",\"{bytes}\"]{more}}}")
 }
 
-/// Starts it detached; returns its id.
+/// Starts a detached command; returns its job id.
 fn begin(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) -> u64 {
     let params = params(kind, bytes, &format!("{kept},\"detach\":true"));
     let job = daemon.lines().call("machine.run", &params);
@@ -156,7 +156,7 @@ fn as_lines(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) {
         line.clear();
         let read = reader.read_until(b'\n', &mut line).expect("a line");
         assert!(read > 0, "it hung up");
-        // Only the end is looked at: what a client does with the bytes is its own affair.
+        // Only the end is checked: what a client does with the bytes is not measured.
         if memchr::memmem::find(&line[..read.min(200)], b"\"type\":\"ended\"").is_some() {
             break;
         }

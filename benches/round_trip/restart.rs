@@ -1,4 +1,4 @@
-//! From kill -9 to the first answer, with a long history in the store.
+//! Time from kill -9 to the first answer, with a long history in the store.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     }
     let mut times = Vec::new();
     for _ in 0..scale.pick(21, 2) {
-        // Something to record and a list to forget, as in use.
+        // A call to record, and a cached list to lose, as in real use.
         daemon.lines().call("machine.list", "{}");
         let began = Instant::now();
         daemon.kill();
@@ -46,7 +46,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     );
 }
 
-/// Puts records into the daemon's store through its own helper.
+/// Stores records with the daemon's own helper.
 pub(crate) fn fill(daemon: &Daemon, records: u64) {
     let settings = Settings {
         folder: daemon.state().join("metrics"),
@@ -72,7 +72,7 @@ pub(crate) fn fill(daemon: &Daemon, records: u64) {
         metrics.record(record(n, now_ms - 30 * 24 * 3_600_000 * (records - n) / records));
     }
     runtime.block_on(async {
-        // A question is answered after everything before it.
+        // The summary is answered after everything before it.
         let _ = metrics.summary(orbd::metrics::SummaryRequest::default()).await;
         let dropped = metrics.counters().dropped;
         assert_eq!(dropped, 0);

@@ -1,16 +1,16 @@
-//! The smallest `orbctl`: this program under that name. It lists one machine, writes a stream, or ends at once.
+//! A minimal `orbctl`: this program under that name. It lists one machine, writes a stream, or exits at once.
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What this program must be called to be one.
+/// Name under which this program is an `orbctl`.
 pub(crate) const NAME: &str = "orbctl";
 
-/// The machine that it knows.
+/// Its only machine.
 pub(crate) const MACHINE: &str = "web";
 
-/// The word that makes it write: then a kind and a number of bytes.
+/// First argument that makes it write; a kind and a number of bytes follow.
 pub(crate) const EMIT: &str = "emit";
 
 /// Bytes written at a time.
@@ -20,7 +20,7 @@ const LIST: &str = r#"[{"id": "01M4HXHNTVZXRXR1F5PV7GC8R7", "name": "web",
     "image": {"distro": "ubuntu", "version": "noble", "arch": "arm64", "variant": "default"},
     "config": {"isolated": false, "default_username": "dev"}, "builtin": false, "state": "running"}]"#;
 
-/// Gives this program that name in a folder.
+/// Links this program under that name in a folder.
 pub(crate) fn install(folder: &Path) -> PathBuf {
     let path = folder.join(NAME);
     let own = std::env::current_exe().expect("this program has a path");
@@ -28,7 +28,7 @@ pub(crate) fn install(folder: &Path) -> PathBuf {
     path
 }
 
-/// Does what the arguments say.
+/// Acts as `orbctl` with these arguments.
 pub(crate) fn run(args: impl Iterator<Item = OsString>) {
     let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
     if words.first().is_some_and(|word| word == "list") {
@@ -48,7 +48,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) {
     let mut stdout = std::io::stdout().lock();
     while left > 0 {
         let now = left.min(piece.len());
-        // A reader that is gone wants no more.
+        // The reader has closed the pipe.
         if stdout.write_all(&piece[..now]).is_err() {
             return;
         }
@@ -56,7 +56,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) {
     }
 }
 
-/// Makes what is written over and over: lines of a log, or bytes that are no text.
+/// Returns the text that is written repeatedly: a line of a log, or bytes that are not text.
 fn piece(kind: &str) -> Vec<u8> {
     if kind == "text" {
         let line =

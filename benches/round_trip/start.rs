@@ -1,4 +1,4 @@
-//! `orbd-ctl list` as a whole process, from being started to being gone, against a program that does nothing.
+//! `orbd-ctl list` as a whole process, from start to exit, compared with a program that does nothing.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use super::Scale;
 use super::daemon::Daemon;
 use super::stats::{Bar, Table, median, us};
 
-/// What takes as long as starting a process takes.
+/// A program that does nothing, to measure the start of a process.
 const NOTHING: &str = "true";
 
 pub(crate) fn measure(scale: Scale, table: &mut Table) {
@@ -40,14 +40,14 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
     );
 }
 
-/// The client that is measured.
+/// Path of the client to measure.
 pub(crate) fn orbd_ctl() -> std::path::PathBuf {
     std::env::var_os("ORBD_BENCH_CTL")
         .unwrap_or_else(|| env!("CARGO_BIN_EXE_orbd-ctl").into())
         .into()
 }
 
-/// Measures two things in turn, and returns the medians of each round, in us.
+/// Measures two sides alternately; returns the medians of each round, in us.
 pub(crate) fn rounds(
     scale: Scale,
     mut base: impl FnMut() -> f64,

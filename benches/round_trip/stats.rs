@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Returns the median; zero of nothing.
+/// Returns the median; zero if there are no values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// Returns the value below which this share lies.
+/// Returns the value below which this share of the values lies.
 pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -22,42 +22,42 @@ pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
     sorted.get(at).copied().unwrap_or_default()
 }
 
-/// Returns microseconds.
+/// Converts a duration to microseconds.
 pub(crate) fn us(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// What a figure is held against.
+/// Target of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bar {
-    /// Shown only.
+    /// None: the figure is only shown.
     None,
-    /// It should be no more.
+    /// The figure should be at most this.
     AtMost(f64),
-    /// It should be no less.
+    /// The figure should be at least this.
     AtLeast(f64),
 }
 
-/// A line: what was measured, both sides, and how they compare.
+/// One row: what was measured, both sides, and how they compare.
 #[derive(Debug)]
 struct Row {
     what: String,
-    /// Median of the other side, or of what needs none.
+    /// Figure of the side without orbd; other text if there is no such side.
     base: String,
     ours: String,
-    /// Compared round by round; the median is held against the bar.
+    /// Median over rounds of the ratio or difference, which is compared with the target.
     value: f64,
     low: f64,
     high: f64,
     bar: Bar,
 }
 
-/// What was measured.
+/// The results of all measurements.
 #[derive(Debug, Default)]
 pub(crate) struct Table(Vec<Row>);
 
 impl Table {
-    /// Adds a line with one ratio (or difference) for each round.
+    /// Adds a row with one ratio (or difference) per round.
     pub(crate) fn add(&mut self, what: &str, base: String, ours: String, rounds: &[f64], bar: Bar) {
         let row = Row {
             what: what.to_owned(),
@@ -68,7 +68,7 @@ impl Table {
             high: percentile(rounds, 1.0),
             bar,
         };
-        // At once as well: a run takes minutes and can be cut short.
+        // Also printed at once: a run takes minutes and may be interrupted.
         println!("{row}");
         self.0.push(row);
     }

@@ -1,7 +1,7 @@
-//! The grammar of the command line: what can be typed, and the help that teaches it.
+//! The command line: verbs, flags and their help texts.
 //!
-//! Words become types here and nowhere else. The verbs and flags mirror `orbctl`'s where it has them; what is ours alone
-//! (`--detach`, `--timeout`, `jobs`, `cancel` and so on) has no namesake there.
+//! All parsing of arguments is in this file. Verbs and flags that `orbctl` has too have the same names here. Those that only
+//! orbd-ctl has (`--detach`, `--timeout`, `jobs`, `cancel` and so on) do not clash with any of `orbctl`'s.
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseIntError};
@@ -16,7 +16,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orbd::rpc::export::ExportFormat;
 use orbd::rpc::types::{EventKind, GroupBy, JobStateWord};
 
-/// Drives OrbStack's machines through orbd, which queues, joins, caches and records every orbctl call
+/// Manage OrbStack machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]
 #[command(
     name = "orbd-ctl",
@@ -25,33 +25,33 @@ use orbd::rpc::types::{EventKind, GroupBy, JobStateWord};
     subcommand_required = true,
     max_term_width = WIDTH_MAX,
     after_help = "Examples:
-  orbd-ctl list                          the machines, from memory while fresh
-  orbd-ctl create ubuntu:noble web       make a machine and boot it
-  orbd-ctl run -m web uname -a           a command, with its own exit code
-  orbd-ctl jobs                          what waits and runs, and for what
-  orbd-ctl list --json                   the same for programs
+  orbd-ctl list                          list machines, cached while fresh
+  orbd-ctl create ubuntu:noble web       create and boot a machine
+  orbd-ctl run -m web uname -a           run a command, keep its exit code
+  orbd-ctl jobs                          waiting and running jobs
+  orbd-ctl list --json                   JSON output
 
-`orbd-ctl help COMMAND` has examples for each command; `orbd-ctl --help` also lists exit codes \
-and environment.",
+`orbd-ctl help COMMAND` shows examples for each command; `orbd-ctl --help` also lists exit codes \
+and environment variables.",
     after_long_help = AFTER_LONG_HELP
 )]
 pub(crate) struct Cli {
-    /// What every command takes.
+    /// Options of every command.
     #[command(flatten)]
     pub(crate) global: Global,
-    /// What to do.
+    /// The verb.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Widest help, in columns.
+/// Maximum width of help texts, in columns.
 const WIDTH_MAX: usize = 100;
 
 impl Cli {
-    /// Reads the command line.
+    /// Parses the command line.
     ///
-    /// Where it begins with a verb, as nearly always, no other verb is built: that was a quarter of all instructions of a
-    /// `list`. What is said of mistakes and with `--help` is then the verb's own anyway.
+    /// If the first argument is a verb, as is usual, only that verb's clap command is built: building all of them took a quarter
+    /// of the instructions of a `list`. Usage errors and `--help` show only the verb's own text in that case anyway.
     pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
         let verb = words.get(1).and_then(|word| Command::verb(word.to_str()?));
         let Some(verb) = verb else {
@@ -66,7 +66,7 @@ impl Cli {
         Self::from_arg_matches(&matches).map(Self::settled)
     }
 
-    /// `--format json`, which `orbctl` has on some verbs, is our `--json`.
+    /// Treats `--format json`, which `orbctl` has on some verbs, as `--json`.
     fn settled(mut self) -> Self {
         if let Command::List(List { form, .. }) | Command::Info(Info { form, .. }) = &self.command {
             self.global.json |= form.format == Some(Format::Json);
@@ -75,7 +75,7 @@ impl Cli {
     }
 }
 
-/// Says of an unknown option which one is like it, in one line.
+/// Shortens clap's message for an unknown option to one line with the nearest known option.
 fn unknown_option(error: clap::Error) -> clap::Error {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -99,128 +99,129 @@ fn unknown_option(error: clap::Error) -> clap::Error {
 }
 
 const AFTER_LONG_HELP: &str = "Examples:
-  orbd-ctl list                          the machines, from memory while fresh
-  orbd-ctl create ubuntu:noble web       make a machine and boot it
-  orbd-ctl run -m web uname -a           a command, with its own exit code
+  orbd-ctl list                          list machines, cached while fresh
+  orbd-ctl create ubuntu:noble web       create and boot a machine
+  orbd-ctl run -m web uname -a           run a command, keep its exit code
   tar c . | orbd-ctl run -m web tar xC /srv
-  orbd-ctl start --detach web            answer at once with the job's id
-  orbd-ctl jobs                          what waits and runs, and for what
-  orbd-ctl cancel 12                     end a job, or keep it from starting
-  orbd-ctl metrics --window 1h           how long calls waited and ran
+  orbd-ctl start --detach web            print the job id and return
+  orbd-ctl jobs                          waiting and running jobs
+  orbd-ctl cancel 12                     cancel a waiting or running job
+  orbd-ctl metrics --window 1h           wait and run times
   orbd-ctl list --json | jq -r '.machines[].name'
 
 Exit codes:
-    0  done
-    1  it was tried and failed (`status`: OrbStack is not running)
-    2  the command line, or a value in it, is wrong
-    3  orbd cannot be reached, or speaks another protocol
-    4  what was named does not exist, exists already, or is in the wrong state
-    5  the queue refused it, orbctl is sick, or a time limit passed
-    6  the job was cancelled by somebody else, or orbd died under it
-    7  a change was cut short and may have taken effect: look first
+    0  success
+    1  the operation failed (`status`: OrbStack is not running)
+    2  the command line, or a value in it, is invalid
+    3  orbd is unreachable, or speaks another protocol
+    4  the named object does not exist, already exists, or has the wrong state
+    5  the queue refused it, orbctl is unhealthy, or a time limit expired
+    6  another client cancelled the job, or orbd died while it ran
+    7  a change was interrupted and may have taken effect: check before retrying
   130  interrupted by Ctrl-C
-  141  whoever read our output went away
-  `run`, `job output --follow` and `job wait` pass on the command's own exit code. `run` says 124 when \
-`--timeout` passed and 125 when the command could not be run, or ended well and some of its output was \
-lost. `push`, `pull`, `export` and `import` pass on orbctl's.
+  141  the reader of the output closed it (SIGPIPE)
+  `run`, `job output --follow` and `job wait` exit with the command's own code. `run` exits with 124 when \
+`--timeout` expired, and with 125 when the command could not be run, or succeeded but some of its output was \
+lost. `push`, `pull`, `export` and `import` exit with orbctl's code.
 
 Environment:
-  ORBD_SOCKET     socket of the daemon; ~/.orbd/orbd.sock where unset
+  ORBD_SOCKET     socket of the daemon [default: ~/.orbd/orbd.sock]
   ORBD_AUTOSTART  0 = do not start the daemon on demand
   NO_COLOR        not empty = no colours
 
-With --json every command writes one JSON object a line to stdout, in the shapes of proto/openrpc.json; a \
-failure is {\"error\": {\"code\", \"message\", \"data\"}}. Messages for people always go to stderr.";
+With --json every command prints one JSON object per line to stdout, in the format of proto/openrpc.json; a \
+failure is {\"error\": {\"code\", \"message\", \"data\"}}. Messages always go to stderr.";
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Args, Default)]
-#[command(next_help_heading = "Options everywhere")]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Answer as JSON, one object a line, in the shapes of the API
+    /// Print JSON, one object per line, in the format of the API
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    // Its help is an attribute: rustdoc's marks would show on a terminal.
+    // The help is an attribute, not a doc comment: clap would print the markup that rustdoc needs.
     #[arg(
         long,
         global = true,
         value_name = "PATH",
-        help = "Socket of the daemon [default: $ORBD_SOCKET, else ~/.orbd/orbd.sock]"
+        help = "Daemon socket [default: $ORBD_SOCKET, else ~/.orbd/orbd.sock]"
     )]
     pub(crate) socket: Option<PathBuf>,
-    /// Fail instead of starting the daemon when it does not run
+    /// Fail instead of starting the daemon if it is not running
     #[arg(long, global = true)]
     pub(crate) no_autostart: bool,
 }
 
-/// What every command that makes a job takes.
+/// Options of every command that creates a job.
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct JobArgs {
-    /// Answer at once with the job's id; the job goes on without you
+    /// Print the job id and return; the job keeps running
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Give up when it has not started after TIME, as in 30s or 5m
+    /// Give up if it has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
-    /// End it when it has run for TIME
+    /// Stop it after it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
 
-/// What every command takes that runs the real `orbctl` here, in a place of the queue. It ends with us, so none is detached.
+/// Options of every command that runs the real `orbctl` in this client under a lease. `orbctl` ends with the client, so these commands
+/// cannot be detached.
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct LeaseArgs {
-    /// Give up when it has not started after TIME, as in 30s or 5m
+    /// Give up if it has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
-    /// End it when it has run for TIME
+    /// Stop it after it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
 
-/// How answers look, as `orbctl` says it.
+/// Output format, with the flag that `orbctl` has.
 #[derive(Debug, Args, Default)]
 pub(crate) struct FormatArgs {
-    /// Form of the answer; json is the same as --json
+    /// Output format; json is the same as --json
     #[arg(short, long, value_name = "FORM", value_enum)]
     pub(crate) format: Option<Format>,
 }
 
-/// A form, as typed.
+/// Values of `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    /// Human-readable text
     Text,
-    /// For programs
+    /// JSON
     Json,
 }
 
-/// How old an answer may be.
+/// Maximum age of a cached answer.
 #[derive(Debug, Args, Default)]
 pub(crate) struct AgeArgs {
-    /// Oldest answer to accept, as in 500ms or 10s; 0 asks orbctl now
+    /// Maximum age of a cached answer, e.g. 500ms or 10s; 0 asks orbctl now
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) max_age: Option<Duration>,
 }
 
 impl AgeArgs {
-    /// Returns it as the wire has it.
+    /// Returns the maximum age as a request parameter.
     pub(crate) fn max_age_ms(&self) -> Option<u64> {
         self.max_age.map(millis)
     }
 }
 
-/// Returns a duration as the wire has it.
+/// Converts a duration to milliseconds, the unit of request parameters.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Makes the verbs: for each its help, what it takes, its name, other names and examples.
+/// Defines the verbs. Each has a help text, an argument type, a name, aliases and examples.
 ///
-/// By hand instead of by `derive(Subcommand)`, because that builds the arguments of every verb at every start, which took
-/// longer than all else that `list` does; here only those of the verb that was typed are built.
+/// This replaces `derive(Subcommand)`, which builds the arguments of every verb at every start; that took longer than everything
+/// else that `list` does. This macro builds only the arguments of the verb that was typed.
 macro_rules! verbs {
     ($(#[doc = $about:literal] $variant:ident($args:ident) $name:literal [$($alias:literal),*] $examples:literal;)*) => {
-        /// Every verb.
+        /// The verbs with their arguments.
         #[derive(Debug)]
         pub(crate) enum Command {
             $(#[doc = $about] $variant($args),)*
@@ -241,7 +242,7 @@ macro_rules! verbs {
         }
 
         impl Command {
-            /// Builds the verb with this name.
+            /// Builds the clap command of the verb with this name or alias.
             fn verb(word: &str) -> Option<clap::Command> {
                 $({
                     const ALIASES: &[&str] = &[$($alias),*];
@@ -252,7 +253,7 @@ macro_rules! verbs {
                         let verb = help(clap::Command::new($name))
                             .visible_aliases(ALIASES.iter().copied())
                             .hide($name == "lease-exec")
-                            // Said again, because the arguments bring a description of their own.
+                            // Set again, because `augment_args` replaces the help with the doc comment of the argument type.
                             .defer(|command| help($args::augment_args(command)));
                         return Some(verb);
                     }
@@ -281,51 +282,51 @@ verbs! {
     /// List machines
     List(List) "list" ["ls"] "Examples:
   orbd-ctl list
-  orbd-ctl list --running --quiet        names only, one a line
-  orbd-ctl list --max-age 0              ask orbctl now instead of memory";
+  orbd-ctl list --running --quiet        names only, one per line
+  orbd-ctl list --max-age 0              ask orbctl, bypass the cache";
     /// Show one machine with its addresses and size
     Info(Info) "info" [] "Examples:
   orbd-ctl info web
   orbd-ctl info web --json | jq -r .ip4";
-    /// Make a machine and boot it
+    /// Create a machine and boot it
     Create(Create) "create" ["add", "new"] "Examples:
-  orbd-ctl create ubuntu                 the newest Ubuntu, named ubuntu
+  orbd-ctl create ubuntu                 the latest Ubuntu, named ubuntu
   orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
   orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
   orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml";
-    /// Boot machines; without a name, start OrbStack itself
+    /// Start machines; without a name, start OrbStack itself
     Start(Start) "start" [] "Examples:
-  orbd-ctl start web db                  both at once
+  orbd-ctl start web db                  both in parallel
   orbd-ctl start --all
-  orbd-ctl start --detach web            prints the job's id and returns";
-    /// Shut machines down
+  orbd-ctl start --detach web            print the job id and return";
+    /// Stop machines
     Stop(Stop) "stop" [] "Examples:
   orbd-ctl stop web
-  orbd-ctl stop --force web              end what runs there, do not wait
-  orbd-ctl stop --all                    every machine
+  orbd-ctl stop --force web              stop its jobs, do not wait for them
+  orbd-ctl stop --all                    all machines
   orbd-ctl stop --orbstack               OrbStack itself";
-    /// Shut machines down and boot them
+    /// Restart machines
     Restart(Names) "restart" [] "Examples:
   orbd-ctl restart web db";
-    /// Destroy machines with everything on them
+    /// Delete machines and everything on them
     Delete(Delete) "delete" ["rm"] "Examples:
-  orbd-ctl delete scratch                asks first on a terminal
-  orbd-ctl delete --yes one two          waits its turn like every change";
-    /// Give a machine another name
+  orbd-ctl delete scratch                on a terminal, asks first
+  orbd-ctl delete --yes one two          do not ask";
+    /// Rename a machine
     Rename(Rename) "rename" [] "Examples:
   orbd-ctl rename web web-old";
-    /// Copy a machine; the copy is stopped
+    /// Clone a machine; the clone is not started
     Clone(CloneMachine) "clone" [] "Examples:
   orbd-ctl clone web web-2 && orbd-ctl start web-2";
     /// Show, set or clear the default machine
     Default(DefaultMachine) "default" [] "Examples:
-  orbd-ctl default                       prints its name
+  orbd-ctl default                       print its name
   orbd-ctl default web
-  orbd-ctl default none                  clears it";
+  orbd-ctl default none                  clear it";
     /// Run a command in a machine
-    Run(Run) "run" [] "Works as `orbctl run`: the command starts in the directory that corresponds to ours, and on a terminal it has the \
-terminal. Elsewhere output streams as it comes, byte for byte, and input is passed on when it is a pipe or a file. The exit code is the \
-command's. Options for orbd-ctl come before the command; from its first word on everything is the command's.
+    Run(Run) "run" [] "Works like `orbctl run`: the command starts in the directory that corresponds to the current one. On a terminal \
+the command gets the terminal; otherwise its output is streamed unmodified, and input is forwarded if it is a pipe or a file. The exit \
+code is the command's. Options of orbd-ctl come before the command; everything from the command's name on is passed to it.
 
 Examples:
   orbd-ctl run uname -a                          in the default machine
@@ -334,28 +335,28 @@ Examples:
   orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
   gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
   orbd-ctl run -m web -e MODE=test --timeout 5m make check
-  orbd-ctl run -m web --detach make world        prints the job's id";
+  orbd-ctl run -m web --detach make world        print the job id and return";
     /// Open a shell in a machine
-    Shell(Shell) "shell" ["sh"] "The real orbctl runs here, with your terminal, directory and environment; orbd records it and starts it when \
-no change of the machine runs. It is in nobody's way: a machine may be stopped while a shell is open in it.
+    Shell(Shell) "shell" ["sh"] "Runs the real orbctl with your terminal, directory and environment. orbd records the session, and starts \
+it when no change of the machine is running. An open session blocks nothing: the machine can be stopped meanwhile.
 
 Examples:
   orbd-ctl shell                                 in the default machine
   orbd-ctl shell web
   orbd-ctl shell web -u root
   orbd-ctl run -m web htop                       a command instead of a shell";
-    /// Copy files of the Mac into a machine
+    /// Copy files from the Mac into a machine
     Push(Transfer) "push" [] "Examples:
   orbd-ctl push -m web site.tar.gz               into the guest user's home
   orbd-ctl push -m web a.conf b.conf /tmp/";
-    /// Copy files out of a machine to the Mac
+    /// Copy files from a machine to the Mac
     Pull(Transfer) "pull" [] "Examples:
   orbd-ctl pull -m web /var/log/syslog
   orbd-ctl pull -m web notes.txt report.txt ./out/";
-    /// Write a machine to an archive
+    /// Export a machine to an archive
     Export(Export) "export" [] "Examples:
   orbd-ctl export web web.tar.zst";
-    /// Make a machine of an archive
+    /// Create a machine from an archive
     Import(Import) "import" [] "Examples:
   orbd-ctl import -n web-copy web.tar.zst";
     /// Show a machine's log
@@ -363,7 +364,7 @@ Examples:
   orbd-ctl logs web
   orbd-ctl logs --all web | tail -50
   orbd-ctl logs --follow web             until Ctrl-C";
-    /// Show how to reach machines over SSH
+    /// Show how to connect to machines over SSH
     Ssh(Nothing) "ssh" [] "Examples:
   orbd-ctl ssh";
     /// Show and change OrbStack's configuration
@@ -371,44 +372,44 @@ Examples:
   orbd-ctl config show
   orbd-ctl config get machine.web.username
   orbd-ctl config set memory_mib 8192";
-    /// Say whether OrbStack runs, without waking it; exits with 1 when it does not
+    /// Show whether OrbStack is running, without starting it; exits with 1 if it is not
     Status(Status) "status" [] "Examples:
   orbd-ctl status
-  orbd-ctl status --max-age 0 && echo it runs";
+  orbd-ctl status --max-age 0 && echo running";
     /// Show the versions of orbctl, orbd and orbd-ctl
     Version(Version) "version" [] "Examples:
   orbd-ctl version
   orbd-ctl version --max-age 0           ask orbctl now";
-    /// List jobs that wait or run, and what they wait for
+    /// List waiting and running jobs, and what they wait for
     Jobs(Jobs) "jobs" ["ps"] "Examples:
   orbd-ctl jobs
-  orbd-ctl jobs --all -n 20              the ended ones too
+  orbd-ctl jobs --all -n 20              include ended jobs
   orbd-ctl jobs --state waiting -m web";
-    /// Show one job, why it waits, wait for it, or read what it wrote
+    /// Show a job, explain why it waits, wait for it, or print its output
     Job(Job) "job" [] "Examples:
   orbd-ctl job show 12
-  orbd-ctl job why 12                    what is in its way, and in that one's
+  orbd-ctl job why 12                    what blocks it, and what blocks that
   orbd-ctl job wait 12 --timeout 30s
-  orbd-ctl job output --follow 12        from its first byte until it ends";
-    /// Cancel jobs: a waiting one never starts, a running one is stopped
+  orbd-ctl job output --follow 12        from the first byte until it ends";
+    /// Cancel jobs: waiting jobs do not start, running jobs are stopped
     Cancel(Cancel) "cancel" [] "Examples:
   orbd-ctl cancel 12 13";
     /// Show, pause, resume or drain the queue
     Queue(Queue) "queue" [] "Examples:
   orbd-ctl queue
-  orbd-ctl queue pause web               nothing more starts on web
+  orbd-ctl queue pause web               start no more jobs on web
   orbd-ctl queue resume web
   orbd-ctl queue drain                   refuse new work, return when done";
-    /// Show what happens to machines, jobs and orbctl
+    /// Show the current state, or events of machines, jobs, the cache and orbctl
     Events(Events) "events" [] "Examples:
-  orbd-ctl events                        everything as it is
+  orbd-ctl events                        the current state
   orbd-ctl events --follow --kinds machines,job_ended
-  orbd-ctl events --since 41             what came after event 41";
-    /// Show or forget what orbd remembers
+  orbd-ctl events --since 41             events after number 41";
+    /// Show or invalidate orbd's cache
     Cache(Cache) "cache" [] "Examples:
   orbd-ctl cache
   orbd-ctl cache invalidate              the next reads ask orbctl";
-    /// Show how long calls waited and ran
+    /// Show wait and run times of operations
     Metrics(Metrics) "metrics" [] "Examples:
   orbd-ctl metrics --window 1h --by machine
   orbd-ctl metrics history --outcome failed
@@ -416,55 +417,55 @@ Examples:
   orbd-ctl metrics counters";
     /// Start, stop and inspect orbd itself
     Daemon(Daemon) "daemon" [] "Examples:
-  orbd-ctl daemon start                  does nothing when it runs already
-  orbd-ctl daemon status                 exits with 3 when it does not run
-  orbd-ctl daemon restart                does not wait as an upgrade does
-  orbd-ctl daemon config show            every key, and what set it
-  orbd-ctl daemon reload                 after the file was changed by hand
-  orbd-ctl daemon logs --follow          what orbd does, as it does it";
-    /// Keep orbd running as a service: launchd on a Mac, systemd on Linux
+  orbd-ctl daemon start                  does nothing if it is running
+  orbd-ctl daemon status                 exits with 3 if it is not running
+  orbd-ctl daemon restart                restart now; upgrades wait for idle
+  orbd-ctl daemon config show            every key, its value and source
+  orbd-ctl daemon reload                 apply an edited configuration file
+  orbd-ctl daemon logs --follow          follow orbd's log";
+    /// Run orbd as a service: launchd on macOS, systemd on Linux
     Service(ServiceVerb) "service" [] "Examples:
-  orbd-ctl service install               now and at each login
-  orbd-ctl service install --print       show the file, and do nothing
+  orbd-ctl service install               start now and at each login
+  orbd-ctl service install --print       print the file, change nothing
   orbd-ctl service status
   orbd-ctl service logs --follow";
-    /// Put orbd before the real orbctl, for every program that calls it by name
+    /// Route calls of orbctl and orb through orbd, for programs that call them by name
     Dropin(DropinVerb) "dropin" [] "Examples:
   orbd-ctl dropin install                orbctl and orb in ~/.orbd/bin
-  orbd-ctl dropin status                 what is called, and what is behind it
+  orbd-ctl dropin status                 which programs are called
   orbd-ctl dropin uninstall";
-    /// Find what is wrong with orbd, orbctl or OrbStack, and say what mends it; exits with 1 when something is
+    /// Check the installation and print a fix for each problem; starts and changes nothing, exits with 1 on an error
     Doctor(Nothing) "doctor" [] "Examples:
   orbd-ctl doctor
   orbd-ctl doctor --json | jq -r '.checks[] | select(.status == \"error\") | .fix'";
-    /// Print the completions of a shell, names of machines and ids of jobs among them
+    /// Print shell completions, which include machine names and job ids
     Completions(Completions) "completions" ["completion"] "Examples:
   echo 'source <(orbd-ctl completions bash)' >> ~/.bashrc
   orbd-ctl completions zsh > \"${fpath[1]}/_orbd-ctl\"
   orbd-ctl completions fish > ~/.config/fish/completions/orbd-ctl.fish";
-    /// Print the manual page, or write those of all commands
+    /// Print the manual page, or write the pages of all commands
     Man(Man) "man" [] "Examples:
   orbd-ctl man | man -l -
   orbd-ctl man --to /usr/local/share/man/man1";
 }
 
-/// A verb that takes nothing.
+/// A verb without arguments.
 #[derive(Debug, Args)]
 pub(crate) struct Nothing {}
 
 /// `list`.
 #[derive(Debug, Args, Default)]
 pub(crate) struct List {
-    /// Names only, one a line
+    /// Print names only, one per line
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Only machines that run
+    /// Only running machines
     #[arg(short, long)]
     pub(crate) running: bool,
-    /// How it looks.
+    /// Output format.
     #[command(flatten)]
     pub(crate) form: FormatArgs,
-    /// How old it may be.
+    /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
 }
@@ -475,10 +476,10 @@ pub(crate) struct Info {
     /// Name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
-    /// How it looks.
+    /// Output format.
     #[command(flatten)]
     pub(crate) form: FormatArgs,
-    /// How old it may be.
+    /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
 }
@@ -490,10 +491,10 @@ pub(crate) struct Info {
     reason = "each is a switch on the command line"
 )]
 pub(crate) struct Create {
-    /// Distribution and version, as in ubuntu or ubuntu:noble
+    /// Distribution and version, e.g. ubuntu or ubuntu:noble
     #[arg(value_name = "DISTRO[:VERSION]")]
     pub(crate) image: String,
-    /// Name of the new machine [default: the distribution's]
+    /// Name of the new machine [default: the distribution's name]
     pub(crate) name: Option<String>,
     /// arm64 or amd64 [default: the Mac's]
     #[arg(short, long)]
@@ -501,16 +502,16 @@ pub(crate) struct Create {
     /// Default user [default: the Mac user's name]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Ask for the default user's password; the real orbctl does, on this terminal
+    /// Ask for the default user's password on this terminal (runs the real orbctl)
     #[arg(short = 'p', long, conflicts_with = "detach")]
     pub(crate) set_password: bool,
-    /// Processor limit (OrbStack 2.2)
+    /// CPU limit (OrbStack 2.2)
     #[arg(long, value_name = "N", value_parser = whole::<u32>, allow_hyphen_values = true)]
     pub(crate) cpus: Option<u32>,
-    /// Memory limit, as in 4G (OrbStack 2.2)
+    /// Memory limit, e.g. 4G (OrbStack 2.2)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<String>,
-    /// Disk limit, as in 40G (OrbStack 2.2)
+    /// Disk limit, e.g. 40G (OrbStack 2.2)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk: Option<String>,
     /// No access to the Mac (OrbStack 2.1)
@@ -519,16 +520,16 @@ pub(crate) struct Create {
     /// No access to the Mac's network (OrbStack 2.1)
     #[arg(long)]
     pub(crate) isolate_network: bool,
-    /// Shared folder of an isolated machine; may be repeated (OrbStack 2.1)
+    /// Shared directory of an isolated machine; may be repeated (OrbStack 2.1)
     #[arg(long = "mount", value_name = "SRC[:DEST]")]
     pub(crate) mounts: Vec<String>,
     /// Forward the Mac's SSH agent (OrbStack 2.1)
     #[arg(long)]
     pub(crate) forward_ssh_agent: bool,
-    /// Cloud-init user data; the real orbctl reads it, from here
+    /// Cloud-init user data (runs the real orbctl)
     #[arg(short = 'c', long, value_name = "FILE", conflicts_with = "detach")]
     pub(crate) user_data: Option<PathBuf>,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -539,13 +540,13 @@ pub(crate) struct Start {
     /// Names or ids; none for OrbStack itself
     #[arg(value_name = "NAME", conflicts_with = "all")]
     pub(crate) machines: Vec<String>,
-    /// Every machine
+    /// All machines
     #[arg(long)]
     pub(crate) all: bool,
-    /// For OrbStack itself: end what runs and cancel what waits, instead of queueing behind it
+    /// For OrbStack itself: stop running jobs and cancel waiting ones instead of queueing behind them
     #[arg(short, long, conflicts_with_all = ["machines", "all"])]
     pub(crate) force: bool,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -557,16 +558,16 @@ pub(crate) struct Stop {
     /// Names or ids
     #[arg(value_name = "NAME")]
     pub(crate) machines: Vec<String>,
-    /// Every machine
+    /// All machines
     #[arg(long)]
     pub(crate) all: bool,
-    /// OrbStack itself and with it every machine
+    /// OrbStack itself, and with it all machines
     #[arg(long)]
     pub(crate) orbstack: bool,
-    /// End what runs there and cancel what waits, instead of queueing behind it
+    /// Stop running jobs and cancel waiting ones instead of queueing behind them
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -577,7 +578,7 @@ pub(crate) struct Names {
     /// Names or ids
     #[arg(value_name = "NAME", required = true)]
     pub(crate) machines: Vec<String>,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -597,7 +598,7 @@ pub(crate) struct Delete {
         overrides_with = "yes"
     )]
     pub(crate) yes: bool,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -605,13 +606,13 @@ pub(crate) struct Delete {
 /// `rename`.
 #[derive(Debug, Args)]
 pub(crate) struct Rename {
-    /// Name or id now
+    /// Current name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
-    /// Name then
+    /// New name
     #[arg(value_name = "NEW")]
     pub(crate) new_name: String,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -625,7 +626,7 @@ pub(crate) struct CloneMachine {
     /// Name of the copy
     #[arg(value_name = "NEW")]
     pub(crate) new_name: String,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -633,13 +634,13 @@ pub(crate) struct CloneMachine {
 /// `default`.
 #[derive(Debug, Args)]
 pub(crate) struct DefaultMachine {
-    /// New default; `none` clears it; prints it where absent
+    /// New default machine; `none` clears it; without it, the current one is printed
     #[arg(value_name = "NAME|none")]
     pub(crate) machine: Option<String>,
-    /// How old it may be.
+    /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
 }
@@ -654,34 +655,34 @@ pub(crate) struct Run {
     /// Name or id [default: the default machine]
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// Guest user [default: the machine's]
+    /// Guest user [default: the machine's default user]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Guest directory [default: the one that corresponds to ours, where the machine has it, else the guest user's home]
+    /// Guest directory [default: the one that corresponds to the current directory if the machine has it, else the guest user's home]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// Set KEY, or take it from our own environment; may be repeated
+    /// Set KEY to VALUE, or to its value in the current environment; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Give the command no input: for use inside a loop that reads its own
+    /// Give the command no input, e.g. inside a loop that reads from standard input
     #[arg(short, long)]
     pub(crate) no_input: bool,
-    /// Pass on what is typed, even if the output is not on the terminal
+    /// Forward what is typed, even if the output is not a terminal
     #[arg(short, long, conflicts_with_all = ["no_input", "detach"])]
     pub(crate) interactive: bool,
-    /// Give the command our terminal, as `shell` does [default: where input and output are a terminal]
+    /// Give the command this terminal, as `shell` does [default: if input and output are a terminal]
     #[arg(short, long, visible_alias = "tty", conflicts_with_all = ["no_input", "detach", "timeout"])]
     pub(crate) terminal: bool,
-    /// Never give the command our terminal
+    /// Never give the command this terminal
     #[arg(long, conflicts_with = "terminal")]
     pub(crate) no_terminal: bool,
-    /// Run it in the guest user's login shell; the real orbctl does, from here
+    /// Run it in the guest user's login shell (runs the real orbctl)
     #[arg(short = 's', long = "shell", conflicts_with_all = ["no_input", "detach"])]
     pub(crate) login_shell: bool,
-    /// Translate paths of the Mac in its arguments; the real orbctl does, from here
+    /// Translate Mac paths in its arguments (runs the real orbctl)
     #[arg(short = 'p', long = "path", conflicts_with_all = ["no_input", "detach"])]
     pub(crate) translate_paths: bool,
-    /// What every job has.
+    /// Options of the job.
     #[command(flatten)]
     pub(crate) job: JobArgs,
     /// Program and arguments
@@ -695,7 +696,7 @@ pub(crate) struct Shell {
     /// Name or id [default: the default machine]
     #[arg(value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// The same, as orbctl has it
+    /// The same as NAME, with orbctl's flag
     #[arg(
         short = 'm',
         long = "machine",
@@ -703,13 +704,13 @@ pub(crate) struct Shell {
         conflicts_with = "machine"
     )]
     pub(crate) named_machine: Option<String>,
-    /// Guest user [default: the machine's]
+    /// Guest user [default: the machine's default user]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
-    /// Guest directory [default: the one that corresponds to ours]
+    /// Guest directory [default: the one that corresponds to the current directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// Give up when it has not started after TIME, as in 30s or 5m
+    /// Give up if it has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
 }
@@ -720,10 +721,10 @@ pub(crate) struct Transfer {
     /// Name or id [default: the default machine]
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// What to copy, and last where to
+    /// Files to copy, then the destination
     #[arg(value_name = "PATH", required = true)]
     pub(crate) paths: Vec<PathBuf>,
-    /// Its limits.
+    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseArgs,
 }
@@ -734,9 +735,9 @@ pub(crate) struct Export {
     /// Name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
-    /// Archive to write, as in web.tar.zst
+    /// Archive to write, e.g. web.tar.zst
     pub(crate) file: PathBuf,
-    /// Its limits.
+    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseArgs,
 }
@@ -749,7 +750,7 @@ pub(crate) struct Import {
     pub(crate) name: String,
     /// Archive to read
     pub(crate) file: PathBuf,
-    /// Its limits.
+    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseArgs,
 }
@@ -760,10 +761,10 @@ pub(crate) struct Logs {
     /// Name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
-    /// Everything that is kept
+    /// Print the whole log
     #[arg(short, long)]
     pub(crate) all: bool,
-    /// Go on as it grows; the real orbctl does it, from here
+    /// Follow the log until Ctrl-C (runs the real orbctl)
     #[arg(short, long)]
     pub(crate) follow: bool,
 }
@@ -771,7 +772,7 @@ pub(crate) struct Logs {
 /// `config`.
 #[derive(Debug, Args)]
 pub(crate) struct Config {
-    /// What to do with it.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: ConfigCommand,
 }
@@ -779,36 +780,36 @@ pub(crate) struct Config {
 /// `config ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Show every key
+    /// Show all keys
     Show(Status),
-    /// Show one key; exits with 4 when it is not set
+    /// Show one key; exits with 4 if it is not set
     Get {
-        /// Key, as in machine.web.username
+        /// Key, e.g. machine.web.username
         key: String,
-        /// How old it may be.
+        /// Maximum age of the answer.
         #[command(flatten)]
         age: AgeArgs,
     },
     /// Set one key
     Set {
-        /// Key, as in machine.web.username
+        /// Key, e.g. machine.web.username
         key: String,
         /// Value
         #[arg(allow_hyphen_values = true)]
         value: String,
-        /// What every job has.
+        /// Options of the job.
         #[command(flatten)]
         job: JobArgs,
     },
-    /// Of orbd's own configuration alone.
+    /// Hidden: prints that only `daemon config` has this subcommand.
     #[command(hide = true)]
     Path,
-    /// Of orbd's own configuration alone.
+    /// Hidden: prints that only `daemon config` has this subcommand.
     #[command(hide = true)]
     Check,
-    /// Put everything back to its defaults
+    /// Reset all keys to their defaults
     Reset {
-        /// What every job has.
+        /// Options of the job.
         #[command(flatten)]
         job: JobArgs,
     },
@@ -817,7 +818,7 @@ pub(crate) enum ConfigCommand {
 /// `status` and `config show`.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// How old it may be.
+    /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
 }
@@ -825,7 +826,7 @@ pub(crate) struct Status {
 /// `version`.
 #[derive(Debug, Args)]
 pub(crate) struct Version {
-    /// How old it may be.
+    /// Maximum age of the answer.
     #[command(flatten)]
     pub(crate) age: AgeArgs,
 }
@@ -833,19 +834,19 @@ pub(crate) struct Version {
 /// `jobs`.
 #[derive(Debug, Args)]
 pub(crate) struct Jobs {
-    /// The ended ones too
+    /// Include ended jobs
     #[arg(short, long)]
     pub(crate) all: bool,
     /// Only jobs in this state: waiting, running or ended
     #[arg(long, value_name = "STATE", value_parser = job_state, conflicts_with = "all")]
     pub(crate) state: Option<JobStateWord>,
-    /// Only jobs about this machine
+    /// Only jobs of this machine
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// Only jobs with this verb
+    /// Only jobs of this operation
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
-    /// At most so many, the newest [default: 100]
+    /// Show at most N jobs, the newest [default: 100]
     #[arg(short = 'n', long, value_name = "N", value_parser = whole::<usize>, allow_hyphen_values = true)]
     pub(crate) limit: Option<usize>,
 }
@@ -853,7 +854,7 @@ pub(crate) struct Jobs {
 /// `job`.
 #[derive(Debug, Args)]
 pub(crate) struct Job {
-    /// What to do with it.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: JobCommand,
 }
@@ -861,36 +862,36 @@ pub(crate) struct Job {
 /// `job ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
-    /// Show one job
+    /// Show a job
     Show {
-        /// The job's id
+        /// Job id
         #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
     },
-    /// Say what a job waits for, what that waits for, and so on
+    /// Show what a job waits for, what that job waits for, and so on
     Why {
-        /// The job's id
+        /// Job id
         #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
     },
-    /// Wait for a job's end; exits as the job ended
+    /// Wait until a job has ended; exits with the job's exit code
     Wait {
-        /// The job's id
+        /// Job id
         #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
-        /// Give up after TIME, with exit code 5; the job goes on
+        /// Give up after TIME, with exit code 5; the job keeps running
         #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
         timeout: Option<Duration>,
     },
-    /// Write what a job wrote, each stream to its own
+    /// Print a job's output, its stdout to stdout and its stderr to stderr
     Output {
-        /// The job's id
+        /// Job id
         #[arg(value_parser = job_id, allow_hyphen_values = true)]
         id: u64,
-        /// Go on until the job ends, then exit as it did
+        /// Follow the output until the job ends, then exit with its exit code
         #[arg(short, long)]
         follow: bool,
-        /// First byte wanted, counted over both streams
+        /// Offset of the first byte, counted over both streams
         #[arg(
             long = "from",
             visible_alias = "offset",
@@ -906,7 +907,7 @@ pub(crate) enum JobCommand {
 /// `cancel`.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// Ids of the jobs
+    /// Job ids
     #[arg(value_name = "ID", required = true, value_parser = job_id, allow_hyphen_values = true)]
     pub(crate) ids: Vec<u64>,
 }
@@ -914,7 +915,7 @@ pub(crate) struct Cancel {
 /// `queue`.
 #[derive(Debug, Args)]
 pub(crate) struct Queue {
-    /// What to do with it; shows it where absent.
+    /// The subcommand; `None` is `status`.
     #[command(subcommand)]
     pub(crate) command: Option<QueueCommand>,
 }
@@ -922,17 +923,17 @@ pub(crate) struct Queue {
 /// `queue ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
-    /// Show how much waits and runs, and what is paused
+    /// Show how many jobs wait and run, and what is paused
     Status,
-    /// Start nothing more; what waits stays waiting
+    /// Stop starting jobs; waiting jobs keep waiting
     Pause(QueueTarget),
     /// End a pause or a drain
     Resume(QueueTarget),
-    /// Refuse new work and wait until everything accepted has ended
+    /// Refuse new jobs and wait until all accepted jobs have ended
     Drain(QueueTarget),
 }
 
-/// What a pause, resume or drain is about.
+/// Target of a pause, resume or drain.
 #[derive(Debug, Args)]
 pub(crate) struct QueueTarget {
     /// Only this machine [default: the whole queue]
@@ -943,28 +944,28 @@ pub(crate) struct QueueTarget {
 /// `events`.
 #[derive(Debug, Args)]
 pub(crate) struct Events {
-    /// Go on telling, also over a restart of orbd, until Ctrl-C
+    /// Print events until Ctrl-C; reconnects when orbd restarts
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Only what came after the event with this number
+    /// Only events after this number
     #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_hyphen_values = true)]
     pub(crate) since: Option<u64>,
-    /// Instance of orbd that gave this number; the one that runs where absent
+    /// orbd instance that assigned the number [default: the running one]
     #[arg(long, value_name = "INSTANCE", requires = "since")]
     pub(crate) instance: Option<String>,
-    /// Only these: machines, jobs, cache, orbctl, or one event's own name
+    /// Only these: machines, jobs, cache, orbctl, or the name of an event
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = event_kinds)]
     pub(crate) kinds: Vec<EventKinds>,
 }
 
-/// Events that one word stands for.
+/// Event kinds that one value of `--kinds` selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EventKinds(pub(crate) Vec<EventKind>);
 
 /// `cache`.
 #[derive(Debug, Args)]
 pub(crate) struct Cache {
-    /// What to do with it; shows it where absent.
+    /// The subcommand; `None` is `status`.
     #[command(subcommand)]
     pub(crate) command: Option<CacheCommand>,
 }
@@ -972,12 +973,12 @@ pub(crate) struct Cache {
 /// `cache ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheCommand {
-    /// Show what is remembered and how old it is
+    /// Show the cached answers and their age
     Status,
-    /// Forget it, so that the next reads ask orbctl
+    /// Invalidate cached answers, so that the next reads ask orbctl
     #[command(visible_alias = "clear")]
     Invalidate {
-        /// Only what is known of this machine [default: everything]
+        /// Only answers about this machine [default: all answers]
         #[arg(value_name = "NAME")]
         machine: Option<String>,
     },
@@ -987,10 +988,10 @@ pub(crate) enum CacheCommand {
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Metrics {
-    /// Which; the summary where absent.
+    /// The subcommand; `None` is `summary`.
     #[command(subcommand)]
     pub(crate) command: Option<MetricsCommand>,
-    /// The summary's own.
+    /// Options of `summary`, accepted without the subcommand too.
     #[command(flatten)]
     pub(crate) summary: MetricsSummary,
 }
@@ -998,29 +999,29 @@ pub(crate) struct Metrics {
 /// `metrics ...`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MetricsCommand {
-    /// Counts, errors and percentiles of waiting and running
+    /// Show counts, errors, and percentiles of wait and run times
     Summary(MetricsSummary),
-    /// Recorded operations, newest first
+    /// Show recorded operations, newest first
     History(MetricsHistory),
-    /// Write every recorded operation, oldest first, for other programs
+    /// Export all recorded operations, oldest first
     Export(MetricsExport),
-    /// Cache hits, joins, refusals and the like since the daemon's start
+    /// Show counters since orbd started: cache hits, joins, refusals and others
     Counters,
 }
 
 /// `metrics summary`.
 #[derive(Debug, Args, Default)]
 pub(crate) struct MetricsSummary {
-    /// Only the last TIME, as in 1h or 7d [default: everything kept]
+    /// Only the last TIME, e.g. 1h or 7d [default: all records]
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) window: Option<Duration>,
-    /// A row for each operation, machine, or both
+    /// One row per operation, machine, or both
     #[arg(long, value_name = "WHAT", value_parser = group_by)]
     pub(crate) by: Option<GroupBy>,
     /// Only this machine
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// Only this verb
+    /// Only this operation
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
 }
@@ -1031,13 +1032,13 @@ pub(crate) struct MetricsHistory {
     /// Only this machine
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// Only this verb
+    /// Only this operation
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
     /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
     #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
     pub(crate) outcome: Option<String>,
-    /// At most so many
+    /// Show at most N records
     #[arg(
         short = 'n',
         long,
@@ -1047,7 +1048,7 @@ pub(crate) struct MetricsHistory {
         allow_hyphen_values = true
     )]
     pub(crate) limit: usize,
-    /// Go on where the answer before ended
+    /// Continue after the previous page, which prints this cursor
     #[arg(long)]
     pub(crate) cursor: Option<String>,
 }
@@ -1055,22 +1056,22 @@ pub(crate) struct MetricsHistory {
 /// `metrics export`.
 #[derive(Debug, Args)]
 pub(crate) struct MetricsExport {
-    /// Form
+    /// Export format
     #[arg(long, value_enum, default_value_t = ExportWord::JsonLines)]
     pub(crate) format: ExportWord,
-    /// Write to FILE, which is replaced only when the export is complete [default: standard output]
+    /// Write to FILE, which is replaced only once the export is complete [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Only operations that ended since then: a duration ago, as in 10m, or a time, as in 2026-11-30T08:00:00Z
+    /// Only operations that ended since TIME: a duration ago, e.g. 10m, or a time, e.g. 2026-11-30T08:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     pub(crate) since: Option<Since>,
     /// Only this machine
     #[arg(short, long, value_name = "NAME")]
     pub(crate) machine: Option<String>,
-    /// Only clients of this name, as in pyinfra
+    /// Only clients with this name, e.g. pyinfra
     #[arg(long, value_name = "CLIENT")]
     pub(crate) client: Option<String>,
-    /// Only this verb
+    /// Only this operation
     #[arg(long, value_name = "VERB")]
     pub(crate) operation: Option<String>,
     /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
@@ -1078,23 +1079,23 @@ pub(crate) struct MetricsExport {
     pub(crate) outcome: Option<String>,
 }
 
-/// The beginning of a stretch of time that ends now.
+/// Start of a time window that ends now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Since {
-    /// So long ago.
+    /// A duration before now.
     Ago(Duration),
-    /// Milliseconds since 1970.
+    /// Unix time in milliseconds.
     At(u64),
 }
 
-/// Form of an export, as typed.
+/// Values of `metrics export --format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExportWord {
-    /// One JSON object a line
+    /// One JSON object per line
     JsonLines,
     /// Comma-separated values with a header
     Csv,
-    /// Prometheus' text format: counters and percentiles, which no filter selects
+    /// Prometheus text format: counters and percentiles; filters do not apply
     Prometheus,
 }
 
@@ -1111,7 +1112,7 @@ impl From<ExportWord> for ExportFormat {
 /// `daemon`.
 #[derive(Debug, Args)]
 pub(crate) struct Daemon {
-    /// What to do with it.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: DaemonCommand,
 }
@@ -1119,31 +1120,31 @@ pub(crate) struct Daemon {
 /// `daemon ...`.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum DaemonCommand {
-    /// Start orbd and wait until it answers; does nothing when it runs
+    /// Start orbd and wait until it answers; does nothing if it is running
     Start {
-        /// Not where the configuration or the environment keeps clients from starting it: nobody asked for it by name
+        /// Fail if `autostart` or `ORBD_AUTOSTART` is off, as starting the daemon on demand does
         #[arg(long, hide = true)]
         on_demand: bool,
     },
-    /// Stop orbd in order and wait until it is gone: changes that run are left to finish
+    /// Stop orbd gracefully and wait until it has exited; running changes may finish
     Stop,
     /// Stop orbd and start it again
     Restart,
-    /// Show version, limits and where orbctl is; exits with 3 when orbd does not run
+    /// Show orbd's version, its limits and the path of orbctl; exits with 3 if orbd is not running
     Status,
-    /// Show the last lines of orbd's own log, as the file has them
+    /// Show the last lines of orbd's log file
     Logs(LogArgs),
-    /// Make orbd read its configuration again, and show what is in force and what needs a restart
+    /// Reload orbd's configuration, and show which keys took effect and which need a restart
     Reload,
     /// Show orbd's own configuration (`orbd-ctl config` is OrbStack's)
     #[command(
         subcommand,
         after_help = "Examples:
-  orbd-ctl daemon config path            where the file is, or would be
-  orbd-ctl daemon config show            every key, and what set it
-  orbd-ctl daemon config check           exits with 1 when it is wrong
+  orbd-ctl daemon config path            path of the configuration file
+  orbd-ctl daemon config show            every key, its value and source
+  orbd-ctl daemon config check           exits with 1 if the file is invalid
 
-To change a key, edit the file and run `orbd-ctl daemon reload`. A variable ORBD_<KEY> goes before the file. `orbd --sample-config` explains every key."
+To change a key, edit the file and run `orbd-ctl daemon reload`. A variable ORBD_<KEY> overrides the file. `orbd --sample-config` explains every key."
     )]
     Config(OwnConfigCommand),
 }
@@ -1151,10 +1152,10 @@ To change a key, edit the file and run `orbd-ctl daemon reload`. A variable ORBD
 /// `daemon logs` and `service logs`.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct LogArgs {
-    /// Go on with what is written from now on, until Ctrl-C
+    /// Follow the log until Ctrl-C
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// How many lines
+    /// Number of lines
     #[arg(
         short = 'n',
         long,
@@ -1169,13 +1170,13 @@ pub(crate) struct LogArgs {
 /// `daemon config ...`.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum OwnConfigCommand {
-    /// Show where the file is, or would be
+    /// Print the path of the configuration file, even if it does not exist
     Path,
-    /// Show every key, its value, and where that comes from
+    /// Show every key, its value, and the source of the value
     Show,
-    /// Say whether a file is in order; exits with 1 when it is not
+    /// Validate a configuration file; exits with 1 if it is invalid
     Check {
-        /// File to look at instead of the one that orbd reads
+        /// File to check instead of the one that orbd reads
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -1184,10 +1185,10 @@ pub(crate) enum OwnConfigCommand {
 /// `service`.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceVerb {
-    /// What to do with it.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: ServiceCommand,
-    /// Which manager to talk to [default: the system's own]
+    /// Service manager [default: the system's own]
     #[arg(long, global = true, value_enum, hide = true)]
     pub(crate) manager: Option<ManagerName>,
 }
@@ -1195,33 +1196,33 @@ pub(crate) struct ServiceVerb {
 /// `service ...`.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// Write the service's file and start orbd, now and at each login; brings an old file up to date
+    /// Write the service file and start orbd, now and at each login; updates an outdated file
     Install {
-        /// Print the file instead, and do nothing
+        /// Print the file and change nothing
         #[arg(long)]
         print: bool,
     },
-    /// Stop orbd and take the service's file away
+    /// Stop orbd and remove the service file
     Uninstall,
     /// Start the service and wait until it answers
     Start,
-    /// Stop the service in order; it stays stopped until the next login or use
+    /// Stop the service gracefully; it stays stopped until the next login or use
     Stop,
-    /// Stop the service in order and start it again
+    /// Stop the service gracefully and start it again
     Restart,
-    /// Show whether it is installed, loaded and running; exits with 3 when it does not run
+    /// Show whether the service is installed, loaded and running; exits with 3 if it is not running
     Status,
-    /// Show the last lines of orbd's own log, as `daemon logs` does
+    /// Show the last lines of orbd's log file, as `daemon logs` does
     Logs(LogArgs),
 }
 
 /// `dropin`.
 #[derive(Debug, Args)]
 pub(crate) struct DropinVerb {
-    /// What to do with it.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: DropinCommand,
-    /// Folder of the links, which has to come first on PATH [default: ~/.orbd/bin]
+    /// Directory of the links, which must come first on PATH [default: ~/.orbd/bin]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
@@ -1229,18 +1230,18 @@ pub(crate) struct DropinVerb {
 /// `dropin ...`.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum DropinCommand {
-    /// Link orbctl and orb to this program; a file that is not orbd's is never replaced
+    /// Link orbctl and orb to this program; never replaces a file that is not orbd's
     Install,
-    /// Take the links away
+    /// Remove the links
     Uninstall,
-    /// Show what orbctl and orb are on PATH; exits with 1 when calls do not come through orbd
+    /// Show which orbctl and orb come first on PATH; exits with 1 if calls do not go through orbd
     Status,
 }
 
 /// `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
-    /// Which shell
+    /// Shell to complete for
     #[arg(value_enum)]
     pub(crate) shell: ShellName,
 }
@@ -1248,7 +1249,7 @@ pub(crate) struct Completions {
 /// `man`.
 #[derive(Debug, Args)]
 pub(crate) struct Man {
-    /// Write the pages of all commands into this folder
+    /// Write the pages of all commands into this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) to: Option<PathBuf>,
 }
@@ -1258,7 +1259,7 @@ fn job_state(text: &str) -> Result<JobStateWord, String> {
         "waiting" => Ok(JobStateWord::Waiting),
         "running" => Ok(JobStateWord::Running),
         "ended" => Ok(JobStateWord::Ended),
-        _ => Err("waiting, running or ended".into()),
+        _ => Err("expected waiting, running or ended".into()),
     }
 }
 
@@ -1275,9 +1276,9 @@ fn event_kinds(text: &str) -> Result<EventKinds, String> {
         "jobs" => vec![K::JobQueued, K::JobStarted, K::JobEnded],
         "cache" => vec![K::CacheInvalidated],
         "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlRecovered],
-        // The wire's own words.
+        // The names of the API.
         word => vec![serde_json::from_value(word.into()).map_err(|_| {
-            "machines, jobs, cache, orbctl, or the name of an event as in machine_gone".to_owned()
+            "expected machines, jobs, cache, orbctl, or the name of an event, e.g. machine_gone".to_owned()
         })?],
     };
     Ok(EventKinds(kinds))
@@ -1288,31 +1289,31 @@ fn group_by(text: &str) -> Result<GroupBy, String> {
         "operation" => Ok(GroupBy::Operation),
         "machine" => Ok(GroupBy::Machine),
         "both" => Ok(GroupBy::Both),
-        _ => Err("operation, machine or both".into()),
+        _ => Err("expected operation, machine or both".into()),
     }
 }
 
 fn outcome(text: &str) -> Result<String, String> {
     match text {
         "succeeded" | "failed" | "cancelled" | "expired" | "interrupted" | "unknown" => Ok(text.to_owned()),
-        _ => Err("succeeded, failed, cancelled, expired, interrupted or unknown".into()),
+        _ => Err("expected succeeded, failed, cancelled, expired, interrupted or unknown".into()),
     }
 }
 
-/// Reads a whole number. The standard library's own words are about its types.
+/// Parses a whole number. The standard library's error messages name Rust types, so they are replaced.
 fn whole<N: FromStr<Err = ParseIntError>>(text: &str) -> Result<N, String> {
     text.parse().map_err(|error: ParseIntError| match error.kind() {
-        IntErrorKind::PosOverflow => "it is too large".into(),
-        _ => "a whole number, from 0 on".into(),
+        IntErrorKind::PosOverflow => "number too large".into(),
+        _ => "expected a whole number, 0 or greater".into(),
     })
 }
 
-/// Reads the id of a job.
+/// Parses a job id.
 fn job_id(text: &str) -> Result<u64, String> {
-    whole(text).map_err(|_| "the id of a job is a number, as in 12; `orbd-ctl jobs --all` lists them".into())
+    whole(text).map_err(|_| "expected a job id, a number; `orbd-ctl jobs --all` lists them".into())
 }
 
-/// Reads a duration ago or an RFC 3339 time.
+/// Parses a duration ago or an RFC 3339 time.
 fn since(text: &str) -> Result<Since, String> {
     if let Ok(ago) = duration(text) {
         return Ok(Since::Ago(ago));
@@ -1321,13 +1322,13 @@ fn since(text: &str) -> Result<Since, String> {
     time.and_then(|time| u64::try_from(time.as_millisecond()).ok())
         .map(Since::At)
         .ok_or_else(|| {
-            "neither a duration, as in 10m, nor a time with its zone, as in 2026-11-30T08:00:00Z".into()
+            "expected a duration, e.g. 10m, or a time with a zone, e.g. 2026-11-30T08:00:00Z".into()
         })
 }
 
-/// Reads `500ms`, `30s`, `5m`, `1h30m`, `7d`; a bare number is seconds.
+/// Parses a duration such as `500ms`, `30s`, `5m`, `1h30m` or `7d`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    const SHAPE: &str = "a number with ms, s, m, h or d, as in 500ms, 30s or 1h30m";
+    const SHAPE: &str = "expected a number with ms, s, m, h or d, e.g. 500ms, 30s or 1h30m";
     if let Ok(seconds) = text.parse::<u64>() {
         return Ok(Duration::from_secs(seconds));
     }
@@ -1347,8 +1348,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
             "d" => 86_400_000,
             _ => return Err(SHAPE.into()),
         };
-        let part = number.checked_mul(unit_ms).ok_or("too long")?;
-        total = total.checked_add(Duration::from_millis(part)).ok_or("too long")?;
+        let part = number.checked_mul(unit_ms).ok_or("duration too long")?;
+        total = total
+            .checked_add(Duration::from_millis(part))
+            .ok_or("duration too long")?;
         rest = tail;
     }
     if text.is_empty() {
@@ -1379,13 +1382,13 @@ mod tests {
     }
 
     #[test]
-    fn the_grammar_is_consistent() {
+    fn clap_accepts_the_command_definitions() {
         Cli::command().debug_assert();
     }
 
-    /// Help is read in 80 columns. Prose is one line for clap to wrap; what is laid out in columns has to fit.
+    /// Help must fit in 80 columns. clap wraps prose; lines in columns, which clap does not wrap, must be short enough.
     #[test]
-    fn examples_fit_a_terminal_and_every_verb_has_some() {
+    fn every_verb_has_examples_that_fit_in_80_columns() {
         fn check(command: &clap::Command, depth: usize) {
             let name = command.get_name();
             let texts = [command.get_after_help(), command.get_after_long_help()];
@@ -1407,7 +1410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verb_alone_says_the_same_as_among_the_others() {
+    fn building_one_verb_gives_the_same_result_as_building_all() {
         let mut verbs = 0;
         for verb in Cli::command().get_subcommands() {
             for name in std::iter::once(verb.get_name()).chain(verb.get_visible_aliases()) {
@@ -1434,7 +1437,7 @@ mod tests {
     }
 
     #[test]
-    fn from_its_first_word_on_everything_is_the_commands_own() {
+    fn run_passes_everything_after_the_command_name_to_the_command() {
         let check = |line: &str, machine: Option<&str>, json: bool, command: &[&str]| {
             let cli = parse(line);
             let Command::Run(run) = cli.command else {
@@ -1468,13 +1471,13 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_needed_and_an_unknown_flag_before_it_is_a_mistake() {
+    fn run_without_a_command_and_unknown_verbs_are_usage_errors() {
         assert!(refused("orbd-ctl run -m web").contains("COMMAND"));
         assert!(refused("orbd-ctl frobnicate").contains("frobnicate"));
     }
 
     #[test]
-    fn stopping_everything_has_to_be_said() {
+    fn stop_without_a_target_is_refused() {
         assert!(refused("orbd-ctl stop").contains("--orbstack"));
         refused("orbd-ctl stop web --all");
         let Command::Stop(stop) = parse("orbd-ctl stop -f a b").command else {
@@ -1487,14 +1490,14 @@ mod tests {
     }
 
     #[test]
-    fn options_everywhere_go_before_and_after_the_verb() {
+    fn global_options_go_before_and_after_the_verb() {
         assert!(parse("orbd-ctl --json list").global.json);
         assert!(parse("orbd-ctl list --json").global.json);
         assert!(parse("orbd-ctl metrics history --json -n 3").global.json);
     }
 
     #[test]
-    fn the_summary_needs_no_word_of_its_own() {
+    fn metrics_without_a_subcommand_is_summary() {
         let Command::Metrics(metrics) = parse("orbd-ctl metrics --window 1h --by both").command else {
             panic!("metrics")
         };
@@ -1504,7 +1507,7 @@ mod tests {
     }
 
     #[test]
-    fn since_is_a_duration_ago_or_a_time_with_its_zone() {
+    fn since_is_a_duration_ago_or_a_time_with_a_zone() {
         assert_eq!(since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
         assert_eq!(since("1970-01-01T00:00:01Z"), Ok(Since::At(1000)));
         assert_eq!(since("1970-01-01T02:00:01+02:00"), Ok(Since::At(1000)));

@@ -1,7 +1,7 @@
-//! What a shell completes: our own grammar, and the names of machines and the ids of jobs as orbd knows them now.
+//! Shell completion: verbs and flags, and the machine names and job ids that orbd knows.
 //!
-//! A shell that completes calls us with `COMPLETE` set. We then answer it instead of doing anything: from the grammar, and from a
-//! daemon that runs already. A keystroke must not start a daemon, wake OrbStack or make anybody wait.
+//! To complete a word, a shell runs this program with `COMPLETE` set. It then only prints candidates, from the clap definitions and
+//! from a running daemon. Completion never starts a daemon or OrbStack, and never waits long.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::environment::{Environment, variable};
 use crate::error::CliError;
 use crate::link::{CLIENT_NAME, Link};
 
-/// Set by a shell that completes, to the shell's name.
+/// Environment variable that the completion script sets to the shell's name.
 const VARIABLE: &str = "COMPLETE";
 
-/// How long the daemon may think while somebody waits for a keystroke.
+/// Maximum time to wait for the daemon's answer, because the user is waiting for the completion.
 const ANSWER_MAX: Duration = Duration::from_millis(700);
 
-/// A shell that we can complete for.
+/// A supported shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ShellName {
     /// GNU bash, 4.4 or later
@@ -34,14 +34,14 @@ pub(crate) enum ShellName {
     Fish,
 }
 
-/// Answers a shell that completes, and ends; returns where none does.
+/// Prints completions and exits if the shell asks for them; otherwise returns.
 pub(crate) fn answer_shell() {
     if variable(VARIABLE).is_some_and(|shell| !shell.is_empty()) {
         CompleteEnv::with_factory(grammar).var(VARIABLE).complete();
     }
 }
 
-/// Returns the script that makes a shell ask us.
+/// Returns the completion script of a shell.
 pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, CliError> {
     let name = match shell {
         ShellName::Bash => "bash",
@@ -57,10 +57,10 @@ pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, CliError> {
     Ok(text)
 }
 
-/// The grammar with what can stand where a machine or a job is named.
+/// Returns the clap definitions, with completers for machine names and job ids.
 fn grammar() -> clap::Command {
     let mut grammar = Cli::command();
-    // The verbs' own arguments are not there before.
+    // The arguments of the verbs are deferred: `build` adds them.
     grammar.build();
     completed(grammar)
 }
@@ -75,7 +75,7 @@ fn completed(command: clap::Command) -> clap::Command {
         .mut_subcommands(completed)
 }
 
-/// Connects to a daemon that runs.
+/// Connects to a running daemon.
 fn daemon() -> Option<Client> {
     let link = Link::resolve(&Global::default(), Environment::read()).ok()?;
     let mut client = link.dial().ok()?;
@@ -87,7 +87,7 @@ fn daemon() -> Option<Client> {
 fn machines() -> Vec<CompletionCandidate> {
     let names = || {
         let mut client = daemon()?;
-        // The list wakes OrbStack, its status does not.
+        // Listing machines starts OrbStack; querying its status does not.
         let status = client.call::<OrbstackStatus>(&ReadParams::default()).ok()?;
         if status.status != "running" {
             return None;
@@ -110,7 +110,7 @@ fn jobs() -> Vec<CompletionCandidate> {
     let Some(answer) = open() else {
         return Vec::new();
     };
-    // The newest first, and what is not over before what is.
+    // Newest first, active jobs before ended ones.
     let (ended, open): (Vec<_>, Vec<_>) = answer
         .jobs
         .into_iter()
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_shell_gets_a_script_that_calls_us() {
+    fn every_shell_has_a_completion_script() {
         for shell in ShellName::value_variants() {
             let text = String::from_utf8(script(*shell).expect("written")).expect("text");
             assert!(
@@ -140,9 +140,9 @@ mod tests {
         }
     }
 
-    /// A verb that names a machine under another id would be completed as a file.
+    /// Completers are attached by argument id. A machine argument with another id would be completed as a file name.
     #[test]
-    fn every_machine_and_job_that_can_be_typed_is_completed() {
+    fn every_machine_and_job_argument_is_completed() {
         fn check(command: &clap::Command, path: &str) {
             for argument in command.get_arguments() {
                 let help = argument.get_help().map(ToString::to_string).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Where output goes and input comes from: raw descriptors for people and pipes, buffers for tests.
+//! Input and output of the client: raw descriptors in production, buffers in tests.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -11,34 +11,34 @@ use crate::environment::Environment;
 use crate::error::CliError;
 use crate::layout::Look;
 
-/// The three standard streams and how to treat them.
+/// The three standard streams and their properties.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a property of the streams that no other one implies"
 )]
 pub(crate) struct Console {
-    /// Answers. Unbuffered: whoever composes a table writes it in one piece.
+    /// Standard output. Unbuffered, so callers write an answer in one call.
     pub(crate) out: Box<dyn Write>,
-    /// Messages for people. Unbuffered.
+    /// Standard error, for messages. Unbuffered.
     pub(crate) err: Box<dyn Write>,
-    /// Input for a guest's command; absent when a person would have to type it. Taken by the one who reads it.
+    /// Standard input for a guest's command. `None` if it is a terminal, or after its reader has taken it.
     pub(crate) input: Option<Box<dyn Read + Send>>,
-    /// Somebody looks at `err`.
+    /// Standard error is a terminal.
     pub(crate) err_is_terminal: bool,
-    /// Somebody can be asked: both input and messages are on a terminal.
+    /// The user can be prompted: standard input and standard error are terminals.
     pub(crate) can_ask: bool,
-    /// Input and answers are on a terminal, so a command can have it.
+    /// Standard input and output are terminals, so a command can use the terminal.
     pub(crate) is_interactive: bool,
-    /// How `out` is looked at.
+    /// Colours and width of `out`.
     pub(crate) out_look: Look,
-    /// How `err` is looked at.
+    /// Colours and width of `err`.
     pub(crate) err_look: Look,
-    /// Answers are for programs.
+    /// Print answers as JSON.
     pub(crate) json: bool,
 }
 
 impl Console {
-    /// Takes the process's own streams.
+    /// Uses the process's standard streams.
     pub(crate) fn of_process(environment: &Environment, json: bool) -> Self {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let input_is_terminal = stdin.is_terminal();
@@ -57,7 +57,7 @@ impl Console {
         }
     }
 
-    /// Writes an answer: the wire's object as one line of JSON, or what `text` makes of it.
+    /// Prints an answer: with `--json` the API's object as one line of JSON, otherwise the result of `text`.
     pub(crate) fn answer<A: Serialize>(
         &mut self,
         answer: &A,
@@ -73,20 +73,20 @@ impl Console {
         self.print(text.as_bytes())
     }
 
-    /// Writes bytes of an answer.
+    /// Writes bytes to standard output.
     pub(crate) fn print(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         self.out.write_all(bytes)?;
         Ok(self.out.flush()?)
     }
 
-    /// Tells a person something. That nobody can be told is no reason to fail.
+    /// Prints a message to standard error. A failed write is ignored.
     pub(crate) fn eprint(&mut self, message: &str) {
         let line = self.err_look.paragraph(&format!("orbd-ctl: {message}\n"), 2);
         let _ = self.err.write_all(line.as_bytes());
     }
 }
 
-/// Opens a stream's descriptor a second time, past the standard library's buffers.
+/// Duplicates a stream's descriptor, to bypass the standard library's buffers.
 fn duplicate(stream: &impl AsFd) -> Option<File> {
     stream.as_fd().try_clone_to_owned().ok().map(File::from)
 }

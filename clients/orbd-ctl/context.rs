@@ -1,5 +1,5 @@
-//! What every command works with, and the one way in which calls are made: with patience, with a word about what takes so
-//! long, and with an answer to Ctrl-C.
+//! The state that every command shares, and the functions that make calls: they wait for the answer, report progress and handle
+//! Ctrl-C.
 
 use std::time::Duration;
 
@@ -15,39 +15,39 @@ use crate::link::Link;
 use crate::progress::{Progress, Wait};
 use crate::render;
 
-/// How often a wait that answers Ctrl-C looks whether it was pressed.
+/// How often a wait that handles Ctrl-C checks for it.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// How often any other wait looks up.
+/// How often any other wait updates its progress message.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 
 /// Calls in flight at once, each on a connection of its own.
 const CALLS_MAX: usize = 32;
 
-/// What every command works with.
+/// The state that every command shares.
 pub(crate) struct Context {
-    /// The way to the daemon.
+    /// The daemon's socket and how to start the daemon.
     pub(crate) link: Link,
     /// The standard streams.
     pub(crate) console: Console,
 }
 
-/// What every job-making request has, as the wire has it.
+/// The parameters that every request for a job has.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct JobFlags {
-    /// Answer at once.
+    /// Return the job id without waiting for the job.
     pub(crate) detach: bool,
-    /// Longest wait.
+    /// Maximum time in the queue; `None` for the daemon's default.
     pub(crate) queue_timeout_ms: Option<u64>,
-    /// Longest run.
+    /// Maximum run time; `None` for the daemon's default.
     pub(crate) run_timeout_ms: Option<u64>,
 }
 
-/// Shows the answer to the request with this index.
-pub(crate) type SequencedEvent<'a, A> =
+/// Callback that prints the answer to the request with this index.
+pub(crate) type AnswerHandler<'a, A> =
     dyn FnMut(&mut Console, usize, Result<A, CliError>) -> Result<(), CliError> + 'a;
 
-/// Builds the parameters of a job-making method: its own fields, and those that every job has.
+/// Builds the parameters of a method that creates a job: the given fields and those of `JobFlags`.
 macro_rules! request {
     ($job_flags:expr, $type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
         let job_flags: &$crate::context::JobFlags = $job_flags;
@@ -62,7 +62,7 @@ macro_rules! request {
 pub(crate) use request;
 
 impl JobArgs {
-    /// Returns the options that the wire has for every job.
+    /// Converts the command line options to request parameters.
     pub(crate) fn options(&self) -> JobFlags {
         JobFlags {
             detach: self.detach,
@@ -73,7 +73,7 @@ impl JobArgs {
 }
 
 impl LeaseArgs {
-    /// Returns the options that the wire has for every job. A lease belongs to its client, so it is never detached.
+    /// Converts the command line options to request parameters. A lease belongs to its client, so it is never detached.
     pub(crate) fn options(&self) -> JobFlags {
         JobFlags {
             detach: false,
@@ -84,25 +84,25 @@ impl LeaseArgs {
 }
 
 impl Context {
-    /// Connects, starting the daemon if need be.
+    /// Connects, starting the daemon if necessary.
     pub(crate) fn connect(&mut self) -> Result<Client, CliError> {
         self.link.connect(&mut self.console)
     }
 
-    /// Asks for something that changes nothing, in the same breath as saying who we are. Ctrl-C ends us as it ends any program.
+    /// Makes a read-only call, sent in one message with the greeting. Ctrl-C has its default action.
     pub(crate) fn look<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
         let (client, sent) = self.link.connect_and_ask::<M>(&mut self.console, params)?;
         self.fetch(watch, client, &sent)
     }
 
-    /// Asks for something that is done at once. Ctrl-C ends us as it ends any program.
+    /// Makes a call that needs no cancellation. Ctrl-C has its default action.
     pub(crate) fn ask<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
         let mut client = self.connect()?;
         let sent = client.send_one::<M>(params)?;
         self.fetch(watch, client, &sent)
     }
 
-    /// Waits for an answer, and says what takes so long.
+    /// Waits for an answer and reports progress.
     fn fetch<M: Method>(
         &mut self,
         watch: Wait,
@@ -118,14 +118,14 @@ impl Context {
         }
     }
 
-    /// Asks for changes, several at once, and gives each answer to `told` in the order of the requests. Ctrl-C withdraws
-    /// what has not started and leaves the rest to finish.
+    /// Requests several changes in parallel, and passes each answer to `handler` in the order of the requests. Ctrl-C cancels the
+    /// changes that have not started; the others finish.
     pub(crate) fn change<M: Method>(
         &mut self,
         verb: &'static str,
         what: &str,
         requests: &[M::Params],
-        told: &mut SequencedEvent<'_, M::Answer>,
+        handler: &mut AnswerHandler<'_, M::Answer>,
     ) -> Result<(), CliError> {
         let interrupt = Interrupt::watch()?;
         for (part, requests) in requests.chunks(CALLS_MAX).enumerate() {
@@ -145,14 +145,14 @@ impl Context {
                 if matches!(answer, Err(CliError::Interrupted)) {
                     return Err(CliError::Interrupted);
                 }
-                told(&mut self.console, part * CALLS_MAX + index, answer)?;
+                handler(&mut self.console, part * CALLS_MAX + index, answer)?;
             }
         }
         Ok(())
     }
 }
 
-/// Waits for the answer to a change.
+/// Waits for the answer to a change, reports progress, and cancels pending jobs on Ctrl-C.
 pub(crate) fn wait_with_progress<M: Method>(
     pending: &mut Pending<'_, M>,
     interrupt: &Interrupt,
@@ -171,12 +171,12 @@ pub(crate) fn wait_with_progress<M: Method>(
     }
 }
 
-/// Cancels those of our jobs that have not started, and says what becomes of the others.
+/// Cancels our jobs that have not started, and prints what happens to each job.
 fn cancel_pending(progress: &mut Progress<'_>, console: &mut Console) {
     progress.clear();
     let jobs = progress.open_jobs();
     if jobs.is_empty() {
-        console.eprint("leaving; orbd withdraws what has not started and finishes what has");
+        console.eprint("interrupted; orbd cancels jobs that have not started and finishes the others");
     }
     for job in jobs {
         let name = render::job_name(&job);
@@ -190,11 +190,13 @@ fn cancel_pending(progress: &mut Progress<'_>, console: &mut Console) {
             None
         };
         match result.as_deref() {
-            Some("never_started") => console.eprint(&format!("{name} was withdrawn before it started")),
-            Some("already_ended") => console.eprint(&format!("{name} has ended; `orbd-ctl job show {id}`")),
-            Some(_) => console.eprint(&format!("{name} is being stopped; `orbd-ctl job wait {id}`")),
+            Some("never_started") => console.eprint(&format!("{name} cancelled before it started")),
+            Some("already_ended") => {
+                console.eprint(&format!("{name} has ended; `orbd-ctl job show {id}` shows the result"));
+            }
+            Some(_) => console.eprint(&format!("{name} is being stopped; `orbd-ctl job wait {id}` waits for it")),
             None => console.eprint(&format!(
-                "{name} has started and goes on; `orbd-ctl job wait {id}` waits for it, `orbd-ctl cancel {id}` stops it"
+                "{name} has started and keeps running; `orbd-ctl job wait {id}` waits for it, `orbd-ctl cancel {id}` stops it"
             )),
         }
     }

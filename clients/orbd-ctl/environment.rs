@@ -1,32 +1,31 @@
-//! The environment, read once, here.
+//! The environment variables that the client uses.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What we take from the environment.
+/// The environment variables that the client uses, read once at start.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment {
     /// `$ORBD_SOCKET`, unless empty.
     pub(crate) socket: Option<PathBuf>,
     /// `$HOME`, unless empty.
     pub(crate) home: Option<PathBuf>,
-    /// `$XDG_CONFIG_HOME`, where absolute.
+    /// `$XDG_CONFIG_HOME`, if it is an absolute path.
     pub(crate) config_home: Option<PathBuf>,
-    /// `$PATH`.
+    /// `$PATH`, unless empty.
     pub(crate) path: Option<OsString>,
     /// `$ORBD_AUTOSTART` forbids starting the daemon.
     pub(crate) autostart_off: bool,
-    /// `$NO_COLOR` or a terminal that knows none.
+    /// `$NO_COLOR` is not empty, or `$TERM` is `dumb`.
     pub(crate) colour_off: bool,
 }
 
 impl Environment {
-    /// Reads it.
+    /// Reads the process environment.
     pub(crate) fn read() -> Self {
         Self::of(variable)
     }
 
-    /// Reads it through `get`.
     fn of(get: impl Fn(&str) -> Option<OsString>) -> Self {
         let given = |name: &str| get(name).filter(|value| !value.is_empty());
         Self {
@@ -46,7 +45,7 @@ impl Environment {
     }
 }
 
-/// Returns one variable.
+/// Returns an environment variable.
 #[expect(
     clippy::disallowed_methods,
     reason = "the client has no configuration; this is its one reader of the environment"
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_variable_is_none() {
+    fn an_empty_variable_counts_as_unset() {
         let environment = Environment::of(|name| match name {
             "ORBD_SOCKET" | "NO_COLOR" => Some("".into()),
             "ORBD_AUTOSTART" => Some("Off".into()),

@@ -1,4 +1,4 @@
-//! What can go wrong, what to say of it, what to do next, and with which code to exit.
+//! Errors of the client: messages, hints and exit codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,125 +13,88 @@ use serde::Serialize;
 use crate::console::Console;
 use crate::render;
 
-/// Exit codes. The table for people is in `orbd-ctl --help` and in `docs/cli.md`.
+/// Exit codes. `orbd-ctl --help` and `docs/cli.md` document them.
 pub(crate) mod exit {
-    /// It was tried and failed.
+    /// The operation failed.
     pub(crate) const FAILED: u8 = 1;
-    /// The command line, or a value in it, is wrong.
+    /// The command line, or a value in it, is invalid.
     pub(crate) const USAGE: u8 = 2;
-    /// The daemon cannot be reached.
+    /// The daemon is unreachable, or speaks another protocol.
     pub(crate) const UNREACHABLE: u8 = 3;
-    /// What was named does not exist, exists already, or is in the wrong state.
+    /// The named object does not exist, already exists, or is in the wrong state.
     pub(crate) const WRONG_OBJECT: u8 = 4;
-    /// The queue refused, or a limit passed.
+    /// The queue refused the request, orbctl is unhealthy, or a time limit expired.
     pub(crate) const REFUSED: u8 = 5;
-    /// Somebody else cancelled it, or the daemon died under it.
+    /// Another client cancelled the job, or the daemon died while it ran.
     pub(crate) const CUT_SHORT: u8 = 6;
-    /// It may have happened.
+    /// A change was interrupted and may have taken effect.
     pub(crate) const UNKNOWN: u8 = 7;
-    /// `run`: the command's time limit passed, as `timeout` says it.
+    /// `run`: the command's time limit expired. The same code as `timeout(1)`.
     pub(crate) const RUN_TIMED_OUT: u8 = 124;
-    /// `run`: the command could not be run, as `docker run` says it.
+    /// `run`: the command could not be run. The same code as `docker run`.
     pub(crate) const RUN_FAILED: u8 = 125;
     /// Ctrl-C: 128 + SIGINT.
     pub(crate) const INTERRUPTED: u8 = 130;
-    /// Our reader went away: 128 + SIGPIPE.
+    /// The reader of our output closed it: 128 + SIGPIPE.
     pub(crate) const BROKEN_PIPE: u8 = 141;
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// The daemon refused or failed.
+    /// The daemon answered with an error.
     #[error("{}", .0.message)]
     Refused(ErrorObject),
-    /// Nobody listens on the socket.
+    /// Nothing listens on the socket.
     #[error("orbd is not running: nothing listens on {}", .socket.display())]
-    NotRunning {
-        /// Where it would listen.
-        socket: PathBuf,
-    },
-    /// The socket is there but cannot be used.
+    NotRunning { socket: PathBuf },
+    /// The socket exists but connecting to it failed.
     #[error("cannot connect to orbd on {}", .socket.display())]
     Unreachable {
-        /// Where.
         socket: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// The daemon takes connections but says nothing.
-    #[error("orbd on {} takes connections but does not answer", .socket.display())]
-    Mute {
-        /// Where.
-        socket: PathBuf,
-    },
+    /// The daemon accepts connections but does not answer.
+    #[error("orbd on {} accepts connections but does not answer", .socket.display())]
+    Mute { socket: PathBuf },
     /// The daemon could not be started.
-    #[error("orbd could not be started: {reason}")]
-    NotStarted {
-        /// Why.
-        reason: String,
-        /// What to do.
-        hint: String,
-    },
-    /// The service manager refused.
+    #[error("cannot start orbd: {reason}")]
+    NotStarted { reason: String, hint: String },
+    /// The service manager's tool failed, or the service did not stop.
     #[error("{message}")]
-    Service {
-        /// What it was told, and what it said.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-    /// The connection broke in the middle.
-    #[error("the connection to orbd was lost")]
+    Service { message: String, hint: String },
+    /// The connection broke before the answer arrived.
+    #[error("lost the connection to orbd")]
     Lost(#[source] io::Error),
-    /// The answer makes no sense to us.
-    #[error("orbd's answer to {method} could not be read")]
+    /// The answer does not have the expected shape.
+    #[error("cannot parse orbd's answer to {method}")]
     Unreadable {
-        /// The call.
         method: &'static str,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
     /// Client and daemon speak different protocols.
     #[error("{message}")]
-    Protocol {
-        /// Who speaks which.
-        message: String,
-        /// What brings both to one.
-        hint: String,
-    },
-    /// What was typed makes no sense, in a way that the grammar cannot see.
+    Protocol { message: String, hint: String },
+    /// The command line or the environment is invalid in a way that clap cannot detect.
     #[error("{message}")]
-    Usage {
-        /// What is wrong.
-        message: String,
-        /// What to type instead.
-        hint: String,
-    },
-    /// What was asked for is not there.
+    Usage { message: String, hint: String },
+    /// The requested object does not exist.
     #[error("{message}")]
-    Absent {
-        /// What is missing.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-    /// Ctrl-C; whoever noticed has said what became of the job.
+    Absent { message: String, hint: String },
+    /// Ctrl-C. The code that handled it has already printed what happens to the job.
     #[error("interrupted")]
     Interrupted,
-    /// Something on this side failed.
+    /// An operation of the client itself failed, such as writing a file.
     #[error("{what}")]
     Local {
-        /// What was being done.
         what: String,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// Our own output could not be written.
-    #[error("output could not be written")]
+    /// Writing to stdout or stderr failed.
+    #[error("cannot write output")]
     Output(#[from] io::Error),
 }
 
@@ -145,14 +108,14 @@ impl From<CallError> for CliError {
     }
 }
 
-/// What `--json` says of a failure.
+/// A failure as `--json` prints it.
 #[derive(Serialize)]
 struct JsonError {
     error: ErrorObject,
 }
 
 impl CliError {
-    /// Returns the kind that the daemon gave, where it is one we know.
+    /// Returns the error kind that the daemon sent, or `None` if this client does not know it.
     pub(crate) fn kind(&self) -> Option<ErrorKind> {
         match self {
             Self::Refused(error) => ErrorKind::from_word(&error.data.as_ref()?.kind),
@@ -179,7 +142,7 @@ impl CliError {
         }
     }
 
-    /// Returns the exit code of `run`, where the small numbers belong to the guest's command.
+    /// Returns the exit code of `run`, whose small codes are reserved for the guest's command.
     pub(crate) fn exit_of_run(&self) -> u8 {
         match self.exit() {
             code @ (exit::INTERRUPTED | exit::BROKEN_PIPE) => code,
@@ -188,7 +151,7 @@ impl CliError {
         }
     }
 
-    /// Says whether the run limit passed, not the one for waiting.
+    /// Returns whether the run limit expired, as opposed to the queue limit.
     fn ran_out_of_time(&self) -> bool {
         self.kind() == Some(ErrorKind::DeadlineExceeded)
             && self.data().and_then(|data| data.phase.as_deref()) == Some("running")
@@ -201,8 +164,7 @@ impl CliError {
         }
     }
 
-    /// Returns the whole chain in one sentence. What the wire calls by another name than the command line is called as it was
-    /// typed.
+    /// Returns the message with all its causes. A parameter name at its start is replaced by the flag that the user typed.
     fn chain(&self) -> String {
         let mut text = self.to_string();
         let field = self.data().and_then(|data| data.field.as_deref());
@@ -215,7 +177,7 @@ impl CliError {
         text
     }
 
-    /// Returns what to do next.
+    /// Returns the hint that is printed below the message.
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Refused(error) => return hint_of_refusal(self.kind()?, error.data.as_ref()?),
@@ -223,15 +185,17 @@ impl CliError {
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "the socket belongs to another user; orbd runs once per user: check ORBD_SOCKET and --socket"
             }
-            Self::Unreachable { .. } => "check ORBD_SOCKET and --socket; a path has at most 103 bytes",
+            Self::Unreachable { .. } => {
+                "check ORBD_SOCKET and --socket; a socket path is limited to 103 bytes"
+            }
             Self::Mute { .. } => {
-                "it may be stopped (`fg`) or stuck: its log says more; ending its process and `orbd-ctl daemon start` gets a fresh one"
+                "it may be suspended (`fg` resumes it) or hung; check `orbd-ctl daemon logs`, or kill its process and run `orbd-ctl daemon start`"
             }
             Self::Lost(_) => {
-                "what was asked may have been done: look (`orbd-ctl list`, `orbd-ctl jobs --all`) before you repeat it"
+                "the request may have been carried out: check `orbd-ctl list` and `orbd-ctl jobs --all` before you repeat it"
             }
             Self::Unreadable { .. } => {
-                "after an upgrade, `orbd-ctl daemon restart` brings both to one version; `orbd-ctl version` shows them"
+                "after an upgrade, `orbd-ctl daemon restart` brings both to the same version; `orbd-ctl version` shows them"
             }
             Self::NotStarted { hint, .. }
             | Self::Protocol { hint, .. }
@@ -243,7 +207,7 @@ impl CliError {
         Some(hint.to_owned())
     }
 
-    /// Returns it as the wire would say it; kinds of our own have code 0.
+    /// Returns the error in the API's shape. Kinds that only the client knows have code 0.
     fn error_object(&self) -> ErrorObject {
         let kind = match self {
             Self::Refused(error) => return error.clone(),
@@ -270,10 +234,10 @@ impl CliError {
         }
     }
 
-    /// Tells it: a sentence and a hint for a person, and with `--json` the object for a program.
+    /// Prints the message and the hint to stderr, and with `--json` also the error object to stdout.
     pub(crate) fn tell(&self, console: &mut Console) {
         if matches!(self, Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe) {
-            // Whoever read our output has seen enough.
+            // The reader closed our output on purpose, as `head` does.
             return;
         }
         if console.json
@@ -291,7 +255,7 @@ impl CliError {
         let mut text = format!("{} {}\n", paint(render::BAD, "orbd-ctl:"), self.chain());
         if let Some(tail) = self.data().and_then(|data| data.stderr_tail.as_deref()) {
             let sentence = text.clone();
-            // The message often quotes its last line already.
+            // Skips lines that the message already quotes.
             let is_new = |line: &&str| !line.trim().is_empty() && !sentence.contains(line.trim());
             text.extend(
                 tail.lines()
@@ -308,14 +272,14 @@ impl CliError {
             .write_all(console.err_look.paragraph(&text, 2).as_bytes());
     }
 
-    /// Tells it and returns the exit code.
+    /// Prints the error and returns its exit code.
     pub(crate) fn end(&self, console: &mut Console) -> ExitCode {
         self.tell(console);
         ExitCode::from(self.exit())
     }
 }
 
-/// Returns what is typed for a field of the wire, where it is not called the same.
+/// Returns the flag for a request parameter, or `None` if both have the same name.
 fn flag_of(field: &str) -> Option<&'static str> {
     Some(match field {
         "run_timeout_ms" | "timeout_ms" => "--timeout",
@@ -372,18 +336,18 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
     Some(match kind {
         ErrorKind::InvalidParams | ErrorKind::OrbctlFailed => return None,
         ErrorKind::ConfigInvalid => {
-            "orbd goes on as it was; `orbd-ctl daemon config check` says whether the file is in order".into()
+            "orbd keeps its current configuration; `orbd-ctl daemon config check` validates the file".into()
         }
         ErrorKind::ParseError
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound
         | ErrorKind::ProtocolMismatch => {
-            "orbd is another version: `orbd-ctl daemon restart` after an upgrade".into()
+            "orbd and orbd-ctl have different versions: run `orbd-ctl daemon restart` after an upgrade".into()
         }
         ErrorKind::MachineNotFound => "`orbd-ctl list` shows the machines".into(),
         ErrorKind::MachineExists => match machine {
-            Some(name) => format!("choose another name, or `orbd-ctl delete {name}` first"),
-            None => "choose another name; `orbd-ctl list` shows those taken".into(),
+            Some(name) => format!("choose another name, or run `orbd-ctl delete {name}` first"),
+            None => "choose another name; `orbd-ctl list` shows the existing machines".into(),
         },
         ErrorKind::MachineWrongState => match machine {
             Some(name) => format!("`orbd-ctl info {name}` shows its state"),
@@ -393,74 +357,74 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
             let when = data
                 .retry_after_ms
                 .map_or_else(String::new, |ms| format!(" in {}", render::duration_us(ms * 1000)));
-            format!("try again{when}; `orbd-ctl jobs` shows what waits")
+            format!("try again{when}; `orbd-ctl jobs` shows the waiting jobs")
         }
         ErrorKind::StoreUnavailable => {
-            "try again in a few seconds; `orbd-ctl metrics counters` shows the state of the store, and everything else works"
+            "try again in a few seconds; only metrics are affected, and `orbd-ctl metrics counters` shows the state of the store"
                 .into()
         }
         ErrorKind::JournalUnavailable => {
-            "free some space on the disk of orbd's state folder, or run it without --detach; `orbd-ctl doctor` shows the folder".into()
+            "free disk space in orbd's state directory, or run it without --detach; `orbd-ctl doctor` shows the directory".into()
         }
-        ErrorKind::Overloaded => "try again when other clients have read their answers".into(),
+        ErrorKind::Overloaded => "try again once other clients have read their pending answers".into(),
         ErrorKind::TooManyConnections => {
-            "close connections of other clients and try again; `connections_max` in the configuration allows more".into()
+            "close connections of other clients, or raise `connections_max` in orbd's configuration".into()
         }
-        ErrorKind::Draining => "`orbd-ctl queue resume` accepts work again".into(),
+        ErrorKind::Draining => "`orbd-ctl queue resume` ends the drain".into(),
         ErrorKind::JobNotFound => {
-            "`orbd-ctl jobs --all` lists the jobs still known, `orbd-ctl metrics history` older ones".into()
+            "`orbd-ctl jobs --all` lists recent jobs, `orbd-ctl metrics history` older ones".into()
         }
         ErrorKind::JobCancelled => match data.phase.as_deref() {
-            Some("queued") => "it never started; `orbd-ctl jobs --all` shows it".into(),
-            _ => "it was stopped while it ran; `orbd-ctl jobs --all` shows it".into(),
+            Some("queued") => "it did not start; `orbd-ctl jobs --all` shows it".into(),
+            _ => "it was stopped while running; `orbd-ctl jobs --all` shows it".into(),
         },
         ErrorKind::DeadlineExceeded => match (data.phase.as_deref(), &data.waiting_for) {
-            (Some("running"), _) => "it ran into its limit; `--timeout` sets it".into(),
+            (Some("running"), _) => "it reached its run limit; `--timeout` sets the limit".into(),
             (_, Some(holder)) => format!(
-                "it never started: {} was in the way; `--queue-timeout` allows it longer",
+                "it did not start: it was waiting for {}; `--queue-timeout` allows a longer wait",
                 holder.description
             ),
-            _ => "it never started; `--queue-timeout` allows it longer".into(),
+            _ => "it did not start; `--queue-timeout` allows a longer wait".into(),
         },
         ErrorKind::JobInterrupted => {
-            "orbd died while it ran, and how it ended was not seen: look before you repeat it".into()
+            "orbd died while it ran, so its result is unknown: check the machine before you repeat it".into()
         }
         ErrorKind::OutcomeUnknown => {
             let seen = match &data.observed {
                 Some(seen) => {
                     let state = seen.machine_state.as_deref().map_or_else(
-                        || "the machine was not there".into(),
-                        |state| format!("the machine was {state}"),
+                        || "that the machine does not exist".into(),
+                        |state| format!("the machine {state}"),
                     );
-                    let settled = if seen.stable { "" } else { ", and that may still change" };
-                    format!("at the last look {state}{settled}; ")
+                    let settled = if seen.stable { "" } else { ", which may still change" };
+                    format!("the last check found {state}{settled}; ")
                 }
                 None => String::new(),
             };
-            format!("{seen}`orbd-ctl list --max-age 0` looks again. Nothing was tried twice")
+            format!("{seen}orbd did not retry; `orbd-ctl list --max-age 0` shows the current state")
         }
         ErrorKind::OrbctlUnavailable => {
-            "install OrbStack, or say where orbctl is in orbd's configuration; `orbd-ctl daemon status` shows what was found"
+            "install OrbStack, or set `orbctl` in orbd's configuration to its path; `orbd-ctl daemon status` shows the path in use"
                 .into()
         }
         ErrorKind::OrbctlUnhealthy => {
-            "nothing was begun; orbd keeps looking, and `orbd-ctl queue` shows since when. If it does not pass: \
+            "nothing was started; orbd keeps probing orbctl, and `orbd-ctl queue` shows the reason; if it does not recover, run \
              `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`"
                 .into()
         }
         ErrorKind::OrbctlKilled | ErrorKind::OrbctlOutputUnreadable => {
-            "`orbd-ctl status` shows how OrbStack is; orbd's log has the details".into()
+            "`orbd-ctl status` shows whether OrbStack is running; `orbd-ctl daemon logs` has the details".into()
         }
         ErrorKind::Internal => match data.incident.as_deref() {
-            Some(incident) => format!("this is a bug in orbd; its log has the line {incident}"),
-            None => "this is a bug in orbd; its log says more".into(),
+            Some(incident) => format!("this is a bug in orbd; search its log for {incident}"),
+            None => "this is a bug in orbd; `orbd-ctl daemon logs` has the details".into(),
         },
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::{ReconcileReport, WaitingFor};
+    use orbd::rpc::types::{ReconcileReport, WaitReason, WaitingFor};
 
     use super::*;
 
@@ -471,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_has_an_exit_code_that_is_not_success() {
+    fn every_error_kind_has_a_nonzero_exit_code() {
         for kind in ErrorKind::ALL {
             let error = CliError::Refused(kind.error("sorry"));
             assert!((1..=7).contains(&error.exit()), "{kind:?}");
@@ -480,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_tells_its_own_time_limit_from_the_queues() {
+    fn run_distinguishes_the_run_limit_from_the_queue_limit() {
         let phase = |phase: &str| {
             refused(ErrorKind::DeadlineExceeded, |data| {
                 data.phase = Some(phase.into());
@@ -500,28 +464,27 @@ mod tests {
         );
         check(
             &refused(ErrorKind::MachineExists, |data| data.machine = Some("web".into())),
-            "choose another name, or `orbd-ctl delete web` first",
+            "choose another name, or run `orbd-ctl delete web` first",
         );
         check(
             &refused(ErrorKind::QueueFull, |data| data.retry_after_ms = Some(1500)),
-            "try again in 1.5 s; `orbd-ctl jobs` shows what waits",
+            "try again in 1.5 s; `orbd-ctl jobs` shows the waiting jobs",
         );
         check(
             &refused(ErrorKind::DeadlineExceeded, |data| {
                 data.phase = Some("queued".into());
                 data.waiting_for = Some(WaitingFor {
-                    kind: "job".into(),
                     description: "job 12 (create web) of pyinfra".into(),
-                    job_id: Some(12),
-                    operation: None,
-                    machine: None,
-                    client: None,
-                    age_ms: None,
-                    limit: None,
-                    reason: None,
+                    reason: WaitReason::Job {
+                        job_id: 12,
+                        operation: "create".into(),
+                        machine: Some("web".into()),
+                        client: "pyinfra".into(),
+                        age_ms: 34_000,
+                    },
                 });
             }),
-            "it never started: job 12 (create web) of pyinfra was in the way; `--queue-timeout` allows it longer",
+            "it did not start: it was waiting for job 12 (create web) of pyinfra; `--queue-timeout` allows a longer wait",
         );
         check(
             &refused(ErrorKind::OutcomeUnknown, |data| {
@@ -531,7 +494,7 @@ mod tests {
                     machine_state: Some("starting".into()),
                 });
             }),
-            "at the last look the machine was starting, and that may still change; `orbd-ctl list --max-age 0` looks again. Nothing was tried twice",
+            "the last check found the machine starting, which may still change; orbd did not retry; `orbd-ctl list --max-age 0` shows the current state",
         );
     }
 }

@@ -1,4 +1,4 @@
-//! For tests: a console of buffers, samples of the wire's shapes, and a daemon that says what the test tells it to.
+//! Test helpers: a console with buffers, sample values of the API's types, and a scripted daemon.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,17 +13,17 @@ use crate::environment::Environment;
 use crate::layout::Look;
 use crate::link::Link;
 
-/// Bytes that were written, shared with whoever wrote them.
+/// A shared buffer that records the bytes written to it.
 #[derive(Clone, Default)]
 pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
-    /// Returns them.
+    /// Returns the recorded bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.lock().unwrap().clone()
     }
 
-    /// Returns them as text.
+    /// Returns the recorded bytes as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.bytes()).unwrap()
     }
@@ -40,7 +40,7 @@ impl Write for Written {
     }
 }
 
-/// Makes a console and returns what it writes: answers, and messages.
+/// Creates a console, and returns it with its recorded stdout and stderr.
 pub(crate) fn console() -> (Console, Written, Written) {
     let (out, err) = (Written::default(), Written::default());
     let console = Console {
@@ -57,25 +57,25 @@ pub(crate) fn console() -> (Console, Written, Written) {
     (console, out, err)
 }
 
-/// One end of a connection, as the script of a daemon sees it.
+/// The daemon's end of a connection, for its script.
 pub(crate) struct Peer {
     writer: UnixStream,
 }
 
 impl Peer {
-    /// Answers a request.
+    /// Sends the result of a request.
     pub(crate) fn answer(&mut self, request: &Value, result: impl serde::Serialize) {
         let result = serde_json::to_value(result).unwrap();
         self.send(&json!({"jsonrpc": "2.0", "id": request["id"], "result": result}));
     }
 
-    /// Refuses a request.
+    /// Sends an error as the answer to a request.
     pub(crate) fn refuse(&mut self, request: &Value, error: impl serde::Serialize) {
         let error = serde_json::to_value(error).unwrap();
         self.send(&json!({"jsonrpc": "2.0", "id": request["id"], "error": error}));
     }
 
-    /// Tells a follower of a run something.
+    /// Sends an event to a subscriber of `machine.run_follow`.
     pub(crate) fn event(&mut self, event: impl serde::Serialize) {
         let event = serde_json::to_value(event).unwrap();
         self.send(
@@ -84,19 +84,19 @@ impl Peer {
     }
 
     fn send(&mut self, message: &Value) {
-        // The client may be gone; its test says whether that was right.
+        // The client may have disconnected; the test checks whether it should have.
         let _ = self.writer.write_all(format!("{message}\n").as_bytes());
     }
 }
 
-/// A daemon that lives as long as the test.
+/// A scripted daemon that listens on a socket in a temporary directory.
 pub(crate) struct Fake {
     directory: tempfile::TempDir,
     asked: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Fake {
-    /// Listens, greets whoever comes, and gives every other request to `script`.
+    /// Starts a daemon that answers greetings, and passes every other request to `script`.
     pub(crate) fn new(script: impl Fn(&mut Peer, &Value) + Send + Sync + 'static) -> Self {
         Self::greeting(move |peer, request| {
             if request["method"] == "daemon.hello" {
@@ -107,7 +107,7 @@ impl Fake {
         })
     }
 
-    /// Listens, and gives every request to `script`, greetings too.
+    /// Starts a daemon that passes every request to `script`, including greetings.
     pub(crate) fn greeting(script: impl Fn(&mut Peer, &Value) + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("orbd.sock")).unwrap();
@@ -122,12 +122,12 @@ impl Fake {
         Self { directory, asked }
     }
 
-    /// Returns what was asked, without greetings.
+    /// Returns the recorded requests, without greetings.
     pub(crate) fn asked(&self) -> Vec<Value> {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Makes what commands work with, and returns what they write.
+    /// Creates a context that connects to this daemon, and returns it with its recorded stdout and stderr.
     pub(crate) fn context(&self) -> (Context, Written, Written) {
         let (console, out, err) = console();
         let link = Link {
@@ -152,7 +152,7 @@ fn serve(stream: &UnixStream, script: &(impl Fn(&mut Peer, &Value) + ?Sized), lo
     }
 }
 
-/// Makes a machine.
+/// Returns a sample machine.
 pub(crate) fn machine(name: &str, state: &str) -> Machine {
     Machine {
         id: "01M4HXHNTVZXRXR1F5PV7GC8R7".into(),
@@ -169,7 +169,7 @@ pub(crate) fn machine(name: &str, state: &str) -> Machine {
     }
 }
 
-/// Makes the marks of a fresh answer.
+/// Returns the metadata of a fresh answer.
 pub(crate) fn observed() -> Observed {
     Observed {
         generation: 7,
@@ -181,7 +181,7 @@ pub(crate) fn observed() -> Observed {
     }
 }
 
-/// Makes a job about the machine `web`, asked for by PyInfra.
+/// Returns a sample job of the client `pyinfra` on the machine `web`.
 pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
     Job {
         job_id: id,
@@ -209,7 +209,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
     }
 }
 
-/// Makes the outcome of a command that ended by itself.
+/// Returns the outcome of a command that exited with this code.
 pub(crate) fn succeeded(exit_code: Option<i32>) -> Outcome {
     Outcome {
         kind: "succeeded".into(),

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first is noticed and answered politely, the second ends us at once.
+//! Ctrl-C: the first press sets a flag that the command polls, the second exits immediately.
 
 use std::io;
 use std::sync::Arc;
@@ -9,19 +9,20 @@ use signal_hook::{SigId, flag, low_level};
 
 use crate::error::exit;
 
-/// Tells whether Ctrl-C was pressed.
+/// Records whether Ctrl-C was pressed.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupt {
     pressed: Arc<AtomicBool>,
-    /// What ends us at the second press.
+    /// The handler that exits on the second press. `None` in the default value, which installs no handlers.
     leave: Option<SigId>,
 }
 
 impl Interrupt {
-    /// Watches for it from now on.
+    /// Installs the signal handlers.
     pub(crate) fn watch() -> io::Result<Self> {
         let pressed = Arc::new(AtomicBool::new(false));
-        // The order matters: the first press finds the flag down and raises it, the second finds it up and ends us.
+        // The order matters: handlers run in order of registration. The first press finds the flag clear, so it only sets it; the
+        // second finds it set and exits.
         let leave =
             flag::register_conditional_shutdown(SIGINT, i32::from(exit::INTERRUPTED), Arc::clone(&pressed))?;
         flag::register(SIGINT, Arc::clone(&pressed))?;
@@ -31,7 +32,7 @@ impl Interrupt {
         })
     }
 
-    /// Leaves Ctrl-C and Ctrl-\ to somebody else at our terminal from now on: however often they are pressed, we go on.
+    /// Ignores Ctrl-C and Ctrl-\ from now on, because another process uses our terminal and handles them.
     pub(crate) fn let_pass(&self) -> io::Result<()> {
         flag::register(SIGQUIT, Arc::clone(&self.pressed))?;
         if let Some(leave) = self.leave {
@@ -40,12 +41,12 @@ impl Interrupt {
         Ok(())
     }
 
-    /// Says whether it was pressed.
+    /// Returns whether Ctrl-C was pressed.
     pub(crate) fn came(&self) -> bool {
         self.pressed.load(Ordering::Relaxed)
     }
 
-    /// Presses it.
+    /// Simulates Ctrl-C.
     #[cfg(test)]
     pub(crate) fn press(&self) {
         self.pressed.store(true, Ordering::Relaxed);

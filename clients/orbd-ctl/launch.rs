@@ -1,8 +1,8 @@
-//! Starting the daemon: through its service where one is installed, else find the program, start it detached, wait until it answers.
+//! Starts the daemon: through its service if one is installed, otherwise as a detached process. Waits until it answers.
 //!
-//! Ten clients may do so at once: every daemon but one finds the lock held and exits with 0, which is no failure here. The one
-//! that holds the lock may also be on its way out: it takes no connections any more and goes when what runs has ended. Then
-//! nobody is going to answer until another daemon is started, so whoever waits starts one again once the lock is free.
+//! Several clients may do this at the same time. Every daemon but one finds the lock held and exits with 0, which is not an error
+//! here. The daemon that holds the lock may also be shutting down: it accepts no connections, and exits once its running jobs have
+//! ended. No daemon answers until another one is started, so a waiting client starts one again when the lock is free.
 
 use std::env;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -21,51 +21,52 @@ use crate::error::CliError;
 use crate::link::{Link, greet};
 use crate::service::Service;
 
-/// How long it may take until a daemon answers: longer than an earlier one takes to go (10 s for changes, farewells after that),
-/// and shorter than the 20 s that PyInfra's connector gives `daemon start`.
+/// Maximum time until a daemon answers. Longer than a previous daemon takes to exit (10 s for changes, then its shutdown), and
+/// shorter than the 20 s timeout that the PyInfra connector sets for `daemon start`.
 const START_MAX: Duration = Duration::from_secs(18);
 
-/// How often a daemon is started that exits with 0 while nobody holds the lock. More than once, because a client that looks at
-/// the lock holds it for a moment.
+/// Maximum number of daemons that exit with 0 while the lock is free. More than one, because a client that checks the lock holds it
+/// for a moment, which makes a daemon that starts then exit.
 const VAIN_MAX: u32 = 5;
 
-/// The pause before a second start; it doubles with each until it is [`AGAIN_MAX`].
+/// Pause before the second start. It doubles with each start, up to [`AGAIN_MAX`].
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// The longest pause between two starts.
+/// Maximum pause between two starts.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
 
-/// How much of a failed daemon's last words is shown.
+/// Maximum number of bytes of a failed daemon's output that are shown.
 const LAST_WORDS_MAX: u64 = 2000;
 
-/// How long a service manager's daemon may take to answer before one is started without it.
+/// Maximum time for the service's daemon to answer; after that the daemon is started without the service.
 const SERVICE_MAX: Duration = Duration::from_secs(5);
 
-/// Starts the daemon and connects to it once it answers: through its service where one is installed, else by itself.
+/// Starts the daemon, through its service if one is installed, and connects to it once it answers.
 pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, CliError> {
     if let Some(service) = Service::installed(link) {
         match service.start().and_then(|()| answered(link, SERVICE_MAX)) {
             Ok(Some(client)) => return Ok(client),
-            Ok(None) => console.eprint("the service has not answered; starting orbd without it"),
+            Ok(None) => console.eprint("the service does not answer; starting orbd without it"),
             Err(error) => console.eprint(&format!("{error}; starting orbd without its service")),
         }
     }
     launch_program(&find(link)?, link, console)
 }
 
-/// Says whether the configuration lets clients start the daemon. Where it is not in order the daemon itself will say so.
+/// Returns whether the configuration allows clients to start the daemon. Also true if the configuration is invalid: the daemon then
+/// reports the error.
 pub(crate) fn is_wanted() -> bool {
     config::Config::load(&config::Flags::default(), &config::Environment::of_process())
         .map_or(true, |config| config.autostart)
 }
 
-/// Says whether a daemon answers. Any answer will do, also that it speaks another protocol: whoever asked finds that out alone.
+/// Returns whether a daemon answers. Any answer counts, even a protocol mismatch, which the caller's own greeting will report.
 fn is_served(link: &Link) -> bool {
     link.dial()
         .is_ok_and(|mut client| !matches!(greet(&mut client, &link.socket), Err(CliError::Lost(_))))
 }
 
-/// Waits for a daemon that somebody else started.
+/// Waits until a daemon answers that the service manager started; `None` after `at_most`.
 pub(crate) fn answered(link: &Link, at_most: Duration) -> Result<Option<Client>, CliError> {
     let began = now();
     let mut pause = Duration::from_millis(1);
@@ -94,7 +95,7 @@ fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<
         if waited >= START_MAX {
             let who = match waits_for {
                 WaitsFor::Ours => "it",
-                WaitsFor::Other => "another orbd, which holds the lock beside the socket,",
+                WaitsFor::Other => "another orbd, which holds the socket's lock,",
             };
             return Err(log.failed(&format!(
                 "{who} has not answered on {} for {} s",
@@ -104,7 +105,7 @@ fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<
         }
         let saying = match waits_for {
             WaitsFor::Ours => "waiting for orbd to start",
-            WaitsFor::Other => "waiting for another orbd, which seems to be stopping, to go",
+            WaitsFor::Other => "waiting for another orbd to stop",
         };
         if waited >= Duration::from_secs(1) && said != saying {
             console.eprint(saying);
@@ -115,24 +116,25 @@ fn launch_program(program: &Path, link: &Link, console: &mut Console) -> Result<
     }
 }
 
-/// Whom we wait for.
+/// Which process the client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WaitsFor {
-    /// The daemon that we started, or are about to start again.
+    /// The daemon that this client has started, or will start next.
     Ours,
-    /// Whoever holds the lock.
+    /// The process that holds the lock.
     Other,
 }
 
-/// The daemons that we started, one after the other.
+/// The daemons that this client has started, one after the other.
 struct Starts {
     child: Option<Child>,
-    /// When there may be another.
+    /// Earliest time of the next start.
     next: Instant,
+    /// Pause after the next exit.
     pause: Duration,
-    /// How many have ended with 0.
+    /// Number of daemons that exited with 0.
     ended: u32,
-    /// How many of them for no reason that we know.
+    /// Number of daemons that exited with 0 although the lock was free.
     in_vain: u32,
 }
 
@@ -147,16 +149,17 @@ impl Starts {
         }
     }
 
-    /// Looks after the daemon that we started, and starts another if none is going to answer.
+    /// Checks the daemon that was started, and starts another one if it has exited and the lock is free.
     fn tend(&mut self, program: &Path, link: &Link, log: &Log) -> Result<WaitsFor, CliError> {
         if let Some(child) = &mut self.child {
             let Ok(Some(status)) = child.try_wait() else {
                 return Ok(WaitsFor::Ours);
             };
             if !status.success() {
-                return Err(log.failed(&format!("{} ended with {status}", program.display())));
+                return Err(log.failed(&format!("{} exited with {status}", program.display())));
             }
-            // Somebody held the lock, who will answer or go; or, when nobody did, there was a reason that we do not know.
+            // It exited because another process held the lock; that one will answer or exit. If the lock is free, the reason is
+            // unknown.
             self.child = None;
             self.ended += 1;
             self.next = now() + self.pause;
@@ -167,7 +170,7 @@ impl Starts {
             self.in_vain += 1;
             if self.in_vain >= VAIN_MAX {
                 return Err(log.failed(&format!(
-                    "{} ended without serving, {VAIN_MAX} times, though no other orbd runs",
+                    "{} exited without serving, {VAIN_MAX} times, although no other orbd is running",
                     program.display()
                 )));
             }
@@ -182,27 +185,27 @@ impl Starts {
     }
 }
 
-/// The file that takes what the daemon says before its own log is open.
+/// The file that receives the daemon's output until it has opened its own log.
 struct Log {
     path: PathBuf,
     file: File,
-    /// Where it ended before this start.
+    /// Length of the file before this start.
     start: u64,
 }
 
 impl Log {
-    /// Opens the file beside the socket.
+    /// Opens the file next to the socket.
     fn open(socket: &Path) -> Result<Self, CliError> {
         let path = socket.with_extension("err");
         if let Some(directory) = path.parent() {
-            // Fails where it exists, which is the usual case; opening the file tells everything else.
+            // Fails if the directory exists, which is usual. Opening the file reports any other error.
             let _ = DirBuilder::new().mode(0o700).create(directory);
         }
         let opened = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
-            // The socket may be in a directory that others write to.
+            // The socket may be in a directory that other users can write to.
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)
             .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
@@ -215,16 +218,16 @@ impl Log {
         }
     }
 
-    /// Says why there is no daemon, in its own words where it had any, and where to read more.
+    /// Returns the error for a failed start, with the daemon's output if there is any, and the path of its log.
     fn failed(&self, reason: &str) -> CliError {
         let words = tail(&self.path, self.start);
         let hint = match (words.is_empty(), daemon_log()) {
-            // Whoever said nothing here has come as far as its own log.
+            // A daemon without output here has opened its own log.
             (true, Some(log)) => match tail(&log, 0).lines().last() {
-                Some(line) => format!("its log is {}, whose last line is: {line}", log.display()),
-                None => format!("its log would be {}, which is empty or not there", log.display()),
+                Some(line) => format!("the last line of its log {} is: {line}", log.display()),
+                None => format!("its log {} is empty or does not exist", log.display()),
             },
-            _ => format!("what it says at its start is in {}", self.path.display()),
+            _ => format!("its output during start-up is in {}", self.path.display()),
         };
         CliError::NotStarted {
             reason: if words.is_empty() {
@@ -237,13 +240,14 @@ impl Log {
     }
 }
 
-/// Returns where the daemon's own log is: it reads the same configuration as we do here, from the same environment.
+/// Returns the path of the daemon's log, or `None` if the configuration is invalid. Correct if the daemon was started with the same
+/// environment as this client.
 pub(crate) fn daemon_log() -> Option<PathBuf> {
     let config = config::Config::load(&config::Flags::default(), &config::Environment::of_process()).ok()?;
     Some(config.log_folder().join("orbd.log"))
 }
 
-/// Finds `orbd`: beside our own program, as it was called and as it really is, else on PATH.
+/// Finds `orbd`: next to this program, next to the target of its link, or on PATH.
 pub(crate) fn find(link: &Link) -> Result<PathBuf, CliError> {
     let ours = env::current_exe().ok();
     let real = ours.as_ref().and_then(|path| path.canonicalize().ok());
@@ -260,15 +264,15 @@ pub(crate) fn find(link: &Link) -> Result<PathBuf, CliError> {
         .map(|directory| directory.join("orbd"))
         .find(|path| path.is_file())
         .ok_or_else(|| CliError::NotStarted {
-            reason: "no program named orbd beside orbd-ctl or on PATH".into(),
-            hint: "install both together; `cargo install` and the release archive do".into(),
+            reason: "orbd not found next to orbd-ctl or on PATH".into(),
+            hint: "install both together, with `cargo install` or from the release archive".into(),
         })
 }
 
-/// Starts the daemon in its own process group, away from our terminal's signals and our directory.
+/// Starts the daemon in its own process group and in `/`, so that neither our terminal's signals nor our directory affect it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the daemon itself is started here, by nobody else than the client"
+    reason = "only the client starts the daemon, and only here"
 )]
 fn spawn(program: &Path, link: &Link, log: &File) -> std::io::Result<Child> {
     Command::new(program)
@@ -281,7 +285,7 @@ fn spawn(program: &Path, link: &Link, log: &File) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Reads what was written to a file since `start`, its end if it is long.
+/// Reads what was written to a file since `start`, at most the last [`LAST_WORDS_MAX`] bytes.
 fn tail(path: &Path, start: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(path)?;
@@ -300,7 +304,7 @@ mod tests {
     use crate::environment::Environment;
     use crate::fake;
 
-    /// Makes a directory with a program of these lines and a link to a socket where nobody listens.
+    /// Creates a directory with a shell script as the daemon, and a [`Link`] to a socket without a listener.
     #[expect(
         clippy::disallowed_methods,
         reason = "written by another process: a file that this one has open for writing, and with it the children of its \
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_cannot_start_is_quoted() {
+    fn a_failed_start_quotes_the_daemons_output() {
         let (_directory, program, link) = with_daemon("echo 'config: no such key: colour' >&2; exit 2");
         let error = launch_program(&program, &link, &mut fake::console().0)
             .err()
@@ -342,20 +346,20 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_ends_without_serving_is_started_a_few_times_and_no_more() {
+    fn a_daemon_that_exits_without_serving_is_restarted_a_limited_number_of_times() {
         let (directory, program, link) = with_daemon("echo x >>\"${0%/*}/starts\"");
         let error = launch_program(&program, &link, &mut fake::console().0)
             .err()
             .expect("fails");
         assert_eq!(error.exit(), 3);
-        assert!(error.to_string().contains("ended without serving"), "{error}");
+        assert!(error.to_string().contains("exited without serving"), "{error}");
         assert!(error.hint().unwrap().contains("orbd.log"), "{:?}", error.hint());
         let starts = std::fs::read_to_string(directory.path().join("starts")).unwrap();
         assert_eq!(starts.lines().count(), usize::try_from(VAIN_MAX).unwrap());
     }
 
     #[test]
-    fn only_what_this_start_said_is_quoted() {
+    fn only_the_output_of_this_start_is_quoted() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("orbd.sock");
         std::fs::write(directory.path().join("orbd.err"), "old\n").unwrap();

@@ -1,7 +1,7 @@
-//! How text fits a terminal: tables, pairs of name and value, paragraphs. Nothing is ever cut off: what does not fit is wrapped
-//! where it reads best, and a table that cannot be made narrow enough becomes a block of lines for each row.
+//! Fits text to the terminal: tables, name-value pairs and paragraphs. Nothing is truncated: long text is wrapped, and a table that
+//! cannot be made narrow enough is printed as one block of lines per row.
 //!
-//! Where nobody looks (a pipe, a file) there is no width, and a row is a line.
+//! Output to a pipe or a file has no width limit; there each row is one line.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -9,26 +9,26 @@ use std::os::fd::AsFd;
 
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
-/// How a stream is looked at.
+/// Colours and width of an output stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// In colours.
+    /// Whether to print colours.
     pub(crate) colour: bool,
-    /// So many columns wide; `None` where nobody looks.
+    /// Width in columns; `None` if the stream is not a terminal, or is narrower than [`WIDTH_MIN`].
     pub(crate) width: Option<usize>,
 }
 
-/// Below this nothing is laid out: the terminal may wrap as it likes.
+/// Minimum width in columns for which text is wrapped. A narrower terminal wraps by itself.
 const WIDTH_MIN: usize = 30;
 
-/// The least that a wide column is squeezed to.
+/// Minimum width to which a `wide` column is squeezed.
 const COLUMN_MIN: usize = 12;
 
-/// Columns between columns.
+/// Number of spaces between table columns.
 const GAP: usize = 2;
 
 impl Look {
-    /// Looks at one of our streams.
+    /// Inspects an output stream.
     pub(crate) fn of(stream: &(impl AsFd + IsTerminal), colour_off: bool) -> Self {
         let is_terminal = stream.is_terminal();
         let width = || {
@@ -41,7 +41,7 @@ impl Look {
         }
     }
 
-    /// Breaks a paragraph at its blanks; what follows its first line is `indent` columns in. Lines of its own stay lines.
+    /// Wraps text at spaces and indents continuation lines by `indent` columns. Existing line breaks are kept.
     pub(crate) fn paragraph(self, text: &str, indent: usize) -> String {
         let Some(width) = self.width else {
             return text.to_owned();
@@ -55,14 +55,14 @@ impl Look {
                 wrapped.push_str(line);
                 continue;
             }
-            // What a line begins with is its place in a layout, not a blank between words.
+            // Leading spaces are indentation, not separators, so they are kept.
             let text = line.trim_start_matches(' ');
             let mut column = line.len() - text.len();
             wrapped.push_str(&line[..column]);
             let mut is_first = true;
             for word in text.split(' ') {
                 let length = columns(word);
-                // What is too long for any line stays where it is: a name that is torn off its label is harder to find.
+                // A word that is too long for any line stays on the current one: moving it would only separate it from its label.
                 if !is_first && column + 1 + length > width && indent + length <= width {
                     let _ = write!(wrapped, "\n{:indent$}", "");
                     column = indent;
@@ -78,7 +78,7 @@ impl Look {
         wrapped
     }
 
-    /// Lays out names and values, one pair a line.
+    /// Formats names and values, one pair per line.
     pub(crate) fn pairs<'a>(self, pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
         let pairs: Vec<_> = pairs.into_iter().collect();
         let indent = GAP + pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
@@ -89,8 +89,7 @@ impl Look {
         })
     }
 
-    /// Lays out rows in columns two blanks apart. `right` names the columns of numbers, `wide` those that may be squeezed because
-    /// what is in them can be read on several lines.
+    /// Formats a table. `right` lists the right-aligned columns, `wide` those that may be squeezed because their text can be wrapped.
     pub(crate) fn table(
         self,
         header: &[&str],
@@ -147,13 +146,13 @@ impl Look {
         text
     }
 
-    /// Says whether a text fits.
+    /// Returns whether no line of the text is wider than the terminal.
     pub(crate) fn fits(self, text: &str) -> bool {
         self.width
             .is_none_or(|width| text.lines().all(|line| columns(line) <= width))
     }
 
-    /// Writes each row as a block of names and values.
+    /// Formats each row as a block of name-value pairs.
     fn blocks(self, header: &[&str], rows: &[Vec<Cell>]) -> String {
         let names = names(header);
         let blocks: Vec<String> = rows
@@ -167,7 +166,7 @@ impl Look {
     }
 }
 
-/// Counts the columns of a line, without what only paints.
+/// Counts the columns of a line, without its colour escape sequences.
 fn columns(line: &str) -> usize {
     let mut count = 0;
     let mut is_paint = false;
@@ -182,7 +181,7 @@ fn columns(line: &str) -> usize {
     count
 }
 
-/// Returns how wide each column wants to be.
+/// Returns the natural width of each column.
 fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
     let lines = |text: &str| text.lines().map(columns).max().unwrap_or_default();
     let mut widths: Vec<usize> = header.iter().map(|name| lines(name)).collect();
@@ -194,7 +193,7 @@ fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
     widths
 }
 
-/// Returns what each column is called by itself: in a header of two lines the upper word counts for those that follow too.
+/// Returns the full name of each column. In a two-line header the upper word also applies to the following columns that have none.
 fn names(header: &[&str]) -> Vec<String> {
     let mut group = "";
     header
@@ -235,7 +234,7 @@ mod tests {
 
     const HEADER: [&str; 5] = ["NAME", "STATE", "DISTRO", "VERSION", "ARCH"];
 
-    /// Nothing is lost: without blanks and line ends, the text is the same.
+    /// Returns the sorted characters of a text without whitespace, to check that nothing is lost.
     fn letters(text: &str) -> String {
         let mut letters: Vec<char> = text.chars().filter(|letter| !letter.is_whitespace()).collect();
         letters.sort_unstable();
@@ -243,12 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn a_table_fits_every_terminal_and_nothing_is_cut() {
+    fn tables_fit_the_terminal_without_truncation() {
         let whole = Look::default().table(&HEADER, &[], &[0], rows(&["web", LONG]));
         assert_eq!(
             whole.lines().count(),
             3,
-            "a row is a line where nobody looks: {whole}"
+            "without a terminal a row is one line: {whole}"
         );
         for width in [50, 60, 80, 100, 200] {
             let text = look(width).table(&HEADER, &[], &[0], rows(&["web", LONG]));
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_cannot_be_narrow_enough_becomes_blocks() {
+    fn a_table_wider_than_the_terminal_becomes_blocks() {
         let header = ["\nOPERATION", "\nCOUNT", "WAIT\np50", "\np99", "RUN\np50"];
         let row = ["restart", "12", "1.2 ms", "34 ms", "5.0 s"]
             .map(Cell::new)
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paragraph_breaks_between_words_and_goes_on_where_it_began() {
+    fn paragraphs_wrap_between_words_with_indentation() {
         let check = |text: &str, indent: usize, expected: &str| {
             assert_eq!(look(30).paragraph(text, indent), expected);
         };
@@ -288,9 +287,9 @@ mod tests {
             "hint: one two three four five\n      six seven",
         );
         check(
-            "     -> a command that mends it all",
+            "     -> a command that fixes it all",
             8,
-            "     -> a command that mends\n        it all",
+            "     -> a command that fixes\n        it all",
         );
         check(LONG, 4, LONG);
         check(&format!("name  {LONG}"), 6, &format!("name  {LONG}"));

@@ -1,4 +1,4 @@
-//! The way to the daemon: which socket, whether to start what should listen there, and who we say that we are.
+//! The connection to the daemon: finds the socket, starts the daemon if necessary, and greets it.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -20,27 +20,27 @@ use crate::environment::Environment;
 use crate::error::CliError;
 use crate::launch;
 
-/// Our name in job lists and records.
+/// The client name that orbd shows in job lists and records.
 pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
 
-/// How long a daemon that took our connection may be silent before we call it mute.
+/// Maximum time for the daemon to answer the greeting.
 const GREETING_MAX: Duration = Duration::from_secs(5);
 
-/// How long a question on the side may take; what it asks is nice to know, never needed.
+/// Timeout of calls over a side connection, whose answers are optional.
 pub(crate) const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
 
-/// Where the daemon is and how to get there.
+/// The daemon's socket, and how to start the daemon.
 pub(crate) struct Link {
-    /// Its socket, absolute.
+    /// Absolute path of the socket.
     pub(crate) socket: PathBuf,
-    /// Start it when it does not run.
+    /// Start the daemon if it is not running.
     pub(crate) autostart: bool,
-    /// What to start it from.
+    /// The environment of this client.
     pub(crate) environment: Environment,
 }
 
 impl Link {
-    /// Finds the socket: `--socket`, else `$ORBD_SOCKET`, else `~/.orbd/orbd.sock`.
+    /// Resolves the socket: `--socket`, `$ORBD_SOCKET`, or `~/.orbd/orbd.sock`, in this order.
     pub(crate) fn resolve(global: &Global, environment: Environment) -> Result<Self, CliError> {
         let given = global.socket.clone().or_else(|| environment.socket.clone());
         let socket = match (given, &environment.home) {
@@ -48,20 +48,20 @@ impl Link {
             (None, Some(home)) => home.join(".orbd").join("orbd.sock"),
             (None, None) => {
                 return Err(CliError::Usage {
-                    message: "HOME is not set, so the daemon's socket cannot be found".into(),
+                    message: "HOME is not set, so the path of the daemon's socket is unknown".into(),
                     hint: "set HOME, ORBD_SOCKET or --socket".into(),
                 });
             }
         };
         Ok(Self {
-            // The daemon is started in another directory.
+            // Made absolute because the daemon is started in another directory.
             socket: std::path::absolute(&socket).unwrap_or(socket),
             autostart: !global.no_autostart && !environment.autostart_off,
             environment,
         })
     }
 
-    /// Connects to a daemon that runs, without a word.
+    /// Connects to a running daemon, without a greeting.
     pub(crate) fn dial(&self) -> Result<Client, CliError> {
         let length = self.socket.as_os_str().len();
         if length > SOCKET_PATH_MAX {
@@ -69,7 +69,7 @@ impl Link {
                 message: format!(
                     "the path of the socket has {length} bytes; the system allows {SOCKET_PATH_MAX}"
                 ),
-                hint: "give a shorter one with --socket or ORBD_SOCKET".into(),
+                hint: "set a shorter path with --socket or ORBD_SOCKET".into(),
             });
         }
         Client::connect(&self.socket).map_err(|source| match source.kind() {
@@ -83,11 +83,11 @@ impl Link {
         })
     }
 
-    /// Connects to the daemon, starting it if need be, and says who we are.
+    /// Connects to the daemon, starting it if necessary, and greets it.
     pub(crate) fn connect(&self, console: &mut Console) -> Result<Client, CliError> {
         let mut client = self.reach(console)?;
         match greet(&mut client, &self.socket) {
-            // It was on its way out when it took our connection.
+            // The daemon accepted the connection while it was shutting down.
             Err(CliError::Lost(_)) => {
                 client = self.reach(console)?;
                 greet(&mut client, &self.socket)?;
@@ -99,7 +99,8 @@ impl Link {
         Ok(client)
     }
 
-    /// Connects likewise, and asks in the same breath. Only for what changes nothing: it is asked also of a daemon that refuses us.
+    /// Connects, and sends the greeting and a call in one message. For read-only calls only: the call is executed even if the daemon
+    /// rejects the greeting.
     pub(crate) fn connect_and_ask<M: Method>(
         &self,
         console: &mut Console,
@@ -107,7 +108,7 @@ impl Link {
     ) -> Result<(Client, Sent<M>), CliError> {
         let mut client = self.reach(console)?;
         match greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params) {
-            // It was on its way out when it took our connection.
+            // The daemon accepted the connection while it was shutting down.
             Err(CliError::Lost(_)) => {
                 client = self.reach(console)?;
                 let (_, sent) = greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params)?;
@@ -117,7 +118,7 @@ impl Link {
         }
     }
 
-    /// Connects once more for a question on the side, which never waits long and may fail.
+    /// Opens a second connection for optional calls with a short timeout. `None` if that fails.
     pub(crate) fn side_connection(&self) -> Option<Client> {
         let mut client = self.dial().ok()?;
         client.set_timeout(Some(SIDE_QUESTION_MAX)).ok()?;
@@ -125,15 +126,15 @@ impl Link {
         Some(client)
     }
 
-    /// Says whether a daemon holds the lock beside the socket, also one that takes no connections any more.
+    /// Returns whether a daemon holds the socket's lock. True also for a daemon that is shutting down and accepts no connections.
     ///
-    /// Whoever looks at a free lock holds it for a moment. Shared, so that those who look do not mislead each other; a daemon that
-    /// starts in that moment gives up, which is why nobody looks who does not wait for one to go, and why [`launch`] starts
-    /// another.
+    /// Checking a free lock holds it for a moment. The check takes a shared lock, so concurrent checks do not disturb each other, but a
+    /// daemon that starts at that moment exits. Therefore only clients that wait for a daemon to exit check the lock, and [`launch`]
+    /// starts the daemon again.
     pub(crate) fn is_held(&self) -> bool {
         let opened = OpenOptions::new()
             .read(true)
-            // Neither elsewhere nor for a writer of a pipe is waited: the socket may be in a directory that others write to.
+            // Other users may be able to write to the socket's directory: do not follow a link, and do not block on a pipe.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
             .open(lock_path(&self.socket));
         opened.is_ok_and(|file| {
@@ -151,7 +152,7 @@ impl Link {
     }
 }
 
-/// Says who we are and compares protocols.
+/// Sends the greeting and compares protocol versions.
 pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, CliError> {
     let answer = client
         .start::<DaemonHello>(&hello_of(CLIENT_NAME))
@@ -159,7 +160,7 @@ pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, C
     greeted(client, socket, answer)
 }
 
-/// Says that we are `name` and asks what changes nothing, in one message; its answer is fetched afterwards.
+/// Sends a greeting as client `name` and a read-only call in one message. The caller fetches the answer to the call.
 pub(crate) fn greet_and_ask<M: Method>(
     client: &mut Client,
     socket: &Path,
@@ -178,7 +179,7 @@ fn hello_of(name: &str) -> HelloParams {
     }
 }
 
-/// Takes in how we were greeted.
+/// Evaluates the answer to the greeting.
 fn greeted(
     client: &mut Client,
     socket: &Path,
@@ -191,12 +192,12 @@ fn greeted(
             socket: socket.to_owned(),
         }),
         Err(CallError::Refused(error)) if error.code == ErrorKind::ProtocolMismatch.code() => {
-            // `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
+            // `daemon.info` is the same in all protocol versions so far. If the call fails, the daemon's error message is used.
             match client.call::<DaemonInfo>(&NoParams {}) {
                 Ok(info) => Err(mismatch(&info.version, info.protocol)),
                 Err(_) => Err(CliError::Protocol {
                     message: format!(
-                        "{}; this is orbd-ctl {} with protocol {PROTOCOL_VERSION}",
+                        "{}; this orbd-ctl {} speaks protocol {PROTOCOL_VERSION}",
                         error.message,
                         env!("CARGO_PKG_VERSION")
                     ),
@@ -208,8 +209,8 @@ fn greeted(
     }
 }
 
-/// What mends it when the daemon is the older.
-const RESTART: &str = "once both are updated, `orbd-ctl daemon restart` starts the orbd that is installed";
+/// Hint for a daemon that is older than the client.
+const RESTART: &str = "once both are updated, run `orbd-ctl daemon restart` to start the installed orbd";
 
 fn mismatch(version: &str, protocol: u32) -> CliError {
     let ours = env!("CARGO_PKG_VERSION");
@@ -220,7 +221,9 @@ fn mismatch(version: &str, protocol: u32) -> CliError {
         hint: if protocol < PROTOCOL_VERSION {
             RESTART.into()
         } else {
-            format!("this orbd-ctl is the older: update it to {version}, or call the one beside that orbd")
+            format!(
+                "this orbd-ctl is older than orbd: update it to {version}, or run the one that is installed next to that orbd"
+            )
         },
     }
 }
@@ -230,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_held_by_a_daemon_and_not_by_those_who_look() {
+    fn only_an_exclusive_lock_counts_as_held() {
         let directory = tempfile::tempdir().unwrap();
         let link = Link {
             socket: directory.path().join("orbd.sock"),
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_names_both_versions_and_what_mends_it_in_both_directions() {
+    fn a_protocol_mismatch_names_both_versions_and_the_fix() {
         use crate::fake::Fake;
         use orbd::rpc::errors::ErrorKind as Kind;
         use serde_json::json;
@@ -266,12 +269,12 @@ mod tests {
             assert!(error.hint().unwrap().contains(older), "{:?}", error.hint());
             assert_eq!(error.exit(), 3);
         };
-        // One that is content with us, though we are not with it.
+        // The daemon accepts the greeting, but has an older protocol.
         check(
             |peer, request| peer.answer(request, json!({"protocol": 0, "version": "9.9", "instance": "i"})),
             "`orbd-ctl daemon restart`",
         );
-        // One that refuses us, and then says who it is.
+        // The daemon rejects the greeting, and answers `daemon.info`.
         check(
             |peer, request| {
                 if request["method"] == "daemon.hello" {
@@ -283,12 +286,12 @@ mod tests {
                     peer.answer(request, info);
                 }
             },
-            "this orbd-ctl is the older: update it to 9.9",
+            "this orbd-ctl is older than orbd: update it to 9.9",
         );
     }
 
     #[test]
-    fn the_flag_goes_before_the_variable_before_the_home_directory() {
+    fn socket_flag_overrides_variable_overrides_home() {
         let check =
             |flag: Option<&str>, variable: Option<&str>, home: Option<&str>, expected: Option<&str>| {
                 let global = Global {

@@ -1,9 +1,9 @@
 //! `orbd-ctl`: the command line client of orbd.
 //!
-//! It starts in about a millisecond: a blocking socket, no runtime, nothing initialised that a command does not need. Called
-//! `orbctl` or `orb` it is the [`dropin`] and nothing else. What was typed becomes types in [`args`]; each verb has a file in
-//! [`commands`]; [`context`] makes every call, [`progress`] says what takes so long, [`render`] writes for people, [`layout`] makes it
-//! fit, and [`error`] knows what to say of failures and how to exit.
+//! It starts in about a millisecond: it uses a blocking socket and no runtime, and initialises only what the command needs. When
+//! invoked as `orbctl` or `orb` it runs the [`dropin`] instead. [`args`] parses the command line, and each verb has a file in
+//! [`commands`]. [`context`] makes every call, [`progress`] reports long waits, [`render`] formats text output, [`layout`] fits it
+//! to the terminal, and [`error`] defines error messages, hints and exit codes.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let cli = match Cli::read(&words) {
         Ok(cli) => cli,
         Err(message) => {
-            // Help goes to stdout with 0, a mistake to stderr with 2. Who does not read either is not told a third time.
+            // Prints help to stdout (code 0) or a usage error to stderr (code 2). A failed write is ignored: there is no other output.
             let _ = message.print();
             return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(exit::USAGE));
         }

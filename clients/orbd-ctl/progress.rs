@@ -1,7 +1,7 @@
-//! Says what we wait for, once the wait is longer than a second.
+//! Progress messages for waits longer than a second.
 //!
-//! On a terminal there is one line that is kept up to date and goes away; anywhere else a plain line whenever what we wait
-//! for changes. What is known comes from questions on a second connection, because the first one is busy waiting.
+//! On a terminal, one line is updated in place and cleared at the end. Otherwise a plain line is printed whenever the reason of
+//! the wait changes. The reason is polled over a second connection, because the first one is waiting for the answer.
 
 use std::time::{Duration, Instant};
 
@@ -14,25 +14,25 @@ use crate::console::{Console, now};
 use crate::link::{Link, SIDE_QUESTION_MAX};
 use crate::render;
 
-/// A wait that is shorter than this is not worth a word; later ones are looked into as often.
+/// Time before the first message, and the interval between polls.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is waited for.
+/// What a command waits for.
 #[derive(Debug, Clone)]
 pub(crate) enum Wait {
-    /// Our own jobs with this verb; the second is what to call them.
+    /// Jobs of this process with this operation; the second field describes them in messages.
     Ours(&'static str, String),
-    /// Our own jobs, whatever they are; this is what to call them.
+    /// All jobs of this process; the field describes them in messages.
     All(&'static str),
-    /// Anybody's job.
+    /// The job with this id, of any client.
     Job(u64),
-    /// All of the queue.
+    /// The queue as a whole.
     Queue,
-    /// The daemon's end.
+    /// The exit of the daemon.
     Shutdown,
 }
 
-/// Says what we wait for.
+/// Reports what a command waits for.
 pub(crate) struct Progress<'a> {
     link: &'a Link,
     watch: Wait,
@@ -45,7 +45,7 @@ pub(crate) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    /// Begins to wait, silently.
+    /// Starts a wait. Prints nothing until [`PATIENCE`] has passed.
     pub(crate) fn new(link: &'a Link, watch: Wait) -> Self {
         let began = now();
         Self {
@@ -60,16 +60,16 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Begins to wait for the end of the daemon behind this connection. Questions go there alone, because it takes no others, and
-    /// whoever takes one is another daemon.
+    /// Starts a wait for the daemon at the other end of this connection to exit. Polls over this connection only: the daemon
+    /// accepts no new ones, so a new connection would reach another daemon.
     pub(crate) fn of_farewell(link: &'a Link, client: Client) -> Self {
         let mut progress = Self::new(link, Wait::Shutdown);
-        // It may be stuck, and nothing that it tells is needed.
+        // The daemon may be hung, and its answers are optional.
         progress.side_connection = client.set_timeout(Some(SIDE_QUESTION_MAX)).ok().map(|()| client);
         progress
     }
 
-    /// Looks what we wait for, if it is time to, and says so.
+    /// Polls what the command waits for and reports it, if the poll interval has passed.
     pub(crate) fn tick(&mut self, console: &mut Console) {
         let at = now();
         if at - self.looked < PATIENCE {
@@ -80,12 +80,12 @@ impl<'a> Progress<'a> {
         self.tell(console, &message);
     }
 
-    /// Says what a job waits for, as the daemon told us by itself.
+    /// Reports what a job waits for, from an event that the daemon sent.
     pub(crate) fn waiting(&mut self, console: &mut Console, waiting_for: &WaitingFor) {
         self.tell(console, &Message::waiting(waiting_for));
     }
 
-    /// Takes the line away.
+    /// Clears the progress line.
     pub(crate) fn clear(&mut self) {
         if let Some(line) = self.line.take() {
             line.finish_and_clear();
@@ -93,14 +93,14 @@ impl<'a> Progress<'a> {
         self.told.clear();
     }
 
-    /// Returns those of our jobs that are not over.
+    /// Returns the watched jobs that have not ended.
     pub(crate) fn open_jobs(&mut self) -> Vec<Job> {
         let mut jobs = self.jobs();
         jobs.retain(|job| job.state != JobStateWord::Ended);
         jobs
     }
 
-    /// Returns the connection for questions on the side.
+    /// Returns the connection for polls, opening it if necessary.
     pub(crate) fn side_connection(&mut self) -> Option<&mut Client> {
         if self.side_connection.is_none() && !matches!(self.watch, Wait::Shutdown) {
             self.side_connection = self.link.side_connection();
@@ -108,7 +108,7 @@ impl<'a> Progress<'a> {
         self.side_connection.as_mut()
     }
 
-    /// Asks for the jobs that we watch. A question that fails gives the connection up; the next look makes a new one.
+    /// Queries the watched jobs. A failed call drops the connection; the next poll opens a new one.
     fn jobs(&mut self) -> Vec<Job> {
         let verb = match self.watch {
             Wait::Ours(verb, _) => Some(verb),
@@ -155,7 +155,7 @@ impl<'a> Progress<'a> {
         jobs
     }
 
-    /// Asks for all jobs that run.
+    /// Queries all running jobs.
     fn running(&mut self) -> Vec<Job> {
         let query = JobListParams {
             state: Some(JobStateWord::Running),
@@ -180,10 +180,10 @@ impl<'a> Progress<'a> {
                     .map(|client| client.call::<QueueStatus>(&NoParams {}));
                 match answer {
                     Some(Ok(status)) => Message::plain(format!(
-                        "waiting for the queue to empty: {} running, {} waiting",
+                        "waiting for the queue to drain: {} running, {} waiting",
                         status.running, status.waiting
                     )),
-                    _ => Message::plain("waiting for the queue to empty".into()),
+                    _ => Message::plain("waiting for the queue to drain".into()),
                 }
             }
             Wait::Shutdown => Message::farewell(&self.open_jobs()),
@@ -230,7 +230,7 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// What is said: a part that names what we wait for, and one that is new at every look.
+/// A progress message: `lasting` names what the command waits for; `passing` changes at every poll.
 #[derive(Debug, PartialEq, Eq)]
 struct Message {
     lasting: String,
@@ -260,7 +260,7 @@ impl Message {
         })
     }
 
-    /// Makes one phrase of several jobs: those that wait are more interesting than those that run.
+    /// Summarises several jobs in one message. Waiting jobs take precedence over running ones.
     fn of(jobs: &[Job], what: &str) -> Self {
         let more = |count: usize| {
             if count > 1 {
@@ -298,22 +298,23 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use orbd::rpc::types::WaitReason;
+
     use super::*;
     use crate::fake;
 
     #[test]
-    fn a_wait_names_the_job_in_the_way() {
+    fn message_names_the_blocking_job() {
         let mut job = fake::job(13, "start", JobStateWord::Waiting);
         job.waiting_for = Some(WaitingFor {
-            description: String::new(),
-            kind: "job".into(),
-            job_id: Some(12),
-            operation: Some("create".into()),
-            machine: Some("web".into()),
-            client: Some("pyinfra".into()),
-            age_ms: Some(34_000),
-            limit: None,
-            reason: None,
+            description: "job 12 (create web) of pyinfra".into(),
+            reason: WaitReason::Job {
+                job_id: 12,
+                operation: "create".into(),
+                machine: Some("web".into()),
+                client: "pyinfra".into(),
+                age_ms: 34_000,
+            },
         });
         assert_eq!(
             Message::of(&[job], "start web"),
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_farewell_names_what_still_runs() {
+    fn shutdown_message_names_running_jobs() {
         let told = |count: u64| {
             let jobs: Vec<Job> = (0..count)
                 .map(|at| fake::job(13 + at, "start", JobStateWord::Running))
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_is_named_when_nothing_waits() {
+    fn message_names_a_running_job_if_none_waits() {
         let jobs = [
             fake::job(13, "start", JobStateWord::Running),
             fake::job(14, "start", JobStateWord::Running),

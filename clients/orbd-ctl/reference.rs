@@ -1,4 +1,4 @@
-//! For tests: the reference of the command line, made of the grammar, as it stands in `docs/cli.md`.
+//! Tests that `docs/cli.md` matches the command line: its reference is generated from the clap definitions.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,17 +10,17 @@ use crate::args::Cli;
 use crate::environment::variable;
 use crate::error::CliError;
 
-/// The page, and what surrounds the part of it that is generated. What is outside is written by hand.
+/// The page, and the markers around its generated part. Text outside the markers is written by hand.
 const PAGE: &str = "docs/cli.md";
-const BEGIN: &str = "<!-- From here on the page is made of the grammar: `make bless` rewrites it. -->\n";
-const END: &str = "<!-- Until here. -->\n";
+const BEGIN: &str = "<!-- Generated from the clap definitions: `make bless` updates this part. -->\n";
+const END: &str = "<!-- End of the generated part. -->\n";
 
-/// Writes the reference of all verbs.
+/// Generates the reference of all verbs.
 fn reference() -> String {
     let mut grammar = Cli::command().disable_help_subcommand(true);
     grammar.build();
     let mut text = String::from(
-        "\n### Everywhere\n\nThese go before and after any verb. `--help` works everywhere too, `--version` before a verb.\n\n",
+        "\n### Global options\n\nThese go before or after any verb. `--help` works with every verb, `--version` only before a verb.\n\n",
     );
     table(
         &mut text,
@@ -41,7 +41,7 @@ fn chapter(text: &mut String, command: &Command, level: usize) {
     }
     let mut usage = command.clone().render_usage().to_string();
     if let Some(words) = usage.strip_prefix("Usage: ") {
-        // Several usages are lined up under the first.
+        // clap indents the second and later usage lines.
         usage = words.lines().map(str::trim).collect::<Vec<_>>().join("\n");
     }
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
@@ -111,7 +111,7 @@ fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
         let default = default.map_or_else(String::new, |value| {
             format!(" [default: {}]", value.to_string_lossy())
         });
-        // A bar would end the cell.
+        // An unescaped bar would end the table cell.
         let cell = |text: String| text.replace('|', "\\|");
         let _ = writeln!(
             text,
@@ -123,11 +123,11 @@ fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
 }
 
 #[test]
-fn the_reference_in_the_documents_is_the_grammars() {
+fn the_reference_matches_the_clap_definitions() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-    let page = std::fs::read_to_string(&path).expect("the page is there");
-    let (before, rest) = page.split_once(BEGIN).expect("it has a beginning");
-    let (committed, after) = rest.split_once(END).expect("it has an end");
+    let page = std::fs::read_to_string(&path).expect("the page exists");
+    let (before, rest) = page.split_once(BEGIN).expect("it has the begin marker");
+    let (committed, after) = rest.split_once(END).expect("it has the end marker");
     let generated = reference();
     if variable("ORBD_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{generated}{END}{after}"))
@@ -136,11 +136,11 @@ fn the_reference_in_the_documents_is_the_grammars() {
     }
     assert!(
         committed == generated,
-        "{PAGE} is not what the grammar says; `make bless` rewrites it"
+        "{PAGE} does not match the clap definitions; run `make bless` to update it"
     );
 }
 
-/// Every document in which verbs are named, by its name from the root.
+/// Returns the path, relative to the root, and the text of every document that names verbs.
 fn documents() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = [
@@ -169,7 +169,7 @@ fn documents() -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_verb_that_a_document_names_is_there() {
+fn every_verb_that_a_document_names_exists() {
     let mut grammar = Cli::command();
     grammar.build();
     let is_verb = |word: &str| {
@@ -204,9 +204,9 @@ fn every_verb_that_a_document_names_is_there() {
 }
 
 #[test]
-fn the_exit_codes_of_the_page_are_the_programs() {
+fn the_page_lists_the_exit_code_of_every_error_kind() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-    let page = std::fs::read_to_string(path).expect("the page is there");
+    let page = std::fs::read_to_string(path).expect("the page exists");
     for kind in ErrorKind::ALL {
         let error = kind.error("sorry");
         let word = error.data.as_ref().expect("has data").kind.clone();
@@ -215,22 +215,25 @@ fn the_exit_codes_of_the_page_are_the_programs() {
         let row = row.unwrap_or_else(|| panic!("no row for {code}"));
         assert!(
             row.contains(&format!("`{word}`")),
-            "{word} ends with {code}, which the page does not say"
+            "the page does not list {word} under exit code {code}"
         );
     }
 }
 
 #[test]
-fn the_map_before_the_reference_names_every_verb() {
+fn the_command_table_names_every_verb() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-    let page = std::fs::read_to_string(path).expect("the page is there");
-    let (map, _) = page.split_once(BEGIN).expect("it has a beginning");
+    let page = std::fs::read_to_string(path).expect("the page exists");
+    let (map, _) = page.split_once(BEGIN).expect("it has the begin marker");
     let rows: String = map.lines().filter(|line| line.starts_with("| `")).collect();
     let mut grammar = Cli::command();
     grammar.build();
     for verb in grammar.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let name = verb.get_name();
         let is_named = rows.split(['`', ' ', ',', '|']).any(|word| word == name);
-        assert!(is_named || name == "help", "{name} is in no row of the map");
+        assert!(
+            is_named || name == "help",
+            "{name} is in no row of the command table"
+        );
     }
 }

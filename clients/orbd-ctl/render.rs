@@ -1,4 +1,4 @@
-//! Text for people: tables, durations, sizes, colours. Pure functions of the wire's shapes.
+//! Text output: tables, durations, sizes, colours. Pure functions of the API's types.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use comfy_table::{Cell, Color};
 use orbd::rpc::types::{
     CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
     MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
-    Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitingFor, WindowResolution,
+    Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitReason, WaitingFor, WindowResolution,
 };
 
 use crate::layout::Look;
 
-/// Done, running.
+/// Success, or a running job or machine.
 pub(crate) const GOOD: Color = Color::Green;
-/// Failed.
+/// Failure.
 pub(crate) const BAD: Color = Color::Red;
-/// What to do next, what waits.
+/// Hints, warnings and waiting jobs.
 pub(crate) const HINT: Color = Color::Yellow;
-/// Not interesting now.
+/// Stopped machines and ended jobs.
 const QUIET: Color = Color::DarkGrey;
 
-/// Paints a text on a terminal.
+/// Colours a text if the stream supports colours.
 pub(crate) fn paint(look: Look, style: Color, text: &str) -> String {
     let code = match style {
         Color::Green => 32,
@@ -36,7 +36,7 @@ pub(crate) fn paint(look: Look, style: Color, text: &str) -> String {
     }
 }
 
-/// Writes a duration in at most six characters below a hundred days, as in `850 us`, `1.2 ms`, `34 s`.
+/// Formats a duration, e.g. `850 us`, `1.2 ms` or `34 s`; at most six characters below a hundred days.
 pub(crate) fn duration_us(us: u64) -> String {
     const MS: u64 = 1000;
     const S: u64 = 1000 * MS;
@@ -60,17 +60,17 @@ pub(crate) fn duration_us(us: u64) -> String {
     }
 }
 
-/// Writes a duration of our own measuring.
+/// Formats a [`Duration`].
 pub(crate) fn duration(duration: Duration) -> String {
     duration_us(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
 
-/// Writes an age, as in `3 s ago`.
+/// Formats an age, e.g. `3 s ago`.
 pub(crate) fn age_ms(ms: u64) -> String {
     format!("{} ago", duration_us(ms.saturating_mul(1000).max(1000)))
 }
 
-/// Writes a number of bytes as `orbctl` does: decimal, one digit after the point, as in `687.2 MB`.
+/// Formats a number of bytes as `orbctl` does: decimal units, one digit after the point, e.g. `687.2 MB`.
 pub(crate) fn bytes(count: u64) -> String {
     let mut unit = 1000;
     for name in ["kB", "MB", "GB", "TB", "PB"] {
@@ -94,7 +94,7 @@ fn state_colour(state: &str) -> Color {
     }
 }
 
-/// The machines.
+/// Formats a list of machines as a table.
 pub(crate) fn machines(answer: &MachineListAnswer, look: Look) -> String {
     look.table(
         &["NAME", "STATE", "DISTRO", "VERSION", "ARCH"],
@@ -112,7 +112,7 @@ pub(crate) fn machines(answer: &MachineListAnswer, look: Look) -> String {
     )
 }
 
-/// One machine.
+/// Formats the details of one machine.
 pub(crate) fn info(answer: &MachineInfoAnswer, look: Look) -> String {
     let machine = &answer.machine;
     let mut lines = vec![
@@ -147,7 +147,7 @@ pub(crate) fn info(answer: &MachineInfoAnswer, look: Look) -> String {
     known("isolated", yes(isolated));
     known("network isolated", yes(isolate_network));
     known("ssh agent", yes(forward_ssh_agent));
-    // As with the limits, 0 is none.
+    // 0 means no port, as 0 means no limit below.
     let port = |port: &Option<u16>| port.filter(|port| *port > 0).map(|port| port.to_string());
     known("http port", port(http_port));
     known("https port", port(https_port));
@@ -170,21 +170,21 @@ pub(crate) fn info(answer: &MachineInfoAnswer, look: Look) -> String {
     look.pairs(lines)
 }
 
-/// Says that an answer is out of date, and why; nothing where it is not.
+/// Returns a note that an answer is stale, and why; `None` if it is fresh.
 pub(crate) fn staleness(observed: &Observed) -> Option<String> {
     observed.stale.then(|| {
         let why = observed
             .stale_reason
             .as_deref()
-            .unwrap_or("orbctl cannot be asked");
+            .unwrap_or("orbctl is unavailable");
         format!(
-            "this was seen {} and may be out of date: {why}",
+            "this answer is from {} and may be out of date: {why}",
             age_ms(observed.age_ms)
         )
     })
 }
 
-/// Names a job, as in `job 12 (create web)`.
+/// Formats a job's name, e.g. `job 12 (create web)`.
 pub(crate) fn job_name(job: &Job) -> String {
     match &job.machine {
         Some(machine) => format!("job {} ({} {machine})", job.job_id, job.operation),
@@ -192,7 +192,7 @@ pub(crate) fn job_name(job: &Job) -> String {
     }
 }
 
-/// Names the first few of several jobs; `None` when there are none.
+/// Formats the names of the first few jobs and the number of the others; `None` if there are no jobs.
 pub(crate) fn job_names(jobs: &[Job]) -> Option<String> {
     const NAMED_MAX: usize = 3;
     let named: Vec<String> = jobs.iter().take(NAMED_MAX).map(job_name).collect();
@@ -203,54 +203,37 @@ pub(crate) fn job_names(jobs: &[Job]) -> Option<String> {
     (!named.is_empty()).then(|| format!("{}{more}", named.join(", ")))
 }
 
-/// Names what a job waits for, and apart from it the part that changes all the time.
+/// Formats what a job waits for. Returns the constant part and the age, which changes all the time.
 pub(crate) fn waiting_for(waiting_for: &WaitingFor) -> (String, String) {
-    match (waiting_for.kind.as_str(), waiting_for.job_id) {
-        ("job", Some(id)) => {
-            let mut name = format!("job {id}");
-            match (&waiting_for.operation, &waiting_for.machine) {
-                (Some(operation), Some(machine)) => {
-                    let _ = write!(name, " ({operation} {machine})");
-                }
-                (Some(operation), None) => {
-                    let _ = write!(name, " ({operation})");
-                }
-                (None, _) => {}
-            }
-            if let Some(client) = &waiting_for.client {
-                let _ = write!(name, " of {client}");
-            }
-            let age = waiting_for
-                .age_ms
-                .map_or_else(String::new, |ms| format!(", accepted {}", age_ms(ms)));
-            (name, age)
+    let name = match &waiting_for.reason {
+        WaitReason::Job {
+            job_id,
+            operation,
+            machine,
+            client,
+            age_ms: age,
+        } => {
+            let machine = machine
+                .as_ref()
+                .map_or_else(String::new, |machine| format!(" {machine}"));
+            let name = format!("job {job_id} ({operation}{machine}) of {client}");
+            return (name, format!(", accepted {}", age_ms(*age)));
         }
-        ("limit", _) => (
-            format!(
-                "a place: {} is reached",
-                waiting_for.limit.as_deref().unwrap_or("a limit")
-            ),
-            String::new(),
-        ),
-        ("paused", _) => (
-            match &waiting_for.machine {
-                Some(machine) => format!("{machine} to be resumed (`orbd-ctl queue resume {machine}`)"),
-                None => "the queue to be resumed (`orbd-ctl queue resume`)".into(),
-            },
-            String::new(),
-        ),
-        ("unhealthy", _) => (
-            match &waiting_for.reason {
-                Some(reason) => format!("orbctl to be well again ({reason})"),
-                None => "orbctl to be well again".into(),
-            },
-            String::new(),
-        ),
-        (other, _) => (other.to_owned(), String::new()),
-    }
+        WaitReason::Limit { limit } => format!("a free slot: {limit} reached"),
+        WaitReason::Paused {
+            machine: Some(machine),
+        } => {
+            format!("{machine} to be resumed (`orbd-ctl queue resume {machine}`)")
+        }
+        WaitReason::Paused { machine: None } => "the queue to be resumed (`orbd-ctl queue resume`)".into(),
+        WaitReason::Unhealthy { reason } => format!("orbctl to recover ({reason})"),
+        // The daemon is newer and describes it.
+        WaitReason::Other => waiting_for.description.clone(),
+    };
+    (name, String::new())
 }
 
-/// Returns the beginning of a message, and shows that there is more; `--json` tells the whole.
+/// Truncates a long message and appends an ellipsis; `--json` has the whole message.
 fn beginning(message: &str) -> String {
     const LENGTH_MAX: usize = 200;
     match message.char_indices().nth(LENGTH_MAX) {
@@ -259,7 +242,7 @@ fn beginning(message: &str) -> String {
     }
 }
 
-/// Says in a few words how a job ended.
+/// Formats the outcome of a job.
 fn outcome(outcome: &Outcome) -> String {
     if let Some(warning) = &outcome.warning {
         return beginning(warning);
@@ -274,7 +257,7 @@ fn outcome(outcome: &Outcome) -> String {
     }
 }
 
-/// Says where a job is: the word, or how it ended.
+/// Returns the word and the colour for a job's state; for a failed job the word is the outcome.
 fn job_state(job: &Job) -> (String, Color) {
     match (job.state, &job.outcome) {
         (JobStateWord::Waiting, _) => ("waiting".into(), HINT),
@@ -294,7 +277,7 @@ fn detail(job: &Job) -> String {
     }
 }
 
-/// The jobs.
+/// Formats a list of jobs as a table.
 pub(crate) fn jobs(answer: &JobListAnswer, look: Look) -> String {
     look.table(
         &[
@@ -325,7 +308,7 @@ pub(crate) fn jobs(answer: &JobListAnswer, look: Look) -> String {
     )
 }
 
-/// One job.
+/// Formats the details of one job.
 pub(crate) fn job(job: &Job, look: Look) -> String {
     let (state, style) = job_state(job);
     let client = match job.client.pid {
@@ -345,7 +328,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
     known(
         "durable",
         job.not_durable
-            .then(|| "no: the journal cannot be written; free some disk space".into()),
+            .then(|| "no: cannot write the journal; free disk space".into()),
     );
     known("accepted", Some(job.accepted_at.clone()));
     known("started", job.started_at.clone());
@@ -370,7 +353,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
     look.pairs(lines)
 }
 
-/// Why a job waits: a sentence for it and for each job that is in the way.
+/// Formats a chain of waiting jobs, one sentence for each job.
 pub(crate) fn why(jobs: &[Job], look: Look) -> String {
     let text = jobs.iter().fold(String::new(), |mut text, job| {
         let name = job_name(job);
@@ -383,7 +366,7 @@ pub(crate) fn why(jobs: &[Job], look: Look) -> String {
             }
             (JobStateWord::Ended, _, Some(ended)) => writeln!(
                 text,
-                "{name} of {} is over: {state}, {}",
+                "{name} of {} has ended: {state}, {}",
                 job.client.name,
                 outcome(ended)
             ),
@@ -393,7 +376,7 @@ pub(crate) fn why(jobs: &[Job], look: Look) -> String {
                     .map_or_else(String::new, |us| format!(" for {}", duration_us(us)));
                 writeln!(
                     text,
-                    "{name} of {} is {state}{for_so_long}; nothing is in its way",
+                    "{name} of {} is {state}{for_so_long}; nothing blocks it",
                     job.client.name
                 )
             }
@@ -403,14 +386,14 @@ pub(crate) fn why(jobs: &[Job], look: Look) -> String {
     look.paragraph(&text, 2)
 }
 
-/// The queue.
+/// Formats the state of the queue.
 pub(crate) fn queue(answer: &QueueStatusAnswer, look: Look) -> String {
     let state = match (answer.draining, answer.paused) {
         (false, false) if answer.unhealthy.is_some() => {
-            "held: only what is forced starts while orbctl is sick"
+            "circuit open: only forced operations start while orbctl is unhealthy"
         }
-        (true, _) => "draining: new work is refused (`orbd-ctl queue resume` ends it)",
-        (false, true) => "paused: nothing starts (`orbd-ctl queue resume` ends it)",
+        (true, _) => "draining: new jobs are refused (`orbd-ctl queue resume` ends the drain)",
+        (false, true) => "paused: no jobs start (`orbd-ctl queue resume` ends the pause)",
         (false, false) => "open",
     };
     let mut lines = vec![
@@ -429,21 +412,21 @@ pub(crate) fn queue(answer: &QueueStatusAnswer, look: Look) -> String {
     names("paused", &answer.paused_machines);
     names("draining", &answer.draining_machines);
     if let Some(sick) = &answer.unhealthy {
-        lines.push(("orbctl", format!("sick since {}: {}", sick.since, sick.reason)));
+        lines.push((
+            "orbctl",
+            format!("unhealthy since {}: {}", sick.since, sick.reason),
+        ));
     }
     look.pairs(lines)
 }
 
-/// What is remembered.
+/// Formats the state of the cache.
 pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
     let asked = answer.hits + answer.misses;
     let share = if asked == 0 {
         String::new()
     } else {
-        format!(
-            " ({} % from memory)",
-            u128::from(answer.hits) * 100 / u128::from(asked)
-        )
+        format!(" ({} %)", u128::from(answer.hits) * 100 / u128::from(asked))
     };
     let mut text = look.pairs([
         ("generation", answer.generation.to_string()),
@@ -453,7 +436,7 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
     if !answer.entries.is_empty() {
         text.push('\n');
         text.push_str(&look.table(
-            &["TOPIC", "MACHINE", "GENERATION", "SEEN", "VALID"],
+            &["KEY", "MACHINE", "GENERATION", "SEEN", "VALID"],
             &[2],
             &[1],
             answer.entries.iter().map(|entry| {
@@ -474,8 +457,8 @@ pub(crate) fn cache(answer: &CacheStatusAnswer, look: Look) -> String {
     text
 }
 
-/// The window that is covered, then counts and percentiles; those that are asked for least are left out where all do not fit, and
-/// that is said.
+/// Formats a metrics summary: the window that it covers, then counts and percentiles. If the terminal is too narrow, omits the p90
+/// columns and prints a note.
 pub(crate) fn metrics(answer: &MetricsSummaryAnswer, asked: Option<Duration>, look: Look) -> String {
     let anywhere = Look { width: None, ..look };
     let window = look.paragraph(&window(answer, asked), 0);
@@ -483,11 +466,11 @@ pub(crate) fn metrics(answer: &MetricsSummaryAnswer, asked: Option<Duration>, lo
     if look.fits(&whole) {
         return window + &whole;
     }
-    let note = "The terminal is too narrow for the p90s; --json has them.\n";
+    let note = "p90 columns omitted: the terminal is too narrow; --json has them\n";
     window + &percentiles(answer, look, false) + &look.paragraph(note, 0)
 }
 
-/// Names the window that a summary covers, and why it is not the one that was asked for.
+/// Formats the window that a summary covers, and why it is longer than the requested one.
 fn window(answer: &MetricsSummaryAnswer, asked: Option<Duration>) -> String {
     let (Some(since), Some(asked)) = (&answer.since, asked) else {
         return "all recorded operations\n".into();
@@ -499,13 +482,13 @@ fn window(answer: &MetricsSummaryAnswer, asked: Option<Duration>) -> String {
         WindowResolution::Day => "daily",
     };
     format!(
-        "last {}, since {}, instead of the last {asked}: records from then are kept only as {sums} sums\n",
+        "last {}, since {}, instead of the last {asked}: older records are kept only as {sums} sums\n",
         between(since, &answer.until),
         short_time(since)
     )
 }
 
-/// Returns the time between two moments as the wire has them.
+/// Formats the time between two RFC 3339 timestamps.
 fn between(earlier: &str, later: &str) -> String {
     let parsed = |text: &str| text.parse::<jiff::Timestamp>().ok();
     match (parsed(earlier), parsed(later)) {
@@ -544,7 +527,7 @@ fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> Str
         let name = |name: &Option<String>| Cell::new(name.as_deref().unwrap_or("-"));
         let machine = || {
             if row.other_machines {
-                // No machine can have this name.
+                // Parentheses are not allowed in a machine's name, so this cannot be one.
                 return Cell::new("(others)");
             }
             name(&row.machine)
@@ -573,7 +556,7 @@ fn percentiles(answer: &MetricsSummaryAnswer, look: Look, with_p90: bool) -> Str
     look.table(&header, &right, &wide, rows)
 }
 
-/// Recorded operations.
+/// Formats recorded operations as a table.
 pub(crate) fn history(answer: &MetricsHistoryAnswer, look: Look) -> String {
     look.table(
         &[
@@ -608,7 +591,7 @@ pub(crate) fn history(answer: &MetricsHistoryAnswer, look: Look) -> String {
     )
 }
 
-/// Shortens `2026-11-20T16:04:05.123Z` to `11-20 16:04:05`, in UTC as it came.
+/// Shortens `2026-11-20T16:04:05.123Z` to `11-20 16:04:05Z`, still in UTC.
 fn short_time(rfc3339: &str) -> String {
     match (rfc3339.get(5..10), rfc3339.get(11..19)) {
         (Some(date), Some(time)) => format!("{date} {time}Z"),
@@ -616,7 +599,7 @@ fn short_time(rfc3339: &str) -> String {
     }
 }
 
-/// Counters.
+/// Formats counters and the state of the metrics store.
 pub(crate) fn counters(answer: &CountersAnswer, look: Look) -> String {
     let mut text = look.pairs(
         answer
@@ -628,7 +611,7 @@ pub(crate) fn counters(answer: &CountersAnswer, look: Look) -> String {
     text
 }
 
-/// Keys and values of the configuration, as `orbctl` prints them.
+/// Formats OrbStack's configuration as `orbctl` prints it.
 pub(crate) fn config(answer: &ConfigAnswer, _look: Look) -> String {
     answer
         .values
@@ -639,7 +622,7 @@ pub(crate) fn config(answer: &ConfigAnswer, _look: Look) -> String {
         })
 }
 
-/// Writes a limit in the unit that its name ends with.
+/// Formats a limit in the unit that the suffix of its name indicates.
 fn bound(name: &str, limit: u64) -> String {
     if name.ends_with("_ms") {
         duration_us(limit.saturating_mul(1000))
@@ -650,7 +633,7 @@ fn bound(name: &str, limit: u64) -> String {
     }
 }
 
-/// The daemon.
+/// Formats the answer of `daemon.info`.
 pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     let nothing = || "none".to_owned();
     let mut text = format!(
@@ -667,7 +650,7 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
                 paint(
                     look,
                     BAD,
-                    "not found; install OrbStack, or name it in the configuration",
+                    "not found; install OrbStack, or set `orbctl` in the configuration",
                 )
             }),
         ),
@@ -695,13 +678,13 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     text
 }
 
-/// Says what a reload came to.
+/// Formats the result of a reload.
 pub(crate) fn reload(answer: &ReloadAnswer, look: Look) -> String {
     let shown = |value: &Option<String>| value.as_deref().unwrap_or("not set").to_owned();
     let mut text = String::new();
     for key in &answer.applied {
         let (from, to) = (shown(&key.old_value), shown(&key.new_value));
-        let label = paint(look, GOOD, "in force");
+        let label = paint(look, GOOD, "applied");
         let _ = writeln!(text, "{label} {}: {from} -> {to}", key.key);
     }
     for key in &answer.needs_restart {
@@ -709,32 +692,32 @@ pub(crate) fn reload(answer: &ReloadAnswer, look: Look) -> String {
         let label = paint(look, HINT, "needs `orbd-ctl daemon restart`");
         let _ = writeln!(
             text,
-            "{label} {}: {running} until then, {configured} after it",
+            "{label} {}: now {running}, {configured} after the restart",
             key.key
         );
     }
     if text.is_empty() {
         let file = answer.config_file.as_ref().map_or_else(
-            || "there is no file".to_owned(),
-            |file| format!("{file} was read"),
+            || "no configuration file".to_owned(),
+            |file| format!("read {file}"),
         );
-        text = format!("{file}; nothing is new\n");
+        text = format!("{file}; no changes\n");
     }
     text
 }
 
-/// Says what another program on disk waits for, or why it does not take over.
+/// Formats a pending upgrade: what it waits for, or why it was refused.
 pub(crate) fn upgrade(upgrade: &Upgrade) -> String {
     match (&upgrade.reason, &upgrade.version, &upgrade.waits_for) {
         (Some(reason), ..) => format!(
-            "refused: {reason}; `orbd-ctl daemon reload` looks again, `orbd-ctl daemon restart` starts it all the same"
+            "refused: {reason}; `orbd-ctl daemon reload` tries again, `orbd-ctl daemon restart` starts it anyway"
         ),
         (None, version, waits_for) => format!(
-            "{} takes over by itself and waits for {}; `orbd-ctl daemon restart` does not wait",
+            "{} is installed and starts when orbd is idle; waiting for {}; `orbd-ctl daemon restart` does not wait",
             version
                 .as_ref()
-                .map_or_else(|| "another program".into(), |version| format!("orbd {version}")),
-            waits_for.as_deref().unwrap_or("a moment without jobs")
+                .map_or_else(|| "a new binary".into(), |version| format!("orbd {version}")),
+            waits_for.as_deref().unwrap_or("running jobs")
         ),
     }
 }
@@ -752,7 +735,7 @@ mod tests {
     };
 
     #[test]
-    fn durations_are_short_and_round_at_the_edges() {
+    fn durations_are_short_and_rounded() {
         let check = |us: u64, expected: &str| assert_eq!(duration_us(us), expected, "{us}");
         check(0, "0");
         check(850, "850 us");
@@ -772,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_decimal_as_orbctl_writes_them() {
+    fn sizes_are_formatted_as_orbctl_formats_them() {
         let check = |count: u64, expected: &str| assert_eq!(bytes(count), expected, "{count}");
         check(0, "0 B");
         check(999, "999 B");
@@ -783,7 +766,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_two_blanks_apart_and_lines_end_with_a_word() {
+    fn columns_are_two_spaces_apart_without_trailing_spaces() {
         let answer = MachineListAnswer {
             machines: vec![
                 fake::machine("web", "running"),
@@ -803,18 +786,17 @@ database  stopped  ubuntu  noble    arm64
     }
 
     #[test]
-    fn a_job_says_what_it_waits_for_or_how_it_ended() {
+    fn job_table_shows_what_a_job_waits_for_or_its_outcome() {
         let mut waiting = fake::job(13, "start", JobStateWord::Waiting);
         waiting.waiting_for = Some(WaitingFor {
-            description: String::new(),
-            kind: "job".into(),
-            job_id: Some(12),
-            operation: Some("create".into()),
-            machine: Some("web".into()),
-            client: Some("pyinfra".into()),
-            age_ms: Some(34_000),
-            limit: None,
-            reason: None,
+            description: "job 12 (create web) of pyinfra".into(),
+            reason: WaitReason::Job {
+                job_id: 12,
+                operation: "create".into(),
+                machine: Some("web".into()),
+                client: "pyinfra".into(),
+                age_ms: 34_000,
+            },
         });
         let mut ran = fake::job(9, "run", JobStateWord::Ended);
         ran.run_us = Some(1234);
@@ -847,7 +829,7 @@ ID  STATE    OPERATION  MACHINE  CLIENT     WAIT     RUN  DETAIL
     }
 
     #[test]
-    fn metrics_fit_in_eighty_columns() {
+    fn metrics_table_fits_in_80_columns() {
         let distribution = |us: u64| Distribution {
             min_us: us,
             p50_us: us,
@@ -890,7 +872,7 @@ run           12345    7  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
     }
 
     #[test]
-    fn metrics_table_begins_with_the_window_that_it_covers() {
+    fn metrics_header_shows_the_window_that_the_answer_covers() {
         let answer = |resolution| MetricsSummaryAnswer {
             since: Some("2026-11-30T03:00:00.000Z".into()),
             until: "2026-11-30T03:26:40.000Z".into(),
@@ -902,11 +884,11 @@ run           12345    7  123 us  1.2 ms  12 ms  150 ms  1.5 s  15 s  15 s
         check(WindowResolution::Record, "last 2 min\n");
         check(
             WindowResolution::Hour,
-            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: records from then are kept only as hourly sums\n",
+            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: older records are kept only as hourly sums\n",
         );
         check(
             WindowResolution::Day,
-            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: records from then are kept only as daily sums\n",
+            "last 27 min, since 11-30 03:00:00Z, instead of the last 2 min: older records are kept only as daily sums\n",
         );
     }
 }

@@ -1,11 +1,11 @@
-//! A child of ours that waits for a place in the queue and then becomes the real tool.
+//! A child process that waits until its parent has acquired a lease, and then execs the real tool.
 //!
-//! It exists before the place is asked for, because the place is given to a process. Its input is a socket until the grant arrives
-//! on it, and with it our own input, which then takes its place. So the tool has the three standard streams and whatever our caller
-//! left open for it, nothing of ours; and a child whose parent dies before the grant reads the end of the socket and goes away
-//! without having done anything.
+//! The child is started before the lease is requested, because a lease is granted to a process. Its standard input is a socket. The
+//! grant arrives on that socket, together with the descriptor of the parent's standard input, which replaces the socket. So the tool
+//! has the three standard streams and the descriptors that our caller left open, and none of ours. If the parent dies before the
+//! grant, the child reads the end of the socket and exits without having done anything.
 //!
-//! It is started before we change what any signal does to us: what our caller ignores, the tool ignores too.
+//! The child is started before the parent changes any signal handler, so that the tool ignores the signals that our caller ignores.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut, Read};
@@ -27,32 +27,32 @@ use crate::console::Console;
 use crate::environment::Environment;
 use crate::error::exit;
 
-/// The hidden verb of the child.
+/// Hidden verb that runs the child.
 pub(crate) const VERB: &str = "lease-exec";
 
-/// Our own name. Under another one we would be the drop-in.
+/// `argv[0]` of the child. With the name that this process has, which may be `orbctl`, the child could run as the drop-in.
 const OWN_NAME: &str = "orbd-ctl";
 
-/// The child, as long as it waits.
+/// The child while it waits for the grant.
 pub(crate) struct WaitingChild {
     child: Child,
     socket: UnixStream,
 }
 
-/// The real tool, as a process is to become it.
+/// The real tool, ready to exec.
 pub(crate) struct Tool {
-    /// The real tool.
+    /// Path of the real tool.
     pub(crate) program: OsString,
-    /// The name that it finds as its own.
+    /// `argv[0]`.
     pub(crate) name: OsString,
-    /// Additional environment.
+    /// Additional environment variables.
     pub(crate) variables: Vec<(OsString, OsString)>,
-    /// Its arguments.
+    /// Arguments after `argv[0]`.
     pub(crate) arguments: Vec<OsString>,
 }
 
 impl WaitingChild {
-    /// Starts it.
+    /// Starts the child.
     #[expect(
         clippy::disallowed_methods,
         reason = "the real tool is run by a process of the client, in a place that the daemon grants"
@@ -67,26 +67,26 @@ impl WaitingChild {
         Ok(Self { child, socket })
     }
 
-    /// Returns its process id.
+    /// Returns the child's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Lets it go away, and waits until it has.
+    /// Makes the child exit, and waits for it.
     pub(crate) fn dismiss(mut self) {
         drop(self.socket);
         let _ = self.child.wait();
     }
 
-    /// Lets it become the real tool, with our own input.
+    /// Makes the child exec the real tool, with our own standard input.
     pub(crate) fn grant(self, program: &OsStr, call: &Call) -> Child {
-        // A child that was killed meanwhile is told by its status.
+        // Fails if the child was killed meanwhile; its exit status reports that.
         let _ = send(&self.socket, io::stdin().as_fd(), &words_of(program, call));
         self.child
     }
 }
 
-/// Returns what the child is told: the tool's path, the number of variables, their names and values, and the arguments.
+/// Encodes the grant as words: the tool's path, the number of variables, their names and values, and the arguments.
 fn words_of(program: &OsStr, call: &Call) -> Vec<OsString> {
     let mut words = vec![program.to_owned(), call.env.len().to_string().into()];
     words.extend(
@@ -98,7 +98,7 @@ fn words_of(program: &OsStr, call: &Call) -> Vec<OsString> {
     words
 }
 
-/// Reads what [`words_of`] wrote; `None` when it did not.
+/// Decodes the words that [`words_of`] encoded; `None` if they are malformed.
 fn tool_of(words: Vec<OsString>) -> Option<Tool> {
     let mut words = words.into_iter();
     let program = words.next()?;
@@ -115,7 +115,7 @@ fn tool_of(words: Vec<OsString>) -> Option<Tool> {
     })
 }
 
-/// Sends the grant and the input to the child; then its end, so that it knows that this was all.
+/// Sends the grant and the input's descriptor to the child, then closes the socket for writing to mark the end.
 fn send(socket: &UnixStream, input: impl AsFd, words: &[OsString]) -> io::Result<()> {
     let mut message = Vec::new();
     for word in words {
@@ -126,7 +126,7 @@ fn send(socket: &UnixStream, input: impl AsFd, words: &[OsString]) -> io::Result
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    // The descriptor travels with the first bytes; a long message goes on after them.
+    // The descriptor is sent with the first bytes. `sendmsg` may send only part of a long message.
     let sent = rustix::net::sendmsg(
         socket,
         &[IoSlice::new(&message)],
@@ -137,7 +137,7 @@ fn send(socket: &UnixStream, input: impl AsFd, words: &[OsString]) -> io::Result
     socket.shutdown(Shutdown::Write)
 }
 
-/// Waits for the grant. `None` when there will be none.
+/// Waits for the grant. `None` if the parent closed the socket without a complete grant.
 fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd, Vec<OsString>)>> {
     let mut message = vec![0; 16 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -159,7 +159,7 @@ fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd
         _ => None,
     });
     rest.read_to_end(&mut message)?;
-    // Without its last NUL the message was cut short: the parent died over it.
+    // A message without the final NUL is incomplete: the parent died while sending it.
     let (Some(input), Some(words)) = (input, message.strip_suffix(&[0])) else {
         return Ok(None);
     };
@@ -169,12 +169,12 @@ fn receive(socket: impl AsFd, mut rest: impl Read) -> io::Result<Option<(OwnedFd
     Ok(Some((input, words.collect())))
 }
 
-/// What the child does: waits for its place, then becomes the real tool.
+/// Runs the child: waits for the grant, then execs the real tool.
 pub(crate) fn exec() -> ExitCode {
     let stdin = io::stdin();
     let granted = receive(&stdin, stdin.lock()).ok().flatten();
     let Some((input, tool)) = granted.and_then(|(input, words)| Some((input, tool_of(words)?))) else {
-        // Refused, or withdrawn: our parent says why.
+        // The lease was refused or cancelled; the parent reports why.
         return ExitCode::from(exit::RUN_FAILED);
     };
     let error = match rustix::stdio::dup2_stdin(&input) {
@@ -190,7 +190,7 @@ pub(crate) fn exec() -> ExitCode {
 }
 
 impl Tool {
-    /// Turns this process into it. Returns only when that cannot be.
+    /// Execs the tool. Returns only if that fails.
     #[expect(
         clippy::disallowed_methods,
         reason = "this process becomes orbctl: nothing is spawned"
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_arrives_together() {
+    fn a_grant_arrives_complete_with_the_input() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (input, mut writer) = io::pipe().unwrap();
         writer.write_all(b"typed").unwrap();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_that_dies_grants_nothing() {
+    fn a_parent_that_dies_before_or_during_the_grant_grants_nothing() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(ours);
         assert!(receive(&theirs, &theirs).unwrap().is_none());

@@ -1,46 +1,46 @@
-//! A plain body over the daemon's socket: HTTP/1.1, read as it comes.
+//! Streaming download over the daemon's socket: an HTTP/1.1 GET whose body is read as it arrives.
 //!
-//! The end of a body is told apart from a connection that broke: only a body that ended as HTTP says is whole.
+//! A truncated body is an error: the download is complete only if the body ends as its HTTP framing says.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// The longest head of an answer, and the longest text of a refusal.
+/// Maximum length of a response's head, of a line of the chunked framing, and of an error's text, in bytes.
 const HEAD_MAX: u64 = 16 << 10;
 
-/// Why a download did not begin.
+/// Why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// The daemon refused; the text says why.
+    /// The daemon answered with a status other than 200.
     #[error("{message}")]
     Refused {
-        /// The HTTP status.
+        /// HTTP status code.
         status: u16,
-        /// The daemon's sentence.
+        /// The daemon's error message.
         message: String,
     },
-    /// The connection broke, or what came is not an answer of HTTP.
+    /// The connection failed, or the response is not valid HTTP.
     #[error("connection to orbd lost")]
     Lost(#[from] io::Error),
 }
 
-/// A body that is read as it comes.
+/// A response body, read as it arrives.
 #[derive(Debug)]
 pub struct Download {
     reader: BufReader<UnixStream>,
     framing: Framing,
 }
 
-/// Where the body ends.
+/// Position within the body's HTTP framing.
 #[derive(Debug)]
 enum Framing {
-    /// So many bytes are left.
+    /// A body with `Content-Length`, of which this many bytes are left.
     Length(u64),
-    /// Within a chunk of which so much is left; its size and the line's end after it were read.
+    /// Inside a chunk of which this many bytes are left.
     Chunk(u64),
-    /// The next chunk's size comes next; before it, unless this is the first, the end of the last one.
+    /// The next line is a chunk's size, preceded by the CRLF that ends the previous chunk unless this is the first one.
     Size {
         is_first: bool,
     },
@@ -48,7 +48,7 @@ enum Framing {
 }
 
 impl Download {
-    /// Asks for a path with its query. `silence_max` limits how long the daemon may say nothing.
+    /// Requests `target`, a path with its query. `silence_max` is the longest time between two reads of data from the daemon.
     pub fn get(socket: &Path, target: &str, silence_max: Duration) -> Result<Self, DownloadError> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(silence_max))?;
@@ -70,7 +70,7 @@ impl Download {
         })
     }
 
-    /// Reads a line of the framing between chunks.
+    /// Reads a line of the chunked framing, without its CRLF.
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         (&mut self.reader).take(HEAD_MAX).read_line(&mut line)?;
@@ -79,7 +79,7 @@ impl Download {
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Returns how many bytes may be read before the framing goes on; zero at the end of the body.
+    /// Returns how many bytes of the body can be read before the next framing line; zero at the end of the body.
     fn available(&mut self) -> io::Result<u64> {
         loop {
             match self.framing {
@@ -103,7 +103,7 @@ impl Download {
 }
 
 impl Read for Download {
-    /// Reads what has come. `Ok(0)` means that the body is whole; a connection that ends before is an error.
+    /// Reads available bytes. `Ok(0)` means that the body is complete; a connection that ends earlier is an error.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.available()?;
         let most = usize::try_from(available).unwrap_or(usize::MAX).min(buffer.len());
@@ -122,10 +122,10 @@ impl Read for Download {
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "not an answer of HTTP")
+    io::Error::new(io::ErrorKind::InvalidData, "orbd's answer is not valid HTTP")
 }
 
-/// Reads up to the empty line.
+/// Reads the status line and the headers, including the empty line.
 fn read_head(reader: &mut BufReader<UnixStream>) -> io::Result<String> {
     let mut head = String::new();
     let mut limited = reader.take(HEAD_MAX);
@@ -137,7 +137,7 @@ fn read_head(reader: &mut BufReader<UnixStream>) -> io::Result<String> {
     Ok(head)
 }
 
-/// Returns the status and how the body is framed.
+/// Returns the status code and the body's framing; `None` if the head is malformed or gives no length of the body.
 fn parse_head(head: &str) -> Option<(u16, Framing)> {
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads a body from a daemon that answers with these bytes and closes.
+    /// Downloads from a fake daemon that sends `answer` and closes the connection.
     fn read(answer: &'static [u8]) -> Result<Vec<u8>, DownloadError> {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("s");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn body_that_breaks_off_is_an_error_wherever_it_does() {
+    fn truncated_body_is_an_error_at_any_length() {
         let whole = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n";
         for end in 0..whole.len() - 3 {
             let error = read(&whole[..end]).expect_err("broken off");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_carries_the_sentence_of_the_daemon() {
+    fn refusal_carries_status_and_message() {
         let refused = read(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 9\r\n\r\nbad thing");
         let Err(DownloadError::Refused { status, message }) = refused else {
             panic!("{refused:?}");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http_is_an_error() {
+    fn response_that_is_not_http_is_an_error() {
         for answer in [
             b"{\"jsonrpc\":\"2.0\"}\r\n\r\n".as_slice(),
             b"HTTP/1.1 200 OK\r\n\r\nbody without a length",

@@ -1,7 +1,7 @@
-//! Reload: the configuration is read again, and every part is told what concerns it.
+//! Reload: loads the configuration again and passes the changed settings to the parts of the daemon.
 //!
-//! A configuration that is not valid changes nothing. What a part cannot change while it is in use keeps its value
-//! ([`Config::adopt`]), so that the parts and [`Running::config`] never say different things.
+//! An invalid configuration changes nothing. Keys that cannot change while the daemon runs keep their values ([`Config::adopt`]), so
+//! [`Running::config`] always holds the values that are in force.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::rpc::listen;
 use crate::rpc::server::EffectiveConfig;
 use crate::rpc::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
-/// Reloads. Cheap to clone.
+/// Reloads the configuration. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Reloader {
     sources: Arc<Sources>,
     running: Arc<Mutex<Running>>,
 }
 
-/// What runs, and the ways to those who are told of a change.
+/// The configuration in force, and the channels to the parts that depend on it.
 pub(super) struct Running {
     /// The values in force.
     pub(super) config: Config,
@@ -32,7 +32,7 @@ pub(super) struct Running {
     pub(super) listening: watch::Sender<listen::Settings>,
     pub(super) in_force: watch::Sender<EffectiveConfig>,
     pub(super) log_level: Level,
-    /// Looks at the program, too: what it refused may have been the configuration.
+    /// Notifies the `UpgradeSupervisor`, which then repeats a failed preflight: its cause may have been the configuration.
     pub(super) reloaded: Arc<Notify>,
 }
 
@@ -44,13 +44,14 @@ impl Reloader {
         }
     }
 
-    /// Reads the configuration and puts in force what can be, one reload after the other. The error says what is wrong and where.
+    /// Loads the configuration and applies the keys that can change at run time. Concurrent reloads run one after the other. The error
+    /// is a message that names the problem and the file, variable or flag.
     pub(super) async fn reload(&self) -> Result<ReloadAnswer, String> {
         let mut running = self.running.lock().await;
         running.reloaded.notify_one();
         let configured = self.sources.load().map_err(|error| {
             let text = error_chain(&error);
-            tracing::error!(error = %text, "the configuration is not valid; nothing was changed");
+            tracing::error!(error = %text, "invalid configuration; nothing was changed");
             text
         })?;
         let reloaded = running.config.adopt(configured);
@@ -60,7 +61,7 @@ impl Reloader {
             .await;
         running.listening.send_replace(listening(&running.config));
         running.in_force.send_replace(in_force(&running.config));
-        // It was checked with the rest.
+        // Cannot fail: `Config::load_for` has checked the level.
         running.log_level.set(&running.config.log_level);
         let names = |differences: &[Difference]| -> String {
             let names: Vec<_> = differences.iter().map(|difference| difference.key).collect();
@@ -69,7 +70,7 @@ impl Reloader {
         tracing::info!(
             applied = names(&reloaded.applied),
             needs_restart = names(&reloaded.needs_restart),
-            "the configuration was read again"
+            "reloaded the configuration"
         );
         Ok(ReloadAnswer {
             config_file: running.config.file().map(|path| path.display().to_string()),

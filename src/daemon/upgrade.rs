@@ -1,4 +1,4 @@
-//! Supervises upgrades: runs the preflight of a replaced program, waits for an idle moment, and begins the upgrade.
+//! Supervises upgrades: runs the preflight of a replaced binary, waits until the daemon is idle, and begins the upgrade.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::rpc::server;
 use crate::sys::FileId;
 use crate::upgrade::{BinaryWatcher, PreflightError, Program, Step, UpgradeState, preflight};
 
-/// What supervising takes.
+/// The task that supervises upgrades, with what it needs.
 pub(super) struct UpgradeSupervisor {
     pub(super) program: Program,
     pub(super) watcher: Arc<BinaryWatcher>,
-    /// A reload, which also tries a refused file again.
+    /// Notified on each reload, which allows a refused file another preflight.
     pub(super) reloaded: Arc<Notify>,
     pub(super) dispatcher: Dispatcher,
     pub(super) report: watch::Sender<Option<server::Upgrade>>,
 }
 
 impl UpgradeSupervisor {
-    /// Runs until an upgrade has begun, or until the dispatcher is gone; returns whether one has begun.
+    /// Runs until an upgrade begins or the dispatcher is gone. Returns whether an upgrade has begun.
     pub(super) async fn run(self) -> bool {
         let mut state = UpgradeState::new(self.program.stamp);
-        // The pending file was missing when it was to be executed; the next check finds out more.
+        // Whether the pending file had disappeared or changed when the upgrade was about to begin. Set until the next check or reload.
         let mut is_missing = false;
         loop {
             let pending = state.pending().filter(|_| !is_missing);
@@ -38,7 +38,7 @@ impl UpgradeSupervisor {
                     state.retry();
                 }
                 Some(()) = self.dispatcher.wait_idle(), if pending.is_some() => {
-                    // No client may have connected since it was replaced again.
+                    // The file may have been replaced again, unnoticed if no client has connected since.
                     if FileId::of(&self.program.path) != pending {
                         is_missing = true;
                         self.watcher.forget();
@@ -51,24 +51,24 @@ impl UpgradeSupervisor {
         }
     }
 
-    /// Looks at the file until there is nothing new about it.
+    /// Checks the file at the program's path until it needs no further action.
     async fn look(&self, state: &mut UpgradeState) {
         loop {
             match state.on_file(FileId::of(&self.program.path)) {
                 Step::Nothing => return,
                 Step::Withdraw => {
-                    tracing::info!("the running program is back at its path; nothing takes over");
+                    tracing::info!("upgrade withdrawn: the running program is back at its path");
                     self.report.send_replace(None);
                 }
                 Step::Check(stamp) => {
                     let noticed = Moment::now();
                     let result = preflight(&self.program).await;
                     if FileId::of(&self.program.path) != Some(stamp) {
-                        // It is still being written, so the preflight was of another file.
+                        // The file changed during its preflight, so the result is about another file.
                         continue;
                     }
                     if matches!(result, Err(PreflightError::Busy)) {
-                        // Closing it changes nothing about the file, so no check would notify.
+                        // Closing the file changes nothing that a check would notice. So forget it: then the next check notifies.
                         state.retry();
                         self.watcher.forget();
                         return;

@@ -1,32 +1,33 @@
-//! What every line of the log about a job has in common: its id, operation, machine and client. Never its words, environment or
-//! input, which is why a job is never logged as a whole.
+//! Fields common to every log line about a job: its id, operation, machine and client. Arguments, environment and input may hold
+//! secrets, so they are never logged; that is why a job is never logged as a whole.
 
 use tracing::Span;
 
 use super::handle::JobSpec;
 
-/// Logs something about a job: the level, its [`JobSpec`], fields if any, and the message.
+/// Logs a message about a job. Arguments: the level, the job's [`JobSpec`], further fields if any, and the message.
 macro_rules! about_job {
     ($level:ident, $spec:expr, $($rest:tt)+) => {{
         let spec: &$crate::dispatcher::handle::JobSpec = &$spec;
         tracing::$level!(
             job_id = spec.id.0,
-            operation = spec.asked.operation.verb(),
-            machine = spec.asked.operation.machine().map(tracing::field::display),
-            client = %spec.asked.client.name,
+            operation = spec.submission.operation.verb(),
+            machine = spec.submission.operation.machine().map(tracing::field::display),
+            client = %spec.submission.client.name,
             $($rest)+
         )
     }};
 }
 pub(super) use about_job;
 
-/// Makes the span of a job's task, for lines from where nobody knows of jobs. It is there at every level.
+/// Returns the span of a job's task, so that log lines of modules that do not know about jobs carry the job's fields. The span is at
+/// error level so that no log filter disables it.
 pub(super) fn span(spec: &JobSpec) -> Span {
     tracing::error_span!(
         "job",
         job_id = spec.id.0,
-        operation = spec.asked.operation.verb(),
-        machine = spec.asked.operation.machine().map(tracing::field::display),
-        client = %spec.asked.client.name,
+        operation = spec.submission.operation.verb(),
+        machine = spec.submission.operation.machine().map(tracing::field::display),
+        client = %spec.submission.client.name,
     )
 }

@@ -1,4 +1,4 @@
-//! What orbd knows of the world: typed facts, each in a form that can be served again and again.
+//! Answers to queries: typed facts, and the form in which orbd caches and serves them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,70 +17,70 @@ pub enum QueryAnswer {
     Machines(Vec<Machine>),
     /// One machine.
     Info(Box<MachineInfo>),
-    /// How OrbStack is.
+    /// Whether OrbStack runs.
     Status(OrbstackStatus),
-    /// Which `orbctl` this is.
+    /// Version of the installed `orbctl`.
     Version(OrbctlVersion),
-    /// Keys and values.
+    /// Keys and values of OrbStack's configuration.
     Config(Vec<(String, String)>),
-    /// The default machine.
+    /// The default machine; `None` if none is set.
     Default(Option<MachineName>),
-    /// Text for people.
+    /// Human-readable text: SSH instructions or logs.
     Text(String),
-    /// What `orbctl` printed.
+    /// Unparsed output, for clients that print what `orbctl` itself would print.
     Raw(RawOutput),
 }
 
-/// What `orbctl` printed for a read, byte for byte, and how it ended.
+/// Output of `orbctl` for a read, byte for byte, and how `orbctl` ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawOutput {
-    /// Its stdout.
+    /// Complete stdout.
     pub stdout: Bytes,
-    /// Its stderr.
+    /// Complete stderr.
     pub stderr: Bytes,
-    /// How it ended: by itself or by a signal that was not ours.
+    /// Exit code, or a signal that orbd did not send.
     pub ending: Ending,
 }
 
-/// Facts, and room for the form in which they are served, so that they are encoded once however often they are asked for.
+/// An answer together with its JSON encoding, so that an answer that is served many times is encoded once.
 #[derive(Debug)]
 pub struct CachedAnswer {
-    /// The facts.
-    pub facts: QueryAnswer,
-    /// Filled by whoever serves them first.
+    /// The parsed answer.
+    pub answer: QueryAnswer,
+    /// JSON encoding, set when the answer is first served.
     pub encoded: OnceLock<Box<str>>,
 }
 
 impl CachedAnswer {
-    /// Wraps facts that nobody served yet.
-    pub fn new(facts: QueryAnswer) -> Self {
+    /// Wraps facts that have not been encoded yet.
+    pub fn new(answer: QueryAnswer) -> Self {
         Self {
-            facts,
+            answer,
             encoded: OnceLock::new(),
         }
     }
 
-    /// Returns the machines, if these facts are the list.
+    /// Returns the machines if this is the answer to [`Query::List`].
     pub fn machines(&self) -> Option<&[Machine]> {
-        match &self.facts {
+        match &self.answer {
             QueryAnswer::Machines(machines) => Some(machines),
             _ => None,
         }
     }
 }
 
-/// Facts with when and how they were seen, as a caller is told them.
+/// An answer with the time and the way it was observed, as callers receive it.
 #[derive(Debug, Clone)]
 pub struct ObservedAnswer {
-    /// The facts.
+    /// The answer.
     pub value: Arc<CachedAnswer>,
-    /// The generation in which the read that saw them began.
+    /// Cache generation in which the read that observed the facts began.
     pub generation: Generation,
     /// When that read began.
     pub observed_at: Moment,
-    /// What kind of read it was.
+    /// Kind of read that observed the facts.
     pub source: Source,
-    /// Why they are told although they are out of date: `orbctl` is sick.
+    /// Why the facts are served although they may be out of date: the current problem of `orbctl`. `None` if they are current.
     pub stale: Option<HealthProblem>,
 }
 
@@ -96,7 +96,7 @@ impl From<&Observation<Arc<CachedAnswer>>> for ObservedAnswer {
     }
 }
 
-/// Returns under what a query's answer is kept; `None` for answers that are not.
+/// Returns the key under which a query's answer is cached; `None` if it is not cached.
 pub(super) fn cache_key(query: &Query) -> Option<CacheKey> {
     match query {
         Query::List => Some(CacheKey::Machines),
@@ -111,7 +111,8 @@ pub(super) fn cache_key(query: &Query) -> Option<CacheKey> {
     }
 }
 
-/// Returns under what an answer is kept that may be told although it is out of date: one that can say so on the wire.
+/// Returns the cache key of a query whose answer may be served stale; `None` for others. Only answers whose wire form has a `stale`
+/// field qualify.
 pub(super) fn stale_cache_key(query: &Query) -> Option<CacheKey> {
     match query {
         Query::Ssh | Query::Logs(..) | Query::RawQuery(_) => None,

@@ -1,4 +1,4 @@
-//! What the rest of orbd says to the dispatcher, and the handle that says it.
+//! The dispatcher's interface: the types of its requests and replies, and [`Dispatcher`], the handle that sends requests.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,178 +21,181 @@ use super::Settings;
 use super::answer::ObservedAnswer;
 use super::marker::Markers;
 
-/// Requests waiting for the dispatcher. Each sender waits for its answer, so this bounds work in flight, not work accepted.
+/// Capacity of the dispatcher's inbox. Each sender waits for its reply, so this bounds the requests in flight, not the jobs that have
+/// been accepted.
 pub(super) const REQUESTS_MAX: usize = 256;
 
-/// Who asks, and through which connection.
+/// The client that made a request, and its connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The party that turns are shared out between.
+    /// Unit of fair queueing: a process, or one connection if the process is unknown.
     pub id: ClientId,
-    /// The connection whose end cancels what is attached to it.
+    /// Connection that the client's jobs are attached to. When it closes, they are cancelled, except detached jobs, running changes
+    /// and running leases.
     pub connection: u64,
-    /// Cancelled when that connection is gone, before the dispatcher is told so: what it hands in after that is refused, however
-    /// late it comes.
+    /// Cancelled when that connection closes, before the dispatcher receives [`Dispatcher::on_disconnect`]. Attached submissions that
+    /// arrive later are refused, however long they were delayed.
     pub gone: CancellationToken,
-    /// Name given by the client itself.
+    /// Name that the client gave itself.
     pub name: Arc<str>,
-    /// Its process, where the system tells.
+    /// Process id of the client; `None` if the system does not report it.
     pub pid: Option<u32>,
-    /// Its user.
+    /// User id of the client.
     pub uid: u32,
 }
 
-/// Who runs the real tool.
+/// Which process runs `orbctl` for a job.
 #[derive(Debug, Clone, Copy)]
 pub enum Executor {
-    /// We do.
+    /// orbd spawns it.
     Daemon,
-    /// A process of the client's does, once it is told that the place is its own.
+    /// A process of the client becomes `orbctl` once the lease is granted.
     Lease(LeaseProcesses),
 }
 
 /// The processes of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseProcesses {
-    /// Waits for the grant, then becomes the real tool. The lease ends when this process exits.
+    /// Waits for the grant, then becomes `orbctl`. The lease ends when this process exits.
     pub child: ChildIdentity,
-    /// Asked for the lease and says how the child ended. If it exits without saying so, orbd kills the child.
+    /// Acquired the lease, and reports how the child ended. If it exits without reporting, orbd kills the child.
     pub owner: ChildIdentity,
 }
 
-/// What a client says when it releases a lease.
+/// A client's release of a lease.
 #[derive(Debug)]
 pub(super) struct Release {
     /// How the child ended; `None` if the client does not know.
     pub(super) ending: Option<Ending>,
-    /// The forced change that orbd ended the child for, if any.
+    /// The forced change for which orbd ended the child, if any.
     pub(super) preempted_by: Option<WaitingFor>,
-    /// Dropped without an answer if the lease has ended.
+    /// Dropped without a reply if the lease has already ended.
     pub(super) reply: oneshot::Sender<Released>,
 }
 
-/// What orbd answers to a release, once the child is gone.
+/// orbd's reply to a release, sent once the child has exited.
 #[derive(Debug)]
 pub struct Released {
-    /// Why orbd signalled the child: `Cancelled` or `Expired`. `None` if it did not, or if the child succeeded anyway.
+    /// Why orbd signalled the child: [`Outcome::Cancelled`] or [`Outcome::Expired`]. `None` if orbd did not signal it, or if the
+    /// child succeeded anyway.
     pub signalled: Option<Outcome>,
-    /// The forced change that the signal was for, if any.
+    /// The forced change for which orbd sent the signal, if any.
     pub preempted_by: Option<WaitingFor>,
-    /// A change was cut short, so the job ends only when the inventory has settled.
+    /// Whether the lease's change was cut short, so that the job ends only after reconciliation.
     pub is_reconciling: bool,
 }
 
-/// Something to be done.
+/// An operation that a client asks orbd to carry out.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// What.
+    /// The operation.
     pub operation: Operation,
-    /// For whom.
+    /// Client that asks for it.
     pub client: Client,
-    /// Who runs the tool.
+    /// Which process runs `orbctl`.
     pub executor: Executor,
-    /// The id by which the machine was named; checked again before the start.
+    /// Id by which the client named the machine; compared again before the job starts. `None` if it gave a name.
     pub expected_id: Option<MachineId>,
-    /// Whether it outlives its client.
+    /// Whether the job continues after its client disconnects.
     pub detached: bool,
-    /// Longest wait; the default where absent.
+    /// Longest time in the queue; `None` means the configured default.
     pub queue_timeout: Option<Duration>,
-    /// Longest run; the class's default where absent.
+    /// Longest run time; `None` means the default of the operation's class.
     pub run_timeout: Option<Duration>,
 }
 
-/// What stays the same about a job from acceptance to end.
+/// The part of a job that is fixed at acceptance.
 #[derive(Debug, Clone)]
 pub struct JobSpec {
-    /// Its id.
+    /// Unique id.
     pub id: JobId,
-    /// When it was accepted.
+    /// When the job was accepted.
     pub accepted: Moment,
-    /// What was asked for, with the defaults in place of limits that nobody named.
-    pub asked: Submission,
+    /// The submission, with default limits filled in.
+    pub submission: Submission,
 }
 
 impl JobSpec {
-    /// Returns what is kept of a job that is over: everything but a command's words, environment and input.
+    /// Returns a copy without the command's arguments, environment and input, for the history of ended jobs.
     pub(super) fn forgotten(&self) -> Self {
         let mut kept = self.clone();
-        if let Operation::Exec(machine, request) = &self.asked.operation {
-            kept.asked.operation = Operation::Exec(machine.clone(), request.forgotten());
+        if let Operation::Exec(machine, request) = &self.submission.operation {
+            kept.submission.operation = Operation::Exec(machine.clone(), request.forgotten());
         }
         kept
     }
 }
 
-/// Where a job is.
+/// State of a job.
 #[derive(Debug, Clone)]
 pub enum JobState {
     /// Accepted, not started.
     Waiting,
     /// Started.
     Running {
-        /// When.
+        /// When it started.
         since: Moment,
     },
-    /// Over.
+    /// Ended.
     Ended {
-        /// When it started, if it did.
+        /// When it started; `None` if it never did.
         since: Option<Moment>,
         /// When it ended.
         at: Moment,
-        /// How.
+        /// Outcome of the job.
         outcome: Outcome,
-        /// What it waited for at its end, if it never started, or the forced change that it lost to.
+        /// What it was waiting for when it ended, if it never started, or the forced change that preempted it.
         holder: Option<WaitingFor>,
     },
 }
 
 impl JobState {
-    /// Says whether it is over.
+    /// Returns whether the job has ended.
     pub fn is_ended(&self) -> bool {
         matches!(self, Self::Ended { .. })
     }
 }
 
-/// Why a job waits.
+/// Why a job is waiting.
 #[derive(Debug, Clone)]
 pub enum WaitingFor {
-    /// Another job is in the way.
+    /// Another job blocks it.
     Job {
-        /// Its id.
+        /// Id of the blocking job.
         id: JobId,
-        /// What it does.
+        /// Verb of its operation.
         verb: &'static str,
-        /// To which machine.
+        /// Machine of its operation, if it has one.
         machine: Option<MachineName>,
-        /// For whom.
+        /// Name of its client.
         client: Arc<str>,
         /// How long ago it was accepted.
         age: Duration,
     },
-    /// A limit is reached.
+    /// This limit on running jobs is reached.
     Limit(&'static str),
-    /// The queue or its lane is paused.
-    Paused,
-    /// `orbctl` is sick.
+    /// The queue or one of the job's lanes is paused.
+    Paused(Target),
+    /// `orbctl` is unhealthy.
     Unhealthy(HealthProblem),
 }
 
-/// A job as its followers hold it.
+/// A client's handle to a job.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// What stays the same.
+    /// Operation, client, limits and id.
     pub spec: Arc<JobSpec>,
-    /// Where it is.
+    /// Current state.
     pub state: watch::Receiver<JobState>,
-    /// What it wrote, for jobs that write.
+    /// Output of the job; `None` if the job writes none, or if its output is no longer kept.
     pub spool: Option<spool::Spool>,
-    /// Bytes that it wrote and that are no longer kept.
+    /// Number of output bytes that are no longer kept.
     pub output_gone: u64,
 }
 
 impl Job {
-    /// Looks at the job without asking the dispatcher, who may have forgotten it: whoever holds a job that ended can always
-    /// tell how. Not told: what it waits for, and how many share it.
+    /// Describes the job without asking the dispatcher, which may have dropped it from the history. The view does not include what
+    /// the job waits for or how many callers share it.
     pub fn view(&self) -> JobView {
         JobView {
             spec: self.spec.clone(),
@@ -205,255 +208,255 @@ impl Job {
     }
 }
 
-/// A job at one moment.
+/// Snapshot of a job.
 #[derive(Debug, Clone)]
 pub struct JobView {
-    /// What stays the same.
+    /// Operation, client, limits and id.
     pub spec: Arc<JobSpec>,
-    /// Where it is.
+    /// Current state.
     pub state: JobState,
-    /// Why it waits.
+    /// Why it waits; `None` unless it does.
     pub waiting_for: Option<WaitingFor>,
-    /// Bytes that it wrote so far.
+    /// Number of output bytes so far.
     pub output_bytes: u64,
-    /// How many callers share it beside the first.
+    /// Number of callers that share the job, not counting the first.
     pub joined: u32,
-    /// Whether it runs and the journal could not be written, so that the journal does not name its process.
+    /// Whether the job runs although its journal entries could not be written, so that the journal does not name its process.
     pub is_unwritten: bool,
 }
 
-/// Why something was not accepted. Nothing happened.
+/// Why a submission was not accepted. It had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Rejection {
-    /// No room.
-    #[error("the queue is full: {limit} jobs wait")]
+    /// As many jobs wait as the queue holds.
+    #[error("the queue is full: {limit} jobs are waiting")]
     QueueFull {
-        /// The bound.
+        /// Most jobs that may wait.
         limit: usize,
-        /// When to come back.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
-    /// No room for this client.
-    #[error("{limit} jobs of this client wait already")]
+    /// As many jobs of this client wait as one client may have in the queue.
+    #[error("the client's share of the queue is full: {limit} of its jobs are waiting")]
     ClientQueueFull {
-        /// The bound.
+        /// Most jobs that may wait.
         limit: usize,
-        /// When to come back.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
-    /// No room for what the jobs carry with them.
-    #[error("the commands and inputs of waiting and running jobs would take more than {limit} bytes")]
+    /// Commands, environments and inputs of unfinished jobs would exceed the memory limit.
+    #[error("the commands and inputs of waiting and running jobs would exceed {limit} bytes")]
     OperandsFull {
-        /// The bound.
+        /// The limit in bytes.
         limit: u64,
-        /// When to come back.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
-    /// New work is refused.
+    /// The target is draining, so it accepts no new jobs.
     #[error("{what} is draining: new work is refused")]
     Draining {
-        /// The daemon, the queue or a lane.
+        /// What is draining: the queue or a lane.
         what: String,
     },
-    /// `orbctl` is sick, and nothing is known that could be told instead.
-    #[error("orbctl is sick and was not asked: {}", .0.problem)]
+    /// `orbctl` is unhealthy, and there is no cached answer to serve instead.
+    #[error("orbctl is unhealthy and was not called: {}", .0.problem)]
     Unhealthy(OutageView),
-    /// It cannot be written down, and was asked to survive a restart.
-    #[error("cannot write the journal, so a detached change could be forgotten: {0}")]
+    /// The journal cannot be written, so the job would not survive a restart as the client asked.
+    #[error("cannot write the journal, so a detached change would not survive a restart: {0}")]
     Journal(Arc<str>),
-    /// Its client hung up before it was accepted.
-    #[error("the client is gone")]
+    /// The client disconnected before its attached job was accepted.
+    #[error("the client has disconnected")]
     ClientGone,
-    /// The daemon is going away.
+    /// The daemon is stopping.
     #[error("orbd is stopping")]
     Stopping,
-    /// The next instance is about to take over, and accepts it.
-    #[error("orbd is being upgraded; nothing was begun, send the request again")]
+    /// The next instance is about to take over and will accept the request.
+    #[error("orbd is being upgraded; the request was not started, send it again")]
     Upgrading,
 }
 
-/// What ails `orbctl`, at one moment.
+/// Snapshot of an outage of `orbctl`.
 #[derive(Debug, Clone)]
 pub struct OutageView {
-    /// Since when.
+    /// When the outage was detected.
     pub since: Moment,
-    /// Why.
+    /// The problem that was detected last.
     pub problem: HealthProblem,
-    /// When to come back: after the next probe.
+    /// How long to wait before trying again: until after the next health probe.
     pub retry_after: Duration,
 }
 
-/// Why a read gave no facts.
+/// Why a read returned no answer.
 #[derive(Debug, Clone)]
 pub enum ReadError {
     /// Not accepted.
     Rejected(Rejection),
-    /// Accepted, and ended without facts.
+    /// Accepted, and ended without an answer.
     Ended {
-        /// The job.
+        /// Id of the read's job.
         id: JobId,
-        /// How.
+        /// Outcome of the job.
         outcome: Outcome,
-        /// What it waited for, if it never started.
+        /// What it was waiting for, if it never started.
         holder: Option<WaitingFor>,
     },
 }
 
-/// What became of a wish to cancel.
+/// Result of a request to cancel a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelled {
-    /// It waited, and never starts.
+    /// The job was waiting and will never start.
     NeverStarted,
-    /// It runs, and is being ended.
+    /// The job is running and is being stopped.
     Stopping,
-    /// It was over.
+    /// The job had already ended.
     AlreadyEnded,
-    /// Unknown, or no longer kept.
+    /// The id is unknown, or the job has been dropped from the history.
     NoSuchJob,
 }
 
-/// The whole queue or one machine's lane.
+/// The whole queue, or the lane of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Everything.
+    /// The whole queue.
     All,
-    /// One machine.
+    /// The lane of this machine.
     Machine(MachineName),
 }
 
-/// What can be done to a target.
+/// What to do with a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueVerb {
-    /// Start nothing more.
+    /// Start no more of its jobs.
     Pause,
-    /// End a pause or a drain.
+    /// End its pause or drain.
     Resume,
-    /// Refuse new work; answered when all is done.
+    /// Refuse new jobs. The reply is sent once all accepted jobs have ended.
     Drain,
 }
 
-/// The queue at one moment.
+/// Snapshot of the queue.
 #[derive(Debug, Clone, Default)]
 pub struct QueueView {
-    /// Jobs waiting.
+    /// Number of waiting jobs.
     pub waiting: usize,
-    /// Jobs running.
+    /// Number of running jobs.
     pub running: usize,
     /// Most jobs that may wait.
     pub queue_max: usize,
-    /// Nothing starts.
+    /// Whether the whole queue is paused.
     pub paused: bool,
     /// Machines whose lane is paused.
     pub paused_machines: Vec<MachineName>,
-    /// New work is refused.
+    /// Whether the whole queue is draining, or the daemon is stopping.
     pub draining: bool,
-    /// Machines for which new work is refused.
+    /// Machines whose lane is draining.
     pub draining_machines: Vec<MachineName>,
-    /// What ails `orbctl`, while it is sick.
+    /// Current outage of `orbctl`; `None` while it is healthy.
     pub outage: Option<OutageView>,
 }
 
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
-    /// `waiting`, `running` or `ended`.
+    /// Only jobs in this state.
     pub state: Option<StateFilter>,
-    /// About this machine.
+    /// Only jobs of this machine.
     pub machine: Option<MachineName>,
-    /// With this verb.
+    /// Only jobs with this verb.
     pub verb: Option<String>,
-    /// At most so many, the newest.
+    /// Most jobs to return; the newest are kept.
     pub limit: usize,
 }
 
-/// A job's state without its operands.
+/// State of a job, without details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateFilter {
     /// Accepted, not started.
     Waiting,
     /// Started.
     Running,
-    /// Over.
+    /// Ended.
     Ended,
 }
 
-/// What is kept about one topic.
+/// One entry of the cache.
 #[derive(Debug, Clone)]
 pub struct KeptView {
-    /// What about.
+    /// Key of the entry.
     pub cache_key: CacheKey,
-    /// Generation that it belongs to.
+    /// Generation in which its read began.
     pub generation: Generation,
-    /// How old it is.
+    /// Time since its read began.
     pub age: Duration,
-    /// Whether it may still be answered.
+    /// Whether it may still be served; `false` once it was invalidated.
     pub valid: bool,
 }
 
-/// The cache at one moment.
+/// Snapshot of the cache.
 #[derive(Debug, Clone)]
 pub struct CacheView {
-    /// The generation now.
+    /// Current generation.
     pub generation: Generation,
-    /// What is kept.
+    /// All entries.
     pub entries: Vec<KeptView>,
 }
 
-/// What the fast path may answer without asking.
+/// State that the fast path reads without a request to the dispatcher.
 #[derive(Debug, Clone, Default)]
 pub struct Published {
-    /// The machine list, while it is valid.
+    /// Cached machine list; `None` while it is not valid.
     pub machines: Option<ObservedAnswer>,
-    /// Oldest observation that is answered with.
+    /// Greatest age of a cached answer that may be served.
     pub cache_max_age: Duration,
 }
 
-/// Follows what happens. While one is there who wants what looks find, the dispatcher looks again and again.
+/// Subscription to events. While a subscriber that wants polls exists, the dispatcher keeps polling OrbStack.
 pub struct Subscriber {
-    /// The last events. Ends with the dispatcher.
+    /// The most recent events. The channel closes when the dispatcher ends.
     pub events: watch::Receiver<EventLog<Arc<SequencedEvent>>>,
-    /// Counted by the dispatcher.
+    /// Held if the subscriber wants polls; the dispatcher counts the references.
     pub(super) _wanted: Option<Arc<()>>,
 }
 
-/// Everything as it was when one event was the last.
+/// State of the daemon at one point in the event sequence.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// That event's number; 0 before the first.
+    /// Number of the last event that is included; 0 before the first.
     pub sequence: u64,
-    /// When this was described.
+    /// When the snapshot was taken.
     pub at: Moment,
-    /// The machines as they were last seen; `None` until the first look.
+    /// The machines as last observed; `None` until the first observation.
     pub machines: Option<ObservedAnswer>,
-    /// Something may have changed them since, and the next look has not ended.
+    /// Whether the machines may have changed since they were observed, and have not been listed again yet.
     pub machines_stale: bool,
-    /// OrbStack's status as it was last seen.
+    /// OrbStack's status as last observed; `None` until the first observation.
     pub status: Option<OrbstackStatus>,
-    /// Jobs that wait or run, oldest first; reads are not among them.
+    /// Waiting and running jobs, oldest first, without reads.
     pub jobs: Vec<JobView>,
-    /// Whether younger ones were left out.
+    /// Whether newer jobs were left out because there are too many.
     pub more_jobs: bool,
-    /// What ails `orbctl`; absent while it is well.
-    pub sick: Option<OutageView>,
+    /// Current outage of `orbctl`; `None` while it is healthy.
+    pub outage: Option<OutageView>,
 }
 
-/// What the next instance of the daemon would not know, so that it cannot take over yet.
+/// Why the next instance of the daemon cannot take over yet: state that would be lost.
 #[derive(Debug, Clone)]
 pub enum BusyReason {
     /// This job runs, or a client waits for it or reads its output.
     Job(WaitingFor),
-    /// A detached job ended a moment ago, and its client may be about to fetch its output.
+    /// A detached job has just ended, and its client may be about to fetch its output.
     Recent,
-    /// A pause is in force, which is not stored.
+    /// A pause is in force. Pauses are not persisted.
     Paused,
-    /// A drain is in force, which is not stored.
+    /// A drain is in force. Drains are not persisted.
     Draining,
 }
 
-/// Everything that the dispatcher can be asked. Each carries where the answer goes.
+/// A request to the dispatcher, with the channel for its reply.
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
-    /// The acceptance of this job could not be written down, for this reason.
+    /// Roll back this job, whose acceptance could not be written to the journal, for this reason.
     RollBack(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
     Read {
         query: Query,
@@ -478,7 +481,7 @@ pub(super) enum Request {
     QueueView(oneshot::Sender<QueueView>),
     CacheView(oneshot::Sender<CacheView>),
     Invalidate(Scope, oneshot::Sender<Generation>),
-    /// Whether what looks find is wanted.
+    /// The flag is whether the subscriber wants OrbStack to be polled.
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Snapshot(oneshot::Sender<Snapshot>),
     Adopt(Box<Settings>, oneshot::Sender<()>),
@@ -487,7 +490,7 @@ pub(super) enum Request {
     Busy(oneshot::Sender<Option<BusyReason>>),
 }
 
-/// Talks to the dispatcher. Cheap to clone.
+/// Handle that sends requests to the dispatcher. Cheap to clone.
 #[derive(Clone)]
 pub struct Dispatcher {
     pub(super) requests: mpsc::Sender<Request>,
@@ -497,26 +500,26 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Returns what the environment of a lease's process must say in [`crate::sys::MARKER`].
+    /// Returns the value that the environment of a lease's process must hold in [`crate::sys::MARKER`].
     pub fn marker(&self, spec: &JobSpec) -> String {
         self.markers.of(spec)
     }
 
-    /// Asks; `None` when the dispatcher is gone.
+    /// Sends a request and waits for the reply. `None` if the dispatcher has ended.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.ok()?;
         answer.await.ok()
     }
 
-    /// Hands in something to be done. Returns once it is accepted; a detached change is on disk by then.
+    /// Submits an operation. Returns once it is accepted; a detached change is durable in the journal by then.
     pub async fn submit(&self, submission: Submission) -> Result<Job, Rejection> {
         self.ask(|reply| Request::Submit(Box::new(submission), reply))
             .await
             .unwrap_or_else(|| Err(self.gone_reason()))
     }
 
-    /// Reads facts no older than `max_age`, from what is known or from `orbctl`.
+    /// Answers a query with facts no older than `max_age`, from the cache or from `orbctl`. `None` means the configured limit.
     pub async fn read(
         &self,
         query: Query,
@@ -533,17 +536,17 @@ impl Dispatcher {
         .unwrap_or_else(|| Err(ReadError::Rejected(self.gone_reason())))
     }
 
-    /// Finds a job to follow.
+    /// Returns a handle to a job; `None` if the job is unknown.
     pub async fn job(&self, id: JobId) -> Option<Job> {
         self.ask(|reply| Request::Job(id, reply)).await?
     }
 
-    /// Looks at a job.
+    /// Returns a snapshot of a job; `None` if the job is unknown.
     pub async fn view(&self, id: JobId) -> Option<JobView> {
         self.ask(|reply| Request::View(id, reply)).await?
     }
 
-    /// Lists jobs, oldest first, and says whether older ones were left out.
+    /// Lists jobs, oldest first. The flag is whether older matching jobs were left out.
     pub async fn list(&self, filter: JobFilter) -> (Vec<JobView>, bool) {
         self.ask(|reply| Request::List(filter, reply))
             .await
@@ -557,89 +560,90 @@ impl Dispatcher {
             .unwrap_or(Cancelled::NoSuchJob)
     }
 
-    /// Returns where a job's input goes, while it takes some.
+    /// Returns the sender for a job's streamed input; `None` if the job takes no input.
     pub async fn input(&self, id: JobId) -> Option<mpsc::Sender<Bytes>> {
         self.ask(|reply| Request::Input(id, reply)).await?
     }
 
-    /// Says that a job's input is complete.
+    /// Closes a job's streamed input.
     pub async fn end_input(&self, id: JobId) {
-        // A dispatcher that is gone has no inputs left to end.
+        // If the dispatcher has ended, no input is open.
         let _ = self.requests.send(Request::EndInput(id)).await;
     }
 
-    /// Releases a lease and waits until its child is gone. `None` if the lease has ended or was released before.
+    /// Releases a lease and waits until its child has exited. `None` if the lease has ended or was already released.
     pub async fn release(&self, job: JobId, ending: Option<Ending>) -> Option<Released> {
         self.ask(|reply| Request::Release { job, ending, reply }).await
     }
 
-    /// Says that a client is gone: what is attached to its connection is cancelled or stopped.
+    /// Reports that a connection has closed. Jobs attached to it are cancelled, except running changes and running leases.
     pub async fn on_disconnect(&self, connection: u64) {
-        // A dispatcher that is gone has stopped everything already.
+        // If the dispatcher has ended, every job has been stopped already.
         let _ = self.requests.send(Request::Disconnected(connection)).await;
     }
 
-    /// Returns the connections whose end would cancel, stop or lose sight of a job. `None` when the dispatcher is gone.
+    /// Returns the connections that have attached jobs or leases: if one closed now, a job would be cancelled, stopped or left
+    /// without its client. `None` if the dispatcher has ended.
     pub async fn holding_connections(&self) -> Option<HashSet<u64>> {
         self.ask(Request::HoldingConnections).await
     }
 
-    /// Pauses, resumes or drains. A drain that was not over when the daemon stopped is no drain.
+    /// Pauses, resumes or drains a target. A drain fails if the daemon stops before the drain is complete.
     pub async fn queue(&self, verb: QueueVerb, target: Target) -> Result<QueueView, Rejection> {
         self.ask(|reply| Request::Queue(verb, target, reply))
             .await
             .ok_or_else(|| self.gone_reason())
     }
 
-    /// Looks at the queue.
+    /// Returns a snapshot of the queue.
     pub async fn queue_view(&self) -> QueueView {
         self.ask(Request::QueueView).await.unwrap_or_default()
     }
 
-    /// Looks at the cache.
+    /// Returns a snapshot of the cache. `None` if the dispatcher has ended.
     pub async fn cache_view(&self) -> Option<CacheView> {
         self.ask(Request::CacheView).await
     }
 
-    /// Forgets what is known.
+    /// Invalidates cached answers and returns the new generation. `None` if the dispatcher has ended.
     pub async fn invalidate(&self, scope: Scope) -> Option<Generation> {
         self.ask(|reply| Request::Invalidate(scope, reply)).await
     }
 
-    /// Follows what happens; `wants_looks` keeps the dispatcher looking. `None` when it is gone.
-    pub async fn subscribe(&self, wants_looks: bool) -> Option<Subscriber> {
-        self.ask(|reply| Request::Subscribe(wants_looks, reply)).await
+    /// Subscribes to events; `wants_polls` keeps the dispatcher polling OrbStack. `None` if the dispatcher has ended.
+    pub async fn subscribe(&self, wants_polls: bool) -> Option<Subscriber> {
+        self.ask(|reply| Request::Subscribe(wants_polls, reply)).await
     }
 
-    /// Describes everything as it is. `None` when the dispatcher is gone.
+    /// Returns a snapshot of the daemon's state. `None` if the dispatcher has ended.
     pub async fn snapshot(&self) -> Option<Snapshot> {
         self.ask(Request::Snapshot).await
     }
 
-    /// Behaves by other settings from now on; returns once it does. What was accepted keeps the limits that it was given.
+    /// Replaces the settings; returns once they are in force. Accepted jobs keep the limits that they were given.
     pub async fn adopt(&self, settings: Settings) {
-        // A dispatcher that is gone behaves in no way.
+        // If the dispatcher has ended, no settings apply.
         let _ = self.ask(|reply| Request::Adopt(Box::new(settings), reply)).await;
     }
 
-    /// Waits for an idle moment: the process could be replaced without losing anything that a client relies on. After 30 s without
-    /// one, new work is held back for at most 5 s at a time. `None` when the dispatcher is gone.
+    /// Waits until the daemon is idle: the process can be replaced without losing anything that a client relies on. After 30 s
+    /// without an idle moment, new jobs are held back for at most 5 s at a time. `None` if the dispatcher has ended.
     pub async fn wait_idle(&self) -> Option<()> {
         self.ask(Request::WaitIdle).await
     }
 
-    /// Refuses all new work from now on if the daemon is idle, and returns whether it is. What was asked before is answered, and
-    /// what the next instance has to know is in the journal.
+    /// If the daemon is idle, refuses all new jobs from now on; returns whether it does. Earlier requests are still answered, and
+    /// everything that the next instance needs is in the journal.
     pub async fn begin_upgrade(&self) -> bool {
         self.ask(Request::BeginUpgrade).await.unwrap_or(false)
     }
 
-    /// Returns the token that is cancelled when [`Self::begin_upgrade`] succeeds, before anything is refused.
+    /// Returns the token that is cancelled when [`Self::begin_upgrade`] succeeds, before the first refusal.
     pub fn upgrading(&self) -> &CancellationToken {
         &self.upgrading
     }
 
-    /// Returns why the next instance cannot take over yet; `None` when it can, or when the dispatcher is gone.
+    /// Returns why the next instance cannot take over yet; `None` if it can, or if the dispatcher has ended.
     pub async fn busy(&self) -> Option<BusyReason> {
         self.ask(Request::Busy).await?
     }
@@ -652,12 +656,12 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until the dispatcher is gone.
+    /// Waits until the dispatcher has ended.
     pub async fn gone(&self) {
         self.requests.closed().await;
     }
 
-    /// Returns what may be answered without asking.
+    /// Returns the state that may be served without a request to the dispatcher.
     pub fn published(&self) -> watch::Ref<'_, Published> {
         self.published.borrow()
     }

@@ -1,41 +1,41 @@
-//! When new work is held back so that the daemon becomes idle: the decision alone, without clock or I/O.
+//! Decides when new jobs are held back so that the daemon becomes idle. Pure logic, without clock or I/O.
 //!
-//! An upgrade needs one moment without a running job. A client that never pauses leaves none, so after [`PATIENCE`] new work is held
-//! back, for at most [`HOLD_MAX`] at a time. If a job outlasts the hold, the work passes again, and no new hold begins while that job
-//! still runs: it could only fail again and delay others.
+//! An upgrade needs one moment without a running job. A client that submits continuously never leaves one, so after [`PATIENCE`] new
+//! jobs are held back for at most [`HOLD_MAX`] at a time. If a job outlasts the hold, new jobs pass again, and no new hold begins
+//! while that job still runs: it would fail in the same way and only delay others.
 //!
 //! ```text
-//!            PATIENCE has passed, and a hold can help
+//!            PATIENCE has passed and the daemon is busy
 //! waiting ──────────────────────────────────────────► holding
 //!    ▲                                                   │
-//!    └──── HOLD_MAX has passed, or a hold cannot help ───┘
+//!    └── HOLD_MAX has passed, or the queue is blocked ───┘
 //! ```
 
 use std::time::{Duration, Instant};
 
 use crate::job::JobId;
 
-/// How long an idle moment is waited for before new work is held back, and between two holds.
+/// How long to wait for an idle moment before new jobs are held back, and between two holds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest time that new work is held back.
+/// Longest duration of a hold.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(5);
 
-/// What the daemon is doing.
+/// Whether the daemon is idle, and if not, whether a hold can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Load {
-    /// Nothing would be lost if the process were replaced now.
+    /// The process could be replaced now without losing anything.
     Idle,
-    /// It becomes idle once what it does has ended: the oldest such job, if a job is the reason.
+    /// The daemon becomes idle when its current work ends. Names the oldest blocking job, if a job is the reason.
     Busy(Option<JobId>),
-    /// It does not become idle by itself: the queue is paused or drained.
+    /// The daemon does not become idle by itself: the queue is paused or draining.
     Blocked,
 }
 
-/// Decides when new work is held back.
+/// State machine that decides when new jobs are held back.
 #[derive(Debug)]
 pub(super) struct HoldTimer {
     phase: Phase,
-    /// The job that outlasted the last hold.
+    /// The job that still ran when the last hold ended. It starts no further hold.
     outlasted: Option<JobId>,
 }
 
@@ -46,7 +46,7 @@ enum Phase {
 }
 
 impl HoldTimer {
-    /// Begins to wait for an idle moment.
+    /// Starts the wait for an idle moment.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             phase: Phase::Waiting {
@@ -56,12 +56,12 @@ impl HoldTimer {
         }
     }
 
-    /// Says whether new work is held back.
+    /// Returns whether new jobs are held back.
     pub(super) fn is_holding(&self) -> bool {
         matches!(self.phase, Phase::Holding { .. })
     }
 
-    /// Returns when [`Self::step`] has to be called at the latest; `None` when only the load can change anything.
+    /// Returns when to call [`Self::step`] at the latest; `None` if only a change of the load can change the phase.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         match self.phase {
             Phase::Waiting { hold_at } => Some(hold_at).filter(|hold_at| *hold_at > now),
@@ -69,7 +69,7 @@ impl HoldTimer {
         }
     }
 
-    /// Takes in the load at this moment, and begins or ends a hold.
+    /// Applies the current load: begins or ends a hold.
     pub(super) fn step(&mut self, now: Instant, load: Load) {
         self.phase = match (self.phase, load) {
             (Phase::Holding { until }, Load::Busy(blocker)) if now >= until => {
@@ -105,7 +105,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Steps the timer every 10 ms, and at its deadlines, for as long as given; returns each hold as its begin and its end.
+    /// Steps the timer every 10 ms, and at its deadlines, for `length`. Returns the begin and end of each hold.
     fn holds(length: Duration, mut load: impl FnMut(Duration, bool) -> Load) -> Vec<(Duration, Duration)> {
         let start = Moment::now().instant;
         let mut timer = HoldTimer::new(start);
@@ -130,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_short_jobs_is_idle_within_one_hold() {
-        // A job of 400 ms every 300 ms: without a hold there is no idle moment.
+    fn continuous_short_jobs_become_idle_within_one_hold() {
+        // A 400 ms job every 300 ms: without a hold there is no idle moment.
         let mut idle_at = None;
         let holds = holds(60 * 1000 * MS, |at, is_holding| {
             if idle_at.is_some() {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_job_is_held_for_once_and_new_jobs_again() {
+    fn one_long_job_causes_one_hold_and_another_job_causes_the_next() {
         let change_at = 100 * 1000 * MS;
         let holds = holds(140 * 1000 * MS, |at, _| {
             Load::Busy(Some(JobId(if at < change_at { 1 } else { 2 })))
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_queue_is_never_held_and_a_pause_ends_a_hold() {
+    fn paused_queue_starts_no_hold_and_a_pause_ends_a_hold() {
         assert_eq!(holds(100 * 1000 * MS, |_, _| Load::Blocked), []);
         let pause_at = PATIENCE + 1000 * MS;
         let holds = holds(60 * 1000 * MS, |at, _| {
@@ -178,7 +178,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn holds_are_short_and_far_apart_whatever_the_load(
+        fn holds_are_bounded_and_spaced_for_any_load(
             loads in prop::collection::vec((0u8..5, 1u64..20_000), 1..40),
         ) {
             let lengths: Vec<(Load, Duration)> = loads

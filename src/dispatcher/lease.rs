@@ -1,8 +1,9 @@
-//! Runs a lease: a job whose tool a client's own process runs.
+//! Runs a lease: a job whose `orbctl` is a process of the client.
 //!
-//! Two processes matter. The **child** runs the tool; the slot is free when it is gone. The **owner** asked for the lease and says how
-//! the child ended. A caller with a deadline kills the owner alone with SIGKILL, which the owner cannot pass on; so orbd does it: an
-//! owner that exits without a release ends its child. Only the exit of the process counts: a closed connection ends nothing.
+//! A lease has two processes. The **child** becomes `orbctl`; the slot is free when it has exited. The **owner** acquired the lease
+//! and reports how the child ended. A caller with a deadline may kill only the owner, with SIGKILL, which the owner cannot forward.
+//! So if the owner exits without a release, orbd kills the child. Only the exit of the process counts: a closed connection ends
+//! nothing.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -18,16 +19,16 @@ use super::handle::{LeaseProcesses, Release, Released};
 use super::reconcile;
 use super::run_job::{JobResult, Work, how_cut};
 
-/// How long a living owner has to say how its child ended, after the child is gone.
+/// How long a live owner has to release the lease after the child has exited.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// Watches the processes of a lease, and receives its release.
+/// Watches the two processes of a lease and receives the release.
 struct LeaseWatch {
     processes: LeaseProcesses,
     child_exit: Pin<Box<dyn Future<Output = ()> + Send>>,
     owner_exit: Pin<Box<dyn Future<Output = ()> + Send>>,
     has_owner_exited: bool,
-    /// Until it yielded something.
+    /// `None` once the channel has yielded a release or was closed.
     receiver: Option<oneshot::Receiver<Release>>,
     release: Option<Release>,
 }
@@ -44,8 +45,8 @@ impl LeaseWatch {
         }
     }
 
-    /// Waits until the child is gone, and kills it if the owner exits without a release. Cancel-safe; not to be called after it
-    /// has returned.
+    /// Waits until the child has exited, and kills it if the owner exits without a release. Cancel-safe. Must not be called again
+    /// after it has returned.
     async fn child_gone(&mut self) {
         loop {
             tokio::select! {
@@ -57,9 +58,10 @@ impl LeaseWatch {
                     tracing::info!(
                         owner = self.processes.owner.pid,
                         child = self.processes.child.pid,
-                        "the owner of a lease exited without releasing it; its child is killed"
+                        "lease owner exited without releasing the lease; killing its child"
                     );
-                    // A child of ours or of the drop-in leads no group, so it is killed alone, as the tool itself would have been.
+                    // A child of orbd-ctl or of the drop-in leads no process group, so only the child is killed, as with `orbctl`
+                    // itself.
                     sys::kill_group(self.processes.child);
                 }
             }
@@ -75,13 +77,13 @@ impl LeaseWatch {
         }
     }
 
-    /// Returns the release, once the child is gone. An owner that has exited is not waited for.
+    /// Waits for the release after the child has exited. Does not wait for an owner that has exited.
     async fn into_release(mut self) -> Option<Release> {
         if self.release.is_some() {
             return self.release;
         }
         if self.has_owner_exited {
-            // It may have been received between the exit and now.
+            // The release may have arrived after the owner's exit was handled.
             return self.receiver?.try_recv().ok();
         }
         tokio::select! {
@@ -93,7 +95,7 @@ impl LeaseWatch {
     }
 }
 
-/// Waits for what a receiver yields: once, and then never again. Cancel-safe.
+/// Waits for the release. Once the channel has yielded or closed, later calls stay pending. Cancel-safe.
 async fn received(receiver: &mut Option<oneshot::Receiver<Release>>) -> Option<Release> {
     let Some(pending) = receiver else {
         return std::future::pending().await;
@@ -104,11 +106,11 @@ async fn received(receiver: &mut Option<oneshot::Receiver<Release>>) -> Option<R
 }
 
 impl<O: Orbctl> Work<O> {
-    /// Holds the slot until the child is gone, whatever happens to its client and to us.
+    /// Holds the slot until the child has exited, whatever happens to the client.
     pub(super) async fn lease(&mut self, processes: LeaseProcesses) -> JobResult {
         let mut watch = LeaseWatch::new(processes, self.release.take());
         let limit = async {
-            match self.spec.asked.run_timeout {
+            match self.spec.submission.run_timeout {
                 Some(limit) => tokio::time::sleep(limit).await,
                 None => std::future::pending().await,
             }
@@ -123,12 +125,12 @@ impl<O: Orbctl> Work<O> {
             watch.end_child(self.limits.grace).await;
         }
         let release = watch.into_release().await;
-        let told = release.as_ref().and_then(|release| release.ending);
-        let operation = &self.spec.asked.operation;
-        let outcome = leased(operation, told, cut.clone());
+        let reported = release.as_ref().and_then(|release| release.ending);
+        let operation = &self.spec.submission.operation;
+        let outcome = leased(operation, reported, cut.clone());
         if let Some(release) = release {
             let has_succeeded = matches!(outcome, Some(Outcome::Succeeded(_)));
-            // A client that no longer waits for the answer misses nothing.
+            // The client may have stopped waiting for the reply.
             let _ = release.reply.send(Released {
                 signalled: cut.clone().filter(|_| !has_succeeded),
                 preempted_by: release.preempted_by,
@@ -138,8 +140,8 @@ impl<O: Orbctl> Work<O> {
         let outcome = if let Some(outcome) = outcome {
             outcome
         } else {
-            // The child is gone, but what it told OrbStack's service to do may go on.
-            let cut = match (cut, told) {
+            // The child has exited, but OrbStack's service may still be carrying out its request.
+            let cut = match (cut, reported) {
                 (Some(Outcome::Expired(_)), _) => how_cut(Ending::TimedOut),
                 (Some(_), _) => how_cut(Ending::Stopped),
                 (None, Some(ending)) => how_cut(ending),
@@ -148,8 +150,8 @@ impl<O: Orbctl> Work<O> {
             self.reconcile().await.outcome(operation, None, &cut)
         };
         let mut finished = JobResult::new(outcome);
-        finished.ending = told;
-        finished.exit_code = match told {
+        finished.ending = reported;
+        finished.exit_code = match reported {
             Some(Ending::Exited(exit_code)) => Some(exit_code),
             _ => None,
         };
@@ -157,9 +159,9 @@ impl<O: Orbctl> Work<O> {
     }
 }
 
-/// Says what the end of a client's own process means: how it ended by its owner's word, and what we cut it short for, if we did.
-/// `None` where only the inventory can tell.
-fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
+/// Returns the outcome of a lease from the ending that its owner reported (`reported`) and the reason why orbd cut it short (`cut`), if
+/// it did. `None` if only the inventory can show the outcome.
+fn leased(operation: &Operation, reported: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
     let is_change = matches!(operation.effect(), Effect::Changes(_));
     let is_command = matches!(
         operation,
@@ -168,9 +170,9 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
         )
     );
     let exited = |exit_code| Some(Outcome::Succeeded(Success::Exec { exit_code }));
-    match (told, cut) {
+    match (reported, cut) {
         (Some(Ending::Exited(0)), _) if is_change => {
-            // Nobody looked before: of what may have held already, success does not say that it did not.
+            // The state before the change was not observed. An idempotent operation also succeeds if nothing had to be done.
             let changed = (!reconcile::is_idempotent(operation)).then_some(true);
             Some(Outcome::Succeeded(Success::Lease { changed }))
         }
@@ -180,10 +182,9 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
             None
         }
         (_, Some(cut)) => Some(cut),
-        // A code other than zero is the command's own answer, as it is of those that we run; and `status` says with it that OrbStack
-        // is stopped.
+        // A nonzero code is the command's own result, as for commands that orbd runs. For `status` it means that OrbStack is stopped.
         (Some(Ending::Exited(exit_code)), None) if is_command => exited(exit_code),
-        // As shells tell it: whoever closes a terminal or interrupts a log ends it in the way that it is meant to be ended.
+        // Shells report a signal as 128 + its number. A signal is the normal end of a session: Ctrl-C, or a closed terminal.
         (Some(Ending::Signalled(signal)), None) if operation.class() == Class::Session => {
             exited(128 + signal)
         }
@@ -196,7 +197,7 @@ fn leased(operation: &Operation, told: Option<Ending>, cut: Option<Outcome>) -> 
             signal,
             stderr_tail: "".into(),
         })),
-        // Its owner cannot say these: they are said of children of ours.
+        // An owner cannot report these endings: they apply only to children of orbd.
         (None | Some(Ending::TimedOut | Ending::Stopped), None) => Some(Outcome::Interrupted),
     }
 }

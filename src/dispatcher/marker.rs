@@ -1,15 +1,15 @@
-//! The marker of a job: the value of [`sys::MARKER`] in the environment of the job's process.
+//! The marker of a job: the value of [`crate::sys::MARKER`] in the environment of the job's process.
 //!
-//! The journal names every process that may outlive orbd, unless it is damaged, missing or could not be written. Then the next instance
-//! finds the processes by their markers, and a marker says which lanes its process holds.
+//! The journal names every process that may outlive orbd, unless the journal is damaged, missing or could not be written. In that
+//! case the next instance finds the processes by their markers. A marker states which lanes its process holds.
 //!
 //! ```text
-//! INSTANCE:JOB:SOCKET:CARRIER:CLASS:VERB:MACHINE:LANES
+//! INSTANCE:JOB:SOCKET:EXECUTOR:CLASS:VERB:MACHINE:LANES
 //! 19ad0c3e2f1-4d2:17:9f1c22ab:daemon:change:start:web:web!,*
 //! ```
 //!
-//! LANES is a list of machine names, `*` for the fleet and `@` for the configuration, each followed by `!` if it is exclusive. SOCKET is a
-//! checksum of the socket's path: two daemons of one user must not take each other's children for their own.
+//! LANES is a list of machine names, `*` for the fleet and `@` for the configuration; `!` after a lane means exclusive. SOCKET is a
+//! checksum of the socket's path, so that two daemons of one user do not adopt each other's children.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,20 +25,20 @@ use crate::sys::{ChildIdentity, MarkedProcess};
 
 use super::handle::{Executor, JobSpec};
 
-/// Longest list of lanes in a marker, in bytes. A longer one is replaced by the fleet, exclusive: one variable of an environment holds
-/// 128 KiB on Linux, and a list of names that is cut would hold too little.
+/// Longest list of lanes in a marker, in bytes. A longer list is replaced by the whole fleet, exclusive: Linux limits an environment
+/// variable to 128 KiB, and a truncated list would lock too few lanes.
 const LANES_MAX: usize = 16 << 10;
 const FLEET: &str = "*";
 const CONFIGURATION: &str = "@";
 
-/// Which daemon a marker belongs to.
+/// Creates and recognizes the markers of one daemon.
 #[derive(Debug, Clone)]
 pub struct Markers {
     instance: Arc<str>,
     socket: u32,
 }
 
-/// What the environment of a process says about its job.
+/// Parsed marker of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Marker {
     text: String,
@@ -59,7 +59,7 @@ pub struct Survivor {
 }
 
 impl Markers {
-    /// Makes the markers of an instance that serves this socket.
+    /// Returns the markers of the instance `instance` that serves `socket`.
     pub fn new(instance: &str, socket: &Path) -> Self {
         Self {
             instance: instance.into(),
@@ -69,8 +69,8 @@ impl Markers {
 
     /// Returns the marker of a job's process.
     pub(super) fn of(&self, spec: &JobSpec) -> String {
-        let operation = &spec.asked.operation;
-        let executor = match spec.asked.executor {
+        let operation = &spec.submission.operation;
+        let executor = match spec.submission.executor {
             Executor::Daemon => "daemon",
             Executor::Lease(_) => "client",
         };
@@ -86,9 +86,10 @@ impl Markers {
         )
     }
 
-    /// Finds the processes of earlier instances that run `orbctl` and hold lanes.
+    /// Finds the processes of earlier instances that run `orbctl` and hold lanes. `orbctl` is the located program, if there is one.
     ///
-    /// Other programs are left out: what `orbctl` starts, such as OrbStack's own service, inherits its environment and may run for ever.
+    /// Other programs are ignored: a program that `orbctl` starts, such as OrbStack's own service, inherits the environment and may
+    /// run indefinitely.
     pub fn survivors(&self, processes: Vec<MarkedProcess>, orbctl: Option<&Path>) -> Vec<Survivor> {
         let is_ours = |marker: &Marker| marker.socket == self.socket && !marker.lanes.is_empty();
         processes
@@ -104,7 +105,8 @@ impl Markers {
     }
 }
 
-/// Says whether a process was started as `orbctl`: by its name, or as a script, whose path the kernel passes to the interpreter.
+/// Returns whether a process was started as `orbctl`: by its program name, or as a script, whose path the kernel passes to the
+/// interpreter.
 fn is_orbctl(process: &MarkedProcess, orbctl: Option<&Path>) -> bool {
     let located = orbctl.and_then(Path::file_name);
     let names = [located, Some(OsStr::new("orbctl")), Some(OsStr::new("orb"))];
@@ -149,11 +151,11 @@ impl Marker {
         })
     }
 
-    /// Returns what the journal should have said of the job.
+    /// Returns the journal entry that is missing for the job.
     fn starting(&self) -> Starting {
         Starting {
             job: self.job,
-            // The journal names no marker for the process of a client.
+            // The journal stores no marker for the process of a client.
             marker: if self.is_lease {
                 String::new()
             } else {
@@ -207,8 +209,8 @@ fn parse_lane(text: &str) -> Option<(Lane, Access)> {
     Some((lane, access))
 }
 
-/// Adds the jobs of surviving processes that the journal does not name to those that it does. Returns the processes of each job, and the
-/// ids of the added jobs.
+/// Adds the jobs of surviving processes that the journal does not name to `recovered`. Returns the surviving processes of each job,
+/// and the ids of the added jobs.
 pub(super) fn adopt(
     recovered: &mut Recovered,
     survivors: Vec<Survivor>,
@@ -224,7 +226,7 @@ pub(super) fn adopt(
         {
             continue;
         }
-        // An accepted change whose process runs has started, although the entry that says so is missing.
+        // An accepted change whose process is running has started, although its start entry is missing.
         let waiting = [&mut recovered.waiting, &mut recovered.uncertain]
             .into_iter()
             .find_map(|jobs| {
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_says_what_the_journal_would_have_said() {
+    fn marker_carries_the_contents_of_the_start_entry() {
         let rename = Operation::Rename {
             from: name("a"),
             to: name("ü.b_c-d"),
@@ -313,8 +315,8 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_a_marker_is_stable() {
-        // A daemon reads what an earlier version wrote.
+    fn marker_format_is_stable() {
+        // A daemon must be able to parse the markers of an earlier version.
         let text = markers().of(&spec(Operation::Start(name("web"))));
         let (before, after) = (text.split(':').take(2), text.split(':').skip(3));
         assert_eq!(before.collect::<Vec<_>>(), ["19ad-1", "17"]);
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn more_lanes_than_fit_become_the_fleet() {
+    fn too_many_lanes_become_the_whole_fleet() {
         let machines = (0..300).map(|number| name(&format!("{number:0>100}"))).collect();
         let many = Operation::ClientAction(ClientAction::Batch(crate::operation::BatchVerb::Start, machines));
         let marker = Marker::parse(&markers().of(&spec(many))).expect("well formed");
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn only_orbctl_processes_of_this_daemon_that_hold_lanes_survive() {
+    fn survivors_are_orbctl_processes_of_this_daemon_that_hold_lanes() {
         let start = markers().of(&spec(Operation::Start(name("web"))));
         let shell = markers().of(&spec(Operation::ClientAction(ClientAction::Shell(name("web")))));
         let other = Markers::new("19ad-1", Path::new("/tmp/other.sock"));
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accepted_change_whose_process_runs_is_not_started_again() {
+    fn accepted_change_with_a_running_process_is_not_started_again() {
         let accepted = AcceptedJob {
             job: JobId(17),
             operation: Vec::new(),

@@ -1,13 +1,13 @@
-//! The one task that owns what changes: it coordinates; the scheduler and the cache decide.
+//! The dispatcher: one task that owns all mutable state. It coordinates; the scheduler and the cache decide.
 //!
-//! Whatever can wake it is one of three things: a request ([`Dispatcher`] sends them), the end of a running job, or a deadline.
-//! After each it starts whatever may start. It never waits for anything else, so a stuck `orbctl`, disk or client cannot hold it.
+//! Three things wake it: a request (sent through [`Dispatcher`]), an event of a running job, and a deadline. After each it starts
+//! every job that may start. It awaits nothing else, so a stuck `orbctl`, disk or client cannot block it.
 //!
 //! ```text
-//! handlers --requests--> dispatcher --spawns--> run_job, one task each --+
-//!    ^                    |  ^  ^                                        |
-//!    |                    |  |  +---- end of a job; child started, sign -+
-//!    +--state of a job----+  +------- deadline; look or probe that is due
+//! handlers --requests--> dispatcher --spawns--> run_job, one task each ----------+
+//!    ^                    |  ^  ^                                                |
+//!    |                    |  |  +-- job ended; child started; health signal -----+
+//!    +--state of a job----+  +----- deadline; due poll or health probe
 //!    +--events (watch)----+
 //!                         +--journal (inline, page cache) --metrics (never blocks)
 //! ```
@@ -48,45 +48,45 @@ use crate::orbctl::argv::GuestEnv;
 use crate::scheduler::Limits;
 use crate::spool;
 
-/// How long after a stop running changes are waited for, unless the grace is longer, before they are left to themselves.
+/// How long a stop waits for running changes, unless the grace is longer, before it leaves them running.
 pub const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
 
-/// How the dispatcher behaves.
+/// Settings of the dispatcher.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bounds of waiting and running.
+    /// Limits on waiting and running jobs.
     pub limits: Limits,
-    /// Oldest observation that is answered with.
+    /// Greatest age of a cached answer that may be served.
     pub cache_max_age: Duration,
-    /// Shortest pause between looks while somebody watches.
+    /// Shortest interval between polls while a subscriber wants them.
     pub watch_interval: Duration,
-    /// Longest wait where the caller says nothing.
+    /// Longest time in the queue, if the caller sets no limit.
     pub queue_timeout: Duration,
-    /// Longest runs where the caller says nothing.
+    /// Longest run times, if the caller sets no limit.
     pub run_timeouts: RunTimeouts,
-    /// Between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// Longest time that looks go on after a change was cut short.
+    /// Longest reconciliation after a change was cut short.
     pub reconcile: Duration,
-    /// How long ended jobs are remembered.
+    /// How long ended jobs stay in the history.
     pub keep: Duration,
-    /// How many ended jobs are remembered.
+    /// Most ended jobs in the history.
     pub keep_max: usize,
-    /// Most output of ended jobs kept in memory, beside what is in files.
+    /// Most bytes of output of ended jobs in memory, not counting spool files.
     pub keep_bytes: u64,
-    /// Where output is spooled, and how much of it.
+    /// Where output is spooled, and how much per job.
     pub spool: spool::Settings,
-    /// Output of all jobs together.
+    /// Most bytes of spooled output of all jobs together.
     pub spool_total_max: u64,
-    /// How variables for a command reach the guest.
+    /// How environment variables reach a command in a machine.
     pub guest_env: GuestEnv,
-    /// Names the children of this instance in their environment.
+    /// Markers for the environment of this instance's child processes.
     pub markers: Markers,
 }
 
 impl Settings {
-    /// Looks after a cut at once. No job waits there for its own place in the queue: looks are made in it, and strict alone means
-    /// one at a time.
+    /// Most jobs that may probe the inventory at once after a cut. Probes run within the job's own slot, so they never wait for
+    /// another slot; strict mode allows one at a time.
     fn probes_max(&self) -> usize {
         if self.limits.strict {
             1
@@ -104,7 +104,7 @@ impl Settings {
     }
 }
 
-/// Longest runs by class.
+/// Longest run time of each class of operation.
 #[derive(Debug, Clone, Copy)]
 pub struct RunTimeouts {
     /// Reads.
@@ -113,14 +113,14 @@ pub struct RunTimeouts {
     pub change: Duration,
     /// Creates and imports.
     pub creation: Duration,
-    /// Settings.
+    /// Changes of OrbStack's configuration.
     pub configuration: Duration,
     /// Changes of OrbStack as a whole.
     pub fleet: Duration,
 }
 
 impl RunTimeouts {
-    /// Returns the limit of a class; commands and sessions have none but their caller's.
+    /// Returns the limit of a class; `None` for commands and sessions, which only their caller limits.
     fn of(&self, class: Class) -> Option<Duration> {
         match class {
             Class::Query => Some(self.query),
@@ -133,22 +133,22 @@ impl RunTimeouts {
     }
 }
 
-/// The outside things that the dispatcher works with.
+/// The dispatcher's dependencies.
 pub struct Parts<O> {
     /// Runs `orbctl`.
     pub orbctl: Arc<O>,
-    /// Remembers over a crash.
+    /// Persists jobs across a crash.
     pub journal: Journal,
-    /// What the journal remembered.
+    /// Jobs that the journal recovered from the previous instance.
     pub recovered: Recovered,
-    /// Processes of earlier instances, unless the journal is known to name all of them.
+    /// Processes of earlier instances. Empty if the journal is known to name all of them.
     pub survivors: Vec<Survivor>,
-    /// Records what happened.
+    /// Records ended jobs.
     pub metrics: Metrics,
 }
 
-/// Starts the dispatcher. It runs until `shutdown`, and then until what must end has ended; its task then gives the journal back,
-/// to be closed.
+/// Starts the dispatcher. It runs until `shutdown` is cancelled and the jobs that delay a stop have ended. Its task then returns the
+/// journal for the caller to close.
 pub fn start<O: Orbctl>(
     settings: Settings,
     parts: Parts<O>,
@@ -172,7 +172,7 @@ pub fn start<O: Orbctl>(
     (dispatcher, task)
 }
 
-/// Returns the folder for spooled output below the state folder.
+/// Returns the folder for spooled output within the state folder.
 pub fn spool_folder(state: &std::path::Path) -> PathBuf {
     state.join("spool")
 }

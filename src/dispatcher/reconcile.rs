@@ -1,11 +1,11 @@
-//! Decides, from looks at the inventory alone, whether a change already holds and whether one that was cut short has come to rest.
+//! Decides from probes of the inventory whether a change is already satisfied, and whether a change that was cut short has finished.
 //!
-//! Killing `orbctl` does not undo what its service was told to do, so after a cut only the inventory can tell. Pure: the looks
-//! and the time between them are somebody else's.
+//! Killing `orbctl` does not undo what its service was asked to do, so after a cut only the inventory shows the result. Pure logic:
+//! the caller runs the probes and measures the time between them.
 //!
-//! A change that was cut short and is then observed stable and satisfied has succeeded, with a warning. Whether it *changed* anything is
-//! known only if the state before it was observed too. A machine that a change makes must be new: one of that name that was there
-//! before, or may have been, does not show that the change was done.
+//! A change that was cut short and is then observed stable and satisfied has succeeded, with a warning. Whether it *changed* anything
+//! is known only if the state before it was observed too. A machine that a change creates must be new: a machine of that name that
+//! existed before, or may have existed, does not show that the change was done.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use crate::operation::{BatchVerb, Class, ClientAction, Lane, Operation, Query};
 
 use super::answer::{QueryAnswer, by_name};
 
-/// Something that does not hold counts as settled when it looked the same, and at rest, for so long.
+/// An unsatisfied change counts as stable once the inventory has been unchanged and at rest for this long.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Returns the read that tells whether an operation holds, for those where one does.
+/// Returns the read that shows whether an operation is satisfied; `None` if no read shows it.
 pub(super) fn probe_query(operation: &Operation) -> Option<Query> {
     match operation {
         Operation::StartOrbstack(_)
         | Operation::StopOrbstack(_)
         | Operation::ClientAction(ClientAction::RestartOrbstack) => Some(Query::Status),
-        // A list would start an OrbStack that this may have stopped.
+        // `list` would start OrbStack, which this operation may have stopped.
         Operation::ClientAction(ClientAction::UnknownForm(form)) if form.takes_fleet() => Some(Query::Status),
         Operation::ClientAction(ClientAction::UnknownForm(form)) if form.class() != Class::Exec => {
             Some(Query::List)
@@ -54,8 +54,8 @@ pub(super) fn probe_query(operation: &Operation) -> Option<Query> {
     }
 }
 
-/// Says whether an operation is one that needs nothing done where it already holds. A create is not: a machine of that name that
-/// was there before is somebody else's.
+/// Returns whether an operation needs nothing done if its goal is already satisfied. Creating a machine is not idempotent: an
+/// existing machine of that name belongs to another caller.
 pub(super) fn is_idempotent(operation: &Operation) -> bool {
     matches!(
         operation,
@@ -77,7 +77,7 @@ pub(super) fn is_idempotent(operation: &Operation) -> bool {
     )
 }
 
-/// Returns the machine that an operation makes.
+/// Returns the machine that an operation creates.
 pub(super) fn makes(operation: &Operation) -> Option<&MachineName> {
     match operation {
         Operation::Create(new) => Some(&new.name),
@@ -88,11 +88,11 @@ pub(super) fn makes(operation: &Operation) -> Option<&MachineName> {
     }
 }
 
-/// Says whether what an operation asks for holds in these facts; `None` where they cannot tell.
-pub(super) fn satisfied(operation: &Operation, facts: &QueryAnswer) -> Option<bool> {
+/// Returns whether these facts satisfy an operation; `None` if they cannot show it.
+pub(super) fn satisfied(operation: &Operation, answer: &QueryAnswer) -> Option<bool> {
     let running = |machine: &Machine| machine.state == MachineState::Running;
     let stopped = |machine: &Machine| machine.state == MachineState::Stopped;
-    match (operation, facts) {
+    match (operation, answer) {
         (Operation::Create(new), QueryAnswer::Machines(all)) => {
             Some(by_name(all, &new.name).is_some_and(running))
         }
@@ -100,7 +100,7 @@ pub(super) fn satisfied(operation: &Operation, facts: &QueryAnswer) -> Option<bo
             Some(by_name(all, name).is_some_and(running))
         }
         (Operation::ClientAction(ClientAction::Batch(each, names)), QueryAnswer::Machines(_)) => {
-            let all = names.iter().map(|name| satisfied(&each.on(name.clone()), facts));
+            let all = names.iter().map(|name| satisfied(&each.on(name.clone()), answer));
             all.reduce(|one, other| Some(one? && other?)).flatten()
         }
         (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, QueryAnswer::Machines(all)) => {
@@ -124,14 +124,14 @@ pub(super) fn satisfied(operation: &Operation, facts: &QueryAnswer) -> Option<bo
         (Operation::ConfigSet { key, value }, QueryAnswer::Config(values)) => {
             Some(values.iter().any(|(k, v)| k == key.as_str() && v == &**value))
         }
-        // A machine that was running before a restart and is running after it tells nothing.
+        // A machine that was running before a restart and is running after it shows nothing.
         _ => None,
     }
 }
 
-/// Says whether nothing that the operation touches is on its way anywhere.
-fn is_at_rest(operation: &Operation, facts: &QueryAnswer) -> bool {
-    match facts {
+/// Returns whether no machine that the operation touches is in a transitional state.
+fn is_at_rest(operation: &Operation, answer: &QueryAnswer) -> bool {
+    match answer {
         QueryAnswer::Machines(all) => {
             let footprint = operation.footprint();
             let touched: Vec<_> = footprint
@@ -151,7 +151,7 @@ fn is_at_rest(operation: &Operation, facts: &QueryAnswer) -> bool {
     }
 }
 
-/// Looks after a change was cut short, one after the other.
+/// The probes after a change was cut short.
 #[derive(Debug, Default)]
 pub(super) struct Reconciliation {
     last: Option<(QueryAnswer, Duration)>,
@@ -159,21 +159,21 @@ pub(super) struct Reconciliation {
 }
 
 impl Reconciliation {
-    /// Takes in one look, made `since` the cut, and says what is known then.
-    pub(super) fn look(
+    /// Adds one probe result, taken `since` after the cut, and returns the resulting report.
+    pub(super) fn observe(
         &mut self,
         operation: &Operation,
-        facts: QueryAnswer,
+        answer: QueryAnswer,
         since: Duration,
     ) -> ReconcileReport {
-        let satisfied = satisfied(operation, &facts);
-        let at_rest = is_at_rest(operation, &facts);
+        let satisfied = satisfied(operation, &answer);
+        let at_rest = is_at_rest(operation, &answer);
         let unchanged_since = match &self.last {
-            Some((before, when)) if *before == facts => *when,
+            Some((before, when)) if *before == answer => *when,
             _ => since,
         };
         let quiet = since.saturating_sub(unchanged_since) >= STABLE_AFTER;
-        let machine_state = match (&facts, operation.machine()) {
+        let machine_state = match (&answer, operation.machine()) {
             (QueryAnswer::Machines(all), Some(name)) => {
                 by_name(all, name).map(|machine| machine.state.as_str().into())
             }
@@ -184,12 +184,13 @@ impl Reconciliation {
             satisfied,
             machine_state,
         };
-        self.last = Some((facts, unchanged_since));
+        self.last = Some((answer, unchanged_since));
         self.sighting = Some(sighting.clone());
         sighting
     }
 
-    /// Says what a change came to that was cut short by `cut`; `before` is what a look saw just before it.
+    /// Returns the outcome of a change. `cut` states what cut it short; `before` is what a probe observed just before the change, if
+    /// one did.
     pub(super) fn outcome(self, operation: &Operation, before: Option<&QueryAnswer>, cut: &str) -> Outcome {
         let is_done = self
             .sighting
@@ -205,9 +206,9 @@ impl Reconciliation {
         }
         let state = self.sighting.and_then(|seen| seen.machine_state);
         let seen = match (operation, operation.machine(), state) {
-            (Operation::Delete(name), ..) => format!("machine '{name}' does not exist any more"),
+            (Operation::Delete(name), ..) => format!("machine '{name}' no longer exists"),
             (_, Some(name), Some(state)) if makes(operation).is_some() => {
-                format!("machine '{name}' exists and is {state}; its first set-up may not be complete")
+                format!("machine '{name}' exists and is {state}; its initial setup may be incomplete")
             }
             (_, Some(name), Some(state)) => format!("machine '{name}' is {state}"),
             _ => "the requested state was observed afterwards".to_owned(),
@@ -218,7 +219,7 @@ impl Reconciliation {
         })
     }
 
-    /// Says whether the machine of this name in the last look was not there before.
+    /// Returns whether the machine of this name in the last probe did not exist before.
     fn is_new(&self, name: &MachineName, before: Option<&QueryAnswer>) -> bool {
         match (before, &self.last) {
             (Some(QueryAnswer::Machines(before)), Some((QueryAnswer::Machines(now), _))) => {
@@ -228,7 +229,7 @@ impl Reconciliation {
         }
     }
 
-    /// Returns what was seen last; nothing, and not settled, when no look succeeded.
+    /// Returns the last report; an unstable, empty one if no probe succeeded.
     pub(super) fn last(self) -> ReconcileReport {
         self.sighting.unwrap_or(ReconcileReport::NOTHING)
     }
@@ -259,50 +260,50 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_holds_at_rest_is_settled_at_once() {
+    fn satisfied_change_at_rest_is_stable_at_once() {
         let sighting =
-            Reconciliation::default().look(&start("a"), machines(&[("a", "running")]), Duration::ZERO);
+            Reconciliation::default().observe(&start("a"), machines(&[("a", "running")]), Duration::ZERO);
         assert_eq!((sighting.stable, sighting.satisfied), (true, Some(true)));
     }
 
     #[test]
-    fn a_busy_machine_is_not_settled_however_long_it_is_busy() {
-        let mut settling = Reconciliation::default();
+    fn busy_machine_never_becomes_stable() {
+        let mut reconciliation = Reconciliation::default();
         for seconds in [0, 5, 60] {
-            let look = settling.look(
+            let observe = reconciliation.observe(
                 &start("a"),
                 machines(&[("a", "starting")]),
                 Duration::from_secs(seconds),
             );
-            assert!(!look.stable);
+            assert!(!observe.stable);
         }
     }
 
     #[test]
-    fn what_does_not_hold_is_settled_only_after_a_quiet_time() {
-        let mut settling = Reconciliation::default();
+    fn unsatisfied_change_is_stable_only_after_a_quiet_period() {
+        let mut reconciliation = Reconciliation::default();
         assert!(
-            !settling
-                .look(&start("a"), machines(&[("a", "stopped")]), Duration::ZERO)
+            !reconciliation
+                .observe(&start("a"), machines(&[("a", "stopped")]), Duration::ZERO)
                 .stable
         );
         assert!(
-            !settling
-                .look(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER / 2)
+            !reconciliation
+                .observe(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER / 2)
                 .stable
         );
-        let last = settling.look(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER);
+        let last = reconciliation.observe(&start("a"), machines(&[("a", "stopped")]), STABLE_AFTER);
         assert_eq!((last.stable, last.satisfied), (true, Some(false)));
     }
 
     fn outcome_of(operation: &Operation, before: Option<&QueryAnswer>, after: QueryAnswer) -> Outcome {
-        let mut settling = Reconciliation::default();
-        settling.look(operation, after, Duration::ZERO);
-        settling.outcome(operation, before, "orbctl was killed by signal 9")
+        let mut reconciliation = Reconciliation::default();
+        reconciliation.observe(operation, after, Duration::ZERO);
+        reconciliation.outcome(operation, before, "orbctl was killed by signal 9")
     }
 
     #[test]
-    fn cut_change_that_is_observed_done_succeeds_and_says_whether_it_changed_anything() {
+    fn cut_change_observed_done_succeeds_and_reports_whether_it_changed_anything() {
         let running = || machines(&[("a", "running")]);
         for (before, expected) in [
             (Some(machines(&[("a", "stopped")])), Some(true)),
@@ -354,26 +355,26 @@ mod tests {
     }
 
     #[test]
-    fn several_hold_when_each_does_and_rest_when_each_does() {
+    fn batch_is_satisfied_and_at_rest_only_if_each_machine_is() {
         let several = |each| {
             let names = ["a", "b"].map(|name| name.parse().expect("a name"));
             Operation::ClientAction(ClientAction::Batch(each, names.to_vec()))
         };
         let start = several(BatchVerb::Start);
         let check = |state: &str, expected| {
-            let facts = machines(&[("a", "running"), ("b", state), ("c", "stopping")]);
-            let seen = Reconciliation::default().look(&start, facts, Duration::ZERO);
+            let answer = machines(&[("a", "running"), ("b", state), ("c", "stopping")]);
+            let seen = Reconciliation::default().observe(&start, answer, Duration::ZERO);
             assert_eq!((seen.stable, seen.satisfied), expected, "{state}");
         };
         check("running", (true, Some(true)));
         check("starting", (false, Some(false)));
         check("stopped", (false, Some(false)));
-        let facts = machines(&[("a", "running"), ("b", "running")]);
-        assert_eq!(satisfied(&several(BatchVerb::Restart), &facts), None);
+        let answer = machines(&[("a", "running"), ("b", "running")]);
+        assert_eq!(satisfied(&several(BatchVerb::Restart), &answer), None);
     }
 
     #[test]
-    fn a_deleted_machine_holds_when_it_is_gone() {
+    fn delete_is_satisfied_once_the_machine_is_gone() {
         let delete = Operation::Delete("a".parse().expect("a name"));
         assert_eq!(satisfied(&delete, &machines(&[("b", "running")])), Some(true));
         assert_eq!(satisfied(&delete, &machines(&[("a", "stopped")])), Some(false));

@@ -1,16 +1,17 @@
 //! Carries out one job, from its start to its outcome.
 //!
-//! A job may need several invocations: a look whether a change already holds, the change itself, and looks afterwards when it was
-//! cut short. Nothing here decides order or remembers anything beyond the job; the dispatcher hears of the end and does the rest.
+//! A job may need several invocations of `orbctl`: a probe to check whether a change is already satisfied, the change itself, and
+//! probes afterwards if the change was cut short. This module decides no order and keeps no state beyond the job; the dispatcher
+//! handles the job's events and its end.
 //!
 //! ```text
-//! start --> named by id? look, compare --> idempotent? look --holds--> succeeded, changed: false
-//!                 | other machine                | no
+//! start --> named by id? list, compare --> idempotent? probe --satisfied--> succeeded, changed: false
+//!                 | other machine                | not satisfied
 //!                 v                              v
 //!              failed                      invocation --exited--> classified: succeeded or failed
 //!                                                | cut short
 //!                                                v
-//!                            command: cancelled or expired    change: looks until settled --> succeeded, with a warning
+//!                            command: cancelled or expired    change: probes until stable --> succeeded, with a warning
 //!                                                                                         --> unknown
 //! ```
 
@@ -38,72 +39,72 @@ use super::answer::{QueryAnswer, RawOutput, by_id};
 use super::handle::{Executor, JobSpec, Release};
 use super::reconcile::{self, Reconciliation};
 
-/// Most bytes of a read's answer that are kept; a list of ten thousand machines fits.
+/// Most bytes kept of a read's output. A list of ten thousand machines fits.
 const ANSWER_MAX: usize = 16 << 20;
-/// First pause between looks after a cut; it doubles.
+/// First pause between probes after a cut; each further pause doubles.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_millis(250);
-/// Longest pause between looks.
+/// Longest pause between probes after a cut.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Ends when an entry of the journal would survive a loss of power.
+/// Completes when a journal entry would survive a power loss.
 pub(super) type Durable = BoxFuture<'static, Result<(), JournalError>>;
 
-/// Limits that a job runs under.
+/// Time limits of a running job.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RunLimits {
-    /// Longest time for one look.
+    /// Longest time for one probe.
     pub(super) query: Duration,
-    /// Between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub(super) grace: Duration,
-    /// Longest time that looks go on after a cut.
+    /// Longest reconciliation after a cut.
     pub(super) reconcile: Duration,
 }
 
-/// What a job says while it runs.
+/// An event that a running job sends to the dispatcher.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// There is a child.
+    /// A child was spawned.
     Started(ChildIdentity),
-    /// `orbctl` is another program than before. Said before that one starts, so that nobody is told what the old one said once
+    /// The `orbctl` program was replaced. Sent before the new program starts, so that no cached answer of the old one is served once
     /// the new one has answered.
     Replaced,
-    /// An invocation that began then says something about `orbctl` itself.
+    /// The result of an invocation that began at this time shows whether `orbctl` is healthy.
     HealthSignal(HealthSignal, Instant),
 }
 
-/// What a job needs to run.
+/// Everything that a job needs to run.
 pub(super) struct Work<O> {
     pub(super) spec: Arc<JobSpec>,
     pub(super) orbctl: Arc<O>,
     pub(super) limits: RunLimits,
-    /// How variables reach the guest.
+    /// How environment variables reach a command in a machine.
     pub(super) guest_env: GuestEnv,
-    /// Ends what runs.
+    /// Cancelled to stop the running invocation.
     pub(super) stop: CancellationToken,
-    /// Ends looking, too: somebody forces the lane, or we are going away.
+    /// Cancelled to end reconciliation too: a forced change preempts the job, or orbd stops.
     pub(super) abandon: CancellationToken,
-    /// Places for looks after a cut, shared by all jobs.
+    /// Permits for probes after a cut, shared by all jobs.
     pub(super) probe_permits: Arc<Semaphore>,
-    /// Where a command's output goes.
+    /// Spool for a command's output.
     pub(super) spool: Option<spool::Writer>,
-    /// Folder for a change's output, which must not break when we end first.
+    /// Folder for the output files of changes. A change may outlive orbd, and a pipe would break then.
     pub(super) spool_dir: PathBuf,
-    /// Where streamed input comes from.
+    /// Source of streamed input.
     pub(super) input: Option<mpsc::Receiver<Bytes>>,
-    /// Put into the child's environment, so that our next life recognises it.
+    /// Marker for the child's environment, by which the next instance recognizes the child.
     pub(super) marker: String,
-    /// Told of each child, as soon as there is one, and of what each invocation says about `orbctl` itself.
+    /// Channel for [`Note`]s to the dispatcher.
     pub(super) notes: mpsc::Sender<(JobId, Note)>,
-    /// For a lease: where its release comes from.
+    /// For a lease: receives its release.
     pub(super) release: Option<oneshot::Receiver<Release>>,
 }
 
-/// How a job ended.
+/// Result of a job.
 #[derive(Debug)]
 pub(super) struct JobResult {
     pub(super) outcome: Outcome,
-    /// What a query saw.
-    pub(super) facts: Option<QueryAnswer>,
+    /// Answer of a query; `None` for other jobs, or if the query failed.
+    pub(super) answer: Option<QueryAnswer>,
     pub(super) ending: Option<Ending>,
     pub(super) exit_code: Option<i32>,
     pub(super) bytes_in: u64,
@@ -114,7 +115,7 @@ impl JobResult {
     pub(super) fn new(outcome: Outcome) -> Self {
         Self {
             outcome,
-            facts: None,
+            answer: None,
             ending: None,
             exit_code: None,
             bytes_in: 0,
@@ -130,7 +131,7 @@ impl JobResult {
         let (bytes_in, bytes_out) = (completion.bytes_in, completion.bytes_out);
         Self {
             outcome,
-            facts: None,
+            answer: None,
             ending: Some(completion.ending),
             exit_code,
             bytes_in,
@@ -139,12 +140,13 @@ impl JobResult {
     }
 }
 
-/// Runs a job to its end; a change that outlives us not before it is on disk (`durable`). Never panics on anything that `orbctl` does.
+/// Runs a job to its end. A change that may outlive orbd starts only once its start entry is durable (`durable`). No behavior of
+/// `orbctl` makes this panic.
 pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> JobResult {
     if let Some(durable) = durable
         && let Err(error) = durable.await
     {
-        // Not run at all, rather than perhaps twice.
+        // Fail now: running it without a durable start entry could run it twice after a crash.
         return JobResult::new(Outcome::Failed(Failure::JournalUnavailable(
             error_chain(&error).into(),
         )));
@@ -152,36 +154,36 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
     if let Err(finished) = work.check_id().await {
         return finished;
     }
-    if let Executor::Lease(processes) = work.spec.asked.executor {
+    if let Executor::Lease(processes) = work.spec.submission.executor {
         return work.lease(processes).await;
     }
-    match &work.spec.asked.operation {
+    match &work.spec.submission.operation {
         Operation::Query(query) => work.query(query).await,
         Operation::Exec(..) => work.exec().await,
         Operation::ClientAction(_) => {
-            let why = "only a client's own process can do this";
+            let why = "this operation runs only in a client's process, under a lease";
             JobResult::new(Outcome::Failed(Failure::Internal(why.into())))
         }
         _ => work.change().await,
     }
 }
 
-/// Asks only whether `orbctl` is well again. `status` comes first because it wakes nobody: with OrbStack stopped there is nobody
-/// who could be sick, and the next call starts it. Otherwise only the list shows that the service works: `status` was recorded to
-/// answer while nothing else did.
+/// Probes whether `orbctl` is healthy again. Runs `status` first because it starts nothing: while OrbStack is stopped, no service can
+/// be unhealthy, and the next call starts it. Otherwise only `list` shows that the service works: `status` was observed to answer
+/// while no other verb did.
 pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> JobResult {
     let began = Moment::now().instant;
-    let looked = match work.look(Query::Status, &work.stop).await {
+    let looked = match work.probe(Query::Status, &work.stop).await {
         Ok(QueryAnswer::Status(OrbstackStatus::Stopped)) => {
             work.report(HealthSignal::Healthy, began).await;
             return JobResult::new(Outcome::Succeeded(Success::Read));
         }
-        Ok(_) => work.look(Query::List, &work.stop).await,
+        Ok(_) => work.probe(Query::List, &work.stop).await,
         Err(failure) => Err(failure),
     };
     match looked {
-        Ok(facts) => JobResult {
-            facts: Some(facts),
+        Ok(answer) => JobResult {
+            answer: Some(answer),
             ..JobResult::new(Outcome::Succeeded(Success::Read))
         },
         Err(_) if work.stop.is_cancelled() => JobResult::new(Outcome::Cancelled(Phase::Running)),
@@ -189,7 +191,8 @@ pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> JobResult {
     }
 }
 
-/// Waits until what a job of the last life left running is gone, and looks what came of it. The lanes stay held meanwhile.
+/// Waits until the child processes that a job of the previous instance left running have exited, then reconciles. The job holds its
+/// lanes meanwhile.
 pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> JobResult {
     for child in children {
         tokio::select! {
@@ -197,15 +200,15 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
             () = work.stop.cancelled() => end_orphan(child, work.limits.grace).await,
         }
     }
-    JobResult::new(match work.spec.asked.operation.effect() {
-        // How its `orbctl` ended, and why, was not seen.
+    JobResult::new(match work.spec.submission.operation.effect() {
+        // How `orbctl` ended, and why, was not observed.
         Effect::Changes(_) => Outcome::Unknown(work.reconcile().await.last()),
         Effect::Reads => Outcome::Interrupted,
     })
 }
 
 impl<O: Orbctl> Work<O> {
-    /// Runs `orbctl` once and reports the child as soon as there is one.
+    /// Runs `orbctl` once. Reports the child as soon as it is spawned, and the health signal of the result.
     async fn invoke(&self, mut invocation: Invocation) -> Result<Completion, orbctl::SpawnError> {
         let (started, told) = oneshot::channel();
         invocation.started = Some(started);
@@ -216,7 +219,7 @@ impl<O: Orbctl> Work<O> {
         tokio::pin!(run);
         let report = async {
             if let Ok(identity) = told.await {
-                // The dispatcher outlives its jobs; if it is gone, so is the journal.
+                // The dispatcher outlives its jobs. If it has ended, so has the journal.
                 let _ = self.notes.send((self.spec.id, Note::Started(identity))).await;
             }
             std::future::pending::<()>().await;
@@ -227,30 +230,31 @@ impl<O: Orbctl> Work<O> {
             completion = &mut run => completion,
         }?;
         self.report(
-            orbctl::classify::classify(&self.spec.asked.operation, &completion).signal,
+            orbctl::classify::classify(&self.spec.submission.operation, &completion).signal,
             began,
         )
         .await;
         Ok(completion)
     }
 
-    /// Starts `orbctl`, and first says so if it is another program than before.
+    /// Runs `orbctl`; reports first if the program was replaced.
     async fn start(
         &self,
         invocation: Invocation,
         stop: CancellationToken,
     ) -> Result<Completion, orbctl::SpawnError> {
         if self.orbctl.is_replaced() {
-            // The dispatcher outlives its jobs; if it is gone, nobody is told anything any more.
+            // The dispatcher outlives its jobs. If it has ended, no cached answer is served any more.
             let _ = self.notes.send((self.spec.id, Note::Replaced)).await;
         }
         self.orbctl.run(invocation, stop).await
     }
 
-    /// Tells what an invocation that began then says about `orbctl` itself: before its job ends, and a look before the next one.
+    /// Reports what an invocation that began at `began` shows about the health of `orbctl`. Sent before the job ends, and for a probe
+    /// before the next invocation.
     async fn report(&self, signal: HealthSignal, began: Instant) {
         if signal != HealthSignal::Nothing {
-            // The dispatcher outlives its jobs; if it is gone, nobody is let through anyway.
+            // The dispatcher outlives its jobs. If it has ended, the circuit breaker no longer matters.
             let _ = self
                 .notes
                 .send((self.spec.id, Note::HealthSignal(signal, began)))
@@ -258,9 +262,9 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
-    /// Makes one read for the job's own use. What ends it depends on when it is made: before the work `stop` does, after a cut,
-    /// when looks are what follows a stop, only `abandon`.
-    async fn look(&self, query: Query, until: &CancellationToken) -> Result<QueryAnswer, Failure> {
+    /// Makes one read for the job's own use, until `until` is cancelled. That is `stop` before the work, and `abandon` after a cut,
+    /// because reconciliation must also run when `stop` caused the cut.
+    async fn probe(&self, query: Query, until: &CancellationToken) -> Result<QueryAnswer, Failure> {
         let operation = Operation::Query(query);
         let mut invocation = Invocation::new(
             orbctl::argv::call(&operation, self.guest_env),
@@ -284,17 +288,17 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
-    /// Checks that an id still means the machine whose lane the job holds.
+    /// Checks that the id given by the client still belongs to the machine whose lane the job holds.
     async fn check_id(&self) -> Result<(), JobResult> {
-        // A copy is listed under its own name; what was named is its source.
-        let named = match &self.spec.asked.operation {
+        // For a clone, the lane's machine is the new copy; the id names its source.
+        let named = match &self.spec.submission.operation {
             Operation::Clone { source, .. } => Some(source),
             other => other.machine(),
         };
-        let (Some(id), Some(name)) = (&self.spec.asked.expected_id, named) else {
+        let (Some(id), Some(name)) = (&self.spec.submission.expected_id, named) else {
             return Ok(());
         };
-        match self.look(Query::List, &self.stop).await {
+        match self.probe(Query::List, &self.stop).await {
             _ if self.stop.is_cancelled() => Err(JobResult::new(Outcome::Cancelled(Phase::Running))),
             Ok(QueryAnswer::Machines(all))
                 if by_id(&all, id).is_some_and(|machine| machine.name == *name) =>
@@ -314,7 +318,7 @@ impl<O: Orbctl> Work<O> {
             orbctl::argv::call(&operation, self.guest_env),
             Sink::Capture { max: ANSWER_MAX },
         );
-        invocation.run_timeout = self.spec.asked.run_timeout;
+        invocation.run_timeout = self.spec.submission.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
@@ -326,9 +330,9 @@ impl<O: Orbctl> Work<O> {
             return raw_result(&operation, &completion);
         }
         match read(&operation, &completion) {
-            Ok(facts) => {
+            Ok(answer) => {
                 let mut finished = JobResult::counted(Outcome::Succeeded(Success::Read), &completion);
-                finished.facts = Some(facts);
+                finished.answer = Some(answer);
                 finished
             }
             Err(failure) => JobResult::counted(Outcome::Failed(failure), &completion),
@@ -336,7 +340,7 @@ impl<O: Orbctl> Work<O> {
     }
 
     async fn exec(&mut self) -> JobResult {
-        let input = match (&self.spec.asked.operation, self.input.take()) {
+        let input = match (&self.spec.submission.operation, self.input.take()) {
             (_, Some(stream)) => Input::Stream(stream),
             (Operation::Exec(_, request), None) => match &request.stdin {
                 Stdin::Bytes(bytes) => Input::Bytes(bytes.clone()),
@@ -349,11 +353,11 @@ impl<O: Orbctl> Work<O> {
             .take()
             .map_or(Sink::Capture { max: ANSWER_MAX }, Sink::Spool);
         let mut invocation = Invocation::new(
-            orbctl::argv::call(&self.spec.asked.operation, self.guest_env),
+            orbctl::argv::call(&self.spec.submission.operation, self.guest_env),
             sink,
         );
         invocation.stdin = input;
-        invocation.run_timeout = self.spec.asked.run_timeout;
+        invocation.run_timeout = self.spec.submission.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
@@ -361,59 +365,63 @@ impl<O: Orbctl> Work<O> {
         if let Some(outcome) = cut_short(&completion) {
             return JobResult::counted(outcome, &completion);
         }
-        let verdict = orbctl::classify::classify(&self.spec.asked.operation, &completion);
+        let verdict = orbctl::classify::classify(&self.spec.submission.operation, &completion);
         let outcome = match (verdict.failure, completion.ending) {
             (Some(failure), _) => Outcome::Failed(failure),
             (None, Ending::Exited(exit_code)) => Outcome::Succeeded(Success::Exec { exit_code }),
-            (None, ending) => {
-                Outcome::Failed(Failure::Internal(format!("{ending:?} was not classified").into()))
-            }
+            (None, ending) => Outcome::Failed(Failure::Internal(
+                format!("unclassified ending {ending:?}").into(),
+            )),
         };
         JobResult::counted(outcome, &completion)
     }
 
     async fn change(&self) -> JobResult {
-        let operation = &self.spec.asked.operation;
+        let operation = &self.spec.submission.operation;
         if let Some(unsupported) = self.unsupported().await {
             return JobResult::new(Outcome::Failed(unsupported));
         }
-        // The look begins after the change was accepted, so `changed: false` is never said of something older. A forced change
-        // does not wait for a look: it is there to mend what may not answer.
+        // The probe begins after the change was accepted, so `changed: false` never rests on an older state. A forced change skips
+        // the probe: it is meant to fix a service that may not answer.
         let is_idempotent = reconcile::is_idempotent(operation);
         let mut before = None;
         if !operation.preempts()
             && (is_idempotent || reconcile::makes(operation).is_some())
             && let Some(query) = reconcile::probe_query(operation)
         {
-            match self.look(query, &self.stop).await {
-                Ok(facts) if is_idempotent && reconcile::satisfied(operation, &facts) == Some(true) => {
+            match self.probe(query, &self.stop).await {
+                Ok(answer) if is_idempotent && reconcile::satisfied(operation, &answer) == Some(true) => {
                     return JobResult::new(Outcome::Succeeded(Success::Change { changed: false }));
                 }
-                Ok(facts) => before = Some(facts),
-                // The change would meet the same, and now it can still be said that nothing was done.
+                Ok(answer) => before = Some(answer),
+                // The change would fail in the same way. Failing now shows that nothing was done.
                 Err(failure @ Failure::OrbctlUnhealthy(_)) => {
                     return JobResult::new(Outcome::Failed(failure));
                 }
-                // It may be a look that the installed version cannot make: the change itself will tell.
+                // The installed version may not support this read. The change itself will show what is wrong.
                 Err(_) => {}
             }
         }
         if self.stop.is_cancelled() {
             return JobResult::new(Outcome::Cancelled(Phase::Running));
         }
-        // A stop leaves it to finish, and a crash cannot ask: no pipe of ours may break under it.
+        // The change may outlive orbd, after a stop or a crash, so its output must not go to a pipe, which would break.
         let sink = Sink::Files {
             dir: self.spool_dir.clone(),
             max: ANSWER_MAX,
         };
         let mut invocation = Invocation::new(orbctl::argv::call(operation, self.guest_env), sink);
-        invocation.run_timeout = self.spec.asked.run_timeout;
+        invocation.run_timeout = self.spec.submission.run_timeout;
         let completion = match self.invoke(invocation).await {
             Ok(completion) => completion,
-            // There was a child, and how it ended was not seen: the inventory must tell.
+            // A child ran, but its exit status is unknown: only the inventory can show the result.
             Err(error @ orbctl::SpawnError::Lost { .. }) => {
-                let settling = self.reconcile().await;
-                return JobResult::new(settling.outcome(operation, before.as_ref(), &error.to_string()));
+                let reconciliation = self.reconcile().await;
+                return JobResult::new(reconciliation.outcome(
+                    operation,
+                    before.as_ref(),
+                    &error.to_string(),
+                ));
             }
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
@@ -426,7 +434,7 @@ impl<O: Orbctl> Work<O> {
             (Ending::Exited(_), Some(failure)) if !may_be_unhealthy => {
                 JobResult::counted(Outcome::Failed(failure), &completion)
             }
-            // Killed, timed out, stopped, or it fell over: the service may go on without it.
+            // Killed, timed out, stopped, or `orbctl` crashed: the service may continue without it.
             (ending, _) => {
                 let cut = match &verdict.signal {
                     HealthSignal::Unhealthy(problem) | HealthSignal::Suspect(problem) => problem.to_string(),
@@ -438,26 +446,27 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
-    /// Says what the installed version lacks for this change; asks only for changes that need more than the oldest has.
+    /// Returns the feature that the installed version lacks for this change. Runs `orbctl version` only for changes that need more
+    /// than the oldest supported version has.
     async fn unsupported(&self) -> Option<Failure> {
-        version::feature(&self.spec.asked.operation)?;
-        match self.look(Query::Version, &self.stop).await {
+        version::feature(&self.spec.submission.operation)?;
+        match self.probe(Query::Version, &self.stop).await {
             Ok(QueryAnswer::Version(installed)) => version::supported(&installed)
-                .and_then(|installed| version::check(&self.spec.asked.operation, installed))
+                .and_then(|installed| version::check(&self.spec.submission.operation, installed))
                 .err()
                 .map(Failure::from),
             Err(failure @ Failure::OrbctlUnhealthy(_)) => Some(failure),
-            // If it cannot say its version, the change itself will show what is wrong.
+            // If the version cannot be determined, the change itself will show what is wrong.
             _ => None,
         }
     }
 
-    /// Looks until a change that was cut short has come to rest.
+    /// Probes until a change that was cut short is stable, the time limit passes or `abandon` is cancelled.
     pub(super) async fn reconcile(&self) -> Reconciliation {
-        let operation = &self.spec.asked.operation;
-        let mut settling = Reconciliation::default();
+        let operation = &self.spec.submission.operation;
+        let mut reconciliation = Reconciliation::default();
         let Some(query) = reconcile::probe_query(operation) else {
-            return settling;
+            return reconciliation;
         };
         let began = Moment::now();
         let mut pause = PROBE_PAUSE_FIRST;
@@ -466,8 +475,8 @@ impl<O: Orbctl> Work<O> {
                 .probe_with_permit(&query, began.instant + self.limits.reconcile)
                 .await;
             let since = Moment::now().instant.saturating_duration_since(began.instant);
-            if let Some(Ok(facts)) = looked
-                && settling.look(operation, facts, since).stable
+            if let Some(Ok(answer)) = looked
+                && reconciliation.observe(operation, answer, since).stable
             {
                 break;
             }
@@ -480,14 +489,13 @@ impl<O: Orbctl> Work<O> {
             }
             pause = (pause * 2).min(PROBE_PAUSE_MAX);
         }
-        settling
+        reconciliation
     }
 
-    /// Looks once one of the places for looks is free; `None` when none was by then, or nobody wants to know any more. A life that
-    /// begins after many deaths has many changes to look after, and no limit of the queue holds what it adopts. What forces waits
-    /// for nothing.
+    /// Probes once a permit is free. `None` if none was free before `end`, or if `abandon` was cancelled. After a crash the next
+    /// instance may have to reconcile many changes, which no queue limit bounds. Forced changes need no permit.
     async fn probe_with_permit(&self, query: &Query, end: Instant) -> Option<Result<QueryAnswer, Failure>> {
-        let _place = if self.spec.asked.operation.preempts() {
+        let _place = if self.spec.submission.operation.preempts() {
             None
         } else {
             tokio::select! {
@@ -499,33 +507,33 @@ impl<O: Orbctl> Work<O> {
         Some(self.probe_service(query.clone()).await)
     }
 
-    /// Makes a read that also shows whether the service works. `status` alone does not: it was recorded to answer while nothing else
-    /// did. Of a stopped OrbStack nothing more is asked, because that would start it.
+    /// Makes a read that also shows whether the service works. `status` alone does not: it was observed to answer while no other verb
+    /// did. If OrbStack is stopped, runs nothing more, because that would start it.
     async fn probe_service(&self, query: Query) -> Result<QueryAnswer, Failure> {
         let began = Moment::now().instant;
-        let facts = self.look(query, &self.abandon).await?;
-        match facts {
+        let answer = self.probe(query, &self.abandon).await?;
+        match answer {
             QueryAnswer::Status(OrbstackStatus::Running) => {
-                self.look(Query::List, &self.abandon).await?;
+                self.probe(Query::List, &self.abandon).await?;
             }
             QueryAnswer::Status(OrbstackStatus::Stopped) => self.report(HealthSignal::Healthy, began).await,
             _ => {}
         }
-        Ok(facts)
+        Ok(answer)
     }
 }
 
-/// Says what cut a change short.
+/// Describes for a person what cut a change short.
 pub(super) fn how_cut(ending: Ending) -> String {
     match ending {
         Ending::Exited(code) => format!("orbctl failed with exit code {code}"),
         Ending::Signalled(signal) => format!("orbctl was killed by signal {signal}"),
-        Ending::TimedOut => "orbctl did not end within its run timeout".to_owned(),
-        Ending::Stopped => "orbctl was ended on request".to_owned(),
+        Ending::TimedOut => "orbctl did not exit within its run timeout".to_owned(),
+        Ending::Stopped => "orbctl was stopped on request".to_owned(),
     }
 }
 
-/// Ends what a child of an earlier life of ours started with it, too.
+/// Ends the process group of a child of an earlier instance: SIGTERM, and SIGKILL after the grace.
 async fn end_orphan(identity: ChildIdentity, grace: Duration) {
     sys::terminate_group(identity);
     if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
@@ -534,7 +542,7 @@ async fn end_orphan(identity: ChildIdentity, grace: Duration) {
     }
 }
 
-/// Says what a read or a command that did not end by itself means.
+/// Returns the outcome of a read or command that orbd ended; `None` if it ended by itself.
 fn cut_short(completion: &Completion) -> Option<Outcome> {
     match completion.ending {
         Ending::Stopped => Some(Outcome::Cancelled(Phase::Running)),
@@ -543,11 +551,11 @@ fn cut_short(completion: &Completion) -> Option<Outcome> {
     }
 }
 
-/// Takes what was printed for the answer, also of a read that failed: that is the tool's answer, too.
+/// Returns the unparsed output as the answer, also if the read failed: that output is the answer of `orbctl` too.
 fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
     let (stdout, stderr) = (&completion.stdout, &completion.stderr);
     if completion.output_cut || !stdout.is_whole() || !stderr.is_whole() {
-        let failure = Failure::OrbctlOutputUnreadable("it printed more than is kept".into());
+        let failure = Failure::OrbctlOutputUnreadable("output exceeds the size limit".into());
         return JobResult::counted(Outcome::Failed(failure), completion);
     }
     let outcome = match orbctl::classify::classify(operation, completion).failure {
@@ -555,7 +563,7 @@ fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
         None => Outcome::Succeeded(Success::Read),
     };
     let mut finished = JobResult::counted(outcome, completion);
-    finished.facts = Some(QueryAnswer::Raw(RawOutput {
+    finished.answer = Some(QueryAnswer::Raw(RawOutput {
         stdout: stdout.bytes.clone(),
         stderr: stderr.bytes.clone(),
         ending: completion.ending,
@@ -563,23 +571,23 @@ fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
     finished
 }
 
-/// Reads a query's answer.
+/// Parses the answer of a query.
 fn read(operation: &Operation, completion: &Completion) -> Result<QueryAnswer, Failure> {
     let Operation::Query(query) = operation else {
-        return Err(Failure::Internal("not a query".into()));
+        return Err(Failure::Internal("the operation is not a query".into()));
     };
     if completion.ending == Ending::TimedOut {
-        return Err(Failure::OrbctlUnavailable("it gave no answer in time".into()));
+        return Err(Failure::OrbctlUnavailable("it did not answer in time".into()));
     }
     if completion.ending == Ending::Stopped {
-        return Err(Failure::OrbctlUnavailable("the look was given up".into()));
+        return Err(Failure::OrbctlUnavailable("the probe was cancelled".into()));
     }
     let verdict = orbctl::classify::classify(operation, completion);
     if let Some(failure) = verdict.failure {
         return Err(failure);
     }
     let stdout = &completion.stdout.bytes;
-    let facts = match query {
+    let answer = match query {
         Query::List => orbctl::output::list(stdout).map(QueryAnswer::Machines),
         Query::Info(_) => orbctl::output::info(stdout).map(|info| QueryAnswer::Info(Box::new(info))),
         Query::Status => orbctl::output::status(completion.ending, stdout).map(QueryAnswer::Status),
@@ -587,7 +595,7 @@ fn read(operation: &Operation, completion: &Completion) -> Result<QueryAnswer, F
         Query::ConfigShow => orbctl::output::config(stdout).map(QueryAnswer::Config),
         Query::Default => orbctl::output::default_machine(stdout).map(QueryAnswer::Default),
         Query::Ssh | Query::Logs(..) => Ok(QueryAnswer::Text(String::from_utf8_lossy(stdout).into_owned())),
-        Query::RawQuery(_) => return Err(Failure::Internal("has no meaning, only bytes".into())),
+        Query::RawQuery(_) => return Err(Failure::Internal("a raw query has no parsed answer".into())),
     };
-    facts.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
+    answer.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
 }

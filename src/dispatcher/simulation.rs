@@ -1,7 +1,8 @@
-//! The dispatcher with everything real but `orbctl` and time: each invocation is a [`Call`] that the test answers, in any order,
-//! and two minutes pass in no time.
+//! Tests of the dispatcher with a simulated `orbctl` and virtual time; everything else is real. Each invocation is a [`Call`] that
+//! the test answers, in any order, and two minutes of virtual time pass at once.
 //!
-//! [`World::idle`] lets virtual time pass a millisecond, which happens only when every task waits: what can happen has happened.
+//! [`World::idle`] advances virtual time by a millisecond, which tokio does only when every task is waiting, so all tasks have then
+//! run as far as they can.
 
 mod health;
 mod idle;
@@ -30,10 +31,10 @@ use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 use crate::sys::ChildIdentity;
 
-/// What a call is answered with.
+/// The answer to a call.
 type Reply = Result<Completion, SpawnError>;
 
-/// One invocation that waits for the test.
+/// One invocation of `orbctl` that waits for the test's answer.
 struct Call {
     args: Vec<String>,
     reply: oneshot::Sender<Reply>,
@@ -41,7 +42,7 @@ struct Call {
 
 impl Call {
     fn end(self, ending: Ending, stdout: &str, stderr: &str) {
-        // Whoever asked may have ended it meanwhile.
+        // The dispatcher may have stopped the call meanwhile.
         let _ = self.reply.send(Ok(completion(ending, stdout, stderr)));
     }
 
@@ -69,12 +70,12 @@ type Inventory = Arc<Mutex<BTreeMap<String, String>>>;
 struct Scripted {
     calls: mpsc::UnboundedSender<Call>,
     inventory: Inventory,
-    /// Lists and the status are answered from here, not by the test.
+    /// Answer lists and the status from this struct, not through the test.
     lists_itself: bool,
     lists: Mutex<usize>,
-    /// What OrbStack does, in `orbctl`'s word, and how often that was asked.
+    /// The status of OrbStack as `orbctl` prints it, and the number of times it was read.
     status: Mutex<(&'static str, usize)>,
-    /// Another program took its place, which nobody has noticed yet.
+    /// Whether the binary was replaced; reset once this is reported.
     replaced: AtomicBool,
 }
 
@@ -134,7 +135,7 @@ impl Orbctl for Scripted {
     }
 }
 
-/// A dispatcher and the other ends of what it has.
+/// A dispatcher with simulated surroundings.
 struct World {
     dispatcher: Dispatcher,
     task: JoinHandle<Journal>,
@@ -146,7 +147,7 @@ struct World {
 }
 
 impl World {
-    /// Machines `a` and `b` run, and lists tell so.
+    /// Creates a world in which machines `a` and `b` run and lists are answered automatically.
     fn new() -> Self {
         Self::with(Limits::default(), true)
     }
@@ -193,24 +194,24 @@ impl World {
         }
     }
 
-    /// Returns how many jobs have left a record.
+    /// Returns the number of jobs recorded in the metrics.
     fn records(&self) -> u64 {
         self.metrics.counters().recorded
     }
 
-    /// Lets everything happen that can.
+    /// Waits until every task is waiting.
     async fn idle(&self) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
-    /// Takes the next invocation, which must be of this command.
+    /// Takes the next invocation, which must have this command.
     async fn call(&mut self, command: &str) -> Call {
         let call = self.calls.recv().await.expect("the dispatcher lives");
         assert_eq!(call.args[0], command, "{:?}", call.args);
         call
     }
 
-    /// Checks that nothing was invoked that was not taken.
+    /// Checks that there is no invocation that the test has not taken.
     async fn no_call(&mut self) {
         self.idle().await;
         if let Ok(call) = self.calls.try_recv() {
@@ -284,10 +285,10 @@ fn settings(folder: &Path, limits: Limits) -> Settings {
     }
 }
 
-/// Holds virtual time while the disk, which answers in real time, is waited for; until this is dropped.
+/// Stops virtual time until the result is dropped, while the test waits for the disk, which responds in real time.
 fn hold_time() -> std::sync::mpsc::Sender<()> {
     let (held, dropped) = std::sync::mpsc::channel();
-    // Tokio's paused clock stands still while a thread of its own is busy.
+    // Tokio's paused clock does not advance while a blocking task runs.
     tokio::task::spawn_blocking(move || dropped.recv());
     held
 }
@@ -367,7 +368,7 @@ const UNCHANGED: Outcome = Outcome::Succeeded(Success::Change { changed: false }
 // ---- every outcome -------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
-async fn a_change_succeeds_or_fails_as_orbctl_says() {
+async fn change_succeeds_or_fails_as_orbctl_reports() {
     let mut world = World::new();
     let job = world.change(restart("a")).await;
     world.call("restart").await.exit(0);
@@ -394,7 +395,7 @@ async fn a_change_succeeds_or_fails_as_orbctl_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commands_code_is_its_own() {
+async fn exit_code_of_a_command_is_its_result() {
     let mut world = World::new();
     for code in [0, 1, 127] {
         let job = world.change(exec("a")).await;
@@ -413,7 +414,7 @@ async fn a_commands_code_is_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_holds_is_not_carried_out() {
+async fn change_whose_result_already_holds_is_skipped() {
     let mut world = World::new();
     let job = world.change(Operation::Start(name("a"))).await;
     assert_eq!(outcome(&job).await, UNCHANGED);
@@ -424,7 +425,7 @@ async fn a_change_that_holds_is_not_carried_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_started_or_panics_fails_and_frees_its_lane() {
+async fn spawn_error_or_panic_fails_the_job_and_frees_its_lane() {
     let mut world = World::new();
     let job = world.change(restart("a")).await;
     let gone = SpawnError::NotFound { program: "/x".into() };
@@ -447,10 +448,10 @@ async fn what_cannot_be_started_or_panics_fails_and_frees_its_lane() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_handed_in_after_its_connection_is_gone_is_refused_unless_it_is_detached() {
+async fn submit_after_disconnect_is_refused_unless_detached() {
     let mut world = World::new();
     let late = submission(restart("a"));
-    // In this order the accept loop does it, while a handler still looks up a name.
+    // The accept loop does this in the same order, while a handler still resolves a name.
     late.client.gone.cancel();
     world.dispatcher.on_disconnect(late.client.connection).await;
     let refused = world.dispatcher.submit(late.clone()).await;
@@ -466,7 +467,7 @@ async fn what_is_handed_in_after_its_connection_is_gone_is_refused_unless_it_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_ends_a_command_a_read_and_a_wait() {
+async fn timeouts_end_a_command_a_read_and_a_waiting_job() {
     let mut world = World::with(Limits::default(), false);
     let holder = world
         .submit(Submission {
@@ -505,10 +506,10 @@ async fn a_limit_ends_a_command_a_read_and_a_wait() {
     world.no_call().await;
 }
 
-// ---- settling ------------------------------------------------------------------------------------------------------------------
+// ---- reconciliation ------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_change_that_holds_is_settled_at_the_first_look() {
+async fn interrupted_change_that_took_effect_is_reconciled_at_the_first_poll() {
     let mut world = World::new();
     let job = world.change(create("new")).await;
     let call = world.call("create").await;
@@ -526,7 +527,7 @@ async fn a_cut_change_that_holds_is_settled_at_the_first_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_change_keeps_its_lane_until_it_has_come_to_rest() {
+async fn interrupted_change_keeps_its_lane_until_the_state_is_stable() {
     let mut world = World::new();
     let job = world.change(create("new")).await;
     let waiting = world.change(exec("new")).await;
@@ -556,7 +557,7 @@ async fn a_cut_change_keeps_its_lane_until_it_has_come_to_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn looks_end_after_two_minutes_with_growing_pauses_and_say_that_nothing_settled() {
+async fn reconciliation_polls_with_backoff_and_gives_up_after_two_minutes() {
     let mut world = World::new();
     let job = world.change(create("new")).await;
     world.set("new", "creating");
@@ -573,11 +574,11 @@ async fn looks_end_after_two_minutes_with_growing_pauses_and_say_that_nothing_se
         took >= Duration::from_secs(120) && took < Duration::from_secs(126),
         "{took:?}"
     );
-    assert!((20..40).contains(&world.lists()), "{} looks", world.lists());
+    assert!((20..40).contains(&world.lists()), "{} polls", world.lists());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_hold_is_settled_after_a_quiet_time() {
+async fn interrupted_change_without_effect_is_stable_after_ten_seconds() {
     let mut world = World::new();
     let job = world.change(create("new")).await;
     world.call("create").await.end(Ending::Signalled(6), "", "");
@@ -598,12 +599,12 @@ async fn what_does_not_hold_is_settled_after_a_quiet_time() {
 // ---- races, in both orders -----------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
-async fn of_a_cancel_and_an_end_the_earlier_counts() {
+async fn earlier_of_a_cancel_and_an_end_counts() {
     let mut world = World::new();
     let job = world.change(exec("a")).await;
     let call = world.call("run").await;
     call.exit(0);
-    // Not yet seen by anybody, and yet it came first.
+    // The end came first, although the dispatcher has not handled it yet.
     assert_ne!(
         world.dispatcher.cancel(job.spec.id).await,
         Cancelled::NeverStarted
@@ -625,7 +626,7 @@ async fn of_a_cancel_and_an_end_the_earlier_counts() {
     assert_eq!(outcome(&job).await, Outcome::Cancelled(Phase::Running));
 }
 
-/// A lease of these processes.
+/// Returns a lease of these processes.
 fn lease_of(child: u32, owner: u32) -> Executor {
     let identity = |pid| ChildIdentity {
         pid,
@@ -637,7 +638,7 @@ fn lease_of(child: u32, owner: u32) -> Executor {
     })
 }
 
-/// Says what a job that has ended still does for whoever has to do with it.
+/// Checks how each request behaves for a job that has ended.
 async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
     let dispatcher = &world.dispatcher;
     assert_eq!(dispatcher.cancel(id).await, Cancelled::AlreadyEnded);
@@ -662,7 +663,7 @@ async fn check_that_it_is_over(world: &World, id: JobId, expected: &Outcome) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waited_before_the_end_and_who_comes_after_it_are_told_the_same() {
+async fn outcome_is_the_same_for_waiters_and_for_late_callers() {
     let mut world = World::new();
     let mut request = ExecRequest::new(vec!["cat".into()]).expect("a command");
     request.stdin = Stdin::Stream;
@@ -678,7 +679,7 @@ async fn who_waited_before_the_end_and_who_comes_after_it_are_told_the_same() {
     call.exit(3);
     let ended = Outcome::Succeeded(Success::Exec { exit_code: 3 });
     assert_eq!(waiting.await.expect("no panic"), ended);
-    // One who looks only now has held it all the time.
+    // A handle taken before the end, read after it.
     assert_eq!(outcome(&job).await, ended);
     check_that_it_is_over(&world, id, &ended).await;
     let late = world.dispatcher.job(id).await.expect("remembered");
@@ -694,7 +695,7 @@ async fn who_waited_before_the_end_and_who_comes_after_it_are_told_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_never_started_is_over_for_everybody_too() {
+async fn job_cancelled_in_the_queue_has_ended_for_all_handles() {
     let mut world = World::new();
     let first = world.change(restart("a")).await;
     let second = world.change(restart("a")).await;
@@ -712,7 +713,7 @@ async fn a_job_that_never_started_is_over_for_everybody_too() {
 
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "a client's own process, not an orbctl")]
-async fn a_lease_is_released_once_and_not_after_its_end() {
+async fn lease_is_released_once_and_not_after_its_end() {
     let world = World::new();
     let mut process = std::process::Command::new("sh")
         .args(["-c", "read go"])
@@ -751,7 +752,7 @@ async fn a_lease_is_released_once_and_not_after_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_whose_deadline_and_turn_come_together_does_not_start() {
+async fn job_that_becomes_runnable_at_its_deadline_does_not_start() {
     for (waited_ms, starts) in [(60_000, false), (59_999, true)] {
         let mut world = World::new();
         let holder = world.change(exec("a")).await;
@@ -777,7 +778,7 @@ async fn a_job_whose_deadline_and_turn_come_together_does_not_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_first() {
+async fn disconnect_cancels_waiting_jobs_and_commands_but_not_changes() {
     let mut world = World::new();
     let running = world.change(exec("a")).await;
     let waiting = world.change(restart("a")).await;
@@ -795,7 +796,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&of_another).await, CHANGED);
 
-    // The end first, and then the client: it was done.
+    // The command ends before its client disconnects, so it has succeeded.
     let running = world.change(exec("a")).await;
     world.call("run").await.exit(0);
     world.dispatcher.on_disconnect(1).await;
@@ -804,7 +805,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
         Outcome::Succeeded(Success::Exec { exit_code: 0 })
     );
 
-    // A running change is left to finish; until then it holds its connection, which nothing that is over does.
+    // A running change is left to finish. Until then it holds its connection; ended jobs hold none.
     let holding = async |world: &World| world.dispatcher.holding_connections().await.expect("it lives");
     assert_eq!(holding(&world).await, HashSet::new());
     let change = world.change(restart("a")).await;
@@ -817,7 +818,7 @@ async fn a_client_that_goes_takes_what_waits_and_its_commands_whatever_comes_fir
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_ends_commands_cancels_what_waits_and_gives_changes_ten_seconds() {
+async fn shutdown_stops_commands_and_waiting_jobs_and_gives_changes_ten_seconds() {
     for finishes in [true, false] {
         let mut world = World::new();
         let command = world.change(exec("a")).await;
@@ -851,7 +852,7 @@ async fn a_stop_ends_commands_cancels_what_waits_and_gives_changes_ten_seconds()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_at_the_moment_of_an_end_answers_the_end() {
+async fn shutdown_at_the_end_of_a_job_still_reports_its_outcome() {
     let mut world = World::new();
     let change = world.change(restart("a")).await;
     let call = world.call("restart").await;
@@ -881,7 +882,7 @@ async fn equal_reads_share_an_invocation_until_something_changes() {
     second.end(Ending::Exited(0), &list_of(&world.orbctl.inventory), "");
     let seen = later.await.expect("no panic").expect("facts");
     assert_eq!(seen.value.machines().map(<[_]>::len), Some(3));
-    // The older one ends last, with what was true when it began.
+    // The older read ends last, with the state at the time it began.
     call.end(Ending::Exited(0), "[]", "");
     for read in [first, joined] {
         let seen = read.await.expect("no panic").expect("facts");
@@ -897,7 +898,7 @@ async fn equal_reads_share_an_invocation_until_something_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_orbctl_said_is_not_told_once_the_new_one_was_started() {
+async fn answers_of_a_replaced_orbctl_are_stale_once_the_new_one_has_started() {
     let mut world = World::new();
     let list = async |world: &World| {
         let seen = world.read(Query::List, None).await.expect("no panic");
@@ -909,29 +910,29 @@ async fn what_another_orbctl_said_is_not_told_once_the_new_one_was_started() {
     assert_eq!(list(&world).await, 1, "nothing was started, so nobody looked");
     let command = world.submit(submission(exec("a"))).await;
     let call = world.call("run").await;
-    // It still runs: what it was started beside is stale at once.
+    // It still runs, but its start has already made all cached data stale.
     assert_eq!(list(&world).await, 2);
     assert_eq!(list(&world).await, 2);
     call.exit(0);
     outcome(&command).await;
     assert_eq!(list(&world).await, 2, "an end of a command changes nothing");
-    // The read that notices it began before all was made stale, so it is asked once more.
+    // The read that detects the replacement began before the invalidation, so it is repeated once.
     world.orbctl.replaced.store(true, Ordering::Relaxed);
-    let asked = world.read(Query::List, Some(Duration::ZERO)).await;
-    asked.expect("no panic").expect("facts");
+    let submission = world.read(Query::List, Some(Duration::ZERO)).await;
+    submission.expect("no panic").expect("facts");
     assert_eq!(list(&world).await, 4);
     assert_eq!(list(&world).await, 4);
 }
 
 fn printed(seen: &ObservedAnswer) -> (&[u8], &[u8], Ending) {
-    match &seen.value.facts {
+    match &seen.value.answer {
         QueryAnswer::Raw(printed) => (&printed.stdout, &printed.stderr, printed.ending),
         other => panic!("{other:?} was not printed"),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() {
+async fn raw_read_is_shared_only_by_equal_reads() {
     let mut world = World::with(Limits::default(), false);
     let words = |quiet| {
         Query::RawQuery(RawQuery::List {
@@ -964,7 +965,7 @@ async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() 
         b"a table"
     );
     typed.await.expect("no panic").expect("facts");
-    // Kept for whoever accepts it, until something changes.
+    // Cached until something changes.
     world
         .read(words(true), None)
         .await
@@ -985,7 +986,7 @@ async fn a_read_in_orbctls_own_words_is_shared_by_equal_ones_and_by_no_others() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_read_that_failed_printed_is_answered_and_not_kept() {
+async fn output_of_a_failed_raw_read_is_returned_but_not_cached() {
     let mut world = World::with(Limits::default(), false);
     let words = Query::RawQuery(RawQuery::Info {
         machine: name("gone"),
@@ -1002,13 +1003,13 @@ async fn what_a_read_that_failed_printed_is_answered_and_not_kept() {
     let read = world.read(status.clone(), None);
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     read.await.expect("no panic").expect("an answer");
-    // That it is stopped is no failure.
+    // A stopped OrbStack is not a failed read.
     world.read(status, None).await.expect("no panic").expect("kept");
     world.no_call().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_known_is_gone_before_a_change_is_answered() {
+async fn cache_is_invalidated_before_a_change_is_acknowledged() {
     let mut world = World::new();
     world
         .read(Query::List, None)
@@ -1019,7 +1020,7 @@ async fn what_was_known_is_gone_before_a_change_is_answered() {
     let job = world.change(restart("a")).await;
     let call = world.call("restart").await;
     assert!(world.dispatcher.published().machines.is_none(), "from its start");
-    // A read between start and end is good until the end.
+    // A read that runs during the change is cached until the change ends.
     world
         .read(Query::List, None)
         .await
@@ -1035,7 +1036,7 @@ async fn what_was_known_is_gone_before_a_change_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_that_everybody_waits_for_is_not_ended_by_one_client_going() {
+async fn shared_read_survives_the_disconnect_of_one_client() {
     let mut world = World::with(Limits::default(), false);
     let read = world.read(Query::List, None);
     let call = world.call("list").await;
@@ -1051,7 +1052,7 @@ async fn a_read_that_everybody_waits_for_is_not_ended_by_one_client_going() {
 // ---- order ---------------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
-async fn one_at_a_time_does_not_keep_a_job_from_its_own_looks() {
+async fn strict_mode_does_not_block_the_polls_of_the_running_job() {
     let limits = Limits {
         strict: true,
         ..Limits::default()
@@ -1075,9 +1076,9 @@ async fn one_at_a_time_does_not_keep_a_job_from_its_own_looks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn force_ends_what_runs_also_while_it_only_looks_and_cancels_what_waits() {
+async fn force_stops_a_reconciling_job_and_cancels_waiting_jobs() {
     let mut world = World::new();
-    let settling = world.change(create("new")).await;
+    let reconciliation = world.change(create("new")).await;
     world.set("new", "creating");
     world.call("create").await.end(Ending::Signalled(9), "", "");
     let waiting = world.change(restart("new")).await;
@@ -1085,7 +1086,7 @@ async fn force_ends_what_runs_also_while_it_only_looks_and_cancels_what_waits() 
     let began = Moment::now();
     let forced = world.change(Operation::Stop(name("new"), Force::Yes)).await;
     assert_eq!(outcome(&waiting).await, Outcome::Cancelled(Phase::Queued));
-    assert!(matches!(outcome(&settling).await, Outcome::Unknown(seen) if !seen.stable));
+    assert!(matches!(outcome(&reconciliation).await, Outcome::Unknown(seen) if !seen.stable));
     let call = world.call("stop").await;
     assert!(Moment::now().instant - began.instant < Duration::from_secs(1));
     world.set("new", "stopped");
@@ -1094,7 +1095,7 @@ async fn force_ends_what_runs_also_while_it_only_looks_and_cancels_what_waits() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_id_that_means_another_machine_by_now_is_refused() {
+async fn id_of_a_replaced_machine_is_rejected() {
     let mut world = World::new();
     let by_id = |id: &str| Submission {
         expected_id: Some(id.parse().expect("an id")),
@@ -1119,7 +1120,7 @@ async fn an_id_that_means_another_machine_by_now_is_refused() {
             ..by_id("01M4HXHNTVZXRXR1F5PV7GC8R0")
         })
         .await;
-    // It came as far as asking for the version, at which this orbctl panics.
+    // It got past the id check to the version query, which panics in the simulated `orbctl`.
     assert!(matches!(
         outcome(&job).await,
         Outcome::Failed(Failure::Internal(_))
@@ -1127,7 +1128,7 @@ async fn an_id_that_means_another_machine_by_now_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_jobs_leave_no_more_than_a_hundred_behind() {
+async fn history_keeps_at_most_a_hundred_of_ten_thousand_jobs() {
     let mut world = World::new();
     for _ in 0..10_000 {
         let job = world.change(exec("a")).await;
@@ -1140,7 +1141,7 @@ async fn ten_thousand_jobs_leave_no_more_than_a_hundred_behind() {
     };
     let (jobs, more) = world.dispatcher.list(filter).await;
     assert_eq!((jobs.len(), more), (100, false));
-    // And after a while nothing at all.
+    // After the retention time none is left.
     tokio::time::sleep(Duration::from_secs(16 * 60)).await;
     let (jobs, _) = world
         .dispatcher
@@ -1152,10 +1153,10 @@ async fn ten_thousand_jobs_leave_no_more_than_a_hundred_behind() {
     assert_eq!(jobs.len(), 0);
 }
 
-// ---- lives ---------------------------------------------------------------------------------------------------------------------
+// ---- restarts ------------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
-async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
+async fn next_instance_reconciles_running_jobs_and_runs_accepted_jobs_once() {
     let mut world = World::new();
     let running = world.change(restart("a")).await;
     let _call = world.call("restart").await;
@@ -1170,7 +1171,7 @@ async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
         .await;
     let (running, promised) = (running.spec.id, promised.spec.id);
     let World { task, folder, .. } = world;
-    // As a crash would: nobody says goodbye.
+    // Like a crash: no orderly shutdown.
     task.abort();
     assert!(task.await.is_err());
 
@@ -1182,7 +1183,8 @@ async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
     call.exit(0);
     assert_eq!(outcome(&job).await, CHANGED);
     drop(held);
-    // Its child is gone, but what that told OrbStack may go on: the lane is held until the inventory has come to rest.
+    // Its child process is gone, but OrbStack may still be carrying out the request: the lane is held until the inventory is
+    // stable.
     let seen = ReconcileReport {
         stable: true,
         satisfied: None,
@@ -1207,7 +1209,7 @@ async fn the_next_life_ends_what_ran_and_carries_out_once_what_was_promised() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_life_that_adopts_many_changes_looks_after_a_few_at_a_time_and_after_forced_ones_at_once() {
+async fn restored_changes_poll_a_few_at_a_time_and_forced_ones_at_once() {
     let mut world = World::new();
     let mut calls = Vec::new();
     for number in 0..6 {
@@ -1226,14 +1228,14 @@ async fn a_life_that_adopts_many_changes_looks_after_a_few_at_a_time_and_after_f
     task.abort();
     assert!(task.await.is_err());
 
-    // All their children are gone, so all would look at once.
+    // All their child processes are gone, so all jobs want to poll at once.
     let mut world = World::over(folder, Limits::default(), false);
     let mut probe_permits = Vec::new();
     for _ in 0..=Limits::default().queries_max {
         probe_permits.push(world.call("list").await);
     }
     world.no_call().await;
-    // As each ends, one that had no place has its turn; whoever looked goes behind it.
+    // When a poll ends, a job that had no permit gets one; the job that just polled queues behind it.
     let list = list_of(&world.orbctl.inventory);
     for look in probe_permits {
         look.end(Ending::Exited(0), &list, "");
@@ -1246,7 +1248,7 @@ async fn a_life_that_adopts_many_changes_looks_after_a_few_at_a_time_and_after_f
 }
 
 #[tokio::test(start_paused = true)]
-async fn looks_that_find_no_place_end_with_the_others() {
+async fn polls_without_a_permit_end_in_time() {
     let limits = Limits {
         queries_max: 1,
         ..Limits::default()
@@ -1259,7 +1261,7 @@ async fn looks_that_find_no_place_end_with_the_others() {
     let _unanswered = world.call("list").await;
     world.no_call().await;
     let began = Moment::now();
-    // Nobody ever answers: each look ends at its limit, and the other one's turn comes.
+    // No poll is answered: each ends at its limit, and the other job gets the permit.
     for job in &jobs {
         assert_eq!(outcome(job).await, Outcome::Unknown(ReconcileReport::NOTHING));
     }

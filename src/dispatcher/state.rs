@@ -1,4 +1,4 @@
-//! The dispatcher's task: jobs and their lives, reads and who shares them, what is known and when it stops being true.
+//! The dispatcher's task and its state: jobs, reads and their waiters, the cache, subscriptions.
 
 mod acceptance;
 mod ending;
@@ -41,25 +41,25 @@ use idle::Idle;
 use jobs_by_connection::JobsByConnection;
 use watching::Watching;
 
-/// Requests handled before the ends of jobs are looked at again.
+/// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;
-/// Pieces of streamed input between a client and a child.
+/// Chunks of streamed input buffered between a client and a child.
 const INPUT_MAX: usize = 4;
-/// Most bytes of commands, environments and inputs held by jobs that are not over.
+/// Most bytes of commands, environments and inputs of unfinished jobs.
 const OPERANDS_MAX: u64 = 256 << 20;
-/// When a caller refused for that may come back.
+/// How long a caller that was refused because of [`OPERANDS_MAX`] should wait before trying again.
 const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A read under way, and who waits for it.
+/// An unfinished read and its waiters.
 struct PendingRead {
     job: JobId,
-    /// Absent while it waits.
+    /// `None` while the read waits in the queue.
     start: Option<ReadStart>,
     waiters: Vec<oneshot::Sender<Result<ObservedAnswer, ReadError>>>,
 }
 
 impl PendingRead {
-    /// Answers everybody who waits; the read itself goes on.
+    /// Answers all waiters; the read itself continues.
     fn tell(&mut self, seen: &ObservedAnswer) {
         for waiter in self.waiters.drain(..) {
             let _ = waiter.send(Ok(seen.clone()));
@@ -67,21 +67,21 @@ impl PendingRead {
     }
 }
 
-/// What is remembered of a read when it begins.
+/// State recorded when a read starts.
 struct ReadStart {
-    /// For answers that are kept.
+    /// Cache ticket; `None` for answers that are not cached.
     ticket: Option<Ticket>,
-    /// For those that are not: any change since then may show in them.
+    /// Generation at the start. For an answer without a ticket, any later generation means that it may be out of date.
     generation: Generation,
     at: Moment,
 }
 
-/// Owns what changes.
+/// State of the dispatcher.
 pub(super) struct State<O> {
     settings: Settings,
     orbctl: Arc<O>,
     journal: Journal,
-    /// To ourselves, for what ends outside of us. Weak: it must not keep our own inbox open.
+    /// Sender to the dispatcher's own inbox, for work that completes in another task. Weak, so that it does not keep the inbox open.
     requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
@@ -89,26 +89,26 @@ pub(super) struct State<O> {
     jobs: BTreeMap<JobId, Entry>,
     jobs_by_connection: JobsByConnection,
     ended_job_watchers: EndedJobWatchers,
-    /// Ended jobs, oldest first, with when they ended.
+    /// Ended jobs, oldest first, with the time when they ended.
     ended: VecDeque<(Instant, JobId)>,
-    /// Those of them whose output is still kept, with what it takes in memory.
+    /// Ended jobs whose output is still kept, oldest first, with its bytes in memory.
     outputs: VecDeque<(JobId, u64)>,
     ended_bytes: u64,
-    /// Bytes of commands and input that jobs hold until they are over.
+    /// Bytes of commands, environments and inputs of unfinished jobs.
     operands: u64,
     reads: HashMap<Query, PendingRead>,
-    /// Reads that newer callers could not join, by job: their own waiters are still to be told.
+    /// Reads that newer callers could not join, by job. Their earlier waiters are still to be answered.
     outdated: HashMap<JobId, PendingRead>,
     running: JoinSet<(JobId, JobResult)>,
-    /// Places for looks after a cut.
+    /// Permits for probes after a cut, shared by all jobs.
     probe_permits: Arc<Semaphore>,
     notes: mpsc::Sender<(JobId, Note)>,
-    said: mpsc::Receiver<(JobId, Note)>,
+    notes_inbox: mpsc::Receiver<(JobId, Note)>,
     circuit_breaker: CircuitBreaker,
-    /// The probe under way, and what its look may be kept by.
+    /// The running health probe, and the ticket to cache its list with.
     probe: Option<(JobId, Ticket)>,
     spools: spool::Budget,
-    /// The output of every ended job that wrote nothing.
+    /// Shared empty spool of all ended jobs without output.
     nothing: spool::Spool,
     publish: watch::Sender<Published>,
     watching: Watching,
@@ -117,7 +117,7 @@ pub(super) struct State<O> {
     draining: Vec<Target>,
     idle: Idle,
     stopping: bool,
-    /// Cancelled when nothing more is accepted because the next instance takes over.
+    /// Cancelled once no more jobs are accepted because the next instance takes over.
     upgrading: CancellationToken,
 }
 
@@ -129,7 +129,7 @@ impl<O: Orbctl> State<O> {
         requests: mpsc::WeakSender<Request>,
         upgrading: CancellationToken,
     ) -> Self {
-        let (notes, said) = mpsc::channel(64);
+        let (notes, notes_inbox) = mpsc::channel(64);
         let probe_permits = settings.probes_max();
         let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
@@ -155,7 +155,7 @@ impl<O: Orbctl> State<O> {
             running: JoinSet::new(),
             probe_permits: Arc::new(Semaphore::new(probe_permits)),
             notes,
-            said,
+            notes_inbox,
             circuit_breaker: CircuitBreaker::new(),
             probe: None,
             publish,
@@ -181,7 +181,7 @@ impl<O: Orbctl> State<O> {
             let deadlines = [
                 self.scheduler.next_deadline(),
                 self.next_forgotten(),
-                self.next_look(),
+                self.next_poll(),
                 self.next_probe(),
                 self.next_idle_check(),
                 leave_at,
@@ -195,15 +195,15 @@ impl<O: Orbctl> State<O> {
             };
             tokio::select! {
                 biased;
-                // First: an inbox that is never empty must not keep us from stopping.
+                // Polled first: an inbox that is never empty must not delay a stop.
                 () = shutdown.cancelled(), if !self.stopping => {
                     leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
                     self.begin_stop();
                 }
-                Some((id, note)) = self.said.recv() => self.on_job_event(id, note),
+                Some((id, note)) = self.notes_inbox.recv() => self.on_job_event(id, note),
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((id, finished)) => self.end(id, finished),
-                    Err(error) => tracing::error!(%error, "a job's task was lost"),
+                    Err(error) => tracing::error!(%error, "job task was lost"),
                 },
                 request = inbox.recv() => match request {
                     Some(request) => {
@@ -215,7 +215,7 @@ impl<O: Orbctl> State<O> {
                             }
                         }
                     }
-                    // Nobody can ask any more, so nobody waits.
+                    // All handles are dropped, so no caller is waiting.
                     None => return self.journal,
                 },
                 () = timer => {}
@@ -223,7 +223,7 @@ impl<O: Orbctl> State<O> {
             let now = Moment::now().instant;
             self.expire(now);
             self.forget(now);
-            self.look_if_due(now);
+            self.poll_if_due(now);
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
@@ -237,7 +237,7 @@ impl<O: Orbctl> State<O> {
     }
 
     fn request(&mut self, request: Request) {
-        // An answer that nobody waits for any more is dropped: its caller is gone.
+        // Errors of `reply.send` are ignored: the caller has stopped waiting.
         match request {
             Request::Submit(submission, reply) if self.holds_back(&submission) => {
                 self.idle.hold_back(Request::Submit(submission, reply));
@@ -281,7 +281,7 @@ impl<O: Orbctl> State<O> {
                     && let Some(release) = live.release.take()
                 {
                     let preempted_by = live.preempted_by.clone();
-                    // A lease that ended meanwhile drops the reply, which is the answer.
+                    // If the lease has ended meanwhile, the reply is dropped, which the caller sees as "already ended".
                     let _ = release.send(Release {
                         ending,
                         preempted_by,
@@ -293,7 +293,7 @@ impl<O: Orbctl> State<O> {
             Request::HoldingConnections(reply) => {
                 let _ = reply.send(self.jobs_by_connection.connections());
             }
-            // It would be forgotten. The reply is dropped, which refuses it as new work is refused.
+            // The next instance would not know of the change. Dropping the reply refuses the request like a new job.
             Request::Queue(..) if self.is_upgrading() => {}
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),
             Request::QueueView(reply) => {
@@ -306,7 +306,7 @@ impl<O: Orbctl> State<O> {
                 self.invalidate_untrusted(&scope);
                 let _ = reply.send(self.cache.generation());
             }
-            Request::Subscribe(wants_looks, reply) => self.subscribe(wants_looks, reply),
+            Request::Subscribe(wants_polls, reply) => self.subscribe(wants_polls, reply),
             Request::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot());
             }
@@ -324,12 +324,12 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Behaves by other settings from now on. What runs or waits beyond a lowered bound stays.
+    /// Replaces the settings. Jobs beyond a lowered limit keep running or waiting.
     fn adopt(&mut self, settings: Settings) {
         self.scheduler.set_limits(settings.limits.clone());
         self.spools.set_max(settings.spool_total_max);
         if settings.probes_max() != self.settings.probes_max() {
-            // Jobs that run keep their share of the places there were.
+            // Running jobs keep the permits of the old semaphore.
             self.probe_permits = Arc::new(Semaphore::new(settings.probes_max()));
         }
         if settings.watch_interval != self.settings.watch_interval {
@@ -340,25 +340,25 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// Says whether a job is acknowledged to survive a restart: detached changes are. A command never is, because its words are not
-/// written down.
+/// Returns whether a job is promised to survive a restart. Detached changes are; commands never are, because their arguments are not
+/// written to disk.
 fn is_durable(spec: &JobSpec) -> bool {
-    spec.asked.detached
+    spec.submission.detached
         && !matches!(
-            spec.asked.operation.class(),
+            spec.submission.operation.class(),
             Class::Query | Class::Exec | Class::Session
         )
 }
 
-/// Describes a job to the scheduler, without a deadline.
+/// Converts a job for the scheduler, without a deadline.
 fn scheduled(spec: &JobSpec) -> NewJob {
     NewJob {
         id: spec.id,
-        client: spec.asked.client.id,
-        class: spec.asked.operation.class(),
-        footprint: spec.asked.operation.footprint(),
+        client: spec.submission.client.id,
+        class: spec.submission.operation.class(),
+        footprint: spec.submission.operation.footprint(),
         queue_deadline: None,
-        preempts: spec.asked.operation.preempts(),
-        machine: spec.asked.operation.machine().cloned(),
+        preempts: spec.submission.operation.preempts(),
+        machine: spec.submission.operation.machine().cloned(),
     }
 }

@@ -1,4 +1,4 @@
-//! Operations as the journal keeps them: a versioned shape of its own, so that the words can change without breaking old files.
+//! Operations as the journal stores them: a versioned format of its own, so that the types in memory can change.
 
 use std::path::PathBuf;
 
@@ -17,10 +17,10 @@ use crate::sys::{ChildIdentity, StartTime};
 
 use super::handle::{Client, Executor, JobSpec, Submission};
 
-/// Version of the shape below. A change of meaning makes a new variant, never a new sense for an old one.
+/// Version of the format below. A new meaning needs a new variant; an existing variant never changes its meaning.
 const VERSION: u8 = 1;
 
-/// A change on disk. Commands are not among them: their words, input and environment may hold secrets.
+/// A change on disk. Commands are not stored: their arguments, input and environment may hold secrets.
 #[derive(Debug, Serialize, Deserialize)]
 enum Stored {
     Create(Box<StoredMachine>),
@@ -57,18 +57,19 @@ struct StoredMachine {
     forward_ssh_agent: bool,
 }
 
-/// Writes a change whole, with the id by which its machine was named: it is compared again before the change starts.
+/// Encodes a change together with the id by which the client named its machine; the id is compared again before the change starts.
+/// Empty for operations that are not stored.
 pub(super) fn encode(operation: &Operation, expected_id: Option<&MachineId>) -> Vec<u8> {
     let Some(stored) = store(operation) else {
         return Vec::new();
     };
     let mut bytes = vec![VERSION];
-    // A vector cannot fail to grow in a way that postcard could report.
+    // Writing to a vector returns no error.
     bytes.extend(postcard::to_stdvec(&(stored, expected_id.map(MachineId::as_str))).unwrap_or_default());
     bytes
 }
 
-/// Reads a change; `None` for anything that this version does not understand.
+/// Decodes a change; `None` for anything that this version does not understand.
 pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
     let (version, rest) = bytes.split_first()?;
     if *version != VERSION {
@@ -78,12 +79,13 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
     Some((restore(stored)?, parsed(expected_id)?))
 }
 
-/// Says whether a client's own process carries a job, in a lease: it has no marker of ours in its environment.
+/// Returns whether the job is a lease: a client's process runs it, so the start entry has no marker.
 pub(super) fn is_lease(starting: &Starting) -> bool {
     starting.marker.is_empty()
 }
 
-/// Makes what is known of an operation that was under way: enough for its lanes, its verb and its machine. It is never run.
+/// Rebuilds from a start entry what is known about an operation: enough for its lanes, its verb and its machine. The result is never
+/// run.
 pub(super) fn outline(starting: &Starting) -> Option<Operation> {
     if !is_lease(starting) {
         return known_outline(starting);
@@ -91,7 +93,7 @@ pub(super) fn outline(starting: &Starting) -> Option<Operation> {
     let known = leased_outline(starting).map(Operation::ClientAction);
     let known = known.or_else(|| known_outline(starting));
     let lanes = Footprint::new(starting.lanes.iter().cloned());
-    // A form that was not known in full may hold more than its verb tells. What the journal says it holds, it holds.
+    // A form that was not fully parsed may hold more lanes than its verb implies. The journal's list of lanes is authoritative.
     Some(match known {
         Some(operation) if operation.footprint() == lanes => operation,
         _ => Operation::ClientAction(ClientAction::UnknownForm(UnknownForm::restored(
@@ -102,7 +104,7 @@ pub(super) fn outline(starting: &Starting) -> Option<Operation> {
     })
 }
 
-/// The same for an operation of which the verb and the machine tell everything.
+/// Like [`outline`], for an operation that its verb and machine determine.
 fn known_outline(starting: &Starting) -> Option<Operation> {
     let machine = || starting.machine.clone();
     let other = || {
@@ -160,7 +162,7 @@ fn known_outline(starting: &Starting) -> Option<Operation> {
     })
 }
 
-/// The same for what only clients carry out. Whether it was forced is not known, and no matter: it runs already.
+/// Like [`outline`], for operations that only clients run. Whether it was forced is unknown but irrelevant: it has already started.
 fn leased_outline(starting: &Starting) -> Option<ClientAction> {
     let machine = || starting.machine.clone();
     let several = |each| {
@@ -168,7 +170,7 @@ fn leased_outline(starting: &Starting) -> Option<ClientAction> {
             Lane::Machine(name) => Some(name.clone()),
             Lane::Fleet | Lane::Configuration => None,
         });
-        // One that is about a single machine is an operation of ours.
+        // For a single machine it is an ordinary operation, not a batch.
         let is_several = starting.machine.is_none();
         is_several.then(|| ClientAction::Batch(each, machines.collect()))
     };
@@ -192,7 +194,7 @@ fn leased_outline(starting: &Starting) -> Option<ClientAction> {
     }
 }
 
-/// The same for a read that its client lets the tool itself print.
+/// Like [`outline`], for a read whose output `orbctl` prints directly to the client.
 fn read_outline(verb: &str) -> Option<RawQuery> {
     Some(match verb {
         "list" => RawQuery::List {
@@ -214,7 +216,7 @@ fn read_outline(verb: &str) -> Option<RawQuery> {
     })
 }
 
-/// Writes which process a child is.
+/// Encodes the identity of a process.
 pub(super) fn process(child: &ChildIdentity) -> Process {
     let mut start_time = child.started.at.to_le_bytes().to_vec();
     start_time.extend(child.started.boot.to_le_bytes());
@@ -224,7 +226,7 @@ pub(super) fn process(child: &ChildIdentity) -> Process {
     }
 }
 
-/// Reads which process a child is.
+/// Decodes the identity of a process; `None` if it is malformed.
 pub(super) fn identity(process: &Process) -> Option<ChildIdentity> {
     let (at, boot) = process.start_time.split_first_chunk::<8>()?;
     let started = StartTime {
@@ -237,10 +239,10 @@ pub(super) fn identity(process: &Process) -> Option<ChildIdentity> {
     })
 }
 
-/// Makes the job of an operation of the life before.
+/// Returns the job of an operation that an earlier instance accepted.
 pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: bool, now: Moment) -> JobSpec {
     let client = Client {
-        // Nobody of this life has this id, so it takes nobody's turn.
+        // No client of this instance has this id, so the job competes with none of them in the fair queue.
         id: ClientId(u64::MAX),
         connection: u64::MAX,
         gone: CancellationToken::new(),
@@ -251,7 +253,7 @@ pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: b
     JobSpec {
         id,
         accepted: now,
-        asked: Submission {
+        submission: Submission {
             operation,
             client,
             executor: Executor::Daemon,
@@ -377,7 +379,7 @@ fn restore(stored: Stored) -> Option<Operation> {
     })
 }
 
-/// Reads an optional field: absent is fine, unreadable is not.
+/// Parses an optional field: an absent field is valid, a malformed one is not.
 #[expect(
     clippy::option_option,
     reason = "outer: readable; inner: present. Only `?` ever sees it"
@@ -400,7 +402,7 @@ mod tests {
         text.parse().expect("a valid name")
     }
 
-    /// What the journal keeps of a lease.
+    /// Returns the start entry of a lease.
     fn starting(operation: &Operation) -> Starting {
         Starting {
             job: JobId(1),
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_holds_the_same_lanes_after_a_crash() {
+    fn lease_holds_the_same_lanes_after_a_crash() {
         let several = |each| ClientAction::Batch(each, vec![name("a"), name("b")]);
         let change = |verb, machines: &[&str]| {
             let machines = machines.iter().copied().map(name).collect();
@@ -477,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_of_a_verb_that_no_outline_knows_are_held() {
+    fn unknown_verb_still_holds_its_lanes() {
         let mut starting = starting(&Operation::ClientAction(ClientAction::Run(name("a"))));
         starting.verb = "suspend".into();
         starting.lanes = vec![(Lane::Machine(name("a")), Access::Exclusive)];

@@ -1,11 +1,11 @@
-//! How long to wait between two looks that nobody asked for.
+//! The interval between polls.
 
 use std::time::Duration;
 
-/// The longest pause while nothing changes, unless the shortest is longer.
+/// Longest interval while nothing changes, unless the shortest interval is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Waits shortly while things change and longer while they do not.
+/// An interval that is short while things change and grows while they do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     shortest: Duration,
@@ -13,7 +13,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with the shortest pause.
+    /// Creates a backoff that starts with the shortest interval.
     pub fn new(shortest: Duration) -> Self {
         Self {
             shortest,
@@ -21,22 +21,22 @@ impl Backoff {
         }
     }
 
-    /// Takes another shortest pause, and begins with it.
+    /// Sets the shortest interval, and resets to it.
     pub fn set_shortest(&mut self, shortest: Duration) {
         *self = Self::new(shortest);
     }
 
-    /// Returns the pause before the next look.
+    /// Returns the interval before the next poll.
     pub fn pause(&self) -> Duration {
         self.pause
     }
 
-    /// Something changed: more may follow soon.
+    /// Resets to the shortest interval after a change, because more changes may follow soon.
     pub fn reset(&mut self) {
         self.pause = self.shortest;
     }
 
-    /// A look saw nothing new, or could not see.
+    /// Doubles the interval after a poll that found no change or failed.
     pub fn slow_down(&mut self) {
         self.pause = (self.pause * 2).min(PAUSE_MAX).max(self.shortest);
     }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pause_grows_while_nothing_changes_and_is_short_again_when_something_does() {
+    fn interval_grows_while_nothing_changes_and_resets_on_a_change() {
         let pauses = |shortest: u64| -> Vec<u64> {
             let mut backoff = Backoff::new(Duration::from_secs(shortest));
             let mut next = || {

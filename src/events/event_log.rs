@@ -1,8 +1,8 @@
-//! The last events, and what comes after any one of them.
+//! A bounded log of the most recent events.
 
 use std::collections::VecDeque;
 
-/// The last of a sequence that is numbered from 1 and grows for ever. The oldest make room.
+/// The most recent items of a sequence numbered from 1. When the log is full, the oldest item is dropped.
 #[derive(Debug)]
 pub struct EventLog<T> {
     kept: VecDeque<T>,
@@ -10,12 +10,12 @@ pub struct EventLog<T> {
     most: usize,
 }
 
-/// What a reader asked for is not kept any more, or never was: it belongs to another life.
+/// The requested events are not in the log: they were dropped, or the number belongs to another instance of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap;
 
 impl<T: Clone> EventLog<T> {
-    /// Makes an empty one that keeps at most so many, and at least one.
+    /// Creates an empty log that keeps at most `most` items, and at least one.
     pub fn new(most: usize) -> Self {
         Self {
             kept: VecDeque::new(),
@@ -29,7 +29,7 @@ impl<T: Clone> EventLog<T> {
         self.last
     }
 
-    /// Appends what `make` builds for the next number.
+    /// Appends the item that `make` builds for the next number.
     pub fn push(&mut self, make: impl FnOnce(u64) -> T) {
         self.last += 1;
         if self.kept.len() == self.most {
@@ -38,7 +38,7 @@ impl<T: Clone> EventLog<T> {
         self.kept.push_back(make(self.last));
     }
 
-    /// Returns the events after the one with this number, the oldest first, at most so many of them; none when it is the last.
+    /// Returns up to `most` events after the one with this number, oldest first; empty if it is the last.
     pub fn since(&self, number: u64, most: usize) -> Result<Vec<T>, Gap> {
         let behind = self.last.checked_sub(number).ok_or(Gap)?;
         let behind = usize::try_from(behind).map_err(|_| Gap)?;
@@ -73,35 +73,35 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_gets_what_it_was_not_told_or_hears_that_it_is_gone() {
+    fn reader_gets_the_events_it_missed_or_a_gap() {
         let ring = of(4, 8);
         check(&ring, 8, &Ok(vec![]));
         check(&ring, 6, &Ok(vec![7, 8]));
         check(&ring, 4, &Ok(vec![5, 6, 7, 8]));
         check(&ring, 3, &Err(Gap));
         check(&ring, 0, &Err(Gap));
-        // A number that was not given yet was given by another life.
+        // A number that is not assigned yet was assigned by another instance.
         check(&ring, 9, &Err(Gap));
         check(&ring, u64::MAX, &Err(Gap));
         assert_eq!(ring.since(4, 2), Ok(vec![5, 6]));
     }
 
     #[test]
-    fn before_the_first_event_only_the_beginning_is_known() {
+    fn new_log_accepts_only_number_zero() {
         check(&of(4, 0), 0, &Ok(vec![]));
         check(&of(4, 0), 1, &Err(Gap));
         check(&of(4, 3), 0, &Ok(vec![1, 2, 3]));
         assert_eq!(of(0, 3).since(2, 9), Ok(vec![3]), "one is always kept");
     }
 
-    /// A world of counters: an event adds one to a counter, everything as it is are all counters.
+    /// A reader of a set of counters. An event increments one counter; the snapshot is all counters.
     #[derive(Default)]
     struct Reader {
         number: u64,
         counters: BTreeMap<u8, u64>,
-        /// Numbers of all events that it was told.
-        told: Vec<u64>,
-        /// For each gap: the number before it and the one that everything was told for.
+        /// Numbers of all events that it received.
+        event: Vec<u64>,
+        /// For each gap: the last number before it and the number of the snapshot after it.
         gaps: Vec<(u64, u64)>,
     }
 
@@ -109,7 +109,7 @@ mod tests {
         fn read(&mut self, ring: &EventLog<(u64, u8)>, all: &BTreeMap<u8, u64>, most: usize) {
             if let Ok(events) = ring.since(self.number, most) {
                 for (number, counter) in events {
-                    self.told.push(number);
+                    self.event.push(number);
                     self.number = number;
                     *self.counters.entry(counter).or_default() += 1;
                 }
@@ -136,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_follows_with_any_pauses_misses_nothing_unsaid_and_hears_nothing_twice(
+        fn every_event_reaches_each_reader_once_or_is_covered_by_a_gap(
             kept in 1..12_usize,
             steps in proptest::collection::vec(step(), 0..300),
         ) {
@@ -154,7 +154,7 @@ mod tests {
                 prop_assert!(ring.kept.len() <= kept);
             }
             for reader in &mut readers {
-                // Catches up, in pieces.
+                // Catch up, two events at a time.
                 while reader.number < ring.last() {
                     reader.read(&ring, &all, 2);
                 }
@@ -162,12 +162,12 @@ mod tests {
                 // Events and gaps together cover every number once, in order.
                 let mut number = 0;
                 let mut gaps = reader.gaps.iter().peekable();
-                for told in &reader.told {
-                    while let Some((_, to)) = gaps.next_if(|(from, _)| *from == number && *told != number + 1) {
+                for event in &reader.event {
+                    while let Some((_, to)) = gaps.next_if(|(from, _)| *from == number && *event != number + 1) {
                         number = *to;
                     }
-                    prop_assert_eq!(*told, number + 1);
-                    number = *told;
+                    prop_assert_eq!(*event, number + 1);
+                    number = *event;
                 }
                 for (from, to) in gaps {
                     prop_assert_eq!(*from, number);

@@ -1,28 +1,29 @@
-//! What is different between two lists of machines.
+//! The differences between two lists of machines.
 
 use std::collections::HashMap;
 
 use crate::machine::{Machine, MachineId, MachineName};
 
-/// One machine that is not as it was.
+/// One difference between two lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// It was not there before.
+    /// The machine is new.
     Appeared(Machine),
-    /// It is not as it was.
+    /// The machine changed.
     Changed {
-        /// As it is now.
+        /// The machine as it is now.
         machine: Machine,
-        /// Its name before, if it has another now.
+        /// Its previous name if it was renamed.
         renamed_from: Option<MachineName>,
     },
-    /// It is not there any more.
+    /// The machine, as last seen, no longer exists.
     Gone(Machine),
 }
 
-/// Finds what is different. A machine is the same one if its id is: another one of the same name has taken its place.
+/// Returns the differences. Machines are matched by id, so a new machine with the name of a deleted one is reported as a deletion
+/// and a new machine.
 ///
-/// What is gone comes first, so that a name is free before it is taken; the rest is in the order of the list.
+/// Deletions come first, so that a name is free before it is reused; the rest is in the order of `now`.
 pub fn differences(before: &[Machine], now: &[Machine]) -> Vec<Difference> {
     let by_id = |machines: &[Machine]| -> HashMap<MachineId, usize> {
         let with_place = machines.iter().enumerate();
@@ -95,19 +96,19 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_known_again_by_its_id() {
+    fn machines_are_matched_by_id() {
         check("", "", "");
         check("1 web running", "1 web running", "");
         check("", "1 web running, 2 db stopped", "+web +db");
         check("1 web running, 2 db stopped", "2 db stopped", "-web");
         check("1 web running", "1 web stopped", "~web");
         check("1 web running", "1 www running", "web~www");
-        // Another machine with the name of the old one.
+        // A new machine with the name of the old one.
         check("1 web running", "2 web running", "-web +web");
-        // Two that swap their names; and a name that is taken by one that was there before.
+        // Two machines swap their names; then a machine takes the name of a deleted one.
         check("1 a running, 2 b running", "1 b running, 2 a running", "a~b b~a");
         check("1 a running, 2 b running", "2 a running", "-a b~a");
-        // Order alone is no difference.
+        // A different order is no difference.
         check("1 a running, 2 b running", "2 b running, 1 a running", "");
     }
 }

@@ -1,16 +1,16 @@
-//! What can be told to whoever watches, in one order, and when it is worth looking again.
+//! Events for subscribers, in one sequence, and the interval between polls.
 //!
-//! An [`Event`] that happened becomes [`SequencedEvent`]: it has a place in the one sequence, from 1 on, and the moment at which it was noticed.
-//! The last of them are kept in a [`EventLog`]; a reader remembers nothing but the number of the last event that it was told, so a
-//! slow one costs no memory and holds nobody up. One that stayed behind for too long is told of the gap and of everything as it
-//! is, and goes on from there:
+//! An [`Event`] becomes a [`SequencedEvent`] when orbd detects it: it gets the next number of the sequence, starting at 1, and a
+//! timestamp. The [`EventLog`] keeps the most recent ones. A reader stores only the number of the last event that it received, so a
+//! slow reader costs no memory and delays no other. If the log no longer has the next event, the reader gets a gap and a snapshot
+//! of the current state, and continues from there:
 //!
 //! ```text
-//! kept        5  6  7  8        since(6): 7, 8        since(8): nothing yet        since(2): a gap; everything as it is at 8
+//! kept        5  6  7  8        since(6): 7, 8        since(8): empty        since(2): Gap; continue with a snapshot at 8
 //! ```
 //!
-//! [`differences`] finds what changed between two lists of machines, [`Backoff`] says how long to wait before the next look. Nothing
-//! here reads a clock or runs anything.
+//! [`differences`] compares two lists of machines, and [`Backoff`] determines the time until the next poll. This module reads no
+//! clock and runs nothing.
 
 mod backoff;
 mod event_log;
@@ -28,82 +28,82 @@ use crate::job::{JobId, Outcome};
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::Scope;
 
-/// A job, as far as events tell of it: nothing of its arguments, environment or input.
+/// The data of a job that events carry: nothing of its arguments, environment or input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobFacts {
-    /// Its id.
+    /// Id of the job.
     pub id: JobId,
-    /// What it does, as in `start`.
+    /// Verb of the operation, as in `start`.
     pub verb: &'static str,
-    /// To which machine.
+    /// Machine that the operation is mainly about, if there is one.
     pub machine: Option<MachineName>,
-    /// For whom.
+    /// Name of the client.
     pub client: Arc<str>,
 }
 
-/// Something that happened. Reads tell nothing: they change nothing, and watching itself is made of them.
+/// Something that happened. Reads cause no events: they change nothing, and polling itself consists of reads.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The list of machines was seen for the first time in this life of the daemon.
+    /// This instance of the daemon read the list of machines for the first time.
     MachinesKnown {
         /// Every machine.
         machines: Vec<Machine>,
-        /// The generation in which the look began.
+        /// Cache generation in which the read began.
         generation: Generation,
     },
-    /// There is a machine that was not there before.
+    /// A new machine exists.
     MachineAppeared {
-        /// As it is now.
+        /// The machine as it is now.
         machine: Machine,
-        /// The generation in which the look began.
+        /// Cache generation in which the read began.
         generation: Generation,
     },
-    /// A machine is not as it was.
+    /// A machine changed.
     MachineChanged {
-        /// As it is now.
+        /// The machine as it is now.
         machine: Machine,
-        /// Its name before, if it has another now.
+        /// Its previous name if it was renamed.
         renamed_from: Option<MachineName>,
-        /// The generation in which the look began.
+        /// Cache generation in which the read began.
         generation: Generation,
     },
-    /// A machine is not there any more.
+    /// A machine no longer exists.
     MachineGone {
-        /// As it was last seen.
+        /// The machine as last seen.
         machine: Machine,
-        /// The generation in which the look began.
+        /// Cache generation in which the read began.
         generation: Generation,
     },
-    /// OrbStack itself is not as it was, or was seen for the first time.
+    /// The status of OrbStack changed, or was read for the first time.
     OrbstackChanged {
-        /// As it is now.
+        /// The current status.
         status: OrbstackStatus,
-        /// The generation in which the look began.
+        /// Cache generation in which the read began.
         generation: Generation,
     },
     /// A job was accepted.
     JobQueued(JobFacts),
-    /// A job runs.
+    /// A job started.
     JobStarted(JobFacts),
-    /// A job is over.
+    /// A job ended.
     JobEnded(JobFacts, Outcome),
-    /// What was known became stale.
+    /// Cached data became stale.
     CacheInvalidated {
-        /// Of what.
+        /// The data that became stale.
         scope: Scope,
-        /// The generation that began with it.
+        /// Cache generation that began with the invalidation.
         generation: Generation,
     },
-    /// `orbctl` itself does not work.
+    /// `orbctl` became unhealthy.
     OrbctlUnhealthy {
-        /// What is wrong with it.
+        /// Description of the problem.
         reason: Arc<str>,
     },
-    /// `orbctl` works again.
+    /// `orbctl` recovered.
     OrbctlRecovered,
 }
 
-/// What an event is about, without its operands.
+/// The kind of an event, without its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// See [`Event::MachinesKnown`].
@@ -131,7 +131,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Says whether such events are found by looking: only whoever wants them makes orbd look again and again.
+    /// Returns whether orbd detects such events by polling. orbd polls only while a subscriber wants one of them.
     pub const fn is_found_by_looking(self) -> bool {
         match self {
             Self::MachinesKnown
@@ -150,7 +150,7 @@ impl Kind {
 }
 
 impl Event {
-    /// Returns what it is about.
+    /// Returns the kind of the event.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::MachinesKnown { .. } => Kind::MachinesKnown,
@@ -168,21 +168,21 @@ impl Event {
     }
 }
 
-/// An event with its place among all, and room for the form in which it is served: it is encoded once, however many are told.
+/// An event with its number, and a slot for its encoded form: it is encoded once, however many subscribers receive it.
 #[derive(Debug)]
 pub struct SequencedEvent {
-    /// Its number: one more than the event before it has.
+    /// Number in the sequence: one more than that of the previous event.
     pub sequence: u64,
-    /// When it was noticed.
+    /// When orbd detected it.
     pub at: Moment,
-    /// What happened.
+    /// The event.
     pub event: Event,
-    /// Filled by whoever serves it first.
+    /// The encoded form; set by the first connection that sends the event.
     pub encoded: OnceLock<Box<str>>,
 }
 
 impl SequencedEvent {
-    /// Gives an event its place.
+    /// Creates an event with the given number and time.
     pub fn new(sequence: u64, at: Moment, event: Event) -> Self {
         Self {
             sequence,

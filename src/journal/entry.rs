@@ -1,5 +1,5 @@
-//! The stored shape of entries and their frames. A shape that a release wrote is never changed: variants are added at the
-//! end, and anything else needs a new version in the file's header.
+//! The stored format of entries and their frames. A format that was released is never changed: variants are only added at the
+//! end; any other change requires a new version in the file's header.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::{AcceptedJob, Entry, JournalError, MAGIC, Process, Starting};
 use crate::job::JobId;
 use crate::operation::{Access, Class, Lane};
 
-/// Length of what precedes an entry's body: checksum, salt, length.
+/// Size of a frame before the entry's body: checksum, salt, length.
 pub(super) const FRAME_HEADER: usize = 12;
-/// The longest body of an entry.
+/// Maximum size of an entry's body.
 pub(super) const ENTRY_MAX: usize = 1 << 20;
 
-/// Version 1, written since 0.1.0.
+/// Format version 1, written since 0.1.0.
 #[derive(Serialize, Deserialize)]
 pub(super) enum StoredV1 {
     IdsReserved {
@@ -67,7 +67,7 @@ pub(super) enum LaneV1 {
     Machine(String),
 }
 
-/// Numbers of the classes in stored entries. Only ever added to.
+/// The index of a class is its number in stored entries; classes are only added at the end.
 pub(super) const CLASSES: [Class; 7] = [
     Class::Query,
     Class::Exec,
@@ -136,7 +136,7 @@ fn stored_lane((lane, access): &(Lane, Access)) -> (LaneV1, bool) {
     (lane, *access == Access::Exclusive)
 }
 
-/// What a stored entry says, `None` when it says something that cannot be.
+/// A decoded entry.
 pub(super) enum ParsedEntry {
     Entry(Entry),
     IdsReserved(u64),
@@ -215,8 +215,8 @@ fn read_lane((lane, exclusive): (LaneV1, bool)) -> Option<(Lane, Access)> {
     ))
 }
 
-/// Encodes the frame of an entry. Every frame repeats the salt of its file: nothing that a caller puts into an operation can be
-/// mistaken for an entry, and entries stay readable when the file's header is damaged.
+/// Encodes the frame of an entry. Every frame repeats the salt of its file, so that bytes which a caller puts into an operation
+/// cannot be mistaken for an entry, and entries can still be parsed if the file's header is damaged.
 pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalError> {
     let mut frame =
         postcard::to_extend(stored, vec![0; FRAME_HEADER]).expect("an entry always encodes into memory");
@@ -232,7 +232,7 @@ pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalErro
     Ok(frame)
 }
 
-/// Begins with the format's name, so that nothing of another version is ever valid.
+/// Computes a checksum that includes the format's name, so that no frame of another version is valid.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(MAGIC);
@@ -244,9 +244,9 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Reads the frame at the start of `bytes`; returns what it says and its length.
+/// Parses the frame at the start of `bytes`. Returns the entry and the frame's length; `None` if the frame is invalid.
 pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(ParsedEntry, usize)> {
-    // Compared first: a search through damaged bytes then costs a comparison for each, not a checksum.
+    // The salt is compared first: a search through damaged bytes then costs one comparison per byte, not a checksum.
     if word(bytes, 4)? != salt {
         return None;
     }
@@ -265,12 +265,13 @@ pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(ParsedEntry, usize)
     Some((stored.read()?, end))
 }
 
-/// Returns the length of the body of the frame that begins here, by its own account.
+/// Returns the body length recorded in the frame at the start of `bytes`.
 pub(super) fn length_of(bytes: &[u8]) -> Option<usize> {
     usize::try_from(word(bytes, 8)?).ok()
 }
 
-/// Finds the salt of a file whose header is damaged: the one that most bytes of intact frames carry. `None` if no frame is intact.
+/// Finds the salt of a file whose header is damaged: the one that covers most bytes of intact frames. `None` if no frame is
+/// intact.
 pub(super) fn find_salt(bytes: &[u8]) -> Option<u32> {
     let mut found: BTreeMap<u32, usize> = BTreeMap::new();
     let mut at = 0;

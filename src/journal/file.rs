@@ -1,4 +1,4 @@
-//! The journal's file: its header, its lock, and how a damaged one is set aside.
+//! The journal's file: its header, its lock, and setting aside a damaged file.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -13,26 +13,26 @@ use super::entry::{checksum, find_salt};
 use super::replay::Replay;
 use super::{HEADER, JournalError, MAGIC, Recovered};
 
-/// What opening the journal found and repaired.
+/// Result of opening and repairing the journal's file.
 pub(super) struct Opened {
-    /// `None` if there is no file and none could be created.
+    /// `None` if the file neither exists nor can be created.
     pub(super) file: Option<File>,
     pub(super) salt: u32,
     pub(super) replay: Replay,
     pub(super) recovered: Recovered,
-    /// What could not be written: the file must be replaced before it can be relied on.
+    /// A failed write: the file must be replaced before it can be relied on.
     pub(super) problem: Option<Problem>,
 }
 
-/// Why the file does not hold what it should.
+/// Why the file is incomplete.
 pub(super) struct Problem {
     pub(super) error: io::Error,
-    /// Whether the file holds something that would be lost if it were replaced, and so has to be set aside.
+    /// Whether replacing the file would lose data, so that it has to be set aside.
     pub(super) keeps_old: bool,
 }
 
 impl Opened {
-    /// Reads a file, and repairs it as far as the file system allows.
+    /// Reads the file, and repairs it as far as the file system allows.
     pub(super) fn read(path: &Path, located: Located, unix_seconds: u64) -> io::Result<Self> {
         let Located { file, error } = located;
         let mut bytes = Vec::new();
@@ -45,7 +45,7 @@ impl Opened {
             Header::CutShort => (new_salt(), true),
             Header::Damaged => (find_salt(&bytes).unwrap_or_else(new_salt), false),
         };
-        // Behind a damaged header everything is searched, so a damaged header is damage like any other.
+        // If the header is damaged, the whole file is searched for entries, as after any other damage.
         let entries = if is_header_intact {
             bytes.get(HEADER..).unwrap_or_default()
         } else {
@@ -84,7 +84,7 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Replaces a damaged file by what could be read of it, and keeps it under another name.
+    /// Replaces a damaged file with its intact entries, and keeps the damaged one under another name.
     fn set_aside(&mut self, path: &Path, unix_seconds: u64) -> io::Result<()> {
         let mut contents = header(self.salt);
         contents.extend(self.replay.jobs.values().flat_map(|job| &job.frames));
@@ -102,7 +102,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Writes the header of a new file.
+    /// Starts a new file with its header.
     fn begin(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.file else {
             return Err(io::ErrorKind::NotFound.into());
@@ -125,7 +125,7 @@ impl Opened {
 }
 
 enum Header {
-    /// The file ends within it, or is empty.
+    /// The file is empty or ends within the header.
     CutShort,
     Intact(u32),
     Damaged,
@@ -154,7 +154,7 @@ pub(super) fn header(salt: u32) -> Vec<u8> {
 }
 
 fn new_salt() -> u32 {
-    // The keys of a fresh hasher are random; so is the hash of nothing.
+    // The keys of a new hasher are random, and so is its hash of empty input.
     let hash = RandomState::new().build_hasher().finish();
     u32::try_from(hash >> 32).expect("half of it is left")
 }
@@ -165,17 +165,17 @@ fn options() -> OpenOptions {
     options
 }
 
-/// The journal's file as it was found, locked.
+/// The journal's file as it was found and locked.
 pub(super) struct Located {
-    /// `None` if there is none and none can be created.
+    /// `None` if the file neither exists nor can be created.
     pub(super) file: Option<File>,
-    /// Why it cannot be written.
+    /// Why the file cannot be written; `None` if it can.
     pub(super) error: Option<io::Error>,
 }
 
-/// Opens the file for writing, else for reading.
+/// Opens the file for writing, or if that fails for reading.
 ///
-/// A file that exists and cannot be read is an error: it may hold acknowledged changes.
+/// A file that exists but cannot be read is an error: it may hold acknowledged changes.
 fn open(path: &Path) -> io::Result<Located> {
     let error = match options().open(path) {
         Ok(file) => {
@@ -199,7 +199,7 @@ fn open(path: &Path) -> io::Result<Located> {
     }
 }
 
-/// Opens the file and locks it; if it is replaced in between, starts again.
+/// Opens and locks the file. If the file is replaced in between, starts over.
 pub(super) fn open_locked(path: &Path) -> Result<Located, JournalError> {
     let io = |source| JournalError::Io {
         doing: "open",
@@ -214,7 +214,7 @@ pub(super) fn open_locked(path: &Path) -> Result<Located, JournalError> {
         };
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            // A child that a dying predecessor was just spawning holds the lock until it executes.
+            // A child that a dying predecessor was spawning holds the lock until it executes its program.
             Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => {
                 tries -= 1;
                 std::thread::sleep(Duration::from_millis(5));
@@ -240,7 +240,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes a new file beside the journal, locked, with these contents, on disk.
+/// Creates a new file with these contents next to the journal, locked and synced.
 pub(super) fn write_new(path: &Path, contents: &[u8]) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -269,11 +269,11 @@ pub(super) fn name_aside(path: &Path, unix_seconds: u64) -> PathBuf {
     aside
 }
 
-/// Puts the new file in the journal's place, after keeping the old one under the name `aside`. There is a journal at any moment.
+/// Renames the new file over the journal, after keeping the old one under the name `aside`. The journal exists at every moment.
 pub(super) fn replace(path: &Path, aside: Option<&Path>) -> io::Result<()> {
     if let Some(aside) = aside
         && let Err(error) = fs::hard_link(path, aside)
-        // An earlier attempt may have come as far as this.
+        // An earlier attempt may already have created the link.
         && error.kind() != io::ErrorKind::AlreadyExists
     {
         return Err(error);

@@ -1,4 +1,4 @@
-//! What the entries of a file come to.
+//! Replays the entries of a journal file into the state of its jobs.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use super::entry::{FRAME_HEADER, ParsedEntry, StoredV1, frame, length_of, read_f
 use super::{AcceptedJob, Entry, InFlight, Process, Recovered, Starting};
 use crate::job::JobId;
 
-/// Says whether what is unreadable up to the end of the file is an entry that was being written when the process or the power went: it
-/// ends too early, or in the zeros of a block that never reached the disk.
+/// Returns whether the unparsable rest of the file is an entry that was being written when the process died or power was lost: it
+/// is incomplete, or ends in the zeros of a block that never reached the disk.
 fn is_torn(tail: &[u8]) -> bool {
     let complete = length_of(tail).is_some_and(|length| length <= tail.len() - FRAME_HEADER);
     !complete || tail.ends_with(&[0; 8])
 }
 
-/// What the entries so far come to.
+/// The state after the entries read so far.
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) jobs: BTreeMap<JobId, Job>,
@@ -35,7 +35,7 @@ pub(super) struct Job {
 }
 
 impl Replay {
-    /// Reads the entries of a file without its header.
+    /// Replays the contents of a file without its header.
     pub(super) fn read(salt: u32, bytes: &[u8]) -> Self {
         let mut replay = Self::default();
         let mut at = 0;
@@ -69,7 +69,7 @@ impl Replay {
             }
             ParsedEntry::Closed(next_id) => {
                 self.closed = true;
-                // What was reserved and not used.
+                // After an orderly end, ids that were reserved but not used are available.
                 self.next_id = next_id;
                 return;
             }
@@ -109,7 +109,7 @@ impl Replay {
         job.frames.extend_from_slice(frame);
     }
 
-    /// Notes the doubts of this reading in the entries that are kept, for the next.
+    /// Appends an `Uncertain` entry to each job that may have started, so that the next instance also knows.
     pub(super) fn mark_uncertain(&mut self, salt: u32) {
         for (id, job) in &mut self.jobs {
             if job.before_damage && job.starting.is_none() {

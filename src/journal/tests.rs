@@ -1,4 +1,4 @@
-//! The journal over many lives, cut, damaged and compacted.
+//! Tests of the journal over several instances: truncated, damaged and compacted.
 
 use std::time::UNIX_EPOCH;
 
@@ -17,7 +17,7 @@ fn open(path: &Path) -> (Journal, Recovered) {
     Journal::open(path, now()).expect("opened")
 }
 
-/// Ends a life as a kill does: nothing more is written, and the lock is gone.
+/// Closes the journal as SIGKILL would: nothing more is written, and the lock is released.
 fn kill(journal: Journal) {
     let shared = Arc::downgrade(&journal.shared);
     drop(journal);
@@ -64,7 +64,7 @@ fn process(pid: u32) -> Process {
     }
 }
 
-/// One entry of each kind; jobs 1 waits, 2 is in flight, 3 is over.
+/// One entry of each kind: job 1 waits, job 2 is in flight, job 3 has ended.
 fn some_entries() -> Vec<Entry> {
     vec![
         Entry::Accepted(accepted(1)),
@@ -99,7 +99,7 @@ fn written(path: &Path, entries: &[Entry]) -> Vec<u8> {
 }
 
 #[test]
-fn the_next_life_learns_what_waits_and_what_is_in_flight() {
+fn waiting_and_in_flight_jobs_are_recovered() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("state/journal");
     let (journal, recovered) = open(&path);
@@ -107,7 +107,7 @@ fn the_next_life_learns_what_waits_and_what_is_in_flight() {
         next_id: 1,
         ..Recovered::default()
     };
-    assert_eq!(recovered, first, "there was no life before");
+    assert_eq!(recovered, first, "no instance before");
     kill(journal);
     written(&path, &some_entries());
     let expected = Recovered {
@@ -116,7 +116,7 @@ fn the_next_life_learns_what_waits_and_what_is_in_flight() {
         in_flight: vec![in_flight(2)],
         ..Recovered::default()
     };
-    // What nobody ended stays on record from life to life.
+    // A job without an `Ended` entry stays in the journal for every later instance.
     for _ in 0..3 {
         let (journal, recovered) = open(&path);
         assert_eq!(recovered, expected);
@@ -125,7 +125,7 @@ fn the_next_life_learns_what_waits_and_what_is_in_flight() {
 }
 
 #[tokio::test]
-async fn an_orderly_end_is_told_from_a_crash() {
+async fn orderly_end_is_distinguished_from_a_crash() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let (journal, _) = open(&path);
@@ -153,7 +153,7 @@ async fn an_orderly_end_is_told_from_a_crash() {
 }
 
 #[test]
-fn ids_grow_over_lives_and_never_repeat() {
+fn ids_grow_across_instances_and_never_repeat() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let mut last = 0;
@@ -169,16 +169,16 @@ fn ids_grow_over_lives_and_never_repeat() {
     }
     assert!(
         last < 4 * (ID_BLOCK + 700) + 4 * 2 * ID_BLOCK,
-        "a crash skips few"
+        "a crash skips few ids"
     );
     fs::remove_file(&path).expect("removed");
     let later = now() + Duration::from_secs(3600 * 24);
     let (_, recovered) = Journal::open(&path, later).expect("opened");
-    assert_eq!(recovered.next_id, 1, "without a file there was no life before");
+    assert_eq!(recovered.next_id, 1, "no file, no instance before");
 }
 
 #[test]
-fn two_lives_at_once_are_refused() {
+fn second_instance_is_refused_while_the_first_runs() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let (_journal, _) = open(&path);
@@ -189,7 +189,7 @@ fn two_lives_at_once_are_refused() {
 }
 
 #[test]
-fn cut_short_at_any_byte_it_holds_what_was_whole() {
+fn truncation_at_any_byte_keeps_all_complete_entries() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let mut ends = vec![HEADER];
@@ -216,7 +216,7 @@ fn cut_short_at_any_byte_it_holds_what_was_whole() {
             [0, 0, 0, 1, 1, 2, 1][whole],
             "cut at {length}"
         );
-        // What is appended next is read next.
+        // A later entry is appended correctly and read back.
         journal.append(&Entry::Accepted(accepted(9))).expect("written");
         kill(journal);
         let (journal, recovered) = open(&path);
@@ -227,7 +227,7 @@ fn cut_short_at_any_byte_it_holds_what_was_whole() {
 }
 
 #[test]
-fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
+fn flipped_byte_anywhere_is_detected_and_yields_no_false_entry() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let bytes = written(&path, &some_entries());
@@ -248,7 +248,7 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
             );
         }
         let Some(aside) = &recovered.set_aside else {
-            // Only the last entry can look as if it was being written.
+            // Only the last entry can be taken for an incomplete one.
             assert!(
                 at >= last && recovered.torn_bytes == (bytes.len() - last) as u64,
                 "flipped at {at}"
@@ -258,7 +258,8 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
         };
         assert_eq!(fs::read(aside).expect("kept"), damaged, "flipped at {at}");
         fs::remove_file(aside).expect("removed");
-        // What came before the damage is not started again: the entry that was lost may say that it ran. A header is no entry.
+        // Jobs from before the damage are not started again, because the lost entry may record their start. The header holds no
+        // entry.
         let is_before_all = at < HEADER;
         assert_eq!(
             recovered.waiting.contains(&accepted(1)),
@@ -277,14 +278,14 @@ fn a_flipped_byte_anywhere_is_noticed_and_nothing_is_made_up() {
         assert_eq!(
             (again.waiting, again.uncertain),
             (waiting, uncertain),
-            "doubts outlive a crash"
+            "uncertainty survives a crash"
         );
-        assert_eq!(again.set_aside, None, "what was mended is whole");
+        assert_eq!(again.set_aside, None, "the repaired file is intact");
         kill(journal);
     }
 }
 
-/// Returns where each entry ends.
+/// Returns the end offset of each entry.
 fn ends_of(bytes: &[u8]) -> Vec<usize> {
     let mut ends = Vec::new();
     let mut at = HEADER;
@@ -296,7 +297,7 @@ fn ends_of(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn one_damaged_place_of_any_size_forgets_no_entry_outside_of_it() {
+fn damaged_range_of_any_size_loses_no_entry_outside_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let entries: Vec<Entry> = (1..=8).map(|job| Entry::Accepted(accepted(job))).collect();
@@ -331,19 +332,19 @@ fn one_damaged_place_of_any_size_forgets_no_entry_outside_of_it() {
     }
 }
 
-/// Opens a journal in a folder in which nothing can be written.
+/// Opens a journal as if the disk were full.
 fn read_only(path: &Path, with: &[u8]) -> (Journal, Recovered) {
     fs::write(path, with).expect("written");
     let located = Located {
         file: Some(File::open(path).expect("readable")),
         error: Some(io::ErrorKind::StorageFull.into()),
     };
-    // What `open_locked` finds on a full or read-only disk; root could write there all the same.
+    // Simulates the result of `open_locked` on a full or read-only disk, because root could write there anyway.
     Journal::open_located(path, located, now(), GARBAGE_MAX).expect("opened")
 }
 
 #[tokio::test]
-async fn a_journal_that_cannot_be_written_refuses_what_it_would_forget_and_catches_up() {
+async fn unwritable_journal_refuses_detached_changes_and_catches_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let bytes = written(&path, &some_entries());
@@ -358,13 +359,13 @@ async fn a_journal_that_cannot_be_written_refuses_what_it_would_forget_and_catch
         assert!(journal.problem().is_some());
         journal
             .append(&Entry::Accepted(accepted(8)))
-            .expect_err("it would be forgotten");
+            .expect_err("it would not survive a crash");
         assert!(journal.append_durable(&Entry::Accepted(accepted(8))).is_err());
         for entry in [Entry::Starting(starting(9)), Entry::Ended { job: JobId(2) }] {
             journal.append(&entry).expect_err("not writable");
         }
         assert!(journal.is_unwritten(JobId(9)) && !journal.is_unwritten(JobId(2)));
-        // The folder can be written all along, so closing writes the file anew.
+        // The folder is in fact writable, so closing rewrites the file.
         let shared = Arc::downgrade(&journal.shared);
         journal.close(Duration::from_secs(10)).await.expect("closed");
         while shared.strong_count() > 0 {
@@ -377,16 +378,16 @@ async fn a_journal_that_cannot_be_written_refuses_what_it_would_forget_and_catch
         assert_eq!(
             in_flight,
             [JobId(9)],
-            "what ended meanwhile is not remembered as running"
+            "a job that ended meanwhile is not recovered as running"
         );
         kill(journal);
     }
     let aside = fs::read_dir(folder.path()).expect("readable").count() - 1;
-    assert_eq!(aside, 1, "only the damaged one is kept");
+    assert_eq!(aside, 1, "only the damaged file is kept");
 }
 
 #[test]
-fn a_file_of_another_version_or_of_somebody_else_is_set_aside() {
+fn file_of_another_version_or_program_is_set_aside() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     for text in ["orbd-journal 2\n\0salt....", "Dear diary, today"] {
@@ -400,15 +401,15 @@ fn a_file_of_another_version_or_of_somebody_else_is_set_aside() {
 }
 
 #[test]
-fn an_entry_inside_of_an_operation_is_not_an_entry() {
+fn frame_inside_an_operation_is_not_taken_for_an_entry() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let forged = frame(0, &StoredV1::from(&Entry::Accepted(accepted(666)))).expect("short");
-    let executor = AcceptedJob {
+    let outer = AcceptedJob {
         operation: forged,
         ..accepted(1)
     };
-    let mut bytes = written(&path, &[Entry::Accepted(executor)]);
+    let mut bytes = written(&path, &[Entry::Accepted(outer)]);
     bytes[HEADER] ^= 1;
     fs::write(&path, bytes).expect("written");
     let (_, recovered) = open(&path);
@@ -416,7 +417,7 @@ fn an_entry_inside_of_an_operation_is_not_an_entry() {
 }
 
 #[test]
-fn an_entry_that_is_too_large_is_refused_and_harms_nothing() {
+fn too_large_entry_is_refused_and_later_entries_are_kept() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let (journal, _) = open(&path);
@@ -433,7 +434,7 @@ fn an_entry_that_is_too_large_is_refused_and_harms_nothing() {
     assert_eq!(open(&path).1.waiting, [accepted(2)]);
 }
 
-/// Waits until a compaction has made the file short.
+/// Waits until a compaction has reduced the file to at most `most` bytes.
 fn wait_for_length(path: &Path, most: u64) {
     while fs::metadata(path).expect("there").len() > most {
         std::thread::yield_now();
@@ -441,7 +442,7 @@ fn wait_for_length(path: &Path, most: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn compaction_keeps_what_is_live_and_what_is_appended_meanwhile() {
+async fn compaction_keeps_live_jobs_and_entries_appended_meanwhile() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
     let (journal, _) = Journal::open_with(&path, now(), 10_000).expect("opened");
@@ -472,7 +473,7 @@ async fn compaction_keeps_what_is_live_and_what_is_appended_meanwhile() {
     assert_eq!(recovered.in_flight, [in_flight(2)]);
     assert!(recovered.next_id > next_id.0 && recovered.torn_bytes == 0 && recovered.set_aside.is_none());
     assert!(!folder.path().join("journal.new").exists());
-    // The new file is as much ours as the old one was.
+    // The new file is locked as well.
     assert!(matches!(
         Journal::open(&path, now()),
         Err(JournalError::Locked { .. })
@@ -480,11 +481,11 @@ async fn compaction_keeps_what_is_live_and_what_is_appended_meanwhile() {
     drop(journal);
 }
 
-/// Until the first release the stored form may change: `ORBD_BLESS=1` then writes the sample again. After it, never edit the sample; a
-/// shape that no longer reads it needs a new version.
+/// Until the first release the stored format may change: `ORBD_BLESS=1` then rewrites the sample. After it, never edit the
+/// sample; a format that can no longer read it needs a new version.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "a test is asked to rewrite its sample")]
-async fn the_committed_sample_of_version_1_can_be_read() {
+async fn committed_sample_of_version_1_can_be_read() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/journal/v1.bin");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
@@ -573,7 +574,7 @@ fn some_entry() -> impl Strategy<Value = Entry> {
     ]
 }
 
-/// What should be recovered, said the plain way.
+/// A plain model of the state that should be recovered.
 #[derive(Default)]
 struct Model(BTreeMap<JobId, Known>);
 
@@ -621,7 +622,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn over_any_lives_and_compactions_what_is_recovered_equals_the_model(
+    fn recovered_state_equals_the_model_across_instances_and_compactions(
         lives in prop::collection::vec(prop::collection::vec(some_entry(), 0..60), 1..4)
     ) {
         let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! The forms in which metrics leave: JSON lines, CSV, and the Prometheus text exposition format.
+//! Export formats of the metrics: JSON lines, CSV, and the Prometheus text exposition format.
 
 use std::fmt::Write;
 use std::mem;
@@ -13,30 +13,30 @@ use super::{
 use crate::clock::Moment;
 use crate::job::Ending;
 
-/// Records in one chunk of an export: about 100 KB of text, which is all that an export holds.
+/// Maximum number of records in one chunk of an export: about 100 KB of text, which limits the memory of an export.
 const CHUNK_RECORDS: usize = 256;
 
-/// How records are written in an export.
+/// Format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordFormat {
-    /// One JSON object per record and line.
+    /// One JSON object per line.
     JsonLines,
-    /// Comma separated values with a header line, as RFC 4180 has them.
+    /// CSV with a header line, according to RFC 4180.
     Csv,
 }
 
-/// An export of records, chunk by chunk. It asks the store for one page at a time, so a slow reader holds nothing up.
+/// An export of records in chunks. It requests one page at a time from the store, so a slow reader does not block other queries.
 #[derive(Debug)]
 pub struct Export {
     metrics: Metrics,
     format: RecordFormat,
     filter: HistoryFilter,
-    /// Written before the first record.
+    /// Text before the first record; empty after the first chunk.
     header: String,
     next: Next,
 }
 
-/// Where an export goes on.
+/// Position at which an export continues.
 #[derive(Debug, Clone, Copy)]
 enum Next {
     Start,
@@ -58,7 +58,7 @@ impl Export {
         }
     }
 
-    /// Returns the next piece of text, `None` after the last.
+    /// Returns the next chunk of text; `None` after the last one.
     pub async fn next_chunk(&mut self) -> Result<Option<String>, StoreError> {
         loop {
             let after = match self.next {
@@ -84,7 +84,7 @@ impl Export {
                     RecordFormat::Csv => csv_line(&mut chunk, record),
                 }
             }
-            // A page that took too long to fill may be empty and yet have a next one.
+            // A page can be empty although there is a next one: if no record matched within the time limit.
             if !chunk.is_empty() {
                 return Ok(Some(chunk));
             }
@@ -192,8 +192,8 @@ fn csv_line(out: &mut String, record: &OperationRecord) {
     out.push_str("\r\n");
 }
 
-/// Writes one field, in quotes where it needs them. A client chooses its name: one that a spreadsheet would run as a formula
-/// is kept from it by a leading apostrophe.
+/// Writes one field, quoted if necessary. Clients choose their names, so a field that a spreadsheet would evaluate as a formula gets a
+/// leading apostrophe.
 fn csv_field(out: &mut String, field: &str) {
     let formula = field.starts_with(['=', '+', '@', '\t', '\r'])
         || (field.starts_with('-') && field.parse::<f64>().is_err());
@@ -209,12 +209,12 @@ fn csv_field(out: &mut String, field: &str) {
     out.push('"');
 }
 
-/// Quantiles on the Prometheus page are those of this time.
+/// Time span of the quantiles on the Prometheus page.
 const PROMETHEUS_WINDOW_MS: u64 = 24 * 3_600_000;
 
 pub(super) async fn prometheus_page(metrics: &Metrics) -> String {
     let mut page = String::new();
-    // The page tells of a store that does not answer rather than failing with it.
+    // If the store fails, the page still has the counters, and `orbd_store_up` reports the failure.
     let totals = metrics.totals().await;
     let recent = metrics
         .summary(SummaryRequest {
@@ -276,7 +276,7 @@ fn labels(row: &SummaryRow) -> String {
     );
     let machine = row.machine.name().unwrap_or_default();
     let _ = write!(labels, ",machine=\"{}\"", label(machine));
-    // Without it the label set would be that of operations without a machine, and the page invalid.
+    // Distinguishes this row from operations without a machine. Equal label sets would make the page invalid.
     if row.machine == super::MachineLabel::Other {
         labels.push_str(",other_machines=\"true\"");
     }
@@ -374,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_csv_field_is_quoted_where_it_must_be() {
+    fn csv_field_is_quoted_if_necessary() {
         fn check(field: &str, expected: &str) {
             let mut out = String::new();
             csv_field(&mut out, field);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_csv_line_has_a_field_for_each_column() {
+    fn csv_line_has_one_field_per_column() {
         let mut out = String::new();
         csv_line(&mut out, &sample(7));
         assert_eq!(
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_is_one_object_with_the_same_names() {
+    fn json_line_is_one_object_with_the_names_of_the_csv_columns() {
         let mut out = String::new();
         json_line(&mut out, &sample(7));
         assert!(out.ends_with('\n') && out.matches('\n').count() == 1);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prometheus_page_keeps_to_the_format() {
+    fn prometheus_page_has_the_text_exposition_format() {
         let mut rows = Rows::new(GroupBy::OperationAndMachine);
         let record = sample(1);
         rows.cell(&Series::of(&record)).add(&record);

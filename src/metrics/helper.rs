@@ -1,12 +1,12 @@
-//! The process that has the store open, and what is said to it.
+//! The helper: the process that has the store open, and the protocol between it and the daemon.
 //!
-//! The daemon never opens sled itself. It starts its own binary with the hidden flag `--metrics-store` when there is
-//! something to write or to ask, speaks to it over a socket pair (its standard input), and lets it go after a quiet while. So a
-//! store that panics, aborts, hangs or grows is a child that gets killed; and an idle daemon has none of sled's threads.
+//! The daemon never opens sled itself. When there are records to write or queries to answer, it starts its own binary with the hidden flag
+//! `--metrics-store`, communicates with it over a socket pair (the helper's standard input), and ends it after a period without work. So a
+//! store that panics, aborts, hangs or uses too much memory only costs a child process, and an idle daemon has none of sled's threads.
 //!
-//! One request, one response, in turn; both are postcard behind a u32le length. The helper greets with its protocol's number, so a
-//! binary that was replaced while the daemon ran is noticed before it touches the store. When the daemon is gone the helper
-//! reads end of file, flushes and ends: a killed daemon loses what it had not yet handed over, and nothing more.
+//! Requests and responses alternate. Each is postcard with a u32le length prefix. The helper begins with its protocol version, so that the
+//! daemon detects a replaced binary with another version before it opens the store. When the daemon dies, the helper reads end of file,
+//! flushes and ends: a killed daemon loses only the records that it has not sent to the helper.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -26,36 +26,36 @@ use super::rollup::SummaryRow;
 use super::store::{Bounds, Database, Limit, StoredPage, Trouble};
 use super::{HistoryRequest, Summary, SummaryRequest};
 
-/// Changes with every change of [`Request`], [`Response`] or anything in them.
+/// Version of the protocol. Increment it with every change of [`Request`], [`Response`] or the types in them.
 const PROTOCOL: u32 = 1;
 
-/// The longest frame accepted; the longest sent is a batch of records.
+/// Maximum length of a received frame, in bytes. The longest frames are batches of records.
 const FRAME_MAX: usize = 64 << 20;
 
-/// A helper that has not greeted by then did not start.
+/// Time limit for the helper's first message.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
-/// A helper that has not ended by then, after it was told to, is killed.
+/// Time limit for the helper to end after it has closed the store. After that it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// How the helper is started.
 #[derive(Debug, Clone)]
 pub enum Launch {
-    /// As a process: this program with these arguments, which must end up in [`serve_store`].
+    /// As a process that runs this program with these arguments. With them, the program must call [`serve_store`].
     Process {
-        /// Absolute path.
+        /// Absolute path of the program.
         program: PathBuf,
-        /// Arguments.
+        /// Arguments of the program.
         args: Vec<OsString>,
     },
-    /// As a thread of this process, for tests: nothing contains what sled does, and its threads stay.
+    /// As a thread of this process. Only for tests: failures of sled are not isolated, and sled's threads never end.
     Thread,
 }
 
 impl Launch {
-    /// Returns how the running binary starts its own helper.
+    /// Returns how the running orbd binary starts itself as the helper.
     pub fn of_this_binary() -> io::Result<Self> {
-        // On Linux the link stays good when the file is replaced by an upgrade.
+        // On Linux this link leads to the running binary even after an upgrade has replaced the file.
         let program = if cfg!(target_os = "linux") {
             PathBuf::from("/proc/self/exe")
         } else {
@@ -70,13 +70,13 @@ impl Launch {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// The first one.
+    /// Always the first request.
     Open {
         folder: Vec<u8>,
         bounds: Bounds,
-        /// It was used before, and got so far.
+        /// The least sequence number that an existing store must have reached; `None` for a new store.
         least_seq: Option<u64>,
-        /// It was not closed in order: read all of it before trusting it.
+        /// Whether to verify the store, because it was not closed in order.
         verify: bool,
         now_ms: u64,
     },
@@ -100,7 +100,6 @@ pub(super) enum Request {
     },
     /// Flush and end.
     Close,
-    /// For tests: misbehave.
     #[cfg(test)]
     Misbehave(Misbehaviour),
 }
@@ -142,7 +141,7 @@ pub(super) enum Response {
     Failed(Trouble),
 }
 
-/// Why a call of the helper gave no answer.
+/// Why a call to the helper failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     #[error("the store's helper did not answer in time")]
@@ -160,26 +159,26 @@ pub(super) struct Helper {
 }
 
 impl Helper {
-    /// Starts a helper and waits for its greeting.
+    /// Starts a helper and waits for its first message.
     pub(super) fn start(launch: &Launch) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = match launch {
             Launch::Process { program, args } => {
                 #[expect(
                     clippy::disallowed_methods,
-                    reason = "our own binary, not orbctl: it contains what sled does"
+                    reason = "this runs orbd's own binary, not orbctl"
                 )]
                 let mut command = std::process::Command::new(program);
                 command
                     .args(args)
-                    // It needs nothing of ours, which may hold secrets of the process that started us.
+                    // The helper needs no variables, and the daemon's environment may contain secrets.
                     .env_clear()
                     .stdin(Stdio::from(OwnedFd::from(theirs)))
                     .stdout(Stdio::null())
-                    // Panics of sled reach us as a response; what it prints beside is noise.
+                    // The helper reports panics of sled as a response, so their text on stderr is not needed.
                     .stderr(Stdio::null())
                     .current_dir("/")
-                    // An interrupt typed at a daemon in the foreground is not meant for it.
+                    // Keeps Ctrl-C in the terminal of a foreground daemon from ending the helper.
                     .process_group(0);
                 Some(command.spawn()?)
             }
@@ -187,7 +186,7 @@ impl Helper {
                 std::thread::Builder::new()
                     .name("metrics-store".into())
                     .spawn(move || {
-                        // Its end shows as end of file at the other end. Only dropping the database unlocks it.
+                        // Drops the stream and the database. The worker reads end of file, and the store is unlocked.
                         drop(serve(theirs));
                     })?;
                 None
@@ -196,11 +195,11 @@ impl Helper {
         let mut helper = Self { stream: ours, child };
         match helper.read(GREETING_LIMIT)? {
             Response::Hello { protocol: PROTOCOL } => Ok(helper),
-            _ => Err(io::Error::other("the store's helper is of another version")),
+            _ => Err(io::Error::other("the store's helper has another version")),
         }
     }
 
-    /// Asks one thing and waits for the answer. After any error but [`CallError::Trouble`] the helper is of no use.
+    /// Sends a request and waits for the response. After any error but [`CallError::Trouble`], the helper must not be used again.
     pub(super) fn call(&mut self, request: &Request, limit: Duration) -> Result<Response, CallError> {
         let answer = self
             .stream
@@ -222,7 +221,7 @@ impl Helper {
         read_frame(&mut self.stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Waits until a helper that was told to close has ended, and says whether it did so by itself.
+    /// Waits until the helper has ended after [`Request::Close`]. Returns whether it ended by itself; otherwise it is killed.
     pub(super) fn wait_for_end(mut self) -> bool {
         let ended = self.stream.set_read_timeout(Some(END_LIMIT)).is_ok()
             && matches!(self.stream.read(&mut [0]), Ok(0) | Err(_) if self.ended());
@@ -235,7 +234,7 @@ impl Helper {
     fn ended(&mut self) -> bool {
         match &mut self.child {
             None => true,
-            // The socket closed, or time is up: a process that closed it is about to end.
+            // If the helper has closed its socket, it is about to end, so poll for a short time.
             Some(child) => {
                 for _ in 0..50 {
                     if matches!(child.try_wait(), Ok(Some(_))) {
@@ -251,7 +250,7 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // A thread sees end of file and ends, if it can.
+        // A helper thread reads end of file and ends, unless it hangs.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         if let Some(child) = &mut self.child {
             let _ = child.kill();
@@ -260,11 +259,11 @@ impl Drop for Helper {
     }
 }
 
-/// Serves a store over standard input until told to close or until the daemon is gone: all that the hidden flag
-/// `--metrics-store` does. To be called before any other thread is started.
+/// Serves a store over standard input until the daemon closes it or dies. This is all that the hidden flag `--metrics-store` does. Must be
+/// called before the process starts another thread.
 pub fn serve_store() -> io::Result<()> {
     let (served, database) = serve(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?));
-    // It was flushed. Dropping it was seen to hang; the end of the process drops it as well.
+    // The database is flushed. Dropping it can hang, and the end of the process releases it anyway.
     std::mem::forget(database);
     served
 }
@@ -277,15 +276,15 @@ fn serve(mut stream: UnixStream) -> (io::Result<()>, Option<Database>) {
 
 fn serve_requests(stream: &mut UnixStream, database: &mut Option<Database>) -> io::Result<()> {
     write_frame(stream, &Response::Hello { protocol: PROTOCOL })?;
-    // Whatever is wrong with the daemon's end, it is gone.
+    // Treats a read error like end of file: the daemon is gone.
     while let Some(request) = read_frame::<Request>(stream).unwrap_or_default() {
         let closing = matches!(request, Request::Close);
-        // What panicked is not used again.
+        // `AssertUnwindSafe` is correct here: after a panic the database is not used again.
         match catch_unwind(AssertUnwindSafe(|| answer(database, request))) {
             Ok(response) => write_frame(stream, &response)?,
             Err(panic) => {
                 std::mem::forget(database.take());
-                let trouble = Trouble::Damaged(format!("it panicked: {}", panic_message(&*panic)));
+                let trouble = Trouble::Damaged(format!("the store panicked: {}", panic_message(&*panic)));
                 return write_frame(stream, &Response::Failed(trouble));
             }
         }
@@ -294,7 +293,7 @@ fn serve_requests(stream: &mut UnixStream, database: &mut Option<Database>) -> i
         }
     }
     if let Some(open) = database {
-        // There is nobody to tell how it went.
+        // The daemon is gone, so the result cannot be reported.
         let _ = catch_unwind(AssertUnwindSafe(|| open.flush()));
     }
     Ok(())
@@ -330,7 +329,7 @@ fn answer(database: &mut Option<Database>, request: Request) -> Response {
         }),
         #[cfg(test)]
         (Request::Misbehave(how), _) => match how {
-            Misbehaviour::Panic => panic!("told to"),
+            Misbehaviour::Panic => panic!("requested by a test"),
             Misbehaviour::Abort => std::process::abort(),
             Misbehaviour::Hang => loop {
                 std::thread::park();
@@ -381,7 +380,7 @@ fn write_frame<T: Serialize>(stream: &mut UnixStream, message: &T) -> io::Result
     stream.write_all(&frame)
 }
 
-/// Reads one message; `None` at the end of file.
+/// Reads one message; `None` at end of file.
 fn read_frame<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match stream.read_exact(&mut length) {

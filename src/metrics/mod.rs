@@ -1,19 +1,20 @@
-//! What happened, how often and how long it took: one record per operation, kept over restarts.
+//! Metrics: one record per operation with its result and durations, kept across restarts; and counters since the daemon started.
 //!
-//! Daemon and store are apart. [`Metrics`] is a cheap handle: [`Metrics::record`] pushes into a bounded buffer and never waits,
-//! [`Metrics::count`] adds to an atomic. One thread (`worker`) empties the buffer every two seconds into the store, which
-//! lives in a helper process (`helper`, `store`) that comes and goes with need:
+//! The daemon is isolated from the store. [`Metrics`] is a cheap handle: [`Metrics::record`] pushes into a bounded buffer and never waits,
+//! [`Metrics::count`] adds to an atomic. One thread (`worker`) moves the buffered records every two seconds into the store, which lives in
+//! a helper process (`helper`, `store`) that is started on demand and ends when idle:
 //!
 //! ```text
 //! dispatcher ── record ──> buffer ──> worker thread ── socket pair ──> helper process ──> sled
 //!            ── summary, history ──>  (in the same order)
 //! ```
 //!
-//! So a store that panics, aborts, hangs, is locked or is damaged costs records (counted as dropped) and answers to questions about
-//! the past, each under a time limit; it never touches anything else. A damaged store is set aside under a new name and a fresh one
-//! begun. An idle daemon has no helper and no wakeups.
+//! So if the store panics, aborts, hangs, is locked or is damaged, the daemon can lose records (counted as dropped) and queries can fail,
+//! each within a time limit; nothing else is affected. A damaged store is set aside under a new name, and a new one is created. An idle
+//! daemon has no helper and no wakeups.
 //!
-//! A crash of the daemon loses what it had not handed over: two seconds. A power loss loses what was not flushed: at most five.
+//! A crash of the daemon loses the records that it has not sent to the helper: at most two seconds of them. A power loss loses the records
+//! that were not flushed: at most five seconds of them.
 
 mod export;
 mod helper;
@@ -39,34 +40,34 @@ pub use rollup::{Counts, GroupBy, MachineLabel, SERIES_MAX, Series, Spread, Summ
 
 use helper::{Request, Response};
 
-/// At most so many records wait for the store; more are dropped and counted. About 3 MB.
+/// Maximum number of records that wait for the store, about 3 MB. Further records are dropped and counted.
 const BUFFER_MAX: usize = 16_384;
-/// With so many waiting the store is written to early.
+/// Number of waiting records at which the worker writes to the store before its interval has passed.
 const BUFFER_HIGH: usize = 1_024;
-/// At most so many questions wait for the store.
+/// Maximum number of queries that wait for the store.
 const QUESTIONS_MAX: usize = 64;
-/// A question is answered within this, or not at all.
+/// Time limit for one query in the store.
 const QUESTION_LIMIT: Duration = Duration::from_secs(3);
-/// The most records in one page of history.
+/// Maximum number of records in one page of history.
 pub const HISTORY_PAGE_MAX: usize = 1_000;
 
-/// How the metrics are kept.
+/// Settings of the metrics.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The folder in which stores live. Made when missing.
+    /// Directory that contains the stores. Created if missing.
     pub folder: PathBuf,
-    /// At most so many records are kept.
+    /// Maximum number of records kept.
     pub history_max: u64,
-    /// Records are kept so long.
+    /// How long records are kept.
     pub history_max_age: Duration,
-    /// How the store's helper is started.
+    /// How the helper is started.
     pub launch: Launch,
-    /// How long the helper stays without work.
+    /// Idle time after which the helper ends.
     pub quiet: Duration,
 }
 
 impl Settings {
-    /// Returns the defaults: 100,000 records, 90 days, a helper process of this binary that leaves after ten quiet seconds.
+    /// Returns the defaults: 100,000 records, 90 days, and a helper process of this binary that ends after ten idle seconds.
     pub fn new(folder: PathBuf) -> std::io::Result<Self> {
         Ok(Self {
             folder,
@@ -78,22 +79,22 @@ impl Settings {
     }
 }
 
-/// Something that is counted since the daemon started.
+/// An event that is counted since the daemon started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Counter {
     /// A read answered from the cache.
     CacheHits,
     /// A read that the cache could not answer.
     CacheMisses,
-    /// A job that shared another's invocation.
+    /// A job that joined another job's invocation.
     Joins,
-    /// A change that already held and was not carried out.
+    /// A change that was skipped because the machine already had the desired state.
     ChangesSkipped,
     /// A request refused before acceptance.
     Refusals,
     /// An `orbctl` process started, by the daemon or by a client that holds a lease.
     Spawns,
-    /// A child process not started thanks to the cache, a join, or a change that already held.
+    /// A child process that the cache, a join or a skipped change made unnecessary.
     SpawnsSaved,
     /// A connection accepted.
     Connections,
@@ -126,7 +127,7 @@ impl Counter {
         }
     }
 
-    /// Returns one sentence on what it counts.
+    /// Returns a one-sentence description for the Prometheus page.
     pub fn help(self) -> &'static str {
         match self {
             Self::CacheHits => "Reads answered from the cache.",
@@ -143,58 +144,58 @@ impl Counter {
     }
 }
 
-/// Where the store stands.
+/// State of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreState {
-    /// Closed: nothing to do, or nothing done yet.
+    /// Closed, because it is idle or was not needed yet.
     Closed,
-    /// Open.
+    /// Open in the helper process.
     Open,
-    /// Cannot be used for now; records wait as long as there is room, and it is tried again.
+    /// Unavailable for now. Records stay in the buffer while there is room, and the worker retries.
     Failed {
-        /// Why.
+        /// Why the store is unavailable.
         reason: String,
     },
 }
 
-/// What was counted since the daemon started.
+/// Values of all counters since the daemon started, and the state of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
     values: [u64; Counter::ALL.len()],
-    /// Records handed to [`Metrics::record`].
+    /// Number of calls of [`Metrics::record`].
     pub recorded: u64,
-    /// Of them: lost because the store was away for too long.
+    /// Number of records lost because the buffer was full or the store refused them.
     pub dropped: u64,
-    /// Of them: waiting for the store.
+    /// Number of records that wait for the store.
     pub buffered: u64,
-    /// Where the store stands.
+    /// State of the store.
     pub store: StoreState,
-    /// The folder in use, once one was opened.
+    /// Directory of the last opened store; `None` until one was opened.
     pub store_folder: Option<PathBuf>,
-    /// Where the last damaged store was put.
+    /// Path to which the last damaged store was renamed; `None` if this instance found none.
     pub set_aside: Option<PathBuf>,
 }
 
 impl Counters {
-    /// Returns one counter.
+    /// Returns the value of one counter.
     pub fn get(&self, counter: Counter) -> u64 {
         self.values[counter as usize]
     }
 }
 
-/// Why a question about the past has no answer. The daemon is well regardless.
+/// Why a query of the metrics failed. The rest of the daemon is not affected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The store did not answer in time.
     #[error("the metrics store did not answer in time")]
     TimedOut,
-    /// Too many questions wait already.
-    #[error("too many questions wait for the metrics store")]
+    /// Too many queries are already waiting.
+    #[error("too many queries are waiting for the metrics store")]
     Busy,
-    /// The store cannot be used for now.
-    #[error("the metrics store cannot be used: {reason}")]
+    /// The store is unavailable for now.
+    #[error("the metrics store is unavailable: {reason}")]
     Unavailable {
-        /// Why.
+        /// Why the store is unavailable.
         reason: String,
     },
     /// The daemon is stopping.
@@ -202,18 +203,18 @@ pub enum StoreError {
     Closed,
 }
 
-/// What to sum up. The default is all operations of all time.
+/// A query for a summary of operations. The default selects all operations of all time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SummaryRequest {
-    /// Operations that ended at this time or later, milliseconds since 1970.
+    /// Start of the window: only operations that ended at this time or later, in Unix milliseconds.
     pub since_ms: u64,
-    /// And before this time. Now or later means: everything there is.
+    /// End of the window: only operations that ended before this time, in Unix milliseconds. The present or a later time is no limit.
     pub until_ms: u64,
-    /// Only this verb.
+    /// Only operations with this verb.
     pub operation: Option<String>,
-    /// Only this machine.
+    /// Only operations on this machine.
     pub machine: Option<String>,
-    /// How rows are told apart.
+    /// How operations are grouped into rows.
     pub group_by: GroupBy,
 }
 
@@ -241,31 +242,32 @@ impl SummaryRequest {
     }
 }
 
-/// How finely the edges of a window can be cut.
+/// Precision of the edges of a summary's window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum WindowResolution {
-    /// Anywhere: single records are kept.
+    /// Exact: the edges are those of the request.
     Record,
-    /// At whole hours.
+    /// An edge was widened to a whole hour.
     Hour,
-    /// At whole days.
+    /// An edge was widened to a whole day.
     Day,
 }
 
-/// The operations of a window, summed up.
+/// A summary of the operations within a window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Where the window really begins: earlier than asked, at an hour or a day, where single records are no longer kept.
+    /// Actual start of the window, in Unix milliseconds. It is the start of an hour or day before the requested time if the records of
+    /// that time are no longer kept.
     pub since_ms: u64,
-    /// Where it really ends; never later than now unless that was asked for.
+    /// Actual end of the window, in Unix milliseconds. It is later than the present only if a later time was requested.
     pub until_ms: u64,
-    /// How finely its edges could be cut.
+    /// Precision of the window's edges.
     pub resolution: WindowResolution,
-    /// The rows, those with the most operations first; at most [`SERIES_MAX`] and one `other` per verb.
+    /// The rows, by number of operations in descending order. At most [`SERIES_MAX`] rows with a machine's name, and one `other` per verb.
     pub rows: Vec<SummaryRow>,
 }
 
-/// Names one record in the history. Its text form is for clients to hand back.
+/// Position of one record in the history. Clients get it as text and pass it back to request the next page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cursor {
     ended_ms: u64,
@@ -278,9 +280,9 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// The text is not a cursor.
+/// A text is not a valid [`Cursor`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor: take one from an earlier page")]
+#[error("invalid cursor; use one that an earlier page returned")]
 pub struct CursorError;
 
 impl std::str::FromStr for Cursor {
@@ -295,40 +297,40 @@ impl std::str::FromStr for Cursor {
     }
 }
 
-/// Which end of the history comes first.
+/// Order of records in the history, by time of end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Order {
-    /// The newest.
+    /// Newest record first.
     #[default]
     NewestFirst,
-    /// The oldest.
+    /// Oldest record first.
     OldestFirst,
 }
 
-/// Which records are wanted: all, where nothing is set.
+/// Filter of records. A field that is `None` matches every record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryFilter {
-    /// Only operations that ended at this time or later, milliseconds since 1970.
+    /// Only operations that ended at this time or later, in Unix milliseconds.
     pub since_ms: Option<u64>,
-    /// Only operations that ended before this time.
+    /// Only operations that ended before this time, in Unix milliseconds.
     pub until_ms: Option<u64>,
-    /// Only this verb.
+    /// Only operations with this verb.
     pub operation: Option<String>,
-    /// Only this machine.
+    /// Only operations on this machine.
     pub machine: Option<String>,
-    /// Only clients of this name.
+    /// Only operations of clients with this name.
     pub client: Option<String>,
-    /// Only this outcome.
+    /// Only operations with this outcome.
     pub outcome: Option<OutcomeWord>,
 }
 
 impl HistoryFilter {
-    /// Returns whether a record's fields, beside its time, decide.
+    /// Returns whether the filter depends on more than the time, so that records must be decoded.
     fn reads_records(&self) -> bool {
         self.operation.is_some() || self.machine.is_some() || self.client.is_some() || self.outcome.is_some()
     }
 
-    /// Compares everything but the time, which the store's keys decide.
+    /// Returns whether a record matches all fields except the times, which the store applies by key range.
     fn matches(&self, record: &OperationRecord) -> bool {
         self.operation
             .as_ref()
@@ -347,18 +349,18 @@ impl HistoryFilter {
     }
 }
 
-/// Which page of records to return.
+/// A query for one page of records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryRequest {
-    /// Which records.
+    /// Which records to return.
     pub filter: HistoryFilter,
-    /// At most so many, at most [`HISTORY_PAGE_MAX`]. [`HistoryPage::next`] says whether there are more.
+    /// Maximum number of records in the page, from 1 to [`HISTORY_PAGE_MAX`]. [`HistoryPage::next`] shows whether there are more.
     pub limit: usize,
-    /// Only records older than this one: the page after one that was newest first.
+    /// Only records older than this one. Set it to request the next page in the order [`Order::NewestFirst`].
     pub before: Option<Cursor>,
-    /// Only records newer than this one: the page after one that was oldest first, or what came since.
+    /// Only records newer than this one. Set it to request the next page in the order [`Order::OldestFirst`], or records added since.
     pub after: Option<Cursor>,
-    /// Which end comes first.
+    /// Order of the records.
     pub order: Order,
 }
 
@@ -377,32 +379,32 @@ impl Default for HistoryRequest {
 /// One page of history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryPage {
-    /// The records, in the order asked for, each with its name.
+    /// The records in the requested order, each with its cursor.
     pub records: Vec<(Cursor, OperationRecord)>,
-    /// Hand this back as `before` (newest first) or `after` (oldest first) for the next page; `None` when there is none.
+    /// Pass this as `before` (newest first) or `after` (oldest first) to request the next page; `None` if this page is the last one.
     pub next: Option<Cursor>,
 }
 
-/// A question for the store.
+/// A query that waits for the store, and the channel for its answer.
 struct Question {
     request: Request,
     reply: oneshot::Sender<Result<Response, StoreError>>,
 }
 
-/// What waits for the worker.
+/// Records and queries that wait for the worker.
 #[derive(Default)]
 struct Inbox {
     records: Vec<OperationRecord>,
-    /// Records that the worker took and could not yet hand over.
+    /// Number of records that the worker has taken but not yet sent to the helper.
     held: usize,
     questions: VecDeque<Question>,
-    /// No handle is left, or `shutdown` was called.
+    /// Set when no handle is left or `shutdown` was called.
     closing: bool,
-    /// The worker ended.
+    /// Set when the worker has ended.
     closed: bool,
 }
 
-/// What handle and worker share.
+/// State shared by the handles and the worker.
 struct Shared {
     inbox: Mutex<Inbox>,
     woken: Condvar,
@@ -412,7 +414,7 @@ struct Shared {
     status: Mutex<StoreStatus>,
 }
 
-/// What [`Counters`] tells of the store.
+/// The part of [`Counters`] that describes the store.
 struct StoreStatus {
     state: StoreState,
     folder: Option<PathBuf>,
@@ -421,7 +423,7 @@ struct StoreStatus {
 
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        // Nothing that can panic runs under it, and half a push is still an inbox.
+        // A poisoned lock is safe to use: no code that can panic runs under it.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -430,7 +432,7 @@ impl Shared {
     }
 }
 
-/// Closes the worker when the last handle is gone.
+/// Ends the worker when the last handle is dropped.
 struct Owner(Arc<Shared>);
 
 impl Drop for Owner {
@@ -440,7 +442,7 @@ impl Drop for Owner {
     }
 }
 
-/// A handle to the metrics; clones share all.
+/// A handle to the metrics. Clones share the same state.
 #[derive(Clone)]
 pub struct Metrics {
     owner: Arc<Owner>,
@@ -453,7 +455,7 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Starts the worker and returns at once; the store is opened when there is something to write or to ask.
+    /// Starts the worker and returns immediately. The worker opens the store on the first record or query.
     pub fn start(settings: Settings) -> Self {
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
@@ -468,7 +470,7 @@ impl Metrics {
             }),
         });
         if let Err(error) = worker::start(settings, Arc::clone(&shared)) {
-            tracing::error!(%error, "the metrics thread cannot be started: nothing is recorded");
+            tracing::error!(%error, "could not start the metrics thread; nothing is recorded");
             shared.status().state = StoreState::Failed {
                 reason: error.to_string(),
             };
@@ -483,7 +485,7 @@ impl Metrics {
         &self.owner.0
     }
 
-    /// Hands a record over. Never waits: without room the record is dropped and counted.
+    /// Adds a record to the buffer. Never waits: if the buffer is full, the record is dropped and counted.
     pub fn record(&self, record: OperationRecord) {
         let shared = self.shared();
         shared.recorded.fetch_add(1, Ordering::Relaxed);
@@ -496,7 +498,7 @@ impl Metrics {
         inbox.records.push(record);
         let waiting = inbox.records.len();
         drop(inbox);
-        // The first one sets the worker's clock, a full batch calls it early; the others cost no wakeup.
+        // The first record starts the worker's timer, and a full batch wakes it early. Other records cause no wakeup.
         if waiting == 1 || waiting == BUFFER_HIGH {
             shared.woken.notify_one();
         }
@@ -512,7 +514,7 @@ impl Metrics {
         self.shared().values[counter as usize].fetch_add(times, Ordering::Relaxed);
     }
 
-    /// Returns what was counted since the daemon started.
+    /// Returns all counters and the state of the store.
     pub fn counters(&self) -> Counters {
         let shared = self.shared();
         let buffered = {
@@ -531,7 +533,7 @@ impl Metrics {
         }
     }
 
-    /// Sums up the operations that ended within a window, with everything recorded before this call.
+    /// Returns a summary of the operations that ended within a window. Includes everything recorded before this call.
     pub async fn summary(&self, request: SummaryRequest) -> Result<Summary, StoreError> {
         let request = Request::Summary {
             request,
@@ -544,7 +546,7 @@ impl Metrics {
         }
     }
 
-    /// Returns one page of records, with everything recorded before this call.
+    /// Returns one page of records. Includes everything recorded before this call.
     pub async fn history(&self, mut request: HistoryRequest) -> Result<HistoryPage, StoreError> {
         request.limit = request.limit.clamp(1, HISTORY_PAGE_MAX);
         let request = Request::History {
@@ -566,17 +568,17 @@ impl Metrics {
         })
     }
 
-    /// Begins an export of all records that match, oldest first. Nothing is held between chunks.
+    /// Starts an export of all matching records, oldest first. No resources of the store are held between chunks.
     pub fn export(&self, format: RecordFormat, filter: HistoryFilter) -> Export {
         Export::new(self.clone(), format, filter)
     }
 
-    /// Writes counters and summaries in the Prometheus text exposition format 0.0.4.
+    /// Returns counters and summaries in the Prometheus text exposition format 0.0.4.
     pub async fn prometheus_page(&self) -> String {
         export::prometheus_page(self).await
     }
 
-    /// Returns the sums over all time.
+    /// Returns the totals of all time, one row per operation and machine.
     async fn totals(&self) -> Result<Vec<SummaryRow>, StoreError> {
         match self
             .ask(Request::Totals {
@@ -602,7 +604,7 @@ impl Metrics {
             inbox.questions.push_back(Question { request, reply });
         }
         self.shared().woken.notify_one();
-        // Twice the limit: once for what is ahead of it (opening, a batch), once for itself.
+        // Twice the limit: once for work ahead of the query (opening the store, writing a batch), once for the query.
         match tokio::time::timeout(QUESTION_LIMIT * 2, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(StoreError::Closed),
@@ -610,8 +612,8 @@ impl Metrics {
         }
     }
 
-    /// Writes what waits, flushes and closes the store; gives up after `limit`, whatever the store does. Other handles stay
-    /// valid: they record nothing more.
+    /// Writes the buffered records, then flushes and closes the store. Returns after `limit` even if the store hangs. Other handles stay
+    /// valid, but record nothing more.
     pub async fn shutdown(self, limit: Duration) {
         let (reply, answer) = oneshot::channel();
         {
@@ -629,7 +631,7 @@ impl Metrics {
         if tokio::time::timeout(limit, answer).await.is_err() {
             tracing::warn!(
                 limit_ms = limit.as_millis(),
-                "the metrics store did not close in time and is left behind"
+                "the metrics store did not close in time; stopping without it"
             );
         }
     }
@@ -637,7 +639,7 @@ impl Metrics {
 
 fn unexpected() -> StoreError {
     StoreError::Unavailable {
-        reason: "the store's helper gave an unexpected answer".into(),
+        reason: "unexpected answer from the store's helper".into(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! What is kept of one operation, and the shape in which it is stored.
+//! The record of one operation, and its stored format.
 //!
-//! An [`OperationRecord`] holds counts, times and words, never a command line's arguments, environment or input. It is
-//! stored as one version byte and a postcard body, [`StoredRecord`], converted by hand; a committed sample pins the bytes. Once a
-//! release has written a version it never changes: add the next one.
+//! An [`OperationRecord`] holds counts, times, names and outcomes, but never a command's arguments, environment or input. It is stored as
+//! one version byte and a postcard body, [`StoredRecord`]. The conversion is written by hand, and a sample in `tests/data` pins the bytes.
+//! Never change a version that a release has written: add a new version.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,78 +13,78 @@ use crate::job::{Ending, Outcome};
 use crate::machine::MachineName;
 use crate::operation::Class;
 
-/// The longest client name that is kept, in bytes; the rest is cut.
+/// Maximum length of a stored client name, in bytes. Longer names are truncated.
 pub const CLIENT_NAME_MAX: usize = 128;
 
-/// One operation, ended.
+/// The record of one ended operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationRecord {
-    /// The job's id.
+    /// Id of the job.
     pub id: u64,
-    /// The operation's verb, as [`crate::operation::Operation::verb`] gives it.
+    /// Verb of the operation, as returned by [`crate::operation::Operation::verb`].
     pub operation: Cow<'static, str>,
-    /// The machine that it was chiefly about.
+    /// The operation's primary machine; `None` if it concerns no machine.
     pub machine: Option<MachineName>,
-    /// Its class.
+    /// Class of the operation.
     pub class: Class,
-    /// Who asked.
+    /// The client that requested the operation.
     pub client: Client,
-    /// When it was accepted, wall clock, milliseconds since 1970.
+    /// Wall-clock time at which the job was accepted, in Unix milliseconds.
     pub accepted_ms: u64,
-    /// When it started, wall clock; `None` when it never did.
+    /// Wall-clock time at which the job started, in Unix milliseconds; `None` if it never started.
     pub started_ms: Option<u64>,
-    /// When it ended, wall clock. History and roll-ups are ordered by this.
+    /// Wall-clock time at which the job ended, in Unix milliseconds. History and roll-ups are ordered by this.
     pub ended_ms: u64,
-    /// How long it waited, by the monotonic clock, in microseconds.
+    /// Time from acceptance to start, by the monotonic clock, in microseconds.
     pub wait_us: u64,
-    /// How long it ran, by the monotonic clock, in microseconds; zero when it never started.
+    /// Time from start to end, by the monotonic clock, in microseconds; zero if the job never started.
     pub run_us: u64,
-    /// How its child stopped; `None` when there was none or its end was not seen.
+    /// How the child process ended; `None` if there was none or its end was not observed.
     pub ending: Option<Ending>,
-    /// What that meant.
+    /// Outcome of the job.
     pub outcome: OutcomeWord,
-    /// The exit code of the child or of the guest command.
+    /// Exit code of the child process or of the guest's command; `None` if there is none.
     pub exit_code: Option<i32>,
-    /// Bytes given to it as input.
+    /// Bytes of input passed to the command.
     pub bytes_in: u64,
-    /// Bytes that it wrote to both streams.
+    /// Bytes that the command wrote to stdout and stderr.
     pub bytes_out: u64,
-    /// Whether it shared another's invocation.
+    /// Whether the job joined another job's invocation.
     pub joined: bool,
-    /// For a change: whether it was needed.
+    /// Whether a change changed anything; `None` if that is unknown and for other operations.
     pub changed: Option<bool>,
 }
 
-/// Who asked for an operation.
+/// The client that requested an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// The name given at hello; empty when none was.
+    /// The name that the client gave in `daemon.hello`; empty if it gave none.
     pub name: Arc<str>,
-    /// Its process, where the socket told.
+    /// Process id of the client; `None` if the socket did not provide it.
     pub pid: Option<u32>,
-    /// Its user.
+    /// User id of the client.
     pub uid: u32,
 }
 
-/// [`Outcome`] as one word. Part of a stored shape: variants keep their order.
+/// [`Outcome`] without its details. Part of the stored format: never reorder the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum OutcomeWord {
-    /// It was done; also a guest command with an exit code of its own.
+    /// The operation succeeded. Includes a guest's command that ran and returned a nonzero exit code.
     Succeeded,
-    /// It could not be done.
+    /// The operation failed.
     Failed,
-    /// It was cancelled.
+    /// The job was cancelled.
     Cancelled,
-    /// A limit passed.
+    /// A time limit passed.
     Expired,
-    /// The daemon died over it.
+    /// The daemon crashed or was killed while the job was unfinished.
     Interrupted,
-    /// A change that was cut short.
+    /// A change was cut short, so its effect is unknown.
     Unknown,
 }
 
 impl OutcomeWord {
-    /// Every word, in the order of declaration.
+    /// All variants, in the order of declaration.
     pub const ALL: [Self; 6] = [
         Self::Succeeded,
         Self::Failed,
@@ -106,12 +106,12 @@ impl OutcomeWord {
         }
     }
 
-    /// Reads the word that [`Self::as_str`] gives.
+    /// Parses a word that [`Self::as_str`] returns; `None` if it is unknown.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
     }
 
-    /// Says whether it counts into the error rate. A cancelled job ended as somebody wished.
+    /// Returns whether this outcome counts as an error. A cancelled job does not, because its end was requested.
     pub fn is_error(self) -> bool {
         !matches!(self, Self::Succeeded | Self::Cancelled)
     }
@@ -130,23 +130,23 @@ impl From<&Outcome> for OutcomeWord {
     }
 }
 
-/// Why stored bytes are not a record.
+/// Why stored bytes could not be decoded as a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
     /// There are no bytes.
     #[error("the stored record is empty")]
     Empty,
-    /// A newer orbd wrote it, or nobody did.
+    /// A newer orbd wrote the record, or it is damaged.
     #[error("the stored record has the unknown version {0}")]
     Version(u8),
-    /// The body does not fit its version.
-    #[error("the stored record does not fit its version")]
+    /// The body is not valid for its version.
+    #[error("the stored record cannot be decoded")]
     Body,
 }
 
 const VERSION: u8 = 1;
 
-/// The body behind [`VERSION`].
+/// The body that follows the byte [`VERSION`].
 #[derive(Serialize, Deserialize)]
 struct StoredRecord<'a> {
     id: u64,
@@ -178,7 +178,7 @@ enum StoredEnding {
     Stopped,
 }
 
-/// Numbers of the classes in stored shapes. Only ever added to.
+/// The stored number of a class is its index here. Only append to this list.
 const CLASSES: [Class; 7] = [
     Class::Query,
     Class::Exec,
@@ -190,7 +190,7 @@ const CLASSES: [Class; 7] = [
 ];
 
 impl OperationRecord {
-    /// Encodes it as it is stored.
+    /// Encodes the record in its stored format.
     pub(super) fn encode(&self) -> Vec<u8> {
         let class = CLASSES
             .iter()
@@ -205,7 +205,7 @@ impl OperationRecord {
             client_pid: self.client.pid,
             client_uid: self.client.uid,
             accepted_ms: self.accepted_ms,
-            // Differences are signed: the wall clock may be set back while a job waits.
+            // The differences are signed, because the wall clock can be set back while a job waits or runs.
             started_after_ms: self
                 .started_ms
                 .map(|ms| ms.wrapping_sub(self.accepted_ms).cast_signed()),
@@ -228,7 +228,7 @@ impl OperationRecord {
         postcard::to_extend(&stored, vec![VERSION]).expect("a record always encodes into memory")
     }
 
-    /// Decodes what [`Self::encode`] wrote.
+    /// Decodes the output of [`Self::encode`].
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         match bytes {
             [] => Err(RecordError::Empty),
@@ -281,7 +281,7 @@ impl StoredRecord<'_> {
     }
 }
 
-/// Cuts a text to at most `max` bytes, at a character.
+/// Truncates a text to at most `max` bytes, at a character boundary.
 fn cut(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
@@ -294,7 +294,7 @@ fn cut(text: &str, max: usize) -> &str {
 pub(super) mod tests {
     use super::*;
 
-    /// A record with something in every field; tests change what they are about.
+    /// Returns a record with a value in every field. Tests change the fields that they need.
     pub(in crate::metrics) fn sample(id: u64) -> OperationRecord {
         OperationRecord {
             id,
@@ -321,17 +321,17 @@ pub(super) mod tests {
         }
     }
 
-    /// `sample(7)` as it is stored.
+    /// `sample(7)` in its stored format.
     const SAMPLE: &[u8] = include_bytes!("../../tests/data/metrics/record-v1.bin");
 
     #[test]
-    fn a_stored_record_equals_the_committed_sample_in_both_directions() {
+    fn sample_record_encodes_to_and_decodes_from_the_committed_bytes() {
         assert_eq!(sample(7).encode(), SAMPLE);
         assert_eq!(OperationRecord::decode(SAMPLE), Ok(sample(7)));
     }
 
     #[test]
-    fn a_record_survives_being_stored_also_over_a_clock_set_back() {
+    fn record_that_ended_before_it_was_accepted_by_the_wall_clock_reads_back() {
         let mut record = sample(1);
         record.machine = None;
         record.started_ms = None;
@@ -343,7 +343,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_record_are_refused_with_the_reason() {
+    fn invalid_bytes_are_refused_with_the_reason() {
         assert_eq!(OperationRecord::decode(&[]), Err(RecordError::Empty));
         assert_eq!(OperationRecord::decode(&[9, 1, 2]), Err(RecordError::Version(9)));
         for end in 1..SAMPLE.len() {
@@ -356,7 +356,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_long_client_name_is_cut_at_a_character() {
+    fn long_client_name_is_truncated_at_a_character_boundary() {
         let mut record = sample(1);
         record.client.name = "ä".repeat(100).into();
         let stored = OperationRecord::decode(&record.encode()).expect("readable");
@@ -364,7 +364,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn each_outcome_has_a_word_of_its_own() {
+    fn every_outcome_parses_from_its_word() {
         for outcome in OutcomeWord::ALL {
             assert_eq!(OutcomeWord::from_word(outcome.as_str()), Some(outcome));
         }

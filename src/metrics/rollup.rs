@@ -1,11 +1,11 @@
-//! Counts and histograms of many operations: pure, no clock, no storage.
+//! Roll-ups: counts and histograms of many operations. Pure: no clock, no storage.
 //!
-//! A [`Cell`] sums up the operations of one [`Series`] (verb and machine) over one hour, one day or all time. Wait and run
-//! times are HDR histograms of two significant digits: a percentile read from one is within 1 % of the exact one.
+//! A [`Cell`] aggregates the operations of one [`Series`] (verb and machine) over one hour, one day, 32 days or all time. Wait times and
+//! run times are HDR histograms with two significant digits: a percentile is within 1 % of the exact value.
 //!
-//! Stored, a histogram is the sorted list of its non-empty buckets, as differences in varints, not HDR's own V2 form: V2 starts with a
-//! header of 40 bytes and must be unpacked into a full array before it can be merged, while this is half as long for the
-//! ten samples of a usual hour, merges without allocating, and does without three crates.
+//! The stored form of a histogram is the sorted list of its non-empty buckets, delta-encoded as varints. It is not HDR's V2 format, because
+//! V2 has a header of 40 bytes and must be unpacked into a full array before merging. This form is half as long for the ten samples of a
+//! typical hour, merges without allocating, and needs three crates fewer.
 
 use std::collections::HashMap;
 
@@ -14,32 +14,32 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{OperationRecord, OutcomeWord};
 
-/// At most so many series have a name within one hour, one day, all time, or one summary; the rest fold into
+/// Maximum number of series with a machine's name per hour, day, 32 days, all time, or summary. Further series are folded into
 /// [`MachineLabel::Other`] of the same verb.
 pub const SERIES_MAX: usize = 256;
 
-/// Whose counts a cell holds.
+/// The combination of verb and machine that a cell or row aggregates.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Series {
     /// The operation's verb; empty in a summary that is not grouped by operation.
     pub operation: String,
-    /// The machine.
+    /// The machine's label.
     pub machine: MachineLabel,
 }
 
-/// A machine as series know it.
+/// The machine of a series.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum MachineLabel {
-    /// The operation is about no machine, or the summary is not grouped by machine.
+    /// The operations concern no machine, or the summary is not grouped by machine.
     None,
-    /// This machine.
+    /// The machine of this name.
     Named(String),
-    /// All those that came after [`SERIES_MAX`] was reached.
+    /// All machines without a series of their own, because [`SERIES_MAX`] was reached.
     Other,
 }
 
 impl MachineLabel {
-    /// Returns the name of the one machine that it stands for.
+    /// Returns the machine's name; `None` unless the label is [`Self::Named`].
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::None | Self::Other => None,
@@ -59,7 +59,7 @@ impl Series {
         }
     }
 
-    /// Returns where it goes when there is no room for another name.
+    /// Returns the series that aggregates this one if [`SERIES_MAX`] is reached.
     #[must_use]
     pub fn folded(&self) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Series {
         }
     }
 
-    /// Returns its bytes within a stored key. Neither verbs nor machine names hold a NUL.
+    /// Encodes the series as part of a stored key. The separator is NUL, which neither verbs nor machine names contain.
     pub(super) fn key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.operation.len() + 24);
         key.extend_from_slice(self.operation.as_bytes());
@@ -84,7 +84,7 @@ impl Series {
         key
     }
 
-    /// Reads what [`Self::key`] wrote.
+    /// Decodes the output of [`Self::key`].
     pub(super) fn from_key(key: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(key).ok()?;
         let (operation, machine) = text.split_once('\0')?;
@@ -121,11 +121,10 @@ impl Default for Durations {
     }
 }
 
-/// Longer durations count as this one: thirteen days. It bounds a histogram to 20 KB.
+/// Maximum recorded duration, thirteen days. Longer durations count as this one, which limits a histogram to 20 KB.
 const DURATION_MAX_US: u64 = 1 << 40;
 
 impl Durations {
-    /// Adds one.
     pub(super) fn add(&mut self, us: u64) {
         let us = us.min(DURATION_MAX_US);
         self.add_many(us, 1);
@@ -135,13 +134,12 @@ impl Durations {
     }
 
     fn add_many(&mut self, us: u64, count: u64) {
-        // Zero is not tracked by HDR histograms' logarithms but lands in their first bucket; growing is by resize.
+        // Zero counts in the first bucket. `Histogram::new` enables automatic resizing, so no value is out of range.
         self.histogram
             .record_n(us.min(DURATION_MAX_US), count)
             .expect("the histogram grows");
     }
 
-    /// Adds all of another.
     pub(super) fn merge(&mut self, other: &Self) {
         self.histogram.add(&other.histogram).expect("the histogram grows");
         self.sum = self.sum.saturating_add(other.sum);
@@ -149,19 +147,19 @@ impl Durations {
         self.max = self.max.max(other.max);
     }
 
-    /// Returns how many there are.
+    /// Returns the number of durations.
     pub(super) fn count(&self) -> u64 {
         self.histogram.len()
     }
 
-    /// Returns the figures, all zero when there is nothing.
+    /// Returns the statistics of the durations; all zero if there are none.
     pub(super) fn spread(&self) -> Spread {
         if self.count() == 0 {
             return Spread::default();
         }
         let at = |quantile: f64| {
             let value = self.histogram.value_at_quantile(quantile);
-            // The middle of a bucket is at most half its width from every sample in it.
+            // The middle of a bucket, which is at most half the bucket's width from each sample in it.
             self.histogram.median_equivalent(value).clamp(self.min, self.max)
         };
         Spread {
@@ -205,7 +203,8 @@ impl Durations {
         }
     }
 
-    /// Adds what [`StoredDurations`] says, as it is read: a summary of a year reads tens of thousands.
+    /// Decodes a [`StoredDurations`] from the front of `bytes` and adds it; returns the remaining bytes. It does not allocate, because the
+    /// summary of a year reads tens of thousands of them.
     fn add_stored<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let ((sum, min, max, buckets), mut bytes) = take::<(u64, u64, u64, u64)>(bytes)?;
         let mut at = 0_u64;
@@ -222,53 +221,52 @@ impl Durations {
     }
 }
 
-/// Takes one value off the front of postcard bytes.
+/// Decodes one value from the front of postcard bytes; returns it and the remaining bytes.
 fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<(T, &'a [u8])> {
     postcard::take_from_bytes(bytes).ok()
 }
 
-/// Figures of a distribution of durations, in microseconds.
+/// Statistics of a set of durations, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Spread {
-    /// How many there are.
+    /// Number of durations.
     pub count: u64,
-    /// Their sum.
+    /// Sum of the durations.
     pub sum_us: u64,
-    /// The shortest, exact.
+    /// Shortest duration, exact.
     pub min_us: u64,
-    /// Half are at most this long, within 1 %.
+    /// Median, within 1 %.
     pub p50_us: u64,
-    /// Nine in ten are at most this long, within 1 %.
+    /// 90th percentile, within 1 %.
     pub p90_us: u64,
-    /// Ninety-nine in a hundred are at most this long, within 1 %.
+    /// 99th percentile, within 1 %.
     pub p99_us: u64,
-    /// The longest, exact up to thirteen days.
+    /// Longest duration, exact up to thirteen days.
     pub max_us: u64,
 }
 
-/// What is known of the operations of one series over one stretch of time.
+/// Aggregate of the operations of one series over one period.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cell {
-    /// Plain sums.
     pub counts: Counts,
-    /// How long each waited.
+    /// Wait times of all operations.
     pub wait: Durations,
-    /// How long each that started ran.
+    /// Run times of the operations that started.
     pub run: Durations,
-    /// When the last one ended, milliseconds since 1970.
+    /// When the last operation ended, in Unix milliseconds.
     pub last_ms: u64,
 }
 
-/// Sums over operations. Part of a stored shape: a change of its fields is a new version.
+/// Sums over operations. Part of the stored format: any change of the fields requires a new version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
-    /// Operations.
+    /// Number of operations.
     pub count: u64,
-    /// Of them: failed, expired, interrupted or unknown.
+    /// Number of operations that failed, expired, were interrupted, or whose outcome is unknown.
     pub errors: u64,
-    /// Of them: cancelled.
+    /// Number of cancelled operations.
     pub cancelled: u64,
-    /// Of them: shared another's invocation.
+    /// Number of operations that joined another job's invocation.
     pub joined: u64,
     /// Bytes of input.
     pub bytes_in: u64,
@@ -288,7 +286,7 @@ impl Counts {
     }
 }
 
-/// The body behind [`CELL_VERSION`]. [`Cell::add_stored`] reads it field by field.
+/// The body that follows the byte [`CELL_VERSION`]. [`Cell::add_stored`] decodes it field by field.
 #[derive(Serialize)]
 struct StoredCell {
     counts: Counts,
@@ -297,7 +295,7 @@ struct StoredCell {
     last_ms: u64,
 }
 
-/// Buckets as (difference of lower bounds, count), ascending.
+/// A histogram. Buckets are in ascending order, each as (difference to the previous lower bound, count).
 #[derive(Serialize)]
 struct StoredDurations {
     sum: u64,
@@ -309,7 +307,6 @@ struct StoredDurations {
 const CELL_VERSION: u8 = 1;
 
 impl Cell {
-    /// Adds one operation.
     pub(super) fn add(&mut self, record: &OperationRecord) {
         self.counts.merge(&Counts {
             count: 1,
@@ -326,7 +323,6 @@ impl Cell {
         self.last_ms = self.last_ms.max(record.ended_ms);
     }
 
-    /// Adds all of another.
     pub(super) fn merge(&mut self, other: &Self) {
         self.counts.merge(&other.counts);
         self.wait.merge(&other.wait);
@@ -334,12 +330,12 @@ impl Cell {
         self.last_ms = self.last_ms.max(other.last_ms);
     }
 
-    /// Encodes it as it is stored.
+    /// Encodes the cell in its stored format.
     pub(super) fn encode(&self) -> Vec<u8> {
         self.encode_with(self.wait.store(), self.run.store())
     }
 
-    /// Encodes it with counts and sums, but without percentiles: a tenth as long.
+    /// Encodes the cell with its sums, but with each histogram reduced to one bucket. That is a tenth as long, but has no percentiles.
     pub(super) fn encode_sums(&self) -> Vec<u8> {
         self.encode_with(self.wait.store_sums(), self.run.store_sums())
     }
@@ -354,7 +350,7 @@ impl Cell {
         postcard::to_extend(&stored, vec![CELL_VERSION]).expect("a cell always encodes into memory")
     }
 
-    /// Adds what [`Self::encode`] wrote; returns whether it could be read.
+    /// Decodes the output of [`Self::encode`] and adds it. Returns false if the bytes are invalid.
     #[must_use]
     pub(super) fn add_stored(&mut self, bytes: &[u8]) -> bool {
         match bytes {
@@ -374,16 +370,16 @@ impl Cell {
     }
 }
 
-/// How the rows of a summary are told apart.
+/// How a summary groups operations into rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum GroupBy {
-    /// One row for all.
+    /// One row for all operations.
     Nothing,
-    /// A row per operation.
+    /// One row per operation.
     Operation,
-    /// A row per machine.
+    /// One row per machine.
     Machine,
-    /// A row per operation and machine.
+    /// One row per operation and machine.
     #[default]
     OperationAndMachine,
 }
@@ -404,13 +400,13 @@ impl GroupBy {
     }
 }
 
-/// Rows of a summary while they are gathered: never more than [`SERIES_MAX`] with a machine's name.
+/// Collects the rows of a summary. At most [`SERIES_MAX`] of them have a machine's name.
 #[derive(Debug)]
 pub(super) struct Rows {
     group_by: GroupBy,
     places: HashMap<Series, usize>,
     cells: Vec<(Series, Cell)>,
-    /// Rows with a machine's name.
+    /// Number of rows with a machine's name.
     named: usize,
 }
 
@@ -424,10 +420,10 @@ impl Rows {
         }
     }
 
-    /// Returns the place of the row that sums up `series`, for [`Self::at`].
+    /// Returns the index of the row that aggregates `series`, for [`Self::at`]. Creates the row if necessary.
     pub(super) fn place(&mut self, series: &Series) -> usize {
         let mut row = self.group_by.row(series);
-        // Only names of machines come without end: rows without one are as many as there are verbs.
+        // Only rows with a machine's name can grow without limit. There are at most as many others as there are verbs, twice.
         if matches!(row.machine, MachineLabel::Named(_)) && !self.places.contains_key(&row) {
             if self.named < SERIES_MAX {
                 self.named += 1;
@@ -441,23 +437,23 @@ impl Rows {
         })
     }
 
-    /// Returns the cell at a place.
+    /// Returns the cell of the row with this index.
     pub(super) fn at(&mut self, place: usize) -> &mut Cell {
         &mut self.cells[place].1
     }
 
-    /// Returns the cell that sums up the row of `series`.
+    /// Returns the cell of the row that aggregates `series`.
     pub(super) fn cell(&mut self, series: &Series) -> &mut Cell {
         let place = self.place(series);
         self.at(place)
     }
 
-    /// Returns the rows as they were gathered.
+    /// Returns the rows in the order of their creation.
     pub(super) fn into_cells(self) -> Vec<(Series, Cell)> {
         self.cells
     }
 
-    /// Returns the finished rows, those with the most operations first.
+    /// Returns the rows with their statistics, by number of operations in descending order.
     pub(super) fn finish(self) -> Vec<SummaryRow> {
         let mut rows: Vec<SummaryRow> = self
             .cells
@@ -478,15 +474,15 @@ impl Rows {
 /// One row of a summary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SummaryRow {
-    /// The operation; `None` when not grouped by it.
+    /// Verb of the operations; `None` if the summary is not grouped by operation.
     pub operation: Option<String>,
-    /// The machine.
+    /// Machine of the operations.
     pub machine: MachineLabel,
-    /// Plain sums.
+    /// Sums over the operations.
     pub counts: Counts,
-    /// How long they waited.
+    /// Wait times of all operations.
     pub wait: Spread,
-    /// How long those that started ran.
+    /// Run times of the operations that started.
     pub run: Spread,
 }
 
@@ -497,7 +493,7 @@ mod tests {
     use super::super::record::tests::sample;
     use super::*;
 
-    /// The nearest-rank percentile.
+    /// Returns the exact percentile by the nearest-rank method.
     fn exact(sorted: &[u64], quantile: f64) -> u64 {
         #[expect(
             clippy::cast_precision_loss,
@@ -528,7 +524,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn percentiles_are_within_one_percent_also_after_storing_and_merging(
+        fn percentiles_are_within_one_percent_after_storing_and_merging(
             parts in prop::collection::vec(prop::collection::vec(0_u64..20_000_000_000, 1..60), 1..6)
         ) {
             let mut whole = Cell::default();
@@ -545,7 +541,7 @@ mod tests {
         }
 
         #[test]
-        fn merging_in_memory_equals_merging_what_was_stored(
+        fn merging_in_memory_equals_merging_stored_cells(
             left in prop::collection::vec(0_u64..5_000_000, 0..40),
             right in prop::collection::vec(0_u64..5_000_000, 0..40),
         ) {
@@ -567,7 +563,7 @@ mod tests {
         }
 
         #[test]
-        fn a_series_survives_being_a_key(verb in "[a-z_]{1,12}", name in "[a-z*=][a-z0-9.*=-]{0,20}") {
+        fn series_reads_back_from_its_key(verb in "[a-z_]{1,12}", name in "[a-z*=][a-z0-9.*=-]{0,20}") {
             for machine in [MachineLabel::None, MachineLabel::Named(name.clone()), MachineLabel::Other] {
                 let series = Series { operation: verb.clone(), machine };
                 prop_assert_eq!(Series::from_key(&series.key()), Some(series));
@@ -576,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_never_started_has_a_wait_but_no_run() {
+    fn job_that_never_started_has_a_wait_time_but_no_run_time() {
         let mut record = sample(1);
         record.started_ms = None;
         record.outcome = OutcomeWord::Cancelled;
@@ -588,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_without_a_machine_keep_their_row_when_machines_fold() {
+    fn operations_without_a_machine_keep_their_row_when_machines_are_folded() {
         for group_by in [GroupBy::Machine, GroupBy::OperationAndMachine] {
             let mut rows = Rows::new(group_by);
             for id in 0..1000 {
@@ -610,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_come_and_go_fold_into_one_row() {
+    fn machines_beyond_the_limit_are_folded_into_one_row() {
         let mut rows = Rows::new(GroupBy::OperationAndMachine);
         for id in 0..1000 {
             let mut record = sample(id);
@@ -623,11 +619,11 @@ mod tests {
         assert_eq!(rows.iter().map(|row| row.counts.count).sum::<u64>(), 1000);
     }
 
-    /// A cell of one `sample(7)` as it is stored.
+    /// A cell with one `sample(7)`, in its stored format.
     const SAMPLE: &[u8] = include_bytes!("../../tests/data/metrics/cell-v1.bin");
 
     #[test]
-    fn a_stored_cell_equals_the_committed_sample_in_both_directions() {
+    fn sample_cell_encodes_to_and_decodes_from_the_committed_bytes() {
         let mut cell = Cell::default();
         cell.add(&sample(7));
         assert_eq!(cell.encode(), SAMPLE);
@@ -637,7 +633,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_a_stored_cell_are_refused() {
+    fn invalid_bytes_are_not_added() {
         assert!(!Cell::default().add_stored(&[9, 1]));
         assert!(!Cell::default().add_stored(&SAMPLE[..SAMPLE.len() - 1]));
     }

@@ -1,21 +1,20 @@
-//! The records and roll-ups in sled. The only file that names sled.
+//! Stores records and roll-ups in sled. This is the only file that uses sled.
 //!
-//! A [`Database`] lives in the helper process (see [`super::helper`]), never in the daemon: sled 0.34 may panic, hang or abort on a
-//! damaged folder, and once it was opened its seven threads wake every second until the process ends, also after the
-//! database was closed.
+//! A [`Database`] exists in the helper process (see [`super::helper`]), never in the daemon: sled 0.34 can panic, hang or abort on damaged
+//! files, and its seven threads wake every second from the first open until the process ends, even after the database was closed.
 //!
-//! One tree, so that one batch changes all of it or nothing:
+//! Everything is in one sled tree, so that a batch is atomic:
 //!
 //! | key | value |
 //! |---|---|
-//! | `m` | [`Meta`]: birth, next sequence number, how much is kept |
+//! | `m` | [`Meta`]: creation time, next sequence number, numbers of records and cells |
 //! | `o`, u64be ended ms, u32be sequence | version byte, postcard [`OperationRecord`] |
 //! | `r`, resolution, u32be bucket, series | version byte, postcard [`Cell`] |
 //!
-//! Resolutions: `h` hours since 1970, `d` days, `m` spans of 32 days, `t` all time (one bucket, sums only, which keeps Prometheus'
-//! counters growing over rotation). A batch adds to hours and to all time; a day is summed up of its hours when it is over, a span of
-//! its days likewise, so a batch stays small and a question about a year reads few rows. Everything is bounded by age and by
-//! number: see the constants.
+//! The resolution is `h` for hours since 1970, `d` for days, `m` for spans of 32 days, or `t` for all time. All time is one bucket with
+//! sums only; it ensures that the Prometheus counters never decrease when records and cells are removed. A batch updates the cells of its
+//! hours and of all time. The cells of a day are computed from its hours when the day is over, and those of a span from its days. So a
+//! batch stays small, and a query over a year reads few rows. Everything is limited by age and by number: see the constants.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -30,23 +29,23 @@ use super::rollup::{Cell, MachineLabel, Rows, SERIES_MAX, Series, SummaryRow};
 use super::{Cursor, HistoryRequest, Order, Summary, SummaryRequest, WindowResolution};
 use crate::clock::Moment;
 
-/// sled's cache. It lives in the helper, and only while there is something to do.
+/// Size of sled's cache. The helper holds it only while it runs.
 const CACHE_BYTES: u64 = 8 << 20;
-/// Hourly cells are kept so long; older windows are answered by whole days.
+/// Age at which hourly cells are removed, in hours. Queries about older times are answered in whole days.
 const HOURS_AGE: u32 = 90 * 24;
-/// At most so many hourly cells are kept.
+/// Maximum number of hourly cells.
 const HOURS_MAX: u64 = 40_000;
-/// Daily cells are kept so long: five years.
+/// Age at which daily cells and cells of spans are removed, in days: five years.
 const DAYS_AGE: u32 = 5 * 366;
-/// At most so many daily cells are kept.
+/// Maximum number of daily cells.
 const DAYS_MAX: u64 = 60_000;
-/// At most so many cells of 32 days are kept, as long as days.
+/// Maximum number of cells of 32-day spans.
 const SPANS_MAX: u64 = 20_000;
-/// A series of the all-time cells that was not seen so long gives its place to a new name.
+/// Time without operations after which an all-time series can be folded into `other` to make room for a new name.
 const TOTAL_UNSEEN_MS: u64 = 7 * 24 * HOUR_MS;
-/// At most so many old keys are removed with one batch, so that a lowered limit does not stall it.
+/// Maximum number of old keys of each kind that one batch removes, so that a lowered limit does not stall it.
 const REMOVED_MAX: u64 = 20_000;
-/// A question looks at the clock once in so many rows.
+/// Number of rows that a query reads between two checks of its time limit.
 const ROWS_PER_LOOK: usize = 256;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -56,27 +55,27 @@ const SPAN_DAYS: u32 = 32;
 const META_KEY: &[u8] = b"m";
 const META_VERSION: u8 = 1;
 
-/// Why the database could not do something.
+/// Why an operation of the database failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(super) enum Trouble {
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("another process has the store open")]
     Locked,
-    /// Nothing is wrong with it, but the disk or its permissions do not let us.
+    /// The cause is the disk or its permissions, not the store.
     #[error("{0}")]
     Unavailable(String),
-    /// It cannot be trusted any more.
+    /// The store's contents cannot be trusted.
     #[error("{0}")]
     Damaged(String),
-    /// The question took too long.
-    #[error("the question took too long")]
+    /// The query exceeded its time limit.
+    #[error("the query took too long")]
     TimedOut,
 }
 
 impl From<sled::Error> for Trouble {
     fn from(error: sled::Error) -> Self {
         match &error {
-            // sled has no variant for a held lock; this is the text of its only use of `Other`.
+            // sled has no error variant for a held lock, only this text in an I/O error.
             sled::Error::Io(cause) if cause.to_string().contains("could not acquire lock") => Self::Locked,
             sled::Error::Io(cause) if is_of_the_disk(cause) => Self::Unavailable(error.to_string()),
             _ => Self::Damaged(error.to_string()),
@@ -84,7 +83,7 @@ impl From<sled::Error> for Trouble {
     }
 }
 
-/// Says whether an error tells of the disk's state, not of the store's: setting the store aside would not help.
+/// Returns whether the cause of an error is the disk, so that setting the store aside would not help.
 pub(super) fn is_of_the_disk(error: &io::Error) -> bool {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(
@@ -93,30 +92,30 @@ pub(super) fn is_of_the_disk(error: &io::Error) -> bool {
     )
 }
 
-/// How much is kept of what the caller may choose.
+/// The configurable limits of the stored records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Bounds {
     pub(super) records_max: u64,
     pub(super) age_max_ms: u64,
 }
 
-/// What the database knows about itself; changed with every batch.
+/// Metadata of the store, updated with every batch. `records`, `hours`, `days` and `spans` are numbers of rows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Meta {
-    /// When it was made.
+    /// When the store was created, in Unix milliseconds.
     born_ms: u64,
     next_seq: u64,
     records: u64,
-    /// No record that ended before this is missing from `records_from_ms` on.
+    /// All records that ended at this time or later are still there, in Unix milliseconds.
     records_from_ms: u64,
     hours: u64,
-    /// Hourly cells from this hour on are complete.
+    /// The cells of this hour and all later ones are still there.
     hours_from: u32,
     days: u64,
-    /// Days before this one are summed up; a record that comes late is added to its day as well.
+    /// The cells of all days before this one were computed. A record that arrives later for such a day is added to its cell directly.
     days_to: u32,
     spans: u64,
-    /// Spans before this one are summed up.
+    /// The cells of all spans before this one were computed.
     spans_to: u32,
 }
 
@@ -127,7 +126,7 @@ pub(super) struct Database {
     bounds: Bounds,
 }
 
-/// How a stretch of time is summed up.
+/// Length of the periods that cells aggregate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Resolution {
     Hour,
@@ -184,7 +183,7 @@ fn read_record_key(key: &[u8]) -> Result<Cursor, Trouble> {
     })
 }
 
-/// Ends a question that takes too long.
+/// Time limit of a query.
 pub(super) struct Limit {
     until: Instant,
     rows: usize,
@@ -198,7 +197,7 @@ impl Limit {
         }
     }
 
-    /// Lets everything be read: for what must be done.
+    /// Returns a limit of an hour, in effect none, for work that must be completed.
     fn none() -> Self {
         Self::new(Duration::from_secs(3600))
     }
@@ -220,8 +219,8 @@ pub(super) struct StoredPage {
 }
 
 impl Database {
-    /// Opens or makes the store in `folder`. `least_seq` is known of one that was there before: sled was seen to open a file that
-    /// was cut short as an earlier, even an empty state, without a word.
+    /// Opens the store in `folder`, or creates it. For an existing store, `least_seq` is the least sequence number that it must have
+    /// reached: sled can open a truncated file as an earlier or even empty state without an error.
     pub(super) fn open(
         folder: &Path,
         bounds: Bounds,
@@ -237,7 +236,7 @@ impl Database {
         let meta = match db.get(META_KEY)? {
             Some(bytes) => read_meta(&bytes)?,
             None if least_seq.is_some() => {
-                return Err(Trouble::Damaged("it is empty and should not be".into()));
+                return Err(Trouble::Damaged("the store is empty, but should not be".into()));
             }
             None => {
                 let meta = Meta {
@@ -259,14 +258,14 @@ impl Database {
         };
         if let Some(least) = least_seq.filter(|least| meta.next_seq < *least) {
             return Err(Trouble::Damaged(format!(
-                "it lost records: it counts to {} and should count to {least}",
+                "the store lost records: its next number is {}, but should be at least {least}",
                 meta.next_seq
             )));
         }
         Ok(Self { db, meta, bounds })
     }
 
-    /// Reads everything once, to find damage that opening does not.
+    /// Reads and decodes everything once, to find damage that opening the store does not find.
     pub(super) fn verify(&self) -> Result<(), Trouble> {
         let mut records = 0;
         for row in self.db.iter() {
@@ -287,19 +286,20 @@ impl Database {
             Ok(())
         } else {
             Err(Trouble::Damaged(format!(
-                "it has {records} records and should have {}",
+                "the store has {records} records, but should have {}",
                 self.meta.records
             )))
         }
     }
 
-    /// Returns the number that the next record gets.
+    /// Returns the sequence number of the next record.
     pub(super) fn next_seq(&self) -> u64 {
         self.meta.next_seq
     }
 
-    /// Adds records in their stored form, rolls them up and removes what is beyond the bounds, all or nothing. Those
-    /// numbered below [`Self::next_seq`] were added before an answer got lost, and are skipped.
+    /// Adds encoded records, updates the roll-ups and removes rows beyond the limits, in one atomic batch. `first_seq` is the sequence
+    /// number of the first record. Records with numbers below [`Self::next_seq`] are skipped: an earlier call has added them, but its
+    /// answer was lost.
     pub(super) fn apply(&mut self, first_seq: u64, records: &[Vec<u8>], now_ms: u64) -> Result<(), Trouble> {
         self.sum_up_past(now_ms)?;
         let skipped = usize::try_from(self.meta.next_seq.saturating_sub(first_seq)).unwrap_or(usize::MAX);
@@ -307,12 +307,12 @@ impl Database {
         let mut batch = sled::Batch::default();
         let mut cells: BTreeMap<(Resolution, u32, Series), Cell> = BTreeMap::new();
         for stored in records.iter().skip(skipped) {
-            // Only ourselves encoded it, a moment ago.
+            // Cannot fail in practice: the daemon has just encoded the record.
             let record =
                 OperationRecord::decode(stored).map_err(|error| Trouble::Damaged(error.to_string()))?;
             #[expect(
                 clippy::cast_possible_truncation,
-                reason = "it tells records of one millisecond apart"
+                reason = "it only distinguishes records that ended in the same millisecond"
             )]
             batch.insert(&record_key(record.ended_ms, meta.next_seq as u32), &**stored);
             meta.next_seq += 1;
@@ -346,7 +346,7 @@ impl Database {
         Ok(())
     }
 
-    /// Sums up the days that are over, and the spans.
+    /// Computes the cells of the days and spans that have ended since the last call.
     fn sum_up_past(&mut self, now_ms: u64) -> Result<(), Trouble> {
         let today = Resolution::Day.bucket(now_ms);
         for day in self.meta.days_to.max(today.saturating_sub(DAYS_AGE))..today {
@@ -375,7 +375,7 @@ impl Database {
         Ok(rows.into_cells())
     }
 
-    /// Writes the cells of one bucket, together with the note that it is summed up.
+    /// Writes the cells of one bucket, and the metadata that marks it as computed.
     fn write_sums(
         &mut self,
         resolution: Resolution,
@@ -406,7 +406,7 @@ impl Database {
         batch: &mut sled::Batch,
         now_ms: u64,
     ) -> Result<(), Trouble> {
-        // Cells as they will be stored; several series may fold into one.
+        // The new values of all changed cells, by key. Several series can be folded into one.
         let mut written: BTreeMap<Vec<u8>, Cell> = BTreeMap::new();
         let mut folded: BTreeSet<Vec<u8>> = BTreeSet::new();
         let mut names: HashMap<(Resolution, u32), usize> = HashMap::new();
@@ -465,7 +465,7 @@ impl Database {
         Ok(())
     }
 
-    /// Adds the all-time cell that was not seen for longest to `other`, if it was not seen for long, and returns its key.
+    /// Folds the all-time cell with the oldest last operation into `other`, if that is older than [`TOTAL_UNSEEN_MS`]. Returns its key.
     fn fold_oldest(
         &self,
         prefix: &[u8],
@@ -544,8 +544,8 @@ impl Database {
         Ok(())
     }
 
-    /// Lists the oldest cells that are too old or too many. A cell that this batch writes again is never among them, unless
-    /// the clock was years wrong: it then comes back and is removed with the next.
+    /// Returns buckets and keys of the cells to remove, the oldest first: those before `from`, and those beyond `kept_max`. A cell that the
+    /// same batch writes is not among them unless the clock was wrong by years; then the cell reappears and the next batch removes it.
     fn cells_to_rotate(
         &self,
         resolution: Resolution,
@@ -566,16 +566,16 @@ impl Database {
         Ok(old)
     }
 
-    /// Makes everything applied so far survive a power loss.
+    /// Flushes all applied batches to disk, so that they survive a power loss.
     pub(super) fn flush(&self) -> Result<(), Trouble> {
         self.db.flush()?;
         Ok(())
     }
 
-    /// Sums up the operations that ended within a window.
+    /// Returns a summary of the operations that ended within a window.
     ///
-    /// Whole days and hours come from the roll-ups; the hours cut by the window's edges from the records themselves, or, where those
-    /// were rotated away, the window is widened to what is known and says so.
+    /// Whole hours, days and spans are read from the roll-ups. The partial hours at the edges of the window are computed from the records.
+    /// If those were removed, the window is widened to whole hours or days, and the summary contains the actual window.
     pub(super) fn summary(
         &self,
         request: &SummaryRequest,
@@ -584,7 +584,7 @@ impl Database {
     ) -> Result<Summary, Trouble> {
         let mut rows = Rows::new(request.group_by);
         let mut since_ms = request.since_ms;
-        // Nothing ended after now, unless the clock was set back: then it belongs to the window too.
+        // Without an upper limit, the window includes records from the future, which exist if the clock was set back.
         let mut until_ms = if request.until_ms >= now_ms {
             u64::MAX
         } else {
@@ -616,7 +616,7 @@ impl Database {
         })
     }
 
-    /// Widens a window, to hours or days, to where its edges can be answered from what is still there.
+    /// Widens the edges of a window to whole hours or days, as far as necessary to answer it from the rows that are still there.
     fn widened(&self, since_ms: u64, until_ms: u64) -> (u64, u64, WindowResolution) {
         use WindowResolution::{Day, Hour, Record};
         let hours_from_ms = u64::from(self.meta.hours_from) * HOUR_MS;
@@ -648,7 +648,7 @@ impl Database {
         } else {
             until_ms.next_multiple_of(step(until_by))
         };
-        // An edge that lies on a whole hour or day anyway was cut where it was asked for.
+        // An edge that did not move is exact, because the request had it at a whole hour or day.
         let since_by = if since == since_ms { Record } else { since_by };
         let until_by = if until == until_ms { Record } else { until_by };
         (since, until, since_by.max(until_by))
@@ -685,7 +685,7 @@ impl Database {
         rows: &mut Rows,
         limit: &mut Limit,
     ) -> Result<(), Trouble> {
-        // Most rows are of a series that was met before: it is not read again.
+        // Caches the row of each series by its encoded form, because most cells belong to a series that was decoded before.
         let mut places: HashMap<Vec<u8>, Option<usize>> = HashMap::new();
         let range = self
             .db
@@ -711,7 +711,7 @@ impl Database {
         Ok(())
     }
 
-    /// Returns the sums over all time, which never shrink while the store lives.
+    /// Returns the totals of all time. They never decrease during the lifetime of the store.
     pub(super) fn totals(&self, mut limit: Limit) -> Result<Vec<SummaryRow>, Trouble> {
         let mut rows = Rows::new(super::GroupBy::OperationAndMachine);
         let all = SummaryRequest::default();
@@ -723,7 +723,7 @@ impl Database {
             .collect())
     }
 
-    /// Returns one page of records. A page that took too long to fill is returned as far as it came.
+    /// Returns one page of records. At the time limit it returns the records found so far, which may be none.
     pub(super) fn history(&self, request: &HistoryRequest, mut limit: Limit) -> Result<StoredPage, Trouble> {
         let mut page = StoredPage {
             records: Vec::new(),
@@ -787,24 +787,26 @@ fn read_cell_key(key: &[u8]) -> Result<(u32, Series), Trouble> {
 fn read_meta(bytes: &[u8]) -> Result<Meta, Trouble> {
     match bytes {
         [META_VERSION, body @ ..] => postcard::from_bytes(body)
-            .map_err(|_| Trouble::Damaged("its own description cannot be read".into())),
-        [version, ..] => Err(Trouble::Damaged(format!("it has the unknown version {version}"))),
-        [] => Err(Trouble::Damaged("its own description is empty".into())),
+            .map_err(|_| Trouble::Damaged("the store's metadata cannot be read".into())),
+        [version, ..] => Err(Trouble::Damaged(format!(
+            "the store has the unknown version {version}"
+        ))),
+        [] => Err(Trouble::Damaged("the store's metadata is empty".into())),
     }
 }
 
 fn write_meta(meta: &Meta) -> Vec<u8> {
-    postcard::to_extend(meta, vec![META_VERSION]).expect("it always encodes into memory")
+    postcard::to_extend(meta, vec![META_VERSION]).expect("metadata always encodes into memory")
 }
 
-/// Where a stretch of a window is read from.
+/// A part of a window, by the kind of rows that it is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Records(Range<u64>),
     Cells(Resolution, Range<u32>),
 }
 
-/// Cuts a window into spans and days that are summed up, the whole hours around them, and what is left at the edges.
+/// Splits a window into computed spans and days, the whole hours around them, and the partial hours at the edges.
 fn parts(since_ms: u64, until_ms: u64, days_to: u32, spans_to: u32) -> Vec<Part> {
     let open_end = until_ms == u64::MAX;
     let first_hour = since_ms.div_ceil(HOUR_MS);
@@ -814,7 +816,7 @@ fn parts(since_ms: u64, until_ms: u64, days_to: u32, spans_to: u32) -> Vec<Part>
         until_ms / HOUR_MS
     };
     if first_hour >= end_hour {
-        // Within one hour, or over the edge between two.
+        // The window contains no whole hour.
         return vec![Part::Records(since_ms..until_ms)];
     }
     let as_hour = |hour: u64| u32::try_from(hour).unwrap_or(u32::MAX);
@@ -839,7 +841,8 @@ fn parts(since_ms: u64, until_ms: u64, days_to: u32, spans_to: u32) -> Vec<Part>
     parts
 }
 
-/// Splits a range into what comes before whole groups of `factor`, those groups up to `built_to`, and what comes after.
+/// Splits a range of buckets into the part before the first whole group of `factor` buckets, the whole groups below `built_to` (in units of
+/// groups), and the part after them.
 fn split(range: Range<u32>, factor: u32, built_to: u32) -> (Range<u32>, Range<u32>, Range<u32>) {
     let first = range.start.div_ceil(factor);
     let end = (range.end / factor).min(built_to);

@@ -1,4 +1,4 @@
-//! The store from outside: a real sled in a real helper process, which is this test binary again.
+//! Tests of the metrics through their public interface, with a real sled in a real helper process. The helper runs this test binary.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,14 +17,14 @@ use crate::clock::Moment;
 
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
-/// A full day, so that hours and days begin with it.
+/// Start of a day, so that hour and day boundaries are at multiples of `HOUR` and `DAY` after it.
 const START: u64 = 20_000 * DAY;
-/// The folder that a child test works in.
+/// Environment variable with the directory for `a_daemon_that_records_until_killed`.
 const FOLDER: &str = "ORBD_TEST_METRICS";
 
-/// Not a test: what the helper process of the other tests runs.
+/// Not a test: the entry point of the helper process that the other tests start.
 #[test]
-#[ignore = "a part of the other tests"]
+#[ignore = "the helper process of the other tests"]
 fn helper_process() {
     serve_store().expect("served");
 }
@@ -50,7 +50,7 @@ fn now_ms() -> u64 {
     Moment::now().unix_ms()
 }
 
-/// A record that ended at this time.
+/// Returns a record with this time of end.
 fn ended(id: u64, ended_ms: u64) -> OperationRecord {
     OperationRecord {
         accepted_ms: ended_ms.saturating_sub(1_250),
@@ -88,7 +88,7 @@ async fn count(metrics: &Metrics) -> u64 {
     summary.rows.first().map_or(0, |row| row.counts.count)
 }
 
-/// Stops a store in order, so that its files can be looked at.
+/// Creates a store with some records and closes it, so that the test can work on its files.
 async fn filled_store(folder: &Path, records: u64) {
     let metrics = Metrics::start(settings(folder));
     for id in 0..records {
@@ -114,7 +114,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_answer_knows_everything_recorded_before_the_question_also_over_a_restart() {
+async fn query_includes_everything_recorded_before_it_even_across_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     filled_store(folder.path(), 10).await;
     assert_eq!(names(folder.path()), ["store-1", "store-1.count"]);
@@ -208,7 +208,7 @@ async fn exports_hold_every_record_once() {
         .lines()
         .map(|line| {
             let record: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            record["id"].as_u64().expect("a number")
+            record["job_id"].as_u64().expect("a number")
         })
         .collect();
     assert_eq!(ids, (0..2_500).collect::<Vec<_>>());
@@ -256,7 +256,7 @@ async fn export_holds_only_records_that_match_every_filter() {
         .lines()
         .map(|line| {
             let record: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            record["id"].as_u64().expect("a number")
+            record["job_id"].as_u64().expect("a number")
         })
         .collect();
     assert_eq!(ids, (500..1_000).step_by(20).collect::<Vec<_>>());
@@ -269,7 +269,7 @@ async fn export_holds_only_records_that_match_every_filter() {
 }
 
 #[tokio::test]
-async fn a_quiet_store_is_closed_and_opened_again_on_need() {
+async fn idle_store_is_closed_and_reopened_on_demand() {
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::start(Settings {
         quiet: Duration::from_millis(50),
@@ -278,7 +278,7 @@ async fn a_quiet_store_is_closed_and_opened_again_on_need() {
     assert_eq!(metrics.counters().store, StoreState::Closed);
     metrics.record(ended(1, now_ms()));
     assert_eq!(count(&metrics).await, 1);
-    // Flushing comes first, 2.5 s after.
+    // The store is closed only after the flush, 2.5 s after the batch.
     while metrics.counters().store != StoreState::Closed {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -291,7 +291,7 @@ async fn misbehave(metrics: &Metrics, how: Misbehaviour) -> StoreError {
 }
 
 #[tokio::test]
-async fn a_helper_that_panics_or_aborts_is_replaced_and_nothing_else_notices() {
+async fn helper_that_panics_or_aborts_is_replaced_without_losing_records() {
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::start(settings(folder.path()));
     metrics.record(ended(1, now_ms()));
@@ -307,13 +307,13 @@ async fn a_helper_that_panics_or_aborts_is_replaced_and_nothing_else_notices() {
     assert_eq!(
         metrics.counters().set_aside,
         None,
-        "a helper that died is no damage"
+        "a dead helper does not count as a damaged store"
     );
     assert_eq!(metrics.counters().dropped, 0);
 }
 
 #[tokio::test]
-async fn while_the_store_hangs_records_wait_and_what_does_not_fit_is_counted() {
+async fn records_wait_while_the_store_hangs_and_surplus_ones_are_counted_as_dropped() {
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::start(settings(folder.path()));
     assert_eq!(count(&metrics).await, 0);
@@ -331,10 +331,10 @@ async fn while_the_store_hangs_records_wait_and_what_does_not_fit_is_counted() {
     assert_eq!((counters.buffered, counters.dropped), (most, 100));
     assert!(
         before.elapsed() < Duration::from_secs(2),
-        "nobody waited for the store"
+        "recording does not wait for the store"
     );
     assert_eq!(hanging.await.expect("no panic"), StoreError::TimedOut);
-    // The one that hung was killed: the next takes what waited.
+    // The hanging helper was killed; the next one stores the waiting records.
     while metrics.counters().buffered > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -343,7 +343,7 @@ async fn while_the_store_hangs_records_wait_and_what_does_not_fit_is_counted() {
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_for_a_store_that_hangs() {
+async fn shutdown_does_not_wait_for_a_hanging_store() {
     let folder = tempfile::tempdir().expect("a folder");
     let metrics = Metrics::start(settings(folder.path()));
     assert_eq!(count(&metrics).await, 0);
@@ -361,7 +361,7 @@ async fn a_shutdown_does_not_wait_for_a_store_that_hangs() {
 }
 
 #[tokio::test]
-async fn a_helper_that_cannot_be_started_costs_no_store() {
+async fn store_is_not_set_aside_if_the_helper_cannot_be_started() {
     let folder = tempfile::tempdir().expect("a folder");
     filled_store(folder.path(), 3).await;
     for program in ["/nowhere/orbd", "/bin/false"] {
@@ -390,7 +390,8 @@ async fn a_helper_that_cannot_be_started_costs_no_store() {
     assert_eq!(count(&metrics).await, 3);
 }
 
-/// Fills a store, lets `damage` at its files, and expects it to be set aside and work to go on.
+/// Fills a store, damages its files with `damage`, and checks that it is set aside and that a new one works. `unclean` marks the store as
+/// not closed in order.
 async fn check_set_aside(unclean: bool, damage: fn(&Path)) {
     let folder = tempfile::tempdir().expect("a folder");
     filled_store(folder.path(), 2_000).await;
@@ -409,11 +410,11 @@ async fn check_set_aside(unclean: bool, damage: fn(&Path)) {
 }
 
 #[tokio::test]
-async fn a_store_with_a_flipped_byte_is_set_aside() {
+async fn store_with_a_flipped_bit_is_set_aside() {
     check_set_aside(true, |store| {
         let path = store.join("db");
         let mut bytes = fs::read(&path).expect("readable");
-        // In the middle of what is written.
+        // In the middle of the used part of the file.
         let at = bytes.iter().rposition(|byte| *byte != 0).expect("not empty") / 2;
         bytes[at] ^= 0x10;
         fs::write(&path, bytes).expect("written");
@@ -422,7 +423,7 @@ async fn a_store_with_a_flipped_byte_is_set_aside() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_cut_short_is_set_aside() {
+async fn truncated_store_is_set_aside() {
     check_set_aside(true, |store| {
         let file = fs::OpenOptions::new()
             .write(true)
@@ -435,7 +436,7 @@ async fn a_store_that_was_cut_short_is_set_aside() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_suddenly_empty_is_set_aside() {
+async fn store_that_lost_all_its_files_is_set_aside() {
     check_set_aside(false, |store| {
         fs::remove_dir_all(store).expect("removed");
         fs::create_dir(store).expect("made");
@@ -444,7 +445,7 @@ async fn a_store_that_is_suddenly_empty_is_set_aside() {
 }
 
 #[tokio::test]
-async fn a_store_that_another_process_holds_is_left_alone_and_another_one_used() {
+async fn second_process_uses_another_store_while_the_first_is_locked() {
     let folder = tempfile::tempdir().expect("a folder");
     let first = Metrics::start(settings(folder.path()));
     first.record(ended(1, now_ms()));
@@ -462,7 +463,7 @@ async fn a_store_that_another_process_holds_is_left_alone_and_another_one_used()
     assert_eq!(second.counters().set_aside, None);
     first.shutdown(Duration::from_secs(20)).await;
     second.shutdown(Duration::from_secs(20)).await;
-    // Alone again, the newer one is used, and the older one still there.
+    // When no store is locked, the newest is used and the older one still exists.
     let third = Metrics::start(settings(folder.path()));
     assert_eq!(count(&third).await, 3);
     assert!(names(folder.path()).contains(&"store-1".to_owned()));
@@ -487,11 +488,14 @@ async fn only_the_newest_damaged_stores_are_kept() {
     assert_eq!(aside, 3);
 }
 
-/// Not a test: the daemon that the next one kills. It writes the id of each record to its standard output.
+/// Not a test: the process that the next test kills. It writes the id of each record to stderr.
 #[test]
-#[ignore = "a part of the next test"]
+#[ignore = "the child process of the next test"]
 fn a_daemon_that_records_until_killed() {
-    #[expect(clippy::disallowed_methods, reason = "the test that started this one says so")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "set by the test that starts this process"
+    )]
     let Some(folder) = std::env::var_os(FOLDER) else {
         return;
     };
@@ -506,14 +510,14 @@ fn a_daemon_that_records_until_killed() {
 }
 
 #[tokio::test]
-async fn a_killed_daemon_loses_at_most_the_last_five_seconds() {
+async fn killed_daemon_loses_at_most_the_last_five_seconds() {
     let folder = tempfile::tempdir().expect("a folder");
     let Launch::Process { program, args } =
         this_test_binary("metrics::tests::a_daemon_that_records_until_killed")
     else {
         unreachable!()
     };
-    #[expect(clippy::disallowed_methods, reason = "it is about our own process dying")]
+    #[expect(clippy::disallowed_methods, reason = "this runs the test binary, not orbctl")]
     let mut daemon = std::process::Command::new(program)
         .args(args)
         .env(FOLDER, folder.path())
@@ -541,7 +545,7 @@ async fn a_killed_daemon_loses_at_most_the_last_five_seconds() {
     let kept = page.records.len() as u64;
     assert!(
         page.records.iter().map(|(_, record)| record.id).eq(0..kept),
-        "none is missing in between"
+        "no record is missing in between"
     );
     assert!(kept > 0 && recorded > 0, "{kept} of {recorded}");
     let lost = life * u32::try_from(recorded - kept).expect("few") / u32::try_from(recorded).expect("few");
@@ -553,7 +557,7 @@ async fn a_killed_daemon_loses_at_most_the_last_five_seconds() {
 }
 
 #[test]
-fn a_batch_whose_answer_got_lost_is_not_added_twice() {
+fn batch_whose_answer_was_lost_is_not_added_twice() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut database = database(folder.path(), 1_000);
     let stored: Vec<_> = (0..10).map(|id| ended(id, START).encode()).collect();
@@ -568,7 +572,7 @@ fn a_batch_whose_answer_got_lost_is_not_added_twice() {
 }
 
 #[test]
-fn the_store_stays_bounded_under_endless_rotation() {
+fn size_of_the_store_stays_bounded_while_records_rotate() {
     let folder = tempfile::tempdir().expect("a folder");
     let kept = 1_000;
     let mut database = database(folder.path(), kept);
@@ -596,7 +600,7 @@ fn the_store_stays_bounded_under_endless_rotation() {
         )
         .expect("a page");
     assert_eq!(page.records.len() as u64, kept);
-    database.verify().expect("it counts right");
+    database.verify().expect("the metadata is right");
     let summary = database
         .summary(&SummaryRequest::default(), START + 40 * HOUR, no_limit())
         .expect("summed up");
@@ -605,8 +609,8 @@ fn the_store_stays_bounded_under_endless_rotation() {
         "the sums outlive the records"
     );
     assert!(*sizes.last().expect("some") <= 24 << 20, "{sizes:?}");
-    // sled takes space in segments of 512 KiB and frees them when its threads come to it; a store that kept everything would
-    // have grown by twelve of them between the two.
+    // sled allocates segments of 512 KiB, and its threads free them with a delay. A store that kept everything would grow by twelve
+    // segments between the two measurements.
     let most = |sizes: &[u64]| sizes.iter().copied().max().expect("some");
     assert!(
         most(&sizes[15..]) <= most(&sizes[10..15]) + 3 * (512 << 10),
@@ -615,7 +619,7 @@ fn the_store_stays_bounded_under_endless_rotation() {
 }
 
 #[test]
-fn records_and_cells_go_when_they_are_too_old() {
+fn records_and_cells_are_removed_when_they_are_too_old() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut database = database(folder.path(), 1_000);
     apply(
@@ -634,7 +638,7 @@ fn records_and_cells_go_when_they_are_too_old() {
         .map(|(_, stored)| OperationRecord::decode(stored).expect("readable").id)
         .collect();
     assert_eq!(ids, [3, 2]);
-    // The hour of the first is gone too: a question into that day is answered by the whole day.
+    // The hourly cell of the first record is gone too, so the window is widened to the whole day.
     let request = SummaryRequest {
         since_ms: START + 1,
         until_ms: START + 2,
@@ -644,7 +648,7 @@ fn records_and_cells_go_when_they_are_too_old() {
     assert_eq!((summary.since_ms, summary.until_ms), (START, START + DAY));
     assert_eq!(summary.resolution, WindowResolution::Day);
     assert_eq!(summary.rows[0].counts.count, 1);
-    // Six years later the day is gone as well, and all time still knows.
+    // Six years later the daily cell is gone as well; the totals of all time still include it.
     let late = START + 6 * 366 * DAY;
     apply(&mut database, &[ended(4, late)], late);
     let summary = database
@@ -656,7 +660,7 @@ fn records_and_cells_go_when_they_are_too_old() {
 }
 
 #[test]
-fn names_that_come_and_go_fold_into_one_series_and_lose_no_count() {
+fn folding_of_short_lived_machines_into_one_series_loses_no_count() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut database = database(folder.path(), 10);
     let on = |id: u64, at: u64| {
@@ -676,7 +680,7 @@ fn names_that_come_and_go_fold_into_one_series_and_lose_no_count() {
         );
     };
     check(&database, SERIES_MAX, 400 - SERIES_MAX as u64);
-    // A week later those names give way to new ones; within the week they do not.
+    // A new name can replace a name only if that was not seen for a week.
     apply(&mut database, &[on(500, START + DAY)], START + DAY);
     check(&database, SERIES_MAX, 401 - SERIES_MAX as u64);
     let later: Vec<_> = (600..610).map(|id| on(id, START + 9 * DAY)).collect();
@@ -688,7 +692,7 @@ fn names_that_come_and_go_fold_into_one_series_and_lose_no_count() {
             .any(|row| row.machine == MachineLabel::Named("ci-609".into()))
     );
     assert_eq!(rows.iter().map(|row| row.counts.count).sum::<u64>(), 411);
-    // An evicted name that comes back in the batch that evicts it is counted once.
+    // A name that the same batch folds and adds again is counted once.
     let mut back: Vec<_> = (700..990).map(|id| on(id, START + 20 * DAY)).collect();
     back.push(on(0, START + 20 * DAY));
     apply(&mut database, &back, START + 20 * DAY);
@@ -697,7 +701,7 @@ fn names_that_come_and_go_fold_into_one_series_and_lose_no_count() {
 }
 
 #[test]
-fn a_question_that_takes_too_long_ends() {
+fn query_ends_at_its_time_limit() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut database = database(folder.path(), 10_000);
     let records: Vec<_> = (0..3_000).map(|id| ended(id, START + HOUR / 2 + id)).collect();
@@ -709,7 +713,7 @@ fn a_question_that_takes_too_long_ends() {
     };
     let answer = database.summary(&request, START + DAY, Limit::new(Duration::ZERO));
     assert_eq!(answer, Err(Trouble::TimedOut));
-    // A page says how far it came.
+    // A page at its time limit has the cursor at which to continue.
     let request = HistoryRequest {
         filter: HistoryFilter {
             operation: Some("nothing".into()),
@@ -734,7 +738,7 @@ fn brute_force(records: &[OperationRecord], request: &SummaryRequest) -> Vec<Sum
     rows.finish()
 }
 
-/// Records of the next tests end within this: long enough for days, spans and their edges.
+/// The tests below apply their records and query within this time, which is long enough for days, spans and their edges.
 const SOME: u64 = 75 * DAY;
 
 fn some_record() -> impl Strategy<Value = OperationRecord> {
@@ -790,14 +794,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn a_summary_equals_adding_up_the_records(
+    fn summary_equals_the_sum_of_the_records(
         records in prop::collection::vec(some_record(), 1..300),
         requests in prop::collection::vec(some_request(), 1..12),
     ) {
         let folder = tempfile::tempdir().expect("a folder");
         let mut database = database(folder.path(), 1_000);
         for (at, batch) in (1..).zip(records.chunks(70)) {
-            // They come late, some of them for days and spans that are summed up already.
+            // Batches arrive late, some of them for days and spans whose cells are already computed.
             apply(&mut database, batch, START + at * SOME / 5);
         }
         for request in requests {
@@ -813,7 +817,7 @@ proptest! {
     }
 
     #[test]
-    fn after_rotation_a_summary_covers_at_least_the_window_and_equals_the_records_of_what_it_covers(
+    fn summary_after_rotation_covers_the_window_and_equals_the_records_it_covers(
         mut records in prop::collection::vec(some_record(), 50..200),
         requests in prop::collection::vec(some_request(), 1..12),
     ) {
@@ -840,9 +844,9 @@ proptest! {
     }
 }
 
-/// Not a test: the figures of `docs`. `cargo test --release --lib metrics::tests::figures -- --ignored --nocapture`
+/// Not a test: measures the figures for `docs`. `cargo test --release --lib metrics::tests::figures -- --ignored --nocapture`
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement, not a test"]
 fn figures() {
     let folder = tempfile::tempdir().expect("a folder");
     let took = |what: &str, since: Instant| println!("{what}: {:?}", since.elapsed());
@@ -863,7 +867,7 @@ fn figures() {
         record.wait_us = (id * 104_729) % 50_000;
         record
     };
-    // A busy year of 80 series: each of 250 working days, each of 8 hours.
+    // A busy year with 80 series: 365 days with 8 hours of records each.
     let start = now();
     let mut id = 0;
     for day in 0..365_u64 {

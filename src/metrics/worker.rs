@@ -1,17 +1,21 @@
-//! The thread between the handle and the helper process: when to write, when to flush, when to let go, and what to do
-//! when the store is not well.
+//! The worker thread between the handles and the helper process. It decides when to write, flush and close the store, and recovers from
+//! failures of the store.
 //!
 //! ```text
-//!            first record, question                  damaged, hung: set aside, next folder
+//!            first record or query               call failed: kill the helper, open again
 //!   closed ───────────────────────> open ──────────────────────────────┐
-//!     ^ ^                            │ │  quiet                         │
+//!     ^ ^                            │ │  idle                          │
 //!     │ └────────────────────────────┼─┘                                v
-//!     └──── after a pause ─── failed <── disk full, no helper ────── opening
+//!     └──── after a pause ─── failed <── disk full, no helper ────── opening (a damaged store is set aside)
 //! ```
 //!
-//! Stores are folders `store-1`, `store-2`, ... The newest that no other process holds is used. Beside each lie two small files:
-//! `store-1.count` says how many records it had taken when it was last flushed, so that what sled forgets without a word is
-//! noticed; `store-1.in-use` says that it was not closed in order, so that it is read through before it is trusted. A damaged one is renamed to `store-1.set-aside-<seconds>`; the newest three of those are kept.
+//! Stores are directories `store-1`, `store-2`, and so on. The worker uses the newest one that no other process has locked. Next to each
+//! store are two small files:
+//!
+//! - `store-1.count` holds the next sequence number at the last flush. It reveals records that sled has lost without an error.
+//! - `store-1.in-use` exists while the store is open. If it is there on opening, the store was not closed in order and is verified first.
+//!
+//! A damaged store is renamed to `store-1.set-aside-<seconds>`. The newest three of those are kept.
 
 use std::fs;
 use std::io;
@@ -27,26 +31,26 @@ use super::{
 use crate::clock::Moment;
 use crate::sys;
 
-/// Records are handed over this long after the first of them.
+/// Time from the first waiting record until the worker sends the waiting records to the helper.
 const HAND_OVER_AFTER: Duration = Duration::from_secs(2);
-/// What was handed over is flushed this long after the first of it. The sum of both, and the time for it, stay below five seconds.
+/// Time from the first unflushed batch until the flush. Both intervals and the flush together take less than five seconds.
 const FLUSH_AFTER: Duration = Duration::from_millis(2_500);
-/// A store that does not open within this hangs. A million records open in 0.2 s, and are read through in 1.5 s.
+/// Time limit for opening a store. A store with a million records opens in 0.2 s and is verified in 1.5 s.
 const OPEN_LIMIT: Duration = Duration::from_secs(30);
-/// A store that does not take a batch or a flush within this hangs. A flush on a busy disk can take seconds.
+/// Time limit for a batch or a flush. A flush on a busy disk can take seconds.
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
-/// After a failure that another folder would not mend, the store is left alone for so long.
+/// Pause before the next attempt after a failure that another store would have, too, such as a full disk.
 const PAUSE: Duration = Duration::from_secs(30);
-/// A store that another process holds is waited for so long: that process may be our predecessor's helper, flushing.
+/// How long to wait for a store that another process has locked, which may be the previous daemon's helper that is still flushing.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// At most so many stores that others hold are passed over.
+/// Maximum number of locked stores that are skipped before a new one is created.
 const HELD_MAX: usize = 8;
-/// So many stores that were set aside are kept; older ones are removed.
+/// Maximum number of set-aside stores kept; the oldest are removed.
 const SET_ASIDE_MAX: usize = 3;
-/// At most so many records go into one batch.
+/// Maximum number of records in one batch.
 const BATCH_MAX: usize = 1_024;
 
-/// Starts the thread.
+/// Starts the worker thread.
 pub(super) fn start(settings: Settings, shared: Arc<Shared>) -> io::Result<()> {
     std::thread::Builder::new()
         .name("metrics".into())
@@ -78,12 +82,12 @@ struct Worker {
     shared: Arc<Shared>,
     open: Option<Open>,
     last_use: Instant,
-    /// When the oldest record that waits was seen.
+    /// When the worker first saw a waiting record; `None` if no record waits.
     first_waiting: Option<Instant>,
-    /// When the first record since the last flush was handed over.
+    /// When the first batch since the last flush was sent; `None` if everything is flushed.
     unflushed_since: Option<Instant>,
     paused_until: Option<Instant>,
-    /// Records that could not be handed over yet.
+    /// Records that were taken from the inbox but not sent to the helper yet.
     held: Vec<OperationRecord>,
 }
 
@@ -111,8 +115,8 @@ impl Worker {
                 None => {
                     if is_due(self.close_at(), Moment::now().instant) {
                         self.close();
-                        // Nothing has happened for a while: what a burst took and freed need not stay ours. It is awake for the
-                        // helper now, and only for this it would not wake.
+                        // The daemon is idle, so return memory that a burst has allocated and freed. This happens here because the
+                        // thread is awake anyway; it costs no extra wakeup.
                         sys::give_memory_back();
                     }
                 }
@@ -121,7 +125,7 @@ impl Worker {
         self.close();
         let mut inbox = self.shared.inbox();
         inbox.closed = true;
-        // Whoever still waits learns by the dropped sender.
+        // Drops the senders, so that waiting callers get an error.
         inbox.questions.clear();
     }
 
@@ -139,7 +143,7 @@ impl Worker {
         open.then(|| self.last_use + self.settings.quiet)
     }
 
-    /// Waits until there is something to do; returns the next question, and whether this is the end.
+    /// Waits until there is work. Returns the next query, if there is one, and whether the worker must end.
     fn wait(&mut self) -> (Option<Question>, bool) {
         let shared = Arc::clone(&self.shared);
         let mut inbox = shared.inbox();
@@ -176,7 +180,7 @@ impl Worker {
         }
     }
 
-    /// Hands all records that wait to the store.
+    /// Sends all waiting records to the helper.
     fn hand_over(&mut self) {
         self.take_records();
         self.first_waiting = None;
@@ -189,7 +193,7 @@ impl Worker {
                 break;
             }
             let Some(open) = &mut self.open else { break };
-            // Encoded batch by batch: a burst leaves no trace in the daemon's memory.
+            // Encoded batch by batch, which limits the memory that a burst of records needs.
             let records: Vec<_> = self
                 .held
                 .iter()
@@ -215,7 +219,7 @@ impl Worker {
                 Err(error) => {
                     attempts += 1;
                     self.failed(&error);
-                    // The store may have taken the batch and then lost its voice.
+                    // The helper may have stored the batch before it failed to answer.
                     if self.open().is_ok()
                         && let Some(open) = &self.open
                         && open.folder == folder
@@ -232,7 +236,7 @@ impl Worker {
                             .fetch_add(lost as u64, std::sync::atomic::Ordering::Relaxed);
                         tracing::error!(
                             records = lost,
-                            "the metrics store fails on a batch: it is dropped"
+                            "dropped a batch of records that the metrics store failed to write"
                         );
                         attempts = 0;
                     }
@@ -249,7 +253,7 @@ impl Worker {
         let records = {
             let mut inbox = self.shared.inbox();
             inbox.held = self.held.len() + inbox.records.len();
-            // A new buffer, grown as needed: an idle daemon keeps none.
+            // Leaves an empty vector without capacity, so that an idle daemon holds no buffer.
             std::mem::take(&mut inbox.records)
         };
         if self.held.is_empty() {
@@ -269,7 +273,7 @@ impl Worker {
     }
 
     fn answer(&mut self, question: Question) {
-        // The one who asked may have given up while others were ahead.
+        // The caller may have given up while the query waited.
         if question.reply.is_closed() {
             return;
         }
@@ -278,7 +282,7 @@ impl Worker {
             let Some(open) = &mut self.open else {
                 return Err(StoreError::Closed);
             };
-            // The helper keeps to its own limit; one that does not hangs.
+            // The helper enforces `QUESTION_LIMIT` itself. If it takes longer, it hangs.
             match open
                 .helper
                 .call(&question.request, QUESTION_LIMIT + Duration::from_secs(1))
@@ -299,16 +303,16 @@ impl Worker {
         let _ = question.reply.send(answer);
     }
 
-    /// Flushes and lets the helper go.
+    /// Flushes and closes the store, and waits for the helper to end.
     fn close(&mut self) {
         self.unflushed_since = None;
         let Some(mut open) = self.open.take() else { return };
         match open.helper.call(&Request::Close, WRITE_LIMIT) {
             Ok(_) => {
                 if !open.helper.wait_for_end() {
-                    tracing::warn!(folder = %open.folder.display(), "the metrics store's helper did not end and was killed");
+                    tracing::warn!(folder = %open.folder.display(), "killed the metrics store's helper, which did not end in time");
                 }
-                // Everything was flushed before the answer, however the process ended.
+                // The helper flushed before it answered, so the store is complete even if the helper was killed.
                 write_count(&open.folder, open.next_seq);
                 let _ = fs::remove_file(mark(&open.folder, "in-use"));
                 self.set_state(StoreState::Closed);
@@ -328,7 +332,8 @@ impl Worker {
         });
     }
 
-    /// Deals with a call that failed. The store is read through when it is next opened, and set aside if that shows damage.
+    /// Handles a failed call: kills the helper, unless only a query timed out. The file `in-use` remains, so the store is verified when
+    /// it is next opened, and set aside if it is damaged.
     fn failed(&mut self, error: &CallError) {
         if matches!(error, CallError::Trouble(Trouble::TimedOut)) {
             return;
@@ -374,7 +379,7 @@ impl Worker {
                     folder = %self.settings.folder.display(),
                     %reason,
                     retry_in_s = PAUSE.as_secs(),
-                    "the metrics store cannot be opened; records wait"
+                    "cannot open the metrics store; records wait in memory"
                 );
                 self.pause();
                 self.set_state(StoreState::Failed {
@@ -390,7 +395,7 @@ impl Worker {
         make_private_folder(root).map_err(|error| format!("{}: {error}", root.display()))?;
         let mut numbers = store_numbers(root).map_err(|error| format!("{}: {error}", root.display()))?;
         let mut held = 0;
-        // Damaged ones are set aside and make room for a fresh one; a fresh one that fails is a reason to stop.
+        // Tries the newest store first. A damaged store is set aside. If a newly created store fails too, another one would not help.
         loop {
             let (number, fresh) = match numbers.pop() {
                 Some(number) if held < HELD_MAX => (number, false),
@@ -409,7 +414,7 @@ impl Worker {
                     if fresh && held > 0 {
                         tracing::error!(
                             folder = %folder.display(),
-                            "another process has the metrics store open: a new one is begun beside it"
+                            "created a new metrics store because other processes have the existing ones open"
                         );
                     }
                     return Ok(open);
@@ -418,18 +423,18 @@ impl Worker {
                     held += 1;
                     tracing::warn!(folder = %folder.display(), "another process has this metrics store open");
                     if fresh {
-                        return Err("every store is held by another process".into());
+                        return Err("other processes have all stores open".into());
                     }
                 }
                 Err(Failed::Elsewhere(reason)) => return Err(reason),
                 Err(Failed::Damaged(reason)) if fresh => {
-                    return Err(format!("a fresh store fails: {reason}"));
+                    return Err(format!("a new store failed: {reason}"));
                 }
                 Err(Failed::Damaged(reason)) => {
                     self.set_aside(&folder, &reason)
-                        .map_err(|error| format!("{reason}; it cannot be set aside: {error}"))?;
+                        .map_err(|error| format!("{reason}; cannot set the store aside: {error}"))?;
                     if numbers.is_empty() || held == 0 {
-                        // Older ones are what another process once left over; a fresh start is clearer.
+                        // Older stores are left over from a time when another process had this one open. Create a new store instead.
                         numbers.clear();
                     }
                 }
@@ -439,7 +444,7 @@ impl Worker {
 
     fn open_folder(&self, folder: &Path) -> Result<Open, Failed> {
         let (count, in_use) = (mark(folder, "count"), mark(folder, "in-use"));
-        // One that was cut short counts less: that errs on the side of trust.
+        // A truncated file yields a smaller number or 0. Then less loss is detected, but a good store is never set aside.
         let least_seq = fs::read_to_string(&count)
             .ok()
             .map(|text| text.trim().parse().unwrap_or(0));
@@ -450,7 +455,7 @@ impl Worker {
         let mut gone = 0;
         loop {
             let mut helper = Helper::start(&self.settings.launch)
-                .map_err(|error| Failed::Elsewhere(format!("the helper cannot be started: {error}")))?;
+                .map_err(|error| Failed::Elsewhere(format!("cannot start the store's helper: {error}")))?;
             let bounds = Bounds {
                 records_max: self.settings.history_max,
                 age_max_ms: u64::try_from(self.settings.history_max_age.as_millis()).unwrap_or(u64::MAX),
@@ -465,7 +470,11 @@ impl Worker {
                         next_seq,
                     });
                 }
-                Ok(_) => return Err(Failed::Elsewhere("the helper gave an unexpected answer".into())),
+                Ok(_) => {
+                    return Err(Failed::Elsewhere(
+                        "unexpected answer from the store's helper".into(),
+                    ));
+                }
                 Err(CallError::Trouble(Trouble::Locked)) if Moment::now().instant < patience => {
                     drop(helper);
                     std::thread::sleep(Duration::from_millis(100));
@@ -474,13 +483,13 @@ impl Worker {
                 Err(CallError::Trouble(Trouble::Unavailable(reason))) => {
                     return Err(Failed::Elsewhere(reason));
                 }
-                // Somebody may have killed it, or memory was short: once is no proof.
+                // The helper may have been killed, for example for lack of memory. Only a second failure counts as damage.
                 Err(CallError::Gone(_)) if gone == 0 => {
                     gone += 1;
                     verify = true;
                 }
                 Err(error) => {
-                    // sled says little when a disk is full; a store is not set aside for that.
+                    // sled's errors do not always show that the disk is full, and a store must not be set aside for that.
                     probe_disk(&self.settings.folder).map_err(elsewhere)?;
                     return Err(Failed::Damaged(error.to_string()));
                 }
@@ -503,7 +512,7 @@ impl Worker {
             folder = %folder.display(),
             set_aside = %aside.display(),
             reason,
-            "the metrics store is damaged: it was set aside and a fresh one is begun"
+            "the metrics store is damaged; set it aside and created a new one"
         );
         self.shared.status().set_aside = Some(aside);
         remove_oldest_set_aside(&self.settings.folder);
@@ -515,10 +524,10 @@ fn is_due(at: Option<Instant>, now: Instant) -> bool {
     at.is_some_and(|at| at <= now)
 }
 
-/// Why a folder could not be opened.
+/// Why a store could not be opened.
 enum Failed {
     Locked,
-    /// Another folder would fail as well.
+    /// The cause is not the store: another store would fail as well.
     Elsewhere(String),
     Damaged(String),
 }
@@ -531,11 +540,11 @@ fn mark(folder: &Path, kind: &str) -> PathBuf {
 }
 
 fn write_count(folder: &Path, next_seq: u64) {
-    // Without it less damage is noticed, no more.
+    // An error is harmless: without a current count, lost records may go undetected.
     let _ = write_private(&mark(folder, "count"), next_seq.to_string().as_bytes());
 }
 
-/// Writes a file that only its owner may read, whatever the umask.
+/// Writes a file with mode 0600.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -549,7 +558,7 @@ fn make_private_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Lists the numbers of the stores, ascending.
+/// Returns the numbers of the existing stores in ascending order.
 fn store_numbers(root: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(root)? {
@@ -569,7 +578,7 @@ fn store_numbers(root: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Fails when the disk takes nothing.
+/// Returns an error if a file of 1 MiB cannot be written because the disk is full or not writable.
 fn probe_disk(root: &Path) -> io::Result<()> {
     let path = root.join(".probe");
     let result = write_private(&path, &vec![0; 1 << 20]);
@@ -590,9 +599,9 @@ fn remove_oldest_set_aside(root: &Path) {
     all.sort();
     let surplus = all.len().saturating_sub(SET_ASIDE_MAX);
     for (_, path) in all.drain(..surplus) {
-        tracing::warn!(folder = %path.display(), "an old damaged metrics store is removed");
+        tracing::warn!(folder = %path.display(), "removing the oldest damaged metrics store");
         if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(folder = %path.display(), %error, "it cannot be removed");
+            tracing::warn!(folder = %path.display(), %error, "cannot remove the damaged metrics store");
         }
     }
 }

@@ -1,57 +1,57 @@
-//! What a client's own process carries out in a lease, where no operation of the daemon's own says it.
+//! Operations that a client's own process carries out under a lease, and that the daemon has no operation for.
 //!
-//! Such an operation has no operands: they stay with the client, who runs the real tool. orbd has to know what is touched, and
-//! that is all that is here.
+//! Such an operation has no operands: they stay with the client, which runs the real tool. orbd only needs to know what the
+//! operation locks and what it makes stale.
 
 use super::{Access, Class, Effect, Footprint, Force, Lane, Operation, RawQuery, Scope, UnknownForm};
 use crate::machine::MachineName;
 
-/// What a client's own process carries out while it holds a place in the queue.
+/// An operation that a client's own process carries out while it holds a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAction {
     /// A command in a machine, without a terminal.
     Run(MachineName),
     /// A shell or a command in a machine, on the client's terminal.
     Shell(MachineName),
-    /// A machine's log, as it grows.
+    /// Follows a machine's log.
     Logs(MachineName),
-    /// Makes a machine and boots it.
+    /// Creates a machine and boots it.
     Create(MachineName),
     /// Sets a configuration key.
     ConfigSet,
-    /// The same for several machines, in one invocation.
+    /// One verb applied to several machines, in one invocation.
     Batch(BatchVerb, Vec<MachineName>),
     /// Restarts every machine.
     RestartAll,
     /// Restarts OrbStack itself.
     RestartOrbstack,
-    /// Brings OrbStack itself up to date.
+    /// Updates OrbStack itself.
     UpdateOrbstack,
-    /// Wipes everything that OrbStack has.
+    /// Deletes all of OrbStack's data.
     ResetOrbstack,
-    /// A read whose answer the tool itself is to print: on a terminal, or for a client that is in a place already.
+    /// A read whose output the real tool prints itself: on a terminal, or for a client that already holds a lease.
     Read(RawQuery),
-    /// A form that is not known in full, and that may touch machines.
+    /// A form of `orbctl` that orbd does not fully know and that may change machines.
     UnknownForm(UnknownForm),
-    /// Something that orbd has no word for and that names no machine. It takes no lane, and afterwards everything is stale.
+    /// An unknown operation that names no machine. It locks no lane, and afterwards all cached data is stale.
     Other,
 }
 
-/// What is done to each of several machines.
+/// The verb applied to each machine of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchVerb {
-    /// Boots it.
+    /// Boots the machine.
     Start,
-    /// Shuts it down.
+    /// Shuts the machine down.
     Stop(Force),
-    /// Shuts it down and boots it.
+    /// Shuts the machine down and boots it again.
     Restart,
-    /// Destroys it.
+    /// Deletes the machine and its data.
     Delete,
 }
 
 impl BatchVerb {
-    /// Returns the operation on one machine.
+    /// Returns the equivalent operation on one machine.
     pub fn on(self, machine: MachineName) -> Operation {
         match self {
             Self::Start => Operation::Start(machine),
@@ -72,7 +72,7 @@ impl BatchVerb {
 }
 
 impl ClientAction {
-    /// Returns the verb used on the wire, in logs and in metrics: the one of the same operation that the daemon carries out.
+    /// Returns the verb used on the wire, in logs and in metrics. It is the same as the verb of the equivalent daemon operation.
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Run(_) => "run",
@@ -91,7 +91,7 @@ impl ClientAction {
         }
     }
 
-    /// Returns the machine that it is about, where it is one.
+    /// Returns the machine that the operation is about, if there is exactly one.
     pub fn machine(&self) -> Option<&MachineName> {
         match self {
             Self::Run(name) | Self::Shell(name) | Self::Logs(name) | Self::Create(name) => Some(name),
@@ -102,13 +102,13 @@ impl ClientAction {
             | Self::RestartOrbstack
             | Self::UpdateOrbstack
             | Self::ResetOrbstack
-            // A session that names a machine waits for a change of it that runs; a read waits for none.
+            // A session with a machine waits for a running change of it; a read must not wait, so it has none.
             | Self::Read(_)
             | Self::Other => None,
         }
     }
 
-    /// Returns the class, which says which limits apply.
+    /// Returns the class, which determines the limits that apply.
     pub fn class(&self) -> Class {
         match self {
             Self::Run(_) => Class::Exec,
@@ -123,7 +123,7 @@ impl ClientAction {
         }
     }
 
-    /// Returns the lanes that it touches and how.
+    /// Returns the lanes that the operation locks, and the access to each.
     pub fn footprint(&self) -> Footprint {
         use Access::{Exclusive, Shared};
         let fleet = (Lane::Fleet, Shared);
@@ -143,7 +143,7 @@ impl ClientAction {
         }
     }
 
-    /// Returns what it makes stale. That a command or a shell may start its machine is known to the dispatcher.
+    /// Returns what the operation makes stale. Only the dispatcher knows whether a command or a shell may start its machine.
     pub fn effect(&self) -> Effect {
         match self {
             Self::Run(_) | Self::Shell(_) | Self::Logs(_) | Self::Read(_) => Effect::Reads,
@@ -159,7 +159,7 @@ impl ClientAction {
         }
     }
 
-    /// Says whether even the version of `orbctl` may be another one afterwards.
+    /// Returns whether the version of `orbctl` may change.
     pub fn may_replace_orbctl(&self) -> bool {
         match self {
             Self::UpdateOrbstack | Self::Other => true,
@@ -168,7 +168,7 @@ impl ClientAction {
         }
     }
 
-    /// Whether the limit of its class ends it.
+    /// Returns whether the run limit of its class applies.
     pub fn has_run_limit(&self) -> bool {
         match self {
             Self::UnknownForm(form) => form.has_run_limit(),
@@ -176,7 +176,7 @@ impl ClientAction {
         }
     }
 
-    /// Says whether it ends what runs in its lanes and cancels what waits there.
+    /// Returns whether it stops conflicting jobs that run and cancels those that wait.
     pub fn preempts(&self) -> bool {
         match self {
             Self::Batch(BatchVerb::Stop(Force::Yes), _) => true,
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn several_machines_are_held_as_each_of_them_alone_would_be() {
+    fn batch_locks_each_machine_as_the_single_operation_does() {
         for each in [
             BatchVerb::Start,
             BatchVerb::Stop(Force::No),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_touches_no_lane_and_names_its_machine() {
+    fn session_locks_no_lane_and_names_its_machine() {
         for session in [ClientAction::Shell as fn(_) -> _, ClientAction::Logs] {
             let session = session(names(&["web"]).remove(0));
             assert_eq!(session.class(), Class::Session);

@@ -1,30 +1,31 @@
-//! Reads in `orbctl`'s own words, for a caller who wants what it prints and not what it means: a drop-in that stands before it.
+//! Reads whose caller wants the raw output of `orbctl` rather than parsed data: the drop-in, which replaces `orbctl` on the
+//! caller's `PATH`.
 //!
-//! A closed list, with operands that are types: nothing that a caller sends can become a flag.
+//! The list is closed and operands are typed, so no value sent by a caller can become a flag.
 
 use super::{ConfigKey, LogScope, Query};
 use crate::machine::MachineName;
 
-/// A read under `orbctl`'s own arguments. Its answer is both streams, byte for byte, and how it ended.
+/// A read with `orbctl`'s own arguments. Its answer is both output streams, byte for byte, and the exit status.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RawQuery {
     /// `list`.
     List {
-        /// `--format`, where given.
+        /// `--format`; `None` if not given.
         format: Option<Format>,
         /// `--quiet`: names only.
         quiet: bool,
-        /// `--running`: those that run.
+        /// `--running`: only machines that run.
         running: bool,
     },
-    /// `info`. The tool itself finds out whether this is a name or an id.
+    /// `info`. `orbctl` itself determines whether the operand is a name or an id.
     Info {
-        /// Name or id.
+        /// Name or id of the machine.
         machine: MachineName,
-        /// `--format`, where given.
+        /// `--format`; `None` if not given.
         format: Option<Format>,
     },
-    /// `status`. Does not wake OrbStack.
+    /// `status`. Does not start OrbStack.
     Status,
     /// `version`.
     Version,
@@ -36,21 +37,21 @@ pub enum RawQuery {
     Default,
     /// `ssh`.
     Ssh,
-    /// `logs`. The tool itself finds out whether this is a name or an id.
+    /// `logs`. `orbctl` itself determines whether the operand is a name or an id.
     Logs(MachineName, LogScope),
 }
 
-/// A form in which `orbctl` prints.
+/// An output format of `orbctl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
-    /// For people.
+    /// Plain text.
     Text,
-    /// For programs.
+    /// JSON.
     Json,
 }
 
 impl Format {
-    /// Returns `orbctl`'s word.
+    /// Returns the value of `--format`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -60,7 +61,8 @@ impl Format {
 }
 
 impl RawQuery {
-    /// Returns the query about the same thing: what its end says of `orbctl`, and the name under which it is recorded, are the same.
+    /// Returns the typed query that reads the same data. Both have the same verb, and their results say the same about the health
+    /// of `orbctl`.
     pub fn subject(&self) -> Query {
         match self {
             Self::List { .. } => Query::List,
@@ -74,7 +76,7 @@ impl RawQuery {
         }
     }
 
-    /// Returns the machine that it is about, where it is one.
+    /// Returns the machine that the query is about, if there is one.
     pub fn machine(&self) -> Option<&MachineName> {
         match self {
             Self::Info { machine, .. } | Self::Logs(machine, _) => Some(machine),

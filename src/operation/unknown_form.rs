@@ -1,22 +1,22 @@
-//! A form of `orbctl` that orbd knows only in part: a flag that it does not know, or a verb.
+//! An `orbctl` call that orbd knows only in part, because of an unknown flag or an unknown verb.
 //!
-//! orbd cannot tell what such a call touches, so it takes the strictest lanes that the call could need. Too few lanes let two
-//! changes overlap; too many only delay. Where the form may change anything, everything is stale afterwards.
+//! orbd cannot determine what such a call changes, so it locks the strictest lanes that the call could need. Too few lanes would
+//! let two changes overlap; too many only delay. If the call may change anything, all cached data is stale afterwards.
 
 use super::{Access, Class, Effect, Footprint, Force, Lane, Scope};
 use crate::machine::MachineName;
 
-/// A call in a form that is not known in full. The words stay with the client.
+/// A call that orbd does not fully know. Its arguments stay with the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownForm {
     verb: FormVerb,
-    /// The machine that it names, where it names exactly one.
+    /// The machine that the call names, if it names exactly one.
     machine: Option<MachineName>,
     footprint: Footprint,
     force: Force,
 }
 
-/// The verb of a form, as far as it is known.
+/// The verb of an unknown form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormVerb {
     /// `create`.
@@ -87,20 +87,21 @@ impl FormVerb {
         }
     }
 
-    /// Returns the verb with this name; [`FormVerb::Other`] for every other name.
+    /// Returns the verb with this name; [`FormVerb::Other`] for every unknown name.
     pub fn named(name: &str) -> Self {
         let found = Self::ALL.into_iter().find(|verb| verb.as_str() == name);
         found.unwrap_or(Self::Other)
     }
 
-    /// Whether the verb works inside a machine and changes none, apart from starting it.
+    /// Returns whether the verb runs inside a machine and changes none, except that it may start one.
     fn is_command(self) -> bool {
         matches!(self, Self::Run | Self::Push | Self::Pull)
     }
 }
 
 impl UnknownForm {
-    /// A change of these machines, or of the whole fleet if there are none: then nobody knows what is meant, so it never preempts.
+    /// Creates a change of these machines. If the list is empty, it locks the whole fleet and never preempts, because its target is
+    /// unknown.
     pub fn change(verb: FormVerb, machines: Vec<MachineName>, force: Force) -> Self {
         if machines.is_empty() {
             return Self::restored(verb, None, Footprint::new([(Lane::Fleet, Access::Exclusive)]));
@@ -120,8 +121,8 @@ impl UnknownForm {
         }
     }
 
-    /// A command in one of the `shared` machines, which may as well be a change of the `exclusive` ones. The first of the `shared` is
-    /// the likeliest.
+    /// Creates a command in one of the `shared` machines that may also be a change of the `exclusive` ones. The first of `shared`
+    /// is the most likely target.
     pub fn command(verb: FormVerb, shared: Vec<MachineName>, exclusive: Vec<MachineName>) -> Self {
         let machine = shared.first().cloned();
         let lanes = |names: Vec<MachineName>, access| {
@@ -140,7 +141,7 @@ impl UnknownForm {
         }
     }
 
-    /// Restores what the journal kept of a call that is under way. Whether it was forced no longer matters: it runs.
+    /// Restores a running call from the journal. Whether it was forced no longer matters, because it has already started.
     pub fn restored(verb: FormVerb, machine: Option<MachineName>, footprint: Footprint) -> Self {
         Self {
             verb,
@@ -155,12 +156,12 @@ impl UnknownForm {
         self.verb.as_str()
     }
 
-    /// Returns the machine that it is chiefly about, where it is one.
+    /// Returns the machine that the call is mainly about, if there is one.
     pub fn machine(&self) -> Option<&MachineName> {
         self.machine.as_ref()
     }
 
-    /// Returns every machine whose lane it takes.
+    /// Returns every machine whose lane the call locks.
     pub fn machines(&self) -> impl Iterator<Item = &MachineName> {
         self.footprint.lanes().iter().filter_map(|(lane, _)| match lane {
             Lane::Machine(name) => Some(name),
@@ -168,12 +169,12 @@ impl UnknownForm {
         })
     }
 
-    /// Whether it takes the whole fleet.
+    /// Returns whether it locks the whole fleet exclusively.
     pub fn takes_fleet(&self) -> bool {
         self.footprint.lanes().contains(&(Lane::Fleet, Access::Exclusive))
     }
 
-    /// Returns the class, which says which limits apply.
+    /// Returns the class, which determines the limits that apply.
     pub fn class(&self) -> Class {
         let is_alone = |(lane, access): &(Lane, Access)| {
             matches!(lane, Lane::Machine(_)) && *access == Access::Exclusive
@@ -187,12 +188,12 @@ impl UnknownForm {
         }
     }
 
-    /// Returns the lanes that it touches and how.
+    /// Returns the lanes that the call locks, and the access to each.
     pub fn footprint(&self) -> &Footprint {
         &self.footprint
     }
 
-    /// Returns what it makes stale. That a command may start its machines is known to the dispatcher.
+    /// Returns what the call makes stale. Only the dispatcher knows whether a command may start its machine.
     pub fn effect(&self) -> Effect {
         if self.verb.is_command() {
             Effect::Reads
@@ -201,23 +202,23 @@ impl UnknownForm {
         }
     }
 
-    /// Whether even the version of `orbctl` may differ afterwards.
+    /// Returns whether the version of `orbctl` may change.
     pub fn may_replace_orbctl(&self) -> bool {
         self.verb == FormVerb::Other
     }
 
-    /// Whether the limit of its class ends it. How long an unknown verb takes, nobody can say.
+    /// Returns whether the run limit of its class applies. It does not apply to an unknown verb, whose usual duration is unknown.
     pub fn has_run_limit(&self) -> bool {
         self.verb != FormVerb::Other
     }
 
-    /// Whether it ends what runs in its lanes and cancels what waits there.
+    /// Returns whether it stops conflicting jobs that run and cancels those that wait.
     pub fn preempts(&self) -> bool {
         self.verb == FormVerb::Stop && self.force == Force::Yes
     }
 }
 
-/// Returns the only name in a list.
+/// Returns the name in a list of exactly one.
 fn only(names: &[MachineName]) -> Option<MachineName> {
     match names {
         [only] => Some(only.clone()),
@@ -236,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_without_machines_takes_the_fleet() {
+    fn change_without_machines_locks_the_fleet() {
         let form = UnknownForm::change(FormVerb::Delete, Vec::new(), Force::No);
         assert_eq!(form.footprint().lanes(), [(Lane::Fleet, Access::Exclusive)]);
         assert_eq!(form.class(), Class::Fleet);
     }
 
     #[test]
-    fn a_forced_stop_of_no_known_machine_preempts_nothing() {
+    fn forced_stop_of_an_unknown_machine_preempts_nothing() {
         let form = UnknownForm::change(FormVerb::Stop, Vec::new(), Force::Yes);
         assert!(!form.preempts());
     }
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_may_be_a_change_or_a_command_takes_the_lanes_of_both() {
+    fn unknown_verb_locks_the_lanes_of_both_a_change_and_a_command() {
         let form = UnknownForm::command(FormVerb::Other, names(&["web"]), names(&["db", "web"]));
         let machine = |name: &str| Lane::Machine(name.parse().expect("a valid name"));
         let lanes = form.footprint().lanes();

@@ -1,17 +1,20 @@
-//! Builds `orbctl`'s arguments; the only place that does.
+//! Builds `orbctl`'s arguments. No other module does.
 //!
-//! Flags come before operands, and no operand can be taken for a flag, because its type does not allow that. What is not a word
-//! of `orbctl` is passed as a word of its own and never put together into shell text: `orbctl run` keeps the words apart on their
-//! way through the guest's login shell.
+//! Flags come before operands. An operand cannot be taken for a flag, because its type does not allow a leading `-`. Everything
+//! that the caller supplies is passed as an argument of its own and never inserted into shell text: `orbctl run` keeps arguments
+//! separate on their way through the guest's login shell.
 //!
-//! **Variables for the guest.** Every user of the Mac can read arguments (`ps`), so values travel in the environment of that one
-//! `orbctl`, and never under their own names: a `PATH` for the guest must not change which programs `orbctl` finds.
+//! **Variables for the guest.** Every user of the Mac can read arguments (`ps`). Values therefore travel in the environment of
+//! that one `orbctl` process, and never under their own names: a `PATH` meant for the guest must not change which programs
+//! `orbctl` finds.
 //!
 //! ```text
-//! env {TOKEN: s3cret}  -->  ORBD_E0=s3cret ORBENV=ORBD_E0 orbctl run -m web sh -c 'export TOKEN="$ORBD_E0"; ...; exec "$@"' orbd CMD
+//! env {TOKEN: s3cret}  -->  ORBD_E0=s3cret ORBENV=ORBD_E0 orbctl run -m web sh -c 'export TOKEN="$ORBD_E0"; ...; exec "$@"' orbd
+//! CMD
 //! ```
 //!
-//! That `ORBENV` lists variables to pass is stated by users of the tool and not recorded from it, hence [`GuestEnv::Argv`].
+//! That `ORBENV` lists the variables to pass is reported by users of the tool but not confirmed by a recording.
+//! [`GuestEnv::Argv`] is the alternative that does not depend on it.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -23,28 +26,29 @@ use crate::operation::{
     UserName, listed_name,
 };
 
-/// Goes to the guest user's home, as ssh does, or to `/` where there is none (`nobody`). `orbctl run` by itself starts in the directory
-/// that corresponds to the caller's, which for a daemon means nothing.
+/// Changes to the guest user's home, as ssh does, or to `/` if the user has none (such as a system user). By itself `orbctl run` starts in the
+/// guest directory that corresponds to the caller's, and the daemon's own directory is meaningless to the guest.
 const TO_HOME: &str = "cd 2>/dev/null || cd /; ";
 
-/// Goes to the directory in the first operand if it exists, otherwise to the home.
+/// Changes to the directory in the first operand if it exists, otherwise to the home.
 const TO_FOLDER: &str = r#"cd "$1" 2>/dev/null || cd 2>/dev/null || cd /; shift; "#;
 
-/// What `cd` leaves behind, which a command that `orbctl` starts by itself does not have.
+/// Removes the variable that `cd` sets and that a command started directly by `orbctl run` does not have.
 const FORGET_FOLDER: &str = "unset OLDPWD; ";
 
-/// Replaces `sh` by the command if it is a program on `PATH`: the login shell would do the same.
+/// Replaces `sh` with the command if it is a program on `PATH`, as the login shell would.
 const HAND_OVER: &str = r#"command -v "$1" >/dev/null 2>&1 && exec "$@"; "#;
 
-/// Lets the user's login shell run the command, as `orbctl run` does: for its builtins, and so that its own words report what cannot be
-/// run. Shells put `$0` before those words, and `orbctl` starts them as login shells, with a `-` before the name.
+/// Runs the command in the user's login shell, as `orbctl run` does: so that its builtins work, and so that the shell itself
+/// reports a command that cannot be run. Shells put `$0` before the arguments, and `orbctl` starts them as login shells, with a
+/// `-` before the name.
 const TO_LOGIN_SHELL: &str = concat!(
     r#"case ${SHELL##*/} in fish) set -- 'eval (string escape -- $argv)' "$@";; csh|tcsh) set -- '$argv:q' "$@";; "#,
     r#"*) set -- '"$@"' "-${SHELL##*/}" "$@";; esac; exec "${SHELL:-/bin/sh}" -c "$@""#
 );
 
-/// Words that mean something to `sh` or to a login shell, so that `sh` cannot replace itself by a program of that name, or that program is
-/// not what the login shell would run. `true` and `false` are left out: program and builtin do the same.
+/// Names with a special meaning to `sh` or to a login shell: `sh` cannot replace itself with a program of that name, or the login
+/// shell would not run that program. `true` and `false` are left out, because program and builtin do the same.
 const SHELL_WORDS: [&str; 83] = [
     "!",
     ".",
@@ -131,15 +135,16 @@ const SHELL_WORDS: [&str; 83] = [
     "}",
 ];
 
-/// What `sh` says when a value did not arrive.
-const NOT_PASSED: &str = "orbctl did not pass it; set guest_env = argv in the configuration of orbd";
+/// Error that the guest's `sh` prints when a value did not arrive. Inserted into shell text within double quotes: no `"`, `$`,
+/// backquote or `}`.
+const NOT_PASSED: &str = "variable not passed by orbctl; set guest_env = argv in the orbd configuration";
 
-/// One call of `orbctl`. Both parts may hold secrets.
+/// Arguments and environment of one call of `orbctl`. Both may hold secrets.
 #[derive(Default, Clone, PartialEq)]
 pub struct Call {
-    /// Arguments, without the program.
+    /// Arguments, without the program's name.
     pub args: Vec<OsString>,
-    /// Variables beside those that every child has.
+    /// Variables in addition to those that every child gets.
     pub env: Vec<(OsString, OsString)>,
 }
 
@@ -158,47 +163,47 @@ pub enum GuestEnv {
     /// In the environment of `orbctl`, under aliases that `ORBENV` lists.
     #[default]
     Orbenv,
-    /// As words of the command, where every user of the Mac can read them.
+    /// As arguments of the command, which every user of the Mac can read.
     Argv,
 }
 
-/// Where a command starts.
+/// Working directory of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start<'a> {
-    /// Where `orbctl run` itself starts it: in the directory that corresponds to that of the process.
+    /// The default of `orbctl run`: the guest directory that corresponds to the process's own.
     LikeOrbctl,
-    /// In the guest user's home.
+    /// The guest user's home.
     Home,
-    /// In this guest directory if it exists, otherwise in the home.
+    /// This guest directory if it exists, otherwise the home.
     Folder(&'a str),
-    /// In this guest directory, given to `orbctl` as `-w`.
+    /// This guest directory, passed to `orbctl` as `-w`.
     Workdir(&'a str),
 }
 
-/// A command for a machine, for [`run`].
+/// A command to run in a machine; see [`run`].
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
-    /// The machine.
+    /// Name of the machine.
     pub machine: &'a str,
-    /// Guest user; the machine's default where absent.
+    /// Guest user; `None` for the machine's default user.
     pub user: Option<&'a str>,
-    /// Where it starts.
+    /// Working directory.
     pub start: Start<'a>,
-    /// `-s`: in the login shell.
+    /// `-s`: run in the login shell.
     pub login_shell: bool,
-    /// `-p`: with paths of the Mac translated.
+    /// `-p`: translate paths of the Mac.
     pub translate_paths: bool,
-    /// Additional variables.
+    /// Variables that the request sets; they override those in `caller_env`.
     pub env: &'a [(EnvName, String)],
-    /// The caller's variables.
+    /// Variables from the caller's environment.
     pub caller_env: &'a CallerEnv,
-    /// Program and arguments; empty for a shell.
+    /// Program and arguments; empty for an interactive shell.
     pub command: &'a [String],
 }
 
-/// Returns the call that carries out an operation; an empty one for what only clients carry out, who have their own.
+/// Returns the call that carries out an operation. It is empty for a client action, whose client builds its own call.
 ///
-/// A push or a pull is carried out by its client, who appends the files to these arguments.
+/// A push or a pull also runs in the client, which appends the files to these arguments.
 pub fn call(operation: &Operation, guest_env: GuestEnv) -> Call {
     match operation {
         Operation::Exec(machine, request) => of_exec(machine, request, guest_env),
@@ -216,8 +221,8 @@ fn without_env(operation: &Operation) -> Vec<OsString> {
         Operation::Stop(machine, Force::No) => words(["stop", machine.as_str()]),
         Operation::Stop(machine, Force::Yes) => words(["stop", "-f", machine.as_str()]),
         Operation::Restart(machine) => words(["restart", machine.as_str()]),
-        // Always with -f, which skips the question: the daemon has no terminal on which `orbctl` could ask.
-        // Always a name: by id, 2.2.3 crashes.
+        // Always with -f, which skips the confirmation: the daemon has no terminal on which `orbctl` could ask. Always by name:
+        // `delete ID` crashes in 2.2.3.
         Operation::Delete(machine) => words(["delete", "-f", machine.as_str()]),
         Operation::Rename { from, to } => words(["rename", from.as_str(), to.as_str()]),
         Operation::Clone { source, copy } => words(["clone", source.as_str(), copy.as_str()]),
@@ -233,7 +238,7 @@ fn without_env(operation: &Operation) -> Vec<OsString> {
         }
         Operation::SetDefault(Some(machine)) => words(["default", machine.as_str()]),
         Operation::SetDefault(None) => words(["default", "none"]),
-        // Only where the value would be taken for a flag: that `--` is accepted here is not recorded, only usual.
+        // Only if the value would be taken for a flag: that `config set` accepts `--` is customary but not recorded.
         Operation::ConfigSet { key, value } if value.starts_with('-') => {
             words(["config", "set", "--", key.as_str(), value])
         }
@@ -284,7 +289,7 @@ fn of_raw_query(read: &RawQuery) -> Vec<OsString> {
             args
         }
         RawQuery::ConfigGet(key) => words(["config", "get", key.as_str()]),
-        // These have no forms: asked in `orbctl`'s own words they are the same.
+        // `orbctl` has no other output formats for these, so the raw query is the same call.
         RawQuery::Status
         | RawQuery::Version
         | RawQuery::ConfigShow
@@ -299,7 +304,7 @@ fn of_format(format: Option<Format>) -> Vec<OsString> {
 }
 
 fn of_exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
-    // An empty directory says nothing.
+    // An empty directory means the default.
     let workdir = request.workdir.as_deref().filter(|workdir| !workdir.is_empty());
     let command = Run {
         machine: machine.as_str(),
@@ -318,7 +323,7 @@ fn of_exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) ->
     run(&command, guest_env)
 }
 
-/// Returns the call that runs a command.
+/// Returns the call that runs a command in a machine.
 pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
     let mut args = words(["run", "-m", command.machine]);
     let workdir = match command.start {
@@ -359,20 +364,20 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
     call
 }
 
-/// Whether only the login shell can tell what the first word means: a builtin or keyword, or a path, whose file may be a script without
-/// an interpreter, or no program at all.
+/// Returns whether only the login shell can interpret the first word: a builtin or keyword, or a path, whose file may be a script
+/// without an interpreter line or no program at all.
 fn is_for_login_shell(command: &[String]) -> bool {
     let first = command.first().map_or("", String::as_str);
     first.contains('/') || SHELL_WORDS.contains(&first)
 }
 
-/// The variables of one command, by how they get to the guest.
+/// The variables of one command, grouped by how they reach the guest.
 struct Variables<'a> {
-    /// Those that the guest's `sh` exports.
+    /// Exported by the guest's `sh` under their real names.
     exported: Vec<(&'a str, &'a str)>,
-    /// Those that `orbctl` has and passes on under their own names.
+    /// Set in `orbctl`'s environment, which passes them on under their own names.
     passed: Vec<(&'a str, &'a str)>,
-    /// The caller's own `ORBENV`, without what is in `exported`.
+    /// Entries of the caller's `ORBENV`, without those in `exported`.
     orbenv: Vec<&'a str>,
 }
 
@@ -403,12 +408,12 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// Puts everything into the environment of `orbctl`; returns the text with which `sh` gives the values their names.
+    /// Puts everything into the environment of `orbctl`. Returns the shell text that exports the values under their real names.
     fn by_orbenv(&self, env: &mut Vec<(OsString, OsString)>) -> String {
         let aliases: Vec<String> = (0..self.exported.len()).map(|at| format!("ORBD_E{at}")).collect();
         let (mut export, mut unset) = (String::new(), String::new());
         for (at, ((name, _), alias)) in self.exported.iter().zip(&aliases).enumerate() {
-            // All of them arrive or none does.
+            // Either all values arrive or none, so one check is enough.
             let value = if at == 0 {
                 format!("{alias}?{NOT_PASSED}")
             } else {
@@ -439,8 +444,8 @@ impl<'a> Variables<'a> {
         format!("export{export}; unset{unset}; ")
     }
 
-    /// Makes the values operands of `sh`; returns the text with which it gives them their names. What the caller's `ORBENV` lists stays
-    /// in the environment of `orbctl`, as with the bare tool.
+    /// Passes the values as operands of `sh`. Returns the shell text that exports them under their real names. Variables that the
+    /// caller's own `ORBENV` lists stay in the environment of `orbctl`, as when the caller runs `orbctl` directly.
     fn by_operands(&self, env: &mut Vec<(OsString, OsString)>, operands: &mut Vec<OsString>) -> String {
         env.extend(
             self.passed
@@ -462,7 +467,8 @@ impl<'a> Variables<'a> {
     }
 }
 
-/// Whether a variable, in the environment of `orbctl`, would change `orbctl` itself or the programs that it starts.
+/// Returns whether a variable in the environment of `orbctl` would change the behaviour of `orbctl` or of the programs that it
+/// starts.
 fn is_read_by_children(name: &str) -> bool {
     const COMPUTED: [&str; 8] = [
         "HOME",
@@ -532,7 +538,7 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
     words.into_iter().map(OsString::from).collect()
 }
 
-/// Keeps a relative path that begins with `-` from being taken for a flag.
+/// Prefixes `./` to a relative path that begins with `-`, so that it is not taken for a flag.
 fn of_path(path: &Path) -> OsString {
     if path.as_os_str().as_encoded_bytes().starts_with(b"-") {
         Path::new(".").join(path).into_os_string()
@@ -579,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_asks_for_json_where_there_is_json() {
+    fn queries_request_json_where_orbctl_supports_it() {
         let check = |query, expected: &[&str]| check(&Operation::Query(query), expected);
         check(Query::List, &["list", "-f", "json"]);
         check(Query::Info(name("web")), &["info", "-f", "json", "web"]);
@@ -619,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_names_its_machine_last() {
+    fn changes_pass_flags_before_the_machine_name() {
         check(&Operation::Start(name("web")), &["start", "web"]);
         check(&Operation::Stop(name("web"), Force::No), &["stop", "web"]);
         check(&Operation::Stop(name("web"), Force::Yes), &["stop", "-f", "web"]);
@@ -643,12 +649,12 @@ mod tests {
     }
 
     #[test]
-    fn a_delete_never_asks() {
+    fn delete_skips_the_confirmation_prompt() {
         check(&Operation::Delete(name("web")), &["delete", "-f", "web"]);
     }
 
     #[test]
-    fn orbstack_itself_is_a_command_without_a_name() {
+    fn operations_on_orbstack_itself_pass_no_machine_name() {
         check(&Operation::StartOrbstack(Force::No), &["start"]);
         check(&Operation::StopOrbstack(Force::No), &["stop"]);
         check(&Operation::StopOrbstack(Force::Yes), &["stop", "-f"]);
@@ -659,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operand_never_becomes_a_flag() {
+    fn operands_that_begin_with_a_dash_are_not_parsed_as_flags() {
         let set = |value: &str| Operation::ConfigSet {
             key: "cpu".parse().expect("valid"),
             value: value.into(),
@@ -709,7 +715,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_starts_at_home_unless_a_directory_is_named() {
+    fn commands_start_in_the_home_unless_workdir_is_set() {
         let mut request = exec(&["printf", "%s\n", "a b", "$HOME"]);
         let at_home = format!("{TO_HOME}{FORGET_FOLDER}{TO_LOGIN_SHELL}");
         check_exec(
@@ -736,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_replaces_sh_and_all_else_goes_through_the_login_shell() {
+    fn programs_replace_sh_and_other_words_run_in_the_login_shell() {
         let script = |command: &[&str]| exec_call(&exec(command), GuestEnv::Orbenv).0[5].clone();
         let direct = format!("{TO_HOME}{FORGET_FOLDER}{HAND_OVER}{TO_LOGIN_SHELL}");
         assert_eq!(script(&["make", "type"]), direct);
@@ -751,7 +757,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_to_try_is_an_operand_and_no_flag() {
+    fn try_workdir_is_passed_as_an_operand_not_as_a_flag() {
         let mut request = exec(&["make"]);
         request.try_workdir = Some("/Users/u/a b".into());
         request.env = env(&[("A", "1")]);
@@ -796,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn values_travel_under_aliases_that_orbenv_lists() {
+    fn orbenv_passes_values_under_aliases() {
         let mut request = exec(&["make"]);
         request.env = env(&[("PATH", "/evil"), ("B", "x y=z")]);
         let export =
@@ -840,7 +846,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_variables_keep_their_names_unless_orbctl_reads_them() {
+    fn caller_variables_keep_their_names_unless_orbctl_reads_them() {
         let mut request = exec(&["make"]);
         request.workdir = Some("/".into());
         request.caller_env = caller_env(&[
@@ -871,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_machine_has_its_flags_first() {
+    fn create_passes_flags_before_distro_and_name() {
         check(&Operation::Create(new_machine()), &["create", "ubuntu", "web"]);
         let full = NewMachine {
             version: Some("24.04".parse().expect("valid")),

@@ -1,21 +1,26 @@
-//! Says what an ending and stderr mean. The only code that reads stderr.
+//! Classifies the result of an invocation from its ending and stderr. No other code reads stderr.
 //!
-//! Errors look like `[CODE] operation 'NAME': cause`. The code in brackets is that of a JSON-RPC library and says next to nothing;
-//! only the text after it is looked at.
+//! Errors have the form `[CODE] operation 'NAME': cause`. The code in brackets comes from a JSON-RPC library and carries almost
+//! no information, so only the text after it is examined.
 //!
-//! **A guest command's exit code is its own.** `orbctl run` hands it on, so exit 1 can also be `orbctl` saying that it did not run
-//! anything. It is taken for that if stdout is empty, the code is 1, and all of stderr is one line that is exactly a text that was
-//! recorded from `orbctl` itself (see `testdata/errors.tsv`), with or without a code in brackets. The risk that is left is a guest
-//! program that prints exactly such a line about the machine in which it runs, and nothing else, and exits with 1: it is reported as a
-//! failure of `orbctl`. That includes `orbctl` itself, called inside the machine about this same machine.
+//! **Exit codes of guest commands.** `orbctl run` passes on the exit code of the guest's command, so exit code 1 is ambiguous:
+//! `orbctl` may also have failed to run the command. It is attributed to `orbctl` if stdout is empty, the code is 1, and all of
+//! stderr is one line that exactly matches a text recorded from `orbctl` itself (see `testdata/errors.tsv`), with or without a
+//! code in brackets. The remaining risk: a guest program that prints exactly such a line about its own machine, and nothing else,
+//! and exits with 1 is reported as a failure of `orbctl`. This includes `orbctl` called inside the machine about the same
+//! machine.
 //!
-//! **Sick** is `orbctl` when what failed was not the operation but OrbStack's service under it: later calls will fail or hang in
-//! the same way, whatever they ask. A change that ends so is looked for in the inventory like one that was killed. What is no sign
-//! of it: a change that ran into its limit, because creates wait for the network (the looks that follow it are signs); a command
-//! that did, because that is its caller's affair. A read about one machine that did leaves a doubt: it may be that machine. So does a
-//! command that ends with what the service says when it is sick: it may be the guest's own. And so does "timed out waiting for VM to
-//! start" from anything but a read: it was recorded to be false, the VM starts a moment later.
-//! **Well** it is when the service answered, if only to refuse; what `orbctl` may read from a file of its own says nothing.
+//! **Unhealthy** means that the fault is not in the operation but in OrbStack's service: later calls will fail or block in the
+//! same way, whatever they ask. A change that ends this way is reconciled with the inventory like one that was killed.
+//!
+//! - Not a signal: a change that exceeds its time limit, because creates wait for the network (the polls that follow it are
+//!   signals); a command that does, because its duration depends on the guest's program.
+//! - Suspect: a read about one machine that times out, because the cause may be that machine.
+//! - Suspect: a command that ends with a text of the unhealthy service, because the guest's program may have printed it.
+//! - Suspect: "timed out waiting for VM to start" from anything but a read. According to recordings the VM starts a moment later.
+//!
+//! **Healthy** means that the service answered, even with a refusal. Answers that `orbctl` may read from its own files prove
+//! nothing.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,18 +31,18 @@ use crate::job::{Ending, Failure, HealthProblem, HealthSignal};
 use crate::machine::MachineName;
 use crate::operation::{Operation, Query};
 
-/// What the end of an invocation means.
+/// The classification of an invocation's result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
-    /// What went wrong. `None` for success and for what we ended ourselves: what a timeout or a stop means depends on why, which
-    /// the dispatcher knows.
+    /// Why the operation failed. `None` for success, and for a timeout or stop: what those mean depends on why orbd ended the
+    /// child, which the dispatcher knows.
     pub failure: Option<Failure>,
-    /// What it says about `orbctl` itself.
+    /// What the result implies for the health of `orbctl` itself.
     pub signal: HealthSignal,
 }
 
 impl Verdict {
-    /// Nothing failed, and it says this about `orbctl` itself.
+    /// Returns a verdict without a failure.
     fn passed(signal: HealthSignal) -> Self {
         Self {
             failure: None,
@@ -45,17 +50,17 @@ impl Verdict {
         }
     }
 
-    /// Says whether `orbctl` itself is sick, or may be: what a change that ends so has done is not known.
+    /// Returns whether `orbctl` itself is or may be unhealthy. If so, it is unknown what a change has done.
     pub fn may_be_unhealthy(&self) -> bool {
         matches!(self.signal, HealthSignal::Unhealthy(_) | HealthSignal::Suspect(_))
     }
 }
 
-/// Longest line that is quoted as what is wrong with `orbctl`.
+/// Maximum length, in characters, of the quoted line that shows the problem.
 const SAID_MAX: usize = 200;
 
-/// What OrbStack's service was recorded to say, or what is said in its place, when it does not work.
-const SICK: [&str; 5] = [
+/// Recorded texts of OrbStack's service, or printed in its place, when it does not work.
+const UNHEALTHY: [&str; 5] = [
     "timed out waiting for services to start",
     "timed out waiting for VM to start",
     "missing TCC permission",
@@ -63,23 +68,23 @@ const SICK: [&str; 5] = [
     "panic: mkdir /docker: read-only file system",
 ];
 
-/// What `orbctl` was recorded to say of a VM that does start, only later.
+/// Recorded text of `orbctl` about a VM that does start, only later.
 const STARTS_LATER: &str = "timed out waiting for VM to start";
 
-/// What the service was recorded to say, in full, under a command that it did not run.
+/// Recorded complete texts of the service for a command that it did not run.
 const NOT_RUN: [&str; 2] = [
     "start VM: timed out waiting for VM to start",
     "timed out waiting for services to start",
 ];
 
-/// What the start of a machine, which a command makes where it has to, was recorded to end with.
+/// Recorded endings of the machine start that `orbctl run` performs for a stopped machine.
 const NOT_STARTED: [&str; 3] = [
     "setup: machine didn't start in 30s (missing IP address)",
     "setup: timed out waiting for network",
     "setup: machine crashed on startup",
 ];
 
-/// What it says where there is no machine at all.
+/// What `orbctl` prints if no machine exists at all.
 const NO_MACHINES: [&str; 6] = [
     "To use Docker:",
     "docker run ...",
@@ -89,13 +94,14 @@ const NO_MACHINES: [&str; 6] = [
     "See \"orb create --help\" for supported distros and options.",
 ];
 
-/// What the tool's language says when a socket has nobody behind it: the service's, unless a guest's program says so of its own.
+/// What Go prints if nothing listens on a socket. It is the service's socket, unless a guest's program printed the text about a
+/// socket of its own.
 const NOBODY: [&str; 2] = [
     "connect: connection refused",
     "connect: no such file or directory",
 ];
 
-/// Says what the end of an invocation means for its operation.
+/// Classifies the result of an invocation of `operation`.
 pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
     if let Operation::Query(Query::RawQuery(read)) = operation {
         return classify(&Operation::Query(read.subject()), completion);
@@ -122,7 +128,7 @@ pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
         },
         Ending::Exited(code) => match operation {
             Operation::Exec(machine, _) => of_exec(machine, code, completion),
-            // Its exit code is 1 when OrbStack is stopped, which is an answer.
+            // Exit code 1 with output means that OrbStack is stopped, which is an answer.
             Operation::Query(Query::Status) if completion.stdout.total > 0 => {
                 Verdict::passed(HealthSignal::Nothing)
             }
@@ -131,8 +137,8 @@ pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
     }
 }
 
-/// Says whether only a service that works can have carried this out. Not of what `orbctl` may know from its own files; `status`
-/// was recorded to answer while the rest did not.
+/// Returns whether success proves that the service works. Not for answers that `orbctl` may read from its own files, nor for
+/// `status`, which was recorded to answer while other calls failed.
 fn asks_the_service(operation: &Operation) -> bool {
     match operation {
         Operation::Query(Query::List | Query::Info(_)) => true,
@@ -155,10 +161,11 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     });
     let has = |word: &str| lines().any(|line| line.contains(word));
     let is_panic_line = |line: &str| line.starts_with("panic:") || line.starts_with("goroutine ");
-    // A crash over its own operands (`delete ID` in 2.2.3) says nothing about the next call; over a bare read it does.
+    // A crash on particular operands (`delete ID` in 2.2.3) implies nothing for the next call; on a plain read it does.
     let is_own_crash = has("runtime error") && !matches!(operation, Operation::Query(_));
-    let complaint = lines()
-        .find(|line| SICK.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash));
+    let complaint = lines().find(|line| {
+        UNHEALTHY.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash)
+    });
     let nobody = lines().find(|line| NOBODY.iter().any(|text| line.contains(text)));
     let is_read = matches!(operation, Operation::Query(_));
     let signal = match (complaint, nobody, &failure) {
@@ -167,9 +174,9 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
         }
         (Some(line), ..) => HealthSignal::Unhealthy(said_to_be(line)),
         (None, Some(line), _) if is_read => HealthSignal::Unhealthy(said_to_be(line)),
-        // Where an image comes from may be what refuses.
+        // The refused connection may be to the image server.
         (None, Some(line), _) => HealthSignal::Suspect(said_to_be(line)),
-        // It looked and refused.
+        // The service checked the machine's state and refused.
         (
             None,
             None,
@@ -183,10 +190,10 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     }
 }
 
-/// Quotes the line that shows that `orbctl` is sick.
+/// Quotes the line that shows that `orbctl` is unhealthy.
 fn said_to_be(line: &str) -> HealthProblem {
     let text = clean(line.as_bytes());
-    HealthProblem::ParsedEntry(text.chars().take(SAID_MAX).collect::<String>().into())
+    HealthProblem::Reported(text.chars().take(SAID_MAX).collect::<String>().into())
 }
 
 fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict {
@@ -213,15 +220,15 @@ fn of_exec(machine: &MachineName, code: i32, completion: &Completion) -> Verdict
     if code == 1 && is_alone {
         return of_refused_exec(machine, first, stderr);
     }
-    // The service was recorded to fall over under any command.
+    // The service was recorded to panic under any command.
     let text = cause(first).1;
-    if code == 2 && text.starts_with("panic: ") && SICK.iter().any(|known| text.contains(known)) {
+    if code == 2 && text.starts_with("panic: ") && UNHEALTHY.iter().any(|known| text.contains(known)) {
         return not_run(2, text, stderr);
     }
     Verdict::passed(HealthSignal::Nothing)
 }
 
-/// Says what one line, which was all that was said, means under a command with exit code 1.
+/// Classifies a command that ended with exit code 1 and printed nothing but this line.
 fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verdict {
     let (has_code, text) = cause(line);
     let start = format!("start '{machine}': ");
@@ -251,7 +258,7 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
         };
     }
     let is_known = |known: &[&str]| known.iter().any(|known| text.contains(known));
-    if NOT_RUN.contains(&own) || (has_code && (is_known(&SICK) || is_known(&NOBODY))) {
+    if NOT_RUN.contains(&own) || (has_code && (is_known(&UNHEALTHY) || is_known(&NOBODY))) {
         return not_run(1, text, stderr);
     }
     if has_code && names_us && NOT_STARTED.contains(&own) {
@@ -263,7 +270,8 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
     Verdict::passed(HealthSignal::Nothing)
 }
 
-/// A command that `orbctl` did not run. A guest's program could say the same: its words alone must not make all others wait.
+/// Returns the verdict for a command that `orbctl` did not run. Only `Suspect`: a guest's program could print the same text, and
+/// that alone must not block all other jobs.
 fn not_run(exit_code: i32, text: &str, stderr: &Captured) -> Verdict {
     Verdict {
         failure: Some(Failure::OrbctlFailed {
@@ -274,11 +282,11 @@ fn not_run(exit_code: i32, text: &str, stderr: &Captured) -> Verdict {
     }
 }
 
-/// Recognises the failures that have a name.
+/// Maps an error text to one of the named failures.
 fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
     let named = |phrase: &str| {
         let rest = text.split_once(phrase)?.1.trim();
-        // 2023's versions had no quotes.
+        // Versions from 2023 print no quotes.
         let name = rest
             .strip_prefix('\'')
             .map_or(rest, |rest| rest.split_once('\'').map_or(rest, |(name, _)| name));
@@ -317,7 +325,7 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
     {
         return Some(Failure::ConfigKeyNotFound(key.as_str().into()));
     }
-    // Not recorded anywhere; written in the manner of those above. Anything else stays `OrbctlFailed` with its text.
+    // Not recorded; modelled on the recorded texts. Any other text stays `OrbctlFailed`.
     let states = [
         ("machine not running", "stopped"),
         ("machine is not running", "stopped"),
@@ -342,7 +350,7 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
     })
 }
 
-/// Returns the state in which a machine is that cannot go to another one.
+/// Returns the current state from an error about an impossible state transition.
 fn transition(text: &str) -> Option<&str> {
     let phrases = ["cannot transition from ", "invalid transition from "];
     let (_, states) = phrases.iter().find_map(|phrase| text.split_once(phrase))?;
@@ -351,7 +359,7 @@ fn transition(text: &str) -> Option<&str> {
     (is_state(from) && is_state(to)).then_some(from)
 }
 
-/// Takes the code in brackets off a line; says whether there was one.
+/// Strips the code in brackets from a line. Also returns whether there was one.
 fn cause(line: &str) -> (bool, &str) {
     let line = line.trim();
     let stripped = line.strip_prefix('[').and_then(|rest| {
@@ -361,13 +369,13 @@ fn cause(line: &str) -> (bool, &str) {
     (stripped.is_some(), stripped.unwrap_or(line))
 }
 
-/// Says whether `text` is this cause, alone or after `operation 'NAME': `.
+/// Returns whether `text` is `cause`, alone or after `operation 'NAME': `.
 fn ends_with_cause(text: &str, cause: &str) -> bool {
     text.strip_suffix(cause)
         .is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
 
-/// Returns stderr for a message. A guest command's own stderr is output, which the caller has; it is not repeated.
+/// Returns stderr for an error message; empty for a guest command, whose stderr the caller already has as output.
 fn tail_for(operation: &Operation, stderr: &Captured) -> Arc<str> {
     if matches!(operation, Operation::Exec(..)) {
         "".into()
@@ -376,8 +384,8 @@ fn tail_for(operation: &Operation, stderr: &Captured) -> Arc<str> {
     }
 }
 
-/// Returns the end of stderr as text fit for a terminal and a log of the caller's: no control characters, bounded, and with its first
-/// line if that is not part of the end.
+/// Returns the end of stderr, safe for the caller's terminal and log: without control characters, limited in length, and with the
+/// first line of stderr in front if the end does not include it.
 fn tail(stderr: &Captured) -> Arc<str> {
     let from = stderr.bytes.len().saturating_sub(TAIL_MAX);
     let end = clean(&stderr.bytes[from..]);
@@ -432,12 +440,12 @@ mod tests {
         assert_eq!(&(verdict.failure, is_unhealthy), expected, "{stderr}");
     }
 
-    fn failed(exit_code: i32, stderr: &str, sick: bool) -> (Option<Failure>, bool) {
+    fn failed(exit_code: i32, stderr: &str, unhealthy: bool) -> (Option<Failure>, bool) {
         let failure = Failure::OrbctlFailed {
             exit_code,
             stderr_tail: stderr.trim().into(),
         };
-        (Some(failure), sick)
+        (Some(failure), unhealthy)
     }
 
     fn create(machine: &str) -> Operation {
@@ -527,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_refusal_keeps_its_text() {
+    fn unknown_refusals_keep_their_text() {
         for stderr in [
             "[-32098] create 'burp': setup: timed out waiting for network\n",
             "[-32098] create 'opensuse156': setup: machine didn't start in 30s (missing IP address)\n",
@@ -539,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_does_not_work_makes_orbctl_sick() {
+    fn errors_of_a_broken_service_mean_unhealthy() {
         let panic = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\nmain.main()\n";
         let start = "[-32098] start VM: timed out waiting for VM to start\n";
         let list = Operation::Query(Query::List);
@@ -549,15 +557,15 @@ mod tests {
             1,
             "",
             start,
-            // It was recorded to be false.
+            // Recorded to be false: the VM starts later.
             &failed(1, start, false),
         );
         check(&list, 1, "", start, &failed(1, start, true));
-        // Under a command it is a doubt, because a guest's program could say it.
+        // Only suspect under a command, because a guest's program could print it.
         check(&exec("web"), 2, "", panic, &failed(2, panic, false));
         check(&exec("web"), 1, "", start, &failed(1, start, false));
         let verdict = classify(&exec("web"), &completion(Ending::Exited(2), "", panic));
-        let said = HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into());
+        let said = HealthProblem::Reported("panic: timed out waiting for services to start".into());
         assert_eq!(verdict.signal, HealthSignal::Suspect(said));
         let home = "panic: $HOME is not defined\n";
         check(
@@ -570,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_over_its_operands_does_not() {
+    fn crash_on_operands_does_not_mean_unhealthy() {
         let crash = "panic: runtime error: invalid memory address or nil pointer dereference\ngoroutine 1 [running]:\n";
         let delete = Operation::Delete(name("a"));
         check(&delete, 2, "", crash, &failed(2, crash, false));
@@ -584,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_panic_is_recognised_by_its_beginning() {
+    fn long_panic_is_recognised_by_its_beginning() {
         let stderr = format!(
             "panic: timed out waiting for services to start\n{}",
             "\tframe\n".repeat(9999)
@@ -598,7 +606,7 @@ mod tests {
             ..completion(Ending::Exited(2), "", "")
         };
         let verdict = classify(&Operation::Query(Query::List), &completion);
-        let said = HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into());
+        let said = HealthProblem::Reported("panic: timed out waiting for services to start".into());
         assert_eq!(verdict.signal, HealthSignal::Unhealthy(said));
         let Some(Failure::OrbctlFailed { stderr_tail, .. }) = verdict.failure else {
             panic!("{verdict:?}");
@@ -608,25 +616,25 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_command_s_code_is_its_own() {
+    fn exit_code_of_a_guest_command_is_not_a_failure_of_orbctl() {
         let well = (None, false);
         for (code, stdout, stderr) in [
             (1, "", ""),
             (7, "out", "err"),
             (127, "", include_str!("testdata/orb-shell-wrong-usage.txt")),
-            // A Go program in the guest.
+            // A Go program in the guest that panics.
             (
                 2,
                 "",
                 "panic: runtime error: index out of range\n\ngoroutine 1 [running]:\n",
             ),
-            // One that misses its own database.
+            // A guest program whose own database does not answer.
             (
                 2,
                 "",
                 "panic: dial tcp 127.0.0.1:5432: connect: connection refused\n\ngoroutine 1 [running]:\n",
             ),
-            // Not alone, not about this machine, not `orbctl`'s form, not its exit code.
+            // Not the only output, not about this machine, not in `orbctl`'s form, or not with its exit code.
             (1, "x", "[-32098] machine not found: 'web'\n"),
             (1, "", "before\n[-32098] machine not found: 'web'\n"),
             (1, "", "[-32098] machine not found: 'web'\nafter\n"),
@@ -645,9 +653,10 @@ mod tests {
         }
     }
 
-    /// The ambiguity that is left: a guest that prints exactly what `orbctl` prints is taken for it, but makes nobody else wait.
+    /// The remaining ambiguity: a guest's output that exactly matches a text of `orbctl` is attributed to it, but does not block
+    /// other jobs.
     #[test]
-    fn guest_that_prints_exactly_a_text_of_orbctl_is_taken_for_orbctl() {
+    fn guest_output_that_exactly_matches_a_text_of_orbctl_is_attributed_to_it() {
         let text = "start VM: timed out waiting for VM to start";
         let verdict = classify(
             &exec("web"),
@@ -656,12 +665,12 @@ mod tests {
         assert_eq!((verdict.failure, false), failed(1, text, false));
         assert_eq!(
             verdict.signal,
-            HealthSignal::Suspect(HealthProblem::ParsedEntry(text.into()))
+            HealthSignal::Suspect(HealthProblem::Reported(text.into()))
         );
     }
 
     #[test]
-    fn recorded_errors_mean_what_the_table_says() {
+    fn recorded_errors_are_classified_as_in_the_table() {
         let mut rows = 0;
         for line in include_str!("testdata/errors.tsv").lines() {
             if line.starts_with('#') {
@@ -720,7 +729,7 @@ mod tests {
     }
 
     #[test]
-    fn orbctl_s_own_refusal_of_a_command_is_told_from_it() {
+    fn refusal_by_orbctl_is_distinguished_from_the_guest_command() {
         let missing = (Some(Failure::MachineNotFound("web".into())), false);
         for stderr in [
             include_str!("testdata/orb-no-machines.stderr.txt"),
@@ -733,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn stopped_is_an_answer_of_status() {
+    fn status_stopped_is_an_answer_not_a_failure() {
         let status = Operation::Query(Query::Status);
         check(
             &status,
@@ -746,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_ended_is_for_the_dispatcher_to_judge() {
+    fn timeouts_and_stops_are_not_failures() {
         let blocked = |verb| HealthProblem::Blocked { verb };
         let list = Operation::Query(Query::List);
         for (operation, ending, signal) in [
@@ -766,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn orbctl_is_well_when_its_service_answered_if_only_to_refuse() {
+    fn answers_and_refusals_of_the_service_mean_healthy() {
         let missing = "[-32098] machine not found: 'web'\n";
         for (operation, code, stderr, signal) in [
             (Operation::Query(Query::List), 0, "", HealthSignal::Healthy),
@@ -774,7 +783,7 @@ mod tests {
             (exec("web"), 0, "", HealthSignal::Healthy),
             (exec("web"), 1, missing, HealthSignal::Healthy),
             (create("web"), 0, "", HealthSignal::Healthy),
-            // The guest's own answer, or one from a file, or one that was given while nothing else was.
+            // The guest's own exit code, an answer from a file, or an answer that was recorded while the service did not work.
             (exec("web"), 7, "", HealthSignal::Nothing),
             (Operation::Query(Query::Version), 0, "", HealthSignal::Nothing),
             (Operation::Query(Query::Status), 0, "", HealthSignal::Nothing),
@@ -783,7 +792,7 @@ mod tests {
                 create("web"),
                 1,
                 "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused\n",
-                HealthSignal::Suspect(HealthProblem::ParsedEntry(
+                HealthSignal::Suspect(HealthProblem::Reported(
                     "[-32098] create 'web': dial tcp 10.0.0.1:443: connect: connection refused".into(),
                 )),
             ),
@@ -796,18 +805,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quoted_of_a_sick_orbctl_is_one_short_clean_line() {
+    fn health_problem_quotes_one_short_line_without_control_characters() {
         let stderr = format!("panic: \u{1b}[31m{}\ngoroutine 1 [running]:\n", "x".repeat(9000));
         let list = Operation::Query(Query::List);
         let verdict = classify(&list, &completion(Ending::Exited(2), "", &stderr));
-        let HealthSignal::Unhealthy(HealthProblem::ParsedEntry(line)) = verdict.signal else {
+        let HealthSignal::Unhealthy(HealthProblem::Reported(line)) = verdict.signal else {
             panic!("{verdict:?}");
         };
         assert_eq!(*line, format!("panic: [31m{}", "x".repeat(SAID_MAX - 11)));
     }
 
     #[test]
-    fn a_killed_command_does_not_repeat_its_output() {
+    fn killed_command_does_not_repeat_its_output() {
         let killed = |operation: &Operation| {
             classify(
                 operation,

@@ -1,28 +1,28 @@
-//! Computes the environment that every `orbctl` gets, whoever started the daemon.
+//! Computes the environment of every `orbctl`, independent of how the daemon was started.
 //!
-//! A shell, launchd and another program's autostart give a daemon very different environments, and its children would keep that
-//! difference for as long as it lives. So nothing is inherited but the path of the SSH agent, which cannot be computed. What the
-//! caller of one command wants for that command travels with it ([`super::argv`]).
+//! A shell, launchd and another program's autostart give the daemon very different environments, and its children would inherit
+//! the difference for as long as the daemon runs. Only the path of the SSH agent is inherited, because it cannot be computed.
+//! Variables that a caller sets for one command travel with that command ([`super::argv`]).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// The one variable that is inherited.
+/// The only variable that is inherited.
 const SSH_AGENT: &str = "SSH_AUTH_SOCK";
 
-/// The stand-in of the tests takes its settings from variables with this prefix; `orbctl` reads none of them.
+/// Prefix of the variables that configure the simulator in tests. They are inherited too; the real `orbctl` reads none of them.
 const STAND_IN: &[u8] = b"ORBCTL_SIM_";
 
-/// The messages of `orbctl` and what it starts are matched as English text.
+/// The messages of `orbctl` and of the programs that it starts are matched as English text.
 const LANG: &str = if cfg!(target_os = "macos") {
     "en_US.UTF-8"
 } else {
     "C.UTF-8"
 };
 
-/// Returns the folders in which OrbStack, Homebrew and the system put programs, in the order of the search.
+/// Returns the folders in which OrbStack, Homebrew and the system install programs, in search order.
 pub fn search_folders(home: &Path) -> Vec<PathBuf> {
     let system = [
         "/opt/homebrew/bin",
@@ -36,7 +36,7 @@ pub fn search_folders(home: &Path) -> Vec<PathBuf> {
     std::iter::once(own).chain(system.map(PathBuf::from)).collect()
 }
 
-/// Returns the variables of every child. `given` is the daemon's own environment.
+/// Returns the variables that every child gets. `given` is the daemon's own environment.
 pub(super) fn of_children(
     home: &Path,
     given: impl IntoIterator<Item = (OsString, OsString)>,
@@ -48,7 +48,7 @@ pub(super) fn of_children(
                 || name.as_encoded_bytes().starts_with(STAND_IN)
         })
         .collect();
-    // A folder with a colon in its name cannot be listed in a PATH.
+    // A folder with a colon in its name cannot be an entry of PATH.
     let folders = search_folders(home)
         .into_iter()
         .filter(|folder| !folder.as_os_str().as_encoded_bytes().contains(&b':'));
@@ -98,7 +98,7 @@ mod tests {
         let value = |name: &str| {
             let mut values = variables.iter().filter(|(other, _)| other == name);
             let value = values.next().map(|(_, value)| value.to_str().expect("text"));
-            assert!(values.next().is_none(), "{name} is there twice");
+            assert!(values.next().is_none(), "{name} is set twice");
             value
         };
         assert_eq!(value("HOME"), Some("/home/u"));

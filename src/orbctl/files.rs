@@ -1,11 +1,11 @@
-//! Output of a child that is to outlive us: two files without names in place of two pipes.
+//! Output files for a child that must outlive orbd: two unlinked files instead of two pipes.
 //!
-//! A pipe breaks when its reader dies, and a program that is written in Go, as `orbctl` is, dies with it at its next line of progress.
-//! A file stays for as long as the child holds it, and is gone with the last descriptor, whoever ends first and however.
+//! When the reader of a pipe exits, the next write raises SIGPIPE, and a Go program such as `orbctl` dies at its next line of
+//! progress. A file stays until the last process closes it, in whatever order the processes end, and then its space is freed.
 //!
-//! **Unbounded.** Nothing holds a writer back, and the system offers a limit only through code that would run between fork and exec.
-//! Changes write lines of progress; one that wrote without end would fill the disk until its time limit, and what it filled is free
-//! again when it is gone.
+//! **No size limit.** Nothing slows a writer down, and a limit could only be set by code that runs between fork and exec. Changes
+//! only print progress lines. One that wrote without end would fill the disk until its time limit; the space is freed when it
+//! ends.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use super::{Captured, OPENING_MAX, TAIL_MAX};
 use crate::spool;
 
-/// Where the streams of one child go.
+/// The output files of one child.
 #[derive(Debug)]
 pub(super) struct Files {
     out: File,
@@ -26,8 +26,8 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Makes them in a folder. On a blocking thread, like all that touches a disk here: one that stands still must not hold the
-    /// few threads that answer everybody else.
+    /// Creates both files in `dir`. Runs on a blocking thread, like all disk access here: a disk that does not respond must not
+    /// block the few threads of the runtime.
     pub(super) async fn make(dir: PathBuf) -> io::Result<Self> {
         blocking(move || {
             let make = || spool::nameless_file(&dir).and_then(ready);
@@ -39,13 +39,13 @@ impl Files {
         .await
     }
 
-    /// Returns descriptors for the child: its stdout and its stderr.
+    /// Returns the descriptors for the child's stdout and stderr.
     pub(super) fn for_child(&self) -> io::Result<(Stdio, Stdio)> {
         Ok((self.out.try_clone()?.into(), self.err.try_clone()?.into()))
     }
 
-    /// Reads the beginning of stdout and the end of stderr, at most `max` bytes each, and lets go of both; freeing a large file
-    /// blocks, too. Whoever still holds them may go on writing.
+    /// Reads the beginning of stdout and the end of stderr, at most `max` bytes each, and closes both files, also on a blocking
+    /// thread, because freeing a large file blocks. Other processes that have them open can keep writing.
     pub(super) async fn read(self, max: usize) -> io::Result<(Captured, Captured)> {
         blocking(move || {
             let out = captured(&self.out, |_| 0, max)?;
@@ -62,17 +62,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
         .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Makes a new file ready for a child, or says that it is of no use.
+/// Prepares a new file for a child. Fails if it cannot be written.
 fn ready(file: File) -> io::Result<File> {
-    // On a full disk a file can still be made, and then why a change failed would be lost: better learn it now.
+    // On a full disk a file can still be created, but the child's error message could not be written to it. Detect this now, so
+    // that pipes are used instead.
     file.write_all_at(&[0; TAIL_MAX], 0)?;
     file.set_len(0)?;
-    // A script in `orbctl`'s place may open `/dev/stderr` anew, which starts at the beginning.
+    // A script in place of `orbctl` may reopen `/dev/stderr`, which would otherwise write from the beginning of the file.
     fcntl_setfl(&file, fcntl_getfl(&file)? | OFlags::APPEND)?;
     Ok(file)
 }
 
-/// Reads what is kept of a stream, from where `start` says for its length.
+/// Reads the retained part of a stream. `start` returns its first offset for a given total length.
 fn captured(file: &File, start: impl Fn(u64) -> u64, max: usize) -> io::Result<Captured> {
     let total = file.metadata()?.len();
     let part = |start: u64, max: usize| {
@@ -86,7 +87,7 @@ fn captured(file: &File, start: impl Fn(u64) -> u64, max: usize) -> io::Result<C
     })
 }
 
-/// Reads so many bytes, or fewer: whoever holds the file may have cut it meanwhile.
+/// Reads `length` bytes, or fewer if another process has truncated the file meanwhile.
 fn read_at(file: &File, start: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     let mut filled = 0;
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn they_have_no_names_and_are_nobody_elses() {
+    async fn files_are_unlinked_private_and_close_on_exec() {
         let dir = tempfile::tempdir().expect("a folder");
         let files = Files::make(dir.path().into()).await.expect("made");
         assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_beginning_of_one_and_the_end_of_the_other_are_read() {
+    async fn reading_returns_the_beginning_of_stdout_and_the_end_of_stderr() {
         let dir = tempfile::tempdir().expect("a folder");
         for length in [0, 1, 9, 10, 11, 600, 5000] {
             let all: Vec<u8> = (0..=250).cycle().take(length).collect();
@@ -148,7 +149,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn one_that_takes_nothing_is_of_no_use() {
+    fn file_on_a_full_disk_is_rejected() {
         let full = File::options().write(true).open("/dev/full").expect("a device");
         assert_eq!(ready(full).expect_err("full").kind(), io::ErrorKind::StorageFull);
     }

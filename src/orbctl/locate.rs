@@ -1,7 +1,8 @@
-//! Finds `orbctl` once, to an absolute path, and notices when it is another one.
+//! Finds `orbctl` once, as an absolute path, and detects when its file is replaced.
 //!
-//! The environment is passed in. The path is kept as it was found, links and all: an upgrade moves what a link points to, and the
-//! link stays right. Who is nowhere is looked for again; who was found is not, and only the file at its path is looked at.
+//! The environment is passed in. Symbolic links in the path are not resolved: an upgrade changes the target of a link, and the
+//! path of the link stays valid. If `orbctl` was not found, the search is repeated on the next use. Once found, only the file at
+//! the stored path is checked.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -10,69 +11,71 @@ use rustix::fs::Access;
 
 use crate::sys::FileId;
 
-/// The program's name. Never `orb`, which runs words that it does not know as commands in a machine.
+/// The program's name. Never `orb`, which runs unknown subcommands as commands in a machine.
 const NAME: &str = "orbctl";
 
-/// Our own programs. The drop-in is a link to one of them, whichever version or copy of us it belongs to.
+/// Names of orbd's own programs. The drop-in is a link to one of them, of any version or copy of orbd.
 const OURS: [&str; 2] = ["orbd-ctl", "orbd"];
 
-/// Where Homebrew and the app put it.
+/// Folders in which Homebrew and the app install `orbctl`.
 const USUAL: [&str; 3] = [
     "/opt/homebrew/bin",
     "/usr/local/bin",
     "/Applications/OrbStack.app/Contents/MacOS/bin",
 ];
 
-/// Where to look.
+/// What to search for `orbctl`.
 #[derive(Debug, Clone, Default)]
 pub struct Search<'a> {
-    /// The path from the configuration. If there is one, nothing else is looked at: a wrong path is told, not worked around.
+    /// Path from the configuration. If set, nothing else is searched: an invalid path is reported, not worked around.
     pub configured: Option<&'a Path>,
-    /// `PATH` as the daemon was given it.
+    /// `PATH` from the daemon's own environment.
     pub path: Option<&'a OsStr>,
-    /// The user's home.
+    /// The user's home, for `~/.orbstack/bin`.
     pub home: Option<&'a Path>,
-    /// Our own programs. A candidate that is one of them, or a link to a program with one of our names, is a drop-in, which would
-    /// call us, and is passed over.
+    /// Paths of orbd's own programs. A candidate that is the same file as one of them, or a link to a program with one of our
+    /// names, is the drop-in, which would call orbd again; it is skipped.
     pub ours: &'a [PathBuf],
 }
 
-/// Why there is no `orbctl`.
+/// Why `orbctl` was not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LocateError {
-    /// Nowhere.
-    #[error("orbctl is in none of the places where it is looked for; is OrbStack installed?")]
+    /// No candidate exists.
+    #[error(
+        "orbctl not found in PATH, ~/.orbstack/bin, Homebrew's folders or the app; is OrbStack installed?"
+    )]
     NotFound,
-    /// Nowhere, but for a drop-in.
-    #[error("the only orbctl that was found, {}, is orbd's own drop-in; is OrbStack installed?", .0.display())]
+    /// The only candidates are drop-ins; holds the path of the first.
+    #[error("the only orbctl found, {}, is orbd's own drop-in; is OrbStack installed?", .0.display())]
     OnlyOurs(PathBuf),
     /// The configured path is not absolute.
-    #[error("the configured orbctl {} is not an absolute path", .0.display())]
+    #[error("configured orbctl path {} is not absolute", .0.display())]
     NotAbsolute(PathBuf),
-    /// The configured path is not a program that we may execute.
-    #[error("the configured orbctl {} is not there or cannot be executed", .0.display())]
+    /// The configured path does not exist or is not a file that may be executed.
+    #[error("configured orbctl {} does not exist or cannot be executed", .0.display())]
     NotExecutable(PathBuf),
     /// The configured path is one of our own programs.
-    #[error("the configured orbctl {} is orbd's own drop-in", .0.display())]
+    #[error("configured orbctl {} is orbd's own drop-in", .0.display())]
     Ours(PathBuf),
 }
 
-/// An `orbctl` that was found.
+/// A found `orbctl`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
     path: PathBuf,
-    /// The file that was last seen there; none was where a path was taken as it is.
+    /// The file last seen at `path`; `None` if the path was taken without a check and no file was there.
     stamp: Option<FileId>,
 }
 
 impl Located {
-    /// Returns its absolute path.
+    /// Returns the absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether another file has taken its place, and says so once for each. One that is gone says nothing: in the middle of
-    /// an installation another is about to come. Costs one system call.
+    /// Reports, once per replacement, whether another file is now at the path. Returns `false` while no file is there: during an
+    /// installation the new file is about to appear. Costs one system call.
     fn is_replaced(&mut self) -> bool {
         let Some(now) = FileId::of(&self.path) else {
             return false;
@@ -81,7 +84,7 @@ impl Located {
     }
 }
 
-/// Where `orbctl` is, for as long as a daemon lives.
+/// The location of `orbctl`, kept for the lifetime of the daemon.
 #[derive(Debug)]
 pub struct OrbctlLocator {
     configured: Option<PathBuf>,
@@ -92,7 +95,7 @@ pub struct OrbctlLocator {
 }
 
 impl OrbctlLocator {
-    /// Looks for it, and remembers where to look again.
+    /// Searches for `orbctl`, and stores the search so that it can be repeated.
     pub fn new(search: &Search<'_>) -> Self {
         Self {
             configured: search.configured.map(Path::to_owned),
@@ -103,7 +106,7 @@ impl OrbctlLocator {
         }
     }
 
-    /// Takes a path as it is, whatever is there.
+    /// Uses a path without checking it.
     pub fn at(path: PathBuf) -> Self {
         let stamp = FileId::of(&path);
         Self {
@@ -115,12 +118,12 @@ impl OrbctlLocator {
         }
     }
 
-    /// Returns its path, or why there is none.
+    /// Returns the path, or why `orbctl` was not found.
     pub fn path(&self) -> Result<&Path, &LocateError> {
         self.found.as_ref().map(Located::path)
     }
 
-    /// Looks again where it was nowhere. Says whether it was found only now.
+    /// Repeats the search if `orbctl` was not found. Returns whether this call found it.
     pub fn rediscovered(&mut self) -> bool {
         if self.found.is_ok() {
             return false;
@@ -134,13 +137,14 @@ impl OrbctlLocator {
         self.found.is_ok()
     }
 
-    /// Looks whether the file at its path is another one than when this was last asked.
+    /// Reports whether the file at the path has been replaced since the previous call.
     pub fn is_replaced(&mut self) -> bool {
         self.found.as_mut().is_ok_and(Located::is_replaced)
     }
 }
 
-/// Finds `orbctl`: where the configuration says, on `PATH`, in `~/.orbstack/bin`, where Homebrew links it, in the app.
+/// Searches for `orbctl`: the configured path if there is one; otherwise `PATH`, `~/.orbstack/bin`, the folders of Homebrew, the
+/// app.
 pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
     let ours: Vec<FileId> = search.ours.iter().filter_map(|path| FileId::of(path)).collect();
     let is_ours = |path: &Path, stamp: &FileId| {
@@ -165,7 +169,7 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
     on_path
         .chain(at_home)
         .chain(USUAL.map(PathBuf::from))
-        // An empty or relative entry of PATH means the current folder, which for a daemon is nobody's choice.
+        // An empty or relative entry of PATH is relative to the working directory, which is arbitrary for a daemon.
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(NAME))
         .find_map(|path| {
@@ -180,7 +184,7 @@ pub fn locate(search: &Search<'_>) -> Result<Located, LocateError> {
         .ok_or_else(|| passed_over.map_or(LocateError::NotFound, LocateError::OnlyOurs))
 }
 
-/// Says whether a path leads to a program with one of our names.
+/// Returns whether a path, after following links, is a program with one of our names.
 pub fn is_named_as_ours(path: &Path) -> bool {
     let target = path.canonicalize();
     target.is_ok_and(|target| {
@@ -201,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// Some folders, each with an `orbctl`.
+    /// A folder whose subfolders each hold an `orbctl`.
     struct Folders(tempfile::TempDir);
 
     impl Folders {
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_on_the_path_is_found_then_the_one_at_home() {
+    fn path_is_searched_before_the_home() {
         let folders = Folders::new();
         let (second, at_home) = (folders.add("b"), folders.add("home/.orbstack/bin"));
         let home = folders.0.path().join("home");
@@ -239,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_executed_is_passed_over() {
+    fn files_that_cannot_be_executed_are_skipped() {
         let folders = Folders::new();
         let (first, second) = (folders.add("a"), folders.add("b"));
         std::fs::set_permissions(&first, std::fs::Permissions::from_mode(0o644)).expect("set");
@@ -253,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_drop_in_is_passed_over() {
+    fn own_drop_in_is_skipped() {
         let folders = Folders::new();
         let (ours, real) = (folders.add("ours"), folders.add("real"));
         std::fs::create_dir_all(folders.0.path().join("link")).expect("made");
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_in_of_another_version_of_ours_is_passed_over() {
+    fn drop_in_of_another_version_is_skipped() {
         let folders = Folders::new();
         let version = folders.add("version");
         let other = version.with_file_name("orbd-ctl");
@@ -292,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_path_is_right_or_wrong() {
+    fn configured_path_is_used_or_rejected_without_a_search() {
         let folders = Folders::new();
         let (configured, other) = (folders.add("a"), folders.add("b"));
         let path = folders.path(&["b"]);
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_took_its_place_is_noticed() {
+    fn replaced_file_is_detected_once() {
         let folders = Folders::new();
         let path = folders.add("a");
         let mut locator = OrbctlLocator::new(&Search {
@@ -332,12 +336,12 @@ mod tests {
         assert!(!locator.is_replaced());
         std::fs::rename(folders.add("b"), &path).expect("moved");
         assert!(locator.is_replaced());
-        assert!(!locator.is_replaced(), "it is told once");
+        assert!(!locator.is_replaced(), "reported once");
         let aside = path.with_file_name("aside");
         std::fs::rename(&path, &aside).expect("moved");
-        assert!(!locator.is_replaced(), "another is about to come");
+        assert!(!locator.is_replaced(), "the new file is about to appear");
         std::fs::rename(&aside, &path).expect("moved");
-        assert!(!locator.is_replaced(), "it is back");
+        assert!(!locator.is_replaced(), "the same file is back");
         std::fs::remove_file(&path).expect("removed");
         folders.add("a");
         std::fs::write(&path, "longer than before").expect("written");
@@ -346,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_nowhere_is_found_when_it_is_there() {
+    fn orbctl_installed_later_is_found() {
         let folders = Folders::new();
         let path = folders.0.path().join("a").join(NAME);
         let mut locator = OrbctlLocator::new(&Search {
@@ -358,8 +362,8 @@ mod tests {
         assert_eq!(locator.path(), Err(&LocateError::NotExecutable(path.clone())));
         folders.add("a");
         assert!(locator.rediscovered());
-        assert!(!locator.rediscovered(), "it is told once");
-        assert!(!locator.is_replaced(), "nothing was there before");
+        assert!(!locator.rediscovered(), "reported once");
+        assert!(!locator.is_replaced(), "no file was there before");
         assert_eq!(locator.path(), Ok(path.as_path()));
     }
 }

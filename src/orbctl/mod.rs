@@ -1,13 +1,14 @@
-//! The only module that knows `orbctl`: its arguments, its processes, its output, its errors, its versions and where it is.
+//! The only module that knows `orbctl`: its arguments, processes, output, errors, versions and location.
 //!
 //! - [`argv`] turns an [`Operation`](crate::operation::Operation) into arguments;
-//! - [`environment`] is what every child has in its environment;
-//! - [`process`] runs them and sees every way in which that can end;
-//! - [`output`] turns bytes into types, [`classify`] turns an ending and stderr into a [`Failure`];
-//! - [`version`] says what the installed version can do, [`locate`] where it is.
+//! - [`environment`] computes the environment of every child;
+//! - [`process`] runs children and handles every way in which a run can end;
+//! - [`output`] parses stdout into types, [`classify`] turns an ending and stderr into a [`Failure`];
+//! - [`version`] maps versions to features, [`locate`] finds the program.
 //!
-//! [`Orbctl`] is the seam: tests of the daemon script it in memory. Nothing here decides when something runs, and nothing of
-//! arguments, environment, input or output is logged.
+//! [`Orbctl`] is the trait that the rest of the daemon uses; tests replace it with a scripted in-memory version. This module does
+//! not
+//! decide when something runs, and it never logs arguments, environment, input or output.
 
 use std::fmt;
 use std::future::Future;
@@ -34,24 +35,24 @@ pub mod process;
 mod spawner;
 pub mod version;
 
-/// How much of the end of each stream is kept beside a spool, for error messages.
+/// Bytes of each stream's end that are kept for error messages when the output goes to a spool.
 pub const TAIL_MAX: usize = 4 * 1024;
 
-/// How much of a stream's beginning is always kept: a panic says what happened first and where for pages after.
+/// Bytes of each stream's beginning that are always kept: a Go panic prints its cause first, followed by pages of stack traces.
 pub const OPENING_MAX: usize = 512;
 
-/// How long a child has between SIGTERM and SIGKILL, unless told otherwise.
+/// Default time between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs `orbctl`. The real one is [`process::Installed`].
+/// Runs `orbctl`. The production implementation is [`process::Installed`].
 pub trait Orbctl: Send + Sync + 'static {
-    /// Looks whether the program is another one than when this was last asked, as after an upgrade of OrbStack. To be asked before a
-    /// run: it costs a look at one file.
+    /// Reports whether the program's file has been replaced since the previous call, for example by an upgrade of OrbStack. Call
+    /// it before each run; it costs one `stat`.
     fn is_replaced(&self) -> bool;
 
-    /// Runs one invocation to its end. When `stop` is cancelled the child is ended; what it had done stays done.
+    /// Runs one invocation to its end. Cancelling `stop` ends the child; what the child has already done is not undone.
     ///
-    /// Dropping the future leaves the child running on its own: an orderly stop of the daemon leaves changes to finish.
+    /// Dropping the future leaves the child running: when the daemon stops in order, running changes finish on their own.
     fn run(
         &self,
         invocation: Invocation,
@@ -59,26 +60,27 @@ pub trait Orbctl: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Completion, SpawnError>> + Send;
 }
 
-/// One run of the child process.
+/// The parameters of one run of `orbctl`.
 pub struct Invocation {
-    /// Its arguments, and the variables that it has beside those of every call.
+    /// Arguments, and variables in addition to those that every child gets.
     pub call: Call,
-    /// What the child reads.
+    /// The child's standard input.
     pub stdin: Input,
-    /// Where its output goes.
+    /// Destination of the child's output.
     pub output: Sink,
-    /// How long it may run, from its start.
+    /// Run-time limit, counted from the start of the invocation; `None` for no limit.
     pub run_timeout: Option<Duration>,
-    /// How long it has between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
-    /// Put in its environment as `ORBD_JOB`, so that the next life of the daemon recognises it. Empty: none.
+    /// Value of `ORBD_JOB` in the child's environment, by which a later instance of the daemon recognises the child. Empty: the
+    /// variable is not set.
     pub marker: String,
-    /// Told which process it became, as soon as it has; dropped untold when there is none.
+    /// Receives the child's identity as soon as the child runs; dropped without a value if no child starts.
     pub started: Option<oneshot::Sender<ChildIdentity>>,
 }
 
 impl Invocation {
-    /// Makes an invocation with empty input, no time limit and the usual grace.
+    /// Creates an invocation with empty input, no time limit and the default grace period.
     pub fn new(call: impl Into<Call>, output: Sink) -> Self {
         Self {
             call: call.into(),
@@ -92,7 +94,7 @@ impl Invocation {
     }
 }
 
-/// Shows counts, never contents.
+/// Prints counts, never contents: arguments may hold secrets.
 impl fmt::Debug for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Invocation")
@@ -103,69 +105,71 @@ impl fmt::Debug for Invocation {
     }
 }
 
-/// What a child reads.
+/// A child's standard input.
 pub enum Input {
-    /// End of file at once.
+    /// End of file immediately.
     Empty,
     /// These bytes, then end of file.
     Bytes(Bytes),
-    /// What arrives here, then end of file when the sender is dropped. The receiver is dropped when a write shows that the child
-    /// reads no more, or when the child is gone.
+    /// What arrives on this channel, then end of file when the sender is dropped. The receiver is dropped when a write shows that
+    /// the child has closed its input, or when the child has exited.
     Stream(mpsc::Receiver<Bytes>),
 }
 
-/// Where a child's output goes.
+/// Destination of a child's output.
 pub enum Sink {
-    /// Into the [`Completion`]: the beginning of stdout and the end of stderr, at most `max` bytes each; the rest is read and counted.
+    /// Into the [`Completion`]: the beginning of stdout and the end of stderr, at most `max` bytes each. The rest is read,
+    /// counted and discarded.
     Capture {
         /// Bytes kept of each stream.
         max: usize,
     },
-    /// Into a spool, which ends with the invocation; the [`Completion`] has the end of each stream.
+    /// Into a spool, which ends with the invocation. The [`Completion`] holds only the end of each stream.
     Spool(spool::Writer),
-    /// Into two files without names, so that nothing breaks for the child when we end before it. The [`Completion`] is that of
-    /// [`Sink::Capture`]. Where no such file can be had, it is a capture: a full disk must not keep a machine from being stopped.
+    /// Into two unlinked files, so that the child's writes do not fail if the daemon exits first. The [`Completion`] is filled as
+    /// for [`Sink::Capture`]. If the files cannot be created, the output is captured through pipes instead: a full disk must not
+    /// prevent stopping a machine.
     Files {
-        /// An existing folder of ours.
+        /// An existing folder that orbd owns.
         dir: PathBuf,
         /// Bytes kept of each stream.
         max: usize,
     },
 }
 
-/// How an invocation ended and what it left.
+/// The result of an invocation.
 #[derive(Debug, Clone)]
 pub struct Completion {
-    /// How the child stopped.
+    /// How the child ended.
     pub ending: Ending,
-    /// What was kept of its stdout.
+    /// The retained part of stdout.
     pub stdout: Captured,
-    /// What was kept of its stderr.
+    /// The retained part of stderr.
     pub stderr: Captured,
-    /// From before the start until nothing more was to be read.
+    /// Time from before the spawn until all output was read.
     pub took: Duration,
-    /// Bytes that it took from its input.
+    /// Bytes of input written to the child.
     pub bytes_in: u64,
-    /// Bytes that it wrote to both streams, as far as they were read.
+    /// Bytes that were read from both output streams.
     pub bytes_out: u64,
-    /// Another process still held a stream after the child was gone, and reading was given up, or files could not be read; there may
-    /// be more that nobody saw.
+    /// Output may be incomplete: another process kept a stream open after the child had exited and reading was given up, or the
+    /// output files could not be read.
     pub output_cut: bool,
 }
 
-/// What was kept of one stream.
+/// The retained part of one stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Captured {
-    /// What was kept: the beginning of a captured stdout, otherwise the end.
+    /// The beginning of a captured stdout; for all other streams the end.
     pub bytes: Bytes,
-    /// The first bytes, at most [`OPENING_MAX`], whatever else was kept.
+    /// The first bytes of the stream, at most [`OPENING_MAX`], independent of `bytes`.
     pub opening: Bytes,
-    /// How many bytes there were in all.
+    /// Total bytes in the stream.
     pub total: u64,
 }
 
 impl Captured {
-    /// Makes a capture of a whole stream.
+    /// Creates a capture that holds a whole stream.
     pub fn whole(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self {
@@ -175,65 +179,65 @@ impl Captured {
         }
     }
 
-    /// Says whether nothing is missing.
+    /// Returns whether `bytes` is the whole stream.
     pub fn is_whole(&self) -> bool {
         self.bytes.len() as u64 == self.total
     }
 }
 
-/// Why there is no completion. No child was started and nothing happened, except with [`SpawnError::Lost`].
+/// Why an invocation has no [`Completion`]. No child was started, except with [`SpawnError::Lost`].
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// It is nowhere.
+    /// `orbctl` was not found.
     #[error(transparent)]
     NotLocated(#[from] locate::LocateError),
-    /// There is no such file.
+    /// The program's file does not exist.
     #[error("{} does not exist", .program.display())]
     NotFound {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
     },
-    /// The file is there but is not a program that we may execute.
-    #[error("{} cannot be executed", .program.display())]
+    /// The file exists but cannot be executed.
+    #[error("cannot execute {}", .program.display())]
     NotExecutable {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The arguments are too long for the system, or hold a NUL byte.
-    #[error("the arguments cannot be passed to a process")]
+    /// The arguments are too long for the system or contain a NUL byte.
+    #[error("cannot pass the arguments to a process")]
     Arguments {
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Processes, descriptors or memory are used up; later it may work.
-    #[error("no process could be started: the system's limits are reached")]
+    /// Processes, descriptors or memory are exhausted; a later attempt may succeed.
+    #[error("cannot start a process: system limits reached")]
     Exhausted {
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Anything else.
-    #[error("{} could not be started", .program.display())]
+    /// Any other spawn error.
+    #[error("cannot start {}", .program.display())]
     Other {
-        /// The program.
+        /// Path of the program.
         program: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A child ran and is gone, but the system did not say how it ended: what it was to do may have been done.
-    #[error("how orbctl ended could not be learnt")]
+    /// A child ran and exited, but the system did not report its exit status: the operation may have been carried out.
+    #[error("could not determine orbctl's exit status")]
     Lost {
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl SpawnError {
-    /// Returns what a caller is told.
+    /// Returns the failure that is reported to the caller.
     pub fn failure(&self) -> Failure {
         match self {
-            // What a shell says of it; `orbctl` itself is well.
+            // Exit code 126, as a shell reports it; `orbctl` itself is healthy.
             Self::Arguments { source } => Failure::OrbctlFailed {
                 exit_code: 126,
                 stderr_tail: format!("{self}: {source}").into(),

@@ -1,8 +1,8 @@
-//! Turns what `orbctl` prints into types.
+//! Parses the stdout of `orbctl` into types.
 //!
-//! Accepted: unknown keys, unknown states, missing or odd optional values, an update banner before the answer. Refused, as
-//! [`Unreadable`]: an answer without what makes it one. In particular silence is never taken for "no machines": a wrong empty list
-//! would make machines vanish for everybody who watches. No input makes a parser panic.
+//! Accepted: unknown keys, unknown states, missing or malformed optional values, an update banner before the answer. Rejected, as
+//! [`Unreadable`]: an answer without its required parts. In particular, empty output is never taken for "no machines": a false
+//! empty list would make all machines disappear for every client. No input makes a parser panic.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::machine::{
     Image, Machine, MachineConfig, MachineInfo, MachineName, MachineState, OrbctlVersion, OrbstackStatus,
 };
 
-/// `orbctl` succeeded but said something that we do not know.
+/// `orbctl` succeeded but its output could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("orbctl {command}: {problem}")]
 pub struct Unreadable {
-    /// The command that was asked.
+    /// The subcommand of `orbctl` that was run.
     pub command: &'static str,
-    /// What is wrong with its answer. Says nothing of the answer's contents but names.
+    /// What is wrong with the output. Quotes only names from it.
     pub problem: String,
 }
 
@@ -30,7 +30,7 @@ impl From<Unreadable> for Failure {
     }
 }
 
-/// Makes the error of one command.
+/// Returns a constructor of errors for one subcommand.
 fn unreadable(command: &'static str) -> impl Fn(&str) -> Unreadable {
     move |problem| Unreadable {
         command,
@@ -38,7 +38,8 @@ fn unreadable(command: &'static str) -> impl Fn(&str) -> Unreadable {
     }
 }
 
-/// Reads `list -f json`. `null` is an empty list, as Go prints one that was never filled; nothing at all is not.
+/// Parses the output of `list -f json`. `null` is an empty list, because Go prints a nil slice this way; empty output is an
+/// error.
 pub fn list(stdout: &[u8]) -> Result<Vec<Machine>, Unreadable> {
     let fail = unreadable("list");
     match json(stdout).map_err(|problem| fail(&problem))? {
@@ -48,7 +49,7 @@ pub fn list(stdout: &[u8]) -> Result<Vec<Machine>, Unreadable> {
     }
 }
 
-/// Reads `info -f json NAME`.
+/// Parses the output of `info -f json NAME`.
 pub fn info(stdout: &[u8]) -> Result<MachineInfo, Unreadable> {
     let fail = unreadable("info");
     let value = json(stdout).map_err(|problem| fail(&problem))?;
@@ -62,11 +63,11 @@ pub fn info(stdout: &[u8]) -> Result<MachineInfo, Unreadable> {
     })
 }
 
-/// Reads `status`: a word on stdout, whatever the exit code (1 with `Stopped`).
+/// Parses the output of `status`: one word on stdout, for any exit code (1 with `Stopped`).
 pub fn status(ending: Ending, stdout: &[u8]) -> Result<OrbstackStatus, Unreadable> {
     let fail = unreadable("status");
     if !matches!(ending, Ending::Exited(_)) {
-        return Err(fail("it did not end by itself"));
+        return Err(fail("did not exit by itself"));
     }
     let text = String::from_utf8_lossy(stdout);
     let word = only_line(&text).ok_or_else(|| fail("not one line"))?;
@@ -80,7 +81,7 @@ pub fn status(ending: Ending, stdout: &[u8]) -> Result<OrbstackStatus, Unreadabl
     }
 }
 
-/// Reads `version`.
+/// Parses the output of `version`.
 pub fn version(stdout: &[u8]) -> Result<OrbctlVersion, Unreadable> {
     let fail = unreadable("version");
     let text = String::from_utf8_lossy(stdout);
@@ -100,7 +101,7 @@ pub fn version(stdout: &[u8]) -> Result<OrbctlVersion, Unreadable> {
     })
 }
 
-/// Reads `config show`: one `key: value` per line. A line that is none belongs to the value before it.
+/// Parses the output of `config show`: one `key: value` per line. Any other line continues the value before it.
 pub fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
     let fail = unreadable("config show");
     let text = String::from_utf8_lossy(stdout);
@@ -113,7 +114,7 @@ pub fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
                     value.push('\n');
                     value.push_str(line.trim_end());
                 }
-                None => return Err(fail("it does not begin with a key")),
+                None => return Err(fail("does not begin with a key")),
             },
         }
     }
@@ -123,7 +124,7 @@ pub fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
     Ok(entries)
 }
 
-/// Reads `default`: a name, or `none` or nothing where there is none.
+/// Parses the output of `default`: a name; `none` or nothing if there is no default machine.
 pub fn default_machine(stdout: &[u8]) -> Result<Option<MachineName>, Unreadable> {
     let fail = unreadable("default");
     let text = String::from_utf8_lossy(stdout);
@@ -140,7 +141,7 @@ pub fn default_machine(stdout: &[u8]) -> Result<Option<MachineName>, Unreadable>
     }
 }
 
-/// Reads what is text for people: `ssh` and `logs`.
+/// Decodes output that is free text: `ssh` and `logs`.
 pub fn text(stdout: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(stdout)
 }
@@ -197,7 +198,7 @@ fn machine_config(config: Option<&Value>) -> MachineConfig {
     }
 }
 
-/// Parses JSON, also behind a banner: from the first line that can begin it.
+/// Parses JSON, starting at the first line that can begin it, so that a banner is skipped.
 fn json(stdout: &[u8]) -> Result<Value, String> {
     let mut rest = stdout;
     loop {
@@ -206,7 +207,7 @@ fn json(stdout: &[u8]) -> Result<Value, String> {
             .iter()
             .any(|begin| rest.starts_with(begin))
         {
-            // serde_json's own message would quote nothing, but says where.
+            // serde_json's message gives the position and quotes nothing from the output.
             return serde_json::from_slice(rest).map_err(|error| format!("not JSON: {error}"));
         }
         let Some(line) = rest.iter().position(|byte| *byte == b'\n') else {
@@ -217,7 +218,7 @@ fn json(stdout: &[u8]) -> Result<Value, String> {
     Err("no JSON".into())
 }
 
-/// Returns the lines that are neither blank nor part of a box, in which `orbctl` draws its update banner.
+/// Returns the lines that are neither blank nor part of the box in which `orbctl` draws its update banner.
 pub(super) fn said(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| {
         let first = line.trim_start().chars().next();
@@ -225,7 +226,7 @@ pub(super) fn said(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Returns the line if only one is said.
+/// Returns the line if there is exactly one, not counting a banner.
 fn only_line(text: &str) -> Option<&str> {
     let mut lines = said(text);
     let line = lines.next()?.trim();
@@ -241,7 +242,7 @@ fn key_and_value(line: &str) -> Option<(&str, &str)> {
     (is_key && (value.is_empty() || value.starts_with(' '))).then(|| (key, value.trim()))
 }
 
-/// Reads the answer to one `config get KEY`: 2.0 prints `KEY: value` lines or everything, 2.2 just the value.
+/// Parses the output of `config get KEY`: 2.0 prints `KEY: value` lines, possibly for all keys; 2.2 prints just the value.
 pub fn config_value(key: &str, stdout: &[u8]) -> Arc<str> {
     let text = String::from_utf8_lossy(stdout);
     let labelled = said(&text)
@@ -278,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn recorded_lists_are_read() {
+    fn recorded_lists_are_parsed() {
         check_list(
             include_bytes!("testdata/list.json"),
             Ok(&[("pod-probe-a1", "running", "ubuntu", "noble")]),
         );
-        // One id is on two rows there. That is not ours to mind.
+        // That recording repeats an id; uniqueness is not checked here.
         check_list(
             include_bytes!("testdata/list-multi.json"),
             Ok(&[
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_in_a_recorded_list_is_kept() {
+    fn all_fields_of_a_recorded_list_are_parsed() {
         let machines = list(include_bytes!("testdata/list.json")).expect("readable");
         let expected = Machine {
             id: "01M4HXHNTVZXRXR1F5PV7GC8R7".parse::<MachineId>().expect("an id"),
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_said_and_silence_is_no_list() {
+    fn empty_list_is_accepted_and_empty_output_is_rejected() {
         check_list(b"[]\n", Ok(&[]));
         check_list(b"null\n", Ok(&[]));
         check_list(b"", Err("no JSON"));
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_banner_before_the_answer_is_passed_over() {
+    fn banner_before_the_answer_is_skipped() {
         let mut input = BANNER.as_bytes().to_vec();
         input.extend_from_slice(include_bytes!("testdata/list.json"));
         check_list(&input, Ok(&[("pod-probe-a1", "running", "ubuntu", "noble")]));
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_we_cannot_name_makes_the_list_unreadable() {
+    fn machine_with_an_invalid_name_or_id_makes_the_list_unreadable() {
         check_list(
             br#"[{"id":"01M4HXHNTVZXRXR1F5PV7GC8R7","name":"--all","state":"running"}]"#,
             Err("machine \"--all\": a machine name cannot start with '-'"),
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_infos_are_read() {
+    fn recorded_infos_are_parsed() {
         let old = info(include_bytes!("testdata/info-running-2.0.json")).expect("readable");
         assert_eq!(summary(&old.machine), ("test-vm", "running", "ubuntu", "jammy"));
         assert_eq!(old.disk_size, Some(962_924_544));
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_info_without_its_record_is_unreadable() {
+    fn info_without_a_record_is_unreadable() {
         let problem = |input: &[u8]| info(input).expect_err("unreadable").problem;
         assert_eq!(problem(b"{}"), "no \"record\"");
         assert_eq!(problem(b"[]"), "no \"record\"");
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_a_word() {
+    fn status_is_one_word() {
         check_status(
             0,
             include_bytes!("testdata/status-running.txt"),
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_versions_are_read() {
+    fn recorded_versions_are_parsed() {
         let check = |input: &[u8], version_: &str, build, commit: &str| {
             let read = version(input).expect("readable");
             assert_eq!((read.version.as_str(), read.build), (version_, Some(build)));
@@ -453,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_read_line_by_line() {
+    fn configuration_is_parsed_line_by_line() {
         let entries = config(include_bytes!("testdata/config-show-partial-2.0.4.txt")).expect("readable");
         assert_eq!(entries.len(), 9);
         assert_eq!(entries[2], ("network.subnet4".into(), "192.168.138.0/23".into()));
@@ -466,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_is_read_in_each_version_s_way() {
+    fn config_value_is_parsed_for_each_version() {
         assert_eq!(&*config_value("cpu", b"8\n"), "8");
         assert_eq!(&*config_value("cpu", b"cpu: 8\n"), "8");
         assert_eq!(&*config_value("cpu", b"rosetta: true\ncpu: 8\n"), "8");
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_machine_is_a_name_or_none() {
+    fn default_machine_is_a_name_or_none() {
         let name = |input: &[u8]| default_machine(input).map(|name| name.map(|name| name.to_string()));
         assert_eq!(name(b"web\n"), Ok(Some("web".into())));
         assert_eq!(name(b"none\n"), Ok(None));
@@ -485,12 +486,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn parsers_do_not_panic_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             parse_all(&bytes);
         }
 
         #[test]
-        fn no_text_in_the_tool_s_alphabet_makes_a_parser_panic(
+        fn parsers_do_not_panic_on_text_like_orbctls(
             text in r#"([\[\]{}":,'\n 0-9a-z_.-]|Version:|"record"|null|true|\u{2500}|"name"|"id"){0,80}"#,
         ) {
             parse_all(text.as_bytes());

@@ -1,25 +1,26 @@
-//! Runs the installed `orbctl`: one process group per invocation, both streams drained, ended politely and then not.
+//! Runs the installed `orbctl`: one process group per invocation; both output streams are drained; SIGTERM before SIGKILL.
 //!
 //! ```text
-//!   spawn -> running ---- exits by itself ----------------------> drain what is left -> Exited, Signalled
+//!   spawn -> running ---- exits by itself ----------------------> drain the rest -> Exited, Signalled
 //!               |                                                       ^
 //!               | stop, time limit                                      |
 //!               v                                                       |
 //!            SIGTERM to the group -> exits, or grace -> SIGKILL to the group -> Stopped, TimedOut
 //! ```
 //!
-//! One invocation is one future without tasks of its own. Draining goes on in every state, so a child never blocks on a full pipe
-//! except where its spool makes it wait.
+//! One invocation is one future that spawns no tasks of its own. Draining continues in every state, so a child never blocks on a
+//! full pipe, except when its spool applies backpressure.
 //!
-//! **Who outlives us.** Every child may, for it has a group of its own and is not killed when the future is dropped. But its pipes
-//! break when we die, and with them most children at their next line. What must go on is given [`Sink::Files`]: then there is
-//! nothing to drain, and what was written is read when the child is gone, whoever still holds the files.
+//! **Children that outlive orbd.** Every child may: it has its own process group and is not killed when the future is dropped.
+//! But its pipes break when orbd exits, and most children die on their next write. A child that must keep running uses
+//! [`Sink::Files`]: nothing is drained, and the files are read after the child has exited, even if other processes still have
+//! them open.
 //!
-//! **Environment.** A child gets what [`super::environment`] computes, what its call adds, and our marker. Its folder is the home:
-//! never one that macOS guards.
+//! **Environment.** A child gets what [`super::environment`] computes, the variables of its call, and the marker. Its working
+//! directory is the user's home, never a folder that macOS protects.
 //!
-//! **Descriptors.** Everything that std and tokio open is closed on exec; on macOS, because only one thread
-//! [starts children](super::spawner).
+//! **Descriptors.** Everything that std and tokio open is close-on-exec. On macOS this holds only because a single thread [starts
+//! children](super::spawner).
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -50,29 +51,30 @@ use crate::job::Ending;
 use crate::spool::Stream;
 use crate::sys::{self, ChildIdentity};
 
-/// How long a silent pipe that somebody else holds is read after the child is gone.
+/// How long to read a silent pipe that another process holds open after the child has exited.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
-/// More than any pipe holds: who has read this much since the child was gone has read all that the child wrote.
+/// More than any pipe holds: once this much was read since the child exited, everything that the child wrote has been read.
 const PIPE_MAX: u64 = 2 * 1024 * 1024;
 
-/// What the pipe of a child that fills it is made to hold, where the system lets one choose: the child then writes on while we are
-/// at its last bytes, and fewer turns of both move as much.
+/// Capacity that a pipe gets once a child has filled it, on systems where the capacity can be set: the child keeps writing while
+/// orbd processes what it has read, and fewer context switches move the same amount.
 const PIPE_WIDE: usize = 1024 * 1024;
 
-/// So much at once is what a usual pipe holds.
+/// Default capacity of a pipe. A read of this size means that the pipe was full.
 const PIPE_FULL: usize = 64 * 1024;
 
-/// Read buffers start small, since most commands say little, and grow while they are filled; a large one takes several reads.
+/// Read buffers start small, because most commands print little, and grow while reads fill them. A pipe with much data then needs
+/// fewer reads.
 const READ_MIN: usize = 8 * 1024;
 const READ_MAX: usize = 256 * 1024;
 
-/// Reads up to this are copied out, so that a few kept bytes do not hold on to a whole buffer.
+/// Reads up to this size are copied out of the buffer, so that a few retained bytes do not keep a whole buffer alive.
 const COPY_MAX: usize = 2 * 1024;
 
 /// The installed `orbctl`.
 pub struct Installed {
-    /// A plain lock, held for a look at a file.
+    /// A blocking mutex: it is held only for a few calls of `stat`.
     locator: Mutex<OrbctlLocator>,
     home: PathBuf,
     environment: Vec<(OsString, OsString)>,
@@ -81,7 +83,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Takes where the program is, the user's home and the environment that the daemon was given.
+    /// Creates the runner. `home` is the user's home, `environment` that of the daemon.
     pub fn new(
         locator: OrbctlLocator,
         home: PathBuf,
@@ -96,7 +98,7 @@ impl Installed {
         }
     }
 
-    /// Calls `hook` once for each child that is started, before it can have ended unnoticed.
+    /// Calls `hook` once for each child that is started, before the child's end can be observed.
     #[must_use]
     pub fn on_spawn(self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
@@ -105,13 +107,14 @@ impl Installed {
         }
     }
 
-    /// Returns the program's path. One that was nowhere is looked for again, so that whoever installs OrbStack need not restart us.
+    /// Returns the program's path. If `orbctl` was not found before, searches again, so that orbd need not be restarted after
+    /// OrbStack is installed.
     pub fn program(&self) -> Result<PathBuf, LocateError> {
         let mut locator = self.locator();
         let rediscovered = locator.rediscovered();
         let path = locator.path().map_err(LocateError::clone)?;
         if rediscovered {
-            tracing::info!(orbctl = %path.display(), "orbctl was found");
+            tracing::info!(orbctl = %path.display(), "found orbctl");
         }
         Ok(path.to_owned())
     }
@@ -120,7 +123,7 @@ impl Installed {
         self.locator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child. Returns `None` if `stop` was cancelled before; then no child was started.
+    /// Starts a child. Returns `None`, without starting one, if `stop` was cancelled before.
     #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
     async fn spawn(
         &self,
@@ -137,7 +140,7 @@ impl Installed {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .envs(call.env.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.home)
-            // Never `pre_exec`: it would make the standard library fork instead of posix_spawn.
+            // No `pre_exec`: it would make the standard library use fork instead of posix_spawn.
             .process_group(0)
             .stdin(streams.stdin)
             .stdout(streams.stdout)
@@ -154,7 +157,7 @@ impl Installed {
     }
 }
 
-/// Says what kept a program from being started.
+/// Converts the error of a failed spawn.
 fn explain(program: PathBuf, source: io::Error) -> SpawnError {
     match source.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOENT | Errno::NOTDIR) if !program.exists() => SpawnError::NotFound { program },
@@ -168,14 +171,15 @@ fn explain(program: PathBuf, source: io::Error) -> SpawnError {
     }
 }
 
-/// What a child is given for its three streams.
+/// A child's three standard streams.
 struct Streams {
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
 }
 
-/// Makes the files that a sink asks for. `None` when it asks for none or none can be had: then there are pipes.
+/// Creates the output files for a [`Sink::Files`]. Returns `None` for other sinks, and if the files cannot be created: the output
+/// then goes to pipes.
 async fn files_for(sink: &Sink) -> Option<(Files, (Stdio, Stdio))> {
     let Sink::Files { dir, .. } = sink else {
         return None;
@@ -185,7 +189,7 @@ async fn files_for(sink: &Sink) -> Option<(Files, (Stdio, Stdio))> {
         Ok((files, for_child))
     });
     made.inspect_err(|error| {
-        tracing::warn!(folder = %dir.display(), %error, "no file for orbctl's output: it gets pipes, which break if orbd ends first");
+        tracing::warn!(folder = %dir.display(), %error, "cannot create files for orbctl's output, using pipes: the command may fail if orbd exits before it");
     })
     .ok()
 }
@@ -195,7 +199,7 @@ impl Orbctl for Installed {
         let mut locator = self.locator();
         let is_replaced = locator.is_replaced();
         if is_replaced && let Ok(path) = locator.path() {
-            tracing::info!(orbctl = %path.display(), "orbctl is another program now: what is known is asked anew");
+            tracing::info!(orbctl = %path.display(), "orbctl was replaced: discarding cached answers");
         }
         is_replaced
     }
@@ -214,7 +218,7 @@ impl Orbctl for Installed {
             marker,
             started,
         } = invocation;
-        // A disk that stands still must not keep a stop from being seen.
+        // A disk that does not respond must not delay a stop.
         let Some(files) = stop.run_until_cancelled(files_for(&output)).await else {
             return Ok(never_started());
         };
@@ -237,7 +241,7 @@ impl Orbctl for Installed {
         if let Some(started) = started
             && let Some(identity) = Group::of(&child).identity()
         {
-            // Whoever asked may have lost interest.
+            // Fails if the receiver was dropped, which is harmless.
             let _ = started.send(identity);
         }
 
@@ -249,7 +253,7 @@ impl Orbctl for Installed {
             Sink::Spool(_) => (Kept::end(TAIL_MAX), Kept::end(TAIL_MAX)),
         };
         let draining = async {
-            // With files there is nothing to drain.
+            // With files there are no pipes to drain.
             let (Some(out_pipe), Some(err_pipe)) = pipes else {
                 return;
             };
@@ -271,14 +275,14 @@ impl Orbctl for Installed {
             match files.read(*max).await {
                 Ok(read) => (stdout, stderr) = read,
                 Err(error) => {
-                    // How it ended is known, which says most.
-                    tracing::warn!(%error, "orbctl's output cannot be read back");
+                    // The ending is still known, and it is the most important part of the result.
+                    tracing::warn!(%error, "cannot read back orbctl's output");
                     output_cut = true;
                 }
             }
             bytes_out = stdout.total + stderr.total;
         }
-        // The spool ends before anybody is told that the invocation did.
+        // Dropping the sink ends the spool before the completion is returned.
         drop(output);
         Ok(Completion {
             ending,
@@ -292,14 +296,14 @@ impl Orbctl for Installed {
     }
 }
 
-/// What ends a child.
+/// The conditions under which orbd ends a child.
 struct Limits<'a> {
     stop: &'a CancellationToken,
     run_timeout: Option<Duration>,
     grace: Duration,
 }
 
-/// Sees a child to its end while its streams are drained and fed. Returns how it ended and whether output was cut.
+/// Waits until a child has exited while its streams are drained and fed. Returns the ending and whether output was cut.
 async fn watch(
     mut child: Child,
     limits: &Limits<'_>,
@@ -315,7 +319,7 @@ async fn watch(
     let mut is_drained = false;
     let mut ended_by_us = None;
     let mut is_killed = false;
-    // Control first: a child that never stops writing must not keep a stop from being seen.
+    // Stop and limits are polled before draining: a child that writes without pause must not delay a stop.
     let status = loop {
         tokio::select! {
             biased;
@@ -335,7 +339,7 @@ async fn watch(
         }
     };
     let status = status.map_err(|source| SpawnError::Lost { source })?;
-    // Whoever streams input learns now that nobody reads it.
+    // Dropping the feed closes the input channel, so its sender sees that the child has exited.
     feeding.set(None);
 
     let mut output_cut = false;
@@ -350,7 +354,7 @@ async fn watch(
             }
             () = tokio::time::sleep(DRAIN_LIMIT) => {
                 if ended_by_us.is_some() && !is_killed {
-                    // The rest of the group had its SIGTERM with the child, and this long since.
+                    // The rest of the group received SIGTERM together with the child, long ago.
                     is_killed = true;
                     group.signal(Signal::KILL);
                 } else if ended_by_us.is_some() || drain_limit.is_reached(progress) {
@@ -361,13 +365,14 @@ async fn watch(
         }
     }
     if ended_by_us.is_some() && !is_killed {
-        // Those that hold no stream of ours. A group that is empty by now has no other owner yet: ids are given out in turn.
+        // For group members that hold none of the child's streams. Pids are allocated sequentially, so an empty group's id is not
+        // reused yet.
         group.signal(Signal::KILL);
     }
     Ok((ended_by_us.unwrap_or_else(|| ending_of(status)), output_cut))
 }
 
-/// What is said of an invocation that was stopped before it started.
+/// Returns the completion of an invocation that was stopped before it started.
 fn never_started() -> Completion {
     Completion {
         ending: Ending::Stopped,
@@ -392,7 +397,7 @@ fn ending_of(status: ExitStatus) -> Ending {
     }
 }
 
-/// The child's process group, which has the child's id.
+/// The child's process group; its id equals the child's pid.
 struct Group(Pid);
 
 impl Group {
@@ -411,12 +416,12 @@ impl Group {
     }
 
     fn signal(&self, signal: Signal) {
-        // It fails when nobody is left, which is what is wanted.
+        // Fails if the group is already empty, which is the goal.
         let _ = kill_process_group(self.0, signal);
     }
 }
 
-/// Waits for something that says to end the child, and says how that will be called.
+/// Waits for a stop or the time limit. Returns the ending that the child's termination is reported as.
 async fn reason_to_end(stop: &CancellationToken, run_limit: impl Future<Output = ()>) -> Ending {
     tokio::select! {
         biased;
@@ -432,7 +437,7 @@ async fn maybe_sleep(limit: Option<Duration>) {
     }
 }
 
-/// Waits for a future that may have been dropped already, then for ever.
+/// Waits for a future. If it was dropped already, never returns.
 async fn done<F: Future<Output = ()>>(future: Pin<&mut Option<F>>) {
     match future.as_pin_mut() {
         Some(future) => future.await,
@@ -440,18 +445,18 @@ async fn done<F: Future<Output = ()>>(future: Pin<&mut Option<F>>) {
     }
 }
 
-/// What the two drains and the loop that watches them tell each other.
+/// State shared between the two drains and the loop that watches them.
 #[derive(Debug, Default)]
 struct Progress {
     /// Bytes read from both pipes.
     read: AtomicU64,
-    /// Drains that wait for the spool just now, and how often one began to.
+    /// Number of drains that currently wait for the spool; `waits` counts how often one began to wait.
     waiting: AtomicU64,
     waits: AtomicU64,
 }
 
-/// Decides when reading on after the child's end is hopeless. Time in which a drain waits for the spool does not count, for then the
-/// child's own bytes may still be in the pipe; unless more was read than a pipe holds.
+/// Decides when to stop reading after the child has exited. An interval in which a drain waited for the spool does not count,
+/// because the child's own bytes may still be in the pipe, unless more was read than a pipe holds.
 struct DrainLimit {
     read: u64,
     waits: u64,
@@ -490,7 +495,7 @@ async fn drain(
         }
         let room = buffer.capacity() - buffer.len();
         let read = match pipe.read_buf(&mut buffer).await {
-            // A pipe that cannot be read any more is at its end.
+            // A read error is treated as end of file.
             Ok(0) | Err(_) => return,
             Ok(read) => read,
         };
@@ -520,7 +525,7 @@ async fn drain(
     }
 }
 
-/// Writes the child's input and closes it. A child that reads no more is no error; the rest is dropped.
+/// Writes the child's input and closes it. A child that stops reading is not an error; the rest is dropped.
 async fn feed(pipe: Option<ChildStdin>, input: Input, fed: &AtomicU64) {
     let Some(mut pipe) = pipe else { return };
     match input {
@@ -538,7 +543,7 @@ async fn feed(pipe: Option<ChildStdin>, input: Input, fed: &AtomicU64) {
     }
 }
 
-/// Writes all bytes; returns whether the child takes more.
+/// Writes all bytes. Returns whether the child still reads its input.
 async fn feed_bytes(pipe: &mut ChildStdin, mut bytes: &[u8], fed: &AtomicU64) -> bool {
     while !bytes.is_empty() {
         match pipe.write(bytes).await {
@@ -552,7 +557,7 @@ async fn feed_bytes(pipe: &mut ChildStdin, mut bytes: &[u8], fed: &AtomicU64) ->
     true
 }
 
-/// What is kept of one stream for the completion.
+/// The part of one stream that goes into the completion.
 struct Kept {
     end: End,
     max: usize,
@@ -596,7 +601,7 @@ impl Kept {
             }
             End::End => {
                 let last = &bytes[bytes.len().saturating_sub(self.max)..];
-                // Cut back only at twice the bound, so that many short lines do not each move the whole end.
+                // Trimmed only at twice the limit, so that many short lines do not each move the whole buffer.
                 if self.bytes.len() + last.len() > self.max * 2 {
                     let excess = (self.bytes.len() + last.len()).saturating_sub(self.max);
                     self.bytes.drain(..excess.min(self.bytes.len()));
@@ -628,7 +633,7 @@ mod tests {
     use super::*;
     use crate::spool::{self, Batch, Budget, Keep, Settings};
 
-    /// A shell in `orbctl`'s place.
+    /// A shell in place of `orbctl`.
     fn shell() -> Installed {
         let path = ("PATH".into(), "/usr/bin:/bin".into());
         Installed::new(OrbctlLocator::at("/bin/sh".into()), "/".into(), [path])
@@ -658,7 +663,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_ends_by_itself_with_a_code_or_by_a_signal() {
+    async fn exit_code_or_signal_of_a_child_is_reported() {
         check("true", Ending::Exited(0), b"", b"").await;
         check("exit 7", Ending::Exited(7), b"", b"").await;
         check(
@@ -673,7 +678,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_is_kept_byte_for_byte() {
+    async fn output_is_captured_byte_for_byte() {
         check(
             "printf '\\000\\377\\r\\n\\200'",
             Ending::Exited(0),
@@ -684,7 +689,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_is_empty_unless_given() {
+    async fn input_is_empty_by_default() {
         check("cat; echo end", Ending::Exited(0), b"end\n", b"").await;
         let mut invocation = script("cat");
         invocation.stdin = Input::Bytes(Bytes::from_static(b"a\0b"));
@@ -694,7 +699,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streamed_input_ends_when_its_sender_goes() {
+    async fn streamed_input_ends_when_its_sender_is_dropped() {
         let (send, receive) = mpsc::channel(1);
         let mut invocation = script("cat");
         invocation.stdin = Input::Stream(receive);
@@ -707,11 +712,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_that_nobody_reads_is_dropped() {
+    async fn input_that_the_child_does_not_read_is_dropped() {
         let mut invocation = script("exit 3");
         invocation.stdin = Input::Bytes(vec![b'x'; 8 * 1024 * 1024].into());
         assert_eq!(run(invocation).await.ending, Ending::Exited(3));
-        // Closed, but not gone: it ends when it is told that its reader was seen to be gone.
+        // The child closes its input but keeps running: it ends when a stop follows the send error.
         let (send, receive) = mpsc::channel(1);
         let mut invocation = script("exec <&-; echo closed; sleep 60");
         invocation.stdin = Input::Stream(receive);
@@ -726,7 +731,7 @@ mod tests {
         assert_eq!(completion.ending, Ending::Stopped);
     }
 
-    /// Starts a script that says `ready` when it is, and stops it then.
+    /// Starts a script that prints `ready`, and stops it once that has arrived.
     async fn stopped_when_ready(mut invocation: Invocation) -> Completion {
         let dir = tempfile::tempdir().expect("a folder");
         let settings = Settings {
@@ -747,7 +752,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stopped_child_gets_a_polite_signal_first() {
+    async fn stopped_child_gets_sigterm_first() {
         let completion = stopped_when_ready(script(
             "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done",
         ))
@@ -758,7 +763,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_ignores_it_is_killed_after_the_grace() {
+    async fn child_that_ignores_sigterm_is_killed_after_the_grace_period() {
         let mut invocation = script("trap '' TERM; echo ready; while :; do sleep 0.01; done");
         invocation.grace = Duration::from_millis(50);
         let completion = stopped_when_ready(invocation).await;
@@ -768,8 +773,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_grandchild_is_ended_with_a_stopped_child() {
-        // The shell ends at once; what it started ignores the signal and holds the stream.
+    async fn stopping_a_child_also_ends_its_grandchildren() {
+        // The shell exits on SIGTERM; its background child ignores the signal and holds the stream.
         let mut invocation = script(
             "(trap '' TERM; while :; do sleep 0.01; done) & trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done",
         );
@@ -783,14 +788,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_runs_past_its_limit_has_timed_out() {
+    async fn child_that_exceeds_its_time_limit_times_out() {
         let mut invocation = script("sleep 60");
         invocation.run_timeout = Some(Duration::from_millis(20));
         assert_eq!(run(invocation).await.ending, Ending::TimedOut);
     }
 
     #[tokio::test]
-    async fn a_grandchild_that_holds_the_stream_does_not_hold_us() {
+    async fn grandchild_that_holds_a_stream_does_not_delay_the_completion() {
         let mut invocation = script("sleep 60 & echo mine; exit 4");
         invocation.marker = format!("holder-{}", std::process::id());
         let marker = invocation.marker.clone();
@@ -799,7 +804,7 @@ mod tests {
         assert_eq!(&completion.stdout.bytes[..], b"mine\n");
         assert!(completion.output_cut);
         assert!(completion.took >= DRAIN_LIMIT && completion.took < DRAIN_LIMIT * 10);
-        // It was not ours to end: OrbStack's own service may be started this way.
+        // orbd must not end it: OrbStack's own service may be started this way.
         let left = sys::children_with_marker(&marker);
         assert_eq!(left.len(), 1);
         for process in left {
@@ -809,7 +814,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sixteen_megabytes_on_both_streams_at_once_arrive() {
+    async fn sixteen_megabytes_arrive_on_both_streams_at_once() {
         let text = "head -c 16777216 /dev/zero >&2 & head -c 16777216 /dev/zero; wait";
         let completion = run(script(text)).await;
         assert_eq!(completion.ending, Ending::Exited(0));
@@ -821,7 +826,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_does_not_take_its_input_can_be_stopped() {
+    async fn child_that_does_not_read_its_input_can_be_stopped() {
         let mut invocation = script("echo ready; sleep 60");
         invocation.stdin = Input::Bytes(vec![b'x'; 8 * 1024 * 1024].into());
         let completion = stopped_when_ready(invocation).await;
@@ -847,7 +852,7 @@ mod tests {
         let Ok(Batch::Gap { from: 0, to }) = reader.next(1024).await else {
             panic!("no gap");
         };
-        // The newest mebibyte, or less once the last attempt to write has failed.
+        // The newest mebibyte, or less after the last write has failed.
         assert!(to >= 4_194_309 - (1 << 20));
         reader.seek(4_194_304);
         let batch = reader.next(1024).await;
@@ -858,7 +863,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_child_wrote_is_not_cut_because_its_follower_is_slow() {
+    async fn slow_follower_does_not_cut_output_after_the_child_exits() {
         let dir = tempfile::tempdir().expect("a folder");
         let settings = Settings {
             dir: dir.path().into(),
@@ -873,7 +878,7 @@ mod tests {
         invocation.started = Some(started);
         let mut running = tokio::spawn(run(invocation));
         sys::gone(identity.await.expect("told")).await;
-        // The rest of it is in the pipe, for as long as the follower takes.
+        // The rest stays in the pipe until the follower reads.
         let early = tokio::time::timeout(DRAIN_LIMIT * 3, &mut running).await;
         assert!(early.is_err());
         let mut read = 0;
@@ -885,7 +890,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_outlives_whoever_waits_for_it() {
+    async fn child_keeps_running_when_the_future_is_dropped() {
         let (started, identity) = oneshot::channel();
         let mut invocation = script("exec sleep 60");
         invocation.started = Some(started);
@@ -900,13 +905,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_that_never_stops_writing_can_be_stopped() {
+    async fn child_that_writes_without_pause_can_be_stopped() {
         let mut invocation = script("exec cat /dev/zero");
         invocation.run_timeout = Some(Duration::from_millis(50));
         assert_eq!(run(invocation).await.ending, Ending::TimedOut);
     }
 
-    /// A script whose output goes to files in a folder.
+    /// Returns an invocation of a script whose output goes to files in `dir`.
     fn into_files(dir: &Path, text: &str) -> Invocation {
         let mut invocation = script(text);
         invocation.output = Sink::Files {
@@ -917,7 +922,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_tell_what_pipes_tell() {
+    async fn files_and_pipes_give_the_same_completion() {
         let dir = tempfile::tempdir().expect("a folder");
         for text in [
             "true",
@@ -938,7 +943,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_keep_the_beginning_and_the_end_of_much() {
+    async fn files_keep_the_beginning_of_stdout_and_the_end_of_stderr() {
         let dir = tempfile::tempdir().expect("a folder");
         let text = "say() { echo first; head -c 16777216 /dev/zero; echo last; }; say >&2 & say; wait";
         let completion = run(into_files(dir.path(), text)).await;
@@ -952,7 +957,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_with_files_is_stopped_killed_and_timed_out() {
+    async fn child_with_files_can_be_stopped_killed_and_timed_out() {
         let dir = tempfile::tempdir().expect("a folder");
         let ready = dir.path().join("ready");
         let after = format!(
@@ -985,7 +990,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_grandchild_that_holds_a_file_is_not_waited_for() {
+    async fn grandchild_that_holds_a_file_does_not_delay_the_completion() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut invocation = into_files(dir.path(), "sleep 60 & echo mine; exit 4");
         invocation.marker = format!("file-holder-{}", std::process::id());
@@ -1000,9 +1005,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_folder_for_files_there_are_pipes() {
+    async fn missing_folder_for_files_falls_back_to_pipes() {
         let completion = run(into_files(
-            Path::new("/nowhere"),
+            Path::new("/dev/null/spool"),
             "echo out; echo err >&2; exit 3",
         ))
         .await;
@@ -1013,7 +1018,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_with_files_goes_on_writing_when_nobody_is_left_to_read() {
+    async fn child_with_files_keeps_writing_after_the_future_is_dropped() {
         let dir = tempfile::tempdir().expect("a folder");
         let (go, marker) = (dir.path().join("go"), dir.path().join("marker"));
         let (go_text, marker_text) = (go.display(), marker.display());
@@ -1030,11 +1035,11 @@ mod tests {
         assert!(running.await.expect_err("aborted").is_cancelled());
         std::fs::write(&go, "").expect("written");
         sys::gone(identity).await;
-        assert!(marker.exists(), "it came to its end");
+        assert!(marker.exists(), "the script ran to its end");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn two_hundred_children_at_once() {
+    async fn two_hundred_children_run_at_once() {
         let shell = std::sync::Arc::new(shell());
         let children: Vec<_> = (0..200)
             .map(|number| {
@@ -1056,7 +1061,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_cancelled_before_its_start_never_starts() {
+    async fn invocation_cancelled_before_its_start_never_starts() {
         let stop = CancellationToken::new();
         stop.cancel();
         let (started, identity) = oneshot::channel();
@@ -1068,7 +1073,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_started_child_is_told_and_leads_its_own_group() {
+    async fn started_child_reports_its_identity_and_leads_its_own_group() {
         let (started, identity) = oneshot::channel();
         let mut invocation = script("echo $$; ps -o pgid= -p $$ 2>/dev/null || cut -d' ' -f5 /proc/$$/stat");
         invocation.started = Some(started);
@@ -1084,7 +1089,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_gets_the_computed_environment_its_call_and_the_marker() {
+    async fn child_gets_the_computed_environment_its_call_variables_and_the_marker() {
         let given = [("HOME", "/nowhere"), ("SECRET", "x"), ("ORBCTL_SIM_HOME", "/sim")];
         let given = given.map(|(name, value)| (name.into(), value.into()));
         let call = Call {
@@ -1115,14 +1120,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_three_streams_are_inherited() {
-        // What cargo's own starter left open is no business of this test.
+    async fn child_inherits_only_its_three_streams() {
+        // Descriptors that the test runner left open are not part of this test.
         sys::seal_inherited_descriptors();
         let _ours = std::os::unix::net::UnixStream::pair().expect("a pair");
         let _tokios = tokio::net::UnixStream::pair().expect("a pair");
         let _pipe = tokio::net::unix::pipe::pipe().expect("a pipe");
         let completion = run(script("ls /proc/self/fd 2>/dev/null || ls /dev/fd")).await;
-        // One more is the folder that `ls` reads.
+        // The fourth is the folder that `ls` reads.
         assert_eq!(&completion.stdout.bytes[..], b"0\n1\n2\n3\n");
         let dir = tempfile::tempdir().expect("a folder");
         let completion = run(into_files(
@@ -1134,7 +1139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_started_says_why() {
+    async fn failed_spawn_reports_the_cause() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("orbctl");
         let spawn = async |args: Vec<OsString>, program: &Path| {
@@ -1169,7 +1174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_or_the_end_of_a_stream_is_kept() {
+    fn kept_holds_the_beginning_or_the_end_of_a_stream() {
         for size in [1, 3, 7, 100] {
             let all: Vec<u8> = (0..200).collect();
             let (mut beginning, mut end) = (Kept::beginning(10), Kept::end(10));
@@ -1184,7 +1189,7 @@ mod tests {
         }
     }
 
-    /// Measurements, by hand: `cargo test --release --lib -- --ignored --nocapture --test-threads 1 measure`.
+    /// Measurements, run by hand: `cargo test --release --lib -- --ignored --nocapture --test-threads 1 measure`.
     mod measure {
         use std::io::Read;
 
@@ -1207,7 +1212,7 @@ mod tests {
 
         #[test]
         #[ignore = "a measurement"]
-        fn measure_what_an_invocation_adds_to_a_spawn() {
+        fn measure_overhead_of_an_invocation_over_a_spawn() {
             let runtime = runtime();
             let program = "/bin/true";
             let installed = std::sync::Arc::new(Installed::new(
@@ -1296,7 +1301,8 @@ mod tests {
             since(began)
         }
 
-        /// One gibibyte to one client over a socket, which a thread of its own reads; or to nobody.
+        /// Sends one gibibyte through a spool, either to one client over a socket that a separate thread reads, or without a
+        /// client.
         async fn through(has_client: bool, keep: Keep) -> Duration {
             let dir = tempfile::tempdir().expect("a folder");
             let settings = Settings {
@@ -1367,9 +1373,9 @@ mod tests {
 
         #[test]
         #[ignore = "a measurement"]
-        fn measure_a_spool_that_nobody_reads() {
+        fn measure_a_spool_without_a_client() {
             let runtime = runtime();
-            thrice("nobody reads", || runtime.block_on(through(false, Keep::All)));
+            thrice("no client", || runtime.block_on(through(false, Keep::All)));
         }
 
         #[test]
@@ -1383,7 +1389,7 @@ mod tests {
 
         #[test]
         #[ignore = "a measurement"]
-        fn measure_a_spool_that_is_passed_through() {
+        fn measure_a_spool_with_pass_through() {
             let runtime = runtime();
             thrice("one client, passed through", || {
                 runtime.block_on(through(true, Keep::Unread))

@@ -1,10 +1,10 @@
-//! The one thread that starts children.
+//! The dedicated thread that starts all children.
 //!
-//! `posix_spawn` returns only when the child has executed its program: about a millisecond, and more while many children start. On
-//! a worker of the runtime that time would be taken from every connection that the worker serves. Here only the caller waits.
+//! `posix_spawn` returns only when the child has executed its program: after about a millisecond, or more while many children
+//! start. On a worker of the runtime this would delay every connection of that worker. Here only the caller waits.
 //!
-//! One thread is also what macOS needs: it has no call that makes a pipe that is closed on exec, so of two spawns at the same time
-//! one child could inherit the pipes of the other.
+//! macOS also requires a single thread: it has no call that creates a close-on-exec pipe atomically, so with two concurrent
+//! spawns one child could inherit the pipes of the other.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Tasks that wait for the thread. The callers of more wait until one of these has begun.
+/// Capacity of the task queue. Further callers wait until the thread takes a task.
 const WAITING_MAX: usize = 64;
 
-/// Starts children, one after the other, on a thread of its own. The thread starts with the first child and ends with this value.
+/// Starts children one at a time on its own thread. The thread starts with the first child and exits when this value is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Spawner {
     tasks: Mutex<Option<mpsc::Sender<Task>>>,
@@ -28,9 +28,9 @@ pub(super) struct Spawner {
 type Task = Box<dyn FnOnce() + Send>;
 
 impl Spawner {
-    /// Starts a child. Returns `None` if `stop` was cancelled before; then no child was started.
+    /// Starts a child. Returns `None`, without starting one, if `stop` was cancelled before.
     ///
-    /// If the future is dropped after the start of the child has begun, the child lives on, like every other child.
+    /// If the future is dropped after the spawn has begun, the child keeps running, like every other child.
     pub(super) async fn spawn(
         &self,
         mut command: Command,
@@ -39,7 +39,8 @@ impl Spawner {
         self.run(move || command.spawn(), stop).await
     }
 
-    /// Runs `work` on the thread, with the caller's runtime as its context. Returns `None` if `stop` was cancelled before it began.
+    /// Runs `work` on the thread, within the caller's runtime context. Returns `None` if `stop` was cancelled before `work`
+    /// began.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -47,7 +48,7 @@ impl Spawner {
     ) -> io::Result<Option<T>> {
         let (reply, mut result) = oneshot::channel();
         let runtime = Handle::current();
-        // Set by whichever comes first: the thread that begins, or the caller that gives up.
+        // Set by the thread when it begins or by the caller when it gives up, whichever comes first.
         let is_claimed = Arc::new(AtomicBool::new(false));
         let task = {
             let is_claimed = Arc::clone(&is_claimed);
@@ -95,7 +96,7 @@ impl Spawner {
 }
 
 fn thread_ended() -> io::Error {
-    io::Error::other("the thread that starts processes has ended")
+    io::Error::other("the thread that starts processes has exited")
 }
 
 #[cfg(test)]
@@ -106,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes the thread wait, as in the spawn of a program on a disk that does not answer, until the sender is used or dropped.
+    /// Blocks the thread, as the spawn of a program on an unresponsive disk would, until the returned sender is used or dropped.
     async fn occupy(spawner: &Arc<Spawner>) -> (Sender<()>, JoinHandle<io::Result<Option<()>>>) {
         let (release, released): (_, Receiver<()>) = channel();
         let (began, has_begun) = oneshot::channel();
@@ -114,7 +115,7 @@ mod tests {
         let occupied = tokio::spawn(async move {
             let work = move || {
                 began.send(()).expect("the test waits for it");
-                // Both a message and a dropped sender end it.
+                // Returns on a message and when the sender is dropped.
                 let _ = released.recv();
                 Ok(())
             };
@@ -139,7 +140,7 @@ mod tests {
         assert!(waiting.await.expect("no panic").expect("no error").is_none());
         drop(release);
         assert_eq!(occupied.await.expect("no panic").expect("no error"), Some(()));
-        // The thread takes tasks in order, so the cancelled one has had its turn.
+        // The thread takes tasks in order, so it has already taken the cancelled one.
         let next = spawner.run(|| Ok(7), &CancellationToken::new()).await;
         assert_eq!(next.expect("no error"), Some(7));
         assert!(started.recv().is_err(), "its sender was dropped unused");
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_beyond_the_bound_wait_and_all_run_in_order() {
+    async fn tasks_beyond_the_queue_capacity_wait_and_run_in_order() {
         let spawner = Arc::new(Spawner::default());
         let (release, occupied) = occupy(&spawner).await;
         let (done, order) = channel();
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn thread_ends_with_its_spawner() {
+    fn thread_exits_when_its_spawner_is_dropped() {
         thread_local! {
             static KEPT: std::cell::RefCell<Option<Sender<()>>> = const { std::cell::RefCell::new(None) };
         }

@@ -1,4 +1,4 @@
-//! What a version of `orbctl` can do.
+//! Versions of `orbctl` and the features that each has.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::operation::{NewMachine, Operation};
 /// The oldest version that the parsers and arguments of this module were checked against.
 pub const MINIMUM: Version = Version::new(1, 9, 0);
 
-/// A version that can be compared.
+/// A version of OrbStack, ordered by its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
     major: u32,
@@ -19,7 +19,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Makes a version of its three numbers.
+    /// Creates a version from its three numbers.
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self { major, minor, patch }
     }
@@ -33,13 +33,13 @@ impl fmt::Display for Version {
 
 /// The text is not a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a version: numbers with dots, as in 2.2.3")]
+#[error("not a version; expected numbers with dots, as in 2.2.3")]
 pub struct VersionError;
 
 impl FromStr for Version {
     type Err = VersionError;
 
-    /// Reads one to three numbers; what follows them (`-rc1`) does not count.
+    /// Parses one to three numbers; a suffix such as `-rc1` is ignored.
     fn from_str(text: &str) -> Result<Self, VersionError> {
         let mut parts = text.splitn(3, '.');
         let mut number = |is_required: bool| {
@@ -56,19 +56,19 @@ impl FromStr for Version {
     }
 }
 
-/// Something that only newer versions have.
+/// A feature that only newer versions have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Feature {
     /// `clone`, `export`, `import`.
     Copies,
     /// Isolated machines: `--isolated`, `--isolate-network`, `--mount`, `--forward-ssh-agent`.
     Isolation,
-    /// Limits of one machine: `--cpus`, `--memory`, `--disk`.
+    /// Resource limits of a machine: `--cpus`, `--memory`, `--disk`.
     Limits,
 }
 
 impl Feature {
-    /// Returns the first version that has it.
+    /// Returns the first version that has the feature.
     pub const fn since(self) -> Version {
         match self {
             Self::Copies => Version::new(2, 0, 0),
@@ -79,9 +79,9 @@ impl Feature {
 
     fn what(self) -> &'static str {
         match self {
-            Self::Copies => "copies, exports and imports",
+            Self::Copies => "clone, export and import",
             Self::Isolation => "isolated machines",
-            Self::Limits => "limits of a machine",
+            Self::Limits => "resource limits of machines",
         }
     }
 }
@@ -89,22 +89,22 @@ impl Feature {
 /// The installed version is too old.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
-    /// For anything.
-    #[error("OrbStack {installed} is not supported, only {MINIMUM} and later")]
+    /// The version is older than [`MINIMUM`].
+    #[error("OrbStack {installed} is not supported; install {MINIMUM} or later")]
     TooOld {
         /// The installed version.
         installed: Version,
     },
-    /// For this operation.
-    #[error("{} need OrbStack {} or later, this is {installed}", .feature.what(), .feature.since())]
+    /// The version lacks a feature that the operation needs.
+    #[error("{} need OrbStack {} or later; {installed} is installed", .feature.what(), .feature.since())]
     Lacks {
-        /// What it lacks.
+        /// The missing feature.
         feature: Feature,
         /// The installed version.
         installed: Version,
     },
-    /// It is not known what it is.
-    #[error("{0:?} is not a version of OrbStack that we know")]
+    /// The reported version could not be parsed.
+    #[error("cannot parse {0:?} as a version of OrbStack")]
     Unknown(String),
 }
 
@@ -114,7 +114,7 @@ impl From<Unsupported> for Failure {
     }
 }
 
-/// Checks what `orbctl version` said against [`MINIMUM`].
+/// Checks the version that `orbctl version` reported against [`MINIMUM`].
 pub fn supported(installed: &OrbctlVersion) -> Result<Version, Unsupported> {
     let version: Version = installed
         .version
@@ -126,7 +126,7 @@ pub fn supported(installed: &OrbctlVersion) -> Result<Version, Unsupported> {
     Ok(version)
 }
 
-/// Checks whether the installed version has what an operation needs.
+/// Checks whether the installed version has the feature that an operation needs.
 pub fn check(operation: &Operation, installed: Version) -> Result<(), Unsupported> {
     match feature(operation) {
         Some(feature) if installed < feature.since() => Err(Unsupported::Lacks { feature, installed }),
@@ -134,7 +134,7 @@ pub fn check(operation: &Operation, installed: Version) -> Result<(), Unsupporte
     }
 }
 
-/// Returns the newest feature that an operation needs.
+/// Returns the newest feature that an operation needs; `None` if every supported version can carry it out.
 pub fn feature(operation: &Operation) -> Option<Feature> {
     match operation {
         Operation::Clone { .. } | Operation::Export(..) | Operation::Import(..) => Some(Feature::Copies),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_compare_by_their_numbers() {
+    fn versions_compare_by_number() {
         let check = |text: &str, expected: Option<Version>| assert_eq!(text.parse().ok(), expected, "{text}");
         check("2.2.3", Some(Version::new(2, 2, 3)));
         check("2.10", Some(Version::new(2, 10, 0)));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_or_unknown_version_is_not_supported() {
+    fn old_and_unknown_versions_are_not_supported() {
         assert_eq!(supported(&installed("1.9.2")), Ok(Version::new(1, 9, 2)));
         assert_eq!(supported(&installed("9.0.0")), Ok(Version::new(9, 0, 0)));
         assert!(matches!(
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_names_what_the_installed_version_lacks() {
+    fn operation_that_needs_a_newer_version_is_refused() {
         let clone = Operation::Clone {
             source: "a".parse().expect("valid"),
             copy: "b".parse().expect("valid"),
@@ -210,7 +210,7 @@ mod tests {
         let lacks = check(&clone, Version::new(1, 9, 2)).expect_err("too old");
         assert_eq!(
             lacks.to_string(),
-            "copies, exports and imports need OrbStack 2.0.0 or later, this is 1.9.2"
+            "clone, export and import need OrbStack 2.0.0 or later; 1.9.2 is installed"
         );
         let mut new = NewMachine {
             name: "a".parse().expect("valid"),

@@ -1,7 +1,7 @@
-//! Every method, once: its name, what it takes, what it answers, and one sentence on what it does.
+//! The table of all methods: name, parameters, answer and summary.
 //!
-//! The server registers handlers for these types, the client calls through them and `proto/openrpc.json` is generated from
-//! them, so none of the three can part from the others.
+//! The server registers handlers for these types, the client calls through them, and `proto/openrpc.json` is generated from them, so the
+//! three always agree.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
@@ -26,41 +26,41 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub trait Method {
     /// Name on the wire.
     const NAME: &'static str;
-    /// One sentence for the published description.
+    /// Summary for the published description.
     const SUMMARY: &'static str;
-    /// What it takes, by name.
+    /// The parameters, by name.
     type Params: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
-    /// What it answers.
+    /// The result.
     type Answer: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
 }
 
-/// A request that is answered with a subscription's id, followed by notifications until one says that it is over.
+/// A request that is answered with a subscription id, followed by notifications until the last one.
 pub trait Subscription {
     /// Name of the request on the wire.
     const NAME: &'static str;
     /// Method of the notifications.
     const NOTIFICATION: &'static str;
-    /// Name of the request that ends it early.
+    /// Name of the request that ends the subscription early.
     const UNSUBSCRIBE: &'static str;
-    /// One sentence for the published description.
+    /// Summary for the published description.
     const SUMMARY: &'static str;
-    /// What it takes, by name.
+    /// The parameters, by name.
     type Params: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
-    /// What each notification carries as `params.result`.
+    /// The `params.result` of each notification.
     type Event: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
 }
 
-/// A method or subscription as the published description tells it.
+/// A method or subscription, for the published description.
 pub struct Description {
     /// Name on the wire.
     pub name: &'static str,
-    /// One sentence.
+    /// Summary, one or two sentences.
     pub summary: &'static str,
     /// Schema of the parameters.
     pub params: fn(&mut SchemaGenerator) -> Schema,
     /// Schema of the answer, or of a notification's `result`.
     pub answer: fn(&mut SchemaGenerator) -> Schema,
-    /// For a subscription: the method of its notifications and the request that ends it.
+    /// For a subscription: the method of its notifications, and the name of the request that ends it.
     pub subscription: Option<(&'static str, &'static str)>,
 }
 
@@ -94,7 +94,7 @@ macro_rules! methods {
             }
         )*
 
-        /// Returns the request that ends subscriptions of this name.
+        /// Returns the name of the request that ends a subscription with this name.
         pub fn unsubscribe_of(subscription: &str) -> Option<&'static str> {
             match subscription {
                 $($sub_name => Some($unsubscribe),)*
@@ -102,7 +102,7 @@ macro_rules! methods {
             }
         }
 
-        /// Returns every method and subscription in the order of the published description.
+        /// Returns all methods and subscriptions, in the order of the published description.
         pub fn descriptions() -> Vec<Description> {
             vec![
                 $(Description {
@@ -127,104 +127,104 @@ macro_rules! methods {
 methods! {
     methods {
         DaemonHello "daemon.hello" (HelloParams) -> HelloAnswer,
-            "Names the client on this connection and compares protocol versions.";
+            "Sets the client's name for this connection and compares protocol versions.";
         DaemonInfo "daemon.info" (NoParams) -> DaemonInfoAnswer,
-            "Tells version, instance, limits and where orbctl is.";
+            "Returns the daemon's version, instance, limits, paths and health.";
         DaemonStop "daemon.stop" (NoParams) -> Done,
-            "Stops the daemon in order: new work is refused, waiting attached jobs are cancelled, commands are ended, changes are left to finish.";
+            "Shuts the daemon down: it refuses new jobs, cancels waiting attached jobs, ends running commands, and lets running changes finish.";
         DaemonReload "daemon.reload" (NoParams) -> ReloadAnswer,
-            "Reads the daemon's own configuration again, as SIGHUP does: what can change while it runs does, the rest is told as needing a restart.";
+            "Re-reads the daemon's configuration, as SIGHUP does. The answer lists the keys that changed and those that need a restart.";
         MachineList "machine.list" (ReadParams) -> MachineListAnswer,
-            "Lists every machine.";
+            "Lists all machines.";
         MachineInfo "machine.info" (MachineInfoParams) -> MachineInfoAnswer,
-            "Tells one machine with its addresses and size.";
+            "Returns one machine with its addresses and disk size.";
         MachineCreate "machine.create" (MachineCreateParams) -> ChangeAnswer,
-            "Makes a machine and boots it.";
+            "Creates a machine and starts it.";
         MachineStart "machine.start" (MachineParams) -> ChangeAnswer,
-            "Boots a machine; a running one is left as it is.";
+            "Starts a machine. A running machine is left unchanged.";
         MachineStop "machine.stop" (MachineForceParams) -> ChangeAnswer,
-            "Shuts a machine down; a stopped one is left as it is.";
+            "Stops a machine. A stopped machine is left unchanged.";
         MachineRestart "machine.restart" (MachineParams) -> ChangeAnswer,
-            "Shuts a machine down and boots it.";
+            "Stops a machine and starts it again.";
         MachineDelete "machine.delete" (MachineParams) -> ChangeAnswer,
-            "Destroys a machine with everything on it.";
+            "Deletes a machine with all its data.";
         MachineRename "machine.rename" (MachineRenameParams) -> ChangeAnswer,
-            "Gives a machine another name.";
+            "Renames a machine.";
         MachineClone "machine.clone" (MachineCloneParams) -> ChangeAnswer,
-            "Copies a machine; the copy is stopped.";
+            "Copies a machine. The copy is stopped.";
         MachineStartAll "machine.start_all" (ChangeParams) -> ChangeAnswer,
-            "Starts every machine.";
+            "Starts all machines.";
         MachineStopAll "machine.stop_all" (ForceParams) -> ChangeAnswer,
-            "Stops every machine.";
+            "Stops all machines.";
         MachineRun "machine.run" (RunParams) -> RunAnswer,
-            "Runs a command in a machine and answers with its exit code and output. A code other than zero is an answer, not an error.";
+            "Runs a command in a machine and returns its exit code and output. An exit code other than 0 is not an error.";
         MachineDefault "machine.default" (ReadParams) -> DefaultAnswer,
-            "Tells the default machine.";
+            "Returns the default machine.";
         MachineSetDefault "machine.set_default" (SetDefaultParams) -> ChangeAnswer,
             "Sets or clears the default machine.";
         MachineLogs "machine.logs" (LogsParams) -> TextAnswer,
-            "Tells a machine's log so far.";
+            "Returns a machine's log so far.";
         MachineSsh "machine.ssh" (NoParams) -> TextAnswer,
-            "Tells how to reach machines over SSH.";
+            "Returns how to connect to machines over SSH.";
         OrbstackStatus "orbstack.status" (ReadParams) -> StatusAnswer,
-            "Tells whether OrbStack runs, without waking it.";
+            "Returns whether OrbStack is running, without starting it.";
         OrbstackVersion "orbstack.version" (ReadParams) -> VersionAnswer,
-            "Tells the version of orbctl.";
+            "Returns the version of OrbStack.";
         OrbstackStart "orbstack.start" (ForceParams) -> ChangeAnswer,
-            "Starts OrbStack itself.";
+            "Starts OrbStack.";
         OrbstackStop "orbstack.stop" (ForceParams) -> ChangeAnswer,
-            "Stops OrbStack itself and with it every machine.";
+            "Stops OrbStack and all machines.";
         ConfigShow "config.show" (ReadParams) -> ConfigAnswer,
-            "Tells OrbStack's whole configuration.";
+            "Returns OrbStack's whole configuration.";
         ConfigGet "config.get" (ConfigGetParams) -> ConfigGetAnswer,
-            "Tells one key of OrbStack's configuration.";
+            "Returns the value of one key of OrbStack's configuration.";
         ConfigSet "config.set" (ConfigSetParams) -> ChangeAnswer,
             "Sets one key of OrbStack's configuration.";
         ConfigReset "config.reset" (ChangeParams) -> ChangeAnswer,
-            "Puts OrbStack's whole configuration back to its defaults.";
+            "Resets OrbStack's whole configuration to its defaults.";
         JobGet "job.get" (JobParams) -> JobAnswer,
-            "Tells one job.";
+            "Returns one job.";
         JobList "job.list" (JobListParams) -> JobListAnswer,
-            "Lists jobs that wait, run, or ended a while ago.";
+            "Lists waiting, running and recently ended jobs.";
         JobWait "job.wait" (JobWaitParams) -> JobAnswer,
-            "Waits for a job's end.";
+            "Waits until a job has ended and returns it.";
         JobOutput "job.output" (JobOutputParams) -> JobOutputAnswer,
-            "Reads what a job wrote, from any byte on, also while it runs.";
+            "Returns output of a job from a given offset, also while the job runs.";
         JobInput "job.input" (JobInputParams) -> JobInputAnswer,
-            "Gives input to a command that was started with `stdin_stream`.";
+            "Sends input to a command that was started with `stdin_stream`.";
         JobCancel "job.cancel" (JobParams) -> JobCancelAnswer,
-            "Cancels a job: a waiting one never starts, a running one is terminated.";
+            "Cancels a job. A waiting job never starts; a running job is ended.";
         QueueStatus "queue.status" (NoParams) -> QueueStatusAnswer,
-            "Tells how many jobs wait and run and what is paused.";
+            "Returns the number of waiting and running jobs, and what is paused or draining.";
         QueuePause "queue.pause" (QueueTargetParams) -> QueueStatusAnswer,
-            "Starts nothing more, or nothing more on one machine; what waits stays waiting.";
+            "Pauses the queue or the lane of one machine: no further jobs start, and waiting jobs keep waiting.";
         QueueResume "queue.resume" (QueueTargetParams) -> QueueStatusAnswer,
-            "Ends a pause or a drain.";
+            "Ends a pause or a drain of the queue or of one machine's lane.";
         QueueDrain "queue.drain" (QueueTargetParams) -> QueueStatusAnswer,
-            "Refuses new work and answers when everything accepted has ended.";
+            "Refuses new jobs, for the whole queue or one machine, and answers when all accepted jobs have ended.";
         CacheStatus "cache.status" (NoParams) -> CacheStatusAnswer,
-            "Tells what is known and how old it is.";
+            "Lists the cached observations and their ages.";
         CacheInvalidate "cache.invalidate" (CacheInvalidateParams) -> CacheInvalidateAnswer,
-            "Forgets what is known, so that the next reads ask orbctl.";
+            "Invalidates cached observations, so that the next reads run orbctl.";
         MetricsSummary "metrics.summary" (MetricsSummaryParams) -> MetricsSummaryAnswer,
-            "Counts, error rates and percentiles of waiting and running, kept across restarts.";
+            "Returns counts, error rates and percentiles of waiting and running times, including those from before a restart.";
         MetricsHistory "metrics.history" (MetricsHistoryParams) -> MetricsHistoryAnswer,
-            "Lists recorded operations, newest first.";
+            "Lists the records of ended jobs, newest first.";
         MetricsCounters "metrics.counters" (NoParams) -> CountersAnswer,
-            "Counts cache hits, joins, refusals and the like since the daemon's start.";
+            "Returns counters since the daemon started, such as cache hits, joins and refusals.";
         LeaseAcquire "lease.acquire" (LeaseParams) -> LeaseAnswer,
-            "Waits for a place in the queue that the caller uses itself: the named process, which waits for this answer, runs the real tool.";
+            "Acquires a lease: waits in the queue for a job that the client's own child process carries out with orbctl.";
         LeaseRead "lease.read" (LeaseReadParams) -> RawOutputAnswer,
-            "Tells what the real tool prints for a read, byte for byte, and how it ends; equal reads share one run of it.";
+            "Runs a read command of orbctl and returns its output byte for byte and how it ended. Equal reads share one run.";
         LeaseRelease "lease.release" (ReleaseParams) -> ReleaseAnswer,
-            "Says how the process of a lease ended and waits until it is gone.";
+            "Releases a lease: reports how the child ended and waits until it has exited.";
     }
     subscriptions {
         MachineRunFollow "machine.run_follow" / "machine.run_event" / "machine.run_unfollow" (RunParams) -> JobEvent,
-            "Runs a command in a machine and tells its output as it comes. Ending the subscription, or the connection, stops the command.";
+            "Runs a command in a machine and sends its output as it arrives. Ending the subscription or the connection stops the command.";
         JobFollow "job.follow" / "job.event" / "job.unfollow" (JobFollowParams) -> JobEvent,
-            "Tells a job's output and end as they come.";
+            "Sends a job's output as it arrives, and its end.";
         EventsSubscribe "events.subscribe" / "events.event" / "events.unsubscribe" (EventsSubscribeParams) -> Event,
-            "Tells what happens to machines, jobs, the cache and orbctl as it happens: first everything as it is, or what came since the last event that was told.";
+            "Sends events of machines, jobs, the cache and orbctl. The first event is the current state, or the next one after `since`.";
     }
 }

@@ -1,15 +1,15 @@
-//! Bytes that connections make the daemon hold: requests that are read or handled, input that a child has not taken yet, and answers
-//! that were not written yet.
+//! Budget of the bytes that connections make the daemon hold: requests being read or handled, input that a child has not read yet, and
+//! answers not written yet.
 //!
-//! A connection may hold [`SHARE`] whatever others do; what it holds beyond that counts against the limit of all connections
-//! together. So a client that is modest is served also when others have taken everything.
+//! A connection may always hold [`SHARE`] bytes. Bytes beyond that count against the limit of all connections together, so a modest client
+//! is served even if others have used up that limit.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Bytes that a connection may hold whatever others do.
+/// Bytes that a connection may always hold.
 pub(super) const SHARE: usize = 96 << 10;
 
 /// The limit of all connections together. Cheap to clone.
@@ -20,11 +20,11 @@ pub(super) struct TotalBudget(Arc<Total>);
 struct Total {
     max: usize,
     used: Mutex<usize>,
-    /// Something was released, of the total or of a connection.
+    /// Notified when bytes of any connection are released.
     released: Notify,
 }
 
-/// The bytes of one connection.
+/// The budget of one connection.
 #[derive(Debug)]
 pub(super) struct Budget {
     total: TotalBudget,
@@ -32,28 +32,28 @@ pub(super) struct Budget {
     used: Mutex<usize>,
 }
 
-/// Bytes that are held until this is dropped.
+/// Bytes charged to a budget until this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-/// What is in the way of more bytes.
+/// Why bytes could not be charged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Shortage {
-    /// The connection holds so many.
+    /// The connection's limit, in bytes.
     #[error(
-        "requests in flight and unread answers of this connection may hold {0} bytes (connection_bytes_max)"
+        "requests in flight and unread answers of this connection would exceed {0} bytes (connection_bytes_max)"
     )]
     Connection(usize),
-    /// All connections together hold so many.
-    #[error("requests in flight and unread answers of all connections may hold {0} bytes (bytes_max)")]
+    /// The limit of all connections, in bytes.
+    #[error("requests in flight and unread answers of all connections would exceed {0} bytes (bytes_max)")]
     Total(usize),
 }
 
 impl TotalBudget {
-    /// Makes a budget of so many bytes beside the shares.
+    /// Creates a budget of `max` bytes, in addition to the shares.
     pub(super) fn new(max: usize) -> Self {
         Self(Arc::new(Total {
             max,
@@ -62,7 +62,7 @@ impl TotalBudget {
         }))
     }
 
-    /// Makes the budget of a connection that may hold so many bytes.
+    /// Creates the budget of a connection that may hold `max` bytes, or [`SHARE`] if that is more.
     pub(super) fn connection(&self, max: usize) -> Arc<Budget> {
         Arc::new(Budget {
             total: self.clone(),
@@ -81,7 +81,7 @@ impl Budget {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so many bytes, if they are free.
+    /// Charges `bytes` if they are available.
     pub(super) fn try_take(self: &Arc<Self>, bytes: usize) -> Result<Permit, Shortage> {
         self.charge(bytes)?;
         Ok(Permit {
@@ -90,7 +90,7 @@ impl Budget {
         })
     }
 
-    /// Takes as many bytes as are free, from `least` to `most`.
+    /// Charges between `least` and `most` bytes, as many as are available.
     pub(super) fn try_take_some(self: &Arc<Self>, least: usize, most: usize) -> Option<Permit> {
         let mut wanted = most;
         loop {
@@ -102,17 +102,17 @@ impl Budget {
         }
     }
 
-    /// The same, once there are `least`.
+    /// The same, but waits until `least` are available.
     pub(super) async fn take_some(self: &Arc<Self>, least: usize, most: usize) -> Permit {
         let least = least.min(self.max);
         self.wait_for(|| self.try_take_some(least, most)).await
     }
 
-    /// Waits until `attempt` succeeds, which is tried whenever bytes were released.
+    /// Waits until `attempt` succeeds. It is repeated whenever bytes are released.
     pub(super) async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut released = pin!(self.total.0.released.notified());
-            // Before the attempt: what is released after it wakes this.
+            // Registered before the attempt, so that no release in between is missed.
             released.as_mut().enable();
             if let Some(done) = attempt() {
                 return done;
@@ -156,12 +156,12 @@ impl Budget {
 }
 
 impl Permit {
-    /// Returns how many bytes it stands for.
+    /// Returns the number of charged bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Makes it stand for at least so many bytes.
+    /// Charges more, up to `bytes` in all.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), Shortage> {
         if bytes > self.bytes {
             self.budget.charge(bytes - self.bytes)?;
@@ -170,7 +170,7 @@ impl Permit {
         Ok(())
     }
 
-    /// Releases what it stands for beyond so many bytes.
+    /// Releases what exceeds `bytes`.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         if bytes < self.bytes {
             let surplus = std::mem::replace(&mut self.bytes, bytes) - bytes;
@@ -178,7 +178,7 @@ impl Permit {
         }
     }
 
-    /// Splits off so many bytes, if it stands for as many.
+    /// Splits off a permit for `bytes`. Returns `None` if this permit has fewer.
     pub(super) fn split(&mut self, bytes: usize) -> Option<Self> {
         self.bytes = self.bytes.checked_sub(bytes)?;
         Some(Self {
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_has_its_share_when_others_hold_the_total() {
+    fn connection_keeps_its_share_when_the_total_is_used_up() {
         let total = TotalBudget::new(100 << 10);
         let (greedy, modest) = (total.connection(1 << 20), total.connection(1 << 20));
         let held = greedy.try_take(SHARE + (100 << 10)).expect("it is free");
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_holds_no_more_than_its_limit() {
+    fn connection_cannot_exceed_its_limit() {
         let total = TotalBudget::new(1 << 20);
         let budget = total.connection(132 << 10);
         let mut permit = budget.try_take(60 << 10).expect("it is free");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_that_are_released_wake_who_waits() {
+    async fn released_bytes_wake_waiters() {
         let total = TotalBudget::new(0);
         let budget = total.connection(1 << 20);
         let held = budget.try_take(SHARE).expect("it is free");

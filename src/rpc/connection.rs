@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and whether it is in use.
+//! The peer of a connection, and whether the connection is in use.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,52 +14,52 @@ use super::types::ErrorObject;
 use crate::clock::Moment;
 use crate::job::ClientId;
 
-/// Fewer bytes than this are held without room for them.
+/// Up to this length bytes are held without being charged.
 const HELD_SMALL: usize = 4 << 10;
 
-/// Identifies a connection for the life of the daemon.
+/// Identifies a connection within one instance of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// One accepted connection. Handlers find it in their extensions.
+/// An accepted connection. Handlers find it in their extensions.
 #[derive(Debug)]
 pub struct Connection {
     id: ConnectionId,
     pid: Option<u32>,
     uid: u32,
-    /// Held by the task that serves the connection.
+    /// Owned by the task that serves the connection.
     permit: Weak<ConnectionPermit>,
     budget: Arc<Budget>,
-    /// A whole request came on it.
+    /// Whether a complete request has arrived.
     has_sent_request: AtomicBool,
     gone: CancellationToken,
-    /// Set by `daemon.hello`. A plain lock, held for a clone and never across an await.
+    /// Set by `daemon.hello`. The lock is never held across an await.
     name: Mutex<Arc<str>>,
-    /// A plain lock, too.
+    /// The lock is never held across an await.
     usage: Mutex<Usage>,
 }
 
-/// When a connection takes no more requests.
+/// When a connection accepts no more requests.
 #[derive(Clone)]
 pub(super) struct ConnectionEnd {
-    /// The daemon stops, and every job has ended.
+    /// The daemon is stopping and all jobs have ended.
     pub(super) stop: CancellationToken,
-    /// The next instance is about to take over.
+    /// The daemon is about to be upgraded.
     pub(super) upgrading: CancellationToken,
 }
 
 /// Whether a connection is in use.
 #[derive(Debug)]
 struct Usage {
-    /// How many [`InUse`] there are.
+    /// Number of [`InUse`] guards.
     uses: usize,
-    /// Since when there are none, while there are none.
+    /// Time since which `uses` is 0; meaningless otherwise.
     idle_since: Instant,
-    /// It is being closed: nothing that arrives now is handled any more.
+    /// The connection is being closed: input that arrives now is not handled.
     closing: bool,
 }
 
-/// For as long as it lives, its connection is in use: something that arrived on it is not answered to its end.
+/// Guard for a connection in use: input has arrived that is not completely answered yet.
 #[derive(Debug)]
 pub struct InUse(Arc<Connection>);
 
@@ -74,7 +74,7 @@ impl Drop for InUse {
 }
 
 impl Connection {
-    /// Describes a connection whose peer the kernel named.
+    /// Creates a connection from the peer that the kernel reported.
     pub(super) fn new(
         id: ConnectionId,
         pid: Option<u32>,
@@ -103,7 +103,7 @@ impl Connection {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes it into use; `None` when it is being closed, and what has arrived must not be handled.
+    /// Marks the connection as in use. Returns `None` if it is being closed; input that has arrived must then not be handled.
     pub fn begin_use(self: &Arc<Self>) -> Option<InUse> {
         let mut usage = self.usage();
         if usage.closing {
@@ -113,14 +113,14 @@ impl Connection {
         Some(InUse(self.clone()))
     }
 
-    /// Returns since when nobody uses it; `None` while somebody does.
+    /// Returns since when the connection has been idle; `None` while it is in use or being closed.
     pub fn idle_since(&self) -> Option<Instant> {
         let usage = self.usage();
         (usage.uses == 0 && !usage.closing).then_some(usage.idle_since)
     }
 
-    /// Closes it if nobody has used it for so long, and says whether it did. Whoever sends now sends too late: a request is
-    /// handled or not, never in part.
+    /// Closes the connection if it has been idle for `at_least`. Returns whether it did. Input that arrives afterwards is not handled at
+    /// all, so no request is handled in part.
     pub fn close_if_idle(&self, now: Instant, at_least: Duration) -> bool {
         let mut usage = self.usage();
         let is_idle = usage.uses == 0 && !usage.closing;
@@ -133,12 +133,12 @@ impl Connection {
         true
     }
 
-    /// Returns what it may hold.
+    /// Returns the budget of the connection.
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// Takes room for bytes that outlast their request, until they are dropped. A few take none: the queue bounds them.
+    /// Charges bytes that outlive their request, until they are dropped. Small ones are not charged, because the queue limits their number.
     pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, ErrorObject> {
         if bytes.len() <= HELD_SMALL {
             return Ok(bytes);
@@ -150,22 +150,22 @@ impl Connection {
         }))
     }
 
-    /// Notes that a whole request came.
+    /// Records that a complete request has arrived.
     pub(super) fn note_request(&self) {
         self.has_sent_request.store(true, Ordering::Relaxed);
     }
 
-    /// Says whether a whole request ever came.
+    /// Returns whether a complete request has ever arrived.
     pub(super) fn has_sent_request(&self) -> bool {
         self.has_sent_request.load(Ordering::Relaxed)
     }
 
-    /// Says whether it may call `daemon.*` only.
+    /// Returns whether the connection may call `daemon.*` only.
     pub(super) fn is_reserved(&self) -> bool {
         self.permit.upgrade().is_some_and(|permit| permit.is_reserved())
     }
 
-    /// Refuses everything but `daemon.*` on a connection that has a place in the reserve alone.
+    /// Refuses methods other than `daemon.*` while the connection's permit is from the reserve.
     pub(super) fn admit(&self, method: &str) -> Result<(), ErrorObject> {
         let Some(permit) = self.permit.upgrade() else {
             return Ok(());
@@ -180,44 +180,44 @@ impl Connection {
         })
     }
 
-    /// Returns its id.
+    /// Returns the id of the connection.
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// Returns the peer's process, where the system tells.
+    /// Returns the peer's process id, if the system reports it.
     pub fn pid(&self) -> Option<u32> {
         self.pid
     }
 
-    /// Returns the peer's user.
+    /// Returns the peer's user id.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Returns what is cancelled when it is gone or closed for being idle. Handlers may outlive it.
+    /// Returns the token that is cancelled when the connection ends or is closed for being idle. Handlers may outlive it.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Returns the name given by `daemon.hello`.
+    /// Returns the name given with `daemon.hello`, else `unnamed`.
     pub fn name(&self) -> Arc<str> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers the name that the client gives itself.
+    /// Stores the name given with `daemon.hello`.
     pub fn set_name(&self, name: &str) {
         *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name.into();
     }
 
-    /// Returns the party that turns are shared out between: a process counts once, however many connections it has.
+    /// Returns the client for fair queueing: a process counts once, however many connections it has.
     pub fn client(&self) -> ClientId {
-        // Connection ids are told from process ids by the high bit.
+        // The high bit distinguishes connection ids from process ids.
         ClientId(self.pid.map_or(self.id.0 | 1 << 63, u64::from))
     }
 }
 
-/// Bytes, and the room that they take.
+/// Bytes and their permit.
 struct BufferedBytes {
     bytes: Bytes,
     _permit: Permit,
@@ -229,14 +229,14 @@ impl AsRef<[u8]> for BufferedBytes {
     }
 }
 
-/// Makes the error for a connection that is one too many.
+/// Returns the error for a connection beyond the limit.
 pub(super) fn too_many_connections(message: String) -> ErrorObject {
     let mut data = ErrorKind::TooManyConnections.data();
     data.retry_after_ms = Some(1000);
     ErrorKind::TooManyConnections.with(message, data)
 }
 
-/// Makes the error for bytes that cannot be held.
+/// Returns the error for bytes beyond the budget.
 pub(super) fn overloaded(shortage: Shortage) -> ErrorObject {
     let mut data = ErrorKind::Overloaded.data();
     data.retry_after_ms = Some(1000);
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_closed_only_when_nobody_uses_it_and_is_not_used_after_that() {
+    fn connection_is_closed_only_when_idle_and_not_used_afterwards() {
         let connection = Arc::new(Connection::new(
             ConnectionId(1),
             None,

@@ -1,4 +1,4 @@
-//! How many connections may be open: in all, of one peer process, and a few that are kept for `daemon.*`.
+//! Limits the number of open connections: in all, per peer process, and with a reserve for `daemon.*`.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Connections kept for `daemon.*`: one in so many, and no more than [`RESERVE_MAX`].
+/// One in this many connections is reserved for `daemon.*`, at most [`RESERVE_MAX`].
 const RESERVE_SHARE: usize = 64;
 const RESERVE_MAX: usize = 8;
 
-/// Limits of the number of open connections. Cheap to clone.
+/// Limits the number of open connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionLimit(Arc<Shared>);
 
@@ -25,24 +25,24 @@ struct Shared {
 struct Counts {
     max: usize,
     max_per_process: usize,
-    /// Open connections that may call everything.
+    /// Open connections that may call every method.
     ordinary: usize,
     /// Open connections that may call `daemon.*` only.
     reserved: usize,
-    /// The same connections by peer process. Peers that the system does not name count as one.
+    /// All open connections by peer process. Peers whose process the system does not report count as one.
     by_process: HashMap<Option<u32>, usize>,
 }
 
 /// Why a connection got no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LimitReached {
-    /// So many are open.
+    /// The limit of all connections is reached.
     Total(usize),
-    /// The peer process has so many open.
+    /// The limit of the peer process is reached.
     Process(usize),
 }
 
-/// One open connection, until it is dropped.
+/// Counts as one open connection until it is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     limit: ConnectionLimit,
@@ -61,7 +61,7 @@ impl Counts {
 }
 
 impl ConnectionLimit {
-    /// Makes room for `max` connections, of one process for `max_per_process`.
+    /// Creates a limit of `max` connections, and `max_per_process` of one process.
     pub(super) fn new(max: usize, max_per_process: usize) -> Self {
         Self(Arc::new(Shared {
             counts: Mutex::new(Counts {
@@ -79,7 +79,7 @@ impl ConnectionLimit {
         self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the limits. Connections that are open stay open.
+    /// Changes the limits. Open connections stay open.
     pub(super) fn set(&self, max: usize, max_per_process: usize) {
         let mut counts = self.counts();
         (counts.max, counts.max_per_process) = (max, max_per_process);
@@ -87,12 +87,12 @@ impl ConnectionLimit {
         self.0.released.notify_waiters();
     }
 
-    /// Takes a permit for a connection of this process.
+    /// Acquires a permit for a connection of this process.
     pub(super) fn try_acquire(&self, process: Option<u32>) -> Result<ConnectionPermit, LimitReached> {
         self.take(process, false)
     }
 
-    /// The same out of the reserve.
+    /// The same from the reserve.
     pub(super) fn try_acquire_reserved(
         &self,
         process: Option<u32>,
@@ -104,7 +104,7 @@ impl ConnectionLimit {
     pub(super) async fn acquire(&self, process: Option<u32>, is_reserved: bool) -> ConnectionPermit {
         loop {
             let mut released = pin!(self.0.released.notified());
-            // Before the attempt: what is released after it wakes this.
+            // Registered before the attempt, so that no release in between is missed.
             released.as_mut().enable();
             if let Ok(permit) = self.take(process, is_reserved) {
                 return permit;
@@ -142,12 +142,12 @@ impl ConnectionLimit {
 }
 
 impl ConnectionPermit {
-    /// Says whether the connection may call `daemon.*` only.
+    /// Returns whether the connection may call `daemon.*` only.
     pub(super) fn is_reserved(&self) -> bool {
         self.is_reserved.load(Ordering::Relaxed)
     }
 
-    /// Leaves the reserve if there is room by now. Returns the limit that is in the way if there is none.
+    /// Moves the permit out of the reserve if there is room. Returns the limit if there is none.
     pub(super) fn leave_reserve(&self) -> Result<(), usize> {
         if !self.is_reserved() {
             return Ok(());
@@ -156,7 +156,7 @@ impl ConnectionPermit {
         if counts.ordinary >= counts.ordinary_max() {
             return Err(counts.max);
         }
-        // Under the lock, so it is done once.
+        // Done under the lock, so the counts change once.
         if self.is_reserved.swap(false, Ordering::Relaxed) {
             counts.reserved -= 1;
             counts.ordinary += 1;
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_its_share_and_others_have_the_rest() {
+    fn process_limit_leaves_room_for_other_processes() {
         let limit = ConnectionLimit::new(4, 2);
         let mut permits = acquired(&limit, [1, 1]);
         assert_eq!(
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_left_as_soon_as_there_is_room() {
+    fn permit_leaves_the_reserve_when_there_is_room() {
         let limit = ConnectionLimit::new(128, 128);
         let mut permits = acquired(&limit, [1; 126]);
         assert_eq!(
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn open_connections_outlast_a_smaller_limit() {
+    fn open_connections_survive_a_lower_limit() {
         let limit = ConnectionLimit::new(3, 3);
         let mut permits = acquired(&limit, [1, 1, 1]);
         limit.set(1, 3);

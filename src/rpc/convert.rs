@@ -1,4 +1,4 @@
-//! Between the wire's types and the words: parsing on the way in, naming the field that is wrong; plain copying on the way out.
+//! Converts between wire types and internal types. Parsing names the invalid field; writing copies.
 
 mod events;
 
@@ -16,7 +16,7 @@ use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
     self, BusyReason, JobSpec, JobState, JobView, ObservedAnswer, OutageView, RawOutput, ReadError,
-    Rejection, Released, WaitingFor,
+    Rejection, Released, Target, WaitingFor,
 };
 use crate::job::{Ending, Failure, JobId, Outcome, Phase, Success};
 use crate::machine::{Machine, MachineInfo, MachineName, MachineState};
@@ -30,10 +30,10 @@ pub(super) use events::{event, event_gap, event_kind, event_state};
 
 type Refusal = types::ErrorObject;
 
-/// Longest timeout accepted on the wire: a year. Larger numbers are mistakes, and would overflow clocks.
+/// Longest timeout accepted on the wire. A larger number is a mistake and could overflow the clock.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Parses a field of a type that knows its own rules.
+/// Parses a field into a type that validates itself.
 pub(super) fn parse<T>(field: &str, text: &str) -> Result<T, Refusal>
 where
     T: FromStr,
@@ -51,28 +51,28 @@ where
     text.map(|text| parse(field, text)).transpose()
 }
 
-/// Parses a machine as a caller names it.
+/// Parses a machine's name or id.
 pub(super) fn machine_ref(field: &str, text: &str) -> Result<MachineRef, Refusal> {
     parse(field, text)
 }
 
-/// Parses a duration in milliseconds.
+/// Converts a timeout in milliseconds and checks its limit.
 pub(super) fn timeout(field: &str, ms: Option<u64>) -> Result<Option<Duration>, Refusal> {
     match ms.map(Duration::from_millis) {
-        Some(limit) if limit > TIMEOUT_MAX => Err(invalid(field, "is at most a year")),
+        Some(limit) if limit > TIMEOUT_MAX => Err(invalid(field, "must be at most a year")),
         limit => Ok(limit),
     }
 }
 
-/// Parses a flag.
+/// Converts the flag `force`.
 pub(super) fn force(force: bool) -> Force {
     if force { Force::Yes } else { Force::No }
 }
 
-/// Parses a machine to be made.
+/// Parses the parameters of a machine to create.
 pub(super) fn new_machine(params: &types::MachineCreateParams) -> Result<NewMachine, Refusal> {
     if params.cpus == Some(0) {
-        return Err(invalid("cpus", "is at least 1"));
+        return Err(invalid("cpus", "must be at least 1"));
     }
     Ok(NewMachine {
         name: parse("name", &params.name)?,
@@ -132,26 +132,26 @@ pub(super) fn exec_request(params: types::RunParams) -> Result<ExecRequest, Refu
 fn guest_folder(field: &str, folder: Option<String>) -> Result<Option<String>, Refusal> {
     match folder {
         Some(folder) if folder.is_empty() || folder.contains('\0') => {
-            Err(invalid(field, "is a folder in the machine"))
+            Err(invalid(field, "must be a directory in the machine"))
         }
         folder => Ok(folder),
     }
 }
 
-/// Parses bytes given as text or base64.
+/// Decodes base64.
 pub(super) fn bytes_of(field: &str, base64: &str) -> Result<Bytes, Refusal> {
     BASE64
         .decode(base64)
         .map(Bytes::from)
-        .map_err(|error| invalid(field, format!("not base64: {error}")))
+        .map_err(|error| invalid(field, format!("invalid base64: {error}")))
 }
 
-/// Writes a time.
+/// Formats a time as RFC 3339 in UTC with milliseconds.
 pub(super) fn time(wall: SystemTime) -> String {
     time_ms(unix_ms(wall))
 }
 
-/// Writes a time given in milliseconds since 1970.
+/// Formats a time given in milliseconds since 1970.
 pub(super) fn time_ms(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(ms)
@@ -160,7 +160,7 @@ pub(super) fn time_ms(ms: u64) -> String {
         .to_string()
 }
 
-/// Writes a duration in milliseconds.
+/// Converts a duration to milliseconds.
 pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -169,7 +169,7 @@ fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Writes when and how facts were seen.
+/// Returns when and how an answer was read.
 pub(super) fn observed(seen: &ObservedAnswer, now: &Moment) -> types::Observed {
     types::Observed {
         generation: seen.generation.get(),
@@ -179,12 +179,12 @@ pub(super) fn observed(seen: &ObservedAnswer, now: &Moment) -> types::Observed {
         stale_reason: seen
             .stale
             .as_ref()
-            .map(|problem| format!("orbctl is sick: {problem}")),
+            .map(|problem| format!("orbctl is unhealthy: {problem}")),
         age_ms: ms(now.age_of(&seen.observed_at)),
     }
 }
 
-/// Writes what ails `orbctl`.
+/// Converts an outage of `orbctl`.
 pub(super) fn outage(view: &OutageView) -> types::Outage {
     types::Outage {
         since: time(view.since.wall),
@@ -193,7 +193,7 @@ pub(super) fn outage(view: &OutageView) -> types::Outage {
     }
 }
 
-/// Writes that another program lies on disk, and what it waits for.
+/// Converts a pending or refused upgrade. `busy` says why the daemon is not idle.
 pub(super) fn upgrade(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Upgrade {
     let (version, reason) = match &upgrade.preflight {
         Ok(version) => (Some(version.clone()), None),
@@ -204,16 +204,15 @@ pub(super) fn upgrade(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Up
         noticed_at: time(upgrade.noticed.wall),
         waits_for: version.as_ref().map(|_| match busy {
             Some(BusyReason::Job(job)) => waiting_for(job).description,
-            Some(BusyReason::Paused) => "a pause of the queue, which a new daemon would not know of".into(),
-            Some(BusyReason::Draining) => "a drain of the queue, which a new daemon would not know of".into(),
-            Some(BusyReason::Recent) | None => "a moment without jobs".into(),
+            Some(BusyReason::Paused) => "the queue to be resumed (an upgrade ends a pause)".into(),
+            Some(BusyReason::Draining) => "the drain to end (an upgrade ends a drain)".into(),
+            Some(BusyReason::Recent) | None => "an idle moment".into(),
         }),
         version,
         reason,
     }
 }
 
-/// Writes a machine.
 pub(super) fn machine(machine: &Machine) -> types::Machine {
     types::Machine {
         id: machine.id.to_string(),
@@ -240,7 +239,7 @@ pub(super) fn machine(machine: &Machine) -> types::Machine {
     }
 }
 
-/// Writes a machine's details.
+/// Converts the details of a machine.
 pub(super) fn info(info: &MachineInfo, observed: types::Observed) -> types::MachineInfoAnswer {
     types::MachineInfoAnswer {
         machine: machine(&info.machine),
@@ -251,21 +250,21 @@ pub(super) fn info(info: &MachineInfo, observed: types::Observed) -> types::Mach
     }
 }
 
-/// Refuses by name the first parameter that is given to what does not take it. Of each it is told whether it is given and whether
-/// it is taken.
+/// Rejects the first parameter that was supplied but is not accepted by `to`. Each item has the parameter's name, whether it was supplied,
+/// and whether it is accepted.
 pub(super) fn only_what_belongs<'a>(
     to: &str,
     parameters: impl IntoIterator<Item = (&'a str, bool, bool)>,
 ) -> Result<(), Refusal> {
     for (field, is_given, is_taken) in parameters {
         if is_given && !is_taken {
-            return Err(invalid(field, format!("does not belong to this {to}")));
+            return Err(invalid(field, format!("not accepted by this {to}")));
         }
     }
     Ok(())
 }
 
-/// Parses a read in `orbctl`'s own words. A field that does not belong to its command is refused by name.
+/// Parses a read command of `orbctl`. Rejects a field that the command does not accept.
 pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
     use types::ReadCommand as R;
     let command = read.command;
@@ -287,7 +286,7 @@ pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
         types::ReadFormat::Json => Format::Json,
     });
     let machine = || -> Result<MachineName, Refusal> {
-        let missing = || invalid("read.machine", "is missing");
+        let missing = || invalid("read.machine", "required by this command");
         parse("read.machine", read.machine.as_ref().ok_or_else(missing)?)
     };
     Ok(match command {
@@ -304,7 +303,7 @@ pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
         R::Version => RawQuery::Version,
         R::ConfigShow => RawQuery::ConfigShow,
         R::ConfigGet => {
-            let missing = || invalid("read.key", "is missing");
+            let missing = || invalid("read.key", "required by this command");
             RawQuery::ConfigGet(parse("read.key", read.key.as_ref().ok_or_else(missing)?)?)
         }
         R::Default => RawQuery::Default,
@@ -320,7 +319,7 @@ pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
     })
 }
 
-/// Writes what was printed and how the tool ended.
+/// Converts the output of `orbctl` and how it ended.
 pub(super) fn raw_output(printed: &RawOutput, observed: types::Observed) -> types::RawOutputAnswer {
     let bytes = |bytes: &Bytes| {
         let (text, base64) = text_or_base64(bytes);
@@ -329,7 +328,7 @@ pub(super) fn raw_output(printed: &RawOutput, observed: types::Observed) -> type
     let (exit_code, signal) = match printed.ending {
         Ending::Exited(code) => (Some(code), None),
         Ending::Signalled(signal) => (None, Some(signal)),
-        // Nothing is answered for these.
+        // A read that ended this way fails with an error instead.
         Ending::TimedOut | Ending::Stopped => (None, None),
     };
     types::RawOutputAnswer {
@@ -341,13 +340,13 @@ pub(super) fn raw_output(printed: &RawOutput, observed: types::Observed) -> type
     }
 }
 
-/// Writes a piece of output.
+/// Converts a piece of output.
 pub(super) fn chunk(chunk: &spool::Chunk) -> types::Chunk {
     let (text, base64) = text_or_base64(&chunk.bytes);
     chunk_with(chunk, text, base64)
 }
 
-/// Writes bytes as text where they are UTF-8, else as base64.
+/// Encodes bytes as text if they are UTF-8, else as base64.
 fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(text.to_owned()), None),
@@ -355,7 +354,7 @@ fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     }
 }
 
-/// Writes a chunk of output whose bytes somebody else wrote.
+/// Converts a piece of output whose bytes the caller has encoded.
 pub(super) fn chunk_with(chunk: &spool::Chunk, text: Option<String>, base64: Option<String>) -> types::Chunk {
     let stream = match chunk.stream {
         spool::Stream::Stdout => types::Stream::Stdout,
@@ -370,20 +369,9 @@ pub(super) fn chunk_with(chunk: &spool::Chunk, text: Option<String>, base64: Opt
     }
 }
 
-/// Writes why a job waits.
+/// Converts what a job waits for.
 pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
-    let empty = types::WaitingFor {
-        kind: String::new(),
-        description: String::new(),
-        job_id: None,
-        operation: None,
-        machine: None,
-        client: None,
-        age_ms: None,
-        limit: None,
-        reason: None,
-    };
-    match waiting {
+    let (description, reason) = match waiting {
         WaitingFor::Job {
             id,
             verb,
@@ -395,38 +383,43 @@ pub(super) fn waiting_for(waiting: &WaitingFor) -> types::WaitingFor {
                 .as_ref()
                 .map(|name| format!(" {name}"))
                 .unwrap_or_default();
-            types::WaitingFor {
-                kind: "job".into(),
-                description: format!(
-                    "job {id} ({verb}{target}) of {client}, accepted {} s ago",
-                    age.as_secs()
-                ),
-                job_id: Some(id.0),
-                operation: Some((*verb).into()),
+            let description = format!(
+                "job {id} ({verb}{target}) of {client}, accepted {} s ago",
+                age.as_secs()
+            );
+            let reason = types::WaitReason::Job {
+                job_id: id.0,
+                operation: (*verb).into(),
                 machine: machine.as_ref().map(MachineName::to_string),
-                client: Some(client.to_string()),
-                age_ms: Some(ms(*age)),
-                ..empty
-            }
+                client: client.to_string(),
+                age_ms: ms(*age),
+            };
+            (description, reason)
         }
-        WaitingFor::Limit(limit) => types::WaitingFor {
-            kind: "limit".into(),
-            description: format!("the limit {limit}"),
-            limit: Some((*limit).into()),
-            ..empty
-        },
-        WaitingFor::Paused => types::WaitingFor {
-            kind: "paused".into(),
-            description: "a pause of the queue".into(),
-            ..empty
-        },
-        WaitingFor::Unhealthy(problem) => types::WaitingFor {
-            kind: "unhealthy".into(),
-            description: format!("orbctl, which is unhealthy: {problem}"),
-            reason: Some(problem.to_string()),
-            ..empty
-        },
-    }
+        WaitingFor::Limit(limit) => (
+            format!("a free slot (limit {limit})"),
+            types::WaitReason::Limit {
+                limit: (*limit).into(),
+            },
+        ),
+        WaitingFor::Paused(Target::All) => (
+            "the queue to be resumed".into(),
+            types::WaitReason::Paused { machine: None },
+        ),
+        WaitingFor::Paused(Target::Machine(name)) => (
+            format!("the lane of {name} to be resumed"),
+            types::WaitReason::Paused {
+                machine: Some(name.to_string()),
+            },
+        ),
+        WaitingFor::Unhealthy(problem) => (
+            format!("orbctl to recover ({problem})"),
+            types::WaitReason::Unhealthy {
+                reason: problem.to_string(),
+            },
+        ),
+    };
+    types::WaitingFor { description, reason }
 }
 
 fn state_word(state: &JobState) -> types::JobStateWord {
@@ -437,7 +430,7 @@ fn state_word(state: &JobState) -> types::JobStateWord {
     }
 }
 
-/// Durations of a job so far: waiting and running.
+/// Returns how long a job has waited and, once it has started, how long it has run.
 fn durations(accepted: &Moment, state: &JobState, now: &Moment) -> (Duration, Option<Duration>) {
     let between = |from: &Moment, to: &Moment| to.instant.saturating_duration_since(from.instant);
     match state {
@@ -452,7 +445,6 @@ fn durations(accepted: &Moment, state: &JobState, now: &Moment) -> (Duration, Op
     }
 }
 
-/// Writes a job.
 pub(super) fn job(view: &JobView) -> types::Job {
     let now = Moment::now();
     let spec = &view.spec;
@@ -471,19 +463,19 @@ pub(super) fn job(view: &JobView) -> types::Job {
             Some(outcome_out(
                 outcome,
                 spec.id,
-                &spec.asked.operation,
+                &spec.submission.operation,
                 holder.as_ref(),
             )),
         ),
     };
     types::Job {
         job_id: spec.id.0,
-        operation: spec.asked.operation.verb().into(),
-        machine: spec.asked.operation.machine().map(MachineName::to_string),
-        job_class: spec.asked.operation.class().as_str().into(),
-        client: client(&spec.asked.client),
-        lanes: lanes(&spec.asked.operation.footprint()),
-        detached: spec.asked.detached,
+        operation: spec.submission.operation.verb().into(),
+        machine: spec.submission.operation.machine().map(MachineName::to_string),
+        job_class: spec.submission.operation.class().as_str().into(),
+        client: client(&spec.submission.client),
+        lanes: lanes(&spec.submission.operation.footprint()),
+        detached: spec.submission.detached,
         state: state_word(&view.state),
         accepted_at: time(spec.accepted.wall),
         started_at: started.map(|moment| time(moment.wall)),
@@ -528,7 +520,7 @@ fn client(client: &dispatcher::Client) -> types::Client {
     }
 }
 
-/// Returns the stable word of an outcome.
+/// Returns the name of an outcome on the wire.
 pub(super) fn outcome_word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Succeeded(_) => "succeeded",
@@ -567,7 +559,7 @@ fn outcome_out(
     written
 }
 
-/// Where a job is, as every answer of its caller's tells it: waiting is told once it is over.
+/// State and durations of a job in the answer of a change or command. `wait_us` is `None` while the job waits.
 struct Progress {
     state: types::JobStateWord,
     wait_us: Option<u64>,
@@ -583,7 +575,7 @@ fn progress(accepted: &Moment, state: &JobState) -> Progress {
     }
 }
 
-/// Answers a change: when it ended, or where it is.
+/// Builds the answer of a change from the job's current state.
 pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::ChangeAnswer {
     let (changed, warning) = match state {
         JobState::Ended {
@@ -611,7 +603,7 @@ pub(super) fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> t
     }
 }
 
-/// Answers a command: when it ended, or where it is; its output is filled in by the caller.
+/// Builds the answer of a command from the job's current state. The caller adds the output.
 pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::RunAnswer {
     let exit_code = match state {
         JobState::Ended {
@@ -637,10 +629,10 @@ pub(super) fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> type
     }
 }
 
-/// When the next instance answers: it starts within milliseconds, and connections wait for it.
+/// Retry delay during an upgrade: the next instance starts within milliseconds, and new connections wait for it.
 const UPGRADE_RETRY_AFTER_MS: u64 = 100;
 
-/// Writes why something was not accepted.
+/// Converts a rejection to an error.
 pub(super) fn rejection(rejection: &Rejection) -> Refusal {
     match rejection {
         Rejection::QueueFull { retry_after, .. }
@@ -652,7 +644,7 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
         }
         Rejection::Unhealthy(outage) => {
             let retry_after_ms = ms(outage.retry_after);
-            let text = format!("{rejection}; orbd keeps looking: come back in {retry_after_ms} ms, or force");
+            let text = format!("{rejection}; try again in {retry_after_ms} ms, or use force");
             let mut data = ErrorKind::OrbctlUnhealthy.data();
             data.retry_after_ms = Some(retry_after_ms);
             ErrorKind::OrbctlUnhealthy.with(text, data)
@@ -672,7 +664,7 @@ pub(super) fn rejection(rejection: &Rejection) -> Refusal {
     }
 }
 
-/// Writes why a read gave nothing.
+/// Converts the error of a read.
 pub(super) fn read_error(error: &ReadError, operation: &Operation) -> Refusal {
     match error {
         ReadError::Rejected(refused) => rejection(refused),
@@ -680,30 +672,35 @@ pub(super) fn read_error(error: &ReadError, operation: &Operation) -> Refusal {
     }
 }
 
-/// When to come back after a job met a sick `orbctl`: that was noticed just then, and the first probe follows within a second.
-/// Who comes too early is refused and told more exactly.
-const SICK_RETRY_AFTER_MS: u64 = 1000;
+/// Retry delay after a job failed because `orbctl` is unhealthy: the first probe starts within a second. An earlier retry is refused with a
+/// more precise delay.
+const UNHEALTHY_RETRY_AFTER_MS: u64 = 1000;
 
-/// Logs a fault of our own under a number that the caller is told.
+/// Logs a bug in orbd and returns an error with the incident number of the log line.
 pub(super) fn internal(what: &str) -> Refusal {
     let incident = format!("{:x}", unix_ms(Moment::now().wall));
     tracing::error!(incident, what, "internal error");
     let mut data = ErrorKind::Internal.data();
     data.incident = Some(incident.clone());
     ErrorKind::Internal.with(
-        format!("orbd failed; its log says more under incident {incident}"),
+        format!("internal error in orbd; see incident {incident} in its log"),
         data,
     )
 }
 
-/// Writes why orbd signalled the process of a lease, if it did.
+/// Returns the error that says why orbd signalled the child of a lease; `None` if it did not.
 pub(super) fn signalled(released: &Released, spec: &JobSpec) -> Option<Refusal> {
     let holder = released.preempted_by.as_ref();
     let outcome = released.signalled.as_ref()?;
-    Some(outcome_error(outcome, spec.id, &spec.asked.operation, holder))
+    Some(outcome_error(
+        outcome,
+        spec.id,
+        &spec.submission.operation,
+        holder,
+    ))
 }
 
-/// Writes the error that an outcome is to whoever waited for it. Success is not one.
+/// Returns the error for an outcome other than success. `holder_seen` is what the job waited for, or the job that preempted it.
 pub(super) fn outcome_error(
     outcome: &Outcome,
     id: JobId,
@@ -725,7 +722,7 @@ pub(super) fn outcome_error(
         Phase::Running => "running".to_owned(),
     };
     match outcome {
-        Outcome::Succeeded(_) => internal("a success was taken for an error"),
+        Outcome::Succeeded(_) => internal("a successful outcome was treated as an error"),
         Outcome::Failed(failure) => failure_error(failure, &what, start),
         Outcome::Cancelled(phase) => {
             let mut data = start(ErrorKind::JobCancelled);
@@ -736,7 +733,7 @@ pub(super) fn outcome_error(
             };
             if let Some(force) = holder_seen {
                 let holder = waiting_for(force);
-                text = format!("{text}, by force of {}", holder.description);
+                text = format!("{text}: preempted by {}", holder.description);
                 data.waiting_for = Some(holder);
             }
             ErrorKind::JobCancelled.with(text, data)
@@ -747,35 +744,38 @@ pub(super) fn outcome_error(
             let text = match (phase, holder_seen) {
                 (Phase::Queued, Some(waiting)) => {
                     let holder = waiting_for(waiting);
-                    let text = format!("job {id} ({what}) gave up waiting for {}", holder.description);
+                    let text = format!(
+                        "job {id} ({what}) exceeded its queue timeout while waiting for {}",
+                        holder.description
+                    );
                     data.waiting_for = Some(holder);
                     text
                 }
-                (Phase::Queued, None) => format!("job {id} ({what}) waited longer than its queue timeout"),
+                (Phase::Queued, None) => format!("job {id} ({what}) exceeded its queue timeout"),
                 (Phase::Running, _) => {
-                    format!("job {id} ({what}) ran longer than its run timeout and was ended")
+                    format!("job {id} ({what}) exceeded its run timeout and was ended")
                 }
             };
             ErrorKind::DeadlineExceeded.with(text, data)
         }
         Outcome::Interrupted => ErrorKind::JobInterrupted.with(
-            format!("job {id} ({what}) ended unseen: its orbd or its client died"),
+            format!("job {id} ({what}) was interrupted: orbd or the client exited while it ran"),
             start(ErrorKind::JobInterrupted),
         ),
         Outcome::Unknown(sighting) => {
             let mut data = start(ErrorKind::OutcomeUnknown);
             let seen = match (sighting.satisfied, sighting.stable) {
-                (Some(true), _) => "what it was to do now holds, but may have held before",
-                (Some(false), true) => "what it was to do does not hold",
+                (Some(true), _) => "the requested state was observed, but may have existed before",
+                (Some(false), true) => "the requested state was not observed",
                 (Some(false), false) => "it may still be under way",
-                (None, _) => "what came of it could not be seen",
+                (None, _) => "its result could not be determined",
             };
             data.observed = Some(types::ReconcileReport {
                 stable: sighting.stable,
                 satisfied: sighting.satisfied,
                 machine_state: sighting.machine_state.as_deref().map(str::to_owned),
             });
-            let text = format!("job {id} ({what}) was cut short: {seen}; look before you try again");
+            let text = format!("job {id} ({what}) was interrupted: {seen}; check before you try again");
             ErrorKind::OutcomeUnknown.with(text, data)
         }
     }
@@ -797,7 +797,7 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
         Failure::MachineWrongState { machine, state } => {
             let mut data = start(ErrorKind::MachineWrongState);
             data.machine = Some(machine.to_string());
-            // A machine that is on its way to another state will arrive there.
+            // A machine that is changing state will soon be in another one.
             data.retryable = matches!(MachineState::from_word(state), MachineState::Busy(_));
             data.machine_state = Some(state.to_string());
             ErrorKind::MachineWrongState.with(text, data)
@@ -824,7 +824,7 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
             data.stderr_tail = Some(stderr_tail.to_string());
             let tail = stderr_tail.trim();
             let text = if tail.is_empty() {
-                format!("{what}: orbctl failed with exit code {exit_code} and said nothing")
+                format!("{what}: orbctl failed with exit code {exit_code} and no error output")
             } else {
                 format!("{what}: orbctl failed with exit code {exit_code}: {tail}")
             };
@@ -838,7 +838,7 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
         }
         Failure::OrbctlUnhealthy(_) => {
             let mut data = start(ErrorKind::OrbctlUnhealthy);
-            data.retry_after_ms = Some(SICK_RETRY_AFTER_MS);
+            data.retry_after_ms = Some(UNHEALTHY_RETRY_AFTER_MS);
             ErrorKind::OrbctlUnhealthy.with(format!("{what}: {text}"), data)
         }
         Failure::OrbctlOutputUnreadable(_) => ErrorKind::OrbctlOutputUnreadable.with(
@@ -852,7 +852,7 @@ fn failure_error(failure: &Failure, what: &str, start: impl Fn(ErrorKind) -> typ
     }
 }
 
-/// Writes keys and values.
+/// Converts configuration keys and values.
 pub(super) fn config(values: &[(String, String)]) -> BTreeMap<String, String> {
     values.iter().cloned().collect()
 }

@@ -1,21 +1,21 @@
-//! The error table: the one place that knows codes.
+//! The error table: the only place that defines error codes.
 //!
-//! JSON-RPC keeps -32768..-32000 for itself and jsonrpsee uses part of that; ours are positive and grouped. Codes are added,
-//! never reused.
+//! JSON-RPC reserves -32768 to -32000, and jsonrpsee uses part of that range. orbd's own codes are positive and grouped. Codes are added
+//! and never reused.
 
 use super::types::{ErrorData, ErrorObject};
 
-/// Writes the table once: the doc comment is the published meaning.
+/// Defines the table. The doc comment of a kind is its published meaning and must fit on one line.
 macro_rules! kinds {
     ($(#[doc = $meaning:literal] $kind:ident $code:literal $word:literal;)*) => {
-        /// Kinds of errors, each with its code, its stable word and what it means.
+        /// The kinds of errors, each with its code, its stable name on the wire and its meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ErrorKind {
             $(#[doc = $meaning] $kind,)*
         }
 
         impl ErrorKind {
-            /// Every kind, in the order of the published table.
+            /// All kinds, in the order of the published table.
             pub const ALL: [Self; [$($code),*].len()] = [$(Self::$kind),*];
 
             /// Returns the code on the wire.
@@ -23,12 +23,12 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $code,)* }
             }
 
-            /// Returns the stable word on the wire.
+            /// Returns the stable name on the wire.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$kind => $word,)* }
             }
 
-            /// Returns what it means, in one sentence.
+            /// Returns the published meaning.
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$kind => $meaning,)* }.trim_ascii()
             }
@@ -37,62 +37,62 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Not JSON.
+    /// The request is not valid JSON.
     ParseError -32700 "parse_error";
-    /// JSON, but not a request, or over a bound of the connection.
+    /// The message is JSON but not a valid request, or it exceeds a limit of the connection.
     InvalidRequest -32600 "invalid_request";
-    /// A parameter is missing, unknown or out of range; `data.field` says which.
+    /// A parameter is missing, unknown or invalid; `data.field` names it.
     InvalidParams -32602 "invalid_params";
-    /// No such method.
+    /// The method does not exist.
     MethodNotFound -32601 "method_not_found";
-    /// Our own fault; `data.incident` finds the log line.
+    /// A bug in orbd; `data.incident` identifies the line in its log.
     Internal -32603 "internal";
-    /// The queue is full; `data.retry_after_ms` says when to come back.
+    /// The queue is full; retry after `data.retry_after_ms`.
     QueueFull 1001 "queue_full";
-    /// New work is refused.
+    /// The daemon, the queue or the lane is draining, or the daemon is stopping or being upgraded: new jobs are refused.
     Draining 1002 "draining";
-    /// Client and daemon speak different protocols.
+    /// Client and daemon use different protocol versions; the message says which one to update.
     ProtocolMismatch 1003 "protocol_mismatch";
-    /// orbd's own configuration is not valid; the message says what and where, and nothing changed.
+    /// The configuration of orbd is invalid; the message names the error and its line. Nothing changed.
     ConfigInvalid 1004 "config_invalid";
-    /// As many connections are open as may be; this one may call `daemon.*` only. `data.retry_after_ms` says when to come back.
+    /// The connection limit is reached: this connection may only call `daemon.*`. Retry after `data.retry_after_ms`.
     TooManyConnections 1005 "too_many_connections";
-    /// Requests in flight and unread answers hold as many bytes as they may. `data.retry_after_ms` says when to come back.
+    /// Requests in flight and unread answers have reached the memory limit. Retry after `data.retry_after_ms`.
     Overloaded 1006 "overloaded";
-    /// The store of the metrics cannot be used for now; the message says why. Everything else works.
+    /// The metrics store is not usable at the moment; the message says why. Only metrics are affected.
     StoreUnavailable 1007 "store_unavailable";
-    /// The journal cannot be written, so a detached change was refused or not started; the message says why. Jobs that are not detached run.
+    /// The journal cannot be written, so a detached change was refused or not started; the message says why. Attached jobs still run.
     JournalUnavailable 1008 "journal_unavailable";
-    /// `orbctl` knows no such machine.
+    /// There is no machine with this name or id.
     MachineNotFound 2001 "machine_not_found";
-    /// The name is taken.
+    /// A machine with this name already exists.
     MachineExists 2002 "machine_exists";
-    /// The machine is in a state in which this cannot be done.
+    /// The state of the machine does not allow the operation; `data.machine_state` has the state.
     MachineWrongState 2003 "machine_wrong_state";
-    /// Unknown, or no longer kept.
+    /// There is no job with this id: it never existed, or has expired from history.
     JobNotFound 3001 "job_not_found";
-    /// Cancelled; `data.phase` says where.
+    /// The job was cancelled; `data.phase` says whether it had started.
     JobCancelled 3002 "job_cancelled";
-    /// A limit passed; `data.phase` says which, `data.waiting_for` what was in the way.
+    /// A time limit passed: of waiting or of running, see `data.phase`. `data.waiting_for` says what the job waited for.
     DeadlineExceeded 3003 "deadline_exceeded";
-    /// It ended unseen: the daemon that ran it died, or the client that held its lease did.
+    /// orbd did not see how the job ended, because the daemon or the owner of the lease exited; a change gets `outcome_unknown`.
     JobInterrupted 3004 "job_interrupted";
-    /// A change was cut short and may have taken effect; `data.observed` says what was seen.
+    /// A change was interrupted and may have taken effect; `data.observed` has what orbd observed afterwards.
     OutcomeUnknown 3005 "outcome_unknown";
-    /// Not found, not executable, or a version that is not supported.
+    /// `orbctl` was not found, is not executable, or has an unsupported version.
     OrbctlUnavailable 4001 "orbctl_unavailable";
-    /// `orbctl` failed; `data.exit_code` and `data.stderr_tail` say how.
+    /// `orbctl` failed; see `data.exit_code` and `data.stderr_tail`.
     OrbctlFailed 4002 "orbctl_failed";
-    /// A signal ended `orbctl`.
+    /// A signal that orbd did not send ended `orbctl`; `data.signal` has its number.
     OrbctlKilled 4003 "orbctl_killed";
-    /// `orbctl` succeeded but said something that we do not know.
+    /// `orbctl` succeeded but printed output that orbd cannot parse.
     OrbctlOutputUnreadable 4004 "orbctl_output_unreadable";
-    /// `orbctl` itself is unhealthy, so nothing was begun; `data.retry_after_ms` says when to come back. Force passes.
+    /// `orbctl` is unhealthy, so the operation was not started. Retry after `data.retry_after_ms`; forced operations still run.
     OrbctlUnhealthy 4005 "orbctl_unhealthy";
 }
 
 impl ErrorKind {
-    /// Says whether the same call may succeed later without anybody mending anything.
+    /// Returns whether the same call may succeed later without any fix.
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
@@ -105,12 +105,12 @@ impl ErrorKind {
         )
     }
 
-    /// Finds the kind of a word.
+    /// Returns the kind with this name on the wire.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 
-    /// Makes an error of this kind.
+    /// Builds an error of this kind.
     pub fn error(self, message: impl Into<String>) -> ErrorObject {
         ErrorObject {
             code: self.code(),
@@ -119,7 +119,7 @@ impl ErrorKind {
         }
     }
 
-    /// Makes an error of this kind with data that was filled in.
+    /// Builds an error of this kind with the given data.
     pub fn with(self, message: impl Into<String>, data: ErrorData) -> ErrorObject {
         ErrorObject {
             code: self.code(),
@@ -128,7 +128,7 @@ impl ErrorKind {
         }
     }
 
-    /// Makes the data of an error of this kind, to be filled in.
+    /// Returns the data common to all errors of this kind; the caller adds the rest.
     pub fn data(self) -> ErrorData {
         ErrorData {
             kind: self.as_str().into(),
@@ -138,7 +138,7 @@ impl ErrorKind {
     }
 }
 
-/// Makes the error for a parameter that is not what it must be.
+/// Builds the error for an invalid parameter. The message begins with the name of the field.
 pub fn invalid(field: &str, message: impl std::fmt::Display) -> ErrorObject {
     let mut data = ErrorKind::InvalidParams.data();
     data.field = Some(field.into());
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_code_and_no_word_stands_for_two_kinds() {
+    fn codes_and_names_are_unique() {
         let codes: BTreeSet<_> = ErrorKind::ALL.iter().map(|kind| kind.code()).collect();
         let words: BTreeSet<_> = ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect();
         assert_eq!(

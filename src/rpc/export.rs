@@ -1,13 +1,13 @@
-//! `GET /metrics/export`: what is recorded, as a plain body. Query parameters, all optional:
+//! `GET /metrics/export`: recorded operations as a plain body. All query parameters are optional:
 //!
 //! | name | value |
 //! |---|---|
 //! | `format` | `json_lines` (the default), `csv` or `prometheus` |
 //! | `since` | an RFC 3339 time: only operations that ended then or later |
-//! | `operation`, `machine`, `client`, `outcome` | only operations of this verb, machine, client name, outcome |
+//! | `operation`, `machine`, `client`, `outcome` | only operations with this verb, machine, client name, outcome |
 //!
-//! The body is made one page of records at a time, when the client takes the one before, so an export costs the daemon the same
-//! memory however much is recorded. What fails after the first page breaks the body off: a body that ends as HTTP says is whole.
+//! The body is produced one page of records at a time, when the client has taken the previous one, so memory use does not depend on the
+//! number of records. An error after the first page breaks the body off; a body that ends properly is complete.
 
 use std::fmt::Write as _;
 use std::io;
@@ -22,28 +22,28 @@ use super::server::Server;
 use crate::machine::MachineName;
 use crate::metrics::{Export, HistoryFilter, OutcomeWord, RecordFormat, StoreError};
 
-/// The path of the request.
+/// Path of the request.
 pub const PATH: &str = "/metrics/export";
 
-/// The names of the parameters, for messages.
+/// Names of the parameters, for messages.
 const PARAMETERS: &str = "format, since, operation, machine, client or outcome";
 
-/// The form of an export.
+/// Format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ExportFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     #[default]
     JsonLines,
     /// Comma-separated values with a header.
     Csv,
-    /// Counters and percentiles in Prometheus' text exposition format; takes no filter.
+    /// Counters and percentiles in the Prometheus text format. It takes no filter.
     Prometheus,
 }
 
 impl ExportFormat {
     const ALL: [Self; 3] = [Self::JsonLines, Self::Csv, Self::Prometheus];
 
-    /// Returns the word used on the wire.
+    /// Returns the name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::JsonLines => "json_lines",
@@ -61,25 +61,25 @@ impl ExportFormat {
     }
 }
 
-/// What to export.
+/// Format and filters of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportQuery {
-    /// The form.
+    /// Format of the body.
     pub format: ExportFormat,
-    /// Only operations that ended at this time or later, milliseconds since 1970.
+    /// Only operations that ended at this time or later, in milliseconds since 1970.
     pub since_ms: Option<u64>,
-    /// Only this verb.
+    /// Only this operation, such as `start`.
     pub operation: Option<String>,
-    /// Only this machine.
+    /// Only the machine with this name.
     pub machine: Option<String>,
-    /// Only clients of this name.
+    /// Only clients with this name.
     pub client: Option<String>,
-    /// Only this outcome.
+    /// Only this outcome, such as `failed`.
     pub outcome: Option<String>,
 }
 
 impl ExportQuery {
-    /// Writes path and query of the request.
+    /// Returns path and query of the request.
     pub fn target(&self) -> String {
         let mut target = format!("{PATH}?format={}", self.format.as_str());
         if let Some(ms) = self.since_ms {
@@ -98,7 +98,7 @@ impl ExportQuery {
         target
     }
 
-    /// Reads the query of a request.
+    /// Parses the query of a request.
     fn parse(query: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -146,14 +146,14 @@ impl ExportQuery {
     }
 }
 
-/// Reads an RFC 3339 time as milliseconds since 1970.
+/// Parses an RFC 3339 time to milliseconds since 1970.
 fn parse_time(text: &str) -> Result<u64, String> {
     let time = text.parse::<jiff::Timestamp>().ok();
     time.and_then(|time| u64::try_from(time.as_millisecond()).ok())
         .ok_or_else(|| format!("since: '{text}' is not a time such as 2026-11-30T08:00:00Z"))
 }
 
-/// Percent-encodes what has a meaning in a query, or none in HTTP.
+/// Percent-encodes all bytes that are not unreserved in URLs.
 fn encode(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -165,7 +165,7 @@ fn encode(text: &str) -> String {
     })
 }
 
-/// Reverses [`encode`]; `None` for what is not UTF-8 or has half an escape.
+/// Reverses [`encode`]. Returns `None` for an incomplete escape or invalid UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -174,7 +174,7 @@ fn decode(text: &str) -> Option<String> {
         if byte == b'%' {
             let (digits, tail) = rest.split_at_checked(2)?;
             let digits = std::str::from_utf8(digits).ok()?;
-            // `from_str_radix` takes a sign.
+            // `from_str_radix` accepts a sign.
             if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                 return None;
             }
@@ -187,20 +187,20 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// An export that has begun.
+/// A started export.
 pub(super) struct Answer<S> {
     pub(super) media_type: &'static str,
-    /// Ends early with an error when the store fails.
+    /// Ends early with an error if the store fails.
     pub(super) body: S,
 }
 
-/// Why an export could not begin.
+/// Why an export could not start.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) message: String,
 }
 
-/// Begins an export: the first page has been read when this returns.
+/// Starts an export. The first page has been read when this returns.
 pub(super) async fn begin(
     server: &Server,
     query: Option<&str>,
@@ -242,7 +242,7 @@ pub(super) async fn begin(
     })
 }
 
-/// Returns what follows the first page.
+/// Returns the pages after the first.
 fn rest(export: Export) -> impl Stream<Item = io::Result<Bytes>> + Send {
     stream::unfold(Some(export), async |export| {
         let mut export = export?;
@@ -254,7 +254,7 @@ fn rest(export: Export) -> impl Stream<Item = io::Result<Bytes>> + Send {
 }
 
 fn broken_off(error: &StoreError) -> io::Error {
-    tracing::warn!(%error, "an export of the metrics was broken off");
+    tracing::warn!(%error, "metrics export failed");
     io::Error::other(error.to_string())
 }
 
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn query_survives_being_written_and_read() {
+    fn query_round_trips() {
         let all = ExportQuery {
             format: ExportFormat::Csv,
             since_ms: Some(1_796_000_000_123),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_query_is_refused_with_the_parameter_and_what_it_takes() {
+    fn invalid_query_error_names_the_parameter_and_accepted_values() {
         for (query, expected) in [
             ("format=xml", "format: 'xml' is not json_lines, csv or prometheus"),
             (

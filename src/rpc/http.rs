@@ -1,9 +1,9 @@
-//! HTTP/1.1 over the same socket: JSON-RPC by POST, and a job's output as a plain body.
+//! HTTP/1.1 over the same socket: JSON-RPC by POST, the output of a job and recorded operations as plain bodies.
 //!
 //! ```text
-//! POST /                                       JSON-RPC, without subscriptions
-//! GET /jobs/ID/output?stream=stdout&from=0     bytes, as they come, until the job has ended
-//! GET /metrics/export?format=csv               what is recorded
+//! POST /                                         JSON-RPC, without subscriptions
+//! GET /jobs/ID/output?stream=stdout&offset=0     output as it is written, until the job has ended
+//! GET /metrics/export?format=csv                 recorded operations
 //! ```
 
 use std::convert::Infallible;
@@ -36,30 +36,30 @@ use crate::job::JobId;
 use crate::spool::{Batch, Chunk, Reader, Spool, Stream};
 use crate::sys;
 
-/// What an answer says that refuses everything else.
-pub(super) const SPOKEN: &str = "this socket takes newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \
+/// Ends each refusal: what this socket accepts.
+pub(super) const SPOKEN: &str = "this socket accepts newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \
     POST / (JSON-RPC calls), GET /jobs/ID/output, GET /metrics/export";
-/// Bytes that hyper reads ahead, and bytes of answers that it keeps unwritten. A head must fit.
+/// Bytes that hyper reads ahead, and bytes of an answer that it buffers. The head of a request must fit.
 const BUFFER_MAX: usize = 64 << 10;
-/// Bytes of an answer handed to hyper at once. While there are more, the connection is in use.
+/// Bytes of an answer that are passed to hyper at once. While there are more, the connection is in use.
 const ANSWER_PIECE: usize = 64 << 10;
-/// Bytes of output that are read for a body at once.
+/// Maximum number of bytes of output read for a body at once.
 const PIECE_MAX: usize = 256 << 10;
-/// The same while they come one by one, without room in the budget of the connection.
+/// The same for output that is sent as it arrives, without a budget permit.
 const PIECE_SMALL: usize = 16 << 10;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Serves HTTP connections.
 pub struct Http {
-    /// What a body is made from.
+    /// Used for the plain bodies.
     pub server: Arc<Server>,
-    /// What a POST is answered by.
+    /// Answers the POST requests.
     pub service: Arc<Service>,
 }
 
 impl Http {
-    /// Serves one connection until it is closed. The request that is being answered at the `end` is the last one.
+    /// Serves one connection until it is closed. A request that is being answered at the `end` is the last one.
     pub(super) async fn serve(&self, stream: UnixStream, connection: Arc<Connection>, end: &ConnectionEnd) {
         let mut hang_up = match sys::HangUp::watch(&stream) {
             Ok(hang_up) => hang_up,
@@ -68,7 +68,7 @@ impl Http {
                     client = %connection.name(),
                     pid = connection.pid(),
                     %error,
-                    "a connection cannot be watched for hang-up"
+                    "cannot watch a connection for hang-up"
                 );
                 return;
             }
@@ -76,7 +76,7 @@ impl Http {
         let service =
             service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &connection).await));
         let mut http = hyper::server::conn::http1::Builder::new();
-        // A client that closes its sending side still waits for its answer; a full hang-up is seen below.
+        // A client that closes only its sending side still waits for its answer. A full hang-up is detected below.
         http.half_close(true);
         http.max_buf_size(BUFFER_MAX);
         // hyper also closes a connection on which no request begins for this long.
@@ -103,7 +103,7 @@ impl Http {
                 client = %connection.name(),
                 pid = connection.pid(),
                 %error,
-                "an HTTP connection ended"
+                "HTTP connection failed"
             );
         }
     }
@@ -111,7 +111,7 @@ impl Http {
     async fn answer(&self, mut request: Request<Incoming>, connection: &Arc<Connection>) -> Response<Body> {
         let is_call = request.method() == Method::POST && request.uri().path() == "/";
         let message = if is_call {
-            // Until a request is whole, its connection may be closed for another one.
+            // The connection is not in use before the request is complete, so until then it may be closed to make room for another.
             Some(self.message(request.body_mut(), connection.budget()).await)
         } else {
             None
@@ -123,7 +123,10 @@ impl Http {
             );
         };
         if request.headers().contains_key(header::UPGRADE) {
-            return plain(StatusCode::BAD_REQUEST, &format!("no upgrade: {SPOKEN}"));
+            return plain(
+                StatusCode::BAD_REQUEST,
+                &format!("HTTP upgrades are not supported; {SPOKEN}"),
+            );
         }
         let path = request.uri().path();
         if let Some(rest) = path.strip_prefix("/jobs/") {
@@ -145,17 +148,17 @@ impl Http {
             (Some(Ok((message, permit))), _) => self.post(message, permit, connection, in_use).await,
             (Some(Err((status, error))), _) => refusal(status, error, in_use),
             (None, "/") => {
-                let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &format!("only POST: {SPOKEN}"));
+                let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &format!("use POST; {SPOKEN}"));
                 response
                     .headers_mut()
                     .insert(header::ALLOW, HeaderValue::from_static("POST"));
                 response
             }
-            _ => plain(StatusCode::NOT_FOUND, &format!("nothing at {path}: {SPOKEN}")),
+            _ => plain(StatusCode::NOT_FOUND, &format!("{path} not found; {SPOKEN}")),
         }
     }
 
-    /// Answers a message of JSON-RPC. What it comes to is an answer with status 200, also when that is an error.
+    /// Answers a JSON-RPC message. The status is 200, also for a JSON-RPC error.
     async fn post(
         &self,
         message: Vec<u8>,
@@ -163,7 +166,7 @@ impl Http {
         connection: &Arc<Connection>,
         in_use: InUse,
     ) -> Response<Body> {
-        // The rest is not needed to handle it.
+        // Releases what the handling of the message does not need.
         permit.shrink_to(self.service.bounds.cost(&message));
         let (mut output, mut room) = (Vec::new(), None);
         let calls_bytes = self.service.bounds.cost(&message) - message.len();
@@ -182,11 +185,11 @@ impl Http {
             output.push(b'\n');
             room = answer.permit;
         }
-        // An answer takes the room of its call until it is written.
+        // Until the answer is written, the permits of its calls count for it.
         permit.shrink_to(calls_bytes);
         let room = [Some(permit), room];
         if output.is_empty() {
-            // Nothing in it wanted an answer.
+            // All calls were notifications.
             let mut response = Response::new(Answer::body(output, room, in_use));
             *response.status_mut() = StatusCode::NO_CONTENT;
             return response;
@@ -194,7 +197,7 @@ impl Http {
         json(output, room, in_use)
     }
 
-    /// Reads a body to its end, in time, with the room that it takes.
+    /// Reads a complete body within `request_timeout`, and returns it with its permit.
     async fn message(&self, body: &mut Incoming, budget: &Arc<Budget>) -> Result<Message, Refused> {
         let timeout = self.service.bounds.request_timeout;
         tokio::time::timeout(timeout, self.read(body, budget))
@@ -209,7 +212,7 @@ impl Http {
     async fn read(&self, body: &mut Incoming, budget: &Arc<Budget>) -> Result<Message, Refused> {
         let most = self.service.bounds.frame_max;
         let too_large = || {
-            let text = format!("a request has at most {most} bytes (frame_max); send large input in pieces");
+            let text = format!("the request exceeds {most} bytes (frame_max); send large input in pieces");
             (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 ErrorKind::InvalidRequest.error(text),
@@ -222,7 +225,7 @@ impl Http {
         let permit = self.room(budget, body.size_hint().exact()).await?;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                let text = format!("the body was cut short: {error}");
+                let text = format!("the body is incomplete: {error}");
                 (StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest.error(text))
             })?;
             let Ok(bytes) = frame.into_data() else { continue };
@@ -238,13 +241,13 @@ impl Http {
         Ok((message, permit))
     }
 
-    /// Waits for room for a body and its calls, of the longest if its length is not known: room for a part would keep others from
-    /// being completed.
+    /// Waits for the budget of a body and its calls. Without a known length this is the budget of the longest body: permits for parts of
+    /// bodies could block each other.
     async fn room(&self, budget: &Arc<Budget>, length: Option<u64>) -> Result<Permit, Refused> {
         let bounds = self.service.bounds;
         let length = length.and_then(|length| usize::try_from(length).ok());
         let bytes = length.map_or(bounds.one_frame(), |length| length + bounds.calls_of(length));
-        // Before the time is over that the whole request has.
+        // The wait must end before `request_timeout` of the whole request.
         let timeout = bounds.request_timeout / 2;
         let taken = budget.wait_for(|| budget.try_take(bytes).ok());
         match tokio::time::timeout(timeout, taken).await {
@@ -256,14 +259,14 @@ impl Http {
     }
 }
 
-/// What an answer takes: the room of its call, and more if it is long.
+/// Permits of an answer: that of its call, and one more if the answer is long.
 type Room = [Option<Permit>; 2];
-/// A body, and the room that it takes.
+/// A body and its permit.
 type Message = (Vec<u8>, Permit);
-/// How a request is refused before it is one of JSON-RPC.
+/// Refusal of a request that was not read as JSON-RPC.
 type Refused = (StatusCode, ErrorObject);
 
-/// Returns a whole answer for a connection that hyper does not serve.
+/// Returns a complete HTTP answer, for a connection that hyper does not serve.
 pub(super) fn whole(status: &str, content_type: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -271,7 +274,7 @@ pub(super) fn whole(status: &str, content_type: &str, body: &str) -> String {
     )
 }
 
-/// Makes an answer of plain text.
+/// Builds an answer of plain text.
 fn plain(status: StatusCode, text: &str) -> Response<Body> {
     let body = http_body_util::Full::from(format!("{text}\n")).map_err(|never| match never {});
     let mut response = Response::new(body.boxed_unsync());
@@ -283,7 +286,7 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
-/// Makes an answer of JSON-RPC.
+/// Builds an answer with a JSON body.
 fn json(output: Vec<u8>, room: Room, in_use: InUse) -> Response<Body> {
     let mut response = Response::new(Answer::body(output, room, in_use));
     response
@@ -292,7 +295,7 @@ fn json(output: Vec<u8>, room: Room, in_use: InUse) -> Response<Body> {
     response
 }
 
-/// Refuses a request before it was one of JSON-RPC.
+/// Builds the refusal of a request that was not read as JSON-RPC.
 fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Body> {
     let error = error_json(&Id::Null, error);
     let mut response = json(format!("{}\n", error.get()).into_bytes(), [None, None], in_use);
@@ -300,8 +303,8 @@ fn refusal(status: StatusCode, error: ErrorObject, in_use: InUse) -> Response<Bo
     response
 }
 
-/// A body of known length. hyper takes a piece when the one before is nearly written, so a client that does not read keeps its
-/// connection in use.
+/// A body of known length. hyper requests a piece when the previous one is almost written, so the connection of a client that does not read
+/// stays in use.
 struct Answer {
     rest: Bytes,
     _room: Room,
@@ -340,7 +343,7 @@ impl hyper::body::Body for Answer {
     }
 }
 
-/// Which bytes of a job's output are wanted.
+/// The requested part of a job's output.
 struct Wanted {
     stream: Option<Stream>,
     offset: u64,
@@ -363,11 +366,11 @@ fn wanted(query: Option<&str>) -> Result<Wanted, String> {
             Some(("offset", number)) => {
                 wanted.offset = number
                     .parse()
-                    .map_err(|_| format!("offset: {number:?} is not a byte offset"))?;
+                    .map_err(|_| format!("offset: must be a number of bytes (got {number:?})"))?;
             }
             _ => {
                 return Err(format!(
-                    "{pair:?}: give stream=stdout|stderr|both and offset=BYTES"
+                    "unknown parameter {pair:?}; use stream=stdout|stderr|both and offset=BYTES"
                 ));
             }
         }
@@ -384,24 +387,27 @@ async fn job_output(
     in_use: InUse,
 ) -> Response<Body> {
     if method != Method::GET {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported here");
     }
     let Some(id) = path
         .strip_suffix("/output")
         .and_then(|id| id.parse().ok())
         .map(JobId)
     else {
-        return plain(StatusCode::NOT_FOUND, "there is /jobs/ID/output");
+        return plain(StatusCode::NOT_FOUND, "not found; use /jobs/ID/output");
     };
     let wanted = match wanted(query) {
         Ok(wanted) => wanted,
         Err(text) => return plain(StatusCode::BAD_REQUEST, &text),
     };
     let Some(job) = server.dispatcher.job(id).await else {
-        return plain(StatusCode::NOT_FOUND, "no such job, or it ended too long ago");
+        return plain(
+            StatusCode::NOT_FOUND,
+            "job not found (unknown id, or expired from history)",
+        );
     };
     if job.output_gone > 0 {
-        return plain(StatusCode::GONE, "the output is no longer kept");
+        return plain(StatusCode::GONE, "the output is no longer stored");
     }
     let Some(spool) = job.spool else {
         return plain(StatusCode::NOT_FOUND, "this job has no output");
@@ -409,7 +415,10 @@ async fn job_output(
     if wanted.offset > spool.end() {
         return plain(
             StatusCode::RANGE_NOT_SATISFIABLE,
-            &format!("the job wrote {} bytes", spool.end()),
+            &format!(
+                "offset: must be at most {}, the end of the job's output",
+                spool.end()
+            ),
         );
     }
     let output = Output {
@@ -439,7 +448,7 @@ async fn metrics_export(
     in_use: InUse,
 ) -> Response<Body> {
     if method != Method::GET {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported here");
     }
     let export = match export::begin(server, query).await {
         Ok(export) => export,
@@ -457,22 +466,22 @@ async fn metrics_export(
     response
 }
 
-/// A job's output as it leaves in a body.
+/// The output of a job, as the source of a body.
 struct Output {
     reader: Reader,
     spool: Spool,
     stream: Option<Stream>,
-    /// Pieces that were read, the next one last.
+    /// Pieces already read, the next one last.
     ready: Vec<Bytes>,
-    /// What they take.
+    /// The permit for `ready`.
     room: Option<Permit>,
     budget: Arc<Budget>,
-    /// While the state is held, the dispatcher knows that the output is read; it is not read itself.
+    /// Not read here. While the receiver exists, the dispatcher knows that the output is being read.
     _held: (InUse, watch::Receiver<JobState>),
 }
 
 impl Output {
-    /// Returns the next piece; `None` at the end. A gap breaks the body off: silence would be a lie.
+    /// Returns the next piece; `None` at the end. A gap ends the body with an error, so that missing output is not overlooked.
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             if let Some(bytes) = self.ready.pop() {
@@ -490,7 +499,7 @@ impl Output {
                     self.ready = wanted.rev().collect();
                 }
                 Ok(Batch::Gap { from, to }) => {
-                    let text = format!("bytes {from} to {to} are no longer kept");
+                    let text = format!("bytes {from} to {to} are no longer stored");
                     return Some(Err(io::Error::other(text)));
                 }
                 Ok(Batch::End) => return None,

@@ -1,7 +1,7 @@
-//! Notifications as whole lines, for subscribers that read JSON lines; output is encoded in one pass.
+//! Encodes notifications as complete lines; output is encoded in one pass.
 //!
-//! A gigabyte of output is sixteen thousand events. Going through jsonrpsee each would be copied into a value, encoded, and encoded
-//! again into its envelope. Here the envelope is made from the same wire types with the bytes left out, and those are put in last.
+//! A gigabyte of output is sixteen thousand events. jsonrpsee would copy each into a value, encode it, and encode it again into its
+//! envelope. Here the envelope is encoded from the same wire types without the bytes, and the bytes are inserted last.
 
 use std::sync::LazyLock;
 
@@ -19,7 +19,7 @@ type Base64 = base64::engine::Simd;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 type Base64 = base64::engine::GeneralPurpose;
 
-/// The standard alphabet with padding, with the processor's wide instructions where there are some.
+/// The standard alphabet with padding, using SIMD instructions where available.
 pub(super) static BASE64: LazyLock<Base64> = LazyLock::new(|| {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     return Base64::standard(PAD);
@@ -27,13 +27,13 @@ pub(super) static BASE64: LazyLock<Base64> = LazyLock::new(|| {
     return Base64::new(&base64::alphabet::STANDARD, PAD);
 });
 
-/// What comes after a chunk's bytes: the ends of the string, the event, the parameters and the notification.
+/// What follows a chunk's bytes: the ends of the string, the event, the parameters and the notification.
 const TAIL: &[u8] = b"\"}}}";
 
-/// Room for an envelope.
+/// Estimated size of an envelope, in bytes.
 const ENVELOPE: usize = 256;
 
-/// What a subscription's notifications have in common.
+/// The common part of a subscription's notifications.
 pub(super) struct Envelope<'a> {
     pub(super) method: &'a str,
     pub(super) subscription: SubscriptionId<'static>,
@@ -47,7 +47,7 @@ pub(super) fn line(envelope: Envelope<'_>, event: &impl Serialize) -> Option<Vec
     Some(line)
 }
 
-/// Encodes output as a line: what [`line`] makes of [`convert::chunk`].
+/// Encodes output as a line. The result is the same as that of [`line`] with [`convert::chunk`].
 pub(super) fn output_line(envelope: Envelope<'_>, chunk: &spool::Chunk) -> Option<Vec<u8>> {
     let bytes = &chunk.bytes[..];
     let text = std::str::from_utf8(bytes).ok();
@@ -57,16 +57,16 @@ pub(super) fn output_line(envelope: Envelope<'_>, chunk: &spool::Chunk) -> Optio
         text.is_none().then(String::new),
     ));
     let room = match text {
-        // One character in eight may need an escape before the room has to grow.
+        // Room for one escape per eight characters before the buffer has to grow.
         Some(text) => text.len() + text.len() / 8,
         None => bytes.len().div_ceil(3) * 4,
     };
     let mut line = Vec::with_capacity(ENVELOPE + room);
     encode(envelope, &empty, &mut line)?;
-    debug_assert!(line.ends_with(TAIL), "the bytes are declared last");
+    debug_assert!(line.ends_with(TAIL), "the bytes are the last field");
     line.truncate(line.len() - TAIL.len());
     if let Some(text) = text {
-        // Written with its own quotes.
+        // serde_json writes the quotes itself.
         line.pop();
         serde_json::to_writer(&mut line, text).ok()?;
         line.pop();
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn output_is_encoded_as_any_event_is() {
+    fn output_lines_match_the_general_encoding() {
         let every_byte: Vec<u8> = (0..=u8::MAX).cycle().take(1000).collect();
         let pieces: [&[u8]; 9] = [
             b"",
@@ -107,7 +107,7 @@ mod tests {
             b"\xff1",
             b"\xff12",
             &every_byte,
-            // A character that is cut in two.
+            // A character that is split between two pieces.
             &"\u{1f980}".as_bytes()[..2],
         ];
         for (number, piece) in (0..).zip(pieces) {

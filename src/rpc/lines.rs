@@ -1,16 +1,19 @@
 //! Newline-delimited JSON-RPC over one connection.
 //!
-//! One task per connection reads, runs handlers and writes; it calls methods as HTTP does (`request`). What it promises: calls are
-//! answered as they end, in any order; a client that does not read is not read from either, and what it has sent waits unhandled, so
-//! its requests cost bounded memory; a half-close lets calls in flight end; a full hang-up is seen even while nothing is read; a
-//! subscription can be ended as soon as its id is known.
+//! One task per connection reads, runs handlers and writes. It calls methods through `request`, as HTTP does. It guarantees:
+//!
+//! - Calls are answered as they end, in any order.
+//! - While a client does not read, nothing is read from it and its requests stay unhandled, so they use bounded memory.
+//! - After a half-close the calls in flight are still answered.
+//! - A full hang-up is detected even while nothing is read.
+//! - A subscription can be ended as soon as its id is known.
 //!
 //! ```text
 //!            +-- complete line --> fast path (cached list) ----+
 //!  socket -> input                                             +-> output -> socket
 //!            +-- complete line --> handler future, in flight --+
-//!        for each subscription, until its end: messages ------+
-//!                                      and lines of its outlet +
+//!        for each subscription, until its end: messages -------+
+//!                                   and lines of its LineSink -+
 //! ```
 
 use std::io;
@@ -36,20 +39,21 @@ use super::types::{self, ErrorObject};
 use crate::clock::Moment;
 use crate::sys;
 
-/// Unwritten output at which a connection stops reading, handling what it has read, and taking subscription messages.
+/// Bytes of unwritten output at which a connection stops reading, stops handling what it has read, and stops taking messages of
+/// subscriptions.
 const OUTPUT_HIGH: usize = 64 << 10;
-/// Room made for each read.
+/// Space reserved for each read, in bytes.
 const READ_SIZE: usize = 16 << 10;
-/// Input up to this length takes room as it comes. A longer line takes that of the longest at once: room for parts would keep each
-/// from being completed.
+/// Input up to this length is charged as it arrives. A longer line is charged as the longest line at once: permits for parts of lines could
+/// block each other.
 const INPUT_SMALL: usize = 32 << 10;
-/// Buffers larger than this are given back once they are empty, so that one large answer is not kept for ever.
+/// Empty buffers larger than this are freed, so that a large answer does not keep its memory.
 const KEEP_CAPACITY: usize = 128 << 10;
 
-/// Serves one connection until the client is gone or the `end` comes, after which no more requests are taken.
+/// Serves one connection until the client disconnects or the `end`. After the `end` no more requests are accepted.
 ///
-/// Before an upgrade the last message is `daemon.closing`: it counts the requests that were answered, so that the client can send the
-/// others to the next instance.
+/// Before an upgrade the last message is `daemon.closing`. It counts the answered requests, so that the client can send the others to the
+/// next instance.
 pub(super) async fn serve(
     stream: UnixStream,
     service: Arc<Service>,
@@ -63,7 +67,7 @@ pub(super) async fn serve(
                 client = %connection.name(),
                 pid = connection.pid(),
                 %error,
-                "a connection cannot be watched for hang-up"
+                "cannot watch a connection for hang-up"
             );
             return;
         }
@@ -98,19 +102,19 @@ pub(super) async fn serve(
     session.run(stream, outside).await;
 }
 
-/// What a connection hears of beside its socket's readiness and its own calls. Polled only when one of them happened.
+/// Events other than the readiness of the socket and the end of calls. Each future is polled only when it has been woken.
 type ControlEvents = FuturesUnordered<BoxFuture<'static, ControlEvent>>;
 
 enum ControlEvent {
-    /// The client is gone.
+    /// The client has disconnected.
     HungUp,
-    /// No more requests are taken.
+    /// The daemon is stopping: no more requests are accepted.
     Stopped,
-    /// The next instance is about to take over.
+    /// The daemon is about to be upgraded.
     Upgrading,
 }
 
-/// Takes so much room, unless it is taken already.
+/// Charges the budget, up to `bytes` in all.
 fn take(room: &mut Option<Permit>, budget: &Arc<Budget>, bytes: usize) -> Result<(), Shortage> {
     match room {
         Some(room) => room.grow_to(bytes),
@@ -134,66 +138,66 @@ struct Session {
     service: Arc<Service>,
     connection: Arc<Connection>,
     subscriptions: LineSubscriptions,
-    /// Calls that have not ended. `None` is the end of a call whose answer went another way.
+    /// Requests whose calls have not ended. The answer is `None` if it was sent another way.
     in_flight: FuturesUnordered<BoxFuture<'static, EndedRequest>>,
-    /// Calls of which they consist.
+    /// Number of calls in `in_flight`.
     calls: usize,
-    /// Bytes read and not yet handled; `scanned` of them are known to hold no line end.
+    /// Bytes read and not handled yet. The first `scanned` of them contain no line end.
     input: Vec<u8>,
     scanned: usize,
-    /// What the input takes.
+    /// The permit for `input`.
     input_room: Option<Permit>,
-    /// The room that the first line of the input needs and did not get; 0 if it did.
+    /// Bytes that could not be charged for the first line of the input; 0 if none are missing.
     short_of: usize,
-    /// Whole lines were left in the input because a bound was reached.
+    /// Whether the input has complete lines that a limit keeps from being handled.
     has_unhandled: bool,
-    /// Since when a line has begun and could have been completed.
+    /// Time since which the current line is incomplete although the client could have completed it.
     partial_since: Option<Instant>,
-    /// Requests that were handled, a batch counting as one.
+    /// Number of handled requests; a batch counts as one.
     requests: u64,
-    /// The first of them that was refused because of an upgrade, and is not answered: the next instance takes it.
+    /// Number of the first request that was refused because of an upgrade. It is not answered: the client sends it to the next instance.
     unbegun: Option<u64>,
-    /// Bytes to be written; the first `written` of them are.
+    /// Bytes to write; the first `written` of them have been written.
     output: Vec<u8>,
     written: usize,
-    /// What long answers and notifications in it take.
+    /// Permits for long answers and notifications in `output`.
     output_room: Vec<Permit>,
     reading: ReadState,
     closing: Closing,
     upgrading: CancellationToken,
 }
 
-/// A request that has ended.
+/// A request whose calls have ended.
 struct EndedRequest {
-    /// Its number on the connection, from 1.
+    /// Number of the request on this connection, from 1.
     number: u64,
-    /// Calls of which it consists.
+    /// Number of calls in the request.
     calls: usize,
-    /// `None` where the answer went another way, or none is wanted.
+    /// `None` if the answer was sent another way, or none is wanted.
     answer: Option<Answer>,
-    /// What the request takes.
+    /// The permit for the request.
     room: Permit,
 }
 
-/// Whether more is read.
+/// Whether the connection reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadState {
-    /// It is.
+    /// It reads.
     On,
-    /// We stop; the client has not.
+    /// The daemon has stopped reading.
     Stopped,
-    /// The client closed its sending side, or sent a frame over the bound.
+    /// The client closed its sending side, or sent a line longer than `frame_max`.
     Over,
 }
 
-/// How far a connection is closed for an upgrade.
+/// Progress of closing the connection for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Closing {
-    /// It is not.
+    /// Not closing.
     No,
-    /// Nothing more is read, and what was read is answered.
+    /// No more is read, and the requests already read are answered.
     Answering,
-    /// The client was sent `daemon.closing`.
+    /// `daemon.closing` has been sent.
     Sent,
 }
 
@@ -202,8 +206,8 @@ impl Session {
         let (mut reader, writer) = stream.split();
         let mut in_use = None;
         loop {
-            // What can be answered at once leaves with what was answered before it, in one write and for one wake-up. Not more than
-            // that: answers that are ready are many and may be long, and each would wait here for the others.
+            // Answers that are ready are written together with earlier ones, in one write and one wake-up. `OUTPUT_HIGH` limits them,
+            // because they may be many and long, and each would delay the others here.
             while !self.in_flight.is_empty()
                 && self.output.len() < OUTPUT_HIGH
                 && let Some(Some(ended)) = self.in_flight.next().now_or_never()
@@ -231,7 +235,7 @@ impl Session {
             if !is_reading && self.in_flight.is_empty() && pending == 0 && is_silent {
                 return;
             }
-            // Room for more of a line is waited for as long as the line may take.
+            // If the budget for more of a line is used up, waits at most as long as the line may take.
             let wanted = self.input_wanted();
             let budget = self.connection.budget().clone();
             let has_input_room = may_handle && take(&mut self.input_room, &budget, wanted).is_ok();
@@ -239,7 +243,7 @@ impl Session {
                 self.reserve_input(wanted);
             }
             if !may_handle && self.partial_since.is_some() {
-                // The client cannot complete what is not read.
+                // The client cannot complete a line that is not being read.
                 self.partial_since = Some(Moment::now().instant);
             }
             let timeout = self.service.bounds.request_timeout;
@@ -258,7 +262,7 @@ impl Session {
                     }
                 },
                 ready = writer.writable(), if pending > 0 => if ready.is_err() { return },
-                // Also while nothing can be written: a handler that is not polled may hold what others wait for.
+                // Polled even if nothing can be written: a handler that is not polled may hold what others wait for.
                 Some(ended) = self.in_flight.next(), if !self.in_flight.is_empty() => self.push_answer(ended),
                 item = self.subscriptions.next(), if room && !is_silent => self.push_item(item),
                 () = budget.wait_for(|| take(&mut self.input_room, &budget, wanted).ok()), if may_handle && !has_input_room => {}
@@ -268,14 +272,14 @@ impl Session {
                         in_use = self.connection.begin_use();
                     }
                     match read {
-                        // It was idle for too long, and this came too late.
+                        // The connection was closed for being idle before this input arrived.
                         _ if in_use.is_none() => return,
                         Ok(0) => {
                             self.reading = ReadState::Over;
-                            // What is whole but for its line end is a request all the same; what was cut short is told so.
+                            // A last line without line end is handled like any other; if it is incomplete, the client gets an error.
                             let last = std::mem::take(&mut self.input);
                             let room = self.room_for(&last).unwrap_or_else(|| {
-                                Err(ErrorKind::Overloaded.error("no room for the last request; try again later"))
+                                Err(ErrorKind::Overloaded.error("the memory limit is reached; send the request again later"))
                             });
                             self.line(&last, room);
                         }
@@ -289,7 +293,7 @@ impl Session {
                         ErrorKind::InvalidRequest.error(text)
                     });
                     self.refuse(&Id::Null, error);
-                    // Once: a client that does not read it either is not waited for.
+                    // Written once. There is no wait for a client that does not read.
                     self.flush(&writer);
                     return;
                 }
@@ -297,13 +301,13 @@ impl Session {
         }
     }
 
-    /// Says whether nothing is under way: no call, no subscription, nothing to be handled or written.
+    /// Returns whether there is no call, no subscription, and nothing to handle or write.
     fn is_idle(&self) -> bool {
         let is_quiet = self.in_flight.is_empty() && self.subscriptions.is_silent();
         is_quiet && !self.has_unhandled && self.output.is_empty()
     }
 
-    /// Writes `daemon.closing`, after what subscriptions have ready. Those that have more to come end here.
+    /// Appends the messages that subscriptions have ready, then `daemon.closing`. Subscriptions with further messages end here.
     fn close(&mut self) {
         while let Some(Some(item)) = self.subscriptions.next().now_or_never() {
             self.push_item(Some(item));
@@ -318,14 +322,14 @@ impl Session {
         self.closing = Closing::Sent;
     }
 
-    /// Says whether one more request may be handled: there is room for its answer, and for its call.
+    /// Returns whether one more request may be handled: the output and the calls in flight are below their limits.
     fn has_room(&self) -> bool {
         self.output.len() - self.written < OUTPUT_HIGH
             && self.calls < self.service.bounds.in_flight_max
             && self.short_of == 0
     }
 
-    /// Returns the room that the input needs for one more read.
+    /// Returns the bytes to charge for the input before one more read.
     fn input_wanted(&self) -> usize {
         if self.input.len() + READ_SIZE <= INPUT_SMALL {
             INPUT_SMALL
@@ -334,7 +338,7 @@ impl Session {
         }
     }
 
-    /// Makes place for one more read, at most as much as there is room for.
+    /// Reserves buffer space for one more read, up to the charged bytes if possible.
     fn reserve_input(&mut self, room: usize) {
         let length = self.input.len();
         if self.input.capacity() - length < READ_SIZE {
@@ -344,7 +348,7 @@ impl Session {
         }
     }
 
-    /// Writes what can be written now. Returns false when the connection is broken.
+    /// Writes what can be written without waiting. Returns false if the connection is broken.
     fn flush(&mut self, stream: &WriteHalf<'_>) -> bool {
         while self.written < self.output.len() {
             match stream.try_write(&self.output[self.written..]) {
@@ -366,7 +370,7 @@ impl Session {
         true
     }
 
-    /// Handles the complete lines of what was read, as far as there is room.
+    /// Handles the complete lines of the input, as far as the limits allow.
     fn handle(&mut self) {
         let input = std::mem::take(&mut self.input);
         let mut start = 0;
@@ -411,7 +415,7 @@ impl Session {
         }
         if self.input.len() > self.service.bounds.frame_max {
             let text = format!(
-                "a line has at most {} bytes; send large input in pieces",
+                "the line exceeds {} bytes (frame_max); send large input in pieces",
                 self.service.bounds.frame_max
             );
             self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
@@ -420,8 +424,8 @@ impl Session {
         }
     }
 
-    /// Takes the room that a line needs while it is handled, if need be of what it took while it was read. `None` when something in
-    /// flight is to be waited for, an error when there is nothing to wait for.
+    /// Charges a line for the time that it is handled, if necessary out of the input's permit. Returns `None` if the line must wait for a
+    /// request in flight, and an error if there is none to wait for.
     fn room_for(&mut self, line: &[u8]) -> Option<Result<Permit, ErrorObject>> {
         let cost = self.service.bounds.cost(line);
         match self.connection.budget().try_take(cost) {
@@ -436,7 +440,6 @@ impl Session {
         }
     }
 
-    /// Handles one line.
     fn line(&mut self, line: &[u8], room: Result<Permit, ErrorObject>) {
         if !line.trim_ascii().is_empty() {
             self.requests += 1;
@@ -472,8 +475,8 @@ impl Session {
         push(&mut self.output, answer.get().as_bytes());
     }
 
-    /// Pushes what a call came to, if it is to be answered. It is ours to keep: a long answer becomes the output, where a copy
-    /// of it would cost its length once more.
+    /// Appends the answer of a request, if it has one. A long answer is moved to the output, because a copy would use its length in memory
+    /// again.
     fn push_answer(&mut self, mut ended: EndedRequest) {
         self.calls -= ended.calls;
         self.short_of = 0;
@@ -483,13 +486,13 @@ impl Session {
         if self.is_left_to_the_next(ended.number, &json) {
             return;
         }
-        // It takes the room of its call until it is written.
+        // The permit of its calls covers the answer until it is written.
         ended.room.shrink_to(ended.calls * CALL_BYTES);
         self.output_room.push(ended.room);
         self.output_room.extend(permit);
         if self.output.is_empty() && json.get().len() > KEEP_CAPACITY {
             let mut line = Box::<str>::from(json).into_string().into_bytes();
-            // No more than that: the next power of two would be the copy again.
+            // Exactly one byte: growing to the next power of two would use the memory of a copy.
             line.reserve_exact(1);
             line.push(b'\n');
             self.output = line;
@@ -498,7 +501,7 @@ impl Session {
         }
     }
 
-    /// Pushes what came from a subscription.
+    /// Appends the message or line of a subscription.
     fn push_item(&mut self, item: Option<SubscriptionItem>) {
         match item {
             Some(SubscriptionItem::Message(number, message)) => {
@@ -511,8 +514,8 @@ impl Session {
         }
     }
 
-    /// Says whether a message refuses the request of this number because of an upgrade. Then nothing was begun, and the next instance
-    /// carries it out: the request counts as not read, and so do those after it that have no answer.
+    /// Reports whether a message refuses request `number` because of an upgrade. The refused request was not begun, and the client sends it
+    /// to the next instance. It counts as not read, and so do later requests without an answer.
     fn is_left_to_the_next(&mut self, number: u64, message: &RawValue) -> bool {
         if !self.upgrading.is_cancelled() || !is_refusal(message) {
             return false;
@@ -521,7 +524,7 @@ impl Session {
         true
     }
 
-    /// Takes a whole line, as it is where nothing else waits to be written.
+    /// Appends a complete line. If the output is empty, the line is moved instead of copied.
     fn push_line(&mut self, line: Line) {
         self.output_room.extend(line.permit);
         if self.output.is_empty() {
@@ -532,7 +535,7 @@ impl Session {
     }
 }
 
-/// Says whether a message is the refusal of new work.
+/// Returns whether a message is an error of kind `draining`.
 fn is_refusal(message: &RawValue) -> bool {
     #[derive(serde::Deserialize)]
     struct Answer {
@@ -542,7 +545,7 @@ fn is_refusal(message: &RawValue) -> bool {
     struct Error {
         code: i32,
     }
-    // A batch is not: it has an answer for each of its calls.
+    // A batch is an array and does not match.
     serde_json::from_str::<Answer>(message.get())
         .is_ok_and(|answer| answer.error.code == ErrorKind::Draining.code())
 }

@@ -1,4 +1,4 @@
-//! Accepting connections: who may come in, how many, and which framing the first byte asks for.
+//! Accepts connections: checks the peer's user, enforces the connection limits, and selects the framing by the first bytes.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,39 +23,40 @@ use super::server::{Server, methods};
 use crate::clock::Moment;
 use crate::metrics::Counter;
 
-/// How long to wait after an accept failed for want of descriptors or memory.
+/// Delay after an accept failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long connections have to end after a stop, once no more requests are taken.
+/// Time that connections have to end after a stop, once they accept no more requests.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same before an upgrade: longer, so that a slow client has its answers. New connections wait meanwhile.
+/// The same before an upgrade. It is longer so that slow clients get their answers; new connections wait meanwhile.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection that is closed for another one may take to be gone.
+/// Maximum time until an idle connection that was closed has released its permit.
 const MAKE_ROOM: Duration = Duration::from_secs(1);
-/// How long a connection is idle before it is closed for another one, where `connection_idle_max` does not protect it: in the
-/// reserve, without any request, or of a process that has more than [`PROTECTED_PER_PROCESS`].
+/// Idle time after which a connection may be closed to make room for another, if `connection_idle_max` does not protect it: it is in the
+/// reserve, never sent a request, or belongs to a process with more than [`PROTECTED_PER_PROCESS`] connections.
 const UNPROTECTED_IDLE: Duration = Duration::from_secs(1);
 const PROTECTED_PER_PROCESS: usize = 16;
-/// How long a client that is refused has to show its framing.
+/// Time that a refused client has to send the first bytes, which show its framing.
 const REFUSAL_PEEK: Duration = Duration::from_millis(100);
 
-/// How connections are served.
+/// Settings of the listener.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Connections at once.
+    /// Maximum number of open connections.
     pub connections_max: usize,
-    /// Connections of one process at once.
+    /// Maximum number of open connections per process.
     pub connections_max_per_process: usize,
-    /// When they are all taken, one that was idle for so long is closed for a new one.
+    /// At the limit, a connection that has been idle for this long is closed to make room for a new one.
     pub connection_idle_max: Duration,
-    /// Bounds of each.
+    /// Limits of each connection.
     pub bounds: Bounds,
 }
 
-/// Serves the listener until `stop` or until the dispatcher begins an upgrade; returns when the last connection is closed, or soon after.
+/// Serves the listener until `stop`, or until the dispatcher begins an upgrade. Returns when the last connection is closed, or after a
+/// timeout.
 ///
-/// `settings` may change meanwhile, all but the bounds. After a stop, `answered` says that every job has ended: until then connections stay,
-/// because their calls still wait for answers. Before an upgrade no job runs. Connections that were not accepted then wait in the listener,
-/// which is returned for the next instance.
+/// `settings` may change meanwhile, except for the bounds. After a stop, connections stay open until `answered` reports that all jobs have
+/// ended, because their calls still wait for answers. Before an upgrade no job runs. Connections that were not accepted then wait in the
+/// listener, which is returned for the next instance.
 pub async fn serve(
     listener: UnixListener,
     server: Arc<Server>,
@@ -112,14 +113,14 @@ pub async fn serve(
                     connections.spawn(async move { host.welcome(stream).await });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
     }
     let is_upgrading = upgrading.is_cancelled();
-    // Unless the next instance accepts them, new connections are refused from here on.
+    // For a stop, dropping the listener refuses new connections. For an upgrade, the next instance accepts them.
     let listener = is_upgrading.then_some(listener);
     let timeout = if is_upgrading {
         UPGRADE_TIMEOUT
@@ -129,12 +130,12 @@ pub async fn serve(
     };
     let closed = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(timeout, closed).await.is_err() {
-        tracing::debug!("connections were closed before they ended");
+        tracing::debug!("closed connections that did not end in time");
     }
     listener
 }
 
-/// What every connection needs.
+/// State shared by all connections.
 struct Host {
     server: Arc<Server>,
     service: Arc<Service>,
@@ -142,7 +143,7 @@ struct Host {
     limit: ConnectionLimit,
     budget: TotalBudget,
     settings: watch::Receiver<Settings>,
-    /// Every connection that has a place. Held for a look and never across an await.
+    /// All open connections with a permit. The lock is never held across an await.
     open: Mutex<HashMap<ConnectionId, Arc<Connection>>>,
     next_id: AtomicU64,
     uid: u32,
@@ -150,18 +151,18 @@ struct Host {
 }
 
 impl Host {
-    /// Serves one connection until it is closed, and tells the dispatcher when it is.
+    /// Serves one connection until it is closed, then notifies the dispatcher.
     async fn welcome(&self, stream: UnixStream) {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => {
-                tracing::warn!(%error, "a peer could not be identified");
+                tracing::warn!(%error, "cannot identify the peer of a connection");
                 return;
             }
         };
-        // The folder's mode keeps others out; this holds even if somebody loosens it.
+        // The folder's mode already excludes other users; this check holds even if someone changes the mode.
         if peer.uid() != self.uid && peer.uid() != 0 {
-            tracing::warn!(uid = peer.uid(), "a connection of another user was refused");
+            tracing::warn!(uid = peer.uid(), "refused a connection of another user");
             return;
         }
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
@@ -186,12 +187,12 @@ impl Host {
         self.open().insert(id, connection.clone());
         tokio::select! {
             () = self.serve(stream, connection.clone()) => {}
-            // It was idle, so nothing is cut off.
+            // The connection was idle, so no call is interrupted.
             () = connection.gone().cancelled() => {}
         }
         self.open().remove(&id);
         drop(permit);
-        // In this order: what a handler hands in from now on is refused, and what it handed in before is found.
+        // The order matters: after the token is cancelled, new submissions of this connection are refused, and earlier ones are found.
         connection.gone().cancel();
         self.server.dispatcher.on_disconnect(id.0).await;
     }
@@ -200,8 +201,8 @@ impl Host {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gets a permit for a connection of this process; an idle connection may be closed for it. When there is no room, it is one of
-    /// the reserve.
+    /// Acquires a permit for a connection of this process. At the limit an idle connection may be closed for it; if there is none, the
+    /// permit comes from the reserve.
     async fn permit(&self, process: Option<u32>) -> Result<ConnectionPermit, LimitReached> {
         let reached = match self.limit.try_acquire(process) {
             Ok(permit) => return Ok(permit),
@@ -223,10 +224,11 @@ impl Host {
         }
     }
 
-    /// Closes the connection that has been idle for longest, and returns its permit. Called only when a limit is reached, so that
-    /// idle connections cost no timer, and none is closed while there is room.
+    /// Closes the connection that has been idle longest and acquires its permit. Called only at a limit, so idle connections need no timer
+    /// and none is closed without need.
     async fn make_room(&self, process: Option<u32>, scope: Scope) -> Option<ConnectionPermit> {
-        // These would lose more than a connection. Whoever joins them after this is no longer idle for long enough.
+        // These connections own jobs or leases and are not closed. A connection that gets one after this query has not been idle for long
+        // enough.
         let holding = self.server.dispatcher.holding_connections().await?;
         let now = Moment::now().instant;
         let idle_max = self.settings.borrow().connection_idle_max;
@@ -252,7 +254,7 @@ impl Host {
                 .filter_map(|connection| Some((connection.idle_since()?, connection)))
                 .collect();
             idle.sort_unstable_by_key(|(since, _)| *since);
-            // Another newcomer may have closed one meanwhile, or its client may use it again.
+            // Another new connection may have closed it meanwhile, or its client may be using it again.
             idle.into_iter()
                 .map(|(_, connection)| connection)
                 .find(|connection| connection.close_if_idle(now, least(connection)))
@@ -268,14 +270,14 @@ impl Host {
         tokio::time::timeout(MAKE_ROOM, permit).await.ok()
     }
 
-    /// Serves a connection in the framing that its first bytes ask for.
+    /// Serves a connection in the framing that its first bytes select.
     async fn serve(&self, stream: UnixStream, connection: Arc<Connection>) {
         let timeout = self.service.bounds.request_timeout;
         let first = tokio::select! {
             biased;
             first = peek(&stream) => first,
             () = self.end.stop.cancelled() => return,
-            // It sent nothing, so it loses nothing. The next instance is the one to tell it.
+            // The client has sent nothing, so it loses nothing. It gets `daemon.closing` and reconnects to the next instance.
             () = self.end.upgrading.cancelled() => Ok(Some(Framing::Lines)),
             () = tokio::time::sleep(timeout) => {
                 tracing::debug!(pid = connection.pid(), "closed a connection that sent nothing");
@@ -293,12 +295,12 @@ impl Host {
     }
 }
 
-/// Which connections may be closed for a new one.
+/// The connections that may be closed for a new one.
 #[derive(Debug, Clone, Copy)]
 enum Scope {
-    /// Those that may call everything.
+    /// Those that may call every method.
     Ordinary,
-    /// Those that may call `daemon.*` only.
+    /// Those in the reserve, which may call `daemon.*` only.
     Reserve,
     /// Those of one process.
     Process(Option<u32>),
@@ -314,30 +316,30 @@ impl Scope {
     }
 }
 
-/// What a client speaks.
+/// The framing that a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Framing {
     Lines,
     Http,
-    /// It begins like HTTP and is not, as the `Content-Length:` of the Language Server Protocol.
+    /// Begins like HTTP but is not, such as the `Content-Length:` of the Language Server Protocol.
     Unknown,
 }
 
 impl Framing {
-    /// Tells it by the first bytes, of which there is one at least.
+    /// Returns the framing for the first bytes; there is at least one.
     fn of(first: &[u8]) -> Self {
         let word = first.split(|byte| *byte == b' ').next().unwrap_or_default();
         match word.first() {
             Some(byte) if !byte.is_ascii_uppercase() => Self::Lines,
             Some(_) if word.iter().all(u8::is_ascii_uppercase) => Self::Http,
             Some(_) => Self::Unknown,
-            // It begins with a blank.
+            // The first byte is a space.
             None => Self::Lines,
         }
     }
 }
 
-/// Looks at the first bytes without taking them.
+/// Reads the first bytes without consuming them. Returns `None` if the client has closed.
 async fn peek(stream: &UnixStream) -> io::Result<Option<Framing>> {
     loop {
         stream.readable().await?;
@@ -354,16 +356,16 @@ async fn peek(stream: &UnixStream) -> io::Result<Option<Framing>> {
     }
 }
 
-/// Tells a client that what it speaks is not spoken here.
+/// Refuses a client whose framing is not supported.
 async fn refuse_framing(mut stream: UnixStream) {
     let text = format!("{}\n", http::SPOKEN);
     let answer = http::whole("400 Bad Request", "text/plain; charset=utf-8", &text);
-    // A client that has closed meanwhile reads nothing.
+    // The client may have closed meanwhile.
     let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.shutdown().await;
 }
 
-/// Tells a client that there are too many connections.
+/// Refuses a client because a connection limit is reached.
 async fn refuse(mut stream: UnixStream, reached: LimitReached) {
     let error = too_many_connections(match reached {
         LimitReached::Total(max) => format!("{max} connections are open (connections_max); close some"),
@@ -372,13 +374,13 @@ async fn refuse(mut stream: UnixStream, reached: LimitReached) {
         }
     });
     let answer = format!("{}\n", error_json(&jsonrpsee::types::Id::Null, error).get());
-    // A client that sends nothing gets what most read.
+    // A client that sends nothing gets a JSON line.
     let framing = tokio::time::timeout(REFUSAL_PEEK, peek(&stream)).await;
     let answer = match framing {
         Ok(Ok(Some(Framing::Http))) => http::whole("503 Service Unavailable", "application/json", &answer),
         _ => answer,
     };
-    // A client that has closed meanwhile reads nothing.
+    // The client may have closed meanwhile.
     let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.shutdown().await;
 }

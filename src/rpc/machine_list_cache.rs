@@ -1,7 +1,7 @@
-//! Answers that are encoded once and served many times.
+//! Answers `machine.list` from bytes that are encoded once.
 //!
-//! The machine list is asked for many times a second. Its bytes are made when the first caller wants them and kept with the
-//! observation; only the age is written anew. The general handler and the fast path both come here, so they cannot differ.
+//! Clients request the machine list many times per second. The first request encodes it, and the bytes are stored with the observation;
+//! only the age is written each time. The general handler and the fast path both use this module, so their answers are the same.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::clock::Moment;
 use crate::dispatcher::ObservedAnswer;
 use crate::metrics::Counter;
 
-/// Appends the result of `machine.list`. Returns false when the facts are not a list.
+/// Appends the result of `machine.list`. Returns false if the answer is not a machine list.
 pub(super) fn machine_list(seen: &ObservedAnswer, now: &Moment, out: &mut Vec<u8>) -> bool {
     let Some(machines) = seen.value.machines() else {
         return false;
@@ -30,12 +30,12 @@ pub(super) fn machine_list(seen: &ObservedAnswer, now: &Moment, out: &mut Vec<u8
             observed: convert::observed(seen, now),
         };
         let json = serde_json::to_string(&answer).unwrap_or_default();
-        // The age is declared last; everything before its value stays the same.
+        // The age is the last field; everything before its value stays the same.
         let end = json.rfind(AGE).map_or(0, |at| at + AGE.len());
         json[..end].into()
     };
     if seen.stale.is_some() {
-        // The same facts under another mark, for as long as `orbctl` is sick: not worth bytes of their own.
+        // A stale list differs in its mark. It is only served while `orbctl` is unhealthy, so its bytes are not stored.
         let front: Box<str> = encode();
         out.extend_from_slice(front.as_bytes());
     } else {
@@ -46,7 +46,7 @@ pub(super) fn machine_list(seen: &ObservedAnswer, now: &Moment, out: &mut Vec<u8
 
 const AGE: &str = "\"age_ms\":";
 
-/// Answers `machine.list` from what the dispatcher published, while it is young enough for the caller.
+/// Answers `machine.list` from the list that the dispatcher has published, if it is fresh enough for the caller.
 pub(super) struct Published(pub(super) Arc<Server>);
 
 impl FastPath for Published {
@@ -57,7 +57,7 @@ impl FastPath for Published {
         let wanted = match params.map(|params| serde_json::from_str::<ReadParams>(params.get())) {
             None => None,
             Some(Ok(params)) => params.max_age_ms.map(Duration::from_millis),
-            // The general dispatch says what is wrong.
+            // The general dispatch reports the error.
             Some(Err(_)) => return false,
         };
         let published = self.0.dispatcher.published();

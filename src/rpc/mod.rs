@@ -1,4 +1,4 @@
-//! The API: every method and type of the wire, and the transports that carry them.
+//! The API: all methods and wire types, and the framings that carry them.
 //!
 //! ```text
 //! socket ── listen ──'{'──> lines ──┬─> request ──> server (methods) ──> dispatcher

@@ -1,8 +1,8 @@
-//! Writes the published description, `proto/openrpc.json`, from the methods, the types and the error table.
+//! Generates the published description, `proto/openrpc.json`, from the methods, the types and the error table.
 //!
-//! The document is OpenRPC 1.3 with JSON Schema draft 7. It follows from the code alone: the same build writes the same bytes.
-//! Three things are said in extensions, because OpenRPC has no word for them: `x-notification` and `x-unsubscribe` of a
-//! subscription, and `x-notifications`, which belong to no request.
+//! The document is OpenRPC 1.3 with JSON Schema draft 7. It depends on the code alone: the same build writes the same bytes. Three
+//! extensions cover what OpenRPC cannot express: `x-notification` and `x-unsubscribe` of a subscription, and `x-notifications`, which
+//! belong to no request.
 
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::{Schema, SchemaGenerator};
@@ -12,7 +12,7 @@ use super::api::{Description, PROTOCOL_VERSION, descriptions};
 use super::errors::ErrorKind;
 use super::types::Closing;
 
-/// Where schemas are kept in the document.
+/// Prefix of references to schemas.
 const SCHEMAS: &str = "#/components/schemas/";
 
 /// Returns the whole document.
@@ -32,19 +32,20 @@ pub fn document() -> Value {
         "info": {
             "title": "orbd",
             "version": format!("{PROTOCOL_VERSION}.0.0"),
-            "description": "A per-user daemon that queues, joins, caches and records every orbctl invocation. \
-                            The first number of the version is the protocol version that `daemon.hello` compares.",
+            "description": "A per-user daemon that runs every orbctl invocation: it queues them, shares equal reads, \
+                            caches answers and records durations. \
+                            The major version is the protocol version that `daemon.hello` compares.",
             "license": { "name": "MIT OR Apache-2.0" },
         },
         "servers": [{
             "name": "socket",
             "url": "unix:~/.orbd/orbd.sock",
-            "description": "$ORBD_SOCKET, else ~/.orbd/orbd.sock; JSON lines or HTTP, told by the first byte.",
+            "description": "$ORBD_SOCKET, else ~/.orbd/orbd.sock; JSON lines or HTTP, selected by the first bytes.",
         }],
         "methods": methods,
         "x-notifications": [{
             "name": Closing::NOTIFICATION,
-            "summary": "The daemon is upgraded and closes this connection of JSON lines; the last message on it.",
+            "summary": "The last message on a connection of JSON lines that the daemon closes for an upgrade.",
             "params": closing,
             "example": { "jsonrpc": "2.0", "method": Closing::NOTIFICATION, "params": Closing { requests_read: 7 } },
         }],
@@ -52,11 +53,11 @@ pub fn document() -> Value {
     })
 }
 
-/// Returns the errors that a method may answer with, beside those that any request may: what is not JSON, not a request or not a
-/// method.
+/// Returns the errors that a method may answer with, except those that every request may get: `parse_error`, `invalid_request`,
+/// `method_not_found`, `too_many_connections` and `overloaded`.
 pub fn errors_of(method: &str) -> Vec<ErrorKind> {
     use ErrorKind as E;
-    /// Whatever becomes a job or needs a look at the inventory.
+    /// Errors of every method that creates a job or reads the inventory.
     const JOB: [ErrorKind; 9] = [
         E::QueueFull,
         E::Draining,
@@ -142,7 +143,7 @@ fn method(description: &Description, schemas: &mut Schemas) -> Value {
     match description.subscription {
         None => method["result"] = json!({ "name": "answer", "schema": answer }),
         Some((notification, unsubscribe)) => {
-            let id = json!({ "type": "integer", "minimum": 0, "description": "Names the subscription." });
+            let id = json!({ "type": "integer", "minimum": 0, "description": "Id of the subscription." });
             method["result"] = json!({ "name": "subscription", "schema": id });
             method["x-notification"] = json!({
                 "method": notification,
@@ -158,7 +159,7 @@ fn method(description: &Description, schemas: &mut Schemas) -> Value {
                 "params": [{ "name": "subscription", "required": true, "schema": id }],
                 "result": {
                     "name": "ended",
-                    "schema": { "type": "boolean", "description": "Whether there was one to end." },
+                    "schema": { "type": "boolean", "description": "Whether there was such a subscription." },
                 },
             });
         }
@@ -166,14 +167,13 @@ fn method(description: &Description, schemas: &mut Schemas) -> Value {
     method
 }
 
-/// Makes schemas and collects those that others refer to.
+/// Generates schemas and collects those that others reference.
 struct Schemas {
     taken: SchemaGenerator,
-    /// The same parameters as a client writes them: a field that it always writes may be null, one that it may leave out is
-    /// never.
+    /// The parameters as a client writes them. A field that it always writes may be null; a field that it may omit is never null.
     written: SchemaGenerator,
     answered: SchemaGenerator,
-    /// Names of parameter objects: they are spread over a method's parameters, so nobody refers to them.
+    /// Names of parameter objects. Their fields become the parameters of a method, so nothing references them.
     spread: Vec<String>,
 }
 
@@ -196,7 +196,7 @@ impl Schemas {
         }
     }
 
-    /// Writes a parameter object as OpenRPC's list of parameters: required ones first, each kind by name.
+    /// Converts a parameter object to OpenRPC's list of parameters: required ones first, each group sorted by name.
     fn params(&mut self, schema: fn(&mut SchemaGenerator) -> Schema) -> Value {
         let taken = schema(&mut self.taken);
         let written = schema(&mut self.written);
@@ -222,7 +222,7 @@ impl Schemas {
                 json!({ "name": name, "description": description, "required": is_required, "schema": schema }),
             ));
         }
-        // Stable, so names stay sorted within both halves.
+        // The sort is stable, so names stay sorted within both groups.
         params.sort_by_key(|(is_required, _)| !is_required);
         params.into_iter().map(|(_, param)| param).collect()
     }
@@ -233,7 +233,7 @@ impl Schemas {
         schema
     }
 
-    /// Returns every schema that is referred to.
+    /// Returns all referenced schemas.
     fn take(mut self) -> Value {
         let mut all = Map::new();
         for mut generator in [self.taken, self.answered] {
@@ -242,6 +242,9 @@ impl Schemas {
                     continue;
                 }
                 polish(&mut schema);
+                if let Some(head) = split_head(&name, &mut schema) {
+                    all.insert(head_name(&name), head);
+                }
                 let before = all.insert(name.clone(), schema.clone());
                 debug_assert!(
                     before.is_none_or(|before| before == schema),
@@ -254,7 +257,66 @@ impl Schemas {
     }
 }
 
-/// Follows a reference; returns its name beside what it names.
+/// Splits an object with alternatives into `allOf` of its own fields, which get a name, and the alternatives. Generators read
+/// `properties` beside `oneOf` as a type of its own. Returns the schema of the fields.
+fn split_head(name: &str, schema: &mut Value) -> Option<Value> {
+    let fields = schema.as_object_mut()?;
+    if !fields.contains_key("properties") || !fields.contains_key("oneOf") {
+        return None;
+    }
+    let mut head = Map::new();
+    head.insert(
+        "description".into(),
+        format!("The fields that every `{name}` has.").into(),
+    );
+    for field in ["type", "properties", "required"] {
+        if let Some(value) = fields.remove(field) {
+            head.insert(field.into(), value);
+        }
+    }
+    let alternatives = fields.remove("oneOf")?;
+    let reference = format!("{SCHEMAS}{}", head_name(name));
+    fields.insert(
+        "allOf".into(),
+        json!([{ "$ref": reference }, { "oneOf": alternatives }]),
+    );
+    Some(head.into())
+}
+
+fn head_name(name: &str) -> String {
+    format!("{name}Head")
+}
+
+/// Replaces alternatives that are constants by one enumeration; the descriptions of the constants become part of its own.
+fn join_constants(fields: &mut Map<String, Value>) {
+    let Some(alternatives) = fields.get("oneOf").and_then(Value::as_array) else {
+        return;
+    };
+    let mut words: Vec<Value> = Vec::new();
+    let mut text = fields
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    for alternative in alternatives {
+        match (&alternative["const"], &alternative["enum"]) {
+            (Value::String(word), _) => {
+                if let Some(description) = alternative["description"].as_str() {
+                    text = format!("{text} `{word}`: {description}");
+                }
+                words.push(word.as_str().into());
+            }
+            (_, Value::Array(several)) => words.extend(several.iter().cloned()),
+            _ => return,
+        }
+    }
+    fields.remove("oneOf");
+    fields.insert("type".into(), "string".into());
+    fields.insert("enum".into(), words.into());
+    fields.insert("description".into(), text.trim().into());
+}
+
+/// Resolves a reference. Returns the schema and its name, if it has one.
 fn resolve(schema: &Schema, generator: &SchemaGenerator) -> (Value, Option<String>) {
     let name = schema
         .get("$ref")
@@ -270,7 +332,7 @@ fn names(list: &Value) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-/// Takes "or null" out of a schema: the field is left out instead.
+/// Removes null from a schema, for a field that is omitted instead.
 fn strip_null(schema: &mut Value) {
     let Some(fields) = schema.as_object_mut() else {
         return;
@@ -292,8 +354,8 @@ fn strip_null(schema: &mut Value) {
     }
 }
 
-/// Makes a schema and all below it plain: no null where a field is left out instead, no Rust words, and nothing beside a
-/// reference, which draft 7 would ignore.
+/// Simplifies a schema and all schemas in it: removes null from fields that may be omitted, replaces Rust's formats, and moves a reference
+/// with siblings into `allOf`, because draft 7 ignores siblings of a reference.
 fn polish(schema: &mut Value) {
     let Some(fields) = schema.as_object_mut() else {
         if let Value::Array(list) = schema {
@@ -319,18 +381,19 @@ fn polish(schema: &mut Value) {
     {
         fields.insert("allOf".into(), json!([{ "$ref": reference }]));
     }
-    // Where a source line ends is of no interest.
+    join_constants(fields);
+    // Line breaks of the source are not part of the description.
     if let Some(Value::String(text)) = fields.get_mut("description") {
         *text = text.replace('\n', " ");
     }
-    // A default that is the same as leaving the field out says nothing.
+    // A null default means the same as omitting the field.
     if fields.get("default").is_some_and(Value::is_null) {
         fields.remove("default");
     }
     fields.values_mut().for_each(polish);
 }
 
-/// Puts a lone reference back in its short form, once its description stands elsewhere.
+/// Shortens an `allOf` with one reference to the reference, after its description has been moved.
 fn unwrap_reference(schema: &mut Value) {
     if let Some([only]) = schema["allOf"].as_array().map(Vec::as_slice)
         && schema.as_object().is_some_and(|fields| fields.len() == 1)
@@ -359,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_leads_somewhere() {
+    fn every_reference_resolves() {
         fn visit(value: &Value, document: &Value) {
             match value {
                 Value::Object(fields) => {
@@ -367,7 +430,10 @@ mod tests {
                         let pointer = reference
                             .strip_prefix('#')
                             .expect("a reference into the document");
-                        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+                        assert!(
+                            document.pointer(pointer).is_some(),
+                            "{reference} does not resolve"
+                        );
                     }
                     fields.values().for_each(|value| visit(value, document));
                 }
@@ -380,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_is_the_same_every_time() {
+    fn document_is_deterministic() {
         assert_eq!(document().to_string(), document().to_string());
     }
 }

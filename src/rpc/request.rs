@@ -1,6 +1,6 @@
-//! One message of JSON-RPC, a request or a batch, whatever framing carried it: it is parsed, and its methods are called.
+//! Parses a JSON-RPC message, which is a request or a batch, and calls its methods.
 //!
-//! Both framings come through here, so both give the same answers and the same errors.
+//! Both framings use this module, so both give the same answers and errors.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,37 +19,37 @@ use super::connection::{Connection, overloaded};
 use super::errors::ErrorKind;
 use super::types::ErrorObject;
 
-/// Limits of one connection.
+/// Limits of one connection, and `bytes_max` of all.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Longest message that a client may send, in bytes.
+    /// Maximum length of a message from the client, in bytes.
     pub frame_max: usize,
-    /// Bytes that a connection may hold.
+    /// Maximum number of bytes that a connection may hold.
     pub connection_bytes_max: usize,
-    /// Bytes that all connections together may hold, beside the share of each.
+    /// Maximum number of bytes that all connections together may hold, in addition to the share of each.
     pub bytes_max: usize,
-    /// How long a client may take to send a message that it has begun.
+    /// Time in which a client must complete a message that it has begun.
     pub request_timeout: Duration,
-    /// Calls of one connection in flight; beyond it nothing is read until one ends.
+    /// Maximum number of calls in flight on a connection. At the limit nothing is read until one ends.
     pub in_flight_max: usize,
-    /// Calls in one batch.
+    /// Maximum number of calls in a batch.
     pub batch_max: usize,
-    /// Subscriptions of one connection.
+    /// Maximum number of subscriptions of a connection.
     pub subscriptions_max: u32,
 }
 
-/// What a call in flight takes beside the bytes of its request. A short answer takes no more than that.
+/// Bytes charged for a call in flight, in addition to its request. They cover a short answer.
 pub(super) const CALL_BYTES: usize = 4 << 10;
-/// No request that does anything is shorter.
+/// Minimum length of a useful request, in bytes.
 const CALL_LENGTH_MIN: usize = 32;
 
 impl Bounds {
-    /// Returns what the longest request takes, while it is read and while it is handled.
+    /// Returns the bytes charged for the longest request, while it is read and handled.
     pub(super) fn one_frame(&self) -> usize {
         self.frame_max + (self.batch_max + 16) * CALL_BYTES
     }
 
-    /// Returns how many calls a message may be.
+    /// Returns the maximum number of calls in a message.
     fn calls(&self, message: &[u8]) -> usize {
         match message.trim_ascii_start().first() {
             Some(b'[') => self.calls_max(message.len()),
@@ -61,50 +61,50 @@ impl Bounds {
         (length / CALL_LENGTH_MIN).clamp(1, self.batch_max)
     }
 
-    /// Returns what the calls of a message of this length may take beside its bytes.
+    /// Returns the maximum number of bytes charged for the calls of a message of this length, in addition to its own bytes.
     pub(super) fn calls_of(&self, length: usize) -> usize {
         self.calls_max(length) * CALL_BYTES
     }
 
-    /// Returns what a message takes while it is handled.
+    /// Returns the bytes charged for a message while it is handled.
     pub(super) fn cost(&self, message: &[u8]) -> usize {
         message.len() + self.calls(message) * CALL_BYTES
     }
 }
 
-/// Answers the hottest reads without going through the general dispatch. Must answer what the general dispatch would.
+/// Answers the most frequent reads without the general dispatch. The answer must be the same as that of the general dispatch.
 pub trait FastPath: Send + Sync {
-    /// Appends the result's JSON for a method with these parameters, or returns false to leave it to the general dispatch.
+    /// Appends the result as JSON, or returns false to leave the call to the general dispatch.
     fn answer(&self, method: &str, params: Option<&RawValue>, out: &mut Vec<u8>) -> bool;
 }
 
-/// What every connection shares.
+/// State shared by all connections.
 pub struct Service {
-    /// The methods.
+    /// All methods.
     pub methods: Methods,
-    /// The hottest reads.
+    /// Answers the most frequent reads.
     pub fast: Box<dyn FastPath>,
     /// Limits of each connection.
     pub bounds: Bounds,
 }
 
-/// An answer that is not known at once. `None` when it left another way.
+/// An answer that is not available yet. `None` if the answer was sent another way, or none is wanted.
 pub(super) type PendingAnswer = BoxFuture<'static, Option<Answer>>;
 
-/// Calls in flight: what they come to, and how many they are.
+/// Calls in flight: their answer and their number.
 pub(super) struct Pending {
     pub(super) answer: PendingAnswer,
     pub(super) calls: usize,
 }
 
-/// An answer, with the room that it takes beyond that of its call until it is written.
+/// An answer. `permit` covers the bytes that exceed those charged for its call, until it is written.
 pub(super) struct Answer {
     pub(super) json: Box<RawValue>,
     pub(super) permit: Option<Permit>,
 }
 
 impl Answer {
-    /// Takes room for an answer; one for which there is none becomes an error.
+    /// Charges an answer to the budget. If that fails, the answer becomes an error.
     fn new(id: &Id<'_>, json: Box<RawValue>, budget: &Arc<Budget>) -> Self {
         let Some(beyond) = json.get().len().checked_sub(CALL_BYTES) else {
             return Self { json, permit: None };
@@ -125,34 +125,34 @@ impl Answer {
 
 /// The subscriptions of a connection.
 pub(super) trait Subscriptions {
-    /// Begins one. Its answer and its notifications leave through a channel of its own.
+    /// Starts a subscription. Its answer and its notifications go through its own channel.
     fn subscribe(&mut self, request: SubscriptionRequest<'_>) -> Result<PendingAnswer, ErrorObject>;
 
-    /// Ends the one that the parameters name, if `method` is how it ends. Returns whether there was one.
+    /// Ends the subscription that the parameters name, if `method` is its unsubscribe request. Returns whether there was one.
     fn unsubscribe(&mut self, method: &'static str, params: &Params<'_>) -> Result<bool, ErrorObject>;
 }
 
-/// A request to begin a subscription.
+/// A request to start a subscription.
 pub(super) struct SubscriptionRequest<'a> {
     pub(super) id: Id<'a>,
     pub(super) method: &'static str,
     pub(super) params: Params<'a>,
     pub(super) handler: SubscriptionMethod<'static>,
-    /// The connection, as jsonrpsee names it.
+    /// The connection's id in jsonrpsee.
     pub(super) rpc_connection: RpcConnectionId,
     pub(super) budget: &'a Arc<Budget>,
     pub(super) extensions: Extensions,
 }
 
-/// Subscriptions of a framing that cannot carry notifications.
+/// For a framing that cannot carry notifications.
 #[derive(Debug)]
 pub(super) struct NoSubscriptions;
 
 impl NoSubscriptions {
     fn refusal() -> ErrorObject {
         ErrorKind::InvalidRequest.error(
-            "HTTP carries no subscriptions; send newline-delimited JSON over the same socket, or follow a job's output with \
-             GET /jobs/ID/output",
+            "HTTP does not support subscriptions; send newline-delimited JSON over the same socket, \
+             or read a job's output with GET /jobs/ID/output",
         )
     }
 }
@@ -178,39 +178,39 @@ struct Request<'a> {
     params: Option<&'a RawValue>,
 }
 
-/// Parses a request. Valid UTF-8 is parsed as text: it is checked once, instead of for each string in it.
+/// Parses a request. Valid UTF-8 is parsed as text, because it is then validated once instead of for each string.
 fn request(message: &[u8]) -> serde_json::Result<Request<'_>> {
     match std::str::from_utf8(message) {
         Ok(text) => serde_json::from_str(text),
-        // serde_json says what is wrong and where.
+        // serde_json reports the error and its position.
         Err(_) => serde_json::from_slice(message),
     }
 }
 
-/// Reads an id that is there: also `null` is one, and only its absence asks for no answer.
+/// Deserializes an id that is present. `null` is an id too; only a request without id wants no answer.
 fn given<'de: 'a, 'a, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Parses an id. Costs more than all else of a request, so the fast path does without.
+/// Parses an id. This costs more than the rest of a request, so the fast path omits it.
 fn parsed(id: &RawValue) -> Result<Id<'_>, ErrorObject> {
     serde_json::from_str(id.get()).map_err(|_| {
-        ErrorKind::InvalidRequest.error("not a JSON-RPC request: an id is a text, a whole number or null")
+        ErrorKind::InvalidRequest.error("not a JSON-RPC request: id must be a string, an integer or null")
     })
 }
 
-/// Says whether an id can be repeated in an answer as it was written.
+/// Returns whether an id can be copied to the answer unchanged.
 fn is_plain(id: &RawValue) -> bool {
     match id.get().as_bytes() {
         [b'"', text @ .., b'"'] => !text.contains(&b'\\'),
-        // Any such number fits into 64 bits.
+        // A number of fewer than 20 digits fits in 64 bits.
         digits => digits.len() < 20 && digits.iter().all(u8::is_ascii_digit),
     }
 }
 
-/// What is known of a request that is not one: enough to answer it.
+/// The part of an invalid request that is needed to answer it.
 #[derive(Deserialize)]
 struct PartialRequest<'a> {
     #[serde(borrow)]
@@ -222,12 +222,12 @@ pub(super) struct Calls<'a, S> {
     pub(super) service: &'a Service,
     pub(super) connection: &'a Arc<Connection>,
     pub(super) subscriptions: &'a mut S,
-    /// Where answers go that are known at once, each with a line end.
+    /// Buffer for answers that are available at once, one per line.
     pub(super) output: &'a mut Vec<u8>,
 }
 
 impl<S: Subscriptions> Calls<'_, S> {
-    /// Handles a message. Returns the answer that is still to come, if it is.
+    /// Handles a message. Returns the pending answer, if it is not available at once.
     pub(super) fn message(mut self, message: &[u8]) -> Option<Pending> {
         let calls = self.service.bounds.calls(message);
         let message = message.trim_ascii();
@@ -249,9 +249,9 @@ impl<S: Subscriptions> Calls<'_, S> {
         answer.map(|answer| Pending { answer, calls })
     }
 
-    /// Begins a call; an answer that is known at once is pushed at once.
+    /// Starts a call. An answer that is available at once is appended to the output.
     fn call(&mut self, request: &Request<'_>) -> Option<PendingAnswer> {
-        // JSON-RPC: a request without id wants no answer. None of ours is worth making without one, so it is not executed.
+        // In JSON-RPC a request without id wants no answer. No method is useful without its answer, so it is not executed.
         let raw = request.id?;
         let is_ours = request.jsonrpc == Some("2.0");
         let admitted = self.connection.admit(&request.method);
@@ -305,18 +305,18 @@ impl<S: Subscriptions> Calls<'_, S> {
             }
             MethodCallback::Async(handler) => {
                 let id = id.into_owned();
-                // The handler itself runs code before it returns its future; that too may panic.
+                // The handler runs code before it returns its future, and that code may panic too.
                 let handler = handler.clone();
                 let params = params.into_owned();
-                let asked = id.clone();
+                let submission = id.clone();
                 let budget = self.connection.budget().clone();
                 let call = async move { handler(id, params, connection, usize::MAX, extensions).await };
                 Some(
                     AssertUnwindSafe(call)
                         .catch_unwind()
                         .map(move |answer| match answer {
-                            Ok(answer) => Some(Answer::new(&asked, answer.into_json(), &budget)),
-                            Err(_) => Some(Answer::small(error_json(&asked, panicked(name)))),
+                            Ok(answer) => Some(Answer::new(&submission, answer.into_json(), &budget)),
+                            Err(_) => Some(Answer::small(error_json(&submission, panicked(name)))),
                         })
                         .boxed(),
                 )
@@ -355,7 +355,7 @@ impl<S: Subscriptions> Calls<'_, S> {
         false
     }
 
-    /// Runs a batch, one call after the other, and answers it as one.
+    /// Runs a batch, one call after the other, and returns all answers as one.
     fn batch(&mut self, message: &[u8]) -> Option<PendingAnswer> {
         let requests: Vec<&RawValue> = match serde_json::from_slice(message) {
             Ok(requests) => requests,
@@ -366,13 +366,16 @@ impl<S: Subscriptions> Calls<'_, S> {
             }
         };
         if requests.is_empty() || requests.len() > self.service.bounds.batch_max {
-            let text = format!("a batch has 1 to {} calls", self.service.bounds.batch_max);
+            let text = format!(
+                "a batch must have 1 to {} calls (batch_max)",
+                self.service.bounds.batch_max
+            );
             self.refuse(&Id::Null, ErrorKind::InvalidRequest.error(text));
             return None;
         }
         let mut calls = Vec::with_capacity(requests.len());
         for request in requests {
-            // Answers that are known at once are taken back out of the output and wait for the others.
+            // Answers that are available at once are moved from the output to the answer of the batch.
             let start = self.output.len();
             let call = match serde_json::from_str::<Request<'_>>(request.get()) {
                 Ok(request) if self.is_subscription(&request.method) => {
@@ -415,7 +418,7 @@ impl<S: Subscriptions> Calls<'_, S> {
                 }
                 let json = serde_json::value::to_raw_value(&answers).ok()?;
                 drop(answers);
-                // The parts become the whole.
+                // The permits of the parts are replaced by that of the whole.
                 drop(permits);
                 Some(Answer::new(&Id::Null, json, &budget))
             }
@@ -442,7 +445,7 @@ pub(super) fn push(output: &mut Vec<u8>, json: &[u8]) {
     output.push(b'\n');
 }
 
-/// Makes the answer that carries an error.
+/// Encodes an answer with an error.
 pub fn error_json(id: &Id<'_>, error: ErrorObject) -> Box<RawValue> {
     #[derive(serde::Serialize)]
     struct Answer<'a> {
@@ -458,7 +461,7 @@ pub fn error_json(id: &Id<'_>, error: ErrorObject) -> Box<RawValue> {
     .unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// Makes the answer to a request that was to end a subscription.
+/// Encodes the answer to an unsubscribe request.
 fn ended_json(id: &Id<'_>, ended: bool) -> Box<RawValue> {
     let answer = serde_json::json!({"jsonrpc": "2.0", "id": id, "result": ended});
     serde_json::value::to_raw_value(&answer).unwrap_or_else(|_| RawValue::NULL.to_owned())
@@ -482,13 +485,13 @@ pub(super) fn id_of(message: &[u8]) -> Id<'_> {
         .unwrap_or(Id::Null)
 }
 
-/// Makes the error for a method that does not exist.
+/// Returns the error for a method that does not exist.
 pub fn unknown_method(method: &str) -> ErrorObject {
     let shown: String = method.chars().take(80).collect();
-    ErrorKind::MethodNotFound.error(format!("no method {shown:?}; proto/openrpc.json lists them"))
+    ErrorKind::MethodNotFound.error(format!("method {shown:?} not found; see proto/openrpc.json"))
 }
 
 fn panicked(method: &str) -> ErrorObject {
-    tracing::error!(method, "a handler panicked");
-    ErrorKind::Internal.error("orbd failed while handling this call; its log says more")
+    tracing::error!(method, "handler panicked");
+    ErrorKind::Internal.error("internal error in orbd while handling this call; see its log")
 }

@@ -1,4 +1,4 @@
-//! What handlers have, and how they become jsonrpsee methods.
+//! The state that handlers share, and the registration of handlers as jsonrpsee methods.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -30,68 +30,68 @@ use crate::dispatcher::{Client, Dispatcher};
 use crate::metrics::Metrics;
 use crate::upgrade::BinaryWatcher;
 
-/// What every handler has.
+/// State shared by all handlers.
 pub struct Server {
-    /// Decides and runs.
+    /// Schedules and runs jobs.
     pub dispatcher: Dispatcher,
-    /// Remembers.
+    /// Records operations and counters.
     pub metrics: Metrics,
-    /// What `daemon.info` tells and never changes.
+    /// The part of `daemon.info` that never changes.
     pub info: InstanceInfo,
-    /// What `daemon.info` tells and a reload may change.
+    /// The part of `daemon.info` that a reload may change.
     pub in_force: watch::Receiver<EffectiveConfig>,
-    /// Says where `orbctl` is.
+    /// Returns the path of `orbctl`.
     pub orbctl: WhereOrbctl,
-    /// Reads the configuration again.
+    /// Re-reads the configuration.
     pub reload: Reload,
-    /// Checks whether the program was replaced.
+    /// Checks whether the daemon's binary was replaced.
     pub binary_watcher: Arc<BinaryWatcher>,
-    /// The program that takes over when the daemon is idle, or why it does not.
+    /// The new binary on disk; `None` if there is none.
     pub upgrade: watch::Receiver<Option<Upgrade>>,
-    /// Ends the daemon.
+    /// Cancelled to stop the daemon.
     pub stop: CancellationToken,
 }
 
-/// A program on disk that is not the one that runs.
+/// A new binary on disk that is not running.
 #[derive(Debug, Clone)]
 pub struct Upgrade {
-    /// When it was noticed.
+    /// When it was detected.
     pub noticed: Moment,
-    /// Its version, or why it does not take over.
+    /// Its version, or why the preflight failed.
     pub preflight: Result<String, String>,
 }
 
-/// Says where `orbctl` is, if anywhere: it may come while we serve.
+/// Returns the path of `orbctl`, or `None` if it is not found. It may be installed while the daemon runs.
 pub type WhereOrbctl = Box<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
-/// Reads the configuration again and says what became of it, or what is wrong with it.
+/// Re-reads the configuration. Returns what changed, or what is wrong with the configuration.
 pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String>> + Send + Sync>;
 
-/// What `daemon.info` tells and a reload may change.
+/// The part of `daemon.info` that a reload may change.
 #[derive(Debug, Clone)]
 pub struct EffectiveConfig {
-    /// The configuration file that was read.
+    /// The configuration file that was read; `None` if there is none.
     pub config_file: Option<PathBuf>,
-    /// Bounds by name.
+    /// Limits by configuration key.
     pub limits: BTreeMap<String, u64>,
-    /// One invocation at a time.
+    /// Whether `strict` is set: one job runs at a time, sessions excepted.
     pub strict: bool,
 }
 
-/// What `daemon.info` tells and never changes.
+/// The part of `daemon.info` that never changes.
 #[derive(Debug, Clone)]
 pub struct InstanceInfo {
-    /// New at every start.
+    /// Id of this run of the daemon.
     pub instance: String,
     /// When the daemon started.
     pub started: Moment,
-    /// The socket.
+    /// Path of the socket.
     pub socket: PathBuf,
-    /// Where state is kept.
+    /// Folder of the journal, the metrics and stored output.
     pub state_dir: PathBuf,
 }
 
-/// A call's origin.
+/// The caller of a method.
 pub(super) struct Caller {
     connection: Option<Arc<Connection>>,
 }
@@ -103,7 +103,7 @@ impl Caller {
         }
     }
 
-    /// Returns the client as the dispatcher knows it.
+    /// Returns the client, as the dispatcher identifies it.
     pub(super) fn client(&self) -> Result<Client, ErrorObject> {
         let connection = self.connection()?;
         Ok(Client {
@@ -116,20 +116,20 @@ impl Caller {
         })
     }
 
-    /// Returns the connection.
+    /// Returns the connection of the call.
     pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
         self.connection
             .as_deref()
-            .ok_or_else(|| super::convert::internal("a call came without its connection"))
+            .ok_or_else(|| super::convert::internal("a call has no connection"))
     }
 }
 
-/// A client that asked for a subscription and was not answered yet.
+/// A requested subscription that is not answered yet.
 pub(super) struct Subscriber {
     pub(super) pending: PendingSubscriptionSink,
-    /// Every notification goes this way, so that they stay in order.
-    pub(super) outlet: LineSink,
-    /// What lines and their bytes are held by.
+    /// All notifications go through it, which keeps them in order.
+    pub(super) line_sink: LineSink,
+    /// The budget that lines are charged to.
     pub(super) budget: Arc<Budget>,
 }
 
@@ -139,25 +139,25 @@ impl Subscriber {
         self.pending.reject(owned(error)).await;
     }
 
-    /// Accepts it. `None` when the client is gone.
+    /// Accepts the subscription. Returns `None` if the client has disconnected.
     pub(super) async fn accept(self) -> Option<Notifier> {
         Some(Notifier {
             sink: self.pending.accept().await.ok()?,
-            outlet: self.outlet,
+            line_sink: self.line_sink,
             budget: self.budget,
         })
     }
 }
 
-/// A subscription that was accepted: its notifications leave here.
+/// Sends the notifications of an accepted subscription.
 pub(super) struct Notifier {
     sink: SubscriptionSink,
-    outlet: LineSink,
+    line_sink: LineSink,
     budget: Arc<Budget>,
 }
 
 impl Notifier {
-    /// Returns what notifications of it begin with.
+    /// Returns the common part of its notifications.
     pub(super) fn envelope(&self) -> Envelope<'_> {
         Envelope {
             method: self.sink.method_name(),
@@ -165,17 +165,17 @@ impl Notifier {
         }
     }
 
-    /// Returns what its lines are held by.
+    /// Returns the budget that its lines are charged to.
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// Returns when the client is gone or has ended the subscription.
+    /// Waits until the client has disconnected or ended the subscription.
     pub(super) async fn closed(&self) {
         self.sink.closed().await;
     }
 
-    /// Sends an event, waiting for its turn and for room. `None` when the client is gone.
+    /// Sends an event, waiting for budget and for earlier lines. Returns `None` if the client has disconnected.
     pub(super) async fn send(&self, event: &impl Serialize) -> Option<()> {
         let line = line_notifications::line(self.envelope(), event)?;
         if line.len() <= SMALL_LINE {
@@ -188,14 +188,14 @@ impl Notifier {
         self.send_line(line, Some(permit)).await
     }
 
-    /// Sends a line for which there is room, waiting for its turn.
+    /// Sends a line that has been charged, waiting for earlier lines.
     pub(super) async fn send_line(&self, bytes: Vec<u8>, permit: Option<Permit>) -> Option<()> {
         let line = Line { bytes, permit };
-        (!self.sink.is_closed() && self.outlet.send(line).await).then_some(())
+        (!self.sink.is_closed() && self.line_sink.send(line).await).then_some(())
     }
 }
 
-/// Builds every method.
+/// Builds all methods.
 pub fn methods(server: Arc<Server>) -> Methods {
     let mut registry = Registry {
         module: RpcModule::from_arc(server),
@@ -223,7 +223,7 @@ impl Registry {
             async move {
                 let answer = answer.await?;
                 serde_json::value::to_raw_value(&answer).map_err(|error| {
-                    super::convert::internal(&format!("{} cannot be encoded: {error}", M::NAME))
+                    super::convert::internal(&format!("cannot encode the answer of {}: {error}", M::NAME))
                 })
             }
         });
@@ -242,10 +242,10 @@ impl Registry {
                 let handler = handler.clone();
                 async move {
                     let caller = Caller::new(&extensions);
-                    // A handler that panics is our fault alone: the caller is told, and the connection goes on.
+                    // A panic in a handler becomes an error for the caller; the connection stays open.
                     let call = async move {
                         let parsed = parse::<M::Params>(&params)?;
-                        // Long parameters are not held twice while they are handled.
+                        // Long parameters are not kept twice while they are handled.
                         drop(params);
                         handler(server, parsed, caller).await
                     };
@@ -273,14 +273,15 @@ impl Registry {
                 let handler = handler.clone();
                 async move {
                     let caller = Caller::new(&extensions);
-                    let (Some(outlet), Ok(connection)) = (extensions.get::<LineSink>(), caller.connection())
+                    let (Some(line_sink), Ok(connection)) =
+                        (extensions.get::<LineSink>(), caller.connection())
                     else {
-                        let error = super::convert::internal("a subscription came without its connection");
+                        let error = super::convert::internal("a subscription has no connection");
                         return pending.reject(owned(error)).await;
                     };
                     let subscriber = Subscriber {
                         pending,
-                        outlet: outlet.clone(),
+                        line_sink: line_sink.clone(),
                         budget: connection.budget().clone(),
                     };
                     match parse::<S::Params>(&params) {
@@ -299,12 +300,12 @@ pub(super) fn owned(error: ErrorObject) -> ErrorObjectOwned {
     ErrorObjectOwned::owned(error.code, error.message, error.data)
 }
 
-/// Parses parameters, naming the field that is wrong.
+/// Parses parameters; the error names the invalid field.
 pub(super) fn parse<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ErrorObject> {
     let text = match params.as_str() {
         None => "{}",
         Some(text) if text.trim_start().starts_with('{') => text,
-        // An empty list is what clients without named parameters send for "none".
+        // Clients without named parameters send an empty list for no parameters.
         Some(text)
             if text
                 .trim_start()
@@ -320,14 +321,14 @@ pub(super) fn parse<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, Error
         let path = error.path().to_string();
         let cause = error.into_inner();
         let text = cause.to_string();
-        // Serde reports a missing field at its parent and names it in the text alone.
+        // Serde reports a missing field at its parent and names it only in the text.
         let missing = text
             .strip_prefix("missing field `")
             .and_then(|rest| rest.split('`').next())
             .map(str::to_owned);
         let text = text.split(" at line ").next().unwrap_or(&text).to_owned();
         match missing {
-            Some(field) => invalid(&field, "is missing"),
+            Some(field) => invalid(&field, "required parameter"),
             None if path == "." => ErrorKind::InvalidParams.error(format!("params: {text}")),
             None => invalid(&path, text),
         }

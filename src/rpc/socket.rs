@@ -1,7 +1,7 @@
-//! The socket: its folder, its lock, its peers.
+//! The socket, its folder and its lock.
 //!
-//! One daemon per socket, held by a lock on a file beside it. The lock, not the socket file, says who is alive: whoever holds it
-//! may replace a socket file that is there, and nobody else does. At the end only the socket file that we made is unlinked.
+//! One daemon serves a socket, and holds a lock on a file next to it. The lock, not the socket file, shows that a daemon is alive: only the
+//! holder of the lock replaces an existing socket file. At the end the daemon unlinks the socket file only if it bound it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -13,68 +13,68 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// How often and how long a lock is waited for that somebody has.
+/// Number of attempts to take the lock, and the pause between them.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Another daemon serves it. Not a fault: whoever wanted a daemon has one.
-    #[error("another orbd serves {}", .0.display())]
+    /// Another daemon serves it. This is not a fault: the caller wanted a running daemon.
+    #[error("another orbd already serves {}", .0.display())]
     Taken(PathBuf),
-    /// The folder lets others in, or is not ours.
-    #[error("{} must be a folder of yours with mode 0700; mend it with: chmod 700 {}", .0.display(), .0.display())]
+    /// The folder is accessible to others, or belongs to another user.
+    #[error("folder {} must belong to you and have mode 0700; run: chmod 700 {}", .0.display(), .0.display())]
     Folder(PathBuf),
-    /// Something that is not a socket stands in the way.
-    #[error("{} is in the way and is not a socket; move it elsewhere", .0.display())]
+    /// The path exists and is not a socket.
+    #[error("{} exists and is not a socket; move or remove it", .0.display())]
     InTheWay(PathBuf),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {action} {}", path.display())]
     System {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
-        /// On what.
+        /// The path that it applied to.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Why what was passed to this process cannot be used.
+/// Why an inherited socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
-    /// It does not listen.
+    /// The descriptor is not a listening socket.
     #[error("it does not listen")]
     Listener,
     /// It listens at another path.
     #[error("it listens on {}", .0.display())]
     Elsewhere(PathBuf),
-    /// There is no socket at the path.
-    #[error("there is no socket at its path any more")]
+    /// There is no socket at its path.
+    #[error("there is no longer a socket at its path")]
     Missing,
-    /// The lock is not that of the socket, or not held.
-    #[error("the lock is not the one beside the socket")]
+    /// The inherited lock is not that of the socket, or is not held.
+    #[error("the lock is not that of the socket, or is not held")]
     Lock,
 }
 
-/// Connections that wait to be accepted: as many as the system allows.
+/// Maximum number of connections that wait to be accepted: as many as the system allows.
 const BACKLOG: i32 = -1;
 
-/// The bound socket. Dropping it unlinks the socket file, if orbd bound it and it is still there.
+/// The bound socket. Dropping it unlinks the socket file if orbd bound it and the file is still this socket.
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
     inode: (u64, u64),
-    /// Whether orbd bound it; else it belongs to systemd.
+    /// Whether orbd bound it; otherwise it belongs to systemd.
     is_bound: bool,
-    /// Held for as long as we live; the file stays, because unlinking it would let two daemons lock two files.
+    /// Held while the daemon runs. The lock file is never unlinked, because two daemons could then lock two different files.
     lock: File,
 }
 
 impl Socket {
-    /// Takes the lock, makes folder and socket with their modes, and listens.
+    /// Takes the lock, creates folder and socket with their modes, and listens.
     pub fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
         let system = |action, path: &Path| {
             let path = path.to_owned();
@@ -85,8 +85,8 @@ impl Socket {
             .recursive(true)
             .mode(0o700)
             .create(folder)
-            .map_err(system("make the folder", folder))?;
-        let found = fs::metadata(folder).map_err(system("look at", folder))?;
+            .map_err(system("create the folder", folder))?;
+        let found = fs::metadata(folder).map_err(system("check", folder))?;
         if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() || found.mode() & 0o077 != 0 {
             return Err(SocketError::Folder(folder.to_owned()));
         }
@@ -98,14 +98,14 @@ impl Socket {
             }
             Ok(_) => return Err(SocketError::InTheWay(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(system("look at", path)(error)),
+            Err(error) => return Err(system("check", path)(error)),
         }
-        // The folder keeps others out between bind and chmod.
+        // Between bind and chmod the folder's mode excludes other users.
         let listener = UnixListener::bind(path).map_err(system("listen on", path))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .map_err(system("set the mode of", path))?;
         listener.set_nonblocking(true).map_err(system("prepare", path))?;
-        let found = fs::symlink_metadata(path).map_err(system("look at", path))?;
+        let found = fs::symlink_metadata(path).map_err(system("check", path))?;
         Ok((
             Self {
                 path: path.to_owned(),
@@ -117,7 +117,7 @@ impl Socket {
         ))
     }
 
-    /// Takes the lock beside the socket.
+    /// Takes the lock of the socket.
     fn lock(path: &Path) -> Result<File, SocketError> {
         let lock_path = lock_path(path);
         let system = |action| {
@@ -137,8 +137,8 @@ impl Socket {
         Ok(lock)
     }
 
-    /// Takes over a socket that was passed to this process, and the lock that came with it or else a lock of its own, if it is the socket
-    /// that this path needs. If not, it is closed, and unlinked if an earlier instance bound it.
+    /// Takes over a socket that was passed to this process, with the lock that was passed with it, or a lock of its own if there was none.
+    /// The socket must be the one for `path`. Otherwise it is closed, and unlinked if an earlier instance bound it.
     pub fn inherit(
         path: &Path,
         listener: OwnedFd,
@@ -165,7 +165,7 @@ impl Socket {
         if socket.path != path {
             return Err(Unfit::Elsewhere(socket.path.clone()));
         }
-        // On one that listens this changes nothing; on one that does not, or is connected, it fails.
+        // This has no effect on a listening socket, and fails for a connected one.
         rustix::net::listen(&listener, BACKLOG).map_err(|_| Unfit::Listener)?;
         let held = socket.lock.metadata().map_err(|_| Unfit::Lock)?;
         let named = fs::metadata(lock_path(path)).map_err(|_| Unfit::Lock)?;
@@ -177,10 +177,10 @@ impl Socket {
         Ok((socket, listener))
     }
 
-    /// Returns what the next instance in this process gets: the lock, and whether orbd bound the socket. `None` if the file at the path
-    /// is not this socket any more: then the next instance binds its own.
+    /// Returns what the next instance in this process inherits: the lock, and whether orbd bound the socket. Returns `None` if the file at
+    /// the path is not this socket any more; the next instance then binds its own.
     pub fn pass_on(&self) -> Option<(OwnedFd, bool)> {
-        // A copy of the descriptor is the same lock.
+        // A duplicated descriptor holds the same lock.
         let lock = self.lock.try_clone().ok().filter(|_| self.is_in_place())?;
         Some((lock.into(), self.is_bound))
     }
@@ -189,16 +189,16 @@ impl Socket {
         fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.inode)
     }
 
-    /// Returns where it is.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Takes the lock; false when somebody keeps it.
+/// Takes the lock. Returns false if another process keeps it.
 ///
-/// A child that a killed daemon was just spawning holds all that the daemon held, until it executes its program. To take that
-/// for a daemon would leave none: whoever finds another one exits content. So who keeps it is waited out.
+/// A child that a killed daemon was just spawning holds all descriptors of the daemon until it executes its program. If it were mistaken
+/// for a daemon, no daemon would run, because a process that finds another daemon exits. So this waits until such a child has executed.
 fn take(lock: &File) -> io::Result<bool> {
     let mut tries = LOCK_TRIES;
     loop {
@@ -220,12 +220,12 @@ impl Drop for Socket {
             && self.is_in_place()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "the socket file stays behind");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }
 
-/// Returns the lock's place beside the socket.
+/// Returns the path of the lock file, which is next to the socket.
 pub fn lock_path(socket: &Path) -> PathBuf {
     let mut name = socket.as_os_str().to_owned();
     name.push(".lock");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_refused_and_a_stale_socket_is_replaced() {
+    fn second_daemon_is_refused_and_stale_socket_is_replaced() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         drop(UnixListener::bind(&path).expect("a stale socket"));
@@ -255,11 +255,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_given_back_soon_is_waited_for() {
+    fn lock_that_is_released_soon_is_waited_for() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         drop(Socket::bind(&path).expect("bind"));
-        // As a child does that has not executed its program yet, after its daemon was killed.
+        // Like a child that has not executed its program yet, after its daemon was killed.
         let held = File::open(lock_path(&path)).expect("the lock stays");
         flock(&held, FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
         let executes = std::thread::spawn(move || {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_somebody_else_made_meanwhile_is_left_alone() {
+    fn socket_replaced_by_another_process_is_left_alone() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (ours, _listener) = Socket::bind(&path).expect("bind");
@@ -282,12 +282,12 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_and_lock_that_were_passed_on_serve_on() {
+    fn inherited_socket_and_lock_keep_serving() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (before, listener) = Socket::bind(&path).expect("bind");
         let (lock, is_bound) = before.pass_on().expect("a copy");
-        // As the exec does: its memory is gone, and what is not passed on with it.
+        // Like exec, which discards the memory and the descriptors that are not passed on.
         std::mem::forget(before);
         let waits = std::os::unix::net::UnixStream::connect(&path).expect("nobody has accepted it yet");
         let (after, listener) =
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_systemd_is_locked_and_never_unlinked() {
+    fn systemd_socket_is_locked_and_never_unlinked() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let passed = UnixListener::bind(&path).expect("as systemd does");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_replaced_is_not_passed_on() {
+    fn replaced_socket_is_not_passed_on() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (ours, _listener) = Socket::bind(&path).expect("bind");
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_not_taken_over() {
+    fn unfit_descriptors_are_not_inherited() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let other = folder.path().join("other.sock");
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_lets_others_in_is_refused_with_the_mend() {
+    fn folder_accessible_to_others_is_refused_with_the_fix() {
         let folder = folder();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let error = Socket::bind(&folder.path().join("orbd.sock")).expect_err("refused");
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_is_not_removed() {
+    fn existing_file_is_not_removed() {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         fs::write(&path, "precious").expect("write");

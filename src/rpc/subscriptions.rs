@@ -1,10 +1,9 @@
-//! The subscriptions of one JSON-lines connection: a channel for each, and what comes out of all of them.
+//! The subscriptions of one JSON-lines connection: a channel for each, merged into one stream.
 
 use std::collections::HashMap;
 
 use futures_util::FutureExt;
 use futures_util::stream::{self, AbortHandle, Abortable, BoxStream, SelectAll, StreamExt};
-use jsonrpsee::core::id_providers::RandomIntegerIdProvider;
 use jsonrpsee::core::server::{BoundedSubscriptions, MethodSink, SubscriptionState};
 use jsonrpsee::core::traits::IdProvider;
 use jsonrpsee::types::{Params, SubscriptionId};
@@ -18,23 +17,23 @@ use super::errors::ErrorKind;
 use super::request::{PendingAnswer, SubscriptionRequest, Subscriptions};
 use super::types::ErrorObject;
 
-/// jsonrpsee's messages between a handler and the socket: the answer to the request is the only one.
+/// Capacity of jsonrpsee's channel from a handler to the socket. The answer to the request is the only message in it.
 const MESSAGES_MAX: usize = 1;
-/// Lines of an outlet on their way, of a subscription that is alone; of several, each has a share, and one at least.
+/// Lines in transit of a single subscription. Several subscriptions share this number, with at least one each.
 const LINES_MAX: usize = 16;
-/// What a subscription takes as long as it is open: its task, and lines that are shorter than [`SMALL_LINE`].
+/// Bytes charged for an open subscription: its task, and lines shorter than [`SMALL_LINE`].
 const SUBSCRIPTION_BYTES: usize = 16 << 10;
-/// Longer lines need room in the budget of their connection.
+/// Longer lines are charged to the budget of their connection.
 pub(super) const SMALL_LINE: usize = 4 << 10;
 
-/// A subscription's way to its connection for messages that are whole lines already. Its handler gets it beside its parameters.
+/// Channel for the notifications of a subscription, which are encoded as complete lines. A handler gets it in its extensions.
 ///
-/// jsonrpsee's own way encodes a message again to put it into its envelope. The answer that a handler gave through jsonrpsee is written
+/// jsonrpsee's own channel would encode a message again into its envelope. The answer that a handler gives through jsonrpsee is written
 /// before any line that it sends here later, and lines keep their order.
 #[derive(Debug, Clone)]
 pub(super) struct LineSink(mpsc::Sender<Line>);
 
-/// A line of notification, its end included, with the room that it takes until it is written.
+/// A notification with its line end, and its permit until it is written.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,
@@ -42,61 +41,64 @@ pub(super) struct Line {
 }
 
 impl LineSink {
-    /// Sends a line, waiting for its turn. False when the connection is gone.
+    /// Sends a line, waiting for earlier ones. Returns false if the connection has closed.
     pub(super) async fn send(&self, line: Line) -> bool {
         self.0.send(line).await.is_ok()
     }
 }
 
-/// What comes out of a subscription's channel.
+/// An item from the channel of a subscription.
 pub(super) enum SubscriptionItem {
-    /// With the number of the request that began the subscription.
+    /// A message from jsonrpsee, with the number of the request that started the subscription.
     Message(u64, Box<RawValue>),
-    /// A message that is a whole line already.
+    /// A complete line.
     Line(Line),
-    /// Nothing more follows.
+    /// The last item.
     End(SubscriptionId<'static>),
 }
 
 /// The subscriptions of a connection.
 pub(super) struct LineSubscriptions {
-    /// The number of the request that is being handled.
+    /// Number of the request that is being handled.
     pub(super) request: u64,
     max: u32,
     permits: BoundedSubscriptions,
-    /// What subscriptions send.
+    /// Ids are 1, 2, 3 on each connection: clients whose numbers are doubles keep them exact.
+    last_id: u64,
+    /// Items from all subscriptions.
     inbox: SelectAll<BoxStream<'static, SubscriptionItem>>,
-    /// Each of them, from before its id is answered: jsonrpsee's own account has it only some time after that.
+    /// The open subscriptions. An entry exists before the id is answered; jsonrpsee registers it only later.
     open: HashMap<SubscriptionId<'static>, Subscribed>,
 }
 
-/// How a subscription is ended.
+/// How to end a subscription.
 struct Subscribed {
-    /// By which request.
+    /// Name of its unsubscribe request.
     unsubscribe: &'static str,
-    /// Its channel, and with it its handler.
+    /// Aborts its channel, which ends its handler.
     channel: AbortHandle,
     _permit: Permit,
 }
 
 impl LineSubscriptions {
-    /// Makes room for so many.
+    /// Allows `max` subscriptions.
     pub(super) fn new(max: u32) -> Self {
         Self {
             request: 0,
             max,
             permits: BoundedSubscriptions::new(max),
+            last_id: 0,
             inbox: SelectAll::new(),
             open: HashMap::new(),
         }
     }
 
-    /// Says whether nothing more comes from any of them.
+    /// Returns whether no subscription has any items left.
     pub(super) fn is_silent(&self) -> bool {
         self.inbox.is_empty()
     }
 
-    /// Waits for what comes next; `None` while there are none.
+    /// Waits for the next item. Returns `None` if there are no subscriptions.
     pub(super) async fn next(&mut self) -> Option<SubscriptionItem> {
         let item = self.inbox.next().await;
         if let Some(SubscriptionItem::End(id)) = &item {
@@ -105,7 +107,7 @@ impl LineSubscriptions {
         item
     }
 
-    /// Makes the channel of a subscription.
+    /// Creates the channel of a subscription.
     fn channel(
         &mut self,
         id: SubscriptionId<'static>,
@@ -114,7 +116,7 @@ impl LineSubscriptions {
     ) -> (mpsc::Sender<Box<RawValue>>, LineSink) {
         let share = |most: usize| (most / (self.open.len() + 1)).max(1);
         let (sink, messages) = mpsc::channel(MESSAGES_MAX);
-        let (outlet, lines) = mpsc::channel(share(LINES_MAX));
+        let (line_sink, lines) = mpsc::channel(share(LINES_MAX));
         let channel = Channel {
             request: self.request,
             messages,
@@ -135,28 +137,32 @@ impl LineSubscriptions {
         );
         let whole = told.chain(stream::once(std::future::ready(SubscriptionItem::End(id))));
         self.inbox.push(Abortable::new(whole, registration).boxed());
-        (sink, LineSink(outlet))
+        (sink, LineSink(line_sink))
     }
 }
 
 impl Subscriptions for LineSubscriptions {
     fn subscribe(&mut self, request: SubscriptionRequest<'_>) -> Result<PendingAnswer, ErrorObject> {
         let Some(permit) = self.permits.acquire() else {
-            let text = format!("a connection has at most {} subscriptions", self.max);
+            let text = format!(
+                "this connection has reached the limit of {} subscriptions",
+                self.max
+            );
             return Err(ErrorKind::QueueFull.error(text));
         };
         let room = request.budget.try_take(SUBSCRIPTION_BYTES).map_err(overloaded)?;
         let unsubscribe = unsubscribe_of(request.method).unwrap_or_default();
-        let given = FixedId(RandomIntegerIdProvider.next_id());
+        self.last_id += 1;
+        let given = FixedId(SubscriptionId::Num(self.last_id));
         let state = SubscriptionState {
             conn_id: request.rpc_connection,
             id_provider: &given,
             subscription_permit: permit,
         };
-        let (messages, outlet) = self.channel(given.0.clone(), unsubscribe, room);
+        let (messages, line_sink) = self.channel(given.0.clone(), unsubscribe, room);
         let mut extensions = request.extensions;
-        extensions.insert(outlet);
-        // The answer goes through the sink, ahead of the first notification.
+        extensions.insert(line_sink);
+        // The answer goes through the sink, before the first notification.
         let sink = MethodSink::new(messages);
         let handler = request.handler;
         Ok(handler(request.id, request.params, sink, state, extensions)
@@ -164,7 +170,7 @@ impl Subscriptions for LineSubscriptions {
             .boxed())
     }
 
-    /// Ends a subscription at once: nothing of it is told after this. Its handler sees that its channel is closed.
+    /// Ends a subscription: no notification follows. Its handler detects that its channel is closed.
     fn unsubscribe(&mut self, method: &'static str, params: &Params<'_>) -> Result<bool, ErrorObject> {
         let Ok(id) = params.one::<SubscriptionId<'_>>() else {
             return Ok(false);
@@ -181,17 +187,17 @@ impl Subscriptions for LineSubscriptions {
     }
 }
 
-/// The end of a subscription's channel where things come out.
+/// The receiving end of a subscription's channel.
 struct Channel {
     request: u64,
     messages: mpsc::Receiver<Box<RawValue>>,
     lines: mpsc::Receiver<Line>,
-    /// A line that lets messages go first.
+    /// A line that waits because messages are sent first.
     line: Option<Line>,
 }
 
 impl Channel {
-    /// Waits for what comes next; `None` when nothing will.
+    /// Waits for the next item. Returns `None` after the last one.
     async fn next(&mut self) -> Option<SubscriptionItem> {
         if self.line.is_none() {
             tokio::select! {
@@ -201,14 +207,14 @@ impl Channel {
                 else => return None,
             }
         }
-        // The answer that goes before a line may have come since messages were looked for.
+        // The answer that precedes a line may have arrived after the messages were checked.
         let earlier = self.messages.try_recv().ok();
         let earlier = earlier.map(|message| SubscriptionItem::Message(self.request, message));
         earlier.or_else(|| self.line.take().map(SubscriptionItem::Line))
     }
 }
 
-/// Gives a subscription the id that was made for it.
+/// Returns a predetermined id.
 #[derive(Debug)]
 struct FixedId(SubscriptionId<'static>);
 

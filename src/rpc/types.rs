@@ -1,9 +1,11 @@
-//! The shapes that go over the wire, chosen by hand: no inner type is serialised.
+//! The types of the wire protocol. They are written by hand; no internal type is serialised.
 //!
-//! Parameters refuse unknown fields by name; clients must ignore result fields that they do not know. Times are RFC 3339 in
-//! UTC with milliseconds; durations carry their unit in the name. `proto/openrpc.json` is generated from these types.
+//! Parameters reject unknown fields by name. Clients must ignore result fields that they do not know. Times are RFC 3339 in UTC with
+//! milliseconds; durations have their unit in the field's name. `proto/openrpc.json` is generated from these types, so their doc comments
+//! are the published reference.
 
 mod events;
+mod words;
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use events::{Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason};
 
-/// Declares parameters of a method that makes a job: its own fields and the ones every job has.
+/// Declares the parameters of a method that creates a job: its own fields, then those common to all jobs.
 macro_rules! job_params {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty),* $(,)? }) => {
         $(#[$doc])*
@@ -20,19 +22,20 @@ macro_rules! job_params {
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $($(#[$field_doc])* pub $field: $type,)*
-            /// Answer at once with the job's id; the job outlives its client, and a change a restart of the daemon.
+            /// Answer at once with the job's id instead of waiting for its end. The job continues after the client disconnects; a detached
+            /// change also survives a restart of the daemon.
             #[serde(default, skip_serializing_if = "is_false")]
             pub detach: bool,
-            /// Longest time to wait for a place, from acceptance; the daemon's `queue_timeout` where absent.
+            /// Longest time from acceptance to start, in milliseconds, at most a year. Default: the daemon's `queue_timeout`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub queue_timeout_ms: Option<u64>,
-            /// Longest time to run, from the start; the class's default where absent.
+            /// Longest time from start to end, in milliseconds, at most a year. The default depends on the job's class; commands have none.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub run_timeout_ms: Option<u64>,
         }
 
         impl $name {
-            /// Returns what every job has.
+            /// Returns the fields common to all jobs.
             pub fn options(&self) -> JobOptions {
                 JobOptions {
                     detach: self.detach,
@@ -44,7 +47,7 @@ macro_rules! job_params {
     };
 }
 
-/// Reads a field that must be there but may be null, so that leaving it out by mistake is not taken for null.
+/// Deserializes a field that is required but may be null. A missing field is an error, not null.
 fn nullable<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::deserialize(deserializer)
 }
@@ -57,92 +60,93 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// What the parameters of every job-making method have in common.
+/// Parameters common to all methods that create a job.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct JobOptions {
-    /// Answer at once.
+    /// Answer at once with the job's id instead of waiting for its end.
     pub detach: bool,
-    /// Longest wait.
+    /// Longest time from acceptance to start, in milliseconds; `None` for the daemon's `queue_timeout`.
     pub queue_timeout_ms: Option<u64>,
-    /// Longest run.
+    /// Longest time from start to end, in milliseconds; `None` for the default of the job's class.
     pub run_timeout_ms: Option<u64>,
 }
 
-/// No parameters.
+/// The method takes no parameters.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoParams {}
 
-/// Nothing to say beyond success.
+/// Empty answer: the call succeeded.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Done {}
 
-/// How old a fact may be.
+/// Parameters of a read without operands.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadParams {
-    /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now. The daemon's `cache_max_age` bounds it.
+    /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
+    /// `cache_max_age`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
-/// When and how a fact was seen. Part of every answer that tells facts.
+/// When and how the answer was read from `orbctl`. Part of every answer that comes from the cache.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Observed {
-    /// Grows with every change that makes facts stale; equal generations mean that nothing changed through orbd between.
+    /// Counter that every invalidation raises. Equal generations mean that nothing has changed through orbd in between.
     pub generation: u64,
-    /// When the look began.
+    /// Time at which the read began.
     #[schemars(extend("format" = "date-time"))]
     pub observed_at: String,
-    /// Which read of `orbctl` told it: `list`, `info`, `status`, `version`, `config_show`, `default`, `raw` of `lease.read`; or
-    /// `poll`, which orbd made by itself for its subscribers.
+    /// The `orbctl` command that was read: `list`, `info`, `status`, `version`, `config_show` or `default`; `raw` for `lease.read`; `poll`
+    /// for a read that orbd made on its own, for subscribers or to reconcile a change.
     pub source: String,
-    /// Whether the fact is known to be out of date, or may be. Answers of reads say so only while `orbctl` cannot be asked; the
-    /// `state` of `events.subscribe` also while the look after something that changed has not ended.
+    /// Whether the answer is possibly out of date. In the answer of a read it is true only while `orbctl` is unhealthy. In the `state`
+    /// event of `events.subscribe` it is also true until a poll has run after the last change.
     pub stale: bool,
-    /// Why it is stale.
+    /// Why the answer is stale; absent unless `stale` is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_reason: Option<String>,
-    /// How long ago the look began.
+    /// Milliseconds since `observed_at`.
     pub age_ms: u64,
 }
 
-/// Image that a machine was made from.
+/// The image that a machine was created from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
-    /// Distribution, as in `ubuntu`.
+    /// Distribution, such as `ubuntu`.
     pub distro: String,
-    /// Version or codename, as in `noble`.
+    /// Version or codename, such as `noble`.
     pub version: String,
-    /// `arm64` or `amd64`.
+    /// CPU architecture: `arm64` or `amd64`.
     pub arch: String,
-    /// Image variant.
+    /// Image variant, such as `default`; absent if OrbStack does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
 }
 
-/// A machine's settings; each is absent where the installed OrbStack does not report it.
+/// Settings of a machine. A field is absent if the installed OrbStack does not report it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MachineConfig {
-    /// User that commands run as unless told otherwise.
+    /// Guest user that commands run as by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_username: Option<String>,
-    /// Isolated from the Mac.
+    /// Whether the machine has no access to the Mac.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolated: Option<bool>,
-    /// Cut off from the Mac's network.
+    /// Whether the machine has no access to the Mac's network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate_network: Option<bool>,
-    /// The Mac's SSH agent is forwarded.
+    /// Whether the Mac's SSH agent is forwarded to the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_ssh_agent: Option<bool>,
-    /// Port of its HTTP domain.
+    /// Port of the machine's HTTP domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_port: Option<u16>,
-    /// Port of its HTTPS domain.
+    /// Port of the machine's HTTPS domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub https_port: Option<u16>,
-    /// Processor limit.
+    /// CPU limit, in cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit: Option<u64>,
     /// Memory limit in MiB.
@@ -153,29 +157,29 @@ pub struct MachineConfig {
     pub disk_limit_bytes: Option<u64>,
 }
 
-/// One machine.
+/// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
-    /// Stable id (ULID).
+    /// Stable id (ULID). It survives a rename.
     pub id: String,
-    /// Name.
+    /// Name of the machine, unique among all machines.
     pub name: String,
-    /// `running`, `stopped`, or another word of `orbctl`'s: busy.
+    /// `running`, `stopped`, or another state as `orbctl` reports it, such as `starting`; the machine is then changing state.
     pub state: String,
-    /// What it was made from.
+    /// The image that it was created from.
     pub image: Image,
-    /// Settings.
+    /// Its settings.
     pub config: MachineConfig,
-    /// OrbStack itself made it.
+    /// Whether OrbStack created the machine for its own use.
     pub builtin: bool,
 }
 
 /// Answer of `machine.list`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineListAnswer {
-    /// Every machine, in `orbctl`'s order.
+    /// All machines, in `orbctl`'s order.
     pub machines: Vec<Machine>,
-    /// When and how this was seen.
+    /// When and how the list was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -184,9 +188,10 @@ pub struct MachineListAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineInfoParams {
-    /// Name or id.
+    /// Name or id of the machine.
     pub machine: String,
-    /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now.
+    /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
+    /// `cache_max_age`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
@@ -194,18 +199,18 @@ pub struct MachineInfoParams {
 /// Answer of `machine.info`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineInfoAnswer {
-    /// What the list says too.
+    /// The machine, as `machine.list` returns it.
     pub machine: Machine,
-    /// Bytes on disk.
+    /// Disk space that the machine uses, in bytes; absent if OrbStack does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<u64>,
-    /// IPv4 address; absent while stopped.
+    /// IPv4 address; absent while the machine is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip4: Option<String>,
-    /// IPv6 address; absent while stopped.
+    /// IPv6 address; absent while the machine is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip6: Option<String>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -215,56 +220,56 @@ job_params! {
     MachineCreateParams {
         /// Name of the new machine.
         name: String,
-        /// Distribution, as in `ubuntu`.
+        /// Distribution, such as `ubuntu`.
         distro: String,
-        /// Version or codename; the distribution's newest where absent.
+        /// Version or codename. Default: the distribution's newest version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
-        /// `arm64` or `amd64`; the Mac's own where absent.
+        /// CPU architecture: `arm64` or `amd64`. Default: that of the Mac.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         arch: Option<String>,
-        /// Default user; the Mac user's name where absent.
+        /// Default guest user. Default: the name of the Mac user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
-        /// Processor limit (OrbStack 2.2 and later).
+        /// CPU limit, in cores (OrbStack 2.2 and later).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(range(min = 1))]
         cpus: Option<u32>,
-        /// Memory limit, as in `4G` (OrbStack 2.2 and later).
+        /// Memory limit, such as `4G` (OrbStack 2.2 and later).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         memory: Option<String>,
-        /// Disk limit, as in `40G` (OrbStack 2.2 and later).
+        /// Disk limit, such as `40G` (OrbStack 2.2 and later).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         disk: Option<String>,
-        /// No access to the Mac (OrbStack 2.1 and later).
+        /// Create the machine without access to the Mac (OrbStack 2.1 and later).
         #[serde(default, skip_serializing_if = "is_false")]
         isolated: bool,
-        /// No access to the Mac's network (OrbStack 2.1 and later).
+        /// Create the machine without access to the Mac's network (OrbStack 2.1 and later).
         #[serde(default, skip_serializing_if = "is_false")]
         isolate_network: bool,
-        /// Shared folders of an isolated machine, `SRC[:DEST]` (OrbStack 2.1 and later).
+        /// Folders of the Mac to share with an isolated machine, each as `SRC[:DEST]` (OrbStack 2.1 and later).
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         mounts: Vec<String>,
-        /// Forward the Mac's SSH agent (OrbStack 2.1 and later).
+        /// Forward the Mac's SSH agent to the machine (OrbStack 2.1 and later).
         #[serde(default, skip_serializing_if = "is_false")]
         forward_ssh_agent: bool,
     }
 }
 
 job_params! {
-    /// Parameters of changes of one machine that need no more than its name.
+    /// Parameters of a change of one machine.
     MachineParams {
-        /// Name or id.
+        /// Name or id of the machine.
         machine: String,
     }
 }
 
 job_params! {
-    /// Parameters of changes of one machine that can be forced.
+    /// Parameters of a change of one machine that can be forced.
     MachineForceParams {
-        /// Name or id.
+        /// Name or id of the machine.
         machine: String,
-        /// End what runs on the machine and cancel what waits there, instead of queueing behind it.
+        /// End the jobs that run on the machine and cancel those that wait for it, instead of queueing behind them.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
     }
@@ -273,9 +278,9 @@ job_params! {
 job_params! {
     /// Parameters of `machine.rename`.
     MachineRenameParams {
-        /// Name or id now.
+        /// Name or id of the machine to rename.
         machine: String,
-        /// Name then.
+        /// New name of the machine.
         new_name: String,
     }
 }
@@ -285,7 +290,7 @@ job_params! {
     MachineCloneParams {
         /// Name or id of the machine to copy.
         machine: String,
-        /// Name of the copy.
+        /// Name of the new machine.
         new_name: String,
     }
 }
@@ -293,7 +298,7 @@ job_params! {
 job_params! {
     /// Parameters of `machine.set_default`.
     SetDefaultParams {
-        /// Name or id; null clears the default.
+        /// Name or id of the new default machine; null clears the default.
         #[serde(deserialize_with = "nullable")]
         #[schemars(required, extend("type" = ["string", "null"]))]
         machine: Option<String>,
@@ -301,36 +306,37 @@ job_params! {
 }
 
 job_params! {
-    /// Parameters of changes without operands.
+    /// Parameters of a change without operands.
     ChangeParams {}
 }
 
 job_params! {
-    /// Parameters of changes of everything that can be forced.
+    /// Parameters of a change of all machines or of OrbStack that can be forced.
     ForceParams {
-        /// End what runs and cancel what waits, instead of queueing behind it.
+        /// End all running jobs and cancel all waiting jobs, instead of queueing behind them.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
     }
 }
 
-/// Answer of every change.
+/// Answer of a change.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeAnswer {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
-    /// `ended`, or `waiting` or `running` when detached.
+    /// `ended`; for a detached job `waiting` or `running`.
     pub state: JobStateWord,
-    /// Whether anything had to be done; absent until the job ended, and where a change was cut short and nobody had looked before.
+    /// Whether the change had to do anything: false if the requested state was already there. Absent until the job has ended, and for an
+    /// interrupted change if the state before it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
-    /// The change was cut short and was then observed to be done: why, and what was observed.
+    /// Present if the change was interrupted but was then observed to be done: why it was interrupted, and what was observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// Microseconds from acceptance to start.
+    /// Microseconds from acceptance to start; absent while the job waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_us: Option<u64>,
-    /// Microseconds from start to end.
+    /// Microseconds from start to end, or to now; absent until the job has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
 }
@@ -338,44 +344,44 @@ pub struct ChangeAnswer {
 job_params! {
     /// Parameters of `machine.run` and `machine.run_follow`.
     RunParams {
-        /// Name or id.
+        /// Name or id of the machine.
         machine: String,
-        /// Program and arguments, kept as words. The first cannot start with `-`.
+        /// Program and its arguments; no shell interprets them. The program cannot start with `-`.
         #[schemars(length(min = 1))]
         command: Vec<String>,
-        /// Guest user; the machine's default user where absent.
+        /// Guest user. Default: the machine's default user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
-        /// Guest directory; the guest user's home where absent.
+        /// Guest directory to run in. Default: the guest user's home.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workdir: Option<String>,
-        /// Guest directory to start in if it exists; the guest user's home otherwise. Not with `workdir`.
+        /// Guest directory to run in if it exists, else the guest user's home. Not together with `workdir`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         try_workdir: Option<String>,
-        /// Additional environment.
+        /// Environment variables to set for the command.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         env: BTreeMap<String, String>,
-        /// What the caller's own environment gives the guest, as if it had started `orbctl run` itself: `ORBENV`, the variables that
-        /// it lists, `TERM`, `DISPLAY` and proxy variables. Others are refused.
+        /// Variables of the caller's own environment that `orbctl run` would have passed to the guest: `ORBENV`, the variables that it
+        /// lists, `TERM`, `DISPLAY` and the proxy variables. Others are rejected.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         caller_env: BTreeMap<String, String>,
-        /// Input as text. At most one of the three kinds of input.
+        /// Input of the command, as text. At most one of `stdin_text`, `stdin_base64` and `stdin_stream`; without any, the input is empty.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin_text: Option<String>,
-        /// Input as base64.
+        /// Input of the command, as base64.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin_base64: Option<String>,
-        /// Input follows by `job.input`.
+        /// Send the input with `job.input` while the command runs.
         #[serde(default, skip_serializing_if = "is_false")]
         stdin_stream: bool,
-        /// Keep no more than what followers have not read yet and the last 512 KiB: for large output that a client reads as it comes,
-        /// which then costs no file. While nobody follows, everything is kept.
+        /// Store only the output that followers have not read yet, and the last 512 KiB. Use it for large output that a client reads as it
+        /// arrives: orbd then writes no file. While no client follows the job, all output is stored.
         #[serde(default, skip_serializing_if = "is_false")]
         pass_through: bool,
     }
 }
 
-/// Which stream of a command wrote.
+/// An output stream of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
@@ -385,19 +391,19 @@ pub enum Stream {
     Stderr,
 }
 
-/// Bytes that a command wrote, as `text` where they are UTF-8, else as `base64`.
+/// A piece of a command's output: `text` if it is UTF-8, else `base64`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
-    /// Who wrote.
+    /// The stream that it was written to.
     pub stream: Stream,
     /// Offset of the first byte, counted over both streams in order of arrival.
     pub offset: u64,
-    /// Microseconds since the job's start.
+    /// Microseconds from the job's start to the arrival of this piece.
     pub at_us: u64,
-    /// The bytes, where they are UTF-8.
+    /// The bytes, if they are UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// The bytes, where they are not.
+    /// The bytes in base64, if they are not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
 }
@@ -405,23 +411,24 @@ pub struct Chunk {
 /// Answer of `machine.run`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RunAnswer {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
-    /// `ended`, or `waiting` or `running` when detached.
+    /// `ended`; for a detached job `waiting` or `running`.
     pub state: JobStateWord,
-    /// The command's exit code; absent until the job ended.
+    /// Exit code of the command; absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Output in order of arrival, at most 1 MiB.
+    /// Output in order of arrival: at most 1 MiB, less if the connection holds many bytes, empty for a detached job. Read the rest with
+    /// `job.output`.
     pub output: Vec<Chunk>,
-    /// Where `output` ends; more is to be had from `job.output` at this offset when it is below `output_bytes`.
+    /// Offset after the last byte in `output`. If it is below `output_bytes`, read on from it with `job.output`.
     pub next_offset: u64,
-    /// Bytes written so far by both streams.
+    /// Bytes written to both streams so far; 0 for a detached job.
     pub output_bytes: u64,
-    /// Microseconds from acceptance to start.
+    /// Microseconds from acceptance to start; absent while the job waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_us: Option<u64>,
-    /// Microseconds from start to end.
+    /// Microseconds from start to end, or to now; absent until the job has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
 }
@@ -430,26 +437,26 @@ pub struct RunAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogsParams {
-    /// Name or id.
+    /// Name or id of the machine.
     pub machine: String,
-    /// Everything that is kept.
+    /// Return the whole log, as `orbctl logs --all` does.
     #[serde(default, skip_serializing_if = "is_false")]
     pub all: bool,
 }
 
-/// Answer of reads that give text.
+/// Answer of a read that returns text.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TextAnswer {
-    /// What `orbctl` printed; bytes that are not UTF-8 are replaced.
+    /// Output of `orbctl`. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub text: String,
 }
 
 /// Answer of `machine.default`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DefaultAnswer {
-    /// The default machine; null where there is none.
+    /// Name of the default machine; null if there is none.
     pub machine: Option<String>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -457,9 +464,9 @@ pub struct DefaultAnswer {
 /// Answer of `orbstack.status`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct StatusAnswer {
-    /// `running`, `stopped`, or another word of `orbctl`'s.
+    /// `running`, `stopped`, or another status as `orbctl` reports it.
     pub status: String,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -467,15 +474,15 @@ pub struct StatusAnswer {
 /// Answer of `orbstack.version`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct VersionAnswer {
-    /// Dotted version.
+    /// Version number, such as `2.1.3`.
     pub version: String,
-    /// Build number.
+    /// Build number; absent if `orbctl` does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<u64>,
-    /// Commit.
+    /// Commit of the build; absent if `orbctl` does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -483,9 +490,9 @@ pub struct VersionAnswer {
 /// Answer of `config.show`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigAnswer {
-    /// Keys and values as `orbctl` prints them.
+    /// Values by key, as `orbctl` prints them.
     pub values: BTreeMap<String, String>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -494,9 +501,10 @@ pub struct ConfigAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigGetParams {
-    /// Key, as in `machine.web.username`.
+    /// Configuration key, such as `machine.web.username`.
     pub key: String,
-    /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now.
+    /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
+    /// `cache_max_age`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
@@ -504,9 +512,9 @@ pub struct ConfigGetParams {
 /// Answer of `config.get`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigGetAnswer {
-    /// Value; null where the key is not set.
+    /// Value of the key; null if the key is not set.
     pub value: Option<String>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
@@ -514,84 +522,115 @@ pub struct ConfigGetAnswer {
 job_params! {
     /// Parameters of `config.set`.
     ConfigSetParams {
-        /// Key, as in `machine.web.username`.
+        /// Configuration key, such as `machine.web.username`.
         key: String,
-        /// Value, as `orbctl config set` takes it.
+        /// New value, in the form that `orbctl config set` accepts.
         value: String,
     }
 }
 
-/// Where a job is.
+/// State of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStateWord {
-    /// Accepted, not started.
+    /// Accepted, not started yet.
     Waiting,
-    /// Started.
+    /// Started, not ended yet.
     Running,
-    /// Over.
+    /// Ended; `outcome` has the result.
     Ended,
 }
 
-/// Who asked for a job.
+/// The client that submitted a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Client {
-    /// Name given by `daemon.hello`, else `unnamed`.
+    /// Name given with `daemon.hello`, else `unnamed`.
     pub name: String,
-    /// Process id, where the system tells.
+    /// Process id of the client; absent if the system does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// User id.
+    /// User id of the client.
     pub uid: u32,
 }
 
-/// Why a job waits.
+/// What a job waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitingFor {
-    /// `job`, `limit`, `paused` or `unhealthy`.
-    #[schemars(extend("enum" = ["job", "limit", "paused", "unhealthy"]))]
-    pub kind: String,
-    /// One phrase for a person, as in `job 12 (create web) of pyinfra, accepted 3 s ago`.
+    /// Phrase for display, such as `job 12 (create web) of pyinfra, accepted 3 s ago`.
     pub description: String,
-    /// The job in the way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job_id: Option<u64>,
-    /// What that job does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operation: Option<String>,
-    /// To which machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub machine: Option<String>,
-    /// For whom.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client: Option<String>,
-    /// How long ago it was accepted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub age_ms: Option<u64>,
-    /// The limit that is reached, as in `exec_per_machine`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<String>,
-    /// Why `orbctl` is unhealthy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    /// The reason, as data.
+    #[serde(flatten)]
+    pub reason: WaitReason,
 }
 
-/// How a job ended.
+impl WaitingFor {
+    /// Returns the id of the blocking job, if a job is the reason.
+    pub fn job_id(&self) -> Option<u64> {
+        match self.reason {
+            WaitReason::Job { job_id, .. } => Some(job_id),
+            _ => None,
+        }
+    }
+}
+
+/// Why a job waits; `kind` selects the alternative.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum WaitReason {
+    /// Another job in the same lane.
+    Job {
+        /// Id of the blocking job.
+        job_id: u64,
+        /// Operation of the blocking job, such as `start`.
+        operation: String,
+        /// Machine of the blocking job; absent if it has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        machine: Option<String>,
+        /// Name of the client that submitted the blocking job.
+        client: String,
+        /// Milliseconds since the blocking job was accepted.
+        age_ms: u64,
+    },
+    /// A concurrency limit is reached.
+    Limit {
+        /// Name of the limit, such as `exec_per_machine`.
+        limit: String,
+    },
+    /// The queue or a machine's lane is paused.
+    Paused {
+        /// The machine whose lane is paused; absent if the whole queue is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        machine: Option<String>,
+    },
+    /// `orbctl` is unhealthy.
+    Unhealthy {
+        /// Why.
+        reason: String,
+    },
+    /// A reason that a later daemon added.
+    #[serde(other)]
+    #[schemars(skip)]
+    Other,
+}
+
+/// Result of a job.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
-    /// `succeeded`, `failed`, `cancelled`, `expired`, `interrupted` or `unknown`.
-    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
+    /// `succeeded`; `failed`; `cancelled`; `expired`: a time limit passed; `interrupted`: orbd did not see the end of a job that changes
+    /// nothing; `unknown`: a change was interrupted and may have taken effect.
+    #[schemars(with = "words::OutcomeWord")]
     pub kind: String,
-    /// Exit code of the guest's command.
+    /// Exit code of the guest's command; absent for other operations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Whether a change was needed.
+    /// Whether the change had to do anything: false if the requested state was already there. Absent for other operations, for changes that
+    /// did not succeed, and if the state before an interrupted change is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
-    /// The change was cut short and was then observed to be done: why, and what was observed.
+    /// Present if the change was interrupted but was then observed to be done: why it was interrupted, and what was observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// The error that an attached caller was answered.
+    /// The error that an attached caller gets; absent if `kind` is `succeeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
 }
@@ -599,37 +638,38 @@ pub struct Outcome {
 /// A JSON-RPC error.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorObject {
-    /// Number of the kind.
+    /// Number of the error's kind; see `components.errors`.
     pub code: i32,
-    /// One sentence for a person.
+    /// Description for display.
     pub message: String,
-    /// For programs.
+    /// Details for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<ErrorData>>,
 }
 
-/// What an error says to a program.
+/// Details of an error, for programs. Fields other than `kind` and `retryable` are absent if they do not apply.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorData {
-    /// Stable word for the kind of error.
+    /// Stable name of the error's kind; see `components.errors`.
+    #[schemars(with = "words::ErrorWord")]
     pub kind: String,
-    /// Whether the same call may succeed later without anybody mending anything.
+    /// Whether the same call may succeed later without any fix.
     pub retryable: bool,
-    /// The parameter that is wrong.
+    /// The invalid parameter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// The job.
+    /// The job that the error is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<u64>,
-    /// The machine.
+    /// The machine that the error is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// State of the machine that does not allow this.
+    /// State of the machine, if that state does not allow the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_state: Option<String>,
-    /// `queued` or `running`: where a job was cut short.
+    /// When the job was stopped: `queued` if it had not started, else `running`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["queued", "running"]))]
+    #[schemars(with = "Option<words::StopPhase>")]
     pub phase: Option<String>,
     /// Exit code of `orbctl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -637,86 +677,86 @@ pub struct ErrorData {
     /// Signal that ended `orbctl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// End of what `orbctl` wrote to stderr.
+    /// Last part of what `orbctl` wrote to stderr.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,
-    /// When a retry makes sense.
+    /// Milliseconds to wait before the next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// What the job waited for when it gave up, or the forced change that cancelled it.
+    /// What the job waited for when its time limit passed, or the forced change that cancelled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// What was seen after a change was cut short.
+    /// What orbd observed after the change was interrupted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ReconcileReport>,
-    /// Finds the line in the daemon's log.
+    /// Identifier of the error's line in the daemon's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<String>,
 }
 
-/// What the inventory said after a change was cut short.
+/// What orbd observed after a change was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReconcileReport {
-    /// Whether what is there is what will be there.
+    /// Whether the observed state is final. If false, the change may still be under way.
     pub stable: bool,
-    /// Whether what was asked for now holds; absent where it cannot be told.
+    /// Whether the observed state is the requested one; absent if orbd could not determine it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub satisfied: Option<bool>,
-    /// State of the machine; absent when it was not there.
+    /// State of the machine; absent if the machine was not found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_state: Option<String>,
 }
 
-/// One job.
+/// A job.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
-    /// Its id: numbers grow and are never reused.
+    /// Id of the job. Ids increase and are never reused.
     pub job_id: u64,
-    /// Verb, as in `start`.
+    /// Operation, such as `start`.
     pub operation: String,
-    /// Machine that it is about.
+    /// Machine that the job is about; absent if there is none, or more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Which limits apply: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
-    #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
+    /// Class of the operation, which selects its limits: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
+    #[schemars(with = "words::JobClass")]
     pub job_class: String,
-    /// Who asked.
+    /// The client that submitted the job.
     pub client: Client,
-    /// The lanes that it holds or waits for.
+    /// The lanes that the job holds or waits for; absent if it takes none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lanes: Vec<JobLane>,
-    /// Whether it outlives its client.
+    /// Whether the job continues after its client disconnects.
     pub detached: bool,
-    /// Where it is.
+    /// State of the job.
     pub state: JobStateWord,
-    /// When it was accepted.
+    /// Time of acceptance.
     #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
-    /// When it started.
+    /// Time of the start; absent until the job has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
-    /// When it ended.
+    /// Time of the end; absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub ended_at: Option<String>,
-    /// Microseconds from acceptance to start, so far.
+    /// Microseconds from acceptance to start, or to now or to the end if it has not started.
     pub wait_us: u64,
-    /// Microseconds from start to end, so far.
+    /// Microseconds from start to end, or to now; absent until the job has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
-    /// Why it waits.
+    /// What the job waits for; absent unless it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// How it ended.
+    /// Result of the job; absent until it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
-    /// Bytes that it wrote so far.
+    /// Bytes of output that the job has written so far.
     pub output_bytes: u64,
-    /// How many callers share it beside the first.
+    /// Number of further callers that share the job's `orbctl` run.
     pub joined_callers: u32,
-    /// Whether it runs without an entry in the journal, because that cannot be written. If orbd died now, only the environment of the
-    /// job's process would show the next instance that the job runs.
+    /// Whether the job runs without an entry in the journal, because the journal cannot be written. If orbd crashes, the next instance can
+    /// find the job only by the environment of its process.
     #[serde(default, skip_serializing_if = "is_false")]
     pub not_durable: bool,
 }
@@ -724,32 +764,32 @@ pub struct Job {
 /// A lane that a job holds or waits for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct JobLane {
-    /// Which kind of lane.
+    /// Kind of the lane.
     pub kind: LaneKind,
-    /// The machine, for `machine`.
+    /// Name of the machine; absent unless `kind` is `machine`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Whether no other job may be in the lane at the same time.
+    /// Whether the job excludes all other jobs from the lane.
     pub exclusive: bool,
 }
 
-/// Kinds of lanes.
+/// The kinds of lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LaneKind {
-    /// One machine.
+    /// The lane of one machine.
     Machine,
-    /// OrbStack's configuration and the default machine.
+    /// The lane of OrbStack's configuration and the default machine.
     Configuration,
-    /// All of OrbStack.
+    /// The lane of all machines and OrbStack itself.
     Fleet,
 }
 
-/// Parameters of methods about one job.
+/// Parameters of a method about one job.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobParams {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
 }
 
@@ -757,27 +797,28 @@ pub struct JobParams {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWaitParams {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
-    /// Longest time to wait for its end; then it is answered as it is. No limit where absent.
+    /// Longest time to wait for the job's end, in milliseconds, at most a year. After it, the answer is the job in its current state.
+    /// Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
 }
 
-/// Parameters of `job.list`. Filters are joined by "and".
+/// Parameters of `job.list`. A job must match all filters.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobListParams {
     /// Only jobs in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<JobStateWord>,
-    /// Only jobs about this machine.
+    /// Only jobs about the machine with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Only jobs with this verb.
+    /// Only jobs with this operation, such as `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// At most so many, the newest; 100 where absent, at most 10000.
+    /// Maximum number of jobs: the newest that match. Default 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub limit: Option<usize>,
@@ -786,9 +827,9 @@ pub struct JobListParams {
 /// Answer of `job.list`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobListAnswer {
-    /// Oldest first.
+    /// The jobs, oldest first.
     pub jobs: Vec<Job>,
-    /// Whether older ones were left out.
+    /// Whether older jobs were left out because of `limit`.
     pub more: bool,
 }
 
@@ -802,8 +843,9 @@ pub struct JobAnswer {
 /// Answer of `job.cancel`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobCancelAnswer {
-    /// `never_started`, `stopping` or `already_ended`.
-    #[schemars(extend("enum" = ["never_started", "stopping", "already_ended"]))]
+    /// `never_started`: the job was waiting and will not start. `stopping`: the job is running and is being ended. `already_ended`: there
+    /// was nothing to cancel.
+    #[schemars(with = "words::CancelResult")]
     pub result: String,
 }
 
@@ -811,16 +853,16 @@ pub struct JobCancelAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobOutputParams {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
-    /// First byte wanted, counted over both streams; 0 where absent.
+    /// First byte to return, counted over both streams. Default 0. An offset beyond the end is an error.
     #[serde(default)]
     pub offset: u64,
-    /// At most so many bytes, and never more than 1 MiB, which is what is meant where it is absent.
+    /// Maximum number of bytes to return. Default: 1 MiB, which is also the maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub bytes_max: Option<u64>,
-    /// When there is nothing yet, wait so long for something; 0 where absent.
+    /// If there is no output at `offset` yet, wait up to this time for some, in milliseconds, at most an hour. Default 0.
     #[serde(default)]
     pub wait_ms: u64,
 }
@@ -828,23 +870,23 @@ pub struct JobOutputParams {
 /// Answer of `job.output`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobOutputAnswer {
-    /// Bytes in order of arrival.
+    /// Output in order of arrival.
     pub output: Vec<Chunk>,
-    /// Where the next call goes on.
+    /// Offset for the next call.
     pub next_offset: u64,
-    /// Bytes at the front of what was asked that are no longer kept.
+    /// Requested output that is no longer stored; absent if nothing is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
-    /// Whether the job is over and everything was told.
+    /// Whether the job has ended and all of its output has been returned.
     pub eof: bool,
 }
 
-/// Output that is no longer kept.
+/// Output that is no longer stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
-    /// First byte missing.
+    /// First missing byte.
     pub offset: u64,
-    /// First byte there again.
+    /// First byte after the gap.
     pub next_offset: u64,
 }
 
@@ -852,23 +894,23 @@ pub struct Gap {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobInputParams {
-    /// A job that was started with `stdin_stream`.
+    /// Id of a job that was started with `stdin_stream`.
     pub job_id: u64,
-    /// Bytes as text.
+    /// Input as text. At most one of `text` and `base64`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Bytes as base64.
+    /// Input as base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
-    /// Nothing follows: the command reads end of file.
+    /// Close the command's input after these bytes, so that the command reads end of file.
     #[serde(default, skip_serializing_if = "is_false")]
     pub eof: bool,
 }
 
-/// Answer of `job.input`, given when the bytes were taken, so that a caller is held back by a slow reader.
+/// Answer of `job.input`. It arrives when the command's input has accepted the bytes, which slows the client to the command's speed.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobInputAnswer {
-    /// Whether the command still reads.
+    /// Whether the command's input was still open. If false, the bytes were discarded.
     pub open: bool,
 }
 
@@ -876,72 +918,72 @@ pub struct JobInputAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobFollowParams {
-    /// The job.
+    /// Id of the job.
     pub job_id: u64,
-    /// First byte of output wanted.
+    /// First byte of output to send, counted over both streams. Default 0.
     #[serde(default)]
     pub offset: u64,
 }
 
-/// What a follower of a job is told, in this order: `accepted`, any number of `waiting`, `started`, any number of `output` and
-/// `gap`, `ended`.
+/// An event of a job. The order is: `accepted`, any number of `waiting`, `started`, any number of `output` and `gap`, `ended`. A job that
+/// ends before it starts has no `started`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum JobEvent {
-    /// The job exists.
+    /// The job was accepted.
     Accepted {
-        /// Its id.
+        /// Id of the job.
         job_id: u64,
     },
-    /// It has waited for a second or longer, or waits for something else than before.
+    /// The job has waited for a second or longer, or now waits for something else.
     Waiting {
-        /// What for.
+        /// What the job waits for.
         waiting_for: WaitingFor,
     },
-    /// It runs.
+    /// The job has started.
     Started {},
-    /// It wrote.
+    /// The job has written output.
     Output(Chunk),
-    /// Output was lost to a bound.
+    /// Output was lost because a limit was reached.
     Gap(Gap),
-    /// It is over; nothing follows.
+    /// The job has ended. This is the last event.
     Ended {
-        /// How.
+        /// The job with its outcome.
         job: Box<Job>,
     },
 }
 
-/// Answer of `queue.status`.
+/// Answer of `queue.status`, `queue.pause`, `queue.resume` and `queue.drain`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStatusAnswer {
-    /// Jobs waiting.
+    /// Number of waiting jobs.
     pub waiting: usize,
-    /// Jobs running.
+    /// Number of running jobs.
     pub running: usize,
-    /// Most jobs that may wait.
+    /// Maximum number of waiting jobs (`queue_max`).
     pub queue_max: usize,
-    /// Whether nothing starts.
+    /// Whether the whole queue is paused: no job starts.
     pub paused: bool,
     /// Machines whose lane is paused.
     pub paused_machines: Vec<String>,
-    /// Whether new work is refused.
+    /// Whether the whole queue is draining: new jobs are refused.
     pub draining: bool,
-    /// Machines for which new work is refused.
+    /// Machines whose lane is draining.
     pub draining_machines: Vec<String>,
-    /// What ails `orbctl`; absent while it is well.
+    /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
 }
 
-/// What ails `orbctl`: reads are answered from what was last known, and nothing is begun that is not forced.
+/// An outage of `orbctl`. Meanwhile reads return the last known state, and only forced operations and sessions start.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Outage {
-    /// When it was noticed.
+    /// Time at which orbd detected the outage.
     #[schemars(extend("format" = "date-time"))]
     pub since: String,
-    /// Why.
+    /// What is wrong with `orbctl`.
     pub reason: String,
-    /// When it will have been looked at again.
+    /// Milliseconds to wait before the next attempt: until orbd has probed `orbctl` again.
     pub retry_after_ms: u64,
 }
 
@@ -949,7 +991,7 @@ pub struct Outage {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueTargetParams {
-    /// One machine's lane; the whole queue where absent.
+    /// Name of the machine whose lane is meant. Default: the whole queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }
@@ -958,7 +1000,7 @@ pub struct QueueTargetParams {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CacheInvalidateParams {
-    /// What is known of one machine; everything where absent.
+    /// Name of the machine whose observations to discard. Default: discard all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }
@@ -966,36 +1008,36 @@ pub struct CacheInvalidateParams {
 /// Answer of `cache.invalidate`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheInvalidateAnswer {
-    /// The generation now.
+    /// The new generation.
     pub generation: u64,
 }
 
 /// Answer of `cache.status`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheStatusAnswer {
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
-    /// What is known.
+    /// The cached observations.
     pub entries: Vec<CacheEntry>,
-    /// Answers given from the cache.
+    /// Reads answered from the cache since the daemon started.
     pub hits: u64,
-    /// Answers that needed `orbctl`.
+    /// Reads that had to run `orbctl` since the daemon started.
     pub misses: u64,
 }
 
-/// One kept observation.
+/// A cached observation.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheEntry {
-    /// `machines`, `info`, `status`, `version`, `config`, `default` or `ssh`.
+    /// What was observed: `machines`, `info`, `status`, `version`, `config`, `default`, `ssh`, or `raw` for a `lease.read`.
     pub key: String,
-    /// The machine, for `info`.
+    /// Name of the machine; absent unless the observation is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Generation that it belongs to.
+    /// Generation in which the read began.
     pub generation: u64,
-    /// How old it is.
+    /// Milliseconds since the read began.
     pub age_ms: u64,
-    /// Whether it may still be answered.
+    /// Whether the observation may answer reads. False after an invalidation.
     pub valid: bool,
 }
 
@@ -1003,37 +1045,37 @@ pub struct CacheEntry {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsSummaryParams {
-    /// Length of the window that ends now; everything kept where absent.
+    /// Length of the time window, which ends now, in milliseconds. Default: everything stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_ms: Option<u64>,
-    /// Only this verb.
+    /// Only this operation, such as `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// Only this machine.
+    /// Only the machine with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// A row for each verb (`operation`), each machine (`machine`) or each pair (`both`); `operation` where absent.
+    /// One row per operation (`operation`), per machine (`machine`) or per pair (`both`). Default `operation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_by: Option<GroupBy>,
 }
 
-/// What rows of a summary stand for.
+/// How the rows of a summary are grouped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupBy {
-    /// A row for each verb.
+    /// One row per operation.
     #[default]
     Operation,
-    /// A row for each machine.
+    /// One row per machine.
     Machine,
-    /// A row for each verb and machine.
+    /// One row per operation and machine.
     Both,
 }
 
-/// A distribution of durations in microseconds; percentiles are within 1 %.
+/// Distribution of durations, in microseconds. Percentiles are accurate to 1 %.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Distribution {
-    /// Smallest.
+    /// Minimum.
     pub min_us: u64,
     /// Median.
     pub p50_us: u64,
@@ -1041,59 +1083,59 @@ pub struct Distribution {
     pub p90_us: u64,
     /// 99th percentile.
     pub p99_us: u64,
-    /// Largest.
+    /// Maximum.
     pub max_us: u64,
 }
 
-/// One row of a summary.
+/// A row of a summary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsRow {
-    /// Verb.
+    /// Operation; absent if rows are grouped by machine only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// Machine; absent where rows are not grouped by machine, and for operations that are about none.
+    /// Machine; absent if rows are not grouped by machine, for operations without a machine, and if `other_machines` is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// The row sums up machines beyond the 256 that have a row of their own.
+    /// Whether the row is the sum of all machines beyond the 256 that have their own row.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_machines: bool,
-    /// Jobs ended.
+    /// Number of jobs that ended.
     pub count: u64,
-    /// Of them, those that did not succeed.
+    /// Number of these jobs that did not succeed.
     pub errors: u64,
-    /// `errors / count`.
+    /// `errors / count`, from 0 to 1.
     pub error_rate: f64,
-    /// From acceptance to start.
+    /// Time from acceptance to start.
     pub wait: Distribution,
-    /// From start to end.
+    /// Time from start to end.
     pub run: Distribution,
 }
 
-/// How finely the window of a summary could be cut.
+/// Precision of the window of a summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WindowResolution {
-    /// At single records: the window is the one that was asked for.
+    /// Exact: the window is the requested one.
     Record,
-    /// At whole hours: single records that old are no longer kept, so the window was widened.
+    /// Whole hours: individual records of that age are no longer stored, so the window was widened to a whole hour.
     Hour,
-    /// At whole days, likewise.
+    /// Whole days: hourly sums of that age are no longer stored, so the window was widened to a whole day.
     Day,
 }
 
 /// Answer of `metrics.summary`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsSummaryAnswer {
-    /// Where the window that the rows cover begins; absent when it covers everything kept. Never later than was asked for.
+    /// Start of the window that the rows cover, never later than requested; absent if they cover everything stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub since: Option<String>,
-    /// Where it ends: the time of the answer.
+    /// End of the window: the time of the answer.
     #[schemars(extend("format" = "date-time"))]
     pub until: String,
-    /// How finely `since` could be chosen.
+    /// Precision of `since`.
     pub resolution: WindowResolution,
-    /// Those with the most operations first.
+    /// The rows, those with the most jobs first.
     pub rows: Vec<MetricsRow>,
 }
 
@@ -1101,74 +1143,74 @@ pub struct MetricsSummaryAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsHistoryParams {
-    /// Only this verb.
+    /// Only this operation, such as `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// Only this machine.
+    /// Only the machine with this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Only this outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
+    #[schemars(with = "Option<words::OutcomeWord>")]
     pub outcome: Option<String>,
-    /// At most so many; 100 where absent, at most 1000.
+    /// Maximum number of records. Default 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000))]
     pub limit: Option<usize>,
-    /// `cursor` of the answer before.
+    /// The `cursor` of the previous answer, to get the next page. Default: start with the newest record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 
-/// One recorded operation.
+/// The record of an ended job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsRecord {
-    /// The job's id.
+    /// Id of the job.
     pub job_id: u64,
-    /// Verb.
+    /// Operation, such as `start`.
     pub operation: String,
-    /// Machine.
+    /// Machine that the job was about; absent if there was none, or more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Class.
-    #[schemars(extend("enum" = ["query", "exec", "change", "creation", "configuration", "fleet", "session"]))]
+    /// Class of the operation.
+    #[schemars(with = "words::JobClass")]
     pub job_class: String,
-    /// Who asked.
+    /// The client that submitted the job.
     pub client: Client,
-    /// When it was accepted.
+    /// Time of acceptance.
     #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
-    /// When it started.
+    /// Time of the start; absent if the job never started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
-    /// When it ended.
+    /// Time of the end.
     #[schemars(extend("format" = "date-time"))]
     pub ended_at: String,
-    /// Microseconds from acceptance to start.
+    /// Microseconds from acceptance to start, or to the end if it never started.
     pub wait_us: u64,
-    /// Microseconds from start to end.
+    /// Microseconds from start to end; 0 if it never started.
     pub run_us: u64,
-    /// How it ended.
-    #[schemars(extend("enum" = ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"]))]
+    /// How the job ended; see `Outcome`.
+    #[schemars(with = "words::OutcomeWord")]
     pub outcome: String,
-    /// Exit code.
+    /// Exit code; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Bytes given to it.
+    /// Bytes of input that the job got.
     pub bytes_in: u64,
-    /// Bytes that it wrote.
+    /// Bytes of output that the job wrote.
     pub bytes_out: u64,
-    /// Whether several callers shared it.
+    /// Whether several callers shared the job.
     pub joined: bool,
 }
 
 /// Answer of `metrics.history`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsHistoryAnswer {
-    /// Newest first.
+    /// The records, newest first.
     pub records: Vec<MetricsRecord>,
-    /// Goes on where this answer ends; absent at the end.
+    /// Pass it as `cursor` to get the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -1176,9 +1218,9 @@ pub struct MetricsHistoryAnswer {
 /// Answer of `metrics.counters`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CountersAnswer {
-    /// Counters since the daemon's start, by name.
+    /// Counters since the daemon started, by name.
     pub counters: BTreeMap<String, u64>,
-    /// `open`, `closed`, or what is wrong with the store.
+    /// `open`, `closed` (orbd opens the store when needed), or why the store failed.
     pub store: String,
 }
 
@@ -1186,7 +1228,7 @@ pub struct CountersAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HelloParams {
-    /// Name of the client, as in `pyinfra`: letters, digits, `-`, `_`, `.`, at most 64.
+    /// Name of the client, such as `pyinfra`: 1 to 64 letters, digits, `-`, `_` and `.`.
     #[schemars(regex(pattern = "^[A-Za-z0-9._-]{1,64}$"))]
     pub client: String,
     /// Protocol version that the client speaks.
@@ -1200,7 +1242,7 @@ pub struct HelloAnswer {
     pub protocol: u32,
     /// Version of the daemon.
     pub version: String,
-    /// New at every start of the daemon.
+    /// Id of this run of the daemon; each start has a new one.
     pub instance: String,
 }
 
@@ -1209,141 +1251,142 @@ pub struct HelloAnswer {
 pub struct DaemonInfoAnswer {
     /// Version of the daemon.
     pub version: String,
-    /// Protocol version.
+    /// Protocol version that the daemon speaks.
     pub protocol: u32,
-    /// New at every start of the daemon.
+    /// Id of this run of the daemon; each start has a new one.
     pub instance: String,
-    /// Process id.
+    /// Process id of the daemon.
     pub pid: u32,
-    /// When it started.
+    /// Time at which the daemon started.
     #[schemars(extend("format" = "date-time"))]
     pub started_at: String,
-    /// How long ago.
+    /// Milliseconds since `started_at`.
     pub uptime_ms: u64,
-    /// Socket that it listens on.
+    /// Path of the socket that the daemon listens on.
     pub socket: String,
-    /// Where `orbctl` is; null where none was found.
+    /// Path of `orbctl`; null if it was not found.
     pub orbctl: Option<String>,
-    /// Configuration file that was read; null where there is none.
+    /// Path of the configuration file that the daemon has read; null if there is none.
     pub config_file: Option<String>,
-    /// Folder of the journal, the metrics and spooled output.
+    /// Folder of the journal, the metrics and stored output.
     pub state_dir: String,
-    /// Bounds in force.
+    /// Limits in force, by configuration key.
     pub limits: BTreeMap<String, u64>,
-    /// Whether one invocation at a time is run.
+    /// Whether `strict` is set: one job runs at a time, sessions excepted.
     pub strict: bool,
-    /// What ails `orbctl`; absent while it is well.
+    /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
-    /// Another program of the daemon's lies on disk; absent otherwise.
+    /// A replaced daemon binary that is not running yet; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
 }
 
-/// A program at the daemon's own path that is not the one that runs.
+/// A new binary at the daemon's own path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
-    /// `pending`: it takes over as soon as the daemon is idle. `refused`: it failed its preflight, and the running daemon goes on.
-    #[schemars(extend("enum" = ["pending", "refused"]))]
+    /// `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight, and the old daemon keeps running.
+    #[schemars(with = "words::UpgradeStatus")]
     pub state: String,
-    /// When it was noticed.
+    /// Time at which the daemon detected the new binary.
     #[schemars(extend("format" = "date-time"))]
     pub noticed_at: String,
-    /// Its version, while it is pending.
+    /// Version of the new binary; absent if it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// What it waits for, while it is pending: the job that runs, for example.
+    /// What delays the upgrade, such as a running job; absent if the binary was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
-    /// Why it was refused.
+    /// Why the binary was refused; absent while it is pending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// The last message on a connection of JSON lines that an upgrading daemon closes. The next instance takes connections on the same
-/// socket. It answered all requests that it carried out; one beyond `requests_read` without an answer was not begun, and can be sent again.
+/// The last message on a connection of JSON lines that the daemon closes for an upgrade. The next instance accepts connections on the same
+/// socket. All requests up to `requests_read` have been answered. A later request without an answer was not begun: reconnect and send it
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Closing {
-    /// How many requests of this connection were read and answered, a batch counting as one.
+    /// Number of requests of this connection that the daemon read and answered; a batch counts as one.
     pub requests_read: u64,
 }
 
 impl Closing {
-    /// The method of the notification.
+    /// Method of the notification.
     pub const NOTIFICATION: &str = "daemon.closing";
 }
 
-/// A key of orbd's own configuration that has a new value.
+/// A configuration key of orbd that a reload has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AppliedKey {
-    /// Key.
+    /// Name of the key.
     pub key: String,
-    /// Its value before, as a flag would give it; null where nothing was set.
+    /// The previous value, in the form that `--set` accepts; null if the key was not set.
     pub old_value: Option<String>,
-    /// Its value now; null where nothing is set.
+    /// The new value; null if the key is not set.
     pub new_value: Option<String>,
 }
 
-/// A key of orbd's own configuration whose new value needs a restart.
+/// A configuration key of orbd whose new value needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RestartRequiredKey {
-    /// Key.
+    /// Name of the key.
     pub key: String,
-    /// Value in force, as a flag would give it; null where nothing is set.
+    /// Value in force, in the form that `--set` accepts; null if the key is not set.
     pub running: Option<String>,
-    /// Value that a restart puts in force; null where nothing is set.
+    /// Value after a restart; null if the key is not set.
     pub configured: Option<String>,
 }
 
 /// Answer of `daemon.reload`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReloadAnswer {
-    /// Configuration file that was read; null where there is none.
+    /// Path of the configuration file that was read; null if there is none.
     pub config_file: Option<String>,
-    /// Keys that have new values.
+    /// Keys whose new value is now in force.
     pub applied: Vec<AppliedKey>,
-    /// Keys that keep their values until the daemon is restarted.
+    /// Keys that keep their old value until the daemon is restarted.
     pub needs_restart: Vec<RestartRequiredKey>,
 }
 
-/// What a client is about to carry out itself: the verb under which the job is listed and recorded.
+/// Operation that a client carries out itself in a lease. The job is listed and recorded under this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseOperation {
-    /// Copy files of the Mac into a machine.
+    /// Copy files from the Mac into a machine.
     #[default]
     Push,
-    /// Copy files out of a machine to the Mac.
+    /// Copy files from a machine to the Mac.
     Pull,
     /// Write a machine to an archive.
     Export,
-    /// Make a machine of an archive.
+    /// Create a machine from an archive.
     Import,
     /// Run a command in a machine, without a terminal.
     Run,
-    /// A shell or a command in a machine, on a terminal: a session, in nobody's way.
+    /// Run a shell or a command in a machine, on a terminal. A session: it takes no lane.
     Shell,
-    /// Follow a machine's log: a session, in nobody's way.
+    /// Follow a machine's log. A session: it takes no lane.
     Logs,
-    /// Make a machine.
+    /// Create a machine.
     Create,
-    /// Boot machines.
+    /// Start machines.
     Start,
-    /// Shut machines down.
+    /// Stop machines.
     Stop,
-    /// Shut machines down and boot them.
+    /// Restart machines.
     Restart,
-    /// Destroy machines.
+    /// Delete machines with all their data.
     Delete,
-    /// Give a machine another name.
+    /// Rename a machine.
     Rename,
     /// Copy a machine.
     Clone,
-    /// Set the default machine, or clear it.
+    /// Set or clear the default machine.
     SetDefault,
     /// Set a key of OrbStack's configuration.
     ConfigSet,
-    /// Put the configuration back to its defaults.
+    /// Reset OrbStack's configuration to its defaults.
     ConfigReset,
     /// Start every machine.
     StartAll,
@@ -1351,96 +1394,97 @@ pub enum LeaseOperation {
     StopAll,
     /// Restart every machine.
     RestartAll,
-    /// Start OrbStack itself.
+    /// Start OrbStack.
     StartOrbstack,
-    /// Stop OrbStack itself.
+    /// Stop OrbStack.
     StopOrbstack,
-    /// Restart OrbStack itself.
+    /// Restart OrbStack.
     RestartOrbstack,
-    /// Update OrbStack itself.
+    /// Update OrbStack.
     UpdateOrbstack,
-    /// Wipe everything that OrbStack has.
+    /// Delete all machines and data of OrbStack.
     ResetOrbstack,
-    /// A read whose answer the tool itself is to print: a session, in nobody's way. `read` says which.
+    /// A read whose output `orbctl` itself prints; `read` has the command. A session: it takes no lane.
     Read,
-    /// A command in the default machine, or a change of the machines that `unknown_form` names: only the real tool knows which. It
-    /// takes the lanes of both.
+    /// Either a command in the default machine, or a change of the machines in `unknown_form`: the client cannot determine which. It takes
+    /// the lanes of both.
     RunOrChange,
-    /// Anything else. It takes `machine`, and the machines of `unknown_form` that exist, exclusively; without them it is a session that
-    /// takes no lane. Everything is stale when it starts and when it ends.
+    /// Any other command. It takes the lanes of `machine` and of the existing machines in `unknown_form` exclusively; without any it is a
+    /// session and takes no lane. It invalidates the whole cache when it starts and when it ends.
     Other,
 }
 
 job_params! {
-    /// Parameters of `lease.acquire`. Which of `machine`, `machine_names`, `new_name`, `force`, `read` and `unknown_form` an operation takes is
-    /// said at each; the others are refused.
+    /// Parameters of `lease.acquire`. The description of each of `machine`, `machine_names`, `new_name`, `force`, `read` and `unknown_form`
+    /// lists the operations that accept it; for others it is rejected.
     LeaseParams {
-        /// What the client is about to do.
+        /// Operation that the client will carry out.
         operation: LeaseOperation,
-        /// Process that waits for the answer before it runs the real tool. It is the caller's own user's.
+        /// Process id of the child that waits for the answer before it executes `orbctl`. It must run as the caller's user.
         pid: u32,
-        /// Name or id, or the new machine's name for `create` and `import`. Absent: the default machine for `push`, `pull`, `run`
-        /// and `shell`; no default machine any more for `set_default`.
+        /// Name or id of the machine; for `create` and `import`, the name of the new machine. If absent, `push`, `pull`, `run` and `shell`
+        /// use the default machine, and `set_default` clears the default. Not accepted by operations on all machines, on OrbStack or on its
+        /// configuration, nor by `read` and `run_or_change`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         machine: Option<String>,
-        /// Names or ids, instead of `machine`, for `start`, `stop`, `restart` and `delete`.
+        /// Names or ids of several machines, instead of `machine`. For `start`, `stop`, `restart` and `delete`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         #[schemars(length(max = 256))]
         machine_names: Vec<String>,
-        /// New name, for `rename` and `clone`.
+        /// New name. For `rename` and `clone`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         new_name: Option<String>,
-        /// End what runs in the way and cancel what waits there, instead of queueing behind it: for `stop`, `stop_all`,
-        /// `start_orbstack` and `stop_orbstack`.
+        /// End the jobs that run in the operation's lanes and cancel those that wait for them, instead of queueing behind them. For `stop`,
+        /// `stop_all`, `start_orbstack` and `stop_orbstack`.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
-        /// Which read, for `read`.
+        /// The read command. For `read`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         read: Option<RawRead>,
-        /// What the client knows of a form that it does not know in full, instead of `machine_names` and `new_name`: for `create`, `start`,
-        /// `stop`, `restart`, `delete`, `rename`, `clone`, `export`, `import`, `set_default`, `run`, `push`, `pull`, `run_or_change`
-        /// and `other`.
+        /// A command line that the client cannot interpret completely, instead of `machine_names` and `new_name`. For `create`, `start`,
+        /// `stop`, `restart`, `delete`, `rename`, `clone`, `export`, `import`, `set_default`, `run`, `push`, `pull`, `run_or_change` and
+        /// `other`. With it, only `import`, `run`, `push`, `pull` and `other` accept `machine`, and only without `whole_fleet`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unknown_form: Option<UnknownForm>,
     }
 }
 
-/// What a client knows of a form of `orbctl` that it does not know in full: a flag or a verb of a newer version.
+/// A command line of `orbctl` that the client cannot interpret completely, such as one with a flag of a newer version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnknownForm {
-    /// Words that may name machines, by name or id. The lease takes the lanes of those that exist, and for `create`, `rename` and
-    /// `clone` of all of them; a change takes the whole fleet if that leaves none.
+    /// Arguments that may be names or ids of machines. The lease takes the lanes of those that exist; for `create`, `rename` and `clone`,
+    /// the lanes of all of them. A change takes the fleet lane if none is left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub operands: Vec<String>,
-    /// The form may mean every machine, so the lease takes the whole fleet. For changes.
+    /// The command may change every machine, so the lease takes the fleet lane. Not for `run`, `push` and `pull`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub whole_fleet: bool,
 }
 
-/// A read in `orbctl`'s own words. Which of its fields a `command` takes is said at each; the others are refused.
+/// A read command of `orbctl` with its flags. The description of each field lists the commands that accept it; for others it is rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRead {
-    /// What is asked.
+    /// The command.
     pub command: ReadCommand,
-    /// Name or id, for `info` and `logs`.
+    /// Name or id of the machine. For `info` and `logs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Key, for `config_get`.
+    /// Configuration key. For `config_get`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// `--format`, for `list` and `info`.
+    /// The flag `--format`. For `list` and `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<ReadFormat>,
-    /// `--quiet`, for `list`.
+    /// The flag `--quiet`. For `list`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub quiet: bool,
-    /// `--running`, for `list`.
+    /// The flag `--running`. For `list`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub running: bool,
-    /// `--all`, for `logs`.
+    /// The flag `--all`. For `logs`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub all: bool,
 }
@@ -1449,34 +1493,34 @@ pub struct RawRead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadCommand {
-    /// `list`.
+    /// `orbctl list`.
     #[default]
     List,
-    /// `info`.
+    /// `orbctl info`.
     Info,
-    /// `status`.
+    /// `orbctl status`.
     Status,
-    /// `version`.
+    /// `orbctl version`.
     Version,
-    /// `config show`.
+    /// `orbctl config show`.
     ConfigShow,
-    /// `config get`.
+    /// `orbctl config get`.
     ConfigGet,
-    /// `default` without a name.
+    /// `orbctl default` without a name.
     Default,
-    /// `ssh`.
+    /// `orbctl ssh`.
     Ssh,
-    /// `logs`.
+    /// `orbctl logs`.
     Logs,
 }
 
-/// A form in which `orbctl` prints.
+/// Output format of `orbctl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadFormat {
-    /// For people.
+    /// Text, for people.
     Text,
-    /// For programs.
+    /// JSON, for programs.
     Json,
 }
 
@@ -1484,54 +1528,55 @@ pub enum ReadFormat {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseReadParams {
-    /// Which read.
+    /// The read command.
     pub read: RawRead,
-    /// Oldest observation to accept, in milliseconds; 0 asks `orbctl` now. The daemon's `cache_max_age` bounds it.
+    /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
+    /// `cache_max_age`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
-/// Answer of `lease.read`: what the tool printed, and how it ended. A read that failed is answered too, with what it said.
+/// Answer of `lease.read`: the output of `orbctl` and how it ended, even if it failed.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RawOutputAnswer {
-    /// Its stdout.
+    /// Output on stdout.
     pub stdout: Printed,
-    /// Its stderr.
+    /// Output on stderr.
     pub stderr: Printed,
-    /// Its exit code, where it exited by itself.
+    /// Exit code of `orbctl`; absent if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Signal that ended it, where one did.
+    /// Signal that ended `orbctl`; absent if it exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// When and how this was seen.
+    /// When and how this was read.
     #[serde(flatten)]
     pub observed: Observed,
 }
 
-/// What was printed, as `text` where it is UTF-8, else as `base64`.
+/// Output of `orbctl`: `text` if it is UTF-8, else `base64`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Printed {
-    /// The bytes, where they are UTF-8.
+    /// The bytes, if they are UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// The bytes, where they are not.
+    /// The bytes in base64, if they are not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
 }
 
-/// Answer of `lease.acquire`: the place is the caller's until the named process is gone.
+/// Answer of `lease.acquire`: the child may run. The lease holds its lanes until the child has exited.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseAnswer {
-    /// The job.
+    /// Id of the lease's job; pass it to `lease.release`.
     pub job_id: u64,
-    /// The real tool.
+    /// Path of `orbctl`.
     pub orbctl: String,
-    /// What the environment of the process must have as `ORBD_JOB` when it becomes the tool. A later instance of orbd finds the process by
-    /// it if the journal is lost.
+    /// Value that the child must set as `ORBD_JOB` in its environment before it executes `orbctl`. A later instance of orbd finds the child
+    /// by it if the journal is lost.
     pub marker: String,
-    /// Names of the machines that it is about, in the order in which they were given: what the tool is to be told, because what was
-    /// resolved to a name may be another machine's when the tool looks.
+    /// Names of the machines, in the order of the parameters; absent if there are none. Pass these names to `orbctl`, not the parameters:
+    /// the lease holds the lanes of these names, and an id may have been resolved to one of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub machine_names: Vec<String>,
 }
@@ -1540,24 +1585,24 @@ pub struct LeaseAnswer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseParams {
-    /// The job of the lease.
+    /// Id of the lease's job.
     pub job_id: u64,
-    /// Exit code of the process, where it exited by itself.
+    /// Exit code of the child, if it exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Signal that ended it, where one did. Neither: it is not known how it ended.
+    /// Signal that ended the child, if one did. Without `exit_code` and `signal`, the ending is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 127))]
     pub signal: Option<i32>,
 }
 
-/// Answer of `lease.release`, given once the process is gone.
+/// Answer of `lease.release`. It arrives when the child has exited.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseAnswer {
-    /// The job. Still `running` when a change was cut short: orbd looks what came of it, and `job.wait` tells.
+    /// The job. It is still `running` if a change was interrupted: orbd polls until the result is stable, and `job.wait` returns it.
     pub job: Job,
-    /// Why orbd signalled the process: `deadline_exceeded`, or `job_cancelled` with `waiting_for` where a forced change did it. Absent where
-    /// orbd did not signal it, or where it succeeded all the same.
+    /// Why orbd signalled the child: `deadline_exceeded`, or `job_cancelled`, with `waiting_for` if a forced change cancelled it. Absent if
+    /// orbd did not signal the child, or if the child succeeded nevertheless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signalled: Option<ErrorObject>,
 }

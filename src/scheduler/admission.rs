@@ -1,4 +1,4 @@
-//! What comes into the queue, what it is told, and when it is turned away.
+//! Admission to the queue: the data of a new job, the reasons to refuse it, and the estimated retry time.
 
 use std::time::{Duration, Instant};
 
@@ -7,74 +7,75 @@ use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
 
-/// A job to be queued.
+/// A job to add to the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// Its id, which no job known here has.
+    /// Id; must differ from that of every waiting or running job.
     pub id: JobId,
-    /// Whose turn it uses up.
+    /// Client whose turn in the fair queue it uses.
     pub client: ClientId,
-    /// Which limits apply.
+    /// Class, which determines the limits that apply.
     pub class: Class,
-    /// The lanes that it touches. Queries and sessions touch none.
+    /// Lanes that it locks; empty for queries and sessions.
     pub footprint: Footprint,
-    /// When it gives up waiting; at this moment it no longer starts.
+    /// When it expires if it has not started; from that moment on it no longer starts.
     pub queue_deadline: Option<Instant>,
-    /// A forced change: it cancels what waits in its way, asks for the end of what runs there, and no limit holds it.
+    /// Whether it is a forced change: it cancels conflicting jobs that wait, requests the end of those that run, and ignores all
+    /// limits but strict mode.
     pub preempts: bool,
-    /// The machine that it is about: commands are limited per machine; a session waits for a running change of it.
+    /// Machine that it is about. Commands are limited per machine; a session waits for a running change of it.
     pub machine: Option<MachineName>,
 }
 
-/// A job was accepted. What a forced change did to others is for the caller to carry out.
+/// The result of accepting a job. The caller must carry out the effects of a forced change on other jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[must_use = "cancelled jobs are told so, running ones are stopped"]
+#[must_use = "the caller must report the cancelled jobs and stop the running ones"]
 pub struct Admission {
-    /// Waiting jobs that it cancelled, in order of acceptance. They are gone and never start.
+    /// Waiting jobs that it cancelled, in order of acceptance. They have been removed and never start.
     pub cancelled: Vec<JobId>,
-    /// Running jobs that it wants ended, in order of acceptance. They hold their lanes until
+    /// Running jobs that the caller must stop, in order of acceptance. They hold their lanes until
     /// [`Scheduler::end`](super::Scheduler::end).
     pub stop: Vec<JobId>,
 }
 
-/// A job was not accepted; nothing changed.
+/// Why a job was refused. The scheduler is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// As many jobs wait as may.
-    #[error("the queue is full: {limit} jobs wait")]
+    /// The number of waiting jobs is at its limit.
+    #[error("the queue is full: {limit} jobs are waiting")]
     QueueFull {
-        /// How many may wait.
+        /// The configured `queue_max`.
         limit: usize,
-        /// When trying again is worth while, judged by how fast jobs start.
+        /// Estimated time until a retry can succeed, based on how fast jobs start.
         retry_after: Duration,
     },
-    /// As many jobs of this client wait as may.
-    #[error("the client's share of the queue is full: {limit} of its jobs wait")]
+    /// The number of waiting jobs of this client is at its limit.
+    #[error("the client's share of the queue is full: {limit} of its jobs are waiting")]
     ClientQueueFull {
-        /// How many of one client may wait.
+        /// The configured `queue_max_per_client`.
         limit: usize,
-        /// When trying again is worth while, judged by how fast jobs start.
+        /// Estimated time until a retry can succeed, based on how fast jobs start.
         retry_after: Duration,
     },
-    /// New work is refused until [`Scheduler::undrain`](super::Scheduler::undrain).
-    #[error("{what} takes no new work: it is being drained")]
+    /// New jobs are refused until [`Scheduler::undrain`](super::Scheduler::undrain).
+    #[error("{what} is draining: new work is refused")]
     Draining {
-        /// What is being drained.
+        /// The queue or the lane that is being drained.
         what: Target,
     },
 }
 
-/// How fast the queue moves: a running mean of the time between starts while jobs wait.
+/// A moving average of the time between starts while jobs wait.
 #[derive(Debug)]
 pub(super) struct ThroughputEstimate {
     interval: Duration,
     last_start: Option<Instant>,
 }
 
-/// Nobody is asked back sooner; an immediate retry would only be refused again.
+/// Shortest retry time: an immediate retry would only be refused again.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
 
-/// Nobody is sent away for longer, however slow the queue has been: a lane may come free at any moment.
+/// Longest retry time, however slow the queue has been: a lane may become free at any moment.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 impl ThroughputEstimate {
@@ -85,7 +86,7 @@ impl ThroughputEstimate {
         }
     }
 
-    /// Takes note of a start. Time that passes while nothing waits says nothing about the pace.
+    /// Records a start. Time during which no job waits is ignored.
     pub(super) fn started(&mut self, now: Instant, others_wait: bool) {
         if let Some(last) = self.last_start {
             self.interval = (self.interval * 7 + now.saturating_duration_since(last)) / 8;
@@ -93,7 +94,7 @@ impl ThroughputEstimate {
         self.last_start = others_wait.then_some(now);
     }
 
-    /// Returns how long until about so many jobs have started.
+    /// Returns the estimated time until this number of jobs has started.
     pub(super) fn time_for(&self, starts: usize) -> Duration {
         let starts = u32::try_from(starts).unwrap_or(u32::MAX);
         self.interval
@@ -108,7 +109,7 @@ mod tests {
     use crate::clock::Moment;
 
     #[test]
-    fn a_refused_caller_is_asked_back_after_about_one_start() {
+    fn retry_time_is_about_the_time_of_one_start() {
         let mut throughput = ThroughputEstimate::new();
         let mut now = Moment::now().instant;
         for _ in 0..50 {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn time_without_waiting_jobs_says_nothing_about_the_pace() {
+    fn time_without_waiting_jobs_does_not_affect_the_estimate() {
         let mut throughput = ThroughputEstimate::new();
         let start = Moment::now().instant;
         throughput.started(start, false);

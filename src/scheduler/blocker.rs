@@ -1,4 +1,4 @@
-//! Why a job waits, for whoever waits for it.
+//! Why a job waits, for its client and for displays of the queue.
 
 use super::gates::Target;
 use super::{LockMode, Scheduler, State};
@@ -8,31 +8,31 @@ use crate::operation::Lane;
 /// Why a job waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blocker {
-    /// An earlier job that conflicts with it waits or runs. Of several it is the one accepted first.
+    /// A conflicting job, waiting or running. Of several, the one that was accepted first.
     Job {
-        /// The other job.
+        /// Id of the other job.
         id: JobId,
-        /// Where they meet.
+        /// Lane in which they conflict.
         lane: Lane,
     },
-    /// As many jobs run as may.
+    /// A limit on running jobs is reached.
     Limit {
         /// The limit's name in the configuration.
         name: &'static str,
-        /// Its number.
+        /// Value of the limit.
         limit: usize,
     },
-    /// The queue or a lane of its own is paused.
+    /// The queue or a lane of the job is paused.
     Paused(Target),
-    /// Everything is held.
+    /// The queue is held.
     Held,
-    /// Nothing: it runs, or starts when [`Scheduler::start_next`] is called.
+    /// The job does not wait: it runs, or starts when [`Scheduler::start_next`] is called.
     NotWaiting,
 }
 
 impl Scheduler {
-    /// Returns why a job waits, or nothing for a job that is not known. What takes longest to change is named first: a pause, a
-    /// hold, then another job, then a limit.
+    /// Returns why a job waits; `None` for an unknown job. Of several reasons, it returns the one that is likely to last longest: a
+    /// pause, a hold, another job, a limit.
     pub fn blocker(&self, id: JobId) -> Option<Blocker> {
         let job = self.jobs.get(&id)?;
         Some(if matches!(job.state, State::Running) {

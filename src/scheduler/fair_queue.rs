@@ -1,36 +1,36 @@
-//! Fair order among ready items: clients in rotation, and each client's own items in order of rank.
+//! A fair queue of ready items: clients take turns, and each client's own items are ordered by [`OrderKey`].
 //!
 //! ```text
-//! client 7: ▪            ─┐ a client goes to the end of the rotation each time it is served,
-//! client 2: ▪▪▪▪▪▪▪▪      ─┘ so a thousand jobs of one client do not hold back one job of another
+//! client 7: ▪            ─┐ a client moves to the end of the rotation each time it is served,
+//! client 2: ▪▪▪▪▪▪▪▪      ─┘ so a thousand jobs of one client do not delay one job of another
 //! ```
 //!
-//! No client starves: it is served within one turn of the rotation, which newcomers join at its end. Waiting time plays no part, so
-//! the order needs no clock.
+//! No client starves: each is served once per rotation, and new clients join at its end. Waiting time has no influence, so the
+//! order needs no clock.
 //!
-//! The items are generic: jobs within a group, and groups within a pool.
+//! Items are generic: they are the jobs of a group, or the groups of a pool.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::Seq;
 use crate::job::ClientId;
 
-/// What decides when an item's turn comes.
+/// The position of an item in a fair queue: its client, and its order among that client's items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SchedulingKey {
     pub(super) client: ClientId,
     pub(super) rank: OrderKey,
 }
 
-/// The order among the items of one client, each of which has a rank of its own.
+/// The order of the items of one client. Each item of a client has a different key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct OrderKey {
-    /// Whether no other client waits for it to go; if one does, it goes first.
+    /// `false` if the item is a group in which other clients have jobs too. Such items go first.
     pub(super) alone: bool,
     pub(super) seq: Seq,
 }
 
-/// Items that take turns: the clients that have any, in the order in which they are served.
+/// A fair queue: the items of each client, and the clients in the order in which they are served.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
     backlogs: HashMap<ClientId, Backlog<T>>,
@@ -58,7 +58,7 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Adds an item. A client that has no other joins the rotation at its end.
+    /// Adds an item. A client without items joins the rotation at its end.
     pub(super) fn insert(&mut self, standing: SchedulingKey, item: T) {
         let SchedulingKey { client, rank } = standing;
         if let Some(backlog) = self.backlogs.get_mut(&client) {
@@ -68,7 +68,7 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Takes an item out of turn. Its client keeps its place in the rotation if it has others.
+    /// Removes an item out of order. If its client has other items, it keeps its position in the rotation.
     pub(super) fn remove(&mut self, standing: SchedulingKey) -> Option<T> {
         let backlog = self.backlogs.get_mut(&standing.client)?;
         let item = backlog.items.remove(&standing.rank)?;
@@ -78,20 +78,20 @@ impl<T> FairQueue<T> {
         Some(item)
     }
 
-    /// Replaces an item by another. The client keeps its place in the rotation if it is the same.
+    /// Replaces an item. If the client is the same, it keeps its position in the rotation.
     pub(super) fn replace(&mut self, before: SchedulingKey, standing: SchedulingKey, item: T) {
         self.insert(standing, item);
         self.remove(before);
     }
 
-    /// Returns the item whose turn it is, and its standing.
+    /// Returns the next item and its key.
     pub(super) fn first(&self) -> Option<(SchedulingKey, &T)> {
         let (_, &client) = self.order.first_key_value()?;
         let (&rank, item) = self.backlogs[&client].items.first_key_value()?;
         Some((SchedulingKey { client, rank }, item))
     }
 
-    /// Takes the item whose turn it is; its client goes to the end of the rotation.
+    /// Removes and returns the next item. Its client moves to the end of the rotation.
     pub(super) fn take_first(&mut self) -> Option<T> {
         let (_, &client) = self.order.first_key_value()?;
         let mut items = self.step_out(client)?;
@@ -102,8 +102,8 @@ impl<T> FairQueue<T> {
         Some(first)
     }
 
-    /// Returns the standing of all the items together, as one item that takes turns with others like it: that of the client whose
-    /// turn it is.
+    /// Returns the key of this whole queue as one item of another fair queue: that of its next item, with `alone` set if there is
+    /// only one client.
     pub(super) fn standing(&self) -> Option<SchedulingKey> {
         let (first, _) = self.first()?;
         Some(SchedulingKey {
@@ -124,7 +124,7 @@ impl<T> FairQueue<T> {
         self.backlogs.values().flat_map(|backlog| backlog.items.values())
     }
 
-    /// Puts a client with all its items at the end of the rotation.
+    /// Adds a client with all its items at the end of the rotation.
     fn line_up(&mut self, client: ClientId, items: Items<T>) {
         let turn = self.next_turn;
         self.next_turn += 1;
@@ -133,7 +133,7 @@ impl<T> FairQueue<T> {
         debug_assert!(before.is_none(), "a client has one place in the rotation");
     }
 
-    /// Takes a client with all its items out of the rotation.
+    /// Removes a client with all its items from the rotation.
     fn step_out(&mut self, client: ClientId) -> Option<Items<T>> {
         let backlog = self.backlogs.remove(&client)?;
         self.order.remove(&backlog.turn);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_take_turns_and_a_newcomer_joins_at_the_end() {
+    fn clients_take_turns_and_a_new_client_joins_at_the_end() {
         let mut turns = FairQueue::default();
         for (client, seq) in [(1, 1), (1, 2), (1, 3), (2, 4)] {
             turns.insert(standing(client, seq), seq);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_other_clients_wait_for_goes_first_within_its_client() {
+    fn item_that_other_clients_wait_for_goes_first_within_its_client() {
         let mut turns = FairQueue::default();
         for seq in 1..=3 {
             turns.insert(standing(1, seq), seq);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_is_replaced_keeps_its_clients_place_in_the_rotation() {
+    fn replacing_an_item_keeps_its_clients_position_in_the_rotation() {
         let mut turns = FairQueue::default();
         turns.insert(standing(1, 1), 1);
         turns.insert(standing(2, 2), 2);
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(turns.take_first(), Some(3));
     }
 
-    /// The same in a vector: the clients in the order of their turns, each with its items in order.
+    /// A model in a vector: the clients in the order of the rotation, each with its items in order.
     #[derive(Default)]
     struct Model(Vec<(u64, Vec<u64>)>);
 
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_agree_with_a_model_made_of_vectors() {
+    fn random_operations_agree_with_the_model() {
         let seed = seed_or(5);
         let mut repeat = Repeat { seed, step: 0 };
         let mut random = Random(seed);

@@ -1,16 +1,17 @@
-//! Pause, resume and drain, of everything or of one lane.
+//! Pause, hold and drain, of the whole queue or of one lane.
 //!
-//! A *pause* keeps waiting jobs from starting; new ones are accepted and wait too. A *drain* refuses new jobs; those accepted
-//! before get their turn, so a drained lane comes to rest. The two are independent: drained and paused, only what runs goes on.
+//! A *pause* keeps waiting jobs from starting; new jobs are still accepted and wait too. A *drain* refuses new jobs; jobs accepted
+//! before still run, so a drained lane becomes idle. The two are independent: if a lane is both drained and paused, only running
+//! jobs continue.
 //!
-//! A *hold* is a pause of everything that people do not ask for and cannot take back: the dispatcher holds while `orbctl` is sick. It
-//! lets through what a pause does.
+//! A *hold* is a pause of the whole queue that users can neither request nor undo: the dispatcher holds the queue while `orbctl` is
+//! unhealthy. The same jobs pass a hold as a pause.
 //!
-//! - A forced change passes a pause: the verbs that mend things get through, and whoever forces means it. It does not pass a
-//!   drain: who drains a lane wants it empty, and can still cancel what runs in it.
-//! - A session passes a pause, because it stands in no line; a drain of everything refuses it.
-//! - A lane is what a footprint says. A pause of one machine's lane does not hold a change of the whole fleet; a pause of the
-//!   fleet's lane holds all that touches machines.
+//! - A forced change passes a pause, because it may be needed to repair OrbStack. It does not pass a drain: a drained lane must
+//!   become empty, and running jobs in it can still be cancelled.
+//! - A session passes a pause, because it is queued in no lane; a drain of the whole queue refuses it.
+//! - Only the lanes of a job's footprint count. A pause of one machine's lane does not block a change of the whole fleet; a pause
+//!   of the fleet's lane blocks every job that touches machines.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,7 +19,7 @@ use std::fmt;
 use super::Scheduler;
 use crate::operation::{Footprint, Lane};
 
-/// What is paused or drained.
+/// The target of a pause or a drain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// The whole queue.
@@ -36,7 +37,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What is closed. A lane's own pause is kept in the lane, where it holds the line back.
+/// The pauses, holds and drains in force. The pause of a lane is stored in the lane, where it stops the frontier.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
     pub(super) paused: bool,
@@ -46,7 +47,7 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    /// Returns the drain that refuses a job with this footprint.
+    /// Returns the target of the drain that refuses a job with this footprint.
     pub(super) fn refuses(&self, footprint: &Footprint) -> Option<Target> {
         if self.draining {
             return Some(Target::All);
@@ -61,7 +62,7 @@ impl Gates {
 }
 
 impl Scheduler {
-    /// Keeps waiting jobs from starting. Takes time for each job at the front of a paused lane.
+    /// Keeps waiting jobs from starting. The cost is proportional to the number of runnable jobs in a paused lane.
     pub fn pause(&mut self, what: Target) {
         match what {
             Target::All => self.gates.paused = true,
@@ -72,7 +73,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes back a pause of the same target; other pauses stay.
+    /// Undoes a pause of the same target; other pauses stay in force.
     pub fn resume(&mut self, what: Target) {
         match what {
             Target::All => self.gates.paused = false,
@@ -83,17 +84,17 @@ impl Scheduler {
         }
     }
 
-    /// Keeps waiting jobs from starting, beside any pause.
+    /// Keeps waiting jobs from starting, independently of any pause.
     pub fn hold(&mut self) {
         self.gates.held = true;
     }
 
-    /// Takes back the hold; pauses stay.
+    /// Undoes the hold; pauses stay in force.
     pub fn release(&mut self) {
         self.gates.held = false;
     }
 
-    /// Says whether exactly this target is paused.
+    /// Returns whether exactly this target is paused.
     pub fn is_paused(&self, what: &Target) -> bool {
         match what {
             Target::All => self.gates.paused,
@@ -101,7 +102,7 @@ impl Scheduler {
         }
     }
 
-    /// Refuses new jobs from now on. It is over when [`Scheduler::is_idle`] says so.
+    /// Refuses new jobs from now on. The drain is complete when [`Scheduler::is_idle`] returns true.
     pub fn drain(&mut self, what: Target) {
         match what {
             Target::All => self.gates.draining = true,
@@ -111,7 +112,7 @@ impl Scheduler {
         }
     }
 
-    /// Accepts new jobs again; drains of other targets stay.
+    /// Accepts new jobs again; drains of other targets stay in force.
     pub fn undrain(&mut self, what: Target) {
         match what {
             Target::All => self.gates.draining = false,
@@ -121,7 +122,7 @@ impl Scheduler {
         }
     }
 
-    /// Says whether exactly this target is being drained.
+    /// Returns whether exactly this target is being drained.
     pub fn is_draining(&self, what: &Target) -> bool {
         match what {
             Target::All => self.gates.draining,
@@ -129,7 +130,7 @@ impl Scheduler {
         }
     }
 
-    /// Says whether no job runs or waits there. Sessions do not count.
+    /// Returns whether no job runs or waits in the target. Sessions do not count.
     pub fn is_idle(&self, what: &Target) -> bool {
         match what {
             Target::All => self.waiting().without_sessions() == 0 && self.is_still(),
@@ -137,7 +138,7 @@ impl Scheduler {
         }
     }
 
-    /// Says whether no job runs, though some may wait. Sessions do not count.
+    /// Returns whether no job runs; some may wait. Sessions do not count.
     pub fn is_still(&self) -> bool {
         self.running().without_sessions() == 0
     }

@@ -1,19 +1,19 @@
-//! The lanes, and who is in them: jobs that hold them and jobs that wait in line, in order of acceptance.
+//! The lanes, and the jobs in them: running jobs that hold a lane, and waiting jobs, in order of acceptance.
 //!
-//! A waiting job is *clear* in a lane when no earlier job that conflicts with it there waits or holds:
+//! A waiting job is *runnable* in a lane if no earlier job that conflicts with it there is waiting or running:
 //!
 //! ```text
-//! held: S S      waiting: S S S │ X S S X      the clear ones are always a front part of the line;
-//!                               └ frontier     the frontier moves back only for a pause or an adopted job
+//! held: S S      waiting: S S S │ X S S X      the runnable jobs are always a prefix of the queue;
+//!                               └ frontier     the frontier moves back only for a pause or a restored job
 //! ```
 //!
-//! Once clear, a job stays clear until it starts, because whoever comes later stands behind it. So the frontier passes each
-//! job once, and a job that is clear in all its lanes can start at any moment without asking again.
+//! A runnable job stays runnable until it starts, because later jobs queue behind it. So the frontier passes each job once, and a
+//! job that is runnable in all its lanes can start at any time without another check.
 //!
-//! Forced changes stand in a line of their own. Whatever waited in their way was cancelled, so they wait for holders alone;
-//! those who come later wait for them as for anybody.
+//! Forced changes have a queue of their own. The jobs that waited ahead of them were cancelled, so they wait only for running jobs.
+//! Later jobs wait for them as for any other job.
 //!
-//! Sessions are guests: in no line and in nobody's way, they only wait until no change runs.
+//! Sessions are in no queue and block no job. They only wait while a change of their machine runs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,32 +22,32 @@ use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::{Access, Footprint, Lane};
 
-/// How a job waits.
+/// How a job waits for its lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LockMode {
-    /// First come, first served.
+    /// Ordinary job: first come, first served.
     Fifo,
-    /// Forced: waits for holders alone.
+    /// Forced change: waits only for running jobs.
     Preempting,
 }
 
-/// All lanes that somebody is in or that are paused. Others take no memory.
+/// All lanes that contain jobs or are paused. Other lanes use no memory.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: HashMap<Lane, LaneState>,
 }
 
-/// What a step forward in some lanes set free.
+/// The jobs that a change in some lanes unblocked.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unblocked {
-    /// Jobs that became clear, once for each lane.
+    /// Jobs that became runnable, once for each lane.
     pub(super) runnable: Vec<JobId>,
-    /// Sessions for which the change they waited for is over.
+    /// Sessions whose blocking change has ended.
     pub(super) session_waiters: Vec<JobId>,
 }
 
 impl Lanes {
-    /// Puts a job in line in each of its lanes and returns what is clear, which may be itself.
+    /// Queues a job in each of its lanes. Returns the jobs that became runnable, possibly including this one.
     pub(super) fn join(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq, id: JobId) -> Unblocked {
         let mut freed = Unblocked::default();
         for (lane, access) in footprint.lanes() {
@@ -58,7 +58,7 @@ impl Lanes {
         freed
     }
 
-    /// Takes a waiting job out of line.
+    /// Removes a waiting job from its lanes.
     pub(super) fn leave(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq) -> Unblocked {
         let mut freed = Unblocked::default();
         for (lane, _) in footprint.lanes() {
@@ -71,7 +71,7 @@ impl Lanes {
         freed
     }
 
-    /// Lets a waiting job that is clear in all its lanes take them.
+    /// Makes a waiting job that is runnable in all its lanes hold them.
     pub(super) fn take(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq, id: JobId) {
         for (lane, access) in footprint.lanes() {
             let state = self.lanes.get_mut(lane).expect("a waiting job keeps its lanes");
@@ -81,12 +81,12 @@ impl Lanes {
             );
             state.line_mut(manner).jobs.remove(seq);
             state.held.insert(seq, id, *access);
-            // Nobody is set free: who conflicts with the job in line conflicts with it as holder.
+            // This unblocks no job: a job that conflicted with it while it waited conflicts with it while it runs.
         }
     }
 
-    /// Makes a job hold lanes without having waited, whoever else is there. Returns the waiting jobs that are no longer clear,
-    /// once for each lane.
+    /// Makes a job hold its lanes without having waited, whatever other jobs hold them. Returns the waiting jobs that are no longer
+    /// runnable, once for each lane.
     pub(super) fn restore_running(&mut self, footprint: &Footprint, seq: Seq, id: JobId) -> Vec<JobId> {
         let mut blocked = Vec::new();
         for (lane, access) in footprint.lanes() {
@@ -97,7 +97,7 @@ impl Lanes {
         blocked
     }
 
-    /// Frees the lanes of a job that held them.
+    /// Releases the lanes of a running job.
     pub(super) fn release(&mut self, footprint: &Footprint, seq: Seq) -> Unblocked {
         let mut freed = Unblocked::default();
         for (lane, _) in footprint.lanes() {
@@ -110,7 +110,7 @@ impl Lanes {
         freed
     }
 
-    /// Pauses a lane: jobs in turn are not clear in it. Returns those that were.
+    /// Pauses a lane: ordinary jobs are not runnable in it. Returns those that were.
     pub(super) fn pause(&mut self, lane: &Lane) -> Vec<JobId> {
         let state = self.lanes.entry(lane.clone()).or_default();
         state.paused = true;
@@ -130,7 +130,7 @@ impl Lanes {
         self.lanes.get(lane).is_some_and(|state| state.paused)
     }
 
-    /// Says whether nobody holds the lane or waits in it.
+    /// Returns whether no job holds the lane or waits in it.
     pub(super) fn is_idle(&self, lane: &Lane) -> bool {
         self.lanes.get(lane).is_none_or(LaneState::is_idle)
     }
@@ -165,7 +165,7 @@ impl Lanes {
             .collect()
     }
 
-    /// Returns the earliest job that keeps this waiting one from being clear, and in which lane.
+    /// Returns the earliest job that blocks this waiting job, and the lane in which they conflict.
     pub(super) fn blocker(&self, footprint: &Footprint, manner: LockMode, seq: Seq) -> Option<(JobId, Lane)> {
         footprint
             .lanes()
@@ -178,7 +178,7 @@ impl Lanes {
             .map(|(_, id, lane)| (id, lane.clone()))
     }
 
-    /// Returns the change that runs in a machine, or in all of them.
+    /// Returns the change that runs in a machine or in the fleet.
     pub(super) fn running_change(&self, machine: &MachineName) -> Option<(JobId, Lane)> {
         [Lane::Machine(machine.clone()), Lane::Fleet]
             .into_iter()
@@ -188,7 +188,7 @@ impl Lanes {
             })
     }
 
-    /// Makes a session wait for the end of the change that runs in its machine. Says whether there is one.
+    /// Makes a session wait for the end of the change that runs in its machine. Returns whether there is such a change.
     pub(super) fn wait_for_change(&mut self, machine: &MachineName, seq: Seq, id: JobId) -> bool {
         let change = self.running_change(machine);
         if let Some((_, lane)) = &change {
@@ -198,7 +198,7 @@ impl Lanes {
         change.is_some()
     }
 
-    /// Makes a session wait no longer.
+    /// Removes a waiting session.
     pub(super) fn forget_guest(&mut self, machine: &MachineName, seq: Seq) {
         for lane in [Lane::Machine(machine.clone()), Lane::Fleet] {
             if let Some(state) = self.lanes.get_mut(&lane) {
@@ -207,7 +207,7 @@ impl Lanes {
         }
     }
 
-    /// Applies a change to a lane that is kept, and drops it if it is idle after that.
+    /// Updates a lane, and drops it if it is then idle and not paused.
     fn change(&mut self, lane: &Lane, change: impl FnOnce(&mut LaneState)) {
         if let Some(state) = self.lanes.get_mut(lane) {
             change(state);
@@ -227,7 +227,7 @@ struct LaneState {
     paused: bool,
 }
 
-/// Jobs that wait, of which those before the frontier are clear.
+/// Waiting jobs; those before the frontier are runnable.
 #[derive(Debug, Default)]
 struct Line {
     jobs: Jobs,
@@ -262,7 +262,7 @@ impl Jobs {
         }
     }
 
-    /// Returns those that cannot be in the lane beside a job with this access.
+    /// Returns the jobs that cannot share the lane with a job of this access.
     fn conflicting(&self, access: Access) -> &BTreeMap<Seq, JobId> {
         match access {
             Access::Exclusive => &self.all,
@@ -288,7 +288,7 @@ impl LaneState {
         }
     }
 
-    /// Returns the earliest job that keeps a waiting one from being clear. A pause may do so too.
+    /// Returns the earliest job that blocks a waiting job. A pause, which this ignores, may block it too.
     fn blocker(&self, manner: LockMode, seq: Seq, access: Access) -> Option<(Seq, JobId)> {
         let holder = self.held.first_conflict(access);
         let ahead = match manner {
@@ -306,7 +306,7 @@ impl LaneState {
         !paused && self.blocker(manner, seq, access).is_none()
     }
 
-    /// Moves the frontiers over all that are clear now.
+    /// Moves the frontiers past all jobs that are runnable now.
     fn advance(&mut self, freed: &mut Unblocked) {
         for manner in [LockMode::Preempting, LockMode::Fifo] {
             loop {
@@ -329,12 +329,11 @@ impl LaneState {
         }
     }
 
-    /// Moves the frontiers back to where they belong after somebody who did not wait took the lane, or after a pause. Returns
-    /// the jobs that are no longer clear.
+    /// Moves the frontiers back after a pause, or after a restored job took the lane. Returns the jobs that are no longer runnable.
     fn step_back(&mut self) -> Vec<JobId> {
         let mut blocked = Vec::new();
         for manner in [LockMode::Preempting, LockMode::Fifo] {
-            // The line is clear up to some job, so it is enough to look at the clear ones from their start.
+            // The runnable jobs are a prefix of the queue, so only the jobs before the old frontier need a check.
             let line = self.line_mut(manner);
             let runnable: Vec<(Seq, JobId)> = line
                 .jobs
@@ -362,13 +361,13 @@ impl LaneState {
     }
 }
 
-/// What the lanes hold, counted the slow way.
+/// The state of the lanes, computed by a full scan.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Census {
-    /// In how many lanes each job waits.
+    /// Number of lanes in which each job waits.
     pub(super) waiting: HashMap<JobId, usize>,
-    /// In how many of them it is clear.
+    /// Number of those lanes in which it is runnable.
     pub(super) runnable: HashMap<JobId, usize>,
     pub(super) session_waiters: std::collections::HashSet<JobId>,
 }
@@ -379,7 +378,7 @@ impl Lanes {
         self.lanes.is_empty()
     }
 
-    /// Panics unless each frontier is where the rule puts it and no lane is kept for nothing.
+    /// Panics unless each frontier is correct and no lane is kept without need.
     pub(super) fn check_invariants(&self) -> Census {
         let mut census = Census::default();
         for (lane, state) in &self.lanes {

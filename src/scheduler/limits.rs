@@ -1,32 +1,32 @@
-//! How much may run at once, and how much does.
+//! The limits on running jobs, and the counts of running jobs.
 //!
-//! Two tiers of limits: a [`Group`] has a limit of its own (four commands in each machine, two creations), and the groups of
-//! a [`Pool`] share a wider one (128 commands in all, eight changes of which two are creations). In strict mode there is one
-//! pool with one place.
+//! There are two tiers of limits. A [`Group`] has a limit of its own (four commands in each machine, two creations). The groups of
+//! a [`Pool`] share a wider one (128 commands in total; eight changes, of which two are creations). In strict mode there is one
+//! pool with one slot.
 
 use std::collections::HashMap;
 
 use crate::machine::MachineName;
 use crate::operation::Class;
 
-/// How much may wait and how much may run. Every number is at least 1.
+/// The limits on waiting and running jobs. Every number is at least 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Reads at once.
+    /// Maximum number of running reads.
     pub queries_max: usize,
-    /// Commands and transfers at once in one machine.
+    /// Maximum number of running commands and transfers in one machine.
     pub exec_per_machine: usize,
-    /// Commands and transfers at once in all machines.
+    /// Maximum number of running commands and transfers in all machines.
     pub exec_max: usize,
-    /// Changes of machines at once, creations included.
+    /// Maximum number of running changes of machines, creations included.
     pub changes_max: usize,
-    /// Creations and imports at once.
+    /// Maximum number of running creations and imports.
     pub creates_max: usize,
-    /// Jobs that may wait.
+    /// Maximum number of waiting jobs.
     pub queue_max: usize,
-    /// Jobs of one client that may wait. Less than `queue_max`, so that no client fills the queue alone.
+    /// Maximum number of waiting jobs of one client. Less than `queue_max`, so that no client fills the queue alone.
     pub queue_max_per_client: usize,
-    /// One job at a time, whatever its class; sessions are not counted.
+    /// Run one job at a time, of any class; sessions do not count.
     pub strict: bool,
 }
 
@@ -45,7 +45,7 @@ impl Default for Limits {
     }
 }
 
-/// Jobs counted by class.
+/// Number of jobs by class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts([usize; 7]);
 
@@ -60,7 +60,7 @@ impl Counts {
         self.0.iter().sum()
     }
 
-    /// Returns the number of jobs that count where one job at a time is allowed: all but sessions.
+    /// Returns the number of jobs that count in strict mode: all except sessions.
     pub fn without_sessions(&self) -> usize {
         self.total() - self.of(Class::Session)
     }
@@ -75,11 +75,11 @@ impl Counts {
     }
 }
 
-/// Jobs with a limit of their own.
+/// Jobs that share the inner tier of limits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Group {
     Query,
-    /// Commands in one machine. A command that names none shares a group with others like it.
+    /// Commands in one machine. Commands without a machine share one group.
     Exec(Option<MachineName>),
     Change,
     Creation,
@@ -88,7 +88,7 @@ pub(super) enum Group {
 }
 
 impl Group {
-    /// Returns the group of a job; a session has none, because nothing limits sessions.
+    /// Returns the group of a job; `None` for a session, to which no limit applies.
     pub(super) fn of(class: Class, machine: Option<&MachineName>) -> Option<Self> {
         Some(match class {
             Class::Query => Self::Query,
@@ -110,7 +110,7 @@ pub(super) enum Pool {
     Changes,
     Configuration,
     Fleet,
-    /// Everything, in strict mode; empty otherwise.
+    /// All groups in strict mode; otherwise empty.
     Strict,
 }
 
@@ -133,7 +133,7 @@ pub(super) struct Reached {
     pub(super) limit: usize,
 }
 
-/// The limits, and how much of them running jobs use up.
+/// The limits, and how much of them running jobs use.
 #[derive(Debug)]
 pub(super) struct Slots {
     limits: Limits,
@@ -154,7 +154,7 @@ impl Slots {
         &self.limits
     }
 
-    /// Changes the limits. What runs beyond a lowered limit runs on; nothing joins it until enough has ended.
+    /// Replaces the limits. Jobs above a lowered limit keep running; no further job starts until the count is below the limit.
     pub(super) fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
@@ -173,7 +173,7 @@ impl Slots {
     pub(super) fn vacate(&mut self, class: Class, machine: Option<&MachineName>) {
         self.running.subtract(class);
         if class == Class::Exec {
-            // Counts of zero are dropped, so that machines that came and went leave nothing behind.
+            // Drop counts of zero, so that deleted machines leave no entries behind.
             let key = machine.cloned();
             let left = self.execs.get(&key).expect("a running command is counted") - 1;
             if left == 0 {
@@ -210,7 +210,7 @@ impl Slots {
                 self.running.of(Class::Creation),
                 self.limits.creates_max,
             ),
-            // Their pool holds one group each, or none but their lane limits them.
+            // No limit of their own: the limit of their pool applies, or their lanes alone limit them.
             Group::Query | Group::Change | Group::Configuration | Group::Fleet => None,
         }
     }
@@ -236,7 +236,7 @@ impl Slots {
         }
     }
 
-    /// Returns the one limit that holds also for forced changes: one job at a time, if it is set and reached.
+    /// Returns the only limit that also applies to forced changes, strict mode, if it is reached.
     pub(super) fn strict_full(&self) -> Option<Reached> {
         self.limits.strict.then(|| self.pool_full(Pool::Strict)).flatten()
     }

@@ -1,30 +1,31 @@
-//! Which job starts next.
+//! The scheduler: decides which job starts next.
 //!
-//! The scheduler knows footprints, classes and limits. It does not know what operations do, runs nothing, reads no clock and
-//! does no I/O: its caller tells it what happens and when, and asks what may start. The dispatcher owns the only one.
+//! The scheduler knows footprints, classes and limits. It does not know what operations do, runs nothing, reads no clock and does
+//! no I/O: its caller reports what happens and when, and asks which job may start. The dispatcher owns the only instance.
 //!
 //! ```text
 //!                    ┌────────────── waiting ──────────────┐
-//!  submit ──────────►│ in line in its lanes                │
-//!    │               │    │ clear in all of them           │
+//!  submit ──────────►│ queued in its lanes                 │
+//!    │               │    │ runnable in all of them        │
 //!    ▼               │    ▼                                │
-//!  Refusal           │ ready: takes turns for a free place │──start_next──► running ──end──► forgotten
+//!  Refusal           │ ready: fair queue for a free slot   │──start_next──► running ──end──► forgotten
 //!                    └──────────────────┬──────────────────┘                  ▲
-//!                       cancel, expire, a forced change                     adopt
+//!                       cancel, expire, a forced change                restore_running
 //!                                       ▼
 //!                                   forgotten
 //! ```
 //!
-//! The rules, and where they live:
+//! The rules, and the modules that implement them:
 //!
-//! - `lanes`: first come, first served among jobs that conflict, so nobody starves. A forced change waits for holders alone.
-//! - `limits`: how many run at once, by class, by machine, or one at a time.
-//! - `ready` and `fair_queue`: among ready jobs, clients in rotation.
-//! - `admission`: how many may wait, and what a refused caller is told.
-//! - `gates`: pause and drain.  `blocker`: why a job waits.
+//! - `lanes`: first come, first served among conflicting jobs, so no job starves. A forced change waits only for running jobs.
+//! - `limits`: how many jobs run at once, by class, by machine, or one at a time.
+//! - `ready` and `fair_queue`: among ready jobs, clients take turns.
+//! - `admission`: how many jobs may wait, and what a refused caller receives.
+//! - `gates`: pause, hold and drain.
+//! - `blocker`: why a job waits.
 //!
-//! Every operation takes O(log n) amortised with n waiting jobs, times the few lanes of a footprint; forced changes and
-//! pauses take that for each job they touch.
+//! With n waiting jobs, every operation takes amortised O(log n) for each lane of the job's footprint. Forced changes and pauses
+//! take that for each job that they affect.
 
 mod admission;
 mod blocker;
@@ -70,15 +71,15 @@ pub struct Scheduler {
     running: BTreeMap<Seq, JobId>,
     /// Waiting jobs of each client that has any.
     clients: HashMap<ClientId, BTreeMap<Seq, JobId>>,
-    /// Waiting jobs that give up at some moment.
+    /// Queue deadlines of waiting jobs.
     deadlines: BTreeSet<(Instant, JobId)>,
-    /// Jobs that `start_next` found past their deadline and took out; the next `expire` reports them.
+    /// Jobs that `start_next` removed because their deadline had passed. The next `expire` returns them.
     overdue: Vec<(Instant, Expired)>,
     throughput: ThroughputEstimate,
     next_seq: Seq,
 }
 
-/// A job's place in the order of acceptance.
+/// A job's position in the order of acceptance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Seq(u64);
 
@@ -102,29 +103,29 @@ struct Job {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// In line in its lanes; clear in all but so many. At zero it is ready.
+    /// Queued in its lanes. `behind` is the number of lanes in which it is not runnable; at zero it is ready.
     Waiting { behind: usize },
     /// Holds its lanes.
     Running,
 }
 
-/// A job that gave up waiting.
+/// A waiting job whose queue deadline passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expired {
-    /// Its id.
+    /// Id of the job.
     pub id: JobId,
-    /// What it waited for at that moment.
+    /// What it was waiting for when it expired.
     pub blocker: Blocker,
 }
 
-/// What became of a job that was to be cancelled.
+/// The result of cancelling a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CancelResult {
-    /// It was waiting and is gone; it never starts.
+    /// It was waiting and has been removed; it never starts.
     NeverStarted,
-    /// It runs. The caller stops it, if it has not yet, and says so with [`Scheduler::end`].
+    /// It is running. The caller must stop it if it has not yet, and then call [`Scheduler::end`].
     Stopping,
-    /// It is not known, or over.
+    /// It is unknown or has ended.
     NoSuchJob,
 }
 
@@ -166,7 +167,7 @@ impl Job {
 }
 
 impl Scheduler {
-    /// Makes a scheduler without jobs.
+    /// Creates a scheduler without jobs.
     pub fn new(limits: Limits) -> Self {
         Self {
             jobs: HashMap::new(),
@@ -189,14 +190,15 @@ impl Scheduler {
         self.ready.slots().limits()
     }
 
-    /// Puts other limits in force. What runs or waits beyond a lowered limit stays; nothing joins it until there is room.
+    /// Replaces the limits. Jobs above a lowered limit stay; no further job is admitted or started until the count is below the
+    /// limit.
     pub fn set_limits(&mut self, limits: Limits) {
         self.ready.set_limits(limits);
     }
 
-    /// Queues a job, or refuses it. A forced change is refused only by a drain, never by the length of the queue.
+    /// Queues a job, or refuses it. A forced change is refused only by a drain, never because the queue is full.
     ///
-    /// The id must not be one of a job that waits or runs.
+    /// The id must differ from those of all waiting and running jobs.
     pub fn submit(&mut self, job: NewJob) -> Result<Admission, Refusal> {
         self.admit(&job)?;
         let admission = if job.preempts {
@@ -208,13 +210,13 @@ impl Scheduler {
         Ok(admission)
     }
 
-    /// Queues a job that an earlier life of the daemon accepted. No limit turns it away, and it cancels nothing.
+    /// Queues a job that an earlier instance of the daemon accepted. No limit applies, and it cancels nothing.
     pub fn readmit(&mut self, job: NewJob) {
         self.queue_up(job);
     }
 
-    /// Takes note of a job that runs already: a child of the daemon's previous life. It counts in the limits and holds its
-    /// lanes, beside whoever is there, until [`Scheduler::end`].
+    /// Adds a job that is already running: a child process of the daemon's previous instance. It counts towards the limits and
+    /// holds its lanes, together with any current holders, until [`Scheduler::end`].
     pub fn restore_running(&mut self, job: NewJob) {
         let id = job.id;
         let job = Job::new(job, self.take_seq(), State::Running);
@@ -225,7 +227,7 @@ impl Scheduler {
         self.block(blocked);
     }
 
-    /// Starts the job whose turn it is. The caller calls it until nothing is returned, after each event.
+    /// Starts the next job. After each event, call this until it returns `None`.
     pub fn start_next(&mut self, now: Instant) -> Option<JobId> {
         self.set_overdue_aside(now);
         let id = self
@@ -239,7 +241,7 @@ impl Scheduler {
         Some(id)
     }
 
-    /// Takes note that a running job is over: its lanes and its place are free.
+    /// Records the end of a running job, and frees its lanes and its slot.
     pub fn end(&mut self, id: JobId) {
         let runs = self.jobs.get(&id).is_some_and(|job| job.state == State::Running);
         debug_assert!(runs, "job {id} ends, but does not run");
@@ -253,7 +255,7 @@ impl Scheduler {
         self.settle(freed);
     }
 
-    /// Takes a waiting job out of the queue, or says that it runs.
+    /// Removes a waiting job from the queue. For a running job, returns [`CancelResult::Stopping`].
     pub fn cancel(&mut self, id: JobId) -> CancelResult {
         match self.jobs.get(&id).map(|job| job.state) {
             Some(State::Waiting { .. }) => {
@@ -265,8 +267,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes all waiting jobs of a client out of the queue and returns them in order of acceptance. To spare some (detached
-    /// ones outlive their client), choose from [`Scheduler::waiting_of`] and cancel one by one.
+    /// Removes all waiting jobs of a client and returns them in order of acceptance. To keep some of them, such as detached jobs,
+    /// select from [`Scheduler::waiting_of`] and cancel the others one by one.
     pub fn cancel_waiting_of(&mut self, client: ClientId) -> Vec<JobId> {
         let ids: Vec<JobId> = self.waiting_of(client).collect();
         for &id in &ids {
@@ -275,13 +277,13 @@ impl Scheduler {
         ids
     }
 
-    /// Takes waiting jobs whose queue deadline has come out of the queue and returns them.
+    /// Removes and returns the waiting jobs whose queue deadline has passed.
     pub fn expire(&mut self, now: Instant) -> Vec<Expired> {
         self.set_overdue_aside(now);
         self.overdue.drain(..).map(|(_, expired)| expired).collect()
     }
 
-    /// Returns when [`Scheduler::expire`] has something to do.
+    /// Returns when [`Scheduler::expire`] must be called next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let overdue = self.overdue.first().map(|(at, _)| *at);
         overdue.or_else(|| self.deadlines.first().map(|(at, _)| *at))
@@ -306,12 +308,12 @@ impl Scheduler {
         self.running.values().copied()
     }
 
-    /// Returns how many jobs wait.
+    /// Returns the number of waiting jobs.
     pub fn waiting(&self) -> Counts {
         self.waiting
     }
 
-    /// Returns how many jobs run.
+    /// Returns the number of running jobs.
     pub fn running(&self) -> Counts {
         self.ready.slots().running()
     }
@@ -337,14 +339,14 @@ impl Scheduler {
         if self.clients.get(&job.client).map_or(0, BTreeMap::len) >= queue_max_per_client {
             return Err(Refusal::ClientQueueFull {
                 limit: queue_max_per_client,
-                // Its turn comes once in a rotation of all that wait.
+                // The fair queue serves each waiting client once per rotation.
                 retry_after: self.throughput.time_for(self.clients.len()),
             });
         }
         Ok(())
     }
 
-    /// Cancels what waits in the way of a forced change, and finds what runs there.
+    /// Cancels the waiting jobs that conflict with a forced change, and finds the running ones.
     fn clear_the_way(&mut self, footprint: &Footprint) -> Admission {
         let cancelled = self.lanes.conflicts_waiting(footprint).into_values().collect();
         for &id in &cancelled {
@@ -398,7 +400,7 @@ impl Scheduler {
         self.throughput.started(now, !self.queue.is_empty());
     }
 
-    /// Takes a waiting job out of everything.
+    /// Removes a waiting job.
     fn withdraw(&mut self, id: JobId) {
         self.leave_queue(id);
         if self.jobs[&id].state == (State::Waiting { behind: 0 }) {
@@ -409,7 +411,7 @@ impl Scheduler {
         self.settle(freed);
     }
 
-    /// Takes a job out of the books that are kept of waiting jobs.
+    /// Removes a job from the collections of waiting jobs.
     fn leave_queue(&mut self, id: JobId) {
         let job = &self.jobs[&id];
         self.queue.remove(&job.seq);
@@ -425,19 +427,19 @@ impl Scheduler {
         }
     }
 
-    /// Takes jobs past their deadline out of the queue, so that nothing starts late even if `start_next` is called first.
+    /// Removes the jobs whose deadline has passed, so that none starts late even if `start_next` is called before `expire`.
     fn set_overdue_aside(&mut self, now: Instant) {
         while let Some(&(at, id)) = self.deadlines.first()
             && at <= now
         {
-            // Asked while it still stands in line: afterwards nothing is in its way.
+            // Determine this before the job leaves its lanes: afterwards it has no blocker.
             let blocker = self.blocker(id).unwrap_or(Blocker::NotWaiting);
             self.withdraw(id);
             self.overdue.push((at, Expired { id, blocker }));
         }
     }
 
-    /// Passes on that jobs became clear in lanes, or sessions free.
+    /// Handles jobs that became runnable in lanes, and sessions that no longer wait for a change.
     fn settle(&mut self, freed: Unblocked) {
         for id in freed.runnable {
             let job = self.jobs.get_mut(&id).expect("a job in line is known");
@@ -454,7 +456,7 @@ impl Scheduler {
         }
     }
 
-    /// Passes on that jobs are no longer clear in lanes.
+    /// Handles jobs that are no longer runnable in lanes.
     fn block(&mut self, blocked: Vec<JobId>) {
         for id in blocked {
             if self.jobs[&id].state == (State::Waiting { behind: 0 }) {
@@ -493,7 +495,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a session that may start. One that finds a change running in its machine waits until that is over.
+    /// Returns the next session that may start. A session that finds a change running in its machine waits until that change has
+    /// ended.
     fn next_session(&mut self) -> Option<JobId> {
         while let Some(id) = self.ready.take_session() {
             let job = &self.jobs[&id];
@@ -515,7 +518,7 @@ impl Scheduler {
         self.jobs.is_empty() && self.clients.is_empty() && self.lanes.is_empty() && self.ready.is_empty()
     }
 
-    /// Panics unless all books agree with each other.
+    /// Panics unless all collections agree with each other.
     fn check_invariants(&self) {
         let waits = |job: &Job| matches!(job.state, State::Waiting { .. });
         assert_eq!(self.jobs.len(), self.queue.len() + self.running.len());

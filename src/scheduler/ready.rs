@@ -1,6 +1,6 @@
-//! The jobs that no lane holds back, and which of them starts next.
+//! The jobs that no lane blocks, and which of them starts next.
 //!
-//! Each group of jobs with a limit of its own takes turns by itself; while the group has room, it also takes turns with the
+//! Each group of jobs with a limit of its own has a fair queue. While the group has a free slot, it also takes turns with the other
 //! groups of its pool, which share a wider limit:
 //!
 //! ```text
@@ -10,12 +10,12 @@
 //!                       ◄── creation   ◄── jobs (2)
 //! ```
 //!
-//! Both tiers need turns of their own. Were clients shared out over the pool alone, those that compete for one machine would
-//! have no order among themselves; over the groups alone, a client with jobs in a hundred machines would get a hundred turns.
+//! Both tiers need a fair queue. With a queue for the pool alone, clients that compete for one machine would have no order among
+//! themselves; with queues for the groups alone, a client with jobs in a hundred machines would get a hundred turns.
 //!
-//! In its pool a group takes the turns of the client whose job is first in it. So that other clients with jobs in the group do
-//! not wait behind all that this client has elsewhere, such a group goes before the client's others
-//! ([`OrderKey`](super::fair_queue::Rank)).
+//! In its pool, a group uses the turns of the client whose job is first in the group. If other clients also have jobs in the group,
+//! the group goes before that client's other groups, so that they do not wait for all of that client's jobs
+//! ([`OrderKey`](super::fair_queue::OrderKey)).
 
 use std::collections::BTreeMap;
 #[cfg(test)]
@@ -28,22 +28,22 @@ use crate::job::JobId;
 use crate::machine::MachineName;
 use crate::operation::Class;
 
-/// Jobs that are ready, with the limits that some of them still wait for.
+/// Ready jobs, and the limits that some of them still wait for.
 #[derive(Debug)]
 pub(super) struct Ready {
     slots: Slots,
     groups: BTreeMap<Group, ReadyGroup>,
     pools: BTreeMap<Pool, FairQueue<Group>>,
-    /// Forced changes: no limit holds them but strict mode.
+    /// Forced changes: no limit but strict mode applies to them.
     urgent: BTreeMap<Seq, JobId>,
-    /// Sessions: nothing holds them.
+    /// Sessions: no limit applies to them.
     sessions: BTreeMap<Seq, JobId>,
 }
 
 #[derive(Debug, Default)]
 struct ReadyGroup {
     jobs: FairQueue<JobId>,
-    /// How it stands in the turns of its pool, while it has room.
+    /// Its key in the fair queue of its pool; `None` while the group's limit is reached.
     in_pool: Option<SchedulingKey>,
 }
 
@@ -63,7 +63,7 @@ impl Ready {
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
-        // Strict mode has another pool: everybody leaves before the change and stands in line again after it.
+        // Strict mode uses a different pool, so remove all groups from their pools before the change and add them again after it.
         let groups: Vec<Group> = self.groups.keys().cloned().collect();
         for group in &groups {
             self.withdraw(group);
@@ -116,7 +116,7 @@ impl Ready {
         self.urgent.pop_first().map(|(_, id)| id)
     }
 
-    /// Takes the job whose turn it is and for which there is room. The caller starts it: [`Ready::occupy`].
+    /// Removes and returns the next job for which a slot is free. The caller starts it with [`Ready::occupy`].
     pub(super) fn take_next(&mut self) -> Option<JobId> {
         let group = Pool::ALL
             .into_iter()
@@ -162,7 +162,7 @@ impl Ready {
         self.slots.strict_full()
     }
 
-    /// Brings the group's entry in its pool up to date after its jobs or its room changed.
+    /// Updates the group's entry in its pool after its jobs or its free slots changed.
     fn refresh(&mut self, group: &Group) {
         let Some(ready) = self.groups.get_mut(group) else {
             return;
@@ -204,7 +204,7 @@ impl Ready {
             && self.pools.values().all(FairQueue::is_empty)
     }
 
-    /// Panics unless every entry agrees with what it was made of, and returns the ready jobs.
+    /// Panics unless the entries in the pools agree with the groups. Returns the ready jobs.
     #[cfg(test)]
     pub(super) fn check_invariants(&self) -> BTreeSet<JobId> {
         let mut standing_in_pools = 0;

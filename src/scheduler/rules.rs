@@ -1,4 +1,4 @@
-//! The rules, each a sentence and an example.
+//! Tests of the scheduling rules, one rule per test.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::job::{ClientId, JobId};
 use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 
-/// A scheduler with a hand on the clock. Jobs are numbered from 1 in the order of the calls.
+/// A scheduler with a clock that the test advances. Jobs are numbered from 1 in the order of the calls.
 struct Bench {
     scheduler: Scheduler,
     now: Instant,
@@ -204,7 +204,7 @@ impl Bench {
 
 // Lanes.
 
-/// Takes out what gave up waiting, by id.
+/// Removes the expired jobs and returns their ids.
 fn expired(bench: &mut Bench) -> Vec<JobId> {
     bench
         .scheduler
@@ -230,7 +230,7 @@ fn changes_of_one_machine_run_one_at_a_time_in_order() {
 }
 
 #[test]
-fn different_machines_overlap() {
+fn jobs_of_different_machines_overlap() {
     let mut bench = bench_with_defaults();
     bench.change("web");
     bench.change("db");
@@ -268,7 +268,7 @@ fn a_command_does_not_overtake_a_waiting_change_of_its_machine() {
 }
 
 #[test]
-fn a_rename_holds_both_names() {
+fn rename_blocks_jobs_of_both_names() {
     let mut bench = bench_with_defaults();
     let rename = bench.new_rename("a", "b");
     bench.submit(rename);
@@ -282,7 +282,7 @@ fn a_rename_holds_both_names() {
 }
 
 #[test]
-fn a_job_that_waits_in_one_lane_keeps_its_place_in_the_other() {
+fn job_that_waits_in_one_lane_keeps_its_position_in_the_other() {
     let mut bench = bench_with_defaults();
     bench.exec("a");
     bench.starts(&[1]);
@@ -303,7 +303,7 @@ fn a_query_never_waits_behind_a_change() {
 }
 
 #[test]
-fn a_fleet_change_waits_for_all_and_holds_all() {
+fn fleet_change_waits_for_all_jobs_and_blocks_all_jobs() {
     let mut bench = bench_with_defaults();
     bench.exec("web");
     bench.change("db");
@@ -322,7 +322,7 @@ fn a_fleet_change_waits_for_all_and_holds_all() {
 }
 
 #[test]
-fn no_machine_waits_for_the_configuration() {
+fn configuration_change_blocks_no_change_of_a_machine() {
     let mut bench = bench_with_defaults();
     bench.configuration();
     bench.configuration();
@@ -332,7 +332,7 @@ fn no_machine_waits_for_the_configuration() {
 }
 
 #[test]
-fn a_session_holds_nobody_up_and_waits_only_while_a_change_of_its_machine_runs() {
+fn session_blocks_no_job_and_waits_only_for_a_running_change_of_its_machine() {
     let mut bench = bench_with_defaults();
     bench.session("web");
     bench.starts(&[1]);
@@ -342,7 +342,7 @@ fn a_session_holds_nobody_up_and_waits_only_while_a_change_of_its_machine_runs()
     bench.session("db");
     bench.starts(&[4]);
     bench.blocked_by_job(3, 2, lane("web"));
-    // A change that only waits is no reason.
+    // A change that only waits does not block a session.
     bench.change("web");
     bench.end(&[2]);
     bench.starts(&[3, 5]);
@@ -402,7 +402,7 @@ fn creations_count_as_changes_too() {
 }
 
 #[test]
-fn in_strict_mode_one_job_runs_at_a_time_and_sessions_run_beside_it() {
+fn strict_mode_runs_one_job_at_a_time_besides_sessions() {
     let mut bench = bench(Limits {
         strict: true,
         ..Limits::default()
@@ -440,7 +440,7 @@ fn limits_can_change_while_jobs_wait() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_says_when_to_come_back() {
+fn full_queue_refuses_jobs_with_a_retry_time() {
     let mut bench = bench(Limits {
         queue_max: 3,
         queue_max_per_client: 2,
@@ -465,10 +465,10 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
     assert_eq!(bench.scheduler.queue().collect::<Vec<_>>(), ids(&[2, 3, 5]));
 }
 
-// Turns.
+// Fairness between clients.
 
 #[test]
-fn a_client_with_a_thousand_waiting_jobs_does_not_hold_back_one_with_one() {
+fn client_with_a_thousand_waiting_jobs_does_not_delay_a_client_with_one() {
     for spread_over_machines in [false, true] {
         let mut bench = bench(Limits {
             exec_max: 4,
@@ -482,7 +482,7 @@ fn a_client_with_a_thousand_waiting_jobs_does_not_hold_back_one_with_one() {
         assert_eq!(bench.start().len(), 4);
         bench.client = ClientId(2);
         bench.exec("m0");
-        // The long wait of the first client does not make its jobs interactive all at once.
+        // The long wait of the first client's jobs gives them no precedence.
         bench.pass(Duration::from_secs(3600));
         bench.end(&[1, 2, 3, 4]);
         let started = bench.start();
@@ -492,7 +492,7 @@ fn a_client_with_a_thousand_waiting_jobs_does_not_hold_back_one_with_one() {
 }
 
 #[test]
-fn clients_that_share_every_machine_with_a_bulk_client_each_get_their_turn_soon() {
+fn clients_that_share_machines_with_a_bulk_client_are_served_soon() {
     let mut bench = bench(Limits {
         exec_max: 1,
         queue_max_per_client: 1000,
@@ -515,12 +515,12 @@ fn clients_that_share_every_machine_with_a_bulk_client_each_get_their_turn_soon(
         starts += 1;
         others += u64::from(running > 1000);
     }
-    // Each waits for one job of the bulk client in its machine, and all of them for each other.
+    // Each waits for one job of the bulk client in its machine, and for the other nine clients.
     assert!(starts <= 25, "{starts}");
 }
 
 #[test]
-fn clients_take_turns_whatever_they_ask_for() {
+fn clients_take_turns_across_all_classes() {
     let mut bench = bench(Limits {
         strict: true,
         ..Limits::default()
@@ -557,7 +557,7 @@ fn a_client_that_floods_the_queue_does_not_starve_another() {
     let mut running = 1;
     let mut order = Vec::new();
     while running != 3 {
-        // Two more of the flood for each one that ends.
+        // The flooding client submits two more jobs for each one that ends.
         bench.client = ClientId(2);
         bench.query();
         bench.query();
@@ -568,14 +568,14 @@ fn a_client_that_floods_the_queue_does_not_starve_another() {
         order.push(started);
         running = started;
     }
-    // The flooding client was in the rotation first, so one of its jobs goes first, and no more.
+    // The flooding client was in the rotation first, so one of its jobs runs first, and no more.
     assert_eq!(order, [2, 3]);
 }
 
 // Cancel and deadlines.
 
 #[test]
-fn a_cancelled_job_never_starts_and_lets_those_behind_it_go() {
+fn cancelled_job_never_starts_and_unblocks_the_jobs_behind_it() {
     let mut bench = bench_with_defaults();
     bench.exec("web");
     bench.starts(&[1]);
@@ -592,7 +592,7 @@ fn a_cancelled_job_never_starts_and_lets_those_behind_it_go() {
 }
 
 #[test]
-fn a_client_that_goes_away_takes_its_waiting_jobs_with_it() {
+fn cancel_waiting_of_removes_only_the_jobs_of_that_client() {
     let mut bench = bench_with_defaults();
     bench.change("web");
     bench.change("web");
@@ -607,7 +607,7 @@ fn a_client_that_goes_away_takes_its_waiting_jobs_with_it() {
 }
 
 #[test]
-fn nothing_starts_once_its_deadline_has_come() {
+fn job_past_its_queue_deadline_never_starts() {
     let mut bench = bench_with_defaults();
     bench.change("web");
     bench.starts(&[1]);
@@ -622,7 +622,7 @@ fn nothing_starts_once_its_deadline_has_come() {
     assert_eq!(bench.scheduler.expire(bench.now), []);
     bench.pass(Duration::from_secs(10));
     bench.end(&[1]);
-    // Also when nobody called `expire` before; it still hears of it.
+    // The job expires even if `expire` was not called before `start_next`, and `expire` still returns it.
     bench.starts(&[3]);
     assert_eq!(bench.scheduler.cancel(JobId(2)), CancelResult::NoSuchJob);
     assert_eq!(bench.scheduler.next_deadline(), Some(deadline));
@@ -631,7 +631,7 @@ fn nothing_starts_once_its_deadline_has_come() {
 }
 
 #[test]
-fn a_job_that_started_has_no_deadline_any_more() {
+fn started_job_has_no_queue_deadline() {
     let mut bench = bench_with_defaults();
     let job = NewJob {
         queue_deadline: Some(bench.now + Duration::from_secs(1)),
@@ -647,7 +647,7 @@ fn a_job_that_started_has_no_deadline_any_more() {
 // Force.
 
 #[test]
-fn a_forced_stop_cancels_what_waits_and_ends_what_runs_in_its_lanes_only() {
+fn forced_stop_preempts_only_jobs_in_its_lanes() {
     let mut bench = bench_with_defaults();
     bench.exec("web");
     bench.exec("db");
@@ -669,7 +669,7 @@ fn a_forced_stop_cancels_what_waits_and_ends_what_runs_in_its_lanes_only() {
 }
 
 #[test]
-fn a_forced_change_of_the_fleet_clears_everything_but_queries_and_sessions() {
+fn forced_fleet_change_preempts_all_but_queries_and_sessions() {
     let mut bench = bench_with_defaults();
     bench.query();
     bench.session("web");
@@ -687,7 +687,7 @@ fn a_forced_change_of_the_fleet_clears_everything_but_queries_and_sessions() {
 }
 
 #[test]
-fn the_latest_forced_change_of_a_machine_is_the_one_that_happens() {
+fn latest_forced_change_of_a_machine_cancels_earlier_ones() {
     let mut bench = bench_with_defaults();
     bench.change("web");
     bench.starts(&[1]);
@@ -702,7 +702,7 @@ fn the_latest_forced_change_of_a_machine_is_the_one_that_happens() {
 }
 
 #[test]
-fn no_limit_holds_a_forced_change() {
+fn forced_change_ignores_limits_but_counts_towards_them() {
     let mut bench = bench(Limits {
         changes_max: 1,
         creates_max: 1,
@@ -716,7 +716,7 @@ fn no_limit_holds_a_forced_change() {
     let forced = bench.new_creation("c");
     assert_eq!(bench.force(forced), (vec![], vec![]));
     bench.starts(&[3]);
-    // But it counts while it runs.
+    // But it counts towards the limits while it runs.
     bench.end(&[1]);
     bench.starts(&[]);
     bench.end(&[3]);
@@ -724,7 +724,7 @@ fn no_limit_holds_a_forced_change() {
 }
 
 #[test]
-fn in_strict_mode_a_forced_change_goes_first_but_not_beside_another() {
+fn strict_mode_starts_a_forced_change_first_but_never_beside_a_job() {
     let mut bench = bench(Limits {
         strict: true,
         ..Limits::default()
@@ -743,7 +743,7 @@ fn in_strict_mode_a_forced_change_goes_first_but_not_beside_another() {
 // Gates.
 
 #[test]
-fn a_paused_lane_starts_nothing_and_others_go_on() {
+fn paused_lane_does_not_block_other_lanes() {
     let mut bench = bench_with_defaults();
     bench.exec("web");
     bench.scheduler.pause(Target::Lane(lane("web")));
@@ -773,7 +773,7 @@ fn a_paused_queue_starts_only_sessions_and_forced_changes() {
 }
 
 #[test]
-fn a_hold_lets_through_what_a_pause_does_and_is_apart_from_it() {
+fn hold_passes_the_same_jobs_as_a_pause_and_is_independent_of_it() {
     let mut bench = bench_with_defaults();
     bench.query();
     bench.scheduler.hold();
@@ -795,7 +795,7 @@ fn a_hold_lets_through_what_a_pause_does_and_is_apart_from_it() {
 }
 
 #[test]
-fn a_pause_survives_that_its_lane_is_idle() {
+fn pause_of_an_idle_lane_stays_in_force() {
     let mut bench = bench_with_defaults();
     let web = Target::Lane(lane("web"));
     bench.scheduler.pause(web.clone());
@@ -809,7 +809,7 @@ fn a_pause_survives_that_its_lane_is_idle() {
 }
 
 #[test]
-fn a_drained_lane_refuses_new_jobs_and_comes_to_rest() {
+fn drained_lane_refuses_new_jobs_and_becomes_idle() {
     let mut bench = bench_with_defaults();
     let web = Target::Lane(lane("web"));
     bench.exec("web");
@@ -853,7 +853,7 @@ fn a_drained_queue_refuses_everything() {
 // Recovery.
 
 #[test]
-fn a_child_of_the_previous_life_holds_its_lanes_until_it_is_gone() {
+fn child_of_the_previous_instance_holds_its_lanes_until_it_ends() {
     let mut bench = bench_with_defaults();
     let orphan = bench.new_change("web");
     bench.scheduler.restore_running(orphan);
@@ -866,7 +866,7 @@ fn a_child_of_the_previous_life_holds_its_lanes_until_it_is_gone() {
 }
 
 #[test]
-fn a_job_adopted_late_takes_its_lanes_from_those_that_had_not_started() {
+fn restored_job_takes_its_lanes_before_jobs_that_have_not_started() {
     let mut bench = bench_with_defaults();
     bench.exec("web");
     bench.exec("web");
@@ -880,7 +880,7 @@ fn a_job_adopted_late_takes_its_lanes_from_those_that_had_not_started() {
 }
 
 #[test]
-fn an_adopted_job_counts_in_strict_mode() {
+fn restored_job_counts_in_strict_mode() {
     let mut bench = bench(Limits {
         strict: true,
         ..Limits::default()
@@ -894,7 +894,7 @@ fn an_adopted_job_counts_in_strict_mode() {
 }
 
 #[test]
-fn an_idle_scheduler_remembers_nothing() {
+fn idle_scheduler_keeps_no_state() {
     let mut bench = bench_with_defaults();
     for n in 0..100 {
         bench.client = ClientId(n);
@@ -907,9 +907,9 @@ fn an_idle_scheduler_remembers_nothing() {
     assert!(bench.scheduler.remembers_nothing());
 }
 
-/// The tiny version of `benches/scheduler.rs`.
+/// A small version of `benches/scheduler.rs`.
 #[test]
-fn a_long_queue_comes_to_its_end() {
+fn long_queue_runs_to_completion() {
     const JOBS: u64 = 5_000;
     let mut bench = bench(Limits {
         queue_max: 5_000,

@@ -1,15 +1,15 @@
-//! Years of random traffic against a plain model.
+//! Random traffic, compared with a plain model.
 //!
-//! The model keeps one vector of jobs in order of acceptance and finds out everything by walking along it, so that each rule
-//! is a line that can be seen to be right. It does not predict which of several jobs starts, only which may; `turns` has a
-//! model of its own for that. After each step the two must agree on
+//! The model keeps one vector of jobs in order of acceptance and computes everything by scanning it, so that each rule is a line
+//! that is easy to verify. It does not predict which of several jobs starts, only which ones may; `fair_queue` has a model of its
+//! own for that. After each step, the scheduler and the model must agree on:
 //!
-//! - what is accepted, refused, cancelled, expired, and what a forced change cancels or wants ended;
-//! - whether a job that starts may: lanes in order, limits, strict mode, pauses, deadlines;
-//! - when nothing starts, that nothing may (no place stays free while a job could take it);
-//! - who waits, who runs, and why a job waits.
+//! - which jobs are accepted, refused, cancelled or expired, and which jobs a forced change cancels or stops;
+//! - whether a job that starts may start: order of the lanes, limits, strict mode, pauses, deadlines;
+//! - if no job starts, that none may: no slot stays free while a job could use it;
+//! - which jobs wait, which run, and why a job waits.
 //!
-//! A run is repeated exactly by its seed: `ORBD_TEST_SEED=7 cargo test --lib simulation`.
+//! A seed repeats a run exactly: `ORBD_TEST_SEED=7 cargo test --lib simulation`.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::clock::Moment;
 use crate::job::{ClientId, JobId};
 use crate::operation::{Access, Class, Footprint, Lane};
 
-/// Steps of each simulation; there are four.
+/// Number of steps of each of the four simulations.
 const STEPS: u64 = 260_000;
 
 const MACHINES: usize = 5;
@@ -28,7 +28,7 @@ const LANES: usize = MACHINES + 2;
 const CLIENTS: u64 = 5;
 
 #[test]
-fn a_busy_scheduler_agrees_with_its_model() {
+fn scheduler_with_low_limits_agrees_with_its_model() {
     let limits = Limits {
         queries_max: 2,
         exec_per_machine: 2,
@@ -53,7 +53,7 @@ fn a_strict_scheduler_agrees_with_its_model() {
 }
 
 #[test]
-fn a_scheduler_with_room_for_all_agrees_with_its_model() {
+fn scheduler_with_default_limits_agrees_with_its_model() {
     simulate(3, Limits::default());
 }
 
@@ -70,7 +70,7 @@ fn a_scheduler_with_one_slot_of_each_kind_agrees_with_its_model() {
     simulate(4, limits);
 }
 
-/// Splitmix64: a few lines, and the same numbers everywhere.
+/// Splitmix64: short, and produces the same numbers on every platform.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -97,13 +97,13 @@ impl Random {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "a seed to repeat a run comes from outside"
+    reason = "the seed to repeat a run is read from the environment"
 )]
 pub(crate) fn seed_or(default: u64) -> u64 {
     std::env::var("ORBD_TEST_SEED").map_or(default, |seed| seed.parse().expect("a seed is a number"))
 }
 
-/// Says how to repeat a run that fails.
+/// Prints how to repeat a failed run.
 pub(crate) struct Repeat {
     pub(crate) seed: u64,
     pub(crate) step: u64,
@@ -148,21 +148,21 @@ impl ModelJob {
         self.job.class == Class::Session
     }
 
-    /// What stops a session from starting: a change that runs in its machine or in all.
+    /// Returns the lanes in which a running change blocks this session: its machine's and the fleet's.
     fn watched(&self) -> LaneSet {
         self.machine.map_or(0, |machine| bit(machine) | bit(FLEET))
     }
 }
 
 struct Model {
-    /// Those that wait and those that run, in order of acceptance.
+    /// Waiting and running jobs, in order of acceptance.
     jobs: Vec<ModelJob>,
     limits: Limits,
     paused: bool,
     paused_lanes: LaneSet,
     draining: bool,
     draining_lanes: LaneSet,
-    /// Past their deadline when something was to start, but not reported yet.
+    /// Jobs that `start_next` found past their deadline and that `expire` has not returned yet.
     overdue: Vec<JobId>,
 }
 
@@ -179,7 +179,7 @@ impl Model {
         self.running().filter(|job| matches(job)).count()
     }
 
-    /// Returns the limit that keeps a job that conflicts with nobody from starting.
+    /// Returns the limit that blocks a job without conflicts.
     fn limit(&self, job: &ModelJob) -> Option<(&'static str, usize)> {
         let Limits { strict, .. } = self.limits;
         let class = job.job.class;
@@ -203,7 +203,7 @@ impl Model {
             if class == Class::Creation {
                 limits.push(("creates_max", self.limits.creates_max, self.count(of(class))));
             }
-            // In strict mode nothing but the one place is worth naming.
+            // In strict mode the limits of pools do not apply.
             match class {
                 _ if strict => {}
                 Class::Query => limits.push(("queries_max", self.limits.queries_max, self.count(of(class)))),
@@ -221,7 +221,7 @@ impl Model {
             .map(|(name, limit, _)| (name, limit))
     }
 
-    /// Returns the places of all jobs that may start.
+    /// Returns the indexes of all jobs that may start.
     fn startable(&self, now: Instant) -> Vec<usize> {
         let (mut shared, mut exclusive) = (0, 0);
         for job in self.running() {
@@ -241,7 +241,7 @@ impl Model {
             } else if job.job.preempts {
                 !meets(held_shared, held_exclusive) && self.limit(job).is_none()
             } else {
-                // By now these are the lanes of all that run and of all that wait before it.
+                // At this point these are the lanes of all running jobs and of all waiting jobs before this one.
                 let paused = self.paused || job.lanes() & self.paused_lanes != 0;
                 !meets(shared, exclusive) && !paused && self.limit(job).is_none()
             };
@@ -397,7 +397,7 @@ fn simulate(default_seed: u64, limits: Limits) {
 
 impl Simulation {
     fn step(&mut self) {
-        // The pressure rises and falls, so that queues fill and empty.
+        // The load rises and falls, so that queues fill and empty.
         let pressure = 20 + (self.jobs / 400 % 4) * 8;
         match self.random.below(100) {
             n if n < pressure => self.submit(),
@@ -572,7 +572,7 @@ impl Simulation {
     }
 
     fn pass_time(&mut self) {
-        // Now and then longer than any deadline.
+        // Occasionally longer than any deadline.
         let ms = if self.random.one_in(50) {
             40_000
         } else {
@@ -582,7 +582,7 @@ impl Simulation {
     }
 
     fn pause_or_resume(&mut self) {
-        // Mostly open, or little would move.
+        // Resume more often than pause, or few jobs would start.
         let pause = self.random.one_in(8);
         if self.random.one_in(4) {
             self.model.paused = pause;
@@ -691,7 +691,7 @@ impl Simulation {
         }
     }
 
-    /// Whatever happened, everything that was accepted gets its turn, and nothing is remembered after it.
+    /// Opens all gates and checks that every accepted job starts and that no state is left afterwards.
     fn open_gates_and_finish(&mut self) {
         for lane in self.lanes.clone() {
             self.scheduler.resume(Target::Lane(lane));

@@ -1,14 +1,14 @@
-//! The user that this process runs as, from the system's own list of users.
+//! The account of the user that this process runs as, from the system's user database.
 #![expect(unsafe_code, reason = "the list of users has no safe interface")]
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 
-/// More than any entry needs.
+/// Buffer size for the strings of an entry; larger than any entry needs.
 const ENTRY_MAX: usize = 64 * 1024;
 
-/// A user of this system.
+/// A user of the system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// The login name.
@@ -17,12 +17,12 @@ pub struct Account {
     pub shell: OsString,
 }
 
-/// Returns the user that this process runs as; `None` when the system does not list one.
+/// Returns the account of this process's real user; `None` if the user database has no entry for it.
 pub fn account() -> Option<Account> {
     let mut entry = MaybeUninit::<libc::passwd>::uninit();
     let mut room: Vec<libc::c_char> = vec![0; ENTRY_MAX];
     let mut found = std::ptr::null_mut();
-    // SAFETY: all pointers are to memory that lives until the end of this function, and the length is that of `room`.
+    // SAFETY: all pointers point to memory that lives until the end of this function, and the length is that of `room`.
     let status = unsafe {
         libc::getpwuid_r(
             rustix::process::getuid().as_raw(),
@@ -35,7 +35,7 @@ pub fn account() -> Option<Account> {
     if status != 0 || found.is_null() {
         return None;
     }
-    // SAFETY: the call succeeded, so the entry is filled, and its texts end with a NUL inside of `room`.
+    // SAFETY: the call succeeded, so the entry is filled in, and its strings end with a NUL within `room`.
     let (name, shell) = unsafe {
         let entry = entry.assume_init_ref();
         (CStr::from_ptr(entry.pw_name), CStr::from_ptr(entry.pw_shell))
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_account_is_the_one_that_id_names() {
+    fn account_matches_the_output_of_id() {
         #[expect(clippy::disallowed_methods, reason = "what this is compared with")]
         let output = std::process::Command::new("id").arg("-un").output().expect("id");
         let name = String::from_utf8(output.stdout).expect("text");

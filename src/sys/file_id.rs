@@ -1,10 +1,10 @@
-//! What tells one file from another that took its place.
+//! Identity of a file, to detect that another file has replaced it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// A file as it was when it was looked at: equal stamps mean the same file with the same contents, as far as one look can tell.
+/// Metadata of a file at one moment. Equal values mean the same file with unchanged contents, as far as `stat` can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
     device: u64,
@@ -15,7 +15,8 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// Looks at the file that a path leads to, links followed. `None` when there is none, as in the middle of an installation.
+    /// Reads the metadata of the file at a path, following links. `None` if there is no regular file, as in the middle of an
+    /// installation.
     pub fn of(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         found.is_file().then(|| Self {
@@ -27,12 +28,12 @@ impl FileId {
         })
     }
 
-    /// Says whether both are one file, whatever was written into it between the looks.
+    /// Returns whether both describe the same file, even if its contents changed in between.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
-    /// Makes the stamp of a file that is nowhere, for tests of what follows from one.
+    /// Creates the id of an imaginary file, for tests.
     #[cfg(test)]
     pub(crate) fn numbered(inode: u64) -> Self {
         Self {
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replaced_file_has_another_stamp_and_a_link_that_moves_too() {
+    fn replaced_files_and_moved_links_have_a_different_id() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         fs::write(path("one"), "same").expect("written");
@@ -66,11 +67,11 @@ mod tests {
         assert_ne!(FileId::of(&path("link")), before);
         fs::rename(path("two"), path("one")).expect("renamed");
         assert_ne!(FileId::of(&path("one")), before);
-        assert_eq!(FileId::of(folder.path()), None, "a folder is no program");
+        assert_eq!(FileId::of(folder.path()), None, "a folder has no id");
     }
 
     #[test]
-    fn a_file_that_is_written_to_is_the_same_file_with_another_stamp() {
+    fn written_file_is_the_same_file_with_a_different_id() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         let stamp = |name: &str| FileId::of(&path(name)).expect("there");

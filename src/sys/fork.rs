@@ -1,26 +1,27 @@
-//! A second process of the same program, without starting it anew: that would cost more than all else that its caller does.
+//! Forks this process. Starting the same program again instead would cost more than everything else that the caller does.
 
 use std::io;
 
 use rustix::process::Pid;
 
-/// Which of the two processes goes on here.
+/// Which of the two processes `fork` returned in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forked {
-    /// The one that was there, and the id of the other.
+    /// The original process; holds the child's pid.
     Parent(Pid),
-    /// The new one, with a copy of everything: what must end with the parent is dropped first.
+    /// The new process. It has a copy of everything; values that must end with the parent are to be dropped first.
     Child,
 }
 
-/// Makes a child that is a copy of this process. Nothing that was written may wait in a buffer, or both write it.
+/// Creates a child process that is a copy of this one. Write buffers must be flushed before, or both processes write their
+/// contents.
 ///
 /// # Safety
 ///
-/// This process has one thread: of other threads a child has nothing but the locks that they held.
+/// The process must have exactly one thread: other threads do not exist in the child, but the locks that they held stay locked.
 #[expect(unsafe_code, reason = "there is no safe interface")]
 pub unsafe fn fork() -> io::Result<Forked> {
-    // SAFETY: nothing is passed. With one thread, as is asked of the caller, the child is in the same state as the parent.
+    // SAFETY: no arguments. With a single thread, as required of the caller, the child is in the same state as the parent.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(Forked::Child),

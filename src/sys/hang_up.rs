@@ -1,4 +1,4 @@
-//! Sees the other end of a socket go away while nothing is read from it.
+//! Detects that the peer has closed a socket while nothing is read from it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,35 +7,36 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
-/// Which readiness tells a full hang-up without also waking for data. Linux reports EPOLLHUP, which mio shows as closed for
-/// reading, for any interest; a half-close (EPOLLRDHUP) it reports only with EPOLLIN, which is not asked for. kqueue has no such
-/// interest: there the write filter's `EV_EOF` tells (`kqueue(2)`: set when the reader disconnects), at the price of waking when the socket becomes writable again.
+/// The readiness that reports a full hang-up without also waking for data. Linux reports EPOLLHUP, which mio maps to read-closed,
+/// for any interest. A half-close (EPOLLRDHUP) is reported only with EPOLLIN, which is not requested here. kqueue has no such
+/// interest: there the write filter's `EV_EOF` reports the hang-up (`kqueue(2)`: set when the reader disconnects), at the price
+/// of also waking when the socket becomes writable again.
 #[cfg(target_os = "linux")]
 const INTEREST: Interest = Interest::PRIORITY;
 #[cfg(not(target_os = "linux"))]
 const INTEREST: Interest = Interest::WRITABLE;
 
-/// Watches one connection for a full hang-up. A half-close is not one.
+/// Watches one connection for a full hang-up. A half-close does not count.
 #[derive(Debug)]
 pub struct HangUp {
-    /// A second descriptor of the same socket, so that its readiness is kept apart from that of reading and writing.
+    /// A duplicate descriptor of the socket, so that its readiness is separate from that of reading and writing.
     descriptor: AsyncFd<OwnedFd>,
 }
 
 impl HangUp {
-    /// Starts watching.
+    /// Starts watching a connection.
     pub fn watch(stream: &UnixStream) -> io::Result<Self> {
         let descriptor = rustix::io::fcntl_dupfd_cloexec(stream, 0)?;
         #[expect(
             unsafe_code,
             reason = "tokio's safe constructor cannot name an interest without being deprecated"
         )]
-        // SAFETY: the descriptor is owned, stays open until the `AsyncFd` is dropped, and is always the same one.
+        // SAFETY: the descriptor is owned, stays open until the `AsyncFd` is dropped, and never changes.
         let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, INTEREST) }?;
         Ok(Self { descriptor })
     }
 
-    /// Returns when both directions are closed, or the socket failed. Cancel-safe.
+    /// Waits until both directions are closed or the socket has failed. Cancel-safe.
     pub async fn observed(&mut self) {
         loop {
             match self.descriptor.ready(INTEREST).await {
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_hang_up_is_seen_behind_unread_data_and_a_half_close_is_not_one() {
+    async fn full_hang_up_is_detected_behind_unread_data_and_half_close_is_ignored() {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         let mut hang_up = HangUp::watch(&ours).expect("watch");
         theirs.write_all(b"unread").await.expect("write");

@@ -1,4 +1,4 @@
-//! Linux: `/proc` and pidfds.
+//! Linux implementation with `/proc` and pidfds.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,24 +10,24 @@ use rustix::process::{Pid, PidfdFlags};
 use super::{ChildIdentity, MarkedProcess, ProcessInfo, StartTime, args_of, marker_of};
 
 pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
-    // A user's pipes together are bounded too, and beyond that it is refused.
+    // The total size of a user's pipes is limited as well; beyond that the call fails and the pipe keeps its size.
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
 }
 
-/// What we want of `/proc/PID/stat`.
+/// The fields used from `/proc/PID/stat`.
 struct Stat {
     state: char,
-    /// Zero where its leader is outside of our namespace of process ids.
+    /// Zero if the group's leader is outside the current pid namespace.
     group: u32,
-    /// Absent where the leader is outside of our namespace of process ids, as in a container that was entered from without: the
-    /// kernel says 0, which rustix's `getsid` and `getpgid` take for impossible.
+    /// `None` if the session's leader is outside the current pid namespace, as in a container entered from the host. The kernel
+    /// reports 0 then, on which rustix's `getsid` and `getpgid` panic.
     session: Option<u32>,
     started: u64,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
     use std::io::Read;
-    // One read: the kernel makes the line anew for each. It has 52 numbers and a name of 64 bytes at most.
+    // One read: the kernel generates the line for each read. It has at most 52 numbers and a name of 64 bytes.
     let mut line = [0; 2048];
     let mut file = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?;
     let length = file.read(&mut line).ok()?;
@@ -35,9 +35,9 @@ fn stat(pid: u32) -> Option<Stat> {
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Stat> {
-    // The second field is the program's name in brackets and may itself hold blanks and brackets.
+    // The second field is the program's name in parentheses and may itself contain blanks and parentheses.
     let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    // The numbers are those of proc_pid_stat(5), which counts from 1.
+    // Field numbers as in proc_pid_stat(5), counted from 1.
     let mut fields = (3..).zip(
         std::str::from_utf8(stat.get(after_name..)?)
             .ok()?
@@ -52,7 +52,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     })
 }
 
-/// There is no such folder: all users share one.
+/// Linux has no per-user temporary folder.
 pub(super) fn temporary_folder() -> Option<OsString> {
     None
 }
@@ -68,28 +68,28 @@ pub(super) fn process_info(pid: u32) -> Option<ProcessInfo> {
     })
 }
 
-/// Returns a process's effective user; of one that may not be looked into, root.
+/// Returns a process's effective user; root for a process that may not be inspected.
 pub(super) fn owner(pid: u32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     Some(std::fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
-/// Says whether a process leads its group.
+/// Returns whether a process leads its group.
 pub(super) fn leads_group(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.group == pid)
 }
 
-/// Returns our own process group; zero where its leader is outside of our namespace of process ids.
+/// Returns this process's group; zero if the group's leader is outside the current pid namespace.
 pub(super) fn own_group() -> u32 {
     stat(std::process::id()).map_or(0, |stat| stat.group)
 }
 
-/// Returns the leader of a process's session.
+/// Returns the pid of the leader of a process's session.
 pub(super) fn session_of(pid: u32) -> Option<u32> {
     stat(pid)?.session
 }
 
-/// Returns this boot's id; zero where the kernel does not tell, which is still the same for the whole boot.
+/// Returns the boot id; zero if the kernel does not report it, which is also constant for the whole boot.
 fn boot_id() -> u128 {
     static BOOT_ID: OnceLock<u128> = OnceLock::new();
     *BOOT_ID.get_or_init(|| {
@@ -100,14 +100,14 @@ fn boot_id() -> u128 {
     })
 }
 
-/// Returns when the process is gone; an error says that it cannot be watched or was not there to begin with.
+/// Waits until the process has exited. Fails if it cannot be watched or did not exist.
 pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
     let pid = i32::try_from(identity.pid)
         .ok()
         .and_then(Pid::from_raw)
         .ok_or(io::ErrorKind::InvalidInput)?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    // Looked at after it was opened: the descriptor is that of whoever had the id at that moment.
+    // Checked after the pidfd was opened: the pidfd refers to whichever process had the pid at that moment.
     if !super::is_alive(identity) {
         return Ok(());
     }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_whose_session_began_outside_of_the_container_has_none() {
+    fn session_led_from_outside_the_pid_namespace_is_none() {
         let line = |session: &str| {
             format!("42 (a) b (c) S 1 {session} {session} 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 99887 1 2")
         };

@@ -1,22 +1,22 @@
-//! Giving memory back: by itself an allocator keeps most of what is freed, because it may be wanted again.
+//! Returns freed memory to the system. By default an allocator keeps most of it for later allocations.
 
-/// Gives memory that was freed back to the system, as far as its allocator knows how to. For a moment of rest: it looks through all
-/// that is free, whoever wants memory meanwhile waits, and what is wanted again comes page by page.
+/// Returns freed memory to the system, as far as the allocator supports it. Call it when idle: it scans all free memory,
+/// concurrent allocations wait, and memory that is needed again is faulted in page by page.
 #[cfg_attr(
     any(target_os = "macos", target_env = "gnu"),
     expect(unsafe_code, reason = "the allocators have no safe interface for this")
 )]
 pub fn give_memory_back() {
-    // `malloc_trim(3)`: since glibc 2.8 of all arenas and whole pages amid what is in use, not only of the end of the heap. What it
-    // returns is whether that was anything.
+    // `malloc_trim(3)`: since glibc 2.8 it releases whole pages of all arenas, also between used blocks, not only at the end of
+    // the heap. Its result, whether anything was released, is not needed.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it takes a number, and the allocator's own locks: it may be called at any time by any thread.
+    // SAFETY: it takes a number and acquires the allocator's own locks, so any thread may call it at any time.
     unsafe {
         libc::malloc_trim(0);
     }
-    // `malloc/malloc.h`: of all zones where the zone is null, as much as there is where the goal is 0; returns how much that was.
+    // `malloc/malloc.h`: a null zone means all zones, a goal of 0 as much as possible. Returns the number of bytes released.
     #[cfg(target_os = "macos")]
-    // SAFETY: it is declared as that header declares it; a null zone is allowed, and the allocator takes its own locks.
+    // SAFETY: the declaration matches that header; a null zone is allowed, and the allocator acquires its own locks.
     unsafe {
         malloc_zone_pressure_relief(std::ptr::null_mut(), 0);
     }
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_use_stays() {
+    fn memory_in_use_is_unchanged() {
         let all = (0..=u8::MAX).map(|byte| vec![byte; 5_000]);
         let (kept, freed): (Vec<_>, Vec<_>) = all.partition(|bytes| bytes[0] % 2 == 0);
         drop(freed);

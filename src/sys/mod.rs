@@ -1,11 +1,12 @@
-//! Questions to the kernel that the standard library does not answer: who is this process, does it still live, when is it gone; and
-//! one that it answers in pieces: is this file still the one that it was.
+//! Kernel interfaces that the standard library does not offer: identity, liveness and exit of any process, identity of a file,
+//! process groups, resource limits.
 //!
-//! A process id alone names nobody for long, because ids are used again; an id with its start time names one process for ever.
-//! Linux answers from `/proc` and with a pidfd, macOS with `proc_pidinfo`, a kqueue and `sysctl`. The macOS file and five small ones
-//! about the user, descriptors, memory, stopping and forking are the only places with `unsafe`; the first is type-checked on Linux and has not run on a Mac yet.
+//! A pid alone does not identify a process for long, because pids are reused. A pid together with its start time identifies one
+//! process permanently. Linux provides both through `/proc` and a pidfd, macOS through `proc_pidinfo`, a kqueue and `sysctl`.
+//! `unsafe` is allowed only in the macOS file and in the small files about the account, descriptors, hang-ups, memory, stopping
+//! and forking. The macOS file is type-checked on Linux and has not yet run on a Mac.
 //!
-//! Nothing here knows `orbctl`, and nothing here starts a program.
+//! This module does not depend on `orbctl` and starts no programs.
 
 use std::ffi::OsString;
 use std::io;
@@ -46,10 +47,10 @@ pub use stop::stop_by;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("orbd runs on macOS, and on Linux for development");
 
-/// The environment variable by which a later life of the daemon knows the children of an earlier one.
+/// The environment variable by which a later instance of the daemon recognises the children of an earlier one.
 pub const MARKER: &str = "ORBD_JOB";
 
-/// When a process started, as the kernel tells it: comparable for equality only.
+/// Start time of a process as the kernel reports it. Meaningful only for comparing for equality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StartTime {
     /// Linux: clock ticks since boot. macOS: microseconds since 1970.
@@ -58,56 +59,56 @@ pub struct StartTime {
     pub boot: u128,
 }
 
-/// One process, never to be confused with a later one of the same id.
+/// Identifies one process, even after its pid is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChildIdentity {
-    /// Its process id; of a child of ours also the id of its process group.
+    /// Process id; for a child of orbd also the id of its process group.
     pub pid: u32,
-    /// When it started.
+    /// Start time, which distinguishes it from an earlier process with the same pid.
     pub started: StartTime,
 }
 
-/// The other end of a local socket.
+/// The process at the other end of a local socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Its effective user when it connected.
+    /// Effective user at the time of connecting.
     pub uid: u32,
-    /// Its process, where the kernel tells.
+    /// Process id; `None` if the kernel does not report it.
     pub pid: Option<u32>,
 }
 
-/// Returns when a process started; `None` when there is none of this id that we may look at.
+/// Returns the start time of a process; `None` if there is no process with this pid that may be inspected.
 ///
 /// On Linux a zombie still has a start time; on macOS it has none.
 pub fn process_identity(pid: u32) -> Option<StartTime> {
     platform::process_info(pid).map(|info| info.started)
 }
 
-/// Returns the effective user of a process; `None` when there is none of this id that we may look at.
+/// Returns the effective user of a process; `None` if there is no process with this pid that may be inspected.
 pub fn process_owner(pid: u32) -> Option<u32> {
     platform::owner(pid)
 }
 
-/// Says whether this very process still runs. A zombie does not.
+/// Returns whether exactly this process still runs. A zombie does not count as running.
 pub fn is_alive(identity: &ChildIdentity) -> bool {
     platform::process_info(identity.pid)
         .is_some_and(|info| info.started == identity.started && !info.is_zombie)
 }
 
-/// Returns this user's own folder for temporary files, where the system gives each user one.
+/// Returns the user's own folder for temporary files; `None` on systems without per-user folders.
 pub fn temporary_folder() -> Option<OsString> {
     platform::temporary_folder()
 }
 
-/// Makes a pipe hold more where the system can and lets us; else it stays as it is.
+/// Increases the capacity of a pipe if the system supports and permits it; otherwise does nothing.
 pub fn widen_pipe(pipe: impl AsFd, bytes: usize) {
     platform::widen_pipe(pipe.as_fd(), bytes);
 }
 
-/// Waits until a process is gone, whoever its parent is. Its exit status stays its parent's.
+/// Waits until a process has exited. It need not be a child; its exit status is left to its parent.
 ///
-/// Costs nothing while it waits, except where the kernel refuses to watch (descriptors used up, a kernel before 5.3): then it
-/// looks again with pauses growing to a second, because to say "gone" of a process that lives would free its lane.
+/// Waiting costs nothing, unless the kernel refuses to watch (descriptors exhausted, a kernel before 5.3). Then the process is
+/// polled at intervals that grow to one second: reporting a running process as gone would free its lane.
 pub async fn gone(identity: ChildIdentity) {
     if platform::watch_exit(&identity).await.is_ok() && !is_alive(&identity) {
         return;
@@ -119,49 +120,50 @@ pub async fn gone(identity: ChildIdentity) {
     }
 }
 
-/// Asks a process that is not our child to end. Between the look and the signal it could only be replaced by one of the same id
-/// within microseconds.
+/// Sends SIGTERM to a process that need not be a child. Between the check of its identity and the signal only a few microseconds
+/// pass, in which its pid could be reused.
 pub fn terminate(identity: ChildIdentity) {
     send(identity, rustix::process::Signal::TERM);
 }
 
-/// Ends a process that is not our child.
+/// Sends SIGKILL to a process that need not be a child.
 pub fn kill(identity: ChildIdentity) {
     send(identity, rustix::process::Signal::KILL);
 }
 
-/// Asks a process that is not our child, and what it leads, to end. One that leads no group is asked alone: its group is somebody
-/// else's.
+/// Sends SIGTERM to a process that need not be a child, and to its group if the process leads it. If it does not, only the
+/// process is signalled, because its group belongs to another process.
 pub fn terminate_group(identity: ChildIdentity) {
     send_to_group(identity, rustix::process::Signal::TERM);
 }
 
-/// Ends a process that is not our child, and what it leads.
+/// Sends SIGKILL as [`terminate_group`] sends SIGTERM.
 pub fn kill_group(identity: ChildIdentity) {
     send_to_group(identity, rustix::process::Signal::KILL);
 }
 
-/// Ends the process group of a child of ours that was started as its leader and was not waited for, so that no other group has its number.
+/// Sends SIGKILL to the process group of a child that was started as its leader and has not been waited for, so that no other
+/// group can have its id.
 pub fn kill_process_group(leader: u32) {
     if let Some(pid) = i32::try_from(leader)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
     {
-        // It fails if no process is left in the group, which is what is wanted.
+        // Fails if the group is already empty, which is the goal.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
 }
 
 fn send(identity: ChildIdentity, signal: rustix::process::Signal) {
     if let Some(pid) = alive_pid(&identity) {
-        // It may be gone by now, which is what is wanted.
+        // Fails if the process has exited meanwhile, which is the goal.
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
 
 fn send_to_group(identity: ChildIdentity, signal: rustix::process::Signal) {
     let Some(pid) = alive_pid(&identity) else { return };
-    // While its leader lives, the group's id is nobody else's.
+    // The group's id is not reused while its leader runs.
     let _ = if platform::leads_group(identity.pid) {
         rustix::process::kill_process_group(pid, signal)
     } else {
@@ -174,7 +176,7 @@ fn alive_pid(identity: &ChildIdentity) -> Option<rustix::process::Pid> {
     is_alive(identity).then_some(pid)
 }
 
-/// Says whether our process group is the one that our terminal's keys send signals to.
+/// Returns whether this process is in the foreground process group of its terminal, which receives the terminal's signals.
 pub fn is_in_foreground() -> bool {
     let Ok(terminal) = std::fs::File::open("/dev/tty") else {
         return false;
@@ -186,18 +188,18 @@ pub fn is_in_foreground() -> bool {
 /// A process with [`MARKER`] in its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkedProcess {
-    /// Which process.
+    /// Identity of the process.
     pub identity: ChildIdentity,
-    /// The value of the variable.
+    /// Value of [`MARKER`].
     pub marker: OsString,
-    /// Its arguments, the program's name first.
+    /// Arguments, beginning with the program's name.
     pub args: Vec<OsString>,
 }
 
-/// Returns the processes of this user, other than this one, that carry a marker: the children of orbd, and what they started. One pass
-/// over the process table.
+/// Returns the user's processes, except this one, that carry a marker: children of orbd and their descendants. Scans the process
+/// table once.
 ///
-/// A process that has moved to a session created by another marked process is left out, because it has detached itself.
+/// A process is left out if it has moved to a session that another marked process created, because it has detached itself.
 ///
 /// On macOS the kernel hides the environment of programs that system integrity protection covers; such processes are not found.
 pub fn marked_processes() -> Vec<MarkedProcess> {
@@ -225,8 +227,8 @@ pub(crate) fn children_with_marker(marker: &str) -> Vec<ChildIdentity> {
         .collect()
 }
 
-/// Returns who is at the other end of a local socket, as the kernel noted it when they connected: `SO_PEERCRED` of `unix(7)` on Linux,
-/// `getpeereid(3)` and `LOCAL_PEERPID` of `unix(4)` on macOS.
+/// Returns the process at the other end of a local socket, as the kernel recorded it when they connected: `SO_PEERCRED` of
+/// `unix(7)` on Linux, `getpeereid(3)` and `LOCAL_PEERPID` of `unix(4)` on macOS.
 pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
     let cred = stream.peer_cred()?;
     Ok(Peer {
@@ -235,7 +237,7 @@ pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
     })
 }
 
-/// Waits until a descriptor of ours is readable.
+/// Waits until a descriptor is readable.
 async fn readable(descriptor: OwnedFd) -> io::Result<()> {
     #[expect(
         deprecated,
@@ -246,14 +248,14 @@ async fn readable(descriptor: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What a look at one process shows.
+/// What the platform reports about one process.
 #[derive(Debug, Clone, Copy)]
 struct ProcessInfo {
     started: StartTime,
     is_zombie: bool,
 }
 
-/// Finds the marker in an environment as the kernel returns it: `NAME=value`, each ended by NUL.
+/// Finds the marker in an environment in the kernel's format: `NAME=value` entries, each terminated by NUL.
 fn marker_of(environment: &[u8]) -> Option<OsString> {
     use std::os::unix::ffi::OsStringExt;
     environment.split(|byte| *byte == 0).find_map(|entry| {
@@ -262,7 +264,7 @@ fn marker_of(environment: &[u8]) -> Option<OsString> {
     })
 }
 
-/// Splits arguments as the kernel returns them, each ended by NUL.
+/// Splits arguments in the kernel's format, each terminated by NUL.
 fn args_of(bytes: &[u8]) -> Vec<OsString> {
     use std::os::unix::ffi::OsStringExt;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
@@ -270,8 +272,8 @@ fn args_of(bytes: &[u8]) -> Vec<OsString> {
     args.map(|arg| OsString::from_vec(arg.to_vec())).collect()
 }
 
-/// Splits what macOS returns for `KERN_PROCARGS2` into arguments and environment. Its layout: an argument count, the program's path,
-/// padding, the arguments, the environment. Here rather than in the macOS file so that it is tested where the tests run.
+/// Splits the result of `KERN_PROCARGS2` on macOS into arguments and environment. Layout: an argument count, the program's path,
+/// padding, the arguments, the environment. Defined here rather than in the macOS file so that tests on Linux cover it.
 #[cfg(any(target_os = "macos", test))]
 fn split_procargs(procargs: &[u8]) -> Option<(&[u8], &[u8])> {
     let (count, rest) = procargs.split_first_chunk::<4>()?;
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn we_are_alive_and_another_start_time_is_not_us() {
+    fn this_process_is_alive_and_another_start_time_is_not() {
         let pid = std::process::id();
         let started = process_identity(pid).expect("we run");
         assert!(is_alive(&ChildIdentity { pid, started }));
@@ -329,15 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_an_owner() {
+    fn process_owner_is_the_effective_user() {
         let ours = rustix::process::geteuid().as_raw();
         assert_eq!(process_owner(std::process::id()), Some(ours));
-        // Above what Linux gives out, and macOS too.
+        // Greater than any pid on Linux and macOS.
         assert_eq!(process_owner(0x7fff_fff0), None);
     }
 
     #[tokio::test]
-    async fn the_end_of_a_process_is_seen_when_it_comes() {
+    async fn gone_returns_when_the_process_exits() {
         let mut child = stranger("gone");
         let identity = identity_of(&child);
         let mut waiting = tokio::spawn(gone(identity));
@@ -348,14 +350,14 @@ mod tests {
         );
         drop(child.stdin.take());
         waiting.await.expect("no panic");
-        // It is still a zombie here, and a zombie does not run.
+        // The child is still a zombie here, and a zombie does not count as running.
         assert!(!is_alive(&identity));
         child.wait().await.expect("reaped");
         gone(identity).await;
     }
 
     #[tokio::test]
-    async fn a_process_that_reuses_a_pid_is_never_signalled() {
+    async fn process_that_reuses_a_pid_is_never_signalled() {
         let mut child = stranger("reused");
         let real = identity_of(&child);
         let earlier = ChildIdentity {
@@ -365,7 +367,7 @@ mod tests {
             },
             ..real
         };
-        // The process that had the id before is gone, whatever has it now.
+        // The earlier process with this pid has exited, although another process has the pid now.
         gone(earlier).await;
         for signal in [terminate, kill, terminate_group, kill_group] {
             signal(earlier);
@@ -375,7 +377,7 @@ mod tests {
         assert_eq!(
             status.code(),
             Some(1),
-            "a signal came before the end of its input"
+            "the process was signalled before its input ended"
         );
     }
 
@@ -384,7 +386,7 @@ mod tests {
         clippy::disallowed_methods,
         reason = "a stranger for the tests, not an orbctl"
     )]
-    async fn what_leads_a_group_is_ended_with_it_and_what_does_not_alone() {
+    async fn terminate_group_signals_the_group_only_if_the_process_leads_it() {
         use tokio::io::{AsyncBufReadExt, BufReader};
         for leads in [true, false] {
             let mut command = tokio::process::Command::new("/bin/sh");
@@ -413,7 +415,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_marked_child_is_found_by_its_marker() {
+    async fn marked_child_is_found_by_its_marker() {
         let marker = format!("sys-test-{}", std::process::id());
         let child = stranger(&marker);
         assert_eq!(children_with_marker(&marker), [identity_of(&child)]);
@@ -421,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_is_known() {
+    async fn peer_credentials_are_those_of_this_process() {
         let (one, _other) = UnixStream::pair().expect("a pair");
         let peer = peer_cred(&one).expect("credentials");
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
@@ -429,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_and_environment_of_procargs_are_split() {
+    fn procargs_are_split_into_arguments_and_environment() {
         let mut procargs = 2_i32.to_ne_bytes().to_vec();
         procargs.extend_from_slice(b"/bin/orbctl\0\0\0\0orbctl\0list\0HOME=/x\0ORBD_JOB=life-7\0\0");
         let (args, environment) = split_procargs(&procargs).expect("well formed");

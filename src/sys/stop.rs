@@ -1,11 +1,11 @@
-//! To be stopped as a signal stops whoever does not listen for it.
+//! Stops (suspends) this process as the default action of a signal would.
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-/// Stops this process by this signal, although it has a handler, and returns once it is continued. A shell that waits for us says
-/// of a process that was stopped by Ctrl-Z something else than of one that was stopped by SIGSTOP.
+/// Stops this process with `signal` although it has a handler for it, and returns once it is continued. Using the same signal
+/// matters: a shell reports a process stopped by Ctrl-Z differently from one stopped by SIGSTOP.
 ///
-/// For a process of one thread: another could be the one that is told meanwhile.
+/// Only for a process with a single thread: with more, another thread could receive the signal.
 pub fn stop_by(signal: i32) {
     let stopping = [Signal::TSTP, Signal::TTIN, Signal::TTOU]
         .into_iter()
@@ -18,15 +18,15 @@ pub fn stop_by(signal: i32) {
 
 fn send(signal: Signal) {
     let ourselves: Pid = getpid();
-    // It cannot fail of ourselves; if it did, we would go on running beside what is stopped, and mirror its end.
+    // Cannot fail for this process itself. If it did, the process would keep running while the one that it mirrors is stopped.
     let _ = kill_process(ourselves, signal);
 }
 
-/// Does something while a signal does what it does by default.
+/// Calls `act` while the signal has its default disposition.
 #[expect(unsafe_code, reason = "dispositions of signals have no safe interface")]
 fn with_default(signal: i32, act: impl FnOnce()) {
-    // SAFETY: both structures are plain data for which zeroes are valid: no handler (SIG_DFL), no flags, an empty mask. They live over
-    // the calls, and what is put back is what the system gave.
+    // SAFETY: both structures are plain data for which zeroes are valid: no handler (SIG_DFL), no flags, an empty mask. They
+    // outlive the calls, and the disposition that is restored is the one that the system returned.
     unsafe {
         let by_default: libc::sigaction = std::mem::zeroed();
         let mut before: libc::sigaction = std::mem::zeroed();

@@ -1,4 +1,4 @@
-//! Whether the program file was replaced, and what follows from that.
+//! Detects that the program file was replaced, and keeps the state of the upgrade that follows.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -8,17 +8,17 @@ use tokio::sync::Notify;
 use super::Program;
 use crate::sys::FileId;
 
-/// Compares the program file with what was last seen of it, and notifies when it differs.
+/// Compares the program file with its last known identity, and notifies on a difference.
 #[derive(Debug)]
 pub struct BinaryWatcher {
     path: Option<PathBuf>,
-    /// A plain lock, held for a comparison.
+    /// Identity of the file at the last check. A blocking lock, because it is held only for a comparison.
     seen: Mutex<Option<FileId>>,
     changed: Notify,
 }
 
 impl BinaryWatcher {
-    /// Begins with the file that runs. Without one, no check notifies.
+    /// Creates a watcher for the running program. With `None`, checks do nothing.
     pub fn new(program: Option<&Program>) -> Self {
         Self {
             path: program.map(|program| program.path.clone()),
@@ -27,7 +27,7 @@ impl BinaryWatcher {
         }
     }
 
-    /// Compares: one `stat`.
+    /// Checks the file with one `stat`, and notifies if it changed since the last check.
     pub fn check(&self) {
         let Some(path) = &self.path else { return };
         let now = FileId::of(path);
@@ -38,7 +38,7 @@ impl BinaryWatcher {
         }
     }
 
-    /// Forgets what was seen: the next check notifies.
+    /// Forgets the file's last known identity, so that the next check notifies.
     pub fn forget(&self) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -49,31 +49,31 @@ impl BinaryWatcher {
     }
 }
 
-/// What is known of the file on disk.
+/// Phase of the upgrade to the file on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// It is the one that runs.
+    /// The file is the running one.
     Current,
-    /// Its preflight is under way.
+    /// The preflight of this file is running.
     Checking(FileId),
-    /// It passed, and takes over when the daemon is idle.
+    /// This file passed its preflight and takes over when the daemon is idle.
     Pending(FileId),
-    /// It did not pass.
+    /// This file failed its preflight.
     Refused(FileId),
 }
 
-/// What to do after the file was looked at.
+/// What the caller must do after a check of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing.
+    /// No action is needed.
     Nothing,
     /// Run the preflight of this file.
     Check(FileId),
-    /// The file that runs is back: nothing takes over.
+    /// Cancel the upgrade: the running file is back at its path.
     Withdraw,
 }
 
-/// Decides what to do about the file on disk.
+/// State machine of an upgrade; see the diagram in [`crate::upgrade`].
 #[derive(Debug)]
 pub struct UpgradeState {
     running: FileId,
@@ -81,7 +81,7 @@ pub struct UpgradeState {
 }
 
 impl UpgradeState {
-    /// Begins with the file that runs.
+    /// Starts in the phase `Current` with the identity of the running file.
     pub fn new(running: FileId) -> Self {
         Self {
             running,
@@ -89,7 +89,7 @@ impl UpgradeState {
         }
     }
 
-    /// Takes in what is at the path now. A missing file means nothing: it is being replaced.
+    /// Updates the state with the file that is at the path now. Ignores a missing file, because it is probably being replaced.
     pub fn on_file(&mut self, found: Option<FileId>) -> Step {
         match (found, self.phase) {
             (None, _) => Step::Nothing,
@@ -110,7 +110,7 @@ impl UpgradeState {
         }
     }
 
-    /// Takes in the result of the preflight that [`Step::Check`] asked for.
+    /// Updates the state with the result of the preflight that [`Step::Check`] requested.
     pub fn on_preflight(&mut self, passed: bool) {
         if let Phase::Checking(stamp) = self.phase {
             self.phase = if passed {
@@ -121,7 +121,7 @@ impl UpgradeState {
         }
     }
 
-    /// Lets a file that was refused, or could not be tried, have another preflight.
+    /// Allows another preflight of a file that was refused or whose preflight could not run. Has no effect on a pending file.
     pub fn retry(&mut self) {
         if matches!(self.phase, Phase::Refused(_) | Phase::Checking(_)) {
             self.phase = Phase::Current;

@@ -1,9 +1,9 @@
-//! What one instance of the daemon passes to the next in the same process: the listening socket and the lock, by the convention of
-//! systemd's socket activation. `LISTEN_FDS` descriptors begin at 3, `LISTEN_FDNAMES` names them, and they are meant for the process
-//! `LISTEN_PID` alone. So a daemon that systemd starts with a socket takes it over the same way.
+//! Handoff: one instance of the daemon passes the listening socket and the lock to the next one in the same process. It uses the
+//! convention of systemd socket activation: `LISTEN_FDS` is the number of descriptors, which begin at 3; `LISTEN_FDNAMES` contains their
+//! names; `LISTEN_PID` is the process that they are for. So a daemon that systemd starts with a socket takes it over the same way.
 //!
-//! The variables may come from anywhere. [`ReceivedHandoff::receive`] takes only numbers that are open; whether they are the right socket
-//! and the right lock is checked by [`crate::rpc::socket`].
+//! The variables are not trusted. [`ReceivedHandoff::receive`] accepts only open descriptors, and [`crate::rpc::socket`] checks that they
+//! are the expected socket and lock.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -14,71 +14,71 @@ use rustix::io::{dup2, fcntl_dupfd_cloexec};
 use super::Program;
 use crate::sys;
 
-/// Version of the handoff. A program that does not know it does not pass the preflight, so it is never executed.
+/// Version of the handoff. A program with another version fails its preflight, so it is never executed.
 pub(super) const HANDOFF_VERSION: u32 = 1;
 
-/// The first descriptor that is passed.
+/// Number of the first passed descriptor, by convention.
 const FIRST: RawFd = 3;
-/// Most descriptors that are accepted.
+/// Maximum number of descriptors that are accepted.
 const COUNT_MAX: RawFd = 16;
-/// Name of a socket that orbd bound itself, and unlinks at its end. One of another name belongs to whoever passed it.
+/// Name of a socket that orbd bound itself and unlinks when it stops. A socket of any other name belongs to the process that passed it.
 const BOUND: &str = "orbd-bound";
-/// Name of the lock beside it.
+/// Name of the lock file's descriptor.
 const LOCK: &str = "orbd-lock";
 
-/// What the next instance gets.
+/// Descriptors that this instance passes to the next one.
 #[derive(Debug)]
 pub struct Handoff {
     /// The listening socket.
     pub listener: OwnedFd,
-    /// The locked file beside it.
+    /// The lock file, which stays locked.
     pub lock: OwnedFd,
-    /// Whether orbd bound the socket itself.
+    /// Whether orbd bound the socket itself, so that it must unlink it when it stops.
     pub is_bound: bool,
 }
 
-/// What this process got.
+/// Descriptors that were passed to this process.
 #[derive(Debug)]
 pub struct ReceivedHandoff {
     /// The listening socket.
     pub listener: OwnedFd,
-    /// The locked file beside it; absent if systemd passed the socket.
+    /// The locked lock file; `None` if systemd passed the socket.
     pub lock: Option<OwnedFd>,
-    /// Whether an earlier instance bound the socket.
+    /// Whether an earlier instance of orbd bound the socket, so that this one must unlink it when it stops.
     pub is_bound: bool,
 }
 
-/// Why nothing was received, though the variables announced something.
+/// Why the descriptors that the variables announce could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoffError {
-    /// The count is not a number, or too many.
-    #[error("LISTEN_FDS is not a number from 1 to {COUNT_MAX}: {0:?}")]
+    /// `LISTEN_FDS` is not a number or is out of range.
+    #[error("LISTEN_FDS must be a number from 1 to {COUNT_MAX}, not {0:?}")]
     Count(String),
-    /// A number is not open.
+    /// An announced descriptor is not open.
     #[error("LISTEN_FDS announces descriptor {0}, which is not open")]
     Descriptor(RawFd),
-    /// There is no socket among them.
-    #[error("LISTEN_FDNAMES names no socket: {0:?}")]
+    /// None of the descriptors is a socket, by their names.
+    #[error("LISTEN_FDNAMES contains no socket: {0:?}")]
     NoSocket(String),
 }
 
-/// The two descriptor numbers that the convention asks for. They are taken from the start of the process to its end, so that nothing
-/// else in it uses them when the handoff puts socket and lock there.
+/// The two descriptor numbers that the convention requires, 3 and 4. They stay reserved for the lifetime of the process, so that no other
+/// descriptor has these numbers when the handoff moves the socket and the lock there.
 #[derive(Debug)]
 pub struct HandoffSlots([OwnedFd; 2]);
 
 impl HandoffSlots {
-    /// Takes the numbers. Called when the process starts, after [`ReceivedHandoff::receive`] and before anything is opened.
+    /// Reserves the numbers. Must be called at startup, after [`ReceivedHandoff::receive`] and before the process opens anything.
     pub fn reserve() -> io::Result<Self> {
         Ok(Self([sys::reserve(FIRST)?, sys::reserve(FIRST + 1)?]))
     }
 }
 
-/// Executes the program in place of this process; without a handoff it binds its own socket. Returns only if that fails.
+/// Executes the program in place of this process. Without a handoff, the program binds its own socket. Returns only on failure.
 pub fn execute(program: &Program, handoff: Option<&Handoff>, slots: HandoffSlots) -> io::Error {
     #[expect(
         clippy::disallowed_methods,
-        reason = "the daemon's own next instance is executed, which is no orbctl"
+        reason = "this executes the new orbd binary, not orbctl"
     )]
     let mut command = std::process::Command::new(&program.path);
     if let Some(name) = program.words.first() {
@@ -88,7 +88,7 @@ pub fn execute(program: &Program, handoff: Option<&Handoff>, slots: HandoffSlots
     let HandoffSlots([mut first, mut second]) = slots;
     if let Some(handoff) = handoff {
         for (from, to) in [(&handoff.listener, &mut first), (&handoff.lock, &mut second)] {
-            // The copy has no close-on-exec mark.
+            // `dup2` clears close-on-exec on the copy, so the next program inherits it.
             if let Err(error) = dup2(from.as_fd(), to) {
                 return error.into();
             }
@@ -103,19 +103,19 @@ pub fn execute(program: &Program, handoff: Option<&Handoff>, slots: HandoffSlots
 }
 
 impl ReceivedHandoff {
-    /// Takes over what was passed to this process, and takes the variables out of the environment. Called before any thread is started
-    /// and before anything is opened.
+    /// Takes the descriptors that were passed to this process, and removes the variables from the environment. `None` if no descriptors
+    /// were passed to this process. Must be called before the process starts a thread or opens anything.
     pub fn receive() -> Result<Option<Self>, HandoffError> {
         let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(|name| {
             let value = sys::take_variable(name)?;
             Some(value.to_string_lossy().into_owned())
         });
-        // Else it was meant for another process, which did not take the variables away.
+        // The descriptors were meant for a parent process that did not remove the variables.
         if pid.is_none_or(|pid| pid != std::process::id().to_string()) {
             return Ok(None);
         }
         let Some(count) = count else { return Ok(None) };
-        // Moved away: the numbers are for the next handoff.
+        // Moved to higher numbers, because these numbers are reserved for the next handoff.
         let inherited = |number| fcntl_dupfd_cloexec(sys::inherited(number)?, FIRST + COUNT_MAX).ok();
         Self::open(&count, &names.unwrap_or_default(), inherited).map(Some)
     }
@@ -134,7 +134,7 @@ impl ReceivedHandoff {
         let mut lock = None;
         let mut each = names.split(':');
         for number in FIRST..FIRST + number {
-            // All are owned, also those that nobody needs: else they would stay open.
+            // Takes ownership also of unneeded descriptors, so that they are closed.
             let descriptor = inherited(number).ok_or(HandoffError::Descriptor(number))?;
             match each.next().unwrap_or_default() {
                 LOCK => lock = Some(descriptor),
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn open(count: &str, names: &str) -> Result<(bool, bool), HandoffError> {
-        // Three descriptors are open.
+        // Descriptors 3, 4 and 5 are open.
         let open = |number: RawFd| {
             let (descriptor, _) = rustix::pipe::pipe().expect("a pipe");
             (number < FIRST + 3).then_some(descriptor)
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_instance_passes_socket_and_lock_and_systemd_a_socket() {
+    fn handoff_of_an_earlier_instance_and_socket_of_systemd_are_received() {
         assert!(matches!(open("2", "orbd-bound:orbd-lock"), Ok((true, true))));
         assert!(matches!(open("2", "socket:orbd-lock"), Ok((true, false))));
         for names in ["orbd.socket", "", "unknown"] {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handoff_that_is_incomplete_is_refused() {
+    fn incomplete_handoff_is_refused() {
         for count in ["", "0", "-1", "17", "two"] {
             let refused = open(count, "orbd-bound:orbd-lock");
             assert!(matches!(refused, Err(HandoffError::Count(_))), "{count:?}");

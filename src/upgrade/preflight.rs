@@ -1,6 +1,6 @@
-//! Preflight: the new program runs as a child, with the arguments and the environment that it will have, before anything depends on it. It
-//! reads its configuration and prints its version. One that is half copied, does not run here, refuses the configuration or does not
-//! know our handoff fails that way, while the old one still serves.
+//! Preflight: runs the new program as a child process before an upgrade, with the arguments and the environment that it will have. It loads
+//! its configuration and prints its version. A program that is incomplete, does not run on this system, refuses the configuration or uses
+//! another handoff version fails this check while the old program still serves.
 
 use std::io;
 use std::process::Stdio;
@@ -12,39 +12,39 @@ use super::Program;
 use super::handoff::HANDOFF_VERSION;
 use crate::sys::{self, ChildIdentity};
 
-/// How long it has.
+/// Time limit for the preflight.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Most of its output that is read, in bytes.
+/// Maximum number of bytes read from each of the child's output streams.
 const OUTPUT_MAX: u64 = 4096;
-/// The flag that asks for it.
+/// The flag of `main.rs` that makes a program run its preflight.
 const FLAG: &str = "--preflight";
 
-/// Why a program is not to take over.
+/// Why a program failed its preflight.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
-    /// Another process is still writing it.
-    #[error("it is still being written")]
+    /// Another process still has the file open for writing.
+    #[error("the new program is still being written")]
     Busy,
-    /// It cannot be started.
-    #[error("it cannot be started")]
+    /// The program could not be executed.
+    #[error("the new program could not be started")]
     NotStarted(#[source] io::Error),
-    /// It did not end by itself.
-    #[error("it did not answer within {} s", LIMIT.as_secs())]
+    /// The program did not exit in time.
+    #[error("the new program did not finish within {} s", LIMIT.as_secs())]
     Timeout,
-    /// It ended badly.
-    #[error("it ended with {status}{}{output}", if output.is_empty() { "" } else { ": " })]
+    /// The program exited unsuccessfully.
+    #[error("the new program ended with {status}{}{output}", if output.is_empty() { "" } else { ": " })]
     Failed {
-        /// How.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// What it wrote to stderr.
+        /// The beginning of its stderr.
         output: String,
     },
-    /// It is not an orbd that could take over from this one.
-    #[error("it is not an orbd that can take over from this one; it printed {0:?}")]
+    /// The program's output is not that of an orbd with this handoff version.
+    #[error("the new program is not an orbd that can take over from this one; it printed {0:?}")]
     NotOrbd(String),
 }
 
-/// Returns what this program prints in its preflight.
+/// Returns the line that this program prints in its preflight.
 pub fn greeting(protocol: u32) -> String {
     format!(
         "orbd {} protocol {protocol} handoff {HANDOFF_VERSION}\n",
@@ -52,11 +52,11 @@ pub fn greeting(protocol: u32) -> String {
     )
 }
 
-/// Runs the preflight of the file on disk; returns its version. Nothing that it started is left behind.
+/// Runs the preflight of the file on disk and returns its version. Kills any process that it has left running in its process group.
 pub async fn preflight(program: &Program) -> Result<String, PreflightError> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "the daemon's own next instance is tried, which is no orbctl"
+        reason = "this runs the new orbd binary, not orbctl"
     )]
     let mut command = tokio::process::Command::new(&program.path);
     let child = command
@@ -77,14 +77,14 @@ pub async fn preflight(program: &Program) -> Result<String, PreflightError> {
         let started = sys::process_identity(pid)?;
         Some(ChildIdentity { pid, started })
     });
-    // Dropped before the child is waited for: until then no other process group can have its number.
+    // Must be dropped before the child is reaped: until then the kernel cannot reuse the process group's id.
     let group = Group(child.id());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let ended = async move {
         if let Some(identity) = identity {
             sys::gone(identity).await;
         }
-        // What it leaves running may hold its streams open.
+        // Kills descendants that are still running, because they may hold the output streams open.
         drop(group);
     };
     let ended = async { tokio::join!(ended, read(stdout), read(stderr)) };
@@ -103,7 +103,7 @@ pub async fn preflight(program: &Program) -> Result<String, PreflightError> {
         .ok_or(PreflightError::NotOrbd(printed))
 }
 
-/// The process group of a child that was not waited for. Ends it when dropped.
+/// The process group of a child that has not been reaped. Killed on drop.
 struct Group(Option<u32>);
 
 impl Drop for Group {
@@ -114,17 +114,17 @@ impl Drop for Group {
     }
 }
 
-/// Reads a stream up to a bound.
+/// Reads a stream to its end, but at most [`OUTPUT_MAX`] bytes.
 async fn read(stream: Option<impl AsyncRead + Unpin>) -> String {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
-        // What came before an error is used; the exit status says the rest.
+        // Bytes read before an error are kept; the exit status decides about success.
         let _ = stream.take(OUTPUT_MAX).read_to_end(&mut bytes).await;
     }
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
-/// Reads a greeting; `None` if it is none, or if the program does not know our handoff.
+/// Parses a greeting and returns the program's version; `None` if it is not a greeting or has another handoff version.
 fn version(printed: &str) -> Option<&str> {
     let words: Vec<&str> = printed.split_ascii_whitespace().collect();
     match words[..] {
@@ -147,7 +147,7 @@ mod tests {
     use crate::sys::FileId;
 
     #[test]
-    fn a_greeting_is_read_back_and_other_output_is_not_orbd() {
+    fn greeting_parses_and_other_output_is_refused() {
         assert_eq!(version(&greeting(7)), Some(env!("CARGO_PKG_VERSION")));
         assert_eq!(version("orbd 9.0 protocol 2 handoff 1 and more"), Some("9.0"));
         for printed in [
@@ -163,10 +163,11 @@ mod tests {
     async fn of_script(folder: &Path, script: &str) -> Result<String, String> {
         let path = folder.join("orbd");
         fs::write(folder.join("script"), format!("#!/bin/sh\n{script}\n")).expect("written");
-        // By another process: a child that another test starts meanwhile would have our descriptor, and the file be busy.
+        // Copied by another process. If this process wrote the file, a child that another test forks meanwhile would inherit the open
+        // descriptor, and executing the file would fail with `ETXTBSY`.
         #[expect(
             clippy::disallowed_methods,
-            reason = "a copy that this process never had open"
+            reason = "this process must not open the copy for writing"
         )]
         let copied = tokio::process::Command::new("cp")
             .arg(folder.join("script"))
@@ -184,19 +185,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_greets_passes_and_gets_our_arguments() {
+    async fn program_that_prints_the_greeting_passes_and_gets_our_arguments() {
         let folder = tempfile::tempdir().expect("a folder");
         let script = "[ \"$*\" = '--set strict=true --preflight' ] && echo 'orbd 2.0 protocol 1 handoff 1'";
         assert_eq!(of_script(folder.path(), script).await, Ok("2.0".into()));
     }
 
     #[tokio::test]
-    async fn a_program_that_fails_is_quoted() {
+    async fn error_contains_exit_status_and_stderr_of_a_failed_program() {
         let folder = tempfile::tempdir().expect("a folder");
         let failed = of_script(folder.path(), "echo 'no key `colour`' >&2; exit 3").await;
         assert_eq!(
             failed,
-            Err("it ended with exit status: 3: no key `colour`".into())
+            Err("the new program ended with exit status: 3: no key `colour`".into())
         );
         let other = of_script(folder.path(), "echo hello").await.expect_err("no orbd");
         assert!(other.contains("not an orbd"), "{other}");
@@ -206,20 +207,20 @@ mod tests {
     async fn processes_that_a_refused_program_started_are_ended() {
         let folder = tempfile::tempdir().expect("a folder");
         let pid_file = folder.path().join("pid");
-        // It holds the streams of its parent open, too.
+        // `sleep` also holds the streams of its parent open.
         let script = format!("sleep 600 & echo $! > {}; exit 3", pid_file.display());
         let refused = of_script(folder.path(), &script).await;
-        assert_eq!(refused, Err("it ended with exit status: 3".into()));
+        assert_eq!(refused, Err("the new program ended with exit status: 3".into()));
         let pid = fs::read_to_string(pid_file).expect("it was started");
         let pid: u32 = pid.trim().parse().expect("a pid");
-        // The signal was sent before the answer; nothing announces the end of a process that is not ours.
+        // `preflight` has sent the signal by now, but the kernel reports the end of a process only to its parent, so wait for it.
         if let Some(started) = sys::process_identity(pid) {
             sys::gone(ChildIdentity { pid, started }).await;
         }
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_program_is_not_started() {
+    async fn file_that_is_not_executable_is_not_started() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("orbd");
         fs::write(&path, "\x7fELF").expect("written");

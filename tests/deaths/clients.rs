@@ -1,7 +1,7 @@
-//! The load: clients of every kind, that go on whatever happens to the daemon, and note what they are told.
+//! The load: clients of every kind, which keep calling whatever happens to the daemon, and record the answers.
 //!
-//! Each client has one machine of its own, which nobody else changes: there it can say at once what it must read after its own
-//! change. The others are everybody's; what is told of them is judged later, by the ledger.
+//! Each client has a machine of its own that no other client changes, so it can check at once what it reads after its
+//! own change. All clients change the shared machines; answers about those are checked later against the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -22,68 +22,69 @@ use serde_json::{Value, json};
 
 use crate::support::{Caller, PATIENCE, Random, World, eventually};
 
-/// Machines that everybody changes.
+/// Machines that all clients change.
 pub(super) const SHARED: [&str; 3] = ["a", "b", "c"];
-/// How long an attached job may wait. What was cut short by a death holds its lane until it has settled, and the load is to go on.
+/// Queue timeout of attached jobs. A change that a death cut short holds its lane until it is reconciled, and the load
+/// must continue.
 const QUEUE_TIMEOUT_MS: u64 = 500;
-/// Machines that a client has made before it gives one up.
+/// Machines that a client keeps at most before it deletes one.
 const KEPT_MAX: usize = 4;
 
-/// What the clients share.
+/// State shared by the clients.
 pub(super) struct Load {
     is_over: AtomicBool,
-    /// Promises so far.
+    /// Number of detached changes acknowledged so far.
     promised: AtomicUsize,
-    pub(super) told: Mutex<SequencedEvent>,
+    pub(super) told: Mutex<AnswerRecord>,
     socket: PathBuf,
     folder: PathBuf,
     environment: Vec<(OsString, OsString)>,
 }
 
-/// What the clients were told, all together.
+/// All answers that the clients received.
 #[derive(Default)]
-pub(super) struct SequencedEvent {
+pub(super) struct AnswerRecord {
     pub(super) promises: Vec<Promise>,
-    /// Ids of jobs, in the order in which each client was told them.
+    /// Job ids, in the order in which each client received them.
     pub(super) ids: Vec<u64>,
-    /// Outcomes of ended jobs, in the daemon's words.
+    /// Outcomes of ended jobs by job id, in the daemon's words.
     pub(super) outcomes: BTreeMap<u64, String>,
-    /// Answers, counted by what they said.
+    /// Number of answers by result.
     pub(super) answers: BTreeMap<String, usize>,
-    /// Changes that nobody promised and that may run once all the same.
+    /// Changes that may have run once without a promise: the answer was lost, or the change was attached.
     pub(super) in_doubt: BTreeMap<(&'static str, String), usize>,
-    pub(super) probe_permits: Vec<Look>,
-    /// Reads right after a change of one's own.
+    pub(super) reads: Vec<Look>,
+    /// Number of reads right after a client's own change.
     pub(super) own_reads: usize,
-    /// What must not happen, as it was seen.
+    /// Violations that the clients found.
     pub(super) breaches: Vec<String>,
 }
 
-/// A change that was acknowledged to outlive everybody.
+/// A detached change that was acknowledged: it must run although its client and the daemon die.
 #[derive(Clone)]
 pub(super) struct Promise {
     pub(super) id: u64,
     pub(super) verb: &'static str,
     pub(super) machine: String,
-    /// The other machine whose lane it needs.
+    /// The other machine whose lane it needs, such as the source of a clone.
     pub(super) source: Option<String>,
 }
 
 impl Promise {
-    /// Says whether one of its machines is among these.
+    /// Returns whether one of its machines is in the set.
     pub(super) fn is_among(&self, machines: &BTreeSet<String>) -> bool {
         machines.contains(&self.machine) || self.source.as_ref().is_some_and(|one| machines.contains(one))
     }
 }
 
-/// Machines and their states as somebody was told them.
+/// Machines and their states, as one client received them.
 pub(super) struct Look {
-    /// All that was over by then must show, in nanoseconds since 1970.
+    /// Claimed time of the answer, in nanoseconds since 1970: every change that ended before must show.
     pub(super) claimed_ns: i128,
-    /// Nothing that began after this can show.
+    /// Time of receipt, in nanoseconds since 1970: no change that began later can show.
     pub(super) received_ns: i128,
     pub(super) states: Vec<(String, String)>,
-    /// Whether those are all machines that there are.
+    /// Whether these are all machines that exist.
     pub(super) is_whole: bool,
 }
 
@@ -112,12 +113,12 @@ impl Load {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// Returns how many promises were given so far.
+    /// Returns how many detached changes were acknowledged so far.
     pub(super) fn promised(&self) -> usize {
         self.promised.load(Ordering::Relaxed)
     }
 
-    fn note(&self, note: impl FnOnce(&mut SequencedEvent)) {
+    fn note(&self, note: impl FnOnce(&mut AnswerRecord)) {
         note(&mut self.told.lock().expect("nobody panics with it"));
     }
 
@@ -130,7 +131,7 @@ impl Load {
         self.note(|told| *told.answers.entry(answer.to_owned()).or_default() += 1);
     }
 
-    /// Connects, as soon as there is a daemon; `None` when the load is over.
+    /// Connects as soon as a daemon accepts connections; `None` when the load is over.
     fn connect(&self) -> Option<Caller> {
         let connection = eventually("the daemon takes connections", || {
             if self.is_over() {
@@ -154,7 +155,7 @@ impl Load {
         command
     }
 
-    /// Checks a list that was asked for after a change of a machine that nobody else changes.
+    /// Checks a list that was requested after a change of a machine that no other client changes.
     fn check_own(&self, answer: &MachineListAnswer, name: &str, expected: Option<&str>) {
         let told = answer.machines.iter().find(|machine| machine.name == name);
         let told = told.map(|machine| machine.state.as_str());
@@ -167,14 +168,14 @@ impl Load {
         });
     }
 
-    /// Notes a list, with when it was asked for.
+    /// Records a list, with the time at which it was requested.
     fn look(&self, answer: &MachineListAnswer, asked_ns: i128) {
         let machines = answer.machines.iter();
         let states = machines
             .map(|machine| (machine.name.clone(), machine.state.clone()))
             .collect();
         self.note(|told| {
-            told.probe_permits
+            told.reads
                 .push(Look::new(&answer.observed, asked_ns, states, true));
         });
     }
@@ -183,7 +184,7 @@ impl Load {
 impl Look {
     fn new(observed: &Observed, asked_ns: i128, states: Vec<(String, String)>, is_whole: bool) -> Self {
         let observed_at: jiff::Timestamp = observed.observed_at.parse().expect("a time");
-        // The age is told in whole milliseconds and is counted to some moment after the question.
+        // The age is in whole milliseconds, and was measured some time after the request.
         let by_age = asked_ns - (i128::from(observed.age_ms) + 1) * 1_000_000;
         Self {
             claimed_ns: observed_at.as_nanosecond().max(by_age),
@@ -205,13 +206,13 @@ pub(super) struct OverSocket<'a> {
     random: Random,
     number: u64,
     made: usize,
-    /// Machines that were promised and not yet given up.
+    /// Machines that it was promised and has not deleted yet.
     kept: Vec<String>,
-    /// The machine of its own.
+    /// The machine that only this client changes.
     own: Option<String>,
 }
 
-/// The connection is gone.
+/// The connection was lost.
 struct Lost;
 
 type Asked<T> = Result<Result<T, String>, Lost>;
@@ -233,7 +234,7 @@ impl<'a> OverSocket<'a> {
         while let Some(mut caller) = self.load.connect() {
             while !self.load.is_over() {
                 if self.step(&mut caller).is_err() {
-                    // What became of the last change is not known any more.
+                    // The outcome of the last change is unknown.
                     self.kept.extend(self.own.take());
                     break;
                 }
@@ -266,7 +267,7 @@ impl<'a> OverSocket<'a> {
         format!("{what}-{}-{}", self.number, self.made)
     }
 
-    /// Asks, and notes what was said; the error is its kind.
+    /// Makes a call and records the answer; the error is its kind.
     fn ask<M: Method>(&self, caller: &mut Caller, params: Value) -> Asked<M::Answer> {
         match caller.try_call::<M>(params) {
             Ok(Ok(answer)) => Ok(Ok(answer)),
@@ -275,7 +276,7 @@ impl<'a> OverSocket<'a> {
                 self.load.count(&data.kind);
                 self.load.note(|told| {
                     if let Some(id) = data.job_id {
-                        // A read is shared, and a lease is known by its id already.
+                        // A read is shared between clients, and a lease's id is recorded already.
                         if !matches!(M::NAME, "machine.list" | "machine.info" | "lease.release") {
                             told.ids.push(id);
                         }
@@ -332,7 +333,7 @@ impl<'a> OverSocket<'a> {
         Ok(())
     }
 
-    /// Changes something and waits for it. Returns whether it was done.
+    /// Changes something and waits for the end. Returns whether the change was done.
     fn change<M>(&self, caller: &mut Caller, params: Value) -> Result<bool, Lost>
     where
         M: Method<Answer = orbd::rpc::types::ChangeAnswer>,
@@ -354,7 +355,7 @@ impl<'a> OverSocket<'a> {
         }
     }
 
-    /// Hands over a change that outlives us and the daemon.
+    /// Submits a detached change, which outlives this client and the daemon.
     fn promise<M>(
         &self,
         caller: &mut Caller,
@@ -394,7 +395,7 @@ impl<'a> OverSocket<'a> {
     }
 
     fn promise_a_machine(&mut self, caller: &mut Caller, source: &str) -> Result<(), Lost> {
-        // Kept whatever comes of it: to give up what is not there does no harm.
+        // Kept whatever the outcome: deleting a missing machine does no harm.
         if self.random.below(4) == 0 {
             let name = self.name("copy");
             self.kept.push(name.clone());
@@ -423,7 +424,7 @@ impl<'a> OverSocket<'a> {
     }
 
     fn list(&mut self, caller: &mut Caller) -> Result<(), Lost> {
-        // As an editor does; mostly from memory, sometimes not quite, sometimes anew.
+        // As an editor reads: mostly cached, sometimes with an age limit, sometimes fresh.
         for _ in 0..8 {
             let params = match self.random.below(12) {
                 0 => json!({"max_age_ms": 0}),
@@ -450,13 +451,13 @@ impl<'a> OverSocket<'a> {
         if let Ok(answer) = self.ask::<MachineInfo>(caller, json!({"machine": machine}))? {
             let states = vec![(machine.to_owned(), answer.machine.state)];
             let look = Look::new(&answer.observed, asked_ns, states, false);
-            self.load.note(|told| told.probe_permits.push(look));
+            self.load.note(|told| told.reads.push(look));
             self.load.count("machine told");
         }
         Ok(())
     }
 
-    /// Changes a machine that nobody else changes, and reads what must be true then.
+    /// Changes the machine of its own, and checks the next read.
     fn change_its_own(&mut self, caller: &mut Caller) -> Result<(), Lost> {
         let (name, is_new) = match self.own.clone() {
             Some(name) => (name, false),
@@ -471,7 +472,7 @@ impl<'a> OverSocket<'a> {
                 (self.change::<MachineCreate>(caller, params)?, Some("running"))
             }
             0 => {
-                // It may have to be given up as well.
+                // This attached delete may run in addition to a promised one.
                 self.load.doubt("delete", &name);
                 (self.change::<MachineDelete>(caller, params)?, None)
             }
@@ -492,7 +493,7 @@ impl<'a> OverSocket<'a> {
         Ok(())
     }
 
-    /// Runs the real tool itself, in a place of the queue; now and then dies as soon as it has that place.
+    /// Runs the real tool itself under a lease; now and then exits right after the grant.
     fn lease(&mut self, caller: &mut Caller, machine: &str) -> Result<(), Lost> {
         let archive = self.load.folder.join(format!("archive-{}", self.number));
         let mut child = self
@@ -509,7 +510,7 @@ impl<'a> OverSocket<'a> {
         });
         let granted = self.ask::<LeaseAcquire>(caller, params);
         let Ok(Ok(lease)) = granted else {
-            // It reads the end of its input and does nothing.
+            // It reads end of file and does nothing.
             drop(child.stdin.take());
             child.wait().expect("ours");
             return granted.map(drop);
@@ -523,7 +524,7 @@ impl<'a> OverSocket<'a> {
                 None => return Ok(()),
             };
         }
-        // It cannot be gone: it waits for this.
+        // It still runs: it waits for this line.
         let _ = child.stdin.take().expect("piped").write_all(b"go\n");
         let status = child.wait().expect("ours");
         if leaves {
@@ -545,7 +546,7 @@ impl<'a> OverSocket<'a> {
     }
 }
 
-/// Returns the outcome of the job that an error is about.
+/// Returns the outcome of the job that an error of this kind is about.
 fn outcome_of_kind(kind: &str) -> &'static str {
     match kind {
         "outcome_unknown" => "unknown",
@@ -556,7 +557,7 @@ fn outcome_of_kind(kind: &str) -> &'static str {
     }
 }
 
-/// A person with a terminal: one process for each call.
+/// A user with a terminal: one process for each call.
 pub(super) fn type_commands(load: &Load, number: u64, seed: u64) {
     let mut random = Random::new(seed.wrapping_add(number * 7_000_003));
     let mut own: Option<String> = None;
@@ -625,9 +626,9 @@ fn list_by_command(load: &Load) -> (Option<i32>, Option<MachineListAnswer>) {
     (code, Some(answer))
 }
 
-/// Calls the command line; one that does not end is a breach.
+/// Calls the command line. A call that does not end is a violation.
 fn ctl(load: &Load, words: &[&str]) -> (Option<i32>, Vec<u8>) {
-    // A file and no pipe, because nobody reads before the end.
+    // A file instead of a pipe, because nothing reads before the call ends.
     let path = load.folder.join("typed");
     let stdout = std::fs::File::create(&path).expect("a file");
     let mut child = load

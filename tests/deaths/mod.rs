@@ -1,15 +1,16 @@
-//! Deaths of the daemon under load, as many as are wanted; the suite has a few dozen, `make soak` a thousand.
+//! Deaths of the daemon under load. The suite has a few dozen, `make soak` a thousand.
 //!
 //! ```text
 //! clients: sockets, orbd-ctl, leases ──calls──► orbd ──► orbctl-sim ──► ledger
-//!      │ what they are told                      ▲                        │
+//!      │ their answers                           ▲                        │
 //!      ▼                                         │ kills, restarts        ▼
-//!   verdict ◄──────────────────────────────── operator: reads what ran, asks what is told of it
+//!   verdict ◄──────────────────────────────── operator: reads the ledger, asks for jobs
 //! ```
 //!
-//! The operator chooses the moment of each death by what happens (an invocation that begins, a promise that is given), starts the
-//! daemon again and asks at once for every promise that is not known to be kept. At the end nothing may have overlapped, no
-//! promise may be lost or kept twice, no id told twice, and no answer may have been older than it said.
+//! The operator picks the moment of each death by an event: an invocation begins, or a detached change is acknowledged
+//! (a promise). It starts the daemon again and asks at once for each promise that is not known to be kept. In the end,
+//! no runs may have overlapped, no promised change may be lost or have run twice, no job id may have been used twice,
+//! and no answer may have been older than it claimed.
 #![expect(
     clippy::disallowed_methods,
     reason = "the operator's clock, the clients' processes, and how many cycles are wanted"
@@ -32,25 +33,25 @@ use verdict::Index;
 
 use crate::support::{Caller, Ledger, Random, World, eventually};
 
-/// Clients over the socket.
+/// Number of clients over the socket.
 const CLIENTS: u64 = 4;
-/// Promises asked for after each restart.
+/// Promises that are asked for at most after each restart.
 const ASKED_MAX: usize = 32;
 
 /// When the daemon dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// After some more work, whatever it is.
+    /// After some more work of any kind.
     AtWork,
-    /// A change has just begun.
+    /// When a change has just begun.
     ChangeBegun,
-    /// A promise was just given.
+    /// When a promise was just given.
     PromiseGiven,
-    /// Before it answers anybody.
+    /// Before the daemon answers its first client.
     Starting,
-    /// While it stops in order.
+    /// During an orderly stop.
     Stopping,
-    /// It is not killed: it stops in order.
+    /// The daemon is not killed but stops in order.
     InOrder,
 }
 
@@ -67,12 +68,12 @@ impl Phase {
     }
 }
 
-/// Returns how many cycles are wanted.
+/// Returns the number of cycles: `ORBD_SOAK_CYCLES`, or `usual` without it.
 pub(crate) fn cycles_or(usual: usize) -> usize {
     std::env::var("ORBD_SOAK_CYCLES").map_or(usual, |cycles| cycles.parse().expect("a number of cycles"))
 }
 
-/// What came of it.
+/// Results of a run.
 pub(crate) struct Figures {
     seed: u64,
     cycles: usize,
@@ -93,7 +94,7 @@ pub(crate) struct Figures {
     took: Duration,
 }
 
-/// Kills the daemon so many times under load, and looks what came of it.
+/// Kills the daemon `cycles` times under load, and checks the results.
 pub(crate) fn run(cycles: usize, seed: u64) -> Figures {
     let began = Instant::now();
     let world = World::new()
@@ -123,7 +124,7 @@ pub(crate) fn run(cycles: usize, seed: u64) -> Figures {
     operator.finalize(cycles, began)
 }
 
-/// Kills, restarts, and asks.
+/// Kills and restarts the daemon, and asks for promised changes.
 struct Operator {
     world: World,
     load: Arc<Load>,
@@ -133,10 +134,10 @@ struct Operator {
     index: Index,
     deaths: BTreeMap<Phase, usize>,
     restarts: Vec<Duration>,
-    /// Promises that were taken over from the clients, and of them those that nobody knows yet to be over.
+    /// Promises taken over from the clients, and those of them that are not known to have ended.
     promises: Vec<Promise>,
     open: Vec<Promise>,
-    /// Jobs that ran already when the last life began, with their machines.
+    /// Jobs that were already running when the last instance started, with their machines.
     adopted: BTreeMap<u64, Option<String>>,
     /// Machines that were stopped by force.
     forced: BTreeSet<String>,
@@ -162,11 +163,11 @@ impl Operator {
         }
     }
 
-    /// One life's end and the beginning of the next.
+    /// Ends one instance and starts the next.
     fn cycle(&mut self) {
         let phase = Phase::any(&mut self.random);
         *self.deaths.entry(phase).or_default() += 1;
-        // Not to wait for anything: to cut wherever it may be.
+        // A random delay, so that the kill may happen at any point.
         let moment = Duration::from_micros(self.random.below(12_000));
         self.until_some_work_is_done();
         match phase {
@@ -197,7 +198,7 @@ impl Operator {
                 self.world.terminate();
                 let status = self.world.ended();
                 if !status.success() {
-                    self.breaches.push(format!("a stop in order ended with {status}"));
+                    self.breaches.push(format!("an orderly stop ended with {status}"));
                 }
             }
         }
@@ -238,30 +239,31 @@ impl Operator {
         self.promises.extend(new);
     }
 
-    /// Asks what became of promises; what is said must agree with what ran.
+    /// Asks for the jobs of promises; the answers must agree with the ledger.
     fn ask_for_promises(&mut self, caller: &mut Caller) {
         self.take_over_promises();
-        // The oldest have had the most lives.
+        // The oldest promises have survived the most instances.
         let rest = self.open.split_off(self.open.len().min(ASKED_MAX));
         for promise in std::mem::replace(&mut self.open, rest) {
             self.look_at_the_ledger();
             let (before, _) = self.index.runs(&self.ledger, &promise);
             let told = caller.call::<JobGet>(json!({"job_id": promise.id}));
             let Ok(job) = told.map(|answer| answer.job) else {
-                // Over, and not remembered: the verdict counts how often it ran.
+                // The job has ended and is no longer kept: the verdict counts how often it ran.
                 continue;
             };
             if job.operation != promise.verb || job.machine.as_deref() != Some(&promise.machine) {
                 self.breaches.push(format!(
-                    "job {} was {} {} and is told as {job:?}",
+                    "job {} was {} {} and is reported as {job:?}",
                     promise.id, promise.verb, promise.machine
                 ));
             }
             match job.state {
-                // A delete may have been promised by two clients; anything else only once.
+                // Two clients may have been promised the same delete; any other change is promised once.
                 JobStateWord::Waiting if before > 0 && promise.verb != "delete" => {
                     let id = promise.id;
-                    self.breaches.push(format!("job {id} ran, and is to run again"));
+                    self.breaches
+                        .push(format!("job {id} ran, but waits to run again"));
                 }
                 JobStateWord::Waiting | JobStateWord::Running => self.open.push(promise),
                 JobStateWord::Ended => self.check_end(&promise, &job),
@@ -269,7 +271,7 @@ impl Operator {
         }
     }
 
-    /// Checks an end that is told against what ran.
+    /// Checks the reported end of a job against the ledger.
     fn check_end(&mut self, promise: &Promise, job: &Job) {
         self.look_at_the_ledger();
         let (times, done) = self.index.runs(&self.ledger, promise);
@@ -283,7 +285,7 @@ impl Operator {
         };
         if !is_true {
             self.breaches.push(format!(
-                "job {} ({} {}) is told as {outcome}, and ran {times} times, {done} of them well",
+                "job {} ({} {}) is reported as {outcome}, but ran {times} times, {done} of them with success",
                 promise.id, promise.verb, promise.machine
             ));
         }
@@ -294,8 +296,8 @@ impl Operator {
         self.index.read_on(&self.ledger);
     }
 
-    /// Stops by force whatever two lives found running: a change that was cut short before it did anything is looked after for
-    /// ten seconds, and no life here is that long.
+    /// Stops by force the machines of jobs that two instances found running. A change that was cut short before it did
+    /// anything is reconciled for ten seconds, and no instance here lives that long.
     fn free_what_stays(&mut self, caller: &mut Caller) {
         let params = json!({"state": JobStateWord::Running, "limit": 1000});
         let running = caller.ok::<JobList>(params).jobs;
@@ -313,7 +315,8 @@ impl Operator {
         let mut caller = self.world.client();
         let status = caller.ok::<QueueDrain>(json!({}));
         if (status.waiting, status.running) != (0, 0) {
-            self.breaches.push(format!("after all was done: {status:?}"));
+            self.breaches
+                .push(format!("jobs are left after the drain: {status:?}"));
         }
         self.ask_for_promises(&mut caller);
         while !self.open.is_empty() && self.breaches.is_empty() {
@@ -324,7 +327,7 @@ impl Operator {
         let records = compare_metrics(&mut caller, &told.outcomes, &mut self.breaches);
         let different: BTreeSet<_> = told.ids.iter().collect();
         if different.len() != told.ids.len() {
-            self.breaches.push("an id was told twice".to_owned());
+            self.breaches.push("a job id was used twice".to_owned());
         }
         self.breaches.append(&mut told.breaches);
         let mut commands: BTreeMap<String, usize> = BTreeMap::new();
@@ -355,7 +358,7 @@ impl Operator {
                 &self.world.log(),
             ),
             promises: self.promises.len(),
-            freshness: verdict::freshness(&self.ledger, &SHARED, &told.probe_permits),
+            freshness: verdict::freshness(&self.ledger, &SHARED, &told.reads),
             own_reads: told.own_reads,
             records,
             deaths: self.deaths,
@@ -366,8 +369,8 @@ impl Operator {
     }
 }
 
-/// Compares what is recorded with what clients were told; returns how many records could be compared. A death may lose the last
-/// five seconds of records, so that many are missing says nothing.
+/// Compares records with the outcomes that clients received; returns how many could be compared. A death may lose the
+/// last five seconds of records, so missing records are no violation.
 fn compare_metrics(caller: &mut Caller, told: &BTreeMap<u64, String>, breaches: &mut Vec<String>) -> usize {
     let mut seen = BTreeSet::new();
     let mut compared = 0;
@@ -382,7 +385,7 @@ fn compare_metrics(caller: &mut Caller, told: &BTreeMap<u64, String>, breaches: 
                 compared += 1;
                 if *outcome != record.outcome {
                     breaches.push(format!(
-                        "job {} was told as {outcome} and recorded as {}",
+                        "job {} was reported as {outcome} and recorded as {}",
                         record.job_id, record.outcome
                     ));
                 }
@@ -396,7 +399,7 @@ fn compare_metrics(caller: &mut Caller, told: &BTreeMap<u64, String>, breaches: 
 }
 
 impl Figures {
-    /// Fails if anything happened that must not.
+    /// Fails if there was a violation.
     #[track_caller]
     pub(crate) fn assert_nothing_broke(&self) {
         let found = [
@@ -408,7 +411,7 @@ impl Figures {
         ];
         let first: Vec<_> = found.iter().flat_map(|found| found.iter().take(5)).collect();
         assert!(first.is_empty(), "{self}\n{first:#?}");
-        assert!(self.promises >= self.cycles, "too few promises to tell\n{self}");
+        assert!(self.promises >= self.cycles, "too few promises to judge\n{self}");
         assert!(self.own_reads > 0 && self.freshness.checked > 0, "{self}");
     }
 }
@@ -425,7 +428,7 @@ impl fmt::Display for Figures {
         )?;
         writeln!(f, "deaths            {:?}", self.deaths)?;
         writeln!(f, "answers           {:?}", self.answers)?;
-        writeln!(f, "ids told          {}, each once", self.ids)?;
+        writeln!(f, "job ids           {}, each used once", self.ids)?;
         writeln!(
             f,
             "invocations       {} {:?}, {} of them killed",
@@ -434,7 +437,7 @@ impl fmt::Display for Figures {
         writeln!(f, "overlaps          {}", self.overlaps.len())?;
         writeln!(
             f,
-            "promises          {}: {} ran once, {} cut before their start and told so, {} forced away, {} lost, {} ran twice",
+            "promises          {}: {} ran once, {} reported as cut before their start, {} cancelled by force, {} lost, {} ran twice",
             self.promises,
             self.kept.once,
             self.kept.cut_before_the_start,
@@ -444,7 +447,7 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "freshness         {} states checked, {} in motion, {} older than told; {} reads after a client's own change",
+            "freshness         {} states checked, {} during a change, {} older than claimed; {} reads after a client's own change",
             self.freshness.checked,
             self.freshness.in_motion,
             self.freshness.breaches.len(),
@@ -452,12 +455,12 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "metrics           {} records compared with what was told",
+            "metrics           {} records compared with the clients' answers",
             self.records
         )?;
         write!(
             f,
-            "restart to answer p50 {:.1?}, p99 {:.1?}, slowest {:.1?}; other breaches {}",
+            "restart to answer p50 {:.1?}, p99 {:.1?}, slowest {:.1?}; other violations {}",
             at(50),
             at(99),
             at(100),

@@ -1,4 +1,4 @@
-//! What the ledger says about what the clients were told.
+//! Checks the clients' answers against the ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -14,11 +14,11 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Takes in what the ledger has read since the last time.
+    /// Adds what the ledger has read since the last time.
     pub(super) fn read_on(&mut self, ledger: &Ledger) {
         for (place, invocation) in ledger.invocations.iter().enumerate().skip(self.indexed) {
             let machine = match invocation.command.as_str() {
-                // It names its source first.
+                // `clone` names its source first.
                 "clone" => invocation.args.last(),
                 _ => Some(&invocation.machine),
             };
@@ -28,7 +28,7 @@ impl Index {
         self.indexed = ledger.invocations.len();
     }
 
-    /// Returns how often a change was begun and how often it was done.
+    /// Returns how often a change was started and how often it succeeded.
     pub(super) fn runs(&self, ledger: &Ledger, promise: &Promise) -> (usize, usize) {
         let key = (promise.verb.to_owned(), promise.machine.clone());
         let places = self.places.get(&key).map_or(&[][..], Vec::as_slice);
@@ -37,11 +37,11 @@ impl Index {
     }
 }
 
-/// What promises came to.
+/// What became of the promised changes.
 #[derive(Default)]
 pub(super) struct Kept {
     pub(super) once: usize,
-    /// The daemon died between its note that they start and the start itself.
+    /// The daemon died between the journal entry for the start and the start itself.
     pub(super) cut_before_the_start: usize,
     /// A forced stop of their machine cancelled them or cut them short.
     pub(super) forced_away: usize,
@@ -58,7 +58,7 @@ pub(super) fn promises(
     forced: &BTreeSet<String>,
     log: &str,
 ) -> Kept {
-    // Each is said once, by the life that found it.
+    // Each is logged once, by the instance that found it.
     let never_started: BTreeSet<u64> = log
         .lines()
         .filter(|line| line.contains("children=0"))
@@ -102,15 +102,15 @@ pub(super) fn promises(
     kept
 }
 
-/// No machine has more jobs at once than this, whoever dies.
+/// No machine has more jobs at the same time than this, whatever dies.
 const AT_ONCE_MAX: usize = 32;
 
-/// How answers compare with what was true.
+/// How the answers compare with the actual states.
 #[derive(Default)]
 pub(super) struct Freshness {
-    /// States of machines that could only be the one that was told.
+    /// Number of states for which only the reported one was possible.
     pub(super) checked: usize,
-    /// States at which something was going on while they were looked at.
+    /// Number of states that were read during a change.
     pub(super) in_motion: usize,
     pub(super) breaches: Vec<String>,
 }
@@ -127,12 +127,12 @@ struct Done {
 enum Left {
     In(&'static str),
     Gone,
-    /// It did not do what was asked.
+    /// It did not do what was requested, so any state is possible.
     Unsure,
 }
 
 impl Left {
-    /// Says whether a machine that was told in this state, or not at all, can be as it was left.
+    /// Returns whether a machine may be reported in this state (`None`: not listed) after the change.
     fn agrees_with(self, told: Option<&str>) -> bool {
         match self {
             Self::In(state) => told == Some(state),
@@ -142,11 +142,12 @@ impl Left {
     }
 }
 
-/// Checks each answer against what the service did: whatever was over before the look that it claims to be must show in it.
-pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits: &[Look]) -> Freshness {
+/// Checks each answer against what the service did: every change that ended before the answer's claimed time must show
+/// in it.
+pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], reads: &[Look]) -> Freshness {
     let mut history: BTreeMap<&str, Vec<Done>> = BTreeMap::new();
     for machine in shared {
-        // They were made before the first line.
+        // The shared machines were made before the ledger's first line.
         let made = Done {
             began_ns: 0,
             ended_ns: 0,
@@ -162,12 +163,12 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits:
                 "stop" => Left::In("stopped"),
                 "clone" if copy => Left::In("stopped"),
                 "delete" => Left::Gone,
-                // Neither its state nor that it is there.
+                // Other commands change neither a machine's state nor its existence.
                 _ => continue,
             };
             let (ended_ns, is_done) = work.end.unwrap_or((i128::MAX, false));
             history.entry(&work.machine).or_default().push(Done {
-                // From here on something may show.
+                // From here on the change may show.
                 began_ns: invocation.start_ns,
                 ended_ns,
                 left: if is_done { left } else { Left::Unsure },
@@ -178,17 +179,17 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits:
         line.sort_unstable_by_key(|done| done.ended_ns);
     }
     let mut freshness = Freshness::default();
-    let mut probe_permits: Vec<_> = probe_permits.iter().map(|look| (look, states(look))).collect();
-    probe_permits.sort_unstable_by_key(|(look, _)| look.claimed_ns);
+    let mut reads: Vec<_> = reads.iter().map(|look| (look, states(look))).collect();
+    reads.sort_unstable_by_key(|(look, _)| look.claimed_ns);
     for (machine, line) in &history {
-        // Most machines are there for a short while; what is told of them before and after it is looked at below.
+        // Most machines exist for a short time only; answers before and after that time are checked below.
         let (first, last) = (line[0].began_ns, line[line.len() - 1].ended_ns);
-        let from = probe_permits.partition_point(|(look, _)| look.claimed_ns < first);
+        let from = reads.partition_point(|(look, _)| look.claimed_ns < first);
         let to = match line[line.len() - 1].left {
-            Left::Gone => probe_permits.partition_point(|(look, _)| look.claimed_ns <= last),
-            _ => probe_permits.len(),
+            Left::Gone => reads.partition_point(|(look, _)| look.claimed_ns <= last),
+            _ => reads.len(),
         };
-        for (look, told) in &probe_permits[from..to] {
+        for (look, told) in &reads[from..to] {
             let told = told.get(machine).copied();
             if told.is_none() && !look.is_whole {
                 continue;
@@ -204,13 +205,13 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits:
             freshness.checked += 1;
             if !left.agrees_with(told) {
                 freshness.breaches.push(format!(
-                    "{machine} was left {left:?} and told as {told:?}; claimed {} received {}",
+                    "{machine} was left as {left:?} but reported as {told:?}; claimed {} received {}",
                     look.claimed_ns, look.received_ns
                 ));
             }
         }
     }
-    for (look, told) in &probe_permits {
+    for (look, told) in &reads {
         for machine in told.keys() {
             let was_there = history.get(machine).is_some_and(|line| {
                 let last = &line[line.len() - 1];
@@ -220,7 +221,7 @@ pub(super) fn freshness(ledger: &Ledger, shared: &[&'static str], probe_permits:
             freshness.checked += 1;
             if !was_there {
                 freshness.breaches.push(format!(
-                    "{machine} was told when it was not there; claimed {}",
+                    "{machine} was listed while it did not exist; claimed {}",
                     look.claimed_ns
                 ));
             }

@@ -1,7 +1,7 @@
-//! The flag reader: what a command accepts, and how its arguments are split by that.
+//! The flag parser: which flags a command accepts, and how its arguments are split by them.
 //!
-//! Texts of errors and the shape of the usage block are those recorded of the real tool (gh#556, gh#2122, gh#2202); the texts that
-//! were not recorded are those of the flag library that prints such blocks.
+//! Error texts and the shape of the usage block are those recorded from the real tool (gh#556, gh#2122, gh#2202); texts
+//! that were not recorded are those of the flag library that prints such blocks.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
@@ -35,19 +35,19 @@ pub(crate) const fn value(long: &'static str, short: Option<u8>) -> Flag {
     }
 }
 
-/// Every command accepts it.
+/// Accepted by every command.
 const HELP: Flag = switch("help", Some(b'h'));
 
-/// Where flags may stand.
+/// Where flags may appear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Anywhere among the operands; `--` ends them.
+    /// Anywhere among the operands; `--` ends the flags.
     Mixed,
-    /// Before the first operand, from which on everything is left as it is; `--` is refused. This is the rule of `run`.
+    /// Before the first operand, from which on nothing is a flag; `--` is refused. This is the rule of `run`.
     FlagsFirst,
 }
 
-/// The name by which the program was called. `orb` runs what it does not know in a machine.
+/// The name by which the program was called. `orb` runs unknown commands in a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Orb,
@@ -55,7 +55,7 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// The name as messages print it.
+    /// Returns the name as messages print it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Program::Orb => "orb",
@@ -64,14 +64,14 @@ impl Program {
     }
 }
 
-/// What one command accepts.
+/// Names, operands and flags of one command.
 #[derive(Debug)]
 pub(crate) struct Syntax {
     /// The name, then its aliases.
     pub(crate) names: &'static [&'static str],
     /// The operands as the usage line shows them.
     pub(crate) operands: &'static str,
-    /// The least and the most operands.
+    /// The minimum and maximum number of operands.
     pub(crate) count: (usize, usize),
     pub(crate) flags: &'static [Flag],
     pub(crate) order: Order,
@@ -85,12 +85,12 @@ pub(crate) struct Words {
 }
 
 impl Syntax {
-    /// The name under which messages speak of the command.
+    /// Returns the name that messages use for the command.
     pub(crate) fn name(&self) -> &'static str {
         self.names.first().copied().unwrap_or_default()
     }
 
-    /// Splits `words` and checks the number of operands. With `-h` that number does not matter.
+    /// Splits `words` and checks the number of operands. With `-h` that number is not checked.
     pub(crate) fn read(&self, program: Program, words: &[OsString]) -> Outcome<Words> {
         let words = self.split(program, words)?;
         let given = words.rest.len();
@@ -114,12 +114,12 @@ impl Syntax {
         ))
     }
 
-    /// A usage error of this command.
+    /// Returns a usage error of this command.
     pub(crate) fn refuse(&self, program: Program, error: &str) -> Refusal {
         Refusal::Usage(format!("Error: {error}\n{}", self.usage(program)))
     }
 
-    /// The usage block: what `-h` prints, and what follows a usage error.
+    /// Returns the usage block: what `-h` prints, and what follows a usage error.
     pub(crate) fn usage(&self, program: Program) -> String {
         let mut text = format!("Usage:\n  {} {} [flags]", program.name(), self.name());
         if !self.operands.is_empty() {
@@ -223,17 +223,17 @@ impl Syntax {
 }
 
 impl Words {
-    /// Whether the switch is on.
+    /// Returns whether the switch is on.
     pub(crate) fn has(&self, long: &str) -> bool {
         self.last(long).is_some_and(|value| value != "false")
     }
 
-    /// The last value given for a flag, as text.
+    /// Returns the last value given for a flag, as text.
     pub(crate) fn text(&self, long: &str) -> Option<String> {
         self.last(long).map(|value| value.to_string_lossy().into_owned())
     }
 
-    /// All values given for a flag, as text.
+    /// Returns all values given for a flag, as text.
     pub(crate) fn texts(&self, long: &str) -> Vec<String> {
         let given = self.flags.iter().filter(|(name, _)| *name == long);
         given
@@ -241,7 +241,7 @@ impl Words {
             .collect()
     }
 
-    /// The operands, as text.
+    /// Returns the operands, as text.
     pub(crate) fn operands(&self) -> Vec<String> {
         self.rest
             .iter()
@@ -249,7 +249,7 @@ impl Words {
             .collect()
     }
 
-    /// The operand at a place that the syntax guarantees.
+    /// Returns the operand at an index that the syntax guarantees.
     pub(crate) fn operand(&self, at: usize) -> String {
         self.operands().into_iter().nth(at).unwrap_or_default()
     }

@@ -1,21 +1,21 @@
-//! What can be made: distributions, versions, architectures, names, ids, addresses.
+//! What machines have: distributions, versions, architectures, names, ids, addresses.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A distribution and the versions that have another name in the machine's record.
+/// A distribution, and its versions that have another name in the machine's record.
 struct Distro {
-    /// The word on the command line.
+    /// Name on the command line.
     word: &'static str,
-    /// The word in the record.
+    /// Name in the record.
     recorded: &'static str,
-    /// The version taken when none is named.
+    /// Version if none is named.
     newest: &'static str,
-    /// Numbers that come back as codenames.
+    /// Version numbers that are recorded as codenames.
     codenames: &'static [(&'static str, &'static str)],
-    /// Whether any other version is accepted as it stands.
+    /// Whether any other version is accepted as given.
     open: bool,
 }
 
@@ -78,7 +78,7 @@ const DISTROS: &[Distro] = &[
     },
 ];
 
-/// The distribution and version as the record spells them, or why there is no such image.
+/// Returns the distribution and version as the record spells them, or why there is no such image.
 pub(crate) fn image(distro: &str, version: Option<&str>) -> Result<(String, String), String> {
     let known = DISTROS.iter().find(|known| known.word == distro);
     let Some(known) = known else {
@@ -101,7 +101,7 @@ pub(crate) fn image(distro: &str, version: Option<&str>) -> Result<(String, Stri
     Ok((known.recorded.to_owned(), version.to_owned()))
 }
 
-/// The architecture of this host in the tool's words.
+/// Returns the architecture of this host, as the tool names it.
 pub(crate) fn native_arch() -> &'static str {
     if cfg!(target_arch = "aarch64") {
         "arm64"
@@ -110,38 +110,37 @@ pub(crate) fn native_arch() -> &'static str {
     }
 }
 
-/// Whether `arch` is an architecture that machines can have.
+/// Returns whether `arch` is an architecture that machines can have.
 pub(crate) fn is_arch(arch: &str) -> bool {
     matches!(arch, "arm64" | "amd64")
 }
 
-/// The longest machine name that the stand-in takes; the real limit is not known.
+/// The longest machine name that the stand-in accepts; the real limit is not known.
 const NAME_MAX: usize = 63;
 
-/// Letters, digits, `-` and `.`, beginning with a letter or digit.
+/// Returns whether a name has only letters, digits, `-` and `.`, and begins with a letter or digit.
 pub(crate) fn is_machine_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
     name.len() <= NAME_MAX
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(allowed)
-        // "none" is how `default` is cleared.
+        // `default none` clears the default machine.
         && name != "none"
 }
 
-/// Names that `start`, `stop`, `restart`, `delete` and `logs` take although no list shows them.
+/// Returns whether `start`, `stop`, `restart`, `delete` and `logs` accept this name although no list shows it.
 pub(crate) fn is_builtin(name: &str) -> bool {
     matches!(name, "docker" | "k8s")
 }
 
-/// Random bytes from the system.
+/// Returns random bytes from the system.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
-/// A new machine id: a ULID, which is 48 bits of milliseconds and 80 random bits in Crockford's
-/// base 32.
+/// Returns a new machine id: a ULID, which is 48 bits of milliseconds and 80 random bits in Crockford's base 32.
 pub(crate) fn new_id() -> io::Result<String> {
     const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let now = SystemTime::now()
@@ -160,7 +159,7 @@ pub(crate) fn new_id() -> io::Result<String> {
     Ok((0..26).rev().map(digit).collect())
 }
 
-/// The size that a fresh machine of this distribution claims, a little different for each id.
+/// Returns the size that a new machine of this distribution reports, slightly different for each id.
 pub(crate) fn first_size(distro: &str, id: &str) -> u64 {
     let base = match distro {
         "alpine" => 13_500_000,
@@ -171,16 +170,16 @@ pub(crate) fn first_size(distro: &str, id: &str) -> u64 {
     base + u64::from(spread(id) % 4096) * 4096
 }
 
-/// The lowest and highest place in the machines' subnet.
+/// The lowest and highest host number in the machines' subnet.
 pub(crate) const ADDRESS_FIRST: u8 = 2;
 pub(crate) const ADDRESS_LAST: u8 = 254;
 
-/// The IPv4 address at a place of the subnet seen on 2.x.
+/// Returns the IPv4 address of a host number, in the subnet seen on 2.x.
 pub(crate) fn ip4(place: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 139, place)
 }
 
-/// An IPv6 address in the recorded network, made the way a link-local one is from a MAC address.
+/// Returns an IPv6 address in the recorded network, made as a link-local one is from a MAC address.
 pub(crate) fn ip6(id: &str) -> Ipv6Addr {
     let front = spread(id).to_be_bytes();
     let back = spread(&id.chars().rev().collect::<String>()).to_be_bytes();
@@ -199,7 +198,7 @@ pub(crate) fn ip6(id: &str) -> Ipv6Addr {
     Ipv6Addr::new(n0, n1, n2, n3, h0, h1, h2, h3)
 }
 
-/// FNV-1a: the same number for the same text, on every host and in every version.
+/// FNV-1a: returns the same number for the same text, on every host and in every version.
 pub(crate) fn spread(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

@@ -23,7 +23,7 @@ const FORCE: Flag = switch("force", Some(b'f'));
 const FORMAT: Flag = value("format", Some(b'f'));
 const MACHINE: Flag = value("machine", Some(b'm'));
 
-/// `run`, which also takes what `orb` does not know. Its usage line is recorded (gh#2122), although `--` is refused.
+/// `run`, which also handles commands unknown to `orb`. Its usage line is recorded (gh#2122), although `--` is refused.
 pub(crate) const RUN: Syntax = Syntax {
     names: &["run", "shell"],
     operands: "-- [COMMAND] [ARGS]...",
@@ -39,7 +39,7 @@ pub(crate) const RUN: Syntax = Syntax {
     order: Order::FlagsFirst,
 };
 
-/// `create`, whose values are checked beyond what the table says.
+/// `create`, whose values are checked beyond this table.
 pub(crate) const CREATE: Syntax = mixed(
     &["create", "add", "new"],
     "DISTRO[:VERSION] [NAME]",
@@ -59,7 +59,7 @@ pub(crate) const CREATE: Syntax = mixed(
     ],
 );
 
-/// Every command but the group `config`.
+/// Every command except the group `config`.
 const COMMANDS: &[Syntax] = &[
     mixed(
         &["list"],
@@ -87,7 +87,7 @@ const COMMANDS: &[Syntax] = &[
     mixed(&["stop"], "[NAME_OR_ID]...", (0, MANY), &[ALL, FORCE]),
     mixed(&["shutdown"], "", (0, 0), &[]),
     mixed(&["restart"], "[NAME_OR_ID]...", (0, MANY), &[ALL]),
-    // What `-v` does is not known, nor its long form.
+    // The effect of `-v` is not known, nor its long form.
     mixed(
         &["delete"],
         "NAME...",
@@ -125,15 +125,15 @@ const NOT_PLAYED: &[&str] = &[
     "top",
 ];
 
-/// Flags of `run` may also stand before these.
+/// Commands that flags of `run` may also precede.
 pub(crate) const TAKES_LEADING_FLAGS: &[&str] = &["run", "shell", "push", "pull"];
 
-/// The command with this name or alias.
+/// Returns the command with this name or alias.
 pub(crate) fn find(name: &str) -> Option<&'static Syntax> {
     COMMANDS.iter().find(|syntax| syntax.names.contains(&name))
 }
 
-/// Whether the real tool has this command and the stand-in does not.
+/// Returns whether the real tool has this command and the stand-in does not.
 pub(crate) fn is_not_played(name: &str) -> bool {
     NOT_PLAYED.contains(&name)
 }

@@ -1,5 +1,5 @@
-//! The stand-in's own words, none of which `orbctl` has: cleaning up, and its hidden processes.
-//! They leave no line in the ledger.
+//! The stand-in's own commands, none of which `orbctl` has: clean-up, and its hidden processes. They write no line to
+//! the ledger.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::service;
 use crate::settings::Settings;
 use crate::state::Store;
 
-/// Runs one of them.
+/// Runs one of the stand-in's own commands.
 pub(crate) fn run(word: &str, words: &[OsString]) -> Reply {
     let result = match word {
         service::WORD => service::work(),
@@ -37,7 +37,7 @@ pub(crate) fn run(word: &str, words: &[OsString]) -> Reply {
 /// Stops all machines and removes the state directory and everything that belongs to it.
 fn cleanup() -> Outcome<Reply> {
     let settings = Settings::from_environment()?;
-    // A mistyped variable must not make us remove somebody's folder.
+    // A mistyped variable must not remove an unrelated folder.
     if !settings.home.join("locks").is_dir() {
         return if settings.home.exists() {
             let home = settings.home.display();
@@ -55,7 +55,7 @@ fn cleanup() -> Outcome<Reply> {
         store,
         ledger: &ledger,
     };
-    // Workers that are still busy are waited for: they would write into what is removed.
+    // Busy workers are waited for: they would write into what is removed.
     for machine in sim.store.read()?.machines {
         let _lock = sim.store.lock(&machine.id)?;
         let current = sim.store.read()?.find(&machine.id).cloned();
@@ -68,8 +68,7 @@ fn cleanup() -> Outcome<Reply> {
     Ok(Reply::silent())
 }
 
-/// Counts what the ledger holds: invocations by command, and the most that ran at one time, in
-/// all and on each machine.
+/// Counts what the ledger has: invocations by command, and the most that ran at one time, in total and on each machine.
 fn summary(path: &Path) -> Outcome<Reply> {
     let text = fs::read_to_string(path)?;
     let mut spawns: BTreeMap<String, u64> = BTreeMap::new();

@@ -1,12 +1,12 @@
-//! The ledger: a JSON line for everything that began and ended, so that a test can prove order,
-//! overlap and the number of spawns.
+//! The ledger: a JSON line for everything that began and ended, so that a test can prove order, overlap and the number
+//! of spawns.
 //!
-//! Each line is one `write` to a descriptor opened with `O_APPEND`, so lines of parallel
-//! invocations never mix and their order in the file is the order in which they were written.
-//! An invocation that was killed leaves a `start` without an `end`.
+//! Each line is one `write` to a descriptor opened with `O_APPEND`, so lines of parallel invocations never mix, and
+//! their order in the file is the order in which they were written. A killed invocation leaves a `start` without an
+//! `end`.
 //!
-//! The descriptor is opened before anything else happens: a `run` moves into the machine's mount
-//! namespace, where the ledger's path means something else.
+//! The descriptor is opened before anything else: a `run` moves into the machine's mount namespace, where the ledger's
+//! path refers to another file.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -19,18 +19,18 @@ use serde::Serialize;
 use crate::refusal::Outcome;
 use crate::reply::Reply;
 
-/// One invocation's place in the ledger.
+/// The ledger, for the lines of one invocation.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     file: File,
     id: String,
 }
 
-/// The shape of every line; keys that do not apply are left out.
+/// Format of every line; keys that do not apply are left out.
 #[derive(Serialize)]
 struct Line<'a> {
     event: &'a str,
-    /// `<pid>-<monotonic ns>` of the invocation: equal in all lines that belong together.
+    /// `<pid>-<monotonic ns>` of the invocation: equal in all its lines.
     id: &'a str,
     pid: u32,
     realtime_ns: i128,
@@ -73,7 +73,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Opens the ledger for another process of an invocation that has begun.
+    /// Opens the ledger for another process of an invocation that has already begun.
     pub(crate) fn join(path: &Path, id: String) -> Outcome<Ledger> {
         let open = || OpenOptions::new().create(true).append(true).open(path);
         let file = open().or_else(|error| match path.parent() {
@@ -83,12 +83,12 @@ impl Ledger {
         Ok(Ledger { file, id })
     }
 
-    /// The name of this invocation, for its worker.
+    /// Returns the id of this invocation, for its worker.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Writes the `end` line and hands the reply on.
+    /// Writes the `end` line and returns the reply.
     pub(crate) fn end(&self, reply: Reply) -> Reply {
         self.write(&Line {
             exit: Some(reply.exit),
@@ -97,7 +97,7 @@ impl Ledger {
         reply
     }
 
-    /// The service has begun to change `machine`; nobody else is changing it now.
+    /// Records that the service began to change `machine`; no other change works on it now.
     pub(crate) fn work_start(&self, command: &str, machine: &str) {
         self.write(&Line {
             command: Some(command),
@@ -106,7 +106,7 @@ impl Ledger {
         });
     }
 
-    /// The service has finished with `machine`, and whether it did what was asked.
+    /// Records that the service finished with `machine`, and whether it did what was requested.
     pub(crate) fn work_end(&self, command: &str, machine: &str, done: bool) {
         self.write(&Line {
             command: Some(command),

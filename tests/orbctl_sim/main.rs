@@ -1,11 +1,10 @@
 //! `orbctl-sim`: a stand-in for OrbStack's `orbctl`, for development, tests and the demo.
 //!
-//! It answers the same commands with the same shapes, exit codes and recorded texts, keeps its
-//! machines in a state directory, and can be told to misbehave. It shares nothing with `orbd`:
-//! what the daemon builds and parses is checked against a second, independent reading of the
-//! same recordings.
+//! It answers the same commands with the same shapes, exit codes and recorded texts, keeps its machines in a state
+//! directory, and can be scripted to misbehave. It shares nothing with `orbd`: what the daemon builds and parses is
+//! checked against a second, independent reading of the same recordings.
 //!
-//! One invocation goes through these hands:
+//! The path of one invocation:
 //!
 //! ```text
 //! words ─▶ commands::parse ─▶ script (which troubles?) ─▶ commands::execute ─▶ Reply ─▶ exit
@@ -59,7 +58,7 @@ fn main() -> ExitCode {
     } else {
         Program::Orbctl
     };
-    // Without HOME the real tool panics before it looks at its arguments, even for `version`.
+    // Without HOME the real tool panics before it parses its arguments, even for `version`.
     if std::env::var_os("HOME").is_none_or(|home| home.is_empty()) {
         return trouble::go_panic("$HOME is not defined").print();
     }
@@ -69,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Carries out one `orbctl` invocation, from the ledger's first line to its last.
+/// Executes one `orbctl` invocation, from the ledger's first line to its last.
 fn invoke(program: Program, words: &[OsString]) -> ExitCode {
     let settings = match Settings::from_environment() {
         Ok(settings) => settings,
@@ -107,7 +106,7 @@ fn invoke(program: Program, words: &[OsString]) -> ExitCode {
             play(&sim, command, &troubles)
         }
     };
-    // The line is written first: whoever has seen our output end also finds our end in the ledger.
+    // The line is written first: a test that has seen the end of the output also finds the `end` line in the ledger.
     let reply = ledger.end(reply);
     reply.print()
 }
@@ -121,7 +120,7 @@ fn play(sim: &Sim<'_>, command: Command, troubles: &[script::Trouble]) -> Reply 
     trouble::after(troubles, reply)
 }
 
-/// What every command is given.
+/// Context of every command.
 pub(crate) struct Sim<'a> {
     pub(crate) settings: Settings,
     pub(crate) store: Store,

@@ -1,4 +1,4 @@
-//! Every way the stand-in says no, with the recorded text where one exists.
+//! All refusals of the stand-in, with the recorded text where one exists.
 //!
 //! `docs/orbctl-sim.md` lists which of these texts are invented.
 
@@ -17,30 +17,30 @@ pub(crate) enum Refusal {
         operation: &'static str,
         machine: String,
     },
-    /// The service could not do what was asked, for the reason given.
+    /// The service could not do what was requested, for the given reason.
     Service {
         operation: &'static str,
         machine: String,
         cause: String,
     },
-    /// The service failed before it came to any machine.
+    /// The service failed before it reached any machine.
     Whole(String),
-    /// The machine's state does not allow the change. Without a way the change leaves the state as it is.
+    /// The machine's state does not allow the change. Without `way`, the change keeps the state.
     Transition {
         state: MachineState,
         way: Option<MachineState>,
     },
-    /// OrbStack was stopped while it worked.
+    /// OrbStack was stopped during the change.
     ServiceGone,
-    /// OrbStack was started, but the client gave up waiting. Recorded without a code (gh#2531).
+    /// OrbStack was started, but the client gave up waiting. Recorded without an error code (gh#2531).
     StartTimedOut,
-    /// There is no machine at all to run a command in.
+    /// There is no machine to run a command in.
     NoMachines,
-    /// What the service has already said, word for word.
-    SequencedEvent(Vec<u8>),
-    /// The arguments make no sense: the error and the usage block.
+    /// Text that the service has already printed, unchanged.
+    ServiceText(Vec<u8>),
+    /// The arguments are invalid: the error and the usage block.
     Usage(String),
-    /// What the real tool does not say: the stand-in's own settings, script and limits.
+    /// Messages that the real tool does not have: about the stand-in's own settings, script and limits.
     Own(String),
 }
 
@@ -48,7 +48,7 @@ pub(crate) enum Refusal {
 pub(crate) type Outcome<T> = Result<T, Refusal>;
 
 impl Refusal {
-    /// A service refusal with any displayable cause.
+    /// Returns a service refusal with any displayable cause.
     pub(crate) fn service(operation: &'static str, machine: &str, cause: impl fmt::Display) -> Refusal {
         Refusal::Service {
             operation,
@@ -57,7 +57,7 @@ impl Refusal {
         }
     }
 
-    /// A message of the stand-in itself.
+    /// Returns a message of the stand-in itself.
     pub(crate) fn own(text: impl Into<String>) -> Refusal {
         Refusal::Own(text.into())
     }
@@ -96,14 +96,14 @@ impl fmt::Display for Refusal {
             Refusal::ServiceGone => f.write_str("unexpected EOF"),
             Refusal::Whole(cause) => write!(f, "[-32098] {cause}"),
             Refusal::NoMachines => f.write_str(NO_MACHINES),
-            Refusal::SequencedEvent(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
+            Refusal::ServiceText(said) => f.write_str(String::from_utf8_lossy(said).trim_end()),
             Refusal::Usage(text) => f.write_str(text),
             Refusal::Own(text) => write!(f, "orbctl-sim: {text}"),
         }
     }
 }
 
-/// Recorded of a tool that has no machine to run a command in; data, not our wording.
+/// Recorded from a tool without a machine to run a command in; data, not our wording.
 const NO_MACHINES: &str = "To use Docker:
     docker run ...
 See \"orb docker\" for more info.

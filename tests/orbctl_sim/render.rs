@@ -10,14 +10,14 @@ use crate::refusal::{Outcome, Refusal};
 use crate::script::{Kind, Trouble};
 use crate::state::{Machine, MachineState};
 
-/// What scripted trouble does to the records.
+/// Changes that scripted troubles make to the records.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape<'a> {
     troubles: &'a [Trouble],
 }
 
 impl<'a> Shape<'a> {
-    /// The shape that these troubles leave.
+    /// Returns the shape with these troubles.
     pub(crate) fn new(troubles: &'a [Trouble]) -> Shape<'a> {
         Shape { troubles }
     }
@@ -29,7 +29,7 @@ impl<'a> Shape<'a> {
         self.troubles.iter().find(concerns)
     }
 
-    /// The state word as printed.
+    /// Returns the state word as printed.
     fn state(&self, machine: &Machine) -> &'a str {
         match self.find(Kind::UnknownState, machine) {
             Some(trouble) => trouble.text.as_deref().unwrap_or("provisioning"),
@@ -38,8 +38,8 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// A machine's record: an element of `list -f json`. Keys stand in the recorded order; those in
-/// an `Option` are left out by the older versions or by a script.
+/// A machine's record: an element of `list -f json`. Keys are in the recorded order; those in an `Option` are left out
+/// by older versions or by a script.
 #[derive(Serialize)]
 pub(crate) struct Record<'a> {
     id: &'a str,
@@ -100,7 +100,7 @@ pub(crate) struct Info<'a> {
     sim_future_key: Option<&'a str>,
 }
 
-/// The record of a machine.
+/// Returns the record of a machine.
 pub(crate) fn record<'a>(machine: &'a Machine, shape: Shape<'a>) -> Record<'a> {
     let config = &machine.config;
     let full = shape.find(Kind::MissingOptionalKeys, machine).is_none();
@@ -133,7 +133,7 @@ pub(crate) fn record<'a>(machine: &'a Machine, shape: Shape<'a>) -> Record<'a> {
     }
 }
 
-/// The record of a machine with its addresses and size.
+/// Returns the record of a machine with its addresses and size.
 pub(crate) fn info<'a>(machine: &'a Machine, shape: Shape<'a>) -> Info<'a> {
     let running = machine.state == MachineState::Running;
     Info {
@@ -148,7 +148,7 @@ pub(crate) fn info<'a>(machine: &'a Machine, shape: Shape<'a>) -> Info<'a> {
     }
 }
 
-/// The answer of `info` as text. Only the labels `IPv4` and `Architecture` are recorded.
+/// Returns the answer of `info` as text. Only the labels `IPv4` and `Architecture` are recorded.
 pub(crate) fn info_text(machine: &Machine, shape: Shape<'_>) -> String {
     let mut lines = vec![
         ("ID", machine.id.clone()),
@@ -170,7 +170,7 @@ pub(crate) fn info_text(machine: &Machine, shape: Shape<'_>) -> String {
         .collect()
 }
 
-/// The table of `list`. The row of dashes was seen on terminals only.
+/// Returns the table of `list`. The row of dashes was seen on terminals only.
 pub(crate) fn table(machines: &[&Machine], shape: Shape<'_>) -> String {
     const TITLES: [&str; 7] = ["NAME", "STATE", "DISTRO", "VERSION", "ARCH", "SIZE", "IP"];
     let mut rows = vec![TITLES.map(str::to_owned)];
@@ -202,14 +202,14 @@ pub(crate) fn table(machines: &[&Machine], shape: Shape<'_>) -> String {
             table.push_str(cell);
             table.push_str(&" ".repeat(width - cell.chars().count() + 2));
         }
-        // The last column is not padded, the one before it is, even when the last is empty.
+        // The last column is not padded; the one before it is, even if the last is empty.
         table.push_str(&row[6]);
         table.push('\n');
     }
     table
 }
 
-/// A size in decimal units with one digit, as recorded: `687.2 MB`, `5.8 GB`.
+/// Formats a size in decimal units with one digit, as recorded: `687.2 MB`, `5.8 GB`.
 fn size(bytes: u64) -> String {
     let mut unit = 1_u64;
     let mut word = "B";
@@ -224,7 +224,7 @@ fn size(bytes: u64) -> String {
     format!("{}.{} {word}", tenths / 10, tenths % 10)
 }
 
-/// JSON as the stand-in prints it; whether the real tool indents is not known.
+/// Formats JSON as the stand-in prints it; whether the real tool indents is not known.
 pub(crate) fn json(value: &impl Serialize) -> Outcome<String> {
     let text = serde_json::to_string_pretty(value);
     text.map(|text| text + "\n")

@@ -1,4 +1,4 @@
-//! What an invocation leaves behind: two streams and an exit code.
+//! The result of an invocation: two streams and an exit code.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
 
-/// The finished output of one invocation. Commands that ran in a machine have already written
-/// theirs, and leave both streams empty.
+/// The finished output of one invocation. Commands that ran in a machine have already written theirs, and leave both
+/// streams empty.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) stdout: Vec<u8>,
@@ -17,7 +17,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Success with the given text on stdout.
+    /// Returns success with the given text on stdout.
     pub(crate) fn text(text: impl Into<String>) -> Reply {
         Reply {
             stdout: text.into().into_bytes(),
@@ -25,12 +25,12 @@ impl Reply {
         }
     }
 
-    /// Success without a word, as the changes answer.
+    /// Returns success without output, as changes do.
     pub(crate) fn silent() -> Reply {
         Reply::default()
     }
 
-    /// No output of our own and the exit code of somebody else.
+    /// Returns no output and the given exit code.
     pub(crate) fn exit(exit: u8) -> Reply {
         Reply {
             exit,
@@ -38,7 +38,7 @@ impl Reply {
         }
     }
 
-    /// Failure with the given text on stderr.
+    /// Returns failure with the given text on stderr.
     pub(crate) fn failure(exit: u8, text: impl Into<String>) -> Reply {
         Reply {
             stderr: text.into().into_bytes(),
@@ -47,9 +47,9 @@ impl Reply {
         }
     }
 
-    /// Writes both streams and gives the exit code to return from `main`.
+    /// Writes both streams and returns the exit code for `main`.
     pub(crate) fn print(self) -> ExitCode {
-        // A reader that has gone away is no reason to change the exit code.
+        // A reader that closed its end does not change the exit code.
         let _ = io::stderr().write_all(&self.stderr);
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(&self.stdout).and_then(|()| stdout.flush());

@@ -1,9 +1,8 @@
-//! The script: which trouble strikes which invocation. Nothing here plays a trouble; see
-//! `trouble`.
+//! The script: which trouble affects which invocation. `trouble` plays them.
 //!
-//! Counting is what makes a script repeatable: each rule counts the invocations that match it, in
-//! a file beside the state, under a lock. Chance is a function of the seed, the rule and that
-//! count, so the same sequence of invocations meets the same troubles again.
+//! Counting makes a script repeatable: each rule counts the invocations that match it, in a file next to the state,
+//! under a lock. Probability is a function of the seed, the rule and that count, so the same sequence of invocations
+//! meets the same troubles again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +22,7 @@ pub(crate) struct Script {
     seed: u64,
     #[serde(default)]
     trouble: Vec<Rule>,
-    /// Names the rules' counters; the same rules in another file count by themselves.
+    /// Name of the rules' counters; the same rules in another file have counters of their own.
     #[serde(skip)]
     name: String,
 }
@@ -35,21 +34,21 @@ struct Rule {
     #[serde(default)]
     command: Words,
     machine: Option<String>,
-    /// Strikes at these matching invocations, counted from 1.
+    /// Affects these matching invocations, counted from 1.
     #[serde(default)]
     nth: Numbers,
-    /// Leaves the first so many matching invocations alone.
+    /// Spares this many matching invocations first.
     #[serde(default)]
     skip: u64,
-    /// Strikes at most so many matching invocations after the skipped ones.
+    /// Affects at most this many matching invocations after the skipped ones.
     times: Option<u64>,
-    /// Strikes only this share of those that are left, 0 to 1.
+    /// Affects only this share of those that are left, 0 to 1.
     probability: Option<f64>,
     #[serde(flatten)]
     trouble: Trouble,
 }
 
-/// What happens, and its particulars.
+/// A trouble and its parameters.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Trouble {
     pub(crate) kind: Kind,
@@ -58,7 +57,7 @@ pub(crate) struct Trouble {
     pub(crate) ms: Option<u64>,
     pub(crate) exit: Option<u8>,
     pub(crate) text: Option<String>,
-    /// The machine whose record is altered in a list; all when absent.
+    /// The machine whose record is altered in a list; all machines if `None`.
     pub(crate) record: Option<String>,
     #[serde(default)]
     pub(crate) ending: Ending,
@@ -87,7 +86,7 @@ pub(crate) enum Kind {
     Grandchild,
 }
 
-/// Whether a trouble strikes before anything is done or when all of it is done but nothing said.
+/// Whether a trouble happens before anything is done, or when everything is done but nothing is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum When {
@@ -105,7 +104,7 @@ pub(crate) enum Ending {
     Killed,
 }
 
-/// One word, several, or none, which stands for every word.
+/// One word, several, or none, which matches every word.
 #[derive(Debug, Default, Deserialize)]
 #[serde(untagged)]
 enum Words {
@@ -145,7 +144,7 @@ impl Numbers {
     }
 }
 
-/// Whether `word` is `pattern`, in which one closing `*` stands for any ending.
+/// Returns whether `word` matches `pattern`, in which a `*` at the end matches any ending.
 fn matches_pattern(pattern: &str, word: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(beginning) => word.starts_with(beginning),
@@ -166,7 +165,7 @@ impl Script {
         Ok(script)
     }
 
-    /// Counts this invocation and gives the troubles that strike it, in the script's order.
+    /// Counts this invocation and returns the troubles that affect it, in the script's order.
     pub(crate) fn troubles(
         &self,
         store: &Store,
@@ -201,7 +200,7 @@ impl Script {
     }
 }
 
-/// The file of the rules' counters, in the state directory.
+/// File of the rules' counters, in the state directory.
 const COUNTS: &str = "script-counts.json";
 
 impl Rule {

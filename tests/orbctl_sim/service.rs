@@ -1,14 +1,13 @@
 //! The service behind the client.
 //!
-//! The real `orbctl` only asks OrbStack's background service for a change and waits; killing it
-//! does not undo the work. Here each change is carried out by a worker of its own: a detached
-//! process that has left the client's session before the client may go on, so neither a signal to
-//! the client nor one to its process group reaches it.
+//! The real `orbctl` only asks OrbStack's background service for a change and waits; killing it does not undo the work.
+//! Here each change is executed by a worker of its own: a detached process that leaves the client's session before the
+//! client continues, so no signal to the client or to its process group reaches it.
 //!
 //! ```text
 //! client ──stdin: the order, JSON──▶ worker (sim-service)
 //!        ◀──"taken"─────────────────  left the session; from here the work will be done
-//!        ◀──the reply, JSON─────────  or nobody is listening any more
+//!        ◀──the reply, JSON─────────  unless the client is gone
 //! ```
 
 use std::fs::OpenOptions;
@@ -27,18 +26,18 @@ use crate::settings::Settings;
 use crate::state::Store;
 use crate::trouble;
 
-/// The hidden word that starts a worker.
+/// Hidden command that starts a worker.
 pub(crate) const WORD: &str = "sim-service";
 
-/// What a worker is given.
+/// Input of a worker.
 #[derive(Serialize, Deserialize)]
 struct Order {
-    /// The invocation's name in the ledger.
+    /// Id of the invocation in the ledger.
     invocation: String,
     task: Task,
 }
 
-/// Hands a change over and waits for its reply, or dies as a script wants it.
+/// Hands over a change and waits for its reply, or dies as scripted.
 pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outcome<Reply> {
     let order = Order {
         invocation: sim.ledger.id().to_owned(),
@@ -69,24 +68,24 @@ pub(crate) fn hand_over(sim: &Sim<'_>, task: Task, troubles: &[Trouble]) -> Outc
     }
     line.clear();
     stdout.read_line(&mut line)?;
-    // The worker ends right after its reply; to wait leaves no zombie to a client that goes on.
+    // The worker ends right after its reply; waiting for it leaves no zombie if the client continues.
     let _ = worker.wait();
     serde_json::from_str(&line).map_err(|_| {
         Refusal::Whole("the service went away; see service.log in the state directory".to_owned())
     })
 }
 
-/// Hands a change over that another command needs first; its refusal is that command's.
+/// Hands over a change that another command needs first; a refusal of the change refuses that command.
 pub(crate) fn demand(sim: &Sim<'_>, task: Task) -> Outcome<()> {
     let reply = hand_over(sim, task, &[])?;
     if reply.exit == 0 {
         Ok(())
     } else {
-        Err(Refusal::SequencedEvent(reply.stderr))
+        Err(Refusal::ServiceText(reply.stderr))
     }
 }
 
-/// The worker's whole life.
+/// Runs as a worker.
 pub(crate) fn work() -> Outcome<Reply> {
     let mut order = Vec::new();
     std::io::stdin().read_to_end(&mut order)?;
@@ -107,7 +106,7 @@ pub(crate) fn work() -> Outcome<Reply> {
     Ok(Reply::silent())
 }
 
-/// Tells the client, which may be dead: the work does not depend on it.
+/// Writes to the client, which may be dead: the work does not depend on it.
 fn say(line: &str) {
     let mut stdout = std::io::stdout();
     let _ = writeln!(stdout, "{line}");

@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use crate::refusal::{Outcome, Refusal};
 
-/// What the environment asks of this invocation.
+/// Settings of this invocation, from the environment.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `HOME`: where `~` is on this side.
+    /// `HOME`: the home folder on the host.
     pub(crate) user_home: PathBuf,
     /// `ORBCTL_SIM_HOME`: the state directory.
     pub(crate) home: PathBuf,
-    /// `ORBCTL_SIM_LEDGER`: the file of all invocations.
+    /// `ORBCTL_SIM_LEDGER`: the ledger of all invocations.
     pub(crate) ledger: PathBuf,
-    /// `ORBCTL_SIM_SCRIPT`: the troubles to play.
+    /// `ORBCTL_SIM_SCRIPT`: the script of troubles.
     pub(crate) script: Option<PathBuf>,
     /// `ORBCTL_SIM_LATENCY`: how long each command takes.
     pub(crate) latency: Latency,
-    /// `ORBCTL_SIM_ISOLATION`: what a new machine is made of.
+    /// `ORBCTL_SIM_ISOLATION`: how a new machine is isolated.
     pub(crate) isolation: Wanted,
 }
 
-/// The isolation asked for, before it is known what this host can give.
+/// The requested isolation, before it is known what this host supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// The best that this host can give.
+    /// The best that this host supports.
     Auto,
     /// Namespaces and an overlay of the host's root, as root.
     Root,
@@ -39,7 +39,7 @@ pub(crate) enum Wanted {
 }
 
 impl Settings {
-    /// Reads the environment. `main` has already seen that HOME is there.
+    /// Reads the environment. `main` has checked that HOME is set.
     pub(crate) fn from_environment() -> Outcome<Settings> {
         let user_home = PathBuf::from(env::var_os("HOME").unwrap_or_default());
         let path = |name| {
@@ -48,7 +48,7 @@ impl Settings {
                 .map(PathBuf::from)
         };
         let home = path("ORBCTL_SIM_HOME").unwrap_or_else(|| user_home.join(".orbctl-sim"));
-        // A relative state directory would move with its caller.
+        // A relative state directory would depend on the caller's folder.
         let home = std::path::absolute(home)?;
         let latency = env::var("ORBCTL_SIM_LATENCY")
             .or_else(|_| env::var("ORBCTL_SIM_LATENCY_MS"))
@@ -76,8 +76,8 @@ fn isolation(word: &str) -> Outcome<Wanted> {
     }
 }
 
-/// Milliseconds that each command takes by default: about a tenth of what users of the real tool
-/// measured, so that the proportions stay while a demo does not become a wait.
+/// Milliseconds that each command takes by default: about a tenth of what users of the real tool measured, so that the
+/// proportions stay and a demo stays short.
 const DEFAULT_LATENCY: &[(&str, u64)] = &[
     ("list", 10),
     ("info", 10),
@@ -106,7 +106,7 @@ const DEFAULT_LATENCY: &[(&str, u64)] = &[
     ("reset", 250),
 ];
 
-/// How long a change works on before it notices that its machine or OrbStack was stopped.
+/// How long a change works before it notices that its machine or OrbStack was stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long each command takes.
@@ -118,8 +118,8 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// Parses a comma list of `N` (every command takes N ms), `xF` (the defaults times F) and
-    /// `command=N`. A command's own entry wins wherever it stands.
+    /// Parses a comma list of `N` (every command takes N ms), `xF` (the defaults times F) and `command=N`. A command's
+    /// own entry wins at any position.
     pub(crate) fn parse(text: &str) -> Outcome<Latency> {
         let mut latency = Latency {
             scale: 1.0,
@@ -145,7 +145,7 @@ impl Latency {
         Ok(latency)
     }
 
-    /// The time that `command` takes.
+    /// Returns the time that `command` takes.
     pub(crate) fn of(&self, command: &str) -> Duration {
         if let Some(ms) = self.by_command.get(command) {
             return Duration::from_millis(*ms);
@@ -162,7 +162,8 @@ impl Latency {
         pause(self.of(command));
     }
 
-    /// Sleeps the whole latency of `command` as long as `holds`, which is looked at again and again. Says whether it held to the end.
+    /// Sleeps the whole latency of `command` while `holds` is true, which is checked repeatedly. Returns whether it was
+    /// true to the end.
     pub(crate) fn pass_while(&self, command: &str, mut holds: impl FnMut() -> bool) -> bool {
         let end = Instant::now() + self.of(command);
         while holds() {
@@ -175,8 +176,8 @@ impl Latency {
         false
     }
 
-    /// Sleeps half of it. A query looks at the state between its two halves, so an answer can be
-    /// older than a change that ended before the answer arrived, as with a real service.
+    /// Sleeps half the latency of `command`. A query reads the state between its two halves, so an answer can be older
+    /// than a change that ended before the answer arrived, as with a real service.
     pub(crate) fn pass_half(&self, command: &str) {
         pause(self.of(command) / 2);
     }

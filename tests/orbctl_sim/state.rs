@@ -8,9 +8,10 @@
 //! <home>/machines/<id>/        the machine's files; see `guest`
 //! ```
 //!
-//! The state lock is never held while time passes, so two creates overlap; a machine's own lock is, so no two changes work on one
-//! machine. Its state is changed under the state lock when its own lock is taken, so a second change sees both. Readers take no lock at
-//! all: a rename shows them the old inventory or the new one.
+//! The state lock is never held while time passes, so two creates overlap. A machine's own lock is held meanwhile, so
+//! no two changes work on one machine. The machine's state is changed under the state lock when its own lock is
+//! acquired, so a second change sees both. Readers take no lock: because the file is replaced by rename, they read the
+//! old inventory or the new one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,31 +24,30 @@ use serde::{Deserialize, Serialize};
 use crate::catalog;
 use crate::refusal::{Outcome, Refusal};
 
-/// Everything that the stand-in's service knows.
+/// Everything that the stand-in's service stores.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Inventory {
     pub(crate) service: ServiceState,
     pub(crate) default: Option<String>,
-    /// Keys that `config set` has changed; the rest have their defaults.
+    /// Keys that `config set` has changed; the others have their defaults.
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) machines: Vec<Machine>,
-    /// How often OrbStack was stopped; what works on a machine notices it by this.
+    /// How often OrbStack was stopped; a change in progress detects a stop by this.
     #[serde(default)]
     pub(crate) stops: u64,
 }
 
-/// What `status` says.
+/// State of OrbStack, as `status` prints it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ServiceState {
-    /// A fresh state directory is one whose OrbStack runs.
+    /// OrbStack runs in a new state directory.
     #[default]
     Running,
     Starting,
     Stopped,
 }
 
-/// One machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) id: String,
@@ -56,15 +56,15 @@ pub(crate) struct Machine {
     pub(crate) image: Image,
     pub(crate) config: MachineConfig,
     pub(crate) isolation: Isolation,
-    /// Place in the subnet; shown as an address only while the machine runs.
+    /// Host number in the subnet; shown as an address only while the machine runs.
     pub(crate) address: u8,
     pub(crate) disk_size: u64,
     /// The first process of an isolated machine, as the host sees it.
     pub(crate) resident: Option<Resident>,
-    /// How often it was booted; the initial set-up notices a restart by this.
+    /// How often it was booted; the initial set-up detects a restart by this.
     #[serde(default)]
     pub(crate) boots: u64,
-    /// Running when OrbStack was stopped, so to be started with it.
+    /// Whether it ran when OrbStack was stopped, so that it starts with OrbStack.
     #[serde(default)]
     pub(crate) starts_with_service: bool,
 }
@@ -84,7 +84,7 @@ pub(crate) enum MachineState {
 }
 
 impl MachineState {
-    /// The word as printed.
+    /// Returns the word as printed.
     pub(crate) fn word(self) -> &'static str {
         match self {
             MachineState::Running => "running",
@@ -115,7 +115,7 @@ pub(crate) struct MachineConfig {
     pub(crate) isolate_network: bool,
     pub(crate) forward_ssh_agent: bool,
     pub(crate) mounts: Vec<String>,
-    /// 0 is no limit, for all three.
+    /// 0 means no limit, for all three.
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u64,
     pub(crate) disk_bytes: u64,
@@ -123,7 +123,7 @@ pub(crate) struct MachineConfig {
     pub(crate) https_port: u16,
 }
 
-/// What a machine is made of, settled when it is created.
+/// How a machine is isolated, decided when it is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Isolation {
@@ -131,7 +131,7 @@ pub(crate) enum Isolation {
     Dir,
 }
 
-/// A process that survives its number being given to another.
+/// A process with its start time, so that another process with the same number is not taken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resident {
     pub(crate) pid: i32,
@@ -139,18 +139,18 @@ pub(crate) struct Resident {
 }
 
 impl Inventory {
-    /// The machine with this name, else with this id.
+    /// Returns the machine with this name, else with this id.
     pub(crate) fn find(&self, target: &str) -> Option<&Machine> {
         let by_name = self.machines.iter().find(|machine| machine.name == target);
         by_name.or_else(|| self.machines.iter().find(|machine| machine.id == target))
     }
 
-    /// The machine with this id, to be changed.
+    /// Returns the machine with this id, to be changed.
     pub(crate) fn by_id_mut(&mut self, id: &str) -> Option<&mut Machine> {
         self.machines.iter_mut().find(|machine| machine.id == id)
     }
 
-    /// The lowest free place in the subnet.
+    /// Returns the lowest free host number in the subnet.
     pub(crate) fn free_address(&self) -> Option<u8> {
         (catalog::ADDRESS_FIRST..=catalog::ADDRESS_LAST)
             .find(|place| self.machines.iter().all(|machine| machine.address != *place))
@@ -163,11 +163,11 @@ pub(crate) struct Store {
     home: PathBuf,
 }
 
-/// A lock that is free again when this is dropped or the process ends, however it ends.
+/// A lock that is released when this is dropped or the process ends in any way.
 pub(crate) struct Lock(#[expect(dead_code, reason = "held for its descriptor")] File);
 
 impl Store {
-    /// Opens the state directory and makes it when it is new.
+    /// Opens the state directory, and makes it if it is new.
     pub(crate) fn open(home: &Path) -> Outcome<Store> {
         let locks = home.join("locks");
         if !locks.is_dir() {
@@ -178,12 +178,12 @@ impl Store {
         })
     }
 
-    /// The state directory itself.
+    /// Returns the path of the state directory.
     pub(crate) fn home(&self) -> &Path {
         &self.home
     }
 
-    /// The inventory as it is now.
+    /// Returns the current inventory.
     pub(crate) fn read(&self) -> Outcome<Inventory> {
         match fs::read(self.home.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -193,7 +193,7 @@ impl Store {
         }
     }
 
-    /// Changes the inventory; nothing is kept when `change` refuses.
+    /// Changes the inventory; nothing is stored if `change` refuses.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Inventory) -> Outcome<T>) -> Outcome<T> {
         let _lock = self.lock("state")?;
         let mut inventory = self.read()?;
@@ -204,7 +204,7 @@ impl Store {
         Ok(result)
     }
 
-    /// Changes one machine, if it is still there.
+    /// Changes one machine, if it still exists.
     pub(crate) fn change_machine(&self, id: &str, change: impl FnOnce(&mut Machine)) -> Outcome<()> {
         self.change(|inventory| {
             if let Some(machine) = inventory.by_id_mut(id) {
@@ -236,7 +236,7 @@ impl Store {
         }
     }
 
-    /// Takes a named lock, or None while another process has it.
+    /// Acquires a named lock; `None` while another process holds it.
     pub(crate) fn try_lock(&self, name: &str) -> Outcome<Option<Lock>> {
         let file = self.lock_file(name)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -254,12 +254,12 @@ impl Store {
             .open(self.home.join("locks").join(name))
     }
 
-    /// Forgets the lock of a machine that is gone. Its id is never used again.
+    /// Removes the lock of a machine that is gone. Its id is never used again.
     pub(crate) fn remove_lock(&self, name: &str) {
         let _ = fs::remove_file(self.home.join("locks").join(name));
     }
 
-    /// The folder of a machine's files.
+    /// Returns the folder of a machine's files.
     pub(crate) fn machine_folder(&self, id: &str) -> PathBuf {
         self.home.join("machines").join(id)
     }

@@ -9,13 +9,13 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::reply::Reply;
 use crate::script::{Ending, Kind, Trouble, When};
 
-/// Plays what strikes before the command does anything. A reply means that it never will.
+/// Plays troubles that happen before the command does anything. A reply means that the command never runs.
 pub(crate) fn before(troubles: &[Trouble]) -> Option<Reply> {
     let mut due = troubles.iter().filter(|trouble| trouble.when == When::Before);
     due.find_map(ending)
 }
 
-/// Plays what strikes when the command's work is done, and spoils its reply.
+/// Plays troubles that happen when the command's work is done, and spoils its reply.
 pub(crate) fn after(troubles: &[Trouble], reply: Reply) -> Reply {
     let mut reply = reply;
     for trouble in troubles {
@@ -80,7 +80,7 @@ fn ending(trouble: &Trouble) -> Option<Reply> {
     }
 }
 
-/// Ends or blocks this client, whose work the service has taken over.
+/// Ends or blocks this client after the service has taken over its work.
 pub(crate) fn die(how: Ending) -> ! {
     match how {
         Ending::Hang => hang(),
@@ -100,7 +100,7 @@ fn hang_hard() -> ! {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
-        // A handler stays in place when its listener is dropped, so the signal does nothing.
+        // A handler stays installed when its listener is dropped, so the signal has no effect.
         let _guard = runtime.enter();
         for kind in [
             SignalKind::terminate(),
@@ -125,7 +125,7 @@ fn leave_grandchild(ms: u64) {
     let _ = Command::new("sleep").arg(seconds).stdin(Stdio::null()).spawn();
 }
 
-/// A reply in the shape in which a Go program dies.
+/// Returns a reply like that of a crashing Go program.
 pub(crate) fn go_panic(text: &str) -> Reply {
     Reply::failure(
         2,
@@ -133,7 +133,7 @@ pub(crate) fn go_panic(text: &str) -> Reply {
     )
 }
 
-/// What `delete ID` does on 2.2.3.
+/// Returns what `delete ID` does on 2.2.3.
 pub(crate) fn nil_pointer() -> Reply {
     Reply::failure(
         2,

@@ -1,4 +1,4 @@
-//! The stand-in's ledger: which invocations there were, in which order, and which were there at the same time.
+//! The stand-in's ledger: which invocations there were, in which order, and which overlapped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -7,38 +7,38 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// One invocation. Its places are line numbers: the order of lines is the order of events.
+/// One invocation. Its positions are line numbers: the order of lines is the order of events.
 #[derive(Debug, Clone)]
 pub(crate) struct Invocation {
     pub(crate) command: String,
     pub(crate) machine: String,
     pub(crate) args: Vec<String>,
     pub(crate) start: usize,
-    /// Nanoseconds since 1970.
+    /// Start time in nanoseconds since 1970.
     pub(crate) start_ns: i128,
-    /// `None` when it was killed, or still runs.
+    /// `None` if it was killed or still runs.
     pub(crate) end: Option<usize>,
     pub(crate) exit: Option<i64>,
     pub(crate) pid: u32,
-    /// What the service did for it, machine by machine.
+    /// The service's work for it, by machine.
     pub(crate) works: Vec<Work>,
 }
 
-/// The service at work on one machine.
+/// Work of the service on one machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Work {
     pub(crate) machine: String,
-    /// When it was over, in nanoseconds since 1970, and whether it did what was asked.
+    /// End time in nanoseconds since 1970, and whether the work succeeded; `None` while it continues.
     pub(crate) end: Option<(i128, bool)>,
 }
 
-/// The ledger as it was when it was last read.
+/// The ledger as of its last read.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) invocations: Vec<Invocation>,
     by_id: HashMap<String, usize>,
     path: PathBuf,
-    /// Bytes and lines that were read.
+    /// Bytes and lines that were read so far.
     offset: u64,
     lines: usize,
 }
@@ -56,12 +56,12 @@ impl Ledger {
     /// Reads what was written since the last time.
     pub(crate) fn read_on(&mut self) {
         let mut text = String::new();
-        // Before the first invocation there is none.
+        // The file does not exist before the first invocation.
         if let Ok(mut file) = File::open(&self.path) {
             file.seek(SeekFrom::Start(self.offset)).expect("a file");
             file.read_to_string(&mut text).expect("text");
         }
-        // A last line without its end is still being written.
+        // A last line without a line end is still being written.
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         self.offset += whole.len() as u64;
         for line in whole.lines() {
@@ -147,7 +147,7 @@ impl Ledger {
             .collect()
     }
 
-    /// Returns the most invocations that were there at the same time, of those that are wanted.
+    /// Returns the most of the wanted invocations that ran at the same time.
     pub(crate) fn most_at_once(&self, wanted: impl Fn(&Invocation) -> bool) -> usize {
         let mut events: Vec<(usize, isize)> = Vec::new();
         for invocation in self.invocations.iter().filter(|one| wanted(one)) {
@@ -163,15 +163,15 @@ impl Ledger {
         usize::try_from(most).expect("never below nothing")
     }
 
-    /// Fails when a change of a machine ran beside anything else on it.
+    /// Fails if a change of a machine overlapped anything else on that machine.
     #[track_caller]
     pub(crate) fn assert_no_overlap(&self) {
         let overlaps = self.overlaps();
-        assert!(overlaps.is_empty(), "together: {overlaps:?}");
+        assert!(overlaps.is_empty(), "overlapping: {overlaps:?}");
     }
 
-    /// Returns the pairs that were on a machine together, one of them a change. What was killed is not looked at: it has no
-    /// end.
+    /// Returns the pairs that overlapped on a machine, at least one of them a change. Skips killed invocations, which
+    /// have no end.
     pub(crate) fn overlaps(&self) -> Vec<[&Invocation; 2]> {
         let mut by_lane: BTreeMap<&str, Vec<(&Invocation, usize)>> = BTreeMap::new();
         for invocation in self.invocations.iter().filter(|one| !one.is_read()) {
@@ -183,7 +183,7 @@ impl Ledger {
         let mut found = Vec::new();
         for (_, mut line) in by_lane {
             line.sort_unstable_by_key(|(one, _)| one.start);
-            // Those that may not be over when the next one starts.
+            // Invocations that may still run when the next one starts.
             let mut there: Vec<(&Invocation, usize)> = Vec::new();
             for (one, end) in line {
                 there.retain(|(_, end)| *end > one.start);
@@ -211,7 +211,7 @@ impl Invocation {
         lanes
     }
 
-    /// Says whether it takes no lane.
+    /// Returns whether it takes no lane.
     fn is_read(&self) -> bool {
         matches!(
             self.command.as_str(),
@@ -219,12 +219,12 @@ impl Invocation {
         )
     }
 
-    /// Says whether it shares its machine with others of its kind.
+    /// Returns whether it shares its machine with other commands.
     fn is_command(&self) -> bool {
         matches!(self.command.as_str(), "run" | "push" | "pull")
     }
 
-    /// Says whether it holds its machine alone.
+    /// Returns whether it needs its machine alone.
     pub(crate) fn is_change(&self) -> bool {
         !self.is_read() && !self.is_command()
     }

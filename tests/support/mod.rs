@@ -1,7 +1,7 @@
-//! A real daemon over the stand-in, in a folder of its own, and what tests look at.
+//! A real daemon over the stand-in in a folder of its own, and helpers that observe it.
 //!
-//! Nothing here sleeps to synchronise. [`eventually`] looks again and again, with a bound, and is only for what tells nobody
-//! when it happens: a socket that appears, a line in the ledger, a process that is gone.
+//! Nothing here sleeps to synchronise. [`eventually`] polls with a time limit, and is only for conditions that no
+//! notification announces: a socket that appears, a line in the ledger, a process that exits.
 #![expect(
     clippy::disallowed_methods,
     clippy::print_stderr,
@@ -40,25 +40,26 @@ pub(crate) use ledger::Ledger;
 pub(crate) use processes::{children_of, count_open, is_alive, resident, resident_peak, state_of, words_of};
 pub(crate) use wire::Wire;
 
-/// Longer than anything here takes; what takes so long has failed.
+/// Longer than anything here takes; what takes this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the tests' programs find on PATH.
+/// PATH of the programs that tests start.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Reports that a test, or a part of it, is skipped: what it needs and how to get it. The line goes past the runner's capture of output.
-/// With `ORBD_REQUIRE_ALL` set, as in CI, it is a failure.
+/// Reports that a test, or a part of it, is skipped: what it needs and how to install that. The line bypasses the
+/// runner's capture of output. With `ORBD_REQUIRE_ALL` set, as in CI, a skip is a failure.
 pub(crate) fn skip(needs: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         std::env::var_os("ORBD_REQUIRE_ALL").is_none(),
         "{name} must not be skipped, and needs {needs}"
     );
-    // Where stderr is closed, the report is of no use.
+    // If stderr is closed, there is nowhere to report.
     let _ = writeln!(io::stderr(), "SKIPPED {name}: needs {needs}");
 }
 
-/// Checks whether a program that a test needs is on PATH; if it is not, reports that the test is skipped. `package` is its Debian package.
+/// Returns whether a program that a test needs is on PATH; if it is not, reports that the test is skipped. `package` is
+/// its Debian package.
 pub(crate) fn has_program(program: &str, package: &str) -> bool {
     let is_there = PATH
         .split(':')
@@ -69,8 +70,9 @@ pub(crate) fn has_program(program: &str, package: &str) -> bool {
     is_there
 }
 
-/// Gives every signal that tests send its default action in the programs that they start, also where the shell that started the tests
-/// ignores it: an ignored signal stays ignored over exec, one with a handler does not. The handler does what the default would.
+/// Makes every signal that tests send have its default action in the programs that they start, even if the shell that
+/// started the tests ignores it: an ignored signal stays ignored across exec, a handled one is reset. The handler does
+/// what the default action would do.
 fn restore_default_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -81,13 +83,13 @@ fn restore_default_signals() {
     });
 }
 
-/// Waits until a look gives something.
+/// Polls until `look` returns a value.
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     eventually_within(PATIENCE, what, look)
 }
 
-/// The same for what takes longer by design.
+/// The same with another time limit, for what takes longer by design.
 #[track_caller]
 pub(crate) fn eventually_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
@@ -100,20 +102,20 @@ pub(crate) fn eventually_within<T>(patience: Duration, what: &str, mut look: imp
     }
 }
 
-/// A folder with a stand-in and a daemon, ended with everything that they started.
+/// A folder with a stand-in and a daemon. Dropping it ends both, and everything that they started.
 pub(crate) struct World {
     folder: tempfile::TempDir,
     values: Vec<String>,
     variables: Vec<(&'static str, String)>,
-    /// The daemon's program, where it is not the one that was built.
+    /// The daemon's program; `None` for the one that was built.
     program: Option<PathBuf>,
     daemon: Option<Child>,
-    /// Last, so that it also watches what ends this.
+    /// Dropped last, so that it also watches the rest of the drop.
     _watchdog: Option<Watchdog>,
 }
 
 impl World {
-    /// Describes a world in which nothing takes time; nothing runs yet.
+    /// Returns a world in which commands take no time; nothing runs yet.
     pub(crate) fn new() -> Self {
         restore_default_signals();
         let folder = tempfile::Builder::new()
@@ -135,7 +137,7 @@ impl World {
         }
     }
 
-    /// Starts a daemon over machines of these names, which run.
+    /// Starts a daemon over running machines with these names.
     pub(crate) fn with_machines(names: &[&str]) -> Self {
         Self::new().machines(names).started()
     }
@@ -146,19 +148,19 @@ impl World {
         self
     }
 
-    /// Sets a variable of the daemon and of the stand-in.
+    /// Sets an environment variable of the daemon and of the stand-in.
     pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
         self.variables.retain(|(other, _)| *other != name);
         self.variables.push((name, value.to_owned()));
         self
     }
 
-    /// Makes commands take time, as in `restart=100,list=20`.
+    /// Makes commands take this many milliseconds, as in `restart=100,list=20`.
     pub(crate) fn latency(self, text: &str) -> Self {
         self.variable("ORBCTL_SIM_LATENCY", &format!("0,{text}"))
     }
 
-    /// Scripts troubles.
+    /// Scripts troubles of the stand-in.
     pub(crate) fn script(self, text: &str) -> Self {
         let path = self.path("script.toml");
         fs::write(&path, text).expect("a script");
@@ -166,15 +168,15 @@ impl World {
         self.variable("ORBCTL_SIM_SCRIPT", &path)
     }
 
-    /// Scripts other troubles, or none, from the next invocation on.
+    /// Replaces the scripted troubles, from the next invocation on.
     pub(crate) fn rescript(&self, text: &str) {
         let next = self.path("script.next");
         fs::write(&next, text).expect("a script");
-        // In one step: an invocation that reads it now sees the one or the other.
+        // In one step: a concurrent invocation reads either the old script or the new one.
         fs::rename(next, self.path("script.toml")).expect("a script");
     }
 
-    /// Makes machines before the daemon starts, without a trace in the ledger.
+    /// Makes machines before the daemon starts, without lines in the ledger.
     pub(crate) fn machines(self, names: &[&str]) -> Self {
         for name in names {
             let output = self.sim(&["create", "ubuntu", name]);
@@ -183,7 +185,7 @@ impl World {
         self
     }
 
-    /// Runs the daemon from a copy of its program in this world, which can be replaced.
+    /// Runs the daemon from a copy of its program in this world, which tests can replace.
     pub(crate) fn installed(mut self) -> Self {
         fs::create_dir(self.path("bin")).expect("a folder");
         self.program = Some(self.path("bin/orbd"));
@@ -191,10 +193,11 @@ impl World {
         self
     }
 
-    /// Puts a copy of a program where the daemon was started from, as a package manager does: beside it first, then over it.
+    /// Replaces the daemon's program as a package manager does: writes a copy next to it, then renames the copy over
+    /// it.
     pub(crate) fn install(&self, program: &Path) {
-        // By another process: a file that this one has open for writing, and with it the children of its other threads, cannot be
-        // executed.
+        // Another process writes the file: a file that this process, and so a child of another thread, has open for
+        // writing cannot be executed.
         let copied = Command::new("/bin/sh")
             .args([
                 "-c",
@@ -208,8 +211,8 @@ impl World {
         assert!(copied.success());
     }
 
-    /// Gives the daemon a disk of one mebibyte for a folder, which only the daemon sees and which is gone with it; `None`, with a line that
-    /// says why, where none can be mounted.
+    /// Mounts a disk of one mebibyte on a folder, visible only to the daemon and gone when the daemon ends. Returns
+    /// `None`, and reports a skip, if none can be mounted.
     pub(crate) fn with_small_disk(mut self, folder: &str) -> Option<Self> {
         let folder = self.path(folder);
         fs::create_dir_all(&folder).expect("a folder");
@@ -228,12 +231,12 @@ impl World {
             .output()
             .expect("a shell");
         if !probe.status.success() {
-            eprintln!("SKIPPED, as no disk can be mounted here: {probe:?}");
+            eprintln!("SKIPPED, because no disk can be mounted here: {probe:?}");
             return None;
         }
         let program = self.path("orbd-on-small-disk");
         let built = env!("CARGO_BIN_EXE_orbd");
-        // By another process: a file that this one has open for writing cannot be executed.
+        // Another process writes the file: a file that this process has open for writing cannot be executed.
         let written = Command::new("/bin/sh")
             .args([
                 "-c",
@@ -249,7 +252,7 @@ impl World {
         Some(self)
     }
 
-    /// Returns the path by which a test sees a file on the disk that only the daemon sees.
+    /// Returns the path at which a test finds a file on the disk that only the daemon sees.
     pub(crate) fn daemon_path(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         let path = path.strip_prefix("/").expect("absolute");
@@ -262,13 +265,13 @@ impl World {
         self
     }
 
-    /// Starts the daemon and waits until it is the one that answers.
+    /// Starts the daemon and waits until this daemon is the one that answers.
     pub(crate) fn start(&mut self) {
         self.launch();
         self.until_it_answers();
     }
 
-    /// Starts the daemon by this description of it, and waits until it is the one that answers.
+    /// Starts the daemon from a description, and waits until this daemon is the one that answers.
     pub(crate) fn start_as(&mut self, mut command: Command) {
         self.daemon = Some(command.spawn().expect("the daemon starts"));
         self.until_it_answers();
@@ -284,7 +287,7 @@ impl World {
         self.daemon = Some(daemon);
     }
 
-    /// Waits until the daemon that was started is the one that answers.
+    /// Waits until the started daemon is the one that answers.
     pub(crate) fn until_it_answers(&mut self) {
         let mut child = self.daemon.take().expect("a daemon runs");
         eventually("the daemon answers", || {
@@ -299,7 +302,7 @@ impl World {
         self.daemon = Some(child);
     }
 
-    /// Describes the daemon's process.
+    /// Returns the command that starts the daemon.
     pub(crate) fn daemon_command(&self) -> Command {
         let log = fs::OpenOptions::new()
             .create(true)
@@ -323,7 +326,7 @@ impl World {
             .env("ORBCTL_SIM_LEDGER", self.path("ledger.jsonl"))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
-            // A signal to the test's group is not for the daemon.
+            // A signal to the test's process group must not reach the daemon.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -331,7 +334,7 @@ impl World {
         command
     }
 
-    /// Runs the stand-in past the daemon, with neither delay nor trouble nor a line in the ledger.
+    /// Runs the stand-in without the daemon, and without delay, trouble or lines in the ledger.
     pub(crate) fn sim(&self, words: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_orbctl-sim"))
             .args(words)
@@ -347,7 +350,7 @@ impl World {
             .expect("the stand-in starts")
     }
 
-    /// Returns the machines and their states as the stand-in itself tells them.
+    /// Returns the machines and their states as the stand-in itself lists them.
     pub(crate) fn truth(&self) -> Vec<(String, String)> {
         let output = self.sim(&["list", "-f", "json"]);
         assert!(output.status.success(), "{output:?}");
@@ -359,12 +362,12 @@ impl World {
             .collect()
     }
 
-    /// Returns a place in the folder.
+    /// Returns a path in the world's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Returns the socket's place.
+    /// Returns the path of the socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path("orbd.sock")
     }
@@ -384,23 +387,23 @@ impl World {
         Caller::connect(&self.socket())
     }
 
-    /// Connects and speaks by hand.
+    /// Connects for requests that a test writes by hand.
     pub(crate) fn wire(&self) -> Wire {
         Wire::connect(&self.socket())
     }
 
-    /// Connects as soon as there is room: a connection that was closed is one until the daemon has noticed.
+    /// Connects as soon as there is room: a closed connection counts until the daemon notices.
     pub(crate) fn admitted(&self) -> Wire {
         eventually("there is room", || {
             let mut wire = self.wire();
             let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"daemon.info\"}\n";
-            // Refused, it may be closed before this is written.
+            // If the connection is refused, it may be closed before this is written.
             let _ = wire.stream.write_all(request);
             wire.receive()?["result"].is_object().then_some(wire)
         })
     }
 
-    /// Connects as soon as there is room, and stays in use.
+    /// Connects as soon as there is room, and subscribes, so that the connection is in use.
     pub(crate) fn subscribed(&self) -> Wire {
         let mut wire = self.admitted();
         let answer = wire.call(2, "events.subscribe", &json!({}));
@@ -408,7 +411,7 @@ impl World {
         wire
     }
 
-    /// Makes a call on a connection of its own, in a thread of its own.
+    /// Runs a client on a connection and a thread of its own.
     pub(crate) fn background<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Caller) -> T + Send + 'static,
@@ -425,19 +428,19 @@ impl World {
     /// Makes a named pipe: a command that reads it runs until [`World::open_gate`].
     pub(crate) fn gate(&self, name: &str) -> String {
         let path = self.path(name);
-        // By the program: rustix has the call for Linux only.
+        // With the program, because rustix has this call for Linux only.
         let made = Command::new("mkfifo").args(["-m", "600"]).arg(&path).status();
         assert!(made.expect("this program").success());
         path.display().to_string()
     }
 
-    /// Waits until a command is at the gate, and keeps it there until it is let through.
+    /// Waits until a command reads from the gate, and keeps it there until it is released.
     ///
-    /// A job that runs is not there yet: its process has still to start, and to read which troubles are scripted.
+    /// A running job need not be there yet: its process must first start and read the scripted troubles.
     #[track_caller]
     pub(crate) fn at_gate(&self, name: &str) -> AtGate {
         let path = self.path(name);
-        // Without waiting in `open`, which would have no end where nobody ever reads.
+        // Non-blocking, because a blocking `open` would never return if no process reads.
         let mode = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         eventually(&format!("a command reads {name}"), || {
             match rustix::fs::open(&path, mode, rustix::fs::Mode::empty()) {
@@ -448,57 +451,57 @@ impl World {
         })
     }
 
-    /// Lets one command behind the gate go on, with something to read.
+    /// Releases one command at the gate, with a line to read.
     #[track_caller]
     pub(crate) fn open_gate(&self, name: &str) {
         self.at_gate(name).open();
     }
 
-    /// Kills the daemon as a crash would. Its children live on.
+    /// Kills the daemon as a crash would. Its children survive.
     pub(crate) fn kill(&mut self) {
         let mut daemon = self.daemon.take().expect("a daemon runs");
         daemon.kill().expect("it is ours");
         daemon.wait().expect("it is ours");
     }
 
-    /// Asks the daemon to stop in order.
+    /// Asks the daemon for an orderly stop, with SIGTERM.
     pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.pid()).expect("a pid");
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
     }
 
-    /// Waits until the daemon has ended.
+    /// Waits until the daemon has exited.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut daemon = self.daemon.take().expect("a daemon runs");
         eventually("the daemon ends", || daemon.try_wait().expect("it is ours"))
     }
 
-    /// Lists processes that belong to this world, by their environment or their folder.
+    /// Returns the processes that belong to this world, by their environment or their folder.
     pub(crate) fn processes(&self) -> Vec<u32> {
         processes::belonging_to(self.folder.path())
     }
 }
 
-/// A command that waits at a gate. It reads the end when this is dropped.
+/// A command that waits at a gate. It reads end of file when this is dropped.
 pub(crate) struct AtGate(fs::File);
 
 impl AtGate {
-    /// Lets it go on, with something to read.
+    /// Releases the command, with a line to read.
     pub(crate) fn open(mut self) {
         self.0.write_all(b"go\n").expect("somebody reads");
     }
 }
 
-/// Ends the whole run, with the name of the test, when one of its worlds outlives all patience: a wait without an end would
-/// otherwise tell nothing, not even whose it is.
+/// Aborts the whole run and prints the test's name if one of its worlds lives too long. An endless wait would otherwise
+/// print nothing, not even which test it is.
 struct Watchdog {
     /// Dropped with the world, which ends the thread.
     _over: mpsc::Sender<()>,
 }
 
 impl Watchdog {
-    /// Much longer than the longest test here; the thousand deaths of `make soak` are not watched.
+    /// Much longer than the longest test here; `make soak` runs without a watchdog.
     const PATIENCE: Duration = Duration::from_secs(240);
 
     fn start() -> Option<Self> {
@@ -506,11 +509,11 @@ impl Watchdog {
             return None;
         }
         let (over, waits) = mpsc::channel();
-        // The test's: the harness names its threads so.
+        // The test's name, after which the harness names its threads.
         let name = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
             if waits.recv_timeout(Self::PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // Past the harness, which keeps what is printed for tests that end.
+                // Bypasses the harness, which captures output until the test ends.
                 let line = format!("\ntest {name} has not ended in {:?}: given up\n", Self::PATIENCE);
                 let _ = io::stderr().write_all(line.as_bytes());
                 std::process::abort();
@@ -523,7 +526,7 @@ impl Watchdog {
 impl Drop for World {
     fn drop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
-            // Either may fail because it ended by itself.
+            // Either may fail because the daemon has exited.
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
@@ -551,7 +554,7 @@ impl Drop for World {
     }
 }
 
-/// A client that takes parameters as JSON and gives answers as types.
+/// A client that takes parameters as JSON and returns typed answers.
 pub(crate) struct Caller(pub(crate) Client);
 
 impl Caller {
@@ -561,7 +564,7 @@ impl Caller {
         Self(client)
     }
 
-    /// Calls; the error is what the daemon said.
+    /// Makes a call; the error is the daemon's.
     pub(crate) fn call<M: Method>(&mut self, params: Value) -> Result<M::Answer, Box<ErrorObject>> {
         match self.try_call::<M>(params) {
             Ok(answer) => answer,
@@ -569,7 +572,7 @@ impl Caller {
         }
     }
 
-    /// Calls a daemon that may go away meanwhile.
+    /// Makes a call to a daemon that may die meanwhile.
     pub(crate) fn try_call<M: Method>(
         &mut self,
         params: Value,
@@ -583,7 +586,7 @@ impl Caller {
         }
     }
 
-    /// Calls what must succeed.
+    /// Makes a call that must succeed.
     #[track_caller]
     pub(crate) fn ok<M: Method>(&mut self, params: Value) -> M::Answer {
         match self.call::<M>(params) {
@@ -592,7 +595,7 @@ impl Caller {
         }
     }
 
-    /// Calls what must be refused, and returns what the error says to a program.
+    /// Makes a call that must be refused; returns the error's data.
     #[track_caller]
     pub(crate) fn refused<M: Method>(&mut self, params: Value) -> ErrorData {
         match self.call::<M>(params) {
@@ -601,12 +604,12 @@ impl Caller {
         }
     }
 
-    /// Lists the machines as the daemon tells them to everybody.
+    /// Returns the machine list, which may come from the cache.
     pub(crate) fn machines(&mut self) -> Vec<Machine> {
         self.ok::<MachineList>(json!({})).machines
     }
 
-    /// Returns the state of a machine in the list; `None` when it is not there.
+    /// Returns the state of a machine; `None` if the list does not have it.
     pub(crate) fn state_of(&mut self, name: &str) -> Option<String> {
         let machines = self.machines();
         let machine = machines.into_iter().find(|machine| machine.name == name)?;
@@ -619,39 +622,39 @@ impl Caller {
         self.ok::<MachineRun>(json!({"machine": machine, "command": command}))
     }
 
-    /// Starts a command that outlives its client.
+    /// Starts a detached command; returns its job id.
     #[track_caller]
     pub(crate) fn run_detached(&mut self, machine: &str, command: &[&str]) -> u64 {
         let params = json!({"machine": machine, "command": command, "detach": true});
         self.ok::<MachineRun>(params).job_id
     }
 
-    /// Returns what ails `orbctl`, as the daemon takes it.
+    /// Returns the outage of `orbctl` that the daemon reports.
     #[track_caller]
     pub(crate) fn outage(&mut self) -> Option<Outage> {
         self.ok::<QueueStatus>(json!({})).unhealthy
     }
 
-    /// Waits until the daemon takes `orbctl` for well. Nothing tells that to somebody who does not ask.
+    /// Polls until the daemon reports no outage.
     #[track_caller]
-    pub(crate) fn until_well(&mut self) {
-        eventually("orbctl is taken for well", || {
+    pub(crate) fn until_healthy(&mut self) {
+        eventually("the daemon reports no outage", || {
             self.outage().is_none().then_some(())
         });
     }
 
-    /// Looks at a job.
+    /// Returns a job.
     #[track_caller]
     pub(crate) fn job(&mut self, id: u64) -> Job {
         self.ok::<JobGet>(json!({"job_id": id})).job
     }
 
-    /// Lists all jobs.
+    /// Returns all jobs.
     pub(crate) fn jobs(&mut self) -> Vec<Job> {
         self.ok::<JobList>(json!({"limit": 10_000})).jobs
     }
 
-    /// Waits for a job's end.
+    /// Waits until a job has ended, and returns it.
     #[track_caller]
     pub(crate) fn end_of(&mut self, id: u64) -> Job {
         let params = json!({"job_id": id, "timeout_ms": PATIENCE.as_millis()});
@@ -660,7 +663,7 @@ impl Caller {
         job
     }
 
-    /// Waits until a job runs. Nothing tells that to somebody who does not follow it.
+    /// Polls until a job runs.
     #[track_caller]
     pub(crate) fn until_running(&mut self, id: u64) {
         eventually("the job runs", || {
@@ -668,7 +671,7 @@ impl Caller {
         });
     }
 
-    /// Finds the job of an attached call made elsewhere, once it is in this state.
+    /// Polls until the job of a call made elsewhere is in this state, and returns it.
     #[track_caller]
     pub(crate) fn find(&mut self, operation: &str, machine: &str, state: JobStateWord) -> Job {
         eventually("the call becomes a job", || {
@@ -690,7 +693,7 @@ impl Caller {
         self.ok::<QueueResume>(json!({}));
     }
 
-    /// Reads a job's output from an offset to its end, and checks that nothing is missing or told twice.
+    /// Reads a job's output from an offset to its end, and checks that nothing is missing or repeated.
     pub(crate) fn output_from(&mut self, id: u64, mut offset: u64, bytes_max: u64) -> Vec<Chunk> {
         let mut all = Vec::new();
         loop {
@@ -721,7 +724,7 @@ pub(crate) fn bytes_of(chunk: &Chunk) -> Vec<u8> {
     }
 }
 
-/// Returns what one stream wrote.
+/// Returns the bytes of one stream.
 pub(crate) fn stream_of(chunks: &[Chunk], stream: Stream) -> Vec<u8> {
     chunks
         .iter()
@@ -735,7 +738,7 @@ pub(crate) fn stdout_of(answer: &RunAnswer) -> String {
     String::from_utf8_lossy(&stream_of(&answer.output, Stream::Stdout)).into_owned()
 }
 
-/// Returns how an ended job ended: its outcome's word, and the kind of its error.
+/// Returns the outcome of an ended job, and the kind of its error.
 pub(crate) fn outcome_of(job: &Job) -> (&str, &str) {
     let outcome = job.outcome.as_ref().expect("it has ended");
     let kind = outcome
@@ -746,7 +749,7 @@ pub(crate) fn outcome_of(job: &Job) -> (&str, &str) {
     (&outcome.kind, kind)
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -756,7 +759,7 @@ impl Random {
 
     /// Returns a number below `bound`.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        // SplitMix64, from its published constants.
+        // SplitMix64, with its published constants.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

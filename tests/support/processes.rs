@@ -1,17 +1,17 @@
-//! What the system says of processes: `/proc` where there is one, `ps` and `lsof` elsewhere.
+//! What the system reports of processes: `/proc` on Linux, `ps` and `lsof` elsewhere.
 //!
-//! The second way was never seen to work on a Mac. What it shares with Linux is compared with the first one here, where `ps` is there.
+//! The second way has never been run on a Mac. Where `ps` is installed, a test on Linux compares it with the first.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Says whether a process runs.
+/// Returns whether a process runs; a zombie does not.
 pub(crate) fn is_alive(pid: u32) -> bool {
     state_of(pid).is_some_and(|state| state != 'Z')
 }
 
-/// Returns a process's state, as in `S` or `T`; `None` when there is no such process.
+/// Returns the state of a process, such as `S` or `T`; `None` if there is no such process.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
     if cfg!(target_os = "linux") {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -20,7 +20,7 @@ pub(crate) fn state_of(pid: u32) -> Option<char> {
     by_ps::state_of(pid)
 }
 
-/// Returns the words of a process, with blanks between them.
+/// Returns the args of a process, separated by blanks.
 pub(crate) fn words_of(pid: u32) -> String {
     if cfg!(target_os = "linux") {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -30,7 +30,7 @@ pub(crate) fn words_of(pid: u32) -> String {
     by_ps::column("command", pid).unwrap_or_default()
 }
 
-/// Returns what a process has in memory, in KiB.
+/// Returns the resident memory of a process, in KiB.
 pub(crate) fn resident(pid: u32) -> u64 {
     if cfg!(target_os = "linux") {
         return memory(pid, "VmRSS:").expect("it runs");
@@ -40,7 +40,7 @@ pub(crate) fn resident(pid: u32) -> u64 {
         .expect("it runs")
 }
 
-/// Returns the most that a process has had in memory, in KiB. Only on Linux.
+/// Returns the peak resident memory of a process, in KiB. Linux only.
 pub(crate) fn resident_peak(pid: u32) -> Option<u64> {
     memory(pid, "VmHWM:")
 }
@@ -51,7 +51,7 @@ fn memory(pid: u32, key: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Counts what a process has open.
+/// Counts the open descriptors of a process.
 pub(crate) fn count_open(pid: u32) -> usize {
     if cfg!(target_os = "linux") {
         return fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
@@ -61,8 +61,9 @@ pub(crate) fn count_open(pid: u32) -> usize {
         .count()
 }
 
-/// Lists living processes that stand in a folder, or have its path in their environment. Elsewhere than on Linux that of the system's
-/// own programs is hidden, and so are they, unless a word of theirs names the folder.
+/// Lists living processes whose working directory is below a folder, or whose environment contains its path. Outside
+/// Linux, the environment of the system's own programs is hidden; such a process is found only if one of its args names
+/// the folder.
 pub(crate) fn belonging_to(folder: &Path) -> Vec<u32> {
     let named = folder.as_os_str().as_encoded_bytes();
     let found: Vec<u32> = if cfg!(target_os = "linux") {
@@ -87,7 +88,7 @@ pub(crate) fn belonging_to(folder: &Path) -> Vec<u32> {
     found.into_iter().filter(is_ours).collect()
 }
 
-/// Lists the children of a process, ended ones too.
+/// Lists the children of a process, including ended ones.
 pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     if !cfg!(target_os = "linux") {
         let all = by_ps::said(Command::new("ps").args(["-axo", "pid=,ppid="]));
@@ -111,7 +112,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-/// By the program that every such system has.
+/// Functions that read from `ps`, which every such system has.
 mod by_ps {
     use std::process::Command;
 
@@ -121,7 +122,7 @@ mod by_ps {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Returns one column of one process; `None` when there is no such process.
+    /// Returns one column of one process; `None` if there is no such process.
     pub(super) fn column(name: &str, pid: u32) -> Option<String> {
         let text = said(Command::new("ps").args(["-ww", "-o", &format!("{name}="), "-p", &pid.to_string()]));
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
@@ -133,13 +134,13 @@ mod by_ps {
 }
 
 #[test]
-fn both_ways_of_looking_at_a_process_see_the_same() {
+fn proc_and_ps_report_the_same_process() {
     if !cfg!(target_os = "linux") || Command::new("ps").arg("--version").output().is_err() {
         return;
     }
     let mut child = Command::new("sleep").arg("1000").spawn().expect("it starts");
     let pid = child.id();
-    // It is this program until it has become the other.
+    // Before its exec, the child is still this test program.
     super::eventually("it sleeps", || {
         (words_of(pid) == "sleep 1000" && state_of(pid) == Some('S')).then_some(())
     });

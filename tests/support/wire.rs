@@ -1,4 +1,4 @@
-//! A connection spoken by hand, for what the client would never say.
+//! A raw connection, for requests that the client library would never send.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -34,18 +34,18 @@ impl Wire {
         self.send(format!("{request}\n"));
     }
 
-    /// Reads one line; `None` when the daemon closed the connection.
+    /// Reads one line of JSON; `None` if the daemon closed the connection.
     pub(crate) fn receive(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
             Ok(0) => None,
             Ok(_) => Some(serde_json::from_str(&line).expect("JSON")),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => None,
-            Err(error) => panic!("nothing came: {error}"),
+            Err(error) => panic!("no line received: {error}"),
         }
     }
 
-    /// Sends a line and reads one.
+    /// Sends a line and reads one line.
     pub(crate) fn exchange(&mut self, line: &str) -> Value {
         self.send(line);
         self.send("\n");
@@ -58,7 +58,7 @@ impl Wire {
         self.until(|message| message["id"] == id)
     }
 
-    /// Reads until a message is the one.
+    /// Reads until a message matches.
     pub(crate) fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         loop {
             let message = self.receive().expect("the message that is waited for");
@@ -68,12 +68,12 @@ impl Wire {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Closes the sending direction.
     pub(crate) fn half_close(&self) {
         self.stream.shutdown(Shutdown::Write).expect("it was open");
     }
 
-    /// Reads an HTTP answer's head, with its empty line.
+    /// Reads the head of an HTTP answer, with its empty line.
     pub(crate) fn head(&mut self) -> String {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -83,14 +83,14 @@ impl Wire {
         head
     }
 
-    /// Reads one line of text; `None` when the daemon closed the connection.
+    /// Reads one line of text; `None` if the daemon closed the connection.
     pub(crate) fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.reader.read_line(&mut line).expect("a line");
         (read > 0).then_some(line)
     }
 
-    /// Waits until the daemon closes the connection; false if it sends anything.
+    /// Waits until the daemon closes the connection; returns false if it sends anything.
     pub(crate) fn is_closed(&mut self) -> bool {
         match self.reader.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
@@ -98,7 +98,7 @@ impl Wire {
         }
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly `count` bytes.
     pub(crate) fn exactly(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes).expect("so many bytes");

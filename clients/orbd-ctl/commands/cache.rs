@@ -11,7 +11,7 @@ use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
-/// Shows or forgets what is remembered.
+/// Shows or invalidates the cache.
 pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Result<ExitCode, CliError> {
     match command {
         None | Some(CacheCommand::Status) => {
@@ -19,10 +19,10 @@ pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Res
             context.console.answer(&answer, render::cache)?;
         }
         Some(CacheCommand::Invalidate { machine }) => {
-            let what = machine.clone().unwrap_or_else(|| "everything".into());
+            let what = machine.clone().unwrap_or_else(|| "all answers".into());
             let answer = context.ask::<CacheInvalidate>(Wait::Queue, &CacheInvalidateParams { machine })?;
             context.console.answer(&answer, |answer, _| {
-                format!("{what} is forgotten; generation {}\n", answer.generation)
+                format!("invalidated {what} (generation {})\n", answer.generation)
             })?;
         }
     }

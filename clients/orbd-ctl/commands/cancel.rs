@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 
-/// Cancels jobs; the exit code is that of the first that could not be.
+/// Cancels jobs. The exit code is that of the first failure.
 pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = false;
@@ -20,7 +20,7 @@ pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, C
                 let result = match answer.result.as_str() {
                     "never_started" => "cancelled before it started",
                     "stopping" => "is being stopped",
-                    "already_ended" => "had ended already",
+                    "already_ended" => "had already ended",
                     other => other,
                 };
                 format!("job {job_id} {result}\n")

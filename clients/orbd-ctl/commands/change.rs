@@ -1,4 +1,4 @@
-//! What all changes have in common: several at once, one line for each, and the exit code of the first that failed.
+//! Common code of all changes: runs several in parallel, prints a line for each, and exits with the code of the first failure.
 
 use std::process::ExitCode;
 
@@ -9,17 +9,17 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::render;
 
-/// How a change is told.
+/// Names and messages of a change.
 pub(super) struct Change {
-    /// Verb in job lists and records, as in `start`.
+    /// Operation in job lists and records, e.g. `start`.
     pub(super) verb: &'static str,
-    /// Said when it was done, as in `started`.
+    /// Message after success, e.g. `started {}`; `{}` stands for the subject.
     pub(super) done: &'static str,
-    /// Said when there was nothing to do, as in `is running already`.
+    /// Message if there was nothing to do, e.g. `{} is already running`; `{}` stands for the subject.
     pub(super) held: &'static str,
 }
 
-/// Carries out a change of each subject.
+/// Requests a change of each subject, and prints the results.
 pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
     context: &mut Context,
     change: &Change,
@@ -58,7 +58,7 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
     Ok(code)
 }
 
-/// Carries out a change of each machine that was named.
+/// Requests a change of each of the given machines.
 pub(super) fn each<M: Method<Answer = ChangeAnswer>>(
     context: &mut Context,
     change: &Change,
@@ -69,7 +69,7 @@ pub(super) fn each<M: Method<Answer = ChangeAnswer>>(
     carry_out::<M>(context, change, machines, &requests)
 }
 
-/// Carries out one change of something that is no machine.
+/// Requests a single change of something other than a machine.
 pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
     context: &mut Context,
     change: &Change,
@@ -79,16 +79,16 @@ pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
     carry_out::<M>(context, change, &[subject.to_owned()], &[request])
 }
 
-/// Says what became of one change. A detached job is its id alone, for scripts.
+/// Formats the result of a change. For a detached job this is only its id, for scripts.
 fn told(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
     if answer.state != JobStateWord::Ended {
         return format!("{}\n", answer.job_id);
     }
     if answer.changed == Some(false) {
-        return format!("{subject} {}\n", change.held);
+        return format!("{}\n", change.held.replace("{}", subject));
     }
     let mut times = Vec::new();
-    // Waits that nobody noticed are not worth a word.
+    // Waits of less than a second are not worth mentioning.
     if let Some(us) = answer.wait_us.filter(|us| *us >= 1_000_000) {
         times.push(format!("waited {}", render::duration_us(us)));
     }
@@ -100,7 +100,7 @@ fn told(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
     } else {
         format!(" ({})", times.join(", "))
     };
-    format!("{subject} {}{times}\n", change.done)
+    format!("{}{times}\n", change.done.replace("{}", subject))
 }
 
 #[cfg(test)]
@@ -108,11 +108,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_says_whether_there_was_anything_to_do_and_how_long_it_took() {
+    fn a_result_names_the_subject_and_the_times_or_that_nothing_was_done() {
         let change = Change {
             verb: "start",
-            done: "started",
-            held: "is running already",
+            done: "started {}",
+            held: "{} is already running",
         };
         let check = |state, changed, wait_us, expected: &str| {
             let answer = ChangeAnswer {
@@ -125,14 +125,14 @@ mod tests {
             };
             assert_eq!(told(&change, "web", &answer), expected);
         };
-        check(JobStateWord::Ended, Some(true), 50, "web started (took 1.2 s)\n");
+        check(JobStateWord::Ended, Some(true), 50, "started web (took 1.2 s)\n");
         check(
             JobStateWord::Ended,
             Some(true),
             34_000_000,
-            "web started (waited 34 s, took 1.2 s)\n",
+            "started web (waited 34 s, took 1.2 s)\n",
         );
-        check(JobStateWord::Ended, Some(false), 50, "web is running already\n");
+        check(JobStateWord::Ended, Some(false), 50, "web is already running\n");
         check(JobStateWord::Waiting, None, 50, "12\n");
     }
 }

@@ -9,7 +9,7 @@ use crate::args::CloneMachine;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Copies a machine.
+/// Clones a machine.
 pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
@@ -22,8 +22,8 @@ pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCod
     );
     let change = Change {
         verb: "clone",
-        done: "cloned",
-        held: "cloned already",
+        done: "cloned {}",
+        held: "already cloned {}",
     };
     change::carry_out::<MachineClone>(context, &change, &subjects, &[params])
 }

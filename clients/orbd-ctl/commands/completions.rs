@@ -1,4 +1,4 @@
-//! `completions` and `man`: what a package installs beside the program.
+//! `completions` and `man`: the files that a package installs along with the program.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use crate::completions;
 use crate::context::Context;
 use crate::error::CliError;
 
-/// Prints the script that a shell reads.
+/// Prints the completion script of a shell.
 pub(super) fn completions(context: &mut Context, args: &Completions) -> Result<ExitCode, CliError> {
     let script = completions::script(args.shell)?;
     context.console.print(&script)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the manual page, or writes one for each verb into a folder.
+/// Prints the manual page, or writes a page for each command into a directory.
 pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, CliError> {
     let grammar = Cli::command();
     let Some(folder) = &args.to else {
@@ -34,11 +34,9 @@ pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, CliErro
             source,
         })?;
     }
-    context.console.eprint(&format!(
-        "{} pages written to {}",
-        written.len(),
-        folder.display()
-    ));
+    context
+        .console
+        .eprint(&format!("wrote {} pages to {}", written.len(), folder.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -47,14 +45,14 @@ fn write(folder: &Path, path: &Path, page: &[u8]) -> std::io::Result<()> {
     fs::write(path, page)
 }
 
-/// Renders the page of one command.
+/// Renders the manual page of one command.
 fn page(command: clap::Command) -> Result<Vec<u8>, CliError> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
     Ok(page)
 }
 
-/// Renders a page for the program and one for each verb, down to the last: `orbd-ctl.1`, `orbd-ctl-job.1`, `orbd-ctl-job-why.1`.
+/// Renders the pages of the program, its verbs and their subcommands: `orbd-ctl.1`, `orbd-ctl-job.1`, `orbd-ctl-job-why.1`.
 fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, CliError> {
     let mut grammar = grammar.disable_help_subcommand(true);
     grammar.build();
@@ -63,8 +61,7 @@ fn pages(grammar: clap::Command) -> Result<Vec<(String, Vec<u8>)>, CliError> {
     Ok(pages)
 }
 
-/// Adds the page of a command and those below it. Found as `man orbd-ctl-job-why`, which is also the name that clap has given it to
-/// be shown.
+/// Adds the pages of a command and its subcommands. A page is named as clap names the command in it, e.g. `orbd-ctl-job-why`.
 fn add_pages(
     command: &clap::Command,
     name: &str,

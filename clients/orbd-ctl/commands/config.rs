@@ -45,7 +45,7 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
                 return Ok(ExitCode::from(code));
             }
             Err(CliError::Absent {
-                message: format!("{} is not set", params.key),
+                message: format!("config key {} is not set", params.key),
                 hint: "`orbd-ctl config show` lists the keys".into(),
             })
         }
@@ -55,8 +55,8 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             let params = request!(&job_flags, ConfigSetParams { key, value });
             let change = Change {
                 verb: "config_set",
-                done: "set",
-                held: "has that value already",
+                done: "set {}",
+                held: "{} already has that value",
             };
             change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
         }
@@ -67,18 +67,18 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
             let params = request!(&job_flags, ChangeParams {});
             let change = Change {
                 verb: "config_reset",
-                done: "reset",
-                held: "has its defaults already",
+                done: "configuration reset",
+                held: "configuration already has its defaults",
             };
-            change::carry_out::<ConfigReset>(context, &change, &["the configuration".into()], &[params])
+            change::carry_out::<ConfigReset>(context, &change, &["configuration".into()], &[params])
         }
     }
 }
 
-/// Says where a verb is that OrbStack's configuration does not have.
+/// Returns the error for a subcommand that only `daemon config` has.
 fn of_orbd(verb: &str) -> CliError {
     CliError::Usage {
-        message: format!("OrbStack's configuration, which `orbd-ctl config` is about, has no `{verb}`"),
-        hint: format!("orbd's own is `orbd-ctl daemon config {verb}`"),
+        message: format!("`orbd-ctl config`, which is for OrbStack's configuration, has no `{verb}`"),
+        hint: format!("for orbd's own configuration run `orbd-ctl daemon config {verb}`"),
     }
 }

@@ -13,7 +13,7 @@ use crate::args::Create;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Makes a machine.
+/// Creates a machine.
 pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let (distro, version) = match args.image.split_once(':') {
@@ -27,7 +27,7 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Cl
             verb: "create",
             machine: name.clone(),
             terminal: Terminal::Ours,
-            done: Some(format!("{name} created")),
+            done: Some(format!("created {name}")),
         };
         return lease::carry_out(context, place, &job_flags, |name| words(&args, name));
     }
@@ -51,13 +51,13 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Cl
     );
     let change = Change {
         verb: "create",
-        done: "created",
-        held: "is there already",
+        done: "created {}",
+        held: "{} already exists",
     };
     change::carry_out::<MachineCreate>(context, &change, &subjects, &[params])
 }
 
-/// Returns what the real tool is told when it reads a file of ours, or asks at our terminal.
+/// Returns the real tool's arguments. It runs in this client if it has to read a file or prompt on the terminal.
 fn words(args: &Create, name: &str) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["create".into()];
     if let Some(file) = &args.user_data {
@@ -105,7 +105,7 @@ mod tests {
     use crate::fake::Fake;
 
     #[test]
-    fn with_user_data_the_real_tool_is_told_what_was_typed() {
+    fn with_user_data_the_real_tool_gets_all_options() {
         let line =
             "orbd-ctl create -p -a amd64 debian:12 db --cpus 2 --isolated --mount /a:/b --user-data=-x.yaml";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_named_after_its_distribution_unless_told() {
+    fn the_distribution_is_the_default_name() {
         let check = |line: &str, expected: serde_json::Value| {
             let fake = Fake::new(|peer, request| {
                 peer.answer(
@@ -132,7 +132,7 @@ mod tests {
             };
             assert_eq!(create(&mut context, args).unwrap(), ExitCode::SUCCESS);
             assert_eq!(fake.asked()[0]["params"], expected);
-            assert!(out.text().ends_with(" created (took 5.0 s)\n"));
+            assert!(out.text().starts_with("created ") && out.text().ends_with(" (took 5.0 s)\n"));
         };
         check(
             "orbd-ctl create ubuntu",

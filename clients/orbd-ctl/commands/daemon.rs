@@ -19,16 +19,16 @@ use crate::link::Link;
 use crate::progress::{Progress, Wait};
 use crate::render;
 
-/// What it takes after that, generously: 2 s for connections, for the journal and for the metrics each.
+/// Upper bound for the rest of the daemon's shutdown, after running changes: 2 s each for connections, journal and metrics.
 const FAREWELLS_MAX: Duration = Duration::from_secs(10);
 
-/// How long a process takes to exit once it has given its lock back.
+/// Maximum time for the daemon's process to exit after it has released its lock.
 const EXIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long it may take to tell about itself.
+/// Timeout of the calls `daemon.info` and `daemon.reload`.
 const INFO_MAX: Duration = Duration::from_secs(5);
 
-/// Starts, stops and inspects the daemon. None of these says hello first: they have to work with a daemon of another version.
+/// Starts, stops and inspects the daemon. None of these commands greets it first, so they work with a daemon of another version.
 pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, CliError> {
     match command {
         DaemonCommand::Start { on_demand } => {
@@ -72,7 +72,7 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks a daemon that runs about itself. The connection leads to the one that answered, whoever listens later.
+/// Calls `daemon.info`. The returned connection stays with the daemon that answered, even if another one listens later.
 fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), CliError> {
     let mut client = context.link.dial()?;
     let mut pending = client.start::<DaemonInfo>(&NoParams {})?;
@@ -84,12 +84,12 @@ fn ask(context: &Context) -> Result<(Client, DaemonInfoAnswer), CliError> {
     }
 }
 
-/// Says of a daemon that does not run that it is not to be started on demand.
+/// Replaces the error that the daemon is not running by one that it must not be started on demand.
 fn unwanted(error: CliError) -> CliError {
     match error {
         CliError::NotRunning { .. } => CliError::NotStarted {
             reason: "`autostart` is off, so it is not started on demand".into(),
-            hint: "`orbd-ctl daemon start` starts it all the same".into(),
+            hint: "start it with `orbd-ctl daemon start`".into(),
         },
         other => other,
     }
@@ -104,7 +104,7 @@ fn start(context: &mut Context) -> Result<(), CliError> {
         other => Some(other?.1),
     };
     let word = if running.is_some() {
-        "is running already"
+        "is already running"
     } else {
         "started"
     };
@@ -117,25 +117,25 @@ fn start(context: &mut Context) -> Result<(), CliError> {
     })
 }
 
-/// Stops a daemon that runs, whoever it is, without an answer on stdout.
+/// Stops the running daemon, if any, without output to stdout.
 pub(super) fn stop_quietly(context: &mut Context) -> Result<(), CliError> {
     stop(context).map(drop)
 }
 
-/// What was stopped.
+/// Result of stopping the daemon.
 enum Stopped {
-    /// Nobody ran.
+    /// No daemon was running.
     Nobody,
-    /// This process.
+    /// The daemon with this process id exited.
     Process(u32),
-    /// One that had been asked before and took no connections any more, so that it could not say who it is.
+    /// A daemon exited that was already shutting down. It accepted no connections, so its process id is unknown.
     Unnamed,
 }
 
-/// Stops the daemon and waits until it is gone.
+/// Stops the daemon and waits until it has exited.
 fn stop(context: &mut Context) -> Result<Stopped, CliError> {
     let (mut client, info) = match ask(context) {
-        // It takes no connections while it ends what runs, but holds its lock to the end.
+        // A daemon that is shutting down accepts no connections, but holds its lock until it exits.
         Err(CliError::NotRunning { .. } | CliError::Lost(_)) if context.link.is_held() => {
             let leaving = Leaving {
                 process: None,
@@ -157,7 +157,7 @@ fn stop(context: &mut Context) -> Result<Stopped, CliError> {
         at_most: LEAVE_CHANGES_AFTER.max(grace) + FAREWELLS_MAX,
     };
     match client.call::<DaemonStop>(&NoParams {}).map_err(CliError::from) {
-        // It may be gone before its answer is out.
+        // The daemon may exit before it has sent its answer.
         Ok(_) | Err(CliError::Lost(_)) => {}
         Err(error) => return Err(error),
     }
@@ -168,19 +168,21 @@ fn stop(context: &mut Context) -> Result<Stopped, CliError> {
 
 /// A daemon that was asked to stop.
 struct Leaving {
+    /// `None` if the process id is unknown.
     process: Option<Process>,
+    /// Maximum time to wait.
     at_most: Duration,
 }
 
-/// Which process it is.
+/// A process, identified by id and start time.
 struct Process {
     pid: u32,
-    /// `None` when it was gone already, or where we may not look.
+    /// `None` if the process had already exited, or cannot be inspected.
     started: Option<StartTime>,
 }
 
 impl Leaving {
-    /// Waits until it is gone, and says what keeps it.
+    /// Waits until the daemon has exited, and reports the jobs that it is waiting for.
     fn see_off(
         &self,
         link: &Link,
@@ -201,7 +203,7 @@ impl Leaving {
                     .map_or_else(String::new, |names| format!("; still running: {names}"));
                 return Err(CliError::Local {
                     what: format!(
-                        "{who} has been asked to stop and has not gone for {}{keeps}",
+                        "{who} was asked to stop and has not exited for {}{keeps}",
                         render::duration(self.at_most)
                     ),
                     source: std::io::ErrorKind::TimedOut.into(),
@@ -214,8 +216,8 @@ impl Leaving {
         Ok(())
     }
 
-    /// Says whether it is gone: its process is, or, where we cannot see that, nobody holds its lock. That nobody listens says
-    /// nothing. `free` is when its lock was first seen free.
+    /// Returns whether the daemon has exited: its process is gone or, if the process cannot be inspected, its lock is free. A closed
+    /// socket proves nothing. `free` stores the time at which the lock was first seen free.
     fn is_gone(&self, link: &Link, free: &mut Option<Instant>) -> bool {
         let process = self.process.as_ref();
         let identity = process.and_then(|process| {
@@ -226,14 +228,14 @@ impl Leaving {
         });
         match (identity, *free) {
             (Some(identity), _) if !sys::is_alive(&identity) => true,
-            // Giving the lock back is the last that it does before it exits. A process that stays longer is a stranger: where the
-            // daemon's ids are others than ours, as in a container.
+            // The daemon releases the lock just before it exits. If the process exists longer than that, it is another one: the
+            // daemon's process ids differ from ours, as in a container.
             (Some(_), Some(free)) => now() - free > EXIT_MAX,
             (Some(_), None) => {
                 *free = (!link.is_held()).then(now);
                 false
             }
-            // Somebody who listens is another one, which a service manager started.
+            // A daemon that accepts connections is another one, started by a service manager.
             (None, _) => link.dial().is_ok() || !link.is_held(),
         }
     }

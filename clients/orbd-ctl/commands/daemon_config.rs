@@ -1,4 +1,4 @@
-//! `daemon config`: where orbd's own configuration is, what every key is set to and by what, and whether a file is valid.
+//! `daemon config`: the path of orbd's configuration file, the value and source of every key, and validation of a file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ pub(super) fn daemon_config(context: &mut Context, command: OwnConfigCommand) ->
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the configuration is, seen from here. A service may have been started with other variables.
+/// The configuration as this process finds it. A service may have been started with other environment variables.
 struct Here {
     places: UserDirs,
     environment: Environment,
@@ -70,11 +70,11 @@ struct PathAnswer {
 #[derive(Serialize)]
 struct ShownKey {
     key: &'static str,
-    /// As a flag would give it; null where nothing is set.
+    /// In the form that `--set` accepts; null if the key is not set.
     value: Option<String>,
     /// `default`, `file` or `variable`.
     from: &'static str,
-    /// Which line or variable.
+    /// Line of the file, or name of the variable; absent for a default.
     #[serde(skip_serializing_if = "Option::is_none")]
     place: Option<String>,
     needs_restart: bool,
@@ -154,7 +154,7 @@ fn check(context: &mut Context, here: &Here, file: Option<PathBuf>) -> Result<Ex
             config_file: Some(file),
             ..
         } => format!("{file} is valid\n"),
-        Checked { .. } => "there is no file, and all is default\n".into(),
+        Checked { .. } => "no configuration file; all keys have their defaults\n".into(),
     })?;
     Ok(ExitCode::from(if answer.valid { 0 } else { exit::FAILED }))
 }

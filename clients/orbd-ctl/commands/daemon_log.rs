@@ -1,4 +1,4 @@
-//! `daemon logs` and `service logs`: the daemon's own log, read from its file.
+//! `daemon logs` and `service logs`: print and follow the daemon's log file.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,26 +12,26 @@ use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::launch;
 
-/// Most of a log that is read for its last lines.
+/// Maximum number of bytes that are read at a time, and searched for the last lines.
 const TAIL_MAX: u64 = 1 << 20;
 
-/// How often a followed log is looked at.
+/// Interval at which a followed log is polled.
 const FOLLOW_TICK: Duration = Duration::from_millis(250);
 
-/// Shows the end of the daemon's log, and what is added to it.
+/// Prints the last lines of the daemon's log, and with `--follow` new lines until Ctrl-C.
 pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), CliError> {
     let path = log_file()?;
-    let unreadable = |source: io::Error| match source.kind() {
+    let unreadable = |source: io::Error| {
+        match source.kind() {
         io::ErrorKind::NotFound => CliError::Absent {
-            message: format!("orbd has no log yet: there is no {}", path.display()),
-            hint:
-                "it begins when orbd first runs in the background; `orbd --foreground` logs to its terminal"
-                    .into(),
+            message: format!("orbd has no log yet: {} does not exist", path.display()),
+            hint: "orbd creates it when it first runs in the background; `orbd --foreground` logs to its terminal".into(),
         },
         _ => CliError::Local {
             what: format!("cannot read {}", path.display()),
             source,
         },
+    }
     };
     let mut log = Log::open(&path).map_err(unreadable)?;
     let tail = log.tail(args.lines).map_err(unreadable)?;
@@ -51,11 +51,11 @@ pub(super) fn logs(context: &mut Context, args: LogArgs) -> Result<(), CliError>
     Err(CliError::Interrupted)
 }
 
-/// Finds the log where the configuration puts it: ours is the daemon's, unless it was started with another environment.
+/// Returns the path of the log. Correct if the daemon was started with the same environment as this client.
 fn log_file() -> Result<PathBuf, CliError> {
     launch::daemon_log().ok_or_else(|| CliError::Absent {
-        message: "orbd's log cannot be found: its configuration is not in order".into(),
-        hint: "`orbd --check-config` says what is wrong".into(),
+        message: "cannot determine the path of orbd's log: its configuration is invalid".into(),
+        hint: "`orbd --check-config` shows the error".into(),
     })
 }
 
@@ -73,7 +73,7 @@ impl Log {
         })
     }
 
-    /// Returns the last lines, and stands at the end afterwards.
+    /// Returns the last lines. Afterwards the file position is at the end.
     fn tail(&mut self, lines: usize) -> io::Result<Vec<u8>> {
         let end = self.file.metadata()?.len();
         self.file.seek(SeekFrom::Start(end.saturating_sub(TAIL_MAX)))?;
@@ -89,7 +89,7 @@ impl Log {
         })
     }
 
-    /// Returns what was added; after a rotation the rest of the old file, then the new one.
+    /// Returns the bytes that were added. After a rotation, first returns the rest of the old file, then reads the new one.
     fn more(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.file.by_ref().take(TAIL_MAX).read_to_end(&mut bytes)?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_lines_of_a_log_are_shown_and_what_follows_also_over_a_rotation() {
+    fn last_lines_and_new_lines_are_read_across_a_rotation() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("orbd.log");
         fs::write(&path, "one\ntwo\nthree\n").expect("written");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_log_is_shown_whole() {
+    fn a_short_log_is_read_completely() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("orbd.log");
         fs::write(&path, "one\n").expect("written");

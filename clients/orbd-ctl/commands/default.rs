@@ -27,14 +27,14 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
         if answer.machine.is_none() {
             context
                 .console
-                .eprint("there is no default machine; `orbd-ctl default NAME` sets one");
+                .eprint("no default machine set; `orbd-ctl default NAME` sets one");
         }
         return Ok(ExitCode::SUCCESS);
     };
     let job_flags = args.job.options();
     let (machine, subject, done) = match name.as_str() {
-        "none" => (None, "the default machine".to_owned(), "cleared"),
-        _ => (Some(name.clone()), name, "is the default machine"),
+        "none" => (None, "the default machine".to_owned(), "default machine cleared"),
+        _ => (Some(name.clone()), name, "{} is the default machine"),
     };
     let params = request!(&job_flags, SetDefaultParams { machine });
     let change = Change {
@@ -45,7 +45,7 @@ pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<Exi
     change::carry_out::<MachineSetDefault>(context, &change, &[subject], &[params])
 }
 
-/// Returns the machine that was named, else the default one.
+/// Returns the given machine, or the default machine if none was given.
 pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) -> Result<String, CliError> {
     if let Some(name) = named {
         return Ok(name.clone());
@@ -53,7 +53,7 @@ pub(super) fn machine_or_default(context: &mut Context, named: Option<&String>) 
     let watch = Wait::Ours("default", "the default machine".into());
     let answer = context.look::<MachineDefault>(watch, &ReadParams::default())?;
     answer.machine.ok_or_else(|| CliError::Absent {
-        message: "no machine was named, and there is no default machine".into(),
-        hint: "name one with -m NAME, or set the default with `orbd-ctl default NAME`".into(),
+        message: "no machine given, and no default machine set".into(),
+        hint: "name a machine with -m NAME, or set the default with `orbd-ctl default NAME`".into(),
     })
 }

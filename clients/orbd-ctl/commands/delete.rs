@@ -11,17 +11,17 @@ use crate::console::Console;
 use crate::context::{Context, request};
 use crate::error::{CliError, exit};
 
-/// Destroys machines. A person at a terminal is asked first.
+/// Deletes machines. On a terminal, asks for confirmation first.
 pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, CliError> {
     if context.console.can_ask && !args.yes && !is_meant(&mut context.console, &args.machines)? {
-        context.console.eprint("nothing was deleted");
+        context.console.eprint("nothing deleted");
         return Ok(ExitCode::from(exit::FAILED));
     }
     let job_flags = args.job.options();
     let change = Change {
         verb: "delete",
-        done: "deleted",
-        held: "is not there",
+        done: "deleted {}",
+        held: "{} does not exist",
     };
     change::each::<MachineDelete>(context, &change, &args.machines, |machine| {
         request!(&job_flags, MachineParams { machine })
@@ -31,7 +31,7 @@ pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, C
 fn is_meant(console: &mut Console, machines: &[String]) -> Result<bool, CliError> {
     write!(
         console.err,
-        "Delete {} with everything on {}? [y/N] ",
+        "delete {} and everything on {}? [y/N] ",
         machines.join(", "),
         if machines.len() == 1 { "it" } else { "them" }
     )?;

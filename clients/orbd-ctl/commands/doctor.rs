@@ -1,6 +1,6 @@
-//! `doctor`: looks at everything that has to be right, and says what mends what is not.
+//! `doctor`: checks the installation and prints a fix for each problem.
 //!
-//! Each check looks at one thing and gives one check. None changes anything, starts the daemon or wakes OrbStack.
+//! Each function checks one thing. None of them changes anything, or starts the daemon or OrbStack.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -25,36 +25,35 @@ use crate::link::{CLIENT_NAME, Link};
 use crate::render;
 use crate::service::{ManagerName, Service, State};
 
-/// How long the daemon may think about each question.
+/// Timeout of each call to the daemon; a call may run `orbctl`.
 const ANSWER_MAX: Duration = Duration::from_secs(40);
 
-/// What helps when OrbStack does not answer.
-const UNSTICK: &str = "`orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`; if that does not help, restart the app";
+/// Fix for an OrbStack that does not answer.
+const UNSTICK: &str = "run `orbd-ctl stop --orbstack --force`, then `orbd-ctl start --force`; if that does not help, restart the app";
 
-/// Less free than this where orbd keeps its state, and something will fail soon.
+/// Minimum free space, in bytes, on the disk of orbd's state directory.
 const FREE_MIN: u64 = 100 << 20;
 
-/// How good it is.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum CheckStatus {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// It works, but not as well as it could, or not for long.
+    /// Works, but with a limitation or a problem to come.
     Warn,
-    /// It does not work.
+    /// Does not work.
     Error,
 }
 
-/// What a check found.
+/// One check and its result, as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Check {
-    /// What was looked at.
+    /// What was checked.
     name: &'static str,
     status: CheckStatus,
-    /// What was seen.
     message: String,
-    /// What mends it.
+    /// How to fix the problem; `None` if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -86,13 +85,13 @@ impl Check {
     }
 }
 
-/// All that was found.
+/// Answer of `doctor --json`.
 #[derive(Debug, Serialize)]
 struct Checks {
     checks: Vec<Check>,
 }
 
-/// Looks at everything, and fails when something is bad.
+/// Runs all checks; exits with 1 if one of them is an error.
 pub(super) fn doctor(context: &mut Context) -> Result<ExitCode, CliError> {
     let checks = examine(&context.link);
     let is_bad = checks.iter().any(|check| check.status == CheckStatus::Error);
@@ -106,14 +105,14 @@ fn examine(link: &Link) -> Vec<Check> {
         Ok(config) => Check::ok(
             "configuration",
             config.file().map_or_else(
-                || "no file; all is default".into(),
+                || "no file; all keys have their defaults".into(),
                 |path| path.display().to_string(),
             ),
         ),
         Err(error) => Check::error(
             "configuration",
             error.to_string(),
-            "correct it; `orbd --sample-config` explains every key, `orbd --check-config` checks again",
+            "correct the file; `orbd --sample-config` explains every key, `orbd --check-config` validates the file",
         ),
     }];
     checks.push(socket(&link.socket));
@@ -135,12 +134,12 @@ fn examine(link: &Link) -> Vec<Check> {
     checks
 }
 
-/// Looks at the socket's path and at who may reach it.
+/// Checks the socket's path, type, owner and permissions.
 fn socket(path: &Path) -> Check {
     socket_of(path, rustix::process::geteuid().as_raw())
 }
 
-/// The same for this user.
+/// As [`socket`], for the user with the id `ours`.
 fn socket_of(path: &Path, ours: u32) -> Check {
     const ABOUT: &str = "socket";
     let length = path.as_os_str().len();
@@ -161,25 +160,28 @@ fn socket_of(path: &Path, ours: u32) -> Check {
         return Check::error(
             ABOUT,
             format!("{} is open to other users", folder.display()),
-            format!("chmod 700 {0}; it must be yours (chown)", folder.display()),
+            format!(
+                "run `chmod 700 {0}`; you must own the directory",
+                folder.display()
+            ),
         );
     }
     match fs::symlink_metadata(path) {
         Ok(data) if !data.file_type().is_socket() => Check::error(
             ABOUT,
-            format!("{} is something else than a socket", path.display()),
+            format!("{} is not a socket", path.display()),
             "move it away, or set ORBD_SOCKET to another path",
         ),
         Ok(data) if data.uid() != ours => Check::error(
             ABOUT,
             format!("{} belongs to another user", path.display()),
-            "orbd runs once per user: unset ORBD_SOCKET, or call this as that user",
+            "orbd runs once per user: unset ORBD_SOCKET, or run this as that user",
         ),
         _ => Check::ok(ABOUT, path.display().to_string()),
     }
 }
 
-/// Connects to a daemon that runs, and says how it is.
+/// Checks whether the daemon is running and has the right version. Returns a connection unless its protocol differs.
 fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnswer)> {
     const ABOUT: &str = "orbd";
     let dialled = link.dial().and_then(|mut client| {
@@ -202,33 +204,33 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
             let upgrade = info.upgrade.as_ref().map(render::upgrade).unwrap_or_default();
             Check::warn(
                 ABOUT,
-                format!("{} runs, pid {}; {upgrade}", info.version, info.pid),
+                format!("{} is running, pid {}; {upgrade}", info.version, info.pid),
                 "orbd-ctl daemon restart",
             )
         }
         Ok((_, info)) if info.version != env!("CARGO_PKG_VERSION") => Check::warn(
             ABOUT,
             format!(
-                "orbd {} runs, orbd-ctl is {}",
+                "orbd {} is running, but orbd-ctl is {}",
                 info.version,
                 env!("CARGO_PKG_VERSION")
             ),
             "orbd-ctl daemon restart",
         ),
-        Ok((_, info)) => Check::ok(ABOUT, format!("{} runs, pid {}", info.version, info.pid)),
+        Ok((_, info)) => Check::ok(ABOUT, format!("{} is running, pid {}", info.version, info.pid)),
         Err(CliError::NotRunning { .. }) if link.is_held() => Check::warn(
             ABOUT,
-            "another orbd holds the lock and takes no connections: it is stopping",
-            "orbd-ctl daemon start waits for it and starts a new one",
+            "another orbd holds the lock and accepts no connections: it is stopping",
+            "`orbd-ctl daemon start` waits until it has exited and starts a new one",
         ),
         Err(CliError::NotRunning { .. }) if link.socket.exists() => Check::warn(
             ABOUT,
-            "it does not run; its socket was left by a crash and will be replaced",
+            "not running; its socket was left by a crash and will be replaced",
             "orbd-ctl daemon start",
         ),
         Err(CliError::NotRunning { .. }) => Check::warn(
             ABOUT,
-            "it does not run; it starts on demand",
+            "not running; clients start it on demand",
             "orbd-ctl daemon start",
         ),
         Err(error) => Check::error(
@@ -241,7 +243,7 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
     dialled.ok().filter(|(_, info)| info.protocol == PROTOCOL_VERSION)
 }
 
-/// Looks at the service, if there is one.
+/// Checks the service, if one is installed.
 fn service(link: &Link, daemon_runs: bool) -> Check {
     const ABOUT: &str = "service";
     let found = Service::of(link, ManagerName::of_this_system()).and_then(|service| {
@@ -251,7 +253,7 @@ fn service(link: &Link, daemon_runs: bool) -> Check {
     });
     match found {
         Err(error) => Check::warn(ABOUT, error.to_string(), "orbd-ctl service status"),
-        Ok((_, _, None)) => Check::ok(ABOUT, "none is installed; clients start orbd on demand"),
+        Ok((_, _, None)) => Check::ok(ABOUT, "not installed; clients start orbd on demand"),
         Ok((service, _, Some(Err(error)))) => Check::error(
             ABOUT,
             format!("{} is installed, but {error}", service.file.display()),
@@ -260,57 +262,55 @@ fn service(link: &Link, daemon_runs: bool) -> Check {
         Ok((_, _, Some(Ok(state)))) if is_failing(&state) && !daemon_runs => Check::error(
             ABOUT,
             format!(
-                "it is installed, but its orbd ended with exit code {}",
+                "installed, but orbd ended with exit code {}",
                 state.last_exit.unwrap_or_default()
             ),
             format!(
-                "`orbd-ctl service logs` and {} say why; then orbd-ctl service start",
+                "check `orbd-ctl service logs` and {}, then run `orbd-ctl service start`",
                 link.socket.with_extension("err").display()
             ),
         ),
         Ok((service, false, Some(Ok(_)))) => Check::warn(
             ABOUT,
-            format!("{} is not what this version would write", service.file.display()),
+            format!("{} is outdated", service.file.display()),
             "orbd-ctl service install",
         ),
         Ok((_, true, Some(Ok(state)))) => match state.pid {
             Some(pid) => Check::ok(
                 ABOUT,
-                format!("{} runs it, pid {pid}", ManagerName::of_this_system().as_str()),
+                format!(
+                    "running under {}, pid {pid}",
+                    ManagerName::of_this_system().as_str()
+                ),
             ),
             None if daemon_runs => Check::warn(
                 ABOUT,
-                "it is installed, but the orbd that runs was started without it",
+                "installed, but the running orbd was started without it",
                 "orbd-ctl daemon stop && orbd-ctl service start",
             ),
-            None => Check::warn(
-                ABOUT,
-                "it is installed and does not run",
-                "orbd-ctl service start",
-            ),
+            None => Check::warn(ABOUT, "installed, but not running", "orbd-ctl service start"),
         },
     }
 }
 
-/// Says whether the manager has given up on it, or is about to try again.
+/// Returns whether the service failed: it is not running, and its last exit code was not 0.
 fn is_failing(state: &State) -> bool {
     state.pid.is_none() && state.last_exit.is_some_and(|code| code != 0)
 }
 
-/// Looks whether the service's own PATH leads to `orbctl`: a manager gives little of its own, and what it gets is not what a
-/// terminal has.
+/// Checks whether `orbctl` is on the PATH that the service's file sets. It may differ from the PATH of this terminal.
 fn service_path(link: &Link) -> Option<Check> {
     const ABOUT: &str = "service's PATH";
     let service = Service::of(link, ManagerName::of_this_system()).ok()?;
     let path = service.search_path()?;
-    // The service has the file's settings, and none of those that this environment makes.
+    // The service reads the configuration file, but does not have the variables of this environment.
     let config = Config::load(&Flags::default(), &ConfigEnvironment::default()).ok()?;
     Some(match find_orbctl(&config, link, Some(&path)) {
-        Ok(found) => Check::ok(ABOUT, format!("leads to {}", found.path().display())),
+        Ok(found) => Check::ok(ABOUT, format!("finds {}", found.path().display())),
         Err(LocateError::NotFound) => Check::error(
             ABOUT,
-            format!("{} leads to no orbctl", path.display()),
-            "call `orbd-ctl service install` where orbctl is on PATH, or set `orbctl` in orbd's configuration",
+            format!("{} has no orbctl", path.display()),
+            "run `orbd-ctl service install` in a shell with orbctl on PATH, or set `orbctl` in orbd's configuration",
         ),
         Err(error) => Check {
             name: ABOUT,
@@ -319,23 +319,23 @@ fn service_path(link: &Link) -> Option<Check> {
     })
 }
 
-/// Looks at what only a daemon that runs can tell.
+/// Runs the checks that need a running daemon: `orbctl`, OrbStack, queue and metrics.
 fn of_daemon(
     mut client: Client,
     info: &DaemonInfoAnswer,
     config: Option<&Config>,
     link: &Link,
 ) -> Vec<Check> {
-    // So that its questions have a name in the metrics. Whether it may speak to us has been looked at.
+    // Names this client in the metrics. The protocol has been compared before, so the answer does not matter.
     let _ = client.hello(CLIENT_NAME);
     let mut checks = vec![match &info.orbctl {
         Some(path) => Check::ok("orbctl", path.clone()),
-        // It looks again each time, but where it was told to when it started.
+        // orbd searches again on every use, but with the configuration and PATH of its start.
         None => match config.map(|config| find_orbctl(config, link, link.environment.path.as_deref())) {
             Some(Ok(found)) => Check::error(
                 "orbctl",
                 format!(
-                    "orbd finds none with the configuration and PATH that it was started with; here it is {}",
+                    "orbd did not find orbctl with the configuration and PATH that it was started with; this shell finds {}",
                     found.path().display()
                 ),
                 "orbd-ctl daemon restart",
@@ -347,8 +347,8 @@ fn of_daemon(
     let queue = client.call::<QueueStatus>(&NoParams {}).ok();
     if info.orbctl.is_some() {
         if queue.as_ref().is_some_and(|queue| queue.paused) {
-            // Whoever asks would wait until somebody resumes it.
-            let message = "not asked: the queue is paused";
+            // The call would wait until the queue is resumed.
+            let message = "not checked: the queue is paused";
             checks.push(Check::warn("OrbStack", message, "orbd-ctl queue resume"));
         } else {
             checks.extend(of_orbstack(&mut client));
@@ -357,12 +357,12 @@ fn of_daemon(
     checks.extend(queue.as_ref().map(of_queue));
     if let Ok(counters) = client.call::<MetricsCounters>(&NoParams {}) {
         checks.push(match counters.store.as_str() {
-            "open" | "closed" => Check::ok("metrics", "the store is in order"),
+            "open" | "closed" => Check::ok("metrics", "the store is healthy"),
             other => Check::warn(
                 "metrics",
                 other,
                 format!(
-                    "history is not kept meanwhile; look into {}/metrics, then `orbd-ctl daemon restart`",
+                    "no history is recorded meanwhile; check {}/metrics, then run `orbd-ctl daemon restart`",
                     info.state_dir
                 ),
             ),
@@ -371,14 +371,14 @@ fn of_daemon(
     checks
 }
 
-/// Asks `orbctl` through the daemon.
+/// Checks OrbStack's version and status, which the daemon reads from `orbctl`.
 fn of_orbstack(client: &mut Client) -> [Check; 2] {
     let version = match client.call::<OrbstackVersion>(&ReadParams::default()) {
         Ok(answer) => Check::ok("OrbStack's version", answer.version),
         Err(error) => Check::error(
             "OrbStack's version",
             CliError::from(error).to_string(),
-            "open OrbStack once, and let it update",
+            "open the OrbStack app and let it update",
         ),
     };
     let status = match client.call::<OrbstackStatus>(&ReadParams::default()) {
@@ -394,7 +394,7 @@ fn of_orbstack(client: &mut Client) -> [Check; 2] {
     [version, status]
 }
 
-/// Looks whether anything is held.
+/// Checks whether the queue or a lane is paused or draining.
 fn of_queue(queue: &QueueStatusAnswer) -> Check {
     let held = match (queue.paused, queue.draining) {
         (true, _) => Some("is paused".to_owned()),
@@ -409,11 +409,14 @@ fn of_queue(queue: &QueueStatusAnswer) -> Check {
     };
     match held {
         Some(held) => Check::warn("queue", format!("it {held}"), "orbd-ctl queue resume [NAME]"),
-        None => Check::ok("queue", format!("{} run, {} wait", queue.running, queue.waiting)),
+        None => Check::ok(
+            "queue",
+            format!("{} running, {} waiting", queue.running, queue.waiting),
+        ),
     }
 }
 
-/// Looks whether a drop-in that is installed is the one that is called. Whoever has none misses nothing.
+/// Checks whether calls of `orbctl` reach the drop-in. `None` if the drop-in is not installed.
 fn dropin(link: &Link) -> Option<Check> {
     const ABOUT: &str = "drop-in";
     let report = super::dropin::examine(link, &super::dropin::usual_folder(link)?);
@@ -423,7 +426,7 @@ fn dropin(link: &Link) -> Option<Check> {
     }
 }
 
-/// Says why there is no `orbctl`, and what mends that.
+/// Returns the check for a missing `orbctl`.
 fn not_found(error: &LocateError) -> Check {
     let fix = match error {
         LocateError::NotExecutable(path) if path.exists() => {
@@ -436,12 +439,14 @@ fn not_found(error: &LocateError) -> Check {
             "install OrbStack (https://orbstack.dev), or set `orbctl` in orbd's configuration to its path"
                 .into()
         }
-        _ => "correct `orbctl` in orbd's configuration, or leave it out: it is looked for then".into(),
+        _ => {
+            "correct `orbctl` in orbd's configuration, or remove the key so that orbd searches for it".into()
+        }
     };
     Check::error("orbctl", error.to_string(), fix)
 }
 
-/// Looks for `orbctl` as a daemon with this configuration and PATH would.
+/// Searches for `orbctl` as a daemon with this configuration and PATH would.
 fn find_orbctl(config: &Config, link: &Link, path: Option<&OsStr>) -> Result<Located, LocateError> {
     let ours: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
     locate(&Search {
@@ -452,7 +457,7 @@ fn find_orbctl(config: &Config, link: &Link, path: Option<&OsStr>) -> Result<Loc
     })
 }
 
-/// Looks for `orbctl` as a daemon of this environment would.
+/// Checks `orbctl` without a daemon: searches as a daemon started in this environment would.
 fn orbctl_alone(config: &Config, link: &Link) -> Check {
     match find_orbctl(config, link, link.environment.path.as_deref()) {
         Ok(located) => Check::ok("orbctl", located.path().display().to_string()),
@@ -460,12 +465,12 @@ fn orbctl_alone(config: &Config, link: &Link) -> Check {
     }
 }
 
-/// Looks whether there is room where orbd keeps its state, and whether something had to be set aside there.
+/// Checks orbd's state directory: free space, and damaged files that were set aside.
 fn state_folder(folder: &Path) -> Vec<Check> {
     disk(folder).into_iter().chain(set_aside(folder)).collect()
 }
 
-/// Looks for what was damaged, and kept for whoever wants to look into it.
+/// Checks for damaged files that orbd renamed instead of deleting.
 fn set_aside(folder: &Path) -> Option<Check> {
     let mut found: Vec<PathBuf> = [folder.join("metrics"), folder.to_owned()]
         .iter()
@@ -486,15 +491,15 @@ fn set_aside(folder: &Path) -> Option<Check> {
     Some(Check::warn(
         "set aside",
         format!(
-            "{}{more}: damaged, so orbd went on with a fresh one",
+            "{}{more}: damaged, so orbd started with an empty one",
             first.display()
         ),
-        "orbd's log says why (`orbd-ctl daemon logs`); remove it when you have seen enough",
+        "`orbd-ctl daemon logs` shows the reason; remove it when you no longer need it",
     ))
 }
 
 fn disk(folder: &Path) -> Option<Check> {
-    // Before the first start there is no folder yet; the one above it tells as much.
+    // The directory does not exist before the first start; its nearest existing parent is on the same disk.
     let existing = folder.ancestors().find(|folder| folder.is_dir())?;
     let writable = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_ok();
     let free = rustix::fs::statvfs(existing)
@@ -503,24 +508,24 @@ fn disk(folder: &Path) -> Option<Check> {
     Some(room(folder, writable, free))
 }
 
-/// Judges what was seen of a disk.
+/// Returns the check for a disk with these properties.
 fn room(folder: &Path, writable: bool, free: u64) -> Check {
     const ABOUT: &str = "disk";
     let place = folder.display();
     if !writable {
         Check::error(
             ABOUT,
-            format!("{place} cannot be written"),
-            format!("make it yours: chown -R \"$(id -un)\" {place}"),
+            format!("{place} is not writable"),
+            format!("run `chown -R \"$(id -un)\" {place}`"),
         )
     } else if free < FREE_MIN {
         Check::error(
             ABOUT,
-            format!("{} MiB are free where {place} is", free >> 20),
-            "make room: output and the journal go there",
+            format!("{} MiB free on the disk of {place}", free >> 20),
+            "free disk space: orbd stores output and the journal there",
         )
     } else {
-        Check::ok(ABOUT, format!("{} MiB are free where {place} is", free >> 20))
+        Check::ok(ABOUT, format!("{} MiB free on the disk of {place}", free >> 20))
     }
 }
 
@@ -528,15 +533,15 @@ fn show(checks: &Checks, look: Look) -> String {
     let mut text = String::new();
     for check in &checks.checks {
         let (style, sign) = match check.status {
-            CheckStatus::Ok => (render::GOOD, "ok  "),
-            CheckStatus::Warn => (render::HINT, "hmm "),
-            CheckStatus::Error => (render::BAD, "bad "),
+            CheckStatus::Ok => (render::GOOD, "ok     "),
+            CheckStatus::Warn => (render::HINT, "warning"),
+            CheckStatus::Error => (render::BAD, "error  "),
         };
         let sign = render::paint(look, style, sign);
         let message = format!("{sign} {}: {}\n", check.name, check.message);
-        text.push_str(&look.paragraph(&message, 5));
+        text.push_str(&look.paragraph(&message, 8));
         if let Some(fix) = &check.fix {
-            text.push_str(&look.paragraph(&format!("     -> {fix}\n"), 8));
+            text.push_str(&look.paragraph(&format!("        -> {fix}\n"), 11));
         }
     }
     text
@@ -549,7 +554,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_cannot_work_is_found() {
+    fn unusable_sockets_are_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         let permissions =
             |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).expect("ours");
@@ -563,9 +568,9 @@ mod tests {
         let long = folder.path().join("x".repeat(120));
         assert_eq!(socket(&long).status, CheckStatus::Error);
         let file = folder.path().join("orbd.sock");
-        assert_eq!(socket(&file).status, CheckStatus::Ok, "it is not there yet");
+        assert_eq!(socket(&file).status, CheckStatus::Ok, "it does not exist yet");
         fs::write(&file, "").expect("written");
-        assert!(socket(&file).message.contains("something else"));
+        assert!(socket(&file).message.contains("is not a socket"));
         fs::remove_file(&file).expect("ours");
         let _listener = std::os::unix::net::UnixListener::bind(&file).expect("a socket");
         assert_eq!(socket(&file).status, CheckStatus::Ok);
@@ -574,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_nearly_full_is_bad_before_it_is_full() {
+    fn low_disk_space_is_an_error_before_the_disk_is_full() {
         let check = |writable, free, status| {
             assert_eq!(room(Path::new("/state"), writable, free).status, status, "{free}");
         };
@@ -585,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_line_of_findings_reads_well() {
+    fn checks_are_printed_one_per_line_with_their_fixes() {
         let checks = Checks {
             checks: vec![
                 Check::ok("socket", "/s"),
@@ -594,7 +599,7 @@ mod tests {
         };
         assert_eq!(
             show(&checks, Look::default()),
-            "ok   socket: /s\nbad  orbctl: not found\n     -> install OrbStack\n"
+            "ok      socket: /s\nerror   orbctl: not found\n        -> install OrbStack\n"
         );
     }
 }

@@ -16,24 +16,24 @@ use crate::error::{CliError, exit};
 use crate::link;
 use crate::service::program;
 
-/// What `--json` says of the drop-in.
+/// State of the drop-in, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    /// Where its links are, or would be.
+    /// Directory of the links, which may not exist.
     folder: PathBuf,
-    /// Both links are there and lead to a program.
+    /// Both links exist and point to a program.
     installed: bool,
-    /// Whoever calls either name gets the drop-in.
+    /// Both names resolve to the drop-in on PATH.
     first: bool,
     names: Vec<Named>,
-    /// The real tool behind it.
+    /// The real tool that the drop-in calls.
     orbctl: Option<PathBuf>,
-    /// Why there is none.
+    /// Why the real tool was not found.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
-    /// orbd answers; while it does not, the drop-in runs the real tool directly.
+    /// orbd answers. If it does not, the drop-in runs the real tool directly.
     answers: bool,
-    /// What a shell's profile has to say so that it is first.
+    /// Line for a shell profile that puts the directory first on PATH; `None` if it is first or not installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<String>,
 }
@@ -42,11 +42,11 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 struct Named {
     name: &'static str,
-    /// What runs when it is called.
+    /// First program with this name on PATH.
     runs: Option<PathBuf>,
-    /// That is the drop-in.
+    /// `runs` is the drop-in.
     is_drop_in: bool,
-    /// Our link is there and leads nowhere.
+    /// Our link exists, but its target does not.
     is_dangling: bool,
 }
 
@@ -58,9 +58,9 @@ pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCod
             let written = install(&context.link, &folder)?;
             let report = examine(&context.link, &folder);
             let lead = match written {
-                Written::New => format!("orbctl and orb in {} are orbd's drop-in now", folder.display()),
+                Written::New => format!("installed the drop-in as orbctl and orb in {}", folder.display()),
                 Written::Same => format!(
-                    "orbctl and orb in {} are orbd's drop-in already",
+                    "the drop-in is already installed as orbctl and orb in {}",
                     folder.display()
                 ),
             };
@@ -73,15 +73,16 @@ pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCod
         }
         DropinCommand::Uninstall => {
             let removed = links::uninstall(&folder).map_err(|source| CliError::Local {
-                what: format!("cannot take the links in {} away", folder.display()),
+                what: format!("cannot remove the links in {}", folder.display()),
                 source,
             })?;
             let report = examine(&context.link, &folder);
             context.console.answer(&report, |_, _| {
                 if removed.is_empty() {
-                    format!("there is no drop-in in {}\n", folder.display())
+                    format!("no drop-in installed in {}\n", folder.display())
                 } else {
-                    "the drop-in is gone; shells that run may still look for it: `hash -r`\n".into()
+                    "removed the drop-in; running shells may have cached its path: run `hash -r` there\n"
+                        .into()
                 }
             })?;
             Ok(ExitCode::SUCCESS)
@@ -97,42 +98,42 @@ pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCod
 
 fn install(link: &link::Link, folder: &Path) -> Result<Written, CliError> {
     let own = std::env::current_exe().map_err(|source| CliError::Local {
-        what: "cannot find out where this program is".into(),
+        what: "cannot determine the path of this program".into(),
         source,
     })?;
     let program = program::stable(&own, link.environment.path.as_deref());
     links::install(folder, &program).map_err(|error| match error {
         InstallError::Foreign(_) => CliError::Usage {
             message: error.to_string(),
-            hint: "give another folder with --dir, and put it first on PATH".into(),
+            hint: "choose another directory with --dir, and put it first on PATH".into(),
         },
         InstallError::System(source) => CliError::Local {
-            what: format!("cannot make the links in {}", folder.display()),
+            what: format!("cannot create the links in {}", folder.display()),
             source,
         },
     })
 }
 
-/// Returns the folder of the links: the one that was given, else `~/.orbd/bin`.
+/// Returns the directory of the links: `--dir`, or `~/.orbd/bin`.
 fn folder(link: &link::Link, given: Option<&Path>) -> Result<PathBuf, CliError> {
     match given {
         Some(folder) => std::path::absolute(folder).map_err(|source| CliError::Local {
-            what: format!("{} cannot be made absolute", folder.display()),
+            what: format!("cannot make {} absolute", folder.display()),
             source,
         }),
         None => usual_folder(link).ok_or_else(|| CliError::Usage {
-            message: "HOME is not set, so there is no place for the links".into(),
-            hint: "set HOME or give --dir".into(),
+            message: "HOME is not set, so the directory of the links is unknown".into(),
+            hint: "set HOME, or name a directory with --dir".into(),
         }),
     }
 }
 
-/// Returns the folder of the links where none was given.
+/// Returns the default directory of the links; `None` if `$HOME` is not set.
 pub(super) fn usual_folder(link: &link::Link) -> Option<PathBuf> {
     link.environment.home.as_ref().map(|home| home.join(".orbd/bin"))
 }
 
-/// Looks at the links in a folder, at PATH, at the real tool and at the daemon. Changes and starts nothing.
+/// Inspects the links in a directory, PATH, the real tool and the daemon. Changes and starts nothing.
 pub(super) fn examine(link: &link::Link, folder: &Path) -> Report {
     let path = link.environment.path.as_deref();
     let names: Vec<Named> = links::NAMES
@@ -178,16 +179,15 @@ pub(super) fn examine(link: &link::Link, folder: &Path) -> Report {
 }
 
 impl Report {
-    /// Says whether our links are there and of no use, and what mends it.
+    /// Returns a problem and its fix if the drop-in is installed but not effective.
     pub(super) fn shadow(&self) -> Option<(String, String)> {
         if self.names.iter().any(|name| name.is_dangling) {
             return Some((
                 format!(
-                    "the links in {} lead to a program that is gone",
+                    "the links in {} point to a program that no longer exists",
                     self.folder.display()
                 ),
-                "`orbd-ctl dropin install` makes them anew, `orbd-ctl dropin uninstall` takes them away"
-                    .into(),
+                "`orbd-ctl dropin install` recreates them, `orbd-ctl dropin uninstall` removes them".into(),
             ));
         }
         let profile = self.profile.as_ref()?;
@@ -202,19 +202,19 @@ impl Report {
             .collect();
         Some((
             format!(
-                "it is installed in {}, but {}",
+                "installed in {}, but {}",
                 self.folder.display(),
                 others.join(" and ")
             ),
-            format!("end your shell's profile, after OrbStack's own line, with: {profile}"),
+            format!("add this line to your shell's profile, after OrbStack's own line: {profile}"),
         ))
     }
 
-    /// Says that calls come through, where they do.
+    /// Returns the message for a drop-in that is effective; `None` if it is not.
     pub(super) fn good(&self) -> Option<String> {
         self.first.then(|| {
             format!(
-                "calls of orbctl and orb come through it, in {}",
+                "calls of orbctl and orb go through it, in {}",
                 self.folder.display()
             )
         })
@@ -223,7 +223,7 @@ impl Report {
     fn advice(&self) -> Option<String> {
         let profile = self.profile.as_ref()?;
         Some(format!(
-            "the folder is not first on PATH; end your shell's profile, after OrbStack's own line, with:\n\n    {profile}\n\n"
+            "the directory is not first on PATH; add this line to your shell's profile, after OrbStack's own line:\n\n    {profile}\n\n"
         ))
     }
 
@@ -235,12 +235,12 @@ impl Report {
         };
         let behind = match (&self.orbctl, &self.why) {
             (Some(orbctl), _) => orbctl.display().to_string(),
-            (None, why) => format!("nothing: {}", why.as_deref().unwrap_or("unknown")),
+            (None, why) => format!("not found: {}", why.as_deref().unwrap_or("unknown")),
         };
         let orbd = if self.answers {
             "answers"
         } else {
-            "does not answer; until it does, the drop-in runs the real tool directly"
+            "does not answer; the drop-in runs the real tool directly"
         };
         let names = self.names.iter().map(|name| {
             let runs = match &name.runs {
@@ -253,7 +253,7 @@ impl Report {
         [format!("drop-in  {}, {state}\n", self.folder.display())]
             .into_iter()
             .chain(names)
-            .chain([format!("behind   {behind}\n"), format!("orbd     {orbd}\n")])
+            .chain([format!("real     {behind}\n"), format!("orbd     {orbd}\n")])
             .chain(self.advice())
             .collect()
     }

@@ -18,17 +18,17 @@ use crate::layout::Look;
 use crate::link::greet;
 use crate::render;
 
-/// Between two tries to reach a daemon that went away.
+/// Pause between two attempts to reconnect to the daemon.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
-/// Shows everything as it is, what came since an event, or what happens.
+/// Shows the current state, the events since a number, or events as they happen.
 pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitCode, CliError> {
     let kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
     let mut client = context.connect()?;
     if args.follow {
         return follow(context, client, args, kinds);
     }
-    // Whoever asks for orbctl's health alone makes nobody look; the state is told in any case.
+    // The first event is the current state, whatever kinds are requested. Requesting only health events makes orbd poll nothing.
     let now = EventsSubscribeParams {
         kinds: vec![EventKind::OrbctlUnhealthy],
         ..EventsSubscribeParams::default()
@@ -47,7 +47,7 @@ pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows what came since an event, up to the one that is the newest.
+/// Shows the events since `args.since`, up to the event `newest`.
 fn until(
     context: &mut Context,
     args: &args::Events,
@@ -57,7 +57,7 @@ fn until(
     let params = EventsSubscribeParams {
         since: args.since,
         instance: args.instance.clone(),
-        // All, or the newest might never be told.
+        // All kinds: with a filter the event `newest` might not be sent.
         kinds: Vec::new(),
     };
     let mut client = context.connect()?;
@@ -73,7 +73,7 @@ fn until(
     }
 }
 
-/// Shows what happens until Ctrl-C. When the daemon goes away it waits for the next one, and never starts one.
+/// Shows events until Ctrl-C. If the connection is lost it waits for the next daemon, but does not start one.
 fn follow(
     context: &mut Context,
     mut client: Client,
@@ -107,7 +107,7 @@ fn follow(
     }
 }
 
-/// Shows events until the connection is lost, and keeps account of the last one.
+/// Shows events until the connection is lost, and stores the number of the last one in `params`.
 fn listen(
     console: &mut Console,
     mut events: Events<'_, EventsSubscribe>,
@@ -130,10 +130,10 @@ fn tell(console: &mut Console, event: &Event) -> Result<(), CliError> {
     console.answer(event, text)
 }
 
-/// Where it says what happened, after time and number.
+/// Column of the description, after time and number.
 const WHAT_COLUMN: usize = 17;
 
-/// Writes an event for a person: when, its number, and what happened.
+/// Formats an event: time, number and description.
 fn text(event: &Event, look: Look) -> String {
     let time = event.noticed_at.split_once('T').map_or("", |(_, time)| time);
     let time = time.split('.').next().unwrap_or_default();
@@ -154,15 +154,15 @@ fn what_text(what: &EventDetails) -> String {
         } => "events were missed: they are no longer kept".into(),
         EventDetails::Gap {
             reason: GapReason::OtherInstance,
-        } => "events were missed: orbd has been started anew".into(),
-        EventDetails::State(_) => "everything as it is".into(),
+        } => "events were missed: orbd was restarted".into(),
+        EventDetails::State(_) => "current state".into(),
         EventDetails::MachinesKnown { machines, .. } => {
             let each: Vec<String> = machines
                 .iter()
                 .map(|machine| format!("{} {}", machine.name, machine.state))
                 .collect();
             match each.len() {
-                0 => "there are no machines".into(),
+                0 => "no machines".into(),
                 _ => format!("machines: {}", each.join(", ")),
             }
         }
@@ -173,14 +173,17 @@ fn what_text(what: &EventDetails) -> String {
             machine,
             renamed_from: Some(before),
             ..
-        } => format!("machine {before} is {} now, {}", machine.name, machine.state),
+        } => format!(
+            "machine {before} was renamed to {}, {}",
+            machine.name, machine.state
+        ),
         EventDetails::MachineChanged { machine, .. } => {
             format!("machine {} is {}", machine.name, machine.state)
         }
         EventDetails::MachineGone { machine, .. } => format!("machine {} is gone", machine.name),
         EventDetails::OrbstackChanged { status, .. } => format!("OrbStack is {status}"),
         EventDetails::JobQueued { job } => format!("{} is queued", job_text(job)),
-        EventDetails::JobStarted { job } => format!("{} runs", job_text(job)),
+        EventDetails::JobStarted { job } => format!("{} started", job_text(job)),
         EventDetails::JobEnded { job, outcome, reason } => {
             let reason = reason.as_ref().map(|reason| format!(": {reason}"));
             format!(
@@ -200,11 +203,11 @@ fn what_text(what: &EventDetails) -> String {
             } else {
                 machines.join(", ")
             };
-            format!("what was known is stale: {about} (generation {generation})")
+            format!("cache invalidated: {about} (generation {generation})")
         }
-        EventDetails::OrbctlUnhealthy { reason } => format!("orbctl does not work: {reason}"),
-        EventDetails::OrbctlRecovered {} => "orbctl works again".into(),
-        EventDetails::Other => "something that this orbd-ctl does not know".into(),
+        EventDetails::OrbctlUnhealthy { reason } => format!("orbctl unhealthy: {reason}"),
+        EventDetails::OrbctlRecovered {} => "orbctl recovered".into(),
+        EventDetails::Other => "unknown event; this orbd-ctl is older than orbd".into(),
     }
 }
 
@@ -230,7 +233,7 @@ fn outcome_text(outcome: &Outcome) -> String {
 fn state_text(state: &EventState, event: &Event, look: Look) -> String {
     let mut text = match &state.machine_list {
         Some(list) => render::machines(list, look),
-        None => "The machines are not known yet.\n".into(),
+        None => "machines not known yet\n".into(),
     };
     if !state.jobs.is_empty() {
         let jobs = JobListAnswer {
@@ -244,7 +247,7 @@ fn state_text(state: &EventState, event: &Event, look: Look) -> String {
     let orbctl = state
         .unhealthy
         .as_ref()
-        .map_or_else(|| "well".into(), |sick| format!("sick: {}", sick.reason));
+        .map_or_else(|| "healthy".into(), |sick| format!("unhealthy: {}", sick.reason));
     let number = event.sequence;
     let last = format!(
         "\nOrbStack {orbstack}, orbctl {orbctl}, event {number} of instance {}\n",

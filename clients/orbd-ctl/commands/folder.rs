@@ -1,4 +1,4 @@
-//! The folder in which `run` starts: the one that corresponds to ours, as with `orbctl run`.
+//! The guest directory in which `run` starts: the one that corresponds to our current directory, as with `orbctl run`.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use crate::environment::variable;
 
-/// Where a machine has the files of the Mac.
+/// Mount point of the Mac's file system in a machine.
 const MAC_FILES: &str = "/mnt/mac";
 
-/// Returns where a machine would have our folder, if it has files of the Mac; `None` when that cannot be said.
+/// Returns the guest path of our current directory, for a machine that mounts the Mac's files; `None` if the path is unknown or not
+/// UTF-8.
 ///
-/// A folder below the home has the same path in both. Any other is only below `/mnt/mac`: a folder of the same path in the machine, as
-/// `/etc`, is another one.
+/// A directory below the home directory has the same path in the guest. Any other is below `/mnt/mac`: a guest directory with the same
+/// path, such as `/etc`, is a different one.
 pub(super) fn in_guest() -> Option<String> {
     let home = variable("HOME")
         .map(PathBuf::from)
@@ -20,7 +21,7 @@ pub(super) fn in_guest() -> Option<String> {
     corresponding(&current(variable("PWD"))?, home.as_deref())
 }
 
-/// Returns the current folder by the name that the shell has for it, which may lead through links.
+/// Returns the current directory: `$PWD`, which may contain symbolic links, if it is valid, otherwise the resolved path.
 fn current(pwd: Option<OsString>) -> Option<PathBuf> {
     let real = std::env::current_dir().ok();
     let identity = |path: &Path| {
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_folder_below_the_home_keeps_its_path() {
+    fn only_directories_below_home_keep_their_path() {
         let check = |folder: &str, expected: &str| {
             let found = corresponding(Path::new(folder), Some(Path::new("/Users/u")));
             assert_eq!(found.as_deref(), Some(expected));
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_for_another_folder_is_not_ours() {
+    fn pwd_is_ignored_if_it_is_another_directory() {
         let here = std::env::current_dir().expect("a folder");
         assert_eq!(current(Some("/".into())), Some(here.clone()));
         assert_eq!(current(Some(".".into())), Some(here.clone()));

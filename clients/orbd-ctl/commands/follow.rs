@@ -1,4 +1,4 @@
-//! Following a job: its output as it comes, byte for byte, then how it ended. For `run` and `job output --follow`.
+//! Follows a job: streams its output unmodified, then returns its result. Used by `run` and `job output --follow`.
 
 use std::io;
 
@@ -15,21 +15,21 @@ use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 
-/// Most output that an answer carries, as the daemon has it for `machine.run`.
+/// Maximum number of output bytes in an answer; the daemon's limit for `machine.run`.
 const INLINE_MAX: u64 = 1 << 20;
 
-/// Where a job's output goes.
+/// Destination of a job's output.
 pub(super) enum Sink {
-    /// Each stream to its own of ours.
+    /// Stdout to our stdout, stderr to our stderr.
     Streams,
-    /// Into the answer that `machine.run` would have given.
+    /// An answer in the format of `machine.run`.
     Answer(RunAnswer),
-    /// Every event as a line of JSON.
+    /// A line of JSON for every event.
     Events,
 }
 
 impl Sink {
-    /// Begins an empty answer.
+    /// Returns a sink with an empty answer.
     pub(super) fn answer() -> Self {
         Self::Answer(RunAnswer {
             job_id: 0,
@@ -43,13 +43,13 @@ impl Sink {
         })
     }
 
-    /// Takes a chunk that ends before `end`.
+    /// Consumes a chunk. `end` is the offset after its last byte.
     fn take(&mut self, console: &mut Console, chunk: Chunk, end: u64) -> Result<(), CliError> {
         match self {
             Self::Streams => write(console, &chunk),
             Self::Answer(answer) => {
                 answer.output_bytes = end;
-                // Once something was left out, what follows is too: `next_offset` is where the rest begins.
+                // After the first omitted chunk all later ones are omitted too: `next_offset` is where the rest begins.
                 if end <= INLINE_MAX && answer.next_offset == chunk.offset {
                     answer.next_offset = end;
                     answer.output.push(chunk);
@@ -62,15 +62,15 @@ impl Sink {
 }
 
 /// A job that was followed to its end.
-pub(super) struct EndedJobWatchers {
-    /// The job.
+pub(super) struct FollowedJob {
+    /// The ended job.
     pub(super) job: Job,
-    /// Some of its output never came. That has been said, and whoever acts on the exit code has to know too.
+    /// Some of its output is missing. A message has been printed; the caller also adjusts the exit code.
     pub(super) lost: bool,
 }
 
-/// Follows a job to its end, its output from `offset` on. The first Ctrl-C cancels it and waits for its end; `on_start` is told
-/// when it starts.
+/// Follows a job to its end, with its output from `offset` on. The first Ctrl-C cancels the job and waits for its end. `on_start` is
+/// called when the job starts.
 pub(super) fn follow<S: Subscription<Event = JobEvent>>(
     events: &mut Events<'_, S>,
     offset: u64,
@@ -79,7 +79,7 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
     progress: &mut Progress<'_>,
     console: &mut Console,
     on_start: &mut dyn FnMut(u64) -> Result<(), CliError>,
-) -> Result<EndedJobWatchers, CliError> {
+) -> Result<FollowedJob, CliError> {
     let mut next = offset;
     let mut lost = false;
     let mut id = None;
@@ -89,14 +89,16 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
         if interrupt.came() && !cancelled {
             progress.clear();
             let Some(id) = id.filter(|id| cancel(progress, *id)) else {
-                console.eprint("leaving; the command is stopped");
+                console.eprint("interrupted; orbd stops the command");
                 return Err(CliError::Interrupted);
             };
             cancelled = true;
-            console.eprint(&format!("cancelling job {id}; Ctrl-C again leaves at once"));
+            console.eprint(&format!(
+                "cancelling job {id}; press Ctrl-C again to exit at once"
+            ));
         }
         let Some(event) = events.next_event_within(TICK)? else {
-            // Once accepted, the daemon says by itself what the job waits for.
+            // After the job is accepted, the daemon sends events about what it waits for.
             if id.is_none() {
                 progress.tick(console);
             }
@@ -127,7 +129,7 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                     sink.take(console, chunk, next)
                 });
                 if let Err(error) = taken {
-                    // Nobody reads any more, so nobody needs the command; closing the connection would say so too.
+                    // The reader of our output has closed it, so cancel the command. Closing the connection would do so too.
                     if let Some(id) = id {
                         cancel(progress, id);
                     }
@@ -146,15 +148,15 @@ pub(super) fn follow<S: Subscription<Event = JobEvent>>(
                     console.eprint(&format!("job {} has ended", job.job_id));
                     return Err(CliError::Interrupted);
                 }
-                // Output that the daemon could not read back has no event of its own: the count tells.
+                // There is no event for output that the daemon could not read back; the byte count reveals it.
                 if next < job.output_bytes {
                     console.eprint(&format!(
-                        "{} bytes of output are lost, from byte {next} on: orbd could not read them back, and its log says why",
+                        "{} bytes of output are lost, from byte {next} on: orbd could not read them back; `orbd-ctl daemon logs` shows the reason",
                         job.output_bytes - next
                     ));
                     lost = true;
                 }
-                return Ok(EndedJobWatchers { job: *job, lost });
+                return Ok(FollowedJob { job: *job, lost });
             }
         }
     }
@@ -166,7 +168,7 @@ fn cancel(progress: &mut Progress<'_>, job_id: u64) -> bool {
         .is_some_and(|client| client.call::<JobCancel>(&JobParams { job_id }).is_ok())
 }
 
-/// Writes what a command wrote to the stream of ours that it wrote to.
+/// Writes a chunk to our stdout or stderr, according to its stream.
 pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), CliError> {
     let bytes = content(chunk)?;
     match chunk.stream {
@@ -175,19 +177,19 @@ pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), CliError
     }
 }
 
-/// Returns how many bytes a chunk has.
+/// Returns the number of bytes in a chunk.
 fn length(chunk: &Chunk) -> Result<u64, CliError> {
     Ok(u64::try_from(content(chunk)?.len()).unwrap_or(u64::MAX))
 }
 
-/// Returns the bytes of a chunk.
+/// Decodes the bytes of a chunk.
 fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, CliError> {
     match (&chunk.text, &chunk.base64) {
         (Some(text), _) => Ok(text.as_bytes().into()),
         (None, Some(base64)) => match STANDARD.decode(base64) {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) => Err(CliError::Local {
-                what: "the command's output could not be decoded".into(),
+                what: "cannot decode the command's output".into(),
                 source: io::Error::new(io::ErrorKind::InvalidData, error),
             }),
         },
@@ -195,16 +197,16 @@ fn content(chunk: &Chunk) -> Result<std::borrow::Cow<'_, [u8]>, CliError> {
     }
 }
 
-/// Says that output is missing. It is never silent.
+/// Prints a message that output is missing.
 pub(super) fn say_gap(console: &mut Console, gap: &Gap) {
     console.eprint(&format!(
-        "{} bytes of output are lost, from byte {} on: they came faster than they were read",
+        "{} bytes of output are lost, from byte {} on: the client read too slowly",
         gap.next_offset.saturating_sub(gap.offset),
         gap.offset
     ));
 }
 
-/// Returns the exit code of an ended job: the command's own, or the trouble that it ended in.
+/// Returns the exit code of an ended job's command, or the error that ended the job.
 pub(super) fn exit_of(job: &Job) -> Result<u8, CliError> {
     let Some(outcome) = &job.outcome else {
         return Ok(0);
@@ -213,7 +215,7 @@ pub(super) fn exit_of(job: &Job) -> Result<u8, CliError> {
         return Err(CliError::Refused(error.clone()));
     }
     let kind = match (outcome.kind.as_str(), outcome.exit_code) {
-        // An exit code has eight bits, here as there.
+        // Exit codes have eight bits.
         (_, Some(code)) => return Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         ("succeeded", None) => return Ok(0),
         ("cancelled", None) => ErrorKind::JobCancelled,

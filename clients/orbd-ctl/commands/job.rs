@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use orbd::rpc::api::{JobFollow, JobGet, JobOutput, JobWait};
 use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{Job, JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams};
+use orbd::rpc::types::{
+    Job, JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams, WaitingFor,
+};
 use serde::Serialize;
 
 use super::follow::{self, Sink};
@@ -15,16 +17,16 @@ use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Wait};
 use crate::render;
 
-/// At most so many jobs are named of those that wait for each other.
+/// Maximum number of jobs in the answer of `job why`.
 const CHAIN_MAX: usize = 100;
 
-/// What `job why --json` says: the job, the one that it waits for, the one that that waits for, and so on.
+/// Answer of `job why --json`: the job, the job that it waits for, the job that this one waits for, and so on.
 #[derive(Debug, Serialize)]
 struct Chain {
     jobs: Vec<Job>,
 }
 
-/// Shows one job, says why it waits, waits for it, or reads what it wrote.
+/// Shows a job, shows why it waits, waits for it, or prints its output.
 pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCode, CliError> {
     match *command {
         JobCommand::Show { id } => {
@@ -51,7 +53,9 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
                 .console
                 .answer(&answer, |answer, look| render::job(&answer.job, look))?;
             if answer.job.state != JobStateWord::Ended {
-                context.console.eprint("it goes on");
+                context
+                    .console
+                    .eprint(&format!("job {id} has not ended yet; it keeps running"));
                 return Ok(ExitCode::from(exit::REFUSED));
             }
             match follow::exit_of(&answer.job) {
@@ -64,28 +68,28 @@ pub(super) fn job(context: &mut Context, command: &JobCommand) -> Result<ExitCod
     }
 }
 
-/// Looks up what a job waits for, and what that waits for. Each is looked at by itself: meanwhile the queue moves on.
+/// Collects the chain of jobs that a job waits for. Each is fetched with its own call, so the queue may change meanwhile.
 fn chain(context: &mut Context, id: u64) -> Result<Chain, CliError> {
     let mut jobs: Vec<Job> = Vec::new();
     let mut next = Some(id);
     while let Some(id) = next.take() {
         let job = match context.look::<JobGet>(Wait::Queue, &JobParams { job_id: id }) {
             Ok(answer) => answer.job,
-            // What was in the way has ended and is forgotten.
+            // The blocking job has ended and is no longer in the history.
             Err(error) if !jobs.is_empty() && error.kind() == Some(ErrorKind::JobNotFound) => break,
             Err(error) => return Err(error),
         };
         next = job
             .waiting_for
             .as_ref()
-            .and_then(|reason| reason.job_id)
+            .and_then(WaitingFor::job_id)
             .filter(|next| jobs.len() < CHAIN_MAX && jobs.iter().all(|job| job.job_id != *next));
         jobs.push(job);
     }
     Ok(Chain { jobs })
 }
 
-/// Writes what there is.
+/// Prints the output that exists now.
 fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     loop {
@@ -113,7 +117,7 @@ fn output(context: &mut Context, job_id: u64, mut offset: u64) -> Result<ExitCod
     }
 }
 
-/// Writes what there is and what comes, until the job ends. Ctrl-C ends us, not the job.
+/// Prints the output until the job ends. Ctrl-C exits this client, and does not cancel the job.
 fn follow_output(context: &mut Context, job_id: u64, offset: u64) -> Result<ExitCode, CliError> {
     let mut client = context.connect()?;
     let mut events = client.subscribe::<JobFollow>(&JobFollowParams { job_id, offset })?;

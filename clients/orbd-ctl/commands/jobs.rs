@@ -11,7 +11,7 @@ use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
-/// Lists jobs: those that wait or run, unless told otherwise.
+/// Lists jobs; without options, the waiting and running ones.
 pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, CliError> {
     let mut query = JobListParams {
         state: args.state,
@@ -34,14 +34,14 @@ pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, CliErr
     }
     if nothing {
         context.console.eprint(if active_only {
-            "no job waits or runs; `orbd-ctl jobs --all` lists ended ones"
+            "no waiting or running jobs; `orbd-ctl jobs --all` includes ended jobs"
         } else {
-            "there are no such jobs; `orbd-ctl metrics history` goes back further"
+            "no matching jobs; `orbd-ctl metrics history` shows older ones"
         });
     } else if answer.more {
         context
             .console
-            .eprint("there are more; `-n N` shows more of them");
+            .eprint("there are more jobs; `-n N` raises the limit");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,7 +50,7 @@ fn list(context: &mut Context, query: &JobListParams) -> Result<JobListAnswer, C
     context.look::<JobList>(Wait::Queue, query)
 }
 
-/// Puts two lists into one, oldest first. A job that started between the two looks is in both: the later look counts.
+/// Merges two lists, oldest job first. A job that started between the two calls is in both; the entry of the later call is used.
 fn merge(earlier: JobListAnswer, later: JobListAnswer) -> JobListAnswer {
     let mut jobs = later.jobs;
     for job in earlier.jobs {

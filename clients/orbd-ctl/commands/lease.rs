@@ -1,19 +1,19 @@
-//! Work that the real `orbctl` does for us on the Mac's files, in a place of the queue.
+//! Runs the real `orbctl` in this client under a lease, for operations on the Mac's files or the terminal.
 //!
-//! The daemon never opens the Mac's files: it lacks the privacy rights that a terminal has. So the client runs the real
-//! tool itself, but only while it holds a place in the queue, and that place belongs to the process that does the work:
+//! The daemon never opens the Mac's files, because it does not have the privacy permissions of a terminal. Therefore the client runs
+//! the real tool itself, but only while it holds a lease. The lease belongs to the process that does the work:
 //!
 //! ```text
-//! orbd-ctl push            orbd-ctl lease-exec (child)      orbd
-//!   |-- starts --------------->| waits on its input           |
-//!   |-- lease.acquire {pid of the child} -------------------->| waits in the queue,
-//!   |<------------------------------- path of orbctl ---------| remembers pid and start time
-//!   |-- path, arguments, our input -->| becomes orbctl        |
+//! orbd-ctl push        orbd-ctl lease-exec (child)           orbd
+//!   |-- starts ---------------------->| reads its input       |
+//!   |-- lease.acquire {pid of the child} -------------------->| queues the lease,
+//!   |<------------------------------- path of orbctl ---------| stores pid and start time
+//!   |-- path, arguments, our input -->| execs orbctl          |
 //!   |<------------------- exit code --|                       |
-//!   |-- lease.release {exit code} ------------------------->| the place is free
+//!   |-- lease.release {exit code} --------------------------->| releases the lanes
 //! ```
 //!
-//! [`crate::waiting_child`] has the child and how it is told.
+//! [`crate::waiting_child`] implements the child and the messages to it.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
@@ -33,31 +33,31 @@ use crate::progress::{Progress, Wait};
 use crate::render;
 use crate::waiting_child::WaitingChild;
 
-/// A place in the queue that is wanted.
+/// A lease to acquire.
 pub(super) struct Place {
-    /// What for.
+    /// The operation to run under the lease.
     pub(super) operation: LeaseOperation,
-    /// Its verb in job lists.
+    /// Name of the operation in job lists.
     pub(super) verb: &'static str,
     /// Name or id of the machine.
     pub(super) machine: String,
-    /// Whose the terminal is meanwhile.
+    /// Which process uses the terminal meanwhile.
     pub(super) terminal: Terminal,
-    /// Said when it was done, where the tool itself says nothing.
+    /// Message after success; `None` for a tool with output of its own.
     pub(super) done: Option<String>,
 }
 
-/// Whose the terminal is while the real tool runs.
+/// Which process handles the keys of the terminal while the real tool runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Terminal {
-    /// Ours: Ctrl-C interrupts the tool, and a second one ends us too.
+    /// This client: Ctrl-C interrupts the tool, and a second Ctrl-C also ends the client.
     Ours,
-    /// The tool's: whatever is typed is for what runs in it.
+    /// The tool: all input, including Ctrl-C, is for the program that runs in it.
     Its,
 }
 
-/// Runs the real `orbctl` with `arguments` in a place of the queue; the exit code is its own. `arguments` is told the
-/// machine's name, in case an id was typed where `orbctl` takes only names.
+/// Acquires a lease and runs the real `orbctl` with `arguments`. Returns the exit code of `orbctl`. `arguments` is called with the
+/// machine's name, because the user may have given an id where `orbctl` accepts only names.
 pub(super) fn carry_out<C: Into<Call>>(
     context: &mut Context,
     place: Place,
@@ -74,7 +74,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     let interrupt = Interrupt::watch()?;
     let mut client = context.connect()?;
     let child = WaitingChild::start().map_err(|source| CliError::Local {
-        what: "cannot start ourselves a second time".into(),
+        what: "cannot start the helper process".into(),
         source,
     })?;
     let params = request!(
@@ -116,7 +116,7 @@ pub(super) fn carry_out<C: Into<Call>>(
         source,
     })?;
     let released = release(context, &mut client, lease.job_id, status);
-    // What has the terminal has our stdout too, and whoever reads that did not ask for a job in it.
+    // The tool has written to our stdout, so print nothing more there.
     if terminal == Terminal::Its {
         return Ok(ExitCode::from(code_of(status)));
     }
@@ -125,7 +125,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     } else if let (Some(signal), Some(answer)) = (status.signal(), &released)
         && let Some(error) = cut_short(&end_of(&mut client, &answer.job), signal)
     {
-        // Of a change the outcome tells what came of it, but not why it was cut short.
+        // The outcome of a change has the resulting state, but not the reason for the signal; print the reason too.
         if let Some(why) = &answer.signalled
             && error.kind() == Some(ErrorKind::OutcomeUnknown)
         {
@@ -133,7 +133,7 @@ pub(super) fn carry_out<C: Into<Call>>(
         }
         return Err(error);
     }
-    // What a command writes is its own, so nothing is said of it.
+    // For `run`, `done` is `None`: nothing is added to the command's output.
     if let (Some(answer), Some(done)) = (released, done) {
         context
             .console
@@ -146,7 +146,7 @@ pub(super) fn carry_out<C: Into<Call>>(
     Ok(ExitCode::from(code_of(status)))
 }
 
-/// Returns why the daemon ended the tool, where it did: a limit passed, or somebody cancelled the job.
+/// Returns the error if the daemon ended the tool: a time limit expired, or another client cancelled the job.
 fn cut_short(job: &Job, signal: i32) -> Option<CliError> {
     let by_the_daemon = [Signal::TERM, Signal::KILL].map(Signal::as_raw).contains(&signal);
     let error = CliError::Refused(job.outcome.as_ref()?.error.clone()?);
@@ -158,7 +158,7 @@ fn cut_short(job: &Job, signal: i32) -> Option<CliError> {
     by_the_daemon.then_some(error)
 }
 
-/// Waits for the end of a job: of a change that was cut short orbd looks what came of it. As it is where orbd cannot be asked.
+/// Waits until a job has ended: after an interrupted change, orbd first reconciles its result. Returns `job` itself if the call fails.
 fn end_of(client: &mut Client, job: &Job) -> Job {
     let params = JobWaitParams {
         job_id: job.job_id,
@@ -172,7 +172,7 @@ fn end_of(client: &mut Client, job: &Job) -> Job {
     }
 }
 
-/// Releases the lease. That the child is gone is enough for the daemon, so nothing here is a reason to fail.
+/// Releases the lease. Errors are ignored: the daemon also releases the lease when the child exits.
 fn release(context: &Context, client: &mut Client, job_id: u64, status: ExitStatus) -> Option<ReleaseAnswer> {
     let params = ReleaseParams {
         job_id,
@@ -180,7 +180,7 @@ fn release(context: &Context, client: &mut Client, job_id: u64, status: ExitStat
         signal: status.signal(),
     };
     let answer = client.call::<LeaseRelease>(&params).or_else(|error| {
-        // It was idle for as long as the copy took, and may have been closed for that.
+        // The connection was idle while the tool ran, and the daemon may have closed it.
         *client = context.link.side_connection().ok_or(error)?;
         client.call::<LeaseRelease>(&params)
     });
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_is_told_as_shells_tell_it() {
+    fn exit_code_of_a_signal_is_128_plus_its_number() {
         assert_eq!(code_of(ExitStatus::from_raw(3 << 8)), 3);
         assert_eq!(code_of(ExitStatus::from_raw(9)), 137);
     }

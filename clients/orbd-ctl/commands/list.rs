@@ -32,9 +32,9 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, CliEr
     })?;
     if answer.machines.is_empty() && !args.quiet && !context.console.json {
         context.console.eprint(if args.running {
-            "no machine runs; `orbd-ctl list` shows those that are stopped too"
+            "no running machines; `orbd-ctl list` includes stopped machines"
         } else {
-            "there are no machines; `orbd-ctl create ubuntu` makes one"
+            "no machines; `orbd-ctl create ubuntu` creates one"
         });
     }
     if let Some(note) = render::staleness(&answer.observed) {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_can_be_a_table_names_or_the_wires_own_object() {
+    fn list_prints_a_table_names_or_json() {
         let check = |args: &List, json: bool, expected: &str| {
             let fake = with_machines();
             let (mut context, out, err) = fake.context();
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_a_sentence_a_hint_and_for_programs_an_object() {
+    fn an_error_is_printed_with_a_hint_and_as_json() {
         let fake = Fake::new(|peer, request| {
             peer.refuse(
                 request,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn no_daemon_is_its_own_exit_code() {
+    fn exits_with_3_if_the_daemon_is_not_running() {
         let fake = with_machines();
         let (mut context, ..) = fake.context();
         context.link.socket.set_file_name("nobody.sock");

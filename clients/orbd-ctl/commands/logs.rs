@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 
-/// Shows a machine's log so far.
+/// Prints a machine's log.
 pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, CliError> {
     let watch = Wait::Ours("logs", format!("logs {}", args.machine));
     let params = LogsParams {
@@ -24,7 +24,7 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows a machine's log as it grows: the real tool does, in a session that is in nobody's way.
+/// Follows a machine's log: runs the real tool in a session, which blocks no other job.
 pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, CliError> {
     let job_flags = LeaseArgs::default().options();
     let place = Place {

@@ -13,7 +13,7 @@ use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
-/// Shows how long calls waited and ran.
+/// Shows metrics of recorded operations.
 pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, CliError> {
     let watch = Wait::Ours("metrics", "metrics".into());
     match args.command.unwrap_or(MetricsCommand::Summary(args.summary)) {
@@ -29,9 +29,9 @@ pub(super) fn metrics(context: &mut Context, args: Metrics) -> Result<ExitCode, 
             let answer = context.look::<MetricsHistory>(watch, &params)?;
             context.console.answer(&answer, render::history)?;
             if let (Some(cursor), false) = (&answer.cursor, context.console.json) {
-                context
-                    .console
-                    .eprint(&format!("there are more; `--cursor {cursor}` goes on"));
+                context.console.eprint(&format!(
+                    "there are more records; `--cursor {cursor}` shows the next page"
+                ));
             }
         }
         MetricsCommand::Export(args) => export::export(context, args)?,
@@ -56,7 +56,7 @@ fn summary(context: &mut Context, args: args::MetricsSummary) -> Result<(), CliE
         .console
         .answer(&answer, |answer, look| render::metrics(answer, window, look))?;
     if answer.rows.is_empty() {
-        context.console.eprint("nothing is recorded in this window");
+        context.console.eprint("no records in this window");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A file for each verb. Each builds a request from what was typed, makes the call, and shows the answer.
+//! One module per verb. Each builds a request from the arguments, makes the call, and prints the answer.
 
 use std::process::ExitCode;
 
@@ -43,7 +43,7 @@ mod stop;
 mod transfer;
 mod version;
 
-/// Does what was asked.
+/// Runs a command.
 pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::List(args) => list::list(context, &args),

@@ -9,7 +9,7 @@ use crate::args::Rename;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Gives a machine another name.
+/// Renames a machine.
 pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
@@ -22,8 +22,8 @@ pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, Cl
     );
     let change = Change {
         verb: "rename",
-        done: "renamed",
-        held: "renamed already",
+        done: "renamed {}",
+        held: "already renamed {}",
     };
     change::carry_out::<MachineRename>(context, &change, &subjects, &[params])
 }

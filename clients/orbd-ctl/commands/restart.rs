@@ -9,13 +9,13 @@ use crate::args::Names;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Shuts machines down and boots them.
+/// Restarts machines.
 pub(super) fn restart(context: &mut Context, args: &Names) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let change = Change {
         verb: "restart",
-        done: "restarted",
-        held: "is running already",
+        done: "restarted {}",
+        held: "{} is already running",
     };
     change::each::<MachineRestart>(context, &change, &args.machines, |machine| {
         request!(&job_flags, MachineParams { machine })

@@ -1,4 +1,4 @@
-//! `run`: a command in a machine, as if it ran here.
+//! `run`: runs a command in a machine, with its output, input and exit code as if it ran locally.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use orbd::rpc::types::{JobInputParams, JobStateWord, ReadParams};
 
 use super::default::machine_or_default;
 use super::folder;
-use super::follow::{self, EndedJobWatchers, Sink};
+use super::follow::{self, FollowedJob, Sink};
 use crate::args::Run;
 use crate::console::Console;
 use crate::context::{Context, request};
@@ -23,13 +23,13 @@ use crate::interrupt::Interrupt;
 use crate::link::Link;
 use crate::progress::{Progress, Wait};
 
-/// With this code a shell reports a command that it did not find.
+/// Exit code with which a shell reports that a command was not found.
 pub(super) const NOT_FOUND: u8 = 127;
 
-/// Bytes of input in one message: 64 KiB as base64.
+/// Maximum number of input bytes in one message: 64 KiB as base64.
 const INPUT_PIECE: usize = 48 << 10;
 
-/// Runs a command. What goes wrong on our side of it has codes of its own, because the small ones are the command's.
+/// Runs a command. Errors of the client itself have codes from 124 up, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
     if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
         return match environment(&args.env) {
@@ -52,7 +52,8 @@ pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
     }
 }
 
-/// Whether the command gets our terminal without `-t`, as with `orbctl run`. What only the daemon can do keeps it from that.
+/// Returns whether the command gets the terminal without `-t`, as with `orbctl run`. It does not with options that need the daemon to
+/// run the command.
 pub(super) fn takes_terminal(args: &Run, context: &Context) -> bool {
     let needs_daemon = args.job.detach || args.job.timeout.is_some() || context.console.json;
     context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
@@ -111,14 +112,14 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
     let mut input = input;
     let mut on_start = |job_id| {
         if let Some(input) = input.take() {
-            // A connection of its own: the first one is busy with output, and a slow reader must not hold that up.
+            // Uses a second connection: the first one is busy with output, and a command that reads slowly must not delay that.
             let mut client = link.dial()?;
             crate::link::greet(&mut client, &link.socket)?;
             std::thread::spawn(move || feed(input, &mut client, job_id));
         }
         Ok(())
     };
-    let EndedJobWatchers { job, lost } = follow::follow(
+    let FollowedJob { job, lost } = follow::follow(
         &mut events,
         0,
         &mut sink,
@@ -142,11 +143,11 @@ fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<
     {
         hint_at_machine(&context.link, &mut context.console, &first);
     }
-    // The command's failure says more than ours; its success would be taken for all of its output.
+    // The command's own failure takes precedence. Its success must not suggest that the output is complete.
     Ok(if code == 0 && lost { exit::RUN_FAILED } else { code })
 }
 
-/// Says how to name a machine if a word that was run as a command is the name of one.
+/// Prints how to name a machine if the command that was not found is the name of one.
 pub(super) fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
     let params = ReadParams::default();
     let listed = link
@@ -154,18 +155,19 @@ pub(super) fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
         .and_then(|mut client| client.call::<MachineList>(&params).ok());
     if listed.is_some_and(|list| list.machines.iter().any(|machine| machine.name == word)) {
         console.eprint(&format!(
-            "'{word}' is a machine; to run a command in it: orbd-ctl run -m {word} COMMAND"
+            "'{word}' is a machine; to run a command in it: `orbd-ctl run -m {word} COMMAND`"
         ));
     }
 }
 
-/// Passes our input on until it ends or nobody reads it. Nobody waits for this: the command's end is ours.
+/// Forwards our input until it ends or the command no longer reads it. Runs on a thread that is not joined: this client exits when the
+/// command ends.
 fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
     let mut piece = vec![0; INPUT_PIECE];
     loop {
         let read = match input.read(&mut piece) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // What cannot be read has ended, as far as the command can tell.
+            // The command sees a read error as the end of its input.
             Err(_) => 0,
             Ok(read) => read,
         };
@@ -177,22 +179,22 @@ fn feed(mut input: Box<dyn Read + Send>, client: &mut Client, job_id: u64) {
         };
         match client.call::<JobInput>(&params) {
             Ok(answer) if answer.open && read > 0 => {}
-            // Everything is told, the command has closed its input, or it has ended.
+            // All input was sent, the command has closed its input, or it has ended.
             _ => return,
         }
     }
 }
 
-/// Collects what our environment gives the guest, as it would if we were `orbctl`.
+/// Collects the variables that `orbctl` would pass to the guest from our environment.
 fn caller_env() -> Result<BTreeMap<String, String>, CliError> {
     let collected = CallerEnv::collect(variable).map_err(|error| CliError::Usage {
         message: error.to_string(),
-        hint: "unset it, or take it out of ORBENV".into(),
+        hint: "unset it, or remove it from ORBENV".into(),
     })?;
     Ok(collected.variables().clone())
 }
 
-/// Reads `KEY=VALUE`, and `KEY` as what it is in our own environment.
+/// Parses the values of `-e`: `KEY=VALUE`, or `KEY` for its value in our own environment.
 fn environment(words: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     let mut environment = BTreeMap::new();
     for word in words {
@@ -208,14 +210,14 @@ fn environment(words: &[String]) -> Result<BTreeMap<String, String>, CliError> {
                 }
                 None if word.is_empty() => {
                     return Err(CliError::Usage {
-                        message: "-e: an empty word names no variable".into(),
-                        hint: "write -e KEY=VALUE, or -e KEY for what it is in the environment".into(),
+                        message: "-e: the name of the variable is empty".into(),
+                        hint: "use -e KEY=VALUE, or -e KEY to copy it from the environment".into(),
                     });
                 }
                 None => {
                     return Err(CliError::Usage {
-                        message: format!("-e {word}: there is no such variable in the environment"),
-                        hint: format!("set it, or write -e {word}=VALUE"),
+                        message: format!("-e {word}: the variable is not set in the environment"),
+                        hint: format!("set it, or use -e {word}=VALUE"),
                     });
                 }
             },
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_streams_and_exit_code_are_the_commands_own() {
+    fn output_bytes_streams_and_exit_code_are_passed_through() {
         let every_byte: Vec<u8> = (0..=255).collect();
         let bytes = every_byte.clone();
         let fake = Fake::new(move |peer, request| {
@@ -296,7 +298,7 @@ mod tests {
         assert_eq!(code, 3);
         assert_eq!(out.bytes(), [b"no end of line".as_slice(), &every_byte].concat());
         assert_eq!(err.text(), "h\u{e9}\n");
-        // Environment and folder are those of the process that runs this test.
+        // The environment and the directory are those of the test process.
         let mut params = fake.asked()[0]["params"].clone();
         params.as_object_mut().unwrap().remove("caller_env");
         params.as_object_mut().unwrap().remove("try_workdir");
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn input_goes_over_a_second_connection_piece_by_piece_to_its_end() {
+    fn input_is_sent_in_pieces_over_a_second_connection() {
         let (sender, receiver) = mpsc::channel::<Value>();
         let receiver = std::sync::Mutex::new(receiver);
         let fake = Fake::new(move |peer, request| {
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_output_is_said_and_is_no_success() {
+    fn lost_output_is_reported_and_is_not_a_success() {
         let run = |exit_code: i32, gap: bool| {
             let fake = Fake::new(move |peer, request| {
                 begin(peer, request);
@@ -364,7 +366,7 @@ mod tests {
             err.contains("5 bytes of output are lost, from byte 5 on"),
             "{err}"
         );
-        // What could not be read back is missing without an event.
+        // There is no event for output that the daemon could not read back.
         let (code, out, err) = run(0, false);
         assert_eq!((code, out.as_str()), (125, "begin"));
         assert!(
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn with_json_the_answer_is_what_an_unstreamed_run_says() {
+    fn with_json_the_answer_has_the_format_of_machine_run() {
         let fake = Fake::new(|peer, request| {
             begin(peer, request);
             peer.event(output("stdout", 0, b"hi\n"));
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_never_began_is_not_the_commands_failure() {
+    fn a_run_that_did_not_start_exits_with_125() {
         let fake = Fake::new(|peer, request| {
             peer.refuse(
                 request,
@@ -444,18 +446,18 @@ mod tests {
         });
         let (mut context, _, err) = fake.context();
         let interrupt = Interrupt::default();
-        // Output shows that the client knows of its job: before that, leaving is all there is to do.
+        // Presses Ctrl-C at the first output: by then the client knows the job id, which it needs to cancel the job.
         context.console.out = Box::new(Pressing(interrupt.clone()));
         let error = carry_out(&mut context, args(&["x"]), &interrupt).expect_err("interrupted");
         assert_eq!(error.exit_of_run(), 130);
         assert_eq!(
             err.text(),
-            "orbd-ctl: cancelling job 12; Ctrl-C again leaves at once\norbd-ctl: job 12 has ended\n"
+            "orbd-ctl: cancelling job 12; press Ctrl-C again to exit at once\norbd-ctl: job 12 has ended\n"
         );
     }
 
     #[test]
-    fn a_reader_that_went_away_ends_the_command_too() {
+    fn closing_our_output_cancels_the_command() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -483,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_given_or_taken_from_ours() {
+    fn variables_are_set_explicitly_or_copied_from_the_environment() {
         let words = |words: &[&str]| environment(&words.iter().map(|&word| word.into()).collect::<Vec<_>>());
         let given = words(&["A=1", "B=x=y", "C="]).unwrap();
         assert_eq!(

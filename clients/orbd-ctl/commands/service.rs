@@ -15,13 +15,13 @@ use crate::layout::Look;
 use crate::render;
 use crate::service::{ManagerName, Service, State, Written};
 
-/// How long a service may take until it answers, after its manager says that it started it.
+/// Maximum time for the daemon to answer after the manager has started the service.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
-/// How long it may take to be gone after it was asked to stop; launchd and systemd kill it before that.
+/// Maximum time for the daemon to exit after it was asked to stop. launchd and systemd kill it before that.
 const GONE_MAX: Duration = Duration::from_secs(60);
 
-/// What `--json` says of a service.
+/// State of the service, as `--json` prints it.
 #[derive(Debug, Serialize)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -31,13 +31,15 @@ struct Report {
     manager: &'static str,
     file: PathBuf,
     installed: bool,
-    /// The file says what this version of orbd-ctl would write.
+    /// The file is the one that this version of orbd-ctl would write.
     current: bool,
+    /// The manager has loaded the file.
     loaded: bool,
-    /// The manager's process.
+    /// Process id of the service; `None` if it is not running.
     pid: Option<u32>,
+    /// Exit code of the service's last process, if the manager reports it.
     last_exit: Option<i32>,
-    /// Somebody answers on the socket, the service or another daemon.
+    /// A daemon answers on the socket: the service or another one.
     answers: bool,
     socket: PathBuf,
 }
@@ -59,19 +61,19 @@ pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitC
             service.check()?;
             service.start()?;
             must_answer(context)?;
-            told(context, &service, "orbd runs as a service")?;
+            told(context, &service, "service started")?;
         }
         ServiceCommand::Stop => {
             must_be_installed(&service)?;
             stop(&service)?;
-            told(context, &service, "the service is stopped")?;
+            told(context, &service, "service stopped")?;
         }
         ServiceCommand::Restart => {
             must_be_installed(&service)?;
             stop(&service)?;
             service.start()?;
             must_answer(context)?;
-            told(context, &service, "the service was started again")?;
+            told(context, &service, "service restarted")?;
         }
         ServiceCommand::Status => return status(context, &service),
         ServiceCommand::Logs(args) => daemon_log::logs(context, args)?,
@@ -84,9 +86,9 @@ fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
     let written = service.write(&context.link)?;
     let state = service.state()?;
     if written == Written::Same && state.pid.is_some() && context.link.dial().is_ok() {
-        return told(context, service, "the service is installed already, and runs");
+        return told(context, service, "service already installed and running");
     }
-    // A daemon that was started by hand holds the socket: the service's own would see that and end.
+    // A daemon that runs without the service holds the lock, so the service's daemon would exit at once.
     if state.pid.is_none() && context.link.is_held() {
         context
             .console
@@ -98,15 +100,15 @@ fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
     told(
         context,
         service,
-        "the service is installed: orbd runs now, and after each login",
+        "service installed: orbd runs now and after each login",
     )
 }
 
 fn uninstall(context: &mut Context, service: &Service) -> Result<(), CliError> {
     let said = if service.remove()? {
-        "the service is uninstalled; orbd still starts on demand"
+        "service uninstalled; orbd still starts on demand"
     } else {
-        "the service is not installed"
+        "service not installed"
     };
     told(context, service, said)
 }
@@ -122,10 +124,10 @@ fn stop(service: &Service) -> Result<(), CliError> {
         if crate::console::now() - asked > GONE_MAX {
             return Err(CliError::Service {
                 message: format!(
-                    "orbd (pid {pid}) was asked to stop and has not gone for {} s",
+                    "orbd (pid {pid}) was asked to stop and has not exited for {} s",
                     GONE_MAX.as_secs()
                 ),
-                hint: "`orbd-ctl jobs` shows what runs".into(),
+                hint: "`orbd-ctl jobs` shows the running jobs".into(),
             });
         }
         std::thread::sleep(pause);
@@ -139,10 +141,7 @@ fn must_be_installed(service: &Service) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::Absent {
-        message: format!(
-            "the service is not installed: there is no {}",
-            service.file.display()
-        ),
+        message: format!("service not installed: {} does not exist", service.file.display()),
         hint: "`orbd-ctl service install` installs and starts it".into(),
     })
 }
@@ -153,12 +152,12 @@ fn must_answer(context: &Context) -> Result<(), CliError> {
         Some(_) => Ok(()),
         None => Err(CliError::NotStarted {
             reason: format!(
-                "the service was started, but nothing has answered on {} for {} s",
+                "the service was started, but nothing answered on {} for {} s",
                 context.link.socket.display(),
                 ANSWER_MAX.as_secs()
             ),
             hint: format!(
-                "`orbd-ctl service status` shows how it ended, `orbd-ctl service logs` and {} what it said",
+                "`orbd-ctl service status` shows its exit code, `orbd-ctl service logs` and {} its output",
                 context.link.socket.with_extension("err").display()
             ),
         }),
@@ -166,7 +165,7 @@ fn must_answer(context: &Context) -> Result<(), CliError> {
 }
 
 fn report(context: &Context, service: &Service) -> Result<Report, CliError> {
-    // Without a manager there is nothing loaded; what is on disk can be told all the same.
+    // If the manager cannot be queried, reports the service as not loaded; the state of the file is still known.
     let State {
         loaded,
         pid,
@@ -208,23 +207,23 @@ fn status(context: &mut Context, service: &Service) -> Result<ExitCode, CliError
 
 fn show(report: &Report, look: Look) -> String {
     let (style, headline) = match (report.installed, report.pid, report.answers) {
-        (true, Some(pid), true) => (render::GOOD, format!("orbd runs as a service (pid {pid})")),
+        (true, Some(pid), true) => (render::GOOD, format!("orbd is running as a service (pid {pid})")),
         (true, Some(pid), false) => (
             render::BAD,
-            format!("the service runs (pid {pid}) but does not answer"),
+            format!("the service is running (pid {pid}) but does not answer"),
         ),
         (true, None, true) => (
             render::BAD,
-            "the service does not run; another orbd answers".into(),
+            "the service is not running; another orbd answers".into(),
         ),
-        (true, None, false) => (render::BAD, "the service is installed and does not run".into()),
+        (true, None, false) => (render::BAD, "the service is installed but not running".into()),
         (false, _, true) => (
             render::GOOD,
-            "no service is installed; orbd runs without one".into(),
+            "no service installed; orbd is running without one".into(),
         ),
         (false, _, false) => (
             render::BAD,
-            "no service is installed, and orbd does not run".into(),
+            "no service installed, and orbd is not running".into(),
         ),
     };
     let mut text = format!("{}\n", render::paint(look, style, &headline));
@@ -233,11 +232,11 @@ fn show(report: &Report, look: Look) -> String {
     line("file", &report.file.display().to_string());
     line("socket", &report.socket.display().to_string());
     if let Some(code) = report.last_exit {
-        line("last", &format!("ended with exit code {code}"));
+        line("last", &format!("exited with code {code}"));
     }
     let advice = match (report.installed, report.current, report.loaded) {
-        (false, ..) => Some("`orbd-ctl service install` keeps orbd running"),
-        (true, false, _) => Some("`orbd-ctl service install` brings the file up to date"),
+        (false, ..) => Some("`orbd-ctl service install` installs and starts it"),
+        (true, false, _) => Some("`orbd-ctl service install` updates the file"),
         (true, true, false) => Some("`orbd-ctl service start` loads and starts it"),
         (true, true, true) => None,
     };

@@ -1,5 +1,5 @@
-//! `shell`, and `run` with `--terminal`, `--shell` or `--path`: the real `orbctl` with our terminal or streams, directory and
-//! environment, recorded by orbd. What has the terminal is a session and in nobody's way; what has not is a command like others.
+//! `shell`, and `run` with `--terminal`, `--shell` or `--path`: run the real `orbctl` under a lease, with our terminal or streams,
+//! directory and environment. With the terminal it is a session, which blocks no other job; without, it is queued like other commands.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
     code(context, ended)
 }
 
-/// Runs a command that wants a terminal, or something that only the real tool can do.
+/// Runs a command that needs a terminal, or an option that only the real tool implements.
 pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
     let variables = match Variables::of(env) {
         Ok(variables) => variables,
@@ -72,7 +72,7 @@ pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, Strin
     code(context, ended)
 }
 
-/// Variables for a command, and how they reach it.
+/// Variables for a command, and how they are passed to it.
 #[derive(Default)]
 struct Variables {
     env: Vec<(EnvName, String)>,
@@ -81,7 +81,8 @@ struct Variables {
 }
 
 impl Variables {
-    /// Checks names and finds out how the variables reach the guest. Where there are none the real tool reads our environment itself.
+    /// Checks the names, and determines how the variables are passed to the guest. Without variables from `-e`, the real tool reads
+    /// our environment itself.
     fn of(env: BTreeMap<String, String>) -> Result<Self, CliError> {
         if env.is_empty() {
             return Ok(Self::default());
@@ -105,7 +106,7 @@ impl Variables {
     }
 }
 
-/// What is to run in the machine.
+/// The program to run in the machine, and its options.
 #[derive(Default)]
 struct Guest<'a> {
     user: Option<&'a str>,
@@ -116,7 +117,7 @@ struct Guest<'a> {
     /// Our own `ORBENV`, to which the names of `env` are added.
     caller_env: CallerEnv,
     passed_by: GuestEnv,
-    /// Empty: a shell.
+    /// Program and arguments; empty for a shell.
     command: &'a [String],
 }
 
@@ -142,7 +143,7 @@ fn attach(
     lease::carry_out(context, place, &job_flags, |machine| call(guest, machine))
 }
 
-/// As with `run`, the small codes belong to what runs there.
+/// Prints an error and returns its exit code. As with `run`, small codes are reserved for the guest's command.
 fn code(context: &mut Context, ended: Result<ExitCode, CliError>) -> ExitCode {
     ended.unwrap_or_else(|error| {
         error.tell(&mut context.console);
@@ -150,7 +151,7 @@ fn code(context: &mut Context, ended: Result<ExitCode, CliError>) -> ExitCode {
     })
 }
 
-/// Returns the call of the real tool, whose process has our environment.
+/// Returns the arguments and additional variables of the real tool, which inherits our environment.
 fn call(guest: &Guest<'_>, machine: &str) -> Call {
     let command = argv::Run {
         machine,
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_real_tool_gets_what_was_typed_and_values_by_its_environment() {
+    fn the_real_tool_gets_options_as_arguments_and_values_as_variables() {
         let check = |guest: &Guest<'_>, expected: &str| {
             let call = call(guest, "web");
             assert_eq!(call.args.join(" ".as_ref()), expected);

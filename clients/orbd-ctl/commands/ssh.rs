@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 
-/// Shows how to reach machines over SSH.
+/// Shows how to connect to machines over SSH.
 pub(super) fn ssh(context: &mut Context) -> Result<ExitCode, CliError> {
     let answer = context.look::<MachineSsh>(Wait::Ours("ssh", "ssh".into()), &NoParams {})?;
     context.console.answer(&answer, |answer, _| answer.text.clone())?;

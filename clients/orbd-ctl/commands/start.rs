@@ -9,13 +9,13 @@ use crate::args::Start;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Boots machines, all of them, or OrbStack itself.
+/// Starts the given machines, all machines, or OrbStack itself.
 pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let change = |verb| Change {
         verb,
-        done: "started",
-        held: "is running already",
+        done: "started {}",
+        held: "{} is already running",
     };
     if args.all {
         let params = request!(&job_flags, ChangeParams {});
@@ -40,7 +40,7 @@ mod tests {
     use crate::fake::Fake;
 
     #[test]
-    fn of_several_each_is_told_in_order_and_the_first_failure_is_the_exit_code() {
+    fn results_are_printed_in_order_and_the_first_failure_sets_the_exit_code() {
         let fake = Fake::new(|peer, request| match request["params"]["machine"].as_str() {
             Some("gone") => peer.refuse(
                 request,
@@ -56,7 +56,7 @@ mod tests {
             job: JobArgs::default(),
         };
         assert_eq!(start(&mut context, &args).unwrap(), ExitCode::from(4));
-        assert_eq!(out.text(), "a is running already\nb is running already\n");
+        assert_eq!(out.text(), "a is already running\nb is already running\n");
         assert_eq!(
             err.text(),
             "orbd-ctl: machine gone does not exist\nhint: `orbd-ctl list` shows the machines\n"

@@ -11,7 +11,7 @@ use crate::error::{CliError, exit};
 use crate::progress::Wait;
 use crate::render;
 
-/// Says whether OrbStack runs; exits with 1 when it does not, as `orbctl status` does.
+/// Shows whether OrbStack is running; exits with 1 if it is not, as `orbctl status` does.
 pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),

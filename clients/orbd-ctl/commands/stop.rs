@@ -9,14 +9,14 @@ use crate::args::Stop;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
-/// Shuts machines down, all of them, or OrbStack itself.
+/// Stops the given machines, all machines, or OrbStack itself.
 pub(super) fn stop(context: &mut Context, args: &Stop) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let force = args.force;
     let change = |verb| Change {
         verb,
-        done: "stopped",
-        held: "is stopped already",
+        done: "stopped {}",
+        held: "{} is already stopped",
     };
     if args.all {
         let params = request!(&job_flags, ForceParams { force });

@@ -1,4 +1,4 @@
-//! `push`, `pull`, `export` and `import`: the real `orbctl` in a place of the queue.
+//! `push`, `pull`, `export` and `import`: run the real `orbctl` in this client under a lease.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -13,14 +13,14 @@ use crate::args::{Export, Import, Transfer};
 use crate::context::Context;
 use crate::error::CliError;
 
-/// Copies files of the Mac into a machine.
+/// Copies files from the Mac into a machine.
 pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
     transfer(context, args, LeaseOperation::Push, "push", "copied into")
 }
 
-/// Copies files out of a machine to the Mac.
+/// Copies files from a machine to the Mac.
 pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
-    transfer(context, args, LeaseOperation::Pull, "pull", "copied out of")
+    transfer(context, args, LeaseOperation::Pull, "pull", "copied from")
 }
 
 fn transfer(
@@ -46,7 +46,7 @@ fn transfer(
     })
 }
 
-/// Writes a machine to an archive.
+/// Exports a machine to an archive.
 pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
     let place = Place {
@@ -54,14 +54,14 @@ pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, C
         verb: "export",
         machine: args.machine.clone(),
         terminal: Terminal::Ours,
-        done: Some(format!("{} exported to {}", args.machine, args.file.display())),
+        done: Some(format!("exported {} to {}", args.machine, args.file.display())),
     };
     lease::carry_out(context, place, &job_flags, |name| {
         vec!["export".into(), name.into(), operand(&args.file)]
     })
 }
 
-/// Makes a machine of an archive.
+/// Creates a machine from an archive.
 pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
     let place = Place {
@@ -69,14 +69,14 @@ pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, C
         verb: "import",
         machine: args.name.clone(),
         terminal: Terminal::Ours,
-        done: Some(format!("{} imported", args.name)),
+        done: Some(format!("imported {}", args.name)),
     };
     lease::carry_out(context, place, &job_flags, |name| {
         vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
     })
 }
 
-/// Makes sure that `orbctl` does not take a path for a flag.
+/// Prefixes a path that begins with `-` with `./`, so that `orbctl` does not parse it as a flag.
 pub(super) fn operand(path: &Path) -> OsString {
     if path.as_os_str().as_bytes().starts_with(b"-") {
         Path::new(".").join(path).into()

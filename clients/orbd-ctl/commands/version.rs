@@ -11,14 +11,14 @@ use crate::error::CliError;
 use crate::link;
 use crate::progress::Wait;
 
-/// Shows the versions of orbctl, of the daemon and of ourselves.
+/// Shows the versions of orbctl, orbd and orbd-ctl.
 pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode, CliError> {
     let ours = format!(
         "orbd-ctl  {}, protocol {PROTOCOL_VERSION}\n",
         env!("CARGO_PKG_VERSION")
     );
     if !context.console.json {
-        // Ours and the daemon's are worth knowing, above all when the rest fails.
+        // Printed first, so that they are visible even if the call to orbctl fails.
         context.console.print(ours.as_bytes())?;
         let mut client = context.connect()?;
         let hello = link::greet(&mut client, &context.link.socket)?;

@@ -1,9 +1,9 @@
-//! Asks orbd, and lets the real tool run in the place that it gives.
+//! Requests a lease from orbd and runs the real tool under it.
 //!
-//! **Called from inside of a place.** A process that runs in a place, and what it starts, has `ORBD_JOB` in its environment. Such a call
-//! takes no lane and shares nothing: whoever started it holds a place until it ends, and may hold the very lane that it would wait
-//! for, or stand before somebody who does. So it runs as what orbd has no word for, or as a read that the tool itself prints; both
-//! wait for nobody. A marker of a job that is over counts for nothing: it was left behind in somebody's environment.
+//! **Calls inside a job.** A process that runs in a job, and its descendants, have `ORBD_JOB` in their environment. A call from such a
+//! process takes no lanes and shares no reads, to avoid a deadlock: the job does not end before the call does, and may hold the lane
+//! that the call would wait for, or be queued before a job that holds it. So the call runs as `other`, or as a read whose output the tool
+//! prints itself; neither waits for other jobs. A marker of a job that has ended is ignored.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -35,29 +35,29 @@ use crate::error::exit::FAILED;
 use crate::link::{self, Link};
 use crate::progress::{Progress, Wait};
 
-/// Our name in job lists and records.
+/// The client name that orbd shows in job lists and records.
 const CLIENT_NAME: &str = "orbctl";
 
-/// How often a long wait is looked into.
+/// How often a wait updates its progress message.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long orbd may take to take in how the tool ended.
+/// Timeout of the call that releases the lease.
 const RELEASE_MAX: Duration = Duration::from_secs(2);
 
-/// The same where a signal ended the tool.
+/// Timeout of the same call after a signal terminated the tool.
 const RELEASE_CUT_MAX: Duration = Duration::from_millis(250);
 
-/// How it ends, other than as the tool ended.
+/// Why the tool did not run under a lease.
 enum Failed {
-    /// There is no daemon, or none that we can talk to.
+    /// The daemon is not running, or unreachable, or speaks another protocol.
     NoDaemon(CliError),
-    /// The daemon has no tool.
+    /// The daemon has not found the tool.
     NoTool,
-    /// It has no word for this, or none for what it is about; the tool itself says what is wrong.
+    /// The daemon does not support the request, or does not know the machine. The tool itself reports the error.
     NoWord,
-    /// What was printed cannot be passed on.
+    /// The daemon cannot forward the tool's output, for example because it is too large.
     NoPrintout,
-    /// It does not take it, or gave it up.
+    /// The daemon refused the request, or the job ended before the tool ran.
     Refused(String),
 }
 
@@ -73,14 +73,14 @@ impl From<CliError> for Failed {
             Some(ErrorKind::OrbctlUnavailable) => Self::NoTool,
             Some(ErrorKind::OrbctlOutputUnreadable) => Self::NoPrintout,
             Some(_) => Self::Refused(error.to_string()),
-            // A kind that a newer daemon has is still a refusal.
+            // An unknown error kind of a newer daemon is a refusal too.
             None if matches!(error, CliError::Refused(_)) => Self::Refused(error.to_string()),
             None => Self::NoDaemon(error),
         }
     }
 }
 
-/// Carries out a call.
+/// Runs one invocation of the tool.
 pub(super) fn carry_out(invocation: &Invocation, settings: &Settings, began: Instant) -> ExitCode {
     let (input, output) = (io::stdin().is_terminal(), io::stdout().is_terminal());
     let plan = words::plan(invocation.called, &invocation.arguments, input && output);
@@ -91,7 +91,7 @@ pub(super) fn carry_out(invocation: &Invocation, settings: &Settings, began: Ins
         Ok(code) => code,
         Err(Failed::Refused(why)) => refuse(&why, REFUSED),
         Err(failed) if settings.strict => refuse(
-            &format!("{failed}; ORBD_STRICT is set, so orbctl was not run"),
+            &format!("{failed}; orbctl was not run because ORBD_STRICT is set"),
             REFUSED,
         ),
         Err(_) => invocation.pass_through(settings),
@@ -102,9 +102,9 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDaemon(error) => error.fmt(f),
-            Self::NoTool => f.write_str("orbd has no orbctl"),
-            Self::NoWord => f.write_str("orbd does not understand what is asked"),
-            Self::NoPrintout => f.write_str("orbd cannot pass on what orbctl printed"),
+            Self::NoTool => f.write_str("orbd has not found orbctl"),
+            Self::NoWord => f.write_str("orbd does not support this request"),
+            Self::NoPrintout => f.write_str("orbd cannot forward the output of orbctl"),
             Self::Refused(why) => f.write_str(why),
         }
     }
@@ -130,7 +130,7 @@ fn attempt(
         Plan::Read(read) if !is_inside && !prints_on_a_terminal() => {
             match session.ask::<LeaseRead>(&printout_of(&read, settings, began)) {
                 Ok(raw_output) => Ok(printed(&raw_output)),
-                // Too much to be passed on; the tool can print it itself.
+                // The tool prints its output itself.
                 Err(Failed::NoPrintout) => session.lease(of_read(read)),
                 Err(Failed::NoWord) => session.lease(of(LeaseOperation::Other)),
                 Err(failed) => Err(failed),
@@ -142,13 +142,13 @@ fn attempt(
     }
 }
 
-/// The tool may print otherwise on a terminal, so it prints there itself.
+/// Returns whether stdout or stderr is a terminal. The tool may format its output differently there, so it prints it itself.
 fn prints_on_a_terminal() -> bool {
     io::stdout().is_terminal() || io::stderr().is_terminal()
 }
 
 fn printout_of(read: &RawRead, settings: &Settings, began: Instant) -> LeaseReadParams {
-    // What was begun since we were called is as new as what the tool itself would have seen.
+    // An answer that was read after our start is as fresh as one that the tool itself would read.
     let max_age = settings.max_age.max(now() - began);
     LeaseReadParams {
         read: read.clone(),
@@ -181,18 +181,18 @@ fn of_place(place: Place) -> LeaseParams {
     }
 }
 
-/// A call that talks to orbd.
+/// An invocation with its connection to orbd.
 struct Session<'a> {
     invocation: &'a Invocation,
     settings: &'a Settings,
     link: &'a Link,
     client: Client,
-    /// The life of the daemon that answers, once it has greeted us.
+    /// Instance of the daemon; `None` before the greeting.
     instance: Option<String>,
 }
 
 impl Session<'_> {
-    /// Says whether a process above us holds a place.
+    /// Returns whether an ancestor process runs in a job that has not ended.
     fn is_inside(&mut self) -> bool {
         let Some(job_id) = self.settings.above else {
             return false;
@@ -201,8 +201,8 @@ impl Session<'_> {
         asked.is_ok_and(|answer| answer.job.state != JobStateWord::Ended)
     }
 
-    /// Asks, and waits for the answer. The first question goes in one message with the greeting, which saves a round trip; of a daemon
-    /// that speaks another protocol its answer is not used, and a place that such a daemon gives ends with the child that has it.
+    /// Makes a call and waits for its answer. The first call is sent in one message with the greeting, which saves a round trip. If the
+    /// daemon speaks another protocol the answer is not used, and a lease that it granted ends when the child exits.
     fn ask<M: Method>(&mut self, params: &M::Params) -> Result<M::Answer, Failed> {
         let sent = if self.instance.is_some() {
             self.client.send_one::<M>(params).map_err(CliError::from)?
@@ -215,7 +215,7 @@ impl Session<'_> {
         self.answer(&sent)
     }
 
-    /// Waits for an answer however long it takes: orbd has the limits.
+    /// Waits for an answer without a timeout: orbd enforces the limits.
     fn answer<M: Method>(&mut self, sent: &Sent<M>) -> Result<M::Answer, Failed> {
         let mut progress = self.settings.verbose.then(|| {
             (
@@ -233,12 +233,12 @@ impl Session<'_> {
         }
     }
 
-    /// Lets the tool run in a place.
+    /// Acquires a lease, runs the tool under it, and releases it.
     fn lease(mut self, mut params: LeaseParams) -> Result<ExitCode, Failed> {
         let child = match RealTool::start() {
             Ok(Start::Parent(child)) => child,
             Ok(Start::Child(granted)) => {
-                // Our parent's alone: orbd sees by its end that nobody asks any more.
+                // Closes the child's copy of the connection: orbd detects that the parent has exited by the end of the connection.
                 let invocation = self.invocation;
                 drop(self);
                 return Ok(granted.wait(invocation));
@@ -269,7 +269,8 @@ impl Session<'_> {
         Ok(ended.repeat())
     }
 
-    /// Waits for a place. Where orbd does not understand it, the tool says what is wrong, in a place that is in nobody's way.
+    /// Acquires a lease. If orbd does not support the request, acquires one for `other`, which takes no lanes, so that the tool reports
+    /// the error.
     fn place(&mut self, params: &LeaseParams) -> Result<LeaseAnswer, Failed> {
         match self.ask::<LeaseAcquire>(params) {
             Err(Failed::NoWord) if params.operation != LeaseOperation::Other => {
@@ -282,11 +283,11 @@ impl Session<'_> {
         }
     }
 
-    /// Says how the tool ended. That it is gone is enough for orbd, so nothing here is a reason to fail.
+    /// Releases the lease with the result of the tool. Errors are ignored: orbd also releases the lease when the tool exits.
     fn release(&mut self, job_id: u64, ended: Ended) {
         let (exit_code, signal, patience) = match ended {
             Ended::Exited(code) => (Some(code), None, RELEASE_MAX),
-            // Its caller may have a deadline, and the answer only adds why orbd sent the signal, if it did.
+            // The caller may have a deadline, and the answer only adds the reason if orbd sent the signal.
             Ended::Signalled(signal) => (None, Some(signal), RELEASE_CUT_MAX),
         };
         let params = ReleaseParams {
@@ -299,7 +300,7 @@ impl Session<'_> {
             client.call::<LeaseRelease>(&params)
         };
         let told = match tell(&mut self.client) {
-            // It was idle for as long as the tool ran, and may have been closed for that.
+            // The connection was idle while the tool ran, and the daemon may have closed it.
             Err(CallError::Lost(error)) if !is_impatience(&error) => self
                 .link
                 .side_connection()
@@ -316,7 +317,7 @@ fn is_impatience(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// Prints what the tool printed, and ends as it ended.
+/// Prints the output that orbd read from the tool, and ends as the tool did.
 fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     for (stream, bytes) in [
@@ -326,7 +327,7 @@ fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
         if let Err(error) = write(stream, bytes) {
             return match error.kind() {
                 io::ErrorKind::BrokenPipe => Ended::Signalled(SIGPIPE).repeat(),
-                _ => refuse(&format!("cannot write what orbctl printed: {error}"), FAILED),
+                _ => refuse(&format!("cannot write the output of orbctl: {error}"), FAILED),
             };
         }
     }
@@ -336,7 +337,7 @@ fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
     }
 }
 
-/// Writes all bytes, past the standard library's buffers.
+/// Writes all bytes, bypassing the standard library's buffers.
 fn write(stream: BorrowedFd<'_>, bytes: &Printed) -> io::Result<()> {
     let decoded;
     let mut rest = match (&bytes.text, &bytes.base64) {
@@ -351,7 +352,7 @@ fn write(stream: BorrowedFd<'_>, bytes: &Printed) -> io::Result<()> {
         match rustix::io::write(stream, rest) {
             Ok(written) => rest = &rest[written..],
             Err(rustix::io::Errno::INTR) => {}
-            // Our caller's descriptor may be one that does not block.
+            // Our caller's descriptor may be non-blocking.
             Err(rustix::io::Errno::AGAIN) => {
                 let mut ready = [PollFd::from_borrowed_fd(stream, PollFlags::OUT)];
                 let _ = rustix::event::poll(&mut ready, None);

@@ -1,9 +1,9 @@
-//! The child that waits for a place in the queue and then becomes the real tool.
+//! A forked child that waits until its parent has acquired a lease, and then execs the real tool.
 //!
-//! It exists before the place is asked for, because the place is given to a process; and before we change what any signal does to us, so
-//! that what our caller ignores the tool ignores too. It is a copy of us that reads from a pipe: starting this program a second time, as
-//! [`crate::waiting_child`] does for the slower verbs, would take as long as everything else. Whatever our caller opened is open in it.
-//! A child whose parent dies before the grant reads the end of the pipe and goes away without having done anything.
+//! The child is forked before the lease is requested, because a lease is granted to a process, and before the parent changes any signal
+//! handler, so that the tool ignores the signals that our caller ignores. It is a fork that reads from a pipe: starting this program a
+//! second time, as [`crate::waiting_child`] does for slower verbs, would double the run time. The child inherits the descriptors that our
+//! caller left open. If the parent dies before the grant, the child reads the end of the pipe and exits without having done anything.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -17,32 +17,32 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Invocation, NOT_EXECUTABLE, REFUSED, refuse};
 
-/// The child, as its parent has it.
+/// The parent's handle of the child.
 pub(super) struct RealTool {
     pid: Pid,
     grant: PipeWriter,
 }
 
-/// What the child waits for.
+/// The child's end of the pipe, on which the grant arrives.
 pub(super) struct Granted(PipeReader);
 
-/// Which of the two goes on.
+/// Result of the fork.
 pub(super) enum Start {
-    /// We, with a child that waits.
+    /// This process is the parent.
     Parent(RealTool),
-    /// The child.
+    /// This process is the child.
     Child(Granted),
 }
 
 impl RealTool {
-    /// Starts it. This process has written nothing yet.
+    /// Forks the child. Must be called before this process has written any output, which would otherwise be buffered in both.
     #[expect(
         unsafe_code,
         reason = "a second start of this program would take as long as all else"
     )]
     pub(super) fn start() -> io::Result<Start> {
         let (granted, grant) = io::pipe()?;
-        // SAFETY: the drop-in has one thread, and starts no other.
+        // SAFETY: the drop-in has a single thread and starts no others.
         let forked = unsafe { fork() }?;
         Ok(match forked {
             Forked::Parent(pid) => Start::Parent(Self { pid, grant }),
@@ -50,31 +50,31 @@ impl RealTool {
         })
     }
 
-    /// Returns its process id.
+    /// Returns the child's process id.
     pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Lets it go away, and waits until it has.
+    /// Makes the child exit, and waits for it.
     pub(super) fn dismiss(self) {
         drop(self.grant);
         while waitpid(Some(self.pid), WaitOptions::empty()).is_err_and(|error| error == Errno::INTR) {}
     }
 
-    /// Lets it become the real tool, in the place that `marker` names.
+    /// Makes the child exec the real tool, with `marker` in its environment.
     pub(super) fn grant(mut self, program: &Path, marker: &str) -> Pid {
         let words = [program.as_os_str().as_bytes(), b"\0", marker.as_bytes(), b"\0"];
-        // A child that was killed meanwhile is told by its status.
+        // Fails if the child was killed meanwhile; its exit status reports that.
         let _ = self.grant.write_all(&words.concat());
         self.pid
     }
 }
 
 impl Granted {
-    /// Waits for the place, and becomes the tool.
+    /// Waits for the grant, then execs the tool.
     pub(super) fn wait(self, invocation: &Invocation) -> ExitCode {
         let Some((program, marker)) = read(self.0) else {
-            // Refused, or withdrawn: our parent says why.
+            // The lease was refused or cancelled; the parent reports why.
             return ExitCode::from(REFUSED);
         };
         let variables = vec![(MARKER.into(), marker)];
@@ -86,7 +86,7 @@ impl Granted {
     }
 }
 
-/// Reads the grant. `None` when there will be none, or when the parent died over it.
+/// Reads the grant. `None` if the parent closed the pipe without a complete grant.
 fn read(mut granted: impl Read) -> Option<(PathBuf, OsString)> {
     let mut message = Vec::new();
     granted.read_to_end(&mut message).ok()?;
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grant_that_was_cut_short_is_none() {
+    fn an_incomplete_grant_is_rejected() {
         let whole = b"/usr/local/bin/orbctl\x001-a:7\0";
         let granted = read(&whole[..]).expect("granted");
         assert_eq!(granted, ("/usr/local/bin/orbctl".into(), "1-a:7".into()));

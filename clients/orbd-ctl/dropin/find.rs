@@ -1,8 +1,8 @@
-//! The real tool, and how not to take another drop-in for it.
+//! Finds the real tool, and avoids running another drop-in instead.
 //!
-//! A drop-in is a link to `orbd-ctl`, so the name of what it leads to tells it, whichever version it is of. A copy under another name
-//! does not show it. Therefore each of us writes itself into [`VISITED`] before it runs anything, and runs nothing that is in there:
-//! two copies pass a call on once and then say what is wrong, instead of calling each other for ever.
+//! A drop-in is a link to `orbd-ctl`, so the name of the link's target identifies it, whatever its version. A copy under another name
+//! cannot be recognised that way. Therefore each drop-in adds its own path to [`VISITED`] before it runs a program, and does not run a
+//! program that is listed there: two copies forward a call once and then report an error, instead of calling each other forever.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -14,31 +14,31 @@ use orbd::sys::FileId;
 use super::words::InvokedAs;
 use crate::environment::{Environment, variable};
 
-/// The variable that holds the drop-ins that a call has passed, as PATH holds folders.
+/// Environment variable that lists the drop-ins that a call has passed through, separated as in PATH.
 pub(super) const VISITED: &str = "ORBD_DROPIN";
 
-/// Most of them that are remembered.
+/// Maximum number of entries of [`VISITED`] that are kept.
 const VISITED_MAX: usize = 16;
 
-/// Where the real tool is to be looked for, and what it is not.
+/// Finds the real tool. Rejects this program and the drop-ins that the call has passed through.
 pub(super) struct Finder {
     own: Option<PathBuf>,
     visited: Vec<PathBuf>,
 }
 
-/// Why there is no real tool.
+/// Why the real tool was not found.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoTool {
-    /// It is nowhere, or what is there is ours.
+    /// The search found no tool.
     #[error(transparent)]
     Nowhere(#[from] LocateError),
-    /// The daemon named one of us.
+    /// The path that the daemon reported is a drop-in.
     #[error("{} is orbd's own drop-in, not the real orbctl; set `orbctl` in orbd's configuration", .0.display())]
     Ours(PathBuf),
 }
 
 impl Finder {
-    /// Reads what the call has passed.
+    /// Reads [`VISITED`] and the path of this program.
     pub(super) fn of_process() -> Self {
         let visited = variable(VISITED).unwrap_or_default();
         Self {
@@ -50,13 +50,13 @@ impl Finder {
         }
     }
 
-    /// Returns the value of [`VISITED`] for whom we run.
+    /// Returns the value of [`VISITED`] for the program that we run.
     pub(super) fn visited(&self) -> OsString {
         let own = self.own.iter().filter(|own| !self.visited.contains(own));
         std::env::join_paths(own.chain(&self.visited)).unwrap_or_default()
     }
 
-    /// Checks the tool that the daemon named, and returns the one of the name under which we were called.
+    /// Checks the tool that the daemon reported, and returns the program for the name by which we were invoked.
     pub(super) fn named(&self, called: InvokedAs, orbctl: &Path) -> Result<PathBuf, NoTool> {
         if self.is_ours(orbctl) {
             return Err(NoTool::Ours(orbctl.to_owned()));
@@ -64,9 +64,9 @@ impl Finder {
         Ok(self.of_name(called, orbctl))
     }
 
-    /// Looks for the tool as the daemon would: in its configuration, on PATH and where it usually is.
+    /// Searches for the tool as the daemon would: in its configuration, on PATH and in the default locations.
     pub(super) fn located(&self, called: InvokedAs, environment: &Environment) -> Result<PathBuf, NoTool> {
-        // Where the configuration is not in order the daemon says so; here it is as if it said nothing.
+        // The daemon reports an invalid configuration; here it is ignored.
         let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process());
         let configured = config.ok().and_then(|config| config.orbctl);
         let ours: Vec<PathBuf> = self.own.iter().chain(&self.visited).cloned().collect();
@@ -79,7 +79,8 @@ impl Finder {
         Ok(self.of_name(called, located.path()))
     }
 
-    /// Returns `orb` beside `orbctl`, where that is wanted and there. They are one program, so that `orbctl` called `orb` will do.
+    /// Returns the program for the name by which we were invoked: for `orb`, the `orb` next to `orbctl` if it exists. Otherwise returns
+    /// `orbctl`, which is the same program and behaves as `orb` if invoked by that name.
     fn of_name(&self, called: InvokedAs, orbctl: &Path) -> PathBuf {
         let beside = |path: &Path| path.with_file_name("orb");
         let is_tool = |path: &PathBuf| {
@@ -106,7 +107,7 @@ impl Finder {
     }
 }
 
-/// Says under which of its names the real tool is called, if it is.
+/// Returns by which of the real tool's names this program was invoked; `None` for any other name.
 pub(super) fn called_as(argv0: &OsStr) -> Option<InvokedAs> {
     match Path::new(argv0).file_name()?.to_str()? {
         "orbctl" => Some(InvokedAs::Orbctl),
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_are_the_tools_and_no_others() {
+    fn only_orbctl_and_orb_are_names_of_the_tool() {
         let check = |name: &str, expected| assert_eq!(called_as(OsStr::new(name)), expected, "{name}");
         check("orbctl", Some(InvokedAs::Orbctl));
         check("/home/me/.orbd/bin/orb", Some(InvokedAs::Orb));
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn orb_is_found_beside_orbctl_and_orbctl_stands_in_for_it() {
+    fn orb_is_found_next_to_orbctl_with_orbctl_as_fallback() {
         let folder = tempfile::tempdir().unwrap();
         let finder = Finder {
             own: Some(program(folder.path(), "own")),
@@ -157,13 +158,13 @@ mod tests {
         let link = folder.path().join("orbctl");
         symlink(&orbctl, &link).unwrap();
         check(&link, &orb.canonicalize().unwrap());
-        // The drop-in's own link is no tool.
+        // The drop-in's own link is not the tool.
         symlink(folder.path().join("own"), folder.path().join("orb")).unwrap();
         check(&link, &orb.canonicalize().unwrap());
     }
 
     #[test]
-    fn what_a_call_has_passed_is_not_run_again() {
+    fn drop_ins_that_a_call_passed_through_are_not_run_again() {
         let folder = tempfile::tempdir().unwrap();
         let (own, copy) = (
             program(folder.path(), "a/orbctl"),

@@ -1,16 +1,17 @@
-//! Us, while the tool runs: whoever watches us sees what he would see of the tool.
+//! Waits for the tool and mirrors it: to the caller, this process behaves as the tool itself would.
 //!
-//! The tool is in our process group, on our terminal, and has our caller's dispositions of signals: it was started before ours changed.
+//! The tool is in our process group and on our terminal. It has our caller's signal dispositions, because it was started before ours
+//! changed.
 //!
-//! - **It ends**: so do we, with its code or by its signal.
-//! - **It stops** (Ctrl-Z, `kill -STOP`, reading the terminal from the background): so do we, by the same signal, so that a shell takes
-//!   its terminal back and `fg` continues us both.
-//! - **We are sent a signal**: the tool gets it too. What the keys of a terminal send (INT, QUIT, TSTP, and HUP when it goes away) is
-//!   sent to the whole group, so the tool has it already; while our group is in the foreground of its terminal these are not passed
-//!   on, and Ctrl-C counts once. Without a terminal or in the background no key sends them, so they were meant for us alone and are.
-//!   TERM, USR1, USR2 and CONT are passed on always: the first three have no key, and to be continued twice is no harm.
+//! - **The tool ends**: we end with the same exit code or by the same signal.
+//! - **The tool stops** (Ctrl-Z, `kill -STOP`, reading the terminal in the background): we stop by the same signal, so that the shell
+//!   takes back its terminal, and `fg` continues both processes.
+//! - **We receive a signal**: we forward it to the tool. A terminal sends INT, QUIT, TSTP, and HUP on hang-up, to the whole process group,
+//!   so the tool has already received them; they are not forwarded while our group is in the foreground, so that Ctrl-C counts once.
+//!   Without a terminal or in the background no terminal sends them, so they were sent to us alone and are forwarded. TERM, USR1, USR2
+//!   and CONT are always forwarded: no key sends the first three, and a second CONT is harmless.
 //!
-//! What nobody can pass on is SIGKILL and SIGSTOP to us alone.
+//! SIGKILL and SIGSTOP to this process cannot be forwarded.
 
 use std::io;
 use std::process::ExitCode;
@@ -28,39 +29,39 @@ use super::REFUSED;
 /// How the tool ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// By itself, with this code.
+    /// It exited with this code.
     Exited(i32),
-    /// By this signal.
+    /// This signal terminated it.
     Signalled(i32),
 }
 
 impl Ended {
-    /// Ends us in the same way: by a signal at once, with a code by returning it.
+    /// Ends this process in the same way: raises the signal, or returns the exit code.
     pub(super) fn repeat(self) -> ExitCode {
         match self {
             Self::Exited(code) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(REFUSED)),
             Self::Signalled(signal) => {
-                // The tool has left its core already, if it was to; ours would be of no use.
+                // The tool has dumped its own core if it should; ours would be useless.
                 let none = Rlimit {
                     current: Some(0),
                     maximum: Some(0),
                 };
                 let _ = setrlimit(Resource::Core, none);
                 let _ = emulate_default_handler(signal);
-                // One that nobody has a name for: as shells tell it.
+                // Reached only if the signal could not be raised. The code is that of a shell.
                 ExitCode::from(u8::try_from(128 + signal).unwrap_or(REFUSED))
             }
         }
     }
 }
 
-/// Listens for signals.
+/// Signal handlers that are active while the tool runs.
 pub(super) struct Guard {
     signals: Signals,
 }
 
 impl Guard {
-    /// Begins to listen. Until the tool runs nothing is lost: what comes is passed on then.
+    /// Installs the signal handlers. A signal that arrives before the tool runs is forwarded once it does.
     pub(super) fn begin() -> io::Result<Self> {
         Ok(Self {
             signals: Signals::new([
@@ -74,7 +75,7 @@ impl Guard {
         loop {
             while let Some(status) = match look(child) {
                 Ok(status) => status,
-                // Somebody else took our child's end; how it was nobody will say.
+                // The exit status is lost: something else has reaped the child.
                 Err(_) => return Ended::Exited(i32::from(REFUSED)),
             } {
                 if let Some(code) = status.exit_status() {
@@ -85,11 +86,11 @@ impl Guard {
                 }
                 if let Some(signal) = status.stopping_signal() {
                     stop_by(signal);
-                    // Whoever continued us alone meant the tool.
+                    // A CONT that was sent to us alone is meant for the tool.
                     pass_on(child, SIGCONT);
                 }
             }
-            // A child that ended since we looked has left its signal here.
+            // If the child has changed state since the last `waitpid`, a SIGCHLD is pending here.
             for signal in self.signals.wait() {
                 if signal != SIGCHLD && is_meant_for_us_alone(signal) {
                     pass_on(child, signal);
@@ -115,7 +116,7 @@ fn is_meant_for_us_alone(signal: i32) -> bool {
 
 fn pass_on(child: Pid, signal: i32) {
     if let Some(signal) = Signal::from_named_raw(signal) {
-        // It may have ended by now.
+        // Fails if the tool has ended meanwhile.
         let _ = kill_process(child, signal);
     }
 }

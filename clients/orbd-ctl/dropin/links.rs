@@ -1,7 +1,7 @@
-//! The links that make us the drop-in, and what stands where on PATH.
+//! The links that install the drop-in, and the programs on PATH.
 //!
-//! A file that is not ours is never touched: not replaced, not removed, not followed. A link is ours when it leads, or would lead, to a
-//! program with our name, whichever version of us made it.
+//! A file that is not ours is never replaced, removed or followed. A link is ours if its target, existing or not, has our program's
+//! name, whatever version created it.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
@@ -15,32 +15,32 @@ use rustix::fs::Access;
 /// The names of the real tool.
 pub(crate) const NAMES: [&str; 2] = ["orbctl", "orb"];
 
-/// Our own name.
+/// Name of this program.
 const OWN_NAME: &str = "orbd-ctl";
 
-/// What is at a path.
+/// Type of the file at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Nothing.
+    /// No file.
     Absent,
-    /// A link of ours that works.
+    /// One of our links, with an existing target.
     Ours,
-    /// A link of ours to what is no longer there.
+    /// One of our links, whose target does not exist.
     Dangling,
-    /// Something else.
+    /// Any other file.
     Foreign,
 }
 
-/// What became of a link.
+/// Result of installing the links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// It was there, and leads where it should.
+    /// Both links already had the right target.
     Same,
-    /// It is new, or leads elsewhere now.
+    /// A link was created or changed.
     New,
 }
 
-/// Looks what is at a path.
+/// Returns the type of the file at a path.
 pub(crate) fn look(path: &Path) -> Link {
     let Ok(data) = path.symlink_metadata() else {
         return Link::Absent;
@@ -56,20 +56,20 @@ pub(crate) fn look(path: &Path) -> Link {
     }
 }
 
-/// Makes both links in a folder, or neither: the error names the path that is somebody else's.
+/// Creates both links in a directory. If either name is taken by a file that is not ours, creates neither.
 pub(crate) fn install(folder: &Path, program: &Path) -> Result<Written, InstallError> {
     let paths = NAMES.map(|name| folder.join(name));
     if let Some(path) = paths.iter().find(|path| look(path) == Link::Foreign) {
         return Err(InstallError::Foreign(path.clone()));
     }
-    // The folder above may be the socket's, which only its owner may enter.
+    // The parent may be the socket's directory, which only its owner may access.
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut written = Written::Same;
     for path in &paths {
         if fs::read_link(path).is_ok_and(|target| target == program) {
             continue;
         }
-        // Whoever calls meanwhile finds the old one or the new one.
+        // Replaced atomically: a concurrent call finds either the old link or the new one.
         let new = path.with_extension(format!("new-{}", std::process::id()));
         symlink(program, &new)?;
         fs::rename(&new, path)?;
@@ -78,18 +78,18 @@ pub(crate) fn install(folder: &Path, program: &Path) -> Result<Written, InstallE
     Ok(written)
 }
 
-/// Why the links were not made.
+/// Why the links were not created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InstallError {
-    /// Somebody else's file is there.
-    #[error("{} is there and is no link of orbd's, so it was left alone", .0.display())]
+    /// A file that is not ours has this path.
+    #[error("{} exists and is not a link to orbd, so it was not replaced", .0.display())]
     Foreign(PathBuf),
-    /// The system did not let us.
+    /// A file operation failed.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// Takes our links away, and returns those that were there.
+/// Removes our links, and returns the paths of those that existed.
 pub(crate) fn uninstall(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for path in NAMES.map(|name| folder.join(name)) {
@@ -101,7 +101,7 @@ pub(crate) fn uninstall(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Returns the first program of this name on PATH.
+/// Returns the first executable file with this name on PATH.
 pub(crate) fn first_on_path(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
     path.into_iter()
         .flat_map(std::env::split_paths)
@@ -109,7 +109,7 @@ pub(crate) fn first_on_path(name: &str, path: Option<&OsStr>) -> Option<PathBuf>
         .find(|path| path.is_file() && rustix::fs::access(path, Access::EXEC_OK).is_ok())
 }
 
-/// Returns the line for the profile of a shell that puts a folder first on PATH.
+/// Returns the line for a shell's profile that puts a directory first on PATH.
 pub(crate) fn profile_line(folder: &Path, home: Option<&Path>, shell: Option<&OsStr>) -> String {
     let folder = match home.and_then(|home| folder.strip_prefix(home).ok()) {
         Some(below) => format!("$HOME/{}", below.display()),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn links_come_and_go_and_an_upgrade_moves_them() {
+    fn links_are_created_updated_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let old = program(&folder.path().join("1/orbd-ctl"));
         let new = program(&folder.path().join("2/orbd-ctl"));
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(
             fs::read_dir(&bin).unwrap().count(),
             2,
-            "nothing else is left there"
+            "no temporary files are left"
         );
         fs::remove_file(&new).unwrap();
         assert_eq!(look(&bin.join("orb")), Link::Dangling);
@@ -163,21 +163,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_left_alone() {
+    fn foreign_files_are_never_replaced_or_removed() {
         let folder = tempfile::tempdir().unwrap();
         let ours = program(&folder.path().join("orbd-ctl"));
         let real = program(&folder.path().join("bin/orb"));
         let bin = folder.path().join("bin");
         assert!(matches!(install(&bin, &ours), Err(InstallError::Foreign(path)) if path == real));
-        assert_eq!(look(&bin.join("orbctl")), Link::Absent, "neither");
+        assert_eq!(look(&bin.join("orbctl")), Link::Absent, "neither link is created");
         fs::remove_file(&real).unwrap();
         symlink(folder.path().join("elsewhere"), &real).unwrap();
-        assert!(install(&bin, &ours).is_err(), "nor a link that leads nowhere");
+        assert!(
+            install(&bin, &ours).is_err(),
+            "a dangling foreign link is not replaced"
+        );
         assert_eq!(uninstall(&bin).unwrap().len(), 0);
     }
 
     #[test]
-    fn a_line_is_for_the_shell_that_reads_it() {
+    fn profile_line_matches_the_shell() {
         let check = |folder: &str, shell: &str, expected: &str| {
             let line = profile_line(
                 Path::new(folder),
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_can_be_run_counts() {
+    fn the_first_executable_on_path_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let second = program(&folder.path().join("b/orb"));
         program(&folder.path().join("c/orb"));

@@ -1,16 +1,16 @@
-//! The drop-in: this program under the real tool's names, `orbctl` and `orb`, first on PATH.
+//! The drop-in: this program, installed first on PATH under the real tool's names `orbctl` and `orb`.
 //!
 //! ```text
-//! words ── plan ──┬─ help ───────────────────────────────► becomes the real tool
-//!                 ├─ read, no terminal ── lease.read ──► prints what orbd was told, or what an equal read was
-//!                 └─ all else ─────────── lease.acquire ─► the child becomes the real tool; we wait as it would
-//! no daemon ─────────────────────────────────────────────► becomes the real tool
+//! args ── plan ──┬─ help ──────────────────────────────► execs the real tool
+//!                ├─ read, no terminal ── lease.read ───► prints the output that orbd read, or shared
+//!                └─ anything else ────── lease.acquire ► the child execs the real tool; we wait for it
+//! no daemon ───────────────────────────────────────────► execs the real tool
 //! ```
 //!
-//! Whoever calls must not notice: the same bytes, exit code and signals, because it is the real tool that runs, in the caller's
-//! directory, environment and terminal, in the place that the daemon gave it. [`words`] says what is touched, [`find`] where the tool
-//! is, [`carry_out`] asks and waits, [`child`] becomes the tool, [`guard`] is us while it runs; [`links`] make us be called. `docs/dropin.md` tells what
-//! differs all the same.
+//! The caller sees the same bytes, exit code and signals as without the drop-in, because the real tool runs in the caller's directory,
+//! environment and terminal, under a lease. [`words`] classifies the arguments, [`find`] finds the tool, [`carry_out`] calls the daemon,
+//! [`child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/dropin.md` lists the
+//! remaining differences.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -30,17 +30,17 @@ mod guard;
 pub(crate) mod links;
 mod words;
 
-/// One call of the tool.
+/// One invocation of the tool.
 struct Invocation {
     called: InvokedAs,
-    /// `argv[0]`, which the tool finds as its own name.
+    /// `argv[0]`, which is passed on to the tool.
     name: OsString,
     arguments: Vec<OsString>,
     finder: Finder,
 }
 
 impl Invocation {
-    /// Returns what a process of ours becomes.
+    /// Returns the tool to exec.
     fn tool(&self, program: &Path, variables: Vec<(OsString, OsString)>) -> Tool {
         let visited = (OsString::from(find::VISITED), self.finder.visited());
         Tool {
@@ -51,7 +51,7 @@ impl Invocation {
         }
     }
 
-    /// Becomes the real tool, without a place. Returns only when that cannot be.
+    /// Execs the real tool without a lease. Returns only if that fails.
     fn pass_through(&self, settings: &Settings) -> ExitCode {
         let program = match self.finder.located(self.called, &settings.environment) {
             Ok(program) => program,
@@ -65,9 +65,9 @@ impl Invocation {
     }
 }
 
-/// What a shell answers where there is no such program.
+/// Exit code of a shell if a program does not exist.
 const NOT_FOUND: u8 = 127;
-/// What a shell answers where it cannot be run.
+/// Exit code of a shell if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
 
 fn exit_of(missing: &NoTool) -> u8 {
@@ -77,10 +77,10 @@ fn exit_of(missing: &NoTool) -> u8 {
     }
 }
 
-/// What we answer where orbd refuses: a code that the tool itself does not have.
+/// Exit code if orbd refuses the call. The tool itself does not use it.
 const REFUSED: u8 = crate::error::exit::RUN_FAILED;
 
-/// Says why the tool did not run, in one line.
+/// Prints one line with the reason why the tool did not run, and returns the exit code.
 #[expect(
     clippy::print_stderr,
     reason = "the one thing that the drop-in says of its own"
@@ -90,16 +90,16 @@ fn refuse(why: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// How the caller wants us to be.
+/// Settings from the caller's environment.
 struct Settings {
     environment: crate::environment::Environment,
-    /// Do not run the tool without orbd.
+    /// `ORBD_STRICT`: do not run the tool without orbd.
     strict: bool,
-    /// Say what is waited for.
+    /// `ORBD_VERBOSE`: print progress messages.
     verbose: bool,
-    /// Oldest answer to accept; none but one that was begun since the call where zero.
+    /// `ORBD_MAX_AGE`: maximum age of a cached answer. With zero, only a read that started after this call is shared.
     max_age: Duration,
-    /// The place that a process above us holds, if one does: the number of its job.
+    /// Id of the job that an ancestor process runs in, from its marker; `None` outside a job.
     above: Option<u64>,
 }
 
@@ -117,7 +117,7 @@ impl Settings {
             environment: crate::environment::Environment::read(),
             strict: is_on("ORBD_STRICT"),
             verbose: is_on("ORBD_VERBOSE"),
-            // What makes no sense must not make an answer old.
+            // An invalid value counts as zero, so that it cannot cause stale answers.
             max_age: text("ORBD_MAX_AGE")
                 .and_then(|text| duration(&text).ok())
                 .unwrap_or_default(),
@@ -126,7 +126,7 @@ impl Settings {
     }
 }
 
-/// Returns the real tool that a call would run: the one that the daemon names, else the one that is found without it.
+/// Returns the real tool that a call would run: the one that the daemon reports, or the one that is found without it.
 pub(crate) fn real_tool(
     named: Option<&Path>,
     environment: &crate::environment::Environment,
@@ -139,17 +139,17 @@ pub(crate) fn real_tool(
     found.map_err(|why| why.to_string())
 }
 
-/// Finds the job in a marker: `INSTANCE:JOB:...`.
+/// Parses the job id in a marker of the form `INSTANCE:JOB:...`.
 fn job_of(marker: &str) -> Option<u64> {
     marker.split(':').nth(1)?.parse().ok()
 }
 
-/// Says whether we are called as the tool, and by which of its names.
+/// Returns by which of the real tool's names this program was invoked; `None` for any other name.
 pub(crate) fn called_as(words: &[OsString]) -> Option<InvokedAs> {
     find::called_as(words.first()?)
 }
 
-/// Carries out a call of the tool.
+/// Runs the drop-in.
 pub(crate) fn main(called: InvokedAs, mut words: Vec<OsString>) -> ExitCode {
     let began = crate::console::now();
     let name = words.remove(0);
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marker_names_its_job() {
+    fn the_job_id_is_parsed_from_a_marker() {
         assert_eq!(job_of("01J:42:9f1c22ab:client:change:start:web:web!,*"), Some(42));
         for odd in ["", "42", "01J:", "01J:x", "01J:-1"] {
             assert_eq!(job_of(odd), None, "{odd}");

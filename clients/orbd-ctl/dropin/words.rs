@@ -1,8 +1,8 @@
-//! What was typed, and what it touches. Pure: words in, a [`Plan`] out.
+//! Classifies the arguments of the real tool: pure functions from arguments to a [`Plan`].
 //!
-//! The real tool gets the words as they are, whatever is made of them here, and reports every mistake in them itself. A form that is
-//! not known in full (an unknown flag, an unknown verb) takes the strictest lanes that it could need: too few lanes let changes overlap,
-//! too many only delay. Which words are machines only orbd knows, so those that may be names travel with the request.
+//! The real tool always gets the arguments unchanged, and reports every usage error itself. An invocation that is not fully understood
+//! (an unknown flag, an unknown verb) takes all lanes that it might need: too few lanes would let changes overlap, too many only delay.
+//! Only orbd knows which arguments are machines, so all that may be names are sent with the request.
 
 use std::ffi::{OsStr, OsString};
 
@@ -10,42 +10,42 @@ use orbd::machine::MachineName;
 use orbd::operation::ConfigKey;
 use orbd::rpc::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
 
-/// Under which name we were called.
+/// Name by which this program was invoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InvokedAs {
     /// `orbctl`.
     Orbctl,
-    /// `orb`, which without words opens a shell, and which runs words that it does not know in the default machine.
+    /// `orb`, which opens a shell without arguments, and runs an unknown verb as a command in the default machine.
     Orb,
 }
 
-/// What is to be done with an invocation.
+/// How to run an invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// Nothing of OrbStack's is touched: help, and what shells ask to complete a word.
+    /// Does not involve OrbStack's machines: help and shell completion. Runs without orbd.
     Untouched,
-    /// A read, which may be shared.
+    /// A read, whose output may be shared.
     Read(RawRead),
-    /// Something that needs a place in the queue.
+    /// A command that needs a lease.
     Place(Place),
-    /// Something that touches no machine, as far as its words tell. It takes no lane, and everything is stale afterwards.
+    /// A command that affects no machine as far as the arguments show. Takes no lanes, and invalidates the whole cache.
     Other,
 }
 
-/// A place in the queue.
+/// The lease that a command needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    /// What for.
+    /// The operation to run under the lease.
     pub(super) operation: LeaseOperation,
-    /// Name or id; absent for the default machine and for what is about none.
+    /// Name or id of the machine; `None` for the default machine, or for an operation that is not about one machine.
     pub(super) machine: Option<String>,
-    /// Several of them.
+    /// Names or ids, if there are several machines; otherwise empty.
     pub(super) machines: Vec<String>,
-    /// New name, of `rename` and `clone`.
+    /// New name, for `rename` and `clone`.
     pub(super) new_name: Option<String>,
-    /// It ends what is in its way.
+    /// Preempts the jobs that block it.
     pub(super) force: bool,
-    /// What is known of a form that is not known in full.
+    /// Operands of an invocation that is not fully understood; `None` if it is.
     pub(super) unknown_form: Option<UnknownForm>,
 }
 
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-/// Words after which `orb` is `orbctl`.
+/// Verbs for which `orb` behaves like `orbctl`.
 const COMMANDS: [&str; 33] = [
     "list", "info", "create", "add", "new", "start", "stop", "restart", "delete", "clone", "rename",
     "export", "import", "default", "logs", "run", "shell", "push", "pull", "ssh", "config", "status",
@@ -66,20 +66,20 @@ const COMMANDS: [&str; 33] = [
     "shutdown",
 ];
 
-/// The same, of which little is known.
+/// Further such verbs, which are not well documented.
 const RARE_COMMANDS: [&str; 2] = ["k8s", "migrate"];
 
-/// Words that `orb` may run in the default machine, and that may as well be a change: it is not settled, or likely in a later version,
-/// or a command that stops the machine it runs in.
+/// Words that `orb` may run as a command in the default machine, but that may also be a change: because its behaviour is unclear, because
+/// a later version may have such a verb, or because the command stops the machine that it runs in.
 const MAY_CHANGE: [&str; 11] = [
     "remove", "rm", "suspend", "resume", "pause", "unpause", "snapshot", "restore", "reboot", "poweroff",
     "halt",
 ];
 
-/// Most names of one request.
+/// Maximum number of names in a request.
 const NAMES_MAX: usize = 256;
 
-/// Says what is to be done. `interactive` says that input and output are on a terminal.
+/// Classifies an invocation. `interactive` means that stdin and stdout are terminals.
 pub(super) fn plan(called: InvokedAs, words: &[OsString], interactive: bool) -> Plan {
     let (leading, words) = match called {
         InvokedAs::Orbctl => words.split_at(count_leading(words)),
@@ -132,7 +132,7 @@ fn is_command(word: &str) -> bool {
     COMMANDS.contains(&word) || RARE_COMMANDS.contains(&word)
 }
 
-/// Says whether help is asked for before flags end.
+/// Returns whether the arguments before `--` contain a help flag.
 fn asks_for_help(words: &[OsString]) -> bool {
     words
         .iter()
@@ -140,8 +140,8 @@ fn asks_for_help(words: &[OsString]) -> bool {
         .any(|word| word == "-h" || word == "--help")
 }
 
-/// Counts the words before the verb: flags of `run`, and their values. A flag that is not known may have a value too, which is skipped
-/// if only the word after it is a verb.
+/// Counts the arguments before the verb: flags of `run` and their values. The argument after an unknown flag counts as its value if it is
+/// not a verb, but the next argument is.
 fn count_leading(words: &[OsString]) -> usize {
     let is_flag = |word: &OsString| word.as_encoded_bytes().first() == Some(&b'-');
     let is_verb = |word: &OsString| word.to_str().is_some_and(is_command);
@@ -149,7 +149,7 @@ fn count_leading(words: &[OsString]) -> usize {
     while words.get(at).is_some_and(is_flag) {
         let sorted = ParsedFlags::sort(&words[at..=at], &OF_RUN, Order::FlagsFirst);
         let takes_next = match words.get(at + 1) {
-            // Alone it lacks its value.
+            // A known flag whose value is the next argument.
             Some(_) if sorted.lacks_value => true,
             Some(next) if sorted.is_unknown && !is_flag(next) => {
                 !is_verb(next) && words.get(at + 2).is_some_and(is_verb)
@@ -161,7 +161,7 @@ fn count_leading(words: &[OsString]) -> usize {
     at
 }
 
-/// A flag that a command knows: its long form, its letter, and whether a value follows.
+/// A known flag: its long name, its letter, and whether it takes a value.
 type Flag = (&'static str, Option<char>, bool);
 
 const FORMAT: Flag = ("format", Some('f'), true);
@@ -169,7 +169,7 @@ const FORCE: Flag = ("force", Some('f'), false);
 const ALL: Flag = ("all", Some('a'), false);
 const MACHINE: Flag = ("machine", Some('m'), true);
 
-/// Flags before the command's own first word. `-s` and `-p` are known by their letters alone.
+/// Flags of `run`, which precede the guest's command. For `-s` and `-p` only the letters are documented; the long names are assumed.
 const OF_RUN: [Flag; 7] = [
     MACHINE,
     ("help", Some('h'), false),
@@ -194,18 +194,18 @@ const OF_CREATE: [Flag; 11] = [
     ("disk", None, true),
 ];
 
-/// The words of a command other than `run`, `push` and `pull`.
+/// The arguments of a verb other than `run`, `push` and `pull`.
 #[derive(Clone, Copy)]
 struct Call<'a> {
-    /// Flags before the verb, which only those three are known to take.
+    /// Flags before the verb. Only `run`, `push` and `pull` are known to accept any.
     leading: &'a [OsString],
-    /// What stands behind the verb.
+    /// Arguments after the verb.
     words: &'a [OsString],
     interactive: bool,
 }
 
 impl Call<'_> {
-    /// Sorts the words.
+    /// Parses the arguments.
     fn sort(self, known: &[Flag]) -> ParsedFlags {
         let mut sorted = ParsedFlags::mixed(self.words, known);
         sorted.add_leading(self.leading);
@@ -213,14 +213,14 @@ impl Call<'_> {
     }
 }
 
-/// Says what is to be done for a command other than `run`, `push` and `pull`.
+/// Classifies a verb other than `run`, `push` and `pull`.
 fn classify_command(command: &str, call: Call<'_>) -> Plan {
     use LeaseOperation as L;
     match command {
         "list" | "info" | "status" | "version" | "ssh" | "logs" => {
-            probe_permits(command, call).unwrap_or(Plan::Other)
+            classify_read(command, call).unwrap_or(Plan::Other)
         }
-        "default" if call.words.is_empty() => probe_permits(command, call).unwrap_or(Plan::Other),
+        "default" if call.words.is_empty() => classify_read(command, call).unwrap_or(Plan::Other),
         "default" => set_default(&call.sort(&[])),
         "config" => config(call),
         "create" | "add" | "new" => create(call.sort(&OF_CREATE)),
@@ -239,18 +239,18 @@ fn classify_command(command: &str, call: Call<'_>) -> Plan {
             L::Restart,
             Some((L::RestartAll, L::RestartOrbstack)),
         ),
-        // `-f` only answers the question.
+        // `-f` only confirms the deletion; it does not preempt jobs.
         "delete" | "rm" | "remove" => each(&call.sort(&[FORCE]), L::Delete, None),
         "rename" => renamed(&call.sort(&[]), L::Rename),
         "clone" => renamed(&call.sort(&[]), L::Clone),
         "export" => export(&call.sort(&[])),
         "import" => import(&call.sort(&[("name", Some('n'), true)])),
-        // Whatever is said with it, all of OrbStack is meant; but a mere check is not.
+        // Affects all of OrbStack, whatever its arguments; `--check` changes nothing.
         "update" if call.sort(&[("check", None, false)]).has("check") => Plan::Other,
         "update" => Plan::Place(Place::of(L::UpdateOrbstack)),
         "reset" => Plan::Place(Place::of(L::ResetOrbstack)),
         "shutdown" => Plan::Place(Place::of(L::StopOrbstack)),
-        // OrbStack's own machines, which no list shows. They have lanes under their names, as `restart docker` takes one.
+        // OrbStack's internal machines, which are not listed. They have lanes under their names; `restart docker` takes the same one.
         "docker" | "migrate" => under_own_name("docker"),
         "k8s" => under_own_name("k8s"),
         "doctor" | "debug" | "report" | "login" | "logout" | "top" => Plan::Other,
@@ -258,7 +258,7 @@ fn classify_command(command: &str, call: Call<'_>) -> Plan {
     }
 }
 
-/// A verb that is not known: it may touch each machine that it names.
+/// Plans an unknown verb: it may affect each machine that its arguments name.
 fn unknown_verb(leading: &[OsString], words: &[OsString]) -> Plan {
     let mut sorted = ParsedFlags::mixed(words, &[]);
     sorted.add_leading(leading);
@@ -279,8 +279,8 @@ fn under_own_name(name: &str) -> Plan {
     })
 }
 
-/// Says what is to be done for a command that shows something.
-fn probe_permits(command: &str, call: Call<'_>) -> Option<Plan> {
+/// Classifies a read-only command; `None` if its arguments are not fully understood.
+fn classify_read(command: &str, call: Call<'_>) -> Option<Plan> {
     call.leading.is_empty().then_some(())?;
     let words = call.words;
     let read = |command| {
@@ -347,7 +347,7 @@ fn config(call: Call<'_>) -> Plan {
         "show" | "get" => return read_config(call).unwrap_or(Plan::Other),
         "reset" => LeaseOperation::ConfigReset,
         "set" | "add" | "remove" => LeaseOperation::ConfigSet,
-        // Some of them open an editor, which has no end.
+        // Some of these open an editor, which may stay open for any time.
         _ if call.interactive => return Plan::Other,
         _ => LeaseOperation::ConfigSet,
     };
@@ -385,7 +385,7 @@ fn set_default(sorted: &ParsedFlags) -> Plan {
 }
 
 fn create(mut sorted: ParsedFlags) -> Plan {
-    // `ubuntu:24.04` makes `ubuntu`, and a word may be one or the other.
+    // The default name of `ubuntu:24.04` is `ubuntu`. An argument may be the image or the name, so the version is cut off from all.
     for word in &mut sorted.rest {
         if let Some(end) = word.find(':') {
             word.truncate(end);
@@ -404,7 +404,8 @@ fn create(mut sorted: ParsedFlags) -> Plan {
     }
 }
 
-/// Something that is done to each machine that is named, to all, or to OrbStack itself when none is.
+/// Plans an operation on the named machines, on all machines, or without a name on OrbStack itself. `of_fleet` has the operations for
+/// the latter two; `None` if the verb requires a name.
 fn each(
     sorted: &ParsedFlags,
     operation: LeaseOperation,
@@ -462,7 +463,7 @@ fn import(sorted: &ParsedFlags) -> Plan {
     let machine = match sorted.value("name").map(name) {
         Some(Some(machine)) if !sorted.may_mean_all => machine,
         Some(None) if sorted.is_known() => return Plan::Other,
-        // Without a name the archive says which machine it makes, and only the tool reads that.
+        // Without a name the archive determines the machine, and only the tool reads the archive.
         _ => return whole_fleet(operation),
     };
     let is_known = sorted.is_known() && sorted.rest_count == 1;
@@ -474,14 +475,14 @@ fn import(sorted: &ParsedFlags) -> Plan {
 }
 
 fn transfer(words: &[OsString], operation: LeaseOperation) -> Plan {
-    // The words that are no flags are files, whose names need not be text.
+    // The operands are files, whose names may not be UTF-8, so they are ignored.
     in_machine(&ParsedFlags::mixed(words, &[MACHINE]), operation)
 }
 
-/// A command in a machine; a session where somebody sits at a terminal.
+/// Plans a command in a machine. On a terminal it is a session.
 fn run(words: &[OsString], interactive: bool) -> Plan {
     let sorted = ParsedFlags::sort(words, &OF_RUN, Order::FlagsFirst);
-    // Behind a flag that is not known it may be the command's.
+    // After an unknown flag, `--help` may belong to the guest's command.
     if sorted.has("help") && !sorted.is_unknown {
         return Plan::Untouched;
     }
@@ -497,7 +498,7 @@ fn run(words: &[OsString], interactive: bool) -> Plan {
     in_machine(&sorted, LeaseOperation::Run)
 }
 
-/// Something in the machine of `--machine`, else in the default one.
+/// Plans an operation in the machine of `--machine`, or in the default machine.
 fn in_machine(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
     let machine = match sorted.value("machine").map(name) {
         Some(None) if !sorted.is_unknown => return Plan::Other,
@@ -505,7 +506,7 @@ fn in_machine(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
     };
     let unknown_form = sorted.is_unknown.then(|| {
         let mut operands = sorted.names();
-        // They only widen what is shared, so a limit is enough.
+        // The operands only add lanes to share, so dropping the excess is acceptable.
         operands.truncate(NAMES_MAX);
         UnknownForm {
             operands,
@@ -529,7 +530,7 @@ fn whole_fleet(operation: LeaseOperation) -> Plan {
     })
 }
 
-/// Describes a form by the names in it; more than a request may have may be every machine.
+/// Returns the form for these operands; with too many for a request it covers the whole fleet.
 fn unknown_form(operands: Vec<String>) -> UnknownForm {
     if operands.len() > NAMES_MAX {
         return UnknownForm {
@@ -543,44 +544,45 @@ fn unknown_form(operands: Vec<String>) -> UnknownForm {
     }
 }
 
-/// Passes a word that can be a machine's name or id.
+/// Returns the word if it is a valid name or id of a machine.
 fn name(word: &str) -> Option<String> {
     word.parse::<MachineName>().ok().map(|name| name.to_string())
 }
 
-/// Where flags may stand.
+/// Allowed positions of flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Anywhere; `--` ends them.
+    /// Anywhere before `--`.
     Mixed,
-    /// Before the first word that is none. Behind a flag that is not known they may stand anywhere: the next word may be its value.
+    /// Before the first operand. After an unknown flag, anywhere: the next argument may be the flag's value.
     FlagsFirst,
 }
 
-/// Words sorted into flags and the rest.
+/// Arguments parsed into flags and operands.
 #[derive(Default)]
 struct ParsedFlags {
     flags: Vec<(&'static str, String)>,
-    /// The rest, as far as it is text.
+    /// Operands that are valid UTF-8.
     rest: Vec<String>,
+    /// Number of operands, including those that are not UTF-8.
     rest_count: usize,
-    /// Values of flags that are not known.
+    /// Values of unknown flags.
     values: Vec<String>,
-    /// A flag is not known, or has no value.
+    /// A flag is unknown, or lacks its value.
     is_unknown: bool,
-    /// The last word is a known flag without its value.
+    /// The last argument is a known flag without its value.
     lacks_value: bool,
-    /// A flag that is not known may mean every machine.
+    /// An unknown flag may select all machines.
     may_mean_all: bool,
 }
 
 impl ParsedFlags {
-    /// Sorts words in which flags may stand anywhere.
+    /// Parses arguments with flags in any position.
     fn mixed(words: &[OsString], known: &[Flag]) -> Self {
         Self::sort(words, known, Order::Mixed)
     }
 
-    /// The same; `None` where anything is not known.
+    /// As [`Self::mixed`]; `None` if anything is unknown.
     fn known(words: &[OsString], known: &[Flag]) -> Option<Self> {
         Some(Self::mixed(words, known)).filter(Self::is_known)
     }
@@ -608,7 +610,7 @@ impl ParsedFlags {
         sorted
     }
 
-    /// Sorts a flag in its long form.
+    /// Parses a long flag.
     fn long<'a>(&mut self, long: &str, known: &[Flag], words: &mut impl Iterator<Item = &'a OsString>) {
         let (long, inline) = match long.split_once('=') {
             Some((long, value)) => (long, Some(value.to_owned())),
@@ -627,7 +629,7 @@ impl ParsedFlags {
         }
     }
 
-    /// Sorts letters in one word; a value may stand behind its letter.
+    /// Parses short flags in one argument; the value of the last one may follow it directly.
     fn letters<'a>(
         &mut self,
         mut letters: &str,
@@ -670,7 +672,7 @@ impl ParsedFlags {
         self.rest.extend(word.to_str().map(str::to_owned));
     }
 
-    /// Adds flags before the verb, which it is not known to take. What they name may be meant.
+    /// Adds flags before the verb, which it is not known to accept. Machines that they name may be affected.
     fn add_leading(&mut self, leading: &[OsString]) {
         if leading.is_empty() {
             return;
@@ -684,22 +686,23 @@ impl ParsedFlags {
         self.values.extend(leading.values);
     }
 
-    /// Says whether every word is one that the command knows.
+    /// Returns whether all flags are known and all operands are UTF-8.
     fn is_known(&self) -> bool {
         !self.is_unknown && self.rest.len() == self.rest_count
     }
 
-    /// Plans a change in a form that is not known, or whose words are not those that it takes.
+    /// Plans a change with unknown flags or unexpected operands.
     fn change(&self, operation: LeaseOperation) -> Plan {
         let has_names = self.rest.iter().any(|word| name(word).is_some());
         if !self.is_unknown && self.rest_count > 0 && !has_names {
-            // Every flag is known, and what it is about cannot be a machine.
+            // All flags are known, and no operand can be a machine.
             return Plan::Other;
         }
         self.unknown(operation)
     }
 
-    /// Plans a form that is not known in full: the machines that its words may name, or the fleet where no word may.
+    /// Plans an invocation that is not fully understood: it takes the machines that its arguments may name, or the whole fleet if none
+    /// can be a name.
     fn unknown(&self, operation: LeaseOperation) -> Plan {
         let has_names = self.rest.iter().any(|word| name(word).is_some());
         let is_command = operation == LeaseOperation::RunOrChange;
@@ -718,7 +721,7 @@ impl ParsedFlags {
         })
     }
 
-    /// Returns the words that may name a machine, once each, and no more than shows that they are too many.
+    /// Returns the distinct arguments that may name a machine, at most one more than a request may have.
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for name in self.rest.iter().chain(&self.values).filter_map(|word| name(word)) {
@@ -739,13 +742,13 @@ impl ParsedFlags {
             .map(|(_, value)| value.as_str())
     }
 
-    /// Says whether a switch is on.
+    /// Returns whether a boolean flag is set.
     fn has(&self, flag: &str) -> bool {
         self.value(flag)
             .is_some_and(|value| !["false", "0", "f", "F", "FALSE", "False"].contains(&value))
     }
 
-    /// Says whether it ends what is in its way: of a stop alone, everywhere else `-f` answers a question.
+    /// Returns whether the operation preempts the jobs that block it. Only for `stop`; for other verbs `-f` confirms a prompt.
     fn is_forced(&self, operation: LeaseOperation) -> bool {
         operation == LeaseOperation::Stop && self.has("force")
     }
@@ -754,7 +757,7 @@ impl ParsedFlags {
         (self.rest_count == 0).then_some(())
     }
 
-    /// Returns the one machine.
+    /// Returns the machine if there is exactly one operand and it is a valid name.
     fn machine(&self) -> Option<String> {
         match self.rest.as_slice() {
             [only] => name(only),
@@ -762,7 +765,7 @@ impl ParsedFlags {
         }
     }
 
-    /// Returns the format; `None` where it is none that we know.
+    /// Returns the value of `--format`, which may be absent; `None` if the value is unknown.
     #[expect(clippy::option_option, reason = "not given is no mistake, another word is")]
     fn format(&self) -> Option<Option<ReadFormat>> {
         match self.value("format") {
@@ -817,7 +820,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_read_however_they_are_spelled() {
+    fn all_spellings_of_a_read_give_the_same_plan() {
         use ReadCommand as R;
         let list = |format, quiet, running| {
             Plan::Read(RawRead {
@@ -871,7 +874,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_in_a_machine_is_left_alone() {
+    fn flags_after_the_guest_command_belong_to_the_command() {
         use LeaseOperation as L;
         for line in [
             "orbctl run -m web ls --help",
@@ -899,7 +902,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_name_what_they_touch() {
+    fn changes_take_the_lanes_of_the_machines_they_name() {
         use LeaseOperation as L;
         check("orbctl create ubuntu", &place(L::Create, "ubuntu"));
         check("orbctl create ubuntu:24.04", &place(L::Create, "ubuntu"));
@@ -960,7 +963,7 @@ mod tests {
         check("orbctl logs -f web", &place(L::Logs, "web"));
     }
 
-    /// A form that is not known in full, with these words that may be machines.
+    /// Returns the plan for an invocation that is not fully understood, with these operands.
     fn unknown(operation: LeaseOperation, operands: &str) -> Plan {
         let Plan::Place(place) = place(operation, "") else {
             panic!("a place");
@@ -973,7 +976,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_flag_of_a_change_sends_every_word_that_may_be_a_machine() {
+    fn a_change_with_an_unknown_flag_sends_all_possible_machine_names() {
         use LeaseOperation as L;
         check("orbctl delete -v web", &unknown(L::Delete, "web"));
         check("orbctl delete --keep=db web", &unknown(L::Delete, "web db"));
@@ -1004,7 +1007,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_may_mean_every_machine_takes_the_fleet() {
+    fn a_change_that_may_affect_all_machines_takes_the_whole_fleet() {
         use LeaseOperation as L;
         for (line, operation) in [
             ("orbctl delete", L::Delete),
@@ -1036,7 +1039,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_verb_sends_every_word_that_may_be_a_machine() {
+    fn an_unknown_verb_sends_all_possible_machine_names() {
         use LeaseOperation as L;
         check("orbctl suspend web", &unknown(L::Other, "web"));
         check(
@@ -1049,7 +1052,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_flag_of_run_or_push_may_mean_each_machine_that_is_named() {
+    fn run_or_push_with_an_unknown_flag_sends_all_possible_machine_names() {
         use LeaseOperation as L;
         let with = |plan: Plan, machine: &str| match plan {
             Plan::Place(place) => Plan::Place(Place {
@@ -1064,13 +1067,13 @@ mod tests {
         );
         check("orbctl push --to web a", &unknown(L::Push, "web a"));
         check("orbctl run -m", &unknown(L::Run, ""));
-        // A session takes no lane.
+        // A session takes no lanes, so the unknown flag does not matter.
         let words = words("run --gpu 1 -m web true");
         assert_eq!(plan(InvokedAs::Orbctl, &words, true), place(L::Shell, "web"));
     }
 
     #[test]
-    fn a_form_that_touches_no_machine_takes_no_lane() {
+    fn invocations_that_affect_no_machine_take_no_lanes() {
         for line in [
             "orbctl ls",
             "orbctl list web",
@@ -1102,7 +1105,7 @@ mod tests {
     }
 
     #[test]
-    fn help_touches_nothing() {
+    fn help_and_completion_run_without_orbd() {
         for line in [
             "orbctl",
             "orbctl help run",
@@ -1122,7 +1125,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_no_text_are_the_tools_or_the_guests() {
+    fn arguments_that_are_not_utf8_are_accepted() {
         use std::os::unix::ffi::OsStrExt;
         let odd = OsStr::from_bytes(b"\xff").to_owned();
         let check = |line: &str, expected: Plan| {

@@ -1,11 +1,11 @@
-//! launchd: the agent's property list, and the words of `launchctl`.
+//! launchd: the agent's property list, and the invocations of `launchctl`.
 //!
-//! The agent lives in the domain of the user's login session (`gui/UID`): there it may open what the user lets it open, and it is
-//! where OrbStack itself runs. That domain exists only while the user is logged in on the Mac's screen, so over ssh to a Mac
-//! where nobody is, there is nothing to load into; the words for that are in [`Launchd::check`].
+//! The agent runs in the domain of the user's login session (`gui/UID`), as OrbStack itself does; there it has the user's privacy
+//! permissions. That domain exists only while the user is logged in on the Mac's screen, so with ssh alone the agent cannot be
+//! loaded; [`Launchd::check`] reports that.
 //!
-//! `launchctl` has no interface for programs. What is read of it here is kept small: exit codes, and three lines of `print`.
-//! Nothing of this has run on a Mac yet; it is tested with a scripted `launchctl` that answers as the real one is known to.
+//! `launchctl` has no machine-readable output. This module reads only its exit codes and three lines of `print`. It has not run on a
+//! Mac yet; the tests use a scripted `launchctl` that imitates the known behaviour of the real one.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool}
 use crate::console::now;
 use crate::error::CliError;
 
-/// The agent's name.
+/// The agent's label.
 pub(super) const LABEL: &str = "dev.orbd.orbd";
 
 /// The file's name in `~/Library/LaunchAgents`.
 pub(super) const FILE_NAME: &str = "dev.orbd.orbd.plist";
 
-/// The tool; on every Mac's PATH.
+/// launchd's tool, which is on every Mac's PATH.
 const LAUNCHCTL: &str = "launchctl";
 
-/// Said by `launchctl bootout` while the agent still ends: "Operation now in progress".
+/// Exit code of `launchctl bootout` while the agent is still shutting down: "Operation now in progress".
 const IN_PROGRESS: i32 = 36;
 
-/// How long an agent that was booted out is waited for; as long as launchd itself gives it before it kills it, and some more.
+/// Maximum time for an agent to exit after `bootout`. Longer than launchd waits before it kills the agent.
 const GONE_MAX: Duration = Duration::from_secs(60);
 
 /// launchd under one user.
@@ -71,7 +71,7 @@ impl Manager for Launchd {
         agent(description)
             .and_then(|agent| agent.to_writer_xml(&mut text).map_err(std::io::Error::other))
             .map_err(|error| CliError::Local {
-                what: "the agent's property list cannot be written".into(),
+                what: "cannot write the agent's property list".into(),
                 source: error,
             })?;
         text.push(b'\n');
@@ -88,26 +88,26 @@ impl Manager for Launchd {
             LAUNCHCTL,
             &arguments,
             &output,
-            "launchd has no login session of yours: log in on the Mac's screen (over ssh alone there is none) and repeat this; \
+            "launchd needs a login session, which ssh alone does not create: log in on the Mac's screen and try again; \
              until then `orbd-ctl daemon start` runs orbd without a service",
         ))
     }
 
     fn load(&self) -> Result<(), CliError> {
-        // Somebody may have disabled it; then bootstrap fails with "5: Input/output error", which tells nobody why.
+        // If the agent is disabled, `bootstrap` fails with "5: Input/output error", which does not name the reason.
         Self::must(
             &["enable", &self.target],
-            "see `launchctl print-disabled` of your domain",
+            "`launchctl print-disabled gui/$UID` shows disabled agents",
         )?;
         let file = self.file.display().to_string();
         let arguments = ["bootstrap", self.domain.as_str(), file.as_str()];
         let output = tool(LAUNCHCTL, &arguments)?;
-        // "5: Input/output error" is also what it says when the agent is loaded already, by somebody faster than us.
+        // `bootstrap` also fails with "5: Input/output error" if another process has loaded the agent meanwhile.
         if output.status.success() || self.state()?.loaded {
             return Ok(());
         }
         let hint = format!(
-            "`plutil -lint {file}` checks the file; `log show --last 1m --predicate 'process == \"launchd\"'` has launchd's own reason; \
+            "`plutil -lint {file}` checks the file; `log show --last 1m --predicate 'process == \"launchd\"'` shows launchd's reason; \
              `orbd-ctl daemon start` runs orbd without a service"
         );
         Err(refused(LAUNCHCTL, &arguments, &output, &hint))
@@ -121,17 +121,17 @@ impl Manager for Launchd {
                 LAUNCHCTL,
                 &arguments,
                 &output,
-                "`launchctl print` of it shows what holds it",
+                "`launchctl print gui/$UID/dev.orbd.orbd` shows its state",
             ));
         }
-        // It may answer before the daemon is gone, and whoever bootstraps meanwhile is refused.
+        // `bootout` may return before the daemon has exited; `bootstrap` fails until then.
         let asked = now();
         let mut pause = Duration::from_millis(5);
         while self.state()?.loaded {
             if now() - asked > GONE_MAX {
                 return Err(CliError::Service {
-                    message: format!("{} has not gone for {} s", self.target, GONE_MAX.as_secs()),
-                    hint: "look what it does with `orbd-ctl jobs`; a logout ends it for certain".into(),
+                    message: format!("{} has not exited for {} s", self.target, GONE_MAX.as_secs()),
+                    hint: "`orbd-ctl jobs` shows the running jobs; logging out ends it".into(),
                 });
             }
             std::thread::sleep(pause);
@@ -151,10 +151,10 @@ impl Manager for Launchd {
         if self.state()?.pid.is_none() {
             return Ok(());
         }
-        // It ends with 0, after which KeepAlive leaves it alone.
+        // The daemon exits with 0, so `KeepAlive` does not restart it.
         Self::must(
             &["kill", "SIGTERM", &self.target],
-            "`orbd-ctl daemon stop` asks it itself",
+            "`orbd-ctl daemon stop` stops it without launchd",
         )
     }
 
@@ -174,8 +174,8 @@ impl Manager for Launchd {
     }
 }
 
-/// Reads the three lines that matter of `launchctl print gui/UID/LABEL`. Those of the agent itself are indented once; deeper ones
-/// belong to what it contains.
+/// Parses the output of `launchctl print gui/UID/LABEL`. Lines about the agent itself are indented by one tab; lines with more belong
+/// to nested objects.
 fn read_state(text: &str) -> State {
     let value = |name: &str| {
         text.lines().find_map(|line| {
@@ -186,12 +186,12 @@ fn read_state(text: &str) -> State {
     State {
         loaded: true,
         pid: value("pid").and_then(|pid| pid.parse().ok()),
-        // "(never exited)" before its first end.
+        // "(never exited)" before the first exit.
         last_exit: value("last exit code").and_then(|code| code.split(':').next()?.trim().parse().ok()),
     }
 }
 
-/// Makes the agent's property list. The keys are those of launchd.plist(5).
+/// Builds the agent's property list. See launchd.plist(5) for the keys.
 fn agent(description: &Description) -> Result<Value, std::io::Error> {
     let text = |value: &std::ffi::OsStr| {
         value
@@ -217,13 +217,13 @@ fn agent(description: &Description) -> Result<Value, std::io::Error> {
     agent.insert("EnvironmentVariables".into(), Value::Dictionary(environment));
     agent.insert("WorkingDirectory".into(), "/".into());
     agent.insert("RunAtLoad".into(), true.into());
-    // Started again after a crash; an orderly stop stays one until somebody wants it.
+    // Restart after a crash, but not after a graceful stop.
     agent.insert("KeepAlive".into(), Value::Dictionary(on_failure));
     agent.insert("ThrottleInterval".into(), THROTTLE_S.into());
     agent.insert("ExitTimeOut".into(), description.stop_limit.as_secs().into());
-    // People wait for its answers, and for the programs that it starts: no background throttling.
+    // Users wait for its answers and for the programs that it starts, so disable background throttling.
     agent.insert("ProcessType".into(), "Interactive".into());
-    // Changes that run are left to finish when it stops, and are found again at the next start.
+    // Running changes continue when the daemon stops, and the next instance finds them.
     agent.insert("AbandonProcessGroup".into(), true.into());
     agent.insert("LimitLoadToSessionType".into(), "Aqua".into());
     agent.insert(
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_says_what_it_is_to_say() {
+    fn property_list_has_the_expected_keys_and_values() {
         let agent = parsed(&description());
         let keys: Vec<&str> = agent.keys().map(String::as_str).collect();
         assert_eq!(
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_its_own_is_in_the_agents_environment() {
+    fn a_non_default_socket_is_in_the_agents_environment() {
         let agent = parsed(&Description {
             socket: Some("/tmp/s".into()),
             ..description()
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_read_from_the_agents_own_lines() {
+    fn state_is_parsed_from_the_agents_own_lines() {
         let text = "gui/501/dev.orbd.orbd = {\n\tactive count = 1\n\tstate = running\n\n\tprogram = /opt/homebrew/bin/orbd\n\
                     \tpid = 4711\n\timmediate reason = kickstart\n\tlast exit code = 0\n\n\tspawn type = interactive (4)\n\
                     \tendpoints = {\n\t\tpid = 12\n\t}\n}\n";

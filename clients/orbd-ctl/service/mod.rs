@@ -1,8 +1,8 @@
-//! The daemon as a service of the user's session: launchd on a Mac, systemd's user manager on Linux.
+//! Runs the daemon as a service of the user's session: launchd on macOS, systemd's user manager on Linux.
 //!
-//! A service is one file that the manager reads and a few words said to the manager's own tool. What the file says is made from a
-//! [`Description`], the same for both; [`launchd`] and [`systemd`] know the form of the file and the words, and nobody else does.
-//! Nothing here waits for the daemon to answer: that it runs is the manager's business, that it serves is found out on the socket.
+//! A service consists of a file that the manager reads, and a few invocations of the manager's tool. The content of the file is
+//! described by a [`Description`], the same for both managers; [`launchd`] and [`systemd`] define the file format and the invocations.
+//! Nothing here waits for the daemon to answer: the callers check that on the socket.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,40 +23,40 @@ mod launchd;
 pub(crate) mod program;
 mod systemd;
 
-/// Descriptors that the daemon may have open: a connection takes one, a running job half a dozen. launchd gives 256 otherwise.
+/// Limit on open file descriptors of the daemon. A connection needs one, a running job about six. launchd's default is 256.
 const DESCRIPTORS: u32 = 16_384;
 
-/// After a crash the daemon is started again no sooner than this many seconds after its last start.
+/// Minimum time, in seconds, between two starts of the daemon after a crash.
 const THROTTLE_S: u32 = 5;
 
-/// What closing connections, the journal and the metrics may take after that, generously.
+/// Upper bound for the rest of the daemon's shutdown, after running changes have ended: closing connections, journal and metrics.
 const FAREWELLS_MAX: Duration = Duration::from_secs(20);
 
-/// What the service's file says, whoever reads it.
+/// Content of the service file, independent of the manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Description {
-    /// The daemon, by a path that survives its upgrade.
+    /// The daemon's program, by a path that stays valid after an upgrade.
     program: PathBuf,
     /// `HOME` of the daemon; `orbctl` runs there.
     home: PathBuf,
-    /// `PATH` of the daemon and with it of `orbctl`.
+    /// `PATH` of the daemon, which `orbctl` inherits.
     path: OsString,
-    /// `ORBD_SOCKET`, where it is not the usual one.
+    /// `ORBD_SOCKET`; `None` for the default socket.
     socket: Option<PathBuf>,
-    /// Takes what the daemon says before its own log is open.
+    /// File that receives the daemon's output until it has opened its own log.
     said: PathBuf,
-    /// How long it has between being asked to stop and being killed. Longer than it takes to stop in order.
+    /// Time between the request to stop and SIGKILL. Longer than a graceful shutdown takes.
     stop_limit: Duration,
 }
 
 impl Description {
-    /// Describes the service as this program would install it now.
+    /// Returns the description that this program would install now.
     fn of(link: &Link) -> Result<Self, CliError> {
         let home = home(link)?;
-        // The daemon would end at once with the same words, again and again.
+        // With an invalid configuration the manager would restart the daemon again and again.
         let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process()).map_err(|error| {
             CliError::Local {
-                what: "the daemon's configuration is not in order".into(),
+                what: "orbd's configuration is invalid".into(),
                 source: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
             }
         })?;
@@ -71,7 +71,7 @@ impl Description {
         })
     }
 
-    /// Returns the environment that the file sets: a manager gives little of its own.
+    /// Returns the environment variables that the file sets. Managers set few of their own.
     fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut variables = vec![
             ("HOME", self.home.clone().into_os_string()),
@@ -86,17 +86,17 @@ impl Description {
     }
 }
 
-/// Returns the home that the service belongs to.
+/// Returns the home directory of the user whose service it is.
 fn home(link: &Link) -> Result<PathBuf, CliError> {
     let home = link.environment.home.clone().filter(|home| home.is_absolute());
     home.ok_or_else(|| CliError::Usage {
-        message: "HOME is not set, so there is no place for a service".into(),
+        message: "HOME is not set, so the path of the service file is unknown".into(),
         hint: "set HOME to an absolute path".into(),
     })
 }
 
-/// Returns the `PATH` for the daemon: where OrbStack, Homebrew and the system put programs, and what the caller's has beyond that,
-/// as far as it is absolute. Folders of a temporary nature (a virtual environment, say) do no harm there.
+/// Returns the `PATH` for the daemon: the directories of OrbStack, Homebrew and the system, then the other absolute directories on
+/// the caller's `PATH`. Temporary ones, such as a virtual environment, do no harm there.
 fn search_path(home: &Path, ours: Option<&OsStr>) -> OsString {
     let mut folders = search_folders(home);
     for folder in ours.into_iter().flat_map(std::env::split_paths) {
@@ -104,33 +104,33 @@ fn search_path(home: &Path, ours: Option<&OsStr>) -> OsString {
             folders.push(folder);
         }
     }
-    // A folder with a colon in its name cannot be said in a PATH.
+    // A directory with a colon in its name cannot be part of a PATH.
     folders.retain(|folder| !folder.as_os_str().as_encoded_bytes().contains(&b':'));
     std::env::join_paths(folders).unwrap_or_else(|_| "/usr/bin:/bin".into())
 }
 
-/// How the manager sees the service.
+/// State of the service as its manager reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct State {
     /// The manager has read the file.
     pub(crate) loaded: bool,
-    /// The process that runs, if one does.
+    /// Process id of the daemon; `None` if it is not running.
     pub(crate) pid: Option<u32>,
-    /// How the last one ended, where the manager tells.
+    /// Exit code of the last process, if the manager reports it.
     pub(crate) last_exit: Option<i32>,
 }
 
-/// Which manager to talk to.
+/// A service manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ManagerName {
-    /// launchd, as on a Mac.
+    /// launchd, on macOS
     Launchd,
-    /// systemd's user manager, as on Linux.
+    /// systemd's user manager, on Linux
     Systemd,
 }
 
 impl ManagerName {
-    /// Returns the one of this system.
+    /// Returns the manager of this operating system.
     pub(crate) const fn of_this_system() -> Self {
         if cfg!(target_os = "macos") {
             Self::Launchd
@@ -148,46 +148,46 @@ impl ManagerName {
     }
 }
 
-/// What is said to a manager.
+/// Operations of a service manager.
 trait Manager {
-    /// Returns the form of the file.
+    /// Returns the content of the service file.
     fn text(&self, description: &Description) -> Result<Vec<u8>, CliError>;
-    /// Makes sure that there is a manager to talk to.
+    /// Checks that the manager is reachable.
     fn check(&self) -> Result<(), CliError>;
-    /// Lets the manager read the file, and start the service now and at each login.
+    /// Makes the manager read the file, and start the service now and at each login.
     fn load(&self) -> Result<(), CliError>;
-    /// Lets the manager forget the service; ends the daemon.
+    /// Stops the daemon and makes the manager forget the service.
     fn unload(&self) -> Result<(), CliError>;
-    /// Starts the service, if it does not run.
+    /// Starts the service, if it is not running.
     fn start(&self) -> Result<(), CliError>;
-    /// Asks the daemon to stop in order, and not to be started again until somebody wants it.
+    /// Asks the daemon to stop gracefully. The manager does not restart it.
     fn stop(&self) -> Result<(), CliError>;
-    /// Looks.
+    /// Queries the state of the service.
     fn state(&self) -> Result<State, CliError>;
-    /// Returns the `PATH` that a file sets.
+    /// Returns the `PATH` that a service file sets.
     fn search_path(&self, text: &[u8]) -> Option<OsString>;
 }
 
 /// The service of one user under one manager.
 pub(crate) struct Service {
-    /// Which manager.
+    /// The manager.
     pub(crate) name: ManagerName,
-    /// The file that the manager reads.
+    /// Path of the service file, which may not exist.
     pub(crate) file: PathBuf,
     manager: Box<dyn Manager>,
 }
 
-/// What became of the file.
+/// Result of writing the service file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// It was there and said the same.
+    /// The file already had this content.
     Same,
-    /// It says something new.
+    /// The file was created or changed.
     New,
 }
 
 impl Service {
-    /// Returns the service of the user who asks.
+    /// Returns the service of the current user under this manager, installed or not.
     pub(crate) fn of(link: &Link, name: ManagerName) -> Result<Self, CliError> {
         let home = home(link)?;
         let (file, manager): (PathBuf, Box<dyn Manager>) = match name {
@@ -207,18 +207,19 @@ impl Service {
         Ok(Self { name, file, manager })
     }
 
-    /// Returns the service that is installed for the daemon behind this link, if one is. Costs one look at a file.
+    /// Returns the service that is installed for the daemon of this link, if there is one. Only reads the service file.
     pub(crate) fn installed(link: &Link) -> Option<Self> {
         let service = Self::of(link, ManagerName::of_this_system()).ok()?;
         (service.is_installed() && service.serves(link)).then_some(service)
     }
 
-    /// Says whether its file is there.
+    /// Returns whether the service file exists.
     pub(crate) fn is_installed(&self) -> bool {
         self.file.is_file()
     }
 
-    /// Says whether its daemon listens where the link leads: the file names the socket, or none and it is the usual one.
+    /// Returns whether the service's daemon listens on the link's socket: the file names that socket, or it names none and the socket
+    /// is the default one.
     fn serves(&self, link: &Link) -> bool {
         let Ok(text) = fs::read(&self.file) else {
             return false;
@@ -233,23 +234,23 @@ impl Service {
         }
     }
 
-    /// Returns what the file would say if it were written now.
+    /// Returns the content that the service file should have.
     pub(crate) fn text(&self, link: &Link) -> Result<Vec<u8>, CliError> {
         self.manager.text(&Description::of(link)?)
     }
 
-    /// Says whether the file says what it would if it were written now.
+    /// Returns whether the service file has the content that it should have.
     pub(crate) fn is_current(&self, link: &Link) -> Result<bool, CliError> {
         let wanted = self.text(link)?;
         Ok(fs::read(&self.file).is_ok_and(|found| found == wanted))
     }
 
-    /// Makes sure that there is a manager to talk to.
+    /// Checks that the manager is reachable.
     pub(crate) fn check(&self) -> Result<(), CliError> {
         self.manager.check()
     }
 
-    /// Writes the file, all of it or nothing.
+    /// Writes the service file atomically.
     pub(crate) fn write(&self, link: &Link) -> Result<Written, CliError> {
         let text = self.text(link)?;
         if fs::read(&self.file).is_ok_and(|found| found == text) {
@@ -262,7 +263,7 @@ impl Service {
         Ok(Written::New)
     }
 
-    /// Lets the manager read the file and start the daemon. What it had read before is unloaded first.
+    /// Makes the manager read the file and start the daemon. An older file that is loaded is unloaded first.
     pub(crate) fn load(&self) -> Result<(), CliError> {
         if self.manager.state()?.loaded {
             self.manager.unload()?;
@@ -270,7 +271,7 @@ impl Service {
         self.manager.load()
     }
 
-    /// Ends the daemon, and takes the file away. Says whether there was anything to undo.
+    /// Stops the daemon and removes the file. Returns whether the service was installed or loaded.
     pub(crate) fn remove(&self) -> Result<bool, CliError> {
         let loaded = self.manager.state()?.loaded;
         if loaded {
@@ -289,7 +290,7 @@ impl Service {
         Ok(true)
     }
 
-    /// Starts it, if it does not run.
+    /// Starts the service, if it is not running.
     pub(crate) fn start(&self) -> Result<(), CliError> {
         if !self.manager.state()?.loaded {
             return self.manager.load();
@@ -297,23 +298,23 @@ impl Service {
         self.manager.start()
     }
 
-    /// Asks it to stop in order.
+    /// Asks the service to stop gracefully.
     pub(crate) fn stop(&self) -> Result<(), CliError> {
         self.manager.stop()
     }
 
-    /// Returns the `PATH` that its file sets, where it is installed.
+    /// Returns the `PATH` that the service file sets; `None` if the service is not installed.
     pub(crate) fn search_path(&self) -> Option<OsString> {
         self.manager.search_path(&fs::read(&self.file).ok()?)
     }
 
-    /// Looks how the manager sees it.
+    /// Queries the state of the service.
     pub(crate) fn state(&self) -> Result<State, CliError> {
         self.manager.state()
     }
 }
 
-/// Writes a file beside its place and moves it there, so that the manager never reads half of one.
+/// Writes a temporary file and renames it, so that the manager never reads a partial file.
 fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
@@ -325,13 +326,13 @@ fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
         .mode(0o644)
         .open(&beside)?;
     file.write_all(text)?;
-    // launchd refuses a file that others may write to, whatever our umask is.
+    // launchd refuses a file that other users can write to, so do not depend on the umask.
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
     file.sync_all()?;
     fs::rename(&beside, path)
 }
 
-/// Runs a manager's tool and returns what it said.
+/// Runs a manager's tool and returns its output.
 #[expect(
     clippy::disallowed_methods,
     reason = "a service manager is talked to through its tool, here and nowhere else"
@@ -347,12 +348,12 @@ fn tool(program: &str, arguments: &[&str]) -> Result<Output, CliError> {
         })
 }
 
-/// Says that a manager refused: its own words, its exit code, and what to do.
+/// Returns the error for a failed invocation of a manager's tool, with its message and exit status.
 fn refused(program: &str, arguments: &[&str], output: &Output, hint: &str) -> CliError {
     let words = String::from_utf8_lossy(&output.stderr);
     let words = words.trim();
     let said = if words.is_empty() {
-        "it said nothing"
+        "no error message"
     } else {
         words
     };
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_path_has_the_usual_places_first_and_each_once() {
+    fn search_path_starts_with_the_default_directories_without_duplicates() {
         let path = search_path(
             Path::new("/Users/me"),
             Some(OsStr::new("/bin:relative:/Users/me/bin:/opt/homebrew/bin")),
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_whole_and_nobody_else_may_write_it() {
+    fn service_file_is_replaced_atomically_and_writable_only_by_its_owner() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("below/agent.plist");
         write_whole(&path, b"one").expect("written");

@@ -1,15 +1,16 @@
-//! Which path of the daemon to write into a service's file: one that still leads to it after an upgrade.
+//! Chooses a path of a program that stays valid after an upgrade, for service files and the drop-in's links.
 //!
-//! A package manager puts each version into a folder of its own and moves a link. A service that names the folder goes on
-//! starting the old version, or nothing once that is cleaned away; one that names the link does not notice.
+//! A package manager installs each version into its own directory and updates a link. A service file that names the directory
+//! starts the old version, or fails once it has been removed; one that names the link starts the new version.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-/// Where Homebrew keeps versions, by the folder's name.
+/// Name of the directory in which Homebrew keeps versions.
 const CELLAR: &str = "Cellar";
 
-/// Returns the path to write down for this program: a link to it on PATH or Homebrew's own, where it lies in a version's folder.
+/// Returns a stable path of the program: for one in a Homebrew version directory, Homebrew's link or a link on PATH; otherwise the
+/// absolute path itself.
 pub(crate) fn stable(program: &Path, path: Option<&OsStr>) -> PathBuf {
     let program = std::path::absolute(program).unwrap_or_else(|_| program.to_owned());
     let Ok(real) = program.canonicalize() else {
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_in_a_versions_folder_is_named_by_homebrews_link() {
+    fn a_program_in_the_cellar_is_named_by_homebrews_link() {
         let (prefix, versioned) = homebrew();
         assert_eq!(stable(&versioned, None), versioned, "there is no link yet");
         fs::create_dir(prefix.path().join("opt")).expect("made");
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_on_the_path_is_as_good() {
+    fn a_program_in_the_cellar_is_named_by_a_link_on_path() {
         let (prefix, versioned) = homebrew();
         let bin = prefix.path().join("bin");
         fs::create_dir(&bin).expect("made");
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_program_is_named_as_it_was_found() {
+    fn any_other_program_keeps_its_path() {
         let folder = tempfile::tempdir().expect("a folder");
         let real = folder.path().join("orbd-0.1.0");
         fs::write(&real, "").expect("written");

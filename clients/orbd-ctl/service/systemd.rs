@@ -1,4 +1,4 @@
-//! systemd's user manager: the unit, and the words of `systemctl --user`.
+//! systemd's user manager: the unit file, and the invocations of `systemctl --user`.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -7,15 +7,15 @@ use std::fmt::Write;
 use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
 use crate::error::CliError;
 
-/// The unit's name.
+/// Name of the unit and of its file.
 pub(super) const UNIT: &str = "orbd.service";
 
 const SYSTEMCTL: &str = "systemctl";
 
-/// systemd's manager of the calling user.
+/// systemd's user manager of the current user.
 pub(super) struct Systemd;
 
-const NO_MANAGER: &str = "systemd's manager for your user does not run here: log in, or `loginctl enable-linger` as an administrator; \
+const NO_MANAGER: &str = "systemd's user manager is not running: log in, or run `loginctl enable-linger` as an administrator; \
                           until then `orbd-ctl daemon start` runs orbd without a service";
 
 impl Systemd {
@@ -34,8 +34,8 @@ impl Manager for Systemd {
         unit(description)
             .map(String::into_bytes)
             .map_err(|value| CliError::Usage {
-                message: format!("{value:?} cannot be written into a unit"),
-                hint: "paths of a unit are UTF-8 without control characters".into(),
+                message: format!("{value:?} cannot be written into a unit file"),
+                hint: "paths in a unit file must be UTF-8 without control characters".into(),
             })
     }
 
@@ -47,26 +47,26 @@ impl Manager for Systemd {
         Self::must(&["daemon-reload"], NO_MANAGER)?;
         Self::must(
             &["enable", "--now", UNIT],
-            "`systemctl --user status orbd` and `journalctl --user -u orbd` say more",
+            "`systemctl --user status orbd` and `journalctl --user -u orbd` show details",
         )
     }
 
     fn unload(&self) -> Result<(), CliError> {
         Self::must(
             &["disable", "--now", UNIT],
-            "`systemctl --user status orbd` says more",
+            "`systemctl --user status orbd` shows details",
         )
     }
 
     fn start(&self) -> Result<(), CliError> {
         Self::must(
             &["start", UNIT],
-            "`systemctl --user status orbd` and `journalctl --user -u orbd` say more",
+            "`systemctl --user status orbd` and `journalctl --user -u orbd` show details",
         )
     }
 
     fn stop(&self) -> Result<(), CliError> {
-        Self::must(&["stop", UNIT], "`systemctl --user status orbd` says more")
+        Self::must(&["stop", UNIT], "`systemctl --user status orbd` shows details")
     }
 
     fn state(&self) -> Result<State, CliError> {
@@ -84,7 +84,7 @@ impl Manager for Systemd {
     }
 
     fn search_path(&self, text: &[u8]) -> Option<OsString> {
-        // As `unit` wrote it. What it had to escape there is in no folder that a PATH has.
+        // The format that `unit` writes. Escapes are not undone: the escaped characters do not occur in directories on a PATH.
         let text = std::str::from_utf8(text).ok()?;
         let path = text
             .lines()
@@ -108,7 +108,7 @@ fn read_state(text: &str) -> State {
     }
 }
 
-/// Makes the unit. The keys are those of systemd.service(5) and systemd.exec(5).
+/// Builds the unit file. See systemd.service(5) and systemd.exec(5) for the keys. Fails with a value that cannot be written.
 fn unit(description: &Description) -> Result<String, String> {
     let mut environment = String::new();
     for (name, value) in description.environment() {
@@ -120,19 +120,19 @@ fn unit(description: &Description) -> Result<String, String> {
     }
     Ok(format!(
         "[Unit]\n\
-         Description=orbd, through which every orbctl invocation goes\n\
+         Description=orbd, the daemon that runs all orbctl invocations\n\
          Documentation=https://github.com/orbd/orbd\n\
          \n\
          [Service]\n\
          Type=exec\n\
          ExecStart={program}\n\
-         # Reads the configuration again; orbd.log says what came of it.\n\
+         # Reloads the configuration; orbd.log has the result.\n\
          ExecReload=/bin/kill -HUP $MAINPID\n\
          {environment}\
-         # After a crash. An orderly stop stays one.\n\
+         # Restart after a crash, but not after a graceful stop.\n\
          Restart=on-failure\n\
          RestartSec={THROTTLE_S}\n\
-         # Changes that run are left to finish, and are found again at the next start.\n\
+         # Running changes continue when orbd stops, and the next instance finds them.\n\
          KillMode=process\n\
          TimeoutStopSec={stop}\n\
          LimitNOFILE={DESCRIPTORS}\n\
@@ -148,7 +148,7 @@ fn unit(description: &Description) -> Result<String, String> {
     ))
 }
 
-/// Returns text that a unit can hold at all.
+/// Returns the value as text if a unit file can contain it: UTF-8 without control characters.
 fn plain(value: &OsStr) -> Result<&str, String> {
     value
         .to_str()
@@ -156,7 +156,7 @@ fn plain(value: &OsStr) -> Result<&str, String> {
         .ok_or_else(|| value.to_string_lossy().into_owned())
 }
 
-/// Writes text as one word of a unit: in quotes, with systemd's own signs taken literally.
+/// Quotes a value for a unit file, and escapes the characters that systemd interprets.
 fn quoted(text: &str) -> String {
     let mut word = String::from("\"");
     for letter in text.chars() {
@@ -170,12 +170,12 @@ fn quoted(text: &str) -> String {
     word
 }
 
-/// Writes text as one word of a command line, where variables are filled in as well.
+/// Quotes an argument of a command line, in which systemd also expands variables.
 fn command_word(text: &str) -> String {
     quoted(text).replace('$', "$$")
 }
 
-/// Writes text as the rest of a line, where quotes mean nothing and only specifiers have to be said twice.
+/// Escapes an unquoted value, in which systemd interprets only `%`.
 fn unquoted(text: &str) -> String {
     text.replace('%', "%%")
 }
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_says_what_it_is_to_say() {
+    fn unit_file_has_the_expected_lines() {
         let text = unit(&description()).expect("a unit");
         for line in [
             "ExecStart=\"/opt/homebrew/bin/orbd\"",
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_of_systemds_own_are_taken_literally() {
+    fn special_characters_are_escaped() {
         assert_eq!(quoted("a \"b\" 100% $HOME \\"), r#""a \"b\" 100%% $HOME \\""#);
         assert_eq!(command_word("$HOME"), r#""$$HOME""#);
         let line_break = Description {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_read() {
+    fn state_is_parsed_from_systemctl_show() {
         let text = "MainPID=77\nExecMainStatus=0\nLoadState=loaded\nUnitFileState=enabled\nExecMainExitTimestampMonotonic=0\n";
         let running = State {
             loaded: true,

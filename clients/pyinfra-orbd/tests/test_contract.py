@@ -1,4 +1,4 @@
-"""The published protocol, ``proto/openrpc.json``, against what the client offers: nothing of it is missing here."""
+"""Checks that the client covers the published protocol, ``proto/openrpc.json``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orbd import Client, errors, models
 DOCUMENT = Path(os.environ.get("ORBD_OPENRPC") or Path(__file__).resolve().parents[3] / "proto" / "openrpc.json")
 
 if not DOCUMENT.is_file():
-    pytest.skip(f"{DOCUMENT} is not there", allow_module_level=True)
+    pytest.skip(f"{DOCUMENT} does not exist", allow_module_level=True)
 
 PROTOCOL = json.loads(DOCUMENT.read_text())
 METHODS: dict[str, dict[str, Any]] = {method["name"]: method for method in PROTOCOL["methods"]}
 
-# Said by every connection before its first call.
+# Sent by every connection before its first call.
 UNTYPED = {"daemon.hello"}
 
-# What a job may be given on top of its own parameters; methods that make jobs take them as `**job`.
+# Parameters of all jobs; methods that create jobs take them as `**job`.
 OF_JOBS = {"detach", "queue_timeout_ms", "run_timeout_ms"}
 
-# What is said in Python in another way: bytes as what they are, a stream by giving an iterator.
-SAID_AS = {
+# Parameters that have another form in Python: bytes, and an iterator for a stream.
+PYTHON_NAMES = {
     "stdin_text": "stdin",
     "stdin_base64": "stdin",
     "stdin_stream": "stdin",
@@ -44,31 +44,29 @@ def method_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - UNTYPED))
-def test_every_method_is_typed(name: str) -> None:
-    """It is there under its own name and takes every parameter of the protocol's by its name."""
+def test_client_has_every_method_with_every_parameter(name: str) -> None:
     method = method_of(name)
     assert method is not None, f"Client has no {name.replace('.', '_')}"
     assert method.__doc__
     parameters = inspect.signature(method).parameters
     takes_job = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    wanted = {SAID_AS.get(param["name"], param["name"]) for param in METHODS[name]["params"]}
+    wanted = {PYTHON_NAMES.get(param["name"], param["name"]) for param in METHODS[name]["params"]}
     missing = wanted - parameters.keys() - (OF_JOBS if takes_job else set())
-    # A command always streams or waits here: whoever wants it detached asks by name.
+    # `machine.run` has no `detach` parameter in Python; use `call` for that.
     assert not missing
     required = {param["name"] for param in METHODS[name]["params"] if param.get("required")}
     for one in required:
-        assert parameters[SAID_AS.get(one, one)].default is inspect.Parameter.empty, f"{one} must be given"
+        assert parameters[PYTHON_NAMES.get(one, one)].default is inspect.Parameter.empty, f"{one} must be given"
 
 
-def test_no_method_is_of_yesterday() -> None:
-    """What the client asks for by a name of the protocol's is in it."""
+def test_client_calls_no_method_that_the_protocol_lacks() -> None:
     namespaces = "|".join({name.split(".")[0] for name in METHODS})
     asked = set(re.findall(rf'"((?:{namespaces})\.\w+)"', inspect.getsource(Client)))
     assert asked == METHODS.keys() - UNTYPED
 
 
 def schema(reference: dict[str, Any]) -> dict[str, Any]:
-    """Follows references."""
+    """Resolves references."""
     while "$ref" in reference:
         found: dict[str, Any] = PROTOCOL["components"]["schemas"][reference["$ref"].rsplit("/", 1)[1]]
         reference = found
@@ -76,24 +74,30 @@ def schema(reference: dict[str, Any]) -> dict[str, Any]:
 
 
 def properties(shape: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Returns an object's fields and which of them must be there."""
+    """Returns an object's fields, and the names of the required ones."""
     fields, required = dict(shape.get("properties", {})), set(shape.get("required", ()))
     for part in shape.get("allOf", ()):
         more, needed = properties(schema(part))
         fields.update(more)
         required |= needed
+    variants = [properties(schema(part)) for part in shape.get("oneOf", ())]
+    if variants:
+        for more, _ in variants:
+            fields.update(more)
+        # A field is only guaranteed if every variant requires it.
+        required |= set.intersection(*(needed for _, needed in variants))
     return fields, required
 
 
 def answers() -> list[tuple[str, type[models.Model], dict[str, Any]]]:
-    """Finds the record that each method reads its answer with."""
+    """Returns the record class of each method's answer, with the answer's schema."""
     found = []
     for name, method in METHODS.items():
         if name in UNTYPED or "x-notification" in method:
             continue
         record = re.search(r"models\.(\w+)\.from_wire", inspect.getsource(method_of(name)))
         if record is None:
-            # Every change answers alike.
+            # All changes have the same answer.
             record = re.search(r"(?<=-> models\.)(\w+)", inspect.getsource(method_of(name)))
         if record is not None:
             found.append((name, getattr(models, record[1]), method["result"]["schema"]))
@@ -101,8 +105,8 @@ def answers() -> list[tuple[str, type[models.Model], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "record", "wire"), answers(), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_answer_is_read_whole(name: str, record: type[models.Model], wire: dict[str, Any]) -> None:
-    """The record has a field for each of the answer's, and demands none that the protocol does not promise."""
+def test_records_have_exactly_the_fields_of_the_answers(name: str, record: type[models.Model], wire: dict[str, Any]) -> None:
+    """A record requires no field that the protocol does not guarantee."""
     compare(record, schema(wire), name, set())
 
 
@@ -121,7 +125,7 @@ def compare(record: type[models.Model], wire: dict[str, Any], path: str, seen: s
 
 
 def models_in(hint: Any) -> Iterator[type[models.Model]]:
-    """Finds records in a type, also those in a tuple or beside None."""
+    """Yields the record classes in a type hint, also those in a tuple or union."""
     if isinstance(hint, type) and issubclass(hint, models.Model):
         yield hint
     for argument in typing.get_args(hint):
@@ -129,7 +133,7 @@ def models_in(hint: Any) -> Iterator[type[models.Model]]:
 
 
 def object_in(reference: dict[str, Any]) -> dict[str, Any]:
-    """Finds the object's schema, also where it may be null or is one of a list."""
+    """Returns the schema of an object that may be nullable or the item of a list."""
     for one in reference.get("anyOf", ()):
         if one.get("type") != "null":
             return object_in(one)
@@ -137,24 +141,26 @@ def object_in(reference: dict[str, Any]) -> dict[str, Any]:
     return object_in(wire["items"]) if "items" in wire else wire
 
 
-EVENTS: dict[str, Any] = {"JobEvent": models._EVENTS, "Event": models._HAPPENINGS}
+EVENTS: dict[str, Any] = {"JobEvent": models._JOB_EVENT_TYPES, "Event": models._EVENT_TYPES}
 
 
 @pytest.mark.parametrize("name", sorted(EVENTS))
-def test_every_event_is_read(name: str) -> None:
-    """Each type of event has a record with the fields that the protocol promises for it."""
+def test_every_event_type_has_a_record_with_its_fields(name: str) -> None:
     wire = PROTOCOL["components"]["schemas"][name]
-    told = {event["properties"]["type"]["const"]: event for event in wire["oneOf"]}
-    assert EVENTS[name].keys() == told.keys()
-    common, needed = properties({key: value for key, value in wire.items() if key != "oneOf"})
+    # The event types are a `oneOf`, either of the schema itself or of a part of it.
+    parts = [wire, *(schema(part) for part in wire.get("allOf", ()))]
+    (types,) = [part["oneOf"] for part in parts if "oneOf" in part]
+    documented = {event["properties"]["type"]["const"]: event for event in types}
+    assert EVENTS[name].keys() == documented.keys()
+    common, needed = properties({"allOf": [{**part, "oneOf": (), "allOf": ()} for part in parts]})
     for word, record in EVENTS[name].items():
-        fields, required = properties(told[word])
+        fields, required = properties(documented[word])
         del fields["type"]
         compare(record, {"properties": {**common, **fields}, "required": required | needed}, word, set())
 
 
-def test_every_kind_of_error_has_its_class() -> None:
-    """And no two kinds that callers tell apart share one."""
+def test_every_error_kind_has_its_own_class() -> None:
+    """Only kinds that callers need not distinguish share one."""
     kinds = set(PROTOCOL["components"]["errors"])
     assert kinds - errors._BY_KIND.keys() == set()
     assert errors._BY_KIND.keys() - kinds == set()

@@ -1,4 +1,4 @@
-//! The dispatcher while `orbctl` is sick: who is told what, what is let through, and how it finds out that all is well again.
+//! The dispatcher while `orbctl` is unhealthy: what it answers, which operations pass, and how it detects the recovery.
 
 use super::*;
 use crate::job::HealthProblem;
@@ -6,12 +6,12 @@ use crate::job::HealthProblem;
 const PANIC: &str = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\n";
 const SECOND: Duration = Duration::from_secs(1);
 
-fn said() -> HealthProblem {
-    HealthProblem::ParsedEntry("panic: timed out waiting for services to start".into())
+fn notes_inbox() -> HealthProblem {
+    HealthProblem::Reported("panic: timed out waiting for services to start".into())
 }
 
 impl World {
-    /// A world in which the test answers lists, too, and the list is known.
+    /// Creates a world in which the test answers lists and the list is cached.
     async fn that_knows() -> Self {
         let mut world = Self::with(Limits::default(), false);
         let read = world.read(Query::List, None);
@@ -20,7 +20,7 @@ impl World {
         world
     }
 
-    /// The same, with a service that has just said that it does not work.
+    /// Creates the same world, with a service that has just reported that it does not work.
     async fn that_is_sick() -> Self {
         let mut world = Self::that_knows().await;
         world.fall_sick().await;
@@ -56,14 +56,14 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
+async fn unhealthy_orbctl_serves_stale_reads_with_a_reason_and_refuses_changes() {
     let mut world = World::that_is_sick().await;
-    // Whatever age is accepted, and although it is made stale as well.
+    // Both for any accepted age and although the list is also stale.
     let _ = world.dispatcher.invalidate(Scope::Everything).await;
     for max_age in [None, Some(Duration::ZERO)] {
         let seen = world.told(Query::List, max_age).await.expect("what was known");
         assert_eq!(seen.value.machines().map(<[_]>::len), Some(2));
-        assert_eq!(seen.stale, Some(said()));
+        assert_eq!(seen.stale, Some(notes_inbox()));
     }
     for operation in [
         restart("a"),
@@ -72,7 +72,7 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
         Operation::StartOrbstack(Force::No),
     ] {
         let outage = world.refusal(submission(operation)).await;
-        assert_eq!(outage.problem, said());
+        assert_eq!(outage.problem, notes_inbox());
         assert!(outage.retry_after <= SECOND, "{outage:?}");
     }
     let detached = Submission {
@@ -88,10 +88,10 @@ async fn reads_are_told_what_was_known_and_why_and_changes_are_refused() {
     world.no_call().await;
 }
 
-/// What `orbctl` says of a VM that starts a moment later.
+/// What `orbctl` prints if the VM starts only after its timeout.
 const STARTS_LATER: &str = "start VM: timed out waiting for VM to start\n";
 
-/// Answers each look with a running OrbStack until a job has ended; the first `broken` lists fail as those of a broken service do.
+/// Answers each poll with a running OrbStack until the job has ended. The first `broken` lists fail like those of a broken service.
 async fn look_until_ended(world: &mut World, job: &Job, mut broken: usize) -> Outcome {
     let list = list_of(&world.orbctl.inventory);
     loop {
@@ -107,13 +107,13 @@ async fn look_until_ended(world: &mut World, job: &Job, mut broken: usize) -> Ou
                 call.end(Ending::Exited(2), "", PANIC);
             }
             "list" => call.end(Ending::Exited(0), &list, ""),
-            other => panic!("{other} is no look"),
+            other => panic!("{other} is no poll"),
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn start_of_orbstack_that_times_out_but_starts_succeeds_and_refuses_no_read() {
+async fn start_of_orbstack_that_times_out_but_takes_effect_succeeds() {
     let mut world = World::that_knows().await;
     let job = world.change(Operation::StartOrbstack(Force::No)).await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
@@ -134,7 +134,7 @@ async fn start_of_orbstack_that_times_out_but_starts_succeeds_and_refuses_no_rea
 }
 
 #[tokio::test(start_paused = true)]
-async fn running_status_of_orbstack_is_not_enough_while_its_service_fails() {
+async fn start_of_orbstack_needs_a_working_service_not_only_a_running_status() {
     let mut world = World::that_knows().await;
     let job = world.change(Operation::StartOrbstack(Force::No)).await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
@@ -150,7 +150,7 @@ async fn running_status_of_orbstack_is_not_enough_while_its_service_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn good_look_after_a_complaint_closes_the_circuit_at_once() {
+async fn successful_poll_closes_the_circuit_at_once() {
     let mut world = World::that_is_sick().await;
     let began = Moment::now().instant;
     let job = world.change(Operation::StartOrbstack(Force::Yes)).await;
@@ -170,20 +170,20 @@ async fn good_look_after_a_complaint_closes_the_circuit_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_of_what_was_never_known_or_cannot_be_marked_is_refused() {
+async fn read_without_a_cached_answer_or_a_stale_mark_is_refused() {
     let mut world = World::that_is_sick().await;
     let printed = Query::RawQuery(RawQuery::Status);
     for query in [Query::Info(name("a")), Query::Ssh, Query::Version, printed] {
         let Err(ReadError::Rejected(Rejection::Unhealthy(outage))) = world.told(query, None).await else {
             panic!("it cannot be told");
         };
-        assert_eq!(outage.problem, said());
+        assert_eq!(outage.problem, notes_inbox());
     }
     world.no_call().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_young_enough_is_told_as_ever() {
+async fn fresh_answer_is_served_without_a_stale_mark() {
     let world = World::that_is_sick().await;
     let seen = world.told(Query::List, None).await.expect("known");
     assert_eq!(seen.stale, None);
@@ -193,7 +193,7 @@ async fn what_is_young_enough_is_told_as_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_read_that_shows_the_illness_is_told_what_was_known_and_so_is_who_shares_it() {
+async fn read_that_opens_the_circuit_gets_the_stale_answer_and_so_do_joined_reads() {
     let mut world = World::that_knows().await;
     tokio::time::sleep(SECOND * 10).await;
     let read = world.read(Query::List, Some(Duration::ZERO));
@@ -205,15 +205,15 @@ async fn the_read_that_shows_the_illness_is_told_what_was_known_and_so_is_who_sh
     call.end(Ending::Exited(2), "", PANIC);
     for read in [read, joined] {
         let seen = read.await.expect("no panic").expect("what was known");
-        assert_eq!(seen.stale, Some(said()));
+        assert_eq!(seen.stale, Some(notes_inbox()));
     }
-    // What nothing is known of may still succeed.
+    // A read without a cached answer may still succeed.
     hanging.end(Ending::Exited(0), "a\n", "");
     assert!(other.await.expect("no panic").is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_that_wait_for_a_place_do_not_wait_for_the_recovery() {
+async fn waiting_reads_fail_when_the_circuit_opens() {
     let limits = Limits {
         queries_max: 1,
         ..Limits::default()
@@ -235,7 +235,7 @@ async fn reads_that_wait_for_a_place_do_not_wait_for_the_recovery() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
+async fn probes_run_one_at_a_time_with_backoff_until_one_succeeds() {
     let mut world = World::that_is_sick().await;
     for pause in [1, 2, 4, 8, 16, 30, 30] {
         let began = Moment::now();
@@ -249,7 +249,7 @@ async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
         status.end(Ending::Exited(0), "Running\n", "");
         let list = world.call("list").await;
         if pause == 8 {
-            // It blocks: the probe is over at its limit.
+            // The list blocks, so the probe ends at its limit.
             tokio::time::sleep(SECOND * 29).await;
             world.no_call().await;
             let _held = list;
@@ -265,7 +265,7 @@ async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
     world.answer_list().await;
     world.idle().await;
     assert!(!world.is_unhealthy().await);
-    // What it saw is known.
+    // The result of the probe is cached.
     let seen = world.told(Query::List, None).await.expect("known");
     assert_eq!(
         (seen.value.machines().map(<[_]>::len), seen.stale),
@@ -281,7 +281,7 @@ async fn probes_come_one_at_a_time_with_growing_pauses_until_one_is_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_does_not_wake_an_orbstack_that_is_stopped() {
+async fn probe_does_not_start_a_stopped_orbstack() {
     let mut world = World::that_is_sick().await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     world.no_call().await;
@@ -289,7 +289,7 @@ async fn a_probe_does_not_wake_an_orbstack_that_is_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_probed_for_who_does_not_ask() {
+async fn probes_stop_without_requests_and_resume_with_the_next_request() {
     let mut world = World::that_is_sick().await;
     let mut probes = 0;
     let began = Moment::now();
@@ -309,7 +309,7 @@ async fn nobody_is_probed_for_who_does_not_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
+async fn accepted_jobs_wait_for_the_recovery_and_report_that_reason() {
     let mut world = World::that_knows().await;
     let running = world.change(exec("a")).await;
     let run = world.call("run").await;
@@ -321,7 +321,7 @@ async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
         })
         .await;
     world.fall_sick().await;
-    // What runs goes on, and what it would have let start does not.
+    // The running job continues, but the job behind it does not start when it ends.
     run.exit(7);
     assert_eq!(
         outcome(&running).await,
@@ -329,7 +329,7 @@ async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
     );
     world.no_call().await;
     let view = world.dispatcher.view(next.spec.id).await.expect("known");
-    assert!(matches!(view.waiting_for, Some(WaitingFor::Unhealthy(problem)) if problem == said()));
+    assert!(matches!(view.waiting_for, Some(WaitingFor::Unhealthy(problem)) if problem == notes_inbox()));
     assert_eq!(outcome(&impatient).await, Outcome::Expired(Phase::Queued));
     let JobState::Ended { holder, .. } = impatient.state.borrow().clone() else {
         panic!("it ended");
@@ -342,11 +342,11 @@ async fn what_was_accepted_waits_for_the_recovery_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn force_passes_and_what_it_mends_is_noticed() {
+async fn forced_operations_pass_and_a_success_closes_the_circuit() {
     let mut world = World::that_is_sick().await;
     let stop = world.change(Operation::Stop(name("a"), Force::Yes)).await;
     world.call("stop").await.end(Ending::Exited(2), "", PANIC);
-    // It looks at what came of it, and sees no more than anybody.
+    // It polls for its effect, and fails like every other read.
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
     assert!(world.is_unhealthy().await);
     let start = world.change(Operation::StartOrbstack(Force::Yes)).await;
@@ -358,7 +358,7 @@ async fn force_passes_and_what_it_mends_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn force_by_an_id_that_cannot_be_checked_does_not_pass() {
+async fn forced_operation_by_id_is_refused_because_the_id_cannot_be_checked() {
     let mut world = World::that_is_sick().await;
     let by_id = Submission {
         expected_id: Some("01M4HXHNTVZXRXR1F5PV7GC8R0".parse().expect("an id")),
@@ -369,20 +369,20 @@ async fn force_by_an_id_that_cannot_be_checked_does_not_pass() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_whose_own_look_shows_the_illness_is_not_begun() {
+async fn change_whose_check_opens_the_circuit_is_not_started() {
     let mut world = World::that_knows().await;
     let job = world.change(Operation::Stop(name("a"), Force::No)).await;
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
     assert_eq!(
         outcome(&job).await,
-        Outcome::Failed(Failure::OrbctlUnhealthy(said()))
+        Outcome::Failed(Failure::OrbctlUnhealthy(notes_inbox()))
     );
     assert!(world.is_unhealthy().await);
     world.no_call().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn looks_after_a_cut_go_on_and_the_first_that_sees_something_ends_the_illness() {
+async fn reconciliation_polls_continue_and_the_first_success_closes_the_circuit() {
     let mut world = World::that_knows().await;
     let job = world.change(restart("a")).await;
     world.call("restart").await.end(Ending::Exited(2), "", PANIC);
@@ -396,12 +396,12 @@ async fn looks_after_a_cut_go_on_and_the_first_that_sees_something_ends_the_illn
     let exec = world.change(exec("b")).await;
     world.call("run").await.exit(0);
     outcome(&exec).await;
-    // The change itself has still to come to rest.
+    // The change itself is not stable yet.
     assert!(!job.state.borrow().is_ended());
 }
 
 #[tokio::test(start_paused = true)]
-async fn commands_that_come_and_go_outweigh_a_read_that_blocks() {
+async fn later_commands_that_succeed_outweigh_a_blocked_read() {
     let mut world = World::that_knows().await;
     let read = world.read(Query::List, Some(Duration::ZERO));
     let _hangs = world.call("list").await;
@@ -422,7 +422,7 @@ async fn commands_that_come_and_go_outweigh_a_read_that_blocks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_that_blocks_while_nothing_else_is_heard_is_enough() {
+async fn blocked_read_alone_opens_the_circuit() {
     let mut world = World::that_knows().await;
     let read = world.read(Query::List, Some(Duration::ZERO));
     let _hangs = world.call("list").await;
@@ -432,7 +432,7 @@ async fn a_read_that_blocks_while_nothing_else_is_heard_is_enough() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
+async fn unresponsive_machine_does_not_open_the_circuit() {
     let mut world = World::that_knows().await;
     let read = world.read(Query::Info(name("a")), None);
     let _hangs = world.call("info").await;
@@ -445,7 +445,7 @@ async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
     let _runs = world.call("run").await;
     assert_eq!(outcome(&command).await, Outcome::Expired(Phase::Running));
     assert!(read.await.expect("no panic").is_err());
-    // It is looked into, and all goes on meanwhile.
+    // A probe runs, and other operations continue meanwhile.
     let status = world.call("status").await;
     let job = world.change(exec("b")).await;
     world.call("run").await.exit(1);
@@ -458,7 +458,7 @@ async fn a_machine_that_does_not_answer_makes_nobody_else_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_guest_may_have_said_is_looked_into_and_all_goes_on_meanwhile() {
+async fn error_text_that_a_guest_may_have_printed_only_triggers_a_probe() {
     let mut world = World::that_knows().await;
     for n in 0..5 {
         let job = world.change(exec("a")).await;
@@ -471,14 +471,14 @@ async fn what_a_guest_may_have_said_is_looked_into_and_all_goes_on_meanwhile() {
             world.call("status").await.end(Ending::Exited(0), "Running\n", "");
             world.answer_list().await;
         }
-        // However often it says so.
+        // This holds however often it is repeated.
         world.no_call().await;
         assert!(!world.is_unhealthy().await);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_joins_a_read_that_the_illness_caught() {
+async fn no_read_joins_one_that_blocked_during_the_outage() {
     let mut world = World::that_knows().await;
     let caught = world.read(Query::Default, None);
     let _hangs = world.call("default").await;
@@ -489,13 +489,13 @@ async fn nobody_joins_a_read_that_the_illness_caught() {
     let fresh = world.read(Query::Default, None);
     world.call("default").await.end(Ending::Exited(0), "a\n", "");
     assert!(fresh.await.expect("no panic").is_ok());
-    // And when it is given up at last, it is no sign of anything.
+    // When the blocked read times out at last, its signal is ignored.
     assert!(caught.await.expect("no panic").is_err());
     assert!(!world.is_unhealthy().await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_at_a_time_a_probe_waits_for_what_runs_and_force_does_not_wait_for_the_probe() {
+async fn in_strict_mode_a_probe_waits_for_the_running_job_and_force_passes_the_probe() {
     let limits = Limits {
         strict: true,
         ..Limits::default()
@@ -519,7 +519,7 @@ async fn one_at_a_time_a_probe_waits_for_what_runs_and_force_does_not_wait_for_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_does_not_wait_for_a_probe() {
+async fn shutdown_does_not_wait_for_a_probe() {
     let mut world = World::that_is_sick().await;
     let _hangs = world.call("status").await;
     let began = Moment::now();

@@ -1,9 +1,9 @@
-//! Idle detection: what keeps the next instance waiting, when new work is held back for it, and what is still answered then.
+//! Idle detection: what keeps the daemon busy, when new work is held for an upgrade, and which requests are still answered then.
 
 use super::*;
 
 impl World {
-    /// Returns in a word what the next instance would not know.
+    /// Returns why the daemon is busy, as one word.
     async fn busy(&self) -> &'static str {
         match self.dispatcher.busy().await {
             None => "idle",
@@ -28,7 +28,7 @@ impl World {
         tokio::spawn(async move { dispatcher.submit(submission).await })
     }
 
-    /// Runs a command that its client does not wait for, to its end.
+    /// Runs a detached command to its end.
     async fn detached_command(&mut self) -> JobId {
         let detached = Submission {
             detached: true,
@@ -42,7 +42,7 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_keeps_the_daemon_busy_while_it_runs_and_while_it_is_followed() {
+async fn job_keeps_the_daemon_busy_while_it_runs_and_while_a_handle_is_held() {
     let mut world = World::new();
     assert_eq!(world.busy().await, "idle");
     let job = world.change(restart("a")).await;
@@ -62,7 +62,7 @@ async fn a_job_keeps_the_daemon_busy_while_it_runs_and_while_it_is_followed() {
         drop(held);
     }
     assert_eq!(world.busy().await, "idle");
-    // A forgotten job is lost already.
+    // A handle of a job that has expired from history does not count.
     let held = world.dispatcher.job(id).await;
     world.seconds(1.1).await;
     assert_eq!(world.busy().await, "job");
@@ -72,7 +72,7 @@ async fn a_job_keeps_the_daemon_busy_while_it_runs_and_while_it_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_detached_job_leaves_its_client_time_to_fetch_the_output_but_not_for_ever() {
+async fn ended_detached_job_keeps_the_daemon_busy_for_a_limited_time() {
     let mut world = World::new();
     let id = world.detached_command().await;
     assert_eq!(world.busy().await, "recent");
@@ -157,7 +157,7 @@ async fn new_work_is_held_back_for_five_seconds_and_then_accepted() {
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&accepted).await, CHANGED);
     drop(accepted);
-    // The job that outlasted the hold still runs, so a second one would be as useless.
+    // The job that outlasted the hold still runs, so a second hold would fail too.
     world.seconds(40.0).await;
     let passed = world.change(restart("b")).await;
     world.call("restart").await.exit(0);
@@ -171,10 +171,10 @@ async fn new_work_is_held_back_for_five_seconds_and_then_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_without_a_pause_is_held_back_until_the_upgrade_which_leaves_it_to_the_next_instance() {
+async fn continuous_work_is_held_until_the_upgrade_and_left_to_the_next_instance() {
     let mut world = World::new();
     let idle = world.waits_for_idle();
-    // Two clients that overlap: each begins before the other has ended.
+    // Two clients whose jobs overlap: each job begins before the previous one has ended.
     let mut running = Some((world.change(exec("a")).await, world.call("run").await));
     let mut held = None;
     for _ in 0..80 {
@@ -238,7 +238,7 @@ async fn force_passes_a_hold_and_a_pause_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_reload_changes_is_in_force_for_what_comes_next() {
+async fn reloaded_settings_apply_to_the_next_jobs() {
     let mut world = World::new();
     let mut settings = settings(world.folder.path(), Limits::default());
     settings.limits.changes_max = 1;
@@ -247,7 +247,7 @@ async fn what_a_reload_changes_is_in_force_for_what_comes_next() {
     world.dispatcher.adopt(settings.clone()).await;
     let (first, second) = (world.change(restart("a")).await, world.change(restart("b")).await);
     assert!(is_waiting(&second), "one at a time");
-    assert_eq!(first.spec.asked.run_timeout, Some(Duration::from_secs(5)));
+    assert_eq!(first.spec.submission.run_timeout, Some(Duration::from_secs(5)));
     settings.limits.changes_max = 2;
     settings.cache_max_age = Duration::from_secs(7);
     world.dispatcher.adopt(settings).await;

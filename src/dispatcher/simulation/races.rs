@@ -1,12 +1,12 @@
-//! Races: each ordered pair of what can happen to a job, for each kind of job, one after the other and at the same moment.
+//! Races: each ordered pair of events that can happen to a job, for each kind of job, one after the other and at the same time.
 //!
-//! What must come of it is [`Expected`], a machine of a few states that is the contract on one page. All kinds go through a pair
-//! together, each on a machine of its own and for a client of its own. Afterwards a stranger asks for each machine: it must wait as
-//! long as the job is there, and no longer. At the very end the journal may remember what was left running and what was promised,
-//! and nothing else.
+//! [`Expected`] is a small state machine that defines the allowed outcomes. All kinds of job go through a pair of events together,
+//! each on a machine of its own and with a client of its own. Afterwards another client submits a command for each machine: it must
+//! wait exactly as long as the job holds its lane. At the end, the journal may contain only jobs that were left running and jobs
+//! that were accepted but not started.
 #![expect(
     clippy::disallowed_methods,
-    reason = "the process of a lease is its client's, which the test is"
+    reason = "the test is the client that starts the process of a lease"
 )]
 
 use std::collections::BTreeMap;
@@ -17,20 +17,20 @@ use std::time::Duration;
 use super::*;
 use crate::sys;
 
-/// What can happen to a job.
+/// An event that can happen to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
-    /// Somebody cancels it.
+    /// The job is cancelled by request.
     Cancel,
-    /// Its time is over: that of waiting while it waits, that of running while it runs.
+    /// Its limit expires: the queue limit if it waits, the run limit if it runs.
     Deadline,
-    /// What it waits for ends while it waits; it ends by itself while it runs.
+    /// If it waits, the job that it waits for ends; if it runs, it ends by itself.
     End,
-    /// Its client hangs up.
+    /// Its client disconnects.
     Gone,
-    /// For a lease: its owner is killed. Its connection is another event.
+    /// For a lease: its owner is killed. The loss of its connection is a separate event.
     OwnerKilled,
-    /// The daemon is asked to stop.
+    /// The daemon is requested to shut down.
     Stop,
 }
 
@@ -43,12 +43,12 @@ const EVENTS: [Event; 6] = [
     Event::Stop,
 ];
 
-/// How two events follow each other.
+/// The timing of the second event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spacing {
-    /// All that follows from the first has happened before the second.
+    /// All effects of the first event have happened before the second.
     Apart,
-    /// Nothing has.
+    /// No effect of the first event has happened.
     Together,
 }
 
@@ -97,7 +97,7 @@ impl Kind {
     }
 }
 
-/// How a job ended, as far as the race decides it.
+/// The outcome of a job, as far as the race determines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Succeeded,
@@ -105,11 +105,11 @@ enum Word {
     Cancelled,
     ExpiredQueued,
     ExpiredRunning,
-    /// A change that was cut short.
+    /// An interrupted change.
     Unknown,
-    /// A command that was left to itself.
+    /// A command that was left running.
     Interrupted,
-    /// Not ended: the next life does it.
+    /// Not ended: the next instance runs it.
     Promised,
 }
 
@@ -126,7 +126,7 @@ fn word(outcome: &Outcome) -> Word {
     }
 }
 
-/// The contract: where a job is, as far as events move it.
+/// The state of a job in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Waiting,
@@ -138,9 +138,9 @@ enum Place {
 struct Expected {
     kind: Kind,
     place: Place,
-    /// From the stop on nothing starts, and ten seconds later what still runs is left to itself.
+    /// After the stop no job starts, and ten seconds later the jobs that still run are left running.
     is_stopping: bool,
-    /// It is a lease, and its owner was killed.
+    /// The job is a lease, and its owner was killed.
     is_orphan: bool,
 }
 
@@ -162,7 +162,7 @@ impl Expected {
             expected.is_stopping |= event == Event::Stop;
             expected.is_orphan |= event == Event::OwnerKilled && kind.is_lease;
         }
-        // What is still there by then is let go on: what it waits for ends, and then it ends itself.
+        // If the job has not ended yet, the job that it waits for ends, and then it ends by itself.
         while let Place::Waiting | Place::Running = expected.place {
             if expected.place == Place::Waiting && expected.is_stopping {
                 return Word::Promised;
@@ -190,11 +190,11 @@ impl Expected {
         match (self.place, event) {
             (Place::Over(_), _) => self.place,
             (Place::Waiting, Event::Cancel) => Place::Over(Word::NeverStarted),
-            // Long before that the daemon has left.
+            // The daemon has exited long before the deadline.
             (Place::Waiting, Event::Deadline) if self.is_stopping => Place::Waiting,
             (Place::Waiting, Event::Deadline) => Place::Over(Word::ExpiredQueued),
             (Place::Waiting, Event::End) if self.is_stopping => Place::Waiting,
-            // It ends as soon as it starts.
+            // The lease ends as soon as it starts.
             (Place::Waiting, Event::End) if self.is_orphan => cut(Word::Interrupted),
             (Place::Waiting, Event::End) => Place::Running,
             (Place::Waiting, Event::OwnerKilled) => Place::Waiting,
@@ -203,13 +203,13 @@ impl Expected {
             (Place::Waiting, Event::Gone | Event::Stop) => Place::Over(Word::NeverStarted),
             (Place::Running, Event::Cancel) => cut(Word::Cancelled),
             (Place::Running, Event::Deadline) if self.is_stopping => cut(Word::Interrupted),
-            // It waited in time, and nobody has limited how long it runs.
+            // It started in time, and it has no run limit.
             (Place::Running, Event::Deadline) if waits => Place::Running,
             (Place::Running, Event::Deadline) => cut(Word::ExpiredRunning),
             (Place::Running, Event::End) => Place::Over(Word::Succeeded),
             (Place::Running, Event::OwnerKilled) if is_lease => cut(Word::Interrupted),
             (Place::Running, Event::OwnerKilled) => Place::Running,
-            // A change is left to finish, and a lease to its processes.
+            // A change is left to finish, and a lease is left to its processes.
             (Place::Running, Event::Gone | Event::Stop) if is_change || is_lease => Place::Running,
             (Place::Running, Event::Gone) if is_detached => Place::Running,
             (Place::Running, Event::Gone | Event::Stop) => Place::Over(Word::Cancelled),
@@ -217,35 +217,35 @@ impl Expected {
     }
 }
 
-/// A job on its machine, with what is needed to do something to it.
+/// A job on its machine, with the handles that the test needs.
 struct Runner {
     kind: Kind,
     number: u64,
     machine: String,
     holder: Option<Job>,
     job: Job,
-    /// The child of a lease, until it is let go on.
+    /// The child process of a lease, until the test ends it.
     process: Option<Child>,
     /// The owner of a lease.
     owner: Option<Child>,
     stranger: Option<Job>,
 }
 
-/// How long it may wait and run, where a deadline is among the events.
+/// Queue limit or run limit of each job, if a deadline is among the events.
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Race {
     world: World,
     runners: Vec<Runner>,
-    /// Invocations that wait for us, by machine.
+    /// Invocations that wait for the test's answer, by machine.
     calls: BTreeMap<String, Vec<Call>>,
-    /// How many changes were invoked on each machine.
+    /// Number of changes invoked on each machine.
     changes: BTreeMap<String, usize>,
     deadline: tokio::time::Instant,
 }
 
 impl Race {
-    /// Starts all kinds: some run, some wait for a change of somebody else.
+    /// Submits a job of each kind. Some run; the others wait for a change of another client.
     async fn new(has_deadline: bool) -> Self {
         let limits = Limits {
             changes_max: 64,
@@ -258,7 +258,7 @@ impl Race {
             changes: BTreeMap::new(),
             deadline: tokio::time::Instant::now() + LIMIT,
         };
-        // Promises reach the disk, which takes real time.
+        // Accepted detached changes are written to disk, which takes real time.
         let held = hold_time();
         for (number, kind) in (1..).zip(Kind::all()) {
             let machine = format!("m{number}");
@@ -310,7 +310,7 @@ impl Race {
         race
     }
 
-    /// Takes the next invocation, whatever it is.
+    /// Takes the next invocation, of any command.
     async fn next_call(&mut self) {
         let call = self.world.calls.recv().await.expect("the dispatcher lives");
         self.keep(call);
@@ -328,7 +328,7 @@ impl Race {
         self.calls.entry(machine).or_default().push(call);
     }
 
-    /// Lets everything happen that can without the disk, a process or a deadline.
+    /// Waits until no task can proceed without the disk, a process or a deadline.
     async fn idle(&mut self) {
         self.world.idle().await;
         while let Ok(call) = self.world.calls.try_recv() {
@@ -336,7 +336,8 @@ impl Race {
         }
     }
 
-    /// Waits until each promised change whose turn has come is invoked, or over: its start reaches the disk first, in real time.
+    /// Waits until each accepted detached change that may start has been invoked or has ended. Its start is first written to disk,
+    /// in real time.
     async fn let_promises_start(&mut self) {
         let held = hold_time();
         for at in 0..self.runners.len() {
@@ -348,7 +349,7 @@ impl Race {
                 continue;
             }
             let (machine, mut state) = (machine.clone(), job.state.clone());
-            // The first is what it waited for.
+            // The first change is the one that it waited for.
             while self.changes.get(&machine) != Some(&2) && !state.borrow_and_update().is_ended() {
                 tokio::select! {
                     call = self.world.calls.recv() => self.keep(call.expect("the dispatcher lives")),
@@ -388,13 +389,13 @@ impl Race {
         }
     }
 
-    /// Waits, in real time, for what the owner's end does to a running child.
+    /// Waits, in real time, for a running child process to end after its owner was killed.
     async fn let_orphans_end(&mut self) {
         let held = hold_time();
         for runner in self.runners.iter().filter(|runner| runner.kind.is_lease) {
             let mut state = runner.job.state.clone();
             if runner.owner.is_none() && matches!(*state.borrow(), JobState::Running { .. }) {
-                // The dispatcher lives; what is cut short settles in virtual time.
+                // The dispatcher keeps running; interrupted changes are reconciled in virtual time.
                 let child = runner.process.as_ref().map(Child::id);
                 while child.is_some_and(is_running) && !state.borrow_and_update().is_ended() {
                     tokio::task::yield_now().await;
@@ -404,7 +405,7 @@ impl Race {
         drop(held);
     }
 
-    /// Ends what waiting jobs wait for, and running jobs.
+    /// Ends the jobs that waiting jobs wait for, and the running jobs.
     async fn end_all(&mut self) {
         for at in 0..self.runners.len() {
             let runner = &mut self.runners[at];
@@ -415,10 +416,10 @@ impl Race {
             if is_granted && let Some(mut process) = runner.process.take() {
                 drop(process.stdin.take());
                 let status = process.wait().expect("ours");
-                // As a shell would say it of one that was ended by a signal.
+                // The exit code that a shell reports for a process killed by SIGTERM.
                 let exit_code = status.code().unwrap_or(143);
                 if runner.owner.is_none() {
-                    // Nobody is left to release it.
+                    // No owner is left to release the lease.
                     continue;
                 }
                 let id = runner.job.spec.id;
@@ -431,12 +432,12 @@ impl Race {
     }
 }
 
-/// Says whether a process runs; a zombie does not.
+/// Returns whether a process runs; a zombie does not count.
 fn is_running(pid: u32) -> bool {
     sys::process_identity(pid).is_some_and(|started| sys::is_alive(&ChildIdentity { pid, started }))
 }
 
-/// A process that waits for the end of its input, as one does that waits for its place.
+/// Starts a process that waits for the end of its input, like one that waits for its lease.
 fn waiting_process() -> Child {
     Command::new("sh")
         .args(["-c", "read go; exit 0"])
@@ -445,7 +446,7 @@ fn waiting_process() -> Child {
         .expect("a shell")
 }
 
-/// Runs one pair and checks what came of it.
+/// Runs one pair of events and checks the outcomes.
 async fn race(first: Event, second: Event, spacing: Spacing) {
     let has_deadline = [first, second].contains(&Event::Deadline);
     let stops = [first, second].contains(&Event::Stop);
@@ -465,7 +466,7 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
     race.idle().await;
     race.let_promises_start().await;
 
-    // A stranger asks for each machine.
+    // Another client submits a command for each machine.
     for at in 0..race.runners.len() {
         let of_a_stranger = Submission {
             client: client(1000),
@@ -487,7 +488,7 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
     {
         let satisfied = |job: &Job| matches!(*job.state.borrow(), JobState::Running { .. });
         let is_held = holder.as_ref().is_some_and(satisfied)
-            // Two commands share their machine.
+            // Commands share their machine, so only a change blocks the other client.
             || (!job.state.borrow().is_ended() && kind.is_change);
         if let Some(stranger) = stranger {
             assert_eq!(
@@ -500,7 +501,7 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
     }
     let told: Vec<Option<Outcome>> = race.runners.iter().map(|runner| ended(&runner.job)).collect();
 
-    // What is still there goes on: first what is waited for, and then what waited.
+    // The remaining jobs continue: first those that are waited for, then those that waited.
     for _ in 0..3 {
         race.end_all().await;
         race.idle().await;
@@ -522,9 +523,9 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
         } else {
             word(&outcome(&job).await)
         };
-        // A process that is told to end may say with its last breath that all was done, and is believed.
+        // A lease's process that is being stopped may still report success, and that report counts.
         let has_last_word = kind.is_lease && [first, second].contains(&Event::End);
-        // A change that is stopped between its turn and its invocation has not begun.
+        // A change that is stopped after it was scheduled but before its invocation has not begun.
         let has_not_begun = kind.waits && spacing == Spacing::Together && allowed.contains(&Word::Unknown);
         assert!(
             allowed.contains(&came)
@@ -554,7 +555,7 @@ async fn race(first: Event, second: Event, spacing: Spacing) {
     check_journal(race, [first, second], spacing).await;
 }
 
-/// Stops, and compares what the journal remembers with what is still to be done.
+/// Shuts down, and compares the journal with the jobs that are still to be run.
 async fn check_journal(race: Race, events: [Event; 2], spacing: Spacing) {
     let Race { world, runners, .. } = race;
     world.shutdown.cancel();
@@ -570,7 +571,7 @@ async fn check_journal(race: Race, events: [Event; 2], spacing: Spacing) {
         .collect();
     let waiting: Vec<JobId> = recovered.waiting.iter().map(|job| job.job).collect();
     assert_eq!(waiting, promised, "{events:?}");
-    // Only who runs for longer than a stop waits is left to itself.
+    // Only jobs that run for longer than the shutdown waits are left running.
     let is_left = |runner: &&Runner| {
         events == [Event::Stop, Event::Deadline]
             && matches!(
@@ -579,7 +580,7 @@ async fn check_journal(race: Race, events: [Event; 2], spacing: Spacing) {
             )
     };
     let left: Vec<JobId> = runners.iter().filter(is_left).map(id).collect();
-    // The holders are somebody else's.
+    // The holders belong to other clients.
     let ours = |job: &JobId| runners.iter().any(|runner| id(runner) == *job);
     let in_flight = recovered.in_flight.iter().map(|found| found.starting.job);
     let in_flight: Vec<JobId> = in_flight.filter(ours).collect();
@@ -596,7 +597,7 @@ fn ended(job: &Job) -> Option<Outcome> {
     }
 }
 
-/// Runs all pairs that begin with an event.
+/// Runs all pairs that begin with this event.
 async fn races_that_begin_with(first: Event) {
     for second in EVENTS.into_iter().filter(|second| *second != first) {
         for spacing in [Spacing::Apart, Spacing::Together] {
@@ -606,31 +607,31 @@ async fn races_that_begin_with(first: Event) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_and_whatever_comes_after_it() {
+async fn races_that_begin_with_a_cancel() {
     races_that_begin_with(Event::Cancel).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_and_whatever_comes_after_it() {
+async fn races_that_begin_with_a_deadline() {
     races_that_begin_with(Event::Deadline).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_and_whatever_comes_after_it() {
+async fn races_that_begin_with_an_end() {
     races_that_begin_with(Event::End).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_goes_and_whatever_comes_after_it() {
+async fn races_that_begin_with_a_disconnect() {
     races_that_begin_with(Event::Gone).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_killed_owner_and_whatever_comes_after_it() {
+async fn races_that_begin_with_a_killed_owner() {
     races_that_begin_with(Event::OwnerKilled).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_and_whatever_comes_after_it() {
+async fn races_that_begin_with_a_shutdown() {
     races_that_begin_with(Event::Stop).await;
 }

@@ -1,14 +1,14 @@
-//! Random traffic: everything at once, over several lives, and what must hold whatever comes.
+//! Random traffic over several instances of the daemon, and the invariants that must always hold.
 //!
-//! After each step what can happen has happened, and then
+//! After each step, once every task is waiting:
 //!
-//! - no two invocations are on a machine together, unless both are commands;
-//! - a job that was cancelled or expired while it waited is never invoked, and an end, once told, stays;
-//! - whoever reads a machine of which no change runs reads what is true.
+//! - no two invocations run on the same machine, unless both are commands;
+//! - a job that was cancelled or expired while it waited is never invoked, and an outcome, once reported, does not change;
+//! - a read of a machine without a running change returns its true state.
 //!
-//! At the end of a life by a crash, what was promised runs once in a later one; at the very end everything has ended and the
-//! journal remembers nothing. `ORBD_TEST_SEED=7 cargo test --lib traffic` repeats a run, but for the moments at which promises reach
-//! the disk: that takes real time.
+//! After a crash, a later instance runs each accepted detached job once. At the end every job has ended and the journal is empty.
+//! `ORBD_TEST_SEED=7 cargo test --lib traffic` repeats a run, except for the times at which the journal is written to disk, which
+//! takes real time.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,12 +16,12 @@ use super::*;
 use crate::scheduler::simulation::{Random, Repeat, seed_or};
 
 const STEPS: u64 = 24_000;
-/// Steps of one life.
+/// Number of steps between two crashes.
 const LIFE: u64 = 2_000;
 const MACHINES: [&str; 4] = ["a", "b", "c", "d"];
 const CLIENTS: usize = 5;
 
-/// A job as whoever asked for it sees it.
+/// A job as its client sees it.
 struct Asked {
     job: Job,
     is_change: bool,
@@ -31,11 +31,11 @@ struct Asked {
 struct Traffic {
     world: World,
     random: Random,
-    asked: Vec<Asked>,
+    submission: Vec<Asked>,
     calls: Vec<Call>,
-    /// Promised creates, by the machine that each makes, with how often it was invoked.
+    /// Accepted detached creates, by machine, with the number of times that each was invoked.
     promised: HashMap<String, usize>,
-    /// Those that were cancelled, or that ran at a crash.
+    /// Machines whose create was cancelled, or was running at a crash.
     released: BTreeSet<String>,
     made: u64,
     is_paused: bool,
@@ -49,7 +49,7 @@ impl Traffic {
         let mut traffic = Self {
             world: World::with(limits(), true),
             random: Random(seed),
-            asked: Vec::new(),
+            submission: Vec::new(),
             calls: Vec::new(),
             promised: HashMap::new(),
             released: BTreeSet::new(),
@@ -109,16 +109,16 @@ impl Traffic {
             random.one_in(3).then(|| Duration::from_millis(ms))
         };
         let number = self.random.below(CLIENTS as u64);
-        let asked = Submission {
+        let submission = Submission {
             client: client(number),
-            // A detached change is promised, which reaches the disk; see below.
+            // A detached change is written to the journal, which takes real time; see `promise`.
             detached: !is_change && self.random.one_in(4),
             queue_timeout: limit(&mut self.random),
             run_timeout: limit(&mut self.random),
             ..submission(operation)
         };
-        if let Ok(job) = self.world.dispatcher.submit(asked).await {
-            self.asked.push(Asked {
+        if let Ok(job) = self.world.dispatcher.submit(submission).await {
+            self.submission.push(Asked {
                 job,
                 is_change,
                 told: None,
@@ -126,7 +126,7 @@ impl Traffic {
         }
     }
 
-    /// A promise, which outlives this life, of a machine that nothing else is about.
+    /// Submits a detached create, which survives a crash, of a machine that no other job uses.
     async fn promise(&mut self) {
         self.made += 1;
         let machine = format!("new{}", self.made);
@@ -140,7 +140,7 @@ impl Traffic {
             })
             .await;
         self.promised.insert(machine, 0);
-        // Its start may be on its way to the disk: that, too, takes real time.
+        // Its start may be being written to disk, which also takes real time.
         let mut state = job.state.clone();
         while matches!(*state.borrow_and_update(), JobState::Running { .. }) {
             tokio::select! {
@@ -152,14 +152,14 @@ impl Traffic {
             }
         }
         drop(held);
-        self.asked.push(Asked {
+        self.submission.push(Asked {
             job,
             is_change: true,
             told: None,
         });
     }
 
-    /// Ends an invocation, well or badly; what it did is true before anybody hears of it.
+    /// Ends an invocation with success or failure. Its effect takes place before the dispatcher learns of the end.
     fn answer(&mut self) {
         self.calls.retain(|call| !call.reply.is_closed());
         if self.calls.is_empty() {
@@ -182,7 +182,7 @@ impl Traffic {
             };
             self.world.set(&machine, state);
             if machine.starts_with("new") {
-                // Nobody looks at it again, and the list is to stay short.
+                // No job uses it again; remove it to keep the list short.
                 self.world.remove(&machine);
             }
         }
@@ -190,14 +190,14 @@ impl Traffic {
     }
 
     async fn cancel(&mut self) {
-        let recent = self.asked.len().min(40);
+        let recent = self.submission.len().min(40);
         if recent > 0 {
-            let chosen = self.asked.len() - 1 - self.random.index(recent);
-            let asked = &self.asked[chosen].job;
-            if let Operation::Create(new) = &asked.spec.asked.operation {
+            let chosen = self.submission.len() - 1 - self.random.index(recent);
+            let submission = &self.submission[chosen].job;
+            if let Operation::Create(new) = &submission.spec.submission.operation {
                 self.released.insert(new.name.to_string());
             }
-            self.world.dispatcher.cancel(asked.spec.id).await;
+            self.world.dispatcher.cancel(submission.spec.id).await;
         }
     }
 
@@ -215,19 +215,26 @@ impl Traffic {
             .expect("it lives");
     }
 
-    /// Reads the list, mostly from memory, and compares what stands still with what is true.
+    /// Reads the list, mostly from the cache, and compares machines without a running change with their true state.
     async fn read(&mut self) {
         let max_age = self.random.one_in(3).then_some(Duration::ZERO);
         let read = self.world.dispatcher.read(Query::List, max_age, client(9));
-        // A paused queue holds reads too, and to wait for them would be to wait for ever.
+        // A paused queue blocks reads too, so do not wait for the answer.
         let Ok(Ok(seen)) = tokio::time::timeout(Duration::from_millis(1), read).await else {
             return;
         };
         self.reads += 1;
         let moves = |machine: &str| {
-            self.asked.iter().rev().take(400).any(|asked| {
-                matches!(*asked.job.state.borrow(), JobState::Running { .. })
-                    && asked.job.spec.asked.operation.machine().map(MachineName::as_str) == Some(machine)
+            self.submission.iter().rev().take(400).any(|submission| {
+                matches!(*submission.job.state.borrow(), JobState::Running { .. })
+                    && submission
+                        .job
+                        .spec
+                        .submission
+                        .operation
+                        .machine()
+                        .map(MachineName::as_str)
+                        == Some(machine)
             })
         };
         let truth = self
@@ -273,11 +280,11 @@ impl Traffic {
         while let Ok(call) = self.world.calls.try_recv() {
             self.keep(call);
         }
-        for asked in self.asked.iter_mut().rev().take(400) {
-            let JobState::Ended { outcome, since, .. } = &*asked.job.state.borrow() else {
+        for submission in self.submission.iter_mut().rev().take(400) {
+            let JobState::Ended { outcome, since, .. } = &*submission.job.state.borrow() else {
                 continue;
             };
-            if let Some(told) = &asked.told {
+            if let Some(told) = &submission.told {
                 assert_eq!(told, outcome, "an end stays");
                 continue;
             }
@@ -289,32 +296,33 @@ impl Traffic {
             assert_eq!(is_queued, since.is_none(), "{outcome:?}");
             let is_of_commands = matches!(outcome, Outcome::Interrupted | Outcome::Expired(Phase::Running));
             assert!(
-                !asked.is_change || !is_of_commands,
+                !submission.is_change || !is_of_commands,
                 "a change is never called that: {outcome:?}"
             );
-            asked.told = Some(outcome.clone());
+            submission.told = Some(outcome.clone());
         }
     }
 
-    /// Crashes, and begins the next life over the same journal.
+    /// Simulates a crash, and starts the next instance with the same journal.
     async fn crash(&mut self) {
         let World { task, folder, .. } = std::mem::replace(&mut self.world, World::with(limits(), true));
         task.abort();
         assert!(task.await.is_err());
-        // Noted as started and never invoked: the next life cannot know, and does not try.
-        for asked in &self.asked {
-            if let (Operation::Create(new), JobState::Running { .. }) =
-                (&asked.job.spec.asked.operation, &*asked.job.state.borrow())
-            {
+        // Journalled as started but possibly never invoked: the next instance cannot know, and does not run it again.
+        for submission in &self.submission {
+            if let (Operation::Create(new), JobState::Running { .. }) = (
+                &submission.job.spec.submission.operation,
+                &*submission.job.state.borrow(),
+            ) {
                 self.released.insert(new.name.to_string());
             }
         }
         self.world = World::over(folder, limits(), true);
-        self.asked.clear();
+        self.submission.clear();
         self.calls.clear();
         self.is_paused = false;
         self.populate();
-        // What is promised starts in its turn, each start by way of the disk.
+        // Accepted jobs start in order, and each start is written to disk first.
         for _ in 0..self.promised.len() {
             self.let_it_reach_the_disk().await;
         }
@@ -330,7 +338,7 @@ impl Traffic {
         self.world.idle().await;
     }
 
-    /// Answers everything until nothing is left.
+    /// Answers all invocations until no job is left.
     async fn finish(mut self) -> Self {
         self.world
             .dispatcher
@@ -372,7 +380,7 @@ fn machine_of(args: &[String]) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_comes_in_whatever_order_what_must_hold_holds() {
+async fn random_traffic_never_violates_an_invariant() {
     let seed = seed_or(0x7aff);
     let mut repeat = Repeat { seed, step: 0 };
     let mut traffic = Traffic::new(seed);

@@ -1,4 +1,4 @@
-//! Looks that nobody asked for: when there are some, how many, and what is told of what they see.
+//! Polling for subscribers: when the dispatcher polls, how often, and which events the polls produce.
 
 use super::*;
 use crate::cache::Source;
@@ -22,14 +22,14 @@ impl World {
             .1
     }
 
-    /// Lets time pass until so much has passed since `began`, and what happens at that moment.
+    /// Waits until this many milliseconds have passed since `began`, and until all tasks are waiting.
     async fn until(&self, began: Moment, ms: u64) {
         tokio::time::sleep_until((began.instant + Duration::from_millis(ms)).into()).await;
         self.idle().await;
     }
 }
 
-/// Writes the events after one, each in a few words.
+/// Returns the events after a number, each as a short text.
 fn since(subscriber: &Subscriber, number: u64) -> Vec<String> {
     let events = subscriber.events.borrow().since(number, 1000).expect("no gap");
     events
@@ -44,8 +44,8 @@ fn since(subscriber: &Subscriber, number: u64) -> Vec<String> {
             Event::JobStarted(job) => format!("{} started", job.verb),
             Event::JobEnded(job, _) => format!("{} ended", job.verb),
             Event::CacheInvalidated { .. } => "stale".to_owned(),
-            Event::OrbctlUnhealthy { reason } => format!("sick: {reason}"),
-            Event::OrbctlRecovered => "well".to_owned(),
+            Event::OrbctlUnhealthy { reason } => format!("unhealthy: {reason}"),
+            Event::OrbctlRecovered => "recovered".to_owned(),
         })
         .collect()
 }
@@ -57,10 +57,10 @@ fn last(subscriber: &Subscriber) -> u64 {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test(start_paused = true)]
-async fn while_nobody_watches_there_is_no_look() {
+async fn no_polls_without_subscribers() {
     let world = World::new();
     tokio::time::sleep(HOUR).await;
-    // Whoever wants to hear of jobs alone does not make anybody look.
+    // A subscriber to job events alone causes no polls.
     let of_jobs = world.dispatcher.subscribe(false).await.expect("it lives");
     tokio::time::sleep(HOUR).await;
     assert_eq!((world.statuses(), world.lists()), (0, 0));
@@ -81,7 +81,7 @@ async fn while_nobody_watches_there_is_no_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pauses_grow_while_nothing_changes_and_are_short_again_when_something_does() {
+async fn poll_interval_grows_while_nothing_changes_and_resets_on_a_change() {
     let world = World::new();
     let subscriber = world.watch().await;
     let began = Moment::now();
@@ -112,7 +112,7 @@ async fn pauses_grow_while_nothing_changes_and_are_short_again_when_something_do
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_orbstack_is_not_asked_for_its_machines() {
+async fn stopped_orbstack_is_not_polled_for_its_machines() {
     let world = World::new();
     world.orbstack("Stopped");
     let subscriber = world.watch().await;
@@ -121,7 +121,7 @@ async fn a_stopped_orbstack_is_not_asked_for_its_machines() {
     assert_eq!(since(&subscriber, 0), ["orbstack stopped"]);
     assert!(
         (350..=370).contains(&world.statuses()),
-        "{} looks",
+        "{} polls",
         world.statuses()
     );
     world.orbstack("Running");
@@ -130,7 +130,7 @@ async fn a_stopped_orbstack_is_not_asked_for_its_machines() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_that_a_caller_makes_stands_for_a_look() {
+async fn read_of_a_caller_counts_as_a_poll() {
     let world = World::new();
     let _subscriber = world.watch().await;
     let began = Moment::now();
@@ -144,7 +144,7 @@ async fn a_read_that_a_caller_makes_stands_for_a_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_that_is_known_and_young_is_not_looked_at_again_for_the_first_subscriber() {
+async fn fresh_cached_list_is_not_polled_again_for_the_first_subscriber() {
     let world = World::new();
     let known = world.read(Query::List, None).await;
     assert!(known.expect("no panic").is_ok());
@@ -158,7 +158,7 @@ async fn a_list_that_is_known_and_young_is_not_looked_at_again_for_the_first_sub
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_change_did_is_told_at_its_end() {
+async fn effect_of_a_change_is_published_when_it_ends() {
     let mut world = World::new();
     let subscriber = world.watch().await;
     world.idle().await;
@@ -191,7 +191,7 @@ async fn what_a_change_did_is_told_at_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn looks_that_fail_are_followed_by_pauses_and_share_with_callers() {
+async fn failed_polls_back_off() {
     let mut world = World::with(Limits::default(), false);
     let _subscriber = world.watch().await;
     let began = Moment::now();
@@ -210,12 +210,12 @@ async fn looks_that_fail_are_followed_by_pauses_and_share_with_callers() {
     }
     assert!(
         (5..=9).contains(&probe_permits),
-        "{probe_permits} looks in a minute"
+        "{probe_permits} polls in a minute"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_much_changes_during_a_look_one_more_follows() {
+async fn any_number_of_changes_during_a_poll_cause_one_more_poll() {
     let mut world = World::with(Limits::default(), false);
     let subscriber = world.watch().await;
     let status = world.call("status").await;
@@ -244,7 +244,7 @@ async fn however_much_changes_during_a_look_one_more_follows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_paused_or_drained_is_not_filled_with_looks() {
+async fn polls_do_not_pile_up_in_a_paused_or_draining_queue() {
     let world = World::new();
     let _subscriber = world.watch().await;
     world.idle().await;
@@ -263,7 +263,7 @@ async fn a_queue_that_is_paused_or_drained_is_not_filled_with_looks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
+async fn snapshot_contains_unfinished_jobs_and_the_last_event_number() {
     let mut world = World::new();
     let subscriber = world.watch().await;
     world.idle().await;
@@ -278,7 +278,7 @@ async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
         all.machines.is_some() && all.machines_stale,
         "known, and may have changed"
     );
-    assert!(all.sick.is_none());
+    assert!(all.outage.is_none());
     call.exit(0);
     world.call("restart").await.exit(0);
     assert_eq!(outcome(&waiting).await, CHANGED);
@@ -288,7 +288,7 @@ async fn an_overview_tells_what_waits_and_runs_and_how_far_events_were_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_ends_the_events() {
+async fn shutdown_ends_the_event_stream() {
     let world = World::new();
     let mut subscriber = world.watch().await;
     world.idle().await;
@@ -316,7 +316,7 @@ async fn poll_that_found_nothing_new_leaves_no_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn polls_that_fail_leave_a_record_when_it_begins_and_when_it_ends() {
+async fn failing_polls_are_recorded_when_the_failure_begins_and_ends() {
     let mut world = World::with(Limits::default(), false);
     let _subscriber = world.watch().await;
     let mut recorded = Vec::new();
@@ -345,7 +345,7 @@ async fn poll_that_a_client_shares_is_recorded() {
     let list = list_of(&world.orbctl.inventory);
     world.call("status").await.end(Ending::Exited(0), "Running\n", "");
     world.call("list").await.end(Ending::Exited(0), &list, "");
-    // A client joins a poll: what is known is older than it accepts.
+    // A client joins a poll, because the cached answer is older than it accepts.
     let status = world.call("status").await;
     let read = world.read(Query::Status, Some(Duration::from_secs(1)));
     world.idle().await;
@@ -355,7 +355,7 @@ async fn poll_that_a_client_shares_is_recorded() {
     world.call("list").await.end(Ending::Exited(0), &list, "");
     world.idle().await;
     assert_eq!(world.records(), before + 1, "the status and not the list");
-    // A poll joins a read of a client that waits for its turn.
+    // A poll joins a client's read that is queued.
     let other = world.read(Query::ConfigShow, None);
     let running = world.call("config").await;
     let read = world.read(Query::Status, Some(Duration::ZERO));
@@ -365,7 +365,7 @@ async fn poll_that_a_client_shares_is_recorded() {
     assert!(other.await.expect("no panic").is_ok());
     world.call("status").await.end(Ending::Exited(0), "Running\n", "");
     assert!(read.await.expect("no panic").is_ok());
-    // The poll goes on with what the client's read said.
+    // The poll continues with the result of the client's read.
     world.call("list").await.end(Ending::Exited(0), &list, "");
     world.idle().await;
     assert_eq!(world.records(), before + 2, "the client's two reads");

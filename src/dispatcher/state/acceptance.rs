@@ -1,4 +1,4 @@
-//! Acceptance: into the queue, into the journal, and what force does to others.
+//! Accepts jobs: writes them to the journal, queues them, and carries out what a forced change does to other jobs.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl<O: Orbctl> State<O> {
         reply: oneshot::Sender<Result<Job, Rejection>>,
     ) {
         if submission.client.gone.is_cancelled() && !submission.detached {
-            // Its connection's end has been handled: nobody would ever cancel this.
+            // The connection's end has already been handled, so nothing would ever cancel this job.
             let _ = reply.send(Err(Rejection::ClientGone));
             return;
         }
@@ -43,17 +43,17 @@ impl<O: Orbctl> State<O> {
         let spec = Arc::new(JobSpec {
             id,
             accepted: Moment::now(),
-            asked: submission,
+            submission,
         });
-        // Written first: once it is accepted it may start at once, and its force has ended what others run.
+        // Written before acceptance: an accepted job may start at once, and if it is forced, it ends other jobs.
         let written = if is_durable(&spec) {
             let entry = JournalEntry::Accepted(AcceptedJob {
                 job: id,
-                operation: stored::encode(&spec.asked.operation, spec.asked.expected_id.as_ref()),
-                client: spec.asked.client.name.to_string(),
+                operation: stored::encode(&spec.submission.operation, spec.submission.expected_id.as_ref()),
+                client: spec.submission.client.name.to_string(),
                 accepted_ms: spec.accepted.unix_ms(),
-                queue_timeout: spec.asked.queue_timeout,
-                run_timeout: spec.asked.run_timeout,
+                queue_timeout: spec.submission.queue_timeout,
+                run_timeout: spec.submission.run_timeout,
             });
             match self.journal.append_durable(&entry) {
                 Ok(written) => Some(written),
@@ -75,7 +75,7 @@ impl<O: Orbctl> State<O> {
                 return;
             }
         };
-        // It may start at once; it is acknowledged only when a power loss could no longer forget it.
+        // The job may start at once, but is acknowledged only once its entry would survive a power loss.
         let Some(written) = written else {
             let _ = reply.send(Ok(accepted));
             return;
@@ -87,7 +87,7 @@ impl<O: Orbctl> State<O> {
                     let _ = reply.send(Ok(accepted));
                 }
                 Err(error) => {
-                    // A dispatcher that is gone answers nobody.
+                    // If the dispatcher has ended, the caller gets no reply.
                     if let Some(requests) = requests.upgrade() {
                         let _ = requests
                             .send(Request::RollBack(
@@ -102,8 +102,8 @@ impl<O: Orbctl> State<O> {
         });
     }
 
-    /// Takes back a job whose acceptance could not be written down. One that started meanwhile goes on, and is acknowledged:
-    /// "nothing happened" would not be true of it.
+    /// Rolls back a job whose journal write failed. A job that has already started keeps running and is acknowledged, because a
+    /// rejection would mean that it had no effect.
     pub(super) fn roll_back(
         &mut self,
         accepted: Job,
@@ -120,14 +120,14 @@ impl<O: Orbctl> State<O> {
             Err(Rejection::Journal(cause))
         } else {
             if let Some(entry) = self.jobs.get(&id) {
-                about_job!(error, entry.spec, %cause, "it runs, but a loss of power would forget it");
+                about_job!(error, entry.spec, %cause, "job is running but not durably journalled");
             }
             Ok(accepted)
         };
         let _ = reply.send(answer);
     }
 
-    /// Puts a job into the queue and carries out what its force does to others.
+    /// Queues a job, and carries out what its force does to other jobs.
     pub(super) fn accept(&mut self, spec: &Arc<JobSpec>) -> Result<Job, Rejection> {
         if self.is_upgrading() {
             return Err(Rejection::Upgrading);
@@ -138,12 +138,12 @@ impl<O: Orbctl> State<O> {
         self.refuse_while_unhealthy(spec)?;
         let new = NewJob {
             queue_deadline: spec
-                .asked
+                .submission
                 .queue_timeout
                 .and_then(|limit| spec.accepted.instant.checked_add(limit)),
             ..scheduled(spec)
         };
-        if self.operands.saturating_add(spec.asked.operation.weight()) > OPERANDS_MAX {
+        if self.operands.saturating_add(spec.submission.operation.weight()) > OPERANDS_MAX {
             self.metrics.count(Counter::Refusals);
             return Err(Rejection::OperandsFull {
                 limit: OPERANDS_MAX,
@@ -152,14 +152,14 @@ impl<O: Orbctl> State<O> {
         }
         let admission = self.scheduler.submit(new).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
-            tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, %refusal, "refused");
+            tracing::info!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, %refusal, "job refused");
             rejected(refusal)
         })?;
         let job = self.enter(spec);
-        about_job!(debug, spec, "accepted");
+        about_job!(debug, spec, "job accepted");
         self.preempt(admission, spec.id);
-        if spec.asked.operation.preempts() {
-            // With one invocation at a time a probe that hangs would be in the way of what mends.
+        if spec.submission.operation.preempts() {
+            // In strict mode a probe that hangs would block the forced change.
             self.stop_probe();
         }
         Ok(job)
@@ -168,7 +168,7 @@ impl<O: Orbctl> State<O> {
     pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
         let entry = self.entry(spec);
         let job = entry.job(&mut self.ended_job_watchers);
-        self.operands += spec.asked.operation.weight();
+        self.operands += spec.submission.operation.weight();
         self.jobs.insert(spec.id, entry);
         self.jobs_by_connection.enter(spec);
         self.note_job(spec, &JobState::Waiting);
@@ -180,7 +180,7 @@ impl<O: Orbctl> State<O> {
         Entry::new(spec.clone(), live, output)
     }
 
-    /// Makes what a job needs that is not over.
+    /// Returns the channels, tokens and output of a new job.
     pub(super) fn beginning(&self, spec: &JobSpec) -> (ActiveJob, Output) {
         let mut live = ActiveJob {
             state: watch::Sender::new(JobState::Waiting),
@@ -193,7 +193,7 @@ impl<O: Orbctl> State<O> {
             touches: None,
             preempted_by: None,
         };
-        let Operation::Exec(_, request) = &spec.asked.operation else {
+        let Operation::Exec(_, request) = &spec.submission.operation else {
             return (live, Output::None);
         };
         let mut settings = self.settings.spool.clone();
@@ -210,7 +210,7 @@ impl<O: Orbctl> State<O> {
     }
 
     fn preempt(&mut self, admission: Admission, by: JobId) {
-        // Whoever loses to force is told whose.
+        // Preempted jobs report the forced change that preempted them.
         let force = self.jobs.get(&by).map(Self::in_the_way);
         for id in admission.cancelled {
             self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), force.clone());
@@ -219,7 +219,7 @@ impl<O: Orbctl> State<O> {
             let Some(entry) = self.jobs.get_mut(&id) else {
                 continue;
             };
-            about_job!(info, entry.spec, by = by.0, "preempted");
+            about_job!(info, entry.spec, by = by.0, "job preempted");
             if let Some(live) = entry.live_mut() {
                 live.preempted_by.clone_from(&force);
                 live.stop.cancel();

@@ -1,4 +1,5 @@
-//! Ends: who is told, what is recorded, what is kept and for how long; cancelling and clients that go away.
+//! Ends of jobs: answers waiters, records metrics, and keeps results and output for the configured time. Also cancellation and
+//! disconnects.
 
 use std::mem;
 use std::sync::Arc;
@@ -21,23 +22,23 @@ use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
-    /// A running job is over.
+    /// Ends a running job.
     pub(super) fn end(&mut self, id: JobId, mut finished: JobResult) {
         let now = Moment::now();
         let found = self.jobs.get_mut(&id);
         let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
-            debug_assert!(false, "job {id} ends, but does not live");
+            debug_assert!(false, "job {id} ended, but is not active");
             return;
         };
         let touches = live.touches.take();
         let preempted_by = live.preempted_by.take();
         let since = live.running_since();
-        // Before anybody is answered: whoever reads after that answer reads what is true after the change.
+        // Before any reply: a caller that reads after the reply must see the state after the change.
         if let Some(scope) = touches {
-            self.touch(&spec.asked.operation, &scope);
-            self.look_now();
+            self.touch(&spec.submission.operation, &scope);
+            self.poll_now();
         }
-        if !matches!(spec.asked.operation, Operation::Query(_)) {
+        if !matches!(spec.submission.operation, Operation::Query(_)) {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         self.scheduler.end(id);
@@ -52,7 +53,7 @@ impl<O: Orbctl> State<O> {
         self.finalize(id, since, now, &finished, preempted_by, is_recorded);
     }
 
-    /// A job that never started is over; the scheduler has forgotten it.
+    /// Ends a job that never started. The scheduler has already removed it.
     pub(super) fn end_unstarted(&mut self, id: JobId, outcome: Outcome, holder: Option<WaitingFor>) {
         let now = Moment::now();
         if self.jobs.get(&id).is_some_and(|entry| is_durable(&entry.spec)) {
@@ -63,8 +64,9 @@ impl<O: Orbctl> State<O> {
         self.finalize(id, None, now, &finished, holder, is_recorded);
     }
 
-    /// Takes in what a read found, whoever made it. Returns whether the job leaves a record: one that orbd made by itself and that
-    /// found nothing new leaves none, so that an idle subscriber neither fills the history nor wakes the metrics' helper.
+    /// Handles the result of a read, including orbd's own polls and health probes. Returns whether the job leaves a record: a poll or
+    /// probe that observed nothing new leaves none, so that an idle subscriber neither fills the history nor wakes the metrics
+    /// helper.
     fn finish_reads(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) -> bool {
         if self.finish_probe(id, finished, Moment::now().instant) {
             let is_succeeded = matches!(finished.outcome, Outcome::Succeeded(_));
@@ -79,12 +81,12 @@ impl<O: Orbctl> State<O> {
         })
     }
 
-    /// Returns what a job polls if orbd made it by itself and no client shares it.
+    /// Returns the query of a job that is a poll by orbd which no client shares; `None` for other jobs.
     fn poll_of_ours(&self, id: JobId) -> Option<Query> {
         let entry = self.jobs.get(&id)?;
-        match &entry.spec.asked.operation {
+        match &entry.spec.submission.operation {
             Operation::Query(query)
-                if self.watching.is_look(id) && entry.joined == 0 && is_ourselves(&entry.spec) =>
+                if self.watching.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec) =>
             {
                 Some(query.clone())
             }
@@ -92,7 +94,7 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Tells followers, records, and keeps what is to be kept.
+    /// Moves a job to its ended state: notifies watchers, records metrics, and keeps the result and output.
     fn finalize(
         &mut self,
         id: JobId,
@@ -112,9 +114,9 @@ impl<O: Orbctl> State<O> {
             holder: holder.map(Box::new),
         };
         let ended = over.state();
-        let JobPhase::ActiveJob(live) = mem::replace(&mut entry.life, JobPhase::EndedJob(Box::new(over)))
+        let JobPhase::ActiveJob(live) = mem::replace(&mut entry.phase, JobPhase::EndedJob(Box::new(over)))
         else {
-            debug_assert!(false, "job {id} ends twice");
+            debug_assert!(false, "job {id} ended twice");
             return;
         };
         let channel = live.release_waiters();
@@ -124,10 +126,15 @@ impl<O: Orbctl> State<O> {
                 .record(record(&spec, since, now, finished, entry.joined));
         }
         if let Outcome::Succeeded(Success::Observed { warning, .. }) = &finished.outcome {
-            about_job!(warn, spec, warning = &**warning, "cut short, but done");
+            about_job!(
+                warn,
+                spec,
+                warning = &**warning,
+                "change was cut short, but was observed to be done"
+            );
         }
         let level_worthy = !matches!(finished.outcome, Outcome::Succeeded(_));
-        // JSON has no integers of 128 bits.
+        // JSON has no 128-bit integers.
         let run_us = since.map(|since| {
             let ran = now.instant.saturating_duration_since(since.instant);
             u64::try_from(ran.as_micros()).unwrap_or(u64::MAX)
@@ -138,20 +145,20 @@ impl<O: Orbctl> State<O> {
                 spec,
                 outcome = outcome_word(&finished.outcome).as_str(),
                 run_us,
-                "ended"
+                "job ended"
             );
         } else {
-            about_job!(debug, spec, run_us, "ended");
+            about_job!(debug, spec, run_us, "job ended");
         }
         channel.send_replace(ended.clone());
         self.ended_job_watchers.keep(id, channel);
-        self.operands -= spec.asked.operation.weight();
+        self.operands -= spec.submission.operation.weight();
         self.jobs_by_connection.leave(&spec);
-        if matches!(spec.asked.operation, Operation::Exec(..)) {
+        if matches!(spec.submission.operation, Operation::Exec(..)) {
             entry.spec = Arc::new(spec.forgotten());
         }
-        if matches!(spec.asked.operation, Operation::Query(_)) {
-            // Reads are answered to whoever waited, and there are many of them: the metrics remember them, the job list does not.
+        if matches!(spec.submission.operation, Operation::Query(_)) {
+            // A read's answer went to its waiters, and reads are many: the metrics record them, the job list does not.
             self.jobs.remove(&id);
         } else {
             if let Output::Kept(spool) = &mut entry.output {
@@ -163,8 +170,8 @@ impl<O: Orbctl> State<O> {
                 self.outputs.push_back((id, bytes));
             }
             self.ended.push_back((now.instant, id));
-            // Whoever was answered has it all, unless it is too much for one answer.
-            if spec.asked.detached || entry.output.bytes() > spool::MEMORY {
+            // An attached caller has received the output, unless it is too large for one reply.
+            if spec.submission.detached || entry.output.bytes() > spool::MEMORY {
                 self.idle.touch(now.instant);
             }
         }
@@ -176,7 +183,7 @@ impl<O: Orbctl> State<O> {
         self.ended.front().map(|(at, _)| *at + self.settings.keep)
     }
 
-    /// Forgets ended jobs that are too old or too many, and before that the oldest outputs, where they are too large.
+    /// Drops the oldest outputs while they exceed the memory limit, then ended jobs that are too old or too many.
     pub(super) fn forget(&mut self, now: Instant) {
         while self.ended_bytes > self.settings.keep_bytes && self.outputs.len() > 1 {
             self.forget_oldest_output();
@@ -188,7 +195,7 @@ impl<O: Orbctl> State<O> {
                 return;
             }
             self.ended.pop_front();
-            // Both lines are in order of end, so its output is the oldest, if it is still there.
+            // Both lists are in order of end, so this job's output, if still kept, is the oldest one.
             if self.outputs.front().is_some_and(|(oldest, _)| *oldest == id) {
                 self.forget_oldest_output();
             }
@@ -232,20 +239,20 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Cancels what waits and stops commands of a client that is gone. A running change is left to finish, and a running lease to its
-    /// processes: its owner may still release it on another connection.
+    /// Handles a closed connection: cancels its attached waiting jobs and stops its attached commands. Running changes continue. So
+    /// do running leases, whose owner may still release them on another connection.
     pub(super) fn on_disconnect(&mut self, connection: u64) {
         let attached: Vec<JobId> = self.jobs_by_connection.on(connection).collect();
         for id in attached {
             let found = self.jobs.get_mut(&id);
             let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?)))
             else {
-                debug_assert!(false, "job {id} is attached, but does not live");
+                debug_assert!(false, "job {id} is attached, but is not active");
                 continue;
             };
-            let is_ours_to_end = matches!(spec.asked.operation, Operation::Exec(..))
-                && matches!(spec.asked.executor, Executor::Daemon);
-            if !spec.asked.detached && (live.is_waiting() || is_ours_to_end) {
+            let is_ours_to_end = matches!(spec.submission.operation, Operation::Exec(..))
+                && matches!(spec.submission.executor, Executor::Daemon);
+            if !spec.submission.detached && (live.is_waiting() || is_ours_to_end) {
                 self.cancel(id);
             }
         }
@@ -263,7 +270,7 @@ fn outcome_word(outcome: &Outcome) -> OutcomeWord {
     }
 }
 
-/// Describes an ended job to the metrics. Nothing of its arguments, environment or input is part of it.
+/// Returns the metrics record of an ended job. It holds no arguments, environment or input.
 fn record(
     spec: &JobSpec,
     since: Option<Moment>,
@@ -281,13 +288,13 @@ fn record(
     };
     OperationRecord {
         id: spec.id.0,
-        operation: spec.asked.operation.verb().into(),
-        machine: spec.asked.operation.machine().cloned(),
-        class: spec.asked.operation.class(),
+        operation: spec.submission.operation.verb().into(),
+        machine: spec.submission.operation.machine().cloned(),
+        class: spec.submission.operation.class(),
         client: metrics::Client {
-            name: spec.asked.client.name.clone(),
-            pid: spec.asked.client.pid,
-            uid: spec.asked.client.uid,
+            name: spec.submission.client.name.clone(),
+            pid: spec.submission.client.pid,
+            uid: spec.submission.client.uid,
         },
         accepted_ms: spec.accepted.unix_ms(),
         started_ms: since.map(|since| since.unix_ms()),

@@ -1,7 +1,7 @@
-//! One job as it is remembered: what a live one needs, and what is left of one that is over.
+//! Per-job record. [`ActiveJob`] holds channels and handles; [`EndedJob`] holds the result.
 //!
-//! Few jobs live at a time, and ended ones are remembered by the thousand. So an ended job has nothing that only a live one uses: no
-//! way to stop it, no input, no channel to its followers. What it has is how it ended, and what it wrote.
+//! Few jobs are active at a time, but thousands of ended ones are kept. So an ended job holds nothing that only an active one needs:
+//! no stop token, no input, no channel to watchers.
 
 use std::sync::Arc;
 
@@ -16,62 +16,57 @@ use crate::spool::{self, Spool};
 
 use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, WaitingFor};
 
-/// Everything about one job.
 pub(super) struct Entry {
     pub(super) spec: Arc<JobSpec>,
-    pub(super) life: JobPhase,
+    pub(super) phase: JobPhase,
     pub(super) output: Output,
-    /// How many callers share it beside the first.
+    /// Number of callers that share the job, not counting the first.
     pub(super) joined: u32,
 }
 
-/// Where a job is. Both boxed: a tree of jobs has room for about twice as many as are in it.
+/// Phase of a job. Both variants are boxed because B-tree nodes have room for about twice the entries that they hold.
 pub(super) enum JobPhase {
-    /// It waits or runs.
     ActiveJob(Box<ActiveJob>),
-    /// It has ended.
     EndedJob(Box<EndedJob>),
 }
 
-/// What only a job has that waits or runs.
+/// State of a job that waits or runs.
 pub(super) struct ActiveJob {
-    /// Never an end: that is told when this is let go.
+    /// Never `Ended`: that state is sent through the channel that [`ActiveJob::release_waiters`] returns.
     pub(super) state: watch::Sender<JobState>,
-    /// Ends what runs.
+    /// Cancelled to stop the running invocation.
     pub(super) stop: CancellationToken,
-    /// Ends looking afterwards, too.
+    /// Cancelled to end reconciliation too.
     pub(super) abandon: CancellationToken,
-    /// Until the start: where output will go.
+    /// Spool writer; taken when the job starts.
     pub(super) writer: Option<spool::Writer>,
-    /// Where streamed input goes in, while it may.
+    /// Sender for streamed input; `None` once the input is closed, or if the job takes none.
     pub(super) input: Option<mpsc::Sender<Bytes>>,
-    /// Until the start: where streamed input comes out.
+    /// Receiver of streamed input; taken when the job starts.
     pub(super) input_end: Option<mpsc::Receiver<Bytes>>,
-    /// For a lease: where its release goes, until there was one.
+    /// For a running lease: sender for its release; `None` once it was released.
     pub(super) release: Option<oneshot::Sender<Release>>,
-    /// What the job makes stale, at its start and at its end.
+    /// Cache scope that the job invalidates, at its start and at its end.
     pub(super) touches: Option<Scope>,
-    /// The forced change that ends it, if one does.
+    /// The forced change that preempted the job, if one did.
     pub(super) preempted_by: Option<WaitingFor>,
 }
 
-/// How a job ended.
 pub(super) struct EndedJob {
-    /// When it started, if it did.
+    /// When it started; `None` if it never did.
     pub(super) since: Option<Moment>,
-    /// When it ended.
     pub(super) at: Moment,
     pub(super) outcome: Outcome,
-    /// What it waited for at its end, if it never started, or the forced change that it lost to.
+    /// What it was waiting for when it ended, if it never started, or the forced change that preempted it.
     pub(super) holder: Option<Box<WaitingFor>>,
 }
 
-/// What a job wrote.
+/// Output of a job.
 pub(super) enum Output {
-    /// It is not one that writes.
+    /// The operation writes no output.
     None,
     Kept(Spool),
-    /// So many bytes, which are no longer kept.
+    /// The job wrote this many bytes, which are no longer kept.
     Gone(u64),
 }
 
@@ -79,49 +74,49 @@ impl Entry {
     pub(super) fn new(spec: Arc<JobSpec>, live: ActiveJob, output: Output) -> Self {
         Self {
             spec,
-            life: JobPhase::ActiveJob(Box::new(live)),
+            phase: JobPhase::ActiveJob(Box::new(live)),
             output,
             joined: 0,
         }
     }
 
     pub(super) fn live(&self) -> Option<&ActiveJob> {
-        match &self.life {
+        match &self.phase {
             JobPhase::ActiveJob(live) => Some(live),
             JobPhase::EndedJob(_) => None,
         }
     }
 
     pub(super) fn live_mut(&mut self) -> Option<&mut ActiveJob> {
-        match &mut self.life {
+        match &mut self.phase {
             JobPhase::ActiveJob(live) => Some(live),
             JobPhase::EndedJob(_) => None,
         }
     }
 
     pub(super) fn state(&self) -> JobState {
-        match &self.life {
+        match &self.phase {
             JobPhase::ActiveJob(live) => live.state.borrow().clone(),
             JobPhase::EndedJob(over) => over.state(),
         }
     }
 
-    /// Returns the state without what it holds.
+    /// Returns the state without details.
     pub(super) fn phase(&self) -> StateFilter {
-        match &self.life {
+        match &self.phase {
             JobPhase::ActiveJob(live) if live.is_waiting() => StateFilter::Waiting,
             JobPhase::ActiveJob(_) => StateFilter::Running,
             JobPhase::EndedJob(_) => StateFilter::Ended,
         }
     }
 
-    /// Hands the job to somebody who follows it.
-    pub(super) fn job(&self, followed: &mut EndedJobWatchers) -> Job {
-        let state = match &self.life {
+    /// Returns a handle to the job. For an ended job, `watchers` keeps the sender of its state channel.
+    pub(super) fn job(&self, watchers: &mut EndedJobWatchers) -> Job {
+        let state = match &self.phase {
             JobPhase::ActiveJob(live) => live.state.subscribe(),
             JobPhase::EndedJob(over) => {
                 let (channel, state) = watch::channel(over.state());
-                followed.keep(self.spec.id, channel);
+                watchers.keep(self.spec.id, channel);
                 state
             }
         };
@@ -138,18 +133,19 @@ impl Entry {
         }
     }
 
-    /// Says whether a stop of ours leaves it alone: a change finishes, and a client's own process is not ours to end.
+    /// Returns whether a stop of the daemon leaves the job running: changes finish, and a client's process is not orbd's to end.
     pub(super) fn is_left_to_finish(&self) -> bool {
         self.phase() == StateFilter::Running
             && !matches!(
-                self.spec.asked.operation,
+                self.spec.submission.operation,
                 Operation::Query(_) | Operation::Exec(..)
             )
     }
 
-    /// Says whether a stop of ours waits for it. A session may go on for days, and the next life finds it.
+    /// Returns whether a stop of the daemon waits for the job. Sessions may run for days, so the next instance takes them over
+    /// instead.
     pub(super) fn holds_up_a_stop(&self) -> bool {
-        self.phase() == StateFilter::Running && self.spec.asked.operation.class() != Class::Session
+        self.phase() == StateFilter::Running && self.spec.submission.operation.class() != Class::Session
     }
 }
 
@@ -166,7 +162,7 @@ impl ActiveJob {
         }
     }
 
-    /// Drops everything but the channel. A writer that nobody took ends its spool with that, and every follower's wait for more.
+    /// Drops everything but the state channel. Dropping an unused writer ends the spool, so that readers stop waiting for output.
     pub(super) fn release_waiters(self) -> watch::Sender<JobState> {
         self.state
     }
@@ -184,7 +180,7 @@ impl EndedJob {
 }
 
 impl Output {
-    /// Returns how many bytes came so far.
+    /// Returns the number of bytes written so far.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::None => 0,
@@ -194,20 +190,21 @@ impl Output {
     }
 }
 
-/// Channels that are looked through for those that nobody follows any more, at least.
+/// Smallest number of channels at which [`EndedJobWatchers`] removes those without receivers.
 const FOLLOWED_MIN: usize = 16;
 
-/// The channels of jobs that are over, while somebody holds the other end: by these alone it is known that an end, or what a job
-/// wrote, is still being told to somebody.
+/// State channels of ended jobs that still have receivers. They show which clients have yet to read a job's result or output; an
+/// upgrade waits for them.
 #[derive(Default)]
 pub(super) struct EndedJobWatchers {
     channels: Vec<(JobId, watch::Sender<JobState>)>,
-    /// How many there may be before they are looked through: twice as many as were found last, so that each costs little.
+    /// Number of channels at which unwatched ones are removed: twice the number that the last removal left, so that the cost per
+    /// channel is constant.
     many: usize,
 }
 
 impl EndedJobWatchers {
-    /// Keeps a channel that tells an end for as long as somebody follows it.
+    /// Keeps the channel of an ended job while it has receivers.
     pub(super) fn keep(&mut self, id: JobId, channel: watch::Sender<JobState>) {
         if channel.receiver_count() == 0 {
             return;
@@ -220,13 +217,13 @@ impl EndedJobWatchers {
         self.channels.push((id, channel));
     }
 
-    /// Returns the jobs that somebody follows.
+    /// Returns the ended jobs that still have a watcher.
     pub(super) fn jobs(&self) -> impl Iterator<Item = JobId> {
-        let followed = self
+        let watchers = self
             .channels
             .iter()
             .filter(|(_, channel)| channel.receiver_count() > 0);
-        followed.map(|(id, _)| *id)
+        watchers.map(|(id, _)| *id)
     }
 }
 
@@ -245,57 +242,57 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_is_kept_while_it_is_followed() {
-        let mut followed = EndedJobWatchers::default();
+    fn channel_is_kept_while_it_has_a_receiver() {
+        let mut watchers = EndedJobWatchers::default();
         let (first, one) = channel();
         let (second, other) = channel();
-        followed.keep(JobId(1), first);
-        followed.keep(JobId(2), second);
-        followed.keep(JobId(3), channel().0);
-        assert!(followed.jobs().eq([JobId(1), JobId(2)]), "nobody followed 3");
+        watchers.keep(JobId(1), first);
+        watchers.keep(JobId(2), second);
+        watchers.keep(JobId(3), channel().0);
+        assert!(watchers.jobs().eq([JobId(1), JobId(2)]), "job 3 has no watcher");
         drop(one);
-        assert!(followed.jobs().eq([JobId(2)]));
+        assert!(watchers.jobs().eq([JobId(2)]));
         assert!(other.borrow().is_ended());
         drop(other);
-        assert_eq!(followed.jobs().count(), 0);
+        assert_eq!(watchers.jobs().count(), 0);
     }
 
     #[test]
-    fn channels_that_nobody_follows_do_not_pile_up() {
-        let mut followed = EndedJobWatchers::default();
+    fn channels_without_receivers_do_not_accumulate() {
+        let mut watchers = EndedJobWatchers::default();
         let (channel_of_one, one) = channel();
-        followed.keep(JobId(0), channel_of_one);
+        watchers.keep(JobId(0), channel_of_one);
         for id in 1..10_000 {
             let (channel, receiver) = channel();
-            followed.keep(JobId(id), channel);
+            watchers.keep(JobId(id), channel);
             drop(receiver);
-            assert!(followed.channels.len() <= FOLLOWED_MIN);
+            assert!(watchers.channels.len() <= FOLLOWED_MIN);
         }
-        assert!(followed.jobs().eq([JobId(0)]));
+        assert!(watchers.jobs().eq([JobId(0)]));
         drop(one);
     }
 
     #[test]
-    fn many_who_follow_are_all_known() {
-        let mut followed = EndedJobWatchers::default();
+    fn many_watched_channels_are_kept_and_released() {
+        let mut watchers = EndedJobWatchers::default();
         let receivers: Vec<_> = (0..1_000)
             .map(|id| {
                 let (channel, receiver) = channel();
-                followed.keep(JobId(id), channel);
+                watchers.keep(JobId(id), channel);
                 receiver
             })
             .collect();
-        assert_eq!(followed.jobs().count(), 1_000);
+        assert_eq!(watchers.jobs().count(), 1_000);
         drop(receivers);
         let (channel, _receiver) = channel();
         for id in 0..2_000 {
             let (other, receiver) = self::channel();
-            followed.keep(JobId(id), other);
+            watchers.keep(JobId(id), other);
             drop(receiver);
         }
-        followed.keep(JobId(7), channel);
-        assert!(followed.channels.len() <= FOLLOWED_MIN, "room is given back");
-        assert!(followed.channels.capacity() <= 2 * FOLLOWED_MIN);
-        assert!(followed.jobs().eq([JobId(7)]));
+        watchers.keep(JobId(7), channel);
+        assert!(watchers.channels.len() <= FOLLOWED_MIN, "memory is released");
+        assert!(watchers.channels.capacity() <= 2 * FOLLOWED_MIN);
+        assert!(watchers.jobs().eq([JobId(7)]));
     }
 }

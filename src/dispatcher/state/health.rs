@@ -1,4 +1,4 @@
-//! The health of `orbctl`: what it lets through, who is told what while it is sick, and the probes.
+//! Applies the circuit breaker: refuses jobs while `orbctl` is unhealthy, serves stale answers to readers, and runs health probes.
 
 use std::time::Instant;
 
@@ -20,33 +20,35 @@ use super::{Arc, Entry, State, scheduled};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
-    /// A running job says something.
+    /// Handles an event of a running job.
     pub(super) fn on_job_event(&mut self, id: JobId, note: Note) {
         match note {
             Note::Started(child) => self.child_started(id, child, None),
             Note::Replaced => self.invalidate_untrusted(&Scope::Everything),
-            Note::HealthSignal(signal, began) => self.heard(id, signal, began),
+            Note::HealthSignal(signal, began) => self.on_health_signal(id, signal, began),
         }
     }
 
-    fn heard(&mut self, by: JobId, signal: HealthSignal, began: Instant) {
-        let turn = self.circuit_breaker.heard(signal, began, &Moment::now());
+    fn on_health_signal(&mut self, by: JobId, signal: HealthSignal, began: Instant) {
+        let turn = self
+            .circuit_breaker
+            .on_health_signal(signal, began, &Moment::now());
         self.turned(turn, by);
     }
 
-    /// The one place where everybody else learns that the health of `orbctl` has changed.
+    /// Handles a change of the circuit. All effects of a change on the rest of the dispatcher are here.
     fn turned(&mut self, turn: CircuitChange, by: JobId) {
-        let asked = self.jobs.get(&by).map(|entry| &entry.spec.asked);
+        let submission = self.jobs.get(&by).map(|entry| &entry.spec.submission);
         match turn {
             CircuitChange::None => {}
             CircuitChange::Opened => {
                 if let Some(outage) = self.circuit_breaker.outage() {
                     tracing::warn!(
                         job_id = by.0,
-                        operation = asked.map(|asked| asked.operation.verb()),
-                        client = asked.map(|asked| tracing::field::display(&asked.client.name)),
+                        operation = submission.map(|submission| submission.operation.verb()),
+                        client = submission.map(|submission| tracing::field::display(&submission.client.name)),
                         problem = %outage.problem,
-                        "orbctl is sick: only force is let through"
+                        "orbctl is unhealthy; circuit open, only forced operations pass"
                     );
                     let reason = outage.problem.to_string().into();
                     self.note(Event::OrbctlUnhealthy { reason });
@@ -57,19 +59,19 @@ impl<O: Orbctl> State<O> {
             CircuitChange::Recovered => {
                 tracing::info!(
                     job_id = by.0,
-                    operation = asked.map(|asked| asked.operation.verb()),
-                    client = asked.map(|asked| tracing::field::display(&asked.client.name)),
-                    "orbctl is well again"
+                    operation = submission.map(|submission| submission.operation.verb()),
+                    client = submission.map(|submission| tracing::field::display(&submission.client.name)),
+                    "orbctl is healthy again; circuit closed"
                 );
                 self.stop_probe();
                 self.scheduler.release();
                 self.note(Event::OrbctlRecovered);
-                self.look_now();
+                self.poll_now();
             }
         }
     }
 
-    /// Returns what ails `orbctl`; `None` while it is well.
+    /// Returns the current outage of `orbctl`; `None` while it is healthy.
     pub(super) fn outage(&self) -> Option<OutageView> {
         self.circuit_breaker.outage().map(|outage| OutageView {
             since: outage.since,
@@ -78,28 +80,28 @@ impl<O: Orbctl> State<O> {
         })
     }
 
-    /// Refuses what would only wait for its limit. Force passes, because it mends, unless it names a machine by an id that cannot be
-    /// checked now. So does a session, which is its user's own affair.
+    /// Refuses a job that could only run into its time limit. Forced changes pass, because they can fix the problem, unless they name
+    /// a machine by an id, which cannot be checked now. Sessions pass too: their user watches them and can end them.
     pub(super) fn refuse_while_unhealthy(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
-        let is_urgent = spec.asked.operation.preempts() && spec.asked.expected_id.is_none();
-        if is_urgent || spec.asked.operation.class() == Class::Session {
+        let is_urgent = spec.submission.operation.preempts() && spec.submission.expected_id.is_none();
+        if is_urgent || spec.submission.operation.class() == Class::Session {
             return Ok(());
         }
         let Some(outage) = self.outage() else {
             return Ok(());
         };
-        self.circuit_breaker.asked(spec.accepted.instant);
+        self.circuit_breaker.note_demand(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
-        if spec.asked.operation.class() == Class::Query {
-            // Whoever polls would fill the log, and it says already that nothing is asked.
-            tracing::debug!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, "refused: orbctl is sick");
+        if spec.submission.operation.class() == Class::Query {
+            // At debug level: a client that polls would fill the log, and the open circuit has been logged already.
+            tracing::debug!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, "job refused: orbctl is unhealthy");
         } else {
-            tracing::info!(operation = spec.asked.operation.verb(), client = %spec.asked.client.name, "refused: orbctl is sick");
+            tracing::info!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, "job refused: orbctl is unhealthy");
         }
         Err(Rejection::Unhealthy(outage))
     }
 
-    /// Returns what was last known, however old, marked as that; only while `orbctl` is sick.
+    /// Returns the last known answer, of any age, marked stale; `None` if there is none or while `orbctl` is healthy.
     pub(super) fn last_known(&self, query: &Query) -> Option<ObservedAnswer> {
         let outage = self.circuit_breaker.outage()?;
         let seen = self.cache.last_known(&stale_cache_key(query)?)?;
@@ -109,12 +111,12 @@ impl<O: Orbctl> State<O> {
         })
     }
 
-    /// Answers those who wait for reads: at once, where something is known. Of the rest, a read that runs may still succeed; one
-    /// that waits would wait for the recovery, and reads wait behind nothing.
+    /// Answers readers when the circuit opens. Readers get the last known answer at once, if there is one. Other running reads
+    /// continue, because they may still succeed. Other waiting reads fail, because they would wait until the recovery.
     fn answer_readers(&mut self) {
         let outdated: Vec<JobId> = self.outdated.keys().copied().collect();
         for id in outdated {
-            let known = match self.jobs.get(&id).map(|entry| &entry.spec.asked.operation) {
+            let known = match self.jobs.get(&id).map(|entry| &entry.spec.submission.operation) {
                 Some(Operation::Query(query)) => self.last_known(query),
                 _ => None,
             };
@@ -133,7 +135,7 @@ impl<O: Orbctl> State<O> {
             }
             let id = reading.job;
             if reading.start.is_some() {
-                // It may hang until its limit, also after the recovery: nobody is to join it any more.
+                // The read may hang until its limit, even past the recovery, so no new caller may join it.
                 if let Some(reading) = self.reads.remove(&query) {
                     self.superseded(reading);
                 }
@@ -149,7 +151,7 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Returns when a probe is to begin. With one invocation at a time it waits until nothing runs: the end of what does wakes us.
+    /// Returns when the next probe is due. In strict mode, only while no job runs: the end of a job wakes the dispatcher again.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         let may_run = !self.stopping
             && !self.is_upgrading()
@@ -166,9 +168,9 @@ impl<O: Orbctl> State<O> {
         }
         let probe = Operation::Query(Query::List);
         let mut spec = stored::revived(self.journal.next_id(), probe, PROBER, true, now);
-        spec.asked.run_timeout = Some(self.settings.run_timeouts.query);
+        spec.submission.run_timeout = Some(self.settings.run_timeouts.query);
         let spec = Arc::new(spec);
-        // Beside all limits: what hangs must not keep out what shows that nothing does any more.
+        // Not subject to limits: jobs that hang must not block the probe that detects the recovery.
         self.scheduler.restore_running(scheduled(&spec));
         self.enter(&spec);
         let Some(live) = self.jobs.get(&spec.id).and_then(Entry::live) else {
@@ -191,25 +193,24 @@ impl<O: Orbctl> State<O> {
             spec: spec.clone(),
         };
         self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_poll()));
-        about_job!(debug, spec, "probes whether orbctl is well");
+        about_job!(debug, spec, "probing whether orbctl is healthy");
         self.spawn(&spec, run_probe(work));
     }
 
-    /// Takes in the end of a probe. What it said about `orbctl` came before, as of any job; here it is only over. Returns whether the
-    /// job was the probe.
+    /// Handles the end of a probe; its health signals were sent before, as for any job. Returns whether the job was the probe.
     pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut JobResult, now: Instant) -> bool {
         let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
             return false;
         };
-        if let Some(facts @ QueryAnswer::Machines(_)) = finished.facts.take() {
-            let known = Arc::new(CachedAnswer::new(facts));
+        if let Some(answer @ QueryAnswer::Machines(_)) = finished.answer.take() {
+            let known = Arc::new(CachedAnswer::new(answer));
             if self.cache.record(ticket, known.clone()) == Recorded::Stored {
                 self.on_observation(id, &Query::List, &known);
             }
         }
         if self.scheduler.waiting().total() > 0 {
-            // Whoever waits still wants to know.
-            self.circuit_breaker.asked(now);
+            // Waiting jobs count as demand, so that probes continue.
+            self.circuit_breaker.note_demand(now);
         }
         self.circuit_breaker.probe_ended(now);
         true
@@ -224,5 +225,5 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// The name that probes have in lists of jobs and in the metrics.
+/// Client name of probes in job lists and metrics.
 const PROBER: &str = "orbd";

@@ -1,9 +1,10 @@
 //! Idle detection: can this process be replaced without losing anything that a client relies on?
 //!
-//! Asked only while a new program waits to take over. The next instance knows what the journal knows: leases and sessions, whose
-//! processes are their clients', and detached changes that wait. It does not know a job that runs, a job that somebody waits for or
-//! whose output somebody reads, a pause or a drain. While [`HoldTimer`] holds, requests for new work are kept unaccepted: accepted ones
-//! would have to be carried out by this instance. Either they are accepted later, or their clients send them to the next instance.
+//! The check runs only while a new program waits to take over. The next instance knows what is in the journal: leases and sessions,
+//! which are processes of their clients, and waiting detached changes. It does not know other running jobs, clients that wait for a
+//! job or read its output, pauses and drains. While [`HoldTimer`] holds, requests for new jobs are kept without accepting them,
+//! because this instance would have to finish accepted ones. They are accepted after the hold, or refused so that their clients send
+//! them to the next instance.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,41 +20,42 @@ use super::super::hold::{HoldTimer, Load};
 use super::entry::JobPhase;
 use super::{Entry, State, is_durable};
 
-/// How long after the end of a detached job, or a question about one, its client may still fetch the rest.
+/// How long after the end of a detached job, or a request about one, its client may still fetch the rest.
 const FETCH_TIME: Duration = Duration::from_secs(1);
-/// Questions about a job that ended longer ago than this do not delay an upgrade, or a client that polls could do so for ever.
+/// Requests about a job that ended longer ago than this do not delay an upgrade. Otherwise a client that polls could delay it
+/// indefinitely.
 const FETCH_TIME_MAX: Duration = Duration::from_secs(30);
-/// Pauses between two checks while nothing ends, shortest and longest.
+/// Shortest and longest pause between two checks. The pause doubles while nothing happens.
 const CHECK_PAUSE: Duration = Duration::from_millis(250);
 const CHECK_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Who waits for an idle moment, and what is held back meanwhile.
+/// The waiter for an idle moment, and the requests that are held back.
 #[derive(Default)]
 pub(super) struct Idle {
-    /// When a client last had to do with a detached job.
+    /// When a client last used a detached job.
     touched: Option<Instant>,
     wait: Option<Wait>,
-    /// Requests for new work, oldest first.
+    /// Held requests for new jobs, oldest first.
     held: VecDeque<Request>,
 }
 
 struct Wait {
-    /// Absent once it was answered.
+    /// `None` once it was answered.
     reply: Option<oneshot::Sender<()>>,
     hold: HoldTimer,
-    /// When to check next: a check visits all jobs.
+    /// When to check next. Checks are spaced because each one visits all jobs.
     next: Instant,
     pause: Duration,
 }
 
 impl Idle {
-    /// A client has to do with a job.
+    /// Records that a client uses a job.
     pub(super) fn touch(&mut self, now: Instant) {
         self.touched = Some(now);
         self.check_at(now + CHECK_PAUSE);
     }
 
-    /// A job has ended, so this may be an idle moment.
+    /// Schedules a check now, because a job has ended.
     pub(super) fn job_ended(&mut self, now: Instant) {
         self.check_at(now);
     }
@@ -69,17 +71,17 @@ impl Idle {
         self.wait.as_ref().is_some_and(|wait| wait.hold.is_holding())
     }
 
-    /// Keeps a request for new work until the hold is over.
+    /// Keeps a request for a new job until the hold is over.
     pub(super) fn hold_back(&mut self, request: Request) {
         self.held.push_back(request);
     }
 }
 
 impl<O: Orbctl> State<O> {
-    /// Answers at the next idle moment. Of several who wait, the last one is answered.
+    /// Answers at the next idle moment. If called again, replaces the previous waiter.
     pub(super) fn wait_idle(&mut self, reply: oneshot::Sender<()>) {
         let now = Moment::now().instant;
-        // One who asks again goes on waiting: its patience does not begin anew.
+        // A repeated call continues the same wait: the timer keeps its progress.
         let hold = self.idle.wait.take().map(|wait| wait.hold);
         self.idle.wait = Some(Wait {
             reply: Some(reply),
@@ -89,25 +91,25 @@ impl<O: Orbctl> State<O> {
         });
     }
 
-    /// Refuses all new work from now on if the daemon is idle, and returns whether it is: nothing is accepted between check and
-    /// refusal. Everything else is still answered.
+    /// If the daemon is idle, refuses all new jobs from now on; returns whether it does. Nothing can be accepted between the check
+    /// and the refusal. All other requests are still answered.
     pub(super) fn begin_upgrade(&mut self) -> bool {
         if self.stopping || self.is_upgrading() || self.busy().is_some() {
             return false;
         }
-        // Before anything is refused: a connection that sees a refusal has to know why.
+        // Before the first refusal, so that a connection that sees it knows the reason.
         self.upgrading.cancel();
         self.idle.wait = None;
         self.pass_held();
         true
     }
 
-    /// Says whether this instance accepts nothing more because the next one is about to.
+    /// Returns whether this instance accepts no more jobs because the next instance is taking over.
     pub(super) fn is_upgrading(&self) -> bool {
         self.upgrading.is_cancelled()
     }
 
-    /// Returns when to check next; never while nobody waits.
+    /// Returns when to check next; `None` while there is no waiter.
     pub(super) fn next_idle_check(&self) -> Option<Instant> {
         self.idle.wait.as_ref().map(|wait| wait.next)
     }
@@ -128,46 +130,46 @@ impl<O: Orbctl> State<O> {
                 tracing::info!(
                     holding = !was_holding,
                     ?busy,
-                    "new work is held back for an upgrade"
+                    "toggled the upgrade hold on new jobs"
                 );
             }
             if busy.is_none()
                 && let Some(reply) = wait.reply.take()
             {
-                // The receiver may have gone meanwhile.
+                // The receiver may have been dropped meanwhile.
                 let _ = reply.send(());
             }
             wait.next = (now + wait.pause).min(wait.hold.deadline(now).unwrap_or(now + CHECK_PAUSE_MAX));
             wait.pause = (wait.pause * 2).min(CHECK_PAUSE_MAX);
             self.idle.wait = Some(wait);
         }
-        // Otherwise nobody came back within a pause after the answer, or the wait was given up.
+        // Otherwise the waiter did not call again within a pause after its answer, or stopped waiting.
         if !self.idle.is_holding() {
             self.pass_held();
         }
     }
 
-    /// Says whether a submission is held back. What ends other jobs by force is not: it is what one does in an emergency.
+    /// Returns whether a submission is held back. Forced changes are not: they serve emergencies.
     pub(super) fn holds_back(&self, submission: &Submission) -> bool {
         self.is_holding() && !submission.operation.preempts()
     }
 
-    /// Says whether new work is held back: as much of it as may wait in the queue.
+    /// Returns whether new jobs are held back. At most as many are held as the queue may hold.
     pub(super) fn is_holding(&self) -> bool {
         self.idle.is_holding() && self.idle.held.len() < self.settings.limits.queue_max
     }
 
-    /// Accepts what was held back, or refuses it if an upgrade has begun.
+    /// Accepts the held requests, or refuses them if an upgrade has begun.
     fn pass_held(&mut self) {
         for request in std::mem::take(&mut self.idle.held) {
             self.request(request);
         }
     }
 
-    /// A client asks about a job, and may be about to fetch what it wrote.
+    /// Records that a client asked about a job, because it may be about to fetch the output.
     pub(super) fn asked_about(&mut self, id: JobId) {
         let now = Moment::now().instant;
-        let may_fetch = |entry: &Entry| match &entry.life {
+        let may_fetch = |entry: &Entry| match &entry.phase {
             JobPhase::ActiveJob(_) => true,
             JobPhase::EndedJob(over) => now.saturating_duration_since(over.at.instant) < FETCH_TIME_MAX,
         };
@@ -176,7 +178,7 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Returns what the next instance would not know; `None` when the daemon is idle.
+    /// Returns what the next instance would not know; `None` if the daemon is idle.
     pub(super) fn busy(&self) -> Option<BusyReason> {
         if !self.paused.is_empty() {
             return Some(BusyReason::Paused);
@@ -207,7 +209,7 @@ fn load(busy: Option<&BusyReason>) -> Load {
     }
 }
 
-/// Says whether a job would be lost to somebody if it did not end in this instance.
+/// Returns whether a client would lose the job if this instance did not finish it.
 fn needs_this_instance(entry: &Entry) -> bool {
     let Some(live) = entry.live() else {
         return false;
@@ -215,8 +217,8 @@ fn needs_this_instance(entry: &Entry) -> bool {
     let is_known_to_the_next = if live.is_waiting() {
         is_durable(&entry.spec)
     } else {
-        matches!(entry.spec.asked.executor, Executor::Lease(_))
+        matches!(entry.spec.submission.executor, Executor::Lease(_))
     };
-    // Whoever waits for it would have no answer.
+    // A client that waits for the job would get no answer.
     !is_known_to_the_next || live.state.receiver_count() > 0
 }

@@ -1,6 +1,8 @@
-//! Which jobs hang on which connection: those that wait or run and whose connection's end would cancel, stop or lose sight of them.
+//! Index of active jobs by connection: the jobs that would be cancelled, stopped or left without their client if the connection
+//! closed.
 //!
-//! Ended jobs are kept by the thousand, and connections come and go: who asks by connection is to pay for what hangs on it alone.
+//! Thousands of ended jobs are kept, and connections open and close often. The index makes a disconnect cost only the jobs attached
+//! to the connection.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,31 +10,31 @@ use crate::job::JobId;
 
 use super::super::handle::{Executor, JobSpec};
 
-/// Jobs by connection. A job is in here from its acceptance to its end.
+/// Active jobs by connection. A job is in the index from its acceptance to its end.
 #[derive(Debug, Default)]
 pub(super) struct JobsByConnection(BTreeSet<(u64, JobId)>);
 
 impl JobsByConnection {
-    /// A job is accepted.
+    /// Adds an accepted job.
     pub(super) fn enter(&mut self, spec: &JobSpec) {
-        // Of a lease its client alone can say how it ends.
-        if !spec.asked.detached || matches!(spec.asked.executor, Executor::Lease(_)) {
-            self.0.insert((spec.asked.client.connection, spec.id));
+        // Leases are included even if detached: only their client can report how they end.
+        if !spec.submission.detached || matches!(spec.submission.executor, Executor::Lease(_)) {
+            self.0.insert((spec.submission.client.connection, spec.id));
         }
     }
 
-    /// A job is over.
+    /// Removes an ended job.
     pub(super) fn leave(&mut self, spec: &JobSpec) {
-        self.0.remove(&(spec.asked.client.connection, spec.id));
+        self.0.remove(&(spec.submission.client.connection, spec.id));
     }
 
-    /// Returns what hangs on a connection, oldest first.
+    /// Returns the jobs attached to a connection, oldest first.
     pub(super) fn on(&self, connection: u64) -> impl Iterator<Item = JobId> {
         let all = (connection, JobId(0))..=(connection, JobId(u64::MAX));
         self.0.range(all).map(|(_, id)| *id)
     }
 
-    /// Returns the connections that something hangs on.
+    /// Returns the connections that have attached jobs.
     pub(super) fn connections(&self) -> HashSet<u64> {
         self.0.iter().map(|(connection, _)| *connection).collect()
     }
@@ -55,7 +57,7 @@ mod tests {
             detached,
             Moment::now(),
         );
-        spec.asked.client.connection = connection;
+        spec.submission.client.connection = connection;
         spec
     }
 
@@ -65,7 +67,7 @@ mod tests {
             pid,
             started: StartTime { at: 1, boot: 1 },
         };
-        spec.asked.executor = Executor::Lease(LeaseProcesses {
+        spec.submission.executor = Executor::Lease(LeaseProcesses {
             child: identity(7),
             owner: identity(6),
         });
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_on_a_connection_is_found_until_it_is_over() {
+    fn attached_jobs_are_found_until_they_end() {
         let mut attached = JobsByConnection::default();
         let check = |attached: &JobsByConnection, connection: u64, expected: &[u64]| {
             let found: Vec<u64> = attached.on(connection).map(|id| id.0).collect();
@@ -93,6 +95,6 @@ mod tests {
         check(&attached, 5, &[3]);
         assert_eq!(attached.connections(), HashSet::from([5]));
         attached.leave(&job(3, 5, false));
-        assert!(attached.0.is_empty(), "nothing is left of what is over");
+        assert!(attached.0.is_empty(), "ended jobs leave no entries");
     }
 }

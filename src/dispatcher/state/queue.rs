@@ -1,4 +1,4 @@
-//! Pause, resume and drain.
+//! Pause, resume and drain of the queue or of one machine's lane.
 
 use tokio::sync::oneshot;
 
@@ -11,7 +11,7 @@ use super::State;
 impl<O: Orbctl> State<O> {
     pub(super) fn queue(&mut self, verb: QueueVerb, target: &Target, reply: oneshot::Sender<QueueView>) {
         let lane = lane_target(target);
-        tracing::info!(?verb, ?target, "queue");
+        tracing::info!(?verb, ?target, "queue command");
         match verb {
             QueueVerb::Pause => {
                 self.scheduler.pause(lane);

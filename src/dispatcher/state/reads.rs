@@ -1,4 +1,4 @@
-//! Reads: answered from what is known, shared with an equal one, or asked; and what is learned from them.
+//! Answers reads: from the cache, by joining an equal read, or by running `orbctl`. Caches the results.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,20 +20,20 @@ use super::super::handle::{
 use super::super::run_job::JobResult;
 use super::{PendingRead, State};
 
-/// Longest printout that is kept: there may be as many as there are machines.
-const PRINTOUT_MAX: usize = 256 << 10;
+/// Largest raw output that is cached, in bytes. There may be as many as there are machines.
+const RAW_OUTPUT_MAX: usize = 256 << 10;
 
-/// Says whether facts are told again. What a read that failed printed is its own caller's answer and nobody else's.
-fn is_kept(outcome: &Outcome, facts: &QueryAnswer) -> bool {
-    let fits = match facts {
-        QueryAnswer::Raw(printed) => printed.stdout.len() + printed.stderr.len() <= PRINTOUT_MAX,
+/// Returns whether an answer may be cached. The output of a failed read answers only its own callers.
+fn is_kept(outcome: &Outcome, answer: &QueryAnswer) -> bool {
+    let fits = match answer {
+        QueryAnswer::Raw(printed) => printed.stdout.len() + printed.stderr.len() <= RAW_OUTPUT_MAX,
         _ => true,
     };
     fits && matches!(outcome, Outcome::Succeeded(_))
 }
 
 impl<O: Orbctl> State<O> {
-    /// Answers a read from what is known, or joins an equal one, or asks.
+    /// Answers a read from the cache, joins an equal read, or begins one.
     pub(super) fn read(
         &mut self,
         query: &Query,
@@ -57,7 +57,7 @@ impl<O: Orbctl> State<O> {
         if self.outage().is_some()
             && let Some(seen) = self.last_known(query)
         {
-            self.circuit_breaker.asked(now.instant);
+            self.circuit_breaker.note_demand(now.instant);
             self.metrics.count(Counter::SpawnsSaved);
             let _ = reply.send(Ok(seen));
             return;
@@ -65,7 +65,7 @@ impl<O: Orbctl> State<O> {
         self.ask(query, max_age, client, reply);
     }
 
-    /// Joins an equal read, or begins one. Returns the job that will answer; without one the refusal has been answered.
+    /// Joins an equal read, or begins one. Returns the job that will answer; `None` if the request was refused or held back.
     pub(super) fn ask(
         &mut self,
         query: &Query,
@@ -75,8 +75,8 @@ impl<O: Orbctl> State<O> {
     ) -> Option<JobId> {
         let now = Moment::now();
         if let Some(reading) = self.reads.get_mut(query) {
-            // A read may be shared while it waits; one that runs, only if nothing changed since it began and the caller
-            // accepts an observation as old as that.
+            // A read that waits can always be shared. A read that runs can be shared only if nothing has changed since it began and
+            // the caller accepts an observation of that age.
             let may_join = match &reading.start {
                 None => true,
                 Some(start) => {
@@ -110,12 +110,12 @@ impl<O: Orbctl> State<O> {
         let spec = Arc::new(JobSpec {
             id,
             accepted: now,
-            asked: Submission {
+            submission: Submission {
                 operation: Operation::Query(query.clone()),
                 client: client.clone(),
                 executor: Executor::Daemon,
                 expected_id: None,
-                // A read is shared, so no single client's going away ends it.
+                // A read may be shared, so it must not end when one client disconnects.
                 detached: true,
                 queue_timeout: Some(self.settings.queue_timeout),
                 run_timeout: Some(self.settings.run_timeouts.query),
@@ -131,7 +131,7 @@ impl<O: Orbctl> State<O> {
                         waiters: vec![reply],
                     },
                 );
-                // The one that could not be joined goes on; its waiters are told by its own end.
+                // The older read, which could not be joined, continues; its end answers its own waiters.
                 if let Some(before) = before {
                     self.superseded(before);
                 }
@@ -144,14 +144,14 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Keeps the waiters of a read that newer callers could not join with its job.
+    /// Keeps a read that newer callers cannot join until its job ends, so that its waiters are answered.
     pub(super) fn superseded(&mut self, reading: PendingRead) {
         self.outdated.insert(reading.job, reading);
     }
 
     pub(super) fn finish_read(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) {
         let Some(entry) = self.jobs.get(&id) else { return };
-        let Operation::Query(query) = entry.spec.asked.operation.clone() else {
+        let Operation::Query(query) = entry.spec.submission.operation.clone() else {
             return;
         };
         let reading = match self.reads.get(&query) {
@@ -159,10 +159,10 @@ impl<O: Orbctl> State<O> {
             _ => self.outdated.remove(&id),
         };
         let Some(reading) = reading else { return };
-        let answer = match (finished.facts.take(), reading.start) {
-            (Some(facts), Some(start)) => {
-                let known = Arc::new(CachedAnswer::new(facts));
-                let source = if self.watching.is_look(id) {
+        let answer = match (finished.answer.take(), reading.start) {
+            (Some(answer), Some(start)) => {
+                let known = Arc::new(CachedAnswer::new(answer));
+                let source = if self.watching.is_poll(id) {
                     Source::Poll
                 } else {
                     cache_key(&query).map_or(Source::Logs, |cache_key| cache_key.source())
@@ -175,14 +175,14 @@ impl<O: Orbctl> State<O> {
                     stale: None,
                 };
                 if let Some(ticket) = start.ticket
-                    && is_kept(&finished.outcome, &known.facts)
+                    && is_kept(&finished.outcome, &known.answer)
                     && self.cache.record(ticket, known.clone()) == Recorded::Stored
                 {
                     self.on_observation(id, &query, &known);
                 }
                 Ok(seen)
             }
-            // Sick, perhaps as this very read has shown.
+            // There may be an outage, possibly detected by this read: serve a stale answer if there is one.
             _ => self.last_known(&query).ok_or_else(|| ReadError::Ended {
                 id,
                 outcome: finished.outcome.clone(),
@@ -192,10 +192,10 @@ impl<O: Orbctl> State<O> {
         for waiter in reading.waiters {
             let _ = waiter.send(answer.clone());
         }
-        self.looked(id, answer.as_ref().ok().map(|seen| &seen.value.facts));
+        self.looked(id, answer.as_ref().ok().map(|seen| &seen.value.answer));
     }
 
-    /// Does what follows from something new being known.
+    /// Updates the state that depends on an answer that was just cached.
     pub(super) fn on_observation(&mut self, id: JobId, query: &Query, known: &CachedAnswer) {
         if *query == Query::List {
             if let Some(machines) = known.machines() {
@@ -203,14 +203,14 @@ impl<O: Orbctl> State<O> {
                     .retain_machines(machines.iter().map(|machine| &machine.name));
             }
             self.publish_machines();
-            self.learned_machines(self.watching.is_look(id));
+            self.learned_machines(self.watching.is_poll(id));
         }
         if *query == Query::Status {
             self.learned_status();
         }
     }
 
-    /// Tells the fast path what it may answer, and how old that may be.
+    /// Publishes the machine list, and the greatest age at which it may be served, to the fast path.
     pub(super) fn publish_machines(&self) {
         self.publish.send_replace(Published {
             machines: self.cache.get(&CacheKey::Machines).map(ObservedAnswer::from),
@@ -218,7 +218,7 @@ impl<O: Orbctl> State<O> {
         });
     }
 
-    /// Makes stale what an operation touches.
+    /// Invalidates the answers that an operation may change.
     pub(super) fn touch(&mut self, operation: &Operation, scope: &Scope) {
         if let Operation::ClientAction(leased) = operation
             && leased.may_replace_orbctl()
@@ -228,13 +228,14 @@ impl<O: Orbctl> State<O> {
         self.invalidate(scope);
     }
 
-    /// Makes stale what may have changed without us. Of everything also the version, which no change of ours touches.
+    /// Invalidates answers that may have changed outside orbd. `Everything` includes the version of `orbctl`, which orbd's own
+    /// changes never affect.
     pub(super) fn invalidate_untrusted(&mut self, scope: &Scope) {
         if *scope == Scope::Everything {
             self.cache.invalidate_all();
         }
         self.invalidate(scope);
-        self.look_now();
+        self.poll_now();
     }
 
     pub(super) fn invalidate(&mut self, scope: &Scope) {

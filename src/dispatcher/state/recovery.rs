@@ -1,4 +1,4 @@
-//! The beginning, which takes over from the life before, and the stop, which leaves changes to finish.
+//! Start and stop: takes over the jobs of the previous instance, and leaves running changes to the next one.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -24,14 +24,14 @@ use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
-    /// Takes over from the life before: its children keep their lanes, its acknowledged changes their places.
+    /// Takes over from the previous instance: its child processes keep their lanes, and its accepted changes are queued again.
     pub(super) fn recover(&mut self, mut recovered: Recovered, survivors: Vec<Survivor>) {
         let now = Moment::now();
         let (processes, added) = adopt(&mut recovered, survivors);
         if let Some(last) = added.iter().max() {
             self.journal.skip_past(*last);
         }
-        // From now on the journal names them.
+        // So that the journal names them from now on.
         for found in recovered
             .in_flight
             .iter()
@@ -51,7 +51,7 @@ impl<O: Orbctl> State<O> {
     ) {
         for found in in_flight {
             let starting = &found.starting;
-            // An outline holds the lane as well, should the whole be from a version that we do not understand.
+            // If the full operation was written by a version that this one cannot decode, the outline still holds the lanes.
             let accepted = found
                 .accepted
                 .as_ref()
@@ -65,7 +65,7 @@ impl<O: Orbctl> State<O> {
                     operation = %starting.verb,
                     machine = starting.machine.as_ref().map(tracing::field::display),
                     client = found.accepted.as_ref().map_or("", |accepted| &accepted.client),
-                    "a job of the last run cannot be read; its lane is not held"
+                    "cannot decode a running job of the previous instance; its lanes are not held"
                 );
                 continue;
             };
@@ -74,7 +74,7 @@ impl<O: Orbctl> State<O> {
             let is_lease = stored::is_lease(starting);
             let children = match child {
                 Some(child) => vec![child],
-                // The journal does not name the process: the instance died before it knew it, or could not write.
+                // The journal does not name the process: the instance died before it knew the process, or could not write the entry.
                 None => processes.remove(&starting.job).unwrap_or_default(),
             };
             let owner = found.owner.as_ref().and_then(stored::identity);
@@ -83,34 +83,34 @@ impl<O: Orbctl> State<O> {
                 .filter(|_| is_lease)
                 .map(|(child, owner)| LeaseProcesses { child, owner });
             let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
-            spec.asked.executor = lease.map_or(Executor::Daemon, Executor::Lease);
+            spec.submission.executor = lease.map_or(Executor::Daemon, Executor::Lease);
             let spec = Arc::new(spec);
             about_job!(
                 warn,
                 spec,
                 children = children.len(),
-                "left by the last run; its lanes are held until its children are gone"
+                "job was left by the previous instance; its lanes are held until its processes exit"
             );
             self.scheduler.restore_running(scheduled(&spec));
             let (mut live, output) = self.beginning(&spec);
-            // What it wrote went with the life that read it.
+            // The output was lost with the instance that read it.
             live.writer = None;
             live.state.send_replace(JobState::Running { since: now });
-            // Its owner may come back to say how it ended.
+            // The owner may reconnect to report how the child ended.
             let release = lease.map(|_| {
                 let (told, release) = oneshot::channel();
                 live.release = Some(told);
                 release
             });
-            live.touches = match spec.asked.operation.effect() {
+            live.touches = match spec.submission.operation.effect() {
                 Effect::Changes(scope) => Some(scope),
                 Effect::Reads => None,
             };
-            // A command's words died with its daemon, and whoever waited for it with the connection.
-            if matches!(spec.asked.operation, Operation::Exec(..)) {
+            // The arguments of a command were lost with the instance, and its caller with the connection: stop it.
+            if matches!(spec.submission.operation, Operation::Exec(..)) {
                 live.stop.cancel();
             }
-            self.operands += spec.asked.operation.weight();
+            self.operands += spec.submission.operation.weight();
             let mut work = Work {
                 orbctl: self.orbctl.clone(),
                 limits: self.settings.run_limits(),
@@ -151,7 +151,7 @@ impl<O: Orbctl> State<O> {
                 true,
                 now,
             ));
-            about_job!(error, spec, "may or may not have run: the journal is damaged");
+            about_job!(error, spec, "job may or may not have run; the journal is damaged");
             let entry = self.entry(&spec);
             self.jobs.insert(spec.id, entry);
             self.end_unstarted(uncertain.job, Outcome::Unknown(ReconcileReport::NOTHING), None);
@@ -161,43 +161,43 @@ impl<O: Orbctl> State<O> {
                 tracing::error!(
                     job_id = waiting.job.0,
                     client = %waiting.client,
-                    "an accepted job of the last run cannot be read and is dropped"
+                    "cannot decode an accepted job of the previous instance; dropping it"
                 );
                 continue;
             };
             let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
             let mut spec = stored::revived(waiting.job, operation, &waiting.client, true, now);
-            spec.asked = Submission {
+            spec.submission = Submission {
                 expected_id,
                 queue_timeout: Some(queue_timeout),
                 run_timeout: waiting.run_timeout,
-                ..spec.asked
+                ..spec.submission
             };
             let spec = Arc::new(spec);
-            // It was acknowledged, so no limit of this life turns it away.
+            // The job was acknowledged, so no limit of this instance may refuse it.
             let new = NewJob {
                 queue_deadline: now.instant.checked_add(queue_timeout),
                 ..scheduled(&spec)
             };
             self.scheduler.readmit(new);
             self.enter(&spec);
-            about_job!(info, spec, "queued again after a restart");
+            about_job!(info, spec, "job queued again after a restart");
         }
     }
 
-    /// Cancels what waits for somebody, ends commands, and leaves changes to finish.
+    /// Begins a stop: cancels waiting jobs that are not durable, stops commands and reads, and lets changes finish.
     pub(super) fn begin_stop(&mut self) {
         self.stopping = true;
         tracing::info!(
             waiting = self.scheduler.waiting().total(),
             running = self.running.len(),
-            "stopping"
+            "orbd is stopping"
         );
         let ids: Vec<JobId> = self
             .jobs
             .values()
             .filter(|entry| match entry.phase() {
-                // A detached change that waits is in the journal: the next life does it.
+                // A waiting detached change is in the journal: the next instance runs it.
                 StateFilter::Waiting => !is_durable(&entry.spec),
                 StateFilter::Running => !entry.is_left_to_finish(),
                 StateFilter::Ended => false,
@@ -213,19 +213,20 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Lets go of changes that still run: their process groups are their own, and the journal remembers them.
+    /// Abandons the jobs that still run, so that they continue without orbd: each has its own process group, and the journal records
+    /// them.
     pub(super) fn leave(&mut self) {
         if !self.running.is_empty() {
             tracing::warn!(
                 jobs = self.running.len(),
-                "left to finish by themselves; the next start finds them"
+                "jobs are still running; leaving them to the next instance of orbd"
             );
         }
         self.running.detach_all();
-        // Whoever waits for them must not take our going away for a refusal and ask again.
+        // Answer the waiters with an unseen outcome; otherwise they would take the closed channel for a refusal and retry.
         let now = Moment::now();
         for entry in mem::take(&mut self.jobs).into_values() {
-            let JobPhase::ActiveJob(live) = entry.life else {
+            let JobPhase::ActiveJob(live) = entry.phase else {
                 continue;
             };
             let Some(since) = live.running_since() else {
@@ -234,7 +235,7 @@ impl<O: Orbctl> State<O> {
             let over = EndedJob {
                 since: Some(since),
                 at: now,
-                outcome: unseen(&entry.spec.asked.operation),
+                outcome: unobserved_outcome(&entry.spec.submission.operation),
                 holder: None,
             };
             live.release_waiters().send_replace(over.state());
@@ -242,8 +243,8 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// Says what became of a job whose end nobody saw.
-fn unseen(operation: &Operation) -> Outcome {
+/// Returns the outcome of a job whose end orbd did not observe.
+fn unobserved_outcome(operation: &Operation) -> Outcome {
     match operation.effect() {
         Effect::Changes(_) => Outcome::Unknown(ReconcileReport::NOTHING),
         Effect::Reads => Outcome::Interrupted,

@@ -1,4 +1,4 @@
-//! Starts: what is made stale and written down before a child may exist.
+//! Starts of jobs: invalidates the cache and writes the journal before a child may exist.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn start_ready(&mut self) {
-        // What waits now is in the journal: the next instance starts it.
+        // Once an upgrade has begun, every waiting job is in the journal: the next instance starts it.
         while !self.is_upgrading()
             && let Some(id) = self.scheduler.start_next(Moment::now().instant)
         {
@@ -39,20 +39,20 @@ impl<O: Orbctl> State<O> {
         let now = Moment::now();
         let found = self.jobs.get_mut(&id);
         let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
-            debug_assert!(false, "job {id} starts, but does not live");
+            debug_assert!(false, "job {id} started, but is not active");
             self.scheduler.end(id);
             return;
         };
-        live.touches = match spec.asked.operation.effect() {
+        live.touches = match spec.submission.operation.effect() {
             Effect::Changes(scope) => Some(scope),
             Effect::Reads => may_start_its_machine(
-                &spec.asked.operation,
+                &spec.submission.operation,
                 &self.cache,
                 &now,
                 self.settings.cache_max_age,
             ),
         };
-        let release = matches!(spec.asked.executor, Executor::Lease(_)).then(|| {
+        let release = matches!(spec.submission.executor, Executor::Lease(_)).then(|| {
             let (told, release) = oneshot::channel();
             live.release = Some(told);
             release
@@ -67,8 +67,9 @@ impl<O: Orbctl> State<O> {
             spool: live.writer.take(),
             spool_dir: self.settings.spool.dir.clone(),
             input: live.input_end.take(),
-            // The client gives its process the marker, and a lease journals the process before that runs.
-            marker: match spec.asked.executor {
+            // For a lease, the client puts the marker into the environment of its process, and the journal names that process before
+            // it runs `orbctl`.
+            marker: match spec.submission.executor {
                 Executor::Daemon => self.settings.markers.of(&spec),
                 Executor::Lease(_) => String::new(),
             },
@@ -78,10 +79,10 @@ impl<O: Orbctl> State<O> {
         };
         let touches = live.touches.clone();
         let mut durable = None;
-        if let Operation::Query(query) = &spec.asked.operation {
+        if let Operation::Query(query) = &spec.submission.operation {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
-                let ticket = if self.watching.is_look(id) {
+                let ticket = if self.watching.is_poll(id) {
                     ticket.map(Ticket::as_poll)
                 } else {
                     ticket
@@ -96,42 +97,43 @@ impl<O: Orbctl> State<O> {
             durable = self.journal_start(&spec, &work.marker);
         }
         if let Some(scope) = touches {
-            self.touch(&spec.asked.operation, &scope);
+            self.touch(&spec.submission.operation, &scope);
         }
-        // Last: whoever sees it run may act on it, a lease's owner at once, and by then our next life must know of it.
+        // Last, because a watcher may act on the new state at once, as a lease's owner does. By then the next instance must be able
+        // to find the job in the journal.
         let running = JobState::Running { since: now };
         self.note_job(&spec, &running);
         if let Some(live) = self.jobs.get(&id).and_then(Entry::live) {
             live.state.send_replace(running);
         }
-        about_job!(debug, spec, "started");
+        about_job!(debug, spec, "job started");
         self.spawn(&spec, run_job(work, durable));
     }
 
-    /// Runs a job's work in a task of its own.
+    /// Runs a job in its own task.
     pub(super) fn spawn(&mut self, spec: &JobSpec, work: impl Future<Output = JobResult> + Send + 'static) {
         let id = spec.id;
         let work = work.instrument(about_job::span(spec));
         self.running.spawn(async move {
-            // A panic in here is our fault; it must end this job and nothing else.
+            // A panic here is a bug in orbd. It must end only this job.
             let finished = AssertUnwindSafe(work).catch_unwind().await;
-            let broken =
-                || JobResult::new(Outcome::Failed(Failure::Internal("a job's task panicked".into())));
+            let broken = || JobResult::new(Outcome::Failed(Failure::Internal("job task panicked".into())));
             (id, finished.unwrap_or_else(|_| broken()))
         });
     }
 
-    /// Writes down that a child may exist from now on: without this line our next life could run beside it. For a change that
-    /// was acknowledged to outlive us it returns what the child must wait for, so that no loss of power makes it run twice.
+    /// Records in the journal that a child may exist from now on. Without the entry, the next instance could run another job in the
+    /// same lanes at the same time. For a durable job, returns a future that the child must wait for, so that a power loss cannot
+    /// make the job run twice.
     fn journal_start(&self, spec: &JobSpec, marker: &str) -> Option<Durable> {
         let entry = JournalEntry::Starting(Starting {
             job: spec.id,
             marker: marker.to_owned(),
-            lanes: spec.asked.operation.footprint().lanes().to_vec(),
-            verb: spec.asked.operation.verb().to_owned(),
-            machine: spec.asked.operation.machine().cloned(),
-            class: spec.asked.operation.class(),
-            detached: spec.asked.detached,
+            lanes: spec.submission.operation.footprint().lanes().to_vec(),
+            verb: spec.submission.operation.verb().to_owned(),
+            machine: spec.submission.operation.machine().cloned(),
+            class: spec.submission.operation.class(),
+            detached: spec.submission.detached,
         });
         let durable = is_durable(spec).then(|| -> Durable {
             match self.journal.append_durable(&entry) {
@@ -142,20 +144,21 @@ impl<O: Orbctl> State<O> {
         if durable.is_none() {
             self.journal_append(&entry);
         }
-        if let Executor::Lease(processes) = spec.asked.executor {
-            // Children of our own are counted where they are spawned.
+        if let Executor::Lease(processes) = spec.submission.executor {
+            // orbd's own children are counted when they are spawned.
             self.metrics.count(Counter::Spawns);
             self.child_started(spec.id, processes.child, Some(processes.owner));
         }
         durable
     }
 
-    /// Journals a child, and of a lease the owner, whose exit ends the child also under our next life.
+    /// Records a child in the journal. For a lease also records the owner, so that the next instance can end the child when the owner
+    /// exits.
     pub(super) fn child_started(&self, id: JobId, child: ChildIdentity, owner: Option<ChildIdentity>) {
         let needed = self
             .jobs
             .get(&id)
-            .is_some_and(|entry| !matches!(entry.spec.asked.operation, Operation::Query(_)));
+            .is_some_and(|entry| !matches!(entry.spec.submission.operation, Operation::Query(_)));
         if needed {
             self.journal_append(&JournalEntry::Started {
                 job: id,
@@ -165,14 +168,15 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Writes an entry if that is possible. Otherwise work goes on, because refusing a stop or a delete on a full disk would make things
-    /// worse; the journal logs the failure and marks the job.
+    /// Writes an entry to the journal if possible. If it fails, work continues, because refusing a stop or a delete on a full disk
+    /// would make things worse; the journal logs the failure and marks the job.
     pub(super) fn journal_append(&self, entry: &JournalEntry) {
         let _ = self.journal.append(entry);
     }
 }
 
-/// Says what a command makes stale: its machines, those that are not freshly seen running, because the command may start them.
+/// Returns what a command invalidates: those of its machines that were not recently observed running, because the command may start
+/// them. `None` if there are none.
 fn may_start_its_machine(
     operation: &Operation,
     cache: &Cache<Arc<CachedAnswer>>,

@@ -1,10 +1,11 @@
-//! What can be seen from outside: jobs, why they wait, the cache.
+//! Snapshots for clients: jobs, why they wait, and the cache.
 
 use crate::clock::Moment;
+use crate::operation::Lane;
 use crate::orbctl::Orbctl;
-use crate::scheduler::Blocker;
+use crate::scheduler::{self, Blocker};
 
-use super::super::handle::{CacheView, JobFilter, JobState, JobView, KeptView, WaitingFor};
+use super::super::handle::{CacheView, JobFilter, JobState, JobView, KeptView, Target, WaitingFor};
 use super::{Entry, State};
 
 impl<O: Orbctl> State<O> {
@@ -31,7 +32,11 @@ impl<O: Orbctl> State<O> {
         match blocker {
             Blocker::Job { id, .. } => self.jobs.get(id).map(Self::in_the_way),
             Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
-            Blocker::Paused(_) => Some(WaitingFor::Paused),
+            Blocker::Paused(scheduler::Target::Lane(Lane::Machine(name))) => {
+                Some(WaitingFor::Paused(Target::Machine(name.clone())))
+            }
+            // Only the whole queue and lanes of machines can be paused.
+            Blocker::Paused(_) => Some(WaitingFor::Paused(Target::All)),
             Blocker::Held => {
                 let outage = self.circuit_breaker.outage()?;
                 Some(WaitingFor::Unhealthy(outage.problem.clone()))
@@ -40,13 +45,13 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Describes a job to those for whom it is in the way.
+    /// Describes a job to the clients whose jobs it blocks.
     pub(super) fn in_the_way(entry: &Entry) -> WaitingFor {
         WaitingFor::Job {
             id: entry.spec.id,
-            verb: entry.spec.asked.operation.verb(),
-            machine: entry.spec.asked.operation.machine().cloned(),
-            client: entry.spec.asked.client.name.clone(),
+            verb: entry.spec.submission.operation.verb(),
+            machine: entry.spec.submission.operation.machine().cloned(),
+            client: entry.spec.submission.client.name.clone(),
             age: Moment::now().age_of(&entry.spec.accepted),
         }
     }
@@ -57,11 +62,11 @@ impl<O: Orbctl> State<O> {
                 && filter
                     .machine
                     .as_ref()
-                    .is_none_or(|only| entry.spec.asked.operation.machine() == Some(only))
+                    .is_none_or(|only| entry.spec.submission.operation.machine() == Some(only))
                 && filter
                     .verb
                     .as_ref()
-                    .is_none_or(|only| entry.spec.asked.operation.verb() == only)
+                    .is_none_or(|only| entry.spec.submission.operation.verb() == only)
         };
         let mut newest = self.jobs.values().rev().filter(wanted);
         let mut jobs: Vec<JobView> = newest

@@ -1,14 +1,15 @@
-//! Watching: what is told to subscribers, and the looks that nobody asked for.
+//! Subscriptions: sends events to subscribers, and polls OrbStack for changes while a subscriber wants that.
 //!
 //! ```text
-//!             somebody watches                       running
-//! no timer ----------------------> due at `next` --> status ---------> list --> what differs is told
+//!             first subscriber                        running
+//! no timer ----------------------> due at `next` --> status ---------> list --> events for the differences
 //!    ^                                ^                | stopped, failed  |
-//!    +-- nobody watches any more      +--- pause ------+------------------+
+//!    +-- no subscriber left           +--- pause ------+------------------+
 //! ```
 //!
-//! While nobody watches there is neither a look nor a timer. A look that finds nothing new leaves no record. At most one look runs; a wish that comes meanwhile is remembered, and
-//! more of them are one. A look that fails is followed by a pause like any other. The pause grows while nothing changes.
+//! Without a subscriber that wants polls there is neither a poll nor a timer. At most one poll runs at a time. Requests to poll that
+//! arrive meanwhile are merged into one poll, which follows. A pause follows each poll, also a failed one, and grows while nothing
+//! changes. A poll that finds nothing new leaves no record.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,29 +30,29 @@ use super::super::answer::{ObservedAnswer, QueryAnswer};
 use super::super::handle::{Client, JobSpec, JobState, Snapshot, Subscriber, Target};
 use super::State;
 
-/// Events that are kept for readers who stay behind or come back.
+/// Number of events kept for subscribers that lag or reconnect.
 const EVENTS_KEPT: usize = 1024;
-/// Most jobs that an overview tells.
-const OVERVIEW_JOBS_MAX: usize = 10_000;
+/// Most jobs in a snapshot.
+const SNAPSHOT_JOBS_MAX: usize = 10_000;
 
-/// What is known of watchers, and what they were told.
+/// Subscribers, the state that they were last sent, and the poll schedule.
 pub(super) struct Watching {
-    /// The only channel to subscribers: each holds a receiver and the number of the last event that it was told.
+    /// The channel to all subscribers. Each has a receiver and remembers the number of the last event that it read.
     events: watch::Sender<EventLog<Arc<SequencedEvent>>>,
-    /// Held by each subscriber who wants what looks find.
+    /// Cloned into each subscriber that wants polls; the reference count shows whether there is one.
     wanted: Arc<()>,
-    /// The machines as they were told.
+    /// The machines as last sent to subscribers.
     machines: Option<ObservedAnswer>,
-    /// OrbStack's status as it was told.
+    /// OrbStack's status as last sent to subscribers.
     status: Option<OrbstackStatus>,
     backoff: Backoff,
-    /// When to look next, if somebody watches.
+    /// When the next poll is due, if a subscriber wants polls.
     next: Option<Instant>,
-    /// The read that the look in progress waits for.
-    look: Option<JobId>,
-    /// Something changed while a look was in progress, which may not have seen it.
+    /// The read that the running poll waits for.
+    poll: Option<JobId>,
+    /// Whether something changed during the running poll, which may have missed it.
     again: bool,
-    /// Reads that failed when they were last polled.
+    /// Queries whose last poll failed.
     failing: BTreeSet<Query>,
 }
 
@@ -64,7 +65,7 @@ impl Watching {
             status: None,
             backoff: Backoff::new(interval),
             next: None,
-            look: None,
+            poll: None,
             again: false,
             failing: BTreeSet::new(),
         }
@@ -75,7 +76,7 @@ impl Watching {
         self.events.borrow().last()
     }
 
-    /// Notes how a poll ended, and returns whether that is new: it failed after one that did not, or the reverse.
+    /// Records the result of a poll. Returns whether it changed from success to failure or back.
     pub(super) fn note_poll(&mut self, query: Query, outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Succeeded(_) => self.failing.remove(&query),
@@ -88,9 +89,9 @@ impl Watching {
         Arc::strong_count(&self.wanted) > 1
     }
 
-    /// Says whether a job is a look that nobody asked for.
-    pub(super) fn is_look(&self, id: JobId) -> bool {
-        self.look == Some(id)
+    /// Returns whether a job is the read of the running poll.
+    pub(super) fn is_poll(&self, id: JobId) -> bool {
+        self.poll == Some(id)
     }
 
     fn pause_from(&mut self, now: Instant) {
@@ -99,7 +100,7 @@ impl Watching {
 }
 
 impl<O: Orbctl> State<O> {
-    /// Tells an event to everybody who is subscribed. The one way to do so.
+    /// Sends an event to all subscribers. Every event goes through here.
     pub(super) fn note(&mut self, event: Event) {
         let now = Moment::now();
         self.watching
@@ -107,29 +108,29 @@ impl<O: Orbctl> State<O> {
             .send_modify(|ring| ring.push(|sequence| Arc::new(SequencedEvent::new(sequence, now, event))));
     }
 
-    /// Tells of a job, unless it is a read.
+    /// Sends the event for a job's new state, unless the job is a read.
     pub(super) fn note_job(&mut self, spec: &JobSpec, state: &JobState) {
-        if matches!(spec.asked.operation, Operation::Query(_)) {
+        if matches!(spec.submission.operation, Operation::Query(_)) {
             return;
         }
-        let facts = JobFacts {
+        let answer = JobFacts {
             id: spec.id,
-            verb: spec.asked.operation.verb(),
-            machine: spec.asked.operation.machine().cloned(),
-            client: spec.asked.client.name.clone(),
+            verb: spec.submission.operation.verb(),
+            machine: spec.submission.operation.machine().cloned(),
+            client: spec.submission.client.name.clone(),
         };
         self.note(match state {
-            JobState::Waiting => Event::JobQueued(facts),
-            JobState::Running { .. } => Event::JobStarted(facts),
-            JobState::Ended { outcome, .. } => Event::JobEnded(facts, outcome.clone()),
+            JobState::Waiting => Event::JobQueued(answer),
+            JobState::Running { .. } => Event::JobStarted(answer),
+            JobState::Ended { outcome, .. } => Event::JobEnded(answer, outcome.clone()),
         });
     }
 
-    pub(super) fn subscribe(&mut self, wants_looks: bool, reply: oneshot::Sender<Subscriber>) {
-        let is_first = wants_looks && !self.watching.is_wanted();
+    pub(super) fn subscribe(&mut self, wants_polls: bool, reply: oneshot::Sender<Subscriber>) {
+        let is_first = wants_polls && !self.watching.is_wanted();
         let subscriber = Subscriber {
             events: self.watching.events.subscribe(),
-            _wanted: wants_looks.then(|| self.watching.wanted.clone()),
+            _wanted: wants_polls.then(|| self.watching.wanted.clone()),
         };
         if is_first {
             let now = Moment::now();
@@ -146,19 +147,19 @@ impl<O: Orbctl> State<O> {
         let _ = reply.send(subscriber);
     }
 
-    /// Describes everything as it is, at the number of the last event.
+    /// Returns a snapshot of the state at the number of the last event.
     pub(super) fn snapshot(&self) -> Snapshot {
         let active = self
             .jobs
             .values()
             .filter(|entry| entry.live().is_some())
-            .filter(|entry| !matches!(entry.spec.asked.operation, Operation::Query(_)));
+            .filter(|entry| !matches!(entry.spec.submission.operation, Operation::Query(_)));
         let mut jobs: Vec<_> = active
-            .take(OVERVIEW_JOBS_MAX + 1)
+            .take(SNAPSHOT_JOBS_MAX + 1)
             .map(|entry| self.view(entry))
             .collect();
-        let more_jobs = jobs.len() > OVERVIEW_JOBS_MAX;
-        jobs.truncate(OVERVIEW_JOBS_MAX);
+        let more_jobs = jobs.len() > SNAPSHOT_JOBS_MAX;
+        jobs.truncate(SNAPSHOT_JOBS_MAX);
         Snapshot {
             sequence: self.watching.last_event(),
             at: Moment::now(),
@@ -167,36 +168,36 @@ impl<O: Orbctl> State<O> {
             status: self.watching.status.clone(),
             jobs,
             more_jobs,
-            sick: self.outage(),
+            outage: self.outage(),
         }
     }
 
-    /// Waits otherwise between looks from now on.
+    /// Sets the shortest pause between polls.
     pub(super) fn set_watch_interval(&mut self, interval: Duration) {
         self.watching.backoff.set_shortest(interval);
         let soon = Moment::now().instant + interval;
         self.watching.next = self.watching.next.map(|_| soon);
     }
 
-    /// Something was made stale, so more may follow: the pauses are short again.
+    /// Shortens the pauses again: something was invalidated, so more changes may follow.
     pub(super) fn reset(&mut self) {
         self.watching.backoff.reset();
         let soon = Moment::now().instant + self.watching.backoff.pause();
         self.watching.next = self.watching.next.map(|next| next.min(soon));
     }
 
-    /// Something has changed that a look would show: whoever watches need not wait for it.
-    pub(super) fn look_now(&mut self) {
-        if self.watching.look.is_some() {
+    /// Polls as soon as possible, because something has changed that a poll would show.
+    pub(super) fn poll_now(&mut self) {
+        if self.watching.poll.is_some() {
             self.watching.again = true;
         } else {
             self.watching.next = Some(Moment::now().instant);
         }
     }
 
-    /// Returns when to look next: never while nobody watches, a look is in progress, or none would be taken.
-    pub(super) fn next_look(&self) -> Option<Instant> {
-        let may_look = self.watching.look.is_none()
+    /// Returns when the next poll is due; `None` if none is wanted, one is running, or the queue would not accept or start it.
+    pub(super) fn next_poll(&self) -> Option<Instant> {
+        let may_look = self.watching.poll.is_none()
             && self.watching.is_wanted()
             && !self.stopping
             && !self.is_upgrading()
@@ -207,53 +208,53 @@ impl<O: Orbctl> State<O> {
         self.watching.next.filter(|_| may_look)
     }
 
-    /// Begins the look that is due. While `orbctl` is sick its probes are what looks, and they go on while somebody watches.
-    pub(super) fn look_if_due(&mut self, now: Instant) {
-        if self.next_look().is_none_or(|next| next > now) {
+    /// Begins the poll that is due. During an outage, health probes take its place, and a due poll counts as demand for them.
+    pub(super) fn poll_if_due(&mut self, now: Instant) {
+        if self.next_poll().is_none_or(|next| next > now) {
             return;
         }
         if self.circuit_breaker.outage().is_some() {
-            self.circuit_breaker.asked(now);
+            self.circuit_breaker.note_demand(now);
             self.watching.backoff.slow_down();
-            self.look_ended();
+            self.poll_ended();
         } else {
-            self.look(&Query::Status);
+            self.poll(&Query::Status);
         }
     }
 
-    fn look(&mut self, query: &Query) {
-        // Whoever may join shares it; we are told by the end of the job.
+    fn poll(&mut self, query: &Query) {
+        // The reply goes unused, because the end of the job reports the result. Other callers may join the read.
         let (reply, _) = oneshot::channel();
-        self.watching.look = self.ask(query, Duration::ZERO, &ourselves(), reply);
-        if self.watching.look.is_none() {
+        self.watching.poll = self.ask(query, Duration::ZERO, &ourselves(), reply);
+        if self.watching.poll.is_none() {
             self.watching.backoff.slow_down();
-            self.look_ended();
+            self.poll_ended();
         }
     }
 
-    /// A read is over: goes on with the look that waited for it, if one did.
-    pub(super) fn looked(&mut self, id: JobId, facts: Option<&QueryAnswer>) {
-        if !self.watching.is_look(id) {
+    /// Continues the poll that waited for this read, if one did.
+    pub(super) fn looked(&mut self, id: JobId, answer: Option<&QueryAnswer>) {
+        if !self.watching.is_poll(id) {
             return;
         }
-        self.watching.look = None;
-        match facts {
-            // Asking for the list would wake OrbStack if it did not run.
+        self.watching.poll = None;
+        match answer {
+            // `list` would start OrbStack if it did not run.
             Some(QueryAnswer::Status(OrbstackStatus::Running))
                 if self.watching.is_wanted() && !self.stopping && !self.idle.is_holding() =>
             {
-                self.look(&Query::List);
+                self.poll(&Query::List);
             }
-            // What it saw has been told, and has set the pace.
-            Some(QueryAnswer::Machines(_)) => self.look_ended(),
+            // The events have been sent, and the pause has been adjusted.
+            Some(QueryAnswer::Machines(_)) => self.poll_ended(),
             _ => {
                 self.watching.backoff.slow_down();
-                self.look_ended();
+                self.poll_ended();
             }
         }
     }
 
-    fn look_ended(&mut self) {
+    fn poll_ended(&mut self) {
         let now = Moment::now().instant;
         if std::mem::take(&mut self.watching.again) {
             self.watching.next = Some(now);
@@ -262,8 +263,8 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Tells what is new in a list that has just been kept, whoever asked for it.
-    pub(super) fn learned_machines(&mut self, is_look: bool) {
+    /// Sends events for what is new in a list that was just cached, whichever read observed it.
+    pub(super) fn learned_machines(&mut self, is_poll: bool) {
         let Some(seen) = self.cache.get(&CacheKey::Machines).cloned() else {
             return;
         };
@@ -292,23 +293,23 @@ impl<O: Orbctl> State<O> {
         };
         if !news.is_empty() {
             self.watching.backoff.reset();
-        } else if is_look {
+        } else if is_poll {
             self.watching.backoff.slow_down();
         }
         self.watching.machines = Some((&seen).into());
         for event in news {
             self.note(event);
         }
-        // A caller's read saw what a look would have seen.
+        // A caller's read observed what a poll would have observed.
         self.watching.pause_from(Moment::now().instant);
     }
 
-    /// Tells OrbStack's status when it is new, whoever asked for it.
+    /// Sends OrbStack's status if it is new, whichever read observed it.
     pub(super) fn learned_status(&mut self) {
         let Some(seen) = self.cache.get(&CacheKey::Status) else {
             return;
         };
-        let QueryAnswer::Status(status) = &seen.value.facts else {
+        let QueryAnswer::Status(status) = &seen.value.answer else {
             return;
         };
         if self.watching.status.as_ref() == Some(status) {
@@ -321,15 +322,15 @@ impl<O: Orbctl> State<O> {
     }
 }
 
-/// No client that connects has this id.
+/// Client id of the daemon itself. No connected client has it.
 const OURSELVES: ClientId = ClientId(u64::MAX - 1);
 
-/// Returns whether the daemon itself asked for a job.
+/// Returns whether the daemon itself submitted a job.
 pub(super) fn is_ourselves(spec: &JobSpec) -> bool {
-    spec.asked.client.id == OURSELVES
+    spec.submission.client.id == OURSELVES
 }
 
-/// The client of looks: the daemon itself. It shares turns with no other, and its connection never goes away.
+/// Returns the client of polls: the daemon itself. It has its own share in the fair queue, and its connection never closes.
 fn ourselves() -> Client {
     Client {
         id: OURSELVES,

@@ -1,4 +1,4 @@
-//! Events on the way out, and which are wanted on the way in.
+//! Converts events to wire types, and requested event types from them.
 
 use super::{job, machine, observed, outcome_word, time};
 use crate::clock::Moment;
@@ -9,7 +9,7 @@ use crate::machine::{Machine, MachineName};
 use crate::operation::Scope;
 use crate::rpc::types::{self, EventDetails, EventKind};
 
-/// Reads which events are wanted.
+/// Converts a requested event type.
 pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
     match kind {
         EventKind::MachinesKnown => Kind::MachinesKnown,
@@ -26,7 +26,7 @@ pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
     }
 }
 
-/// Writes an event.
+/// Converts an event.
 pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Event {
     let what = match &told.event {
         Event::MachinesKnown { machines, generation } => EventDetails::MachinesKnown {
@@ -60,14 +60,14 @@ pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Eve
             status: status.as_str().into(),
             generation: generation.get(),
         },
-        Event::JobQueued(facts) => EventDetails::JobQueued {
-            job: event_job(facts),
+        Event::JobQueued(answer) => EventDetails::JobQueued {
+            job: event_job(answer),
         },
-        Event::JobStarted(facts) => EventDetails::JobStarted {
-            job: event_job(facts),
+        Event::JobStarted(answer) => EventDetails::JobStarted {
+            job: event_job(answer),
         },
-        Event::JobEnded(facts, outcome) => EventDetails::JobEnded {
-            job: event_job(facts),
+        Event::JobEnded(answer, outcome) => EventDetails::JobEnded {
+            job: event_job(answer),
             outcome: event_outcome(outcome),
             reason: match outcome {
                 Outcome::Failed(failure) => Some(failure.to_string()),
@@ -99,7 +99,7 @@ pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Eve
     }
 }
 
-/// Writes everything as it is.
+/// Builds a `state` event from a snapshot.
 pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types::Event {
     let now = Moment::now();
     let machine_list = snapshot.machines.as_ref().map(|seen| {
@@ -107,7 +107,7 @@ pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types:
         let mut seen = observed(seen, &now);
         if snapshot.machines_stale {
             seen.stale = true;
-            seen.stale_reason = Some("something may have changed since; the next look tells".into());
+            seen.stale_reason = Some("something may have changed since; orbd has not polled yet".into());
         }
         types::MachineListAnswer {
             machines: machines.iter().map(machine).collect(),
@@ -119,12 +119,12 @@ pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types:
         orbstack: snapshot.status.as_ref().map(|status| status.as_str().to_owned()),
         jobs: snapshot.jobs.iter().map(job).collect(),
         more_jobs: snapshot.more_jobs,
-        unhealthy: snapshot.sick.as_ref().map(super::outage),
+        unhealthy: snapshot.outage.as_ref().map(super::outage),
     };
     at_overview(snapshot, instance, EventDetails::State(Box::new(state)))
 }
 
-/// Writes that events were missed.
+/// Builds a `gap` event.
 pub(in crate::rpc) fn event_gap(
     snapshot: &Snapshot,
     instance: &str,
@@ -142,12 +142,12 @@ fn at_overview(snapshot: &Snapshot, instance: &str, what: EventDetails) -> types
     }
 }
 
-fn event_job(facts: &JobFacts) -> types::EventJob {
+fn event_job(answer: &JobFacts) -> types::EventJob {
     types::EventJob {
-        job_id: facts.id.0,
-        operation: facts.verb.into(),
-        machine: facts.machine.as_ref().map(MachineName::to_string),
-        client: facts.client.to_string(),
+        job_id: answer.id.0,
+        operation: answer.verb.into(),
+        machine: answer.machine.as_ref().map(MachineName::to_string),
+        client: answer.client.to_string(),
     }
 }
 

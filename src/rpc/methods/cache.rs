@@ -1,4 +1,4 @@
-//! `cache.*`: what is known, and forgetting it.
+//! `cache.*`: status and invalidation of the cache.
 
 use crate::cache::CacheKey;
 use crate::metrics::Counter;
@@ -14,7 +14,7 @@ pub(super) fn register(registry: &mut Registry) {
             .dispatcher
             .cache_view()
             .await
-            .ok_or_else(|| convert::internal("no dispatcher"))?;
+            .ok_or_else(|| convert::internal("the dispatcher has stopped"))?;
         let counters = server.metrics.counters();
         let mut entries: Vec<CacheEntry> = view
             .entries
@@ -56,7 +56,7 @@ pub(super) fn register(registry: &mut Registry) {
             .dispatcher
             .invalidate(scope)
             .await
-            .ok_or_else(|| convert::internal("no dispatcher"))?;
+            .ok_or_else(|| convert::internal("the dispatcher has stopped"))?;
         Ok(CacheInvalidateAnswer {
             generation: generation.get(),
         })

@@ -1,4 +1,4 @@
-//! `config.*`: OrbStack's own configuration.
+//! `config.*`: OrbStack's configuration.
 
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
@@ -14,8 +14,10 @@ use super::{change, read};
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigShow, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
-        let QueryAnswer::Config(values) = &seen.value.facts else {
-            return Err(convert::internal("the configuration is of another kind"));
+        let QueryAnswer::Config(values) = &seen.value.answer else {
+            return Err(convert::internal(
+                "the answer for the configuration has an unexpected type",
+            ));
         };
         Ok(ConfigAnswer {
             values: convert::config(values),
@@ -25,8 +27,10 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigGet, _, _>(async |server, params, caller| {
         let _: crate::operation::ConfigKey = parse("key", &params.key)?;
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
-        let QueryAnswer::Config(values) = &seen.value.facts else {
-            return Err(convert::internal("the configuration is of another kind"));
+        let QueryAnswer::Config(values) = &seen.value.answer else {
+            return Err(convert::internal(
+                "the answer for the configuration has an unexpected type",
+            ));
         };
         let value = values
             .iter()
@@ -40,7 +44,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigSet, _, _>(async |server, params, caller| {
         let options = params.options();
         if params.value.contains('\0') {
-            return Err(invalid("value", "cannot contain NUL bytes"));
+            return Err(invalid("value", "must not contain NUL bytes"));
         }
         let operation = Operation::ConfigSet {
             key: parse("key", &params.key)?,

@@ -7,9 +7,8 @@ use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
 use crate::rpc::types::{DaemonInfoAnswer, Done, HelloAnswer};
 
-/// Version of this build.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Longest client name.
+/// Maximum length of a client name, in bytes.
 const CLIENT_NAME_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
@@ -17,16 +16,19 @@ pub(super) fn register(registry: &mut Registry) {
         let name = &params.client;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > CLIENT_NAME_MAX || !name.chars().all(plain) {
-            return Err(invalid("client", format!("has 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' and '.'")));
+            return Err(invalid(
+                "client",
+                format!("must be 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' or '.'"),
+            ));
         }
         if params.protocol != PROTOCOL_VERSION {
-            let mend = if params.protocol > PROTOCOL_VERSION {
-                "orbd is the older: once the new one is installed, run: orbd-ctl daemon restart"
+            let fix = if params.protocol > PROTOCOL_VERSION {
+                "orbd is older: install the new version, then run `orbd-ctl daemon restart`"
             } else {
-                "the client is the older: update it to a version that goes with this orbd"
+                "the client is older: update it to a version that matches this orbd"
             };
             let text = format!(
-                "the client {name} speaks protocol {}, orbd {VERSION} speaks protocol {PROTOCOL_VERSION}; {mend}",
+                "client '{name}' speaks protocol {}, but orbd {VERSION} speaks protocol {PROTOCOL_VERSION}; {fix}",
                 params.protocol
             );
             return Err(ErrorKind::ProtocolMismatch.error(text));
@@ -69,13 +71,13 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<DaemonReload, _, _>(async |server, _params, caller| {
-        tracing::info!(client = %caller.connection()?.name(), "asked to reload");
+        tracing::info!(client = %caller.connection()?.name(), "reload requested");
         (server.reload)()
             .await
             .map_err(|problem| ErrorKind::ConfigInvalid.error(problem))
     });
     registry.method::<DaemonStop, _, _>(async |server, _params, caller| {
-        tracing::info!(client = %caller.connection()?.name(), "asked to stop");
+        tracing::info!(client = %caller.connection()?.name(), "stop requested");
         server.stop.cancel();
         Ok(Done {})
     });

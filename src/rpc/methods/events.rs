@@ -1,8 +1,8 @@
-//! `events.subscribe`: what happens, as it happens.
+//! `events.subscribe`.
 //!
-//! A subscriber is a number, that of the last event it was told, and a place in the one ring of events. It waits for the ring to
-//! grow and for room on its own connection, never for another subscriber; who stays behind for longer than the ring reaches is
-//! told of the gap and of everything as it is.
+//! The state of a subscriber is the number of the last event that it was sent. It reads from the shared event log and waits for the log to
+//! grow and for room on its own connection, never for another subscriber. A subscriber that falls behind the log gets a `gap` and the
+//! current state.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::rpc::convert;
 use crate::rpc::server::{Notifier, Registry, Server, Subscriber};
 use crate::rpc::types::{EventsSubscribeParams, GapReason};
 
-/// Events taken from the ring at once.
+/// Maximum number of events read from the log at once.
 const BATCH_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
@@ -26,18 +26,18 @@ pub(super) fn register(registry: &mut Registry) {
             return subscriber.reject(convert::rejection(&Rejection::Stopping)).await;
         };
         let begin = begin(&server, &params);
-        // Ends when either side is gone.
+        // Returns when the subscriber or the dispatcher has closed.
         let _ = tell(&server, subscription, &kinds, begin, subscriber).await;
     });
 }
 
-/// Where a subscriber begins.
+/// Start of a subscription.
 enum Begin {
-    /// With everything as it is.
+    /// With the current state.
     Now,
     /// After this event.
     After(u64),
-    /// After an event that another life told.
+    /// After an event of another instance.
     Elsewhere,
 }
 
@@ -53,7 +53,7 @@ fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
     }
 }
 
-/// Tells events until the subscriber or the dispatcher is gone.
+/// Sends events until the subscriber or the dispatcher has closed.
 async fn tell(
     server: &Server,
     mut subscription: dispatcher::Subscriber,
@@ -88,7 +88,7 @@ async fn tell(
                 }
             }
             Err(Gap) => {
-                // A number that was not given yet was given by somebody else.
+                // This instance has not assigned that number yet, so another instance did.
                 let reason = if last > newest {
                     GapReason::OtherInstance
                 } else {
@@ -100,7 +100,7 @@ async fn tell(
     }
 }
 
-/// Tells everything as it is, after the gap if there is one, and returns the number of the last event in it.
+/// Sends the current state, after a `gap` if there is one. Returns the number of the last event that the state includes.
 async fn everything(server: &Server, notifier: &Notifier, gap: Option<GapReason>) -> Option<u64> {
     let snapshot: Snapshot = server.dispatcher.snapshot().await?;
     let instance = &server.info.instance;
@@ -113,13 +113,13 @@ async fn everything(server: &Server, notifier: &Notifier, gap: Option<GapReason>
     Some(snapshot.sequence)
 }
 
-/// Returns the event as it goes over the wire. It is written once; each subscriber gets a copy of the text.
+/// Returns the event as sent on the wire. It is encoded once; each subscriber gets a copy of the text.
 fn encoded<'a>(told: &'a Arc<SequencedEvent>, instance: &str) -> Option<&'a RawValue> {
     let text = told.encoded.get_or_init(|| {
         serde_json::to_string(&convert::event(told, instance))
             .unwrap_or_default()
             .into()
     });
-    // Borrowed and parsed, which is less than to build it again.
+    // The text is borrowed and only checked, which costs less than encoding it again.
     serde_json::from_str(text).ok()
 }

@@ -1,4 +1,4 @@
-//! `job.*`: jobs by their ids.
+//! `job.*`: jobs by id.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use crate::spool::Batch;
 use super::run::{INLINE_SMALL, follow, room_for_output};
 use super::{end, no_such_job};
 
-/// Jobs listed where the caller says nothing.
+/// Default of `limit` in `job.list`.
 const LIST_DEFAULT: usize = 100;
-/// Most jobs listed.
+/// Maximum of `limit` in `job.list`.
 const LIST_MAX: usize = 10_000;
-/// Most bytes of output in one answer, also where the caller says nothing. An answer is built in memory, coded and put into its
-/// envelope, so it costs several times that; whoever wants much takes an HTTP body or follows.
+/// Maximum and default number of bytes of output in one answer. An answer is built and encoded in memory, which takes several times as
+/// much. For large output clients follow the job or read an HTTP body.
 const OUTPUT_MAX: u64 = 1 << 20;
 /// Longest wait of one `job.output`.
 const OUTPUT_WAIT_MAX: Duration = Duration::from_secs(3600);
 
 pub(super) fn register(registry: &mut Registry) {
-    probe_permits(registry);
+    jobs(registry);
     streams(registry);
 }
 
-fn probe_permits(registry: &mut Registry) {
+fn jobs(registry: &mut Registry) {
     registry.method::<JobGet, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
         let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
@@ -42,7 +42,7 @@ fn probe_permits(registry: &mut Registry) {
     registry.method::<JobList, _, _>(async |server, params, _caller| {
         let limit = params.limit.unwrap_or(LIST_DEFAULT);
         if limit == 0 || limit > LIST_MAX {
-            return Err(invalid("limit", format!("is 1 to {LIST_MAX}")));
+            return Err(invalid("limit", format!("must be from 1 to {LIST_MAX}")));
         }
         let filter = JobFilter {
             state: params.state.map(|state| match state {
@@ -67,11 +67,11 @@ fn probe_permits(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         match timeout("timeout_ms", params.timeout_ms)? {
-            // Either it ended or the time is over: the view tells which.
+            // The view below shows whether the job ended or the time passed.
             Some(limit) => drop(tokio::time::timeout(limit, end(&mut job)).await),
             None => drop(end(&mut job).await?),
         }
-        // A job that ended may be forgotten by now; whoever waited for it is told all the same.
+        // The ended job may have expired from history by now; its handle still has the result.
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(JobAnswer {
             job: convert::job(&view),
@@ -96,7 +96,7 @@ fn streams(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let most = params.bytes_max.unwrap_or(OUTPUT_MAX);
         if most == 0 || most > OUTPUT_MAX {
-            return Err(invalid("bytes_max", format!("is 1 to {OUTPUT_MAX}")));
+            return Err(invalid("bytes_max", format!("must be from 1 to {OUTPUT_MAX}")));
         }
         let wait = Duration::from_millis(params.wait_ms).min(OUTPUT_WAIT_MAX);
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
@@ -115,19 +115,19 @@ fn streams(registry: &mut Registry) {
                 answer.next_offset = job.output_gone;
                 return Ok(answer);
             }
-            // There will be none; whoever waits for some waits for the end.
+            // There will be no output, so a caller that waits for some waits for the job's end.
             answer.eof = matches!(tokio::time::timeout(wait, end(&mut job)).await, Ok(Ok(_)));
             return Ok(answer);
         };
         if params.offset > spool.end() {
             return Err(invalid(
                 "offset",
-                format!("is at most {}: the job wrote no more", spool.end()),
+                format!("must be at most {}, the end of the job's output", spool.end()),
             ));
         }
         let mut reader = spool.reader(params.offset);
-        // What is there is read however long the disk takes; only what is not there yet is waited for, and without room: others need it
-        // meanwhile. So the first of it is a short piece.
+        // Output that exists is read however long the disk takes. Only for output that does not exist yet the call waits, and without a
+        // budget permit, because other calls need the budget meanwhile. The first piece is therefore small.
         let is_there = params.offset < spool.end() || spool.is_ended();
         let most = most.min(if is_there {
             spool.end() - params.offset
@@ -183,12 +183,12 @@ fn input(registry: &mut Registry) {
             (None, None) => bytes::Bytes::new(),
             (Some(_), Some(_)) => return Err(invalid("text", "give at most one of text and base64")),
         };
-        // Until the child has taken them.
+        // Counts the bytes against the connection's budget until the child has read them.
         let bytes = caller.connection()?.hold(bytes)?;
         let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
         let Some(input) = server.dispatcher.input(id).await else {
-            // Over, or its input was ended: a writer to a closed pipe is told, not failed.
-            let takes = matches!(&job.spec.asked.operation, crate::operation::Operation::Exec(_, request)
+            // The job has ended or its input is closed. As with a closed pipe, that is an answer and not an error.
+            let takes = matches!(&job.spec.submission.operation, crate::operation::Operation::Exec(_, request)
                 if request.stdin == crate::operation::Stdin::Stream);
             return if takes {
                 Ok(JobInputAnswer { open: false })

@@ -27,25 +27,31 @@ fn reads(registry: &mut Registry) {
         let seen = read(&server, &caller, Query::List, params.max_age_ms).await?;
         let mut json = Vec::new();
         if !machine_list_cache::machine_list(&seen, &Moment::now(), &mut json) {
-            return Err(convert::internal("the list is of another kind"));
+            return Err(convert::internal(
+                "the answer for the machine list has an unexpected type",
+            ));
         }
         String::from_utf8(json)
             .ok()
             .and_then(|json| RawValue::from_string(json).ok())
-            .ok_or_else(|| convert::internal("the list is not JSON"))
+            .ok_or_else(|| convert::internal("the encoded machine list is not valid JSON"))
     });
     registry.method::<MachineInfo, _, _>(async |server, params, caller| {
         let machine = resolve(&server, &caller, "machine", &params.machine).await?;
         let seen = read(&server, &caller, Query::Info(machine.name), params.max_age_ms).await?;
-        match &seen.value.facts {
+        match &seen.value.answer {
             QueryAnswer::Info(info) => Ok(convert::info(info, convert::observed(&seen, &Moment::now()))),
-            _ => Err(convert::internal("the machine's details are of another kind")),
+            _ => Err(convert::internal(
+                "the answer for the machine's details has an unexpected type",
+            )),
         }
     });
     registry.method::<MachineDefault, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Default, params.max_age_ms).await?;
-        let QueryAnswer::Default(machine) = &seen.value.facts else {
-            return Err(convert::internal("the default machine is of another kind"));
+        let QueryAnswer::Default(machine) = &seen.value.answer else {
+            return Err(convert::internal(
+                "the answer for the default machine has an unexpected type",
+            ));
         };
         let machine = machine.as_ref().map(ToString::to_string);
         Ok(DefaultAnswer {
@@ -61,18 +67,18 @@ fn reads(registry: &mut Registry) {
             LogScope::Default
         };
         let seen = read(&server, &caller, Query::Logs(machine.name, scope), None).await?;
-        text(&seen.value.facts)
+        text(&seen.value.answer)
     });
     registry.method::<MachineSsh, _, _>(async |server, _params, caller| {
         let seen = read(&server, &caller, Query::Ssh, None).await?;
-        text(&seen.value.facts)
+        text(&seen.value.answer)
     });
 }
 
-fn text(facts: &QueryAnswer) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
-    match facts {
+fn text(answer: &QueryAnswer) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
+    match answer {
         QueryAnswer::Text(text) => Ok(TextAnswer { text: text.clone() }),
-        _ => Err(convert::internal("the text is of another kind")),
+        _ => Err(convert::internal("the answer for a text has an unexpected type")),
     }
 }
 

@@ -1,9 +1,9 @@
-//! `metrics.*`: what happened, how often and how long it took.
+//! `metrics.*`: counts and durations of past operations.
 
 use crate::clock::Moment;
 use crate::metrics::{
     Counter, GroupBy, HistoryFilter, HistoryRequest, MachineLabel, OperationRecord, OutcomeWord, Spread,
-    StoreError, StoreState, SummaryRequest, WindowResolution,
+    StoreError, StoreState, SummaryRequest, SummaryRow, WindowResolution,
 };
 use crate::rpc::api::{MetricsCounters, MetricsHistory, MetricsSummary};
 use crate::rpc::convert::{parse, time_ms};
@@ -14,10 +14,24 @@ use crate::rpc::types::{
     MetricsSummaryAnswer,
 };
 
-/// When a store that did not answer is worth another question.
+/// Retry delay after a store error.
 const RETRY_AFTER_MS: u64 = 1000;
-/// Records listed where the caller says nothing.
+/// Default of `limit` in `metrics.history`.
 const HISTORY_DEFAULT: usize = 100;
+
+fn summary_row(row: &SummaryRow) -> MetricsRow {
+    MetricsRow {
+        operation: row.operation.clone(),
+        machine: row.machine.name().map(str::to_owned),
+        other_machines: row.machine == MachineLabel::Other,
+        count: row.counts.count,
+        errors: row.counts.errors,
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
+        error_rate: row.counts.errors as f64 / row.counts.count.max(1) as f64,
+        wait: distribution(&row.wait),
+        run: distribution(&row.run),
+    }
+}
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<MetricsSummary, _, _>(async |server, params, _caller| {
@@ -38,21 +52,7 @@ pub(super) fn register(registry: &mut Registry) {
             .summary(request)
             .await
             .map_err(|error| store_error(&error))?;
-        let rows = summary
-            .rows
-            .iter()
-            .map(|row| MetricsRow {
-                operation: row.operation.clone(),
-                machine: row.machine.name().map(str::to_owned),
-                other_machines: row.machine == MachineLabel::Other,
-                count: row.counts.count,
-                errors: row.counts.errors,
-                #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 53 bits")]
-                error_rate: row.counts.errors as f64 / row.counts.count.max(1) as f64,
-                wait: distribution(&row.wait),
-                run: distribution(&row.run),
-            })
-            .collect();
+        let rows = summary.rows.iter().map(summary_row).collect();
         Ok(MetricsSummaryAnswer {
             since: (summary.since_ms > 0).then(|| time_ms(summary.since_ms)),
             until: time_ms(now),
@@ -69,13 +69,16 @@ pub(super) fn register(registry: &mut Registry) {
         if limit == 0 || limit > crate::metrics::HISTORY_PAGE_MAX {
             return Err(invalid(
                 "limit",
-                format!("is 1 to {}", crate::metrics::HISTORY_PAGE_MAX),
+                format!("must be from 1 to {}", crate::metrics::HISTORY_PAGE_MAX),
             ));
         }
         let outcome = match &params.outcome {
-            Some(word) => {
-                Some(OutcomeWord::from_word(word).ok_or_else(|| invalid("outcome", "is no outcome"))?)
-            }
+            Some(word) => Some(OutcomeWord::from_word(word).ok_or_else(|| {
+                invalid(
+                    "outcome",
+                    "must be succeeded, failed, cancelled, expired, interrupted or unknown",
+                )
+            })?),
             None => None,
         };
         let request = HistoryRequest {

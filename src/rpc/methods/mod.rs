@@ -1,4 +1,4 @@
-//! A file for each group of methods. A handler converts, asks, and converts back.
+//! The handlers of all methods, one file per group. A handler parses the parameters, calls the dispatcher and converts the answer.
 
 mod cache;
 mod config;
@@ -25,7 +25,7 @@ use crate::job::{JobId, Outcome};
 use crate::machine::{MachineId, MachineName};
 use crate::operation::{MachineRef, Operation, Query};
 
-/// Adds every method.
+/// Registers all methods.
 pub(super) fn register(registry: &mut Registry) {
     cache::register(registry);
     config::register(registry);
@@ -40,14 +40,14 @@ pub(super) fn register(registry: &mut Registry) {
     session::register(registry);
 }
 
-/// A machine that a caller named, by the name that its lane has.
+/// A machine that a caller named, by name or id.
 struct Resolved {
     name: MachineName,
-    /// The id, when it was named by that; checked again before anything is done.
+    /// The id, if the caller used it. It is checked again before the operation starts.
     id: Option<MachineId>,
 }
 
-/// Turns what a caller named into a name. Only a text that is shaped like an id costs a look at the list.
+/// Resolves a name or id to a name. Only text in the form of an id requires the machine list.
 async fn resolve(server: &Server, caller: &Caller, field: &str, text: &str) -> Result<Resolved, ErrorObject> {
     let (id, name) = match convert::machine_ref(field, text)? {
         MachineRef::Name(name) => return Ok(Resolved { name, id: None }),
@@ -66,10 +66,10 @@ async fn resolve(server: &Server, caller: &Caller, field: &str, text: &str) -> R
     }
     let mut data = ErrorKind::MachineNotFound.data();
     data.machine = Some(text.to_owned());
-    Err(ErrorKind::MachineNotFound.with(format!("no machine has the id or name {text}"), data))
+    Err(ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data))
 }
 
-/// Reads facts.
+/// Reads from the cache or from `orbctl`.
 async fn read(
     server: &Server,
     caller: &Caller,
@@ -84,7 +84,7 @@ async fn read(
         .map_err(|error| convert::read_error(&error, &operation))
 }
 
-/// Hands in an operation.
+/// Submits an operation as a job.
 async fn submit(
     server: &Server,
     caller: &Caller,
@@ -108,7 +108,7 @@ async fn submit(
         .map_err(|rejection| convert::rejection(&rejection))
 }
 
-/// Waits for a job's end.
+/// Waits for the end of a job.
 async fn end(job: &mut Job) -> Result<JobState, ErrorObject> {
     match job.state.wait_for(JobState::is_ended).await {
         Ok(state) => Ok(state.clone()),
@@ -116,7 +116,7 @@ async fn end(job: &mut Job) -> Result<JobState, ErrorObject> {
     }
 }
 
-/// Hands in a change and answers it: at its end, or at once when detached.
+/// Submits a change and returns its answer: when the job has ended, or at once if it is detached.
 async fn change(
     server: Arc<Server>,
     caller: Caller,
@@ -136,7 +136,7 @@ async fn change(
     Ok(convert::change_answer(job.spec.id, &job.spec.accepted, &state))
 }
 
-/// Passes a success, and turns any other end into the error that it is.
+/// Returns the error for a job that ended without success; `Ok` for all others.
 fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject> {
     match state {
         JobState::Ended {
@@ -148,18 +148,18 @@ fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject> {
         JobState::Ended { outcome, holder, .. } => Err(convert::outcome_error(
             outcome,
             job.spec.id,
-            &job.spec.asked.operation,
+            &job.spec.submission.operation,
             holder.as_ref(),
         )),
     }
 }
 
-/// Makes the error for a job that nobody remembers.
+/// Returns the error for an unknown or expired job.
 fn no_such_job(id: JobId) -> ErrorObject {
     let mut data = ErrorKind::JobNotFound.data();
     data.job_id = Some(id.0);
     ErrorKind::JobNotFound.with(
-        format!("no job {id}: it never was, or it ended too long ago to be kept"),
+        format!("job {id} not found (unknown id, or expired from history)"),
         data,
     )
 }

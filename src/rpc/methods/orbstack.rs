@@ -13,8 +13,10 @@ use super::{change, read};
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Status, params.max_age_ms).await?;
-        let QueryAnswer::Status(status) = &seen.value.facts else {
-            return Err(convert::internal("the status is of another kind"));
+        let QueryAnswer::Status(status) = &seen.value.answer else {
+            return Err(convert::internal(
+                "the answer for the status has an unexpected type",
+            ));
         };
         Ok(StatusAnswer {
             status: status.as_str().into(),
@@ -23,8 +25,10 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.method::<OrbstackVersion, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Version, params.max_age_ms).await?;
-        let QueryAnswer::Version(version) = &seen.value.facts else {
-            return Err(convert::internal("the version is of another kind"));
+        let QueryAnswer::Version(version) = &seen.value.answer else {
+            return Err(convert::internal(
+                "the answer for the version has an unexpected type",
+            ));
         };
         Ok(VersionAnswer {
             version: version.version.clone(),

@@ -1,4 +1,4 @@
-//! `machine.run` and its followed form; following jobs.
+//! `machine.run`, `machine.run_follow`, and following jobs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use crate::rpc::budget::{Budget, Permit};
 use crate::rpc::convert;
 use crate::rpc::line_notifications;
 use crate::rpc::server::{Caller, Notifier, Registry, Server, Subscriber};
-use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams};
+use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
 use crate::spool::{self, Batch, Spool};
 
 use super::{end, ended_well, resolve, submit};
 
-/// Most output that an answer carries; the rest is read with `job.output`.
+/// Maximum number of bytes of output in the answer of `machine.run`. Clients read the rest with `job.output`.
 const INLINE_MAX: usize = 1 << 20;
-/// Output that an answer carries whatever else the connection holds.
+/// Bytes of output that an answer may carry even if the connection's budget is used up.
 pub(super) const INLINE_SMALL: usize = 4 << 10;
-/// Bytes on the wire for a byte of output, at most: that is what JSON makes of a control character.
+/// Maximum number of bytes on the wire per byte of output: JSON encodes a control character in six.
 const ENCODED_MAX: usize = 6;
-/// Most output in one event.
+/// Maximum number of bytes of output in one event.
 const EVENT_BYTES_MAX: usize = 256 << 10;
-/// Output that is passed on as it comes, without room in the budget of the connection.
+/// Bytes of output that are sent as they arrive, without a budget permit.
 const EVENT_BYTES_SMALL: usize = 2 << 10;
-/// A follower is told what its job waits for after this time, and looks again as often.
+/// Time after which a follower is sent what its job waits for, and interval at which that is checked again.
 const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) fn register(registry: &mut Registry) {
@@ -57,14 +57,14 @@ pub(super) fn register(registry: &mut Registry) {
         if params.detach {
             let error = crate::rpc::errors::invalid(
                 "detach",
-                "a followed command is attached; use machine.run and job.follow",
+                "not accepted by machine.run_follow; use machine.run and job.follow",
             );
             return subscriber.reject(error).await;
         }
         match begin(&server, &caller, params).await {
             Ok(job) => {
                 let id = job.spec.id;
-                // Whoever gives up following gives up the command.
+                // The end of the subscription cancels the command.
                 if follow(&server, job, 0, subscriber).await.is_none() {
                     server.dispatcher.cancel(id).await;
                 }
@@ -85,8 +85,8 @@ async fn begin(server: &Server, caller: &Caller, params: RunParams) -> Result<Jo
     submit(server, caller, operation, machine.id, options).await
 }
 
-/// Returns how much output an answer may carry, and the room that it takes until it is an answer. So an answer is never made that
-/// there is no room for.
+/// Returns how many bytes of output an answer may carry, and the budget permit to hold until the answer is encoded. No answer is built that
+/// exceeds the budget.
 pub(super) fn room_for_output(budget: &Arc<Budget>, most: usize) -> (usize, Option<Permit>) {
     if most <= INLINE_SMALL {
         return (most, None);
@@ -103,7 +103,7 @@ async fn inline(spool: &Spool, budget: &Arc<Budget>) -> Result<Vec<Chunk>, Error
     let mut reader = spool.reader(0);
     let mut output = Vec::new();
     let most = usize::try_from(spool.end()).map_or(INLINE_MAX, |end| end.min(INLINE_MAX));
-    // What is left out is read with `job.output`.
+    // Clients read the rest with `job.output`.
     let (mut room, _permit) = room_for_output(budget, most);
     while room > 0 {
         match reader
@@ -115,7 +115,7 @@ async fn inline(spool: &Spool, budget: &Arc<Budget>) -> Result<Vec<Chunk>, Error
                 room = room.saturating_sub(chunks.iter().map(|chunk| chunk.bytes.len()).sum());
                 output.extend(chunks.iter().map(convert::chunk));
             }
-            // The offsets of what follows tell what is missing.
+            // The offsets of the next chunks show what is missing.
             Batch::Gap { .. } => {}
             Batch::End => break,
         }
@@ -125,7 +125,7 @@ async fn inline(spool: &Spool, budget: &Arc<Budget>) -> Result<Vec<Chunk>, Error
 
 fn length(chunk: &Chunk) -> u64 {
     let text = chunk.text.as_ref().map_or(0, String::len);
-    // Four characters of base64 stand for three bytes, less one for each '=' at the end.
+    // Four characters of base64 encode three bytes, less one for each trailing '='.
     let base64 = chunk.base64.as_ref().map_or(0, |coded| {
         let padding = coded.bytes().rev().take_while(|byte| *byte == b'=').count();
         coded.len() / 4 * 3 - padding
@@ -133,7 +133,7 @@ fn length(chunk: &Chunk) -> u64 {
     (text + base64) as u64
 }
 
-/// Tells a follower what happens to a job until its end. `None` when the follower is gone before that.
+/// Sends a job's events to a follower until the job has ended. Returns `None` if the follower disconnects before that.
 pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: Subscriber) -> Option<()> {
     let follower = Follower(subscriber.accept().await?);
     follower
@@ -156,7 +156,7 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
         ended = state.wait_for(JobState::is_ended) => { ended.ok()?; }
         () = follower.0.closed() => return None,
     }
-    // A slow follower may come here long after the end, when the job is forgotten.
+    // A slow follower may get here long after the end, when the job has expired from history.
     let view = server.dispatcher.view(job.spec.id).await;
     follower
         .tell(&JobEvent::Ended {
@@ -168,7 +168,7 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
 struct Follower(Notifier);
 
 impl Follower {
-    /// Sends one event, waiting for room. `None` when the follower is gone.
+    /// Sends one event, waiting for room. Returns `None` if the follower has disconnected.
     async fn tell(&self, event: &JobEvent) -> Option<()> {
         self.0.send(event).await
     }
@@ -178,7 +178,7 @@ impl Follower {
         self.0.send_line(line, room).await
     }
 
-    /// Waits for the start, and says what the job waits for when that takes long.
+    /// Waits for the start of the job, and sends what it waits for if that takes long.
     async fn wait_for_start(&self, server: &Server, job: &Job) -> Option<()> {
         let mut state = job.state.clone();
         let mut told = None;
@@ -203,7 +203,11 @@ impl Follower {
             }
             if let Some(waiting) = server.dispatcher.view(job.spec.id).await?.waiting_for {
                 let waiting_for = convert::waiting_for(&waiting);
-                let now = (waiting_for.job_id, waiting_for.limit.clone());
+                let mut now = waiting_for.reason.clone();
+                // The age alone is not news.
+                if let WaitReason::Job { age_ms, .. } = &mut now {
+                    *age_ms = 0;
+                }
                 if told.as_ref() != Some(&now) {
                     told = Some(now);
                     self.tell(&JobEvent::Waiting { waiting_for }).await?;
@@ -212,11 +216,11 @@ impl Follower {
         }
     }
 
-    /// Sends output as it comes, until there is no more.
+    /// Sends output as it arrives, until there is no more.
     async fn output(&self, job: &Job, spool: &Spool, offset: u64) -> Option<()> {
         let mut reader = spool.follow(offset);
         loop {
-            // What is there already is passed on in pieces as large as there is room for, on the wire twice as long.
+            // Existing output is sent in pieces as large as the budget allows, counted twice for their size on the wire.
             let mut room = None;
             if reader.position() < spool.end() {
                 let budget = self.0.budget();
@@ -242,16 +246,16 @@ impl Follower {
                         offset: from,
                         next_offset: to,
                     }))
-                    .await?
+                    .await?;
                 }
                 Ok(Batch::End) => return Some(()),
                 Err(error) => {
                     tracing::error!(
                         job_id = job.spec.id.0,
-                        operation = job.spec.asked.operation.verb(),
-                        client = %job.spec.asked.client.name,
+                        operation = job.spec.submission.operation.verb(),
+                        client = %job.spec.submission.client.name,
                         %error,
-                        "output cannot be read back"
+                        "cannot read stored output"
                     );
                     let (from, to) = (reader.position(), spool.end());
                     return self

@@ -1,8 +1,9 @@
-//! `session.*`: places in the queue that a client uses itself.
+//! `lease.*`: jobs that a process of the client carries out.
 //!
-//! Files and terminals of the Mac belong to the client: a launchd agent lacks the rights to the former and has none of the latter.
-//! The client's process waits for our answer before it runs the real tool; the place is free when that process is gone, whoever
-//! else died. What the tool is told stays with the client: here is only what it touches.
+//! Files and terminals of the Mac belong to the client: a launchd agent may not open the user's files and has no terminal. The client's
+//! child waits for the answer of `lease.acquire` before it executes `orbctl`. The lanes are free when the child has exited, even if the
+//! client or the daemon exited first. The arguments of `orbctl` stay with the client; the daemon gets only what it needs to choose the
+//! lanes.
 
 use std::path::PathBuf;
 
@@ -24,21 +25,24 @@ use crate::sys::{self, ChildIdentity};
 
 use super::{Resolved, ended_well, no_such_job, read, resolve, unknown_form};
 
-/// Most machines of one lease.
+/// Maximum number of machines of one lease.
 const MACHINES_MAX: usize = 256;
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<LeaseAcquire, _, _>(async |server, params, caller| {
         let options = params.options();
         if options.detach {
-            return Err(invalid("detach", "a lease belongs to its client"));
+            return Err(invalid(
+                "detach",
+                "not accepted by lease.acquire: a lease is always attached",
+            ));
         }
         let Some(orbctl) = (server.orbctl)() else {
             return Err(ErrorKind::OrbctlUnavailable
-                .error("orbctl was not found; set `orbctl` in orbd's configuration"));
+                .error("orbctl not found; install OrbStack, or set `orbctl` in orbd's configuration"));
         };
         let client = caller.client()?;
-        // At once: what is resolved below may take a while, and an id of a process is used again.
+        // Identified first: resolving machines may take a while, and process ids are reused.
         let owner = owner(&client)?;
         let child = process(params.pid, client.uid)?;
         let subject = subject(&server, &caller, &params).await?;
@@ -46,7 +50,7 @@ pub(super) fn register(registry: &mut Registry) {
             operation: subject.operation,
             client,
             executor: Executor::Lease(LeaseProcesses { child, owner }),
-            // Ids are compared below, before the answer: the job runs before it could compare them itself.
+            // Ids are checked below, before the answer is sent, because the dispatcher starts a lease without checking them.
             expected_id: None,
             detached: false,
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
@@ -76,23 +80,25 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<LeaseRead, _, _>(async |server, params, caller| {
         let query = Query::RawQuery(convert::raw_query(&params.read)?);
         let seen = read(&server, &caller, query, params.max_age_ms).await?;
-        match &seen.value.facts {
+        match &seen.value.answer {
             QueryAnswer::Raw(printed) => Ok(convert::raw_output(
                 printed,
                 convert::observed(&seen, &Moment::now()),
             )),
-            _ => Err(convert::internal("the answer is of another kind")),
+            _ => Err(convert::internal(
+                "the answer for a raw read has an unexpected type",
+            )),
         }
     });
     registry.method::<LeaseRelease, _, _>(async |server, params, _caller| {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
         let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
-        if !matches!(job.spec.asked.executor, Executor::Lease(_)) {
-            return Err(invalid("job_id", "is not a lease"));
+        if !matches!(job.spec.submission.executor, Executor::Lease(_)) {
+            return Err(invalid("job_id", "that job is not a lease"));
         }
         let released = server.dispatcher.release(id, ending).await;
-        // Its owner may have to exit within a deadline, and looks may go on for minutes.
+        // The owner may have to exit within a deadline, and reconciliation may take minutes.
         if !released.as_ref().is_some_and(|released| released.is_reconciling) {
             super::end(&mut job).await?;
         }
@@ -104,32 +110,37 @@ pub(super) fn register(registry: &mut Registry) {
     });
 }
 
-/// Identifies the process that asks: orbd ends the child of a lease whose owner has exited.
+/// Identifies the calling process, the owner of the lease. orbd ends the child of a lease whose owner has exited.
 fn owner(client: &Client) -> Result<ChildIdentity, ErrorObject> {
     let Some(pid) = client.pid else {
-        let why = "the system does not report which process asks, so nothing would tell when it exits";
+        let why = "the system does not report the calling process, so orbd could not detect its exit";
         return Err(invalid("pid", why));
     };
     let started = sys::process_identity(pid);
-    // No later process can be meant: the caller waits for this answer.
+    // The id cannot have been reused: the caller waits for this answer.
     let started = started.ok_or_else(|| convert::rejection(&Rejection::ClientGone))?;
     Ok(ChildIdentity { pid, started })
 }
 
-/// Looks up the process that is to use the place: one that runs, and that is the caller's.
+/// Identifies the child of a lease: a running process of the caller's user.
 fn process(pid: u32, uid: u32) -> Result<ChildIdentity, ErrorObject> {
     match pid {
-        0 => return Err(invalid("pid", "0 is no process")),
+        0 => {
+            return Err(invalid(
+                "pid",
+                "must not be 0; pass the id of the process that will run orbctl",
+            ));
+        }
         1 => {
             return Err(invalid(
                 "pid",
-                "1 is the system's first process, which never ends",
+                "must not be 1, the system's first process; pass the id of the process that will run orbctl",
             ));
         }
         own if own == std::process::id() => {
             return Err(invalid(
                 "pid",
-                "that is orbd itself; name the process that runs orbctl",
+                "must not be orbd itself; pass the id of the process that will run orbctl",
             ));
         }
         _ => {}
@@ -140,9 +151,9 @@ fn process(pid: u32, uid: u32) -> Result<ChildIdentity, ErrorObject> {
         started: sys::process_identity(pid).ok_or_else(missing)?,
     };
     if sys::process_owner(pid).ok_or_else(missing)? != uid {
-        return Err(invalid("pid", "that process is another user's"));
+        return Err(invalid("pid", "that process belongs to another user"));
     }
-    // Looked at last, so that all of this was said of one and the same process.
+    // Checked last, so that all the checks apply to the same process.
     if sys::is_alive(&identity) {
         Ok(identity)
     } else {
@@ -150,13 +161,13 @@ fn process(pid: u32, uid: u32) -> Result<ChildIdentity, ErrorObject> {
     }
 }
 
-/// What a lease is about.
+/// The operation of a lease and the machines to pass to `orbctl`.
 struct Subject {
     operation: Operation,
     machines: Vec<Resolved>,
 }
 
-/// Refuses by name a parameter that does not belong to the operation.
+/// Rejects a parameter that the operation does not accept.
 fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
     use LeaseOperation as L;
     let operation = params.operation;
@@ -198,7 +209,7 @@ fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
     )
 }
 
-/// Turns the parameters into what is touched.
+/// Determines the operation and machines from the parameters.
 async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Result<Subject, ErrorObject> {
     use LeaseOperation as L;
     check_parameters(params)?;
@@ -229,7 +240,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             })
             .await
         }
-        // The paths stay with the client: the daemon opens none of them.
+        // The paths stay with the client; the daemon opens none of them.
         L::Export => {
             one(server, caller, params, |name| {
                 Operation::Export(name, PathBuf::new())
@@ -268,7 +279,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
             let read = params
                 .read
                 .as_ref()
-                .ok_or_else(|| invalid("read", "is missing"))?;
+                .ok_or_else(|| invalid("read", "required by this operation"))?;
             Ok(Subject::of(Operation::ClientAction(ClientAction::Read(
                 convert::raw_query(read)?,
             ))))
@@ -282,7 +293,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
 }
 
 impl Subject {
-    /// Something that is about no machine.
+    /// An operation without machines.
     fn of(operation: Operation) -> Self {
         Self {
             operation,
@@ -292,10 +303,10 @@ impl Subject {
 }
 
 fn given<'a>(field: &str, text: Option<&'a String>) -> Result<&'a String, ErrorObject> {
-    text.ok_or_else(|| invalid(field, "is missing"))
+    text.ok_or_else(|| invalid(field, "required by this operation"))
 }
 
-/// Something about the machine that is named.
+/// An operation on the machine in `machine`.
 async fn one(
     server: &Server,
     caller: &Caller,
@@ -315,7 +326,7 @@ async fn one(
     })
 }
 
-/// Something in the machine that is named, else in the default one.
+/// An operation in the machine in `machine`, or in the default machine.
 async fn in_machine(
     server: &Server,
     caller: &Caller,
@@ -325,11 +336,10 @@ async fn in_machine(
     if params.machine.is_some() {
         return one(server, caller, params, operation).await;
     }
-    // Asked now: what the tool itself would take for the default machine is what counts. A session holds no lane of it, so what is
-    // known is good enough to say what waits for whom.
+    // Read now, because `orbctl` will use the current default machine. A session takes no lane, so a cached value suffices to describe it.
     let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
     let seen = read(server, caller, Query::Default, max_age_ms).await?;
-    match &seen.value.facts {
+    match &seen.value.answer {
         QueryAnswer::Default(Some(name)) => Ok(Subject {
             operation: operation(name.clone()),
             machines: vec![Resolved {
@@ -337,12 +347,14 @@ async fn in_machine(
                 id: None,
             }],
         }),
-        QueryAnswer::Default(None) => Err(invalid("machine", "is missing, and there is no default machine")),
-        _ => Err(convert::internal("the default machine is of another kind")),
+        QueryAnswer::Default(None) => Err(invalid("machine", "required: there is no default machine")),
+        _ => Err(convert::internal(
+            "the answer for the default machine has an unexpected type",
+        )),
     }
 }
 
-/// Something that makes a machine of this name.
+/// An operation that creates the machine in `machine`.
 fn new(
     params: &LeaseParams,
     operation: impl FnOnce(MachineName) -> Operation,
@@ -354,7 +366,7 @@ fn new(
     })
 }
 
-/// Something that is done to each of the machines that are named.
+/// An operation on each machine in `machine_names`.
 async fn several(
     server: &Server,
     caller: &Caller,
@@ -363,9 +375,17 @@ async fn several(
 ) -> Result<Subject, ErrorObject> {
     match (&params.machine, params.machine_names.len()) {
         (_, 0) => return one(server, caller, params, |name| each.on(name)).await,
-        (Some(_), _) => return Err(invalid("machine_names", "give either machine or machine_names")),
+        (Some(_), _) => {
+            return Err(invalid(
+                "machine_names",
+                "give at most one of machine and machine_names",
+            ));
+        }
         (None, count) if count > MACHINES_MAX => {
-            return Err(invalid("machine_names", format!("are at most {MACHINES_MAX}")));
+            return Err(invalid(
+                "machine_names",
+                format!("must have at most {MACHINES_MAX} entries"),
+            ));
         }
         (None, _) => {}
     }
@@ -383,7 +403,7 @@ async fn several(
     Ok(Subject { operation, machines })
 }
 
-/// Something that ends in a new name.
+/// An operation on `machine` that also takes `new_name`.
 async fn renamed(
     server: &Server,
     caller: &Caller,
@@ -400,7 +420,7 @@ async fn renamed(
     Ok(subject)
 }
 
-/// Waits until the place is the caller's.
+/// Waits until the lease has been granted.
 async fn started(job: &mut Job) -> Result<(), ErrorObject> {
     let state = match job
         .state
@@ -408,12 +428,12 @@ async fn started(job: &mut Job) -> Result<(), ErrorObject> {
         .await
     {
         Ok(state) => state.clone(),
-        Err(_) => return Err(convert::internal("the dispatcher is gone")),
+        Err(_) => return Err(convert::internal("the dispatcher has stopped")),
     };
     ended_well(job, &state)
 }
 
-/// Checks that ids still mean the machines whose lanes are held: while the lease waited, one may have got another name.
+/// Checks that the ids still belong to the machines whose lanes are held. A machine may have been renamed while the lease waited.
 async fn still_named(server: &Server, caller: &Caller, machines: &[Resolved]) -> Result<(), ErrorObject> {
     if machines.iter().all(|machine| machine.id.is_none()) {
         return Ok(());
@@ -428,20 +448,20 @@ async fn still_named(server: &Server, caller: &Caller, machines: &[Resolved]) ->
         {
             let mut data = ErrorKind::MachineNotFound.data();
             data.machine = Some(id.to_string());
-            let text = format!("{id} is not {} any more", machine.name);
+            let text = format!("the machine with id {id} is no longer named '{}'", machine.name);
             return Err(ErrorKind::MachineNotFound.with(text, data));
         }
     }
     Ok(())
 }
 
-/// Parses how a process ended.
+/// Parses how the child ended.
 fn ending(params: &ReleaseParams) -> Result<Option<Ending>, ErrorObject> {
     match (params.exit_code, params.signal) {
         (None, None) => Ok(None),
         (Some(code), None) => Ok(Some(Ending::Exited(code))),
         (None, Some(signal @ 1..=127)) => Ok(Some(Ending::Signalled(signal))),
-        (None, Some(_)) => Err(invalid("signal", "is from 1 to 127")),
+        (None, Some(_)) => Err(invalid("signal", "must be from 1 to 127")),
         (Some(_), Some(_)) => Err(invalid("signal", "give at most one of exit_code and signal")),
     }
 }

@@ -1,7 +1,7 @@
-//! Leases of calls in a form that the client does not know in full: which machines the call may touch.
+//! Leases for command lines that the client cannot interpret completely: which machines the command may touch.
 //!
-//! The client sends the words that may be names; the inventory, which only the daemon knows, says which are. If the inventory cannot
-//! be read, every word counts as a name: a lane that nothing uses delays nothing.
+//! The client sends the arguments that may be names. The daemon compares them with the inventory, which only it has. If the inventory
+//! cannot be read, every argument counts as a name; an unneeded lane causes no delay unless another job uses it.
 
 use super::{Resolved, read};
 use crate::dispatcher::QueryAnswer;
@@ -12,27 +12,27 @@ use crate::rpc::errors::invalid;
 use crate::rpc::server::{Caller, Server};
 use crate::rpc::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
-/// Most words that may be names, in one call.
+/// Maximum number of arguments that may be names.
 const OPERANDS_MAX: usize = 256;
 
-/// How the words of a form become lanes.
+/// How the arguments of a command become lanes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A change of machines that exist.
+    /// A change of existing machines.
     Change,
-    /// A change that makes a machine: its name is not in the inventory.
+    /// A change that creates a machine, whose name is not in the inventory.
     Making,
-    /// A change that makes the machine that `machine` names.
+    /// A change that creates the machine in `machine`.
     Import,
     /// A command in a machine.
     Command,
-    /// A command in the default machine, or a change of machines that exist.
+    /// A command in the default machine, or a change of existing machines.
     CommandOrChange,
-    /// A verb that is not known.
+    /// An unknown verb.
     Other,
 }
 
-/// Returns what is known of an operation in a form that is not known in full; `None` where every form of it is known.
+/// Returns verb and kind of an operation; `None` if `unknown_form` is not accepted for it.
 fn kind(operation: LeaseOperation) -> Option<(FormVerb, Kind)> {
     use LeaseOperation as L;
     Some(match operation {
@@ -55,12 +55,12 @@ fn kind(operation: LeaseOperation) -> Option<(FormVerb, Kind)> {
     })
 }
 
-/// Whether an operation may come in a form that is not known in full.
+/// Returns whether the operation accepts `unknown_form`.
 pub(super) fn is_taken_by(operation: LeaseOperation) -> bool {
     kind(operation).is_some()
 }
 
-/// Returns what such a call may touch, and the machines of it.
+/// Returns the operation and the machines that the command may touch.
 pub(super) async fn subject(
     server: &Server,
     caller: &Caller,
@@ -68,12 +68,12 @@ pub(super) async fn subject(
     form: &types::UnknownForm,
 ) -> Result<(Operation, Vec<Resolved>), ErrorObject> {
     let Some((verb, kind)) = kind(params.operation) else {
-        return Err(invalid("unknown_form", "does not belong to this operation"));
+        return Err(invalid("unknown_form", "not accepted by this operation"));
     };
     let takes_fleet = kind != Kind::Command;
     let takes_machine = matches!(kind, Kind::Import | Kind::Command | Kind::Other) && !form.whole_fleet;
     convert::only_what_belongs(
-        "unknown_form",
+        "operation with unknown_form",
         [
             ("machine", params.machine.is_some(), takes_machine),
             ("machine_names", !params.machine_names.is_empty(), false),
@@ -84,7 +84,7 @@ pub(super) async fn subject(
     if form.operands.len() > OPERANDS_MAX {
         return Err(invalid(
             "unknown_form.operands",
-            format!("are at most {OPERANDS_MAX}"),
+            format!("must have at most {OPERANDS_MAX} entries"),
         ));
     }
     if form.whole_fleet {
@@ -97,13 +97,13 @@ pub(super) async fn subject(
     let mut found = match &params.machine {
         Some(text) if kind == Kind::Import => vec![new(parse("machine", text)?)],
         Some(text) => vec![super::resolve(server, caller, "machine", text).await?],
-        None if kind == Kind::Import => return Err(invalid("machine", "is missing")),
+        None if kind == Kind::Import => return Err(invalid("machine", "required by this operation")),
         None => Vec::new(),
     };
     let default = match kind {
         Kind::CommandOrChange => default_machine(server, caller).await?,
-        // An unknown flag before the command may have a value, or the next word may be the command already: then the machine that a
-        // later flag names is the command's affair, and the default one is meant.
+        // An unknown flag before the command may or may not have a value. If it has none, the next argument is already the command, a later
+        // flag with a machine's name belongs to that command, and `orbctl` uses the default machine.
         Kind::Command if verb == FormVerb::Run || found.is_empty() => default_machine(server, caller).await?,
         _ => None,
     };
@@ -123,7 +123,7 @@ pub(super) async fn subject(
             found.extend(default.map(new));
             found.extend(operands);
             if found.is_empty() {
-                return Err(invalid("machine", "is missing, and there is no default machine"));
+                return Err(invalid("machine", "required: there is no default machine"));
             }
             UnknownForm::command(verb, names(&found), Vec::new())
         }
@@ -135,20 +135,22 @@ pub(super) async fn subject(
     Ok((Operation::ClientAction(ClientAction::UnknownForm(form)), found))
 }
 
-/// A machine by its name alone.
 fn new(name: MachineName) -> Resolved {
     Resolved { name, id: None }
 }
 
 async fn default_machine(server: &Server, caller: &Caller) -> Result<Option<MachineName>, ErrorObject> {
     let seen = read(server, caller, Query::Default, Some(0)).await?;
-    match &seen.value.facts {
+    match &seen.value.answer {
         QueryAnswer::Default(name) => Ok(name.clone()),
-        _ => Err(convert::internal("the default machine is of another kind")),
+        _ => Err(convert::internal(
+            "the answer for the default machine has an unexpected type",
+        )),
     }
 }
 
-/// Returns the machines that the operands name, once each: those of the inventory, and for a form that makes a machine all others too.
+/// Returns the machines that the operands name, without duplicates. For a command that creates a machine, operands that are not in the
+/// inventory are included.
 async fn existing(
     server: &Server,
     caller: &Caller,
@@ -198,12 +200,12 @@ async fn existing(
     Ok(found)
 }
 
-/// Reads the inventory, from the cache where it is fresh; `None` if it cannot be read. A verb that is not known may be one that leaves
-/// OrbStack stopped, so nothing starts OrbStack for it.
+/// Reads the inventory, from the cache if it is fresh; `None` if it cannot be read. An unknown verb may be one that leaves OrbStack
+/// stopped, so for it the inventory is only read if OrbStack is running.
 async fn inventory(server: &Server, caller: &Caller, kind: Kind) -> Option<Vec<Machine>> {
     if kind == Kind::Other {
         let seen = read(server, caller, Query::Status, None).await.ok()?;
-        if !matches!(&seen.value.facts, QueryAnswer::Status(OrbstackStatus::Running)) {
+        if !matches!(&seen.value.answer, QueryAnswer::Status(OrbstackStatus::Running)) {
             return None;
         }
     }

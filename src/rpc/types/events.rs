@@ -1,35 +1,35 @@
-//! What subscribers are told.
+//! Events of `events.subscribe`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Job, Machine, MachineListAnswer, Outage, Outcome};
 
-/// What an event is about: its `type`.
+/// The `type` of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// The list of machines became known.
+    /// First list of machines since the daemon started.
     MachinesKnown,
-    /// There is a new machine.
+    /// A new machine was observed.
     MachineAppeared,
-    /// A machine is not as it was.
+    /// The state, name or settings of a machine changed.
     MachineChanged,
-    /// A machine is not there any more.
+    /// A machine no longer exists.
     MachineGone,
-    /// OrbStack itself is not as it was.
+    /// OrbStack's status changed.
     OrbstackChanged,
     /// A job was accepted.
     JobQueued,
-    /// A job runs.
+    /// A job started.
     JobStarted,
-    /// A job is over.
+    /// A job ended.
     JobEnded,
-    /// What was known became stale.
+    /// Cached observations became stale.
     CacheInvalidated,
-    /// `orbctl` does not work.
+    /// `orbctl` became unhealthy.
     OrbctlUnhealthy,
-    /// `orbctl` works again.
+    /// `orbctl` became healthy again.
     OrbctlRecovered,
 }
 
@@ -37,121 +37,125 @@ pub enum EventKind {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsSubscribeParams {
-    /// Number of the last event that the caller was told: only what came after it is told. Everything as it is where absent.
+    /// `sequence` of the last event that the client processed; the subscription starts with the next one. If absent, it starts with the
+    /// current state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
-    /// Instance that `since` was told by; another one than the daemon's is a gap. The daemon's own where absent.
+    /// `instance` of the event that `since` numbers. If it is not the running daemon's, the subscription starts with a `gap`. Default: the
+    /// running daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// Only events of these kinds, and in any case `gap` and `state`. All where empty. As long as somebody wants to be told of
-    /// machines or of OrbStack, the daemon looks again every few seconds.
+    /// Only events of these types, plus `gap` and `state`, which are always sent. Default: all. While a client subscribes to events of
+    /// machines or OrbStack, the daemon polls `orbctl` every few seconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<EventKind>,
 }
 
-/// What a subscriber is told. Whoever remembers `sequence` and `instance` can go on there after a break.
+/// An event. To resume after a disconnect, subscribe with its `sequence` as `since` and its `instance`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
-    /// Number of the event, one more than that of the event before it, from 1. Of `gap` and `state`: of the last event before it.
+    /// Number of the event, starting at 1 for each instance and increasing by 1. For `gap` and `state`, the number of the last event before
+    /// it.
     pub sequence: u64,
-    /// Instance that numbered it.
+    /// Id of the run of the daemon that numbered the event.
     pub instance: String,
-    /// When it was noticed.
+    /// Time at which orbd detected what happened.
     #[schemars(extend("format" = "date-time"))]
     pub noticed_at: String,
-    /// What happened.
+    /// What happened, by `type`.
     #[serde(flatten)]
     pub what: EventDetails,
 }
 
-/// What happened. Other types may be added; a reader passes over those that it does not know.
+/// What happened. New types may be added; ignore those that you do not know.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventDetails {
-    /// Events were missed, and `state` follows.
+    /// Events were missed. A `state` event follows.
     Gap {
-        /// Why.
+        /// Why events were missed.
         reason: GapReason,
     },
-    /// Everything as it is. Told first unless `since` was given, and after each gap.
+    /// The current state. It is the first event unless `since` was given, and follows each `gap`.
     State(Box<EventState>),
-    /// The list of machines was seen for the first time since the daemon started.
+    /// The machines were listed for the first time since the daemon started.
     MachinesKnown {
-        /// Every machine, in `orbctl`'s order.
+        /// All machines, in `orbctl`'s order.
         machines: Vec<Machine>,
-        /// Generation in which the look began.
+        /// Generation in which the read began.
         generation: u64,
     },
-    /// There is a machine that was not there before.
+    /// A new machine was observed.
     MachineAppeared {
-        /// As it is now.
+        /// The machine in its current state.
         machine: Machine,
-        /// Generation in which the look began.
+        /// Generation in which the read began.
         generation: u64,
     },
-    /// A machine is not as it was. It is the same one if its id is the same.
+    /// The state, name or settings of a machine changed. Machines are identified by id.
     MachineChanged {
-        /// As it is now.
+        /// The machine in its current state.
         machine: Machine,
-        /// Its name before, if it has another now.
+        /// Previous name of the machine; absent unless it was renamed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         renamed_from: Option<String>,
-        /// Generation in which the look began.
+        /// Generation in which the read began.
         generation: u64,
     },
-    /// A machine is not there any more.
+    /// A machine no longer exists.
     MachineGone {
-        /// As it was last seen.
+        /// The machine as last observed.
         machine: Machine,
-        /// Generation in which the look began.
+        /// Generation in which the read began.
         generation: u64,
     },
-    /// OrbStack itself is not as it was, or was seen for the first time. While it does not run, machines are as they were last seen.
+    /// OrbStack's status changed, or was read for the first time. While OrbStack is not running, the machines stay as last observed.
     OrbstackChanged {
-        /// `running`, `stopped`, or another word of `orbctl`'s.
+        /// `running`, `stopped`, or another status as `orbctl` reports it.
         status: String,
-        /// Generation in which the look began.
+        /// Generation in which the read began.
         generation: u64,
     },
-    /// A job was accepted. Reads are not told.
+    /// A job was accepted. Jobs that read cause no events.
     JobQueued {
-        /// Which.
+        /// The job.
         job: EventJob,
     },
-    /// A job runs.
+    /// A job started.
     JobStarted {
-        /// Which.
+        /// The job.
         job: EventJob,
     },
-    /// A job is over.
+    /// A job ended.
     JobEnded {
-        /// Which.
+        /// The job.
         job: EventJob,
-        /// How it ended, without its error: `job.get` tells that.
+        /// Result of the job without its error, which `job.get` returns.
         outcome: Outcome,
-        /// Why it failed, in one sentence.
+        /// Why the job failed; absent unless it failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// What was known became stale: at the start and the end of each change, and on request.
+    /// Cached observations became stale: a change started or ended, or a client called `cache.invalidate`.
     CacheInvalidated {
-        /// `machines`: the list, and what is known of `machines`; `configuration`; `everything`.
-        #[schemars(extend("enum" = ["machines", "configuration", "everything"]))]
+        /// `machines`: the machine list and the details of `machines`. `configuration`: OrbStack's configuration and the default machine.
+        /// `everything`: all observations.
+        #[schemars(with = "super::words::InvalidatedScope")]
         scope: String,
-        /// The machines.
+        /// Names of the machines; absent unless `scope` is `machines`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         machines: Vec<String>,
-        /// The generation that began with it.
+        /// The new generation.
         generation: u64,
     },
-    /// `orbctl` itself does not work.
+    /// `orbctl` became unhealthy: it fails whatever the command.
     OrbctlUnhealthy {
-        /// What is wrong with it.
+        /// What is wrong with `orbctl`.
         reason: String,
     },
-    /// `orbctl` works again.
+    /// `orbctl` became healthy again.
     OrbctlRecovered {},
-    /// Of a later version: never told by this one.
+    /// A type of a later version. This version never sends it; clients read unknown types as this.
     #[serde(other)]
     #[schemars(skip)]
     Other,
@@ -161,42 +165,42 @@ pub enum EventDetails {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GapReason {
-    /// So many came since then that they are no longer kept.
+    /// Newer events have displaced the missed ones: the daemon stores a limited number.
     NotKept,
-    /// The daemon has been started anew since then.
+    /// The daemon was restarted, so its numbers start again at 1.
     OtherInstance,
 }
 
-/// Everything as it was when the event with the number `sequence` was the last.
+/// The state after the event with the number `sequence`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EventState {
-    /// Machines as they were last seen, in the form of `machine.list`; absent until `machines_known`. `stale` says that
+    /// Machines as last observed, as `machine.list` returns them; absent until the machines have been listed once. `stale` is true if
     /// something may have changed since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_list: Option<MachineListAnswer>,
-    /// OrbStack's status as it was last seen; absent until `orbstack_changed`.
+    /// OrbStack's status as last observed; absent until it has been read once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orbstack: Option<String>,
-    /// Jobs that wait or run, oldest first; reads are not among them.
+    /// Waiting and running jobs, oldest first, without reads.
     pub jobs: Vec<Job>,
-    /// Whether younger ones were left out.
+    /// Whether newer jobs were left out.
     pub more_jobs: bool,
-    /// What ails `orbctl`; absent while it is well.
+    /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
 }
 
-/// A job, as far as events tell of it.
+/// The job of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventJob {
-    /// Its id.
+    /// Id of the job.
     pub job_id: u64,
-    /// Verb, as in `start`.
+    /// Operation, such as `start`.
     pub operation: String,
-    /// Machine that it is about.
+    /// Machine that the job is about; absent if there is none, or more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Name of who asked.
+    /// Name of the client that submitted the job.
     pub client: String,
 }
 
@@ -205,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_that_came_later_keeps_its_number_and_can_be_passed_over() {
+    fn unknown_event_type_is_read_as_other_and_keeps_its_sequence() {
         let event = r#"{"sequence":7,"instance":"1-2","noticed_at":"2026-01-02T03:04:05.678Z","type":"comet","tail":[1]}"#;
         let event: Event = serde_json::from_str(event).expect("it is an event");
         assert_eq!((event.sequence, event.instance.as_str()), (7, "1-2"));

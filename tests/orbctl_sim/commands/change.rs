@@ -1,7 +1,7 @@
-//! Changes: read from words by the client, carried out by the service's worker.
+//! Changes: parsed from arguments by the client, executed by the service's worker.
 //!
-//! A worker takes the machine (see `held`), lets the time pass, does the work and shows the final state. A change that fails leaves no
-//! machine half made (gh#2653).
+//! A worker locks the machine (see `held`), waits for the latency, does the work and sets the final state. A change
+//! that fails leaves no half-made machine (gh#2653).
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 use crate::state::{MachineConfig, MachineState, ServiceState};
 
-/// A change, as the client hands it to the worker.
+/// A change, as the client passes it to the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
     Create(Creation),
@@ -38,7 +38,7 @@ pub(crate) enum Task {
     Reset,
 }
 
-/// What a machine is to be made from.
+/// What a new machine is made from.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Creation {
     name: String,
@@ -49,7 +49,8 @@ pub(crate) struct Creation {
     user_data: Option<PathBuf>,
 }
 
-/// What the arguments of `start`, `stop` or `restart` ask for. Without a name they mean OrbStack itself: everybody's machines.
+/// Parses the arguments of `start`, `stop` or `restart`. Without a name these act on OrbStack itself, and so on all
+/// machines.
 pub(crate) fn read_power(name: &str, words: &Words) -> Task {
     let machines = words.operands();
     match (name, words.has("all"), machines.is_empty()) {
@@ -65,7 +66,7 @@ pub(crate) fn read_power(name: &str, words: &Words) -> Task {
     }
 }
 
-/// What the arguments of `create` ask for.
+/// Parses the arguments of `create`.
 pub(crate) fn read_create(program: Program, words: &Words) -> Outcome<Task> {
     let refuse = |error: String| CREATE.refuse(program, &error);
     let image = words.operand(0);
@@ -111,7 +112,7 @@ pub(crate) fn read_create(program: Program, words: &Words) -> Outcome<Task> {
     }))
 }
 
-/// Reads `4G`, `2048M` or plain bytes, in powers of 1024.
+/// Parses `4G`, `2048M` or plain bytes, in powers of 1024.
 fn size(text: &str) -> Option<u64> {
     let shift = match text.chars().last()? {
         'K' | 'k' => 10,
@@ -125,7 +126,7 @@ fn size(text: &str) -> Option<u64> {
 }
 
 impl Task {
-    /// The name for scripts, latencies and the ledger.
+    /// Returns the name that scripts, latencies and the ledger use.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Task::Create(_) => "create",
@@ -144,7 +145,7 @@ impl Task {
         }
     }
 
-    /// The first machine named.
+    /// Returns the first machine named.
     pub(crate) fn machine(&self) -> Option<String> {
         match self {
             Task::Create(creation) => Some(creation.name.clone()),
@@ -165,7 +166,7 @@ impl Task {
         }
     }
 
-    /// Whether OrbStack is started for it.
+    /// Returns whether OrbStack is started for it.
     pub(crate) fn needs_service(&self) -> bool {
         !matches!(
             self,
@@ -174,7 +175,7 @@ impl Task {
     }
 }
 
-/// Carries out a change. This runs in the worker.
+/// Executes a change. This runs in the worker.
 pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
     match task {
         Task::Create(creation) => create(sim, creation)?,
@@ -203,7 +204,7 @@ pub(crate) fn carry_out(sim: &Sim<'_>, task: &Task) -> Outcome<Reply> {
     Ok(Reply::silent())
 }
 
-/// Does all of them and gives the first refusal.
+/// Runs an operation on each machine and returns the first refusal.
 fn each(
     sim: &Sim<'_>,
     operation: &'static str,
@@ -223,14 +224,14 @@ fn each(
     first
 }
 
-/// What a change of `docker` or `k8s` does here: it takes its time.
+/// Pretends to change `docker` or `k8s`, which only takes time.
 fn pretend(sim: &Sim<'_>, operation: &'static str, name: &str) {
     sim.ledger.work_start(operation, name);
     sim.settings.latency.pass(operation);
     sim.ledger.work_end(operation, name, true);
 }
 
-/// The ids of the machines in one of these states.
+/// Returns the ids of the machines in one of these states.
 fn ids(sim: &Sim<'_>, states: &[MachineState]) -> Outcome<Vec<String>> {
     let machines = sim.store.read()?.machines.into_iter();
     let wanted = machines.filter(|machine| states.contains(&machine.state));
@@ -240,7 +241,7 @@ fn ids(sim: &Sim<'_>, states: &[MachineState]) -> Outcome<Vec<String>> {
 fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
     let name = &creation.name;
     let refuse = |cause: String| Refusal::service("create", name, cause);
-    // A taken name is refused first, in 20-50 ms on the real tool; nothing else is looked at.
+    // A taken name is refused first, after 20-50 ms on the real tool, before anything else is checked.
     vacant(&sim.store.read()?, "create", name)?;
     let (distro, version) = catalog::image(&creation.distro, creation.version.as_deref()).map_err(refuse)?;
     if !catalog::is_arch(&creation.arch) {
@@ -267,7 +268,7 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
         Ok(())
     })?;
     let made = guest::prepare(sim, &held.machine).map_err(|error| held.refuse(error));
-    // OrbStack that stops leaves the machine as it is: it can be neither started nor deleted (gh#2013).
+    // If OrbStack stops now, the machine stays as it is: it can be neither started nor deleted (gh#2013).
     held.pass_time_in_service()?;
     if let Err(refusal) = made.and_then(|()| held.boot()) {
         held.remove()?;
@@ -282,7 +283,7 @@ fn create(sim: &Sim<'_>, creation: &Creation) -> Outcome<()> {
     Ok(())
 }
 
-/// Starts a machine; one that runs is left alone. Also how `run` wakes a stopped machine.
+/// Starts a machine; a running one is left alone. `run` uses this for a stopped machine.
 fn start(sim: &Sim<'_>, target: &str) -> Outcome<()> {
     let mut held = Held::take(sim, "start", target, Some(MachineState::Starting))?;
     if held.machine.state == MachineState::Starting {
@@ -342,8 +343,9 @@ fn rename(sim: &Sim<'_>, target: &str, name: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// The copy is stopped and keeps all settings but name, id and address. Clones of one source
-/// follow each other, because each holds the source. A copy that is not finished when OrbStack stops vanishes (gh#1973).
+/// Clones a machine. The copy is stopped and keeps all settings except name, id and address. Clones of one source run
+/// one after the other, because each locks the source. A copy that is not finished when OrbStack stops is deleted
+/// (gh#1973).
 fn clone(sim: &Sim<'_>, source: &str, name: &str) -> Outcome<()> {
     vacant(&sim.store.read()?, "clone", name)?;
     let mut source = Held::take(sim, "clone", source, None)?;
@@ -430,7 +432,7 @@ fn start_orbstack(sim: &Sim<'_>) -> Outcome<()> {
     set_service(sim, ServiceState::Running)
 }
 
-/// Stops OrbStack with everything in it. What is being made then is cut short.
+/// Stops OrbStack with all machines. Creates and clones in progress are cut short.
 fn stop_orbstack(sim: &Sim<'_>) -> Outcome<()> {
     let _lock = sim.store.lock("service")?;
     if sim.store.read()?.service == ServiceState::Stopped {

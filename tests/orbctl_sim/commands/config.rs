@@ -1,4 +1,4 @@
-//! `config show|get|set|add|remove|reset`: OrbStack's settings and each machine's own.
+//! `config show|get|set|add|remove|reset`: settings of OrbStack and of each machine.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 use crate::state::{Inventory, Machine, MachineConfig};
 
-/// What `config` is asked for.
+/// A parsed `config` command.
 pub(crate) enum ConfigCommand {
     Show,
     Get {
@@ -21,23 +21,23 @@ pub(crate) enum ConfigCommand {
         key: String,
         value: String,
     },
-    /// Adds to a list.
+    /// Adds to the list of a key.
     Add {
         key: String,
         value: String,
     },
-    /// Removes from a list.
+    /// Removes from the list of a key.
     Remove {
         key: String,
         value: String,
     },
-    /// All settings without a key.
+    /// Resets a key, or all settings without one.
     Reset {
         key: Option<String>,
     },
 }
 
-/// Keys of OrbStack itself with their defaults; the values are plausible, not recorded.
+/// Keys of OrbStack itself, with their defaults; the values are plausible, not recorded.
 const DEFAULTS: &[(&str, &str)] = &[
     ("app.start_at_login", "true"),
     ("cpu", "11"),
@@ -75,7 +75,7 @@ const MACHINE_KEYS: [&str; 10] = [
     "https_port",
 ];
 
-/// Reads the words behind `config`.
+/// Parses the arguments of `config`.
 pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
     let Some((name, words)) = words.split_first() else {
         return Ok(Command::Help(usage(program)));
@@ -127,7 +127,7 @@ fn usage(program: Program) -> String {
 }
 
 impl ConfigCommand {
-    /// The machine whose setting is meant.
+    /// Returns the machine whose setting is meant.
     pub(crate) fn machine(&self) -> Option<String> {
         match self {
             ConfigCommand::Show => None,
@@ -141,7 +141,7 @@ impl ConfigCommand {
     }
 }
 
-/// Carries it out.
+/// Executes a `config` command.
 pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> {
     sim.settings.latency.pass("config");
     match command {
@@ -180,7 +180,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: &ConfigCommand) -> Outcome<Reply> 
     }
 }
 
-/// Every key with its value.
+/// Returns every key with its value.
 fn all(inventory: &Inventory) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = DEFAULTS
         .iter()
@@ -230,7 +230,7 @@ fn set(inventory: &mut Inventory, key: &str, value: Option<&str>) -> Outcome<()>
     Ok(())
 }
 
-/// The list behind a key; `mounts` of a machine is the only key that holds one.
+/// Returns the list of a key; a machine's `mounts` is the only key with a list.
 fn mounts<'a>(inventory: &'a mut Inventory, key: &str) -> Outcome<&'a mut Vec<String>> {
     let machine = split(key)
         .filter(|(_, field)| *field == "mounts")
@@ -239,7 +239,7 @@ fn mounts<'a>(inventory: &'a mut Inventory, key: &str) -> Outcome<&'a mut Vec<St
     Ok(&mut machine.config.mounts)
 }
 
-/// Splits `machine.NAME.KEY`. A name may hold dots, a machine's keys hold none.
+/// Splits `machine.NAME.KEY`. A name may contain dots, a machine's key contains none.
 fn split(key: &str) -> Option<(&str, &str)> {
     key.strip_prefix("machine.")?.rsplit_once('.')
 }
@@ -261,14 +261,14 @@ fn machine_value(machine: &Machine, key: &str) -> String {
     }
 }
 
-/// Sets a machine's key, or puts its default back. None when the key or the value is wrong.
+/// Sets a machine's key, or resets it to its default. Returns `None` if the key or the value is invalid.
 fn set_machine(machine: &mut Machine, key: &str, value: Option<&str>) -> Option<()> {
     fn parsed<T: std::str::FromStr + Default>(value: Option<&str>) -> Option<T> {
         value.map_or(Some(T::default()), |value| value.parse().ok())
     }
     let config: &mut MachineConfig = &mut machine.config;
     match key {
-        // Without a value the name stays: which user the machine was made with is not kept.
+        // Without a value the name stays: the stand-in does not keep the user with which the machine was made.
         "username" => {
             if let Some(value) = value {
                 value.clone_into(&mut config.default_username);

@@ -1,9 +1,10 @@
-//! A machine while a change works on it: its lock, the state that the inventory shows, and what refuses other changes meanwhile.
+//! A machine during a change: its lock, the state that the inventory shows, and which other changes are refused
+//! meanwhile.
 //!
-//! The real service does not let changes of one machine follow each other. It refuses what the machine's state does not allow, as in
-//! `cannot transition from creating to deleting` (gh#1410, gh#364). And it shows a new machine as running while its initial set-up
-//! still works (gh#1583), so a `stop` gets in and the create fails. Here a machine is locked while a change works on it, but not during
-//! that set-up.
+//! The real service does not queue changes of one machine. It refuses those that the machine's state does not allow, as
+//! in `cannot transition from creating to deleting` (gh#1410, gh#364). And it shows a new machine as running during its
+//! initial set-up (gh#1583), so a `stop` is accepted then and the create fails. Here a machine is locked during a
+//! change, but not during that set-up.
 
 use crate::Sim;
 use crate::catalog;
@@ -11,22 +12,23 @@ use crate::guest;
 use crate::refusal::{Outcome, Refusal};
 use crate::state::{Image, Inventory, Lock, Machine, MachineConfig, MachineState};
 
-/// A machine that one change works on. The ledger's work lines enclose the time from the first lock to the end.
+/// A machine that one change works on. The ledger's work lines span the time from the first lock to the end.
 pub(super) struct Held<'a> {
     sim: &'a Sim<'a>,
     operation: &'static str,
     pub(super) machine: Machine,
-    /// Whether the change did what was asked.
+    /// Whether the change succeeded.
     pub(super) done: bool,
-    /// How often OrbStack had been stopped when the change began.
+    /// `Inventory::stops` when the change began.
     stops: u64,
-    /// None while the initial set-up works.
+    /// `None` during the initial set-up.
     lock: Option<Lock>,
 }
 
 impl<'a> Held<'a> {
-    /// Takes an existing machine and shows that it is on its way: to `Starting`, `Stopping` or `Deleting`, or nowhere when the change
-    /// leaves the state as it is. A machine on its way elsewhere refuses. One on the same way, or held without a way, is waited for.
+    /// Locks an existing machine and shows its transition, to `Starting`, `Stopping` or `Deleting`, unless the change
+    /// keeps the state. A machine in another transition refuses. One in the same transition, or locked without a
+    /// transition, is waited for.
     pub(super) fn take(
         sim: &'a Sim<'a>,
         operation: &'static str,
@@ -57,7 +59,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Waits for a machine whatever its state, which stays as it is. None when it is gone by then.
+    /// Waits for a machine in any state, and keeps the state. Returns `None` if the machine is gone by then.
     pub(super) fn wait(sim: &'a Sim<'a>, operation: &'static str, id: &str) -> Outcome<Option<Held<'a>>> {
         let lock = sim.store.lock(id)?;
         let mut inventory = sim.store.read()?;
@@ -128,7 +130,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Shows a state, here and in the inventory.
+    /// Sets the state, here and in the inventory.
     pub(super) fn show(&mut self, state: MachineState) -> Outcome<()> {
         self.machine.state = state;
         let machine = &self.machine;
@@ -140,7 +142,7 @@ impl<'a> Held<'a> {
         })
     }
 
-    /// Boots the machine and shows it running, or stopped again when that fails.
+    /// Boots the machine and shows it as running, or as stopped if that fails.
     pub(super) fn boot(&mut self) -> Outcome<()> {
         match guest::boot(self.sim, &self.machine) {
             Ok(resident) => {
@@ -160,14 +162,14 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Ends everything in the machine and shows it stopped.
+    /// Ends all processes in the machine and shows it as stopped.
     pub(super) fn halt(&mut self) -> Outcome<()> {
         guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
         self.machine.resident = None;
         self.show(MachineState::Stopped)
     }
 
-    /// Takes the machine and its files away.
+    /// Removes the machine and its files.
     pub(super) fn remove(&self) -> Outcome<()> {
         guest::halt(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
         guest::remove(self.sim, &self.machine).map_err(|error| self.refuse(error))?;
@@ -190,7 +192,7 @@ impl<'a> Held<'a> {
         self.sim.settings.latency.pass(self.operation);
     }
 
-    /// The same while OrbStack runs; its stop cuts the change short.
+    /// Waits for the latency of the change. A stop of OrbStack cuts the change short.
     pub(super) fn pass_time_in_service(&self) -> Outcome<()> {
         let is_served = || {
             let inventory = self.sim.store.read();
@@ -203,8 +205,8 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// The initial set-up of a new machine. The list shows it as running and everything may be done with it, but whatever shuts it
-    /// down makes the create fail, and a create that fails takes its machine away.
+    /// Runs the initial set-up of a new machine. The list shows the machine as running and all operations accept it,
+    /// but any shutdown of it makes the create fail, and a create that fails removes its machine.
     pub(super) fn set_up(&mut self) -> Outcome<()> {
         self.lock = None;
         let (id, boots) = (self.machine.id.clone(), self.machine.boots);
@@ -233,7 +235,7 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Whether a machine is already where `way` leads.
+/// Returns whether a machine is already in the state to which a transition leads.
 fn is_there(machine: &Machine, way: MachineState) -> bool {
     match way {
         MachineState::Starting => machine.state == MachineState::Running && guest::is_alive(machine),
@@ -242,8 +244,8 @@ fn is_there(machine: &Machine, way: MachineState) -> bool {
     }
 }
 
-/// Refuses a change that the machine's state does not allow. `is_held` says that another change works on it: the state of a machine
-/// whose worker died refuses nothing, but for one that was never made.
+/// Refuses a change that the machine's state does not allow. `is_held` is whether another change works on the machine:
+/// a state that a dead worker left refuses nothing, unless the machine was never finished.
 fn admit(state: MachineState, way: Option<MachineState>, is_held: bool) -> Outcome<()> {
     let is_refused = match state {
         MachineState::Running | MachineState::Stopped => false,
@@ -260,7 +262,8 @@ fn admit(state: MachineState, way: Option<MachineState>, is_held: bool) -> Outco
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // The line is written while the lock is still held, so the work of the next change of this machine begins below it.
+        // The line is written while the lock is still held, so that the work of the machine's next change begins below
+        // it.
         self.sim
             .ledger
             .work_end(self.operation, &self.machine.name, self.done);

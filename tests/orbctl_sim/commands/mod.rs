@@ -1,7 +1,7 @@
-//! The commands: from words to a `Command`, from a `Command` to a `Reply`.
+//! The commands: arguments are parsed into a `Command`, and executing that gives a `Reply`.
 //!
-//! `query` answers from the state, `change` is carried out by the service, `run` and `transfer`
-//! enter a machine, `config` reads and writes settings.
+//! `query` reads the state, `change` is executed by the service, `run` and `transfer` enter a machine, `config` reads
+//! and writes settings.
 
 pub(crate) mod change;
 mod config;
@@ -29,7 +29,7 @@ use query::{Format, Listing};
 use run::RunCommand;
 use transfer::{Direction, Transfer};
 
-/// Everything that can be asked.
+/// Every command of the stand-in.
 pub(crate) enum Command {
     List(Listing),
     Info {
@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Help(String),
 }
 
-/// The first word, for the ledger of an invocation that makes no sense.
+/// Returns the first word, for the ledger line of an invalid invocation.
 pub(crate) fn first_word(words: &[OsString]) -> String {
     words
         .first()
@@ -72,7 +72,7 @@ pub(crate) fn first_word(words: &[OsString]) -> String {
         .unwrap_or_default()
 }
 
-/// Reads the arguments of an invocation.
+/// Parses the arguments of an invocation.
 pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
     let Some((first, rest)) = words.split_first() else {
         return match program {
@@ -85,7 +85,7 @@ pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
         "--version" | "-V" => return Ok(Command::Version),
         "help" | "--help" | "-h" => return Ok(help(program, rest)),
         "config" => return config::parse(program, rest),
-        // `orb` runs it in a machine.
+        // Flags of `run` may precede the command.
         flag if flag.starts_with('-') => return parse_leading_flags(program, words),
         _ => {}
     }
@@ -99,7 +99,7 @@ pub(crate) fn parse(program: Program, words: &[OsString]) -> Outcome<Command> {
     }
 }
 
-/// Reads flags of `run` that stand before the command they belong to.
+/// Parses flags of `run` that precede their command.
 fn parse_leading_flags(program: Program, words: &[OsString]) -> Outcome<Command> {
     let behind = RUN.split(program, words)?.rest;
     let (flags, _) = words.split_at(words.len() - behind.len());
@@ -187,7 +187,7 @@ fn parse_as(program: Program, syntax: &Syntax, words: &[OsString]) -> Outcome<Co
     })
 }
 
-/// `help`, alone or with the name of a command.
+/// Executes `help`, alone or with the name of a command.
 fn help(program: Program, words: &[OsString]) -> Command {
     let name = words.first().map(|word| word.to_string_lossy());
     let syntax = name.and_then(|name| grammar::find(&name));
@@ -203,7 +203,7 @@ fn unknown(program: Program, name: &str) -> Refusal {
 }
 
 impl Command {
-    /// The name under which scripts, latencies and the ledger know this command.
+    /// Returns the name that scripts, latencies and the ledger use.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Command::List(_) => "list",
@@ -224,7 +224,7 @@ impl Command {
         }
     }
 
-    /// The machine that the command names, as it is spelled there.
+    /// Returns the machine that the command names, as it is spelled there.
     pub(crate) fn machine(&self) -> Option<String> {
         match self {
             Command::Info { machine, .. } | Command::Logs { machine, .. } => Some(machine.clone()),
@@ -238,7 +238,7 @@ impl Command {
         }
     }
 
-    /// Whether the real tool starts OrbStack for this command; only `status` is known not to.
+    /// Returns whether the real tool starts OrbStack for this command; only `status` is known not to.
     fn wakes_service(&self) -> bool {
         match self {
             Command::Status
@@ -253,7 +253,7 @@ impl Command {
     }
 }
 
-/// Carries out a command.
+/// Executes a command.
 pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> Reply {
     let wakes = command.wakes_service();
     let result = wake(sim, wakes, troubles).and_then(|()| match command {
@@ -279,7 +279,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
     Reply::from(result)
 }
 
-/// Starts OrbStack if it is stopped, and waits for a start that is under way.
+/// Starts OrbStack if it is stopped, and waits for a start in progress.
 fn wake(sim: &Sim<'_>, wanted: bool, troubles: &[Trouble]) -> Outcome<()> {
     if wanted && sim.store.read()?.service != ServiceState::Running {
         service::demand(sim, Task::StartOrbStack)?;
@@ -294,7 +294,7 @@ fn times_out(troubles: &[Trouble]) -> bool {
     troubles.iter().any(|trouble| trouble.kind == Kind::StartTimesOut)
 }
 
-/// `delete` takes names only; given an id, version 2.2.3 crashes. It asks unless `force` is set.
+/// Executes `delete`. It accepts names only; given an id, version 2.2.3 crashes. It asks unless `force` is set.
 fn delete(sim: &Sim<'_>, machines: Vec<String>, force: bool, troubles: &[Trouble]) -> Outcome<Reply> {
     let inventory = sim.store.read()?;
     for name in &machines {
@@ -316,7 +316,7 @@ fn delete(sim: &Sim<'_>, machines: Vec<String>, force: bool, troubles: &[Trouble
     }
 }
 
-/// `reset` asks unless `sure` is set. The question is the one recorded of 2.0.5.
+/// Executes `reset`. It asks unless `sure` is set. The question is recorded from 2.0.5.
 fn reset(sim: &Sim<'_>, sure: bool, troubles: &[Trouble]) -> Outcome<Reply> {
     const QUESTION: &str = "WARNING: This will PERMANENTLY DELETE ALL DOCKER AND LINUX DATA!\n\
         This cannot be undone.\n\nAre you sure you want to continue [y/N]? ";
@@ -335,7 +335,7 @@ fn is_confirmed(question: &str) -> Outcome<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// The machine that a command in a machine goes to: the one named, else the default one.
+/// Returns the machine for a command in a machine: the named one, else the default one.
 fn chosen(inventory: &Inventory, named: Option<&str>) -> Outcome<Machine> {
     let name = match named.or(inventory.default.as_deref()) {
         Some(name) => name.to_owned(),

@@ -1,4 +1,4 @@
-//! Commands that only look: list, info, status, version, default, logs, ssh.
+//! Read-only commands: list, info, status, version, default, logs, ssh.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::reply::Reply;
 use crate::script::{Kind, Trouble};
 use crate::state::{Machine, MachineState, ServiceState};
 
-/// The two forms of an answer.
+/// Output formats.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Text,
@@ -21,7 +21,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The format with this name.
+    /// Returns the format with this name.
     pub(crate) fn named(word: Option<&str>) -> Option<Format> {
         match word {
             None | Some("text") => Some(Format::Text),
@@ -31,14 +31,14 @@ impl Format {
     }
 }
 
-/// What `list` is asked for.
+/// Options of `list`.
 pub(crate) struct Listing {
     pub(crate) format: Format,
     pub(crate) quiet: bool,
     pub(crate) running: bool,
 }
 
-/// All machines.
+/// Executes `list`.
 pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Outcome<Reply> {
     sim.settings.latency.pass_half("list");
     let inventory = sim.store.read()?;
@@ -63,7 +63,7 @@ pub(crate) fn list(sim: &Sim<'_>, listing: &Listing, troubles: &[Trouble]) -> Ou
     }))
 }
 
-/// One machine.
+/// Executes `info`.
 pub(crate) fn info(sim: &Sim<'_>, target: &str, format: Format, troubles: &[Trouble]) -> Outcome<Reply> {
     sim.settings.latency.pass_half("info");
     let inventory = sim.store.read()?;
@@ -78,7 +78,7 @@ pub(crate) fn info(sim: &Sim<'_>, target: &str, format: Format, troubles: &[Trou
     }))
 }
 
-/// Whether OrbStack itself runs. This never starts it.
+/// Executes `status`, which reports whether OrbStack itself runs. This never starts it.
 pub(crate) fn status(sim: &Sim<'_>) -> Outcome<Reply> {
     sim.settings.latency.pass_half("status");
     let service = sim.store.read()?.service;
@@ -94,7 +94,7 @@ pub(crate) fn status(sim: &Sim<'_>) -> Outcome<Reply> {
     })
 }
 
-/// The recorded two lines; the second says whose they are.
+/// Returns the two recorded lines; the second one names the stand-in.
 pub(crate) fn version(sim: &Sim<'_>) -> Reply {
     sim.settings.latency.pass("version");
     Reply::text(
@@ -103,7 +103,7 @@ pub(crate) fn version(sim: &Sim<'_>) -> Reply {
     )
 }
 
-/// Prints the default machine, or sets or clears it.
+/// Prints, sets or clears the default machine.
 pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> {
     sim.settings.latency.pass("default");
     let Some(machine) = machine else {
@@ -121,10 +121,11 @@ pub(crate) fn default(sim: &Sim<'_>, machine: Option<String>) -> Outcome<Reply> 
     })
 }
 
-/// How often a log that is followed is looked at again.
+/// Pause between two reads of a followed log.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 
-/// The console of a machine; with `all` also the service's own log. Followed, it goes on until somebody ends it.
+/// Prints the console of a machine; with `all` also the service's own log. With `follow` it continues until it is
+/// killed.
 pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool, follow: bool) -> Outcome<Reply> {
     sim.settings.latency.pass("logs");
     let inventory = sim.store.read()?;
@@ -149,7 +150,7 @@ pub(crate) fn logs(sim: &Sim<'_>, target: &str, all: bool, follow: bool) -> Outc
     })
 }
 
-/// How one would connect over ssh, in our own words. Nothing listens there.
+/// Prints how one would connect over ssh, in our own words. No ssh server runs there.
 pub(crate) fn ssh(sim: &Sim<'_>) -> Reply {
     sim.settings.latency.pass("ssh");
     let home = sim.settings.user_home.display();
@@ -162,7 +163,7 @@ pub(crate) fn ssh(sim: &Sim<'_>) -> Reply {
     ))
 }
 
-/// There is never an update for the stand-in.
+/// Executes `update`. There is never an update for the stand-in.
 pub(crate) fn update(check: bool) -> Reply {
     Reply::text(if check {
         "No update is waiting (orbctl-sim).\n"
@@ -171,7 +172,7 @@ pub(crate) fn update(check: bool) -> Reply {
     })
 }
 
-/// Prints a file as it grows. Returns only when nobody reads any more.
+/// Prints a file as it grows. Returns only when the reader is gone.
 fn follow_file(path: &Path) -> io::Error {
     let mut file = None;
     loop {

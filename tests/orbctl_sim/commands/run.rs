@@ -14,13 +14,14 @@ use crate::reply::Reply;
 use crate::service;
 use crate::state::{Machine, MachineState};
 
-/// What `run` is asked for.
+/// A parsed `run`.
 pub(crate) struct RunCommand {
     pub(crate) machine: Option<String>,
     command: GuestCommand,
 }
 
-/// What the arguments of `run` ask for. Flags end at the first operand; what follows belongs to the command, however it looks.
+/// Parses the arguments of `run`. Flags end at the first operand; what follows belongs to the command, even if it
+/// begins with `-`.
 pub(crate) fn read(words: Words) -> RunCommand {
     RunCommand {
         machine: words.text("machine"),
@@ -35,7 +36,7 @@ pub(crate) fn read(words: Words) -> RunCommand {
     }
 }
 
-/// Runs the command and gives its exit code.
+/// Runs the command and returns its exit code.
 pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
     let machine = awake(sim, run.machine.as_deref())?;
     sim.settings.latency.pass("run");
@@ -44,7 +45,7 @@ pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
         .map_err(|error| Refusal::service("run", &machine.name, error))
 }
 
-/// The machine that is meant, running; a stopped one is started, as on the real tool.
+/// Returns the machine that is meant, running; a stopped one is started, as by the real tool.
 pub(crate) fn awake(sim: &Sim<'_>, named: Option<&str>) -> Outcome<Machine> {
     let machine = chosen(&sim.store.read()?, named)?;
     if machine.state == MachineState::Running && is_alive(&machine) {

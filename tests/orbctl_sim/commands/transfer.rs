@@ -1,8 +1,7 @@
-//! `push` and `pull`: files between this side and a machine.
+//! `push` and `pull`: copy files between the host and a machine.
 //!
-//! One side packs and the other unpacks, both with `tar` in a small script, so that several
-//! sources need to enter the machine only once. The machine's side runs as its default user and
-//! is relative to that user's home.
+//! One side packs and the other unpacks, both with `tar` in a small script, so that several sources need to enter the
+//! machine only once. The machine's side runs as its default user, and its paths are relative to that user's home.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use crate::guest::exec::{self, GuestCommand};
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
 
-/// Which way the files go.
+/// Direction of the copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     Push,
@@ -22,7 +21,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// The command's name.
+    /// Returns the command's name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Direction::Push => "push",
@@ -31,7 +30,7 @@ impl Direction {
     }
 }
 
-/// What `push` or `pull` is asked for.
+/// A parsed `push` or `pull`.
 pub(crate) struct Transfer {
     pub(crate) direction: Direction,
     pub(crate) machine: Option<String>,
@@ -39,7 +38,7 @@ pub(crate) struct Transfer {
     target: OsString,
 }
 
-/// Packs the files named by its words, each under its last name.
+/// Packs the files named by its arguments, each under its last path component.
 const SEND: &str = r#"
 for source do
     folder=$(cd "$(dirname -- "$source")" && pwd) || exit 1
@@ -49,8 +48,8 @@ done
 exec tar -cf - "$@"
 "#;
 
-/// Unpacks into a folder, or gives the only file another name. `DIR/.` stands for what is in a folder, for which the target is made. Its
-/// words: the target, then the sources' names.
+/// Unpacks into a folder, or renames the only file. `DIR/.` means the content of a folder, for which the target is
+/// created. Its arguments: the target, then the sources' names.
 const RECEIVE: &str = r#"
 target=$1 name=$(basename -- "$2")
 if [ $# -eq 2 ] && [ "$name" = . ]; then
@@ -69,7 +68,7 @@ rm -rf -- "$folder"
 exit $code
 "#;
 
-/// What the arguments of `push` or `pull` ask for. The last of several operands is the target.
+/// Parses the arguments of `push` or `pull`. The last of several operands is the target.
 pub(crate) fn read(direction: Direction, mut words: Words) -> Transfer {
     let target = if words.rest.len() > 1 {
         words.rest.pop()
@@ -84,7 +83,7 @@ pub(crate) fn read(direction: Direction, mut words: Words) -> Transfer {
     }
 }
 
-/// Moves the files.
+/// Copies the files.
 pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
     let name = transfer.direction.name();
     let machine = awake(sim, transfer.machine.as_deref())?;
@@ -98,7 +97,7 @@ pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
         Direction::Push => (send, receive),
         Direction::Pull => (receive, send),
     };
-    // This side starts first: once we have entered the machine, our paths are the machine's.
+    // The host's side starts first: once this process has entered the machine, its paths are the machine's.
     let mut here_command = Command::new("sh");
     here_command.args(&here[1..]);
     let mut guest = GuestCommand {
@@ -118,7 +117,7 @@ pub(crate) fn execute(sim: &Sim<'_>, transfer: &Transfer) -> Outcome<Reply> {
             child
         }
     };
-    // A pull begins wherever its caller stands, a push too; the machine's side is its home.
+    // The host's side works in the caller's folder, for a pull and a push; the machine's side works in its home.
     guest.workdir = Some(".".into());
     let there = exec::run(sim, &machine, guest);
     let here = here.wait()?;

@@ -38,7 +38,7 @@ impl Account {
         })
     }
 
-    /// The user's groups, the own one first.
+    /// Returns the user's groups, the primary one first.
     pub(crate) fn groups(&self, group: &str) -> Vec<u32> {
         let others = group.lines().filter_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();

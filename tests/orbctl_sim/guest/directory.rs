@@ -1,7 +1,7 @@
 //! Machines that are plain directories: for hosts without namespaces, and for fast tests.
 //!
-//! There is no fence here. Commands run on the host as the caller, so everything that pretends to
-//! be another user is refused, above all root.
+//! There is no isolation. Commands run on the host as the caller, so running as another user is refused, above all as
+//! root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use crate::guest::namespaces;
 use crate::state::Resident;
 
-/// Stands first on PATH in a directory machine.
+/// Script for `sudo`, `su` and `doas`, first on PATH in a directory machine.
 const SUDO: &str = "#!/bin/sh
 echo \"sudo: orbctl-sim: this machine is a plain directory without isolation; running as root is refused\" >&2
 exit 1
@@ -31,14 +31,14 @@ pub(crate) fn prepare(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of the notes, one for each command that runs in the machine.
+/// Folder with one note for each command that runs in the machine.
 const COMMANDS: &str = "commands";
 
-/// A note of a running command, by which the machine's stop finds it. It stays when the client is killed.
+/// A note of a running command, by which a stop of the machine finds it. It stays if the client is killed.
 pub(super) struct Note(PathBuf);
 
 impl Note {
-    /// None where a process cannot be told from a later one with its number.
+    /// Returns `None` if the system cannot tell a process from a later one with the same number.
     pub(super) fn write(folder: &Path, pid: i32) -> Option<Note> {
         let process = namespaces::resident(pid)?;
         let commands = folder.join(COMMANDS);
@@ -67,7 +67,7 @@ pub(super) fn halt(folder: &Path) -> Result<()> {
         if let Some(process) = process.filter(|process| namespaces::is_alive(*process))
             && let Some(pid) = Pid::from_raw(process.pid)
         {
-            // On a terminal it has no group of its own.
+            // On a terminal the command has no process group of its own.
             let _ = kill_process_group(pid, Signal::KILL);
             let _ = kill_process(pid, Signal::KILL);
         }

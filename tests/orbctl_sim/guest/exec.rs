@@ -1,12 +1,12 @@
 //! Runs one command in a machine and waits for it.
 //!
-//! The words are kept as words. The real tool sends them, quoted, through the user's login shell;
-//! a word that names a program and no builtin would make that shell do nothing but `exec` it, so
-//! then the shell is left out. Everything else goes through it, and it is the shell that says
-//! `command not found` and gives 127.
+//! Arguments stay separate. The real tool sends them, quoted, through the user's login shell. For a word that names a
+//! program and no builtin, that shell would only `exec` the program, so the shell is left out here. Everything else
+//! goes through the shell, which prints `command not found` and exits with 127.
 //!
-//! Its streams are separate and byte for byte; `relay` carries them. Without a terminal the command has a process group of its own, to
-//! which SIGTERM, SIGINT and SIGHUP are passed on. SIGKILL cannot be: then the command lives on, without its caller's streams.
+//! The streams are separate and byte for byte; `relay` carries them. Without a terminal the command has a process group
+//! of its own, to which SIGTERM, SIGINT and SIGHUP are passed on. SIGKILL cannot be passed on: then the command keeps
+//! running without its caller's streams.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -32,21 +32,21 @@ use crate::state::Machine;
 /// A command for a machine.
 #[derive(Default)]
 pub(crate) struct GuestCommand {
-    /// The machine's default user when absent.
+    /// The machine's default user if `None`.
     pub(crate) user: Option<String>,
     pub(crate) workdir: Option<PathBuf>,
-    /// The login shell reads its profile first, which costs time.
+    /// Whether the login shell reads its profile first, which takes time.
     pub(crate) profile: bool,
-    /// Names of variables to pass, beside those that always pass.
+    /// Names of variables to pass, in addition to those that are always passed.
     pub(crate) pass: Vec<OsString>,
-    /// An interactive shell when empty.
+    /// The command and its args; an interactive shell if empty.
     pub(crate) words: Vec<OsString>,
     pub(crate) stdin: Option<Stdio>,
     pub(crate) stdout: Option<Stdio>,
     pub(crate) stderr: Option<Stdio>,
 }
 
-/// Variables that reach a machine by themselves.
+/// Variables that are always passed to a machine.
 const PASSING: [&str; 10] = [
     "TERM",
     "DISPLAY",
@@ -62,7 +62,7 @@ const PASSING: [&str; 10] = [
 
 const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a login shell would do itself, or do otherwise than the program of the same name.
+/// Words that a login shell handles itself, or differently from the program of the same name.
 const SHELL_WORDS: [&str; 52] = [
     ".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "case", "cd", "command", "compgen",
     "complete", "continue", "declare", "dirs", "disown", "do", "echo", "enable", "eval", "exec", "exit",
@@ -71,8 +71,8 @@ const SHELL_WORDS: [&str; 52] = [
     "type", "ulimit", "umask",
 ];
 
-/// Runs the command to its end and gives its exit code. For an isolated machine this process is
-/// in the machine afterwards and must not use a path of the host again.
+/// Runs the command to its end and returns its exit code. With an isolated machine, this process is in the machine
+/// afterwards and must not use a path of the host again.
 pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<u8> {
     let session = is_session(&command);
     let relay = Relay::start(&mut command)?;
@@ -85,13 +85,13 @@ pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -
     Ok(end.code)
 }
 
-/// Whether the command works on the caller's terminal. Then the terminal sends it signals by itself.
+/// Returns whether the command works on the caller's terminal. Then the terminal sends it signals by itself.
 fn is_session(command: &GuestCommand) -> bool {
     command.stdin.is_none()
         && (std::io::stdin().is_terminal() || (command.words.is_empty() && std::io::stdout().is_terminal()))
 }
 
-/// A command that only has to be started, and as whom.
+/// A command that is ready to be started, and the user to start it as.
 struct Prepared {
     command: Command,
     identity: Option<(Account, Vec<u32>)>,
@@ -144,8 +144,8 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> 
     Ok(prepared)
 }
 
-/// The caller's folder, if the machine has it: below the caller's home, unless the machine is isolated. It means the same in the
-/// machine, which shows the same tree.
+/// Returns the caller's folder if the machine has it: below the caller's home, unless the machine is isolated. The path
+/// means the same in the machine, which has the same tree.
 fn shared_folder(sim: &Sim<'_>, machine: &Machine) -> Option<PathBuf> {
     let current = std::env::current_dir().ok();
     let in_home = |folder: &PathBuf| folder.starts_with(&sim.settings.user_home);
@@ -161,7 +161,7 @@ fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Res
     let account = Account::find(&passwd, user).with_context(|| format!("user not found: '{user}'"))?;
     let groups = account.groups(&fs::read_to_string("/etc/group").unwrap_or_default());
 
-    // Folders are tried as the user who will work there.
+    // Folders are checked as the user who will work there.
     let identity = Identity::take(&account, &groups)?;
     let enterable = |folder: &Path| folder.is_dir() && access(folder, Access::EXEC_OK).is_ok();
     let home = PathBuf::from(&account.home);
@@ -177,7 +177,7 @@ fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Res
         (None, _) if enterable(&home) => home,
         (None, _) => PathBuf::from("/"),
     };
-    // A proxy on the host's own address is reached by the name of the host.
+    // A proxy on the host's own address is reached by the host's name.
     let translate = |value: OsString| match value.to_str() {
         Some(text) => text
             .replace("//127.0.0.1", "//host.orb.internal")
@@ -212,7 +212,7 @@ fn prepare(
         .split(|byte| *byte == b':')
         .map(OsStr::from_bytes);
     for name in listed.chain(command.pass.iter().map(OsString::as_os_str)) {
-        // `-e NAME=VALUE` says the value itself.
+        // `-e NAME=VALUE` gives the value itself.
         let bytes = name.as_bytes();
         if let Some(at) = bytes.iter().position(|byte| *byte == b'=') {
             child.env(
@@ -241,7 +241,7 @@ fn prepare(
     }
 }
 
-/// The program itself when the shell would only `exec` it, else the login shell.
+/// Returns the program itself if the shell would only `exec` it, else the login shell.
 fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Command {
     if let Some((first, rest)) = command.words.split_first()
         && !command.profile
@@ -264,7 +264,7 @@ fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Co
     child
 }
 
-/// The program that a first word names, if that word means nothing else to a shell.
+/// Returns the program that a first word names, unless the word means something else to a shell.
 fn program(word: &OsStr, path: &str) -> Option<PathBuf> {
     let runs = |file: &Path| file.is_file() && access(file, Access::EXEC_OK).is_ok();
     if word.as_bytes().contains(&b'/') {
@@ -279,7 +279,7 @@ fn program(word: &OsStr, path: &str) -> Option<PathBuf> {
         .find(|file| runs(file))
 }
 
-/// The words as one shell text in which each stays one word.
+/// Joins the words to one shell text in which each stays one word.
 fn quoted(words: &[OsString]) -> OsString {
     let mut text = Vec::new();
     for word in words {
@@ -313,7 +313,7 @@ fn wait(prepared: Prepared, session: bool) -> Result<End> {
         .enable_io()
         .build()?;
     let status: ExitStatus = runtime.block_on(async {
-        // The handlers stand before the command does, so no signal falls between.
+        // The handlers are installed before the command starts, so that no signal is lost in between.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -329,7 +329,7 @@ fn wait(prepared: Prepared, session: bool) -> Result<End> {
         let _note = on_job_event.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
         let mut pass = |signal: Signal| {
             is_asked_for = true;
-            // In a terminal session the terminal has sent it to the command already.
+            // In a terminal session the terminal has sent the signal to the command already.
             if let Some(group) = group.filter(|_| !session) {
                 let _ = kill_process_group(group, signal);
             }

@@ -1,7 +1,7 @@
 //! A machine's folder as a whole: made, copied, packed, unpacked, removed.
 //!
-//! Copying and packing are left to `cp` and `tar`, which know holes, links, devices (overlay
-//! whiteouts) and extended attributes.
+//! `cp` and `tar` do the copying and packing: they handle holes, links, devices (overlay whiteouts) and extended
+//! attributes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::Sim;
 use crate::guest::{Isolation, namespaces};
 use crate::state::{Image, Machine, MachineConfig};
 
-/// What an export knows about its machine beside the files.
+/// What an export has about its machine in addition to the files.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Exported {
     pub(crate) name: String,
@@ -24,11 +24,11 @@ pub(crate) struct Exported {
     pub(crate) disk_size: u64,
 }
 
-/// The name of that knowledge in the archive.
+/// The file with that data in the archive.
 const MANIFEST: &str = "orbctl-sim.json";
 
-/// Makes the folder of a machine. An overlay's upper layer cannot lie on another overlay; where
-/// the state directory does (in a container, mostly), the folder is a link to tmpfs.
+/// Makes the folder of a machine. An overlay's upper layer cannot be on another overlay; if the state directory is on
+/// one (in a container, mostly), the folder is a link to tmpfs.
 pub(crate) fn make_folder(folder: &Path, isolation: Isolation) -> Result<()> {
     if let Some(parent) = folder.parent() {
         fs::create_dir_all(parent)?;
@@ -55,7 +55,7 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     fs::remove_dir_all(&real).with_context(|| format!("remove {}", real.display()))?;
     if fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_symlink()) {
         fs::remove_file(folder)?;
-        // The last machine takes the place on tmpfs with it.
+        // The last machine also removes the folder on tmpfs.
         if let Some(place) = real.parent() {
             let _ = fs::remove_dir(place);
         }
@@ -63,8 +63,8 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fills the folder of a clone. Its hostname is the new name; its machine-id is still the old
-/// one's, as on the real tool.
+/// Fills the folder of a clone. Its hostname is the new name; its machine-id is still that of the source, as on the
+/// real tool.
 pub(crate) fn copy(sim: &Sim<'_>, source: &Machine, target: &Machine) -> Result<()> {
     let from = sim.store.machine_folder(&source.id);
     let to = sim.store.machine_folder(&target.id);
@@ -80,7 +80,7 @@ pub(crate) fn copy(sim: &Sim<'_>, source: &Machine, target: &Machine) -> Result<
     Ok(())
 }
 
-/// Packs a machine into `file`, a zstd tar when `zstd` is around and a plain one else.
+/// Packs a machine into `file`: a zstd tar if `zstd` is installed, else a plain one.
 pub(crate) fn export(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()> {
     let folder = sim.store.machine_folder(&machine.id);
     let manifest = Exported {
@@ -104,7 +104,7 @@ pub(crate) fn export(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()
     )
 }
 
-/// Reads what an export knows about its machine.
+/// Reads what an export has about its machine.
 pub(crate) fn read_export(file: &Path) -> Result<Exported> {
     if !file.is_file() {
         bail!("open {}: no such file or directory", file.display());
@@ -128,7 +128,7 @@ pub(crate) fn import(sim: &Sim<'_>, machine: &Machine, file: &Path) -> Result<()
     finish(tar.arg("-C").arg(folder))
 }
 
-/// What makes up a machine's disk.
+/// Returns the folders that make up a machine's disk.
 fn parts(isolation: Isolation) -> &'static [&'static str] {
     match isolation {
         Isolation::Dir => &["home", "bin"],
@@ -136,7 +136,7 @@ fn parts(isolation: Isolation) -> &'static [&'static str] {
     }
 }
 
-/// Keeps what the overlay notes in extended attributes.
+/// Returns the flags of `tar` that keep the overlay's extended attributes.
 fn attributes() -> &'static [&'static str] {
     if cfg!(target_os = "linux") {
         &["--xattrs", "--xattrs-include=*", "--numeric-owner"]
@@ -152,7 +152,7 @@ fn has_program(name: &str) -> bool {
         .any(|file| file.is_file())
 }
 
-/// Runs a program that should say nothing, and turns what it says into the error.
+/// Runs a program that should print nothing; what it prints becomes the error.
 fn finish(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command

@@ -1,15 +1,15 @@
-//! Machines from the inside: what they are made of and how one gets in.
+//! Machines from the inside: their files, and how a command enters them.
 //!
 //! ```text
 //! <home>/machines/<id>/        for an isolated machine        for a plain directory
 //!     console.log              what `logs` prints             the same
 //!     upper/  work/  root/     overlay over the host's /      -
 //!     home/                    -                              where commands run, and HOME
-//!     bin/sudo                 -                              says why there is no sudo
+//!     bin/sudo                 -                              explains why there is no sudo
 //! ```
 //!
-//! An isolated machine is mounted in a mount namespace of its own, never in the host's: when its
-//! last process ends, the kernel takes the mounts away, so nothing can be left behind.
+//! An isolated machine is mounted in a mount namespace of its own, never in the host's: when its last process ends, the
+//! kernel removes the mounts, so nothing can be left behind.
 
 mod accounts;
 mod directory;
@@ -36,21 +36,21 @@ use crate::state::{Machine, Resident};
 pub(crate) use files::{copy, export, import, read_export};
 pub(crate) use namespaces::{INIT_WORD, init};
 
-/// Settles what a new machine is made of on this host.
+/// Decides how a new machine is isolated on this host.
 pub(crate) fn settle(wanted: Wanted) -> Result<Isolation> {
     let root = rustix::process::geteuid().is_root();
     match wanted {
         Wanted::Directory => Ok(Isolation::Dir),
         Wanted::Root if !root => bail!("isolated machines need root; ORBCTL_SIM_ISOLATION=root"),
         Wanted::Root => namespaces::check().map(|()| Isolation::Root),
-        // The kernel does not let a user namespace overlay a root that has anything mounted below
-        // it, and could not copy up a file whose owner is not in the namespace.
+        // In a user namespace, the kernel does not allow an overlay over a root that has anything mounted below it, and
+        // could not copy up a file whose owner is not in the namespace.
         Wanted::UserNamespace => bail!(
             "a user namespace cannot lay an overlay over this host's root; \
              use ORBCTL_SIM_ISOLATION=root as root, or dir"
         ),
         Wanted::Auto if cfg!(not(target_os = "linux")) || !root => Ok(Isolation::Dir),
-        // A directory is no fence for root, so root gets one only by asking for it.
+        // A directory does not contain root, so root gets one only on request.
         Wanted::Auto => namespaces::check().map(|()| Isolation::Root).context(
             "root without isolation would work on the host itself; \
              choose ORBCTL_SIM_ISOLATION=dir if that is meant",
@@ -58,7 +58,7 @@ pub(crate) fn settle(wanted: Wanted) -> Result<Isolation> {
     }
 }
 
-/// The name that a machine's default user gets when none is asked for: the caller's own.
+/// Returns the name of a machine's default user if none is requested: the caller's own.
 pub(crate) fn host_user() -> String {
     let name = std::env::var("USER")
         .or_else(|_| std::env::var("LOGNAME"))
@@ -80,7 +80,7 @@ pub(crate) fn prepare(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
     }
 }
 
-/// Boots a machine. Only isolated ones have a resident process.
+/// Boots a machine. Only an isolated one has a resident process.
 pub(crate) fn boot(sim: &Sim<'_>, machine: &Machine) -> Result<Option<Resident>> {
     let folder = sim.store.machine_folder(&machine.id);
     let resident = match machine.isolation {
@@ -105,7 +105,7 @@ pub(crate) fn halt(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Whether a machine that is said to run can be entered.
+/// Returns whether a machine in the state `running` can be entered.
 pub(crate) fn is_alive(machine: &Machine) -> bool {
     match machine.isolation {
         Isolation::Dir => true,
@@ -113,7 +113,7 @@ pub(crate) fn is_alive(machine: &Machine) -> bool {
     }
 }
 
-/// Takes a machine's files away.
+/// Removes a machine's files.
 pub(crate) fn remove(sim: &Sim<'_>, machine: &Machine) -> Result<()> {
     files::remove_folder(&sim.store.machine_folder(&machine.id))
 }

@@ -1,4 +1,4 @@
-//! Where there are no namespaces: every machine is a directory, and these are never reached.
+//! For hosts without namespaces: every machine is a directory, and these functions are never reached.
 #![expect(clippy::unnecessary_wraps, reason = "the same signatures as on Linux")]
 
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub(crate) fn init() -> Result<()> {
     bail!("isolated machines need Linux")
 }
 
-/// Another user; there are none in a directory.
+/// Identity of another user, which a directory machine does not support.
 pub(crate) struct Identity;
 
 impl Identity {

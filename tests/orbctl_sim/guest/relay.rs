@@ -1,11 +1,12 @@
 //! The streams between the caller and a command in a machine.
 //!
-//! The command of a real machine lives in a virtual machine, where nobody can hold the caller's pipes: only the client can, and it carries
-//! the bytes. The same here. When the client is killed, the caller's pipes are at their end although the command may live on; what a
-//! command leaves running does not keep them open. A terminal is handed to the command as it is.
+//! The command of a real machine is in a virtual machine and cannot hold the caller's pipes: only the client holds
+//! them, and copies the bytes. This does the same. When the client is killed, the caller's pipes end although the
+//! command may keep running, and a process that a command leaves behind does not keep them open. A terminal is passed
+//! to the command directly.
 //!
-//! The carriers are threads that start before this process enters a machine: afterwards its children belong to another pid namespace, and
-//! the kernel makes no more threads.
+//! The carriers are threads that start before this process enters a machine: afterwards its children belong to another
+//! pid namespace, and the kernel creates no more threads.
 
 use std::io::{IsTerminal, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,20 +22,20 @@ use rustix::io::Errno;
 
 use crate::guest::exec::GuestCommand;
 
-/// How long a client that was asked to end still waits for its caller to take what the command has written.
+/// How long a client that was asked to end waits for its caller to read what the command has written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What carries the bytes of one command.
+/// The carriers of one command's streams.
 pub(super) struct Relay {
-    /// Dropped when the command has ended: then the carriers take what is in their pipes, and no more.
+    /// Dropped when the command has ended: then the carriers copy what is in their pipes, and stop.
     running: PipeWriter,
-    /// Nothing is ever sent; it is closed when the last carrier has ended.
+    /// Nothing is sent on it; it closes when the last carrier has ended.
     carriers: Receiver<()>,
 }
 
 impl Relay {
-    /// Gives the command pipes in place of the caller's streams, and starts to carry. With a terminal as stdin everything is inherited:
-    /// the command then has a session of its own on it.
+    /// Gives the command pipes instead of the caller's streams, and starts the carriers. If stdin is a terminal,
+    /// everything is inherited, and the command has a session of its own on the terminal.
     pub(super) fn start(command: &mut GuestCommand) -> Result<Relay> {
         let (ended, running) = std::io::pipe()?;
         let (alive, carriers) = channel();
@@ -46,7 +47,7 @@ impl Relay {
             let (theirs, ours) = std::io::pipe()?;
             command.stdin = Some(Stdio::from(theirs));
             let source = std::io::stdin().as_fd().try_clone_to_owned()?;
-            // Nobody waits for it: its caller may never end the stream.
+            // This thread is not waited for: the caller may never end the stream.
             thread::spawn(move || carry_in(&source, &ours));
         }
         if command.stdout.is_none() && !std::io::stdout().is_terminal() {
@@ -60,7 +61,7 @@ impl Relay {
         Ok(Relay { running, carriers })
     }
 
-    /// The command has ended: carries to the end what it has written.
+    /// Copies the rest of what the command has written. The command has ended.
     pub(super) fn finish(self, is_asked_to_end: bool) {
         drop(self.running);
         let end = Instant::now() + PATIENCE;
@@ -75,7 +76,7 @@ impl Relay {
     }
 }
 
-/// Starts a carrier from a new pipe to `target` and gives the pipe's other end.
+/// Starts a carrier from a new pipe to `target` and returns the pipe's other end.
 fn carry_out(target: OwnedFd, ended: &Arc<OwnedFd>, alive: &Sender<()>) -> Result<Stdio> {
     let (ours, theirs) = std::io::pipe()?;
     let (ended, alive) = (Arc::clone(ended), alive.clone());
@@ -86,7 +87,7 @@ fn carry_out(target: OwnedFd, ended: &Arc<OwnedFd>, alive: &Sender<()>) -> Resul
     Ok(Stdio::from(theirs))
 }
 
-/// Carries from the caller until one side ends.
+/// Copies from the caller until one side ends.
 fn carry_in(source: &OwnedFd, target: &PipeWriter) {
     let mut buffer = vec![0; 65536];
     while let Some(read) = read(source.as_fd(), &mut buffer)
@@ -94,7 +95,7 @@ fn carry_in(source: &OwnedFd, target: &PipeWriter) {
     {}
 }
 
-/// Carries to the caller until one side ends, or until the command has ended and what it had written is carried.
+/// Copies to the caller until one side ends, or until the command has ended and all that it wrote is copied.
 fn carry(source: &PipeReader, ended: &OwnedFd, target: &OwnedFd) {
     let mut buffer = vec![0; 65536];
     let mut left = u64::MAX;
@@ -126,21 +127,21 @@ fn carry(source: &PipeReader, ended: &OwnedFd, target: &OwnedFd) {
     }
 }
 
-/// Reads some bytes. None at the end, or when nothing can be read any more.
+/// Reads some bytes. Returns `None` at the end, or if nothing more can be read.
 fn read(source: BorrowedFd<'_>, buffer: &mut [u8]) -> Option<usize> {
     loop {
         match rustix::io::read(source, &mut *buffer) {
             Ok(0) => return None,
             Ok(read) => return Some(read),
             Err(Errno::INTR) => {}
-            // The caller may share a descriptor that does not block.
+            // The caller may share a non-blocking descriptor.
             Err(Errno::AGAIN) => wait(source, PollFlags::IN)?,
             Err(_) => return None,
         }
     }
 }
 
-/// Writes all bytes. None when the other side is gone.
+/// Writes all bytes. Returns `None` if the other side is closed.
 fn write(target: BorrowedFd<'_>, mut bytes: &[u8]) -> Option<()> {
     while !bytes.is_empty() {
         match rustix::io::write(target, bytes) {

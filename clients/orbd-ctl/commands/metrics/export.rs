@@ -1,4 +1,4 @@
-//! `metrics export`: writes the body as it comes, so that the memory needed does not depend on how much is recorded.
+//! `metrics export`: streams the records, so memory use does not depend on their number.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -15,13 +15,13 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 
-/// How long orbd may be silent during an export; it gives up on its store before that.
+/// Maximum time without data from orbd. orbd's own timeout for its store is shorter.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes copied at a time.
+/// Size of the copy buffer in bytes.
 const PIECE: usize = 64 << 10;
 
-/// Writes recorded operations to a file or to standard output.
+/// Exports recorded operations to a file or to standard output.
 pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), CliError> {
     let query = ExportQuery {
         format: args.format.into(),
@@ -31,10 +31,10 @@ pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), C
         client: args.client,
         outcome: args.outcome,
     };
-    // Before anything is asked for: a file that cannot be written is found out at once.
+    // Opened before the request, so that an unwritable file is reported at once.
     let mut target = args.output.as_deref().map(Target::open).transpose()?;
     let interrupt = target.as_ref().map(|_| Interrupt::watch()).transpose()?;
-    // Starts the daemon if need be, and compares versions.
+    // Starts the daemon if necessary, and compares protocol versions.
     drop(context.connect()?);
     let mut body =
         Download::get(&context.link.socket, &query.target(), SILENCE_MAX).map_err(|error| match error {
@@ -71,7 +71,7 @@ fn since_ms(since: Since) -> u64 {
 
 fn refused(status: u16, message: String) -> CliError {
     let kind = match status {
-        // An orbd that does not know the path.
+        // This orbd does not have the endpoint.
         404 => ErrorKind::MethodNotFound,
         400..500 => ErrorKind::InvalidParams,
         503 => ErrorKind::StoreUnavailable,
@@ -82,18 +82,18 @@ fn refused(status: u16, message: String) -> CliError {
 
 fn broken_off(source: io::Error) -> CliError {
     CliError::Local {
-        what: "the export broke off and is not complete; run it again".into(),
+        what: "export incomplete; run it again".into(),
         source,
     }
 }
 
-/// Where an export goes. A regular file is written beside its place and moved there at the end; dropped before that, nothing is
-/// left of it.
+/// Output file of an export. A regular file is written to a temporary file, which replaces it at the end. If the value is dropped
+/// before that, the temporary file is removed.
 struct Target {
-    /// As it was typed, for messages.
+    /// Path as given by the user, for messages.
     name: PathBuf,
     file: File,
-    /// The file that is written, and its place.
+    /// Paths of the temporary file and of the file that it replaces; `None` if `file` is written directly.
     beside: Option<(PathBuf, PathBuf)>,
 }
 
@@ -101,12 +101,12 @@ impl Target {
     fn open(name: &Path) -> Result<Self, CliError> {
         Self::try_open(name).map_err(|error| CliError::Usage {
             message: format!("cannot write {}: {error}", name.display()),
-            hint: "name another file with `-o FILE`, or leave `-o` out to write to standard output".into(),
+            hint: "name another file with `-o FILE`, or omit `-o` to write to standard output".into(),
         })
     }
 
     fn try_open(name: &Path) -> io::Result<Self> {
-        // A link stays one: what it leads to is replaced.
+        // A symbolic link is kept; its target is replaced.
         let (place, found) = match fs::canonicalize(name) {
             Ok(place) => {
                 let found = fs::metadata(&place)?;
@@ -120,7 +120,7 @@ impl Target {
         }
         let name = name.to_owned();
         if found.as_ref().is_some_and(|found| !found.is_file()) {
-            // A pipe or a device is not to be replaced.
+            // A pipe or a device must be written to, not replaced.
             let file = OpenOptions::new().write(true).open(&place)?;
             return Ok(Self {
                 name,

@@ -1,4 +1,4 @@
-//! The first process of a machine, and the mounts that it makes for itself.
+//! The first process of a machine, and the mounts that it makes.
 
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use serde::{Deserialize, Serialize};
 
-/// What the first process is told, on its stdin.
+/// Parameters of the first process, passed on its stdin.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Boot {
     pub(super) folder: PathBuf,
@@ -19,11 +19,11 @@ pub(super) struct Boot {
     pub(super) hostname: String,
 }
 
-/// The life of the first process.
+/// Runs as the first process.
 pub(crate) fn init() -> Result<()> {
     let told = (|| {
         let boot: Boot = serde_json::from_reader(std::io::stdin())?;
-        // Read before the move, while /proc is still the host's.
+        // Read before the root changes, while /proc is still the host's.
         let pid = fs::read_link("/proc/self")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         build_root(&boot)?;
@@ -42,7 +42,7 @@ pub(crate) fn init() -> Result<()> {
     reap()
 }
 
-/// Waits for orphans for ever. Everything that loses its parent in the machine ends up here.
+/// Waits for orphans for ever. Every process in the machine that loses its parent becomes a child of this one.
 fn reap() -> Result<()> {
     use rustix::process::{WaitOptions, wait};
     use tokio::signal::unix::{SignalKind, signal};
@@ -58,7 +58,7 @@ fn reap() -> Result<()> {
     })
 }
 
-/// Mounts everything and makes it this process's root.
+/// Mounts everything and makes it the root of this process.
 fn build_root(boot: &Boot) -> Result<()> {
     let root = boot.folder.join("root");
     mount_overlay(boot, &root)?;
@@ -69,7 +69,7 @@ fn build_root(boot: &Boot) -> Result<()> {
     }
     mount_kind("proc", &at("proc"), nothing, "")?;
     if mount_kind("sysfs", &at("sys"), nothing | MountFlags::RDONLY, "").is_err() {
-        // A container may have its own idea of /sys.
+        // A container may not allow sysfs.
         mount_kind("tmpfs", &at("sys"), nothing, "mode=755,size=64k")?;
     }
     mount_kind(
@@ -87,7 +87,7 @@ fn build_root(boot: &Boot) -> Result<()> {
         "mode=1777",
     )?;
     mount_devices(&at("dev"))?;
-    // The machine must not walk into the files that it is made of.
+    // The machine must not reach the files that it is made of.
     let home = at(boot
         .home
         .strip_prefix("/")?
@@ -97,7 +97,7 @@ fn build_root(boot: &Boot) -> Result<()> {
         mount_kind("tmpfs", &home, nothing | MountFlags::RDONLY, "mode=555,size=4k")?;
     }
     rustix::process::chdir(&root)?;
-    // With both arguments the same, the old root lies over the new one and can be taken off.
+    // With the same path for both, the old root is mounted over the new one and can be removed.
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
@@ -115,8 +115,7 @@ fn mount_overlay(boot: &Boot, root: &Path) -> Result<()> {
     let upper = escaped(boot.folder.join("upper"))?;
     let work = escaped(boot.folder.join("work"))?;
     let layers = format!("lowerdir=/,upperdir={upper},workdir={work}");
-    // `volatile` leaves out the syncing, which package managers do for every file. Older kernels
-    // do not know it.
+    // `volatile` leaves out the syncing, which package managers do for every file. Older kernels do not support it.
     mount_kind(
         "overlay",
         root,

@@ -1,9 +1,9 @@
-//! Isolated machines on Linux: an overlay over the host's root in namespaces of its own.
+//! Isolated machines on Linux: an overlay over the host's root, in namespaces of its own.
 //!
 //! ```text
 //! worker ─▶ unshare(1) ─▶ orbctl-sim sim-init     pid 1 of the machine
-//!                           mounts the overlay, /proc, /dev, /run, /tmp; moves its root there;
-//!                           says "ready" and its number on the host; reaps zombies ever after
+//!                           mounts the overlay, /proc, /dev, /run, /tmp; makes them its root;
+//!                           prints "ready" and its pid on the host; then reaps zombies
 //! run    ─▶ setns(pidfd)                          now sees the machine's files and processes
 //! stop   ─▶ SIGKILL to pid 1                      the kernel ends all others, then the mounts
 //! ```
@@ -32,7 +32,7 @@ use first_process::Boot;
 pub(crate) use first_process::init;
 pub(crate) use upper::{other_place, prepare};
 
-/// The hidden word that starts the first process of a machine.
+/// Hidden command that starts the first process of a machine.
 pub(crate) const INIT_WORD: &str = "sim-init";
 
 fn unshare() -> Command {
@@ -49,7 +49,7 @@ fn unshare() -> Command {
     command
 }
 
-/// Tries whether this host lets us make namespaces.
+/// Checks whether this host allows namespaces.
 pub(crate) fn check() -> Result<()> {
     let output = unshare().arg("true").stdin(Stdio::null()).output();
     let output = output.context("run unshare (of util-linux)")?;
@@ -63,7 +63,7 @@ pub(crate) fn check() -> Result<()> {
 pub(crate) fn boot(folder: &Path, home: &Path, machine: &Machine) -> Result<Resident> {
     let folder = fs::canonicalize(folder)?;
     upper::write_names(&folder.join("upper"), &machine.name)?;
-    // What an overlay leaves in its work folder is of no use to the next one.
+    // The work folder of an earlier overlay is of no use to the next one.
     let work = folder.join("work");
     let _ = fs::remove_dir_all(&work);
     fs::create_dir(&work)?;
@@ -116,16 +116,16 @@ pub(crate) fn halt(resident: Resident) -> Result<()> {
     let Some(pidfd) = handle(resident) else {
         return Ok(());
     };
-    // The waiting `unshare` is in the mount namespace too: only when it is gone as well are the
-    // mounts taken away, and the overlay's layers free for the next boot or for removal.
+    // The waiting `unshare` is in the mount namespace as well: only once it has ended, too, are the mounts removed and
+    // the overlay's layers free for the next boot or for removal.
     let parent = parent_in_namespace(resident.pid);
     pidfd_send_signal(&pidfd, Signal::KILL)?;
     wait_end(&pidfd)?;
     parent.map_or(Ok(()), |parent| wait_end(&parent))
 }
 
-/// Waits until a process has ended: then its pidfd becomes readable. The first process of a
-/// namespace ends after all the others.
+/// Waits until a process has ended, which makes its pidfd readable. The first process of a namespace ends after all the
+/// others.
 fn wait_end(pidfd: &OwnedFd) -> Result<()> {
     let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
     while let Err(error) = poll(&mut ended, None) {
@@ -136,7 +136,7 @@ fn wait_end(pidfd: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// The parent of a first process, unless that has been taken over by somebody else's reaper.
+/// Returns the parent of a first process, unless another reaper has adopted that process.
 fn parent_in_namespace(pid: i32) -> Option<OwnedFd> {
     let parent = stat_fields(pid)?.get(1)?.parse().ok()?;
     let pidfd = pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
@@ -144,19 +144,18 @@ fn parent_in_namespace(pid: i32) -> Option<OwnedFd> {
     (mounts(parent)? == mounts(pid)?).then_some(pidfd)
 }
 
-/// A living process, to be known again.
+/// Returns a living process with its start time, by which it is recognised later.
 pub(crate) fn resident(pid: i32) -> Option<Resident> {
     let started = started(pid)?;
     Some(Resident { pid, started })
 }
 
-/// Whether a process is still that process.
+/// Returns whether the number still belongs to the same process.
 pub(crate) fn is_alive(resident: Resident) -> bool {
     started(resident.pid) == Some(resident.started)
 }
 
-/// Moves this process into a machine. Its own pid stays what it is; its children are the
-/// machine's.
+/// Moves this process into a machine. Its own pid does not change; its children are the machine's.
 pub(crate) fn enter(resident: Resident) -> Result<()> {
     let pidfd = handle(resident).context("the machine is not running")?;
     let spaces = ThreadNameSpaceType::MOUNT
@@ -166,8 +165,8 @@ pub(crate) fn enter(resident: Resident) -> Result<()> {
     move_into_thread_name_spaces(rustix::fd::AsFd::as_fd(&pidfd), spaces).context("enter the machine")
 }
 
-/// Another user, for as long as this lives. Only this thread changes, not those that carry streams; the saved ids stay root's, so that
-/// it can change back.
+/// Another user, until dropped. Only this thread changes, not those that carry streams; the saved ids stay root's, so
+/// that it can change back.
 pub(crate) struct Identity;
 
 impl Identity {
@@ -189,22 +188,22 @@ impl Drop for Identity {
     }
 }
 
-/// A handle on the first process that cannot come to mean another one.
+/// Returns a handle on the first process that can never refer to another process.
 fn handle(resident: Resident) -> Option<OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(resident.pid)?, PidfdFlags::empty()).ok()?;
-    // Looked at after the handle was taken: if it is the right one now, it stays so.
+    // Checked after the handle was opened: if it is the right process now, it stays the right one.
     is_alive(resident).then_some(pidfd)
 }
 
-/// When a living process was started, in clock ticks since the boot.
+/// Returns when a living process was started, in clock ticks since the boot.
 fn started(pid: i32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let dead = matches!(fields.first()?.as_str(), "Z" | "X");
     if dead { None } else { fields.get(19)?.parse().ok() }
 }
 
-/// The fields of `/proc/<pid>/stat` from the state on. The one before is the program's name, which
-/// may hold blanks and brackets.
+/// Returns the fields of `/proc/<pid>/stat` from the state on. The one before is the program's name, which may contain
+/// blanks and brackets.
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(

@@ -1,6 +1,6 @@
-//! The upper layer of a machine's overlay: what the machine has of its own before its first boot.
+//! The upper layer of a machine's overlay: the machine's own files before its first boot.
 //!
-//! It is written from outside, as plain files of the host, so nothing has to be mounted for it.
+//! It is written from outside as plain files of the host, so nothing has to be mounted for it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -12,7 +12,7 @@ use crate::catalog;
 use crate::guest::accounts::Account;
 use crate::state::Machine;
 
-/// Where a machine's files go when the state directory lies on an overlay.
+/// Returns where a machine's files go if the state directory is on an overlay.
 pub(crate) fn other_place(folder: &Path) -> Result<Option<PathBuf>> {
     const OVERLAY: i64 = 0x794c_7630;
     let parent = folder.parent().context("a machine's folder has a parent")?;
@@ -29,11 +29,11 @@ pub(crate) fn other_place(folder: &Path) -> Result<Option<PathBuf>> {
     ))
 }
 
-/// Lays the machine's own files into the upper layer: users, names, its default user's home.
+/// Writes the machine's own files to the upper layer: users, names, its default user's home.
 pub(crate) fn prepare(folder: &Path, machine: &Machine) -> Result<()> {
     let upper = folder.join("upper");
     fs::create_dir(&upper)?;
-    // The overlay shows the upper layer's own mode and owner for its root.
+    // The root of the overlay has the upper layer's own mode and owner.
     fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
     let etc = mirror(&upper, "etc")?;
     for file in ["passwd", "group", "shadow", "gshadow"] {
@@ -53,7 +53,7 @@ pub(crate) fn prepare(folder: &Path, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder of the upper layer look like the host's folder of the same name.
+/// Makes a folder of the upper layer with the mode and owner of the host's folder of the same name.
 fn mirror(upper: &Path, name: &str) -> Result<PathBuf> {
     let folder = upper.join(name);
     if folder.is_dir() {
@@ -89,8 +89,8 @@ fn make_home(upper: &Path, user: &Account) -> Result<()> {
     Ok(())
 }
 
-/// Writes the machine's name where programs look for it. `host.orb.internal` is the Mac on the
-/// real tool and this host here.
+/// Writes the machine's name where programs read it. `host.orb.internal` is the Mac on the real tool and this host
+/// here.
 pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
     let etc = upper.join("etc");
     fs::write(etc.join("hostname"), format!("{name}\n"))?;
@@ -98,7 +98,7 @@ pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
         "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n127.0.0.1\thost.orb.internal\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n"
     );
-    // The network is the host's, so are the names by which it reaches its mirrors and proxies.
+    // The network is the host's, and so are the names of its mirrors and proxies.
     for line in fs::read_to_string("/etc/hosts").unwrap_or_default().lines() {
         let address = line.split_whitespace().next().unwrap_or("#");
         if !address.starts_with('#') && !address.starts_with("127.") && !address.contains(':') {
@@ -106,7 +106,7 @@ pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
             hosts.push('\n');
         }
     }
-    // A machine whose administrator has changed the file keeps it, except for its own name.
+    // If the machine's administrator has changed the file, it stays, except for the machine's own name.
     let path = etc.join("hosts");
     match fs::read_to_string(&path) {
         Ok(old) => {
@@ -118,7 +118,7 @@ pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
         }
         Err(_) => fs::write(&path, hosts)?,
     }
-    // The host's may be a link into /run, or a file bound over the one that the overlay shows.
+    // The host's file may be a link into /run, or one that is bind-mounted over the file in the overlay.
     let resolver = etc.join("resolv.conf");
     if let Ok(text) = fs::read("/etc/resolv.conf")
         && fs::symlink_metadata(&resolver).is_err()
@@ -128,10 +128,10 @@ pub(crate) fn write_names(upper: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// OrbStack gives the default user the number of the first user of a Mac.
+/// OrbStack gives the default user the uid of the first user of a Mac.
 const WANTED_UID: u32 = 501;
 
-/// Adds a user with a group of the same name to the files in `etc`, unless there is one.
+/// Adds a user and a group of the same name to the files in `etc`, unless they exist.
 fn add_account(etc: &Path, name: &str) -> Result<Account> {
     let read = |file: &str| {
         fs::read_to_string(etc.join(file)).with_context(|| format!("read {file} of the machine"))
@@ -168,7 +168,7 @@ fn add_account(etc: &Path, name: &str) -> Result<Account> {
         &format!("{name}:x:{number}:{number}::{home}:{shell}"),
     )?;
     append(etc, "group", &format!("{name}:x:{number}:"))?;
-    // `*` is a password that nothing matches.
+    // No password matches `*`.
     append(etc, "shadow", &format!("{name}:*:19000:0:99999:7:::"))?;
     append(etc, "gshadow", &format!("{name}:*::"))?;
     Ok(Account {

@@ -1,10 +1,11 @@
-//! An `orbctl` that is sick, whatever it is asked: who is told what meanwhile, what passes, and that all is well again by itself.
+//! An unhealthy `orbctl`: what callers get meanwhile, which operations pass, and that orbd recovers without
+//! intervention.
 
 use orbd::rpc::api::{
     CacheInvalidate, DaemonInfo, JobGet, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun,
     MachineSsh, MachineStart, MachineStop, OrbstackStart,
 };
-use orbd::rpc::types::JobStateWord;
+use orbd::rpc::types::{JobStateWord, WaitReason};
 use serde_json::{Value, json};
 
 use crate::support::{Caller, World, eventually, outcome_of};
@@ -13,7 +14,8 @@ const HANGS: &str = "[[trouble]]\nkind = \"hang\"";
 const PANICS: &str = "[[trouble]]\nkind = \"panic\"";
 const MACHINE_HANGS: &str = "[[trouble]]\nkind = \"hang\"\nmachine = \"a\"\ncommand = [\"run\", \"info\"]";
 
-/// A daemon that has seen two machines and gives reads a second, over a stand-in without trouble so far.
+/// Starts a daemon with a query timeout of a second, over a stand-in without trouble so far, and lists its two
+/// machines.
 fn world() -> World {
     let world = World::new()
         .set("query_timeout", "1s")
@@ -25,8 +27,8 @@ fn world() -> World {
     world
 }
 
-/// Lets trouble come over everything and waits until it is noticed.
-fn fall_sick(world: &World, script: &str) -> Caller {
+/// Scripts trouble for every command, and waits until orbd notices.
+fn make_unhealthy(world: &World, script: &str) -> Caller {
     world.rescript(script);
     let mut caller = world.client();
     let answer = caller.ok::<MachineList>(json!({"max_age_ms": 0}));
@@ -34,9 +36,9 @@ fn fall_sick(world: &World, script: &str) -> Caller {
     caller
 }
 
-/// Checks that all works, without asking for anything that would make it so.
-fn all_is_well(caller: &mut Caller) {
-    caller.until_well();
+/// Waits for the recovery without sending anything that could cause it, then checks that everything works.
+fn assert_healthy(caller: &mut Caller) {
+    caller.until_healthy();
     let answer = caller.ok::<MachineList>(json!({"max_age_ms": 0}));
     assert_eq!((answer.observed.stale, answer.machines.len()), (false, 2));
     assert_eq!(caller.run("a", &["true"]).exit_code, Some(0));
@@ -44,38 +46,42 @@ fn all_is_well(caller: &mut Caller) {
 }
 
 #[test]
-fn lists_are_told_as_last_known_with_the_reason_and_all_is_well_again_by_itself() {
+fn lists_are_served_stale_with_the_reason_and_recovery_is_automatic() {
     for (script, reason) in [
-        (HANGS, "orbctl list gave no answer within its time limit"),
+        (HANGS, "orbctl list did not answer within its time limit"),
         (
             PANICS,
-            "orbctl said: panic: timed out waiting for services to start",
+            "orbctl reported: panic: timed out waiting for services to start",
         ),
     ] {
         let world = world();
-        let mut caller = fall_sick(&world, script);
-        // Also of what was made stale since.
+        let mut caller = make_unhealthy(&world, script);
+        // The same after the list was invalidated.
         caller.ok::<CacheInvalidate>(json!({}));
         let answer = caller.ok::<MachineList>(json!({}));
         assert_eq!(answer.machines.len(), 2);
         assert!(answer.observed.stale);
         assert_eq!(
             answer.observed.stale_reason.as_deref(),
-            Some(&*format!("orbctl is sick: {reason}"))
+            Some(&*format!("orbctl is unhealthy: {reason}"))
         );
-        assert_eq!(caller.outage().expect("sick").reason, reason);
+        assert_eq!(caller.outage().expect("an outage").reason, reason);
         assert_eq!(
-            caller.ok::<DaemonInfo>(json!({})).unhealthy.expect("sick").reason,
+            caller
+                .ok::<DaemonInfo>(json!({}))
+                .unhealthy
+                .expect("an outage")
+                .reason,
             reason
         );
         world.rescript("");
-        all_is_well(&mut caller);
+        assert_healthy(&mut caller);
         world.ledger().assert_no_overlap();
     }
 }
 
 #[test]
-fn a_change_whose_own_look_finds_orbctl_sick_is_told_when_to_come_back() {
+fn change_that_detects_the_outage_gets_a_retry_time() {
     let world = world();
     world.rescript(PANICS);
     let data = world.client().refused::<MachineStart>(json!({"machine": "a"}));
@@ -83,16 +89,16 @@ fn a_change_whose_own_look_finds_orbctl_sick_is_told_when_to_come_back() {
         (data.kind.as_str(), data.retry_after_ms),
         ("orbctl_unhealthy", Some(1000))
     );
-    assert!(data.job_id.is_some(), "it was accepted: {data:?}");
+    assert!(data.job_id.is_some(), "the job was accepted: {data:?}");
 }
 
 #[test]
-fn what_is_not_forced_is_refused_at_once_in_words_and_with_when_to_come_back() {
+fn unforced_operations_fail_fast_with_a_reason_and_a_retry_time() {
     let world = world();
-    let mut caller = fall_sick(&world, HANGS);
+    let mut caller = make_unhealthy(&world, HANGS);
     let refused = |error: Box<orbd::rpc::types::ErrorObject>| {
         assert!(
-            error.message.contains("orbctl list gave no answer"),
+            error.message.contains("orbctl list did not answer"),
             "{}",
             error.message
         );
@@ -116,7 +122,7 @@ fn what_is_not_forced_is_refused_at_once_in_words_and_with_when_to_come_back() {
             .expect_err("refused"),
     );
     refused(caller.call::<OrbstackStart>(json!({})).expect_err("refused"));
-    // Reads of what nothing is known of, or whose answer cannot carry the mark.
+    // Reads without a cached answer, and reads whose answer cannot be marked stale.
     refused(
         caller
             .call::<MachineInfo>(json!({"machine": "a"}))
@@ -127,27 +133,30 @@ fn what_is_not_forced_is_refused_at_once_in_words_and_with_when_to_come_back() {
         assert_eq!(world.ledger().spawns(command), 0, "{command}");
     }
     world.rescript("");
-    all_is_well(&mut caller);
+    assert_healthy(&mut caller);
 }
 
 #[test]
-fn a_forced_stop_gets_through_and_shows_that_the_service_works() {
+fn forced_stop_passes_an_open_circuit_and_its_success_closes_it() {
     let world = world();
     let script =
         "[[trouble]]\nkind = \"hang\"\ncommand = [\"list\", \"status\", \"info\", \"restart\", \"run\"]";
-    let mut caller = fall_sick(&world, script);
+    let mut caller = make_unhealthy(&world, script);
     caller.refused::<MachineStop>(json!({"machine": "b"}));
     let answer = caller.ok::<MachineStop>(json!({"machine": "b", "force": true}));
     assert_eq!(answer.changed, Some(true));
     let stopped = ("b".to_owned(), "stopped".to_owned());
     assert!(world.truth().contains(&stopped), "{:?}", world.truth());
-    assert!(caller.outage().is_none(), "the service has just worked");
+    assert!(
+        caller.outage().is_none(),
+        "the service has just carried out a change"
+    );
     world.rescript("");
-    all_is_well(&mut caller);
+    assert_healthy(&mut caller);
 }
 
 #[test]
-fn force_ends_a_change_that_the_illness_caught() {
+fn force_ends_a_change_caught_by_the_outage() {
     let world = world();
     let script = "[[trouble]]\nkind = \"hang\"\ncommand = [\"list\", \"status\", \"restart\"]";
     world.rescript(script);
@@ -155,18 +164,18 @@ fn force_ends_a_change_that_the_illness_caught() {
         .client()
         .ok::<MachineRestart>(json!({"machine": "b", "detach": true}));
     world.client().until_running(caught.job_id);
-    let mut caller = fall_sick(&world, script);
+    let mut caller = make_unhealthy(&world, script);
     caller.ok::<MachineStop>(json!({"machine": "b", "force": true}));
     assert_eq!(
         outcome_of(&caller.end_of(caught.job_id)),
         ("unknown", "outcome_unknown")
     );
     world.rescript("");
-    all_is_well(&mut caller);
+    assert_healthy(&mut caller);
 }
 
 #[test]
-fn what_was_accepted_before_waits_for_the_recovery_and_says_so() {
+fn jobs_accepted_before_the_outage_wait_for_the_recovery() {
     let world = world();
     let gate = world.gate("gate");
     let mut caller = world.client();
@@ -175,27 +184,24 @@ fn what_was_accepted_before_waits_for_the_recovery_and_says_so() {
     let waiting = caller
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))
         .job_id;
-    let mut caller = fall_sick(&world, PANICS);
-    // What the illness found running is left alone, and what it lets start waits.
+    let mut caller = make_unhealthy(&world, PANICS);
+    // A job that was running when the outage began continues. The job behind it waits for the recovery.
     command.open();
     assert_eq!(outcome_of(&caller.end_of(running)), ("succeeded", ""));
     let job = caller.ok::<JobGet>(json!({"job_id": waiting})).job;
     assert_eq!(job.state, JobStateWord::Waiting);
     let waits = job.waiting_for.expect("it says for what");
-    assert_eq!(waits.kind, "unhealthy");
-    assert!(
-        waits
-            .reason
-            .expect("why")
-            .contains("timed out waiting for services")
-    );
+    let WaitReason::Unhealthy { reason } = waits.reason else {
+        panic!("{waits:?}");
+    };
+    assert!(reason.contains("timed out waiting for services"));
     world.rescript("");
     assert_eq!(outcome_of(&caller.end_of(waiting)), ("succeeded", ""));
-    all_is_well(&mut caller);
+    assert_healthy(&mut caller);
 }
 
 #[test]
-fn one_machine_that_hangs_is_no_illness() {
+fn one_hanging_machine_does_not_open_the_circuit() {
     let world = world();
     world.rescript(MACHINE_HANGS);
     let command = world.background(|caller| {
@@ -212,13 +218,13 @@ fn one_machine_that_hangs_is_no_illness() {
     assert_eq!(details.join().expect("it is told").kind, "deadline_exceeded");
     assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
     assert!(caller.outage().is_none());
-    assert!(!world.log().contains("orbctl is sick"));
+    assert!(!world.log().contains("orbctl is unhealthy"));
 }
 
 #[test]
-fn every_way_to_ask_is_answered_the_same() {
+fn single_and_batched_calls_get_the_same_stale_answer() {
     let world = world();
-    let mut caller = fall_sick(&world, HANGS);
+    let mut caller = make_unhealthy(&world, HANGS);
     caller.ok::<CacheInvalidate>(json!({}));
     let request = r#"{"jsonrpc":"2.0","id":1,"method":"machine.list"}"#;
     let alone = world.wire().exchange(request);
@@ -236,11 +242,11 @@ fn without_age(answer: &Value) -> Value {
 }
 
 #[test]
-fn one_probe_runs_at_a_time_however_many_ask() {
+fn one_probe_runs_at_a_time() {
     let world = world();
     let script = "[[trouble]]\nkind = \"slow\"\nms = 200\ncommand = \"status\"\n\
                   [[trouble]]\nkind = \"panic\"\ncommand = \"list\"";
-    let mut caller = fall_sick(&world, script);
+    let mut caller = make_unhealthy(&world, script);
     let before = world.ledger().spawns("list");
     eventually("a second probe ends", || {
         for _ in 0..20 {
