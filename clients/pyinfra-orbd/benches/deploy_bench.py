@@ -1,16 +1,16 @@
-"""Times a deploy through ``@orbstack`` against the same deploy through ``@nothing``.
+"""Compares the duration of a deploy through ``@orbstack`` with the same deploy through ``@nothing``.
 
-What counts is the whole process, as a user waits for it. Both are run in turn, in one go, so that whatever else the computer does
-falls on both, and each pair gives a ratio; their median is told. Seconds of processor time (of PyInfra's process alone) are told
-beside: they hardly depend on what else runs. How many ``orbctl`` were spawned and how they overlapped is read from the stand-in's
-ledger, and so is the critical path: the longest chain of invocations that had to follow each other, which is one host's.
+It measures the whole process. Both deploys run alternately, so that other load affects both, and the result is the median of the
+ratios of the pairs. The CPU time of PyInfra's process is reported too, because it hardly depends on other load. The number of
+spawned ``orbctl`` processes and their overlap come from the ledger of ``orbctl-sim``, and so does the critical path: the longest
+chain of invocations that had to run one after another, which is that of one host.
 
     python benches/deploy_bench.py --instant            ten machines, twenty commands, a small compiled orbctl that does nothing
-    python benches/deploy_bench.py                      the stand-in, which starts a real shell for each command
+    python benches/deploy_bench.py                      orbctl-sim, which starts a real shell for each command
     python benches/deploy_bench.py --latency 150        each orbctl takes 150 ms
-    python benches/deploy_bench.py --orbctl PATH        an orbctl of your own, with machines of its own
-    python benches/deploy_bench.py --deploy files       directories, lines, uploads and commands instead of commands alone
-    python benches/deploy_bench.py --predecessor PYTHON in the same run also with pyinfra-orbstack, which that Python has
+    python benches/deploy_bench.py --orbctl PATH        another orbctl, with its own machines
+    python benches/deploy_bench.py --deploy files       directories, lines, uploads and commands instead of only commands
+    python benches/deploy_bench.py --predecessor PYTHON also runs the deploy with pyinfra-orbstack, installed in that Python
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ for number in range({operations} // 4):
 
 
 class Cost(NamedTuple):
-    """What one deploy took."""
+    """Wall-clock and CPU seconds of one deploy."""
 
     seconds: float
     cpu: float
 
 
 def main() -> None:
-    """Runs the comparison and prints it."""
+    """Runs the comparison and prints the result."""
     options = arguments()
     folder = Path(tempfile.mkdtemp(prefix="orbd-bench-", dir="/tmp"))
     if options.orbctl:
@@ -75,7 +75,7 @@ def main() -> None:
         theirs: list[Cost] = []
         before: list[Cost] = []
         spawned: Counter[str] = Counter()
-        # Once each without counting: compiles what Python keeps compiled, and fills the daemon's cache.
+        # Warm-up: compiles Python's bytecode caches and fills the daemon's cache.
         deployed(f"@nothing/{options.hosts}", deploy, daemon)
         deployed("@orbstack", deploy, daemon)
         if options.predecessor:
@@ -110,14 +110,14 @@ def main() -> None:
                 f"spawns in {len(before)} deploys: {dict(spawned)}"
             )
         if not options.instant:
-            tell(ledgers, ours, theirs)
+            print_invocations(ledgers, ours, theirs)
     finally:
         daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_instant(daemon: RealDaemon) -> None:
-    """Puts a compiled ``orbctl`` that answers like the stand-in, without doing anything, in the stand-in's place."""
+    """Replaces ``orbctl-sim`` with a compiled ``orbctl`` that returns the same answers without doing anything."""
     folder = daemon.folder / "instant"
     folder.mkdir()
     for command in (["list", "-f", "json"], ["status"], ["version"]):
@@ -130,39 +130,39 @@ def make_instant(daemon: RealDaemon) -> None:
 
 
 def make_path(daemon: RealDaemon) -> None:
-    """Makes a folder for PATH in which ``orbctl`` is the daemon's."""
+    """Creates a directory for PATH with the daemon's ``orbctl``."""
     folder = daemon.folder / "path"
     folder.mkdir()
     (folder / "orbctl").symlink_to(daemon.environment["ORBD_ORBCTL"])
 
 
 def arguments() -> argparse.Namespace:
-    """Reads the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=10)
     parser.add_argument("--operations", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--latency", default="0", help="ORBCTL_SIM_LATENCY, as in 150 or run=150,list=20")
+    parser.add_argument("--latency", default="0", help="ORBCTL_SIM_LATENCY, such as 150 or run=150,list=20")
     parser.add_argument("--isolation", default="dir", help="ORBCTL_SIM_ISOLATION; commands of this deploy are harmless")
     parser.add_argument("--deploy", choices=DEPLOYS, default="shell")
     parser.add_argument("--instant", action="store_true", help="a small compiled orbctl; needs cc")
     parser.add_argument(
-        "--predecessor", help="a Python that has pyinfra-orbstack; not with --instant, which does not know its calls"
+        "--predecessor", help="a Python with pyinfra-orbstack; not with --instant, which does not support its calls"
     )
-    parser.add_argument("--orbctl", help="another orbctl than orbctl-sim, with machines of its own")
+    parser.add_argument("--orbctl", help="an orbctl other than orbctl-sim, with its own machines")
     options = parser.parse_args()
     if options.predecessor and options.instant:
-        parser.error("--predecessor needs the stand-in")
+        parser.error("--predecessor needs orbctl-sim")
     return options
 
 
 def deployed(target: str, deploy: Path, daemon: RealDaemon, python: str = sys.executable) -> Cost:
-    """Runs one deploy and returns what it took."""
+    """Runs one deploy and returns its cost."""
     environment = {**os.environ, "ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
-    # Else what is not installed, ours, would be compiled anew each time, and the rest not.
+    # Otherwise Python would compile the editable package in each run, but not the installed ones.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if python != sys.executable:
-        # The predecessor calls what PATH has.
+        # The predecessor calls the `orbctl` on PATH.
         environment.update(daemon.environment, PATH=f"{daemon.folder / 'path'}:{os.environ['PATH']}")
     with tempfile.TemporaryFile() as said:
         begun = time.perf_counter()
@@ -183,8 +183,8 @@ def deployed(target: str, deploy: Path, daemon: RealDaemon, python: str = sys.ex
     return Cost(took, usage.ru_utime + usage.ru_stime)
 
 
-def tell(ledgers: list[list[dict[str, Any]]], ours: list[Cost], theirs: list[Cost]) -> None:
-    """Prints spawns, overlaps, and how long everything took beside the critical path of the invocations."""
+def print_invocations(ledgers: list[list[dict[str, Any]]], ours: list[Cost], theirs: list[Cost]) -> None:
+    """Prints spawns, overlaps, and the ratio of the total time to the critical path of the invocations."""
     spawns = Counter(event["command"] for events in ledgers for event in events if event["event"] == "start")
     print(f"spawns in {len(ledgers)} deploys: {dict(spawns)}")
     at_once = [most_at_once(events) for events in ledgers]
@@ -202,7 +202,7 @@ def tell(ledgers: list[list[dict[str, Any]]], ours: list[Cost], theirs: list[Cos
 
 
 def most_at_once(events: list[dict[str, Any]]) -> tuple[int, int]:
-    """Returns how many invocations ran at once, in all and on one machine."""
+    """Returns the maximum number of concurrent invocations, in total and on one machine."""
     machines = {event["id"]: event.get("machine") for event in events if event["event"] == "start"}
     running: set[str] = set()
     most = on_one = 0
@@ -217,14 +217,14 @@ def most_at_once(events: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def critical_path(events: list[dict[str, Any]]) -> tuple[float, float]:
-    """Returns the seconds of the longest chain of invocations that must follow each other, and those from first to last."""
+    """Returns the seconds of the longest chain of sequential invocations, and those from the first start to the last end."""
     begun = {event["id"]: event for event in events if event["event"] == "start"}
     spent: Counter[str | None] = Counter()
     for event in events:
         if event["event"] == "end" and event["id"] in begun:
             start = begun[event["id"]]
             spent[start.get("machine")] += event["monotonic_ns"] - start["monotonic_ns"]
-    # What names no machine, such as list, comes before everything that does.
+    # Invocations without a machine, such as list, precede all others.
     path = spent.pop(None, 0) + max(spent.values())
     return path / 1e9, (events[-1]["monotonic_ns"] - events[0]["monotonic_ns"]) / 1e9
 

@@ -1,4 +1,4 @@
-/* An orbctl that takes no time: `run` succeeds at once, everything else prints the file of its name in $INSTANT_ORBCTL. */
+/* An orbctl that does nothing: `run` succeeds immediately, any other command prints the file of its name in $INSTANT_ORBCTL. */
 
 #include <stdio.h>
 #include <stdlib.h>

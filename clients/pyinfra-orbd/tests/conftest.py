@@ -1,4 +1,4 @@
-"""Fixtures: a short-lived folder for sockets, the daemon of our own making, PyInfra's state around it.
+"""Fixtures: short socket paths, the fake and the real daemon, and PyInfra hosts.
 
 With ``ORBD_REQUIRE_ALL`` set, as in CI, a skipped test is a failure.
 """
@@ -23,9 +23,9 @@ from real_daemon import RealDaemon, temporary_daemon
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts those last that play deploys in this process.
+    """Moves tests that run deploys in this process to the end.
 
-    That starts gevent's loop, which collects children of this process from then on, also those that other tests wait for.
+    They start gevent's loop, which from then on reaps all children of this process, also those that other tests wait for.
     """
     items.sort(
         key=lambda item: hasattr(getattr(item, "module", None), "playing") or hasattr(getattr(item, "module", None), "play")
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turns a skip into a failure where nothing may be skipped."""
+    """Turns a skip into a failure if ``ORBD_REQUIRE_ALL`` is set."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("ORBD_REQUIRE_ALL"):
         report.outcome = "failed"
@@ -46,7 +46,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a socket; pytest's own is not."""
+    """A directory whose path is short enough for a socket, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -54,7 +54,7 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    """A fake daemon, where the environment says that it is."""
+    """A fake daemon, at the socket that the environment names."""
     path = short_folder / "orbd.sock"
     monkeypatch.setenv("ORBD_SOCKET", str(path))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
@@ -76,7 +76,7 @@ def client(daemon: FakeDaemon) -> Iterator[Client]:
 
 @pytest.fixture
 def machines(daemon: FakeDaemon, tmp_path: Path) -> ShellMachines:
-    """Two machines in which commands really run."""
+    """Two fake machines that run commands in a real shell."""
     return ShellMachines(daemon, tmp_path / "machines", "web", "db")
 
 
@@ -85,7 +85,7 @@ MakeHost = Callable[..., Host]
 
 @pytest.fixture
 def make_host(machines: ShellMachines) -> MakeHost:
-    """Makes a connected host from an inventory entry, in API mode."""
+    """Returns a function that creates a connected host from an inventory entry, in API mode."""
 
     def make(entry: Any = "@orbstack/web", *, connect: bool = True, **override: Any) -> Host:
         inventory = Inventory(([entry], {}), override_data=override)
@@ -100,7 +100,7 @@ def make_host(machines: ShellMachines) -> MakeHost:
 
 @pytest.fixture
 def host(make_host: MakeHost) -> Host:
-    """The machine ``web``, connected."""
+    """The connected host of the machine ``web``."""
     return make_host()
 
 
@@ -114,7 +114,7 @@ def real_daemon() -> Iterator[RealDaemon]:
 
 @pytest.fixture
 def real(real_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
-    """The real daemon, where the environment says that it is."""
+    """The real daemon, at the socket that the environment names."""
     monkeypatch.setenv("ORBD_SOCKET", str(real_daemon.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield real_daemon

@@ -1,7 +1,7 @@
-"""A daemon of our own making on a real Unix socket: the wire is real, what answers is a test's.
+"""A fake daemon on a real Unix socket.
 
-``FakeDaemon`` answers from a table of handlers and keeps every request. ``ShellMachines`` fills that table with machines that are
-folders of this host, in which commands really run, so that scripts, quoting and bytes are tried on a real shell.
+``FakeDaemon`` answers from a table of handlers and records every request. ``ShellMachines`` adds handlers for machines that are
+directories of this host and run commands in a real shell, so that tests cover scripts, quoting and bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Failure(Exception):
     """Makes a handler answer with an error object."""
 
     def __init__(self, kind: str, message: str, code: int = 1, **data: Any) -> None:
-        """Keeps the error object."""
+        """Builds the error object."""
         super().__init__(message)
         self.wire = {"code": code, "message": message, "data": {"kind": kind, "retryable": False, **data}}
 
@@ -41,7 +41,7 @@ class Peer:
     """One connection from a client."""
 
     def __init__(self, daemon: FakeDaemon, connection: socket.socket) -> None:
-        """Starts with nobody known."""
+        """The client's name is unknown until its hello."""
         self.daemon = daemon
         self.connection = connection
         self.name = ""
@@ -49,7 +49,7 @@ class Peer:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends one line."""
+        """Sends a message as one line."""
         self.send_raw(json.dumps(message).encode() + b"\n")
 
     def send_raw(self, line: bytes) -> None:
@@ -68,7 +68,7 @@ class Peer:
             pass
 
     def serve(self) -> None:
-        """Reads requests until the client goes away; each is answered on a thread of its own, as a daemon would."""
+        """Reads requests until the client disconnects; answers each on its own thread."""
         reader = self.connection.makefile("rb")
         try:
             for line in reader:
@@ -97,11 +97,11 @@ class Peer:
             self.send({**answer, "error": failure.wire})
             return
         if isinstance(result, Iterator):
-            self._tell(answer, request["method"], result)
+            self._send_events(answer, request["method"], result)
         else:
             self.send({**answer, "result": result})
 
-    def _tell(self, answer: dict[str, Any], method: str, events: Iterator[Any]) -> None:
+    def _send_events(self, answer: dict[str, Any], method: str, events: Iterator[Any]) -> None:
         subscription = self.daemon.number()
         self.send({**answer, "result": subscription})
         notification = {
@@ -118,7 +118,7 @@ class FakeDaemon:
     """Listens on ``path`` and answers from ``handlers``."""
 
     def __init__(self, path: Path) -> None:
-        """Listens at once."""
+        """Starts to listen."""
         self.path = path
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.peers: list[Peer] = []
@@ -140,11 +140,11 @@ class FakeDaemon:
             return self._number
 
     def methods(self) -> list[str]:
-        """Returns the methods that were called, without hello."""
+        """Returns the called methods except ``daemon.hello``."""
         return [method for method, _ in self.requests if method != "daemon.hello"]
 
     def gone(self, peer: Peer) -> None:
-        """Forgets a client."""
+        """Removes a disconnected client."""
         with self._lock:
             self.peers.remove(peer)
         self.on_gone(peer)
@@ -184,7 +184,7 @@ class FakeDaemon:
 
 
 def machine(name: str, state: str = "running", distro: str = "ubuntu", arch: str = "arm64") -> dict[str, Any]:
-    """Returns a machine as it goes over the wire."""
+    """Returns a machine in its wire format."""
     return {
         "id": f"01{name.upper()}",
         "name": name,
@@ -196,7 +196,7 @@ def machine(name: str, state: str = "running", distro: str = "ubuntu", arch: str
 
 
 class ShellMachines:
-    """Machines that are folders: commands run in them with a real shell, as whoever runs the tests."""
+    """Machines that are directories; commands run in a real shell, as the user that runs the tests."""
 
     inline_max = 1 << 20
 
@@ -208,7 +208,7 @@ class ShellMachines:
         self.outputs: dict[int, list[dict[str, Any]]] = {}
         self.fresh_lists = 0
         self.created: list[dict[str, Any]] = []
-        # Machines that no list shows yet: somebody else is making them.
+        # Machines that another client is creating, so that no list contains them yet.
         self.hidden: set[str] = set()
         self._running: dict[int, tuple[Peer, subprocess.Popen[bytes]]] = {}
         for item in self.machines:
@@ -227,7 +227,7 @@ class ShellMachines:
         daemon.on_gone = self._gone
 
     def home(self, name: str) -> Path:
-        """Returns the folder that commands start in."""
+        """Returns the directory in which a machine's commands start."""
         return self.folder / name
 
     def set_state(self, name: str, state: str) -> None:
@@ -235,7 +235,7 @@ class ShellMachines:
         self._find(name)["state"] = state
 
     def running(self) -> int:
-        """Returns how many commands run."""
+        """Returns the number of running commands."""
         return len(self._running)
 
     def _find(self, name: str) -> dict[str, Any]:
@@ -287,15 +287,15 @@ class ShellMachines:
                 os.killpg(child.pid, signal.SIGTERM)
 
     @staticmethod
-    def _given(params: dict[str, Any]) -> bytes:
+    def _stdin(params: dict[str, Any]) -> bytes:
         if "stdin_base64" in params:
             return base64.b64decode(params["stdin_base64"])
         text: str = params.get("stdin_text", "")
         return text.encode()
 
     def _read(self, params: dict[str, Any], job_id: int, child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-        """Yields chunks, and at the end the pair of exit code and error."""
-        given = self._given(params)
+        """Yields output chunks; raises ``Failure`` if the run timeout passes."""
+        stdin = self._stdin(params)
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stderr is not None
@@ -303,7 +303,7 @@ class ShellMachines:
 
             def write() -> None:
                 try:
-                    child.stdin.write(given)  # type: ignore[union-attr]
+                    child.stdin.write(stdin)  # type: ignore[union-attr]
                     child.stdin.close()  # type: ignore[union-attr]
                 except OSError:
                     pass
@@ -363,7 +363,7 @@ class ShellMachines:
             "output": inline,
             "next_offset": kept,
             "output_bytes": total,
-            "a_field_of_tomorrow": {"ignore": "me"},
+            "a_future_field": {"ignore": "me"},
         }
 
     def _follow(self, peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -373,7 +373,7 @@ class ShellMachines:
     def _events(self, peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
         job_id, child = self._spawn(peer, params)
         yield {"type": "accepted", "job_id": job_id}
-        yield {"type": "an_event_of_tomorrow"}
+        yield {"type": "a_future_event"}
         yield {"type": "started"}
         outcome: dict[str, Any]
         try:
@@ -394,17 +394,17 @@ class ShellMachines:
         try:
             stdin.write(data)
             stdin.flush()
-            if params.get("end"):
+            if params.get("eof"):
                 stdin.close()
         except (OSError, ValueError):
             return {"open": False}
-        return {"open": not params.get("end", False)}
+        return {"open": not params.get("eof", False)}
 
     def _output(self, peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         chunks = self.outputs[params["job_id"]]
         wanted = [chunk for chunk in chunks if chunk["offset"] >= params["offset"]][:4]
         end = wanted[-1]["offset"] + _length(wanted[-1]) if wanted else params["offset"]
-        return {"output": wanted, "next_offset": end, "end": wanted[-1:] == chunks[-1:]}
+        return {"output": wanted, "next_offset": end, "eof": wanted[-1:] == chunks[-1:]}
 
 
 def _length(chunk: dict[str, Any]) -> int:
@@ -423,5 +423,5 @@ def _job(job_id: int, outcome: dict[str, Any]) -> dict[str, Any]:
         "wait_us": 1,
         "outcome": outcome,
         "output_bytes": 0,
-        "joined": 0,
+        "joined_callers": 0,
     }

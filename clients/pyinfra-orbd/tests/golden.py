@@ -1,4 +1,4 @@
-"""The golden pairs in ``proto/examples``, as ``proto/README.md`` describes them: reading, filling, playing, comparing."""
+"""Reads, fills, plays and compares the examples in ``proto/examples``, as described in ``proto/README.md``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from real_daemon import RealDaemon
 FOLDER = Path(os.environ.get("ORBD_EXAMPLES") or Path(__file__).resolve().parents[3] / "proto" / "examples")
 
 PATIENCE = 20.0
-"""Seconds; longer than any answer takes."""
+"""Seconds until a test fails because an answer is missing."""
 
 PARTS = {"about", "config", "trouble", "setup", "request", "request_text", "meanwhile", "response", "notifications", "until"}
 
-# For each placeholder: the text that it stands for inside a longer one, and what a fake daemon answers in its place.
+# For each placeholder, the pattern that it matches inside a longer text, and the value that a fake daemon returns for it.
 PLACEHOLDERS: dict[str, tuple[str, Any]] = {
     "<any>": (r"[\s\S]*", None),
     "<int>": (r"[0-9]+", 1),
@@ -39,21 +39,21 @@ _ANY_PLACEHOLDER = re.compile("|".join(PLACEHOLDERS))
 
 @dataclass
 class Case:
-    """One file."""
+    """One example file."""
 
     path: Path
     parts: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> Case:
-        """Reads a file and refuses parts that nobody would play."""
+        """Reads a file and rejects unknown parts."""
         parts = json.loads(path.read_text())
-        assert parts.keys() <= PARTS, f"{path}: what is {sorted(parts.keys() - PARTS)}?"
+        assert parts.keys() <= PARTS, f"{path}: unknown parts {sorted(parts.keys() - PARTS)}"
         return cls(path, parts)
 
     @property
     def method(self) -> str:
-        """The method that the file is about."""
+        """The method of the example."""
         return self.path.parent.name
 
     @property
@@ -63,12 +63,12 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Reads every file, in order."""
+    """Returns all examples, in order."""
     return [Case.read(path) for path in sorted(FOLDER.glob("*/*.json"))]
 
 
 def differences(expected: Any, actual: Any, path: str = "") -> list[str]:
-    """Compares as the files mean it: what is not a placeholder is equal, and nothing is there beside."""
+    """Returns the differences: values other than placeholders must be equal, and additional fields are not allowed."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         found = [f"{path}/{key} is missing" for key in expected.keys() - actual.keys()]
         found += [f"{path}/{key} is not in the example: {actual[key]!r}" for key in actual.keys() - expected.keys()]
@@ -80,12 +80,12 @@ def differences(expected: Any, actual: Any, path: str = "") -> list[str]:
         return [line for index, (one, other) in pairs for line in differences(one, other, f"{path}/{index}")]
     if isinstance(expected, str) and stands_for(expected, actual):
         return []
-    # Compared with their types: for Python, true is 1.
+    # Also compares types, because in Python True == 1.
     return [] if type(expected) is type(actual) and expected == actual else [f"{path} is {actual!r}, not {expected!r}"]
 
 
 def stands_for(pattern: str, value: Any) -> bool:
-    """Says whether a string of an example, perhaps with placeholders, stands for a value."""
+    """Returns whether a string of an example, which may contain placeholders, matches a value."""
     if pattern == "<any>":
         return True
     if pattern in ("<int>", "<id>"):
@@ -99,7 +99,7 @@ def stands_for(pattern: str, value: Any) -> bool:
 
 
 def filled(value: Any) -> Any:
-    """Puts values in place of placeholders, as a fake daemon does."""
+    """Replaces placeholders with values, for the answer of a fake daemon."""
     if isinstance(value, dict):
         return {key: filled(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -112,7 +112,7 @@ def filled(value: Any) -> Any:
 
 
 def substituted(value: Any, saved: Callable[[str], Any]) -> Any:
-    """Puts what was saved in place of ``$name``."""
+    """Replaces ``$name`` with saved values."""
     if isinstance(value, dict):
         return {key: substituted(one, saved) for key, one in value.items()}
     if isinstance(value, list):
@@ -122,8 +122,8 @@ def substituted(value: Any, saved: Callable[[str], Any]) -> Any:
     return value
 
 
-class Talk:
-    """One connection that speaks JSON lines and says no hello."""
+class JsonLinesConnection:
+    """One connection that sends JSON lines, without ``daemon.hello``."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -133,7 +133,7 @@ class Talk:
         self._heard: deque[Any] = deque()
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._reader.close()
         self._socket.close()
 
@@ -147,7 +147,7 @@ class Talk:
         return json.loads(line)
 
     def answer(self, is_it: Callable[[Any], bool]) -> Any:
-        """Reads on to the answer."""
+        """Reads until the answer for which ``is_it`` returns true; keeps notifications."""
         while True:
             message = self._message()
             if isinstance(message, dict) and "method" in message:
@@ -162,14 +162,14 @@ class Talk:
 
 @dataclass
 class Player:
-    """Plays one case to a daemon of its own."""
+    """Plays one case with its own daemon."""
 
     case: Case
     saved: dict[str, Any] = field(default_factory=dict)
     child: subprocess.Popen[bytes] | None = None
 
     def play(self) -> list[str]:
-        """Returns how the daemon's answer differs from the example's."""
+        """Returns the differences between the daemon's answer and the example."""
         folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
         daemon = None
         try:
@@ -186,42 +186,42 @@ class Player:
         if "trouble" not in self.case.parts:
             return None
         path = folder / "trouble.toml"
-        # What these tables hold is written alike in JSON and TOML.
+        # The values in these tables have the same form in JSON and TOML.
         tables = ("\n".join(f"{key} = {json.dumps(value)}" for key, value in one.items()) for one in self.case.parts["trouble"])
         path.write_text("".join(f"[[trouble]]\n{table}\n" for table in tables))
         return path
 
     def _converse(self, daemon: RealDaemon) -> list[str]:
         parts = self.case.parts
-        talk, aside = Talk(daemon.socket), Talk(daemon.socket)
+        connection, side_connection = JsonLinesConnection(daemon.socket), JsonLinesConnection(daemon.socket)
         try:
             for step in parts.get("setup", ()):
-                self._step(talk, step)
+                self._step(connection, step)
             request = substituted(parts.get("request"), self._value)
-            talk.send(parts["request_text"] if "request_text" in parts else json.dumps(request))
+            connection.send(parts["request_text"] if "request_text" in parts else json.dumps(request))
             for step in parts.get("meanwhile", ()):
-                self._step(aside, step)
+                self._step(side_connection, step)
             request_id = request.get("id") if isinstance(request, dict) else None
-            response = talk.answer(
+            response = connection.answer(
                 lambda message: isinstance(message, list) if isinstance(request, list) else message["id"] == request_id
             )
             found = differences(parts["response"], response, "response")
             if "notifications" in parts:
                 heard: list[Any] = []
                 while not heard or heard[-1]["params"]["result"]["type"] != parts.get("until", "ended"):
-                    heard.append(talk.notification())
+                    heard.append(connection.notification())
                 found += differences(parts["notifications"], heard, "notifications")
             return found
         finally:
-            talk.close()
-            aside.close()
+            connection.close()
+            side_connection.close()
 
-    def _step(self, talk: Talk, step: dict[str, Any]) -> None:
+    def _step(self, connection: JsonLinesConnection, step: dict[str, Any]) -> None:
         if step.get("end_child"):
             self._end_child()
             return
         if "hear" in step:
-            while talk.notification()["params"]["result"]["type"] != step["hear"]:
+            while connection.notification()["params"]["result"]["type"] != step["hear"]:
                 pass
             return
         deadline = time.monotonic() + PATIENCE
@@ -229,14 +229,14 @@ class Player:
             request = {"jsonrpc": "2.0", "id": "step", "method": step["method"]}
             if "params" in step:
                 request["params"] = substituted(step["params"], self._value)
-            talk.send(json.dumps(request))
-            answer = talk.answer(lambda message: message["id"] == "step")
+            connection.send(json.dumps(request))
+            answer = connection.answer(lambda message: message["id"] == "step")
             assert "error" not in answer, f"{step} was answered {answer}"
             found = {name: _at(answer, pointer) for name, pointer in step.get("save", {}).items()}
             if None not in found.values():
                 self.saved.update(found)
                 return
-            assert time.monotonic() < deadline, f"{step} never told what it was to save: {answer}"
+            assert time.monotonic() < deadline, f"{step} never returned the value to save: {answer}"
             time.sleep(0.005)
 
     def _value(self, name: str) -> Any:
@@ -253,7 +253,7 @@ class Player:
 
 
 def _at(value: Any, pointer: str) -> Any:
-    """Follows a JSON pointer; None where it leads nowhere."""
+    """Resolves a JSON pointer; returns None if there is no such value."""
     try:
         for word in pointer.split("/")[1:]:
             value = value[int(word) if isinstance(value, list) else word]

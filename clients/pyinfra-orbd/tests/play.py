@@ -1,6 +1,6 @@
-"""PyInfra's API in front of one host, as a test's way to carry out one operation and hear what came of it.
+"""Runs one operation on one host through PyInfra's API, and captures its result and log.
 
-No commands on ``@local`` here: gevent would collect every child of this process meanwhile, also those that others wait for.
+No commands on ``@local`` here: gevent would reap all children of this process, also those that other tests wait for.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pyinfra_orbd import connector
 
 
 class Played:
-    """What came of one operation on one host."""
+    """The result of one operation on one host."""
 
-    def __init__(self, meta: OperationMeta, said: str, foretold: bool | None) -> None:
+    def __init__(self, meta: OperationMeta, said: str, predicted: bool | None) -> None:
         self.meta = meta
         self.said = said
-        self.foretold = foretold
+        self.predicted = predicted
 
     @property
     def changed(self) -> bool:
-        """Whether it succeeded and did something."""
+        """Whether it succeeded and changed something."""
         return self.meta.did_change()
 
     @property
     def is_noop(self) -> bool:
-        """Whether it succeeded and had nothing to do."""
+        """Whether it succeeded without a change."""
         return self.meta.did_succeed() and not self.meta.did_change()
 
     @property
@@ -47,8 +47,8 @@ class Played:
         return self.meta.did_error()
 
 
-class Heard(logging.Handler):
-    """Collects what PyInfra says."""
+class LogCapture(logging.Handler):
+    """Collects the messages of PyInfra's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class Heard(logging.Handler):
 
 
 @contextmanager
-def heard() -> Iterator[Heard]:
-    """Listens to PyInfra's logger."""
+def captured_log() -> Iterator[LogCapture]:
+    """Captures PyInfra's log."""
     logger = logging.getLogger("pyinfra")
-    handler = Heard()
+    handler = LogCapture()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -85,36 +85,36 @@ def playing(*entries: Any) -> Iterator[State]:
     finally:
         disconnect_all(state)
         forget_clients()
-        # PyInfra leaves them as they are when an operation raises.
+        # PyInfra does not reset them if an operation raises.
         ctx_host.reset()
         ctx_state.reset()
         if not has_hub:
-            # Where a hub is, the client is gevent's, and the loop collects this process's children, whoever waits for them.
+            # With a hub, the client uses gevent sockets, and gevent's loop reaps all children of this process.
             gevent.get_hub().destroy(destroy_loop=True)
 
 
 def forget_clients() -> None:
-    """Closes the connector's connections, which it keeps for as long as the process lives."""
+    """Closes the connections of the connector, which otherwise live as long as the process."""
     for client in connector._clients.values():
         client.close_idle()
     connector._clients.clear()
 
 
 def play(operation: Callable[..., OperationMeta], *args: Any, entry: Any = "@local", **kwargs: Any) -> Played:
-    """Carries out one operation, foretold and then done as PyInfra does."""
-    with heard() as lines, playing(entry) as state:
+    """Prepares and runs one operation, in the two phases of PyInfra."""
+    with captured_log() as lines, playing(entry) as state:
         host = next(iter(state.inventory))
         meta = add_op(state, operation, *args, **kwargs)[host]
-        foretold = meta._maybe_is_change
+        predicted = meta._maybe_is_change
         try:
             run_ops(state)
         except PyinfraError as error:
             if str(error) != "No hosts remaining!":
                 raise
-        return Played(meta, "\n".join(lines.lines), foretold)
+        return Played(meta, "\n".join(lines.lines), predicted)
 
 
 def on(host: Host, function: Callable[[], Any]) -> Any:
-    """Calls a function as a deploy file of this host would."""
+    """Calls a function in the context of a host's deploy file."""
     with ctx_state.use(host.state), ctx_host.use(host):
         return function()

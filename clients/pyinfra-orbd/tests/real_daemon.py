@@ -1,4 +1,4 @@
-"""A real ``orbd`` in front of ``orbctl-sim``, in a world of its own."""
+"""A real ``orbd`` with ``orbctl-sim``, isolated from the user's files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGET = Path(__file__).resolve().parents[3] / "target" / "debug"
 
 
 def binary(variable: str, name: str) -> Path:
-    """Returns a program of ours: where the environment says, else in the debug build."""
+    """Returns the path of a program: from the environment variable, else from the debug build."""
     path = Path(os.environ.get(variable) or TARGET / name)
     if not path.is_file():
         raise FileNotFoundError(
@@ -32,7 +32,7 @@ def binary(variable: str, name: str) -> Path:
 
 
 class RealDaemon:
-    """Starts the daemon in ``folder``; nothing of the user's own is read or written."""
+    """Runs the daemon in ``folder``; does not use any of the user's own files."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class RealDaemon:
         script: Path | None = None,
         installed: bool = False,
     ) -> None:
-        """Starts it and waits until it answers.
+        """Starts the daemon and waits until it answers.
 
-        ``script`` tells the stand-in what trouble to make; ``installed`` runs a copy of the program, for :meth:`install`.
+        ``script`` is a script of failures for the simulator. ``installed`` runs a copy of the program, for :meth:`install`.
         """
         self.folder = folder
         self.program = binary("ORBD_BIN", "orbd")
@@ -82,11 +82,11 @@ class RealDaemon:
         self.process = self.start()
 
     def install(self) -> None:
-        """Puts another copy of the program in the place of the one that runs, as a package manager does."""
-        beside = self.program.with_name("orbd.new")
-        # Not by this process, whose children would have the file open for writing.
-        subprocess.run(["cp", binary("ORBD_BIN", "orbd"), beside], check=True)
-        beside.replace(self.program)
+        """Replaces the running program's file with another copy, as a package manager does."""
+        replacement = self.program.with_name("orbd.new")
+        # With `cp`: a child forked by this process could inherit the file open for writing.
+        subprocess.run(["cp", binary("ORBD_BIN", "orbd"), replacement], check=True)
+        replacement.replace(self.program)
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts the daemon and waits until it answers."""
@@ -103,40 +103,40 @@ class RealDaemon:
         return process
 
     def sim(self, *words: str) -> str:
-        """Calls the stand-in beside the daemon, as the app or a bare ``orbctl`` would."""
+        """Calls the simulator directly, like the OrbStack app or a bare ``orbctl``."""
         done = subprocess.run([self.orbctl, *words], env=self.environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def create(self, *names: str) -> None:
-        """Makes machines."""
+        """Creates machines, outside the daemon."""
         for name in names:
             self.sim("create", "ubuntu:24.04", name)
         with Client(str(self.socket), name="tests") as client:
             client.cache_invalidate()
 
     def inside(self, machine: str, *words: str) -> str:
-        """Runs a command in a machine, not through the daemon."""
+        """Runs a command in a machine, outside the daemon."""
         return self.sim("run", "-m", machine, *words)
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Returns every event of every invocation so far, in order."""
+        """Returns all events of all simulator invocations so far, in order."""
         if not self.ledger_file.exists():
             return []
         return [json.loads(line) for line in self.ledger_file.read_text().splitlines()]
 
     @staticmethod
     def spawns_in(events: list[dict[str, Any]]) -> Counter[str]:
-        """Counts invocations by command."""
+        """Returns the number of invocations by command."""
         return Counter(event["command"] for event in events if event["event"] == "start")
 
     def kill(self) -> None:
-        """Kills the daemon without warning."""
+        """Kills the daemon with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
-        """Stops the daemon in order."""
+        """Shuts the daemon down gracefully."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -145,14 +145,14 @@ class RealDaemon:
                 self.kill()
 
     def close(self) -> None:
-        """Stops the daemon and takes the machines away."""
+        """Stops the daemon and removes the machines."""
         self.stop()
         subprocess.run([self.orbctl, "sim-cleanup"], env=self.environment, capture_output=True, timeout=60, check=False)
 
 
 @contextmanager
 def temporary_daemon(**options: Any) -> Iterator[RealDaemon]:
-    """Starts a daemon in a folder whose path is short enough for a socket, and leaves nothing behind."""
+    """Starts a daemon in a directory whose path is short enough for a socket, and removes everything afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
     daemon = None
     try:

@@ -1,4 +1,4 @@
-"""The programs around the package: PyInfra's own command line in front of a machine, and an ``orbd-ctl`` of our making."""
+"""PyInfra's command line with a machine, and a fake ``orbd-ctl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 
 def fake_ctl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts an ``orbd-ctl`` first on PATH."""
+    """Puts a fake ``orbd-ctl`` first on PATH."""
     program = folder / "orbd-ctl"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -23,7 +23,7 @@ def fake_ctl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Target:
-    """The machine ``web``, and PyInfra in front of it."""
+    """Runs PyInfra's command line with the machine ``web``."""
 
     def __init__(self, environment: dict[str, str], inside: Callable[[str], str], cwd: Path) -> None:
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(cwd), "LANG": "C.UTF-8", **environment}
@@ -43,35 +43,35 @@ class Target:
         )
 
     def end(self, process: subprocess.Popen[str], code: int = 0, seconds: float = 120) -> str:
-        """Waits for PyInfra's end and returns everything that it said."""
+        """Waits until PyInfra exits, and returns its output."""
         try:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             said, _ = process.communicate()
-            raise AssertionError(f"PyInfra hangs: {said}") from None
+            raise AssertionError(f"PyInfra did not exit in time: {said}") from None
         assert process.returncode == code, said
         assert "Traceback" not in said, said
         return re.sub(r"\x1b\[[0-9;]*m", "", said)
 
     def pyinfra(self, *words: str, code: int = 0) -> str:
-        """Calls PyInfra and returns everything that it said."""
+        """Runs PyInfra and returns its output."""
         return self.end(self.begin(*words), code)
 
     def changes(self, *words: str) -> None:
-        """Runs an operation that has something to do."""
+        """Runs an operation and checks that it changed something."""
         said = self.pyinfra("-v", "@orbstack/web", *words)
         assert "[web] Success" in said, said
 
     def is_done(self, *words: str) -> None:
-        """Runs an operation that has nothing to do."""
+        """Runs an operation and checks that it changed nothing."""
         said = self.pyinfra("-v", "@orbstack/web", *words)
         assert "[web] No changes" in said, said
 
     def holds(self, test: str) -> bool:
-        """Says whether a shell's test holds inside the machine."""
+        """Returns whether a shell test succeeds inside the machine."""
         return self.inside(f"{test} && echo yes || echo no").strip() == "yes"
 
     def bytes_of(self, path: str) -> bytes:
-        """Returns a file of the machine's."""
+        """Returns the content of a file in the machine."""
         return bytes.fromhex(self.inside(f"od -An -v -tx1 {path}").replace("\n", " "))

@@ -1,4 +1,4 @@
-"""The checks that run inside a machine: what they call, what they say, and when they fail."""
+"""The scripts of the checks that run inside a machine: programs that they call, output and failures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from real_daemon import RealDaemon
 
 @pytest.fixture
 def box(tmp_path: Path) -> Box:
-    """A folder of programs that is all of a script's PATH."""
+    """A directory of programs that is the script's whole PATH."""
     return Box(tmp_path)
 
 
 class Box:
-    """Runs the scripts as a machine would that has these programs and no others."""
+    """Runs scripts with only the programs that it was given."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,25 +34,25 @@ class Box:
             (folder / tool).symlink_to(real)
 
     def has(self, tool: str, script: str) -> None:
-        """Puts a program there."""
+        """Adds a program."""
         file = self.folder / tool
         file.write_text(f"#!/bin/sh\n{script}\n")
         file.chmod(0o755)
 
     def run(self, script: str, *words: str) -> tuple[int, str, str]:
-        """Runs a script; returns exit code, output and complaints."""
+        """Runs a script; returns exit code, stdout and stderr."""
         done = subprocess.run(
             ["/bin/sh", "-c", script, "orbd-check", *words], env={"PATH": str(self.folder)}, capture_output=True, text=True
         )
         return done.returncode, done.stdout, done.stderr
 
     def look_up(self, lookup_type: str = "A", name: str = "db.orb.local") -> tuple[int, str, str]:
-        """Looks a name up."""
+        """Resolves a name."""
         return self.run(*lookup_script(name, lookup_type, 5))
 
 
 class TestLookup:
-    """Whichever program is there, the answers come one a line."""
+    """Name resolution with each program; the output has one answer per line."""
 
     @pytest.mark.parametrize(
         ("tool", "lookup_type", "prints", "answers"),
@@ -75,64 +75,59 @@ class TestLookup:
             ("getent", "AAAA", "fd07::3   STREAM db\\nfd07::3   RAW", "fd07::3\n"),
         ],
     )
-    def test_answers(self, box: Box, tool: str, lookup_type: str, prints: str, answers: str) -> None:
-        """Of each program."""
+    def test_lookup_parses_the_output_of_each_program(
+        self, box: Box, tool: str, lookup_type: str, prints: str, answers: str
+    ) -> None:
         box.has(tool, f"printf '{prints}\\n'")
         assert box.look_up(lookup_type) == (0, answers, "")
 
     @pytest.mark.parametrize("tool", ["dig", "getent"])
-    def test_no_answer(self, box: Box, tool: str) -> None:
-        """No answer is a failure that says so, where the program succeeds with nothing as where it fails."""
+    def test_lookup_without_an_answer_fails(self, box: Box, tool: str) -> None:
+        """Whether the program exits with 0 or not."""
         box.has(tool, "exit 0" if tool == "dig" else "exit 2")
         assert box.look_up() == (1, "", "no A record of db.orb.local\n")
 
     @pytest.mark.parametrize("tool", ["dig", "host", "nslookup"])
-    def test_failure(self, box: Box, tool: str) -> None:
-        """The program's own words are told."""
+    def test_lookup_prints_the_output_of_a_failed_program(self, box: Box, tool: str) -> None:
         box.has(tool, "echo 'connection timed out'; exit 9")
         assert box.look_up() == (1, "", "connection timed out\n")
 
-    def test_no_program(self, box: Box) -> None:
-        """What ``getent`` cannot look up needs a program, which is named with its packages."""
-        code, _, complaint = box.look_up("MX")
+    def test_lookup_without_a_program_names_the_packages(self, box: Box) -> None:
+        """``getent`` does not support MX records."""
+        code, _, stderr = box.look_up("MX")
         assert code == 127
-        assert "dig is not installed here (package bind9-dnsutils" in complaint
+        assert "dig is not installed here (package bind9-dnsutils" in stderr
 
-    def test_words_stay_words(self, box: Box) -> None:
-        """A name is neither shell nor a flag."""
+    def test_lookup_does_not_interpret_the_name_as_shell_or_flag(self, box: Box) -> None:
         box.has("dig", 'for word; do echo "[$word]"; done')
         assert "[; rm -rf / $(id)]" in box.look_up(name="; rm -rf / $(id)")[1]
-        assert box.look_up(name="-f/etc/passwd") == (2, "", "-f/etc/passwd is no host\n")
+        assert box.look_up(name="-f/etc/passwd") == (2, "", "'-f/etc/passwd' is not a host name\n")
 
 
 class TestConnectivity:
-    """Each way to reach out."""
+    """Each connectivity method."""
 
     def reach(self, box: Box, target: str, method: str, count: int = 3) -> tuple[int, str, str]:
         return box.run(*connectivity_script(target, method, count, 5))
 
-    def test_ping(self, box: Box) -> None:
-        """So often, with a limit."""
+    def test_ping_gets_count_and_timeout(self, box: Box) -> None:
         box.has("ping", 'echo "$@"')
         assert self.reach(box, "db.orb.local", "ping", 2) == (0, "-c 2 -W 5 -- db.orb.local\n", "")
 
-    def test_curl(self, box: Box) -> None:
-        """The status is the output."""
+    def test_curl_prints_the_http_status(self, box: Box) -> None:
         box.has("curl", "printf '204\\n'")
         assert self.reach(box, "http://db.orb.local:8080/?a=b&c", "curl") == (0, "204\n", "")
 
-    def test_nc(self, box: Box) -> None:
-        """Host and port."""
+    def test_nc_gets_host_and_port(self, box: Box) -> None:
         box.has("nc", '[ "$*" = "-z -w 5 db.orb.local 5432" ]')
         assert self.reach(box, "db.orb.local:5432", "nc") == (0, "connected to db.orb.local port 5432\n", "")
         assert self.reach(box, "db.orb.local", "nc") == (1, "", "no connection to db.orb.local port 22\n")
 
     @pytest.mark.parametrize("method", ["ping", "curl", "nc"])
-    def test_no_program(self, box: Box, method: str) -> None:
-        """It is named with its packages."""
-        code, _, complaint = self.reach(box, "db", method)
+    def test_connectivity_without_a_program_names_the_package(self, box: Box, method: str) -> None:
+        code, _, stderr = self.reach(box, "db", method)
         assert code == 127
-        assert f"{method} is not installed here (package " in complaint
+        assert f"{method} is not installed here (package " in stderr
 
     @pytest.mark.parametrize(
         ("target", "parts"),
@@ -145,14 +140,13 @@ class TestConnectivity:
             ("[::1]:80", ("::1", "80")),
         ],
     )
-    def test_host_and_port(self, target: str, parts: tuple[str, str]) -> None:
-        """Addresses have colons of their own."""
+    def test_host_and_port_accepts_ipv6_addresses(self, target: str, parts: tuple[str, str]) -> None:
         assert host_and_port(target) == parts
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """An HTTP server on this computer, which the stand-in's machines share the network of."""
+    """An HTTP server on this computer, whose network the simulator's machines share."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -160,7 +154,7 @@ def port() -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
+            """Discards the log."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -173,7 +167,7 @@ def port() -> Iterator[int]:
 
 @pytest.mark.needs_daemon
 class TestInMachines:
-    """Through PyInfra, in a machine; the result is the operation's output."""
+    """The checks through PyInfra, in a machine; their result is the operation's output."""
 
     @pytest.fixture(autouse=True)
     def _real(self, real: RealDaemon) -> Iterator[None]:
@@ -183,13 +177,11 @@ class TestInMachines:
     def check(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         return play(operation, *args, entry="@orbstack/web", **kwargs)
 
-    def test_curl(self, port: int) -> None:
-        """The status is told, whatever it is."""
+    def test_curl_accepts_any_http_status(self, port: int) -> None:
         played = self.check(vm_test_connectivity, f"http://127.0.0.1:{port}/", method="curl")
         assert played.meta.stdout_lines == ["418"], played.said
 
-    def test_a_port(self, port: int) -> None:
-        """Somebody listens, or nobody does."""
+    def test_nc_succeeds_only_if_the_port_is_open(self, port: int) -> None:
         played = self.check(vm_test_connectivity, f"127.0.0.1:{port}", method="nc")
         assert played.meta.stdout_lines == [f"connected to 127.0.0.1 port {port}"], played.said
         with socket.socket() as unused:
@@ -199,15 +191,13 @@ class TestInMachines:
         assert played.failed
         assert f"no connection to 127.0.0.1 port {free}" in played.meta.stderr
 
-    def test_lookup(self) -> None:
-        """A name that every machine knows."""
+    def test_lookup_resolves_localhost_and_fails_for_unknown_names(self) -> None:
         played = self.check(vm_dns_lookup, "localhost")
         assert played.meta.stdout_lines == ["127.0.0.1"], played.said
-        assert self.check(vm_dns_lookup, hostname="nobody.invalid", lookup_type="a").failed
+        assert self.check(vm_dns_lookup, hostname="missing.invalid", lookup_type="a").failed
 
-    def test_unknown_words(self) -> None:
-        """They are refused before anything runs."""
-        with pytest.raises(Exception, match="no method 'telepathy'; there are ping, curl, nc"):
+    def test_unknown_method_or_type_is_rejected_before_anything_runs(self) -> None:
+        with pytest.raises(Exception, match="unknown method 'telepathy'; use ping, curl, nc"):
             self.check(vm_test_connectivity, "db", "telepathy")
-        with pytest.raises(Exception, match="no type 'X'"):
+        with pytest.raises(Exception, match="unknown lookup_type 'X'"):
             self.check(vm_dns_lookup, "db", "X")

@@ -1,4 +1,4 @@
-"""The connector against machines in which commands really run."""
+"""Tests of the connector with fake machines that run commands in a real shell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machin
 from orbd import Client, errors
 from orbd.errors import ProtocolViolation
 from pyinfra_orbd import _files, connector
-from pyinfra_orbd._fleet import Fleet
+from pyinfra_orbd._machine_cache import MachineCache
 from pyinfra_orbd.connector import OrbStackConnector
 
 names_data = OrbStackConnector.make_names_data
@@ -41,8 +41,8 @@ def lines(output: CommandOutput) -> list[tuple[str, str]]:
     return [(line.buffer_name, line.line) for line in output]
 
 
-class Said:
-    """What the connector printed."""
+class CapturedOutput:
+    """Captures the connector's output."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -55,18 +55,18 @@ class Said:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Said:
-    """Catches what is printed."""
-    said = Said()
+def said(monkeypatch: pytest.MonkeyPatch) -> CapturedOutput:
+    """Captures the output of the connector."""
+    said = CapturedOutput()
     monkeypatch.setattr(connector, "echo", said.echo)
     return said
 
 
 class TestInventory:
-    """Names, data and groups."""
+    """Names, data and groups of hosts."""
 
-    def test_every_machine_from_one_list(self, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """Names are bare, data and groups are the predecessor's."""
+    def test_inventory_of_all_machines_takes_one_list_call(self, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """The format of names, data and groups is that of the predecessor."""
         machines.machines[1].update(machine("db", "stopped", "debian", "amd64"))
         web, db = names_data(None)
         assert web == (
@@ -87,29 +87,28 @@ class TestInventory:
         assert db[2] == ["orbstack", "orbstack_stopped", "orbstack_amd64", "orbstack_debian"]
         assert daemon.methods() == ["machine.list"]
 
-    def test_one_machine_by_name_or_id(self, machines: ShellMachines) -> None:
-        """An id is shown under the machine's name."""
+    def test_inventory_finds_a_machine_by_name_or_id(self, machines: ShellMachines) -> None:
+        """If an id is given, the host still has the machine's name."""
         assert [name for name, _, _ in names_data("web")] == ["web"]
         assert [name for name, _, _ in names_data("01DB")] == ["db"]
 
-    def test_a_name_that_does_not_exist_stays(self, make_host: MakeHost) -> None:
-        """A typing mistake is a failure, not an empty inventory."""
+    def test_unknown_machine_stays_in_the_inventory_and_fails_to_connect(self, make_host: MakeHost) -> None:
+        """A mistyped name must not produce an empty inventory."""
         host = make_host("@orbstack/wbe", connect=False)
         assert host.name == "wbe"
         with pytest.raises(ConnectError, match="OrbStack has no machine 'wbe'"):
             host.connect(raise_exceptions=True)
 
-    def test_no_daemon_is_an_inventory_error(self, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It says what to do."""
+    def test_missing_daemon_is_an_inventory_error_with_the_start_command(
+        self, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("ORBD_SOCKET", str(short_folder / "none"))
         monkeypatch.setenv("ORBD_AUTOSTART", "0")
         with pytest.raises(InventoryError, match="orbd-ctl daemon start"):
             list(names_data(None))
         connector._clients.clear()
 
-    def test_a_list_that_fails_is_an_inventory_error(self, daemon: FakeDaemon) -> None:
-        """With the daemon's words."""
-
+    def test_failed_list_is_an_inventory_error_with_the_daemons_message(self, daemon: FakeDaemon) -> None:
         def fail(peer: Peer, params: dict[str, Any]) -> None:
             raise Failure("orbctl_unavailable", "orbctl was not found", 4001)
 
@@ -117,41 +116,44 @@ class TestInventory:
         with pytest.raises(InventoryError, match="orbctl was not found"):
             list(names_data(None))
 
-    def test_the_inventorys_own_name_wins(self, make_host: MakeHost, machines: ShellMachines) -> None:
-        """A host can stand for a machine of another name."""
+    def test_vm_name_overrides_the_host_name(self, make_host: MakeHost, machines: ShellMachines) -> None:
+        """A host can stand for a machine with another name."""
         host = make_host(("@orbstack/web", {"vm_name": "db"}))
         _, output = run(host, "pwd")
         assert output.stdout == str(machines.home("db"))
 
-    def test_both_names_are_registered(self) -> None:
-        """``@orbd`` is another name for it."""
+    def test_orbstack_and_orbd_are_both_registered(self) -> None:
+        """``@orbd`` is an alias."""
         from pyinfra.api.connectors import get_execution_connectors
 
         found = get_execution_connectors()
         assert found["orbstack"] is found["orbd"] is OrbStackConnector
 
-    def test_every_key_of_data_is_described(self) -> None:
+    def test_every_host_data_key_has_metadata(self) -> None:
         """PyInfra reads descriptions and defaults from there."""
         assert OrbStackConnector.data_cls.__annotations__.keys() == OrbStackConnector.data_meta.keys()
 
 
 class TestConnect:
-    """What connecting checks and starts."""
+    """Checks and changes while connecting."""
 
-    def test_asks_the_cache_once(self, make_host: MakeHost, daemon: FakeDaemon, machines: ShellMachines) -> None:
-        """No look of its own where everything is as it should be."""
+    def test_connect_uses_the_daemons_cache(self, make_host: MakeHost, daemon: FakeDaemon, machines: ShellMachines) -> None:
+        """If the machine runs, no fresh list is needed."""
         make_host()
         assert daemon.methods() == ["machine.list", "machine.list"]
         assert machines.fresh_lists == 0
 
-    def test_starts_a_machine_that_was_named(self, make_host: MakeHost, machines: ShellMachines) -> None:
-        """Who names it wants it."""
+    def test_connect_starts_a_stopped_machine_that_the_inventory_names(
+        self, make_host: MakeHost, machines: ShellMachines
+    ) -> None:
         machines.set_state("web", "stopped")
         make_host("@orbstack/web")
         assert machines.machines[0]["state"] == "running"
 
-    def test_starts_nothing_that_was_not_named(self, make_host: MakeHost, machines: ShellMachines) -> None:
-        """The bare name means what is there, and boots no fleet for one fact."""
+    def test_connect_does_not_start_stopped_machines_of_a_bare_inventory(
+        self, make_host: MakeHost, machines: ShellMachines
+    ) -> None:
+        """A fact about all machines must not boot them."""
         machines.set_state("web", "stopped")
         with pytest.raises(ConnectError, match="'web' is stopped; start it with"):
             make_host("@orbstack")
@@ -159,8 +161,9 @@ class TestConnect:
         assert machines.machines[0]["state"] == "stopped"
 
     @pytest.mark.parametrize(("entry", "wanted"), [("@orbstack/web", False), ("@orbstack", True)])
-    def test_autostart_decides(self, make_host: MakeHost, machines: ShellMachines, entry: str, wanted: bool) -> None:
-        """Either way, from wherever PyInfra takes host data."""
+    def test_orbstack_autostart_overrides_the_default(
+        self, make_host: MakeHost, machines: ShellMachines, entry: str, wanted: bool
+    ) -> None:
         machines.set_state("web", "stopped")
         host = make_host(entry, connect=False, orbstack_autostart=wanted)
         if not wanted:
@@ -170,8 +173,8 @@ class TestConnect:
             host.connect(raise_exceptions=True)
         assert machines.machines[0]["state"] == ("running" if wanted else "stopped")
 
-    def test_all_hosts_ask_once(self, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """Fifty that connect side by side share a list; those that want it fresh share another, begun after they asked."""
+    def test_concurrent_hosts_share_one_list_call(self, machines: ShellMachines, daemon: FakeDaemon) -> None:
+        """Fifty hosts share one list. Hosts that need fresh data share another one, requested after they asked."""
         names = [f"m{number}" for number in range(50)]
         machines.machines.extend(machine(name) for name in names)
         inventory = Inventory(([f"@orbstack/{name}" for name in names] + ["@orbstack/none", "@orbstack/void"], {}))
@@ -182,9 +185,11 @@ class TestConnect:
         assert daemon.methods() == ["machine.list", "machine.list"]
         assert machines.fresh_lists == 1
 
-    def test_whoever_leads_may_be_interrupted(self, client: Client, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """The others ask for themselves; only a failure is shared."""
-        shared = Fleet(client)
+    def test_waiting_hosts_retry_if_the_shared_list_call_is_interrupted(
+        self, client: Client, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
+        """An interruption of the requesting greenlet affects only itself; an error of the daemon is shared."""
+        shared = MachineCache(client)
         gevent.get_hub()
         answer = daemon.handlers["machine.list"]
         go = threading.Event()
@@ -210,8 +215,10 @@ class TestConnect:
         gevent.joinall(failed)
         assert [type(one.exception) for one in failed] == [errors.OrbctlUnavailable] * 3
 
-    def test_a_missing_machine_is_made(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """Of the image that the inventory names, with what else it says of it; then commands run in it."""
+    def test_connect_creates_a_missing_machine_from_the_host_data(
+        self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
+        """Afterwards commands run in it."""
         wanted = {
             "orbstack_image": "debian:bookworm",
             "orbstack_arch": "amd64",
@@ -237,8 +244,8 @@ class TestConnect:
         ]
         assert run(host, "echo up")[1].stdout == "up"
 
-    def test_a_machine_that_is_there_is_left_alone(self, make_host: MakeHost, machines: ShellMachines) -> None:
-        """Also one of another image, and one that somebody made a moment ago; it is started if need be."""
+    def test_connect_uses_an_existing_machine_whatever_its_image(self, make_host: MakeHost, machines: ShellMachines) -> None:
+        """Also a machine that another client created a moment ago; a stopped one is started."""
         make_host(("@orbstack/web", {"orbstack_image": "debian"}))
         machines.hidden = {"db"}
         machines.set_state("db", "stopped")
@@ -246,9 +253,9 @@ class TestConnect:
         assert [one["state"] for one in machines.machines] == ["running", "running"]
         assert machines.fresh_lists == 2
 
-    def test_a_machine_that_cannot_be_made(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """It is a ConnectError with the daemon's words; the other hosts go on."""
-
+    def test_failed_create_is_a_connect_error_with_the_daemons_message(
+        self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
         def refuse(peer: Peer, params: dict[str, Any]) -> None:
             raise Failure("invalid_params", "distro: 'Nope!' is not a name of an image", -32602, field="distro")
 
@@ -260,13 +267,14 @@ class TestConnect:
         ("key", "value"),
         [("orbstack_autostart", "yes"), ("orbstack_image", 12), ("orbstack_cpus", "two"), ("orbstack_user", ["root"])],
     )
-    def test_data_of_a_wrong_type(self, make_host: MakeHost, key: str, value: Any) -> None:
-        """It is told by its name before anything is asked of anybody."""
+    def test_host_data_of_a_wrong_type_is_rejected_by_name(self, make_host: MakeHost, key: str, value: Any) -> None:
+        """Before any call to the daemon."""
         with pytest.raises(ConnectorDataTypeError, match=f"Invalid connector data `{key}`"):
             make_host(("@orbstack/web", {key: value}))
 
-    def test_a_start_that_fails(self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """It is a ConnectError with the daemon's words; the other hosts go on."""
+    def test_failed_start_is_a_connect_error_with_the_daemons_message(
+        self, make_host: MakeHost, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
         machines.set_state("web", "stopped")
 
         def fail(peer: Peer, params: dict[str, Any]) -> None:
@@ -276,14 +284,13 @@ class TestConnect:
         with pytest.raises(ConnectError, match="machine 'web': start 'web': no space left"):
             make_host()
 
-    def test_no_daemon(self, make_host: MakeHost, daemon: FakeDaemon) -> None:
-        """The daemon may die after the inventory was made."""
+    def test_daemon_that_died_after_the_inventory_is_a_connect_error(self, make_host: MakeHost, daemon: FakeDaemon) -> None:
         host = make_host(connect=False)
         daemon.close()
         with pytest.raises(ConnectError, match="orbd is not running"):
             host.connect(raise_exceptions=True)
 
-    def test_disconnect_and_one_more_command(self, host: Host, daemon: FakeDaemon) -> None:
+    def test_command_after_disconnect_opens_a_new_connection(self, host: Host, daemon: FakeDaemon) -> None:
         """PyInfra removes its askpass file after it has disconnected."""
         host.disconnect()
         assert run(host, "echo still here")[1].stdout == "still here"
@@ -293,22 +300,19 @@ class TestConnect:
 class TestRun:
     """Commands."""
 
-    def test_output_and_exit_code(self, host: Host, daemon: FakeDaemon) -> None:
-        """One message each way."""
+    def test_output_and_exit_code_need_one_call(self, host: Host, daemon: FakeDaemon) -> None:
         ok, output = run(host, "echo out; echo err >&2; exit 3")
         assert not ok
         assert sorted(lines(output)) == [("stderr", "err"), ("stdout", "out")]
         assert daemon.methods().count("machine.run") == 1
 
     @pytest.mark.parametrize("print_output", [False, True])
-    def test_streams_keep_their_order(self, host: Host, print_output: bool) -> None:
-        """As the bytes arrived."""
+    def test_stdout_and_stderr_keep_their_order(self, host: Host, print_output: bool) -> None:
         command = "for i in 1 2 3; do echo out$i; sleep 0.02; echo err$i >&2; sleep 0.02; done"
         _, output = run(host, command, print_output=print_output)
         assert output.output_lines == ["out1", "err1", "out2", "err2", "out3", "err3"]
 
-    def test_output_is_shown_as_it_comes(self, host: Host, said: Said) -> None:
-        """Not at the end."""
+    def test_output_is_printed_as_it_arrives(self, host: Host, said: CapturedOutput) -> None:
         begun = time.monotonic()
         ok, _ = run(host, "echo first; sleep 0.4; echo second >&2", print_output=True)
         assert ok
@@ -316,56 +320,50 @@ class TestRun:
         assert said.times[0] - begun < 0.3
         assert said.times[1] - begun >= 0.4
 
-    def test_a_failed_command_is_run_once(self, host: Host, machines: ShellMachines) -> None:
-        """Whatever words it or its output contains."""
+    def test_failed_command_is_not_retried(self, host: Host, machines: ShellMachines) -> None:
+        """Whatever text it or its output contains."""
         run(host, "echo run >>tally; echo 'apt create network timeout connection' >&2; exit 1")
         assert (machines.home("web") / "tally").read_text() == "run\n"
 
-    def test_lines_end_at_newlines_only(self, host: Host) -> None:
-        """Progress bars and form feeds are no line ends; neither is an end without one."""
+    def test_only_newlines_end_a_line(self, host: Host) -> None:
+        """Carriage returns and form feeds do not; a last line without a newline is complete."""
         _, output = run(host, r"printf 'a\rb\fc\vd\n\ne\302\205f\342\200\250g'")
         assert output.stdout_lines == ["a\rb\fc\vd", "", "e\x85f\u2028g"]
 
     @pytest.mark.parametrize("print_output", [False, True])
-    def test_bytes_that_are_not_utf8(self, host: Host, print_output: bool) -> None:
-        """They are replaced, and the command has succeeded all the same."""
+    def test_invalid_utf8_is_replaced_and_does_not_fail_the_command(self, host: Host, print_output: bool) -> None:
         ok, output = run(host, r"printf 'caf\351 \303\251\n'", print_output=print_output)
         assert ok
         assert output.stdout == "caf\ufffd é"
 
-    def test_a_character_cut_in_two(self, host: Host) -> None:
-        """By the border of two reads."""
+    def test_character_split_between_two_chunks_is_decoded(self, host: Host) -> None:
         _, output = run(
             host, r"printf '\342\202'; sleep 0.1; printf '\254 caf\303'; sleep 0.1; printf '\251\n'", print_output=True
         )
         assert output.stdout == "€ café"
 
-    def test_much_output(self, host: Host, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """What does not fit into the answer is fetched after it."""
+    def test_output_beyond_the_inline_limit_is_fetched(self, host: Host, machines: ShellMachines, daemon: FakeDaemon) -> None:
         _, output = run(host, "seq 1 400000")
         assert output.stdout_lines == [str(number) for number in range(1, 400001)]
         assert "job.output" in daemon.methods()
 
-    def test_environment_and_folder(self, host: Host, machines: ShellMachines) -> None:
-        """PyInfra's own form of them."""
+    def test_env_and_chdir_reach_the_command(self, host: Host, machines: ShellMachines) -> None:
         (machines.home("web") / "a b").mkdir()
         _, output = run(host, 'echo "$X $PWD"', _env={"X": "it's $HOME"}, _chdir="a b")
         assert output.stdout == f"it's $HOME {machines.home('web')}/a b"
 
     @pytest.mark.parametrize("shell", ["sh", "bash", None])
-    def test_shell_syntax_reaches_a_shell(self, host: Host, shell: str | None) -> None:
-        """Pipes, lists and substitutions, also where PyInfra adds no shell of its own."""
+    def test_shell_syntax_works_with_and_without_an_outer_shell(self, host: Host, shell: str | None) -> None:
+        """Pipes, lists and substitutions."""
         _, output = run(host, "echo one two | wc -w && echo $(echo sub) '!'", _shell_executable=shell)
         assert output.stdout_lines == ["2", "sub !"]
 
-    def test_a_command_is_never_split_again(self, host: Host) -> None:
-        """Its bits may hold anything."""
+    def test_quoted_arguments_are_not_split(self, host: Host) -> None:
         _, output = run(host, StringCommand("printf", "%s\\\\n", QuoteString("a  b'c\"d$e"), QuoteString("-n")))
         assert output.stdout_lines == ["a  b'c\"d$e", "-n"]
 
     @pytest.mark.parametrize("live", [False, True])
-    def test_success_exit_codes(self, host: Host, live: bool) -> None:
-        """Given ones replace the usual one."""
+    def test_success_exit_codes_replace_the_default(self, host: Host, live: bool) -> None:
         assert run(host, "exit 2", _success_exit_codes=[0, 2], print_output=live)[0]
         assert not run(host, "exit 0", _success_exit_codes=(2,), print_output=live)[0]
 
@@ -383,19 +381,18 @@ class TestRun:
             (None, ""),
         ],
     )
-    def test_input(self, host: Host, given: Any, read: str) -> None:
-        """As PyInfra's other connectors write it: lines, each with its end."""
+    def test_stdin_is_lines_with_newlines(self, host: Host, given: Any, read: str) -> None:
+        """In the same form as in PyInfra's other connectors."""
         _, output = run(host, "cat", _stdin=given)
         assert output.stdout == read.removesuffix("\n")
 
-    def test_much_input(self, host: Host) -> None:
-        """More than fits into a message goes in pieces."""
+    def test_large_stdin_is_sent_in_pieces(self, host: Host) -> None:
         ok, output = run(host, "wc -c", _stdin="x" * (3 << 20))
         assert ok
         assert output.stdout.strip() == str((3 << 20) + 1)
 
-    def test_output_that_is_lost(self, host: Host, daemon: FakeDaemon) -> None:
-        """What is missing is told where it is missing, at the beginning, in what goes along with the answer, and afterwards."""
+    def test_dropped_output_is_reported_at_its_position(self, host: Host, daemon: FakeDaemon) -> None:
+        """At the start, within the answer's output, and in output that is fetched afterwards."""
 
         def chunk(offset: int, text: str) -> dict[str, Any]:
             return {"stream": "stdout", "offset": offset, "at_us": 1, "text": text}
@@ -404,7 +401,7 @@ class TestRun:
             if params["offset"] == 20:
                 return {"output": [], "next_offset": 50, "gap": {"offset": 20, "next_offset": 50}, "eof": False}
             assert params["offset"] == 50
-            return {"output": [chunk(50, "c\n")], "next_offset": 52, "end": True}
+            return {"output": [chunk(50, "c\n")], "next_offset": 52, "eof": True}
 
         daemon.handlers["machine.run"] = lambda peer, params: {
             "job_id": 1,
@@ -419,8 +416,7 @@ class TestRun:
         assert output.stdout_lines == ["a", "b", "c"]
         assert [re.sub(r"\D", "", line) for line in output.stderr_lines] == ["5", "11", "30"]
 
-    def test_output_that_is_gone(self, host: Host, daemon: FakeDaemon) -> None:
-        """An answer that brings nothing and says nothing about it is an error."""
+    def test_missing_output_without_a_gap_is_a_protocol_violation(self, host: Host, daemon: FakeDaemon) -> None:
         daemon.handlers["machine.run"] = lambda peer, params: {
             "job_id": 1,
             "state": "ended",
@@ -429,12 +425,11 @@ class TestRun:
             "next_offset": 0,
             "output_bytes": 52,
         }
-        daemon.handlers["job.output"] = lambda peer, params: {"output": [], "next_offset": 0, "end": True}
+        daemon.handlers["job.output"] = lambda peer, params: {"output": [], "next_offset": 0, "eof": True}
         with pytest.raises(ProtocolViolation, match="output ends at 0 of 52 bytes"):
             run(host, "anything")
 
-    def test_a_timeout(self, host: Host) -> None:
-        """It is PyInfra's TimeoutError, in time, and the next command works."""
+    def test_timeout_raises_timeout_error_and_the_next_command_works(self, host: Host) -> None:
         for live in (False, True):
             begun = time.monotonic()
             with pytest.raises(TimeoutError):
@@ -442,15 +437,13 @@ class TestRun:
             assert time.monotonic() - begun < 5
         assert run(host, "echo alive")[1].stdout == "alive"
 
-    def test_time_is_given_in_milliseconds(self, host: Host, daemon: FakeDaemon) -> None:
-        """And left out where nobody set it."""
+    def test_timeout_is_sent_in_milliseconds_if_set(self, host: Host, daemon: FakeDaemon) -> None:
         run(host, "true", _timeout=7)
         run(host, "true", _timeout=None)
         sent = [params.get("run_timeout_ms") for method, params in daemon.requests if method == "machine.run"]
         assert sent == [7000, None]
 
-    def test_secrets_are_masked_in_print_and_true_in_the_command(self, host: Host, said: Said) -> None:
-        """Everywhere that PyInfra hides them."""
+    def test_secrets_are_masked_in_output_but_not_in_the_command(self, host: Host, said: CapturedOutput) -> None:
         command = StringCommand("echo", QuoteString(HiddenValue("s3cret")))
         _, output = run(host, command, print_input=True, _env={"TOKEN": HiddenValue("t0ken")})
         assert output.stdout == "s3cret"
@@ -459,18 +452,16 @@ class TestRun:
         assert "t0ken" not in said.lines[0]
         assert said.lines[0].count("*MASKED*") == 2
 
-    def test_printing_changes_nothing(self, host: Host, said: Said) -> None:
-        """Printed commands succeed as the others do."""
+    def test_print_flags_do_not_change_the_result(self, host: Host, said: CapturedOutput) -> None:
         assert run(host, "echo hi", print_output=True, print_input=True)[0]
         assert [re.sub(r"^\[web\] ", "", text) for text in said.lines] == [">>> sh -c 'echo hi'", "hi"]
 
-    def test_a_user_of_the_inventory(self, make_host: MakeHost, daemon: FakeDaemon) -> None:
-        """Host data says as whom."""
+    def test_orbstack_user_is_the_user_of_commands(self, make_host: MakeHost, daemon: FakeDaemon) -> None:
         run(make_host(("@orbstack/web", {"orbstack_user": "root"})), "true")
         assert daemon.requests[-1][1]["user"] == "root"
 
-    def test_the_daemon_dies_meanwhile(self, host: Host, daemon: FakeDaemon) -> None:
-        """It is a ConnectionError, at once, on both ways."""
+    def test_daemon_that_dies_during_a_command_is_a_connection_error(self, host: Host, daemon: FakeDaemon) -> None:
+        """With and without live output."""
 
         def die(peer: Peer, params: dict[str, Any]) -> None:
             raise Hangup
@@ -480,8 +471,7 @@ class TestRun:
             with pytest.raises(ConnectionError):
                 run(host, "true", print_output=live)
 
-    def test_the_daemon_dies_in_the_middle_of_output(self, host: Host, daemon: FakeDaemon, said: Said) -> None:
-        """What came was shown."""
+    def test_output_before_the_daemon_died_is_printed(self, host: Host, daemon: FakeDaemon, said: CapturedOutput) -> None:
         timer = threading.Timer(0.3, daemon.hang_up)
         timer.start()
         with pytest.raises(ConnectionError):
@@ -489,8 +479,8 @@ class TestRun:
         assert [text.endswith("begun") for text in said.lines] == [True]
 
     @pytest.mark.parametrize("live", [False, True])
-    def test_errors_of_the_job(self, host: Host, daemon: FakeDaemon, live: bool) -> None:
-        """They are contained to the host: an OSError with the daemon's words."""
+    def test_job_error_is_an_os_error_with_the_daemons_message(self, host: Host, daemon: FakeDaemon, live: bool) -> None:
+        """PyInfra limits an ``OSError`` to the host."""
 
         def fail(peer: Peer, params: dict[str, Any]) -> None:
             raise Failure("deadline_exceeded", "waited 600 s for job 12 (create web) of orbd-ctl", 3003, phase="queued")
@@ -500,18 +490,18 @@ class TestRun:
             run(host, "true", print_output=live)
         assert not isinstance(caught.value, TimeoutError)
 
-    def test_the_machine_is_gone(self, host: Host, machines: ShellMachines) -> None:
-        """Deleted by somebody since we connected."""
+    def test_machine_deleted_after_connect_is_machine_not_found(self, host: Host, machines: ShellMachines) -> None:
         machines.machines.clear()
         with pytest.raises(errors.MachineNotFound, match="machine not found: 'web'"):
             run(host, "true")
 
 
 class TestLegacy:
-    """Keyword arguments of ``pyinfra-orbstack``, for code of one's own that calls the connector."""
+    """Keyword arguments of ``pyinfra-orbstack``, for code that calls the connector directly."""
 
-    def test_they_mean_what_they_meant(self, host: Host, machines: ShellMachines, authority: Path) -> None:
-        """Each under PyInfra's name, or the daemon's; the note names what to write instead."""
+    def test_legacy_arguments_work_and_the_warning_names_their_replacement(
+        self, host: Host, machines: ShellMachines, authority: Path
+    ) -> None:
         (machines.home("web") / "sub").mkdir()
         with pytest.warns(DeprecationWarning, match=r"workdir \(_chdir\), timeout \(_timeout\), user .*orbstack_user"):
             _, output = host.run_shell_command("pwd", user="someone", workdir="sub", timeout=5, max_retries=3)
@@ -526,8 +516,7 @@ class TestLegacy:
             host.get_file("there", back, sudo=True)
         assert back.getvalue() == b"x"
 
-    def test_pyinfras_own_win(self, host: Host, machines: ShellMachines) -> None:
-        """Where both were given."""
+    def test_pyinfra_arguments_override_legacy_arguments(self, host: Host, machines: ShellMachines) -> None:
         with pytest.warns(DeprecationWarning, match="timeout"):
             host.run_shell_command("true", timeout=5, _timeout=7)
         assert machines.daemon.requests[-1][1]["run_timeout_ms"] == 7000
@@ -537,19 +526,19 @@ class TestPty:
     """A terminal in the machine."""
 
     @pytest.mark.parametrize("live", [False, True])
-    def test_the_command_has_a_terminal(self, host: Host, live: bool) -> None:
-        """And keeps its quoting, its exit code and its line ends."""
+    def test_get_pty_gives_the_command_a_terminal(self, host: Host, live: bool) -> None:
+        """Quoting, exit code and line ends are preserved."""
         ok, output = run(host, """test -t 0 && test -t 1 && echo "it's a tty"; exit 3""", _get_pty=True, print_output=live)
         assert not ok
         assert output.stdout_lines == ["it's a tty"]
         assert run(host, "exit 3", _get_pty=True, _success_exit_codes=[3])[0]
 
-    def test_input_is_not_echoed(self, host: Host) -> None:
-        """The command reads it, and what it writes is all there is."""
+    def test_get_pty_does_not_echo_stdin(self, host: Host) -> None:
         assert run(host, "head -n 1", _get_pty=True, _stdin="typed")[1].stdout == "typed"
 
-    def test_a_machine_without_script(self, host: Host, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """It is told what is missing."""
+    def test_get_pty_without_script_names_the_missing_package(
+        self, host: Host, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
         real = daemon.handlers["machine.run"]
         empty = machines.folder / "empty"
         empty.mkdir()
@@ -562,7 +551,7 @@ class TestPty:
 
 
 FAKE_SUDO = r"""#!/bin/sh
-# Behaves as sudo does towards PyInfra: -n fails without a password, -A asks the program.
+# Behaves like sudo: -n fails if a password is required, -A runs the askpass program.
 ask=
 while :; do
     case $1 in
@@ -604,7 +593,7 @@ AS=$user exec sh -c "$3"
 
 @pytest.fixture
 def authority(machines: ShellMachines) -> Path:
-    """Gives ``web`` a sudo, a su, a doas and a setfacl that tell what they were asked."""
+    """Gives ``web`` fake ``sudo``, ``su``, ``doas`` and ``setfacl`` programs that report their arguments."""
     folder = machines.home("web") / "bin"
     folder.mkdir()
     for name, text in {
@@ -619,22 +608,22 @@ def authority(machines: ShellMachines) -> Path:
 
 
 class TestAuthority:
-    """sudo, su, doas."""
+    """Commands with sudo, su and doas."""
 
-    def test_sudo_and_doas(self, host: Host, authority: Path) -> None:
-        """PyInfra's own wrapping, understood by a shell."""
+    def test_sudo_and_doas_wrap_a_shell_command(self, host: Host, authority: Path) -> None:
         assert run(host, "echo $AS && echo two", _sudo=True)[1].stdout_lines == ["root", "two"]
         assert run(host, "echo $AS | cat", _sudo=True, _sudo_user="mark")[1].stdout == "mark"
         assert run(host, "echo $AS", _doas=True, _doas_user="mark")[1].stdout == "mark"
 
-    def test_su_with_and_without_a_shell(self, host: Host, authority: Path) -> None:
-        """Pipes and substitutions survive both quotings."""
+    def test_su_preserves_shell_syntax_with_and_without_a_shell(self, host: Host, authority: Path) -> None:
         for shell in ("sh", None):
             _, output = run(host, "echo $AS | tr a-z A-Z && echo $(echo sub)", _su_user="mark", _shell_executable=shell)
             assert output.stdout_lines == ["MARK", "sub"]
 
-    def test_a_sudo_password_that_is_given(self, host: Host, authority: Path, machines: ShellMachines, said: Said) -> None:
-        """Through PyInfra's askpass program, and never shown."""
+    def test_given_sudo_password_is_used_and_not_printed(
+        self, host: Host, authority: Path, machines: ShellMachines, said: CapturedOutput
+    ) -> None:
+        """PyInfra passes it through its askpass program."""
         (machines.home("web") / "needs-password").touch()
         ok, output = run(host, "echo $AS", _sudo=True, _sudo_password="s3cret", print_input=True)
         assert ok, output
@@ -643,18 +632,17 @@ class TestAuthority:
         assert not run(host, "echo $AS", _sudo=True, _sudo_password="wrong")[0]
         host.disconnect()
 
-    def test_a_sudo_password_that_is_asked_for(
+    def test_prompted_sudo_password_reruns_the_command_with_its_stdin(
         self, host: Host, authority: Path, machines: ShellMachines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """PyInfra asks when sudo says so, and the command's input is sent again."""
+        """PyInfra prompts if sudo requires a password."""
         (machines.home("web") / "needs-password").touch()
         monkeypatch.setattr("pyinfra.connectors.util.getpass", lambda prompt: "s3cret")
         ok, output = run(host, "echo $AS; cat", _sudo=True, _stdin=StringIO("input"))
         assert ok
         assert output.stdout_lines == ["root", "input"]
 
-    def test_a_su_password(self, host: Host, authority: Path, machines: ShellMachines) -> None:
-        """PyInfra pipes it."""
+    def test_su_password_is_used(self, host: Host, authority: Path, machines: ShellMachines) -> None:
         (machines.home("web") / "needs-password").touch()
         assert run(host, "echo $AS", _su_user="mark", _su_password="s3cret")[1].stdout == "mark"
         assert not run(host, "echo $AS", _su_user="mark", _su_password="wrong")[0]
@@ -667,8 +655,7 @@ class TestFiles:
     """Uploads and downloads."""
 
     @pytest.mark.parametrize("size", [0, 1, 768, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_001])
-    def test_bytes_are_exact(self, host: Host, machines: ShellMachines, tmp_path: Path, size: int) -> None:
-        """Both ways, whatever they are and however many."""
+    def test_upload_and_download_preserve_all_bytes(self, host: Host, machines: ShellMachines, tmp_path: Path, size: int) -> None:
         content = (ALL_BYTES * (size // len(ALL_BYTES) + 1))[:size]
         assert host.put_file(BytesIO(content), "there")
         assert (machines.home("web") / "there").read_bytes() == content
@@ -688,8 +675,10 @@ class TestFiles:
         ],
         ids=["str", "Path", "binary file", "text file", "BytesIO", "StringIO"],
     )
-    def test_sources(self, host: Host, machines: ShellMachines, tmp_path: Path, make: Callable[[Path], Any]) -> None:
-        """Paths and file objects, read from their start wherever they stand."""
+    def test_upload_accepts_paths_and_file_objects(
+        self, host: Host, machines: ShellMachines, tmp_path: Path, make: Callable[[Path], Any]
+    ) -> None:
+        """A file object is read from its start, whatever its position."""
         local = tmp_path / "local"
         local.write_text("é\r\nline\n", encoding="utf-8", newline="")
         source = make(local)
@@ -697,7 +686,7 @@ class TestFiles:
             source.read()
         host.put_file(source, "there")
         if isinstance(source, TextIOWrapper):
-            # A text file was opened with universal newlines: what it reads is what is sent.
+            # The text file was opened with universal newlines, so its content is sent with converted newlines.
             assert (machines.home("web") / "there").read_bytes() == "é\nline\n".encode()
         else:
             assert (machines.home("web") / "there").read_bytes() == local.read_bytes()
@@ -705,8 +694,8 @@ class TestFiles:
             assert not source.closed
             source.close()
 
-    def test_sinks(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
-        """Paths and file objects; text keeps even what is not UTF-8."""
+    def test_download_accepts_paths_and_text_files(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
+        """A text file keeps bytes that are not UTF-8 as surrogates."""
         (machines.home("web") / "there").write_bytes(b"caf\xe9 \xc3\xa9\n")
         host.get_file("there", str(tmp_path / "path"))
         assert (tmp_path / "path").read_bytes() == b"caf\xe9 \xc3\xa9\n"
@@ -714,8 +703,7 @@ class TestFiles:
         host.get_file("there", text)
         assert text.getvalue().encode("utf-8", "surrogateescape") == b"caf\xe9 \xc3\xa9\n"
 
-    def test_names_are_names(self, host: Host, machines: ShellMachines) -> None:
-        """Nothing in one is a shell's business."""
+    def test_remote_names_are_not_interpreted_by_a_shell(self, host: Host, machines: ShellMachines) -> None:
         name = "a b'c\"$(touch oops);*"
         host.put_file(BytesIO(b"x"), name)
         assert (machines.home("web") / name).read_bytes() == b"x"
@@ -724,20 +712,18 @@ class TestFiles:
         assert back.getvalue() == b"x"
         assert [path.name for path in machines.home("web").iterdir()] == [name]
 
-    def test_a_name_that_looks_like_a_flag(self, host: Host, machines: ShellMachines) -> None:
-        """It is a name."""
+    def test_remote_name_that_starts_with_a_dash_is_a_name(self, host: Host, machines: ShellMachines) -> None:
         host.put_file(BytesIO(b"x"), "./-rf")
         assert (machines.home("web") / "-rf").read_bytes() == b"x"
 
-    def test_a_new_file_has_the_users_mode(self, host: Host, machines: ShellMachines) -> None:
-        """Not the private one of its temporary file."""
+    def test_new_file_gets_the_mode_of_the_umask(self, host: Host, machines: ShellMachines) -> None:
+        """Not the private mode of its temporary file."""
         host.put_file(BytesIO(b"x"), "new")
         mask = os.umask(0)
         os.umask(mask)
         assert (machines.home("web") / "new").stat().st_mode & 0o777 == 0o666 & ~mask
 
-    def test_a_file_that_is_replaced_keeps_mode_and_links(self, host: Host, machines: ShellMachines) -> None:
-        """It is written to, not swapped."""
+    def test_replaced_file_keeps_mode_and_links(self, host: Host, machines: ShellMachines) -> None:
         home = machines.home("web")
         (home / "old").write_bytes(b"old and longer")
         (home / "old").chmod(0o640)
@@ -748,8 +734,8 @@ class TestFiles:
         assert (home / "soft").is_symlink()
         assert (home / "old").stat().st_mode & 0o777 == 0o640
 
-    def test_names_survive_a_login_shell_of_sudo(self, host: Host, machines: ShellMachines, authority: Path) -> None:
-        """``sudo -i`` escapes its command, but not the dollar signs in it, and eats newlines."""
+    def test_names_survive_sudo_login_shell(self, host: Host, machines: ShellMachines, authority: Path) -> None:
+        """``sudo -i`` escapes its command except dollar signs, and removes newlines."""
         name = "a $b 'c'\"é\n\\d`e`"
         host.put_file(BytesIO(ALL_BYTES), name, _sudo=True, _use_sudo_login=True)
         assert (machines.home("web") / name).read_bytes() == ALL_BYTES
@@ -758,10 +744,10 @@ class TestFiles:
         assert back.getvalue() == ALL_BYTES
 
     @pytest.mark.parametrize("arguments", [{}, {"_sudo": True}, {"_sudo": True, "_use_sudo_login": True}])
-    def test_a_name_in_the_users_home(
+    def test_leading_tilde_is_the_users_home(
         self, host: Host, machines: ShellMachines, authority: Path, arguments: dict[str, Any]
     ) -> None:
-        """PyInfra's facts read a leading tilde like this; anywhere else it is a letter. A folder of that name never appears."""
+        """As in PyInfra's facts. Elsewhere a tilde is an ordinary character."""
         host.put_file(BytesIO(b"x"), "~/a 'b'", _chdir="/", **arguments)
         back = BytesIO()
         host.get_file("~/a 'b'", back, _chdir="/", **arguments)
@@ -769,24 +755,24 @@ class TestFiles:
         host.put_file(BytesIO(b"y"), "~", **arguments)
         assert sorted(path.name for path in machines.home("web").iterdir() if path.is_file()) == ["a 'b'", "~"]
 
-    def test_a_large_file_says_how_far_it_is(
+    def test_long_transfer_reports_its_progress(
         self, host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Every five seconds, on the level that everybody sees; here the clock is in a hurry."""
+        """Every five seconds, at every verbosity; the test speeds the clock up."""
         moments = count(0, 3)
         monkeypatch.setattr("pyinfra_orbd._files.time.monotonic", lambda: float(next(moments)))
-        told: list[str] = []
-        progress = _files.Progress("upload of x", 4_000_000, told.append)
-        assert b"".join(progress.of(iter([b"x" * 1_000_000] * 4))) == b"x" * 4_000_000
-        assert told == ["upload of x: 2.0 of 4.0 MB (50 %)", "upload of x: 4.0 of 4.0 MB (100 %)"]
+        notices: list[str] = []
+        progress = _files.Progress("upload of x", 4_000_000, notices.append)
+        assert b"".join(progress.track(iter([b"x" * 1_000_000] * 4))) == b"x" * 4_000_000
+        assert notices == ["upload of x: 2.0 of 4.0 MB (50 %)", "upload of x: 4.0 of 4.0 MB (100 %)"]
         caplog.set_level("INFO", "pyinfra")
         host.put_file(BytesIO(b"x" * 2_000_000), "there")
         host.get_file("there", BytesIO())
         assert re.search(r"\[web\] upload of there: \d\.\d of 2\.0 MB \(\d+ %\)", caplog.text)
         assert re.search(r"\[web\] download of there: \d\.\d MB", caplog.text)
 
-    def test_chdir_counts(self, host: Host, machines: ShellMachines) -> None:
-        """As it does for the facts that look at the same file."""
+    def test_upload_is_relative_to_chdir(self, host: Host, machines: ShellMachines) -> None:
+        """As in the facts about the same file."""
         (machines.home("web") / "sub").mkdir()
         host.put_file(BytesIO(b"x"), "there", _chdir="sub")
         assert (machines.home("web") / "sub/there").exists()
@@ -795,37 +781,36 @@ class TestFiles:
         ("target", "reason"),
         [("folder", "is a directory"), ("none/there", r"none/there"), ("bin/x/y", "y")],
     )
-    def test_an_upload_that_fails_says_why(self, host: Host, machines: ShellMachines, target: str, reason: str) -> None:
-        """As an OSError, which PyInfra contains, and leaves nothing behind."""
+    def test_failed_upload_is_an_os_error_and_leaves_no_file(
+        self, host: Host, machines: ShellMachines, target: str, reason: str
+    ) -> None:
         (machines.home("web") / "folder").mkdir()
         with pytest.raises(OSError, match=f"upload of {target} failed: .*{reason}"):
             host.put_file(BytesIO(b"x"), target)
         assert [path.name for path in machines.home("web").iterdir()] == ["folder"]
 
-    def test_a_local_file_that_is_missing(self, host: Host, tmp_path: Path) -> None:
-        """It fails before anything is asked of the machine."""
+    def test_upload_of_a_missing_local_file_fails(self, host: Host, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             host.put_file(str(tmp_path / "none"), "there")
 
-    def test_something_that_is_no_file(self, host: Host) -> None:
-        """A mistake of the caller's, told as such."""
-        with pytest.raises(TypeError, match="neither a file name nor a file object"):
+    def test_upload_of_neither_path_nor_file_object_is_a_type_error(self, host: Host) -> None:
+        with pytest.raises(TypeError, match="expected a path or a file object"):
             host.put_file(7, "there")
-        with pytest.raises(TypeError, match="neither a file name nor a file object"):
+        with pytest.raises(TypeError, match="expected a path or a file object"):
             host.get_file("there", 7)
 
     @pytest.mark.parametrize("old", [None, b"old"])
-    def test_half_an_upload_is_no_upload(
+    def test_truncated_upload_leaves_the_target_unchanged(
         self, host: Host, machines: ShellMachines, daemon: FakeDaemon, old: bytes | None
     ) -> None:
-        """A stream that was cut short leaves the target as it was, though the script in the machine lives on."""
+        """Although the script in the machine survives the connection."""
         home = machines.home("web")
         if old is not None:
             (home / "there").write_bytes(old)
         real = daemon.handlers["job.input"]
 
         def cut(peer: Peer, params: dict[str, Any]) -> Any:
-            real(peer, {**params, "end": True})
+            real(peer, {**params, "eof": True})
             raise Hangup
 
         daemon.handlers["job.input"] = cut
@@ -837,8 +822,7 @@ class TestFiles:
             time.sleep(0.01)
         assert [path.read_bytes() for path in home.iterdir()] == ([] if old is None else [old])
 
-    def test_a_local_file_that_shrinks(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
-        """What was promised did not come."""
+    def test_upload_of_a_shrinking_file_fails(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
         local = tmp_path / "log"
         local.write_bytes(b"x" * 100)
 
@@ -848,12 +832,11 @@ class TestFiles:
                 self.size += 5
                 return self
 
-        with Shrinking(str(local)) as source, pytest.raises(OSError, match="only 100 of 105 bytes came"):
+        with Shrinking(str(local)) as source, pytest.raises(OSError, match="received only 100 of 105 bytes"):
             host.connector._put(source, "there", {}, {})  # type: ignore[attr-defined]
         assert list(machines.home("web").iterdir()) == []
 
-    def test_a_download_of_nothing(self, host: Host, tmp_path: Path) -> None:
-        """Nothing of the caller's is touched."""
+    def test_download_of_a_missing_file_leaves_the_local_file_unchanged(self, host: Host, tmp_path: Path) -> None:
         local = tmp_path / "local"
         local.write_bytes(b"mine")
         with pytest.raises(FileNotFoundError, match="none"):
@@ -861,20 +844,21 @@ class TestFiles:
         assert local.read_bytes() == b"mine"
         assert [path.name for path in tmp_path.iterdir() if path.name != "machines"] == ["local"]
 
-    def test_a_download_of_a_folder(self, host: Host, machines: ShellMachines) -> None:
-        """It cannot be."""
+    def test_download_of_a_directory_fails(self, host: Host, machines: ShellMachines) -> None:
         (machines.home("web") / "folder").mkdir()
         with pytest.raises(OSError, match=r"download of folder failed: .*[Ii]s a directory"):
             host.get_file("folder", BytesIO())
 
-    def test_a_download_that_is_cut_short(self, host: Host, machines: ShellMachines, daemon: FakeDaemon, tmp_path: Path) -> None:
-        """The local file is as it was, with nothing beside it."""
+    def test_truncated_download_leaves_the_local_file_unchanged(
+        self, host: Host, machines: ShellMachines, daemon: FakeDaemon, tmp_path: Path
+    ) -> None:
+        """And leaves no temporary file."""
         fifo = machines.home("web") / "fifo"
         os.mkfifo(fifo)
         target = tmp_path / "out"
         target.mkdir()
         (target / "local").write_bytes(b"mine")
-        # Held open for writing, so that the machine's end waits for more.
+        # Kept open for writing, so that the script in the machine waits for more data.
         held = os.open(fifo, os.O_RDWR)
         os.write(held, b"part")
         threading.Timer(0.3, daemon.hang_up).start()
@@ -883,8 +867,9 @@ class TestFiles:
         os.close(held)
         assert [(path.name, path.read_bytes()) for path in target.iterdir()] == [("local", b"mine")]
 
-    def test_a_profile_that_talks(self, host: Host, machines: ShellMachines, daemon: FakeDaemon) -> None:
-        """What a login shell prints before us is not part of the file."""
+    def test_output_of_a_login_profile_is_not_part_of_a_download(
+        self, host: Host, machines: ShellMachines, daemon: FakeDaemon
+    ) -> None:
         (machines.home("web") / "there").write_bytes(ALL_BYTES)
         real = daemon.handlers["machine.run_follow"]
 
@@ -896,8 +881,9 @@ class TestFiles:
         host.get_file("there", back)
         assert back.getvalue() == ALL_BYTES
 
-    def test_a_local_file_keeps_its_mode(self, host: Host, machines: ShellMachines, tmp_path: Path) -> None:
-        """And a device is written through."""
+    def test_download_keeps_the_local_mode_and_writes_to_devices(
+        self, host: Host, machines: ShellMachines, tmp_path: Path
+    ) -> None:
         (machines.home("web") / "there").write_bytes(b"x")
         local = tmp_path / "local"
         local.touch(0o600)
@@ -908,10 +894,10 @@ class TestFiles:
 
     @pytest.mark.parametrize("arguments", [{"_sudo": True}, {"_doas": True}, {"_su_user": "mark"}])
     @pytest.mark.parametrize("size", [10, 2 << 20])
-    def test_with_authority(
+    def test_transfer_with_sudo_doas_or_su_needs_no_readable_copy(
         self, host: Host, machines: ShellMachines, authority: Path, arguments: dict[str, Any], size: int, daemon: FakeDaemon
     ) -> None:
-        """Who is to own the file writes it: one command, no readable copy for others in between."""
+        """The target user reads and writes the file itself, with one command."""
         before = len(daemon.methods())
         host.put_file(BytesIO(b"\xff" * size), "there", **arguments)
         assert (machines.home("web") / "there").read_bytes() == b"\xff" * size
@@ -920,10 +906,9 @@ class TestFiles:
         host.get_file("there", back, **arguments)
         assert back.getvalue() == b"\xff" * size
 
-    def test_with_a_sudo_password(
+    def test_upload_is_repeated_after_a_sudo_password_prompt(
         self, host: Host, machines: ShellMachines, authority: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Asked for, the file is sent again from its start."""
         (machines.home("web") / "needs-password").touch()
         monkeypatch.setattr("pyinfra.connectors.util.getpass", lambda prompt: "s3cret")
         host.put_file(BytesIO(ALL_BYTES), "there", _sudo=True)
@@ -932,8 +917,10 @@ class TestFiles:
         assert back.getvalue() == ALL_BYTES
 
     @pytest.mark.parametrize("user", ["root", "mark"])
-    def test_with_a_su_password(self, host: Host, machines: ShellMachines, authority: Path, user: str, tmp_path: Path) -> None:
-        """Su reads it from stdin, so the file goes by way of a temporary one that only the user may read."""
+    def test_upload_with_a_su_password_uses_a_private_temporary_file(
+        self, host: Host, machines: ShellMachines, authority: Path, user: str, tmp_path: Path
+    ) -> None:
+        """``su`` reads the password from stdin, so stdin cannot carry the file."""
         home = machines.home("web")
         (home / "needs-password").touch()
         folder = tmp_path / "temporary"
@@ -947,13 +934,12 @@ class TestFiles:
         host.get_file("there", back, **arguments)
         assert back.getvalue() == ALL_BYTES
 
-    def test_rsync_is_not_there(self, host: Host) -> None:
-        """PyInfra's operation turns this into its own message."""
+    def test_missing_rsync_raises_not_implemented_error(self, host: Host) -> None:
+        """PyInfra's operation converts it into its own message."""
         with pytest.raises(NotImplementedError):
             host.check_can_rsync()
 
-    def test_it_tells_what_it_did(self, host: Host, said: Said) -> None:
-        """Names only, no content."""
+    def test_transfer_prints_names_but_no_content(self, host: Host, said: CapturedOutput) -> None:
         host.put_file(StringIO("s3cret"), "there", print_output=True, print_input=True)
         host.get_file("there", StringIO(), print_output=True)
         assert [text.split("] ", 1)[1] for text in said.lines] == [
@@ -963,8 +949,7 @@ class TestFiles:
         ]
 
 
-def test_lost_output_is_told() -> None:
-    """Bytes that the daemon dropped leave a line behind."""
+def test_dropped_bytes_add_a_line() -> None:
     from pyinfra_orbd._lines import Lines
 
     collected = Lines(None)
@@ -973,12 +958,12 @@ def test_lost_output_is_told() -> None:
 
 
 class TestCallerEnvironment:
-    """What a command gets from the environment of the process that runs PyInfra."""
+    """Environment variables that a command gets from the PyInfra process."""
 
-    def test_only_what_orbctl_run_reads_is_sent(
+    def test_only_variables_that_orbctl_run_passes_are_sent(
         self, make_host: MakeHost, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """ORBENV, what it lists, TERM, DISPLAY and proxies, read anew for each command."""
+        """``ORBENV``, the variables that it lists, ``TERM``, ``DISPLAY`` and proxies, read again for each command."""
         given = {"ORBENV": "TOKEN:UNSET:CI/p:ORBD_JOB", "TOKEN": "s", "CI": "1", "ORBD_JOB": "x", "no_proxy": "a", "TERM": "dumb"}
         for name in list(os.environ):
             if name not in ("PATH", "HOME", "ORBD_SOCKET"):

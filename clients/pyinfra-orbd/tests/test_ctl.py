@@ -1,4 +1,4 @@
-"""Files of this computer: archives and the like, which ``orbd-ctl`` opens for us in a place of the queue."""
+"""Operations on local files, such as archives, which ``orbd-ctl`` opens while it holds a lease."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job(**outcome: Any) -> str:
 
 @pytest.fixture
 def anywhere(short_folder: Path) -> Client:
-    """A client without a daemon: what is asked here goes to ``orbd-ctl``."""
+    """A client without a daemon, for calls that only run ``orbd-ctl``."""
     return Client(str(short_folder / "orbd.sock"))
 
 
@@ -33,14 +33,16 @@ WORDS = r"""printf '%s\n' "$@" >"${0%/*}/words"; """
 
 
 def words(folder: Path) -> list[str]:
-    """Returns what the fake was called with, after the options that every call has."""
+    """Returns the args of the fake ``orbd-ctl``, without the common options."""
     said = (folder / "words").read_text().splitlines()
     assert said[:3] == ["--json", "--socket", str(folder / "orbd.sock")]
     return said[3:]
 
 
-def test_every_option_is_one_word(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No value can become a flag, and what is an operand stands after ``--``."""
+def test_options_are_single_args_and_operands_follow_a_double_dash(
+    short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no value is parsed as a flag."""
     fake_ctl(short_folder, f"{WORDS}echo '{job(kind='succeeded', changed=True)}'", monkeypatch)
     anywhere.export_machine("web", Path("-x.tar"), queue_timeout_ms=5000)
     assert words(short_folder) == ["export", "--queue-timeout=5000ms", "--", "web", "-x.tar"]
@@ -52,8 +54,9 @@ def test_every_option_is_one_word(short_folder: Path, anywhere: Client, monkeypa
     assert words(short_folder) == ["pull", "--machine=web", "--", "/srv/a", "here"]
 
 
-def test_create_with_user_data(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option of the method reaches ``orbd-ctl``, and the answer is that of every change."""
+def test_create_with_user_data_passes_all_options_to_orbd_ctl(
+    short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_ctl(short_folder, f"{WORDS}echo '{job(kind='succeeded', changed=True)}'", monkeypatch)
     change = anywhere.machine_create(
         "box",
@@ -79,12 +82,14 @@ def test_create_with_user_data(short_folder: Path, anywhere: Client, monkeypatch
         "--timeout=1500ms",
     }
     assert (change.job_id, change.state, change.changed, change.run_us) == (7, "ended", True, 5)
-    with pytest.raises(TypeError, match="cannot be detached"):
+    with pytest.raises(TypeError, match="detach cannot be used with user_data"):
         anywhere.machine_create("box", "ubuntu", user_data="x", detach=True)
 
 
-def test_what_orbctl_said_is_told(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon knows how it ended, we know what it said: the exception has both."""
+def test_orbctl_failure_has_the_exit_code_and_stderr(
+    short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code comes from the daemon, stderr from the child."""
     error = {"code": 4002, "message": "said nothing", "data": {"kind": "orbctl_failed", "exit_code": 1, "stderr_tail": ""}}
     said = job(kind="failed", error=error)
     fake_ctl(short_folder, f"echo copying; echo 'no space left' >&2; echo '{said}'; exit 1", monkeypatch)
@@ -104,10 +109,9 @@ def test_what_orbctl_said_is_told(short_folder: Path, anywhere: Client, monkeypa
         ("interrupted", errors.RequestFailed),
     ],
 )
-def test_its_errors_are_ours(
+def test_orbd_ctl_errors_have_the_same_classes_as_the_daemons(
     short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch, kind: str, cls: type[errors.OrbdError]
 ) -> None:
-    """A failure has the same class whichever way the call went."""
     said = json.dumps({"error": {"code": 0, "message": "so it is", "data": {"kind": kind}}})
     fake_ctl(short_folder, f"echo '{said}'; exit 3", monkeypatch)
     with pytest.raises(cls, match="so it is") as caught:
@@ -118,40 +122,37 @@ def test_its_errors_are_ours(
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo 'error: unexpected argument' >&2; exit 2", "is it older.*unexpected argument"),
-        ("echo oh dear >&2; exit 101", "`orbd-ctl export` ended with 101: oh dear"),
-        ("kill -9 $$", "ended with 137"),
-        ("echo '{half'; exit 1", "ended with 1"),
+        ("echo 'error: unexpected argument' >&2; exit 2", "may be older.*unexpected argument"),
+        ("echo oh dear >&2; exit 101", "`orbd-ctl export` exited with 101: oh dear"),
+        ("kill -9 $$", "exited with 137"),
+        ("echo '{half'; exit 1", "exited with 1"),
     ],
 )
-def test_failures_without_a_reason(
+def test_orbd_ctl_failure_without_json_is_ctl_failed(
     short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
-    """An orbd-ctl that is too old, crashes or is killed is told as what it is, with its own words."""
+    """An ``orbd-ctl`` that is too old, crashes or is killed."""
     fake_ctl(short_folder, script, monkeypatch)
     with pytest.raises(errors.CtlFailed, match=message):
         anywhere.export_machine("web", "x")
 
 
-def test_orbd_ctl_is_not_there(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, with what it is needed for."""
+def test_missing_orbd_ctl_is_named(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(short_folder))
-    with pytest.raises(errors.CtlFailed, match="orbd-ctl, which opens files for import, cannot be run: No such file"):
+    with pytest.raises(errors.CtlFailed, match="cannot run orbd-ctl, which opens the files for import: No such file"):
         anywhere.import_machine("x", "web")
 
 
-def test_done_though_nobody_could_say_more(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon that went away while orbctl worked makes no failure of what was done."""
+def test_success_without_json_returns_none(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon went away while ``orbctl`` ran."""
     fake_ctl(short_folder, "exit 0", monkeypatch)
     assert anywhere.export_machine("web", "x") is None
 
 
-def test_the_child_has_the_signals_of_a_fresh_process(
-    short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python ignores SIGPIPE; orbctl must not inherit that."""
+def test_child_has_default_signal_handlers(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ignores SIGPIPE; ``orbctl`` must not inherit that."""
     fake_ctl(short_folder, 'kill -PIPE $$; echo "survived" >&2; exit 1', monkeypatch)
-    with pytest.raises(errors.CtlFailed, match="ended with 141"):
+    with pytest.raises(errors.CtlFailed, match="exited with 141"):
         anywhere.export_machine("web", "x")
 
 
@@ -159,7 +160,7 @@ GREENLETS = """
     {patch}
     import gevent, gevent.subprocess
     from orbd import Client, errors
-    # From here on gevent's loop collects every child of this process.
+    # From here on gevent's loop reaps every child of this process.
     gevent.subprocess.check_output(["true"])
     client = Client("{folder}/orbd.sock")
     ticks = []
@@ -180,16 +181,20 @@ GREENLETS = """
 
 
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
-def test_gevent_that_collects_our_children(short_folder: Path, monkeypatch: pytest.MonkeyPatch, patch: str) -> None:
-    """How each ended is known all the same, they run side by side, and others run meanwhile."""
+def test_exit_codes_are_known_although_gevent_reaps_the_children(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, patch: str
+) -> None:
+    """The calls run concurrently, and other greenlets run meanwhile."""
     fake_ctl(short_folder, f"sleep 0.3; case $* in *bad*) exit 9 ;; esac; echo '{job(kind='succeeded')}'", monkeypatch)
     script = textwrap.dedent(GREENLETS).format(patch=patch, folder=short_folder)
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("[7, '`orbd-ctl export` ended with 9: ', 7] True\n", "")
+    assert (done.stdout, done.stderr) == ("[7, '`orbd-ctl export` exited with 9: ', 7] True\n", "")
 
 
-def test_a_child_that_somebody_else_collects(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code was written down; where even that is missing, what it said counts, and to have said nothing is no success."""
+def test_exit_code_of_a_reaped_child_is_read_from_its_file(
+    short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the file is empty too, a JSON answer counts as success, and no answer as failure."""
     spawn = os.posix_spawn
 
     def spawn_and_collect(*args: Any, **kwargs: Any) -> int:
@@ -199,18 +204,17 @@ def test_a_child_that_somebody_else_collects(short_folder: Path, anywhere: Clien
 
     monkeypatch.setattr(os, "posix_spawn", spawn_and_collect)
     fake_ctl(short_folder, "echo who knows >&2; exit 9", monkeypatch)
-    with pytest.raises(errors.CtlFailed, match="ended with 9: who knows"):
+    with pytest.raises(errors.CtlFailed, match="exited with 9: who knows"):
         anywhere.export_machine("web", "x")
     killed = "kill -9 $PPID; kill -9 $$"
     fake_ctl(short_folder, f"echo '{job(kind='succeeded')}'; {killed}", monkeypatch)
     assert anywhere.export_machine("web", "x") is not None
     fake_ctl(short_folder, f"echo who knows >&2; {killed}", monkeypatch)
-    with pytest.raises(errors.CtlFailed, match="nobody can say how: who knows"):
+    with pytest.raises(errors.CtlFailed, match="could not determine the exit status of `orbd-ctl export`: who knows"):
         anywhere.export_machine("web", "x")
 
 
-def test_the_children_of_others_stay_theirs(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own calls do not make gevent collect what the program around us has started without it."""
+def test_calls_do_not_make_gevent_reap_other_children(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ctl(short_folder, f"echo '{job(kind='succeeded')}'", monkeypatch)
     script = f"""
         import subprocess
@@ -227,9 +231,9 @@ def test_the_children_of_others_stay_theirs(short_folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.needs_daemon
-def test_a_machine_goes_through_an_archive(real: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was in it is in its copy; both were jobs of the queue, with a record; the files are ours."""
-    # The real tool is a child of ours here, so the stand-in finds its machines through our environment.
+def test_export_and_import_preserve_the_machines_data(real: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are recorded jobs; the files belong to the user."""
+    # orbctl-sim is a child of this process here, so it needs the simulator's environment variables.
     for name, value in real.environment.items():
         monkeypatch.setenv(name, value)
     real.inside("web", "sh", "-c", "echo kept >/root/mark 2>/dev/null || echo kept >mark")
@@ -254,8 +258,8 @@ def test_a_machine_goes_through_an_archive(real: RealDaemon, tmp_path: Path, mon
 
 
 @pytest.mark.needs_daemon
-def test_an_interrupted_export_leaves_the_queue(real: RealDaemon, tmp_path: Path) -> None:
-    """A deadline of gevent's while it waits for its place: the job is withdrawn, nothing is written, no child stays."""
+def test_interrupted_export_is_cancelled_in_the_queue(real: RealDaemon, tmp_path: Path) -> None:
+    """By ``gevent.Timeout`` while it waits: no file is written, and no child remains."""
     script = f"""
         import os
         import gevent

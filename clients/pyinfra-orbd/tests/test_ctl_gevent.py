@@ -1,4 +1,4 @@
-"""Children of the client's own, where gevent's loop hears of them."""
+"""Children of the client in a process with a gevent loop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCRIPT = """
         return pid
 
     os.posix_spawnp = spawn
-    spawned = _ctl.Spawned(["sh", "-c", "exit 3"])
-    print(spawned.wait(10))
-    spawned.close()
+    child = _ctl.ChildProcess(["sh", "-c", "exit 3"])
+    print(child.wait(10))
+    child.close()
 """
 
 
-def test_a_child_that_ends_at_once() -> None:
-    """It is heard of also when it has ended before anybody could watch it; before, it was waited for without end."""
+def test_exit_code_of_a_child_that_exits_immediately_is_known() -> None:
+    """Regression: the wait never ended if the child exited before it could be watched."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("3\n", "")

@@ -1,4 +1,4 @@
-"""Against a real daemon: what only it can show."""
+"""Tests that need a real daemon."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs_daemon
 
 @pytest.fixture
 def host(real: RealDaemon) -> Host:
-    """The machine ``web`` behind the real daemon, connected."""
+    """The connected host of the machine ``web``, with the real daemon."""
     inventory = Inventory((["@orbstack/web"], {}))
     State(inventory, Config())
     host = next(iter(inventory))
@@ -31,31 +31,27 @@ def host(real: RealDaemon) -> Host:
     return host
 
 
-def test_commands(host: Host) -> None:
-    """Exit code, both streams, bytes that are not UTF-8."""
+def test_command_returns_exit_code_and_both_streams(host: Host) -> None:
     ok, output = host.run_shell_command(r"printf 'caf\351\n'; echo err >&2; exit 3", _success_exit_codes=[3])
     assert ok
     assert output.stdout == "caf\ufffd"
     assert output.stderr == "err"
 
 
-def test_live_output(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines come while the command runs."""
+def test_output_is_printed_while_the_command_runs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[float] = []
     monkeypatch.setattr(connector, "echo", lambda text, err: times.append(time.monotonic()))
     host.run_shell_command("echo a; sleep 0.5; echo b", print_output=True)
     assert times[1] - times[0] > 0.3
 
 
-def test_much_output(host: Host) -> None:
-    """More than fits into an answer."""
+def test_output_beyond_the_inline_limit_is_complete(host: Host) -> None:
     _, output = host.run_shell_command("seq 1 400000")
     assert output.stdout_lines[-1] == "400000"
     assert len(output.stdout_lines) == 400000
 
 
-def test_much_input(host: Host) -> None:
-    """More than fits into a request."""
+def test_input_beyond_the_inline_limit_is_complete(host: Host) -> None:
     _, output = host.run_shell_command("wc -c", _stdin="x" * (5 << 20))
     assert output.stdout.strip() == str((5 << 20) + 1)
 
@@ -97,8 +93,8 @@ WAYS = {
 
 @pytest.mark.parametrize("live", [False, True], ids=["at the end", "live"])
 @pytest.mark.parametrize("way", WAYS)
-def test_much_input_and_output(real: RealDaemon, way: str, live: bool) -> None:
-    """A command that writes while it reads: neither side waits for the other for ever, whatever waiting means here."""
+def test_large_input_and_output_do_not_deadlock(real: RealDaemon, way: str, live: bool) -> None:
+    """For a command that writes while it reads, in each concurrency model."""
     patch, run = WAYS[way]
     script = f"{patch}\n{textwrap.dedent(ECHO).format(live=live, run=run)}"
     done = subprocess.run(
@@ -111,8 +107,7 @@ def test_much_input_and_output(real: RealDaemon, way: str, live: bool) -> None:
     assert (done.stdout, done.stderr) == (f"[True, True] {262144 if live else 0}\n", "")
 
 
-def test_an_interrupted_echo(real: RealDaemon) -> None:
-    """Both connections go, the command with them, and the next call works."""
+def test_interrupted_stream_closes_both_connections_and_ends_the_job(real: RealDaemon) -> None:
     script = """
         import gevent, itertools
         from orbd import Client
@@ -136,8 +131,7 @@ def test_an_interrupted_echo(real: RealDaemon) -> None:
     assert (done.stdout, done.stderr) == ("0\nended\n", "")
 
 
-def test_a_timeout(host: Host) -> None:
-    """The daemon keeps the time."""
+def test_daemon_enforces_the_timeout(host: Host) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
         host.run_shell_command("sleep 30", _timeout=1)
@@ -145,8 +139,7 @@ def test_a_timeout(host: Host) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 9_000_000])
-def test_files(host: Host, size: int) -> None:
-    """Byte for byte, both ways."""
+def test_upload_and_download_preserve_all_bytes(host: Host, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     content = content[:size]
     host.put_file(BytesIO(content), "_testfile")
@@ -155,14 +148,12 @@ def test_files(host: Host, size: int) -> None:
     assert back.getvalue() == content
 
 
-def test_a_file_that_is_not_there(host: Host) -> None:
-    """The exit code of the script comes through."""
+def test_download_of_a_missing_file_is_file_not_found(host: Host) -> None:
     with pytest.raises(FileNotFoundError):
         host.get_file("none", BytesIO())
 
 
-def test_hosts_overlap(real: RealDaemon) -> None:
-    """Two machines do not wait for each other."""
+def test_commands_of_two_machines_run_concurrently(real: RealDaemon) -> None:
     client = Client(str(real.socket), name="overlap")
     begun = time.monotonic()
     threads = [threading.Thread(target=client.machine_run, args=(name, ["sleep", "1"])) for name in ("web", "db")]
@@ -174,8 +165,7 @@ def test_hosts_overlap(real: RealDaemon) -> None:
     client.close_idle()
 
 
-def test_leaving_stops_the_command(real: RealDaemon) -> None:
-    """A client that goes away takes its command with it."""
+def test_closing_the_event_iterator_stops_the_command(real: RealDaemon) -> None:
     client = Client(str(real.socket), name="leaver")
     events = client.machine_run_follow("web", ["sleep", "300"])
     job_id = None
@@ -189,8 +179,7 @@ def test_leaving_stops_the_command(real: RealDaemon) -> None:
     client.close_idle()
 
 
-def test_unknown_machines_and_parameters(real: RealDaemon) -> None:
-    """They are errors of their kind."""
+def test_unknown_machine_and_unknown_parameter_raise_their_classes(real: RealDaemon) -> None:
     client = Client(str(real.socket), name="wrong")
     with pytest.raises(errors.MachineNotFound):
         client.machine_info("none")
@@ -204,8 +193,8 @@ def test_unknown_machines_and_parameters(real: RealDaemon) -> None:
     client.close_idle()
 
 
-def test_a_machine_made_elsewhere_is_found_at_once(real: RealDaemon) -> None:
-    """The daemon's cache does not know it yet; connecting looks before it refuses."""
+def test_connect_finds_a_machine_created_outside_the_daemon(real: RealDaemon) -> None:
+    """The daemon's cache does not have it yet; connecting requests a fresh list before it fails."""
     Client(str(real.socket)).machine_list()
     real.sim("create", "ubuntu:24.04", "late")
     inventory = Inventory((["@orbstack/late"], {}))
@@ -214,8 +203,7 @@ def test_a_machine_made_elsewhere_is_found_at_once(real: RealDaemon) -> None:
     real.sim("delete", "-f", "late")
 
 
-def test_a_daemon_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command fails at once with a clear error, and the next daemon serves the same host."""
+def test_killed_daemon_fails_the_command_and_the_next_daemon_works(monkeypatch: pytest.MonkeyPatch) -> None:
     with temporary_daemon(isolation="dir") as own:
         own.create("web")
         monkeypatch.setenv("ORBD_SOCKET", str(own.socket))
@@ -234,8 +222,8 @@ def test_a_daemon_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         connector._clients.clear()
 
 
-def test_a_daemon_that_is_killed_in_the_middle_of_an_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there stays there whole, and the next daemon takes the upload."""
+def test_killed_daemon_leaves_the_upload_target_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next daemon accepts the upload."""
     with temporary_daemon(isolation="dir") as own:
         own.create("web")
         monkeypatch.setenv("ORBD_SOCKET", str(own.socket))
@@ -246,7 +234,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_an_upload(monkeypatch: pytest.
         host.put_file(io.BytesIO(b"old"), "file")
 
         class Deadly(io.BytesIO):
-            """Bytes whose second half nobody is there to take."""
+            """Kills the daemon when the second half is read."""
 
             def read(self, size: int | None = -1) -> bytes:
                 if self.tell() >= 4 << 20:

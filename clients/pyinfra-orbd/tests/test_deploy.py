@@ -1,7 +1,7 @@
-"""A deploy as people write them, on three machines at once, twice: packages, users, files, templates, a service.
+"""A typical deploy on three machines at once, run twice: packages, users, files, templates, a service.
 
-It needs machines with a root file system of their own, which the stand-in makes for root. Its package comes from a repository in
-the machine, so that it needs no network.
+It needs machines with their own root file systems, which ``orbctl-sim`` only creates as root. The package comes from a repository
+in the machine, so no network is needed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from target import Target
 
 pytestmark = [
     pytest.mark.needs_daemon,
-    pytest.mark.skipif(os.geteuid() != 0, reason="machines are folders, in which nobody may install anything"),
-    pytest.mark.skipif(shutil.which("apt-get") is None, reason="machines are made of this computer's files, which have no apt"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="machines are directories without root, in which packages cannot be installed"),
+    pytest.mark.skipif(shutil.which("apt-get") is None, reason="machines use this computer's files, which have no apt"),
 ]
 
 MACHINES = ("web", "api", "db")
@@ -42,10 +42,10 @@ DEPLOY = """
         dest="/etc/apt/sources.list.d/own.list",
     )
     apt.update(
-        name="What there is",
+        name="Package lists",
         cache_time=3600,
     )
-    apt.packages(name="The program", packages=["orbd-greeter"])
+    apt.packages(name="Package", packages=["orbd-greeter"])
 
     server.group(name="Group", group="greeter", system=True)
     server.user(name="User", user="greeter", group="greeter", home="/srv/greeter", shell="/bin/sh", create_home=True)
@@ -60,8 +60,8 @@ DEPLOY = """
         neighbours={m["name"]: host.get_fact(VmIp, machine=m["name"]) for m in host.get_fact(VmList)},
     )
     files.put(name="Bytes", src=io.BytesIO(bytes(range(256)) * 4096), dest="/srv/greeter/bytes", user="greeter", mode="600")
-    files.line(name="A line", path="/etc/environment", line="GREETER=1")
-    files.link(name="A link", path="/srv/greeter/conf", target="/etc/greeter/greeter.conf")
+    files.line(name="Environment variable", path="/etc/environment", line="GREETER=1")
+    files.link(name="Link", path="/srv/greeter/conf", target="/etc/greeter/greeter.conf")
     files.put(name="Init script", src="greeter.init", dest="/etc/init.d/greeter", mode="755")
     sysvinit.service(name="Service", service="greeter", running=True)
 """
@@ -93,7 +93,7 @@ OPERATIONS = 13
 
 
 def make_repository(folder: Path) -> None:
-    """Makes a package and its index."""
+    """Builds a package and the index of its repository."""
     tree = folder.parent / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/bin").mkdir(parents=True)
@@ -114,14 +114,13 @@ def make_repository(folder: Path) -> None:
 
 @pytest.fixture
 def daemon() -> Iterator[RealDaemon]:
-    """Three machines, in which commands run as root."""
+    """A daemon with three machines in which commands run as root."""
     with temporary_daemon() as daemon:
         daemon.create(*MACHINES)
         yield daemon
 
 
-def test_twice(daemon: RealDaemon, tmp_path: Path) -> None:
-    """The first run makes everything in every machine, the second finds nothing to do."""
+def test_deploy_changes_everything_once_and_nothing_on_the_second_run(daemon: RealDaemon, tmp_path: Path) -> None:
     make_repository(tmp_path / "repository")
     (tmp_path / "deploy.py").write_text(textwrap.dedent(DEPLOY))
     (tmp_path / "greeter.conf.j2").write_text(TEMPLATE)
@@ -145,7 +144,7 @@ def test_twice(daemon: RealDaemon, tmp_path: Path) -> None:
         conf = inside("cat", "/etc/greeter/greeter.conf")
         assert conf.startswith(f"name = {name}\n")
         assert all(f"\n{other} = 192.168." in conf for other in MACHINES)
-    # This computer is as it was.
+    # This computer is unchanged.
     assert not Path("/etc/greeter").exists()
     assert not Path("/usr/bin/orbd-greeter").exists()
 

@@ -1,4 +1,4 @@
-"""What is published: built, looked at, installed into an environment of its own and used there."""
+"""The built distribution: its contents, and its use in a separate virtual environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("hatchling", reason="building needs hatchling, which require
 
 
 def call(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Runs a program that must succeed, and returns what it said."""
+    """Runs a program that must succeed, and returns its stdout."""
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -41,7 +41,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from nothing but the source distribution."""
+    """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
@@ -59,12 +59,12 @@ def read(wheel: Path, name: str) -> str:
 
 @pytest.fixture
 def metadata(wheel: Path) -> Message:
-    """What a registry reads."""
+    """The wheel's metadata."""
     return message_from_string(read(wheel, "METADATA"))
 
 
-def test_the_wheel_has_every_file_of_both_packages(wheel: Path) -> None:
-    """With the marks that they are typed, and nothing else."""
+def test_wheel_contains_exactly_the_source_files(wheel: Path) -> None:
+    """Including the ``py.typed`` markers."""
     expected = {
         str(path.relative_to(PROJECT / "src"))
         for path in (PROJECT / "src").rglob("*")
@@ -76,8 +76,7 @@ def test_the_wheel_has_every_file_of_both_packages(wheel: Path) -> None:
     assert {"orbd/py.typed", "pyinfra_orbd/py.typed"} <= names
 
 
-def test_the_sources_can_be_tested(sdist: Path) -> None:
-    """Whoever packages it finds tests, what they need, licences, and no bench or cache."""
+def test_sdist_contains_tests_and_licences_but_no_benchmarks(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = [name.split("/", 1)[1] for name in archive.getnames()]
         assert all(member.isfile() for member in archive.getmembers())
@@ -87,8 +86,7 @@ def test_the_sources_can_be_tested(sdist: Path) -> None:
     assert not [name for name in names if name.startswith("benches") or "__pycache__" in name]
 
 
-def test_the_metadata_is_whole(metadata: Message) -> None:
-    """Name, licence with its texts, readme, where to find the rest, what it needs."""
+def test_metadata_is_complete(metadata: Message) -> None:
     assert metadata["Name"] == "pyinfra-orbd"
     assert metadata["License-Expression"] == "MIT OR Apache-2.0"
     assert metadata.get_all("License-File") == ["LICENSE-APACHE", "LICENSE-MIT"]
@@ -104,8 +102,8 @@ def test_the_metadata_is_whole(metadata: Message) -> None:
     )
 
 
-def test_the_licences_are_those_of_the_project() -> None:
-    """They are copied, because a source distribution ends at the package's folder."""
+def test_licence_files_equal_those_of_the_project() -> None:
+    """They are copies, because a source distribution contains only the package's directory."""
     for name in ("LICENSE-MIT", "LICENSE-APACHE"):
         above = PROJECT.parents[1] / name
         if not above.is_file():
@@ -113,8 +111,10 @@ def test_the_licences_are_those_of_the_project() -> None:
         assert (PROJECT / name).read_bytes() == above.read_bytes()
 
 
-def test_pyinfra_finds_it_where_it_is_installed(wheel: Path, tmp_path: Path, daemon: FakeDaemon, machines: ShellMachines) -> None:
-    """In an environment into which nothing but the wheel was installed, beside PyInfra: both names, and a command that runs."""
+def test_pyinfra_runs_a_command_with_the_installed_wheel(
+    wheel: Path, tmp_path: Path, daemon: FakeDaemon, machines: ShellMachines
+) -> None:
+    """In an environment with only the wheel installed; with both connector names."""
     entries = ConfigParser()
     entries.read_string(read(wheel, "entry_points.txt"))
     assert set(entries["pyinfra.connectors"]) == {"orbstack", "orbd"}
@@ -122,7 +122,8 @@ def test_pyinfra_finds_it_where_it_is_installed(wheel: Path, tmp_path: Path, dae
     python = tmp_path / "venv/bin/python"
     call(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # What it depends on is ours; the installed packages stand before it, and our own are found through a file that is not read.
+    # Dependencies come from this environment, after the wheel's own packages on the path. The editable install of the package in
+    # this environment is not found, because it is a .pth file, which Python does not read in a directory added like this.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ORBD_SOCKET": str(daemon.path), "ORBD_AUTOSTART": "0"}
     where = call(

@@ -1,12 +1,12 @@
 """Runs every example of the documentation, in order, page by page.
 
-A page starts with a daemon, the stand-in and two running machines, ``web`` and ``db``, in an empty folder. Fenced blocks mean
-what a reader would do with them:
+Each page starts with a daemon, ``orbctl-sim`` and two running machines, ``web`` and ``db``, in an empty directory. Fenced blocks
+are executed as a reader would:
 
-- ``python`` after ``<!-- file: NAME -->`` is saved; without it, it is run.
-- ``sh`` is run, with ``pyinfra`` and ``orbd-ctl`` on PATH, and has to succeed; after ``<!-- exits: N -->`` it has to exit so.
-- ``text`` after ``<!-- says -->``: each of its lines stands in what the examples before it printed, ``...`` for anything.
-- ``<!-- not run: WHY -->`` before a block leaves it out.
+- A block after ``<!-- file: NAME -->`` is saved. Other ``python`` blocks are run.
+- ``sh`` is run, with ``pyinfra`` and ``orbd-ctl`` on PATH, and has to exit with 0, or with N after ``<!-- exits: N -->``.
+- ``text`` after ``<!-- says -->``: each line has to match the output of the blocks before it; ``...`` matches anything.
+- ``<!-- not run: WHY -->`` excludes the next block.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ FENCE = re.compile(r"^(?:<!-- (?P<note>.+?) -->\n)?^```(?P<language>\w*)\n(?P<te
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """Finds a page's fenced blocks with the notes before them."""
+    """Yields a page's fenced blocks with the comments before them."""
     for match in FENCE.finditer(page):
         line = page.count("\n", 0, match.start("text"))
         yield Block(line, match["language"], match["note"] or "", match["text"])
 
 
 class Reader:
-    """Does what the page says."""
+    """Executes the blocks of one page."""
 
     def __init__(self, daemon: RealDaemon, folder: Path) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class Reader:
         self.environment = {**daemon.environment, "PATH": path, "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def follow(self, block: Block, where: str) -> None:
-        """Does what one block says; a failure tells where it stands."""
+        """Executes one block; a failure names its position."""
         try:
             self._follow(block)
         except AssertionError as error:
@@ -68,7 +68,7 @@ class Reader:
     def _follow(self, block: Block) -> None:
         word, _, value = block.note.partition(": ")
         if word == "not run":
-            assert value, "say why it is not run"
+            assert value, "`not run` needs a reason"
         elif word == "file":
             (self.folder / value).write_text(block.text)
         elif block.language == "python":
@@ -78,11 +78,11 @@ class Reader:
         elif word == "says":
             for line in block.text.splitlines():
                 pattern = ".*".join(re.escape(part) for part in line.strip().split("..."))
-                assert re.search(pattern, self.said), f"nothing said {line!r}:\n{self.said}"
+                assert re.search(pattern, self.said), f"no output matches {line!r}:\n{self.said}"
             self.said = ""
 
     def run(self, words: list[str], code: int = 0) -> None:
-        """Runs a program in the page's folder."""
+        """Runs a program in the page's directory."""
         done = subprocess.run(
             words,
             cwd=self.folder,
@@ -93,7 +93,7 @@ class Reader:
             text=True,
             timeout=300,
         )
-        # The colours and paddings of PyInfra's host names are nothing that a page could show.
+        # Pages do not show the colours and padding of PyInfra's host names.
         self.said += re.sub(r"\] +", "] ", re.sub(r"\x1b\[[0-9;]*m", "", done.stdout))
         assert done.returncode == code, done.stdout
 
@@ -101,7 +101,6 @@ class Reader:
 @pytest.mark.needs_daemon
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples(page: Path, tmp_path: Path) -> None:
-    """Every example of the page does what the page says."""
     with temporary_daemon() as daemon:
         daemon.create("web", "db")
         reader = Reader(daemon, tmp_path)
@@ -110,8 +109,8 @@ def test_examples(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_blocks_are_understood(page: Path) -> None:
-    """No example is passed over because its fence or note is misspelt."""
+def test_fences_and_block_comments_are_valid(page: Path) -> None:
+    """A misspelt fence or comment must not disable an example."""
     text = page.read_text()
     found = list(blocks(text))
     assert text.count("\n```") == 2 * len(found)
@@ -122,13 +121,11 @@ def test_blocks_are_understood(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links(page: Path) -> None:
-    """They lead somewhere."""
+def test_links_lead_to_existing_files(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-def test_blocks() -> None:
-    """Notes belong to the block right after them."""
+def test_block_comments_belong_to_the_next_block() -> None:
     page = "a\n\n<!-- file: x.py -->\n```python\n1\n```\n\n```sh\nls\n```\n"
     assert list(blocks(page)) == [Block(4, "python", "file: x.py", "1\n"), Block(8, "sh", "", "ls\n")]

@@ -1,4 +1,4 @@
-"""Docstrings in the form that PyInfra's documentation generator renders, complete and in step with the code."""
+"""Docstrings match the code and the format of PyInfra's documentation generator."""
 
 from __future__ import annotations
 
@@ -17,46 +17,42 @@ FACTS = [getattr(facts, name) for name in facts.__all__]
 
 
 def arguments(function: Any) -> list[str]:
-    """Returns what the generator asks for, in its way: without looking through wrappers."""
+    """Returns a function's parameters as the generator reads them, without following wrappers."""
     specification = inspect.getfullargspec(function)
     assert specification.varargs is None
     assert specification.varkw is None
     return [name for name in specification.args if name != "self"]
 
 
-def told(docstring: str | None) -> list[str]:
-    """Returns the parameters that a docstring tells of, in its order."""
+def documented(docstring: str | None) -> list[str]:
+    """Returns the parameters that a docstring documents, in its order."""
     return re.findall(r"^    \+ (\w+): \S", docstring or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_operations(operation: Any) -> None:
-    """Each tells all of its parameters, in order, and has an example that compiles and uses it."""
+def test_operation_docstrings_have_all_parameters_and_an_example(operation: Any) -> None:
     inner = operation._inner
-    assert told(inner.__doc__) == arguments(inner)
+    assert documented(inner.__doc__) == arguments(inner)
     _, _, example = inner.__doc__.partition(".. code:: python")
     code = inspect.cleandoc(example)
     compile(code, operation.__name__, "exec")
     assert f"{operation.__name__}(" in code
     if not inner.is_idempotent:
-        assert "always" in (inner.idempotent_notice or "always") or "each time" in inner.idempotent_notice
+        assert "always" in (inner.idempotent_notice or "always") or "every time" in inner.idempotent_notice
 
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.__name__)
-def test_facts(fact: type[FactBase[Any]]) -> None:
-    """Each tells all of its parameters, in order, and what it returns."""
-    assert told(fact.__doc__) == arguments(fact.command)
+def test_fact_docstrings_have_all_parameters_and_the_result(fact: type[FactBase[Any]]) -> None:
+    assert documented(fact.__doc__) == arguments(fact.command)
     assert "Returns" in (fact.__doc__ or "")
 
 
 @pytest.mark.parametrize("name", helpers.__all__)
-def test_helpers(name: str) -> None:
-    """Each says what it returns."""
+def test_helper_docstrings_have_the_result(name: str) -> None:
     assert getattr(helpers, name).__doc__.startswith("Returns")
 
 
-def test_every_one_is_documented() -> None:
-    """The guide has a word on each."""
+def test_guide_documents_every_operation_fact_and_helper() -> None:
     from test_docs import DOCS
 
     guide = (DOCS / "pyinfra/operations.md").read_text() + (DOCS / "pyinfra/facts.md").read_text()

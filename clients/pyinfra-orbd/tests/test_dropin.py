@@ -1,4 +1,4 @@
-"""A program that knows nothing of orbd, through the drop-in: ``pyinfra-orbstack`` 0.11.0 as it was published."""
+"""``pyinfra-orbstack`` 0.11.0 through the drop-in, as an example of a program that does not know orbd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from real_daemon import RealDaemon, temporary_daemon
 
 pytestmark = pytest.mark.needs_daemon
 
-# An environment of its own: it registers `@orbstack`, and so do we.
+# A separate environment, because both packages register `@orbstack`.
 PYTHON = Path(os.environ.get("ORBD_PREDECESSOR_PYTHON") or Path(__file__).resolve().parents[3] / ".venv-predecessor/bin/python")
 
 DEPLOY = """
@@ -33,7 +33,7 @@ server.shell(commands=["cat put"])
 
 @pytest.fixture
 def daemon() -> Iterator[RealDaemon]:
-    """A daemon that lets one command at a time into a machine, and in which commands take a while."""
+    """A daemon with a limit of one command per machine, and commands that take some time."""
     options = {"latency": "0,run=15,push=15,restart=30", "isolation": "dir", "config": {"exec_per_machine": "1"}}
     with temporary_daemon(**options) as daemon:
         daemon.create("web", "db")
@@ -51,7 +51,7 @@ def through(daemon: RealDaemon) -> dict[str, str]:
 
 
 class Deploy:
-    """The predecessor at work, in a folder of its own."""
+    """A running deploy of the predecessor, in its own directory."""
 
     def __init__(self, folder: Path, environment: dict[str, str], *hosts: str) -> None:
         folder.mkdir()
@@ -68,21 +68,21 @@ class Deploy:
         )
 
     def end(self) -> str:
-        """Waits for its end, and returns what it said."""
+        """Waits until the deploy ends, and returns its output."""
         said, _ = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, said
         return re.sub(r"\x1b\[[0-9;]*m", "", said)
 
 
 def metrics(daemon: RealDaemon) -> dict[str, Any]:
-    """Returns what ``orbd-ctl metrics`` has of each operation."""
+    """Returns the rows of ``orbd-ctl metrics`` by operation."""
     words: list[str | Path] = [daemon.ctl, "metrics", "--json"]
-    told = subprocess.run(words, env=daemon.environment, check=True, capture_output=True, timeout=60).stdout
-    return {row["operation"]: row for row in json.loads(told)["rows"]}
+    output = subprocess.run(words, env=daemon.environment, check=True, capture_output=True, timeout=60).stdout
+    return {row["operation"]: row for row in json.loads(output)["rows"]}
 
 
 def overlaps(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Finds what was on a machine together: the order of lines is the order of events."""
+    """Returns the pairs of commands that overlapped on a machine; the ledger is in order of time."""
     there: dict[str, dict[str, str]] = {}
     found = []
     for event in events:
@@ -99,19 +99,20 @@ def overlaps(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def ends_have_machines(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Says of each end what only its start says."""
+    """Adds the command and machine of each start event to its end event."""
     starts = {event["id"]: event for event in events if event["event"] == "start"}
     known = ("command", "machine")
     return [{**{key: starts[event["id"]].get(key) for key in known}, **event} for event in events if event["id"] in starts]
 
 
-def test_the_predecessor_deploys_through_the_drop_in(daemon: RealDaemon, through: dict[str, str], tmp_path: Path) -> None:
-    """It does what it did, and each of its calls was made once and is recorded."""
+def test_predecessor_deploys_through_the_drop_in_and_calls_are_recorded(
+    daemon: RealDaemon, through: dict[str, str], tmp_path: Path
+) -> None:
     before = len(daemon.ledger())
     said = Deploy(tmp_path / "deploy", through, "web").end()
     assert "[web] Connected" in said
     assert daemon.inside("web", "cat", "put", "lines", "ran").split() == ["content", "added", "two"]
-    # What was looked at just now is not the deploy's.
+    # The check above ran one command outside the deploy.
     calls = RealDaemon.spawns_in(daemon.ledger()[before:]) - Counter(run=1)
     assert calls["run"] > 5
     assert calls["list"] >= 1
@@ -120,8 +121,8 @@ def test_the_predecessor_deploys_through_the_drop_in(daemon: RealDaemon, through
         assert recorded.get(command, {"count": 0})["count"] == calls[command], command
 
 
-def test_two_deploys_at_once_are_never_in_a_machine_together(daemon: RealDaemon, through: dict[str, str], tmp_path: Path) -> None:
-    """Nor is somebody who restarts the machines meanwhile."""
+def test_concurrent_deploys_never_overlap_on_a_machine(daemon: RealDaemon, through: dict[str, str], tmp_path: Path) -> None:
+    """Nor does a concurrent restart of a machine."""
     before = len(daemon.ledger())
     deploys = [Deploy(tmp_path / name, through, "web", "db") for name in ("one", "two")]
     is_over = threading.Event()
@@ -145,6 +146,6 @@ def test_two_deploys_at_once_are_never_in_a_machine_together(daemon: RealDaemon,
     assert overlaps(events) == []
     runs = [event for event in events if event["event"] == "start" and event["command"] == "run"]
     assert {event["machine"] for event in runs} == {"web", "db"}
-    # Neither took the place of the other.
+    # Both deploys ran completely.
     assert daemon.inside("web", "cat", "ran").split() == ["two", "two"]
     assert metrics(daemon)["restart"]["count"] == len(restarts)

@@ -1,4 +1,4 @@
-"""What happens, as the daemon tells it."""
+"""Events of ``events.subscribe``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fake_daemon import Failure, FakeDaemon, Peer, machine
 from orbd import Client, errors, models
 
 SEEN = {"instance": "fake", "noticed_at": "2026-11-20T00:00:00.000Z"}
-SICK: Any = {"since": "2026-11-20T00:00:00.000Z", "reason": "orbctl hangs", "retry_after_ms": 5000}
+OUTAGE: Any = {"since": "2026-11-20T00:00:00.000Z", "reason": "orbctl hangs", "retry_after_ms": 5000}
 
 
-def story(peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {"type": "state", "sequence": 4, **SEEN, "jobs": [], "more_jobs": False, "sick": SICK}
-    yield {"type": "of_tomorrow", "sequence": 5, **SEEN}
+def example_events(peer: Peer, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"type": "state", "sequence": 4, **SEEN, "jobs": [], "more_jobs": False, "unhealthy": OUTAGE}
+    yield {"type": "a_future_event", "sequence": 5, **SEEN}
     yield {"type": "machine_changed", "sequence": 6, **SEEN, "machine": machine("web"), "generation": 9, "renamed_from": "old"}
     job = {"job_id": 3, "operation": "start", "client": "editor", "machine": "web"}
     yield {"type": "job_ended", "sequence": 7, **SEEN, "job": job, "outcome": {"kind": "failed"}, "reason": "no room"}
 
 
-def test_events_are_yielded_as_they_come(daemon: FakeDaemon, client: Client) -> None:
-    """Each as its class; one that is not known yet is passed over."""
-    daemon.handlers["events.subscribe"] = story
+def test_events_are_yielded_as_their_classes(daemon: FakeDaemon, client: Client) -> None:
+    """Unknown types are skipped."""
+    daemon.handlers["events.subscribe"] = example_events
     events = client.events_subscribe()
     state = next(events)
     assert isinstance(state, models.State)
     assert (state.sequence, state.machine_list, state.orbstack) == (4, None, None)
-    assert state.unhealthy == models.Outage(**SICK)
+    assert state.unhealthy == models.Outage(**OUTAGE)
     changed = next(events)
     assert isinstance(changed, models.MachineChanged)
     assert (changed.machine.name, changed.renamed_from) == ("web", "old")
@@ -39,18 +39,18 @@ def test_events_are_yielded_as_they_come(daemon: FakeDaemon, client: Client) -> 
     events.close()
 
 
-def test_what_is_asked(daemon: FakeDaemon, client: Client) -> None:
-    """The place to go on from, also the very first, and the kinds that are wanted; nothing that was not said."""
-    daemon.handlers["events.subscribe"] = story
+def test_subscribe_sends_only_the_given_parameters(daemon: FakeDaemon, client: Client) -> None:
+    """Also ``since=0``."""
+    daemon.handlers["events.subscribe"] = example_events
     for _ in (next(client.events_subscribe()), next(client.events_subscribe(kinds=["job_ended"], since=0, instance="fake"))):
         pass
     asked = [params for method, params in daemon.requests if method == "events.subscribe"]
     assert asked == [{}, {"kinds": ["job_ended"], "since": 0, "instance": "fake"}]
 
 
-def test_leaving_ends_the_subscription(daemon: FakeDaemon, client: Client) -> None:
-    """Its connection is closed; calls in between had another one."""
-    daemon.handlers["events.subscribe"] = story
+def test_closing_the_iterator_closes_its_connection(daemon: FakeDaemon, client: Client) -> None:
+    """Calls made meanwhile use another connection."""
+    daemon.handlers["events.subscribe"] = example_events
     daemon.handlers["machine.ssh"] = lambda peer, params: {"text": "ssh"}
     events = client.events_subscribe()
     for event in events:
@@ -62,9 +62,8 @@ def test_leaving_ends_the_subscription(daemon: FakeDaemon, client: Client) -> No
     assert len(client._pool._idle_here()) == 1
 
 
-def test_a_daemon_that_goes_away(daemon: FakeDaemon, client: Client) -> None:
-    """Whoever listens is told by an exception, and knows from the last event where to go on."""
-    daemon.handlers["events.subscribe"] = story
+def test_daemon_that_disconnects_raises_and_the_last_event_has_the_position(daemon: FakeDaemon, client: Client) -> None:
+    daemon.handlers["events.subscribe"] = example_events
     events = client.events_subscribe()
     last = [next(events) for _ in range(3)][-1]
     daemon.hang_up()
@@ -73,8 +72,8 @@ def test_a_daemon_that_goes_away(daemon: FakeDaemon, client: Client) -> None:
     assert (last.sequence, last.instance) == (7, "fake")
 
 
-def test_a_refusal(daemon: FakeDaemon, client: Client) -> None:
-    """It is raised at the first event, and the connection is kept."""
+def test_refused_subscription_raises_at_the_first_event(daemon: FakeDaemon, client: Client) -> None:
+    """The connection is kept."""
 
     def refuse(peer: Peer, params: dict[str, Any]) -> None:
         raise Failure("draining", "the daemon stops", 1002)

@@ -1,4 +1,4 @@
-"""Facts and helpers: what they tell, from whom they know it, and what happens when nobody can tell."""
+"""Facts and helpers: their data, the calls that they make, and their errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyinfra.api.host import Host
 from pyinfra.context import ctx_host
 
 from orbd import Client
-from play import forget_clients, heard, on, playing
-from pyinfra_orbd import _told, facts, helpers
+from play import captured_log, forget_clients, on, playing
+from pyinfra_orbd import _queries, facts, helpers
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[RealDaemon]:
-    """Two machines, of which one is stopped."""
+    """A daemon with a running and a stopped machine."""
     with temporary_daemon() as daemon:
         daemon.create("web", "db")
         daemon.sim("stop", "db")
@@ -34,7 +34,7 @@ def world() -> Iterator[RealDaemon]:
 
 @pytest.fixture
 def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
-    """The daemon, where the environment says that it is."""
+    """The daemon, at the socket that the environment names."""
     monkeypatch.setenv("ORBD_SOCKET", str(world.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield world
@@ -43,26 +43,24 @@ def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealD
 
 @pytest.fixture
 def host(daemon: RealDaemon) -> Iterator[Host]:
-    """A machine's host."""
+    """The host of the machine ``web``."""
     with playing("@orbstack/web") as state:
         yield next(iter(state.inventory))
 
 
 @pytest.mark.needs_daemon
 class TestFacts:
-    """Each, of a running machine and of a stopped one."""
+    """Each fact, for a running and a stopped machine."""
 
-    def test_list(self, host: Host) -> None:
-        """Every machine, with what the inventory tells of it."""
+    def test_vm_list_has_all_machines_with_their_settings(self, host: Host) -> None:
         machines = host.get_fact(facts.VmList)
         assert [machine["name"] for machine in machines] == ["web", "db"]
         web, db = machines
-        assert web.keys() == _told.Machine.__annotations__.keys()
+        assert web.keys() == _queries.Machine.__annotations__.keys()
         assert (web["state"], web["distro"], web["version"], web["cpus"]) == ("running", "ubuntu", "noble", None)
         assert (db["state"], db["cpus"]) == ("stopped", 3)
 
-    def test_info(self, host: Host) -> None:
-        """Addresses while it runs; size and domain always."""
+    def test_vm_info_has_addresses_only_while_the_machine_runs(self, host: Host) -> None:
         web = host.get_fact(facts.VmInfo, machine="web")
         assert web is not None
         assert web["ip4"] is not None
@@ -72,8 +70,7 @@ class TestFacts:
         assert db is not None
         assert (db["ip4"], db["ip6"], db["domain"]) == (None, None, "db.orb.local")
 
-    def test_status_and_ip(self, host: Host) -> None:
-        """One word each."""
+    def test_vm_status_and_vm_ip_are_single_values(self, host: Host) -> None:
         assert host.get_fact(facts.VmStatus, "db") == "stopped"
         assert host.get_fact(facts.VmStatus, machine="web", max_age=0) == "running"
         assert host.get_fact(facts.VmIp, "db") is None
@@ -81,11 +78,10 @@ class TestFacts:
         assert info is not None
         assert host.get_fact(facts.VmIp, "web") == info["ip4"]
 
-    def test_network(self, host: Host, daemon: RealDaemon) -> None:
-        """Subnet and gateway are the machine's own; a stopped one is not started for them."""
+    def test_vm_network_has_the_machines_routes_and_starts_nothing(self, host: Host, daemon: RealDaemon) -> None:
         web = host.get_fact(facts.VmNetwork, "web")
         assert web is not None
-        subnet, gateway = _told.route(daemon.inside("web", "cat", "/proc/net/route"))
+        subnet, gateway = _queries.route(daemon.inside("web", "cat", "/proc/net/route"))
         assert (web["subnet"], web["gateway"]) == (subnet or "192.168.138.0/23", gateway)
         assert web["domain"] == "web.orb.local"
         db = host.get_fact(facts.VmNetwork, "db")
@@ -99,36 +95,31 @@ class TestFacts:
         }
         assert host.get_fact(facts.VmStatus, "db", max_age=0) == "stopped"
 
-    def test_logs(self, host: Host) -> None:
-        """The machine's own, and OrbStack's about it."""
+    def test_vm_logs_has_the_console_and_optionally_orbstacks_lines(self, host: Host) -> None:
         assert any("booted" in line for line in host.get_fact(facts.VmLogs, "web"))
         assert len(host.get_fact(facts.VmLogs, machine="web", all_logs=True)) >= len(host.get_fact(facts.VmLogs, "web"))
 
-    def test_ssh(self, host: Host) -> None:
-        """For programs that read the Mac's SSH configuration, and for others."""
-        told = host.get_fact(facts.SshInfo, "web", user="me")
-        assert told is not None
-        assert (told["connect"], told["login"], told["port"]) == ("ssh me@web@orb", "me@web", 32222)
-        assert (told["identity_file"] or "").endswith("/.orbstack/ssh/id_ed25519")
-        assert "Port 32222" in told["text"]
+    def test_ssh_info_has_command_host_port_and_key(self, host: Host) -> None:
+        info = host.get_fact(facts.SshInfo, "web", user="me")
+        assert info is not None
+        assert (info["connect"], info["login"], info["port"]) == ("ssh me@web@orb", "me@web", 32222)
+        assert (info["identity_file"] or "").endswith("/.orbstack/ssh/id_ed25519")
+        assert "Port 32222" in info["text"]
         assert host.get_fact(facts.SshConnectString, "web") == "ssh web@orb"
 
-    def test_config(self, host: Host) -> None:
-        """OrbStack's, and its machines'."""
+    def test_orbstack_config_includes_settings_of_machines(self, host: Host) -> None:
         config = host.get_fact(facts.OrbstackConfig)
         assert (config["machine.db.cpu"], config["network.subnet4"]) == ("3", "192.168.138.0/23")
 
-    def test_orbstack(self, host: Host) -> None:
-        """Whether it runs, and which it is."""
+    def test_orbstack_status_has_status_and_version(self, host: Host) -> None:
         assert host.get_fact(facts.OrbstackStatus) == {"status": "running", "running": True, "version": "2.2.3"}
 
 
 @pytest.mark.needs_daemon
-class TestHow:
-    """Where facts are had from."""
+class TestQueries:
+    """Calls that facts make."""
 
-    def test_the_machine_is_not_entered(self, daemon: RealDaemon) -> None:
-        """A fact of a machine's host costs no command in it, and one look serves all hosts."""
+    def test_facts_run_no_command_in_a_machine_and_share_the_cache(self, daemon: RealDaemon) -> None:
         with Client(str(daemon.socket)) as client:
             client.cache_invalidate()
         before = len(daemon.ledger())
@@ -140,8 +131,8 @@ class TestHow:
             get_facts(state, facts.OrbstackConfig)
         assert RealDaemon.spawns_in(daemon.ledger()[before:]) == {"list": 1, "info": 1, "config": 1}
 
-    def test_the_own_machine(self, daemon: RealDaemon) -> None:
-        """Where none is named, the machine behind the host whose fact it is: not that of the current one."""
+    def test_default_machine_is_that_of_the_facts_host(self, daemon: RealDaemon) -> None:
+        """Not that of the current host."""
         daemon.sim("start", "db")
         try:
             with playing("@orbstack/web", "@orbstack/db") as state:
@@ -154,8 +145,7 @@ class TestHow:
             with Client(str(daemon.socket)) as client:
                 client.cache_invalidate()
 
-    def test_after_a_change_outside(self, daemon: RealDaemon) -> None:
-        """``max_age=0`` asks OrbStack now."""
+    def test_max_age_zero_sees_changes_made_outside_the_daemon(self, daemon: RealDaemon) -> None:
         with playing("@orbstack/web") as state:
             host = next(iter(state.inventory))
             assert host.get_fact(facts.VmStatus, "db") == "stopped"
@@ -164,55 +154,52 @@ class TestHow:
             daemon.sim("stop", "db")
             assert host.get_fact(facts.VmStatus, "db", max_age=0) == "stopped"
 
-    def test_from_the_command_line(self, daemon: RealDaemon, tmp_path: Path) -> None:
-        """PyInfra prints every fact, and they are the same from a machine's host and from one that is no machine."""
+    def test_facts_are_the_same_on_orbstack_and_local_hosts(self, daemon: RealDaemon, tmp_path: Path) -> None:
+        """PyInfra's command line can print every fact."""
         target = target_of(daemon, tmp_path)
-        about: dict[str, list[str]] = {"VmList": [], "OrbstackConfig": [], "OrbstackStatus": []}
-        words = [word for name in facts.__all__ for word in (f"pyinfra_orbd.facts.{name}", *about.get(name, ["machine=db"]))]
-        told = {}
+        parameters: dict[str, list[str]] = {"VmList": [], "OrbstackConfig": [], "OrbstackStatus": []}
+        words = [word for name in facts.__all__ for word in (f"pyinfra_orbd.facts.{name}", *parameters.get(name, ["machine=db"]))]
+        answers_by_host = {}
         for entry, name in (("@orbstack/web", "web"), ("@local", "@local")):
             said = target.pyinfra("--json", entry, "fact", *words)
             answers = json.JSONDecoder().raw_decode(said[said.index("\n{") + 1 :])[0]
-            told[name] = {fact: answer[name] for fact, answer in answers.items()}
-        assert len(told["web"]) == len(facts.__all__)
-        assert told["web"] == told["@local"]
+            answers_by_host[name] = {fact: answer[name] for fact, answer in answers.items()}
+        assert len(answers_by_host["web"]) == len(facts.__all__)
+        assert answers_by_host["web"] == answers_by_host["@local"]
 
-    def test_from_the_command_line_without_machine(self, daemon: RealDaemon, tmp_path: Path) -> None:
-        """A host that is no machine needs a name."""
+    def test_fact_on_a_local_host_requires_a_machine(self, daemon: RealDaemon, tmp_path: Path) -> None:
         said = target_of(daemon, tmp_path).pyinfra("@local", "fact", "pyinfra_orbd.facts.VmIp")
-        assert "which machine? host @local is none of OrbStack's" in said
+        assert "no machine given, and host '@local' is not an OrbStack machine" in said
 
 
 def target_of(daemon: RealDaemon, cwd: Path) -> Target:
-    """Makes PyInfra's command line in front of the daemon."""
+    """Returns PyInfra's command line with the daemon."""
     return Target({"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}, lambda command: "", cwd)
 
 
 @pytest.mark.needs_daemon
-class TestCannot:
-    """What goes wrong is the host's failure, with the reason."""
+class TestErrors:
+    """An error fails only the host, with the reason."""
 
-    def test_no_such_machine(self, daemon: RealDaemon, capfd: pytest.CaptureFixture[str]) -> None:
-        """The host fails, and PyInfra says why; the other host goes on."""
-        with heard() as lines, playing("@orbstack/web", "@local") as state:
+    def test_unknown_machine_fails_only_its_host(self, daemon: RealDaemon, capfd: pytest.CaptureFixture[str]) -> None:
+        with captured_log() as lines, playing("@orbstack/web", "@local") as state:
             host = next(iter(state.inventory))
-            assert host.get_fact(facts.VmInfo, machine="nobody's") is None
+            assert host.get_fact(facts.VmInfo, machine="missing's") is None
             assert [other.name for other in state.active_hosts] == ["@local"]
         said = "\n".join([*lines.lines, *capfd.readouterr()])
-        assert "nobody's" in said
+        assert "missing's" in said
         assert "could not load fact: pyinfra_orbd.facts.machines.VmInfo" in said
 
-    def test_helpers_raise(self, daemon: RealDaemon) -> None:
-        """In PyInfra's own way, which ends a deploy with one line."""
-        with pytest.raises(FactError, match=r"vm_info: .*nobody"):
-            helpers.vm_info("nobody")
-        with pytest.raises(FactError, match="vm_ip: which machine"):
+    def test_helper_error_is_a_fact_error(self, daemon: RealDaemon) -> None:
+        with pytest.raises(FactError, match=r"vm_info: .*missing"):
+            helpers.vm_info("missing")
+        with pytest.raises(FactError, match="vm_ip: no machine given"):
             helpers.vm_ip()
 
 
 @pytest.mark.needs_daemon
-def test_helpers(daemon: RealDaemon) -> None:
-    """They return what the facts tell, of the current host's machine or of the one that is named."""
+def test_helpers_return_the_same_data_as_facts(daemon: RealDaemon) -> None:
+    """For the current host's machine and for a named one."""
     with playing("@orbstack/web") as state:
         host = next(iter(state.inventory))
 
@@ -259,6 +246,6 @@ HEADER = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
         (["nonsense", "eth0 xyz", "eth0 fffffffffff 0 0 0 0 0 0"], (None, None)),
     ],
 )
-def test_routes(rows: list[str], expected: tuple[str | None, str | None]) -> None:
-    """The kernel's table of routes; what is not a route is passed over."""
-    assert _told.route("\n".join([HEADER, *rows])) == expected
+def test_route_parses_the_kernels_routing_table(rows: list[str], expected: tuple[str | None, str | None]) -> None:
+    """Lines in another format are skipped."""
+    assert _queries.route("\n".join([HEADER, *rows])) == expected

@@ -1,4 +1,4 @@
-"""PyInfra's command line patches everything, its API nothing: both must run hosts side by side."""
+"""Concurrent hosts with gevent: PyInfra's command line patches the standard library, its API does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATCHED = "from gevent import monkey; monkey.patch_all()"
 
 
 def python(script: str, daemon: FakeDaemon) -> list[str]:
-    """Runs a script in a Python of its own, with warnings as errors, and returns the lines that it printed."""
+    """Runs a script in a separate Python with resource warnings as errors, and returns the lines of its stdout."""
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
         env={"ORBD_SOCKET": str(daemon.path), "ORBD_AUTOSTART": "0", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
@@ -31,14 +31,15 @@ def python(script: str, daemon: FakeDaemon) -> list[str]:
 
 @pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
 @pytest.mark.parametrize("early", ["", "client.machine_list()"], ids=["fresh", "used before the hub"])
-def test_twenty_greenlets_wait_side_by_side(daemon: FakeDaemon, machines: ShellMachines, patch: str, early: str) -> None:
-    """Each has its own connection and its own answers; a second round uses the same connections."""
+def test_greenlets_use_separate_connections_and_the_pool_reuses_them(
+    daemon: FakeDaemon, machines: ShellMachines, patch: str, early: str
+) -> None:
     lock_step: list[str] = []
 
     def slow(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
         lock_step.append(params["machine"])
         deadline = time.monotonic() + 10
-        # Nobody is answered before all have asked: with calls one after the other this would never end.
+        # No call is answered before all have arrived, so sequential calls would never finish.
         while len(lock_step) % 20 and time.monotonic() < deadline:
             time.sleep(0.005)
         return {"text": params["machine"]}
@@ -62,8 +63,7 @@ def test_twenty_greenlets_wait_side_by_side(daemon: FakeDaemon, machines: ShellM
 
 
 @pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
-def test_an_interrupted_greenlet_disturbs_nobody(daemon: FakeDaemon, machines: ShellMachines, patch: str) -> None:
-    """A timeout of gevent's ends one command; the others' connections stay."""
+def test_interrupted_greenlet_does_not_affect_others(daemon: FakeDaemon, machines: ShellMachines, patch: str) -> None:
     script = f"""
         {patch}
         import gevent
@@ -85,8 +85,8 @@ def test_an_interrupted_greenlet_disturbs_nobody(daemon: FakeDaemon, machines: S
 
 
 @pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
-def test_twenty_hosts_through_pyinfra(daemon: FakeDaemon, tmp_path: Path, patch: str) -> None:
-    """Connect, facts, operations, files: the whole way, all hosts at once."""
+def test_twenty_hosts_run_concurrently_through_pyinfra(daemon: FakeDaemon, tmp_path: Path, patch: str) -> None:
+    """Connect, facts, operations and files."""
     names = [f"m{number}" for number in range(20)]
     machines = ShellMachines(daemon, tmp_path / "machines", *names)
     script = f"""
@@ -117,8 +117,9 @@ def test_twenty_hosts_through_pyinfra(daemon: FakeDaemon, tmp_path: Path, patch:
 
 
 @pytest.mark.parametrize("patch", ["", PATCHED], ids=["unpatched", "patched"])
-def test_nothing_is_left_open_at_the_end(daemon: FakeDaemon, machines: ShellMachines, patch: str) -> None:
-    """Whoever forgets a client, an event stream, a thread or a parent's connections: Python finds no open socket."""
+def test_no_socket_leaks_from_dropped_clients_streams_threads_or_forks(
+    daemon: FakeDaemon, machines: ShellMachines, patch: str
+) -> None:
     script = f"""
         {patch}
         import os, threading
@@ -151,8 +152,7 @@ def test_nothing_is_left_open_at_the_end(daemon: FakeDaemon, machines: ShellMach
         time.sleep(0.005)
 
 
-def test_autostart_lets_others_run(short_folder: Path) -> None:
-    """Waiting for `orbd-ctl` does not hold up the hub, and ten hosts start one daemon."""
+def test_autostart_does_not_block_the_hub_and_starts_one_daemon(short_folder: Path) -> None:
     (short_folder / "orbd-ctl").write_text(f"#!/bin/sh\necho x >>{short_folder}/calls\nsleep 0.5\nexit 1\n")
     (short_folder / "orbd-ctl").chmod(0o755)
     script = """

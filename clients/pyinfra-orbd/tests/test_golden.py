@@ -1,4 +1,4 @@
-"""The golden pairs: the typed client reads every answer, and a real daemon gives it."""
+"""The examples in ``proto/examples``: the client parses every answer, and a real daemon returns it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from orbd import Client, errors
 CASES = golden.cases()
 BY_NAME = {case.name: case for case in CASES}
 
-# A parameter of the wire whose name or form is another one in Python.
+# Parameters that have another name or type in Python.
 RENAMED = {"stdin_text": ("stdin", str.encode), "text": ("data", str.encode)}
 
-# Every connection says hello by itself; the client ends a subscription by closing its connection.
+# The client sends hello by itself, and ends a subscription by closing its connection.
 UNTYPED = {"daemon.hello", "events.subscribe", "job.unfollow", "machine.run_unfollow"}
 
 
 def parameters(cases: list[Case]) -> list[Any]:
-    """Makes a parameter of each case."""
+    """Returns a pytest parameter for each case."""
     return [pytest.param(case, id=case.name) for case in cases]
 
 
@@ -46,13 +46,11 @@ def parameters(cases: list[Case]) -> list[Any]:
         ("pla.n", "plain", False),
     ],
 )
-def test_placeholders(pattern: str, value: Any, expected: bool) -> None:
-    """They stand for what they say and nothing else."""
+def test_placeholders_match_only_their_type(pattern: str, value: Any, expected: bool) -> None:
     assert golden.stands_for(pattern, value) is expected
 
 
-def test_nothing_may_be_missing_or_too_much() -> None:
-    """Everything else is compared exactly."""
+def test_differences_reports_missing_and_additional_fields() -> None:
     assert golden.differences({"a": [1, {"b": "<int>"}]}, {"a": [1, {"b": 5}]}) == []
     assert golden.differences({"a": 1, "b": True}, {"b": 1, "c": 2}) == [
         "/a is missing",
@@ -61,22 +59,21 @@ def test_nothing_may_be_missing_or_too_much() -> None:
     ]
 
 
-def test_there_are_examples() -> None:
+def test_examples_exist() -> None:
     """An empty list of cases would look like success."""
     if not golden.FOLDER.is_dir():
-        pytest.skip(f"{golden.FOLDER} is not there yet")
+        pytest.skip(f"{golden.FOLDER} does not exist")
     assert len(CASES) > 50
 
 
 def is_readable(case: Case) -> bool:
-    """Says whether the client could have asked so: by name, one request at a time."""
+    """Returns whether the typed client can send the request: named parameters, one request at a time."""
     request = case.parts.get("request")
     return isinstance(request, dict) and isinstance(request.get("params", {}), dict) and case.method not in UNTYPED
 
 
 @pytest.mark.parametrize("case", parameters(list(filter(is_readable, CASES))))
-def test_the_client_reads_it(case: Case, daemon: FakeDaemon, client: Client) -> None:
-    """What an example answers becomes what the client's method returns or raises, and it asks as the example does."""
+def test_client_sends_the_request_and_parses_the_response(case: Case, daemon: FakeDaemon, client: Client) -> None:
     response = golden.filled(case.parts["response"])
     events = [one["params"]["result"] for one in golden.filled(case.parts.get("notifications", []))]
     params = golden.substituted(case.parts["request"].get("params", {}), lambda name: 1)
@@ -90,7 +87,7 @@ def test_the_client_reads_it(case: Case, daemon: FakeDaemon, client: Client) -> 
 
     daemon.handlers[case.method] = answer
     if "error" in response:
-        # Called by its name: much of what is refused cannot be said to the typed method.
+        # Called by name, because the typed method cannot send most invalid requests.
         with pytest.raises(errors.RequestFailed) as caught:
             client.call(case.method, params)
         check_error(caught.value, response["error"])
@@ -108,17 +105,17 @@ def test_the_client_reads_it(case: Case, daemon: FakeDaemon, client: Client) -> 
 
 
 def check_error(error: errors.RequestFailed, wire: dict[str, Any]) -> None:
-    """Compares an exception with what it was made of; no kind may be without a class of its own."""
+    """Compares an exception with its error object; every kind must have its own class."""
     assert (error.code, error.message, error.kind) == (wire["code"], wire["message"], wire["data"]["kind"])
     assert type(error) is not errors.RequestFailed, f"{error.kind} has no class of its own"
 
 
-def check_events(case: Case, told: Iterator[Any], wire: list[dict[str, Any]]) -> None:
-    """Compares what a follower was told; whoever asked for the command is told its failure as an exception, after the end."""
+def check_events(case: Case, events: Iterator[Any], wire: list[dict[str, Any]]) -> None:
+    """Compares the events with the example; ``machine.run_follow`` raises a failure after the last event."""
     read: list[str] = []
     failure = wire[-1]["job"]["outcome"].get("error")
     try:
-        read.extend({"Chunk": "output"}.get(type(event).__name__, type(event).__name__.lower()) for event in told)
+        read.extend({"Chunk": "output"}.get(type(event).__name__, type(event).__name__.lower()) for event in events)
     except errors.RequestFailed as error:
         assert case.method == "machine.run_follow"
         check_error(error, failure)
@@ -129,7 +126,7 @@ def check_events(case: Case, told: Iterator[Any], wire: list[dict[str, Any]]) ->
 
 @pytest.fixture(scope="module")
 def played(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[list[str]]]]:
-    """Plays all cases that were chosen, some at a time: a player mostly waits for its daemon."""
+    """Plays all selected cases, four at a time, because a player mostly waits for its daemon."""
     wanted = {item.callspec.params["case"].name for item in request.session.items if item.originalname == PLAYED}  # type: ignore[attr-defined]
     with ThreadPoolExecutor(4) as players:
         yield {name: players.submit(Player(BY_NAME[name]).play) for name in sorted(wanted)}
@@ -138,9 +135,9 @@ def played(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[list[str
 
 @pytest.mark.needs_daemon
 @pytest.mark.parametrize("case", parameters(CASES))
-def test_the_daemon_answers_it(case: Case, played: dict[str, Future[list[str]]]) -> None:
-    """A daemon of its own answers the request as the example says."""
+def test_daemon_returns_the_response(case: Case, played: dict[str, Future[list[str]]]) -> None:
+    """Each case has its own daemon."""
     assert played[case.name].result() == []
 
 
-PLAYED = test_the_daemon_answers_it.__name__
+PLAYED = test_daemon_returns_the_response.__name__

@@ -1,4 +1,4 @@
-"""Deploys that were written for the predecessor, and the two packages side by side."""
+"""Deploys written for ``pyinfra-orbstack``, and both packages installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyinfra_orbd import _predecessor
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
-pytestmark = pytest.mark.filterwarnings("ignore:pyinfra_orbstack.* is the old name:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:pyinfra_orbstack.* is deprecated:DeprecationWarning")
 
 PUBLIC = {
     "pyinfra_orbstack": ["OrbStackConnector", "__version__"],
@@ -32,17 +32,16 @@ PUBLIC = {
         *("vm_network_details", "vm_status_detailed", "vm_test_connectivity", "vm_username_set"),
     ],
 }
-"""What the predecessor's version 0.11.0 exports, as its users import it."""
+"""Public names of the predecessor's version 0.11.0, by module."""
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])
-def test_old_names(module: str, name: str) -> None:
-    """Every public name can be imported from where it was."""
+def test_public_names_of_the_predecessor_can_be_imported(module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name)
 
 
 def imported(module: str) -> subprocess.CompletedProcess[str]:
-    """Imports a module twice, in a process that shows Python's own warnings."""
+    """Imports a module twice, in a process that prints deprecation warnings."""
     return subprocess.run(
         [sys.executable, "-W", "always::DeprecationWarning:__main__", "-c", f"import {module}, {module}"],
         capture_output=True,
@@ -59,11 +58,10 @@ def imported(module: str) -> subprocess.CompletedProcess[str]:
         ("pyinfra_orbstack.timing", "pyinfra_orbd.timing"),
     ],
 )
-def test_the_new_name_is_told(old: str, new: str) -> None:
-    """Once, naming what to write instead."""
+def test_deprecated_module_warns_once_with_the_new_name(old: str, new: str) -> None:
     said = imported(old).stderr
-    assert said.count(f"{old} is the old name of {new}") >= 1
-    assert said.count("is the old name of") <= 2
+    assert said.count(f"{old} is deprecated: import {new}") >= 1
+    assert said.count("is deprecated: import") <= 2
 
 
 OLD_DEPLOY = """
@@ -86,7 +84,7 @@ OLD_DEPLOY = """
     vm_username_set("again", "root")
     orbstack_config_set("memory_mib", "8192")
     vm_delete("other", True)
-    vm_create("nobody", "ubuntu", present=False)
+    vm_create("missing", "ubuntu", present=False)
     with timed_operation("asking"):
         assert vm_info()["name"] == "web" == vm_status_detailed()["name"]
         assert vm_status(name="Get the state", _sudo=True) == "running"
@@ -107,13 +105,13 @@ def daemon() -> Iterator[RealDaemon]:
 
 
 @pytest.mark.needs_daemon
-def test_an_old_deploy(daemon: RealDaemon, tmp_path: Path) -> None:
-    """It runs as it is, with positional arguments, and says what to import."""
+def test_deploy_of_the_predecessor_runs_unchanged_and_warns(daemon: RealDaemon, tmp_path: Path) -> None:
+    """With positional arguments."""
     (tmp_path / "deploy.py").write_text(textwrap.dedent(OLD_DEPLOY).replace("{folder}", str(tmp_path)))
     target = Target({**daemon.environment}, lambda command: "", tmp_path)
     said = target.pyinfra("@orbstack/web", "deploy.py")
     assert said.count("] Success") + said.count("] No changes") == 12, said
-    assert "is the old name of pyinfra_orbd.operations" in said
+    assert "is deprecated: import pyinfra_orbd.operations" in said
     with Client(str(daemon.socket)) as client:
         machines = {machine.name: machine for machine in client.machine_list(max_age_ms=0).machines}
     assert machines.keys() == {"web", "old", "again"}
@@ -121,7 +119,7 @@ def test_an_old_deploy(daemon: RealDaemon, tmp_path: Path) -> None:
 
 
 def install_predecessor(folder: Path) -> dict[str, str]:
-    """Puts into a folder what an installer leaves of the predecessor, and returns the environment that finds it."""
+    """Installs fake metadata of the predecessor, and returns the environment in which Python finds it."""
     package = folder / "older"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -136,15 +134,13 @@ def install_predecessor(folder: Path) -> dict[str, str]:
 class TestBothInstalled:
     """Two packages that register ``@orbstack``."""
 
-    def test_it_is_said(self, tmp_path: Path, short_folder: Path) -> None:
-        """By every deploy, with what mends it."""
+    def test_warns_with_the_fix_if_both_packages_are_installed(self, tmp_path: Path, short_folder: Path) -> None:
         environment = {**install_predecessor(tmp_path / "site"), "ORBD_SOCKET": str(short_folder / "none"), "ORBD_AUTOSTART": "0"}
         said = Target(environment, lambda command: "", tmp_path).pyinfra("@local", "server.shell", "uname")
         assert said.count("pyinfra-orbstack and pyinfra-orbd are both installed") == 1
         assert "pip uninstall pyinfra-orbstack" in said
 
-    def test_nothing_is_said_of_one(self, tmp_path: Path) -> None:
-        """The usual case."""
+    def test_does_not_warn_if_only_one_package_is_installed(self, tmp_path: Path) -> None:
         said = Target({}, lambda command: "", tmp_path).pyinfra("@local", "server.shell", "uname")
         assert "both installed" not in said
 
@@ -157,9 +153,7 @@ class TestBothInstalled:
             ([], "pyinfra-orbd"),
         ],
     )
-    def test_whose_it_is(self, monkeypatch: pytest.MonkeyPatch, values: list[str], owner: str) -> None:
-        """The last that PyInfra finds."""
-
+    def test_owner_is_the_last_registered_package(self, monkeypatch: pytest.MonkeyPatch, values: list[str], owner: str) -> None:
         class Entry:
             name = "orbstack"
 

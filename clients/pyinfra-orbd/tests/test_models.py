@@ -1,4 +1,4 @@
-"""What is read from the wire."""
+"""Records from the wire."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from orbd import models
 from orbd.errors import ProtocolViolation
 
 
-def test_fields_of_tomorrow_are_ignored() -> None:
-    """They may be added at any time, at any depth."""
+def test_unknown_fields_are_ignored_at_any_depth() -> None:
     wire = {
         "id": "01W",
         "name": "web",
@@ -27,45 +26,41 @@ def test_fields_of_tomorrow_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("wire", [{}, {"protocol": 1}, [], None, "x"])
-def test_what_was_promised_must_be_there(wire: Any) -> None:
-    """A field that is missing is named."""
+def test_missing_mandatory_field_is_a_protocol_violation(wire: Any) -> None:
     with pytest.raises(ProtocolViolation, match="Hello"):
         models.Hello.from_wire(wire)
 
 
-def test_words_of_pythons_have_other_names() -> None:
-    """``class`` and ``from`` cannot be attributes."""
+def test_job_class_and_gap_fields_are_read() -> None:
     job = models.Job.from_wire({"job_id": 1, "operation": "run", "job_class": "exec", "state": "running"})
     assert job.job_class == "exec"
     gap = models.event_from_wire({"type": "gap", "offset": 3, "next_offset": 5})
     assert gap == models.Gap(offset=3, next_offset=5)
 
 
-def test_a_sick_orbctl_is_told_in_the_answer_and_in_the_queue() -> None:
-    """Facts that are out of date say so and why; what waits says for what."""
+def test_unhealthy_orbctl_is_visible_in_answers_and_queue_status() -> None:
     seen = {"generation": 1, "observed_at": "2026-11-20T00:00:00.000Z", "source": "list", "age_ms": 90_000}
-    listed = models.MachineList.from_wire({**seen, "machines": [], "stale": True, "stale_reason": "orbctl is sick: it hangs"})
-    assert (listed.stale, listed.stale_reason) == (True, "orbctl is sick: it hangs")
+    listed = models.MachineList.from_wire(
+        {**seen, "machines": [], "stale": True, "stale_reason": "orbctl is unhealthy: it hangs"}
+    )
+    assert (listed.stale, listed.stale_reason) == (True, "orbctl is unhealthy: it hangs")
     queue = {"waiting": 1, "running": 0, "queue_max": 8, "paused": False}
-    sick: dict[str, Any] = {"since": "2026-11-20T00:00:00.000Z", "reason": "it hangs", "retry_after_ms": 1000}
+    outage: dict[str, Any] = {"since": "2026-11-20T00:00:00.000Z", "reason": "it hangs", "retry_after_ms": 1000}
     assert models.QueueStatus.from_wire(queue).unhealthy is None
-    assert models.QueueStatus.from_wire({**queue, "unhealthy": sick}).unhealthy == models.Outage(**sick)
-    assert models.WaitingFor.from_wire({"kind": "sick", "reason": "it hangs"}).reason == "it hangs"
+    assert models.QueueStatus.from_wire({**queue, "unhealthy": outage}).unhealthy == models.Outage(**outage)
+    assert models.WaitingFor.from_wire({"kind": "unhealthy", "reason": "it hangs"}).reason == "it hangs"
 
 
-def test_a_chunk_is_bytes() -> None:
-    """Whichever form it came in."""
+def test_chunk_data_is_decoded_from_text_or_base64() -> None:
     assert models.Chunk(stream="stdout", offset=0, text="é").data == b"\xc3\xa9"
     assert models.Chunk(stream="stdout", offset=0, base64="/w==").data == b"\xff"
 
 
-def test_events_of_tomorrow_are_none() -> None:
-    """A follower passes over them."""
+def test_unknown_event_type_is_none() -> None:
     assert models.event_from_wire({"type": "levitated"}) is None
 
 
-def test_nested_lists_are_tuples() -> None:
-    """Nothing that was read can be changed."""
+def test_lists_are_read_as_tuples() -> None:
     listed = models.JobList.from_wire(
         {"jobs": [{"job_id": 1, "operation": "run", "job_class": "exec", "state": "ended"}], "more": False}
     )
@@ -73,8 +68,7 @@ def test_nested_lists_are_tuples() -> None:
     assert listed.jobs[0].operation == "run"
 
 
-def test_they_behave_like_frozen_dataclasses() -> None:
-    """Made by name, compared by value, shown with all fields, never changed."""
+def test_records_behave_like_frozen_dataclasses() -> None:
     chunk = models.Chunk(stream="stdout", offset=3)
     assert chunk == models.Chunk(stream="stdout", offset=3, at_us=0)
     assert hash(chunk) == hash(models.Chunk(stream="stdout", offset=3))

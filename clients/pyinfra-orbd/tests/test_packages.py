@@ -1,4 +1,4 @@
-"""The two packages of the distribution: what each offers and what neither may bring along."""
+"""The packages of the distribution: what they export and what they import."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import orbd
 import pyinfra_orbd
 
 
-def test_the_client_can_be_had_beside_the_connector() -> None:
-    """The same classes, so that an ``except`` with one name catches what was raised under the other."""
+def test_pyinfra_orbd_re_exports_the_same_classes() -> None:
+    """So ``except`` with one name catches an exception raised under the other."""
     for name in pyinfra_orbd.__all__:
         assert getattr(pyinfra_orbd, name) is getattr(orbd, name)
     assert set(pyinfra_orbd.__all__) == set(orbd.__all__)
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Returns what a fresh Python without site packages has loaded after it."""
+    """Returns the modules that a fresh Python has loaded after a statement."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; {statement}; print(*sys.modules)"
     return set(subprocess.check_output([sys.executable, "-S", "-c", code], text=True).split())
 
 
-def test_importing_the_client_is_light() -> None:
-    """What it costs above sockets and JSON is its own three files: no typing, no dataclasses, no PyInfra, no gevent."""
+def test_importing_orbd_loads_only_its_own_modules() -> None:
+    """Apart from sockets and JSON: no typing, dataclasses, PyInfra or gevent."""
     bare = loaded_by("import __future__, base64, json, select, socket, weakref")
     assert loaded_by("import orbd") - bare == {"orbd", "orbd._client", "orbd._environment", "orbd._transport", "orbd.errors"}
 
 
-def test_importing_the_connectors_package_is_light() -> None:
-    """PyInfra's plugin machinery looks at packages that it does not use; only the connector's module brings PyInfra."""
+def test_importing_pyinfra_orbd_does_not_import_pyinfra() -> None:
+    """PyInfra's plugin discovery imports packages that it does not use."""
     assert loaded_by("import pyinfra_orbd") - loaded_by("import orbd") == {"pyinfra_orbd"}

@@ -1,6 +1,6 @@
-"""The faults of ``pyinfra-orbstack`` 0.11.0 in connecting, commands and files, each shown gone, against a real daemon.
+"""Bugs of ``pyinfra-orbstack`` 0.11.0 in connecting, commands and files, each tested with a real daemon.
 
-A test is named after the fault. Those of its operations stand where the operations are tested.
+Bugs of its operations are tested in ``test_predecessor_operations.py``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from target import Target
 
 pytestmark = pytest.mark.needs_daemon
 
-#: A machine of the stand-in is made of this computer's files, so it has ``sudo`` where this computer has it.
-#: Without root, it is a plain folder in which ``sudo`` is refused.
+#: A machine of orbctl-sim uses this computer's files, so it has ``sudo`` if this computer has it.
+#: Without root, a machine is a plain directory in which ``sudo`` is refused.
 needs_sudo = pytest.mark.skipif(
     os.geteuid() != 0 or which("sudo") is None, reason="needs root and `sudo` (Debian: apt-get install sudo)"
 )
@@ -34,7 +34,7 @@ needs_sudo = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def own_daemon() -> Iterator[RealDaemon]:
-    """A daemon whose machines are started and stopped here."""
+    """A daemon whose machines these tests may start and stop."""
     with temporary_daemon() as daemon:
         daemon.create("web", "db")
         yield daemon
@@ -42,7 +42,7 @@ def own_daemon() -> Iterator[RealDaemon]:
 
 @pytest.fixture
 def daemon(own_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
-    """It, where the environment says that it is."""
+    """The daemon, at the socket that the environment names."""
     monkeypatch.setenv("ORBD_SOCKET", str(own_daemon.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield own_daemon
@@ -52,7 +52,7 @@ def daemon(own_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def host(daemon: RealDaemon) -> Host:
-    """The machine ``web``, connected."""
+    """The connected host of the machine ``web``."""
     inventory = Inventory((["@orbstack/web"], {}))
     State(inventory, Config())
     host = next(iter(inventory))
@@ -62,7 +62,7 @@ def host(daemon: RealDaemon) -> Host:
 
 @pytest.fixture
 def target(daemon: RealDaemon, tmp_path: Path) -> Target:
-    """PyInfra's command line in front of it."""
+    """PyInfra's command line with the daemon."""
     environment = {"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
     return Target(environment, lambda command: daemon.inside("web", "sh", "-c", command), tmp_path)
 
@@ -72,15 +72,15 @@ def spawned(daemon: RealDaemon, before: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("verbosity", [[], ["-vvv"]])
-def test_printed_output_makes_the_command_fail(target: Target, verbosity: list[str]) -> None:
-    """`exec` prints what the command says; so does any `-vvv`."""
+def test_printed_output_does_not_fail_the_command(target: Target, verbosity: list[str]) -> None:
+    """``exec`` prints output at every verbosity."""
     said = target.pyinfra(*verbosity, "@orbstack/web", "exec", "--", "echo", "hi")
     assert "[web] hi" in said
     assert "[web] Success" in said
 
 
-def test_file_objects_cannot_be_put_or_got(host: Host, target: Target) -> None:
-    """Both ways, of text and of bytes; so templates work."""
+def test_file_objects_can_be_uploaded_and_downloaded(host: Host, target: Target) -> None:
+    """Text and bytes; so templates work."""
     assert host.put_file(StringIO("é\n"), "put")
     back = BytesIO()
     assert host.get_file("put", back)
@@ -94,8 +94,7 @@ def test_file_objects_cannot_be_put_or_got(host: Host, target: Target) -> None:
 
 
 @pytest.mark.parametrize("word", ["apt-get", "create", "network", "timeout", "connection refused"])
-def test_a_failed_command_is_run_again_for_the_words_in_it(host: Host, daemon: RealDaemon, word: str) -> None:
-    """Once, whatever it is called and whatever it complains of."""
+def test_failed_command_is_not_retried_because_of_its_text(host: Host, daemon: RealDaemon, word: str) -> None:
     before = len(daemon.ledger())
     ok, output = host.run_shell_command(f"echo x >>tries; : {word}; echo '{word} failed' >&2; exit 1")
     assert not ok
@@ -104,16 +103,15 @@ def test_a_failed_command_is_run_again_for_the_words_in_it(host: Host, daemon: R
     assert host.run_shell_command("wc -l <tries; rm tries")[1].stdout.strip() == "1"
 
 
-def test_timeout_is_ignored(host: Host) -> None:
-    """It ends the command, and is the TimeoutError that PyInfra reports as one."""
+def test_timeout_ends_the_command_with_a_timeout_error(host: Host) -> None:
     with pytest.raises(TimeoutError) as caught:
         host.run_shell_command("sleep 60", _timeout=1)
     assert isinstance(caught.value, errors.RunTimeout)
 
 
 @pytest.mark.parametrize(("given", "read"), [("a", b"a\n"), (["a", "b"], b"a\nb\n"), (StringIO("a\nb"), b"a\nb\n")])
-def test_stdin_is_ignored(host: Host, given: Any, read: bytes) -> None:
-    """It arrives as PyInfra's other connectors write it."""
+def test_stdin_reaches_the_command(host: Host, given: Any, read: bytes) -> None:
+    """In the same form as in PyInfra's other connectors."""
     _, output = host.run_shell_command("cat >stdin; wc -c <stdin", _stdin=given)
     assert output.stdout.strip() == str(len(read))
     back = BytesIO()
@@ -133,24 +131,21 @@ def test_stdin_is_ignored(host: Host, given: Any, read: bytes) -> None:
     ],
     ids=lambda arguments: "+".join(arguments) or "plain",
 )
-def test_no_outer_shell(host: Host, arguments: dict[str, Any]) -> None:
-    """Pipes, lists, substitutions and quotes mean the same under every authority and shell."""
+def test_shell_syntax_works_with_every_user_and_shell(host: Host, arguments: dict[str, Any]) -> None:
     command = """printf '%s\\n' "b c" a | sort && echo "$(echo "it's")" """
     ok, output = host.run_shell_command(command, **arguments)
     assert ok
     assert output.stdout_lines == ["a", "b c", "it's"]
 
 
-def test_a_guess_that_it_is_wrapped_already_drops_env_and_chdir(host: Host) -> None:
-    """A command that looks like one of the connector's own is a command; secrets in it arrive as they are."""
+def test_command_that_looks_wrapped_keeps_env_chdir_and_secrets(host: Host) -> None:
     ok, output = host.run_shell_command("sh -c 'echo $WHERE; pwd'", _env={"WHERE": "here"}, _chdir="/usr")
     assert (ok, output.stdout_lines) == (True, ["here", "/usr"])
     secret = StringCommand("sh -c", QuoteString(StringCommand("echo", HiddenValue("s3cret"))))
     assert host.run_shell_command(secret)[1].stdout == "s3cret"
 
 
-def test_secrets_are_printed(target: Target, daemon: RealDaemon) -> None:
-    """Neither on screen, however much is shown there, nor in what the daemon keeps or logs."""
+def test_secrets_are_neither_printed_nor_recorded(target: Target, daemon: RealDaemon) -> None:
     (target.cwd / "deploy.py").write_text(
         "from pyinfra.api import HiddenValue, QuoteString, StringCommand\n"
         "from pyinfra.operations import server\n"
@@ -168,16 +163,15 @@ def test_secrets_are_printed(target: Target, daemon: RealDaemon) -> None:
     assert "s3cret" not in daemon.log.read_text()
 
 
-def test_a_failed_connect_counts_as_connected(target: Target, daemon: RealDaemon) -> None:
-    """The host is reported and left out; the others go on."""
-    said = target.pyinfra("@orbstack/web,@orbstack/nobody", "exec", "--", "echo", "hi", code=1)
-    assert "[nobody] OrbStack has no machine 'nobody'" in said
-    assert "[nobody] Connected" not in said
+def test_failed_connect_is_reported_and_excludes_only_its_host(target: Target, daemon: RealDaemon) -> None:
+    said = target.pyinfra("@orbstack/web,@orbstack/missing", "exec", "--", "echo", "hi", code=1)
+    assert "[missing] OrbStack has no machine 'missing'" in said
+    assert "[missing] Connected" not in said
     assert re.search(r"\[web\] +hi", said)
 
 
-def test_a_missing_orbctl_is_a_traceback(tmp_path: Path) -> None:
-    """It is a sentence that says what is missing (and ``Target`` finds every traceback)."""
+def test_missing_orbctl_is_a_message_without_a_traceback(tmp_path: Path) -> None:
+    """``Target`` fails on any traceback."""
     with temporary_daemon(isolation="dir") as daemon:
         daemon.stop()
         daemon.environment["ORBD_ORBCTL"] = str(tmp_path / "none/orbctl")
@@ -188,14 +182,12 @@ def test_a_missing_orbctl_is_a_traceback(tmp_path: Path) -> None:
     assert str(tmp_path / "none/orbctl") in said
 
 
-def test_a_mistyped_machine_vanishes(target: Target) -> None:
-    """It stays in the inventory, fails, and so does PyInfra."""
+def test_unknown_machine_stays_in_the_inventory_and_fails(target: Target) -> None:
     said = target.pyinfra("@orbstack/wbe", "exec", "--", "true", code=1)
     assert "OrbStack has no machine 'wbe'" in said
 
 
-def test_a_bare_name_starts_every_stopped_machine(target: Target, daemon: RealDaemon) -> None:
-    """A fact of all machines leaves those that are stopped alone, and says so."""
+def test_fact_of_all_machines_does_not_start_stopped_ones(target: Target, daemon: RealDaemon) -> None:
     daemon.sim("stop", "db")
     with Client(str(daemon.socket)) as client:
         client.cache_invalidate()
@@ -208,8 +200,8 @@ def test_a_bare_name_starts_every_stopped_machine(target: Target, daemon: RealDa
 
 
 @needs_sudo
-def test_a_sudo_download_leaves_a_readable_copy(host: Host) -> None:
-    """Nothing is ever made in the machine's /tmp: its own time of change shows that."""
+def test_sudo_download_creates_no_copy_in_the_machine(host: Host) -> None:
+    """``/tmp`` keeps its modification time."""
     host.run_shell_command("sudo -n sh -c 'umask 077; echo secret >/root/secret'")
     _, before = host.run_shell_command("stat -c %y /tmp; ls -A /tmp")
     back = BytesIO()
@@ -221,8 +213,8 @@ def test_a_sudo_download_leaves_a_readable_copy(host: Host) -> None:
 
 
 @needs_sudo
-def test_a_sudo_upload_breaks_in_a_sticky_folder_and_keeps_the_wrong_owner(host: Host) -> None:
-    """The other user writes it, so it is theirs, also into /tmp itself, also over a file of theirs."""
+def test_sudo_upload_works_in_a_sticky_directory_and_sets_the_owner(host: Host) -> None:
+    """The other user writes the file itself, also into ``/tmp`` and over an existing file."""
     host.run_shell_command("sudo -n useradd -m other")
     for path in ("/tmp/theirs", "/home/other/theirs"):
         for content in (b"one", b"two and more"):
@@ -234,30 +226,28 @@ def test_a_sudo_upload_breaks_in_a_sticky_folder_and_keeps_the_wrong_owner(host:
     assert host.run_shell_command("stat -c '%U %a' /etc/motd-of-ours")[1].stdout == "root 644"
 
 
-def test_output_that_is_not_utf_8_fails_the_command(host: Host) -> None:
-    """Such bytes are shown as such, and the command has succeeded."""
+def test_invalid_utf8_does_not_fail_the_command(host: Host) -> None:
     ok, output = host.run_shell_command(r"printf 'caf\351\n\377\376'")
     assert (ok, output.stdout_lines) == (True, ["caf\ufffd", "\ufffd\ufffd"])
 
 
-def test_lines_are_split_at_other_characters(host: Host) -> None:
-    """A line ends at a newline: progress bars, form feeds and what Unicode calls a separator stay inside."""
+def test_only_newlines_end_a_line(host: Host) -> None:
+    """Carriage returns, form feeds and Unicode separators do not."""
     _, output = host.run_shell_command(r"printf '1%%\r2%%\n\fpage\v.\n\302\205\342\200\250end\n'")
     assert output.stdout_lines == ["1%\r2%", "\fpage\v.", "\x85\u2028end"]
 
 
-def test_the_order_of_stdout_and_stderr_is_lost(host: Host) -> None:
-    """They come in the order in which they were written."""
+def test_stdout_and_stderr_keep_their_order(host: Host) -> None:
     _, output = host.run_shell_command("for n in 1 2 3; do echo out$n; sleep 0.05; echo err$n >&2; sleep 0.05; done")
     assert [line.line for line in output] == ["out1", "err1", "out2", "err2", "out3", "err3"]
 
 
-def test_an_uploaded_file_is_for_everybody_for_a_moment(host: Host) -> None:
-    """While bytes come they lie in a file that only its user may read; the mode that stays is the user's own."""
+def test_upload_is_private_until_it_is_complete(host: Host) -> None:
+    """Then the file gets the mode of the user's umask."""
     seen = host.run_shell_command
     host.put_file(BytesIO(b"x"), "fresh")
     assert seen("stat -c %a fresh")[1].stdout == f"{0o666 & ~int(seen('umask')[1].stdout, 8):o}"
-    # The machine's end is looked at while it waits for the second half.
+    # Check the temporary file while the script in the machine waits for the second half.
     half = b"x" * (2 << 20)
     modes: list[str] = []
 

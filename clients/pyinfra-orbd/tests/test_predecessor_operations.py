@@ -1,6 +1,6 @@
-"""What operations and facts of the predecessor got wrong, each shown to be right here.
+"""Bugs of the predecessor's operations and facts, each tested with a real daemon.
 
-Its faults in commands, files and inventories are shown to be gone beside the connector's other tests.
+Bugs in commands, files and inventories are tested in ``test_predecessor.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def daemon() -> Iterator[RealDaemon]:
 
 
 def deploy(daemon: RealDaemon, folder: Path, text: str, *, inventory: str = "@local", code: int = 0) -> str:
-    """Runs a deploy file and returns what PyInfra said."""
+    """Runs a deploy file and returns PyInfra's output."""
     (folder / "deploy.py").write_text(textwrap.dedent(text))
     return Target({**daemon.environment}, lambda command: "", folder).pyinfra("-v", inventory, "deploy.py", code=code)
 
@@ -36,8 +36,7 @@ def names(daemon: RealDaemon) -> set[str]:
     return set(daemon.sim("list", "-q").split())
 
 
-def test_fault_12_operations_fail_by_keyword_name(daemon: RealDaemon, tmp_path: Path) -> None:
-    """``name=`` is the title, and the machine has words of its own."""
+def test_fault_12_name_is_the_title_of_an_operation(daemon: RealDaemon, tmp_path: Path) -> None:
     said = deploy(
         daemon,
         tmp_path,
@@ -54,17 +53,15 @@ def test_fault_12_operations_fail_by_keyword_name(daemon: RealDaemon, tmp_path: 
     assert "titled" not in names(daemon)
 
 
-def test_fault_13_vm_create_with_present_false_raises(daemon: RealDaemon, tmp_path: Path) -> None:
-    """It deletes the machine, and does nothing where there is none."""
+def test_fault_13_vm_create_with_present_false_deletes_the_machine(daemon: RealDaemon, tmp_path: Path) -> None:
     daemon.create("unwanted")
     text = "from pyinfra_orbd.operations import vm_create\nvm_create('unwanted', 'ubuntu', present=False)\n"
     assert "[@local] Success" in deploy(daemon, tmp_path, text)
     assert "unwanted" not in names(daemon)
-    assert "noop: there is no machine 'unwanted'" in deploy(daemon, tmp_path, text)
+    assert "noop: machine 'unwanted' does not exist" in deploy(daemon, tmp_path, text)
 
 
-def test_fault_14_operations_run_orbctl_inside_the_guest(daemon: RealDaemon, tmp_path: Path) -> None:
-    """From a machine's host they work on the control machine: no command runs in any machine."""
+def test_fault_14_operations_run_no_command_in_the_machine(daemon: RealDaemon, tmp_path: Path) -> None:
     before = len(daemon.ledger())
     deploy(
         daemon,
@@ -82,8 +79,7 @@ def test_fault_14_operations_run_orbctl_inside_the_guest(daemon: RealDaemon, tmp
     assert (spawns["clone"], spawns["delete"]) == (1, 1)
 
 
-def test_fault_14_info_operations_return_nothing_usable(daemon: RealDaemon, tmp_path: Path) -> None:
-    """Facts and helpers return data that the deploy goes on with."""
+def test_fault_14_facts_and_helpers_return_data_to_the_deploy(daemon: RealDaemon, tmp_path: Path) -> None:
     said = deploy(
         daemon,
         tmp_path,
@@ -106,8 +102,7 @@ def test_fault_14_info_operations_return_nothing_usable(daemon: RealDaemon, tmp_
     assert b"".join(chunk.data for chunk in output) == b"web.orb.local running has an address\n"
 
 
-def test_fault_14_arguments_are_not_quoted(daemon: RealDaemon, tmp_path: Path) -> None:
-    """What a caller writes is neither shell nor a flag, wherever it goes."""
+def test_fault_14_arguments_are_neither_shell_nor_flags(daemon: RealDaemon, tmp_path: Path) -> None:
     (tmp_path / "a folder; touch pwned").mkdir()
     deploy(
         daemon,
@@ -132,8 +127,8 @@ def test_fault_14_arguments_are_not_quoted(daemon: RealDaemon, tmp_path: Path) -
         assert RealDaemon.spawns_in(daemon.ledger()[before:])["stop"] == 0
 
 
-def test_its_diary_a_create_that_made_the_machine_and_never_returned(tmp_path: Path) -> None:
-    """It is tried once, and its success is seen in the inventory; the next run finds the machine and does nothing."""
+def test_create_that_never_returns_is_tried_once_and_observed_as_done(tmp_path: Path) -> None:
+    """The next run finds the machine and does nothing."""
     script = tmp_path / "trouble.toml"
     script.write_text(
         '[[trouble]]\ncommand = "create"\nmachine = "slow"\nkind = "made_though_client_died"\nending = "killed"\ntimes = 1\n'
@@ -144,5 +139,5 @@ def test_its_diary_a_create_that_made_the_machine_and_never_returned(tmp_path: P
         assert "but machine 'slow' exists and is running" in first
         assert "already exists" not in first
         assert RealDaemon.spawns_in(daemon.ledger())["create"] == 1
-        assert "noop: machine 'slow' is there" in deploy(daemon, tmp_path, text)
+        assert "noop: machine 'slow' already exists" in deploy(daemon, tmp_path, text)
         assert RealDaemon.spawns_in(daemon.ledger())["create"] == 1

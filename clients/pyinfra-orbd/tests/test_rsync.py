@@ -1,4 +1,4 @@
-"""``files.rsync``: rsync's own protocol through a command in the machine."""
+"""``files.rsync``: rsync's protocol through a command in the machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from target import Target, fake_ctl
 needs_rsync = pytest.mark.skipif(which("rsync") is None, reason="needs `rsync` (Debian: apt-get install rsync)")
 
 
-def test_it_needs_programs_on_this_side(host: Host, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operation is refused before anything runs, naming what is missing."""
+def test_missing_local_program_is_named(host: Host, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(short_folder))
-    with pytest.raises(NotImplementedError, match="needs `rsync` on this computer's PATH"):
+    with pytest.raises(NotImplementedError, match="needs `rsync`, which is not on PATH"):
         host.check_can_rsync()
     (short_folder / "rsync").touch(0o755)
     with pytest.raises(NotImplementedError, match="needs `orbd-ctl`"):
@@ -32,27 +31,27 @@ def test_it_needs_programs_on_this_side(host: Host, short_folder: Path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["_su_user", "_doas", "_sudo_password"])
-def test_authority_that_it_cannot_have(host: Host, name: str) -> None:
-    """It is refused, where others would quietly go on as the wrong user."""
-    with pytest.raises(OSError, match=f"_sudo and _sudo_user only, not {name}"):
+def test_unsupported_ways_to_change_the_user_are_refused(host: Host, name: str) -> None:
+    """Instead of running as the wrong user."""
+    with pytest.raises(OSError, match=f"only _sudo and _sudo_user, not {name}"):
         host.rsync("a", "b", ["-a"], **{name: "x"})
 
 
-def test_the_command_line() -> None:
-    """A relative source with a colon is no host, flags may hold several words, sudo is the other end's business."""
-    words = _rsync.words("web", "a:b/", "/srv/x", ["-ax", "--exclude '*.o'"], {"_sudo": True, "_sudo_user": "some one"})
+def test_command_line_quotes_sources_flags_and_sudo() -> None:
+    """A relative source with a colon must not be parsed as a host."""
+    words = _rsync.command_line("web", "a:b/", "/srv/x", ["-ax", "--exclude '*.o'"], {"_sudo": True, "_sudo_user": "some one"})
     assert words[:4] == ["rsync", "-ax", "--exclude", "*.o"]
     assert words[-5:] == ["--rsync-path", "sudo -H -n -u 'some one' rsync", "--", "./a:b/", "web:/srv/x"]
 
 
 @needs_rsync
-def test_what_it_starts(
+def test_rsync_passes_machine_user_timeout_and_command_to_orbd_ctl(
     make_host: MakeHost, machines: ShellMachines, short_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Machine, user, limit and command reach orbd-ctl as words of their own; what it says of a failure is told."""
+    """And the error has the stderr of ``orbd-ctl``."""
     fake_ctl(short_folder, f"printf '%s|' \"$@\" >{short_folder}/words; echo no such machine >&2; exit 4", monkeypatch)
     host = make_host(orbstack_user="o'brien")
-    with pytest.raises(OSError, match=r"rsync ended with \d+: no such machine"):
+    with pytest.raises(OSError, match=r"rsync exited with \d+: no such machine"):
         host.rsync(str(tmp_path), "/srv/a", ["-a"], _timeout=2.5)
     text = (short_folder / "words").read_text()
     assert text.startswith("run|-m|web|-u|o'brien|--timeout|2500ms|sh|-c|cd 2>/dev/null || cd /; rsync --server ")
@@ -60,8 +59,8 @@ def test_what_it_starts(
 
 @needs_rsync
 @pytest.mark.needs_daemon
-def test_a_folder_through_pyinfra(real: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operation itself, with a stranger's bytes and names, and a second time for what changed and what went."""
+def test_rsync_copies_a_directory_and_updates_it(real: RealDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With unusual names and bytes."""
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)
     content = bytes(range(256)) * 5000
@@ -85,4 +84,4 @@ def test_a_folder_through_pyinfra(real: RealDaemon, tmp_path: Path, monkeypatch:
     assert target.bytes_of("rsynced/sub/binary") == b"short"
     assert target.inside("ls rsynced").split() == ["run.sh", "sub"]
     said = target.pyinfra("@orbstack/web", "files.rsync", f"{tree}/", "none/there/x", code=1)
-    assert "rsync ended with 11: " in said
+    assert "rsync exited with 11: " in said

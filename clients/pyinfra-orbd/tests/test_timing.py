@@ -1,4 +1,4 @@
-"""The deploy's timing report, and the timing of one's own code."""
+"""Timing reports of deploys, and timing of the user's own code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from target import Target
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[RealDaemon]:
-    """Two machines behind an ``orbctl`` that takes 50 ms for a command, and runs one command a machine at a time."""
+    """Two machines; each command takes 50 ms."""
     with temporary_daemon(isolation="dir", latency="0,run=50,start=100,stop=100") as daemon:
         daemon.create("web", "db")
         yield daemon
@@ -33,7 +33,7 @@ def world() -> Iterator[RealDaemon]:
 
 @pytest.fixture
 def daemon(world: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
-    """The daemon, where the environment says that it is."""
+    """The daemon, at the socket that the environment names."""
     monkeypatch.setenv("ORBD_SOCKET", str(world.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield world
@@ -54,22 +54,24 @@ DEPLOY = """
 
 @pytest.mark.needs_daemon
 class TestReport:
-    """What PyInfra measured and what the daemon recorded, together."""
+    """Reports that combine PyInfra's times with the daemon's records."""
 
     @pytest.fixture
     def deployed(self, daemon: RealDaemon, tmp_path: Path) -> tuple[str, dict[str, Any], list[dict[str, str]]]:
-        """What a deploy said on screen, as JSON and as CSV."""
+        """Output, JSON and CSV of a deploy's report."""
         (tmp_path / "deploy.py").write_text(textwrap.dedent(DEPLOY))
         target = Target({"ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}, lambda command: "", tmp_path)
         said = target.pyinfra("@orbstack", "deploy.py")
         table = list(csv.DictReader(io.StringIO((tmp_path / "timing.csv").read_text())))
         return said, json.loads((tmp_path / "timing.json").read_text()), table
 
-    def test_everything(self, deployed: tuple[str, dict[str, Any], list[dict[str, str]]]) -> None:
-        """Each operation on each host with its calls, those of other machines with the host that asked for them."""
-        said, told, table = deployed
-        assert (told["version"], told["problem"]) == (1, None)
-        steps = {(step["operation"], step["host"]): step for step in told["steps"]}
+    def test_report_assigns_all_calls_to_operations_and_hosts(
+        self, deployed: tuple[str, dict[str, Any], list[dict[str, str]]]
+    ) -> None:
+        """A call on another machine belongs to the host whose operation made it."""
+        said, report, table = deployed
+        assert (report["version"], report["problem"]) == (1, None)
+        steps = {(step["operation"], step["host"]): step for step in report["steps"]}
         for host in ("web", "db"):
             step = steps["Twice", host]
             assert (step["outcome"], step["calls"]) == ("changed", 2)
@@ -80,18 +82,18 @@ class TestReport:
         (restart,) = [step for (operation, _), step in steps.items() if operation == "Restart db"]
         assert (restart["outcome"], restart["calls"]) == ("changed", 1)
         assert restart["run_s"] > 0
-        assert [total["name"] for total in told["operations"]] == ["1. Twice", "2. Never", "3. Restart db"]
-        assert {total["name"]: total["calls"] for total in told["hosts"]} == {
-            host: sum(step["calls"] for step in told["steps"] if step["host"] == host) for host in ("db", "web")
+        assert [total["name"] for total in report["operations"]] == ["1. Twice", "2. Never", "3. Restart db"]
+        assert {total["name"]: total["calls"] for total in report["hosts"]} == {
+            host: sum(step["calls"] for step in report["steps"] if step["host"] == host) for host in ("db", "web")
         }
-        assert [{**row} for row in table] == [{key: str(value) for key, value in step.items()} for step in told["steps"]]
+        assert [{**row} for row in table] == [{key: str(value) for key, value in step.items()} for step in report["steps"]]
 
         assert "--> Timing: 2 hosts, 3 operations" in said
         assert said.count("--> Timing") == 1
         assert "1. Twice" in said
 
-    def test_in_the_api(self, daemon: RealDaemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        """A program adds it to its own state; hosts that wait for one machine wait in the queue, and the report says so."""
+    def test_report_works_through_the_api(self, daemon: RealDaemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """Two hosts share a machine here."""
         with playing(("@orbstack/web", {}), ("@orbstack/db", {"vm_name": "web"})) as state:
             report = timing.report(state=state, screen=False)
             assert timing.report(state=state) is report
@@ -102,8 +104,7 @@ class TestReport:
         assert sum(step["calls"] for step in steps) == 2
         assert "Timing" not in capfd.readouterr().err
 
-    def test_a_failed_operation(self, daemon: RealDaemon) -> None:
-        """It took time too."""
+    def test_report_includes_failed_operations(self, daemon: RealDaemon) -> None:
         with playing("@orbstack/web") as state:
             report = timing.report(state=state, screen=False)
             add_op(state, server.shell, name="Fail", commands=["false"], _ignore_errors=True)
@@ -111,63 +112,57 @@ class TestReport:
         (step,) = report.steps(state)
         assert (step["outcome"], step["calls"]) == ("failed", 1)
 
-    def test_without_the_daemon(self, daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-        """PyInfra's half is told all the same, and what is missing."""
+    def test_report_without_the_daemon_has_pyinfras_times_and_the_problem(
+        self, daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with playing("@orbstack/web") as state:
             report = timing.report(state=state, screen=False)
             add_op(state, server.shell, commands=["true"])
             run_ops(state)
-            monkeypatch.setenv("ORBD_SOCKET", "/tmp/orbd-nobody-listens")
+            monkeypatch.setenv("ORBD_SOCKET", "/tmp/orbd-missing.sock")
         assert report.problem is not None
         assert "orbd-ctl daemon start" in report.problem
         assert report.steps(state)[0]["took_s"] > 0
-        assert any("cannot be had" in line for line in report.lines(state))
+        assert any("cannot read the daemon's records" in line for line in report.lines(state))
 
-    def test_a_file_that_cannot_be_written(self, daemon: RealDaemon, tmp_path: Path) -> None:
-        """It does not cost the deploy its end."""
+    def test_unwritable_report_file_does_not_fail_the_deploy(self, daemon: RealDaemon, tmp_path: Path) -> None:
         with playing("@orbstack/web") as state:
             timing.report(state=state, screen=False, json=str(tmp_path / "none" / "file"))
             add_op(state, server.shell, commands=["true"])
             run_ops(state)
 
-    def test_nothing_was_done(self, daemon: RealDaemon, capfd: pytest.CaptureFixture[str]) -> None:
-        """Nothing is reported."""
+    def test_no_report_without_operations(self, daemon: RealDaemon, capfd: pytest.CaptureFixture[str]) -> None:
         with playing("@orbstack/web") as state:
             timing.report(state=state)
         assert "Timing" not in capfd.readouterr().err
 
 
-def test_csv_has_a_head() -> None:
-    """Also without a row."""
+def test_csv_has_a_header_without_rows() -> None:
     file = io.StringIO()
     timing.write_csv([], file)
     assert file.getvalue() == "order,operation,host,outcome,took_s,wait_s,run_s,calls\r\n"
 
 
 class TestTimed:
-    """The timing of one's own code."""
+    """Timing of the user's own code."""
 
     @pytest.fixture(autouse=True)
     def _log(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "pyinfra_orbd.timing")
 
-    def test_a_block(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Its beginning and its end."""
+    def test_timed_operation_logs_start_and_end(self, caplog: pytest.LogCaptureFixture) -> None:
         with timing.timed_operation("work"):
             pass
         begun, completed = caplog.messages
         assert begun == "Starting work"
         assert re.fullmatch(r"Completed work in \d+\.\d\ds", completed)
 
-    def test_a_block_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
-        """It is not told as completed."""
+    def test_timed_operation_logs_a_failure(self, caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises(ValueError, match="why"), timing.timed_operation("work"):
             raise ValueError("why")
         assert caplog.messages == ["Starting work", "Failed work after 0.00s: why"]
 
-    def test_functions(self, caplog: pytest.LogCaptureFixture) -> None:
-        """With a name of its own, without one, and without brackets."""
-
+    def test_timed_works_with_and_without_a_name_and_parentheses(self, caplog: pytest.LogCaptureFixture) -> None:
         @timing.timed
         def plain(value: int) -> int:
             return value
@@ -188,8 +183,7 @@ class TestTimed:
         ]
         assert plain.__name__ == "plain"
 
-    def test_logging(self) -> None:
-        """One handler, on our own logger, however often it is asked for."""
+    def test_configure_logging_adds_one_handler_to_its_own_logger(self) -> None:
         logger = logging.getLogger("pyinfra_orbd.timing")
         root = list(logging.getLogger().handlers)
         before = list(logger.handlers)

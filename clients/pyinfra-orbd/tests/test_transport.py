@@ -1,4 +1,4 @@
-"""Connections: framing, the pool, what happens when either side goes away."""
+"""Connections: framing, the pool, and disconnects on either side."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def echo(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
     return {"text": str(params)}
 
 
-def test_says_hello_once_per_connection(daemon: FakeDaemon, client: Client) -> None:
-    """The daemon learns name and protocol before anything else, and only once."""
+def test_connection_sends_one_hello_first(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.ssh"] = echo
     client.machine_ssh()
     client.machine_ssh()
@@ -34,18 +33,15 @@ def test_says_hello_once_per_connection(daemon: FakeDaemon, client: Client) -> N
     assert daemon.requests[0][1] == {"client": "test", "protocol": 1}
 
 
-@pytest.mark.parametrize(("protocol", "mend"), [(2, "pip install --upgrade pyinfra-orbd"), (0, "orbd-ctl daemon restart")])
-def test_refuses_another_protocol(daemon: FakeDaemon, client: Client, protocol: int, mend: str) -> None:
-    """A daemon of another protocol is named with both versions and the command that mends it, and the connection is closed."""
+@pytest.mark.parametrize(("protocol", "fix"), [(2, "pip install --upgrade pyinfra-orbd"), (0, "orbd-ctl daemon restart")])
+def test_other_protocol_version_is_an_error_with_the_fix(daemon: FakeDaemon, client: Client, protocol: int, fix: str) -> None:
     daemon.handlers["daemon.hello"] = lambda peer, params: {**HELLO, "protocol": protocol}
-    expected = rf"orbd 0.0.0-fake speaks protocol {protocol}, this pyinfra-orbd \S+ speaks protocol 1; .*{mend}"
+    expected = rf"orbd 0.0.0-fake speaks protocol {protocol}, pyinfra-orbd \S+ speaks protocol 1; .*{fix}"
     with pytest.raises(errors.ProtocolMismatch, match=expected):
         client.machine_ssh()
 
 
-def test_is_refused_for_its_protocol(daemon: FakeDaemon, client: Client) -> None:
-    """A daemon that refuses ours is asked who it is, so that the message names both versions all the same."""
-
+def test_refused_hello_reports_the_daemons_version_from_daemon_info(daemon: FakeDaemon, client: Client) -> None:
     def refuse(peer: Peer, params: dict[str, Any]) -> None:
         raise Failure("protocol_mismatch", "no", 1003)
 
@@ -55,21 +51,18 @@ def test_is_refused_for_its_protocol(daemon: FakeDaemon, client: Client) -> None
         client.machine_ssh()
 
 
-def test_a_daemon_of_another_age(daemon: FakeDaemon, client: Client) -> None:
-    """One that does not know our hello is told as what it is, and not by the first thing that it stumbles on."""
-
+def test_daemon_without_hello_is_a_protocol_mismatch(daemon: FakeDaemon, client: Client) -> None:
     def refuse(peer: Peer, params: dict[str, Any]) -> None:
         raise Failure("method_not_found", "no method daemon.hello", -32601)
 
     daemon.handlers["daemon.hello"] = refuse
     with pytest.raises(
-        errors.ProtocolMismatch, match=r"protocol 1 \(no method daemon.hello\): upgrade the older.*daemon restart"
+        errors.ProtocolMismatch, match=r"protocol 1 \(no method daemon.hello\); upgrade the older.*daemon restart"
     ):
         client.machine_ssh()
 
 
-def test_something_that_is_not_orbd(short_folder: Path) -> None:
-    """Whoever else listens there is not taken for a daemon that is ill."""
+def test_server_that_is_not_orbd_is_a_protocol_violation(short_folder: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(short_folder / "s"))
     listener.listen()
@@ -87,9 +80,7 @@ def test_something_that_is_not_orbd(short_folder: Path) -> None:
     thread.join()
 
 
-def test_an_error_is_an_exception_of_its_kind(daemon: FakeDaemon, client: Client) -> None:
-    """The exception carries what the daemon told, and the connection is used again."""
-
+def test_error_answer_raises_its_class_and_keeps_the_connection(daemon: FakeDaemon, client: Client) -> None:
     def refuse(peer: Peer, params: dict[str, Any]) -> None:
         raise Failure("machine_not_found", "machine not found: 'x'", 2001, machine="x")
 
@@ -110,19 +101,18 @@ def test_an_error_is_an_exception_of_its_kind(daemon: FakeDaemon, client: Client
         ("deadline_exceeded", "running", errors.RunTimeout),
         ("queue_full", None, errors.QueueFull),
         ("outcome_unknown", None, errors.OutcomeUnknown),
-        ("a_kind_of_tomorrow", None, errors.RequestFailed),
+        ("a_future_kind", None, errors.RequestFailed),
     ],
 )
-def test_kinds_become_classes(kind: str, phase: str | None, cls: type[errors.RequestFailed]) -> None:
-    """Each kind has its class; one that is not known yet has the common one."""
+def test_each_error_kind_has_its_class(kind: str, phase: str | None, cls: type[errors.RequestFailed]) -> None:
+    """An unknown kind becomes ``RequestFailed``."""
     error = error_from_wire({"code": 1, "message": "m", "data": {"kind": kind, "phase": phase}})
     assert type(error) is cls
     assert isinstance(error, OSError)
     assert isinstance(error, TimeoutError) is (cls is errors.RunTimeout)
 
 
-def test_every_class_of_the_tree_is_drawn() -> None:
-    """The picture at the top of the module shows all classes and no others."""
+def test_error_module_docstring_shows_all_classes() -> None:
     assert errors.__doc__ is not None
     drawn = {word for word in errors.__doc__.replace("─", " ").split() if word in vars(errors)}
     classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, OSError)}
@@ -130,8 +120,8 @@ def test_every_class_of_the_tree_is_drawn() -> None:
     assert classes == set(errors.__all__) - {"error_from_wire"}
 
 
-def test_the_connection_used_last_is_used_next(daemon: FakeDaemon, client: Client) -> None:
-    """The pool is a stack, so that a burst does not keep all its connections warm."""
+def test_pool_reuses_the_most_recent_connection(daemon: FakeDaemon, client: Client) -> None:
+    """So connections of a burst become idle and are not all kept in use."""
     first, second = client._pool.take(), client._pool.take()
     client._pool.give(first)
     client._pool.give(second)
@@ -141,8 +131,7 @@ def test_the_connection_used_last_is_used_next(daemon: FakeDaemon, client: Clien
     second.close()
 
 
-def test_a_connection_closed_by_the_daemon_is_not_used(daemon: FakeDaemon, client: Client) -> None:
-    """A restart of the daemon between two calls is not the second call's trouble."""
+def test_pool_replaces_a_connection_closed_by_the_daemon(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.ssh"] = echo
     client.machine_ssh()
     daemon.hang_up()
@@ -151,9 +140,7 @@ def test_a_connection_closed_by_the_daemon_is_not_used(daemon: FakeDaemon, clien
     assert daemon.accepted == 2
 
 
-def test_a_daemon_that_dies_during_a_call(daemon: FakeDaemon, client: Client) -> None:
-    """It is a ConnectionError, raised at once; the call is not made a second time."""
-
+def test_daemon_that_dies_during_a_call_raises_and_the_call_is_not_retried(daemon: FakeDaemon, client: Client) -> None:
     def die(peer: Peer, params: dict[str, Any]) -> None:
         raise Hangup
 
@@ -169,8 +156,8 @@ def closing(requests_read: int) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "method": "daemon.closing", "params": {"requests_read": requests_read}}
 
 
-def test_a_request_that_an_upgraded_daemon_did_not_read_is_sent_again(daemon: FakeDaemon, client: Client) -> None:
-    """The old daemon read the hello alone, so the next instance gets the request, after a hello of its own."""
+def test_request_unread_by_an_upgraded_daemon_is_sent_again(daemon: FakeDaemon, client: Client) -> None:
+    """After a new hello."""
 
     def close_once(peer: Peer, params: dict[str, Any]) -> Any:
         if daemon.methods() == ["machine.ssh"]:
@@ -184,8 +171,8 @@ def test_a_request_that_an_upgraded_daemon_did_not_read_is_sent_again(daemon: Fa
     assert daemon.accepted == 2
 
 
-def test_a_request_that_an_upgraded_daemon_read_is_not_sent_again(daemon: FakeDaemon, client: Client) -> None:
-    """It may have been carried out."""
+def test_request_read_by_an_upgraded_daemon_is_not_sent_again(daemon: FakeDaemon, client: Client) -> None:
+    """It may have taken effect."""
 
     def close(peer: Peer, params: dict[str, Any]) -> Any:
         peer.send(closing(2))
@@ -197,9 +184,7 @@ def test_a_request_that_an_upgraded_daemon_read_is_not_sent_again(daemon: FakeDa
     assert daemon.methods() == ["machine.start"]
 
 
-def test_a_request_is_not_sent_again_for_ever(daemon: FakeDaemon, client: Client) -> None:
-    """A daemon that closes every connection is given up."""
-
+def test_request_is_sent_again_at_most_three_times(daemon: FakeDaemon, client: Client) -> None:
     def close(peer: Peer, params: dict[str, Any]) -> Any:
         peer.send(closing(1))
         raise Hangup
@@ -210,9 +195,7 @@ def test_a_request_is_not_sent_again_for_ever(daemon: FakeDaemon, client: Client
     assert daemon.methods() == ["machine.ssh"] * 4
 
 
-def test_half_a_line_is_no_answer(daemon: FakeDaemon, client: Client) -> None:
-    """A daemon that dies while it writes has not answered."""
-
+def test_incomplete_line_is_daemon_gone(daemon: FakeDaemon, client: Client) -> None:
     def half(peer: Peer, params: dict[str, Any]) -> None:
         peer.send_raw(b'{"jsonrpc":"2.0","id":2,"resu')
         raise Hangup
@@ -222,16 +205,15 @@ def test_half_a_line_is_no_answer(daemon: FakeDaemon, client: Client) -> None:
         client.machine_ssh()
 
 
-def test_a_line_that_is_not_json(daemon: FakeDaemon, client: Client) -> None:
-    """Nonsense is told as such, and its connection is not used again."""
+def test_invalid_json_is_a_protocol_violation_and_closes_the_connection(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.ssh"] = lambda peer, params: peer.send_raw(b"what?\n")
     with pytest.raises(errors.ProtocolViolation, match="not JSON"):
         client.machine_ssh()
     assert client._pool._idle_here() == []
 
 
-def test_an_error_without_an_id_answers_the_only_request(daemon: FakeDaemon, client: Client) -> None:
-    """A request that the daemon could not read is answered without its id."""
+def test_error_without_an_id_answers_the_current_request(daemon: FakeDaemon, client: Client) -> None:
+    """The daemon could not parse the request."""
 
     def unreadable(peer: Peer, params: dict[str, Any]) -> None:
         peer.send({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "too long"}})
@@ -242,8 +224,8 @@ def test_an_error_without_an_id_answers_the_only_request(daemon: FakeDaemon, cli
         client.machine_ssh()
 
 
-def test_what_is_not_unicode_cannot_be_said(daemon: FakeDaemon, client: Client) -> None:
-    """JSON has no lone surrogates; the connection stays good."""
+def test_invalid_unicode_is_rejected_and_keeps_the_connection(daemon: FakeDaemon, client: Client) -> None:
+    """JSON has no lone surrogates."""
     daemon.handlers["machine.ssh"] = echo
     with pytest.raises(errors.InvalidParams, match="not valid Unicode"):
         client.machine_run("web", ["ls", "caf\udce9"])
@@ -251,8 +233,8 @@ def test_what_is_not_unicode_cannot_be_said(daemon: FakeDaemon, client: Client) 
     assert daemon.accepted == 1
 
 
-def test_an_interrupted_call_throws_its_connection_away(daemon: FakeDaemon, client: Client) -> None:
-    """The late answer of an interrupted call must never become the answer of the next."""
+def test_interrupted_call_closes_its_connection(daemon: FakeDaemon, client: Client) -> None:
+    """Its late answer must not become the answer of the next call."""
     import gevent
 
     released = threading.Event()
@@ -266,7 +248,7 @@ def test_an_interrupted_call_throws_its_connection_away(daemon: FakeDaemon, clie
     gevent.get_hub()
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
         client.machine_logs("web")
-    # The daemon sees the hang-up while it still works on the answer, and can stop it.
+    # The daemon sees the disconnect while it still works on the answer, and can stop.
     wait_until(lambda: not daemon.peers)
     released.set()
     assert client.machine_ssh() == "mine"
@@ -274,9 +256,11 @@ def test_an_interrupted_call_throws_its_connection_away(daemon: FakeDaemon, clie
 
 
 @pytest.mark.parametrize("when", ["call", "hello"])
-@pytest.mark.parametrize("thrown", [TimeoutError, TimeoutError("mine")], ids=["bare", "with words"])
-def test_a_limit_of_the_callers_own(when: str, thrown: Any, daemon: FakeDaemon, client: Client) -> None:
-    """``gevent.Timeout`` that throws a ``TimeoutError``, as PyInfra's does, is not taken for a daemon that is silent."""
+@pytest.mark.parametrize("thrown", [TimeoutError, TimeoutError("mine")], ids=["bare", "with message"])
+def test_timeout_error_of_the_callers_own_limit_is_not_converted(
+    when: str, thrown: Any, daemon: FakeDaemon, client: Client
+) -> None:
+    """PyInfra throws a ``TimeoutError`` with ``gevent.Timeout``."""
     import gevent
 
     released = threading.Event()
@@ -295,8 +279,9 @@ def test_a_limit_of_the_callers_own(when: str, thrown: Any, daemon: FakeDaemon, 
 
 
 @pytest.mark.parametrize("is_cooperative", [False, True], ids=["plain", "hub"])
-def test_a_daemon_that_says_nothing(is_cooperative: bool, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes the connection but never answers the hello is told as such."""
+def test_daemon_that_does_not_answer_hello_is_daemon_gone(
+    is_cooperative: bool, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     released = threading.Event()
     daemon.handlers["daemon.hello"] = lambda peer, params: {} if released.wait(10) else None
     monkeypatch.setattr(_transport, "CONNECT_TIMEOUT", 0.05)
@@ -310,8 +295,8 @@ def test_a_daemon_that_says_nothing(is_cooperative: bool, daemon: FakeDaemon, mo
     released.set()
 
 
-def test_leaving_a_subscription_early_closes_its_connection(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
-    """That is how a command is stopped."""
+def test_closing_a_subscription_early_closes_its_connection(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
+    """Clients stop a command like this."""
     events = client.machine_run_follow("web", ["sh", "-c", "echo on; exec sleep 30"])
     for event in events:
         if type(event).__name__ == "Chunk":
@@ -321,21 +306,22 @@ def test_leaving_a_subscription_early_closes_its_connection(daemon: FakeDaemon, 
     assert client._pool._idle_here() == []
 
 
-def test_a_finished_subscription_gives_its_connection_back(machines: ShellMachines, daemon: FakeDaemon, client: Client) -> None:
-    """Whether the command read its input to the end or not."""
+def test_finished_subscription_returns_its_connections_to_the_pool(
+    machines: ShellMachines, daemon: FakeDaemon, client: Client
+) -> None:
+    """Whether the command read all of its input or not."""
     for command in ("cat >/dev/null", "exec <&-; true", "head -c 10"):
         events = list(client.machine_run_follow("web", ["sh", "-c", command], stdin=b"x" * (3 << 20)))
         assert type(events[-1]).__name__ == "Ended"
-    # The second one carried the input.
+    # The second connection carried the input.
     assert daemon.accepted == 2
     assert len(client._pool._idle_here()) == 2
     client.machine_list()
 
 
-def test_leaving_in_the_middle_of_the_input_closes_both_connections(
+def test_closing_a_subscription_during_input_closes_both_connections(
     daemon: FakeDaemon, machines: ShellMachines, client: Client
 ) -> None:
-    """A piece that nobody reads is under way."""
     events = client.machine_run_follow("web", ["sh", "-c", "sleep 0.2; echo on; exec sleep 30"], stdin=b"x" * (3 << 20))
     for event in events:
         if type(event).__name__ == "Chunk":
@@ -346,9 +332,7 @@ def test_leaving_in_the_middle_of_the_input_closes_both_connections(
     wait_until(lambda: daemon.peers == [])
 
 
-def test_input_that_is_refused_is_an_error(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
-    """And the command, which would have read half of it, is stopped."""
-
+def test_refused_input_raises_and_stops_the_command(daemon: FakeDaemon, machines: ShellMachines, client: Client) -> None:
     def refuse(peer: Peer, params: dict[str, Any]) -> Any:
         raise Failure("internal", "no memory", -32603)
 
@@ -359,8 +343,7 @@ def test_input_that_is_refused_is_an_error(daemon: FakeDaemon, machines: ShellMa
     assert client._pool._idle_here() == []
 
 
-def test_output_without_end_does_not_keep_input_waiting(machines: ShellMachines, client: Client) -> None:
-    """There is always an event to read, and the input gets through all the same."""
+def test_continuous_output_does_not_block_input(machines: ShellMachines, client: Client) -> None:
     script = "yes >&2 & count=$(wc -c); kill $!; echo $count"
     out = b""
     for event in client.machine_run_follow("web", ["sh", "-c", script], stdin=b"x" * (3 << 20), run_timeout_ms=30_000):
@@ -369,16 +352,16 @@ def test_output_without_end_does_not_keep_input_waiting(machines: ShellMachines,
     assert out == b"%d\n" % (3 << 20)
 
 
-def test_an_answer_to_input_that_never_comes(
+def test_missing_answer_to_input_does_not_delay_the_end(
     daemon: FakeDaemon, machines: ShellMachines, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command has ended, so nobody waits for long; the connection is not used again."""
+    """The connection is closed."""
     monkeypatch.setattr(_client, "FEED_GRACE", 0.1)
     real = daemon.handlers["job.input"]
 
     def silent(peer: Peer, params: dict[str, Any]) -> Any:
         answer = real(peer, params)
-        if params.get("end"):
+        if params.get("eof"):
             time.sleep(2)
         return answer
 
@@ -390,8 +373,8 @@ def test_an_answer_to_input_that_never_comes(
     assert len(client._pool._idle_here()) == 1
 
 
-def test_a_failing_source_stops_the_command(machines: ShellMachines, client: Client) -> None:
-    """What reads our input must not take its early end for its end."""
+def test_failing_input_source_stops_the_command(machines: ShellMachines, client: Client) -> None:
+    """The command must not take the truncated input for all of it."""
 
     def pieces() -> Iterator[bytes]:
         yield b"half"
@@ -402,8 +385,7 @@ def test_a_failing_source_stops_the_command(machines: ShellMachines, client: Cli
     wait_until(lambda: machines.running() == 0)
 
 
-def test_a_child_does_not_speak_on_its_parents_connection(daemon: FakeDaemon, client: Client) -> None:
-    """After a fork the child opens its own."""
+def test_forked_child_does_not_use_inherited_connections(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.ssh"] = echo
     client.machine_ssh()
     inherited = client._pool._idle_here()
@@ -414,8 +396,8 @@ def test_a_child_does_not_speak_on_its_parents_connection(daemon: FakeDaemon, cl
     inherited.pop().close()
 
 
-def test_a_child_of_a_fork_has_a_fresh_pool(daemon: FakeDaemon, machines: ShellMachines) -> None:
-    """Also one that was made in the middle of a call: what it was given back is closed, not kept, and its parent goes on."""
+def test_forked_child_has_a_new_pool_and_the_parent_keeps_its_own(daemon: FakeDaemon, machines: ShellMachines) -> None:
+    """Also if the fork happens during a call."""
     script = """
         import os, sys
         from orbd import Client
@@ -445,20 +427,21 @@ def test_a_child_of_a_fork_has_a_fresh_pool(daemon: FakeDaemon, machines: ShellM
     )
     assert done.stderr == ""
     assert sorted(done.stdout.splitlines()) == ["a", "b", "child 0 2", "parent 1 2"]
-    # List, events, the child's own.
+    # One for the list, one for the events, one of the child.
     assert daemon.accepted == 3
 
 
-def test_the_end_of_the_interpreter_is_quiet(daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that outlives gevent's own modules says nothing; any other time a failure to close is told."""
+def test_close_errors_are_ignored_only_at_interpreter_shutdown(
+    daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection = client._pool.take()
     real = connection._socket
 
-    class TakenApart:
+    class BrokenSocket:
         def close(self) -> None:
             raise TypeError("'NoneType' object is not callable")
 
-    connection._socket = TakenApart()
+    connection._socket = BrokenSocket()
     with pytest.raises(TypeError):
         connection.__del__()
     monkeypatch.setattr(_transport.Connection, "_is_finalizing", lambda self: True)
@@ -467,8 +450,7 @@ def test_the_end_of_the_interpreter_is_quiet(daemon: FakeDaemon, client: Client,
     connection.close()
 
 
-def test_threads_do_not_share_a_call(daemon: FakeDaemon, client: Client) -> None:
-    """Each thread gets its own answers."""
+def test_threads_get_their_own_answers(daemon: FakeDaemon, client: Client) -> None:
     daemon.handlers["machine.logs"] = lambda peer, params: {"text": params["machine"]}
     wrong: list[str] = []
 
@@ -485,21 +467,20 @@ def test_threads_do_not_share_a_call(daemon: FakeDaemon, client: Client) -> None
 
 
 @pytest.mark.parametrize("no", ["0", "off", "False"])
-def test_no_daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch, no: str) -> None:
-    """The message says what to do."""
+def test_missing_daemon_error_has_the_start_command(short_folder: Path, monkeypatch: pytest.MonkeyPatch, no: str) -> None:
     monkeypatch.setenv("ORBD_AUTOSTART", no)
-    with pytest.raises(errors.DaemonNotRunning, match=r"start it with `orbd-ctl daemon start`.*ORBD_AUTOSTART forbids"):
+    with pytest.raises(
+        errors.DaemonNotRunning, match=r"start it with `orbd-ctl daemon start`.*ORBD_AUTOSTART turns starting on demand off"
+    ):
         Client(str(short_folder / "none")).machine_list()
 
 
-def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    """The system's limit is told with the path."""
+def test_socket_path_that_is_too_long_is_reported(tmp_path: Path) -> None:
     with pytest.raises(errors.DaemonUnavailable, match=r"cannot connect to orbd on .*too long"):
         Client(str(tmp_path / ("x" * 200))).machine_list()
 
 
-def test_the_daemon_is_started_on_demand(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing socket starts the daemon once, and the call is made."""
+def test_missing_daemon_is_started_once_on_demand(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = short_folder / "orbd.sock"
     fake_ctl(short_folder, f'echo "$@" >>{short_folder}/calls; while ! [ -S {path} ]; do sleep 0.01; done', monkeypatch)
     started: list[FakeDaemon] = []
@@ -512,23 +493,20 @@ def test_the_daemon_is_started_on_demand(short_folder: Path, monkeypatch: pytest
     started[0].close()
 
 
-def test_a_start_that_fails_says_why(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``orbd-ctl`` printed is part of the message."""
+def test_failed_start_reports_the_output_of_orbd_ctl(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ctl(short_folder, "echo 'no room on disk' >&2; exit 3", monkeypatch)
-    with pytest.raises(errors.DaemonNotRunning, match="ended with 3: no room on disk"):
+    with pytest.raises(errors.DaemonNotRunning, match="exited with 3: no room on disk"):
         Client(str(short_folder / "orbd.sock")).machine_list()
 
 
-def test_orbd_ctl_is_missing(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So is that it is not installed."""
+def test_missing_orbd_ctl_is_reported(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(short_folder))
     monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
     with pytest.raises(errors.DaemonNotRunning, match="orbd-ctl: No such file"):
         Client(str(short_folder / "orbd.sock")).machine_list()
 
 
-def test_the_socket_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same literal path on every platform."""
+def test_socket_path_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORBD_SOCKET", "/x/y")
     assert _transport.socket_path() == "/x/y"
     monkeypatch.delenv("ORBD_SOCKET")
@@ -537,8 +515,8 @@ def test_the_socket_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatc
 
 
 def wait_until(condition: Any, seconds: float = 5.0) -> None:
-    """Waits for what other threads do."""
+    """Polls a condition that other threads change."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.005)

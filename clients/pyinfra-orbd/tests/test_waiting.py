@@ -1,4 +1,4 @@
-"""What a call waits for is said while it waits, and a limit that passes is reported as one; against a real daemon."""
+"""Notices about waiting calls, and timeouts of waiting calls."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from orbd import Client, _ctl, _transport, models
 from pyinfra_orbd import _waiting
-from pyinfra_orbd._stale import TellingClient
+from pyinfra_orbd._staleness import StalenessWarningClient
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
 PATIENCE = 30.0
-"""Seconds after which something that was to happen has not."""
+"""Seconds until a test fails because an expected event did not happen."""
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def other(real: RealDaemon) -> Iterator[Client]:
 
 @pytest.fixture
 def notices(monkeypatch: pytest.MonkeyPatch) -> Queue[str]:
-    """Where notices arrive, soon."""
+    """A queue of notices, with a short notice interval."""
     for module in (_transport, _ctl):
         monkeypatch.setattr(module, "WAIT_INTERVAL", 0.02)
     return Queue()
 
 
 class Background(threading.Thread):
-    """A call beside the test."""
+    """A call on another thread."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -68,16 +68,15 @@ class Background(threading.Thread):
         (models.WaitingFor(kind="job", job_id=7), "waiting for job 7 (another client, 0 s)"),
         (models.WaitingFor(kind="limit", limit="exec_max"), "waiting: exec_max is reached"),
         (models.WaitingFor(kind="paused"), "waiting: the queue is paused; `orbd-ctl queue resume` continues it"),
-        (models.WaitingFor(kind="sick", reason="it hangs"), "waiting: orbctl is unhealthy: it hangs"),
+        (models.WaitingFor(kind="unhealthy", reason="it hangs"), "waiting: orbctl is unhealthy: it hangs"),
     ],
 )
-def test_each_reason_to_wait_is_one_line(waiting: models.WaitingFor, text: str) -> None:
-    """The one in the way is named with its client and age."""
+def test_notice_describes_each_reason_to_wait(waiting: models.WaitingFor, text: str) -> None:
     assert _waiting.reason(waiting) == text
 
 
-def test_the_same_reason_is_said_once() -> None:
-    """An older blocker is the same blocker; another one is said again."""
+def test_same_reason_is_reported_once() -> None:
+    """A blocker's greater age is not a new reason; another blocker is."""
     said: list[str] = []
     notice = _waiting.WaitNotice(said.append)
     for job_id, age_ms in [(7, 2000), (7, 4000), (8, 100)]:
@@ -86,20 +85,19 @@ def test_the_same_reason_is_said_once() -> None:
 
 
 @pytest.fixture
-def client(real: RealDaemon, notices: Queue[str]) -> Iterator[TellingClient]:
+def client(real: RealDaemon, notices: Queue[str]) -> Iterator[StalenessWarningClient]:
     """A client that reports what it waits for."""
-    with TellingClient(str(real.socket)) as client:
-        yield client.telling(notices.put)
+    with StalenessWarningClient(str(real.socket)) as client:
+        yield client.with_notices(notices.put)
 
 
 @pytest.mark.needs_daemon
 class TestNotices:
     """Calls that wait in a real queue."""
 
-    def test_a_change_names_the_command_in_its_way(
-        self, real: RealDaemon, other: Client, client: TellingClient, notices: Queue[str]
+    def test_waiting_change_names_the_blocking_command(
+        self, real: RealDaemon, other: Client, client: StalenessWarningClient, notices: Queue[str]
     ) -> None:
-        """Until that command ends, and then the change is done."""
         command = ["sh", "-c", "rm -f go; until [ -e go ]; do sleep 0.05; done"]
         other.call("machine.run", {"machine": "web", "command": command, "detach": True})
         restart = Background(lambda: client.machine_restart("web"))
@@ -107,8 +105,10 @@ class TestNotices:
         real.inside("web", "sh", "-c", "touch ~/go")
         assert isinstance(restart.result(), models.Change)
 
-    def test_a_command_says_that_the_queue_is_paused(self, other: Client, client: TellingClient, notices: Queue[str]) -> None:
-        """It runs when the pause is over; a call on a connection from the pool is answered as before."""
+    def test_waiting_command_reports_a_paused_queue(
+        self, other: Client, client: StalenessWarningClient, notices: Queue[str]
+    ) -> None:
+        """Later calls on the pooled connection work as usual."""
         other.queue_pause("web")
         try:
             run = Background(lambda: client.machine_run("web", ["echo", "done"]))
@@ -120,16 +120,15 @@ class TestNotices:
         assert answer.exit_code == 0
         assert client.machine_run("web", ["true"]).exit_code == 0
 
-    def test_an_export_that_waits_says_so_too(
+    def test_waiting_export_reports_through_the_process_group_of_orbd_ctl(
         self,
         real: RealDaemon,
         other: Client,
-        client: TellingClient,
+        client: StalenessWarningClient,
         notices: Queue[str],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """It is carried out by ``orbd-ctl``, whose job is found by its process group."""
         for name, value in real.environment.items():
             if name == "PATH" or name.startswith("ORBCTL_SIM_"):
                 monkeypatch.setenv(name, value)
@@ -141,8 +140,8 @@ class TestNotices:
             other.queue_resume("db")
         assert isinstance(export.result(), models.Job)
 
-    def test_pyinfra_shows_it_under_the_hosts_name(self, real: RealDaemon, other: Client, tmp_path: Path) -> None:
-        """With the interval that users have, and without any flag."""
+    def test_pyinfra_prints_the_notice_with_the_hosts_name(self, real: RealDaemon, other: Client, tmp_path: Path) -> None:
+        """With the default interval and verbosity."""
         target = Target({"ORBD_SOCKET": str(real.socket), "ORBD_AUTOSTART": "0"}, str, tmp_path)
         other.queue_pause("web")
         try:
@@ -159,7 +158,7 @@ class TestNotices:
 
 
 @pytest.mark.needs_daemon
-def test_an_export_that_runs_into_timeout_is_reported_as_that(tmp_path: Path) -> None:
+def test_export_timeout_is_reported_as_a_timeout(tmp_path: Path) -> None:
     """Not as a file that cannot be written; and the file does not appear."""
     (tmp_path / "deploy.py").write_text(
         "from pyinfra_orbd.operations import vm_export\n"

@@ -1,7 +1,7 @@
 """The client of orbd, which queues, caches and records every ``orbctl`` of a user.
 
-Importing it loads a few modules of the standard library and nothing else; it needs neither PyInfra nor gevent, and is at home
-under both. :class:`Client` has a method for each of the daemon's; what it returns stands in :mod:`orbd.models`, what it raises in
+Importing it loads only a few modules of the standard library. It needs neither PyInfra nor gevent, and works with both.
+:class:`Client` has one method for each method of the daemon. Return types are in :mod:`orbd.models`, exceptions in
 :mod:`orbd.errors`.
 """
 

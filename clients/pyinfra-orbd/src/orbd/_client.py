@@ -1,6 +1,6 @@
-"""A typed method for each method of the daemon.
+"""One typed method for each method of the daemon.
 
-Owns names and parameters on the wire, nothing else: the daemon queues, caches and keeps time.
+This module only knows the names and parameters on the wire. The daemon queues, caches and enforces limits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
 
     class _Models:
-        """Loads the models when the first answer arrives: making dataclasses costs more than all the rest of the import."""
+        """Imports the models when the first answer arrives, because that takes longer than the rest of the import."""
 
         def __getattr__(self, name):
             from . import models
@@ -35,22 +35,22 @@ else:
     models = _Models()
 
 INLINE_MAX = 1 << 20
-"""Bytes of input that go along with the request; more is sent in pieces while the command runs."""
+"""Maximum bytes of input in the request itself; more is sent in pieces while the command runs."""
 
 PIECE = 256 << 10
-"""Bytes of one piece of input."""
+"""Size of one piece of input in bytes."""
 
 FEED_GRACE = 1.0
-"""Seconds that the last answer to input may come after the command's end; then its connection is closed instead of kept."""
+"""Seconds to wait for the last answer to input after the command's end; after that the connection is closed, not reused."""
 
 
-def _given(**params: Any) -> dict[str, Any]:
-    """Leaves out what the caller did not say, so that the daemon's defaults hold."""
+def _without_unset(**params: Any) -> dict[str, Any]:
+    """Returns the parameters without those that are None or False, so that the daemon's defaults apply."""
     return {name: value for name, value in params.items() if value is not None and value is not False}
 
 
 def _input(data: bytes) -> dict[str, str]:
-    """Puts bytes into a message: as text where they are text, which is a quarter shorter and costs no encoding."""
+    """Returns bytes as they go into a message: as text if they are UTF-8, which is shorter than base64, else as base64."""
     try:
         return {"text": data.decode()}
     except UnicodeDecodeError:
@@ -63,68 +63,68 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 class Client:
-    """Calls to one daemon, from any number of greenlets or threads.
+    """Client of one daemon, for any number of greenlets or threads.
 
-    Parameters that every job takes: ``detach`` answers at once with the job's id,
-    ``queue_timeout_ms`` and ``run_timeout_ms`` limit waiting and running. Left out, the daemon's defaults hold.
+    All methods that create a job accept ``detach``, which returns immediately with the job's id, and ``queue_timeout_ms`` and
+    ``run_timeout_ms``, which limit waiting and running. The daemon's defaults apply to those that are not given.
     """
 
     def __init__(self, path: str | None = None, *, name: str = "pyinfra") -> None:
-        """Connects to nothing yet; ``path`` is the daemon's socket, ``name`` is what the daemon calls us."""
+        """Does not connect yet. ``path`` is the daemon's socket, ``name`` the client's name in the daemon's job list and log."""
         self._pool = Pool(path or socket_path(), name)
 
     @property
     def path(self) -> str:
-        """The daemon's socket."""
+        """Path of the daemon's socket."""
         return self._pool.path
 
     def __enter__(self) -> Self:
-        """Returns itself; leaving closes it."""
+        """Returns the client."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes it."""
+        """Closes the client."""
         self.close()
 
     def close(self) -> None:
-        """Closes connections that are not in use, and each of the others when its call is over.
+        """Closes idle connections now, and each of the others at the end of its call.
 
-        A client that is dropped without it closes them too. A call made afterwards opens a connection for itself.
+        Garbage collection of the client closes them too. A later call opens a connection for itself.
         """
         self._pool.close()
 
     def close_idle(self) -> None:
-        """Closes connections that are not in use; the next call opens a new one."""
+        """Closes idle connections; the next call opens a new one."""
         self._pool.close_idle()
 
     def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
-        """Calls a method by its name on the wire and returns the result as it came."""
+        """Calls a method by its name on the wire and returns the decoded result."""
         with self._pool.borrow() as connection:
             return connection.call(method, params or {})
 
     # daemon
 
     def daemon_info(self) -> models.DaemonInfo:
-        """Tells version, instance, limits and where orbctl is."""
+        """Returns version, instance, limits and the path of orbctl."""
         return models.DaemonInfo.from_wire(self.call("daemon.info"))
 
     def daemon_reload(self) -> models.Reload:
-        """Makes the daemon read its own configuration again, and tells what is in force and what needs a restart."""
+        """Makes the daemon re-read its configuration; returns the values that it applied and those that need a restart."""
         return models.Reload.from_wire(self.call("daemon.reload"))
 
     def daemon_stop(self) -> None:
-        """Stops the daemon in order."""
+        """Shuts the daemon down gracefully."""
         self.call("daemon.stop")
 
     # machine
 
     def machine_list(self, *, max_age_ms: int | None = None) -> models.MachineList:
-        """Lists every machine; ``max_age_ms`` 0 asks orbctl now."""
-        return models.MachineList.from_wire(self.call("machine.list", _given(max_age_ms=max_age_ms)))
+        """Returns all machines. ``max_age_ms=0`` asks orbctl now, here and in the other methods that take it."""
+        return models.MachineList.from_wire(self.call("machine.list", _without_unset(max_age_ms=max_age_ms)))
 
     def machine_info(self, machine: str, *, max_age_ms: int | None = None) -> models.MachineInfo:
-        """Tells one machine with its addresses and size."""
-        return models.MachineInfo.from_wire(self.call("machine.info", _given(machine=machine, max_age_ms=max_age_ms)))
+        """Returns one machine with its addresses and disk size."""
+        return models.MachineInfo.from_wire(self.call("machine.info", _without_unset(machine=machine, max_age_ms=max_age_ms)))
 
     def machine_create(
         self,
@@ -144,12 +144,12 @@ class Client:
         user_data: str | PathLike[str] | None = None,
         **job: Any,
     ) -> models.Change:
-        """Makes a machine and boots it.
+        """Creates a machine and boots it.
 
-        ``user_data`` names a file of cloud-init's on this computer. The daemon opens no file of ours, so such a machine is made
-        by ``orbd-ctl`` in a place of the queue, and cannot be made with ``detach``.
+        ``user_data`` is the path of a cloud-init file on this computer. The daemon does not open local files, so ``orbd-ctl``
+        creates such a machine while it holds a lease. ``detach`` is not possible then.
         """
-        options = _given(
+        options = _without_unset(
             arch=arch,
             user=user,
             cpus=cpus,
@@ -164,10 +164,10 @@ class Client:
         if user_data is None:
             return self._change("machine.create", name=name, distro=distro, version=version, **options)
         if options.pop("detach", None):
-            raise TypeError("a machine with user data is made by a process of ours: it cannot be detached")
-        words = ["create", *_flags({**options, "user_data": fspath(user_data)})]
+            raise TypeError("machine_create: detach cannot be used with user_data, because a local process reads the file")
+        args = ["create", *_flags({**options, "user_data": fspath(user_data)})]
         image = distro if version is None else f"{distro}:{version}"
-        answer = self._ctl([*words, "--", image, name])
+        answer = self._ctl([*args, "--", image, name])
         job_wire = answer.get("job") if isinstance(answer, dict) else None
         if job_wire is None:
             return models.Change.from_wire(answer)
@@ -183,11 +183,11 @@ class Client:
         )
 
     def machine_start(self, machine: str, **job: Any) -> models.Change:
-        """Boots a machine; a running one is left as it is."""
+        """Boots a machine; does nothing if it is running."""
         return self._change("machine.start", machine=machine, **job)
 
     def machine_stop(self, machine: str, *, force: bool = False, **job: Any) -> models.Change:
-        """Shuts a machine down; a stopped one is left as it is."""
+        """Shuts a machine down; does nothing if it is stopped."""
         return self._change("machine.stop", machine=machine, force=force, **job)
 
     def machine_restart(self, machine: str, **job: Any) -> models.Change:
@@ -195,15 +195,15 @@ class Client:
         return self._change("machine.restart", machine=machine, **job)
 
     def machine_delete(self, machine: str, **job: Any) -> models.Change:
-        """Destroys a machine with everything on it."""
+        """Deletes a machine with all its data."""
         return self._change("machine.delete", machine=machine, **job)
 
     def machine_rename(self, machine: str, new_name: str, **job: Any) -> models.Change:
-        """Gives a machine another name."""
+        """Renames a machine."""
         return self._change("machine.rename", machine=machine, new_name=new_name, **job)
 
     def machine_clone(self, machine: str, new_name: str, **job: Any) -> models.Change:
-        """Copies a machine; the copy is stopped."""
+        """Clones a machine; the clone is stopped."""
         return self._change("machine.clone", machine=machine, new_name=new_name, **job)
 
     def machine_start_all(self, **job: Any) -> models.Change:
@@ -215,20 +215,20 @@ class Client:
         return self._change("machine.stop_all", force=force, **job)
 
     def machine_default(self, *, max_age_ms: int | None = None) -> models.DefaultMachine:
-        """Tells the default machine."""
-        return models.DefaultMachine.from_wire(self.call("machine.default", _given(max_age_ms=max_age_ms)))
+        """Returns the default machine."""
+        return models.DefaultMachine.from_wire(self.call("machine.default", _without_unset(max_age_ms=max_age_ms)))
 
     def machine_set_default(self, machine: str | None, **job: Any) -> models.Change:
         """Sets the default machine, or clears it with None."""
-        wire = self.call("machine.set_default", {"machine": machine, **_given(**job)})
+        wire = self.call("machine.set_default", {"machine": machine, **_without_unset(**job)})
         return models.Change.from_wire(wire)
 
     def machine_logs(self, machine: str, *, all: bool = False) -> str:
-        """Tells a machine's log so far."""
-        return models.Text.from_wire(self.call("machine.logs", _given(machine=machine, all=all))).text
+        """Returns a machine's log up to now."""
+        return models.Text.from_wire(self.call("machine.logs", _without_unset(machine=machine, all=all))).text
 
     def machine_ssh(self) -> str:
-        """Tells how to reach machines over SSH."""
+        """Returns the output of ``orbctl ssh``, which explains how to reach machines over SSH."""
         return models.Text.from_wire(self.call("machine.ssh")).text
 
     def machine_run(
@@ -245,14 +245,16 @@ class Client:
         pass_through: bool = False,
         **job: Any,
     ) -> models.Run:
-        """Runs a command and answers with its exit code and output; ``stdin`` goes along whole.
+        """Runs a command and returns its exit code and output; the request contains all of ``stdin``.
 
-        ``try_workdir`` is where it starts if the machine has that folder, and else in the home; ``workdir`` has to exist.
-        ``caller_env`` is what the caller's own environment gives the guest, from :func:`~orbd.caller_environment`.
-        ``pass_through`` keeps only the end of what followers have read, so that much output costs the daemon no file.
+        ``workdir`` has to exist in the machine. The command starts in ``try_workdir`` if that exists, else in the user's home.
+        ``caller_env`` is the result of :func:`~orbd.caller_environment`: variables of the caller that the command gets.
+        With ``pass_through`` the daemon discards output that followers have read, except its end, so large output needs no file.
         """
-        params = _given(machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job)
-        params.update(_given(env=env or None, caller_env=caller_env or None))
+        params = _without_unset(
+            machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job
+        )
+        params.update(_without_unset(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         if stdin is not None:
             params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
@@ -272,17 +274,19 @@ class Client:
         pass_through: bool = False,
         **job: Any,
     ) -> Generator[models.JobEvent, None, None]:
-        """Runs a command and yields what happens as it happens; closing the iterator early stops the command.
+        """Runs a command and yields its events as they happen; closing the iterator early stops the command.
 
-        The last event is :class:`~orbd.models.Ended`. A command that did not come to a regular end raises after it what
-        :meth:`machine_run` would have raised; one that ended by itself, with whatever exit code, raises nothing.
+        The last event is :class:`~orbd.models.Ended`. If the command exited by itself, with any exit code, nothing is raised.
+        Otherwise the iterator then raises the exception that :meth:`machine_run` would have raised.
 
-        Much ``stdin``, or one that comes in pieces, is sent while the command runs, as fast as the command takes it, over a
-        second connection, whenever the next event is asked for. ``pass_through`` is for much output that is read as it comes:
-        what was yielded is not kept.
+        ``stdin`` that is large or an iterable is sent while the command runs, over a second connection, as fast as the command
+        reads it. It is sent while the caller waits for the next event. ``pass_through`` is for large output that is read as it
+        arrives: the daemon does not keep output that was yielded.
         """
-        params = _given(machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job)
-        params.update(_given(env=env or None, caller_env=caller_env or None))
+        params = _without_unset(
+            machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job
+        )
+        params.update(_without_unset(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         pieces: Iterator[bytes] | None = None
         if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:
@@ -292,21 +296,21 @@ class Client:
             pieces = _pieces(stdin) if isinstance(stdin, bytes) else iter(stdin)
         return self._run_follow(params, pieces)
 
-    # files of this computer
+    # local files
 
     def export_machine(
         self, machine: str, path: str | PathLike[str], *, queue_timeout_ms: int | None = None
     ) -> models.Job | None:
-        """Writes a machine to an archive, and tells the job; None where it was done but the daemon could not be told.
+        """Writes a machine to an archive and returns the job; None if it succeeded but could not be reported to the daemon.
 
-        Like the three below, it has ``orbd-ctl`` wait for a place in the queue and open the files itself, as this user, from this
-        process's directory. A caller that is interrupted meanwhile (Ctrl-C, ``gevent.Timeout``) interrupts that.
+        This method and the next three run ``orbd-ctl``, which waits for a lease and then opens the files as this user, relative
+        to this process's working directory. An exception in the caller (Ctrl-C, ``gevent.Timeout``) interrupts ``orbd-ctl``.
         """
-        return self._leased(["export", *_flags({"queue_timeout_ms": queue_timeout_ms}), "--", machine, fspath(path)])
+        return self._client_action(["export", *_flags({"queue_timeout_ms": queue_timeout_ms}), "--", machine, fspath(path)])
 
     def import_machine(self, path: str | PathLike[str], name: str, *, queue_timeout_ms: int | None = None) -> models.Job | None:
-        """Makes a machine of an archive, like :meth:`export_machine`."""
-        return self._leased(["import", *_flags({"name": name, "queue_timeout_ms": queue_timeout_ms}), "--", fspath(path)])
+        """Creates a machine from an archive, like :meth:`export_machine`."""
+        return self._client_action(["import", *_flags({"name": name, "queue_timeout_ms": queue_timeout_ms}), "--", fspath(path)])
 
     def push_files(
         self,
@@ -316,9 +320,9 @@ class Client:
         *,
         queue_timeout_ms: int | None = None,
     ) -> models.Job | None:
-        """Copies files and folders into a machine, into the user's home or to ``target``, like :meth:`export_machine`."""
-        words = [*(fspath(path) for path in paths), *([] if target is None else [target])]
-        return self._leased(["push", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *words])
+        """Copies files and directories into a machine, to the user's home or to ``target``, like :meth:`export_machine`."""
+        args = [*(fspath(path) for path in paths), *([] if target is None else [target])]
+        return self._client_action(["push", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *args])
 
     def pull_files(
         self,
@@ -328,48 +332,48 @@ class Client:
         *,
         queue_timeout_ms: int | None = None,
     ) -> models.Job | None:
-        """Copies files and folders out of a machine, into this directory or to ``target``, like :meth:`export_machine`."""
-        words = [*paths, *([] if target is None else [fspath(target)])]
-        return self._leased(["pull", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *words])
+        """Copies files and directories from a machine, to the working directory or to ``target``, like :meth:`export_machine`."""
+        args = [*paths, *([] if target is None else [fspath(target)])]
+        return self._client_action(["pull", *_flags({"machine": machine, "queue_timeout_ms": queue_timeout_ms}), "--", *args])
 
     # orbstack and its configuration
 
     def orbstack_status(self, *, max_age_ms: int | None = None) -> models.Status:
-        """Tells whether OrbStack runs, without waking it."""
-        return models.Status.from_wire(self.call("orbstack.status", _given(max_age_ms=max_age_ms)))
+        """Returns the status of OrbStack without starting it."""
+        return models.Status.from_wire(self.call("orbstack.status", _without_unset(max_age_ms=max_age_ms)))
 
     def orbstack_version(self, *, max_age_ms: int | None = None) -> models.Version:
-        """Tells the version of orbctl."""
-        return models.Version.from_wire(self.call("orbstack.version", _given(max_age_ms=max_age_ms)))
+        """Returns the version of orbctl."""
+        return models.Version.from_wire(self.call("orbstack.version", _without_unset(max_age_ms=max_age_ms)))
 
     def orbstack_start(self, *, force: bool = False, **job: Any) -> models.Change:
-        """Starts OrbStack itself."""
+        """Starts OrbStack."""
         return self._change("orbstack.start", force=force, **job)
 
     def orbstack_stop(self, *, force: bool = False, **job: Any) -> models.Change:
-        """Stops OrbStack itself and with it every machine."""
+        """Stops OrbStack and all machines."""
         return self._change("orbstack.stop", force=force, **job)
 
     def config_show(self, *, max_age_ms: int | None = None) -> models.Config:
-        """Tells OrbStack's whole configuration."""
-        return models.Config.from_wire(self.call("config.show", _given(max_age_ms=max_age_ms)))
+        """Returns OrbStack's whole configuration."""
+        return models.Config.from_wire(self.call("config.show", _without_unset(max_age_ms=max_age_ms)))
 
     def config_get(self, key: str, *, max_age_ms: int | None = None) -> models.ConfigValue:
-        """Tells one key of OrbStack's configuration."""
-        return models.ConfigValue.from_wire(self.call("config.get", _given(key=key, max_age_ms=max_age_ms)))
+        """Returns one key of OrbStack's configuration."""
+        return models.ConfigValue.from_wire(self.call("config.get", _without_unset(key=key, max_age_ms=max_age_ms)))
 
     def config_set(self, key: str, value: str, **job: Any) -> models.Change:
         """Sets one key of OrbStack's configuration."""
         return self._change("config.set", key=key, value=value, **job)
 
     def config_reset(self, **job: Any) -> models.Change:
-        """Puts OrbStack's whole configuration back to its defaults."""
+        """Resets OrbStack's whole configuration to its defaults."""
         return self._change("config.reset", **job)
 
     # job
 
     def job_get(self, job_id: int) -> models.Job:
-        """Tells one job."""
+        """Returns one job."""
         return models.JobAnswer.from_wire(self.call("job.get", {"job_id": job_id})).job
 
     def job_list(
@@ -380,22 +384,22 @@ class Client:
         operation: str | None = None,
         limit: int | None = None,
     ) -> models.JobList:
-        """Lists jobs that wait, run, or ended a while ago."""
-        params = _given(state=state, machine=machine, operation=operation, limit=limit)
+        """Returns jobs that wait, run, or ended recently."""
+        params = _without_unset(state=state, machine=machine, operation=operation, limit=limit)
         return models.JobList.from_wire(self.call("job.list", params))
 
     def job_wait(self, job_id: int, *, timeout_ms: int | None = None) -> models.Job:
-        """Waits for a job's end, or so long, and tells it."""
-        wire = self.call("job.wait", _given(job_id=job_id, timeout_ms=timeout_ms))
+        """Waits until the job ends, at most ``timeout_ms``, and returns it."""
+        wire = self.call("job.wait", _without_unset(job_id=job_id, timeout_ms=timeout_ms))
         return models.JobAnswer.from_wire(wire).job
 
     def job_output(self, job_id: int, *, offset: int = 0, bytes_max: int | None = None, wait_ms: int = 0) -> models.JobOutput:
-        """Reads what a job wrote, from any byte on, also while it runs."""
-        params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **_given(bytes_max=bytes_max)}
+        """Returns output of a job from byte ``offset`` on, also while it runs; waits up to ``wait_ms`` for more."""
+        params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **_without_unset(bytes_max=bytes_max)}
         return models.JobOutput.from_wire(self.call("job.output", params))
 
     def job_input(self, job_id: int, data: bytes = b"", *, eof: bool = False) -> models.JobInput:
-        """Gives input to a command that was started with ``stdin_stream``."""
+        """Sends input to a command that was started with ``stdin_stream``."""
         return models.JobInput.from_wire(self.call("job.input", _job_input(job_id, data, eof=eof)))
 
     def job_cancel(self, job_id: int) -> models.JobCancel:
@@ -403,37 +407,37 @@ class Client:
         return models.JobCancel.from_wire(self.call("job.cancel", {"job_id": job_id}))
 
     def job_follow(self, job_id: int, *, offset: int = 0) -> Generator[models.JobEvent, None, None]:
-        """Yields a job's output and end as they come; closing the iterator early does not stop the job.
+        """Yields a job's output and end as they arrive; closing the iterator early does not stop the job.
 
-        Like :meth:`job_wait` it tells how the job ended, in ``job.outcome``, and raises nothing for it.
+        Like :meth:`job_wait` it only reports how the job ended, in ``job.outcome``, and raises no exception for it.
         """
         yield from self._follow("job.follow", {"job_id": job_id, "offset": offset}, None)
 
     # queue and cache
 
     def queue_status(self) -> models.QueueStatus:
-        """Tells how many jobs wait and run and what is paused."""
+        """Returns the number of waiting and running jobs, and what is paused or draining."""
         return models.QueueStatus.from_wire(self.call("queue.status"))
 
     def queue_pause(self, machine: str | None = None) -> models.QueueStatus:
-        """Starts nothing more, or nothing more on one machine."""
-        return models.QueueStatus.from_wire(self.call("queue.pause", _given(machine=machine)))
+        """Pauses the queue, or the queue of one machine: no further jobs start."""
+        return models.QueueStatus.from_wire(self.call("queue.pause", _without_unset(machine=machine)))
 
     def queue_resume(self, machine: str | None = None) -> models.QueueStatus:
         """Ends a pause or a drain."""
-        return models.QueueStatus.from_wire(self.call("queue.resume", _given(machine=machine)))
+        return models.QueueStatus.from_wire(self.call("queue.resume", _without_unset(machine=machine)))
 
     def queue_drain(self, machine: str | None = None) -> models.QueueStatus:
-        """Refuses new work and returns when everything accepted has ended."""
-        return models.QueueStatus.from_wire(self.call("queue.drain", _given(machine=machine)))
+        """Refuses new jobs and returns when all accepted jobs have ended."""
+        return models.QueueStatus.from_wire(self.call("queue.drain", _without_unset(machine=machine)))
 
     def cache_status(self) -> models.CacheStatus:
-        """Tells what is known and how old it is."""
+        """Returns the cached observations and their age."""
         return models.CacheStatus.from_wire(self.call("cache.status"))
 
     def cache_invalidate(self, machine: str | None = None) -> models.CacheInvalidate:
-        """Forgets what is known, so that the next reads ask orbctl."""
-        return models.CacheInvalidate.from_wire(self.call("cache.invalidate", _given(machine=machine)))
+        """Discards cached observations, so that the next reads ask orbctl."""
+        return models.CacheInvalidate.from_wire(self.call("cache.invalidate", _without_unset(machine=machine)))
 
     # metrics
 
@@ -445,8 +449,8 @@ class Client:
         machine: str | None = None,
         group_by: str | None = None,
     ) -> models.MetricsSummary:
-        """Counts, error rates and percentiles of waiting and running."""
-        params = _given(window_ms=window_ms, operation=operation, machine=machine, group_by=group_by)
+        """Returns counts, error rates, and percentiles of wait and run times."""
+        params = _without_unset(window_ms=window_ms, operation=operation, machine=machine, group_by=group_by)
         return models.MetricsSummary.from_wire(self.call("metrics.summary", params))
 
     def metrics_history(
@@ -458,12 +462,12 @@ class Client:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> models.MetricsHistory:
-        """Lists recorded operations, newest first."""
-        params = _given(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
+        """Returns recorded operations, newest first."""
+        params = _without_unset(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
         return models.MetricsHistory.from_wire(self.call("metrics.history", params))
 
     def metrics_counters(self) -> models.Counters:
-        """Counts cache hits, joins, refusals and the like since the daemon's start."""
+        """Returns counters since the daemon's start, such as cache hits, joins and refusals."""
         return models.Counters.from_wire(self.call("metrics.counters"))
 
     # events
@@ -471,24 +475,24 @@ class Client:
     def events_subscribe(
         self, *, kinds: Iterable[str] = (), since: int | None = None, instance: str | None = None
     ) -> Generator[models.Event, None, None]:
-        """Yields what happens, until the iterator is closed or the daemon goes.
+        """Yields events until the iterator is closed or the connection ends.
 
-        The first event is :class:`~orbd.models.State`, everything as it is. Whoever remembers ``sequence`` and ``instance`` of
-        the last event, and gives them as ``since`` and ``instance``, is told what came after it instead; where that is no longer
-        kept, :class:`~orbd.models.Missed` and then the state. ``kinds`` leaves out others. Each iterator has a connection of its
-        own.
+        The first event is :class:`~orbd.models.State`, the full state. To resume instead, pass the last event's ``sequence`` as
+        ``since`` and its ``instance``: then the first events are those after it. If the daemon no longer has them, it sends
+        :class:`~orbd.models.Missed` and then the state. ``kinds`` limits the events to these kinds. Each iterator has its own
+        connection.
         """
-        params = _given(kinds=list(kinds) or None, since=since, instance=instance)
+        params = _without_unset(kinds=list(kinds) or None, since=since, instance=instance)
         with self._pool.borrow() as connection:
             subscription = _subscribed(connection, "events.subscribe", params)
             while True:
-                told = connection.receive().get("params") or {}
-                if told.get("subscription") == subscription:
-                    event = models.happening_from_wire(told.get("result"))
+                notification = connection.receive().get("params") or {}
+                if notification.get("subscription") == subscription:
+                    event = models.happening_from_wire(notification.get("result"))
                     if event is not None:
                         yield event
 
-    # session
+    # leases
 
     def lease_acquire(
         self,
@@ -503,14 +507,14 @@ class Client:
         unknown_form: Mapping[str, Any] | None = None,
         **job: Any,
     ) -> models.Lease:
-        """Waits for a place in the queue that the process ``pid`` uses itself, for an operation such as ``push`` or ``shell``.
+        """Waits in the queue for a lease, with which the process ``pid`` runs an operation itself, such as ``push`` or ``shell``.
 
-        ``machine_names`` stands instead of ``machine`` where an operation takes several, ``new_name`` goes with ``rename`` and
-        ``clone``, and ``force`` ends or cancels what is in the way. The operation ``read`` needs a ``read`` as in
-        :meth:`lease_read`. ``unknown_form`` describes a command line that the caller does not understand in full: its
-        ``operands`` are the words that may name machines, and ``whole_fleet`` says that it may mean all of them.
+        An operation on several machines takes ``machine_names`` instead of ``machine``; ``rename`` and ``clone`` take
+        ``new_name``. ``force`` stops or cancels the jobs that block the operation. The operation ``read`` needs a ``read`` as in
+        :meth:`lease_read`. ``unknown_form`` describes a command line that the caller could not fully parse: its ``operands`` are
+        the args that may name machines, and ``whole_fleet`` means that it may affect all machines.
         """
-        params = _given(
+        params = _without_unset(
             operation=operation,
             machine=machine,
             machine_names=list(machine_names) or None,
@@ -524,30 +528,30 @@ class Client:
         return models.Lease.from_wire(self.call("lease.acquire", params))
 
     def lease_read(self, read: Mapping[str, Any], *, max_age_ms: int | None = None) -> models.RawOutput:
-        """Tells what ``orbctl`` prints for a read, byte for byte, and how it ends; a read that it refuses is answered too.
+        """Returns the unmodified output of ``orbctl`` for a read and how it exited, also if ``orbctl`` rejects the read.
 
-        ``read`` has a ``command`` such as ``list`` or ``config_get``, and what belongs to it: ``machine``, ``key``, ``format``,
-        ``quiet``, ``running``, ``all``.
+        ``read`` has a ``command``, such as ``list`` or ``config_get``, and that command's parameters: ``machine``, ``key``,
+        ``format``, ``quiet``, ``running``, ``all``.
         """
-        return models.RawOutput.from_wire(self.call("lease.read", _given(read=read, max_age_ms=max_age_ms)))
+        return models.RawOutput.from_wire(self.call("lease.read", _without_unset(read=read, max_age_ms=max_age_ms)))
 
     def lease_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Release:
-        """Says how the process of a lease ended and waits until it is gone."""
-        wire = self.call("lease.release", _given(job_id=job_id, exit_code=exit_code, signal=signal))
+        """Reports how the process of a lease exited, and waits until it is gone."""
+        wire = self.call("lease.release", _without_unset(job_id=job_id, exit_code=exit_code, signal=signal))
         return models.Release.from_wire(wire)
 
-    def _ctl(self, words: Sequence[str]) -> Any:
-        # Loaded when it is needed: most callers open no files.
+    def _ctl(self, args: Sequence[str]) -> Any:
+        # Imported on demand: most callers open no files.
         from . import _ctl
 
-        return _ctl.carry_out(self.path, words)
+        return _ctl.run(self.path, args)
 
-    def _leased(self, words: Sequence[str]) -> models.Job | None:
-        answer = self._ctl(words)
+    def _client_action(self, args: Sequence[str]) -> models.Job | None:
+        answer = self._ctl(args)
         return None if answer is None else models.JobAnswer.from_wire(answer).job
 
     def _change(self, method: str, **params: Any) -> models.Change:
-        return models.Change.from_wire(self.call(method, _given(**params)))
+        return models.Change.from_wire(self.call(method, _without_unset(**params)))
 
     def _run_follow(self, params: Mapping[str, Any], pieces: Iterator[bytes] | None) -> Generator[models.JobEvent, None, None]:
         outcome = (yield from self._follow("machine.run_follow", params, pieces)).job.outcome
@@ -561,10 +565,10 @@ class Client:
             with self._pool.borrow() as connection:
                 ended = yield from self._events(connection, method, params, None)
         else:
-            # Input has a connection of its own: the daemon stops reading from one whose events nobody takes, so whoever sent
-            # input there could wait for the daemon while the daemon waits for them.
+            # Input needs its own connection: the daemon stops reading from a connection whose events are not consumed. On a
+            # shared connection, client and daemon could wait for each other.
             with self._pool.borrow() as connection, self._pool.borrow() as second:
-                feed = Feed(second, pieces)
+                feed = InputFeed(second, pieces)
                 ended = yield from self._events(connection, method, params, feed)
                 feed.finish()
         yield ended
@@ -572,17 +576,17 @@ class Client:
 
     @staticmethod
     def _events(
-        connection: Connection, method: str, params: Mapping[str, Any], feed: Feed | None
+        connection: Connection, method: str, params: Mapping[str, Any], feed: InputFeed | None
     ) -> Generator[models.JobEvent, None, models.Ended]:
-        """Yields all but the last event, which it returns: until then the connection is in its call."""
+        """Yields all events except the last one, which it returns. Until then the connection is in its call."""
         subscription = _subscribed(connection, method, params)
         while True:
             if feed is not None:
                 feed.send_until(connection)
-            told = connection.receive().get("params") or {}
-            if told.get("subscription") != subscription:
+            notification = connection.receive().get("params") or {}
+            if notification.get("subscription") != subscription:
                 continue
-            event = models.event_from_wire(told.get("result"))
+            event = models.event_from_wire(notification.get("result"))
             if isinstance(event, models.Ended):
                 connection.done()
                 return event
@@ -593,7 +597,7 @@ class Client:
 
 
 def _subscribed(connection: Connection, method: str, params: Mapping[str, Any]) -> Any:
-    """Subscribes and returns what names the subscription. The connection is in its call until that ends."""
+    """Subscribes and returns the subscription's id. The connection stays in its call until the subscription ends."""
     try:
         return connection.answer(connection.send(method, params))
     except errors.RequestFailed:
@@ -602,8 +606,8 @@ def _subscribed(connection: Connection, method: str, params: Mapping[str, Any]) 
 
 
 def _flags(options: Mapping[str, Any]) -> Iterator[str]:
-    """Says options as ``orbd-ctl`` reads them. Each is one word: a value never becomes a flag of its own."""
-    for name, value in _given(**options).items():
+    """Yields options as flags of ``orbd-ctl``. Each is one arg, ``--name=value``, so a value is never parsed as a flag."""
+    for name, value in _without_unset(**options).items():
         if name == "mounts":
             yield from (f"--mount={mount}" for mount in value)
         elif value is True:
@@ -623,11 +627,11 @@ def _job_input(job_id: int, data: bytes, *, eof: bool) -> dict[str, Any]:
     return params
 
 
-class Feed:
-    """Input sent piece by piece on a connection of its own, beside the events of the command that reads it.
+class InputFeed:
+    """Sends input piece by piece on a second connection while the first one delivers the command's events.
 
-    One piece is under way at a time; the daemon answers it when the command's end has room, so a slow reader holds us back.
-    There is neither thread nor greenlet in it: whoever waits for the next event sends meanwhile, and waits for both connections.
+    One piece is in flight at a time. The daemon answers it when the command has room for more, which gives backpressure. No
+    thread or greenlet is involved: the caller that waits for the next event sends input meanwhile, and polls both connections.
     """
 
     def __init__(self, connection: Connection, pieces: Iterator[bytes]) -> None:
@@ -636,7 +640,7 @@ class Feed:
         self._pieces = pieces
         self._job_id = 0
         self._request_id: int | None = None
-        self._is_over = False
+        self._is_finished = False
 
     def begin(self, job_id: int) -> None:
         """Sends the first piece to the job."""
@@ -644,18 +648,18 @@ class Feed:
         self._next()
 
     def send_until(self, events: Connection) -> None:
-        """Sends until there is something to read on ``events``, or until no more is wanted."""
+        """Sends input until ``events`` is readable or no more input is needed."""
         while self._request_id is not None:
-            # Before looking at the events: a command that never stops writing must not keep its input waiting.
-            has_moved = self._step()
-            if events.has_arrived():
+            # Before the check for events, so that a command that writes without pause still gets its input.
+            made_progress = self._step()
+            if events.is_readable():
                 return
-            if not has_moved:
+            if not made_progress:
                 wait((events, self._connection))
 
     def finish(self) -> None:
-        """Takes the answer to the last piece after the command's end, so that the connection can be kept."""
-        self._is_over = True
+        """Reads the answer to the last piece after the command's end, so that the connection can be reused."""
+        self._is_finished = True
         deadline = time.monotonic() + FEED_GRACE
         try:
             while self._request_id is not None:
@@ -665,37 +669,37 @@ class Feed:
                 if not self._step():
                     wait((self._connection,), left)
         except errors.OrbdError:
-            # The command's end is told already, and input that it did not read is nobody's loss. The connection is within its
-            # call, so it is closed.
+            # The command has ended, so input that it did not read does not matter. The pool closes the connection, because its
+            # call is not complete.
             pass
 
     def _step(self) -> bool:
-        """Does what can be done without waiting; says whether that was anything."""
-        has_moved = self._connection.push()
-        if not self._connection.has_arrived():
-            return has_moved
+        """Sends and receives as much as possible without blocking; returns whether there was any progress."""
+        made_progress = self._connection.push()
+        if not self._connection.is_readable():
+            return made_progress
         message = self._connection.receive()
         is_unreadable = message.get("id") is None and "error" in message
         if "method" not in message and (message.get("id") == self._request_id or is_unreadable):
-            self._answered(message)
+            self._on_answer(message)
         return True
 
-    def _answered(self, message: Mapping[str, Any]) -> None:
+    def _on_answer(self, message: Mapping[str, Any]) -> None:
         answer = None
         try:
             answer = self._connection.result(message)
         except errors.JobNotFound:
-            # The job is over and forgotten; its end, which is on its way, says how that came about.
-            self._is_over = True
+            # The job has ended and expired. Its `Ended` event, which is still to come, has the outcome.
+            self._is_finished = True
         self._request_id = None
         self._connection.done()
         if isinstance(answer, dict) and answer.get("open") is False:
-            self._is_over = True
-        if not self._is_over:
+            self._is_finished = True
+        if not self._is_finished:
             self._next()
 
     def _next(self) -> None:
         piece = next((piece for piece in self._pieces if piece), None)
-        self._is_over = piece is None
-        params = _job_input(self._job_id, piece or b"", eof=self._is_over)
+        self._is_finished = piece is None
+        params = _job_input(self._job_id, piece or b"", eof=self._is_finished)
         self._request_id = self._connection.begin("job.input", params)

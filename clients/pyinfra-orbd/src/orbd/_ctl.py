@@ -1,10 +1,10 @@
-"""Calls of ``orbd-ctl``, for what only a process of the user's may do: start the daemon, and open files of the Mac.
+"""Runs ``orbd-ctl`` for what the daemon cannot do: start itself, and open files on the Mac.
 
-The daemon opens no file of the user's: as a launchd agent it may not read where the user may. So archives and the like are read
-and written by the real ``orbctl``, which ``orbd-ctl`` runs itself while it holds a place in the queue.
+The daemon opens no file of the user, because a launchd agent may lack access that the user has. Instead ``orbd-ctl`` acquires a
+lease, and runs the real ``orbctl`` as the user while it holds it. That ``orbctl`` reads and writes archives and other files.
 
-Never forks in Python, which is broken under gevent on macOS: ``posix_spawn`` alone makes the child. The child is in a process
-group of its own, so that what a terminal sends to ours does not reach it half-way.
+Children are created with ``posix_spawn`` only, because forking in Python is broken under gevent on macOS. A child has its own
+process group, so a signal from the terminal does not reach it directly.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ if TYPE_CHECKING:
 PROGRAM = "orbd-ctl"
 
 PAUSE_MAX = 0.05
-"""Seconds between two looks at a child that takes long."""
+"""Longest pause between two checks whether a child has exited, in seconds."""
 
 INTERRUPT_GRACE = 10.0
-"""Seconds that a child has to withdraw after its caller was interrupted; then it is left to itself."""
+"""Seconds that an interrupted child gets to cancel its work and exit; after that the caller stops waiting for it."""
 
-LOST = 1 << 16
-"""Stands for an exit code where the child was killed with its shell and collected by somebody else: nobody knows how it ended."""
+EXIT_UNKNOWN = 1 << 16
+"""Returned instead of an exit code that is unknown: the child and its shell were killed, and gevent reaped them."""
 
-EXISTS = 2002
-"""Code of ``machine_exists``."""
+MACHINE_EXISTS = 2002
+"""JSON-RPC error code of ``machine_exists``."""
 
-USAGE = 2
-"""Exit code for a command line that is wrong."""
+USAGE_ERROR = 2
+"""Exit code of ``orbd-ctl`` for an invalid command line."""
 
-TAKEN = re.compile(r"machine already exists: '([^']*)'$")
-"""How ``orbctl`` says that a name is taken (2.2.3): the daemon reads it by itself, but what our own call says comes to us."""
+NAME_TAKEN = re.compile(r"machine already exists: '([^']*)'$")
+"""Message of ``orbctl`` 2.2.3 for a name that is in use. Only the client sees the stderr of an ``orbctl`` that it runs."""
 
 _decode = JSONDecoder().decode
 
 
-# Once anybody in the process has used gevent's `subprocess` (PyInfra does for `@local`), gevent's loop collects every child as it
-# ends, and how that was is lost. Watching for it would make gevent do so in programs that did not ask for it, and take the
-# children of others away from them. So a shell around the program writes it down.
+# Once the process has used gevent's `subprocess` (PyInfra does for `@local`), gevent's loop reaps every child, and its exit
+# status is lost. A gevent child watcher would reap children in every program that uses this client, including children of other
+# code. So a shell runs the program and writes its exit code to file descriptor 3.
 WRAPPER = '"$@" 3>&-; code=$?; echo $code >&3; exit $code'
 
 
-class Spawned:
-    """A program under way that is given nothing to read, and what it writes."""
+class ChildProcess:
+    """A running program with empty stdin, whose stdout and stderr go to temporary files."""
 
-    def __init__(self, words: Sequence[str], **environment: str) -> None:
-        """Starts it, with more in its environment than there is in ours; raises ``OSError`` as it comes where it cannot."""
-        program = which(words[0])
+    def __init__(self, args: Sequence[str], **environment: str) -> None:
+        """Starts the program with additional ``environment`` variables; raises ``OSError`` if that fails."""
+        program = which(args[0])
         if program is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args[0])
         self._code = TemporaryFile()  # noqa: SIM115
         self._out = TemporaryFile()  # noqa: SIM115
         self._err = TemporaryFile()  # noqa: SIM115
         if self._code.fileno() == 3:
-            # Not every system keeps a descriptor that is duplicated onto itself open.
+            # Duplicating a descriptor onto itself does not clear close-on-exec on every system.
             os.set_inheritable(3, True)
-        # Python's own dispositions are not the child's: one that ignores SIGPIPE never notices that its reader is gone.
+        # Python ignores these signals. A child that inherits that does not notice when the reader of its output has gone.
         defaults = [signal.SIGPIPE, signal.SIGXFSZ]
         try:
             self.pid = os.posix_spawn(
                 "/bin/sh",
-                ["sh", "-c", WRAPPER, "sh", program, *words[1:]],
+                ["sh", "-c", WRAPPER, "sh", program, *args[1:]],
                 {**os.environ, **environment},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -90,15 +90,15 @@ class Spawned:
             raise
 
     def close(self) -> None:
-        """Forgets what it said."""
+        """Deletes the captured output."""
         self._code.close()
         self._out.close()
         self._err.close()
 
     def wait_or_interrupt(self, on_wait: Callable[[], None] | None = None) -> int:
-        """Waits for its end; a caller that is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts it too.
+        """Waits for the program to exit; an exception in the caller (``gevent.Timeout``, Ctrl-C) interrupts the program too.
 
-        Until the end, calls ``on_wait`` every :data:`~orbd._transport.WAIT_INTERVAL` seconds.
+        Meanwhile calls ``on_wait`` every :data:`~orbd._transport.WAIT_INTERVAL` seconds.
         """
         try:
             while (code := self.wait(WAIT_INTERVAL)) is None:
@@ -110,17 +110,17 @@ class Spawned:
         return code
 
     def wait(self, seconds: float | None) -> int | None:
-        """Returns its exit code, as a shell says it, or ``LOST``; None where it has not ended after so long."""
+        """Returns the exit code in the shell's form, or ``EXIT_UNKNOWN``; None if the program still runs after ``seconds``."""
         deadline = None if seconds is None else time.monotonic() + seconds
         pause = 0.002
         while deadline is None or time.monotonic() < deadline:
             try:
-                # Never a blocking wait: gevent's own is not cooperative for children that it did not make.
+                # Never a blocking wait: gevent's `waitpid` is not cooperative for children that gevent did not start.
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
             except OSError as error:
                 if error.errno == errno.ECHILD:
-                    written = self._said(self._code).strip()
-                    return int(written) if written.isdigit() else LOST
+                    written = self._read(self._code).strip()
+                    return int(written) if written.isdigit() else EXIT_UNKNOWN
                 raise
             if ended:
                 return os.waitstatus_to_exitcode(status)
@@ -128,8 +128,8 @@ class Spawned:
             pause = min(pause * 1.5, PAUSE_MAX)
         return None
 
-    def settle(self, seconds: float) -> None:
-        """Waits so long for the children that it left behind, which may still be saying what went wrong."""
+    def wait_for_group(self, seconds: float) -> None:
+        """Waits up to ``seconds`` for the rest of the process group, whose stderr may still explain a failure."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -139,17 +139,17 @@ class Spawned:
             sleep(0.01)
 
     def interrupt(self) -> None:
-        """Does what Ctrl-C does in a terminal: what waits is withdrawn, ``orbctl`` is told."""
+        """Sends SIGINT to the process group, like Ctrl-C: ``orbd-ctl`` then cancels a waiting job or interrupts ``orbctl``."""
         try:
             os.killpg(self.pid, signal.SIGINT)
         except (ProcessLookupError, PermissionError):
-            # It is gone; macOS says it the second way of a group that only waits to be collected.
+            # The group has exited. macOS reports EPERM for a group of zombies.
             return
         self.wait(INTERRUPT_GRACE)
 
-    def answer(self) -> Any:
-        """Returns the object that ``--json`` wrote last, after whatever ``orbctl`` said there; None where there is none."""
-        for line in reversed(self.output().splitlines()):
+    def json_answer(self) -> Any:
+        """Returns the last JSON object on stdout, which ``--json`` prints after any output of ``orbctl``; None without one."""
+        for line in reversed(self.stdout().splitlines()):
             if line.startswith("{"):
                 try:
                     return _decode(line)
@@ -157,73 +157,73 @@ class Spawned:
                     return None
         return None
 
-    def output(self) -> str:
-        """Returns what it said on stdout."""
-        return self._said(self._out)
+    def stdout(self) -> str:
+        """Returns the captured stdout."""
+        return self._read(self._out)
 
-    def complaint(self) -> str:
-        """Returns what it said on stderr."""
-        return self._said(self._err).strip()
+    def stderr(self) -> str:
+        """Returns the captured stderr without surrounding whitespace."""
+        return self._read(self._err).strip()
 
     @staticmethod
-    def _said(file: Any) -> str:
+    def _read(file: Any) -> str:
         file.seek(0)
         return str(file.read().decode("utf-8", "replace"))
 
 
-def call(socket: str, words: Sequence[str]) -> Spawned:
-    """Starts ``orbd-ctl``."""
-    return Spawned([PROGRAM, "--json", "--socket", socket, *words])
+def spawn_ctl(socket: str, args: Sequence[str]) -> ChildProcess:
+    """Starts ``orbd-ctl --json`` for the daemon at ``socket``."""
+    return ChildProcess([PROGRAM, "--json", "--socket", socket, *args])
 
 
 def start_daemon(socket: str, seconds: float) -> str | None:
-    """Starts the daemon and waits until it answers; returns what went wrong, or None."""
+    """Starts the daemon and waits until it answers; returns an error message, or None if it worked."""
     try:
-        # It reads the configuration, which may say that nobody is to start it on demand.
-        spawned = call(socket, ["daemon", "start", "--on-demand"])
+        # `--on-demand` makes orbd-ctl respect a configuration that turns starting on demand off.
+        child = spawn_ctl(socket, ["daemon", "start", "--on-demand"])
     except OSError as error:
         return f"{PROGRAM}: {error.strerror}"
     try:
-        code = spawned.wait(seconds)
-        if code in (0, LOST):
-            # Whether it worked shows at the next attempt to connect.
+        code = child.wait(seconds)
+        if code in (0, EXIT_UNKNOWN):
+            # With EXIT_UNKNOWN, the next attempt to connect shows whether it worked.
             return None
-        ending = "did not end in time" if code is None else f"ended with {code}"
-        return f"`{PROGRAM} daemon start` {ending}: {spawned.complaint()}"
+        ending = f"did not finish within {seconds:.0f} s" if code is None else f"exited with {code}"
+        return f"`{PROGRAM} daemon start` {ending}: {child.stderr()}"
     finally:
-        spawned.close()
+        child.close()
 
 
-def carry_out(socket: str, words: Sequence[str], on_wait: Callable[[int], None] | None = None) -> Any:
-    """Has ``words`` carried out and returns the answer as the wire has it; None where it was done and nobody could say more.
+def run(socket: str, args: Sequence[str], on_wait: Callable[[int], None] | None = None) -> Any:
+    """Runs ``orbd-ctl`` with ``args`` and returns its JSON answer; None if it succeeded without one.
 
-    A caller that is interrupted while it waits (``gevent.Timeout``, Ctrl-C) interrupts the call too. Meanwhile ``on_wait`` is
-    called with the process group of ``orbd-ctl``, as :meth:`Spawned.wait_or_interrupt` says.
+    An exception in the caller (``gevent.Timeout``, Ctrl-C) interrupts ``orbd-ctl`` too. Until it exits, ``on_wait`` is called
+    with its process group, as in :meth:`ChildProcess.wait_or_interrupt`.
     """
-    verb = f"`{PROGRAM} {words[0]}`"
+    verb = f"`{PROGRAM} {args[0]}`"
     try:
-        spawned = call(socket, words)
+        child = spawn_ctl(socket, args)
     except OSError as error:
-        raise errors.CtlFailed(f"{PROGRAM}, which opens files for {words[0]}, cannot be run: {error.strerror}") from error
+        raise errors.CtlFailed(f"cannot run {PROGRAM}, which opens the files for {args[0]}: {error.strerror}") from error
     try:
-        code = spawned.wait_or_interrupt(None if on_wait is None else lambda: on_wait(spawned.pid))
-        answer = spawned.answer()
+        code = child.wait_or_interrupt(None if on_wait is None else lambda: on_wait(child.pid))
+        answer = child.json_answer()
         failure = _failure(answer)
         if failure is not None:
-            raise _exception(failure, spawned.complaint())
-        if code == USAGE and answer is None:
-            raise errors.CtlFailed(f"{PROGRAM} does not know what is asked of it; is it older? {spawned.complaint()}")
-        if code == LOST and answer is None:
-            raise errors.CtlFailed(f"{verb} ended, and nobody can say how: {spawned.complaint()}")
-        if code not in (0, LOST):
-            raise errors.CtlFailed(f"{verb} ended with {code}: {spawned.complaint()}")
+            raise _exception(failure, child.stderr())
+        if code == USAGE_ERROR and answer is None:
+            raise errors.CtlFailed(f"{PROGRAM} rejected its arguments; it may be older than this package: {child.stderr()}")
+        if code == EXIT_UNKNOWN and answer is None:
+            raise errors.CtlFailed(f"could not determine the exit status of {verb}: {child.stderr()}")
+        if code not in (0, EXIT_UNKNOWN):
+            raise errors.CtlFailed(f"{verb} exited with {code}: {child.stderr()}")
         return answer
     finally:
-        spawned.close()
+        child.close()
 
 
 def _failure(answer: Any) -> dict[str, Any] | None:
-    """Returns the error object in an answer: the call's own, or that of the job that it tells the end of."""
+    """Returns the error object of an answer, or of the outcome of the job in it; None if there is none."""
     if not isinstance(answer, dict):
         return None
     if "error" in answer:
@@ -233,7 +233,7 @@ def _failure(answer: Any) -> dict[str, Any] | None:
     return outcome.get("error") if isinstance(outcome, dict) else None
 
 
-def _exception(error: dict[str, Any], complaint: str) -> errors.OrbdError:
+def _exception(error: dict[str, Any], stderr: str) -> errors.OrbdError:
     data = error.get("data")
     kind = data.get("kind") if isinstance(data, dict) else None
     message = str(error.get("message", ""))
@@ -241,14 +241,16 @@ def _exception(error: dict[str, Any], complaint: str) -> errors.OrbdError:
         return errors.DaemonNotRunning(message)
     if kind == "connection_lost":
         return errors.DaemonGone(message)
-    if kind == "orbctl_failed" and isinstance(data, dict) and not data.get("stderr_tail") and complaint:
-        # The daemon was told how `orbctl` ended; what it said came to us.
+    if kind == "orbctl_failed" and isinstance(data, dict) and not data.get("stderr_tail") and stderr:
+        # The daemon knows the exit code of `orbctl`, but its stderr came to this process.
         code = data.get("exit_code")
-        said = complaint.splitlines()[-1]
-        taken = TAKEN.search(said)
+        last_line = stderr.splitlines()[-1]
+        taken = NAME_TAKEN.search(last_line)
         if taken is not None:
-            # So that callers are told the same as by calls in which no file of theirs is read.
-            told = {**data, "kind": "machine_exists", "machine": taken[1], "stderr_tail": complaint}
-            return errors.MachineExists(f"machine {taken[1]} already exists", code=EXISTS, kind="machine_exists", data=told)
-        error = {**error, "message": f"orbctl failed with exit code {code}: {said}", "data": {**data, "stderr_tail": complaint}}
+            # The same error as from calls in which the daemon runs `orbctl`.
+            data = {**data, "kind": "machine_exists", "machine": taken[1], "stderr_tail": stderr}
+            message = f"machine {taken[1]} already exists"
+            return errors.MachineExists(message, code=MACHINE_EXISTS, kind="machine_exists", data=data)
+        message = f"orbctl failed with exit code {code}: {last_line}"
+        error = {**error, "message": message, "data": {**data, "stderr_tail": stderr}}
     return errors.error_from_wire(error)

@@ -1,4 +1,4 @@
-"""What this process's environment gives a command in a machine, as if ``orbctl run`` had been started from here."""
+"""Environment variables that a command in a machine gets from this process, as with ``orbctl run``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ READ_BY_ORBCTL = (
     "DISPLAY",
     *(name for proxy in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (proxy, proxy.upper())),
 )
-"""Variables that ``orbctl run`` reads, or passes without being asked to. Others are refused unless ``ORBENV`` lists them."""
+"""Variables that ``orbctl run`` reads, or passes by default. The daemon rejects others unless ``ORBENV`` lists them."""
 
 
 def caller_environment() -> dict[str, str]:
-    """Returns ``ORBENV``, the variables that it lists, ``TERM``, ``DISPLAY`` and proxy variables, as far as they are set.
+    """Returns those of ``ORBENV``, the variables that it lists, ``TERM``, ``DISPLAY`` and the proxy variables that are set.
 
-    For ``caller_env`` of :meth:`~orbd.Client.machine_run`: the daemon gives them to this one ``orbctl`` and to no other.
+    The result is for ``caller_env`` of :meth:`~orbd.Client.machine_run`. The daemon passes it only to that call's ``orbctl``.
     """
     entries = os.environ.get(ORBENV, "").split(":")
-    # What follows a slash is a flag of the entry.
+    # An entry can have flags after a slash.
     listed = [name for name in (entry.partition("/")[0] for entry in entries) if _is_name(name)]
     return {name: os.environ[name] for name in (*READ_BY_ORBCTL, *listed) if name in os.environ}
 

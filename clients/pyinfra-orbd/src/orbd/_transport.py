@@ -1,16 +1,16 @@
 """Connections to the daemon: JSON lines over its Unix socket.
 
-Owns sockets, framing, the pool and the daemon's start on demand. Knows no method but ``daemon.hello``, keeps no answer and never
-retries a call that the daemon read. When an upgraded daemon closes a connection (``daemon.closing``) before it read the request,
-the connection reconnects and sends the request again.
+This module owns the sockets, the framing, the connection pool and the daemon's start on demand. It knows only the methods
+``daemon.hello`` and ``daemon.info``, caches no answers and never retries a call that the daemon has read. If an upgraded daemon
+closes a connection (``daemon.closing``) before it read the request, the connection reconnects and sends the request again.
 
-A connection carries one call at a time. It goes back to the pool only when the call was answered to its end; one whose call was
-cut short by an exception (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe) is closed, which also tells the daemon to
-stop the work. A connection closes its socket when it is dropped, and a pool drops its connections when it is dropped itself, so
-no way of forgetting a client leaves a socket open.
+A connection carries one call at a time. It returns to the pool only when the call is complete. If an exception interrupts the
+call (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe), the connection is closed, and the daemon stops the work. A
+connection closes its socket when it is garbage-collected, and so do the connections of a collected pool: a dropped client leaks
+no sockets.
 
-Sockets are gevent's wherever a hub runs, patched or not, so a waiting greenlet never holds up the others; a pooled socket is only
-ever used by the hub that made it, and never by a forked child.
+If a gevent hub runs, with or without monkey patching, sockets are gevent sockets, so a waiting greenlet does not block the
+others. A pooled socket is only used by the hub that created it, and never by a forked child.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 PROTOCOL_VERSION = 1
-"""Version of the protocol that this package speaks."""
+"""Protocol version of this package."""
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for connecting and for the daemon's hello. Calls themselves have no limit here: the daemon keeps theirs."""
+"""Seconds for connecting and for ``daemon.hello``. Calls have no timeout here; the daemon enforces their limits."""
 
 START_TIMEOUT = 20.0
-"""Seconds for ``orbd-ctl daemon start``."""
+"""Seconds that ``orbd-ctl daemon start`` may take."""
 
 WAIT_INTERVAL = 2.0
-"""Seconds without an answer after which a caller that asked for it learns that it waits, and again after as long."""
+"""Interval in seconds at which a call without an answer yet invokes its ``on_wait`` callback."""
 
 IDLE_MAX = 64
-"""Connections kept for later; more are closed when their call is over."""
+"""Maximum number of idle connections; further ones are closed at the end of their call."""
 
-NO = ("0", "false", "no", "off")
-"""What the daemon's own configuration reads as no."""
+FALSE_VALUES = ("0", "false", "no", "off")
+"""Values that mean false, as in the daemon's own configuration."""
 
 RESENDS_MAX = 3
-"""How often one request is sent again. Each time takes an upgrade of the daemon, so more than one is rare."""
+"""How often one request is sent again. Each time requires an upgrade of the daemon, so more than once is rare."""
 
 LINE_MAX = 64 << 20
-"""Bytes of the longest line accepted, so that a daemon gone wrong cannot fill our memory."""
+"""Maximum length of a received line in bytes, so that a faulty daemon cannot exhaust the memory of this process."""
 
-# Made once: `json.dumps` and `json.loads` make an encoder, or guess an encoding, for each message.
+# Created once: `json.dumps` with options creates an encoder for each message, and `json.loads` detects an encoding.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
 
 def socket_path() -> str:
-    """Returns where the daemon listens: ``$ORBD_SOCKET``, else ``~/.orbd/orbd.sock``."""
+    """Returns the path of the daemon's socket: ``$ORBD_SOCKET``, by default ``~/.orbd/orbd.sock``."""
     return os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
 
 
 def hub() -> Any:
-    """Returns gevent's hub of this thread, or None where there is none."""
-    # Looked up, not imported: without gevent in the process there is nothing to be cooperative with.
+    """Returns this thread's gevent hub, or None if it has none."""
+    # Not imported: if the process has not loaded gevent, no other greenlet can be waiting.
     local = sys.modules.get("gevent._hub_local")
     return None if local is None else local.get_hub_if_exists()
 
@@ -83,7 +83,7 @@ def _socket_module() -> Any:
 
 
 def sleep(seconds: float) -> None:
-    """Sleeps and lets other greenlets run where a hub does."""
+    """Sleeps; with a gevent hub, other greenlets run meanwhile."""
     if hub() is None:
         time.sleep(seconds)
         return
@@ -93,30 +93,30 @@ def sleep(seconds: float) -> None:
 
 
 def wait(connections: Sequence[Connection], seconds: float | None = None) -> None:
-    """Waits until one of the connections has something to read or room for what it has to send, or so long."""
+    """Waits until a connection is readable, or writable if it has unsent data, or until ``seconds`` have passed."""
     module: Any = select
     if hub() is not None:
         import gevent.select
 
         module = gevent.select
-    # Not `select`, which knows no file descriptor above 1023.
+    # Not `select`, which does not support file descriptors above 1023.
     poll = module.poll()
     for connection in connections:
         poll.register(connection.fileno(), module.POLLIN | (module.POLLOUT if connection.is_sending else 0))
     poll.poll(None if seconds is None else seconds * 1000)
 
 
-def is_of_others(error: OSError) -> bool:
-    """Says whether a timeout is not the socket's own, nor the system's.
+def is_foreign_timeout(error: OSError) -> bool:
+    """Returns whether a ``TimeoutError`` comes neither from the socket nor from the operating system.
 
-    ``gevent.Timeout(5, TimeoutError)``, which is how PyInfra sets limits, throws it into whatever call is under way. Those of
-    sockets say "timed out", those of the system have a number.
+    PyInfra sets limits with ``gevent.Timeout(5, TimeoutError)``, which raises the exception in the current call. The
+    ``TimeoutError`` of a socket has the message "timed out", that of the operating system has an errno.
     """
     return isinstance(error, TimeoutError) and error.errno is None and error.args != ("timed out",)
 
 
 def _package() -> str:
-    """Names this package and its version, for messages alone: finding it out takes longer than a call."""
+    """Returns this package's name and version. Only for error messages: reading the metadata takes longer than a call."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -126,13 +126,13 @@ def _package() -> str:
 
 
 def _mismatch(version: str, protocol: int | None) -> errors.ProtocolMismatch:
-    """Says who speaks which protocol, and what brings both to one."""
+    """Returns an error that names both protocol versions and the command that upgrades the older side."""
     if protocol is not None and protocol > PROTOCOL_VERSION:
-        mend = "this package is the older: `pip install --upgrade pyinfra-orbd`"
+        fix = "this package is older: run `pip install --upgrade pyinfra-orbd`"
     else:
-        mend = "orbd is the older: once the new one is installed, run `orbd-ctl daemon restart`"
+        fix = "orbd is older: install the new version, then run `orbd-ctl daemon restart`"
     return errors.ProtocolMismatch(
-        f"orbd {version} speaks protocol {protocol}, this {_package()} speaks protocol {PROTOCOL_VERSION}; {mend}",
+        f"orbd {version} speaks protocol {protocol}, {_package()} speaks protocol {PROTOCOL_VERSION}; {fix}",
         kind="protocol_mismatch",
     )
 
@@ -141,7 +141,7 @@ class Connection:
     """One connection, carrying one call at a time."""
 
     def __init__(self, path: str, client: str) -> None:
-        """Connects to ``path`` and says hello as ``client``."""
+        """Connects to ``path`` and sends ``daemon.hello`` with the name ``client``."""
         self._path = path
         self._client = client
         self._next_id = 1
@@ -156,7 +156,7 @@ class Connection:
         self._connect()
 
     def _connect(self) -> None:
-        # How many requests were sent on this socket.
+        # Number of requests sent on this socket.
         self._requests = 0
         module = _socket_module()
         self._socket = module.socket(module.AF_UNIX, module.SOCK_STREAM)
@@ -175,12 +175,12 @@ class Connection:
             answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
         except errors.MethodNotFound as error:
             raise errors.ProtocolMismatch(
-                f"orbd does not know the hello of this {_package()}, which is of protocol {PROTOCOL_VERSION} ({error}): "
+                f"orbd does not support daemon.hello of {_package()}, which speaks protocol {PROTOCOL_VERSION} ({error}); "
                 "upgrade the older of the two, then run `orbd-ctl daemon restart`",
                 kind="protocol_mismatch",
             ) from error
         except errors.ProtocolMismatch as error:
-            # `daemon.info` is the same in every protocol so far; without it the daemon's own words have to do.
+            # `daemon.info` is the same in every protocol so far. If it fails, raise the daemon's own error.
             try:
                 answer = self.call("daemon.info", {})
             except errors.RequestFailed:
@@ -201,12 +201,12 @@ class Connection:
         try:
             self._socket.sendall(line)
         except OSError as error:
-            # If the daemon closed the connection, what it sent before tells whether it read the request.
+            # After EPIPE the caller reads on: `daemon.closing` tells whether the daemon read the request.
             if error.errno != errno.EPIPE:
                 self._fail(error)
 
     def begin(self, method: str, params: Mapping[str, Any]) -> int:
-        """Takes a request and returns its id like :meth:`send`, but :meth:`push` sends it."""
+        """Queues a request for :meth:`push` and returns its id; otherwise like :meth:`send`."""
         request_id, line = self._request(method, params)
         self._is_pushed = True
         self._unsent = memoryview(line)
@@ -214,7 +214,7 @@ class Connection:
 
     @property
     def is_sending(self) -> bool:
-        """Whether a part of the request is not sent yet."""
+        """Whether a part of the request is still unsent."""
         return bool(self._unsent)
 
     def fileno(self) -> int:
@@ -222,7 +222,7 @@ class Connection:
         return int(self._socket.fileno())
 
     def push(self) -> bool:
-        """Sends as much of what is not sent yet as goes without waiting; says whether that was anything."""
+        """Sends as much unsent data as possible without blocking; returns whether that was more than nothing."""
         if not self._unsent:
             return False
         self._socket.settimeout(0.0)
@@ -231,23 +231,23 @@ class Connection:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno == errno.ENOBUFS:  # macOS's word for the same.
+            if error.errno == errno.ENOBUFS:  # macOS reports a full buffer like this.
                 return False
             if error.errno != errno.EPIPE:
                 self._fail(error)
-            # As above: what the daemon sent before is to be read.
+            # As in `_transmit`: read what the daemon sent before it closed the connection.
             count = len(self._unsent)
         finally:
             self._socket.settimeout(None)
         self._unsent = self._unsent[count:]
         return True
 
-    def has_arrived(self) -> bool:
-        """Says whether :meth:`receive` would find the beginning of a message, or the end of the connection."""
+    def is_readable(self) -> bool:
+        """Returns whether :meth:`receive` would find the beginning of a message, or the end of the connection."""
         assert self._reader is not None
         self._socket.settimeout(0.0)
         try:
-            # Takes what is there into the buffer. Nothing taken is either nothing there or the end, which `recv` tells apart.
+            # `peek` fills the buffer. If it returns nothing, `recv` distinguishes "no data yet" from the end of the connection.
             if not self._reader.peek(1):
                 self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -266,29 +266,29 @@ class Connection:
         try:
             line = _encode(request).encode() + b"\n"
         except UnicodeEncodeError as error:
-            # A lone surrogate: bytes that Python could not decode, in a file name for instance. JSON has no place for them.
+            # A lone surrogate, from bytes that Python could not decode, such as in a file name. JSON cannot carry it.
             self.done()
             raise errors.InvalidParams(f"{method}: not valid Unicode: {error.reason}", kind="invalid_params") from error
         self._line = line
         if method != "daemon.hello":
-            # A hello is part of sending another request again, and counts for that one.
+            # Sending a request again includes a hello, which must not reset that request's counter.
             self._resends = 0
         self._requests += 1
         return request_id, line
 
     def receive(self) -> dict[str, Any]:
-        """Reads one message: an answer or a notification."""
+        """Returns the next message: an answer or a notification."""
         while True:
             message = self._message()
             if message.get("method") != "daemon.closing":
                 return message
             params = message.get("params") or {}
-            # What the daemon read is answered before the connection ends, and never sent again.
+            # The daemon answers every request that it read before it closes the connection; those are never sent again.
             if self.in_call and self._requests > params.get("requests_read", self._requests):
                 self._send_again()
 
     def _send_again(self) -> None:
-        """Reconnects to the upgraded daemon and sends the request that the old one did not read."""
+        """Reconnects to the upgraded daemon and sends the request that the old process did not read."""
         line, is_pushed, resends = self._line, self._is_pushed, self._resends + 1
         if resends > RESENDS_MAX:
             raise self._gone(None)
@@ -313,23 +313,23 @@ class Connection:
             self._fail(error)
         if not line.endswith(b"\n"):
             if len(line) >= LINE_MAX:
-                raise errors.ProtocolViolation(f"a line of the daemon is longer than {LINE_MAX} bytes")
+                raise errors.ProtocolViolation(f"the daemon sent a line longer than {LINE_MAX} bytes")
             raise self._gone(None)
         try:
             message = _decode(line.decode())
         except ValueError as error:
             raise errors.ProtocolViolation(f"the daemon sent a line that is not JSON: {line[:80]!r}") from error
         if not isinstance(message, dict):
-            raise errors.ProtocolViolation(f"the daemon sent a line that is no message: {line[:80]!r}")
+            raise errors.ProtocolViolation(f"the daemon sent a line that is not a JSON object: {line[:80]!r}")
         return message
 
     def answer(self, request_id: int) -> Any:
-        """Reads on to the answer of ``request_id`` and returns its result."""
+        """Reads until the answer to ``request_id`` and returns its result; discards notifications."""
         while True:
             message = self.receive()
             if "method" in message:
                 continue
-            # An error without an id answers a request that the daemon could not read: ours, as there is only one.
+            # An error without an id answers a request that the daemon could not parse, which is the only one on this connection.
             if message.get("id") == request_id or (message.get("id") is None and "error" in message):
                 return self.result(message)
 
@@ -343,25 +343,25 @@ class Connection:
     def call(self, method: str, params: Mapping[str, Any], on_wait: Callable[[], None] | None = None) -> Any:
         """Makes one call and returns its result. While there is none, calls ``on_wait`` every :data:`WAIT_INTERVAL` seconds."""
         request_id = self.send(method, params)
-        while on_wait is not None and not self.has_arrived():
+        while on_wait is not None and not self.is_readable():
             wait((self,), WAIT_INTERVAL)
-            if not self.has_arrived():
+            if not self.is_readable():
                 on_wait()
         try:
             result = self.answer(request_id)
         except errors.RequestFailed:
-            # An error is an answer too: the connection is as good as before.
+            # An error answer completes the call, so the connection can be used again.
             self.done()
             raise
         self.done()
         return result
 
     def done(self) -> None:
-        """Says that the call was answered to its end."""
+        """Marks the call as complete."""
         self.in_call = False
 
     def is_usable(self) -> bool:
-        """Says whether the connection is between calls and still open on the daemon's side."""
+        """Returns whether the connection is between calls and still open on the daemon's side."""
         if self.in_call:
             return False
         try:
@@ -374,90 +374,90 @@ class Connection:
             return True
         except OSError:
             return False
-        # Closed, or bytes that nobody asked for.
+        # Closed, or unexpected bytes.
         return False
 
     def close(self) -> None:
-        """Closes the connection; the daemon stops what it was doing for it."""
+        """Closes the connection; the daemon then stops the work of an unfinished call."""
         if self._reader is not None:
             self._reader.close()
         if self._socket is not None:
             self._socket.close()
 
-    # Ours, because the module's own names may be gone by then.
+    # A class attribute, because module globals may already be cleared when `__del__` runs.
     _is_finalizing = staticmethod(sys.is_finalizing)
 
     def __del__(self) -> None:
-        """Closes a connection that nobody has any more."""
+        """Closes the socket of a connection without references."""
         try:
             self.close()
         except Exception:
-            # At the interpreter's end gevent may have been taken apart before us; the system closes what is left.
+            # At interpreter shutdown gevent may be gone already. The operating system closes the socket.
             if not self._is_finalizing():
                 raise
 
     def _fail(self, error: OSError) -> NoReturn:
-        """Tells what became of the connection; whoever's time is over beside it is told so in their own words."""
-        if is_of_others(error):
+        """Raises ``DaemonGone`` for a broken connection, but re-raises a ``TimeoutError`` that the caller's own limit threw."""
+        if is_foreign_timeout(error):
             raise error
         raise self._gone(error) from error
 
     @staticmethod
     def _gone(error: OSError | None) -> errors.OrbdError:
         if isinstance(error, TimeoutError):
-            # Only while saying hello: afterwards the socket has no timeout.
+            # Only during `daemon.hello`; afterwards the socket has no timeout.
             return errors.DaemonGone(f"orbd did not answer within {CONNECT_TIMEOUT:.0f} s; see `orbd-ctl doctor`")
         cause = f": {error.strerror or error}" if error is not None else ""
         return errors.DaemonGone(
-            f"orbd closed the connection before the answer was complete{cause}; what it was asked may have been done in part"
+            f"orbd closed the connection before the answer was complete{cause}; the operation may have taken effect in part"
         )
 
 
-class Borrowed:
-    """A connection taken from the pool for one call, as a context manager."""
+class BorrowedConnection:
+    """Context manager around a connection that is taken from the pool for one call."""
 
     __slots__ = ("_connection", "_pool")
 
     def __init__(self, pool: Pool) -> None:
-        """Takes nothing yet."""
+        """Does not take a connection yet."""
         self._pool = pool
         self._connection: Connection | None = None
 
     def __enter__(self) -> Connection:
-        """Takes a connection, or opens one."""
+        """Takes a connection from the pool, or opens one."""
         self._connection = self._pool.take()
         return self._connection
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Gives it back between calls, and closes it within one."""
+        """Returns the connection to the pool, which closes it if its call is not complete."""
         assert self._connection is not None
         self._pool.give(self._connection)
 
 
 class Pool:
-    """Connections to one socket; the one used last is used next."""
+    """Connections to one socket; the most recently used one is used next."""
 
     def __init__(self, path: str, client: str) -> None:
-        """Opens nothing yet."""
+        """Opens no connection yet."""
         self.path = path
         self._client = client
         self._pid = os.getpid()
         self._is_closed = False
-        # Keyed by hub: a gevent socket is bound to the hub, and so to the thread, that made it. Plain sockets have the pool as
-        # key.
+        # Keyed by hub: a gevent socket is bound to the hub, and so to the thread, that created it. The key of plain sockets is
+        # the pool itself.
         self._idle: WeakKeyDictionary[Any, list[Connection]] = WeakKeyDictionary()
         self._starter = Starter(path)
 
-    def borrow(self) -> Borrowed:
+    def borrow(self) -> BorrowedConnection:
         """Returns a context manager around a connection."""
-        return Borrowed(self)
+        return BorrowedConnection(self)
 
     def take(self) -> Connection:
-        """Takes the connection used last that is still open, or opens one."""
+        """Returns the most recently used connection that is still open, or a new one."""
         idle = self._idle_here()
         while True:
             try:
-                # Not asked before whether there is one: another thread may take it between the question and the answer.
+                # No check beforehand: another thread could take the connection between check and `pop`.
                 connection = idle.pop()
             except IndexError:
                 return self._open()
@@ -466,9 +466,9 @@ class Pool:
             connection.close()
 
     def give(self, connection: Connection) -> None:
-        """Takes a connection back."""
+        """Keeps a connection for the next call, or closes it."""
         idle = self._idle_here()
-        # One that came along through a fork is our parent's conversation still.
+        # After a fork, an inherited connection still belongs to the parent.
         is_ours = connection.pid == self._pid
         if connection.in_call or not is_ours or self._is_closed or len(idle) >= IDLE_MAX:
             connection.close()
@@ -476,13 +476,13 @@ class Pool:
             idle.append(connection)
 
     def close(self) -> None:
-        """Closes what is not in use now, and the rest as it comes back: no connection is kept any more."""
+        """Closes idle connections now, and each of the others at the end of its call."""
         self._is_closed = True
         self.close_idle()
 
     def close_idle(self) -> None:
-        """Closes what is not in use; the next call opens a new connection."""
-        # Plain sockets, under our own key, can be closed from anywhere; those of another thread's hub cannot.
+        """Closes idle connections; the next call opens a new one."""
+        # Plain sockets, whose key is the pool, can be closed from any thread; those of another thread's hub cannot.
         for idle in (self._idle_here(), self._idle.get(self, [])):
             while True:
                 try:
@@ -493,13 +493,13 @@ class Pool:
 
     def _idle_here(self) -> list[Connection]:
         if self._pid != os.getpid():
-            # We are a forked child: these sockets are our parent's conversation.
+            # This is a forked child: the inherited sockets belong to the parent.
             self._pid = os.getpid()
             self._idle = WeakKeyDictionary()
-            # Whoever was starting the daemon at that moment did not come along.
+            # A thread that was starting the daemon does not exist in the child.
             self._starter = Starter(self.path)
         here = hub()
-        # Not `hub or self`: a hub that has not switched yet is false.
+        # Not `here or self`: a hub that has not switched yet is falsy.
         return self._idle.setdefault(self if here is None else here, [])
 
     def _open(self) -> Connection:
@@ -516,30 +516,30 @@ class Pool:
             raise
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise errors.DaemonNotRunning(
-                f"orbd is not running (nobody listens on {self.path}); start it with `orbd-ctl daemon start`"
+                f"orbd is not running (nothing listens on {self.path}); start it with `orbd-ctl daemon start`"
             ) from error
         except TimeoutError as error:
-            if is_of_others(error):
+            if is_foreign_timeout(error):
                 raise
             raise errors.DaemonGone(f"orbd did not accept a connection on {self.path}; see `orbd-ctl doctor`") from error
         except OSError as error:
-            # Among them a path that is too long, which has neither errno nor a name of its own.
+            # This includes a path that is too long, which has no errno.
             reason = error.strerror or str(error)
             raise errors.DaemonUnavailable(f"cannot connect to orbd on {self.path}: {reason}") from error
 
 
 class Starter:
-    """Starts the daemon on demand through ``orbd-ctl daemon start``, which knows about services and locks."""
+    """Starts the daemon on demand with ``orbd-ctl daemon start``, which handles services and locks."""
 
     def __init__(self, path: str) -> None:
-        """Starts nothing yet."""
+        """Does not start the daemon yet."""
         self._path = path
         self._is_starting = False
 
     def start(self, refusal: errors.DaemonNotRunning) -> None:
-        """Starts the daemon, or waits for another greenlet that does; raises ``DaemonNotRunning`` where it cannot."""
-        if os.environ.get("ORBD_AUTOSTART", "").lower() in NO:
-            raise errors.DaemonNotRunning(f"{refusal} (ORBD_AUTOSTART forbids to start it here)") from refusal
+        """Starts the daemon, or waits for another thread or greenlet that does; raises ``DaemonNotRunning`` if that fails."""
+        if os.environ.get("ORBD_AUTOSTART", "").lower() in FALSE_VALUES:
+            raise errors.DaemonNotRunning(f"{refusal} (ORBD_AUTOSTART turns starting on demand off)") from refusal
         has_waited = False
         while self._is_starting:
             sleep(0.01)
@@ -548,11 +548,11 @@ class Starter:
             return
         self._is_starting = True
         try:
-            # Loaded when it is needed: few processes find no daemon.
+            # Imported on demand: few processes have to start the daemon.
             from . import _ctl
 
-            trouble = _ctl.start_daemon(self._path, START_TIMEOUT)
+            problem = _ctl.start_daemon(self._path, START_TIMEOUT)
         finally:
             self._is_starting = False
-        if trouble is not None:
-            raise errors.DaemonNotRunning(f"{refusal}; {trouble}") from refusal
+        if problem is not None:
+            raise errors.DaemonNotRunning(f"{refusal}; {problem}") from refusal

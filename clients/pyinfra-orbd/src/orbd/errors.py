@@ -1,18 +1,18 @@
-"""What can go wrong between a caller and its machines.
+"""Exceptions of the client.
 
 ::
 
     OrbdError                       an OSError
     ├── DaemonUnavailable           a ConnectionError
-    │   ├── DaemonNotRunning        nobody listens on the socket, and nobody could be started
+    │   ├── DaemonNotRunning        no daemon listens on the socket, and none could be started
     │   └── DaemonGone              the connection broke before the answer was complete
-    ├── ProtocolViolation           the daemon said what this protocol does not know
-    ├── CtlFailed                   orbd-ctl, which opens files for us, could not be run or gave no reason
-    └── RequestFailed               the daemon answered with an error: one class for each kind
+    ├── ProtocolViolation           a message of the daemon does not follow the protocol
+    ├── CtlFailed                   orbd-ctl, which opens local files, could not be run or failed without a JSON error
+    └── RequestFailed               the daemon answered with an error; one class for each kind
         ├── InvalidParams           invalid_params, invalid_request, parse_error
         ├── MethodNotFound          method_not_found
         ├── InternalError           internal
-        ├── Refused                 refused before acceptance; later it may be taken
+        ├── Refused                 refused before acceptance; a later attempt may succeed
         │   ├── QueueFull           queue_full
         │   ├── TooManyConnections  too_many_connections
         │   ├── Overloaded          overloaded
@@ -37,16 +37,16 @@
             ├── OrbctlFailed        orbctl_failed
             ├── OrbctlKilled        orbctl_killed
             ├── OrbctlUnreadable    orbctl_output_unreadable
-            └── OrbctlUnhealthy          orbctl_unhealthy
+            └── OrbctlUnhealthy     orbctl_unhealthy
 
-All are ``OSError`` because that is what PyInfra contains to the host it happened on; anything else ends the whole deploy with a
-traceback. ``QueueTimeout`` is no ``TimeoutError``: PyInfra reports every ``TimeoutError`` as "timed out after ``_timeout``" and
-drops the message, which here names what was in the way.
+All derive from ``OSError``, because PyInfra limits an ``OSError`` to the host on which it occurred; any other exception ends the
+whole deploy with a traceback. ``QueueTimeout`` is not a ``TimeoutError``: PyInfra reports every ``TimeoutError`` as "timed out
+after ``_timeout``" and drops the message, which here names the job or limit that the call waited for.
 """
 
 from __future__ import annotations
 
-# Written out rather than imported: `typing` would be a third of what importing the client costs.
+# Not imported from `typing`, which would take a third of the client's import time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -93,10 +93,10 @@ __all__ = [
 
 
 class OrbdError(OSError):
-    """Base of everything that this package raises on purpose."""
+    """Base class of all exceptions of this package."""
 
     def __init__(self, message: str) -> None:
-        """Keeps ``message`` as the only argument; ``OSError`` would read two as errno and text."""
+        """Passes only ``message`` on, because ``OSError`` takes two arguments as errno and text."""
         super().__init__(message)
         self.message = message
 
@@ -106,11 +106,11 @@ class OrbdError(OSError):
 
 
 class DaemonUnavailable(OrbdError, ConnectionError):
-    """The daemon cannot be talked to."""
+    """The daemon cannot be reached."""
 
 
 class DaemonNotRunning(DaemonUnavailable):
-    """Nobody listens on the socket, and nobody could be started."""
+    """No daemon listens on the socket, and none could be started."""
 
 
 class DaemonGone(DaemonUnavailable):
@@ -118,21 +118,21 @@ class DaemonGone(DaemonUnavailable):
 
 
 class ProtocolViolation(OrbdError):
-    """The daemon said what this protocol does not know."""
+    """A message of the daemon does not follow the protocol."""
 
 
 class CtlFailed(OrbdError):
-    """``orbd-ctl``, which opens files for us, could not be run, or failed without giving a reason that programs can read."""
+    """``orbd-ctl``, which opens local files, could not be run, or failed without a JSON error."""
 
 
 class RequestFailed(OrbdError):
     """The daemon answered with an error.
 
-    ``code`` and ``kind`` are stable; ``data`` is everything that the daemon told programs, as it came.
+    ``code`` and ``kind`` are stable. ``data`` is the error object's ``data``, unchanged.
     """
 
     def __init__(self, message: str, *, code: int = 0, kind: str = "", data: dict[str, Any] | None = None) -> None:
-        """Keeps the parts of the error object."""
+        """Stores the parts of a JSON-RPC error object."""
         super().__init__(message)
         self.code = code
         self.kind = kind
@@ -140,32 +140,32 @@ class RequestFailed(OrbdError):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same call may succeed later without anybody mending anything."""
+        """Whether the same call may succeed later without a fix by the user."""
         return bool(self.data.get("retryable", False))
 
     @property
     def job_id(self) -> int | None:
-        """The job, where there was one."""
+        """Id of the job; None if the call failed before a job existed."""
         return self.data.get("job_id")
 
     @property
     def machine(self) -> str | None:
-        """The machine, where it is known."""
+        """Name of the machine; None if the daemon does not know it."""
         return self.data.get("machine")
 
     @property
     def machine_state(self) -> str | None:
-        """State of the machine that did not allow the call."""
+        """State of the machine that does not allow the operation; None for other errors."""
         return self.data.get("machine_state")
 
     @property
     def stderr_tail(self) -> str | None:
-        """End of what ``orbctl`` wrote to stderr."""
+        """Last part of the stderr of ``orbctl``; None if ``orbctl`` did not run."""
         return self.data.get("stderr_tail")
 
 
 class InvalidParams(RequestFailed):
-    """A parameter is missing, unknown or out of range; ``data["field"]`` says which."""
+    """A parameter is missing, unknown or out of range; ``data["field"]`` is its name."""
 
 
 class MethodNotFound(RequestFailed):
@@ -173,27 +173,27 @@ class MethodNotFound(RequestFailed):
 
 
 class InternalError(RequestFailed):
-    """The daemon's own fault; ``data["incident"]`` finds the line in its log."""
+    """A bug in the daemon; ``data["incident"]`` identifies the line in its log."""
 
 
 class Refused(RequestFailed):
-    """Refused before acceptance; later it may be taken."""
+    """The request was refused before acceptance; a later attempt may succeed."""
 
 
 class QueueFull(Refused):
-    """Too many jobs wait; ``data["retry_after_ms"]`` says when to come back."""
+    """The queue is full; retry after ``data["retry_after_ms"]`` milliseconds."""
 
 
 class TooManyConnections(Refused):
-    """As many connections are open as may be; ``data["retry_after_ms"]`` says when to come back."""
+    """The limit of open connections is reached; retry after ``data["retry_after_ms"]`` milliseconds."""
 
 
 class Overloaded(Refused):
-    """Requests in flight and unread answers hold as many bytes as they may; ``data["retry_after_ms"]`` says when to come back."""
+    """Requests in flight and unread answers reached their memory limit; retry after ``data["retry_after_ms"]`` milliseconds."""
 
 
 class Draining(Refused):
-    """New work is refused."""
+    """The queue is draining and accepts no new work."""
 
 
 class ProtocolMismatch(RequestFailed):
@@ -201,83 +201,83 @@ class ProtocolMismatch(RequestFailed):
 
 
 class ConfigInvalid(RequestFailed):
-    """The daemon's own configuration is not valid; the message says what and where, and nothing changed."""
+    """The daemon's own configuration is invalid. The message names the problem and its position; nothing was changed."""
 
 
 class StoreUnavailable(RequestFailed):
-    """The store of the metrics cannot be used for now; everything else works."""
+    """The metrics store is unavailable; everything else works."""
 
 
 class JournalUnavailable(RequestFailed):
-    """The journal cannot be written, so a detached change was refused; everything else works."""
+    """The journal cannot be written, so a detached change was refused. Everything else works."""
 
 
 class MachineError(RequestFailed):
-    """The machine does not allow it."""
+    """The operation is not possible on this machine."""
 
 
 class MachineNotFound(MachineError):
-    """OrbStack knows no such machine."""
+    """OrbStack has no machine with this name or id."""
 
 
 class MachineExists(MachineError):
-    """The name is taken."""
+    """A machine with this name already exists."""
 
 
 class MachineWrongState(MachineError):
-    """The machine is in a state in which this cannot be done."""
+    """The machine's state does not allow the operation."""
 
 
 class JobError(RequestFailed):
-    """The job did not come to a regular end."""
+    """The job did not end regularly."""
 
 
 class JobNotFound(JobError):
-    """Unknown, or no longer kept."""
+    """The job id is unknown, or the job has expired from the history."""
 
 
 class JobCancelled(JobError):
-    """Somebody cancelled the job; ``data["phase"]`` says where it was."""
+    """The job was cancelled; ``data["phase"]`` is its phase at that time."""
 
 
 class QueueTimeout(JobError):
-    """It waited too long for its place; ``data["waiting_for"]`` says what was in the way."""
+    """The job reached its queue timeout; ``data["waiting_for"]`` is the job or limit that it waited for."""
 
 
 class RunTimeout(JobError, TimeoutError):
-    """It ran too long and was stopped."""
+    """The job reached its run timeout and was stopped."""
 
 
 class JobInterrupted(JobError):
-    """The daemon that ran it died."""
+    """The daemon died while the job ran."""
 
 
 class OutcomeUnknown(JobError):
-    """A change was cut short and may have taken effect; ``data["observed"]`` says what was seen."""
+    """A change was interrupted and may have taken effect; ``data["observed"]`` is the state that was observed afterwards."""
 
 
 class OrbctlError(RequestFailed):
-    """``orbctl`` itself is in trouble."""
+    """``orbctl`` could not run, or did not run correctly."""
 
 
 class OrbctlUnavailable(OrbctlError):
-    """``orbctl`` was not found, is not executable, or is of a version that is not supported."""
+    """``orbctl`` was not found, is not executable, or has an unsupported version."""
 
 
 class OrbctlFailed(OrbctlError):
-    """``orbctl`` failed."""
+    """``orbctl`` exited with an error."""
 
 
 class OrbctlKilled(OrbctlError):
-    """A signal ended ``orbctl``."""
+    """``orbctl`` was killed by a signal."""
 
 
 class OrbctlUnreadable(OrbctlError):
-    """``orbctl`` succeeded but said something that the daemon does not know."""
+    """``orbctl`` succeeded, but the daemon could not parse its output."""
 
 
 class OrbctlUnhealthy(OrbctlError):
-    """``orbctl`` itself is sick, so nothing was begun; ``data["retry_after_ms"]`` says when to come back. Force passes."""
+    """``orbctl`` is unhealthy, so the operation was not started; retry after ``data["retry_after_ms"]``, or use force."""
 
 
 _BY_KIND: dict[str, type[RequestFailed]] = {
@@ -309,7 +309,7 @@ _BY_KIND: dict[str, type[RequestFailed]] = {
     "orbctl_unhealthy": OrbctlUnhealthy,
 }
 
-# JSON-RPC's own errors carry no kind where the daemon's framing answers them, before any method is known.
+# JSON-RPC's own errors have no kind if the daemon's framing layer answers them, before any method is known.
 _KIND_BY_CODE = {
     -32700: "parse_error",
     -32600: "invalid_request",
@@ -320,9 +320,9 @@ _KIND_BY_CODE = {
 
 
 def error_from_wire(error: Any) -> RequestFailed:
-    """Makes the exception for a JSON-RPC error object; a kind that is not known yet becomes a plain ``RequestFailed``."""
+    """Returns the exception for a JSON-RPC error object; an unknown kind becomes a plain ``RequestFailed``."""
     if not isinstance(error, dict):
-        return RequestFailed(f"the daemon answered with an error of unknown form: {error!r}")
+        return RequestFailed(f"the daemon answered with a malformed error: {error!r}")
     code = error.get("code", 0)
     data = error.get("data")
     if not isinstance(data, dict):

@@ -1,7 +1,7 @@
-"""What the daemon answers, as frozen records.
+"""Answers and events of the daemon, as frozen records.
 
-Only what goes over the wire stands here, under the names that it has there. Fields that a later daemon adds are ignored; a field
-that is missing although the protocol promises it is a :class:`~orbd.errors.ProtocolViolation`.
+Classes and fields mirror the wire format and have the same names. Fields that a later daemon adds are ignored. A missing
+mandatory field raises :class:`~orbd.errors.ProtocolViolation`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_):
-        """Says nothing: what it tells is for type checkers."""
+        """Does nothing at run time; only type checkers need the decorator."""
         return lambda cls: cls
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Model:
-    """Base of everything that is read from the wire.
+    """Base class of all records from the wire.
 
-    Its classes are written and behave like frozen dataclasses, and a type checker takes them for such. The decorator itself would
-    generate and compile code for each of them at every import, which takes PyInfra longer than a hundred commands.
+    Subclasses are written and behave like frozen dataclasses, and type checkers treat them as such. The real decorator would
+    generate and compile code for each class at every import, which takes longer than a hundred commands.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -40,7 +40,7 @@ class Model:
 
     @classmethod
     def from_wire(cls, wire: Any) -> Self:
-        """Reads a decoded JSON object."""
+        """Returns a record for a decoded JSON object."""
         shape = _shape(cls)
         if not isinstance(wire, dict):
             raise ProtocolViolation(f"{cls.__name__}: expected an object, got {type(wire).__name__}")
@@ -77,14 +77,14 @@ class Model:
 
 
 class Shape:
-    """A class's fields, found at its first use."""
+    """The fields of a class, determined at its first use."""
 
     __slots__ = ("converters", "required")
 
     def __init__(self, cls: type[Model]) -> None:
-        # What turns decoded JSON into each field, or None where it already is.
+        # Function that converts decoded JSON to the field's type; None if no conversion is needed.
         self.converters = {name: _converter(hint) for name, hint in typing.get_type_hints(cls).items()}
-        # A default is an attribute of the class, where an instance without a value of its own finds it.
+        # A default is a class attribute; instances without their own value inherit it.
         self.required = frozenset(name for name in self.converters if not hasattr(cls, name))
 
 
@@ -113,12 +113,12 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
 
 
 def _bytes(text: str | None, base64: str | None) -> bytes:
-    """Bytes go over the wire as text where they are that, else as base64."""
+    """Decodes bytes from the wire, which are ``text`` if they are UTF-8, else ``base64``."""
     return b64decode(base64 or "") if text is None else text.encode()
 
 
 class Done(Model):
-    """Nothing to say beyond success."""
+    """Answer without content: the call succeeded."""
 
 
 class Hello(Model):
@@ -130,7 +130,7 @@ class Hello(Model):
 
 
 class Outage(Model):
-    """What ails ``orbctl``: reads are told as last known, and nothing is begun that is not forced."""
+    """Why ``orbctl`` is unhealthy. Meanwhile reads return the last known state, and only forced operations start."""
 
     since: str
     reason: str
@@ -138,7 +138,7 @@ class Outage(Model):
 
 
 class Upgrade(Model):
-    """A program of the daemon's that lies on disk and is not the one that runs; ``state`` is ``pending`` or ``refused``."""
+    """A daemon binary on disk that differs from the running one; ``state`` is ``pending`` or ``refused``."""
 
     state: str
     noticed_at: str
@@ -167,7 +167,7 @@ class DaemonInfo(Model):
 
 
 class AppliedKey(Model):
-    """A key of the daemon's own configuration that has a new value; None where nothing is set."""
+    """A key of the daemon's own configuration whose new value was applied; a value is None if the key is not set."""
 
     key: str
     old_value: str | None = None
@@ -175,7 +175,7 @@ class AppliedKey(Model):
 
 
 class RestartRequiredKey(Model):
-    """A key of the daemon's own configuration whose new value needs a restart; None where nothing is set."""
+    """A key of the daemon's own configuration whose new value needs a restart; a value is None if the key is not set."""
 
     key: str
     running: str | None = None
@@ -191,7 +191,7 @@ class Reload(Model):
 
 
 class Observed(Model):
-    """When and how a fact was seen; part of every answer that tells facts."""
+    """When and how the daemon observed the state in an answer; base class of all answers with observed state."""
 
     generation: int
     observed_at: str
@@ -202,7 +202,7 @@ class Observed(Model):
 
 
 class Image(Model):
-    """Image that a machine was made from."""
+    """Image from which a machine was created."""
 
     distro: str
     version: str
@@ -211,7 +211,7 @@ class Image(Model):
 
 
 class MachineConfig(Model):
-    """A machine's settings; each is absent where the installed OrbStack does not report it."""
+    """A machine's settings; each is None if the installed OrbStack does not report it."""
 
     default_username: str | None = None
     isolated: bool | None = None
@@ -225,7 +225,7 @@ class MachineConfig(Model):
 
 
 class Machine(Model):
-    """One machine. ``state`` is ``running``, ``stopped``, or another word of OrbStack's: busy."""
+    """One machine. ``state`` is ``running``, ``stopped``, or OrbStack's word for a state in between."""
 
     id: str
     name: str
@@ -253,8 +253,8 @@ class MachineInfo(Observed):
 class Change(Model):
     """Answer of every change.
 
-    ``changed`` is absent until the job ended. ``warning`` says that the change was cut short and was then observed to be done;
-    then ``changed`` is absent, too, where nobody had looked before.
+    ``changed`` is None until the job ends. ``warning`` is set if the change was interrupted, but then observed to be complete;
+    ``changed`` is then None if the state before the change had not been observed.
     """
 
     job_id: int
@@ -266,7 +266,7 @@ class Change(Model):
 
 
 class Chunk(Model):
-    """Bytes that a command wrote, at ``offset`` of both streams in order of arrival."""
+    """Bytes that a command wrote. ``offset`` counts the bytes of both streams in order of arrival."""
 
     stream: str
     offset: int
@@ -276,19 +276,19 @@ class Chunk(Model):
 
     @property
     def data(self) -> bytes:
-        """The bytes."""
+        """Decoded bytes."""
         return _bytes(self.text, self.base64)
 
 
 class Gap(Model):
-    """Output that is no longer kept: from the first byte missing to the first there again."""
+    """Output that the daemon no longer has: from ``offset`` up to, but not including, ``next_offset``."""
 
     offset: int
     next_offset: int
 
 
 class Run(Model):
-    """Answer of ``machine.run``; there is more from ``job.output`` when ``next_offset`` is below ``output_bytes``."""
+    """Answer of ``machine.run``. If ``next_offset`` is below ``output_bytes``, ``job.output`` returns the rest of the output."""
 
     job_id: int
     state: str
@@ -301,7 +301,7 @@ class Run(Model):
 
 
 class Text(Model):
-    """Answer of reads that give text."""
+    """Answer of reads that return text."""
 
     text: str
 
@@ -333,13 +333,13 @@ class Config(Observed):
 
 
 class ConfigValue(Observed):
-    """Answer of ``config.get``; no value where the key is not set."""
+    """Answer of ``config.get``; ``value`` is None if the key is not set."""
 
     value: str | None = None
 
 
 class Caller(Model):
-    """Who asked for a job."""
+    """The client that submitted a job."""
 
     name: str
     pid: int | None = None
@@ -430,37 +430,37 @@ class JobOutput(Model):
 
 
 class JobInput(Model):
-    """Answer of ``job.input``: whether the command still reads."""
+    """Answer of ``job.input``: ``open`` is whether the command still reads its stdin."""
 
     open: bool
 
 
 class Accepted(Model):
-    """The job exists."""
+    """The job was accepted."""
 
     job_id: int
 
 
 class Waiting(Model):
-    """The job has waited for a second or longer, or waits for something else than before."""
+    """The job has waited for at least a second, or now waits for something else."""
 
     waiting_for: WaitingFor
 
 
 class Started(Model):
-    """The job runs."""
+    """The job started."""
 
 
 class Ended(Model):
-    """The job is over; nothing follows."""
+    """The job ended; this is the last event."""
 
     job: Job
 
 
 JobEvent = Accepted | Waiting | Started | Chunk | Gap | Ended
-"""What a follower of a job is told: ``Accepted``, any ``Waiting``, ``Started``, any ``Chunk`` and ``Gap``, ``Ended``."""
+"""Events of one job, in this order: ``Accepted``, any ``Waiting``, ``Started``, any ``Chunk`` and ``Gap``, ``Ended``."""
 
-_EVENTS: dict[str, type[Accepted | Waiting | Started | Chunk | Gap | Ended]] = {
+_JOB_EVENT_TYPES: dict[str, type[Accepted | Waiting | Started | Chunk | Gap | Ended]] = {
     "accepted": Accepted,
     "waiting": Waiting,
     "started": Started,
@@ -471,15 +471,15 @@ _EVENTS: dict[str, type[Accepted | Waiting | Started | Chunk | Gap | Ended]] = {
 
 
 def event_from_wire(wire: Any) -> JobEvent | None:
-    """Reads one notification's ``result``; None for a type that a later daemon added."""
+    """Returns the job event in a notification's ``result``; None for a type that a later daemon added."""
     if not isinstance(wire, dict):
         raise ProtocolViolation(f"event: expected an object, got {type(wire).__name__}")
-    cls = _EVENTS.get(wire.get("type", ""))
+    cls = _JOB_EVENT_TYPES.get(wire.get("type", ""))
     return None if cls is None else cls.from_wire(wire)
 
 
 class EventJob(Model):
-    """A job, as far as events tell of it."""
+    """The description of a job in an event."""
 
     job_id: int
     operation: str
@@ -488,7 +488,7 @@ class EventJob(Model):
 
 
 class Event(Model):
-    """Something that happened; its class says what. ``sequence`` and ``instance`` are what one goes on from after a break."""
+    """Base class of events. ``sequence`` and ``instance`` identify the position from which a new subscription can resume."""
 
     sequence: int
     instance: str
@@ -496,13 +496,13 @@ class Event(Model):
 
 
 class Missed(Event):
-    """Events were missed, ``not_kept`` or told by ``other_instance``; the state follows."""
+    """Events are missing; ``reason`` is ``not_kept`` or ``other_instance``. The next event is :class:`State`."""
 
     reason: str
 
 
 class State(Event):
-    """Everything as it was when the event ``sequence`` was the last; what nobody has looked at yet is absent."""
+    """Full state as of ``sequence``. ``machine_list`` and ``orbstack`` are None if not observed yet."""
 
     jobs: tuple[Job, ...]
     more_jobs: bool
@@ -512,21 +512,21 @@ class State(Event):
 
 
 class MachinesKnown(Event):
-    """The list of machines was seen for the first time since the daemon started."""
+    """The machine list was observed for the first time since the daemon started."""
 
     machines: tuple[Machine, ...]
     generation: int
 
 
 class MachineAppeared(Event):
-    """There is a machine that was not there before."""
+    """A new machine was observed."""
 
     machine: Machine
     generation: int
 
 
 class MachineChanged(Event):
-    """A machine is not as it was, by its id; with its old name where it has another now."""
+    """A machine, identified by its id, has changed; ``renamed_from`` is its old name if it was renamed."""
 
     machine: Machine
     generation: int
@@ -534,33 +534,33 @@ class MachineChanged(Event):
 
 
 class MachineGone(Event):
-    """A machine is not there any more; as it was last seen."""
+    """A machine no longer exists; ``machine`` is its last observed state."""
 
     machine: Machine
     generation: int
 
 
 class OrbstackChanged(Event):
-    """OrbStack itself is not as it was, or was seen for the first time."""
+    """The status of OrbStack has changed, or was observed for the first time."""
 
     status: str
     generation: int
 
 
 class JobQueued(Event):
-    """A job was accepted; reads are not told."""
+    """A job was accepted. There are no job events for reads."""
 
     job: EventJob
 
 
 class JobStarted(Event):
-    """A job runs."""
+    """A job started."""
 
     job: EventJob
 
 
 class JobEnded(Event):
-    """A job is over, and why it failed; ``job.get`` tells more."""
+    """A job ended; ``reason`` is set if it failed. ``job.get`` returns more details."""
 
     job: EventJob
     outcome: Outcome
@@ -568,7 +568,7 @@ class JobEnded(Event):
 
 
 class CacheInvalidated(Event):
-    """What was known became stale: of ``machines``, of the ``configuration``, or ``everything``."""
+    """Cached observations became stale; ``scope`` is ``machines``, ``configuration`` or ``everything``."""
 
     scope: str
     generation: int
@@ -576,16 +576,16 @@ class CacheInvalidated(Event):
 
 
 class OrbctlUnhealthy(Event):
-    """``orbctl`` itself does not work."""
+    """``orbctl`` became unhealthy."""
 
     reason: str
 
 
 class OrbctlRecovered(Event):
-    """``orbctl`` works again."""
+    """``orbctl`` is healthy again."""
 
 
-_HAPPENINGS: dict[str, type[Event]] = {
+_EVENT_TYPES: dict[str, type[Event]] = {
     "gap": Missed,
     "state": State,
     "machines_known": MachinesKnown,
@@ -603,10 +603,10 @@ _HAPPENINGS: dict[str, type[Event]] = {
 
 
 def happening_from_wire(wire: Any) -> Event | None:
-    """Reads one event of ``events.subscribe``; None for a type that a later daemon added."""
+    """Returns one event of ``events.subscribe``; None for a type that a later daemon added."""
     if not isinstance(wire, dict):
         raise ProtocolViolation(f"event: expected an object, got {type(wire).__name__}")
-    cls = _HAPPENINGS.get(wire.get("type", ""))
+    cls = _EVENT_TYPES.get(wire.get("type", ""))
     return None if cls is None else cls.from_wire(wire)
 
 
@@ -624,7 +624,7 @@ class QueueStatus(Model):
 
 
 class CacheEntry(Model):
-    """One kept observation."""
+    """One cached observation."""
 
     key: str
     machine: str | None = None
@@ -649,7 +649,7 @@ class CacheInvalidate(Model):
 
 
 class Distribution(Model):
-    """A distribution of durations in microseconds."""
+    """Minimum, percentiles and maximum of durations in microseconds."""
 
     min_us: int
     p50_us: int
@@ -674,8 +674,8 @@ class MetricsRow(Model):
 class MetricsSummary(Model):
     """Answer of ``metrics.summary``, rows with the most operations first.
 
-    ``since`` and ``until`` are the window that the rows cover. It begins earlier than was asked for, at a whole hour or day,
-    where ``resolution`` is ``hour`` or ``day``; ``since`` is ``None`` when everything kept is covered.
+    ``since`` and ``until`` limit the window that the rows cover. If ``resolution`` is ``hour`` or ``day``, the window starts at a
+    full hour or day, earlier than requested. ``since`` is ``None`` if the rows cover all records.
     """
 
     since: str | None = None
@@ -700,7 +700,7 @@ class MetricsRecord(Model):
     exit_code: int | None = None
     bytes_in: int = 0
     bytes_out: int = 0
-    joined: int = 0
+    joined: bool = False
     job_class: str = ""
 
 
@@ -719,7 +719,7 @@ class Counters(Model):
 
 
 class Lease(Model):
-    """Answer of ``lease.acquire``: the place is the caller's until the named process is gone."""
+    """Answer of ``lease.acquire``. The lease is valid until it is released or its process is gone."""
 
     job_id: int
     orbctl: str
@@ -730,8 +730,8 @@ class Lease(Model):
 class Release(Model):
     """Answer of ``lease.release``.
 
-    The job still runs where a change was cut short: orbd looks what came of it, and ``job.wait`` tells. ``signalled`` is the
-    error that says why orbd signalled the process, where it did.
+    If a change was interrupted, the job still runs: orbd observes the result, and ``job.wait`` returns it. ``signalled`` is the
+    error because of which orbd signalled the process; None if it did not.
     """
 
     job: Job
@@ -739,19 +739,19 @@ class Release(Model):
 
 
 class RawStream(Model):
-    """What was printed to one stream."""
+    """The unmodified bytes of one stream."""
 
     text: str | None = None
     base64: str | None = None
 
     @property
     def data(self) -> bytes:
-        """The bytes."""
+        """Decoded bytes."""
         return _bytes(self.text, self.base64)
 
 
 class RawOutput(Observed):
-    """Answer of ``lease.read``: what ``orbctl`` printed, and its exit code or the signal that ended it."""
+    """Answer of ``lease.read``: the output of ``orbctl``, and its exit code or the signal that killed it."""
 
     stdout: RawStream
     stderr: RawStream

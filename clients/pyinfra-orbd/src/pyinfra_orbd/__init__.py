@@ -1,7 +1,7 @@
 """OrbStack machines for PyInfra, through orbd.
 
-The connector is found by PyInfra under the names ``@orbstack`` and ``@orbd``. The client beneath it is the package :mod:`orbd`,
-whose public names can be had from here too; importing them needs neither PyInfra nor gevent.
+PyInfra finds the connector under the names ``@orbstack`` and ``@orbd``. It uses the client in the package :mod:`orbd`. This
+module re-exports the client's public names; importing them needs neither PyInfra nor gevent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The scripts behind the checks that run inside a machine.
+"""Scripts of the checks that run inside a machine.
 
-They are ``sh`` without anything that is not in every distribution. What they are about comes as words of their own, never as part
-of the script, so nothing that a caller writes is read as shell or as a flag.
+They are POSIX ``sh`` and use only programs that every distribution has. The caller's values are passed as args, never as part of
+the script, so no value is interpreted as shell syntax or as a flag.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ needs ping "iputils-ping or iputils"
 exec ping -c "$2" -W "$3" -- "$1"
 """
 
-# Some programs take `--` for a host, so words that look like flags are refused instead.
+# Some programs treat `--` as a host name, so args that start with a dash are rejected instead.
 _NO_FLAG = """\
-case $1 in -*) echo "$1 is no host" >&2; exit 2;; esac
+case $1 in -*) echo "'$1' is not a host name" >&2; exit 2;; esac
 """
 
 _CURL = """\
@@ -44,14 +44,14 @@ _LOOKUP = """\
 if command -v dig >/dev/null 2>&1; then
     found=$(dig +short "+time=$3" +tries=2 -t "$2" -q "$1") || { printf '%s\\n' "$found" >&2; exit 1; }
 elif command -v host >/dev/null 2>&1; then
-    said=$(host -W "$3" -t "$2" "$1") || { printf '%s\\n' "$said" >&2; exit 1; }
-    found=$(printf '%s\\n' "$said" | sed -n \\
+    output=$(host -W "$3" -t "$2" "$1") || { printf '%s\\n' "$output" >&2; exit 1; }
+    found=$(printf '%s\\n' "$output" | sed -n \\
         -e 's/^.* has address //p' -e 's/^.* has IPv6 address //p' -e 's/^.* mail is handled by //p' \\
         -e 's/^.* is an alias for //p' -e 's/^.* name server //p' -e 's/^.* descriptive text //p' \\
         -e 's/^.* has SRV record //p' -e 's/^.* domain name pointer //p')
 elif command -v nslookup >/dev/null 2>&1; then
-    said=$(nslookup "-type=$2" "$1") || { printf '%s\\n' "$said" >&2; exit 1; }
-    found=$(printf '%s\\n' "$said" | sed -e '1,/^$/d' | sed -n \\
+    output=$(nslookup "-type=$2" "$1") || { printf '%s\\n' "$output" >&2; exit 1; }
+    found=$(printf '%s\\n' "$output" | sed -e '1,/^$/d' | sed -n \\
         -e 's/^Address\\( [0-9]*\\)\\{0,1\\}: *//p' -e 's/^.*has AAAA address //p' -e 's/^.*mail exchanger = //p' \\
         -e 's/^.*canonical name = //p' -e 's/^.*nameserver = //p' -e 's/^.*text = //p' \\
         -e 's/^.*service = //p' -e 's/^.*name = //p')
@@ -69,7 +69,7 @@ printf '%s\\n' "$found"
 
 
 def connectivity_script(target: str, method: str, count: int, timeout: int) -> tuple[str, ...]:
-    """Returns a script that reaches out to ``target``, and its words."""
+    """Returns a script that connects to ``target``, and its args."""
     if method == "ping":
         return _NEEDS + _NO_FLAG + _PING, target, str(count), str(timeout)
     if method == "curl":
@@ -79,12 +79,12 @@ def connectivity_script(target: str, method: str, count: int, timeout: int) -> t
 
 
 def lookup_script(hostname: str, lookup_type: str, timeout: int) -> tuple[str, ...]:
-    """Returns a script that looks ``hostname`` up, and its words."""
+    """Returns a script that resolves ``hostname``, and its args."""
     return _NEEDS + _NO_FLAG + _LOOKUP, hostname, lookup_type, str(timeout)
 
 
 def host_and_port(target: str) -> tuple[str, str]:
-    """Splits ``HOST:PORT``; 22 where there is no port. ``[::1]:22`` and a bare ``::1`` are addresses."""
+    """Splits ``HOST:PORT``; the default port is 22. Also accepts ``[::1]:22`` and a bare ``::1``."""
     if target.startswith("["):
         host, _, rest = target[1:].partition("]")
         return host, rest.removeprefix(":") or "22"

@@ -1,8 +1,8 @@
-"""What operations, facts and helpers have in common: they ask the daemon, from the control machine.
+"""Shared code of operations, facts and helpers, which call the daemon from the control machine.
 
-Nothing of theirs runs inside a machine, and nothing depends on how the current host is connected: from ``@local`` they do what
-they do from ``@orbstack/web``. Deciding is apart from doing: an operation looks (:func:`is_so`), and yields a :class:`Step` for
-each thing that is to change, which PyInfra carries out when its turn comes.
+They run nothing inside a machine and do not depend on the connection of the current host: ``@local`` works like
+``@orbstack/web``. An operation first checks the current state (:func:`is_satisfied`), and then yields a :class:`Step` for each
+change. PyInfra executes the steps later, when it runs the operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing_extensions import override
 from orbd import Client, OrbdError, errors, models
 
 from . import connector
-from ._jobs import note
+from ._jobs import record_job
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -34,118 +34,124 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 Commands = Generator[PyinfraCommand, None, None]
-"""What an operation yields."""
+"""Return type of an operation's generator."""
 
-Done = models.Change | models.Job | None
-"""What the daemon tells of a change that is done; None where nobody could tell more."""
+ChangeResult = models.Change | models.Job | None
+"""Result of a completed change; None if it succeeded but its job is unknown."""
 
 
 def client() -> Client:
-    """Returns the client that everything of this process shares; what it waits for is reported under the current host's name."""
+    """Returns the client that this process shares. It prints the current host's name in its notices about waiting calls."""
     shared = connector.client()
     if not ctx_host.isset():  # type: ignore[no-untyped-call]
         return shared
     prefix = context.host.print_prefix
-    return shared.telling(lambda text: echo(f"{prefix}{text}", err=True))
+    return shared.with_notices(lambda text: echo(f"{prefix}{text}", err=True))
 
 
 def machine_of(host: Host) -> str | None:
-    """Returns the machine behind a host, or None where the host is something else."""
+    """Returns the machine behind a host, or None if the host is not an OrbStack machine."""
     name = host.data.get("vm_name")
     if name is None and host.data.get("orbstack_vm"):
         name = host.name
     return None if name is None else str(name)
 
 
-def chosen(machine: str | None, vm_name: str | None) -> str:
-    """Returns the machine that an operation's caller means; both words mean the same, and one of them is needed."""
+def machine_argument(machine: str | None, vm_name: str | None) -> str:
+    """Returns the parameter ``machine`` or its alias ``vm_name``; raises ``OperationTypeError`` if neither is given."""
     if machine is not None and vm_name is not None and machine != vm_name:
-        raise OperationTypeError(f"machine={machine!r} and vm_name={vm_name!r} are the same argument: give one of them")
+        raise OperationTypeError(f"machine={machine!r} and vm_name={vm_name!r} are aliases: pass only one of them")
     name = machine if machine is not None else vm_name
     if not name:
-        raise OperationTypeError("which machine? give machine=")
+        raise OperationTypeError("no machine given: pass machine=")
     return name
 
 
-def chosen_or_own(machine: str | None, vm_name: str | None) -> str:
-    """Returns the machine that is meant: the one behind the current host where none is named."""
+def machine_or_own(machine: str | None, vm_name: str | None) -> str:
+    """Returns the given machine, or if there is none the current host's machine."""
     if machine is None and vm_name is None:
         machine = machine_of(context.host)
         if machine is None:
-            raise OperationTypeError(f"which machine? host {context.host.name} is none of OrbStack's, so give machine=")
-    return chosen(machine, vm_name)
+            raise OperationTypeError(
+                f"no machine given, and host '{context.host.name}' is not an OrbStack machine: pass machine="
+            )
+    return machine_argument(machine, vm_name)
 
 
 def find(name: str, max_age_ms: int | None = None) -> models.Machine | None:
-    """Looks for a machine by name or id."""
+    """Returns the machine with this name or id, or None."""
     machines = client().machine_list(max_age_ms=max_age_ms).machines
     by_name = (machine for machine in machines if machine.name == name)
     by_id = (machine for machine in machines if machine.id == name)
     return next(by_name, None) or next(by_id, None)
 
 
-def is_so(look: Callable[[int | None], bool]) -> bool:
-    """Says whether things are as they should be, by a look that is told how old its facts may be.
+def is_satisfied(check: Callable[[int | None], bool]) -> bool:
+    """Returns whether ``check`` reports that the target state is already met.
 
-    Machines also change outside the daemon, and its memory of them may be half a minute old. That is good enough to foretell
-    changes. Where it would let an operation do nothing, though, the look is repeated on fresh facts.
+    The argument of ``check`` is the maximum age of the data that it may use, in milliseconds; None for the daemon's default.
+    Machines also change outside the daemon, so its cache may be up to 30 s out of date. That is good enough to predict changes.
+    Before an operation that is being executed does nothing, however, the check is repeated with fresh data.
     """
-    return look(None) and (not context.state.is_executing or look(0))
+    return check(None) and (not context.state.is_executing or check(0))
 
 
 class Step(FunctionCommand):
-    """One thing that the daemon is asked for when PyInfra carries an operation out.
+    """One call to the daemon that PyInfra makes when it executes an operation.
 
-    ``said`` tells people what. ``done_by_others`` is the error that means that somebody was faster: what is wanted holds.
+    ``description`` is the text for output and log. ``already_done`` is the exception which means that the target state is met,
+    because another client made the change first.
     """
 
-    def __init__(self, said: str, act: Callable[[], Done], done_by_others: type[OrbdError] | tuple[()] = ()) -> None:
-        super().__init__(act, (), {})
-        self.said = said
-        self._act = act
-        self._done_by_others = done_by_others
+    def __init__(
+        self, description: str, action: Callable[[], ChangeResult], already_done: type[OrbdError] | tuple[()] = ()
+    ) -> None:
+        super().__init__(action, (), {})
+        self.description = description
+        self._action = action
+        self._already_done = already_done
 
     @override
     def __repr__(self) -> str:
-        return f"Step({self.said})"
+        return f"Step({self.description})"
 
     @override
     def execute(self, state: State, host: Host, connector_arguments: ConnectorArguments) -> bool:
-        """Asks, and says whether it was done. A failure is the host's, told in one line, where PyInfra would show a traceback."""
+        """Calls the daemon and returns whether it succeeded. Logs an error in one line; PyInfra would print a traceback."""
         if state.print_input:
-            echo(f"{host.print_prefix}>>> orbd: {self.said}", err=True)
+            echo(f"{host.print_prefix}>>> orbd: {self.description}", err=True)
         try:
-            change = self._act()
-        except self._done_by_others as error:
-            logger.debug("%s: %s: done by somebody else: %s", host.name, self.said, error)
+            change = self._action()
+        except self._already_done as error:
+            logger.debug("%s: %s: already done by another client: %s", host.name, self.description, error)
             return True
         except OrbdError as error:
-            host.log_styled(f"{self.said}: {told(error)}", fg="red", log_func=logger.error)
+            host.log_styled(f"{self.description}: {describe_error(error)}", fg="red", log_func=logger.error)
             return False
         if change is not None:
             job_id = change.job_id
             outcome = change.outcome if isinstance(change, models.Job) else change
             if outcome is not None and outcome.warning is not None:
-                host.log_styled(f"{self.said}: {outcome.warning}", fg="yellow", log_func=logger.warning)
-            note(host, job_id)
-            logger.debug("%s: %s: job %d", host.name, self.said, job_id)
+                host.log_styled(f"{self.description}: {outcome.warning}", fg="yellow", log_func=logger.warning)
+            record_job(host, job_id)
+            logger.debug("%s: %s: job %d", host.name, self.description, job_id)
         return True
 
 
-def told(error: OrbdError) -> str:
-    """Says what went wrong, and what to look at where the daemon could not know how it ended."""
+def describe_error(error: OrbdError) -> str:
+    """Returns the error message; for an unknown outcome also the command that shows the current state."""
     if isinstance(error, errors.OutcomeUnknown):
-        return f"{error}; look before you repeat it (`orbctl list`)"
+        return f"{error}; check the current state before you retry: `orbctl list`"
     return str(error)
 
 
 def control_operation(
     *, is_idempotent: bool = True, idempotent_notice: str | None = None
 ) -> Callable[[Callable[P, Commands]], PyinfraOperation[P]]:
-    """Makes an operation of a generator that asks the daemon.
+    """Creates a PyInfra operation from a generator that calls the daemon.
 
-    PyInfra expects operations to look at the host while it lists what is to be done, and ends the whole deploy when one raises.
-    A daemon that cannot be asked is one host's trouble, so it becomes a step of that host, which fails.
+    PyInfra runs the generator while it prepares the deploy, and aborts the whole deploy if it raises. An error of the daemon
+    should only fail the host on which it occurred, so it becomes a step that fails.
     """
 
     def decorate(generate: Callable[P, Commands]) -> PyinfraOperation[P]:
@@ -154,29 +160,29 @@ def control_operation(
             try:
                 yield from generate(*args, **kwargs)
             except OrbdError as error:
-                yield failure(f"{generate.__name__}", error)
+                yield failing_step(f"{generate.__name__}", error)
 
-        # PyInfra's documentation generator asks for the arguments in a way that does not look through wrappers.
+        # PyInfra's documentation generator reads the signature in a way that does not follow `__wrapped__`.
         guarded.__signature__ = inspect.signature(generate)  # type: ignore[attr-defined]
         return operation(is_idempotent=is_idempotent, idempotent_notice=idempotent_notice)(guarded)
 
     return decorate
 
 
-def failure(said: str, error: OrbdError) -> Step:
-    """Makes a step that fails."""
+def failing_step(description: str, error: OrbdError) -> Step:
+    """Returns a step that raises ``error``."""
 
-    def act() -> None:
+    def action() -> None:
         raise error
 
-    return Step(said, act)
+    return Step(description, action)
 
 
 def noop(reason: str) -> None:
-    """Says why nothing is to be done."""
+    """Reports why the current operation has nothing to do."""
     context.host.noop(reason)
 
 
 def options(**given: Any) -> dict[str, Any]:
-    """Keeps the arguments that the caller gave."""
+    """Returns the arguments that are not None."""
     return {name: value for name, value in given.items() if value is not None}

@@ -1,6 +1,6 @@
-"""Both ends of a file's way: scripts for the machine's end, sources and sinks for ours.
+"""File transfer: scripts that run in the machine, and sources and sinks for local files.
 
-Files on the Mac are opened here and never by the daemon, which as a launchd agent may not read where the user may.
+This process opens the files on the Mac, not the daemon: a launchd agent may lack access that the user has.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 from typing_extensions import Self
 
 NOT_FOUND = 44
-"""Exit code of ``GET_SCRIPT`` when there is no such file."""
+"""Exit code of ``GET_SCRIPT`` if the file does not exist."""
 
 
-def with_words(script: str, *words: str) -> str:
+def with_args(script: str, *args: str) -> str:
     """Returns ``script`` with its positional parameters set.
 
-    A word that begins with ``~/`` lies in the home of whoever runs the script, as PyInfra's facts have it.
+    An arg that starts with ``~/`` is in the home of the user that runs the script, as in PyInfra's facts.
     """
-    quoted = (f"~/{shlex.quote(word[2:])}" if word.startswith("~/") else shlex.quote(word) for word in words)
+    quoted = (f"~/{shlex.quote(arg[2:])}" if arg.startswith("~/") else shlex.quote(arg) for arg in args)
     return f"set -- {' '.join(quoted)}\n{script}"
 
 
-def armoured(script: str) -> str:
-    r"""Returns a script that does the same and survives ``sudo -i``.
+def escape_for_sudo_login(script: str) -> str:
+    r"""Returns a script with the same effect that survives the escaping of ``sudo -i``.
 
-    That one escapes its command for the login shell, but leaves ``$`` alone and makes nothing of newlines: variables would be
-    expanded before they are set. So everything but plain letters becomes octal, for ``printf`` to undo.
+    ``sudo -i`` escapes the command for the login shell, but not ``$``, and it removes newlines. Variables would be expanded
+    before they are set. So all bytes except ASCII letters and digits are written in octal, which ``printf`` decodes.
     """
     coded = "".join(
         chr(byte) if chr(byte).isalnum() and byte < 0x80 else f"\\0{byte:03o}"
@@ -53,8 +53,8 @@ temporary=$(mktemp "$folder.pyinfra-orbd.XXXXXXXXXX" 2>/dev/null) ||
 trap 'rm -f "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 cat >"$temporary" || exit
-came=$(($(wc -c <"$temporary")))
-if [ "$came" -ne "$size" ]; then echo "only $came of $size bytes came" >&2; exit 1; fi
+received=$(($(wc -c <"$temporary")))
+if [ "$received" -ne "$size" ]; then echo "received only $received of $size bytes" >&2; exit 1; fi
 umask "$mask"
 if [ -e "$target" ] || [ -L "$target" ] || [ "${temporary#"$folder"}" = "$temporary" ]; then
     cat "$temporary" >"$target"
@@ -62,16 +62,15 @@ else
     chmod +rw "$temporary" && mv -f "$temporary" "$target"
 fi
 """
-"""Puts stdin in place of a file: ``TARGET SIZE TEMPORARY_FOLDER``.
+"""Replaces a file with stdin. Args: ``TARGET SIZE TEMPORARY_FOLDER``.
 
-The size is how a stream that was cut short is told from one that ended: a machine's command may outlive the connection that fed
-it, and would take the early end of its input for the end of the file. A file that exists is written to, which keeps its owner,
-mode, hard and symbolic links; a new one is moved into place, with the mode that the user's umask gives (which is what ``chmod``
-without a "who" does).
+The size distinguishes a complete upload from a truncated one: the command may outlive the connection that sends its input, and
+would take the early end of its input for the end of the file. An existing file is overwritten in place, which keeps its owner,
+mode and links. A new file is moved into place and gets the mode of the user's umask, which ``chmod`` without a "who" applies.
 """
 
 GET_MARK = b"\n-- pyinfra-orbd: the file begins after this line --\n"
-"""Stands before the bytes of a file: login shells and profiles may print before we do."""
+"""Printed before the bytes of a file, because login shells and profiles may print something first."""
 
 GET_SCRIPT = rf"""
 if ! [ -e "$1" ] && ! [ -L "$1" ]; then
@@ -82,79 +81,79 @@ exec 3<"$1" || exit
 printf '\n{GET_MARK.decode().strip()}\n'
 exec cat <&3
 """
-"""Writes a file to stdout after ``GET_MARK``: ``FILE``."""
+"""Writes a file to stdout after ``GET_MARK``. Arg: ``FILE``."""
 
 
 COPY_SCRIPT = 'cat "$1" >"$2"'
-"""Copies what only it may write to: ``FILE TARGET``."""
+"""Copies a file as the user that may write the target. Args: ``FILE TARGET``."""
 
 PROGRESS_EVERY = 5.0
-"""Seconds between two lines about a file that takes long."""
+"""Seconds between two progress lines of a long transfer."""
 
 
 class Progress:
-    """Says how far a file has come, when that takes so long that somebody might wonder."""
+    """Reports the progress of a long transfer."""
 
-    def __init__(self, what: str, total: int | None, tell: Callable[[str], None]) -> None:
-        """Begins; ``total`` is absent where only the other end knows it."""
-        self._what = what
+    def __init__(self, label: str, total: int | None, notify: Callable[[str], None]) -> None:
+        """Starts the timer; ``total`` is the size in bytes, None if only the machine knows it."""
+        self._label = label
         self._total = total
-        self._tell = tell
+        self._notify = notify
         self._moved = 0
-        self._told = time.monotonic()
+        self._notified_at = time.monotonic()
 
-    def moved(self, count: int) -> None:
-        """Takes notice of so many more bytes."""
+    def add(self, count: int) -> None:
+        """Counts ``count`` more bytes, and reports if the interval has passed."""
         self._moved += count
         now = time.monotonic()
-        if now - self._told < PROGRESS_EVERY:
+        if now - self._notified_at < PROGRESS_EVERY:
             return
-        self._told = now
+        self._notified_at = now
         megabytes = f"{self._moved / 1e6:.1f}"
         if self._total:
-            self._tell(f"{self._what}: {megabytes} of {self._total / 1e6:.1f} MB ({100 * self._moved // self._total} %)")
+            self._notify(f"{self._label}: {megabytes} of {self._total / 1e6:.1f} MB ({100 * self._moved // self._total} %)")
         else:
-            self._tell(f"{self._what}: {megabytes} MB")
+            self._notify(f"{self._label}: {megabytes} MB")
 
-    def of(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Hands on pieces and takes notice of each when the next one is wanted."""
+    def track(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yields the pieces, and counts each when the next one is requested."""
         for piece in pieces:
             yield piece
-            self.moved(len(piece))
+            self.add(len(piece))
 
 
 class Source:
-    """Bytes to upload, from a path or a file object of text or bytes; can be read again from its start."""
+    """Bytes to upload, from a path or a file object of text or bytes. They can be read more than once."""
 
     size: int
 
     def __init__(self, filename_or_io: Any) -> None:
-        """Opens nothing yet."""
+        """Does not open the file yet."""
         self._given = filename_or_io
         self._file: Any = None
         self._is_ours = False
         self._start = 0
 
     def __enter__(self) -> Self:
-        """Opens the file and finds its size."""
+        """Opens the file and determines its size."""
         if isinstance(self._given, (str, os.PathLike)):
             self._file = open(self._given, "rb")
             self._is_ours = True
         elif hasattr(self._given, "read"):
             self._file = self._binary(self._given)
         else:
-            raise TypeError(f"neither a file name nor a file object: {self._given!r}")
+            raise TypeError(f"expected a path or a file object, got {self._given!r}")
         self.size = self._file.seek(0, io.SEEK_END)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes what was opened here."""
+        """Closes the file if it was opened here."""
         if self._is_ours:
             self._file.close()
 
     @staticmethod
     def _binary(given: Any) -> Any:
-        """Returns a file of bytes that can be read twice, from the start of ``given``."""
+        """Returns a seekable binary file with the content of ``given``."""
         is_seekable = hasattr(given, "seekable") and given.seekable()
         if is_seekable:
             given.seek(0)
@@ -168,7 +167,7 @@ class Source:
         return b"".join(self.pieces(self.size or 1))
 
     def pieces(self, length: int) -> Iterator[bytes]:
-        """Yields exactly ``size`` bytes from the start, or fewer where the file shrank; the machine's end will notice."""
+        """Yields ``size`` bytes from the start; fewer if the file shrank, which the script in the machine detects."""
         self._file.seek(0)
         left = self.size
         while left > 0:
@@ -180,13 +179,14 @@ class Source:
 
 
 class Sink:
-    """Where a download goes: a path, or a file object of text or bytes.
+    """Target of a download: a path, or a file object of text or bytes.
 
-    A path is written to only by :meth:`commit`, through a temporary file beside it; devices, pipes and links are written through.
+    A regular file is downloaded to a temporary file in the same directory, which :meth:`commit` moves into place. Devices, pipes
+    and links are written directly.
     """
 
     def __init__(self, filename_or_io: Any, mark: bytes) -> None:
-        """Opens nothing yet; the file begins after ``mark`` in what is written."""
+        """Does not open the file yet; its content starts after ``mark`` in the received bytes."""
         self._given = filename_or_io
         self._mark = mark
         self._head: bytearray | None = bytearray()
@@ -195,20 +195,20 @@ class Sink:
         self._text: bytearray | None = None
 
     def __enter__(self) -> Self:
-        """Prepares for the first byte; nothing of the caller's is touched before it comes."""
+        """Checks the target's type; the target is opened when the first byte of the file arrives."""
         if not isinstance(self._given, (str, os.PathLike)) and not hasattr(self._given, "write"):
-            raise TypeError(f"neither a file name nor a file object: {self._given!r}")
+            raise TypeError(f"expected a path or a file object, got {self._given!r}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes what was not committed."""
+        """Closes the file and removes a temporary file that was not committed."""
         if self._file is not None and self._file is not self._given:
             self._file.close()
         if self._temporary is not None:
             os.unlink(self._temporary)
 
     def restart(self) -> None:
-        """Forgets what came: the command is run again, from the start."""
+        """Discards the received bytes, because the command runs again."""
         self._head = bytearray()
         if self._text is not None:
             self._text.clear()
@@ -217,12 +217,12 @@ class Sink:
             self._file.truncate()
 
     def write(self, data: bytes) -> None:
-        """Takes bytes."""
+        """Adds received bytes."""
         if self._head is not None:
             self._head += data
             before, mark, data = bytes(self._head).partition(self._mark)
             if not mark:
-                # Of noise before the mark only as much is kept as could be its beginning.
+                # Keep only the end of other output, which may contain the first part of the mark.
                 self._head = bytearray(before[-len(self._mark) :])
                 return
             self._head = None
@@ -234,15 +234,15 @@ class Sink:
             self._file.write(data)
 
     def lost(self, count: int) -> None:
-        """Refuses a download with a hole in it."""
+        """Fails the download, because ``count`` bytes are missing."""
         raise OSError(f"{count} bytes of the download were dropped: orbd's spool was full")
 
     def commit(self) -> None:
-        """Puts what came in place."""
+        """Completes the download: moves the file into place, or passes the content to the file object."""
         if self._head is not None:
-            raise OSError("the machine ended the download before the file began")
+            raise OSError("the download ended before the start of the file")
         if self._text is not None:
-            # What is not UTF-8 goes through unharmed: encoding it the same way gives the same bytes.
+            # `surrogateescape` preserves bytes that are not UTF-8: encoding the text the same way restores them.
             self._given.write(self._text.decode("utf-8", "surrogateescape"))
         elif self._temporary is not None:
             self._file.close()

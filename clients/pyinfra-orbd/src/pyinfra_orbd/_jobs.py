@@ -1,7 +1,7 @@
-"""Which jobs of the daemon belong to which host of the deploy.
+"""Records which host of the deploy each job of an operation belongs to.
 
-Commands of a host go to its own machine, so the daemon's records tell whose they were. What an operation changes is another
-machine's matter: whoever asked for it says so here, and the timing report looks here.
+A host's commands run in its own machine, so the daemon's records identify the host. An operation can change any machine, so it
+records its jobs here, and the timing report reads them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from orbd._transport import socket_path
 if TYPE_CHECKING:
     from pyinfra.api.host import Host
 
-# By the daemon's socket too: another daemon counts its jobs anew.
-_noted: dict[tuple[str, int], str] = {}
+# The key includes the daemon's socket, because each daemon has its own job ids.
+_host_by_job: dict[tuple[str, int], str] = {}
 
-NOTED_MAX = 100_000
-"""Jobs remembered; beyond it the oldest are forgotten."""
+JOBS_MAX = 100_000
+"""Maximum number of recorded jobs; the oldest are discarded."""
 
 
-def note(host: Host, job_id: int) -> None:
-    """Remembers that a job was done for a host."""
-    _noted[socket_path(), job_id] = host.name
-    if len(_noted) > NOTED_MAX:
-        del _noted[next(iter(_noted))]
+def record_job(host: Host, job_id: int) -> None:
+    """Records that a job belongs to a host."""
+    _host_by_job[socket_path(), job_id] = host.name
+    if len(_host_by_job) > JOBS_MAX:
+        del _host_by_job[next(iter(_host_by_job))]
 
 
 def host_of(job_id: int) -> str | None:
-    """Returns the name of the host that a job was done for, or None where nobody said."""
-    return _noted.get((socket_path(), job_id))
+    """Returns the name of the host that a job belongs to, or None if it was not recorded."""
+    return _host_by_job.get((socket_path(), job_id))

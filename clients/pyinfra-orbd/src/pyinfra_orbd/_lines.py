@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """One stream: what was decoded of its last line, which has not ended yet."""
+    """One stream, with the decoded parts of its last line, which is not complete yet."""
 
     __slots__ = ("begun_at", "decode", "name", "partial")
 
     def __init__(self, name: str) -> None:
-        """Starts empty."""
+        """Starts with an empty line."""
         self.name = name
-        # Incremental: a character may be cut in two by the border of two chunks.
+        # Incremental, because a character can be split between two chunks.
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self.partial: list[str] = []
         self.begun_at = 0
 
 
 class Lines:
-    r"""Collects lines in the order in which they were completed.
+    r"""Collects lines in the order of their completion.
 
-    A line ends at ``\\n`` and nowhere else: progress bars and form feeds stay inside it. Bytes that are not UTF-8 become
-    U+FFFD, so that no output can fail a command that succeeded.
+    Only ``\\n`` ends a line: carriage returns and form feeds stay in it. Bytes that are not UTF-8 become U+FFFD, so that output
+    never fails a command that succeeded.
     """
 
     def __init__(self, on_line: Callable[[OutputLine], None] | None) -> None:
-        """Calls ``on_line`` with each line as it is completed."""
+        """Calls ``on_line`` with each line when it is complete."""
         self._on_line = on_line
         self._streams: dict[str, Stream] = {}
         self._lines: list[OutputLine] = []
 
     def feed(self, chunk: Chunk) -> None:
-        """Takes bytes."""
+        """Adds the bytes of a chunk."""
         name = "stderr" if chunk.stream == "stderr" else "stdout"
         stream = self._streams.get(name)
         if stream is None:
@@ -49,11 +49,11 @@ class Lines:
         self._take(stream, stream.decode(chunk.data), chunk.offset)
 
     def lost(self, count: int) -> None:
-        """Says among the lines that bytes are missing here."""
+        """Adds a line which says that ``count`` bytes are missing at this position."""
         self._add(OutputLine("stderr", f"[orbd] {count} bytes of output were dropped here: the spool was full"))
 
     def finish(self) -> list[OutputLine]:
-        r"""Ends the lines that no ``\\n`` ended, the one begun first first, and returns all."""
+        r"""Ends lines without a final ``\\n``, in the order in which they began, and returns all lines."""
         for stream in sorted(self._streams.values(), key=lambda stream: stream.begun_at):
             self._take(stream, stream.decode(b"", True), stream.begun_at)
             if stream.partial:

@@ -1,7 +1,7 @@
-"""Says so when ``pyinfra-orbstack`` is installed too.
+"""Warns if ``pyinfra-orbstack`` is installed too.
 
-Both packages register ``@orbstack``, and PyInfra silently takes whichever it finds last; both also bring a package of the name
-``pyinfra_orbstack``, so that installing or removing the one overwrites or removes files of the other.
+Both distributions register ``@orbstack``, and PyInfra silently uses the one that it finds last. Both also contain a package named
+``pyinfra_orbstack``, so installing or removing one overwrites or removes files of the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OURS = "pyinfra_orbd."
 
 
 def is_installed() -> bool:
-    """Says whether the predecessor is there."""
+    """Returns whether the predecessor is installed."""
     try:
         distribution(NAME)
     except PackageNotFoundError:
@@ -25,16 +25,16 @@ def is_installed() -> bool:
 
 
 def owner() -> str:
-    """Says whose ``@orbstack`` is."""
+    """Returns the distribution whose connector PyInfra uses for ``@orbstack``."""
     found = [entry.value for entry in entry_points(group="pyinfra.connectors") if entry.name == "orbstack"]
     return "pyinfra-orbd" if not found or found[-1].startswith(OURS) else NAME
 
 
 def warn() -> None:
-    """Warns, where there is something to warn of. Called once, when PyInfra loads the connector."""
+    """Warns if both distributions are installed. Called once, when PyInfra loads the connector."""
     if is_installed():
         logger.warning(
-            f"{NAME} and pyinfra-orbd are both installed, and @orbstack is {owner()}'s now (@orbd is always ours). Keep one: "
-            f"`pip uninstall {NAME}`, then `pip install --force-reinstall --no-deps pyinfra-orbd`, because both have files "
-            "named pyinfra_orbstack"
+            f"{NAME} and pyinfra-orbd are both installed; @orbstack currently uses {owner()} (@orbd always uses pyinfra-orbd). "
+            f"Keep only one: run `pip uninstall {NAME}`, then `pip install --force-reinstall --no-deps pyinfra-orbd`, because "
+            "both install the package pyinfra_orbstack"
         )

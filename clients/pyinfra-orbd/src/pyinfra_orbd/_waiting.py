@@ -1,7 +1,7 @@
-"""Notices about calls that have no answer yet, so that a deploy never stands still in silence.
+"""Notices about calls without an answer yet, so that a waiting deploy shows what it waits for.
 
-A call that is answered once, at its end, has no job id until then. So a notice looks the job up by its client's process and its
-machine, on a connection of its own, and only after the call has waited for a while.
+A call that is only answered at its end has no job id until then. So a notice finds the job by its client's process and its
+machine, on a separate connection, after the call has waited for some time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from orbd import Client, models
 
 SILENT = ("run", "push", "pull", "export", "import")
-"""Operations that may run for as long as they like without a notice: what they do is what the deploy is about."""
+"""Operations without a notice while they run, because a long run time is normal for them."""
 
 
 def seconds(milliseconds: int | None) -> str:
-    """Returns a duration as notices show it."""
+    """Returns a duration in the form of the notices."""
     return f"{(milliseconds or 0) / 1000:.0f} s"
 
 
 def reason(waiting: models.WaitingFor) -> str:
-    """Returns what a job waits for, with how long that has been there."""
+    """Returns the notice that describes what a job waits for."""
     if waiting.kind == "job":
         what = " ".join(word for word in (waiting.operation, waiting.machine) if word) or f"job {waiting.job_id}"
         return f"waiting for {what} ({waiting.client or 'another client'}, {seconds(waiting.age_ms)})"
@@ -37,19 +37,19 @@ def reason(waiting: models.WaitingFor) -> str:
 
 
 class WaitNotice:
-    """Prints what one call waits for, and again when it waits for something else."""
+    """Reports what one call waits for, and again when that changes."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """Prints through ``tell``."""
-        self._tell = tell
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        """Reports to ``notify``."""
+        self._notify = notify
         self._last: object = None
 
     def waiting(self, waiting: models.WaitingFor) -> None:
-        """Takes what the call waits for now."""
+        """Reports what the call waits for now."""
         self._once((waiting.kind, waiting.job_id, waiting.limit, waiting.reason), reason(waiting))
 
-    def look(self, client: Client, machine: str | None, is_own: Callable[[int], bool]) -> None:
-        """Looks for the call's job among those of ``machine`` whose client is a process that ``is_own`` accepts."""
+    def poll(self, client: Client, machine: str | None, is_own: Callable[[int], bool]) -> None:
+        """Finds the call's job, by ``machine`` and by a client process that ``is_own`` accepts, and reports its state."""
         try:
             jobs = [
                 job
@@ -58,7 +58,7 @@ class WaitNotice:
                 if job.client is not None and job.client.pid is not None and is_own(job.client.pid)
             ]
         except OrbdError:
-            # The call itself reports what is wrong.
+            # The call itself reports the error.
             return
         for job in jobs:
             if job.waiting_for is not None:
@@ -67,22 +67,22 @@ class WaitNotice:
         for job in jobs:
             if job.operation not in SILENT:
                 what = " ".join(word for word in (job.operation, job.machine) if word)
-                self._once((job.job_id,), f"{what} is not done yet ({seconds((job.run_us or 0) // 1000)})")
+                self._once((job.job_id,), f"{what} is still running ({seconds((job.run_us or 0) // 1000)})")
                 return
 
     def _once(self, key: object, text: str) -> None:
         if key != self._last:
             self._last = key
-            self._tell(text)
+            self._notify(text)
 
 
 def is_this_process(pid: int) -> bool:
-    """Whether a job's client is this process."""
+    """Returns whether a process id is that of this process."""
     return pid == os.getpid()
 
 
 def is_in_group(group: int) -> Callable[[int], bool]:
-    """Returns whether a job's client belongs to a process group."""
+    """Returns a function that checks whether a process belongs to ``group``."""
 
     def is_in(pid: int) -> bool:
         try:

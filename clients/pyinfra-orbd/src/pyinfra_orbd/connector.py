@@ -1,15 +1,15 @@
 """PyInfra's connector for OrbStack machines.
 
-Maps PyInfra's calls to the daemon's: one ``machine.list`` makes the inventory, one ``machine.run`` or ``machine.run_follow``
-carries out a command. It forks nothing, repeats nothing and remembers nothing; the daemon does what of that is needed.
+Maps PyInfra's calls to calls of the daemon: one ``machine.list`` for the inventory, one ``machine.run`` or ``machine.run_follow``
+for each command. The connector does not fork, retry or cache.
 
 ::
 
-    make_names_data ── machine.list (from the daemon's cache; a warning where that is out of date)
-    connect ────────── machine.list (from the daemon's cache, one for all hosts); machine.create or machine.start where allowed
-    run_shell_command  machine.run, or machine.run_follow where output is shown as it comes
+    make_names_data ── machine.list (from the daemon's cache; warns if that is out of date)
+    connect ────────── machine.list (from the daemon's cache, one for all hosts); machine.create or machine.start if allowed
+    run_shell_command  machine.run, or machine.run_follow if the output is printed as it arrives
     put_file, get_file machine.run or machine.run_follow of a small script that reads stdin or writes stdout
-    rsync ──────────── rsync itself, whose other end is such a command too
+    rsync ──────────── rsync, whose remote end is also a command in the machine
 """
 
 from __future__ import annotations
@@ -42,18 +42,30 @@ from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _predecessor, _rsync
-from ._answered import Asked
-from ._files import COPY_SCRIPT, GET_MARK, GET_SCRIPT, NOT_FOUND, PUT_SCRIPT, Progress, Sink, Source, armoured, with_words
-from ._fleet import Fleet
+from ._files import (
+    COPY_SCRIPT,
+    GET_MARK,
+    GET_SCRIPT,
+    NOT_FOUND,
+    PUT_SCRIPT,
+    Progress,
+    Sink,
+    Source,
+    escape_for_sudo_login,
+    with_args,
+)
 from ._lines import Lines
-from ._stale import TellingClient
+from ._machine_cache import MachineCache
+from ._precomputed_command import PrecomputedCommand
+from ._staleness import StalenessWarningClient
 from ._waiting import WaitNotice
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
 
-# Put before a command that wants a terminal. The daemon has none to give yet, so the machine makes one: `script` comes with the
-# base system of every distribution but Alpine. What the command reads is not echoed into its output where `script` is new enough.
+# Runs a command with a terminal. The daemon cannot provide one yet, so `script` creates it in the machine. `script` is part of
+# the base system of every distribution except Alpine's. A `script` that has `--echo` does not copy the command's input to its
+# output.
 PTY_SCRIPT = """\
 command -v script >/dev/null 2>&1 || {
     echo "pyinfra-orbd: _get_pty needs script(1) in the machine (package util-linux, bsdutils or util-linux-misc)" >&2
@@ -65,7 +77,7 @@ shift
 exec script "$@" -qefc "$command" /dev/null
 """
 
-# Output keeps its line ends, which a terminal would turn into \r\n.
+# Keeps line ends of the output, which a terminal would convert to \r\n.
 PTY_SETTING = "stty -onlcr 2>/dev/null; "
 
 
@@ -87,49 +99,49 @@ class ConnectorData(TypedDict):
 
 
 connector_data_meta: dict[str, DataMeta] = {
-    "vm_name": DataMeta("Name or id of the machine; the host's name where absent"),
-    "orbstack_user": DataMeta("User in the machine; the machine's default user where absent"),
+    "vm_name": DataMeta("Name or id of the machine; default: the host's name"),
+    "orbstack_user": DataMeta("User in the machine; default: the machine's default user"),
     "orbstack_autostart": DataMeta(
-        "Whether connecting starts a stopped machine; where absent, yes for ``@orbstack/NAME`` and no for ``@orbstack``"
+        "Whether connecting starts a stopped machine; default: yes for ``@orbstack/NAME``, no for ``@orbstack``"
     ),
     "orbstack_image": DataMeta(
-        "Image that connecting makes a missing machine from, as in ``ubuntu`` or ``ubuntu:noble``; where absent, none is made"
+        "Image from which connecting creates a missing machine, such as ``ubuntu:noble``; default: it is not created"
     ),
-    "orbstack_arch": DataMeta("Of a machine that is made: ``arm64`` or ``amd64``; the Mac's where absent"),
-    "orbstack_default_user": DataMeta("Of a machine that is made: its default user; the Mac user's name where absent"),
-    "orbstack_cpus": DataMeta("Of a machine that is made: processor limit (OrbStack 2.2)"),
-    "orbstack_memory": DataMeta("Of a machine that is made: memory limit, as in ``4G`` (OrbStack 2.2)"),
-    "orbstack_disk": DataMeta("Of a machine that is made: disk limit, as in ``40G`` (OrbStack 2.2)"),
-    "orbstack_isolated": DataMeta("Of a machine that is made: whether it has no access to the Mac (OrbStack 2.1)"),
-    "orbstack_user_data": DataMeta("Of a machine that is made: file of the Mac with cloud-init's user data"),
-    "orbstack_named": DataMeta("Set by the connector: whether the machine was named (``@orbstack/NAME``)", False),
+    "orbstack_arch": DataMeta("Architecture of a new machine, ``arm64`` or ``amd64``; default: the Mac's"),
+    "orbstack_default_user": DataMeta("Default user of a new machine; default: the Mac user's name"),
+    "orbstack_cpus": DataMeta("Processor limit of a new machine (OrbStack 2.2)"),
+    "orbstack_memory": DataMeta("Memory limit of a new machine, such as ``4G`` (OrbStack 2.2)"),
+    "orbstack_disk": DataMeta("Disk limit of a new machine, such as ``40G`` (OrbStack 2.2)"),
+    "orbstack_isolated": DataMeta("Whether a new machine has no access to the Mac (OrbStack 2.1)"),
+    "orbstack_user_data": DataMeta("cloud-init file for a new machine, on the Mac"),
+    "orbstack_named": DataMeta("Set by the connector: whether the inventory names the machine (``@orbstack/NAME``)", False),
 }
 
-# PyInfra loads the connectors of all packages, so this is said whichever of the two it then takes.
+# PyInfra loads the connectors of all packages, so this warns whichever one it then uses.
 _predecessor.warn()
 
-_clients: dict[str, TellingClient] = {}
-_fleets: dict[str, Fleet] = {}
+_clients: dict[str, StalenessWarningClient] = {}
+_machine_caches: dict[str, MachineCache] = {}
 
 
-def client() -> TellingClient:
-    """Returns the client that all hosts of this process share, for the socket that the environment names now."""
+def client() -> StalenessWarningClient:
+    """Returns the client that all hosts of this process share, for the socket that the environment currently names."""
     path = socket_path()
     if path not in _clients:
-        _clients[path] = TellingClient(path)
-        _fleets[path] = Fleet(_clients[path])
+        _clients[path] = StalenessWarningClient(path)
+        _machine_caches[path] = MachineCache(_clients[path])
     return _clients[path]
 
 
-def fleet() -> Fleet:
-    """Returns the machines of :func:`client`."""
-    return _fleets[client().path]
+def machine_cache() -> MachineCache:
+    """Returns the machine list of :func:`client`."""
+    return _machine_caches[client().path]
 
 
 class OrbStackConnector(BaseConnector):
     """
-    The ``@orbstack`` connector runs commands and copies files in OrbStack machines on this Mac, through ``orbd``. ``@orbd`` is
-    another name for it.
+    The ``@orbstack`` connector runs commands and copies files in OrbStack machines on this Mac, through ``orbd``. ``@orbd`` is an
+    alias.
 
     .. code:: shell
 
@@ -140,12 +152,12 @@ class OrbStackConnector(BaseConnector):
         pyinfra @orbstack/web ...
         pyinfra @orbstack/web,@orbstack/db ...
 
-    A machine that was named is started when it is stopped. ``@orbstack`` alone starts nothing: stopped machines stay in the
-    inventory, in the group ``orbstack_stopped``, and fail to connect. ``orbstack_autostart`` decides otherwise.
+    ``@orbstack/NAME`` starts a stopped machine. ``@orbstack`` alone starts none: stopped machines stay in the inventory, in the
+    group ``orbstack_stopped``, and fail to connect. The host data ``orbstack_autostart`` overrides both.
     """
 
     __examples_doc__ = """
-    An inventory file (``inventory.py``) with a machine under another name, started when it is stopped:
+    An inventory file (``inventory.py``) with two machines; ``db`` runs commands as root and is not started:
 
     .. code:: python
 
@@ -154,7 +166,7 @@ class OrbStackConnector(BaseConnector):
             ("@orbstack/db", {"orbstack_user": "root", "orbstack_autostart": False}),
         ]
 
-    A machine that is made when it is missing, so that one run creates and deploys:
+    A machine that is created if it does not exist, so that one run creates and deploys:
 
     .. code:: python
 
@@ -178,10 +190,10 @@ class OrbStackConnector(BaseConnector):
     @staticmethod
     def make_names_data(name: str | None = None) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
         """
-        Yields every machine, or the one called ``name``.
+        Yields all machines, or the one with the name or id ``name``.
 
-        A name that does not exist is yielded too: its host fails to connect, with a message, where an empty inventory would look
-        like success.
+        A name that does not exist is yielded too. Its host then fails to connect, while an empty inventory would look like
+        success.
         """
         try:
             machines = client().machine_list().machines
@@ -208,8 +220,8 @@ class OrbStackConnector(BaseConnector):
     @override
     def connect(self) -> None:
         """
-        Checks that the machine is there and runs, and starts it where that is allowed. Connections to the daemon are opened by
-        the commands themselves.
+        Checks that the machine exists and runs, and creates or starts it if that is allowed. The commands open connections to the
+        daemon themselves.
         """
         try:
             self._connect()
@@ -218,33 +230,35 @@ class OrbStackConnector(BaseConnector):
 
     def _connect(self) -> None:
         name = self.machine
-        machine = fleet().machines().get(name)
+        machine = machine_cache().machines().get(name)
         autostart = self.data["orbstack_autostart"]
         if autostart is None:
             autostart = self.data["orbstack_named"]
         if machine is None or (machine.state == "stopped" and not autostart):
-            # Refused and made on fresh facts only: machines come and go outside the daemon too, without its cache hearing of it.
-            machine = fleet().machines(is_fresh=True).get(name)
+            # Refuse and create only based on fresh data: changes made outside the daemon are not in its cache yet.
+            machine = machine_cache().machines(is_fresh=True).get(name)
         if machine is None:
             self._create(name)
             return
         if machine.state != "stopped":
-            # Whatever else it is, the first command waits for it.
+            # In any other state, the first command waits until the machine runs.
             return
         if not autostart:
             raise ConnectError(
-                f"machine '{name}' is stopped; start it with `orbctl start {name}`, name it (`@orbstack/{name}`), "
-                "or set orbstack_autostart"
+                f"machine '{name}' is stopped; start it with `orbctl start {name}`, or use `@orbstack/{name}` "
+                "or orbstack_autostart, which start it on connect"
             )
         self._client().machine_start(name)
 
     def _create(self, name: str) -> None:
-        """Makes the machine that is missing, where the host's data says of what."""
+        """Creates the missing machine if the host's data has an image."""
         image = self.data["orbstack_image"]
         if image is None:
-            raise ConnectError(f"OrbStack has no machine '{name}'; see `orbctl list`, or set orbstack_image to have it made")
+            raise ConnectError(
+                f"OrbStack has no machine '{name}'; check `orbctl list`, or set orbstack_image to create it on connect"
+            )
         distro, _, version = image.partition(":")
-        self._tell(f"Making machine {name} of {image}")
+        self._notify(f"creating machine '{name}' from {image}")
         try:
             self._client().machine_create(
                 name,
@@ -259,8 +273,8 @@ class OrbStackConnector(BaseConnector):
                 user_data=self.data["orbstack_user_data"],
             )
         except MachineExists:
-            # Somebody was faster. What they made is what is there now.
-            machine = fleet().machines(is_fresh=True).get(name)
+            # Another client created it first: use that machine.
+            machine = machine_cache().machines(is_fresh=True).get(name)
             if machine is None:
                 raise
             if machine.state == "stopped":
@@ -269,7 +283,7 @@ class OrbStackConnector(BaseConnector):
     @override
     def disconnect(self) -> None:
         """
-        Closes connections that nobody uses. PyInfra may run one more command afterwards, which opens another.
+        Closes idle connections. PyInfra may run another command afterwards, which opens a new one.
         """
         client().close_idle()
 
@@ -284,15 +298,15 @@ class OrbStackConnector(BaseConnector):
         r"""
         Runs a command in the machine.
 
-        Lines end at ``\n`` alone and stand in the order in which they were completed; bytes that are not UTF-8 are replaced.
+        Lines end only at ``\n`` and are in the order of their completion. Bytes that are not UTF-8 are replaced.
         """
-        if isinstance(command, Asked):
-            # A fact that the daemon has answered already; its machine has no part in it.
+        if isinstance(command, PrecomputedCommand):
+            # A fact that the daemon has already answered, so there is nothing to run in the machine.
             return command.outcome()
         arguments, legacy = _without_legacy(arguments)
         control = extract_control_arguments(arguments)
         options = self._options(control, legacy)
-        # Read once: PyInfra may run the command a second time, with a sudo password, and a file can be read only once.
+        # Read only once: PyInfra may run the command again with a sudo password, and a stream cannot be read twice.
         stdin = _stdin_bytes(control.get("_stdin"))
 
         def execute() -> tuple[int, CommandOutput]:
@@ -302,12 +316,12 @@ class OrbStackConnector(BaseConnector):
             logger.debug("Running command on %s: %s", self.host.name, shell_command)
             raw = shell_command.get_raw_value()
             if control.get("_get_pty"):
-                # `script` hands its command to the user's shell, whichever that is; this form means the same to all of them.
-                words = ["sh", "-c", PTY_SCRIPT, "pty", f"exec sh -c {shlex.quote(PTY_SETTING + raw)}"]
+                # `script` passes its command to the user's shell; this form works in every shell.
+                args = ["sh", "-c", PTY_SCRIPT, "pty", f"exec sh -c {shlex.quote(PTY_SETTING + raw)}"]
             else:
-                words = ["sh", "-c", raw]
+                args = ["sh", "-c", raw]
             lines = Lines(self._print_line if print_output else None)
-            code = self._run(words, stdin, lines, options, is_live=print_output)
+            code = self._run(args, stdin, lines, options, is_live=print_output)
             return code, CommandOutput(lines.finish())
 
         code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
@@ -326,8 +340,8 @@ class OrbStackConnector(BaseConnector):
         """
         Writes a file or file object into the machine.
 
-        The bytes are collected in a private temporary file and put in place only when all of them have come. A file that is
-        replaced keeps its owner, mode and links, a new one gets the user's usual ones. Raises ``OSError`` when it fails.
+        The bytes go to a private temporary file, which replaces the target once it is complete. A replaced file keeps its owner,
+        mode and links; a new one gets the mode of the user's umask. Raises ``OSError`` if it fails.
         """
         arguments, legacy = _without_legacy(arguments)
         options = self._options(extract_control_arguments(arguments), legacy)
@@ -339,8 +353,8 @@ class OrbStackConnector(BaseConnector):
             else:
                 self._put(source, remote_filename, arguments, options)
         if legacy.mode:
-            words = with_words('chmod "$1" "$2"', legacy.mode, remote_filename)
-            self._said(_script(words, arguments), arguments, options)
+            script = with_args('chmod "$1" "$2"', legacy.mode, remote_filename)
+            self._run_step(_script(script, arguments), arguments, options)
         if print_output:
             echo(f"{self.host.print_prefix}file uploaded: {remote_filename}", err=True)
         return True
@@ -358,8 +372,8 @@ class OrbStackConnector(BaseConnector):
         """
         Reads a file of the machine into a file or file object.
 
-        Nothing is copied inside the machine: whoever may read the file writes it to us. A local file is replaced only when all
-        bytes have come. Raises ``OSError`` when it fails, ``FileNotFoundError`` when there is no such file.
+        The user that may read the file writes it to stdout, so there is no copy inside the machine. A local file is replaced once
+        the download is complete. Raises ``OSError`` if it fails, ``FileNotFoundError`` if the remote file does not exist.
         """
         arguments, legacy = _without_legacy(arguments)
         options = self._options(extract_control_arguments(arguments), legacy)
@@ -368,19 +382,19 @@ class OrbStackConnector(BaseConnector):
 
         def execute(sink: Sink) -> tuple[int, CommandOutput]:
             sink.restart()
-            progress = Progress(f"download of {remote_filename}", None, self._tell)
+            progress = Progress(f"download of {remote_filename}", None, self._notify)
             lines = Lines(None)
 
             def take(chunk: models.Chunk) -> None:
                 if chunk.stream == "stdout":
                     sink.write(chunk.data)
-                    progress.moved(len(chunk.data))
+                    progress.add(len(chunk.data))
                 else:
                     lines.feed(chunk)
 
-            script = _script(with_words(GET_SCRIPT, remote_filename), arguments)
-            words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
-            code = self._follow(words, None, take, sink.lost, options)
+            script = _script(with_args(GET_SCRIPT, remote_filename), arguments)
+            args = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
+            code = self._follow(args, None, take, sink.lost, options)
             return code, CommandOutput(lines.finish())
 
         with Sink(filename_or_io, GET_MARK) as sink:
@@ -396,7 +410,7 @@ class OrbStackConnector(BaseConnector):
     @override
     def check_can_rsync(self) -> None:
         """
-        Raises ``NotImplementedError`` where ``rsync`` or ``orbd-ctl`` is missing on this computer.
+        Raises ``NotImplementedError`` if ``rsync`` or ``orbd-ctl`` is not on PATH.
         """
         _rsync.check()
 
@@ -411,20 +425,20 @@ class OrbStackConnector(BaseConnector):
         **arguments: Unpack[ConnectorArguments],
     ) -> bool:
         """
-        Copies a folder into the machine with ``rsync``, which has to be installed on both ends.
+        Copies a directory into the machine with ``rsync``, which has to be installed on both ends.
 
-        Of the ways to another authority it takes ``_sudo`` and ``_sudo_user``. Raises ``OSError`` when it fails.
+        To change the user, it supports only ``_sudo`` and ``_sudo_user``. Raises ``OSError`` if it fails.
         """
-        command = _rsync.words(self.machine, src, dest, flags, arguments)
+        command = _rsync.command_line(self.machine, src, dest, flags, arguments)
         if print_input:
             echo(f"{self.host.print_prefix}>>> {shlex.join(command)}", err=True)
-        said = _rsync.run(command, socket=client().path, user=self.data["orbstack_user"], timeout=arguments.get("_timeout"))
+        output = _rsync.run(command, socket=client().path, user=self.data["orbstack_user"], timeout=arguments.get("_timeout"))
         if print_output:
-            for line in said.splitlines():
+            for line in output.splitlines():
                 echo(f"{self.host.print_prefix}{line}", err=True)
         return True
 
-    # What follows is ours.
+    # Not part of PyInfra's connector interface.
 
     def _shell_command(self, command: StringCommand | str, arguments: ConnectorArguments) -> StringCommand:
         return make_unix_command_for_host(self.state, self.host, command, **arguments)  # type: ignore[arg-type]
@@ -432,12 +446,12 @@ class OrbStackConnector(BaseConnector):
     def _temp_dir(self, arguments: ConnectorArguments) -> str:
         return arguments.get("_temp_dir") or self.host.get_temp_dir_config()  # type: ignore[no-untyped-call]
 
-    def _client(self) -> TellingClient:
-        """Returns the shared client, reporting what it waits for under this host's name."""
-        return client().telling(self._tell)
+    def _client(self) -> StalenessWarningClient:
+        """Returns the shared client, which prints this host's name in its notices about waiting calls."""
+        return client().with_notices(self._notify)
 
-    def _tell(self, text: str) -> None:
-        """Says what takes long, also to those who asked for no details."""
+    def _notify(self, text: str) -> None:
+        """Prints a notice about a long wait or transfer, at every verbosity."""
         logger.info("%s%s", self.host.print_prefix, text)
 
     def _print_line(self, line: OutputLine) -> None:
@@ -446,17 +460,17 @@ class OrbStackConnector(BaseConnector):
 
     def _run(
         self,
-        words: list[str],
+        args: list[str],
         stdin: bytes | None,
         lines: Lines,
         options: dict[str, Any],
         *,
         is_live: bool,
     ) -> int:
-        """Runs ``words`` with the fewest messages that show enough, and returns the exit code."""
+        """Runs ``args`` and returns the exit code; streams the output only if it is printed live or the input is large."""
         if is_live or (stdin is not None and len(stdin) > INLINE_MAX):
-            return self._follow(words, stdin, lines.feed, lines.lost, options)
-        run = self._client().machine_run(self.machine, words, caller_env=caller_environment(), stdin=stdin, **options)
+            return self._follow(args, stdin, lines.feed, lines.lost, options)
+        run = self._client().machine_run(self.machine, args, caller_env=caller_environment(), stdin=stdin, **options)
         offset = _feed(lines, run.output, 0, run.next_offset)
         while offset < run.output_bytes:
             more = client().job_output(run.job_id, offset=offset)
@@ -469,17 +483,17 @@ class OrbStackConnector(BaseConnector):
 
     def _follow(
         self,
-        words: list[str],
+        args: list[str],
         stdin: bytes | Iterator[bytes] | None,
         take: Callable[[models.Chunk], None],
         lost: Callable[[int], None],
         options: dict[str, Any],
     ) -> int:
-        """Runs ``words``, hands on its output as it comes, and returns the exit code."""
-        events = client().machine_run_follow(self.machine, words, caller_env=caller_environment(), stdin=stdin, **options)
-        notice = WaitNotice(self._tell)
+        """Runs ``args``, passes its output on as it arrives, and returns the exit code."""
+        events = client().machine_run_follow(self.machine, args, caller_env=caller_environment(), stdin=stdin, **options)
+        notice = WaitNotice(self._notify)
         job = None
-        # Closed even when `take` raises: leaving early closes the connection, which stops the command.
+        # If `take` raises, closing the events closes the connection, which stops the command.
         with closing(events):
             for event in events:
                 if isinstance(event, models.Chunk):
@@ -495,7 +509,7 @@ class OrbStackConnector(BaseConnector):
         return job.outcome.exit_code
 
     def _options(self, control: ConnectorArguments, legacy: Legacy) -> dict[str, Any]:
-        """Returns what the daemon is told beside the command."""
+        """Returns the parameters of the call other than the command: user and run timeout."""
         options: dict[str, Any] = {"user": legacy.user or self.data["orbstack_user"]}
         timeout = control.get("_timeout")
         if timeout:
@@ -503,44 +517,44 @@ class OrbStackConnector(BaseConnector):
         return options
 
     def _put(self, source: Source, target: str, arguments: ConnectorArguments, options: dict[str, Any]) -> None:
-        """Streams ``source`` to a script that runs as whoever is to own the file."""
+        """Streams ``source`` to a script that runs as the target user."""
         fallback = self._temp_dir(arguments)
-        script = _script(with_words(PUT_SCRIPT, target, str(source.size), fallback), arguments)
+        script = _script(with_args(PUT_SCRIPT, target, str(source.size), fallback), arguments)
 
         def execute() -> tuple[int, CommandOutput]:
-            words = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
+            args = ["sh", "-c", self._shell_command(script, arguments).get_raw_value()]
             lines = Lines(None)
             if source.size <= INLINE_MAX:
-                code = self._run(words, source.read_all(), lines, options, is_live=False)
+                code = self._run(args, source.read_all(), lines, options, is_live=False)
             else:
-                progress = Progress(f"upload of {target}", source.size, self._tell)
-                code = self._follow(words, progress.of(source.pieces(PIECE)), lines.feed, lines.lost, options)
+                progress = Progress(f"upload of {target}", source.size, self._notify)
+                code = self._follow(args, progress.track(source.pieces(PIECE)), lines.feed, lines.lost, options)
             return code, CommandOutput(lines.finish())
 
         code, output = execute_command_with_sudo_retry(self.host, arguments, execute)
         self._check(code, output, f"upload of {target}")
 
     def _put_for_su(self, source: Source, target: str, arguments: ConnectorArguments, options: dict[str, Any]) -> None:
-        """Uploads where ``su`` asks for a password: it reads that from stdin, which then cannot carry the file too."""
+        """Uploads a file if ``su`` needs a password. ``su`` reads the password from stdin, so stdin cannot carry the file."""
         plain = _without_authority(arguments)
         folder = self._temp_dir(arguments)
         template = f"{folder}/pyinfra-orbd.XXXXXXXXXX"
-        temporary = self._said(StringCommand("mktemp", QuoteString(template)), plain, options)
+        temporary = self._run_step(StringCommand("mktemp", QuoteString(template)), plain, options)
         try:
             self._put(source, temporary, plain, options)
             user = arguments.get("_su_user")
             if user and user != "root":
                 acl = StringCommand("setfacl", "-m", QuoteString(f"u:{user}:r"), QuoteString(temporary))
-                self._said(acl, plain, options)
-            self._said(_script(with_words(COPY_SCRIPT, temporary, target), arguments), arguments, options)
+                self._run_step(acl, plain, options)
+            self._run_step(_script(with_args(COPY_SCRIPT, temporary, target), arguments), arguments, options)
         finally:
-            self._said(StringCommand("rm", "-f", QuoteString(temporary)), plain, options)
+            self._run_step(StringCommand("rm", "-f", QuoteString(temporary)), plain, options)
 
-    def _said(self, command: StringCommand, arguments: ConnectorArguments, options: dict[str, Any]) -> str:
-        """Runs one step of an upload and returns what it printed."""
+    def _run_step(self, command: StringCommand, arguments: ConnectorArguments, options: dict[str, Any]) -> str:
+        """Runs one step of an upload and returns its stdout."""
         lines = Lines(None)
-        words = ["sh", "-c", self._shell_command(command, arguments).get_raw_value()]
-        code = self._run(words, None, lines, options, is_live=False)
+        args = ["sh", "-c", self._shell_command(command, arguments).get_raw_value()]
+        code = self._run(args, None, lines, options, is_live=False)
         output = CommandOutput(lines.finish())
         self._check(code, output, str(command))
         return str(output.stdout)
@@ -552,7 +566,7 @@ class OrbStackConnector(BaseConnector):
 
 
 def _feed(lines: Lines, chunks: tuple[models.Chunk, ...], offset: int, end: int) -> int:
-    """Takes what an answer brought from ``offset`` to ``end``, which it returns; what no chunk brought is told as lost."""
+    """Adds the output from ``offset`` to ``end`` to the lines, reports gaps between chunks as lost, and returns ``end``."""
     for chunk in chunks:
         if chunk.offset > offset:
             lines.lost(chunk.offset - offset)
@@ -592,7 +606,7 @@ def _name_data(machine: models.Machine, *, is_named: bool) -> tuple[str, dict[st
 
 
 def _stdin_bytes(stdin: Any) -> bytes | None:
-    """Makes what PyInfra's other connectors write for ``_stdin``: lines, each with its end."""
+    """Returns the bytes that PyInfra's other connectors write for ``_stdin``: lines, each with a newline."""
     if not stdin:
         return None
     if isinstance(stdin, (str, bytes)):
@@ -611,25 +625,25 @@ def _stdin_bytes(stdin: Any) -> bytes | None:
 
 
 class Legacy(NamedTuple):
-    """What ``pyinfra-orbstack`` took as keyword arguments and PyInfra has no argument for."""
+    """Keyword arguments of ``pyinfra-orbstack`` that have no equivalent argument in PyInfra."""
 
     user: str | None
     mode: str | None
 
 
-# Its other keyword arguments, under PyInfra's names.
+# PyInfra's names of the other keyword arguments of `pyinfra-orbstack`.
 _LEGACY_NAMES = {"workdir": "_chdir", "timeout": "_timeout", "sudo": "_sudo", "sudo_user": "_sudo_user"}
 
 
 def _without_legacy(arguments: ConnectorArguments) -> tuple[ConnectorArguments, Legacy]:
-    """Puts the names of ``pyinfra-orbstack`` into PyInfra's; ``max_retries`` means nothing any more: nothing is run twice."""
+    """Translates keyword arguments of ``pyinfra-orbstack`` into PyInfra's; ignores ``max_retries``, as no command runs twice."""
     given: dict[str, Any] = dict(arguments)
     old = [name for name in (*_LEGACY_NAMES, "user", "mode", "max_retries") if name in given]
     if not old:
         return arguments, Legacy(None, None)
     new = {"user": "the host data orbstack_user", "mode": "files.put(mode=)", "max_retries": "nothing", **_LEGACY_NAMES}
-    told = ", ".join(f"{name} ({new[name]})" for name in old)
-    warnings.warn(f"arguments of pyinfra-orbstack, and what stands for them now: {told}", DeprecationWarning, stacklevel=3)
+    replacements = ", ".join(f"{name} ({new[name]})" for name in old)
+    warnings.warn(f"deprecated arguments of pyinfra-orbstack (use instead): {replacements}", DeprecationWarning, stacklevel=3)
     values = {name: given.pop(name) for name in old}
     for name, ours in _LEGACY_NAMES.items():
         if values.get(name) is not None:
@@ -643,6 +657,6 @@ def _without_authority(arguments: ConnectorArguments) -> ConnectorArguments:
 
 
 def _script(script: str, arguments: ConnectorArguments) -> StringCommand:
-    """Wraps a script so that it means the same under whatever shell and authority the caller chose."""
-    text = armoured(script) if arguments.get("_use_sudo_login") else script
+    """Wraps a script so that it works the same in any shell and with any way to change the user."""
+    text = escape_for_sudo_login(script) if arguments.get("_use_sudo_login") else script
     return StringCommand("sh", "-c", QuoteString(text))

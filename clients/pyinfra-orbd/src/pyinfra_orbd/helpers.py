@@ -1,7 +1,7 @@
-"""What is known of machines, as functions that return it.
+"""Functions that return data about machines and OrbStack immediately, while PyInfra reads the deploy file.
 
-They take the current host's machine where none is named, and answer at once, while the deploy file is read. Inside an operation
-or for another host, use :mod:`pyinfra_orbd.facts`, which know the same. Failures are ``FactError``, told in one line.
+If no machine is given, they use the current host's machine. Inside an operation, or for another host, use
+:mod:`pyinfra_orbd.facts`, which return the same data. An error of the daemon raises ``FactError`` with a one-line message.
 
 .. code:: python
 
@@ -22,7 +22,7 @@ from pyinfra.api.exceptions import FactError
 
 from orbd import OrbdError
 
-from . import _told
+from . import _queries
 from ._control import client, machine_of
 
 __all__ = [
@@ -45,99 +45,99 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _answered(ask: Callable[P, T]) -> Callable[P, T]:
-    @wraps(ask)
+def _raises_fact_error(query: Callable[P, T]) -> Callable[P, T]:
+    @wraps(query)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return ask(*args, **kwargs)
+            return query(*args, **kwargs)
         except OrbdError as error:
-            raise FactError(f"{ask.__name__}: {error}") from error
+            raise FactError(f"{query.__name__}: {error}") from error
 
     return guarded
 
 
-def _meant(machine: str | None) -> str:
+def _machine_or_own(machine: str | None) -> str:
     if machine is not None:
         return machine
     own = machine_of(context.host) if context.ctx_host.get() is not None else None  # type: ignore[no-untyped-call]
     if own is None:
-        raise OrbdError("which machine? the current host is none of OrbStack's, so name one")
+        raise OrbdError("no machine given, and the current host is not an OrbStack machine: pass machine=")
     return own
 
 
-@_answered
-def vm_list(*, max_age: float | None = None) -> list[_told.Machine]:
-    """Returns every machine."""
-    return _told.machines(client(), max_age)
+@_raises_fact_error
+def vm_list(*, max_age: float | None = None) -> list[_queries.Machine]:
+    """Returns all machines."""
+    return _queries.machines(client(), max_age)
 
 
-@_answered
-def vm_info(machine: str | None = None, *, max_age: float | None = None) -> _told.MachineInfo:
-    """Returns one machine with its addresses and size."""
-    return _told.machine_info(client(), _meant(machine), max_age)
+@_raises_fact_error
+def vm_info(machine: str | None = None, *, max_age: float | None = None) -> _queries.MachineInfo:
+    """Returns one machine with its addresses and disk size."""
+    return _queries.machine_info(client(), _machine_or_own(machine), max_age)
 
 
-@_answered
+@_raises_fact_error
 def vm_status(machine: str | None = None, *, max_age: float | None = None) -> str:
-    """Returns ``running``, ``stopped``, or another word of OrbStack's."""
-    return _told.machine_info(client(), _meant(machine), max_age)["state"]
+    """Returns ``running``, ``stopped``, or OrbStack's word for a state in between."""
+    return _queries.machine_info(client(), _machine_or_own(machine), max_age)["state"]
 
 
-@_answered
-def vm_status_detailed(machine: str | None = None, *, max_age: float | None = None) -> _told.MachineInfo:
+@_raises_fact_error
+def vm_status_detailed(machine: str | None = None, *, max_age: float | None = None) -> _queries.MachineInfo:
     """Returns the same as :func:`vm_info`."""
-    return _told.machine_info(client(), _meant(machine), max_age)
+    return _queries.machine_info(client(), _machine_or_own(machine), max_age)
 
 
-@_answered
+@_raises_fact_error
 def vm_ip(machine: str | None = None, *, max_age: float | None = None) -> str | None:
-    """Returns a machine's IPv4 address, None while it does not run."""
-    return _told.machine_info(client(), _meant(machine), max_age)["ip4"]
+    """Returns a machine's IPv4 address; None if it is not running."""
+    return _queries.machine_info(client(), _machine_or_own(machine), max_age)["ip4"]
 
 
-@_answered
-def vm_network_info(machine: str | None = None, *, max_age: float | None = None) -> _told.Network:
-    """Returns addresses, domain, subnet and gateway."""
-    return _told.network(client(), _meant(machine), max_age)
+@_raises_fact_error
+def vm_network_info(machine: str | None = None, *, max_age: float | None = None) -> _queries.Network:
+    """Returns a machine's addresses, domain, subnet and gateway."""
+    return _queries.network(client(), _machine_or_own(machine), max_age)
 
 
-@_answered
-def vm_network_details(machine: str | None = None, *, max_age: float | None = None) -> _told.Network:
+@_raises_fact_error
+def vm_network_details(machine: str | None = None, *, max_age: float | None = None) -> _queries.Network:
     """Returns the same as :func:`vm_network_info`."""
-    return _told.network(client(), _meant(machine), max_age)
+    return _queries.network(client(), _machine_or_own(machine), max_age)
 
 
-@_answered
+@_raises_fact_error
 def vm_logs(all_logs: bool = False, machine: str | None = None) -> str:
     """Returns a machine's log."""
-    return client().machine_logs(_meant(machine), all=all_logs)
+    return client().machine_logs(_machine_or_own(machine), all=all_logs)
 
 
-@_answered
-def ssh_info(machine: str | None = None, user: str | None = None) -> _told.Ssh:
+@_raises_fact_error
+def ssh_info(machine: str | None = None, user: str | None = None) -> _queries.Ssh:
     """Returns how to reach a machine over SSH."""
-    return _told.ssh(client(), _meant(machine), user)
+    return _queries.ssh(client(), _machine_or_own(machine), user)
 
 
-@_answered
+@_raises_fact_error
 def ssh_connect_string(machine: str | None = None, user: str | None = None) -> str:
-    """Returns the command that opens a shell in a machine, as in ``ssh web@orb``."""
-    return _told.connect_string(_meant(machine), user)
+    """Returns the command that opens a shell in a machine, such as ``ssh web@orb``."""
+    return _queries.connect_string(_machine_or_own(machine), user)
 
 
-@_answered
+@_raises_fact_error
 def orbstack_config_show(*, max_age: float | None = None) -> dict[str, str]:
     """Returns OrbStack's whole configuration."""
-    return _told.config(client(), max_age)
+    return _queries.config(client(), max_age)
 
 
-@_answered
+@_raises_fact_error
 def orbstack_config_get(key: str, *, max_age: float | None = None) -> str | None:
-    """Returns one key of OrbStack's configuration, None where it is not set."""
-    return _told.config(client(), max_age).get(key)
+    """Returns the value of one key of OrbStack's configuration; None if it is not set."""
+    return _queries.config(client(), max_age).get(key)
 
 
-@_answered
-def orbstack_status(*, max_age: float | None = None) -> _told.Orbstack:
-    """Returns whether OrbStack runs, without waking it, and its version."""
-    return _told.orbstack(client(), max_age)
+@_raises_fact_error
+def orbstack_status(*, max_age: float | None = None) -> _queries.Orbstack:
+    """Returns the status of OrbStack without starting it, and its version."""
+    return _queries.orbstack(client(), max_age)

@@ -1,7 +1,7 @@
-"""Where a deploy's time went: per host and operation, and of it how much in the daemon's queue and how much in ``orbctl``.
+"""Timing reports: how long each operation took on each host, and how much of that was queue time and ``orbctl`` run time.
 
-PyInfra tells when an operation begins and ends on a host; the daemon keeps a record of each call with how long it waited and ran.
-Here the two meet, once, at the end: nothing is measured on the way that would cost the deploy anything.
+PyInfra's callbacks give the start and end of each operation on each host. The daemon records the wait and run time of each call.
+The report combines them once, at the end of the deploy, so it does not slow the deploy down.
 
 .. code:: python
 
@@ -9,9 +9,9 @@ Here the two meet, once, at the end: nothing is measured on the way that would c
 
     timing.report(json="timing.json", csv="timing.csv")
 
-What is neither waiting nor running is PyInfra itself and the way to the daemon and back.
+The rest of the time is PyInfra itself and the communication with the daemon.
 
-:func:`timed` and :func:`timed_operation` time one's own code, in the log.
+:func:`timed` and :func:`timed_operation` log how long your own code takes.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RECORDS_PAGE = 1000
-"""Records asked for at a time."""
+"""Number of records per request."""
 
 RECORDS_MAX = 200_000
-"""Records looked through for one deploy; the oldest beyond it are left out, and the report says so."""
+"""Maximum number of records read for one deploy; if there are more, the report says that the oldest are missing."""
 
 
 class Step(TypedDict):
-    """One operation on one host. Waiting and running are sums over its calls; calls of one operation may overlap."""
+    """One operation on one host. ``wait_s`` and ``run_s`` are sums over its calls, which may overlap."""
 
     order: int
     operation: str
@@ -64,7 +64,7 @@ class Step(TypedDict):
 
 
 class Total(TypedDict):
-    """Several steps together; ``took_s`` is that of the slowest for an operation, and the sum for a host."""
+    """Total of several steps; ``took_s`` is the maximum for an operation, and the sum for a host."""
 
     name: str
     steps: int
@@ -75,7 +75,7 @@ class Total(TypedDict):
 
 
 class Span:
-    """From when to when an operation was in a host's hands."""
+    """The time during which one operation ran on one host."""
 
     __slots__ = ("_began", "began_ms", "ended_ms", "host", "op_hash", "records", "took_s")
 
@@ -89,20 +89,20 @@ class Span:
         self.records: list[models.MetricsRecord] = []
 
     def is_around(self, at_ms: int) -> bool:
-        """Says whether it was under way at a time of the wall clock's."""
+        """Returns whether the operation was running at ``at_ms``, Unix time in milliseconds."""
         return self.began_ms <= at_ms and (self.ended_ms is None or at_ms <= self.ended_ms)
 
     def end(self) -> None:
-        """Stops the clock."""
+        """Records the end."""
         self.took_s = time.monotonic() - self._began
         self.ended_ms = int(time.time() * 1000)
 
 
 class TimingReport(BaseStateCallback):
-    """Follows a deploy through PyInfra's callbacks, and reports when its last host disconnects."""
+    """Measures a deploy with PyInfra's callbacks, and writes the report when the last host disconnects."""
 
     def __init__(self, *, screen: bool = True, json: str | None = None, csv: str | None = None) -> None:
-        """Says where the report goes: to the screen, to files, or to both."""
+        """Selects the outputs: ``screen`` prints the report, ``json`` and ``csv`` are paths of files to write."""
         self.screen = screen
         self.json = json
         self.csv = csv
@@ -115,26 +115,26 @@ class TimingReport(BaseStateCallback):
         self._rest: list[models.MetricsRecord] = []
         self._is_done = False
         self.problem: str | None = None
-        """Why waiting and running are not known, or not of everything."""
+        """Why wait and run times are missing or incomplete; None if they are complete."""
 
-    # PyInfra declares these static, and calls them on the instance.
+    # PyInfra declares these methods static, but calls them on the instance.
 
     def operation_host_start(self, state: State, host: Host, op_hash: str) -> None:  # type: ignore[override]
-        """Starts the clock."""
+        """Starts a span."""
         self._open[host, op_hash] = Span(host, op_hash)
 
     def operation_host_success(self, state: State, host: Host, op_hash: str, retry_count: int = 0) -> None:  # type: ignore[override]
-        """Stops it."""
+        """Ends the span of a successful operation."""
         self._end(host, op_hash)
 
     def operation_host_error(  # type: ignore[override]
         self, state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
     ) -> None:
-        """Stops it too."""
+        """Ends the span of a failed operation."""
         self._end(host, op_hash)
 
     def host_disconnect(self, state: State, host: Host) -> None:  # type: ignore[override]
-        """Reports, when nobody is left who could still do something."""
+        """Writes the report when all hosts have disconnected."""
         self._gone.add(host)
         if self._gone >= state.activated_hosts:
             self.finish(state)
@@ -146,7 +146,7 @@ class TimingReport(BaseStateCallback):
             self._spans.append(span)
 
     def finish(self, state: State) -> None:
-        """Collects the daemon's records and writes the report. PyInfra's command line gets here by itself."""
+        """Collects the daemon's records and writes the report. PyInfra's command line calls this through ``host_disconnect``."""
         if self._is_done or not self._spans:
             return
         self._is_done = True
@@ -154,7 +154,7 @@ class TimingReport(BaseStateCallback):
         try:
             self._assign(self._records())
         except OrbdError as error:
-            self.problem = f"the daemon's records cannot be had: {error}"
+            self.problem = f"cannot read the daemon's records: {error}"
         steps = self.steps(state)
         if self.json is not None:
             self._write(self.json, lambda file: json_format.dump(self.summary(state), file, indent=2, ensure_ascii=False))
@@ -183,7 +183,7 @@ class TimingReport(BaseStateCallback):
         return sorted(rows, key=lambda row: (row["order"], row["host"]))
 
     def summary(self, state: State) -> dict[str, Any]:
-        """Returns everything that the report has, as it goes into the JSON file."""
+        """Returns the whole report in the form of the JSON file."""
         steps = self.steps(state)
         return {
             "version": 1,
@@ -201,7 +201,7 @@ class TimingReport(BaseStateCallback):
         }
 
     def lines(self, state: State) -> Iterator[str]:
-        """Yields the report as it is shown."""
+        """Yields the lines of the report as printed."""
         steps = self.steps(state)
         hosts = by_host(steps)
         yield f"--> Timing: {len(hosts)} hosts, {len(by_operation(steps))} operations, {self._took_s:.1f} s"
@@ -238,7 +238,7 @@ class TimingReport(BaseStateCallback):
         self.problem = f"only the last {RECORDS_MAX} calls are counted"
 
     def _assign(self, records: Iterable[models.MetricsRecord]) -> None:
-        """Gives each record to the operation that it was made for: that of its host, begun last when it was accepted."""
+        """Assigns each record to the operation of its host that was running when the call was accepted; the latest if several."""
         by_host: dict[str, list[Span]] = {}
         by_machine: dict[str | None, list[Span]] = {}
         for span in self._spans:
@@ -260,13 +260,13 @@ class TimingReport(BaseStateCallback):
             with open(path, "w", encoding="utf-8", newline="") as file:
                 write(file)
         except OSError as error:
-            pyinfra_logger.warning(f"the timing report cannot be written to {path}: {error.strerror or error}")
+            pyinfra_logger.warning(f"cannot write the timing report to {path}: {error.strerror or error}")
 
 
 def report(*, screen: bool = True, json: str | None = None, csv: str | None = None, state: State | None = None) -> TimingReport:
-    """Has the deploy report its timing, once, however many hosts' deploy files ask for it.
+    """Adds a timing report to the deploy. Only the first call has an effect, because PyInfra runs the deploy file for each host.
 
-    ``json`` and ``csv`` are files to write. Without ``state`` the current deploy is meant.
+    ``json`` and ``csv`` are paths of files to write. ``state`` is the deploy, by default the current one.
     """
     found: State = context.state if state is None else state
     for handler in found.callback_handlers:
@@ -278,12 +278,12 @@ def report(*, screen: bool = True, json: str | None = None, csv: str | None = No
 
 
 def by_operation(steps: Iterable[Step]) -> list[Total]:
-    """Adds steps up by operation, in the deploy's order."""
+    """Returns the totals by operation, in the deploy's order."""
     return _totals(steps, lambda step: f"{step['order']}. {step['operation']}", max)
 
 
 def by_host(steps: Iterable[Step]) -> list[Total]:
-    """Adds steps up by host."""
+    """Returns the totals by host."""
     return sorted(_totals(steps, lambda step: step["host"], lambda one, other: one + other), key=lambda total: total["name"])
 
 
@@ -301,7 +301,7 @@ def _totals(steps: Iterable[Step], name: Callable[[Step], str], together: Callab
 
 
 def write_csv(steps: Iterable[Step], file: Any) -> None:
-    """Writes steps as a table with a head."""
+    """Writes steps as CSV with a header."""
     writer = csv_format.DictWriter(file, list(Step.__annotations__))
     writer.writeheader()
     writer.writerows(steps)
@@ -321,7 +321,7 @@ def _seconds(microseconds: Iterable[int | None]) -> float:
 
 
 def _milliseconds(text: str) -> int:
-    # `fromisoformat` reads the Z only from Python 3.11 on.
+    # `fromisoformat` accepts the Z only since Python 3.11.
     return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
 
 
@@ -330,7 +330,7 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def timed_operation(operation_name: str) -> Iterator[None]:
-    """Logs how long a block took, and whether it failed.
+    """Logs how long a block takes, and whether it fails.
 
     .. code:: python
 
@@ -352,7 +352,7 @@ def timed(operation_name: Callable[P, T]) -> Callable[P, T]: ...
 @overload
 def timed(operation_name: str | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def timed(operation_name: Any = None) -> Any:
-    """Logs how long a function took: as ``@timed``, ``@timed()`` or ``@timed("a name")``."""
+    """Decorator that logs how long a function takes: ``@timed``, ``@timed()`` or ``@timed("a name")``."""
 
     def decorate(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -368,7 +368,7 @@ def timed(operation_name: Any = None) -> Any:
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """Shows on stderr what :func:`timed` and :func:`timed_operation` log; no other logger is touched."""
+    """Prints the log of :func:`timed` and :func:`timed_operation` to stderr; changes no other logger."""
     _logger.setLevel(level)
     if not any(isinstance(handler, logging.StreamHandler) for handler in _logger.handlers):
         handler = logging.StreamHandler()

@@ -1,6 +1,6 @@
-"""The names of ``pyinfra-orbstack``, for deploys that were written for it.
+"""Names of ``pyinfra-orbstack``, so that its deploys run unchanged.
 
-This is ``pyinfra-orbd``. What a deploy imports from here works as before, and says once what to import instead.
+This package is part of ``pyinfra-orbd``. Imports from it work as before, and warn once with the name to import instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tells what to write instead of an old name: once for each module, where PyInfra's users see it."""
+"""Deprecation warning for an old module name, once for each module, visible to users of PyInfra's command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyinfra import logger
 
 
 def note(old: str, new: str) -> None:
-    """Says it. PyInfra's command line hides Python's own warnings, so its log has it too."""
-    text = f"{old} is the old name of {new}, which pyinfra-orbd has; see its migration guide"
+    """Warns, and also logs the warning, because PyInfra's command line hides Python warnings."""
+    text = f"{old} is deprecated: import {new} instead; see the migration guide of pyinfra-orbd"
     warnings.warn(text, DeprecationWarning, stacklevel=3)
     logger.warning(text)

@@ -1,4 +1,4 @@
-"""Old place of :mod:`pyinfra_orbd.connector`."""
+"""Deprecated name of :mod:`pyinfra_orbd.connector`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old place of :mod:`pyinfra_orbd.timing`."""
+"""Deprecated name of :mod:`pyinfra_orbd.timing`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Facts about OrbStack's machines and OrbStack itself, answered by the daemon.
 
-They are had like all of PyInfra's, of any host, and no machine is entered for them. Where no machine is named, the one behind the
-host is meant.
+They work like all PyInfra facts, on any host, and run no command in a machine, except ``VmNetwork``. If no machine is given, they
+are about the host's machine.
 
 .. code:: python
 

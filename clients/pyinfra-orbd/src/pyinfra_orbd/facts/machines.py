@@ -1,4 +1,4 @@
-"""Machines: which there are, and what is known of each."""
+"""Facts about machines."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from .. import _told
-from .._asked import AskedFactBase
+from .. import _queries
 from .._control import client
+from .._daemon_fact import DaemonFact
 
 if TYPE_CHECKING:
-    from .._answered import Asked
+    from .._precomputed_command import PrecomputedCommand
 
 
-class VmList(AskedFactBase[list[_told.Machine]]):
+class VmList(DaemonFact[list[_queries.Machine]]):
     """
-    Returns every machine, running or not, as a list of dictionaries.
+    Returns all machines, running or not, as a list of dictionaries.
 
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
 
     .. code:: python
 
@@ -38,23 +38,24 @@ class VmList(AskedFactBase[list[_told.Machine]]):
             },
         ]
 
-    Limits are ``None`` where there are none, or where the installed OrbStack does not tell them.
+    A limit is ``None`` if it is not set, or if the installed OrbStack does not report it.
     """
 
     default = list
 
     @override
-    def command(self, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.machines(client(), max_age))
+    def command(self, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.machines(client(), max_age))
 
 
-class VmInfo(AskedFactBase[_told.MachineInfo | None]):
+class VmInfo(DaemonFact[_queries.MachineInfo | None]):
     """
-    Returns one machine: what ``VmList`` tells of it, its addresses while it runs, its size and its domain.
+    Returns one machine: the same keys as in ``VmList``, and its addresses, disk size and domain. The addresses are ``None`` if it
+    is not running.
 
-    + machine: name of the machine, the host's where absent
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + machine: name of the machine; default: the host's machine
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
 
     .. code:: python
 
@@ -70,50 +71,50 @@ class VmInfo(AskedFactBase[_told.MachineInfo | None]):
     """
 
     @override
-    def command(self, machine: str | None = None, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.machine_info(client(), self.machine(machine), max_age))
+    def command(self, machine: str | None = None, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.machine_info(client(), self.machine(machine), max_age))
 
 
-class VmStatus(AskedFactBase[str | None]):
+class VmStatus(DaemonFact[str | None]):
     """
-    Returns a machine's state: ``running``, ``stopped``, or another word of OrbStack's while it is neither.
+    Returns a machine's state: ``running``, ``stopped``, or OrbStack's word for a state in between.
 
-    + machine: name of the machine, the host's where absent
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
-    """
-
-    @override
-    def command(self, machine: str | None = None, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.machine_info(client(), self.machine(machine), max_age)["state"])
-
-
-class VmIp(AskedFactBase[str | None]):
-    """
-    Returns a machine's IPv4 address, ``None`` while it does not run.
-
-    + machine: name of the machine, the host's where absent
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + machine: name of the machine; default: the host's machine
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
     """
 
     @override
-    def command(self, machine: str | None = None, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.machine_info(client(), self.machine(machine), max_age)["ip4"])
+    def command(self, machine: str | None = None, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.machine_info(client(), self.machine(machine), max_age)["state"])
 
 
-class VmLogs(AskedFactBase[list[str]]):
+class VmIp(DaemonFact[str | None]):
     """
-    Returns the lines of a machine's log: what OrbStack kept of its console, not the logs inside it.
+    Returns a machine's IPv4 address; ``None`` if it is not running.
 
-    + machine: name of the machine, the host's where absent
-    + all_logs: whether to tell OrbStack's own lines about it too
+    + machine: name of the machine; default: the host's machine
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
+    """
+
+    @override
+    def command(self, machine: str | None = None, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.machine_info(client(), self.machine(machine), max_age)["ip4"])
+
+
+class VmLogs(DaemonFact[list[str]]):
+    """
+    Returns the lines of a machine's log: its console output as kept by OrbStack, not the logs inside the machine.
+
+    + machine: name of the machine; default: the host's machine
+    + all_logs: whether to include OrbStack's own lines about the machine
     """
 
     default = list
 
     @override
-    def command(self, machine: str | None = None, all_logs: bool = False) -> Asked:
-        """Asks."""
-        return self.ask(lambda: client().machine_logs(self.machine(machine), all=all_logs).split("\n"))
+    def command(self, machine: str | None = None, all_logs: bool = False) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: client().machine_logs(self.machine(machine), all=all_logs).split("\n"))

@@ -1,4 +1,4 @@
-"""How machines are reached."""
+"""Facts about the network of machines."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from .. import _told
-from .._asked import AskedFactBase
+from .. import _queries
 from .._control import client
+from .._daemon_fact import DaemonFact
 
 if TYPE_CHECKING:
-    from .._answered import Asked
+    from .._precomputed_command import PrecomputedCommand
 
 
-class VmNetwork(AskedFactBase[_told.Network | None]):
+class VmNetwork(DaemonFact[_queries.Network | None]):
     """
     Returns a machine's addresses and names, its network and its gateway.
 
-    + machine: name of the machine, the host's where absent
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + machine: name of the machine; default: the host's machine
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
 
     .. code:: python
 
@@ -32,22 +32,22 @@ class VmNetwork(AskedFactBase[_told.Network | None]):
             "gateway": "192.168.139.1",
         }
 
-    Subnet and gateway are read from the routes of a running machine. A machine that does not run is not started for them: its
-    subnet is then the one that OrbStack is configured to use, and it has neither addresses nor gateway.
+    Subnet and gateway come from the routes of a running machine. The fact never starts a machine: for a machine that is not
+    running, the subnet is OrbStack's setting ``network.subnet4``, and addresses and gateway are ``None``.
     """
 
     @override
-    def command(self, machine: str | None = None, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.network(client(), self.machine(machine), max_age))
+    def command(self, machine: str | None = None, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.network(client(), self.machine(machine), max_age))
 
 
-class SshInfo(AskedFactBase[_told.Ssh | None]):
+class SshInfo(DaemonFact[_queries.Ssh | None]):
     """
     Returns how to reach a machine over SSH.
 
-    + machine: name of the machine, the host's where absent
-    + user: user in the machine, its default user where absent
+    + machine: name of the machine; default: the host's machine
+    + user: user in the machine; default: the machine's default user
 
     .. code:: python
 
@@ -63,24 +63,24 @@ class SshInfo(AskedFactBase[_told.Ssh | None]):
         }
 
     ``connect`` is for programs that read the Mac's SSH configuration; ``host``, ``port``, ``login`` and ``identity_file`` are for
-    others, and ``text`` is all that ``orbctl ssh`` says.
+    other programs. ``text`` is the output of ``orbctl ssh``.
     """
 
     @override
-    def command(self, machine: str | None = None, user: str | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.ssh(client(), self.machine(machine), user))
+    def command(self, machine: str | None = None, user: str | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.ssh(client(), self.machine(machine), user))
 
 
-class SshConnectString(AskedFactBase[str | None]):
+class SshConnectString(DaemonFact[str | None]):
     """
-    Returns the command that opens a shell in a machine from the control machine, as in ``ssh web@orb``.
+    Returns the command that opens a shell in a machine from the control machine, such as ``ssh web@orb``.
 
-    + machine: name of the machine, the host's where absent
-    + user: user in the machine, its default user where absent
+    + machine: name of the machine; default: the host's machine
+    + user: user in the machine; default: the machine's default user
     """
 
     @override
-    def command(self, machine: str | None = None, user: str | None = None) -> Asked:
-        """Asks nobody: it follows from the names."""
-        return self.ask(lambda: _told.connect_string(self.machine(machine), user))
+    def command(self, machine: str | None = None, user: str | None = None) -> PrecomputedCommand:
+        """Derives the command from the names, without a query."""
+        return self.precompute(lambda: _queries.connect_string(self.machine(machine), user))

@@ -1,4 +1,4 @@
-"""OrbStack itself."""
+"""Facts about OrbStack itself."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from .. import _told
-from .._asked import AskedFactBase
+from .. import _queries
 from .._control import client
+from .._daemon_fact import DaemonFact
 
 if TYPE_CHECKING:
-    from .._answered import Asked
+    from .._precomputed_command import PrecomputedCommand
 
 
-class OrbstackConfig(AskedFactBase[dict[str, str]]):
+class OrbstackConfig(DaemonFact[dict[str, str]]):
     """
-    Returns OrbStack's whole configuration, its machines' settings included, as a dictionary of texts.
+    Returns OrbStack's whole configuration, including the settings of its machines, as a dictionary of strings.
 
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
 
     .. code:: python
 
@@ -28,16 +28,16 @@ class OrbstackConfig(AskedFactBase[dict[str, str]]):
     default = dict
 
     @override
-    def command(self, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.config(client(), max_age))
+    def command(self, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.config(client(), max_age))
 
 
-class OrbstackStatus(AskedFactBase[_told.Orbstack | None]):
+class OrbstackStatus(DaemonFact[_queries.Orbstack | None]):
     """
-    Returns whether OrbStack runs, without waking it, and its version.
+    Returns the status of OrbStack without starting it, and its version.
 
-    + max_age: seconds that the answer may be old; 0 asks OrbStack now, absent leaves it to the daemon
+    + max_age: maximum age of the answer in seconds; 0 asks OrbStack now; default: the daemon's
 
     .. code:: python
 
@@ -45,6 +45,6 @@ class OrbstackStatus(AskedFactBase[_told.Orbstack | None]):
     """
 
     @override
-    def command(self, max_age: float | None = None) -> Asked:
-        """Asks."""
-        return self.ask(lambda: _told.orbstack(client(), max_age))
+    def command(self, max_age: float | None = None) -> PrecomputedCommand:
+        """Queries the daemon."""
+        return self.precompute(lambda: _queries.orbstack(client(), max_age))

@@ -1,8 +1,8 @@
 """Operations on OrbStack's machines and on OrbStack itself.
 
-They are carried out on the control machine, through the daemon: from ``@local``, from a machine's host or from any other they do
-the same. Each looks first and does nothing, saying why, where things are as asked. ``name=`` is PyInfra's own argument, the title
-of an operation; the machine is the first positional argument, ``machine=`` or ``vm_name=``.
+They run on the control machine, through the daemon, with the same effect on any host. Each first checks the current state, and
+does nothing if the target state is already met; ``-v`` shows why. ``name=`` is PyInfra's title of an operation; the machine is
+the first positional argument, ``machine=`` or ``vm_name=``.
 
 .. code:: shell
 

@@ -1,6 +1,7 @@
-"""Write machines to archives and make machines of them.
+"""Export machines to archives, and import them.
 
-The archives are files of the control machine, so ``orbctl`` opens them as the user who deploys, in a place of the daemon's queue.
+The archives are files on the control machine. ``orbctl`` opens them as the user who runs PyInfra, while ``orbd-ctl`` holds a
+lease.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 from orbd import errors, models
 
-from .._control import Commands, Step, chosen, chosen_or_own, client, control_operation, find, is_so, noop
+from .._control import Commands, Step, client, control_operation, find, is_satisfied, machine_argument, machine_or_own, noop
 
 
 @control_operation()
@@ -18,14 +19,14 @@ def vm_export(
     machine: str | None = None, output_path: str | None = None, overwrite: bool = False, vm_name: str | None = None
 ) -> Commands:
     """
-    Write a machine to an archive on the control machine. The machine pauses meanwhile.
+    Write a machine to an archive on the control machine. OrbStack pauses the machine meanwhile.
 
-    + machine: name of the machine, the current host's where absent
-    + output_path: file to write, ``NAME.tar.zst`` in the current folder where absent
-    + overwrite: whether to write it again where it is there
-    + vm_name: the same as ``machine``
+    + machine: name of the machine; default: the current host's machine
+    + output_path: file to write; default: ``NAME.tar.zst`` in the current directory
+    + overwrite: whether to replace an existing file
+    + vm_name: alias of ``machine``
 
-    The file appears when it is complete: an export that fails leaves nothing behind, or what was there before.
+    The file appears when it is complete. A failed export leaves no file, or the previous one unchanged.
 
     **Example:**
 
@@ -33,12 +34,12 @@ def vm_export(
 
         from pyinfra_orbd.operations import vm_export
 
-        vm_export(name="Keep the database", machine="db", output_path="db.tar.zst", overwrite=True)
+        vm_export(name="Back up the database", machine="db", output_path="db.tar.zst", overwrite=True)
     """
-    name = chosen_or_own(machine, vm_name)
+    name = machine_or_own(machine, vm_name)
     target = os.path.abspath(os.path.expanduser(output_path or f"{name}.tar.zst"))
     if not overwrite and os.path.exists(target):
-        noop(f"{target} is there")
+        noop(f"{target} already exists")
         return
     yield Step(f"export {name} {target}", lambda: _export(name, target))
 
@@ -50,7 +51,7 @@ def _export(name: str, target: str) -> models.Job | None:
         job = client().export_machine(name, partial)
         os.replace(partial, target)
     except (errors.OrbdError, TimeoutError):
-        # PyInfra's `_timeout` throws a TimeoutError, which is an OSError, into whatever is under way.
+        # PyInfra's `_timeout` raises a TimeoutError, which is an OSError, in the current call.
         raise
     except OSError as error:
         raise errors.OrbdError(f"cannot write {target}: {error.strerror or error}") from error
@@ -69,13 +70,13 @@ def _remove(file: str) -> None:
 @control_operation()
 def vm_import(input_path: str, machine: str | None = None, vm_name: str | None = None) -> Commands:
     """
-    Make a machine of an archive on the control machine.
+    Create a machine from an archive on the control machine.
 
     + input_path: file to read
     + machine: name of the new machine
-    + vm_name: the same as ``machine``
+    + vm_name: alias of ``machine``
 
-    A machine that has the name already is taken for the archive's.
+    If a machine with that name exists, the operation does nothing.
 
     **Example:**
 
@@ -83,15 +84,15 @@ def vm_import(input_path: str, machine: str | None = None, vm_name: str | None =
 
         from pyinfra_orbd.operations import vm_import
 
-        vm_import(name="Bring the database back", input_path="db.tar.zst", machine="db")
+        vm_import(name="Restore the database", input_path="db.tar.zst", machine="db")
     """
-    name = chosen(machine, vm_name)
+    name = machine_argument(machine, vm_name)
     source = os.path.abspath(os.path.expanduser(input_path))
-    if is_so(lambda max_age_ms: find(name, max_age_ms) is not None):
-        noop(f"machine '{name}' is there")
+    if is_satisfied(lambda max_age_ms: find(name, max_age_ms) is not None):
+        noop(f"machine '{name}' already exists")
         return
     yield Step(
         f"import {source} as {name}",
         lambda: client().import_machine(source, name),
-        done_by_others=errors.MachineExists,
+        already_done=errors.MachineExists,
     )

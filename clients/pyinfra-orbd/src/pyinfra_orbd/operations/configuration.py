@@ -1,9 +1,9 @@
-"""OrbStack's configuration: its own, and its machines'."""
+"""Change the configuration of OrbStack and of its machines."""
 
 from __future__ import annotations
 
-from .. import _wanted
-from .._control import Commands, Step, client, control_operation, is_so, noop
+from .. import _desired_state
+from .._control import Commands, Step, client, control_operation, is_satisfied, noop
 
 
 @control_operation()
@@ -11,10 +11,10 @@ def orbstack_config_set(key: str, value: str | int | bool) -> Commands:
     """
     Set one key of OrbStack's configuration.
 
-    + key: the key, as in ``memory_mib`` or ``machine.web.cpu``
-    + value: its value; ``True`` and ``False`` are OrbStack's ``true`` and ``false``
+    + key: name of the key, such as ``memory_mib`` or ``machine.web.cpu``
+    + value: new value; ``True`` and ``False`` become OrbStack's ``true`` and ``false``
 
-    Settings of OrbStack itself take effect when it is restarted, those of a machine when that is.
+    OrbStack applies its own settings when it restarts, and a machine's settings when that machine restarts.
 
     **Example:**
 
@@ -24,24 +24,24 @@ def orbstack_config_set(key: str, value: str | int | bool) -> Commands:
 
         orbstack_config_set(name="Give OrbStack 8 GB", key="memory_mib", value=8192)
     """
-    yield from _set(key, _wanted.config_text(value))
+    yield from _set(key, _desired_state.config_text(value))
 
 
 def _set(key: str, value: str) -> Commands:
-    # The whole configuration, not the one key: it is in the daemon's memory after the first of many such operations.
-    if is_so(lambda max_age_ms: client().config_show(max_age_ms=max_age_ms).values.get(key) == value):
-        noop(f"{key} is {value}")
+    # Reads the whole configuration, not only this key, because the daemon then answers further operations from its cache.
+    if is_satisfied(lambda max_age_ms: client().config_show(max_age_ms=max_age_ms).values.get(key) == value):
+        noop(f"{key} is already {value}")
         return
     yield Step(f"config set {key} {value}", lambda: client().config_set(key, value))
 
 
 @control_operation(
     is_idempotent=False,
-    idempotent_notice="OrbStack does not tell what its defaults are, so this operation always resets.",
+    idempotent_notice="OrbStack does not report its defaults, so this operation resets the configuration every time.",
 )
 def orbstack_config_reset() -> Commands:
     """
-    Put OrbStack's whole configuration back to its defaults.
+    Reset OrbStack's whole configuration to its defaults.
 
     **Example:**
 
@@ -49,7 +49,7 @@ def orbstack_config_reset() -> Commands:
 
         from pyinfra_orbd.operations import orbstack_config_reset
 
-        orbstack_config_reset(name="Start over")
+        orbstack_config_reset(name="Reset OrbStack's configuration")
     """
     yield Step("config reset", lambda: client().config_reset())
 
@@ -57,7 +57,7 @@ def orbstack_config_reset() -> Commands:
 @control_operation()
 def vm_username_set(vm_name: str, username: str) -> Commands:
     """
-    Set a machine's default user: the one that commands and SSH run as where none is named.
+    Set a machine's default user, which commands and SSH use if no user is given.
 
     + vm_name: name of the machine
     + username: user in the machine
@@ -68,7 +68,7 @@ def vm_username_set(vm_name: str, username: str) -> Commands:
 
         from pyinfra_orbd.operations import vm_username_set
 
-        vm_username_set(name="Work as deploy", vm_name="web", username="deploy")
+        vm_username_set(name="Use the user deploy by default", vm_name="web", username="deploy")
     """
     yield from _set(f"machine.{vm_name}.username", username)
 
@@ -76,9 +76,9 @@ def vm_username_set(vm_name: str, username: str) -> Commands:
 @control_operation()
 def vm_default(machine: str | None) -> Commands:
     """
-    Set the machine that ``orbctl`` means where none is named.
+    Set the machine that ``orbctl`` uses if none is named.
 
-    + machine: name of the machine; ``None`` for none
+    + machine: name of the machine; ``None`` clears the default
 
     **Example:**
 
@@ -86,10 +86,10 @@ def vm_default(machine: str | None) -> Commands:
 
         from pyinfra_orbd.operations import vm_default
 
-        vm_default(name="Mean web", machine="web")
+        vm_default(name="Make web the default machine", machine="web")
     """
     wanted = None if machine == "none" else machine
-    if is_so(lambda max_age_ms: client().machine_default(max_age_ms=max_age_ms).machine == wanted):
-        noop(f"the default machine is {wanted or 'none'}")
+    if is_satisfied(lambda max_age_ms: client().machine_default(max_age_ms=max_age_ms).machine == wanted):
+        noop(f"the default machine is already {wanted or 'none'}")
         return
     yield Step(f"default {wanted or 'none'}", lambda: client().machine_set_default(wanted))

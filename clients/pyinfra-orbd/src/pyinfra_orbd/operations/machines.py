@@ -1,4 +1,4 @@
-"""Make, start, stop, copy, rename and delete machines."""
+"""Create, start, stop, clone, rename and delete machines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from pyinfra.api.exceptions import OperationTypeError, OperationValueError
 
 from orbd import errors
 
-from .. import _wanted
-from .._control import Commands, Step, chosen, chosen_or_own, client, control_operation, find, is_so, noop, options
+from .. import _desired_state
+from .._control import (
+    Commands,
+    Step,
+    client,
+    control_operation,
+    find,
+    is_satisfied,
+    machine_argument,
+    machine_or_own,
+    noop,
+    options,
+)
 
 
 @control_operation()
@@ -32,26 +43,26 @@ def vm_create(
     vm_name: str | None = None,
 ) -> Commands:
     """
-    Make a machine and boot it, or bring the settings of one that is there in line.
+    Create a machine and boot it, or update the settings of an existing one.
 
     + machine: name of the machine
-    + image: distribution, or distribution and version, as in ``ubuntu:24.04``
-    + arch: ``arm64`` or ``amd64``, the Mac's where absent
-    + user: the machine's default user, the Mac user's name where absent
-    + present: whether the machine should be there; ``False`` deletes it with everything on it
+    + image: distribution, or distribution and version, such as ``ubuntu:24.04``
+    + arch: ``arm64`` or ``amd64``; default: the Mac's
+    + user: default user of the machine; default: the Mac user's name
+    + present: whether the machine should exist; ``False`` deletes it with all its data
     + cpus: processor limit (OrbStack 2.2 or later)
-    + memory: memory limit, as in ``4G`` (OrbStack 2.2 or later)
-    + disk: disk limit, as in ``40G`` (OrbStack 2.2 or later)
-    + isolated: whether it is kept from the Mac's files and commands (OrbStack 2.1 or later)
-    + isolate_network: whether it is kept from the Mac's network too (OrbStack 2.1 or later)
-    + mounts: folders of the Mac that an isolated machine shares, as in ``/Users/me/src:/src`` (OrbStack 2.1 or later)
+    + memory: memory limit, such as ``4G`` (OrbStack 2.2 or later)
+    + disk: disk limit, such as ``40G`` (OrbStack 2.2 or later)
+    + isolated: whether the machine has no access to the Mac's files and commands (OrbStack 2.1 or later)
+    + isolate_network: whether it has no access to the Mac's network either (OrbStack 2.1 or later)
+    + mounts: directories of the Mac to mount in an isolated machine, such as ``/Users/me/src:/src`` (OrbStack 2.1 or later)
     + forward_ssh_agent: whether an isolated machine may use the Mac's SSH agent (OrbStack 2.1 or later)
     + user_data: cloud-init file on the control machine, read by ``orbctl`` itself
-    + vm_name: the same as ``machine``
+    + vm_name: alias of ``machine``
 
-    A machine that is there keeps what it was made from: if that is another distribution or architecture than asked for, the
-    operation fails. ``user``, ``cpus``, ``memory``, ``disk`` and ``isolated`` are set where they differ and the installed
-    OrbStack has them; a running machine takes them up at its next start. The other arguments matter for a new machine only.
+    If the machine exists with another distribution or architecture, the operation fails. It sets ``user``, ``cpus``, ``memory``,
+    ``disk`` and ``isolated`` if they differ and the installed OrbStack supports them; a running machine applies them at its next
+    start. The other arguments only apply to a new machine.
 
     **Examples:**
 
@@ -60,7 +71,7 @@ def vm_create(
         from pyinfra_orbd.operations import vm_create
 
         vm_create(
-            name="Make the web machine",
+            name="Create the web machine",
             machine="web",
             image="ubuntu:24.04",
             cpus=2,
@@ -69,23 +80,23 @@ def vm_create(
 
         vm_create("web", present=False)
     """
-    name = chosen(machine, vm_name)
+    name = machine_argument(machine, vm_name)
     if not present:
         yield from vm_delete._inner(name)  # noqa: SLF001 - PyInfra's way to call one from another
         return
     if not image:
-        raise OperationTypeError("vm_create: which image? give image=, as in ubuntu:24.04")
+        raise OperationTypeError("vm_create: no image given: pass image=, such as ubuntu:24.04")
     try:
-        distro, version = _wanted.image_words(image)
-        wanted = _wanted.settings(user=user, cpus=cpus, memory=memory, disk=disk, isolated=isolated)
-    except _wanted.Unreadable as error:
+        distro, version = _desired_state.split_image(image)
+        wanted = _desired_state.desired_settings(user=user, cpus=cpus, memory=memory, disk=disk, isolated=isolated)
+    except _desired_state.InvalidSetting as error:
         raise OperationValueError(f"vm_create: {error}") from error
 
-    def is_there(max_age_ms: int | None) -> bool:
+    def exists(max_age_ms: int | None) -> bool:
         return find(name, max_age_ms) is not None
 
-    if not is_so(is_there):
-        # Read as it was given: PyInfra's own working directory is the deploy's.
+    if not is_satisfied(exists):
+        # A relative path stays as given: PyInfra changes the working directory to the deploy's.
         file = None if user_data is None else path.expanduser(user_data)
         given = options(version=version, arch=arch, user=user, cpus=cpus, memory=memory, disk=disk, user_data=file)
 
@@ -100,30 +111,30 @@ def vm_create(
                 forward_ssh_agent=forward_ssh_agent,
                 **given,
             ),
-            done_by_others=errors.MachineExists,
+            already_done=errors.MachineExists,
         )
         return
 
     found = find(name)
-    other = None if found is None else _wanted.other_image(found, distro, arch)
+    other = None if found is None else _desired_state.image_mismatch(found, distro, arch)
     if other is not None:
 
         def refuse() -> None:
-            raise errors.MachineExists(f"machine '{name}' is there, but {other}; delete it first, or name another")
+            raise errors.MachineExists(f"machine '{name}' already exists, but {other}; delete it first, or use another name")
 
         yield Step(f"create {image} {name}", refuse)
         return
 
     def is_set(max_age_ms: int | None) -> bool:
-        return not _wanted.differing(name, wanted, client().config_show(max_age_ms=max_age_ms).values)
+        return not _desired_state.differences(name, wanted, client().config_show(max_age_ms=max_age_ms).values)
 
-    if not wanted or is_so(is_set):
-        noop(f"machine '{name}' is there")
+    if not wanted or is_satisfied(is_set):
+        noop(f"machine '{name}' already exists")
         return
-    for key, value in _wanted.differing(name, wanted, client().config_show().values).items():
+    for key, value in _desired_state.differences(name, wanted, client().config_show().values).items():
         yield _setting(key, value)
     if context.state.is_executing and found is not None and found.state != "stopped":
-        logger.warning(f"{context.host.print_prefix}machine '{name}' takes up its new settings at its next start")
+        logger.warning(f"{context.host.print_prefix}machine '{name}' is running: it applies the new settings at its next start")
 
 
 def _setting(key: str, value: str) -> Step:
@@ -133,17 +144,17 @@ def _setting(key: str, value: str) -> Step:
 @control_operation()
 def vm_delete(
     machine: str | None = None,
-    force: bool = False,  # noqa: ARG001  # older deploys give it
+    force: bool = False,  # noqa: ARG001  # accepted for compatibility
     vm_name: str | None = None,
 ) -> Commands:
     """
-    Delete a machine with everything on it.
+    Delete a machine with all its data.
 
     + machine: name of the machine
-    + force: accepted for older deploys; orbd never asks for confirmation, so it changes nothing
-    + vm_name: the same as ``machine``
+    + force: accepted for compatibility, without effect, because orbd never asks for confirmation
+    + vm_name: alias of ``machine``
 
-    The machine is deleted when everything that runs on it has ended. To end that first, stop the machine with ``force``.
+    The operation waits for the jobs that run on the machine. To end them first, stop the machine with ``force``.
 
     **Example:**
 
@@ -153,11 +164,11 @@ def vm_delete(
 
         vm_delete(name="Delete the old web machine", machine="old-web")
     """
-    name = chosen(machine, vm_name)
-    if is_so(lambda max_age_ms: find(name, max_age_ms) is None):
-        noop(f"there is no machine '{name}'")
+    name = machine_argument(machine, vm_name)
+    if is_satisfied(lambda max_age_ms: find(name, max_age_ms) is None):
+        noop(f"machine '{name}' does not exist")
         return
-    yield Step(f"delete {name}", lambda: client().machine_delete(name), done_by_others=errors.MachineNotFound)
+    yield Step(f"delete {name}", lambda: client().machine_delete(name), already_done=errors.MachineNotFound)
 
 
 @control_operation()
@@ -165,8 +176,8 @@ def vm_start(machine: str | None = None, vm_name: str | None = None) -> Commands
     """
     Start a machine.
 
-    + machine: name of the machine, the current host's where absent
-    + vm_name: the same as ``machine``
+    + machine: name of the machine; default: the current host's machine
+    + vm_name: alias of ``machine``
 
     **Example:**
 
@@ -176,9 +187,9 @@ def vm_start(machine: str | None = None, vm_name: str | None = None) -> Commands
 
         vm_start(name="Start the database", machine="db")
     """
-    name = chosen_or_own(machine, vm_name)
-    if is_so(lambda max_age_ms: _is(name, "running", max_age_ms)):
-        noop(f"machine '{name}' runs")
+    name = machine_or_own(machine, vm_name)
+    if is_satisfied(lambda max_age_ms: _is(name, "running", max_age_ms)):
+        noop(f"machine '{name}' is already running")
         return
     yield Step(f"start {name}", lambda: client().machine_start(name))
 
@@ -188,9 +199,9 @@ def vm_stop(machine: str | None = None, force: bool = False, vm_name: str | None
     """
     Stop a machine.
 
-    + machine: name of the machine, the current host's where absent
-    + force: whether to end what runs on it and cancel what waits for it, instead of waiting
-    + vm_name: the same as ``machine``
+    + machine: name of the machine; default: the current host's machine
+    + force: whether to stop running jobs and cancel waiting jobs of the machine, instead of waiting for them
+    + vm_name: alias of ``machine``
 
     **Example:**
 
@@ -200,9 +211,9 @@ def vm_stop(machine: str | None = None, force: bool = False, vm_name: str | None
 
         vm_stop(name="Stop the database", machine="db")
     """
-    name = chosen_or_own(machine, vm_name)
-    if is_so(lambda max_age_ms: _is(name, "stopped", max_age_ms)):
-        noop(f"machine '{name}' is stopped")
+    name = machine_or_own(machine, vm_name)
+    if is_satisfied(lambda max_age_ms: _is(name, "stopped", max_age_ms)):
+        noop(f"machine '{name}' is already stopped")
         return
     yield Step(f"stop {name}", lambda: client().machine_stop(name, force=force))
 
@@ -212,8 +223,8 @@ def vm_restart(machine: str | None = None, vm_name: str | None = None) -> Comman
     """
     Stop a machine and start it again.
 
-    + machine: name of the machine, the current host's where absent
-    + vm_name: the same as ``machine``
+    + machine: name of the machine; default: the current host's machine
+    + vm_name: alias of ``machine``
 
     **Example:**
 
@@ -222,21 +233,21 @@ def vm_restart(machine: str | None = None, vm_name: str | None = None) -> Comman
         from pyinfra_orbd.operations import vm_create, vm_restart
 
         settings = vm_create("web", "ubuntu:24.04", memory="8G")
-        vm_restart(name="Take up the new settings", machine="web", _if=settings.did_change)
+        vm_restart(name="Apply the new settings", machine="web", _if=settings.did_change)
     """
-    name = chosen_or_own(machine, vm_name)
+    name = machine_or_own(machine, vm_name)
     yield Step(f"restart {name}", lambda: client().machine_restart(name))
 
 
 @control_operation()
 def vm_clone(source_name: str, new_name: str) -> Commands:
     """
-    Copy a machine with its settings and everything on it. The copy is stopped.
+    Clone a machine with its settings and data. The clone is stopped.
 
-    + source_name: machine to copy
-    + new_name: name of the copy
+    + source_name: machine to clone
+    + new_name: name of the clone
 
-    A machine that has the new name already is taken for the copy.
+    If a machine with the new name exists, the operation does nothing.
 
     **Example:**
 
@@ -244,28 +255,28 @@ def vm_clone(source_name: str, new_name: str) -> Commands:
 
         from pyinfra_orbd.operations import vm_clone, vm_start
 
-        vm_clone(name="Copy the golden machine", source_name="golden", new_name="web")
+        vm_clone(name="Clone the golden machine", source_name="golden", new_name="web")
         vm_start("web")
     """
-    if is_so(lambda max_age_ms: find(new_name, max_age_ms) is not None):
-        noop(f"machine '{new_name}' is there")
+    if is_satisfied(lambda max_age_ms: find(new_name, max_age_ms) is not None):
+        noop(f"machine '{new_name}' already exists")
         return
     yield Step(
         f"clone {source_name} {new_name}",
         lambda: client().machine_clone(source_name, new_name),
-        done_by_others=errors.MachineExists,
+        already_done=errors.MachineExists,
     )
 
 
 @control_operation()
 def vm_rename(old_name: str, new_name: str) -> Commands:
     """
-    Give a machine another name.
+    Rename a machine.
 
-    + old_name: its name
-    + new_name: the name that it is to have
+    + old_name: current name
+    + new_name: new name
 
-    Where no machine has the old name and one has the new name, there is nothing to do.
+    If no machine has the old name and one has the new name, the operation does nothing.
 
     **Example:**
 
@@ -273,10 +284,10 @@ def vm_rename(old_name: str, new_name: str) -> Commands:
 
         from pyinfra_orbd.operations import vm_rename
 
-        vm_rename(name="The old machine makes way", old_name="web", new_name="web-2024")
+        vm_rename(name="Rename the old machine", old_name="web", new_name="web-2024")
     """
-    if is_so(lambda max_age_ms: find(old_name, max_age_ms) is None and find(new_name, max_age_ms) is not None):
-        noop(f"machine '{new_name}' has that name")
+    if is_satisfied(lambda max_age_ms: find(old_name, max_age_ms) is None and find(new_name, max_age_ms) is not None):
+        noop(f"machine '{new_name}' already has that name")
         return
     yield Step(f"rename {old_name} {new_name}", lambda: client().machine_rename(old_name, new_name))
 

@@ -1,4 +1,4 @@
-"""Old place of :mod:`pyinfra_orbd.operations`."""
+"""Deprecated name of :mod:`pyinfra_orbd.operations`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Old place of :mod:`pyinfra_orbd.operations` and :mod:`pyinfra_orbd.helpers`.
+"""Deprecated name of :mod:`pyinfra_orbd.operations` and :mod:`pyinfra_orbd.helpers`.
 
-Operations have the arguments that they had, in their order. What used to be called an operation and only told something returns
-it now, and ignores the arguments that PyInfra takes for operations.
+Operations have the same arguments as before, in the same order. Former operations that only query data are now functions that
+return it, and ignore PyInfra's operation arguments.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pyinfra_orbd.operations import (
 
 from .._note import note
 
-note("pyinfra_orbstack.operations", "pyinfra_orbd.operations (what tells something: pyinfra_orbd.helpers and .facts)")
+note("pyinfra_orbstack.operations", "pyinfra_orbd.operations (for queries: pyinfra_orbd.helpers or pyinfra_orbd.facts)")
 
 __all__ = [
     "orbstack_config_get",
@@ -62,28 +62,28 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _telling(helper: Callable[..., T]) -> Callable[..., T]:
+def _without_operation_arguments(helper: Callable[..., T]) -> Callable[..., T]:
     @wraps(helper)
-    def told(*args: Any, **kwargs: Any) -> T:
+    def wrapper(*args: Any, **kwargs: Any) -> T:
         return helper(*args, **{key: value for key, value in kwargs.items() if key != "name" and not key.startswith("_")})
 
-    return told
+    return wrapper
 
 
 def vm_export(machine: str, /, output_path: str, **arguments: Any) -> Any:
-    """Writes a machine to an archive, over what is there, as it always did here; the new one leaves an archive alone."""
+    """Writes a machine to an archive and overwrites an existing one, which the new operation keeps by default."""
     return new.vm_export(machine=machine, output_path=output_path, overwrite=True, **arguments)
 
 
-orbstack_config_get = _telling(helpers.orbstack_config_get)
-orbstack_config_show = _telling(helpers.orbstack_config_show)
-ssh_connect_string = _telling(helpers.ssh_connect_string)
-ssh_info = _telling(helpers.ssh_info)
-vm_info = _telling(helpers.vm_info)
-vm_ip = _telling(helpers.vm_ip)
-vm_list = _telling(helpers.vm_list)
-vm_logs = _telling(helpers.vm_logs)
-vm_network_details = _telling(helpers.vm_network_details)
-vm_network_info = _telling(helpers.vm_network_info)
-vm_status = _telling(helpers.vm_status)
-vm_status_detailed = _telling(helpers.vm_status_detailed)
+orbstack_config_get = _without_operation_arguments(helpers.orbstack_config_get)
+orbstack_config_show = _without_operation_arguments(helpers.orbstack_config_show)
+ssh_connect_string = _without_operation_arguments(helpers.ssh_connect_string)
+ssh_info = _without_operation_arguments(helpers.ssh_info)
+vm_info = _without_operation_arguments(helpers.vm_info)
+vm_ip = _without_operation_arguments(helpers.vm_ip)
+vm_list = _without_operation_arguments(helpers.vm_list)
+vm_logs = _without_operation_arguments(helpers.vm_logs)
+vm_network_details = _without_operation_arguments(helpers.vm_network_details)
+vm_network_info = _without_operation_arguments(helpers.vm_network_info)
+vm_status = _without_operation_arguments(helpers.vm_status)
+vm_status_detailed = _without_operation_arguments(helpers.vm_status_detailed)

@@ -1,6 +1,6 @@
-"""A connector that does nothing, to measure what PyInfra costs without any.
+"""A connector that does nothing, to measure the cost of PyInfra itself.
 
-``@nothing/10`` is ten hosts. Every command succeeds at once and prints nothing; every file is taken and none is given.
+``@nothing/10`` is ten hosts. Every command and every transfer succeeds immediately, without output or data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class NothingConnector(BaseConnector):
     @override
     @staticmethod
     def make_names_data(name: str | None = None) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-        """Yields as many hosts as the name says."""
+        """Yields the number of hosts in ``name``."""
         for number in range(int(name or 1)):
             yield f"nothing-{number}", {}, []
 

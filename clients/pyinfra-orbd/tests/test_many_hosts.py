@@ -1,4 +1,4 @@
-"""Deploys of many machines through a real daemon: what is spawned, what overlaps, what is left when the daemon dies."""
+"""Deploys to many machines with a real daemon: spawned processes, concurrency, and recovery after a crash."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHANGES = {"create", "start", "stop", "restart", "delete", "rename", "clone"}
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[RealDaemon]:
-    """Twenty machines that are folders, behind an ``orbctl`` that takes 20 ms for a command."""
+    """Twenty machines that are directories; each command takes 20 ms."""
     with temporary_daemon(isolation="dir", latency="0,run=20,start=300,stop=50") as daemon:
         daemon.create(*(f"m{number}" for number in range(20)))
         yield daemon
@@ -40,7 +40,7 @@ def target_of(daemon: RealDaemon, cwd: Path) -> Target:
 
 
 def spans(events: list[dict[str, Any]], begin: str, end: str, commands: set[str]) -> dict[str, list[Span]]:
-    """Finds from when to when each machine was in the hands of such a command."""
+    """Returns for each machine the times during which such commands ran."""
     begun = {event["id"]: event for event in events if event["event"] == begin and event["command"] in commands}
     found = defaultdict(list)
     for event in events:
@@ -53,8 +53,8 @@ def overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def test_spawns_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
-    """One list for ten hosts together, one run for each command, and nothing else; the hosts side by side."""
+def test_deploy_spawns_one_list_and_one_run_per_command(fleet: RealDaemon, tmp_path: Path) -> None:
+    """And the hosts run concurrently."""
     (tmp_path / "deploy.py").write_text(
         "from pyinfra.operations import server\nfor n in range(20):\n    server.shell(commands=[f'echo {n}'])\n"
     )
@@ -66,13 +66,13 @@ def test_spawns_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
     assert RealDaemon.spawns_in(events) == {"list": 1, "run": 200}
     runs = spans(events, "start", "end", {"run"})
     assert {machine: len(times) for machine, times in runs.items()} == {f"m{number}": 20 for number in range(10)}
-    # PyInfra asks a host for one thing at a time, so a host's commands follow each other and the hosts' do not.
+    # PyInfra runs one command of a host at a time, so only commands of different hosts overlap.
     assert not any(overlap(one, other) for times in runs.values() for one, other in pairwise(times))
     assert sum(overlap(one, other) for one in runs["m0"] for other in runs["m1"]) > 5
 
 
-def test_changes_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
-    """Machines that were named are started, each once and by itself, different ones side by side."""
+def test_concurrent_deploys_start_each_machine_in_turn(fleet: RealDaemon, tmp_path: Path) -> None:
+    """Changes of one machine never overlap, changes of different machines do."""
     names = [f"m{number}" for number in range(4)]
     for name in names:
         fleet.sim("stop", name)
@@ -81,7 +81,7 @@ def test_changes_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
     before = len(fleet.ledger())
     target = target_of(fleet, tmp_path)
     words = (",".join(f"@orbstack/{name}" for name in names), "server.shell", "uname")
-    # Two at a time, so that every machine is wanted twice.
+    # Two deploys at the same time, so that each machine is started twice.
     processes = [target.begin(*words), target.begin(*words)]
     for process in processes:
         target.end(process)
@@ -93,13 +93,13 @@ def test_changes_of_a_deploy(fleet: RealDaemon, tmp_path: Path) -> None:
     assert any(overlap(one, other) for one in changes["m0"] for other in changes["m1"] + changes["m2"] + changes["m3"])
     spawns = RealDaemon.spawns_in(events)
     assert spawns["run"] == 8
-    # A start that finds its machine started by the other one's may still be asked for, but nothing is asked a third time.
+    # The second deploy may also request a start that is no longer needed, but there is no third one.
     assert 4 <= spawns["start"] <= 8
     assert spawns.keys() <= {"list", "start", "run"}
 
 
-def test_twenty_hosts_side_by_side(fleet: RealDaemon) -> None:
-    """Connect, commands, files and facts for twenty hosts at once, from PyInfra's API, where nothing is patched."""
+def test_twenty_hosts_run_concurrently_through_the_api(fleet: RealDaemon) -> None:
+    """Connect, commands, files and facts, without monkey patching."""
     script = """
         import io, time
         from pyinfra.api import Config, Inventory, State
@@ -132,8 +132,8 @@ def test_twenty_hosts_side_by_side(fleet: RealDaemon) -> None:
     assert (done.stdout, done.stderr) == ("20 40 True\n", "")
 
 
-def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
-    """Each host fails at once and says why; the next daemon ends what was left, and knows what it cannot know."""
+def test_killed_daemon_fails_all_hosts_and_the_next_one_ends_the_commands(tmp_path: Path) -> None:
+    """The next daemon reports their jobs as interrupted."""
     (tmp_path / "deploy.py").write_text(
         textwrap.dedent("""
             from pyinfra.operations import server
@@ -160,7 +160,7 @@ def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
         with Client(str(daemon.socket)) as client:
             left = client.job_list(operation="run").jobs
             assert sorted(job.machine or "" for job in left) == ["cache", "db", "web"]
-            # The commands of the last life are ended, and said to be what they are; what was kept off by them goes on.
+            # The commands of the previous instance are ended and reported as interrupted; jobs that they blocked run.
             ended = [client.job_wait(job.job_id, timeout_ms=15_000) for job in left]
             assert [job.outcome and job.outcome.kind for job in ended] == ["interrupted"] * 3
             starts = [event for event in daemon.ledger() if event["event"] == "start"]
@@ -169,12 +169,12 @@ def test_the_daemon_is_killed_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
             wait_until(lambda: not any(is_alive(pid) for pid in pids))
             assert client.machine_run("web", ["true"]).exit_code == 0
             assert client.machine_restart("web").state == "ended"
-        # The same deploy's hosts work again, without anybody having mended anything.
+        # The hosts work again without any manual fix.
         target.pyinfra("@orbstack", "server.shell", "uname")
 
 
-def test_a_machine_is_deleted_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
-    """Its host fails with the reason and is asked for nothing more; the others end as if nothing had been."""
+def test_machine_deleted_during_a_deploy_fails_only_its_host(tmp_path: Path) -> None:
+    """And runs no further command."""
     (tmp_path / "deploy.py").write_text(
         textwrap.dedent("""
             import io
@@ -195,17 +195,17 @@ def test_a_machine_is_deleted_in_the_middle_of_a_deploy(tmp_path: Path) -> None:
         for name in ("web", "cache"):
             daemon.inside(name, "touch", "go")
         said = target.end(process, code=1, seconds=60)
-        assert re.search(r"\[db\]\s.*was cancelled while it ran, by force of job \d+ \(stop db\)", said), said
+        assert re.search(r"\[db\]\s.*was cancelled while it ran: preempted by job \d+ \(stop db\)", said), said
         assert "Traceback" not in said
         assert [daemon.inside(name, "cat", "third") for name in ("web", "cache")] == ["three", "three"]
         asked = [event for event in daemon.ledger() if event["event"] == "start" and event["command"] == "run"]
         assert sum(event["machine"] == "db" for event in asked) == 2
-        # The next run over the fleet has nothing of it any more.
+        # The next run does not include the deleted machine.
         assert "db" not in target.pyinfra("@orbstack", "server.shell", "uname")
 
 
-def test_a_hundred_hosts(tmp_path: Path) -> None:
-    """Connected, given a file and a command, from the command line as users do, and nothing is asked more often than needed."""
+def test_hundred_hosts_share_one_list_call(tmp_path: Path) -> None:
+    """From the command line, with a file and a command each."""
     (tmp_path / "deploy.py").write_text(
         textwrap.dedent("""
             import io
@@ -237,5 +237,5 @@ def is_alive(pid: int) -> bool:
 def wait_until(condition: Any, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.01)

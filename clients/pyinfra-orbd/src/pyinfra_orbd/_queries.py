@@ -1,6 +1,6 @@
-"""What the daemon knows, as plain values: the one source of facts and helpers.
+"""Queries of the daemon that return plain values, shared by facts and helpers.
 
-Everything here is made of dictionaries, lists, texts and numbers, so that a deploy can use it as it is and PyInfra can print it.
+All results are dictionaries, lists, strings and numbers, so that a deploy can use them directly and PyInfra can print them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from orbd import Client, models
 
 DOMAIN = "orb.local"
-"""OrbStack gives every machine a name below it."""
+"""Domain of the machines' names: ``NAME.orb.local``."""
 
 SSH_HOST = "orb"
-"""What OrbStack's SSH configuration calls itself."""
+"""Host of OrbStack's SSH server in the user's SSH configuration."""
 
 SSH_PORT_ELSEWHERE = 32222
-"""Where OrbStack's SSH server listens, for programs that do not read its configuration."""
+"""Default port of OrbStack's SSH server on localhost, if ``orbctl ssh`` does not print one."""
 
 
 class Machine(TypedDict):
-    """A machine as the inventory has it."""
+    """A machine as in the machine list."""
 
     id: str
     name: str
@@ -41,7 +41,7 @@ class Machine(TypedDict):
 
 
 class MachineInfo(Machine):
-    """A machine with what only a look at itself tells; addresses are there while it runs."""
+    """A machine with details that the machine list lacks; the addresses are None if it is not running."""
 
     ip4: str | None
     ip6: str | None
@@ -50,7 +50,7 @@ class MachineInfo(Machine):
 
 
 class Network(TypedDict):
-    """How a machine is reached, and what it reaches. ``gateway`` is there while the machine runs."""
+    """A machine's addresses, names, subnet and gateway; ``gateway`` is None if the machine is not running."""
 
     ip4: str | None
     ip6: str | None
@@ -61,7 +61,7 @@ class Network(TypedDict):
 
 
 class Ssh(TypedDict):
-    """How to reach a machine over SSH: as ``connect`` says from this computer, or through host, port and key."""
+    """How to reach a machine over SSH: with the command ``connect`` on this computer, or with host, port, login and key."""
 
     machine: str
     user: str | None
@@ -74,7 +74,7 @@ class Ssh(TypedDict):
 
 
 class Orbstack(TypedDict):
-    """OrbStack itself. There is no version where OrbStack is not installed well enough to tell it."""
+    """Status and version of OrbStack."""
 
     status: str
     running: bool
@@ -103,12 +103,12 @@ def _milliseconds(max_age: float | None) -> int | None:
 
 
 def machines(client: Client, max_age: float | None = None) -> list[Machine]:
-    """Tells every machine."""
+    """Returns all machines."""
     return [_machine(machine) for machine in client.machine_list(max_age_ms=_milliseconds(max_age)).machines]
 
 
 def machine_info(client: Client, machine: str, max_age: float | None = None) -> MachineInfo:
-    """Tells one machine."""
+    """Returns one machine."""
     info = client.machine_info(machine, max_age_ms=_milliseconds(max_age))
     return {
         **_machine(info.machine),
@@ -120,9 +120,9 @@ def machine_info(client: Client, machine: str, max_age: float | None = None) -> 
 
 
 def network(client: Client, machine: str, max_age: float | None = None) -> Network:
-    """Tells addresses and names from the inventory, subnet and gateway from inside a machine that runs.
+    """Returns a machine's addresses and names, and its subnet and gateway, which it reads inside a running machine.
 
-    Of a machine that does not run, the subnet is the one that OrbStack is configured to use. Looking never starts a machine.
+    For a machine that is not running, the subnet is OrbStack's setting ``network.subnet4``. The query never starts a machine.
     """
     info = machine_info(client, machine, max_age)
     subnet = gateway = None
@@ -144,7 +144,7 @@ def network(client: Client, machine: str, max_age: float | None = None) -> Netwo
 
 
 class Route(NamedTuple):
-    """One row of the kernel's table of routes."""
+    """One row of the kernel's routing table."""
 
     interface: str
     target: IPv4Address
@@ -153,14 +153,14 @@ class Route(NamedTuple):
 
 
 def route(table: str) -> tuple[str | None, str | None]:
-    """Reads the kernel's table of routes: the network of the default route's interface, and its gateway."""
+    """Parses ``/proc/net/route``; returns the subnet of the default route's interface, and the gateway."""
     routes = list(_routes(table))
-    nowhere = IPv4Address(0)
-    default = next((found for found in routes if found.target == found.mask == nowhere), None)
+    unspecified = IPv4Address(0)
+    default = next((found for found in routes if found.target == found.mask == unspecified), None)
     if default is None:
         return None, None
-    near = (found for found in routes if found.interface == default.interface and found.gateway == nowhere != found.mask)
-    subnet = next((str(IPv4Network((int(found.target), str(found.mask)))) for found in near), None)
+    on_link = (found for found in routes if found.interface == default.interface and found.gateway == unspecified != found.mask)
+    subnet = next((str(IPv4Network((int(found.target), str(found.mask)))) for found in on_link), None)
     return subnet, str(default.gateway)
 
 
@@ -170,17 +170,17 @@ def _routes(table: str) -> Iterator[Route]:
         try:
             yield Route(row[0], _address(row[1]), _address(row[2]), _address(row[7]))
         except (IndexError, ValueError, OverflowError):
-            # Not a route as Linux writes it; what cannot be read is not told.
+            # Skip lines that are not in the kernel's format.
             continue
 
 
 def _address(text: str) -> IPv4Address:
-    # The kernel prints addresses as the numbers that their bytes are on a little-endian machine, as all of OrbStack's are.
+    # The kernel prints addresses as integers in host byte order, which is little-endian on all of OrbStack's architectures.
     return IPv4Address(int.from_bytes(int(text, 16).to_bytes(4, "little"), "big"))
 
 
 def ssh(client: Client, machine: str, user: str | None = None) -> Ssh:
-    """Tells how to reach a machine over SSH."""
+    """Returns how to reach a machine over SSH."""
     text = client.machine_ssh()
     port = re.search(r"^\s*Port\s+(\d+)\s*$", text, re.MULTILINE)
     key = re.search(r"^\s*IdentityFile\s+(.+?)\s*$", text, re.MULTILINE)
@@ -198,12 +198,12 @@ def ssh(client: Client, machine: str, user: str | None = None) -> Ssh:
 
 
 def connect_string(machine: str, user: str | None = None) -> str:
-    """Tells the command that opens a shell in a machine from this computer."""
+    """Returns the command that opens a shell in a machine from this computer."""
     return f"ssh {machine if user is None else f'{user}@{machine}'}@{SSH_HOST}"
 
 
 def orbstack(client: Client, max_age: float | None = None) -> Orbstack:
-    """Tells whether OrbStack runs, without waking it, and its version."""
+    """Returns the status of OrbStack without starting it, and its version."""
     status = client.orbstack_status(max_age_ms=_milliseconds(max_age)).status
     return {
         "status": status,
@@ -213,5 +213,5 @@ def orbstack(client: Client, max_age: float | None = None) -> Orbstack:
 
 
 def config(client: Client, max_age: float | None = None) -> dict[str, str]:
-    """Tells OrbStack's whole configuration."""
+    """Returns OrbStack's whole configuration."""
     return dict(client.config_show(max_age_ms=_milliseconds(max_age)).values)

@@ -1,4 +1,4 @@
-"""The daemon's life under a Python client: started by whoever comes first, replaced while it serves."""
+"""The daemon's lifecycle with a Python client: start on demand, restart and upgrade."""
 
 from __future__ import annotations
 
@@ -20,38 +20,36 @@ from target import Target
 pytestmark = pytest.mark.needs_daemon
 
 
-def eventually(what: str, look: Callable[[], bool]) -> None:
-    """Looks again and again, with a bound, for what tells nobody when it happens."""
+def wait_until(what: str, condition: Callable[[], bool]) -> None:
+    """Polls a condition, with a time limit."""
     deadline = time.monotonic() + 30
-    while not look():
+    while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.005)
 
 
 @pytest.fixture
 def installed() -> Iterator[RealDaemon]:
-    """A daemon whose program can be replaced, with the machine ``web``."""
+    """A daemon whose binary can be replaced, with the machine ``web``."""
     with temporary_daemon(installed=True) as daemon:
         daemon.create("web")
         yield daemon
 
 
-def test_a_kept_connection_outlives_an_upgrade(installed: RealDaemon) -> None:
-    """A pooled connection that the old daemon accepted is answered by the new one, and its caller notices nothing."""
+def test_pooled_connection_survives_an_upgrade(installed: RealDaemon) -> None:
     with Client(str(installed.socket), name="kept") as client:
         before = client.daemon_info()
         assert before.upgrade is None
         installed.install()
-        # A connection is when the daemon looks.
+        # The daemon checks its binary when a client connects.
         with Client(str(installed.socket)) as other:
             other.daemon_info()
-        eventually("another life answers", lambda: client.daemon_info().instance != before.instance)
+        wait_until("another instance answers", lambda: client.daemon_info().instance != before.instance)
         assert client.daemon_info().pid == before.pid
         assert [machine.name for machine in client.machine_list().machines] == ["web"]
 
 
-def test_a_connection_that_did_not_outlive_the_daemon_is_not_used(installed: RealDaemon) -> None:
-    """Where the daemon was restarted instead, an idle pooled connection is found closed and another one opened."""
+def test_pooled_connection_to_a_restarted_daemon_is_replaced(installed: RealDaemon) -> None:
     with Client(str(installed.socket), name="kept") as client:
         before = client.daemon_info()
         installed.stop()
@@ -67,15 +65,15 @@ DEPLOY = """\
 """
 
 
-def test_a_deploy_goes_on_over_an_upgrade(installed: RealDaemon, tmp_path: Path) -> None:
-    """The program is replaced while the deploy runs, and each step is made once, in order."""
+def test_deploy_continues_across_an_upgrade(installed: RealDaemon, tmp_path: Path) -> None:
+    """Each step runs once, in order."""
     (tmp_path / "deploy.py").write_text(textwrap.dedent(DEPLOY))
     target = Target({**installed.environment}, lambda command: "", tmp_path)
     with Client(str(installed.socket)) as client:
         before = client.daemon_info()
         process = target.begin("@orbstack/web", "--data", "orbstack_user=root", "deploy.py")
         try:
-            eventually("the deploy runs", lambda: installed.spawns_in(installed.ledger())["run"] > 0)
+            wait_until("the deploy runs", lambda: installed.spawns_in(installed.ledger())["run"] > 0)
             installed.install()
 
             def is_noticed() -> bool:
@@ -83,16 +81,16 @@ def test_a_deploy_goes_on_over_an_upgrade(installed: RealDaemon, tmp_path: Path)
                     info = fresh.daemon_info()
                 return info.upgrade is not None or info.instance != before.instance
 
-            eventually("the upgrade is noticed", is_noticed)
+            wait_until("the upgrade is noticed", is_noticed)
         finally:
             said = target.end(process)
         assert said.count("Success\n") == 12, said
         assert installed.inside("web", "cat", "/tmp/steps").split() == [str(number) for number in range(12)]
-        eventually("the new one takes over", lambda: client.daemon_info().instance != before.instance)
+        wait_until("the new instance takes over", lambda: client.daemon_info().instance != before.instance)
 
 
 def daemons(daemon: RealDaemon) -> list[int]:
-    """Finds the daemons that serve, or want to serve, this socket; their helpers are not among them."""
+    """Returns the process ids of all daemons for this socket, without their helpers."""
     wanted = f"ORBD_SOCKET={daemon.socket}".encode()
 
     def is_one(process: Path) -> bool:
@@ -107,8 +105,8 @@ def daemons(daemon: RealDaemon) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the daemons are found in /proc")
-def test_ten_at_once_start_exactly_one(short_folder: Path) -> None:
-    """Five command lines and five Python clients find no daemon, and all are served by the same."""
+def test_ten_concurrent_clients_start_one_daemon(short_folder: Path) -> None:
+    """Five command lines and five Python clients."""
     with temporary_daemon() as daemon:
         daemon.stop()
         environment = {name: value for name, value in daemon.environment.items() if name != "ORBD_AUTOSTART"}
@@ -121,9 +119,9 @@ def test_ten_at_once_start_exactly_one(short_folder: Path) -> None:
         ]
         ended = [(one, *one.communicate(timeout=60)) for one in begun]
         try:
-            for one, _, complaint in ended:
-                assert one.returncode == 0, complaint
-            eventually("those that came too late are gone", lambda: len(daemons(daemon)) == 1)
+            for one, _, stderr in ended:
+                assert one.returncode == 0, stderr
+            wait_until("the other daemons have exited", lambda: len(daemons(daemon)) == 1)
             assert {int(said) for _, said, _ in ended[::2]} == set(daemons(daemon))
             assert [json.loads(said)["machines"] for _, said, _ in ended[1::2]] == [[]] * 5
         finally:
@@ -131,8 +129,8 @@ def test_ten_at_once_start_exactly_one(short_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["file", "variable"])
-def test_nobody_starts_it_where_that_is_turned_off(short_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """``autostart = false`` and ``ORBD_AUTOSTART=0`` hold for the command line and for Python alike."""
+def test_autostart_setting_prevents_the_start(short_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """For the command line and for Python."""
     ctl = binary("ORBD_CTL_BIN", "orbd-ctl")
     monkeypatch.setenv("PATH", f"{ctl.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(short_folder))
@@ -144,7 +142,9 @@ def test_nobody_starts_it_where_that_is_turned_off(short_folder: Path, monkeypat
         monkeypatch.setenv("ORBD_CONFIG", str(config))
     else:
         monkeypatch.setenv("ORBD_AUTOSTART", "0")
-    with pytest.raises(errors.DaemonNotRunning, match="autostart" if how == "file" else "ORBD_AUTOSTART forbids"):
+    with pytest.raises(
+        errors.DaemonNotRunning, match="autostart" if how == "file" else "ORBD_AUTOSTART turns starting on demand off"
+    ):
         Client().machine_list()
     done = subprocess.run([ctl, "list"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3, done.stderr

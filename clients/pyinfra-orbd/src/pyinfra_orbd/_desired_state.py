@@ -1,6 +1,6 @@
-"""What a caller wants a machine to be, against what it is.
+"""Compares the desired state of a machine with its actual state.
 
-Pure: it knows OrbStack's words for images, sizes and settings, and asks nobody.
+All functions are pure. They know OrbStack's notation of images, sizes and settings, and make no calls.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-# What `create` is told, and what the inventory then says.
+# Names that `orbctl create` accepts, and the different names that the machine list then reports.
 _DISTROS = {"void": "voidlinux", "nix": "nixos"}
 _ARCHES = {"aarch64": "arm64", "x86_64": "amd64"}
 
 
-class Unreadable(ValueError):
-    """A value that OrbStack has no use for."""
+class InvalidSetting(ValueError):
+    """The value of a parameter is invalid."""
 
 
-def image_words(image: str) -> tuple[str, str | None]:
+def split_image(image: str) -> tuple[str, str | None]:
     """Splits ``ubuntu:24.04`` into distribution and version."""
     distro, separator, version = image.partition(":")
     if not distro or (separator and not version):
-        raise Unreadable(f"{image!r} is no image: write it as in ubuntu or ubuntu:24.04")
+        raise InvalidSetting(f"{image!r} is not an image: use a form such as ubuntu or ubuntu:24.04")
     return distro, version or None
 
 
 def size_bytes(size: str) -> int:
-    """Reads ``4G``, ``2048M`` or a number of bytes, in powers of 1024."""
+    """Parses ``4G``, ``2048M`` or a number of bytes; units are powers of 1024."""
     match = _SIZE.fullmatch(size.strip())
     if match is None:
-        raise Unreadable(f"{size!r} is no size: write it as in 4G or 2048M")
+        raise InvalidSetting(f"{size!r} is not a size: use a form such as 4G or 2048M")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def other_image(machine: models.Machine, distro: str, arch: str | None) -> str | None:
-    """Says what a machine is that it should not be, or None. What it was made from stays with it.
+def image_mismatch(machine: models.Machine, distro: str, arch: str | None) -> str | None:
+    """Describes how a machine's distribution or architecture differs from the desired one; None if they match.
 
-    Versions are not compared: OrbStack is told numbers and answers with code names.
+    Neither can be changed later. Versions are not compared: OrbStack accepts numbers and reports code names.
     """
     if machine.image.distro != _DISTROS.get(distro, distro):
         return f"is {machine.image.distro}, not {distro}"
@@ -55,7 +55,7 @@ def other_image(machine: models.Machine, distro: str, arch: str | None) -> str |
     return None
 
 
-def settings(
+def desired_settings(
     *,
     user: str | None = None,
     cpus: int | None = None,
@@ -63,7 +63,7 @@ def settings(
     disk: str | None = None,
     isolated: bool = False,
 ) -> dict[str, str]:
-    """Says what was given in the words of a machine's settings."""
+    """Returns the given parameters as keys and values of a machine's settings."""
     wanted: dict[str, str] = {}
     if user is not None:
         wanted["username"] = user
@@ -78,14 +78,14 @@ def settings(
     return wanted
 
 
-def differing(name: str, wanted: Mapping[str, str], config: Mapping[str, str]) -> dict[str, str]:
-    """Returns the keys of the configuration that are not as wanted; those that the installed OrbStack lacks are left alone."""
+def differences(name: str, wanted: Mapping[str, str], config: Mapping[str, str]) -> dict[str, str]:
+    """Returns the keys whose desired value differs from ``config``, without keys that the installed OrbStack lacks."""
     keys = {f"machine.{name}.{setting}": value for setting, value in wanted.items()}
     return {key: value for key, value in keys.items() if key in config and config[key] != value}
 
 
 def config_text(value: object) -> str:
-    """Says a value as OrbStack's configuration has it."""
+    """Returns a value as text in the form of OrbStack's configuration."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
