@@ -195,7 +195,7 @@ impl CircuitBreaker {
         is_due
     }
 
-    /// Records the end of the probe. Its signal must have been passed to [`on_health_signal`](Self::heard) before.
+    /// Records the end of the probe. Its signal must have been passed to [`on_health_signal`](Self::on_health_signal) before.
     pub fn probe_ended(&mut self, now: Instant) {
         let Some(began) = self.probe.take() else {
             debug_assert!(false, "a probe ends that never began");
