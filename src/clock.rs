@@ -17,7 +17,7 @@ pub struct Moment {
 
 impl Moment {
     /// Reads both clocks.
-    #[expect(clippy::disallowed_methods, reason = "this is the one module that may")]
+    #[expect(clippy::disallowed_methods, reason = "this module wraps the unsafe calls")]
     pub fn now() -> Self {
         Self {
             instant: tokio::time::Instant::now().into_std(),

@@ -1,7 +1,7 @@
 //! Leases: slots in the queue for processes that a client runs itself.
 #![expect(
     clippy::disallowed_methods,
-    reason = "these tests are the client whose process it is"
+    reason = "these tests act as the client that owns the process"
 )]
 
 use std::io::Write;

@@ -5,7 +5,7 @@
 //! instance.
 #![expect(
     clippy::disallowed_methods,
-    reason = "these tests are the client of a lease, whose process it is"
+    reason = "these tests act as the client of a lease and start its process"
 )]
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::path::Path;
 /// Returns whether committed files are to be rewritten instead of compared.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a wish of whoever runs the tests, not configuration"
+    reason = "an option of the test run, not configuration"
 )]
 pub(crate) fn is_blessing() -> bool {
     std::env::var_os("ORBD_BLESS").is_some()

@@ -11,7 +11,7 @@
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "a bench measures by itself and starts what it measures"
+    reason = "a benchmark reads the clock and starts what it measures"
 )]
 #![expect(clippy::print_stdout, reason = "its tables")]
 

@@ -55,7 +55,7 @@ impl WaitingChild {
     /// Starts the child.
     #[expect(
         clippy::disallowed_methods,
-        reason = "the real tool is run by a process of the client, in a place that the daemon grants"
+        reason = "in a lease, a process of the client runs orbctl"
     )]
     pub(crate) fn start() -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;

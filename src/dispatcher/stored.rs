@@ -382,7 +382,7 @@ fn restore(stored: Stored) -> Option<Operation> {
 /// Parses an optional field: an absent field is valid, a malformed one is not.
 #[expect(
     clippy::option_option,
-    reason = "outer: readable; inner: present. Only `?` ever sees it"
+    reason = "the outer option is \"could be parsed\", the inner one \"is present\"; callers use only `?`"
 )]
 fn parsed<T: std::str::FromStr>(text: Option<String>) -> Option<Option<T>> {
     match text {

@@ -227,7 +227,7 @@ impl Database {
         least_seq: Option<u64>,
         now_ms: u64,
     ) -> Result<Self, Trouble> {
-        #[expect(clippy::disallowed_methods, reason = "this is the one module that may")]
+        #[expect(clippy::disallowed_methods, reason = "this module wraps the unsafe calls")]
         let db = sled::Config::new()
             .path(folder)
             .cache_capacity(CACHE_BYTES)

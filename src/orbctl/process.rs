@@ -124,7 +124,7 @@ impl Installed {
     }
 
     /// Starts a child. Returns `None`, without starting one, if `stop` was cancelled before.
-    #[expect(clippy::disallowed_methods, reason = "the one place that starts orbctl")]
+    #[expect(clippy::disallowed_methods, reason = "only this module starts orbctl")]
     async fn spawn(
         &self,
         call: &Call,
@@ -1195,7 +1195,7 @@ mod tests {
 
         use super::*;
 
-        #[expect(clippy::disallowed_methods, reason = "what we are compared with")]
+        #[expect(clippy::disallowed_methods, reason = "the baseline of the comparison")]
         fn direct(program: &str) -> std::process::Command {
             std::process::Command::new(program)
         }

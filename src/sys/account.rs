@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn account_matches_the_output_of_id() {
-        #[expect(clippy::disallowed_methods, reason = "what this is compared with")]
+        #[expect(clippy::disallowed_methods, reason = "the baseline of the comparison")]
         let output = std::process::Command::new("id").arg("-un").output().expect("id");
         let name = String::from_utf8(output.stdout).expect("text");
         let account = account().expect("listed");

@@ -2,7 +2,7 @@
 //! are marked close-on-exec, or taken over from an earlier instance; the descriptor limit is raised.
 #![expect(
     unsafe_code,
-    reason = "a descriptor that is only known by its number cannot be borrowed or owned safely, nor the environment changed"
+    reason = "a descriptor known only by its number cannot be owned safely, and the environment cannot be changed safely"
 )]
 
 use std::ffi::OsString;

@@ -5,7 +5,7 @@
 //! assumed here, and `docs/macos-checklist.md` has a step that checks them.
 #![expect(
     unsafe_code,
-    reason = "no safe wrapper of these calls exists; this is the one file that may"
+    reason = "no safe wrapper of these calls exists; only this file has them"
 )]
 
 use std::ffi::OsString;

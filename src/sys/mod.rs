@@ -297,7 +297,7 @@ mod tests {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "a stranger for the tests, not an orbctl"
+        reason = "the tests need a process that is not orbctl"
     )]
     fn stranger(marker: &str) -> tokio::process::Child {
         tokio::process::Command::new("/bin/sh")
@@ -384,7 +384,7 @@ mod tests {
     #[tokio::test]
     #[expect(
         clippy::disallowed_methods,
-        reason = "a stranger for the tests, not an orbctl"
+        reason = "the tests need a process that is not orbctl"
     )]
     async fn terminate_group_signals_the_group_only_if_the_process_leads_it() {
         use tokio::io::{AsyncBufReadExt, BufReader};

@@ -23,7 +23,7 @@ fn send(signal: Signal) {
 }
 
 /// Calls `act` while the signal has its default disposition.
-#[expect(unsafe_code, reason = "dispositions of signals have no safe interface")]
+#[expect(unsafe_code, reason = "signal dispositions have no safe interface")]
 fn with_default(signal: i32, act: impl FnOnce()) {
     // SAFETY: both structures are plain data for which zeroes are valid: no handler (SIG_DFL), no flags, an empty mask. They
     // outlive the calls, and the disposition that is restored is the one that the system returned.

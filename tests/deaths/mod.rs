@@ -13,7 +13,7 @@
 //! and no answer may have been older than it claimed.
 #![expect(
     clippy::disallowed_methods,
-    reason = "the operator's clock, the clients' processes, and how many cycles are wanted"
+    reason = "this test reads the clock, starts clients, and takes the number of cycles from the environment"
 )]
 
 mod clients;

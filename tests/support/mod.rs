@@ -5,7 +5,7 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::print_stderr,
-    reason = "tests start programs, look at the clock to give up, and say what a daemon logged when one fails"
+    reason = "tests start programs, give up after a while, and print the log of a daemon that failed"
 )]
 
 mod ledger;

@@ -83,7 +83,7 @@ const REFUSED: u8 = crate::error::exit::RUN_FAILED;
 /// Prints one line with the reason why the tool did not run, and returns the exit code.
 #[expect(
     clippy::print_stderr,
-    reason = "the one thing that the drop-in says of its own"
+    reason = "the drop-in's only message of its own"
 )]
 fn refuse(why: &str, code: u8) -> ExitCode {
     eprintln!("orbd: {}", why.trim_end());

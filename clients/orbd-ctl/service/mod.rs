@@ -335,7 +335,7 @@ fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
 /// Runs a manager's tool and returns its output.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a service manager is talked to through its tool, here and nowhere else"
+    reason = "only this module runs the tools of service managers"
 )]
 fn tool(program: &str, arguments: &[&str]) -> Result<Output, CliError> {
     Command::new(program)
