@@ -766,7 +766,10 @@ impl ParsedFlags {
     }
 
     /// Returns the value of `--format`, which may be absent; `None` if the value is unknown.
-    #[expect(clippy::option_option, reason = "a missing value is valid, an unknown word is not")]
+    #[expect(
+        clippy::option_option,
+        reason = "a missing value is valid, an unknown word is not"
+    )]
     fn format(&self) -> Option<Option<ReadFormat>> {
         match self.value("format") {
             None => Some(None),

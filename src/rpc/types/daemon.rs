@@ -1,0 +1,133 @@
+//! The daemon: hello, info, reload, closing.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Outage, words};
+
+/// Parameters of `daemon.hello`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HelloParams {
+    /// Name of the client, such as `pyinfra`: 1 to 64 letters, digits, `-`, `_` and `.`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9._-]{1,64}$"))]
+    pub client: String,
+    /// Protocol version that the client speaks.
+    pub protocol: u32,
+}
+
+/// Answer of `daemon.hello`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct HelloAnswer {
+    /// Protocol version that the daemon speaks.
+    pub protocol: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// Id of this run of the daemon; each start has a new one.
+    pub instance: String,
+}
+
+/// Answer of `daemon.info`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DaemonInfoAnswer {
+    /// Version of the daemon.
+    pub version: String,
+    /// Protocol version that the daemon speaks.
+    pub protocol: u32,
+    /// Id of this run of the daemon; each start has a new one.
+    pub instance: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Time at which the daemon started.
+    #[schemars(extend("format" = "date-time"))]
+    pub started_at: String,
+    /// Milliseconds since `started_at`.
+    pub uptime_ms: u64,
+    /// Path of the socket that the daemon listens on.
+    pub socket: String,
+    /// Path of `orbctl`; null if it was not found.
+    pub orbctl: Option<String>,
+    /// Path of the configuration file that the daemon has read; null if there is none.
+    pub config_file: Option<String>,
+    /// Folder of the journal, the metrics and stored output.
+    pub state_dir: String,
+    /// Limits in force, by configuration key.
+    pub limits: BTreeMap<String, u64>,
+    /// Whether `strict` is set: one job runs at a time, sessions excepted.
+    pub strict: bool,
+    /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<Outage>,
+    /// A replaced daemon binary that is not running yet; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
+}
+
+/// A new binary at the daemon's own path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Upgrade {
+    /// `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight, and the old daemon keeps running.
+    #[schemars(with = "words::UpgradeStatus")]
+    pub state: String,
+    /// Time at which the daemon detected the new binary.
+    #[schemars(extend("format" = "date-time"))]
+    pub noticed_at: String,
+    /// Version of the new binary; absent if it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// What delays the upgrade, such as a running job; absent if the binary was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+    /// Why the binary was refused; absent while it is pending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The last message on a connection of JSON lines that the daemon closes for an upgrade. The next instance accepts connections on the same
+/// socket. All requests up to `requests_read` have been answered. A later request without an answer was not begun: reconnect and send it
+/// again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Closing {
+    /// Number of requests of this connection that the daemon read and answered; a batch counts as one.
+    pub requests_read: u64,
+}
+
+impl Closing {
+    /// Method of the notification.
+    pub const NOTIFICATION: &str = "daemon.closing";
+}
+
+/// A configuration key of orbd that a reload has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AppliedKey {
+    /// Name of the key.
+    pub key: String,
+    /// The previous value, in the form that `--set` accepts; null if the key was not set.
+    pub old_value: Option<String>,
+    /// The new value; null if the key is not set.
+    pub new_value: Option<String>,
+}
+
+/// A configuration key of orbd whose new value needs a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestartRequiredKey {
+    /// Name of the key.
+    pub key: String,
+    /// Value in force, in the form that `--set` accepts; null if the key is not set.
+    pub running: Option<String>,
+    /// Value after a restart; null if the key is not set.
+    pub configured: Option<String>,
+}
+
+/// Answer of `daemon.reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadAnswer {
+    /// Path of the configuration file that was read; null if there is none.
+    pub config_file: Option<String>,
+    /// Keys whose new value is now in force.
+    pub applied: Vec<AppliedKey>,
+    /// Keys that keep their old value until the daemon is restarted.
+    pub needs_restart: Vec<RestartRequiredKey>,
+}
