@@ -323,7 +323,7 @@ pub(super) fn raw_query(read: &types::RawRead) -> Result<RawQuery, Refusal> {
 pub(super) fn raw_output(printed: &RawOutput, observed: types::Observed) -> types::RawOutputAnswer {
     let bytes = |bytes: &Bytes| {
         let (text, base64) = text_or_base64(bytes);
-        types::Printed { text, base64 }
+        types::RawStream { text, base64 }
     };
     let (exit_code, signal) = match printed.ending {
         Ending::Exited(code) => (Some(code), None),

@@ -69,7 +69,7 @@ pub use job::{
     JobWaitParams, LaneKind, Outcome, WaitReason, WaitingFor,
 };
 pub use lease::{
-    LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, Printed, RawOutputAnswer, RawRead,
+    LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, RawOutputAnswer, RawRead, RawStream,
     ReadCommand, ReadFormat, ReleaseAnswer, ReleaseParams, UnknownForm,
 };
 pub use machine::{

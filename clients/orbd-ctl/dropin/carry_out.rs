@@ -18,8 +18,8 @@ use orbd::client::{CallError, Client, Sent};
 use orbd::rpc::api::{JobGet, LeaseAcquire, LeaseRead, LeaseRelease, Method};
 use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::types::{
-    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, Printed,
-    RawOutputAnswer, RawRead, ReleaseParams,
+    JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, RawOutputAnswer,
+    RawRead, RawStream, ReleaseParams,
 };
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
@@ -338,7 +338,7 @@ fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
 }
 
 /// Writes all bytes, bypassing the standard library's buffers.
-fn write(stream: BorrowedFd<'_>, bytes: &Printed) -> io::Result<()> {
+fn write(stream: BorrowedFd<'_>, bytes: &RawStream) -> io::Result<()> {
     let decoded;
     let mut rest = match (&bytes.text, &bytes.base64) {
         (Some(text), _) => text.as_bytes(),

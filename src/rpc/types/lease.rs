@@ -196,9 +196,9 @@ pub struct LeaseReadParams {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RawOutputAnswer {
     /// Output on stdout.
-    pub stdout: Printed,
+    pub stdout: RawStream,
     /// Output on stderr.
-    pub stderr: Printed,
+    pub stderr: RawStream,
     /// Exit code of `orbctl`; absent if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
@@ -212,7 +212,7 @@ pub struct RawOutputAnswer {
 
 /// Output of `orbctl`: `text` if it is UTF-8, else `base64`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Printed {
+pub struct RawStream {
     /// The bytes, if they are UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
