@@ -21,11 +21,11 @@ demo: $(VENV)/ready ## run a PyInfra deploy through orbd from a bare checkout (O
 test: test-rust test-python test-python-oldest ## run every test of every language
 
 test-unit: $(VENV)/ready ## run the tests that need no daemon
-	$(CARGO) test --features sim --lib --bins
+	$(CARGO) test --workspace --features sim --lib --bins
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon"
 
 test-rust: ## run all Rust tests
-	$(CARGO) test --features sim
+	$(CARGO) test --workspace --features sim
 
 test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
 	$(CARGO) build --bins --features sim
@@ -35,20 +35,20 @@ test-python-oldest: $(VENV)-oldest/ready ## run the connector's tests with the o
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)-oldest/bin/python -m pytest -m "not needs_daemon" tests/test_connector.py tests/test_cli.py
 
 fmt: ## format Rust, and Python if its environment exists
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 	! [ -x $(VENV)/bin/ruff ] || (cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format .)
 
 fix: $(VENV)/ready ## apply the fixes that clippy and ruff suggest, then format
-	$(CARGO) clippy --fix --allow-dirty --allow-staged --all-targets --features sim
+	$(CARGO) clippy --workspace --fix --allow-dirty --allow-staged --all-targets --features sim
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix .
 	$(MAKE) fmt
 
 check: check-rust check-python ## check format, lints, types and documentation
 
 check-rust: ## the Rust part of check; needs no network once the crates are there
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --features sim -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features sim
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --features sim -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --features sim
 
 check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy

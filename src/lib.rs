@@ -13,12 +13,11 @@
 //! - [`journal`], [`metrics`]: the state that must survive a crash, and the history of operations.
 //! - [`dispatcher`]: one task that owns all mutable state and coordinates the other parts.
 //! - [`upgrade`]: detects a replaced binary and hands over to it.
-//! - [`rpc`], [`client`]: the server side and the client side of the wire protocol.
+//! - [`rpc`]: the server side of the wire protocol, whose types are in [`orbd_proto`].
 //! - [`config`], [`logging`], [`daemon`]: configuration, log output, and startup and shutdown of the daemon.
 
 pub mod cache;
 pub mod circuit_breaker;
-pub mod client;
 pub mod clock;
 pub mod config;
 pub mod daemon;

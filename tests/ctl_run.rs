@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use orbd::rpc::api::MachineRun;
+use orbd_proto::methods::MachineRun;
 use serde_json::json;
 
 use crate::ctl_session::OnTerminal;

@@ -12,7 +12,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 
-use orbd::rpc::types::{Job, JobStateWord};
+use orbd_proto::types::{Job, JobStateWord};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::ctl_suite::{call, ctl, said};

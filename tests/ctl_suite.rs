@@ -10,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use orbd::rpc::api::{DaemonInfo, DaemonStop};
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::methods::{DaemonInfo, DaemonStop};
+use orbd_proto::types::JobStateWord;
 use serde_json::{Value, json};
 
 use crate::support::{Random, World, eventually, is_alive, outcome_of, words_of};

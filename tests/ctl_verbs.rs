@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::Child;
 
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::types::JobStateWord;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 

@@ -4,12 +4,12 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     CacheInvalidate, CacheStatus, MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList,
     MachineRename, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop, OrbstackVersion,
     QueueStatus,
 };
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::types::JobStateWord;
 use serde_json::json;
 
 use crate::support::{Caller, World};

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use orbd::rpc::api::MachineRun;
+use orbd_proto::methods::MachineRun;
 use serde_json::json;
 
 use crate::support::{World, eventually};

@@ -1,6 +1,6 @@
 //! Event subscriptions: real daemons, real changes, and connections that break or fall behind.
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     CacheInvalidate, MachineCreate, MachineDelete, MachineList, MachineRename, MachineStop,
 };
 use serde_json::{Value, json};

@@ -1,10 +1,10 @@
 //! Extremes: callers inside machines, an `orbctl` that never answers, a gibibyte of output, and no file descriptors
 //! left.
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     DaemonInfo, JobOutput, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
 };
-use orbd::rpc::types::Stream;
+use orbd_proto::types::Stream;
 use serde_json::json;
 
 use crate::support::{Wire, World, bytes_of, eventually, outcome_of, resident_peak, stream_of};
@@ -218,7 +218,7 @@ fn output_beyond_spool_max_is_reported_as_a_gap() {
 
 #[cfg(target_os = "linux")]
 mod descriptors {
-    use orbd::rpc::types::JobStateWord;
+    use orbd_proto::types::JobStateWord;
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
     use super::*;

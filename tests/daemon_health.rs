@@ -1,11 +1,11 @@
 //! An unhealthy `orbctl`: what callers get meanwhile, which operations pass, and that orbd recovers without
 //! intervention.
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     CacheInvalidate, DaemonInfo, JobGet, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun,
     MachineSsh, MachineStart, MachineStop, OrbstackStart,
 };
-use orbd::rpc::types::{JobStateWord, WaitReason};
+use orbd_proto::types::{JobStateWord, WaitReason};
 use serde_json::{Value, json};
 
 use crate::support::{Caller, World, eventually, outcome_of};
@@ -96,7 +96,7 @@ fn change_that_detects_the_outage_gets_a_retry_time() {
 fn unforced_operations_fail_fast_with_a_reason_and_a_retry_time() {
     let world = world();
     let mut caller = make_unhealthy(&world, HANGS);
-    let refused = |error: Box<orbd::rpc::types::ErrorObject>| {
+    let refused = |error: Box<orbd_proto::types::ErrorObject>| {
         assert!(
             error.message.contains("orbctl list did not answer"),
             "{}",

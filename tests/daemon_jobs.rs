@@ -1,10 +1,10 @@
 //! Jobs: cancellation, timeouts, disconnected clients, force, pauses and drains.
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     JobGet, JobWait, MachineList, MachineRestart, MachineRun, MachineStart, MachineStop, OrbstackStop,
     QueueDrain, QueuePause, QueueResume, QueueStatus,
 };
-use orbd::rpc::types::{JobStateWord, WaitReason};
+use orbd_proto::types::{JobStateWord, WaitReason};
 use serde_json::json;
 
 use crate::support::{World, eventually, is_alive, outcome_of, stdout_of};

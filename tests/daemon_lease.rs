@@ -7,11 +7,11 @@
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     CacheStatus, DaemonStop, JobGet, LeaseAcquire, LeaseRelease, MachineRestart, MachineSetDefault,
     MetricsHistory, OrbstackVersion, QueueDrain,
 };
-use orbd::rpc::types::{Job, JobStateWord, LeaseAnswer};
+use orbd_proto::types::{Job, JobStateWord, LeaseAnswer};
 use serde_json::{Value, json};
 
 use crate::support::{Caller, World, eventually, outcome_of};

@@ -1,7 +1,7 @@
 //! An orderly stop: which jobs it ends, which it lets finish, and which the next instance takes over.
 
-use orbd::rpc::api::{DaemonStop, MachineRestart, MachineRun, MachineStop, QueueDrain};
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::methods::{DaemonStop, MachineRestart, MachineRun, MachineStop, QueueDrain};
+use orbd_proto::types::JobStateWord;
 use serde_json::json;
 
 use crate::support::{World, eventually, outcome_of};
@@ -90,7 +90,7 @@ fn stop_abandons_a_hanging_change_with_an_error_that_is_not_retryable() {
     // The drain waits for a job that does not end, and must not report that all jobs have ended.
     let drain = world.background(|caller| caller.call::<QueueDrain>(json!({})));
     eventually("it drains", || {
-        let status = caller.ok::<orbd::rpc::api::QueueStatus>(json!({}));
+        let status = caller.ok::<orbd_proto::methods::QueueStatus>(json!({}));
         status.draining.then_some(())
     });
     world.terminate();

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use orbd::rpc::api::{DaemonInfo, MachineRun};
-use orbd::rpc::types::Stream;
+use orbd_proto::methods::{DaemonInfo, MachineRun};
+use orbd_proto::types::Stream;
 use serde_json::{Value, json};
 
 use crate::ctl_suite::{call, said};

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use orbd::rpc::api::{ConfigSet, MachineRun};
+use orbd_proto::methods::{ConfigSet, MachineRun};
 use serde_json::{Value, json};
 
 use crate::ctl_suite::{ctl, ok};

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use orbd::client::download::{Download, DownloadError};
 use orbd::clock::Moment;
 use orbd::metrics::{Client, Launch, Metrics, OperationRecord, OutcomeWord, Settings, SummaryRequest};
 use orbd::operation::Class;
-use orbd::rpc::api::{
+use orbd_client::download::{Download, DownloadError};
+use orbd_proto::methods::{
     MachineList, MachineRun, MachineStart, MetricsCounters, MetricsHistory, OrbstackStatus,
 };
 use serde_json::{Value, json};

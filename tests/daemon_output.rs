@@ -4,8 +4,8 @@ use std::fs;
 use std::io::Write;
 
 use base64::Engine;
-use orbd::rpc::api::{JobFollow, JobInput, JobOutput, MachineRestart, MachineRun, MachineRunFollow};
-use orbd::rpc::types::{JobEvent, JobStateWord, Stream, WaitReason};
+use orbd_proto::methods::{JobFollow, JobInput, JobOutput, MachineRestart, MachineRun, MachineRunFollow};
+use orbd_proto::types::{JobEvent, JobStateWord, Stream, WaitReason};
 use serde_json::json;
 
 use crate::support::{
@@ -422,7 +422,8 @@ fn full_disk_fails_no_job_and_the_newest_output_is_kept() {
     let filler = world.daemon_path("state/spool/filler");
     let mut file = fs::File::create(&filler).expect("a file on the small disk");
     while file.write_all(&[0; 4096]).is_ok() {}
-    assert!(check(300_000, 32 << 10) > 0);
+    // Whole chunks are dropped, and a chunk may be almost as large as the memory of a spool.
+    assert!(check(300_000, 1) > 0);
     // Changes do not fail either: their output goes to files on a disk that has room.
     let restarted = world.client().ok::<MachineRestart>(json!({"machine": "a"}));
     assert_eq!(restarted.changed, Some(true));

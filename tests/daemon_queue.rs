@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Barrier};
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     DaemonHello, JobGet, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStart,
     MachineStop,
 };
-use orbd::rpc::types::{JobStateWord, WaitReason};
+use orbd_proto::types::{JobStateWord, WaitReason};
 use serde_json::json;
 
 use crate::support::{Caller, World, eventually, outcome_of};

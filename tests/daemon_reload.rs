@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use orbd::rpc::api::{DaemonInfo, DaemonReload, MachineList};
-use orbd::rpc::types::{JobStateWord, ReloadAnswer};
+use orbd_proto::methods::{DaemonInfo, DaemonReload, MachineList};
+use orbd_proto::types::{JobStateWord, ReloadAnswer};
 use serde_json::json;
 
 use crate::support::{Caller, World, eventually, outcome_of};

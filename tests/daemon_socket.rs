@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use orbd::rpc::api::DaemonInfo;
+use orbd_proto::methods::DaemonInfo;
 use serde_json::json;
 
 use crate::support::World;
@@ -75,8 +75,8 @@ fn one_of_ten_daemons_started_at_once_serves() {
         .map(|_| world.daemon_command().spawn().expect("it starts"))
         .collect();
     let pid = crate::support::eventually("one serves", || {
-        let mut client = orbd::client::Client::connect(&world.socket()).ok()?;
-        let info = client.call::<DaemonInfo>(&orbd::rpc::types::NoParams {});
+        let mut client = orbd_client::Client::connect(&world.socket()).ok()?;
+        let info = client.call::<DaemonInfo>(&orbd_proto::types::NoParams {});
         Some(info.ok()?.pid)
     });
     for daemon in &mut daemons {

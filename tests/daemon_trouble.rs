@@ -1,10 +1,10 @@
 //! A misbehaving `orbctl`: each trouble has its outcome within its time limit, and other machines are not affected.
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     DaemonInfo, MachineCreate, MachineInfo, MachineList, MachineRestart, MachineRun, MachineStop,
     OrbstackStatus, OrbstackVersion,
 };
-use orbd::rpc::types::{ErrorData, JobStateWord, Stream};
+use orbd_proto::types::{ErrorData, JobStateWord, Stream};
 use serde_json::json;
 
 use crate::support::{Caller, World, outcome_of, stream_of};

@@ -21,11 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use orbd::rpc::api::{
+use orbd_proto::methods::{
     DaemonInfo, DaemonReload, JobInput, JobList, LeaseAcquire, LeaseRelease, MachineRestart, MachineRun,
     MachineStop,
 };
-use orbd::rpc::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, RunAnswer, Stream, Upgrade};
+use orbd_proto::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, RunAnswer, Stream, Upgrade};
 use serde_json::{Value, json};
 
 use crate::support::{

@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use orbd::rpc::api::{DaemonHello, DaemonInfo};
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::methods::{DaemonHello, DaemonInfo};
+use orbd_proto::types::JobStateWord;
 use serde_json::{Value, json};
 
 use crate::support::{Random, Wire, World, outcome_of, resident};

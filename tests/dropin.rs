@@ -13,8 +13,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use orbd::rpc::api::{MetricsCounters, QueueDrain};
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::methods::{MetricsCounters, QueueDrain};
+use orbd_proto::types::JobStateWord;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 

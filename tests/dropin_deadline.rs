@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use orbd::rpc::api::{LeaseAcquire, LeaseRelease};
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::methods::{LeaseAcquire, LeaseRelease};
+use orbd_proto::types::JobStateWord;
 use rustix::process::Signal;
 use serde_json::json;
 

@@ -13,8 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use orbd::rpc::api::{CacheInvalidate, JobList, MachineList, MetricsCounters};
-use orbd::rpc::types::{Job, JobLane, LaneKind};
+use orbd_proto::methods::{CacheInvalidate, JobList, MachineList, MetricsCounters};
+use orbd_proto::types::{Job, JobLane, LaneKind};
 use serde_json::{Value, json};
 
 use crate::dropin::Way;

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use orbd::rpc::types::JobStateWord;
+use orbd_proto::types::JobStateWord;
 
 use crate::dropin::Way;
 use crate::support::{World, eventually, has_program, outcome_of};

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use orbd::rpc::errors::ErrorKind;
+use orbd_proto::errors::ErrorKind;
 use serde_json::{Map, Value, json};
 
 use crate::published::is_blessing;

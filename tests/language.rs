@@ -33,7 +33,13 @@ const BANNED: [(&str, &str); 19] = [
 ];
 
 /// Folders whose programs are read.
-const READ: [&str; 3] = ["src", "clients/orbd-ctl", "clients/pyinfra-orbd/src"];
+const READ: [&str; 5] = [
+    "src",
+    "proto/src",
+    "clients/orbd-client",
+    "clients/orbd-ctl",
+    "clients/pyinfra-orbd/src",
+];
 
 #[test]
 fn comments_and_messages_use_plain_words() {
@@ -61,8 +67,10 @@ fn names_of_tests_fit_a_line() {
     let mut breaches = Vec::new();
     let folders = [
         "src",
+        "clients/orbd-client",
         "clients/orbd-ctl",
         "clients/pyinfra-orbd/tests",
+        "proto/src",
         "tests",
         "benches",
     ];

@@ -11,7 +11,7 @@ pub(crate) struct Published(Value);
 impl Published {
     /// Generates the description; another test compares it with the committed file.
     pub(crate) fn new() -> Self {
-        Self(orbd::rpc::openrpc::document())
+        Self(orbd_proto::openrpc::document())
     }
 
     fn methods(&self) -> &[Value] {

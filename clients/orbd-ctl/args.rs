@@ -14,7 +14,7 @@ use crate::service::ManagerName;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use orbd::rpc::export::ExportFormat;
-use orbd::rpc::types::{EventKind, GroupBy, JobStateWord};
+use orbd_proto::types::{EventKind, GroupBy, JobStateWord};
 
 /// Manage OrbStack machines through orbd, which queues, joins, caches and records every orbctl call
 #[derive(Debug, Parser)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 use clap::{CommandFactory, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
-use orbd::client::Client;
-use orbd::rpc::api::{JobList, MachineList, OrbstackStatus};
-use orbd::rpc::types::{JobListParams, JobStateWord, ReadParams};
+use orbd_client::Client;
+use orbd_proto::methods::{JobList, MachineList, OrbstackStatus};
+use orbd_proto::types::{JobListParams, JobStateWord, ReadParams};
 
 use crate::args::{Cli, Global};
 use crate::environment::{Environment, variable};

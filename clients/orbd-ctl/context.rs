@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use orbd::client::{Client, Pending, Sent};
-use orbd::rpc::api::{JobCancel, Method};
-use orbd::rpc::types::{JobParams, JobStateWord};
+use orbd_client::{Client, Pending, Sent};
+use orbd_proto::methods::{JobCancel, Method};
+use orbd_proto::types::{JobParams, JobStateWord};
 
 use crate::args::{JobArgs, LeaseArgs, millis};
 use crate::console::Console;
@@ -51,7 +51,7 @@ pub(crate) type AnswerHandler<'a, A> =
 macro_rules! request {
     ($job_flags:expr, $type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
         let job_flags: &$crate::context::JobFlags = $job_flags;
-        orbd::rpc::types::$type {
+        orbd_proto::types::$type {
             $($field $(: $value)?,)*
             detach: job_flags.detach,
             queue_timeout_ms: job_flags.queue_timeout_ms,

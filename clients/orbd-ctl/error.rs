@@ -4,10 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use orbd::client::CallError;
 use orbd::error_chain::append_causes;
-use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{ErrorData, ErrorObject};
+use orbd_client::CallError;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::{ErrorData, ErrorObject};
 use serde::Serialize;
 
 use crate::console::Console;
@@ -424,7 +424,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::{ReconcileReport, WaitReason, WaitingFor};
+    use orbd_proto::types::{ReconcileReport, WaitReason, WaitingFor};
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
-use orbd::rpc::types::{Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome};
+use orbd_proto::types::{Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome};
 use serde_json::{Value, json};
 
 use crate::console::Console;

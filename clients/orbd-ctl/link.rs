@@ -6,12 +6,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orbd::client::{CallError, Client, Sent};
 use orbd::config::SOCKET_PATH_MAX;
-use orbd::rpc::api::{DaemonHello, DaemonInfo, Method, PROTOCOL_VERSION};
-use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::socket::lock_path;
-use orbd::rpc::types::{HelloAnswer, HelloParams, NoParams};
+use orbd_client::{CallError, Client, Sent};
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_VERSION};
+use orbd_proto::types::{HelloAnswer, HelloParams, NoParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_protocol_mismatch_names_both_versions_and_the_fix() {
         use crate::fake::Fake;
-        use orbd::rpc::errors::ErrorKind as Kind;
+        use orbd_proto::errors::ErrorKind as Kind;
         use serde_json::json;
 
         let check = |answers: fn(&mut crate::fake::Peer, &serde_json::Value), older: &str| {

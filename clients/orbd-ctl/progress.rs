@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use orbd::client::Client;
-use orbd::rpc::api::{JobGet, JobList, QueueStatus};
-use orbd::rpc::types::{Job, JobListParams, JobParams, JobStateWord, NoParams, WaitingFor};
+use orbd_client::Client;
+use orbd_proto::methods::{JobGet, JobList, QueueStatus};
+use orbd_proto::types::{Job, JobListParams, JobParams, JobStateWord, NoParams, WaitingFor};
 
 use crate::console::{Console, now};
 use crate::link::{Link, SIDE_QUESTION_MAX};
@@ -298,7 +298,7 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::WaitReason;
+    use orbd_proto::types::WaitReason;
 
     use super::*;
     use crate::fake;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
-use orbd::rpc::errors::ErrorKind;
+use orbd_proto::errors::ErrorKind;
 
 use crate::args::Cli;
 use crate::environment::variable;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use comfy_table::{Cell, Color};
-use orbd::rpc::types::{
+use orbd_proto::types::{
     CacheStatusAnswer, ConfigAnswer, CountersAnswer, DaemonInfoAnswer, Job, JobListAnswer, JobStateWord,
     MachineConfig, MachineInfoAnswer, MachineListAnswer, MetricsHistoryAnswer, MetricsSummaryAnswer,
     Observed, Outcome, QueueStatusAnswer, ReloadAnswer, Upgrade, WaitReason, WaitingFor, WindowResolution,
@@ -724,7 +724,7 @@ pub(crate) fn upgrade(upgrade: &Upgrade) -> String {
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::types::{Distribution, ErrorObject, MetricsRow};
+    use orbd_proto::types::{Distribution, ErrorObject, MetricsRow};
 
     use super::*;
     use crate::fake;

@@ -14,7 +14,7 @@ use crate::error_chain::error_chain;
 use crate::logging::Level;
 use crate::rpc::listen;
 use crate::rpc::server::EffectiveConfig;
-use crate::rpc::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
+use orbd_proto::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
 /// Reloads the configuration. Cheap to clone.
 #[derive(Clone)]

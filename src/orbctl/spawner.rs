@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_beyond_the_queue_capacity_wait_and_run_in_order() {
+    async fn tasks_beyond_the_queue_capacity_wait_and_run_once() {
         let spawner = Arc::new(Spawner::default());
         let (release, occupied) = occupy(&spawner).await;
         let (done, order) = channel();
@@ -202,7 +202,10 @@ mod tests {
             assert_eq!(task.await.expect("no panic").expect("no error"), Some(()));
         }
         assert_eq!(occupied.await.expect("no panic").expect("no error"), Some(()));
-        assert!(order.into_iter().eq(0..WAITING_MAX * 2));
+        // Tasks that found the queue full may be overtaken by later ones.
+        let mut numbers: Vec<usize> = order.into_iter().collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..WAITING_MAX * 2));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Permit, Shortage};
 use super::connection_limit::ConnectionPermit;
-use super::errors::ErrorKind;
-use super::types::ErrorObject;
 use crate::clock::Moment;
 use crate::job::ClientId;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::ErrorObject;
 
 /// Up to this length bytes are held without being charged.
 const HELD_SMALL: usize = 4 << 10;

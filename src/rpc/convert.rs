@@ -9,10 +9,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use bytes::Bytes;
 
-use super::errors::{ErrorKind, invalid};
 use super::line_notifications::BASE64;
 use super::server::Upgrade;
-use super::types;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
     self, BusyReason, JobSpec, JobState, JobView, ObservedAnswer, OutageView, RawOutput, ReadError,
@@ -25,6 +23,8 @@ use crate::operation::{
     Operation, OutputKept, RawQuery, Stdin,
 };
 use crate::spool;
+use orbd_proto::errors::{ErrorKind, invalid};
+use orbd_proto::types;
 
 pub(super) use events::{event, event_gap, event_kind, event_state};
 

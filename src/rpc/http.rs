@@ -26,15 +26,15 @@ use tokio::sync::watch;
 
 use super::budget::{Budget, Permit};
 use super::connection::{Connection, ConnectionEnd, InUse, overloaded};
-use super::errors::ErrorKind;
 use super::export;
 use super::request::{Calls, NoSubscriptions, Service, error_json};
 use super::server::Server;
-use super::types::ErrorObject;
 use crate::dispatcher::JobState;
 use crate::job::JobId;
 use crate::spool::{Batch, Chunk, Reader, Spool, Stream};
 use crate::sys;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::ErrorObject;
 
 /// Ends each refusal: what this socket accepts.
 pub(super) const SPOKEN: &str = "this socket accepts newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \

@@ -11,8 +11,8 @@ use jsonrpsee::types::{SubscriptionId, SubscriptionPayload, SubscriptionResponse
 use serde::Serialize;
 
 use super::convert;
-use super::types::JobEvent;
 use crate::spool;
+use orbd_proto::types::JobEvent;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 type Base64 = base64::engine::Simd;

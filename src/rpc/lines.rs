@@ -32,12 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Permit, Shortage};
 use super::connection::{Connection, ConnectionEnd, overloaded};
-use super::errors::ErrorKind;
 use super::request::{Answer, CALL_BYTES, Calls, Service, error_json, id_of, push};
 use super::subscriptions::{Line, LineSubscriptions, SubscriptionItem};
-use super::types::{self, ErrorObject};
 use crate::clock::Moment;
 use crate::sys;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::{self, ErrorObject};
 
 /// Bytes of unwritten output at which a connection stops reading, stops handling what it has read, and stops taking messages of
 /// subscriptions.

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::api::{MachineList, Method};
 use super::convert;
 use super::request::FastPath;
 use super::server::Server;
-use super::types::{Machine, MachineListAnswer, ReadParams};
 use crate::clock::Moment;
 use crate::dispatcher::ObservedAnswer;
 use crate::metrics::Counter;
+use orbd_proto::methods::{MachineList, Method};
+use orbd_proto::types::{Machine, MachineListAnswer, ReadParams};
 
 /// Appends the result of `machine.list`. Returns false if the answer is not a machine list.
 pub(super) fn machine_list(seen: &ObservedAnswer, now: &Moment, out: &mut Vec<u8>) -> bool {

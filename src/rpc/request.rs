@@ -16,8 +16,8 @@ use serde_json::value::RawValue;
 
 use super::budget::{Budget, Permit};
 use super::connection::{Connection, overloaded};
-use super::errors::ErrorKind;
-use super::types::ErrorObject;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::ErrorObject;
 
 /// Limits of one connection, and `bytes_max` of all.
 #[derive(Debug, Clone, Copy)]

@@ -17,18 +17,18 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{Method, Subscription};
 use super::budget::{Budget, Permit};
 use super::connection::Connection;
-use super::errors::{ErrorKind, invalid};
 use super::line_notifications::{self, Envelope};
 use super::methods;
 use super::subscriptions::{Line, LineSink, SMALL_LINE};
-use super::types::{ErrorObject, ReloadAnswer};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
 use crate::metrics::Metrics;
 use crate::upgrade::BinaryWatcher;
+use orbd_proto::errors::{ErrorKind, invalid};
+use orbd_proto::methods::{Method, Subscription};
+use orbd_proto::types::{ErrorObject, ReloadAnswer};
 
 /// State shared by all handlers.
 pub struct Server {

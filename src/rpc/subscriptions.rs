@@ -10,12 +10,12 @@ use jsonrpsee::types::{Params, SubscriptionId};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::api::unsubscribe_of;
 use super::budget::Permit;
 use super::connection::overloaded;
-use super::errors::ErrorKind;
 use super::request::{PendingAnswer, SubscriptionRequest, Subscriptions};
-use super::types::ErrorObject;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::unsubscribe_of;
+use orbd_proto::types::ErrorObject;
 
 /// Capacity of jsonrpsee's channel from a handler to the socket. The answer to the request is the only message in it.
 const MESSAGES_MAX: usize = 1;

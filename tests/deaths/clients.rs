@@ -12,12 +12,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use orbd::client::Client;
-use orbd::rpc::api::{
+use orbd_client::Client;
+use orbd_proto::methods::{
     LeaseAcquire, LeaseRelease, MachineClone, MachineCreate, MachineDelete, MachineInfo, MachineList,
     MachineRestart, MachineRun, MachineStart, MachineStop, Method,
 };
-use orbd::rpc::types::{Job, MachineListAnswer, Observed};
+use orbd_proto::types::{Job, MachineListAnswer, Observed};
 use serde_json::{Value, json};
 
 use crate::support::{Caller, PATIENCE, Random, World, eventually};
@@ -336,7 +336,7 @@ impl<'a> OverSocket<'a> {
     /// Changes something and waits for the end. Returns whether the change was done.
     fn change<M>(&self, caller: &mut Caller, params: Value) -> Result<bool, Lost>
     where
-        M: Method<Answer = orbd::rpc::types::ChangeAnswer>,
+        M: Method<Answer = orbd_proto::types::ChangeAnswer>,
     {
         match self.ask::<M>(caller, params)? {
             Ok(answer) => {
@@ -364,7 +364,7 @@ impl<'a> OverSocket<'a> {
         params: Value,
     ) -> Result<bool, Lost>
     where
-        M: Method<Answer = orbd::rpc::types::ChangeAnswer>,
+        M: Method<Answer = orbd_proto::types::ChangeAnswer>,
     {
         let machine = machine.to_owned();
         let source = params["new_name"]

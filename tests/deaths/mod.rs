@@ -24,8 +24,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orbd::rpc::api::{JobGet, JobList, MachineStop, MetricsHistory, QueueDrain};
-use orbd::rpc::types::{Job, JobStateWord};
+use orbd_proto::methods::{JobGet, JobList, MachineStop, MetricsHistory, QueueDrain};
+use orbd_proto::types::{Job, JobStateWord};
 use serde_json::json;
 
 use clients::{Load, OverSocket, Promise, SHARED, type_commands};

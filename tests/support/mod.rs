@@ -24,12 +24,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use orbd::client::{CallError, Client};
-use orbd::rpc::api::{
+use orbd_client::{CallError, Client};
+use orbd_proto::methods::{
     DaemonInfo, JobCancel, JobGet, JobList, JobOutput, JobWait, MachineList, MachineRun, Method, QueuePause,
     QueueResume, QueueStatus,
 };
-use orbd::rpc::types::{
+use orbd_proto::types::{
     Chunk, ErrorData, ErrorObject, Job, JobStateWord, Machine, NoParams, Outage, RunAnswer, Stream,
 };
 use rustix::fs::OFlags;

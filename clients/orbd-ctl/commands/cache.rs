@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{CacheInvalidate, CacheStatus};
-use orbd::rpc::types::{CacheInvalidateParams, NoParams};
+use orbd_proto::methods::{CacheInvalidate, CacheStatus};
+use orbd_proto::types::{CacheInvalidateParams, NoParams};
 
 use crate::args::CacheCommand;
 use crate::context::Context;

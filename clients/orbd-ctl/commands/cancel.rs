@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::JobCancel;
-use orbd::rpc::types::JobParams;
+use orbd_proto::methods::JobCancel;
+use orbd_proto::types::JobParams;
 
 use crate::args::Cancel;
 use crate::context::Context;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::Method;
-use orbd::rpc::types::{ChangeAnswer, JobStateWord};
+use orbd_proto::methods::Method;
+use orbd_proto::types::{ChangeAnswer, JobStateWord};
 
 use crate::context::Context;
 use crate::error::CliError;

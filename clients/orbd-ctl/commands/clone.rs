@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineClone;
+use orbd_proto::methods::MachineClone;
 
 use super::change::{self, Change};
 use crate::args::CloneMachine;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
-use orbd::rpc::types::{ConfigGetParams, ReadParams};
+use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
+use orbd_proto::types::{ConfigGetParams, ReadParams};
 
 use super::change::{self, Change};
 use crate::args::ConfigCommand;

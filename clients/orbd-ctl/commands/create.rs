@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineCreate;
-use orbd::rpc::types::LeaseOperation;
+use orbd_proto::methods::MachineCreate;
+use orbd_proto::types::LeaseOperation;
 
 use super::change::{self, Change};
 use super::lease::{self, Place, Terminal};

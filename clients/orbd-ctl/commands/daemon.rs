@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use orbd::client::Client;
 use orbd::daemon::LEAVE_CHANGES_AFTER;
-use orbd::rpc::api::{DaemonInfo, DaemonReload, DaemonStop};
-use orbd::rpc::types::{DaemonInfoAnswer, NoParams};
 use orbd::sys::{self, ChildIdentity, StartTime};
+use orbd_client::Client;
+use orbd_proto::methods::{DaemonInfo, DaemonReload, DaemonStop};
+use orbd_proto::types::{DaemonInfoAnswer, NoParams};
 
 use super::daemon_config;
 use crate::args::DaemonCommand;

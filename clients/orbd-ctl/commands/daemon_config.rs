@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use comfy_table::Cell;
 use orbd::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, UserDirs};
 use orbd::error_chain::error_chain;
-use orbd::rpc::errors::ErrorKind;
+use orbd_proto::errors::ErrorKind;
 use serde::Serialize;
 
 use crate::args::OwnConfigCommand;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{MachineDefault, MachineSetDefault};
-use orbd::rpc::types::ReadParams;
+use orbd_proto::methods::{MachineDefault, MachineSetDefault};
+use orbd_proto::types::ReadParams;
 
 use super::change::{self, Change};
 use crate::args::DefaultMachine;

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineDelete;
+use orbd_proto::methods::MachineDelete;
 
 use super::change::{self, Change};
 use crate::args::Delete;

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use orbd::client::Client;
 use orbd::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
 use orbd::orbctl::locate::{LocateError, Located, Search, locate};
-use orbd::rpc::api::{
+use orbd_client::Client;
+use orbd_proto::methods::{
     DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, PROTOCOL_VERSION, QueueStatus,
 };
-use orbd::rpc::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
+use orbd_proto::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
 use serde::Serialize;
 
 use crate::context::Context;

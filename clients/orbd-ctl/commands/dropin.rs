@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orbd::rpc::api::DaemonInfo;
-use orbd::rpc::types::NoParams;
+use orbd_proto::methods::DaemonInfo;
+use orbd_proto::types::NoParams;
 use serde::Serialize;
 
 use crate::args::{DropinCommand, DropinVerb};

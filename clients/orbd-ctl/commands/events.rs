@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use orbd::client::{CallError, Client, Events};
-use orbd::rpc::api::EventsSubscribe;
-use orbd::rpc::types::{
+use orbd_client::{CallError, Client, Events};
+use orbd_proto::methods::EventsSubscribe;
+use orbd_proto::types::{
     Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason, JobListAnswer,
     Outcome,
 };

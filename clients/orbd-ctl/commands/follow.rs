@@ -4,10 +4,10 @@ use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use orbd::client::Events;
-use orbd::rpc::api::{JobCancel, Subscription};
-use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{Chunk, Gap, Job, JobEvent, JobParams, JobStateWord, RunAnswer, Stream};
+use orbd_client::Events;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::{JobCancel, Subscription};
+use orbd_proto::types::{Chunk, Gap, Job, JobEvent, JobParams, JobStateWord, RunAnswer, Stream};
 
 use crate::console::Console;
 use crate::context::TICK;

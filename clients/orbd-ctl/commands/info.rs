@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineInfo;
-use orbd::rpc::types::MachineInfoParams;
+use orbd_proto::methods::MachineInfo;
+use orbd_proto::types::MachineInfoParams;
 
 use crate::args::Info;
 use crate::context::Context;

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{JobFollow, JobGet, JobOutput, JobWait};
-use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::{JobFollow, JobGet, JobOutput, JobWait};
+use orbd_proto::types::{
     Job, JobFollowParams, JobOutputParams, JobParams, JobStateWord, JobWaitParams, WaitingFor,
 };
 use serde::Serialize;

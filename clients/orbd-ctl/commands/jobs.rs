@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::JobList;
-use orbd::rpc::types::{JobListAnswer, JobListParams, JobStateWord};
+use orbd_proto::methods::JobList;
+use orbd_proto::types::{JobListAnswer, JobListParams, JobStateWord};
 
 use crate::args::Jobs;
 use crate::context::Context;

@@ -18,12 +18,12 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
-use orbd::client::Client;
 use orbd::orbctl::argv::Call;
-use orbd::rpc::api::{JobWait, LeaseAcquire, LeaseRelease};
-use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
 use orbd::sys::MARKER;
+use orbd_client::Client;
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::{JobWait, LeaseAcquire, LeaseRelease};
+use orbd_proto::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};
 use rustix::process::Signal;
 
 use crate::context::{Context, JobFlags, request, wait_with_progress};

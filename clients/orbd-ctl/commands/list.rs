@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineList;
-use orbd::rpc::types::ReadParams;
+use orbd_proto::methods::MachineList;
+use orbd_proto::types::ReadParams;
 
 use crate::args::List;
 use crate::context::Context;
@@ -45,7 +45,7 @@ pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, CliEr
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::errors::ErrorKind;
+    use orbd_proto::errors::ErrorKind;
     use serde_json::json;
 
     use super::*;

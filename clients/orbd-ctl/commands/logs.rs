@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineLogs;
-use orbd::rpc::types::{LeaseOperation, LogsParams};
+use orbd_proto::methods::MachineLogs;
+use orbd_proto::types::{LeaseOperation, LogsParams};
 
 use super::lease::{self, Place, Terminal};
 use crate::args::{LeaseArgs, Logs};

@@ -4,8 +4,8 @@ mod export;
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{MetricsCounters, MetricsHistory, MetricsSummary};
-use orbd::rpc::types::{MetricsHistoryParams, MetricsSummaryParams, NoParams};
+use orbd_proto::methods::{MetricsCounters, MetricsHistory, MetricsSummary};
+use orbd_proto::types::{MetricsHistoryParams, MetricsSummaryParams, NoParams};
 
 use crate::args::{self, Metrics, MetricsCommand, millis};
 use crate::context::Context;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{QueueDrain, QueuePause, QueueResume, QueueStatus};
-use orbd::rpc::types::{NoParams, QueueTargetParams};
+use orbd_proto::methods::{QueueDrain, QueuePause, QueueResume, QueueStatus};
+use orbd_proto::types::{NoParams, QueueTargetParams};
 
 use crate::args::{QueueCommand, QueueTarget};
 use crate::context::Context;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineRename;
+use orbd_proto::methods::MachineRename;
 
 use super::change::{self, Change};
 use crate::args::Rename;

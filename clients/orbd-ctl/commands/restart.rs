@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineRestart;
+use orbd_proto::methods::MachineRestart;
 
 use super::change::{self, Change};
 use crate::args::Names;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use orbd::client::Client;
 use orbd::operation::CallerEnv;
-use orbd::rpc::api::{JobInput, MachineList, MachineRun, MachineRunFollow};
-use orbd::rpc::types::{JobInputParams, JobStateWord, ReadParams};
+use orbd_client::Client;
+use orbd_proto::methods::{JobInput, MachineList, MachineRun, MachineRunFollow};
+use orbd_proto::types::{JobInputParams, JobStateWord, ReadParams};
 
 use super::default::machine_or_default;
 use super::folder;
@@ -232,7 +232,7 @@ mod tests {
     use std::io::{Cursor, Write};
     use std::sync::mpsc;
 
-    use orbd::rpc::errors::ErrorKind;
+    use orbd_proto::errors::ErrorKind;
     use serde_json::{Value, json};
 
     use super::*;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use orbd::config::{Config, Environment, Flags};
 use orbd::operation::{CallerEnv, EnvName, ORBENV};
 use orbd::orbctl::argv::{self, Call, GuestEnv, Start};
-use orbd::rpc::types::LeaseOperation;
+use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};

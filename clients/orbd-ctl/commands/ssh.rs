@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::MachineSsh;
-use orbd::rpc::types::NoParams;
+use orbd_proto::methods::MachineSsh;
+use orbd_proto::types::NoParams;
 
 use crate::context::Context;
 use crate::error::CliError;

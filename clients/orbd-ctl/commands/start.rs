@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{MachineStart, MachineStartAll, OrbstackStart};
+use orbd_proto::methods::{MachineStart, MachineStartAll, OrbstackStart};
 
 use super::change::{self, Change};
 use crate::args::Start;
@@ -32,7 +32,7 @@ pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, Cli
 
 #[cfg(test)]
 mod tests {
-    use orbd::rpc::errors::ErrorKind;
+    use orbd_proto::errors::ErrorKind;
     use serde_json::json;
 
     use super::*;

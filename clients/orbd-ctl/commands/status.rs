@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::OrbstackStatus;
-use orbd::rpc::types::ReadParams;
+use orbd_proto::methods::OrbstackStatus;
+use orbd_proto::types::ReadParams;
 
 use crate::args::Status;
 use crate::context::Context;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{MachineStop, MachineStopAll, OrbstackStop};
+use orbd_proto::methods::{MachineStop, MachineStopAll, OrbstackStop};
 
 use super::change::{self, Change};
 use crate::args::Stop;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use orbd::rpc::api::{OrbstackVersion, PROTOCOL_VERSION};
-use orbd::rpc::types::ReadParams;
+use orbd_proto::methods::{OrbstackVersion, PROTOCOL_VERSION};
+use orbd_proto::types::ReadParams;
 
 use crate::args::Version;
 use crate::context::Context;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use orbd::client::{CallError, Client, Sent};
-use orbd::rpc::api::{JobGet, LeaseAcquire, LeaseRead, LeaseRelease, Method};
-use orbd::rpc::errors::ErrorKind;
-use orbd::rpc::types::{
+use orbd_client::{CallError, Client, Sent};
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::methods::{JobGet, LeaseAcquire, LeaseRead, LeaseRelease, Method};
+use orbd_proto::types::{
     JobParams, JobStateWord, LeaseAnswer, LeaseOperation, LeaseParams, LeaseReadParams, RawOutputAnswer,
     RawRead, RawStream, ReleaseParams,
 };

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 
 use orbd::machine::MachineName;
 use orbd::operation::ConfigKey;
-use orbd::rpc::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
+use orbd_proto::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
 
 /// Name by which this program was invoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -98,9 +98,15 @@ class Reader:
         assert done.returncode == code, done.stdout
 
 
+# Their examples need root inside the machines.
+NEED_ROOT = {"deploys", "inventory", "maintenance"}
+
+
 @pytest.mark.needs_daemon
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples(page: Path, tmp_path: Path) -> None:
+    if page.stem in NEED_ROOT and os.geteuid() != 0:
+        pytest.skip("machines are directories without root, in which these examples cannot run")
     with temporary_daemon() as daemon:
         daemon.create("web", "db")
         reader = Reader(daemon, tmp_path)

@@ -71,7 +71,7 @@ def test_deploy_continues_across_an_upgrade(installed: RealDaemon, tmp_path: Pat
     target = Target({**installed.environment}, lambda command: "", tmp_path)
     with Client(str(installed.socket)) as client:
         before = client.daemon_info()
-        process = target.begin("@orbstack/web", "--data", "orbstack_user=root", "deploy.py")
+        process = target.begin("@orbstack/web", "deploy.py")
         try:
             wait_until("the deploy runs", lambda: installed.spawns_in(installed.ledger())["run"] > 0)
             installed.install()

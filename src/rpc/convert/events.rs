@@ -7,7 +7,7 @@ use crate::events::{Event, JobFacts, Kind, SequencedEvent};
 use crate::job::{Outcome, Success};
 use crate::machine::{Machine, MachineName};
 use crate::operation::Scope;
-use crate::rpc::types::{self, EventDetails, EventKind};
+use orbd_proto::types::{self, EventDetails, EventKind};
 
 /// Converts a requested event type.
 pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {

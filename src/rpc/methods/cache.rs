@@ -3,10 +3,10 @@
 use crate::cache::CacheKey;
 use crate::metrics::Counter;
 use crate::operation::Scope;
-use crate::rpc::api::{CacheInvalidate, CacheStatus};
 use crate::rpc::convert::{self, ms, parse};
 use crate::rpc::server::Registry;
-use crate::rpc::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
+use orbd_proto::methods::{CacheInvalidate, CacheStatus};
+use orbd_proto::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<CacheStatus, _, _>(async |server, _params, _caller| {

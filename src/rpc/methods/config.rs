@@ -3,11 +3,11 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::rpc::api::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use crate::rpc::convert::{self, parse};
-use crate::rpc::errors::invalid;
 use crate::rpc::server::Registry;
-use crate::rpc::types::{ConfigAnswer, ConfigGetAnswer};
+use orbd_proto::errors::invalid;
+use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
+use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer};
 
 use super::{change, read};
 

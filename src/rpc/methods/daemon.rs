@@ -1,11 +1,11 @@
 //! `daemon.*`: the daemon itself.
 
 use crate::clock::Moment;
-use crate::rpc::api::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
 use crate::rpc::convert::{self, ms, time};
-use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
-use crate::rpc::types::{DaemonInfoAnswer, Done, HelloAnswer};
+use orbd_proto::errors::{ErrorKind, invalid};
+use orbd_proto::methods::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
+use orbd_proto::types::{DaemonInfoAnswer, Done, HelloAnswer};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Maximum length of a client name, in bytes.

@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 
 use crate::dispatcher::{self, Rejection, Snapshot};
 use crate::events::{Gap, Kind, SequencedEvent};
-use crate::rpc::api::EventsSubscribe;
 use crate::rpc::convert;
 use crate::rpc::server::{Notifier, Registry, Server, Subscriber};
-use crate::rpc::types::{EventsSubscribeParams, GapReason};
+use orbd_proto::methods::EventsSubscribe;
+use orbd_proto::types::{EventsSubscribeParams, GapReason};
 
 /// Maximum number of events read from the log at once.
 const BATCH_MAX: usize = 64;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
-use crate::rpc::api::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
 use crate::rpc::convert::{self, bytes_of, parse, timeout};
-use crate::rpc::errors::invalid;
 use crate::rpc::server::Registry;
-use crate::rpc::types::{
+use crate::spool::Batch;
+use orbd_proto::errors::invalid;
+use orbd_proto::methods::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
+use orbd_proto::types::{
     Gap, JobAnswer, JobCancelAnswer, JobInputAnswer, JobListAnswer, JobOutputAnswer, JobStateWord,
 };
-use crate::spool::Batch;
 
 use super::run::{INLINE_SMALL, follow, room_for_output};
 use super::{end, no_such_job};

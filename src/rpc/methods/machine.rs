@@ -5,15 +5,15 @@ use serde_json::value::RawValue;
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{LogScope, Operation, Query};
-use crate::rpc::api::{
+use crate::rpc::convert::{self, force, parse};
+use crate::rpc::machine_list_cache;
+use crate::rpc::server::Registry;
+use orbd_proto::methods::{
     MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
     MachineRename, MachineRestart, MachineSetDefault, MachineSsh, MachineStart, MachineStartAll, MachineStop,
     MachineStopAll,
 };
-use crate::rpc::convert::{self, force, parse};
-use crate::rpc::machine_list_cache;
-use crate::rpc::server::Registry;
-use crate::rpc::types::{DefaultAnswer, TextAnswer};
+use orbd_proto::types::{DefaultAnswer, TextAnswer};
 
 use super::{change, read, resolve};
 
@@ -75,7 +75,7 @@ fn reads(registry: &mut Registry) {
     });
 }
 
-fn text(answer: &QueryAnswer) -> Result<TextAnswer, crate::rpc::types::ErrorObject> {
+fn text(answer: &QueryAnswer) -> Result<TextAnswer, orbd_proto::types::ErrorObject> {
     match answer {
         QueryAnswer::Text(text) => Ok(TextAnswer { text: text.clone() }),
         _ => Err(convert::internal("the answer for a text has an unexpected type")),

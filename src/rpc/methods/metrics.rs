@@ -5,11 +5,11 @@ use crate::metrics::{
     Counter, GroupBy, HistoryFilter, HistoryRequest, MachineLabel, OperationRecord, OutcomeWord, Spread,
     StoreError, StoreState, SummaryRequest, SummaryRow, WindowResolution,
 };
-use crate::rpc::api::{MetricsCounters, MetricsHistory, MetricsSummary};
 use crate::rpc::convert::{parse, time_ms};
-use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::Registry;
-use crate::rpc::types::{
+use orbd_proto::errors::{ErrorKind, invalid};
+use orbd_proto::methods::{MetricsCounters, MetricsHistory, MetricsSummary};
+use orbd_proto::types::{
     self, CountersAnswer, Distribution, ErrorObject, MetricsHistoryAnswer, MetricsRecord, MetricsRow,
     MetricsSummaryAnswer,
 };

@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert;
-use super::errors::ErrorKind;
 use super::server::{Caller, Registry, Server};
-use super::types::{ChangeAnswer, ErrorObject, JobOptions};
 use crate::dispatcher::{Executor, Job, JobState, ObservedAnswer, Submission};
 use crate::job::{JobId, Outcome};
 use crate::machine::{MachineId, MachineName};
 use crate::operation::{MachineRef, Operation, Query};
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions};
 
 /// Registers all methods.
 pub(super) fn register(registry: &mut Registry) {

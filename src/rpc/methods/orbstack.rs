@@ -3,10 +3,10 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::rpc::api::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use crate::rpc::convert;
 use crate::rpc::server::Registry;
-use crate::rpc::types::{StatusAnswer, VersionAnswer};
+use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
+use orbd_proto::types::{StatusAnswer, VersionAnswer};
 
 use super::{change, read};
 

@@ -1,10 +1,10 @@
 //! `queue.*`: pausing, resuming and draining.
 
 use crate::dispatcher::{QueueVerb, QueueView, Target};
-use crate::rpc::api::{QueueDrain, QueuePause, QueueResume, QueueStatus};
 use crate::rpc::convert::{self, parse, rejection as rejected};
 use crate::rpc::server::{Registry, Server};
-use crate::rpc::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
+use orbd_proto::methods::{QueueDrain, QueuePause, QueueResume, QueueStatus};
+use orbd_proto::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<QueueStatus, _, _>(async |server, _params, _caller| {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::dispatcher::{Job, JobState};
 use crate::operation::{Operation, Stdin};
-use crate::rpc::api::{MachineRun, MachineRunFollow};
 use crate::rpc::budget::{Budget, Permit};
 use crate::rpc::convert;
 use crate::rpc::line_notifications;
 use crate::rpc::server::{Caller, Notifier, Registry, Server, Subscriber};
-use crate::rpc::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
 use crate::spool::{self, Batch, Spool};
+use orbd_proto::methods::{MachineRun, MachineRunFollow};
+use orbd_proto::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
 
 use super::{end, ended_well, resolve, submit};
 
@@ -55,7 +55,7 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.subscription::<MachineRunFollow, _, _>(async |server, params, caller, subscriber| {
         if params.detach {
-            let error = crate::rpc::errors::invalid(
+            let error = orbd_proto::errors::invalid(
                 "detach",
                 "not accepted by machine.run_follow; use machine.run and job.follow",
             );

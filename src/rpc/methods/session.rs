@@ -14,14 +14,14 @@ use crate::dispatcher::{
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{BatchVerb, ClientAction, Operation, Query};
-use crate::rpc::api::{LeaseAcquire, LeaseRead, LeaseRelease};
 use crate::rpc::convert::{self, force, parse};
-use crate::rpc::errors::{ErrorKind, invalid};
 use crate::rpc::server::{Caller, Registry, Server};
-use crate::rpc::types::{
+use crate::sys::{self, ChildIdentity};
+use orbd_proto::errors::{ErrorKind, invalid};
+use orbd_proto::methods::{LeaseAcquire, LeaseRead, LeaseRelease};
+use orbd_proto::types::{
     self, ErrorObject, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseAnswer, ReleaseParams,
 };
-use crate::sys::{self, ChildIdentity};
 
 use super::{Resolved, ended_well, no_such_job, read, resolve, unknown_form};
 

@@ -8,9 +8,9 @@ use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
 use crate::rpc::convert::{self, force, parse};
-use crate::rpc::errors::invalid;
 use crate::rpc::server::{Caller, Server};
-use crate::rpc::types::{self, ErrorObject, LeaseOperation, LeaseParams};
+use orbd_proto::errors::invalid;
+use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
 /// Maximum number of arguments that may be names.
 const OPERANDS_MAX: usize = 256;

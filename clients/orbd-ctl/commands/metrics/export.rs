@@ -6,9 +6,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orbd::client::download::{Download, DownloadError};
-use orbd::rpc::errors::ErrorKind;
 use orbd::rpc::export::ExportQuery;
+use orbd_client::download::{Download, DownloadError};
+use orbd_proto::errors::ErrorKind;
 
 use crate::args::{MetricsExport, Since, millis};
 use crate::context::Context;

@@ -8,8 +8,8 @@ use schemars::generate::{Contract, SchemaSettings};
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::api::{Description, PROTOCOL_VERSION, descriptions};
 use super::errors::ErrorKind;
+use super::methods::{Description, PROTOCOL_VERSION, descriptions};
 use super::types::Closing;
 
 /// Prefix of references to schemas.

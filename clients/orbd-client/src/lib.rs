@@ -17,8 +17,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::rpc::api::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
-use crate::rpc::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
+use orbd_proto::methods::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
+use orbd_proto::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
 
 /// Maximum length of a line from the daemon, in bytes, so that a faulty daemon cannot exhaust the client's memory.
 const ANSWER_MAX: u64 = 64 << 20;
@@ -489,8 +489,8 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::rpc::api::DaemonInfo;
-    use crate::rpc::types::NoParams;
+    use orbd_proto::methods::DaemonInfo;
+    use orbd_proto::types::NoParams;
 
     /// The daemon answers calls as they end, in any order.
     #[test]

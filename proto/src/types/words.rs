@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use crate::rpc::errors::ErrorKind;
+use crate::errors::ErrorKind;
 
 /// Declares a set of words. It exists only as a schema.
 macro_rules! words {
