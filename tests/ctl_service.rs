@@ -15,7 +15,7 @@ use serde_json::Value;
 
 #[cfg(target_os = "linux")]
 use crate::ctl_doctor;
-use crate::support::{World, eventually, skip};
+use crate::support::{World, eventually};
 
 /// Shared part of both managers. The folder has `pid`, `loaded`, `exit`, the recorded calls in `told`, and the scripted
 /// failures.
@@ -476,7 +476,7 @@ fn systemd_accepts_the_unit() {
         .env("XDG_RUNTIME_DIR", managed.world.path("home"))
         .output();
     let Ok(verified) = verified else {
-        skip("`systemd-analyze` (Debian: apt-get install systemd)");
+        crate::support::skip("`systemd-analyze` (Debian: apt-get install systemd)");
         return;
     };
     let said = String::from_utf8_lossy(&verified.stderr).into_owned();

@@ -272,6 +272,7 @@ impl World {
     }
 
     /// Starts the daemon from a description, and waits until this daemon is the one that answers.
+    #[cfg(target_os = "linux")]
     pub(crate) fn start_as(&mut self, mut command: Command) {
         self.daemon = Some(command.spawn().expect("the daemon starts"));
         self.until_it_answers();
