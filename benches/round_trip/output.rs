@@ -184,7 +184,7 @@ fn in_pieces(daemon: &Daemon, kind: &str, bytes: usize, kept: &str) {
         let digits = after("next_offset");
         let end = digits.find(|c: char| !c.is_ascii_digit()).expect("more follows");
         offset = digits[..end].parse().expect("a number");
-        if after("\"end").starts_with("true") {
+        if after("\"eof").starts_with("true") {
             break;
         }
     }
