@@ -2,7 +2,7 @@
 //!
 //! While OrbStack's service is unhealthy, every call fails or blocks, and each caller waits for its whole run limit. So while the
 //! circuit is open, only *forced* operations pass, which may repair the service, and one *probe* at a time, at growing intervals.
-//! This module reads no clock and runs nothing: the dispatcher reports how invocations ended ([`HealthSignal`]) and acts on the
+//! This module has no clock and does no I/O: the dispatcher reports how invocations ended ([`HealthSignal`]) and acts on the
 //! result.
 //!
 //! ```text
@@ -77,7 +77,7 @@ pub struct Outage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "the caller must act on the change"]
 pub enum CircuitChange {
-    /// The circuit is as it was.
+    /// The circuit did not change.
     None,
     /// The circuit is now open: only forced operations pass.
     Opened,
@@ -198,7 +198,7 @@ impl CircuitBreaker {
     /// Records the end of the probe. Its signal must have been passed to [`on_health_signal`](Self::on_health_signal) before.
     pub fn probe_ended(&mut self, now: Instant) {
         let Some(began) = self.probe.take() else {
-            debug_assert!(false, "a probe ends that never began");
+            debug_assert!(false, "no probe is in progress");
             return;
         };
         self.probed = Some(now);

@@ -101,7 +101,7 @@ pub struct ProcessContext {
 pub enum Ended {
     /// The daemon was asked to stop.
     Stopped,
-    /// A new program is to be executed, and continues to serve on this listener.
+    /// The process must now execute the new program, which continues to serve on this listener.
     Upgrading(UnixListener),
 }
 

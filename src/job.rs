@@ -38,11 +38,11 @@ pub enum Ending {
 pub enum HealthSignal {
     /// OrbStack's service answered.
     Healthy,
-    /// `orbctl` may be unhealthy, or only one machine is.
+    /// Not definite: either `orbctl` is unhealthy, or only the machine in question is.
     Suspect(HealthProblem),
     /// `orbctl` is unhealthy: the next call will fail or block in the same way, whatever it requests.
     Unhealthy(HealthProblem),
-    /// It says nothing about `orbctl`.
+    /// The end of this invocation says nothing about the health of `orbctl`.
     Nothing,
 }
 
@@ -130,7 +130,7 @@ pub enum Success {
 /// What orbd observed in the inventory after a change was interrupted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconcileReport {
-    /// Whether the observed state is stable, so that it is not expected to change any more.
+    /// Whether the observed state is stable, so that no further change is expected.
     pub stable: bool,
     /// Whether the requested state holds; `None` if the polls could not determine it.
     pub satisfied: Option<bool>,

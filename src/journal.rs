@@ -148,9 +148,9 @@ pub struct InFlight {
 pub struct Recovered {
     /// The next job id, greater than all ids used so far.
     pub next_id: u64,
-    /// Accepted jobs that never started, ordered by id: to be queued again.
+    /// Accepted jobs that never started, ordered by id. The dispatcher queues them again.
     pub waiting: Vec<AcceptedJob>,
-    /// Accepted jobs that may have started, because the file was damaged: to be ended with an unknown outcome.
+    /// Accepted jobs that may have started, because the file was damaged. They end with outcome unknown.
     pub uncertain: Vec<AcceptedJob>,
     /// Jobs whose child may be alive, ordered by id. Each stays in the journal until [`Entry::Ended`].
     pub in_flight: Vec<InFlight>,
@@ -251,7 +251,7 @@ struct Writer {
     length: u64,
     /// Why the file is incomplete; `None` if it is complete.
     problem: Option<Arc<str>>,
-    /// Jobs with entries that could not be written.
+    /// Jobs that have at least one entry that could not be written.
     unwritten: BTreeSet<JobId>,
     /// Name to keep the current file under when it is replaced; `None` if it need not be kept.
     aside: Option<PathBuf>,
@@ -579,7 +579,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Records that an entry is missing in the file, and has the thread rewrite the journal. Logs only the first time.
+    /// Records that an entry is missing in the file, and has the thread rewrite the journal. Only the first problem is logged.
     fn note_problem(&self, writer: &mut Writer, cause: &str) {
         if writer.problem.is_none() {
             tracing::error!(

@@ -31,7 +31,7 @@ const WORKERS: usize = 2;
 )]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a switch on the command line"
+    reason = "each field is an independent command-line flag"
 )]
 struct Arguments {
     /// Configuration file to read instead of the default one
@@ -165,7 +165,7 @@ fn run() -> Result<()> {
             });
             let error = upgrade::execute(&program, handoff.as_ref(), slots);
             drop(socket);
-            // This process cannot serve any more and exits; the service manager or the next client starts a new one.
+            // This process can no longer serve, so it exits. The service manager or the next client starts a new one.
             let failed = anyhow::Error::new(error).context(format!(
                 "upgrade failed: {} could not be executed",
                 program.path.display()

@@ -362,7 +362,7 @@ struct Segment {
     end: u64,
     /// Size of the file, including frame headers.
     size: u64,
-    /// Positions of some frames, in order. A segment with a frame has at least one.
+    /// Positions of some frames, in order, to start a search from. A segment with a frame has at least one.
     marks: Vec<Mark>,
 }
 
@@ -1142,7 +1142,7 @@ impl Drop for Reader {
         if state.readers.is_empty() {
             state.readers = Vec::new();
         }
-        // Without followers, less may stay in memory.
+        // Fewer readers may mean that less output has to stay in memory.
         self.shared.start_flushing(&mut state);
         state.shed();
         self.shared.trim(&mut state);

@@ -158,10 +158,10 @@ pub(crate) struct JobArgs {
     /// Print the job id and return; the job keeps running
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Give up if it has not started after TIME, e.g. 30s or 5m
+    /// Give up if the job has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
-    /// Stop it after it has run for TIME
+    /// Stop the job after it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
@@ -170,10 +170,10 @@ pub(crate) struct JobArgs {
 /// cannot be detached.
 #[derive(Debug, Args, Default, Clone)]
 pub(crate) struct LeaseArgs {
-    /// Give up if it has not started after TIME, e.g. 30s or 5m
+    /// Give up if the job has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
-    /// Stop it after it has run for TIME
+    /// Stop the job after it has run for TIME
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) timeout: Option<Duration>,
 }
@@ -488,7 +488,7 @@ pub(crate) struct Info {
 #[derive(Debug, Args)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a switch on the command line"
+    reason = "each field is an independent command-line flag"
 )]
 pub(crate) struct Create {
     /// Distribution and version, e.g. ubuntu or ubuntu:noble
@@ -649,7 +649,7 @@ pub(crate) struct DefaultMachine {
 #[derive(Debug, Args)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a switch on the command line"
+    reason = "each field is an independent command-line flag"
 )]
 pub(crate) struct Run {
     /// Name or id [default: the default machine]
@@ -710,7 +710,7 @@ pub(crate) struct Shell {
     /// Guest directory [default: the one that corresponds to the current directory]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// Give up if it has not started after TIME, e.g. 30s or 5m
+    /// Give up if the job has not started after TIME, e.g. 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
     pub(crate) queue_timeout: Option<Duration>,
 }

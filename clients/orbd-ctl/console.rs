@@ -14,7 +14,7 @@ use crate::layout::Look;
 /// The three standard streams and their properties.
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a property of the streams that no other one implies"
+    reason = "the fields are independent properties of the streams"
 )]
 pub(crate) struct Console {
     /// Standard output. Unbuffered, so callers write an answer in one call.
@@ -94,7 +94,7 @@ fn duplicate(stream: &impl AsFd) -> Option<File> {
 /// Reads the monotonic clock.
 #[expect(
     clippy::disallowed_methods,
-    reason = "orbd's clock reads tokio's, and no tokio runs here; this is the client's one reader of time"
+    reason = "orbd's clock uses tokio, which the client does not run; only this function reads time"
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()

@@ -48,7 +48,7 @@ impl Environment {
 /// Returns an environment variable.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the client has no configuration; this is its one reader of the environment"
+    reason = "the client has no configuration, and reads the environment only here"
 )]
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)

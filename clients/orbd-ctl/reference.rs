@@ -126,8 +126,8 @@ fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
 fn the_reference_matches_the_clap_definitions() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = std::fs::read_to_string(&path).expect("the page exists");
-    let (before, rest) = page.split_once(BEGIN).expect("it has the begin marker");
-    let (committed, after) = rest.split_once(END).expect("it has the end marker");
+    let (before, rest) = page.split_once(BEGIN).expect("the page has a begin marker");
+    let (committed, after) = rest.split_once(END).expect("the page has an end marker");
     let generated = reference();
     if variable("ORBD_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{BEGIN}{generated}{END}{after}"))
@@ -224,7 +224,7 @@ fn the_page_lists_the_exit_code_of_every_error_kind() {
 fn the_command_table_names_every_verb() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
     let page = std::fs::read_to_string(path).expect("the page exists");
-    let (map, _) = page.split_once(BEGIN).expect("it has the begin marker");
+    let (map, _) = page.split_once(BEGIN).expect("the page has a begin marker");
     let rows: String = map.lines().filter(|line| line.starts_with("| `")).collect();
     let mut grammar = Cli::command();
     grammar.build();

@@ -22,7 +22,7 @@ pub(super) struct UpgradeSupervisor {
 }
 
 impl UpgradeSupervisor {
-    /// Runs until an upgrade begins or the dispatcher is gone. Returns whether an upgrade has begun.
+    /// Runs until an upgrade begins or the dispatcher stops. Returns whether an upgrade has begun.
     pub(super) async fn run(self) -> bool {
         let mut state = UpgradeState::new(self.program.stamp);
         // Whether the pending file had disappeared or changed when the upgrade was about to begin. Set until the next check or reload.
@@ -68,7 +68,8 @@ impl UpgradeSupervisor {
                         continue;
                     }
                     if matches!(result, Err(PreflightError::Busy)) {
-                        // Closing the file changes nothing that a check would notice. So forget it: then the next check notifies.
+                        // The file is still open for writing, and closing it does not change its `FileId`. Forget it: the next check
+                        // then notifies.
                         state.retry();
                         self.watcher.forget();
                         return;

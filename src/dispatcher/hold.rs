@@ -1,7 +1,7 @@
 //! Decides when new jobs are held back so that the daemon becomes idle. Pure logic, without clock or I/O.
 //!
-//! An upgrade needs one moment without a running job. A client that submits continuously never leaves one, so after [`PATIENCE`] new
-//! jobs are held back for at most [`HOLD_MAX`] at a time. If a job outlasts the hold, new jobs pass again, and no new hold begins
+//! An upgrade needs one moment without a running job. A client that submits continuously never leaves such a moment, so after [`PATIENCE`]
+//! new jobs are held back for at most [`HOLD_MAX`] at a time. If a job outlasts the hold, new jobs pass again, and no new hold begins
 //! while that job still runs: it would fail in the same way and only delay others.
 //!
 //! ```text

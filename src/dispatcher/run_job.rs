@@ -226,7 +226,7 @@ impl<O: Orbctl> Work<O> {
         };
         let completion = tokio::select! {
             biased;
-            () = report => unreachable!("it never ends"),
+            () = report => unreachable!("this future never completes"),
             completion = &mut run => completion,
         }?;
         self.report(
@@ -250,8 +250,8 @@ impl<O: Orbctl> Work<O> {
         self.orbctl.run(invocation, stop).await
     }
 
-    /// Reports what an invocation that began at `began` shows about the health of `orbctl`. Sent before the job ends, and for a probe
-    /// before the next invocation.
+    /// Reports what an invocation that began at `began` shows about the health of `orbctl`. The dispatcher gets this report before the
+    /// end of the job, or, after a probe, before the next invocation.
     async fn report(&self, signal: HealthSignal, began: Instant) {
         if signal != HealthSignal::Nothing {
             // The dispatcher outlives its jobs. If it has ended, the circuit breaker no longer matters.

@@ -219,12 +219,12 @@ fn read_lane((lane, exclusive): (LaneV1, bool)) -> Option<(Lane, Access)> {
 /// cannot be mistaken for an entry, and entries can still be parsed if the file's header is damaged.
 pub(super) fn frame(salt: u32, stored: &StoredV1) -> Result<Vec<u8>, JournalError> {
     let mut frame =
-        postcard::to_extend(stored, vec![0; FRAME_HEADER]).expect("an entry always encodes into memory");
+        postcard::to_extend(stored, vec![0; FRAME_HEADER]).expect("encoding an entry in memory succeeds");
     let bytes = frame.len() - FRAME_HEADER;
     if bytes > ENTRY_MAX {
         return Err(JournalError::TooLarge { bytes });
     }
-    let length = u32::try_from(bytes).expect("it was compared with a small number");
+    let length = u32::try_from(bytes).expect("bytes is at most ENTRY_MAX");
     frame[4..8].copy_from_slice(&salt.to_le_bytes());
     frame[8..12].copy_from_slice(&length.to_le_bytes());
     let crc = checksum(&frame[4..]);

@@ -269,7 +269,8 @@ pub(super) fn name_aside(path: &Path, unix_seconds: u64) -> PathBuf {
     aside
 }
 
-/// Renames the new file over the journal, after keeping the old one under the name `aside`. The journal exists at every moment.
+/// Renames the new file over the journal, after keeping the old one under the name `aside`. The path always names a journal, the old one
+/// or the new one.
 pub(super) fn replace(path: &Path, aside: Option<&Path>) -> io::Result<()> {
     if let Some(aside) = aside
         && let Err(error) = fs::hard_link(path, aside)

@@ -113,7 +113,7 @@ impl Replay {
     pub(super) fn mark_uncertain(&mut self, salt: u32) {
         for (id, job) in &mut self.jobs {
             if job.before_damage && job.starting.is_none() {
-                let doubt = frame(salt, &StoredV1::Uncertain { job: id.0 }).expect("it is short");
+                let doubt = frame(salt, &StoredV1::Uncertain { job: id.0 }).expect("below ENTRY_MAX");
                 job.frames.extend(doubt);
             }
         }

@@ -6,7 +6,7 @@
 //!
 //! Requests and responses alternate. Each is postcard with a u32le length prefix. The helper begins with its protocol version, so that the
 //! daemon detects a replaced binary with another version before it opens the store. When the daemon dies, the helper reads end of file,
-//! flushes and ends: a killed daemon loses only the records that it has not sent to the helper.
+//! flushes and exits: a killed daemon loses only the records that it has not sent to the helper.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -35,7 +35,7 @@ const FRAME_MAX: usize = 64 << 20;
 /// Time limit for the helper's first message.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
-/// Time limit for the helper to end after it has closed the store. After that it is killed.
+/// Time that the helper has to exit after it has closed the store. orbd then kills it.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// How the helper is started.
@@ -98,7 +98,7 @@ pub(super) enum Request {
         request: HistoryRequest,
         limit: Duration,
     },
-    /// Flush and end.
+    /// Flush and exit.
     Close,
     #[cfg(test)]
     Misbehave(Misbehaviour),
@@ -221,7 +221,7 @@ impl Helper {
         read_frame(&mut self.stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Waits until the helper has ended after [`Request::Close`]. Returns whether it ended by itself; otherwise it is killed.
+    /// Waits until the helper has exited after [`Request::Close`], and kills it after a timeout. Returns whether it exited by itself.
     pub(super) fn wait_for_end(mut self) -> bool {
         let ended = self.stream.set_read_timeout(Some(END_LIMIT)).is_ok()
             && matches!(self.stream.read(&mut [0]), Ok(0) | Err(_) if self.ended());
@@ -234,7 +234,7 @@ impl Helper {
     fn ended(&mut self) -> bool {
         match &mut self.child {
             None => true,
-            // If the helper has closed its socket, it is about to end, so poll for a short time.
+            // If the helper has closed its socket, it is about to exit, so poll for a short time.
             Some(child) => {
                 for _ in 0..50 {
                     if matches!(child.try_wait(), Ok(Some(_))) {
@@ -276,7 +276,7 @@ fn serve(mut stream: UnixStream) -> (io::Result<()>, Option<Database>) {
 
 fn serve_requests(stream: &mut UnixStream, database: &mut Option<Database>) -> io::Result<()> {
     write_frame(stream, &Response::Hello { protocol: PROTOCOL })?;
-    // Treats a read error like end of file: the daemon is gone.
+    // Treats a read error like end of file: the daemon has died.
     while let Some(request) = read_frame::<Request>(stream).unwrap_or_default() {
         let closing = matches!(request, Request::Close);
         // `AssertUnwindSafe` is correct here: after a panic the database is not used again.
@@ -293,7 +293,7 @@ fn serve_requests(stream: &mut UnixStream, database: &mut Option<Database>) -> i
         }
     }
     if let Some(open) = database {
-        // The daemon is gone, so the result cannot be reported.
+        // The daemon has died, so the result cannot be reported.
         let _ = catch_unwind(AssertUnwindSafe(|| open.flush()));
     }
     Ok(())

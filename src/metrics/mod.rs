@@ -137,7 +137,7 @@ impl Counter {
             Self::Refusals => "Requests refused before acceptance.",
             Self::Spawns => "Child processes started.",
             Self::SpawnsSaved => {
-                "Child processes not started thanks to the cache, a join or a change that already held."
+                "Child processes avoided by the cache, by joins and by changes that already held."
             }
             Self::Connections => "Connections accepted.",
         }

@@ -195,12 +195,12 @@ impl OperationRecord {
         let class = CLASSES
             .iter()
             .position(|class| *class == self.class)
-            .expect("every class has a number");
+            .expect("CLASSES contains every class");
         let stored = StoredRecord {
             id: self.id,
             operation: Cow::Borrowed(&self.operation),
             machine: self.machine.as_ref().map(|name| Cow::Borrowed(name.as_str())),
-            class: u8::try_from(class).expect("there are few classes"),
+            class: u8::try_from(class).expect("fewer than 256 classes"),
             client_name: Cow::Borrowed(cut(&self.client.name, CLIENT_NAME_MAX)),
             client_pid: self.client.pid,
             client_uid: self.client.uid,
@@ -225,7 +225,7 @@ impl OperationRecord {
             joined: self.joined,
             changed: self.changed,
         };
-        postcard::to_extend(&stored, vec![VERSION]).expect("a record always encodes into memory")
+        postcard::to_extend(&stored, vec![VERSION]).expect("encoding a record in memory succeeds")
     }
 
     /// Decodes the output of [`Self::encode`].

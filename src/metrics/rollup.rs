@@ -113,7 +113,7 @@ pub(super) struct Durations {
 impl Default for Durations {
     fn default() -> Self {
         Self {
-            histogram: Histogram::new(2).expect("two digits are allowed"),
+            histogram: Histogram::new(2).expect("2 significant digits are valid"),
             sum: 0,
             min: u64::MAX,
             max: 0,
@@ -347,7 +347,7 @@ impl Cell {
             run,
             last_ms: self.last_ms,
         };
-        postcard::to_extend(&stored, vec![CELL_VERSION]).expect("a cell always encodes into memory")
+        postcard::to_extend(&stored, vec![CELL_VERSION]).expect("encoding a cell in memory succeeds")
     }
 
     /// Decodes the output of [`Self::encode`] and adds it. Returns false if the bytes are invalid.

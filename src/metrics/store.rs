@@ -312,7 +312,7 @@ impl Database {
                 OperationRecord::decode(stored).map_err(|error| Trouble::Damaged(error.to_string()))?;
             #[expect(
                 clippy::cast_possible_truncation,
-                reason = "it only distinguishes records that ended in the same millisecond"
+                reason = "the number only distinguishes records that ended in the same millisecond"
             )]
             batch.insert(&record_key(record.ended_ms, meta.next_seq as u32), &**stored);
             meta.next_seq += 1;
@@ -796,7 +796,7 @@ fn read_meta(bytes: &[u8]) -> Result<Meta, Trouble> {
 }
 
 fn write_meta(meta: &Meta) -> Vec<u8> {
-    postcard::to_extend(meta, vec![META_VERSION]).expect("metadata always encodes into memory")
+    postcard::to_extend(meta, vec![META_VERSION]).expect("encoding metadata in memory succeeds")
 }
 
 /// A part of a window, by the kind of rows that it is read from.

@@ -423,7 +423,7 @@ impl Worker {
                     held += 1;
                     tracing::warn!(folder = %folder.display(), "another process has this metrics store open");
                     if fresh {
-                        return Err("other processes have all stores open".into());
+                        return Err("every metrics store is open in another process".into());
                     }
                 }
                 Err(Failed::Elsewhere(reason)) => return Err(reason),

@@ -137,8 +137,8 @@ pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
     }
 }
 
-/// Returns whether success proves that the service works. Not for answers that `orbctl` may read from its own files, nor for
-/// `status`, which was recorded to answer while other calls failed.
+/// Returns whether success proves that the service works. It proves nothing if `orbctl` may read the answer from its own files, or for
+/// `status`, which was seen to succeed while other calls failed.
 fn asks_the_service(operation: &Operation) -> bool {
     match operation {
         Operation::Query(Query::List | Query::Info(_)) => true,

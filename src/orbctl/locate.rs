@@ -46,7 +46,7 @@ pub enum LocateError {
         "orbctl not found in PATH, ~/.orbstack/bin, Homebrew's folders or the app; is OrbStack installed?"
     )]
     NotFound,
-    /// The only candidates are drop-ins; holds the path of the first.
+    /// All candidates are drop-ins. Contains the path of the first.
     #[error("the only orbctl found, {}, is orbd's own drop-in; is OrbStack installed?", .0.display())]
     OnlyOurs(PathBuf),
     /// The configured path is not absolute.

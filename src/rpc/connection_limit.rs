@@ -147,7 +147,7 @@ impl ConnectionPermit {
         self.is_reserved.load(Ordering::Relaxed)
     }
 
-    /// Moves the permit out of the reserve if there is room. Returns the limit if there is none.
+    /// Moves the permit out of the reserve. If there is no room, returns the limit on connections as the error.
     pub(super) fn leave_reserve(&self) -> Result<(), usize> {
         if !self.is_reserved() {
             return Ok(());

@@ -204,8 +204,8 @@ pub(super) fn upgrade(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Up
         noticed_at: time(upgrade.noticed.wall),
         waits_for: version.as_ref().map(|_| match busy {
             Some(BusyReason::Job(job)) => waiting_for(job).description,
-            Some(BusyReason::Paused) => "the queue to be resumed (an upgrade ends a pause)".into(),
-            Some(BusyReason::Draining) => "the drain to end (an upgrade ends a drain)".into(),
+            Some(BusyReason::Paused) => "the queue to be resumed, as an upgrade would end the pause".into(),
+            Some(BusyReason::Draining) => "the end of the drain, as an upgrade would cancel it".into(),
             Some(BusyReason::Recent) | None => "an idle moment".into(),
         }),
         version,

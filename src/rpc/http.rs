@@ -36,7 +36,7 @@ use crate::sys;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::ErrorObject;
 
-/// Ends each refusal: what this socket accepts.
+/// What this socket accepts; appended to the message of each refusal.
 pub(super) const SPOKEN: &str = "this socket accepts newline-delimited JSON-RPC (calls and subscriptions), or HTTP/1.1: \
     POST / (JSON-RPC calls), GET /jobs/ID/output, GET /metrics/export";
 /// Bytes that hyper reads ahead, and bytes of an answer that it buffers. The head of a request must fit.

@@ -227,8 +227,8 @@ impl Host {
     /// Closes the connection that has been idle longest and acquires its permit. Called only at a limit, so idle connections need no timer
     /// and none is closed without need.
     async fn make_room(&self, process: Option<u32>, scope: Scope) -> Option<ConnectionPermit> {
-        // These connections own jobs or leases and are not closed. A connection that gets one after this query has not been idle for long
-        // enough.
+        // These connections own jobs or leases, so they are not closed. A connection that gets its first job after this query is safe too:
+        // its request was recent, so it has not been idle for long enough.
         let holding = self.server.dispatcher.holding_connections().await?;
         let now = Moment::now().instant;
         let idle_max = self.settings.borrow().connection_idle_max;

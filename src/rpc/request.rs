@@ -19,7 +19,7 @@ use super::connection::{Connection, overloaded};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::ErrorObject;
 
-/// Limits of one connection, and `bytes_max` of all.
+/// Limits of one connection; `bytes_max` is the limit of all connections together.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Maximum length of a message from the client, in bytes.

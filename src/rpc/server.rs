@@ -57,7 +57,7 @@ pub struct Server {
 pub struct Upgrade {
     /// When it was detected.
     pub noticed: Moment,
-    /// Its version, or why the preflight failed.
+    /// Version of the new binary, or why its preflight failed.
     pub preflight: Result<String, String>,
 }
 

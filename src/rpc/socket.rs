@@ -178,7 +178,7 @@ impl Socket {
     }
 
     /// Returns what the next instance in this process inherits: the lock, and whether orbd bound the socket. Returns `None` if the file at
-    /// the path is not this socket any more; the next instance then binds its own.
+    /// the path is no longer this socket; the next instance then binds its own.
     pub fn pass_on(&self) -> Option<(OwnedFd, bool)> {
         // A duplicated descriptor holds the same lock.
         let lock = self.lock.try_clone().ok().filter(|_| self.is_in_place())?;

@@ -33,7 +33,7 @@ pub(super) const SMALL_LINE: usize = 4 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct LineSink(mpsc::Sender<Line>);
 
-/// A notification with its line end, and its permit until it is written.
+/// An encoded notification including its newline. `permit` reserves its bytes in the budget until the line is written.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) bytes: Vec<u8>,
@@ -192,7 +192,7 @@ struct Channel {
     request: u64,
     messages: mpsc::Receiver<Box<RawValue>>,
     lines: mpsc::Receiver<Line>,
-    /// A line that waits because messages are sent first.
+    /// A line that is kept back because messages are sent first.
     line: Option<Line>,
 }
 

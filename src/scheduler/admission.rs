@@ -12,7 +12,7 @@ use crate::operation::{Class, Footprint};
 pub struct NewJob {
     /// Id; must differ from that of every waiting or running job.
     pub id: JobId,
-    /// Client whose turn in the fair queue it uses.
+    /// Client under which the job waits in the fair queue.
     pub client: ClientId,
     /// Class, which determines the limits that apply.
     pub class: Class,

@@ -74,7 +74,7 @@ impl Lanes {
     /// Makes a waiting job that is runnable in all its lanes hold them.
     pub(super) fn take(&mut self, footprint: &Footprint, manner: LockMode, seq: Seq, id: JobId) {
         for (lane, access) in footprint.lanes() {
-            let state = self.lanes.get_mut(lane).expect("a waiting job keeps its lanes");
+            let state = self.lanes.get_mut(lane).expect("a waiting job's lane exists");
             assert!(
                 state.is_clear(manner, seq, *access),
                 "job {id} starts in {lane} out of turn"
@@ -192,7 +192,7 @@ impl Lanes {
     pub(super) fn wait_for_change(&mut self, machine: &MachineName, seq: Seq, id: JobId) -> bool {
         let change = self.running_change(machine);
         if let Some((_, lane)) = &change {
-            let state = self.lanes.get_mut(lane).expect("a held lane is kept");
+            let state = self.lanes.get_mut(lane).expect("a held lane exists");
             state.session_waiters.insert(seq, id);
         }
         change.is_some()

@@ -71,7 +71,7 @@ impl Counts {
 
     pub(super) fn subtract(&mut self, class: Class) {
         let count = &mut self.0[class as usize];
-        *count = count.checked_sub(1).expect("a counted job is taken off once");
+        *count = count.checked_sub(1).expect("a counted job is subtracted once");
     }
 }
 

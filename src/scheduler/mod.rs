@@ -387,7 +387,7 @@ impl Scheduler {
 
     fn start(&mut self, id: JobId, now: Instant) {
         self.leave_queue(id);
-        let job = self.jobs.get_mut(&id).expect("a ready job is known");
+        let job = self.jobs.get_mut(&id).expect("a ready job is in the table");
         assert_eq!(
             job.state,
             State::Waiting { behind: 0 },
@@ -406,7 +406,7 @@ impl Scheduler {
         if self.jobs[&id].state == (State::Waiting { behind: 0 }) {
             self.make_unready(id);
         }
-        let job = self.jobs.remove(&id).expect("a waiting job is known");
+        let job = self.jobs.remove(&id).expect("a waiting job is in the table");
         let freed = self.lanes.leave(&job.footprint, job.manner, job.seq);
         self.settle(freed);
     }
@@ -442,9 +442,9 @@ impl Scheduler {
     /// Handles jobs that became runnable in lanes, and sessions that no longer wait for a change.
     fn settle(&mut self, freed: Unblocked) {
         for id in freed.runnable {
-            let job = self.jobs.get_mut(&id).expect("a job in line is known");
+            let job = self.jobs.get_mut(&id).expect("a queued job is in the table");
             let State::Waiting { behind } = &mut job.state else {
-                unreachable!("a job in line waits");
+                unreachable!("a queued job is in state Waiting");
             };
             *behind -= 1;
             if *behind == 0 {
@@ -462,9 +462,9 @@ impl Scheduler {
             if self.jobs[&id].state == (State::Waiting { behind: 0 }) {
                 self.make_unready(id);
             }
-            let job = self.jobs.get_mut(&id).expect("a job in line is known");
+            let job = self.jobs.get_mut(&id).expect("a queued job is in the table");
             let State::Waiting { behind } = &mut job.state else {
-                unreachable!("a job in line waits");
+                unreachable!("a queued job is in state Waiting");
             };
             *behind += 1;
         }

@@ -10,8 +10,8 @@
 //!                       ◄── creation   ◄── jobs (2)
 //! ```
 //!
-//! Both tiers need a fair queue. With a queue for the pool alone, clients that compete for one machine would have no order among
-//! themselves; with queues for the groups alone, a client with jobs in a hundred machines would get a hundred turns.
+//! Both tiers need a fair queue. If only pools had one, a client could starve others that use the same machine. If only groups had
+//! one, a client with jobs in a hundred machines would be served a hundred times per rotation.
 //!
 //! In its pool, a group uses the turns of the client whose job is first in the group. If other clients also have jobs in the group,
 //! the group goes before that client's other groups, so that they do not wait for all of that client's jobs
@@ -125,11 +125,11 @@ impl Ready {
         let ready = self
             .groups
             .get_mut(&group)
-            .expect("a group in the turns of a pool has jobs");
+            .expect("a group queued in a pool has an entry");
         let id = ready
             .jobs
             .take_first()
-            .expect("a group in the turns of a pool has a first job");
+            .expect("a group queued in a pool has a ready job");
         ready.in_pool = None;
         self.refresh(&group);
         Some(id)

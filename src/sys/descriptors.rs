@@ -44,7 +44,7 @@ pub fn restore_limits() {
             .is_some_and(|current| most.is_none_or(|most| current < most))
         {
             limit.current = most;
-            // A limit that cannot be raised stays as it is; whatever hits it reports an error.
+            // If a limit cannot be raised, keep it. A child that exceeds it reports the error.
             let _ = setrlimit(resource, limit);
         }
     };
@@ -72,7 +72,7 @@ pub fn seal_inherited_descriptors() {
     let Ok(entries) = std::fs::read_dir("/dev/fd") else {
         return;
     };
-    // Collected first: the descriptor of the listing itself is in the list.
+    // Collect the numbers first, because the list contains the descriptor that lists them.
     let numbers: Vec<RawFd> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|number| *number > 2)
@@ -93,14 +93,14 @@ pub fn inherited(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: only the flags are read. If the number is not open, the call fails.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_getfd(descriptor).ok()?;
-    // SAFETY: it is open, and no other code in this process owns it: it was open before anything was opened here.
+    // SAFETY: the descriptor is open and has no owner in this process: it was inherited, and the caller has opened nothing yet.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Occupies a descriptor number for the lifetime of the process, so that no other file gets it. Call it when the process starts,
 /// before anything is opened.
 pub fn reserve(number: RawFd) -> io::Result<OwnedFd> {
-    // Left open by the parent process, and not used here.
+    // The parent process left it open. orbd does not use it.
     if let Some(open) = inherited(number) {
         return Ok(open);
     }

@@ -29,7 +29,7 @@ impl HangUp {
         let descriptor = rustix::io::fcntl_dupfd_cloexec(stream, 0)?;
         #[expect(
             unsafe_code,
-            reason = "tokio's safe constructor cannot name an interest without being deprecated"
+            reason = "tokio's safe constructor that takes an interest is deprecated"
         )]
         // SAFETY: the descriptor is owned, stays open until the `AsyncFd` is dropped, and never changes.
         let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, INTEREST) }?;

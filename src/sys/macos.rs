@@ -5,7 +5,7 @@
 //! assumed here, and `docs/macos-checklist.md` has a step that checks them.
 #![expect(
     unsafe_code,
-    reason = "no safe wrapper of these calls exists; only this file has them"
+    reason = "these calls have no safe wrapper; only this file uses them"
 )]
 
 use std::ffi::OsString;
@@ -23,7 +23,7 @@ pub(super) fn widen_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
 /// Returns `DARWIN_USER_TEMP_DIR`, the value of `TMPDIR` that launchd sets in every session.
 pub(super) fn temporary_folder() -> Option<OsString> {
     let mut room = vec![0_u8; 1024];
-    // SAFETY: it writes at most the length of `room`, including a terminating NUL.
+    // SAFETY: `confstr` writes at most `room.len()` bytes, including the terminating NUL.
     let length = unsafe {
         libc::confstr(
             libc::_CS_DARWIN_USER_TEMP_DIR,
@@ -47,7 +47,7 @@ pub(super) fn process_info(pid: u32) -> Option<ProcessInfo> {
                 .saturating_add(info.pbi_start_tvusec),
             boot: 0,
         },
-        // Assumed never to occur; if it does, such a process does not run.
+        // Assumed never to occur. Such a process would not be running.
         is_zombie: info.pbi_status == libc::SZOMB,
     })
 }
@@ -76,7 +76,7 @@ pub(super) fn own_group() -> u32 {
 /// Returns whether a process leads its group.
 #[expect(
     clippy::disallowed_methods,
-    reason = "there are no namespaces of process ids here, so the group is always one"
+    reason = "macOS has no PID namespaces, so a process always has a visible group"
 )]
 pub(super) fn leads_group(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
@@ -86,7 +86,7 @@ pub(super) fn leads_group(pid: u32) -> bool {
 /// Returns the pid of the leader of a process's session.
 #[expect(
     clippy::disallowed_methods,
-    reason = "there are no namespaces of process ids here, so the session is always one"
+    reason = "macOS has no PID namespaces, so a process always has a visible session"
 )]
 pub(super) fn session_of(pid: u32) -> Option<u32> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
@@ -116,8 +116,8 @@ fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor is new and has no other owner.
     let queue = unsafe { OwnedFd::from_raw_fd(raw) };
-    // `kqueue(2)`: a child created by fork does not inherit the queue. A program that this process executes in its own place
-    // would.
+    // `kqueue(2)`: a child created by fork does not inherit the queue. A program that replaces this
+    // process by `exec` would.
     rustix::io::fcntl_setfd(&queue, rustix::io::FdFlags::CLOEXEC)?;
     let change = libc::kevent {
         ident: libc::uintptr_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?,
@@ -127,7 +127,7 @@ fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
         data: 0,
         udata: ptr::null_mut(),
     };
-    // `kevent(2)`: without room for events it returns immediately, and an error in the change becomes the error of the call.
+    // `kevent(2)`: if the event list is empty, the call returns immediately, and it fails if the change is invalid.
     // SAFETY: one change is passed by a valid pointer, and no events are requested.
     let result = unsafe {
         libc::kevent(
@@ -168,7 +168,7 @@ pub(super) fn marked_processes() -> Vec<MarkedProcess> {
         .collect()
 }
 
-/// Returns the pids of all processes. Inspecting those of other users fails later.
+/// Returns the pids of all processes, including those of other users, which the caller cannot inspect.
 ///
 /// `proc_listallpids` (`libproc.h`) returns the number of pids filled in and, without a buffer, the approximate number of
 /// processes. A pid that is missed is a child that orbd does not wait for, so a full buffer is enlarged and the call repeated.

@@ -23,7 +23,7 @@ pub fn give_memory_back() {
 }
 
 #[cfg(target_os = "macos")]
-#[expect(unsafe_code, reason = "libc does not declare it")]
+#[expect(unsafe_code, reason = "libc does not declare this function")]
 unsafe extern "C" {
     fn malloc_zone_pressure_relief(zone: *mut libc::malloc_zone_t, goal: libc::size_t) -> libc::size_t;
 }

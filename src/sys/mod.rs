@@ -241,7 +241,7 @@ pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
 async fn readable(descriptor: OwnedFd) -> io::Result<()> {
     #[expect(
         deprecated,
-        reason = "unsound for types that may close their descriptor early; an OwnedFd cannot, and the new way is unsafe"
+        reason = "deprecated because a type may close its descriptor early; an OwnedFd does not, and the replacement is unsafe"
     )]
     let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
     descriptor.readable().await?.retain_ready();

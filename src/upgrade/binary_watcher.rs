@@ -52,7 +52,7 @@ impl BinaryWatcher {
 /// Phase of the upgrade to the file on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The file is the running one.
+    /// The file on disk is the running binary.
     Current,
     /// The preflight of this file is running.
     Checking(FileId),

@@ -115,7 +115,7 @@ impl ReceivedHandoff {
             return Ok(None);
         }
         let Some(count) = count else { return Ok(None) };
-        // Moved to higher numbers, because these numbers are reserved for the next handoff.
+        // Duplicate the descriptors to higher numbers, because the numbers from `FIRST` on are reserved for the next handoff.
         let inherited = |number| fcntl_dupfd_cloexec(sys::inherited(number)?, FIRST + COUNT_MAX).ok();
         Self::open(&count, &names.unwrap_or_default(), inherited).map(Some)
     }

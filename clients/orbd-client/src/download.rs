@@ -36,9 +36,9 @@ pub struct Download {
 /// Position within the body's HTTP framing.
 #[derive(Debug)]
 enum Framing {
-    /// A body with `Content-Length`, of which this many bytes are left.
+    /// Inside a body with `Content-Length`; contains the number of bytes left.
     Length(u64),
-    /// Inside a chunk of which this many bytes are left.
+    /// Inside a chunk; contains the number of bytes left in it.
     Chunk(u64),
     /// The next line is a chunk's size, preceded by the CRLF that ends the previous chunk unless this is the first one.
     Size {

@@ -22,7 +22,7 @@ use orbd_proto::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
 
 /// Maximum length of a line from the daemon, in bytes, so that a faulty daemon cannot exhaust the client's memory.
 const ANSWER_MAX: u64 = 64 << 20;
-/// Maximum length of a `daemon.closing` notification. Longer lines are not parsed as one.
+/// Maximum length of a `daemon.closing` notification, in bytes. The client does not check whether a longer line is one.
 const CLOSING_MAX: usize = 256;
 /// How long to wait, after `daemon.closing`, for the remaining answers and the end of the stream.
 const CLOSING_WAIT: Duration = Duration::from_secs(10);

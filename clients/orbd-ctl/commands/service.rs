@@ -25,7 +25,7 @@ const GONE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Serialize)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and programs read them by name"
+    reason = "the fields are independent, and programs read them by name"
 )]
 struct Report {
     manager: &'static str,

@@ -38,7 +38,7 @@ impl RealTool {
     /// Forks the child. Must be called before this process has written any output, which would otherwise be buffered in both.
     #[expect(
         unsafe_code,
-        reason = "a second start of this program would take as long as all else"
+        reason = "starting this program a second time would double the drop-in's run time"
     )]
     pub(super) fn start() -> io::Result<Start> {
         let (granted, grant) = io::pipe()?;

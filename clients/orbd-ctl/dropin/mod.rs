@@ -81,7 +81,7 @@ fn exit_of(missing: &NoTool) -> u8 {
 const REFUSED: u8 = crate::error::exit::RUN_FAILED;
 
 /// Prints one line with the reason why the tool did not run, and returns the exit code.
-#[expect(clippy::print_stderr, reason = "the drop-in's only message of its own")]
+#[expect(clippy::print_stderr, reason = "the drop-in itself prints only this")]
 fn refuse(why: &str, code: u8) -> ExitCode {
     eprintln!("orbd: {}", why.trim_end());
     ExitCode::from(code)

@@ -506,7 +506,7 @@ fn in_machine(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
     };
     let unknown_form = sorted.is_unknown.then(|| {
         let mut operands = sorted.names();
-        // The operands only add lanes to share, so dropping the excess is acceptable.
+        // Each operand only adds a shared lane, so it is safe to drop operands beyond the limit.
         operands.truncate(NAMES_MAX);
         UnknownForm {
             operands,
@@ -768,7 +768,7 @@ impl ParsedFlags {
     /// Returns the value of `--format`, which may be absent; `None` if the value is unknown.
     #[expect(
         clippy::option_option,
-        reason = "a missing value is valid, an unknown word is not"
+        reason = "an absent value is valid, an unknown one is not"
     )]
     fn format(&self) -> Option<Option<ReadFormat>> {
         match self.value("format") {

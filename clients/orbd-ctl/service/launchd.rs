@@ -131,7 +131,7 @@ impl Manager for Launchd {
             if now() - asked > GONE_MAX {
                 return Err(CliError::Service {
                     message: format!("{} has not exited for {} s", self.target, GONE_MAX.as_secs()),
-                    hint: "`orbd-ctl jobs` shows the running jobs; logging out ends it".into(),
+                    hint: "`orbd-ctl jobs` shows its running jobs; logging out stops the service".into(),
                 });
             }
             std::thread::sleep(pause);

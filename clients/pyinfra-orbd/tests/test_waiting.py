@@ -66,7 +66,7 @@ class Background(threading.Thread):
             "waiting for export web (orbd-ctl, 6 s)",
         ),
         (models.WaitingFor(kind="job", job_id=7), "waiting for job 7 (another client, 0 s)"),
-        (models.WaitingFor(kind="limit", limit="exec_max"), "waiting: exec_max is reached"),
+        (models.WaitingFor(kind="limit", limit="exec_max"), "waiting for a free slot: exec_max reached"),
         (models.WaitingFor(kind="paused"), "waiting: the queue is paused; `orbd-ctl queue resume` continues it"),
         (models.WaitingFor(kind="unhealthy", reason="it hangs"), "waiting: orbctl is unhealthy: it hangs"),
     ],

@@ -149,7 +149,7 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Returns whether a submission is held back. Forced changes are not: they serve emergencies.
+    /// Returns whether to delay this submission until the upgrade is over. Forced changes are never delayed: they are for emergencies.
     pub(super) fn holds_back(&self, submission: &Submission) -> bool {
         self.is_holding() && !submission.operation.preempts()
     }

@@ -26,7 +26,7 @@ pub(super) fn register(registry: &mut Registry) {
             return subscriber.reject(convert::rejection(&Rejection::Stopping)).await;
         };
         let begin = begin(&server, &params);
-        // Returns when the subscriber or the dispatcher has closed.
+        // Returns when the subscription ends or the dispatcher stops.
         let _ = tell(&server, subscription, &kinds, begin, subscriber).await;
     });
 }
@@ -53,7 +53,7 @@ fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
     }
 }
 
-/// Sends events until the subscriber or the dispatcher has closed.
+/// Sends events until the subscription ends or the dispatcher stops.
 async fn tell(
     server: &Server,
     mut subscription: dispatcher::Subscriber,

@@ -126,8 +126,8 @@ fn streams(registry: &mut Registry) {
             ));
         }
         let mut reader = spool.reader(params.offset);
-        // Output that exists is read however long the disk takes. Only for output that does not exist yet the call waits, and without a
-        // budget permit, because other calls need the budget meanwhile. The first piece is therefore small.
+        // `wait_ms` does not limit the reading of output that exists. It only applies while there is none at this offset. That wait holds
+        // no budget permit, because other calls need the budget meanwhile, so the first piece must be small.
         let is_there = params.offset < spool.end() || spool.is_ended();
         let most = most.min(if is_there {
             spool.end() - params.offset

@@ -20,7 +20,7 @@ const OPERANDS_MAX: usize = 256;
 enum Kind {
     /// A change of existing machines.
     Change,
-    /// A change that creates a machine, whose name is not in the inventory.
+    /// A change that creates a machine, so its name is not in the inventory yet.
     Making,
     /// A change that creates the machine in `machine`.
     Import,

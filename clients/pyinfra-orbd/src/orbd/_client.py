@@ -578,7 +578,7 @@ class Client:
     def _events(
         connection: Connection, method: str, params: Mapping[str, Any], feed: InputFeed | None
     ) -> Generator[models.JobEvent, None, models.Ended]:
-        """Yields all events except the last one, which it returns. Until then the connection is in its call."""
+        """Yields all events except the last one, which it returns. The connection is reserved for this call until then."""
         subscription = _subscribed(connection, method, params)
         while True:
             if feed is not None:

@@ -185,7 +185,7 @@ class QueueFull(Refused):
 
 
 class TooManyConnections(Refused):
-    """The limit of open connections is reached; retry after ``data["retry_after_ms"]`` milliseconds."""
+    """The limit on open connections has been reached; retry after ``data["retry_after_ms"]`` milliseconds."""
 
 
 class Overloaded(Refused):

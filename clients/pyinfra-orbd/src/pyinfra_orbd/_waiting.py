@@ -25,12 +25,12 @@ def seconds(milliseconds: int | None) -> str:
 
 
 def reason(waiting: models.WaitingFor) -> str:
-    """Returns the notice that describes what a job waits for."""
+    """Returns the notice that explains why a job is waiting."""
     if waiting.kind == "job":
         what = " ".join(word for word in (waiting.operation, waiting.machine) if word) or f"job {waiting.job_id}"
         return f"waiting for {what} ({waiting.client or 'another client'}, {seconds(waiting.age_ms)})"
     if waiting.kind == "limit":
-        return f"waiting: {waiting.limit or 'a limit'} is reached"
+        return f"waiting for a free slot: {waiting.limit or 'a limit'} reached"
     if waiting.kind == "paused":
         return "waiting: the queue is paused; `orbd-ctl queue resume` continues it"
     return f"waiting: orbctl is unhealthy: {waiting.reason or 'see `orbd-ctl doctor`'}"
@@ -49,7 +49,10 @@ class WaitNotice:
         self._once((waiting.kind, waiting.job_id, waiting.limit, waiting.reason), reason(waiting))
 
     def poll(self, client: Client, machine: str | None, is_own: Callable[[int], bool]) -> None:
-        """Finds the call's job, by ``machine`` and by a client process that ``is_own`` accepts, and reports its state."""
+        """Looks up the jobs of this call and reports what they wait for, or that they still run.
+
+        ``is_own`` decides by process id whether a client belongs to this call. ``machine``, if given, limits the search.
+        """
         try:
             jobs = [
                 job
