@@ -618,7 +618,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// Every class.
+    /// Every class. The index is the number in the journal and in records, so classes are only added at the end.
     pub const ALL: [Self; 7] = [
         Self::Query,
         Self::Exec,
@@ -628,6 +628,18 @@ impl Class {
         Self::Fleet,
         Self::Session,
     ];
+
+    /// Returns the number of the class in the journal and in records.
+    pub fn number(self) -> u8 {
+        let index = Self::ALL.iter().position(|class| *class == self);
+        let index = index.expect("ALL contains every class");
+        u8::try_from(index).expect("fewer than 256 classes")
+    }
+
+    /// Returns the class with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
 
     /// Returns the name used on the wire, in logs and in metrics.
     pub fn as_str(self) -> &'static str {

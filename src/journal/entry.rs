@@ -67,25 +67,6 @@ pub(super) enum LaneV1 {
     Machine(String),
 }
 
-/// The index of a class is its number in stored entries; classes are only added at the end.
-pub(super) const CLASSES: [Class; 7] = [
-    Class::Query,
-    Class::Exec,
-    Class::Change,
-    Class::Creation,
-    Class::Configuration,
-    Class::Fleet,
-    Class::Session,
-];
-
-fn number_of<T: PartialEq>(all: &[T], one: &T) -> u8 {
-    let at = all
-        .iter()
-        .position(|other| other == one)
-        .expect("every variant has a number");
-    u8::try_from(at).expect("there are few variants")
-}
-
 fn to_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -107,7 +88,7 @@ impl From<&Entry> for StoredV1 {
                 lanes: starting.lanes.iter().map(stored_lane).collect(),
                 verb: starting.verb.clone(),
                 machine: starting.machine.as_ref().map(|name| name.as_str().to_owned()),
-                class: number_of(&CLASSES, &starting.class),
+                class: starting.class.number(),
                 detached: starting.detached,
             },
             Entry::Started { job, process, owner } => Self::Started {
@@ -182,7 +163,7 @@ impl StoredV1 {
                     Some(name) => Some(name.parse().ok()?),
                     None => None,
                 },
-                class: *CLASSES.get(usize::from(class))?,
+                class: Class::from_number(class)?,
                 detached,
             })),
             Self::Started { job, process, owner } => ParsedEntry::Entry(Entry::Started {

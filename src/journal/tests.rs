@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 
-use super::entry::{CLASSES, FRAME_HEADER};
+use super::entry::FRAME_HEADER;
 use super::*;
 
 const NOW: u64 = 1_763_650_000;
@@ -549,7 +549,7 @@ fn some_entry() -> impl Strategy<Value = Entry> {
         prop::option::of("[a-z]{1,9}"),
         any::<bool>(),
     );
-    let starting = (starting, prop::sample::select(CLASSES.to_vec())).prop_map(
+    let starting = (starting, prop::sample::select(Class::ALL.to_vec())).prop_map(
         |((job, marker, lanes, machine, detached), class)| {
             Entry::Starting(Starting {
                 job,

@@ -178,29 +178,14 @@ enum StoredEnding {
     Stopped,
 }
 
-/// The stored number of a class is its index here. Only append to this list.
-const CLASSES: [Class; 7] = [
-    Class::Query,
-    Class::Exec,
-    Class::Change,
-    Class::Creation,
-    Class::Configuration,
-    Class::Fleet,
-    Class::Session,
-];
-
 impl OperationRecord {
     /// Encodes the record in its stored format.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let class = CLASSES
-            .iter()
-            .position(|class| *class == self.class)
-            .expect("CLASSES contains every class");
         let stored = StoredRecord {
             id: self.id,
             operation: Cow::Borrowed(&self.operation),
             machine: self.machine.as_ref().map(|name| Cow::Borrowed(name.as_str())),
-            class: u8::try_from(class).expect("fewer than 256 classes"),
+            class: self.class.number(),
             client_name: Cow::Borrowed(cut(&self.client.name, CLIENT_NAME_MAX)),
             client_pid: self.client.pid,
             client_uid: self.client.uid,
@@ -254,7 +239,7 @@ impl StoredRecord<'_> {
             id: self.id,
             operation: Cow::Owned(self.operation.into_owned()),
             machine: machine.map_err(|_| RecordError::Body)?,
-            class: *CLASSES.get(usize::from(self.class)).ok_or(RecordError::Body)?,
+            class: Class::from_number(self.class).ok_or(RecordError::Body)?,
             client: Client {
                 name: Arc::from(&*self.client_name),
                 pid: self.client_pid,
