@@ -424,9 +424,10 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use orbd_proto::types::{ReconcileReport, WaitReason, WaitingFor};
+    use orbd_proto::types::ReconcileReport;
 
     use super::*;
+    use crate::fake;
 
     fn refused(kind: ErrorKind, fill: impl FnOnce(&mut ErrorData)) -> CliError {
         let mut error = kind.error("sorry");
@@ -473,16 +474,7 @@ mod tests {
         check(
             &refused(ErrorKind::DeadlineExceeded, |data| {
                 data.phase = Some("queued".into());
-                data.waiting_for = Some(WaitingFor {
-                    description: "job 12 (create web) of pyinfra".into(),
-                    reason: WaitReason::Job {
-                        job_id: 12,
-                        operation: "create".into(),
-                        machine: Some("web".into()),
-                        client: "pyinfra".into(),
-                        age_ms: 34_000,
-                    },
-                });
+                data.waiting_for = Some(fake::waiting_for_create());
             }),
             "it did not start: it was waiting for job 12 (create web) of pyinfra; `--queue-timeout` allows a longer wait",
         );

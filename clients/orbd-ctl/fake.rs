@@ -4,7 +4,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
-use orbd_proto::types::{Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome};
+use orbd_proto::types::{
+    Client, Image, Job, JobStateWord, Machine, MachineConfig, Observed, Outcome, WaitReason, WaitingFor,
+};
 use serde_json::{Value, json};
 
 use crate::console::Console;
@@ -206,6 +208,20 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
         output_bytes: 0,
         joined_callers: 0,
         not_durable: false,
+    }
+}
+
+/// Returns what a job waits for behind job 12, which creates `web`.
+pub(crate) fn waiting_for_create() -> WaitingFor {
+    WaitingFor {
+        description: "job 12 (create web) of pyinfra".into(),
+        reason: WaitReason::Job {
+            job_id: 12,
+            operation: "create".into(),
+            machine: Some("web".into()),
+            client: "pyinfra".into(),
+            age_ms: 34_000,
+        },
     }
 }
 

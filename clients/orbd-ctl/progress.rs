@@ -298,24 +298,13 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
-    use orbd_proto::types::WaitReason;
-
     use super::*;
     use crate::fake;
 
     #[test]
     fn message_names_the_blocking_job() {
         let mut job = fake::job(13, "start", JobStateWord::Waiting);
-        job.waiting_for = Some(WaitingFor {
-            description: "job 12 (create web) of pyinfra".into(),
-            reason: WaitReason::Job {
-                job_id: 12,
-                operation: "create".into(),
-                machine: Some("web".into()),
-                client: "pyinfra".into(),
-                age_ms: 34_000,
-            },
-        });
+        job.waiting_for = Some(fake::waiting_for_create());
         assert_eq!(
             Message::of(&[job], "start web"),
             Message {

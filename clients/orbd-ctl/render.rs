@@ -788,16 +788,7 @@ database  stopped  ubuntu  noble    arm64
     #[test]
     fn job_table_shows_what_a_job_waits_for_or_its_outcome() {
         let mut waiting = fake::job(13, "start", JobStateWord::Waiting);
-        waiting.waiting_for = Some(WaitingFor {
-            description: "job 12 (create web) of pyinfra".into(),
-            reason: WaitReason::Job {
-                job_id: 12,
-                operation: "create".into(),
-                machine: Some("web".into()),
-                client: "pyinfra".into(),
-                age_ms: 34_000,
-            },
-        });
+        waiting.waiting_for = Some(fake::waiting_for_create());
         let mut ran = fake::job(9, "run", JobStateWord::Ended);
         ran.run_us = Some(1234);
         ran.outcome = Some(fake::succeeded(Some(3)));
