@@ -23,9 +23,9 @@ logger.info(f"{host.name} is {host.get_fact(Hostname)}, {host.get_fact(LinuxName
 if host.data.get("packages", True) not in (False, "no") and host.get_fact(Which, command="apt-get"):
     apt.packages(name="Install hello", packages=["hello"], update=True, cache_time=3600)
 
-server.group(name="Group of the service", group="demo")
+server.group(name="Create the group of the service", group="demo")
 server.user(
-    name="User of the service",
+    name="Create the user of the service",
     user="demo",
     group="demo",
     home="/srv/demo",
@@ -34,9 +34,9 @@ server.user(
     comment="Demo service",
 )
 
-files.directory(name="Folder of its configuration", path="/etc/demo", user="root", group="demo", mode="750")
+files.directory(name="Create the configuration directory", path="/etc/demo", user="root", group="demo", mode="750")
 files.template(
-    name="Its configuration",
+    name="Install the configuration",
     src=str(TEMPLATES / "demo.conf.j2"),
     dest="/etc/demo/demo.conf",
     user="root",
@@ -46,16 +46,16 @@ files.template(
     workers=2,
 )
 files.put(
-    name="Its program",
+    name="Install the program",
     src=io.StringIO("#!/bin/sh\n. /etc/demo/demo.conf\necho \"$greeting, $workers workers, as $(id -un)\"\n"),
     dest="/usr/local/bin/demo",
     mode="755",
 )
-files.line(name="A line in a file", path="/etc/environment", line="DEMO=1")
-files.link(name="A link", path="/srv/demo/conf", target="/etc/demo/demo.conf")
+files.line(name="Set a line in a file", path="/etc/environment", line="DEMO=1")
+files.link(name="Create a link", path="/srv/demo/conf", target="/etc/demo/demo.conf")
 
 said = server.shell(
-    name="Run it as its user",
+    name="Run the program as its user",
     commands=["su -s /bin/sh demo -c demo", 'test -n "$TOKEN" && echo "a secret of ${#TOKEN} letters came along"'],
     _env={"TOKEN": HiddenValue("correct horse battery staple")},
 )
@@ -70,4 +70,4 @@ def check() -> None:
         logger.info(f"{host.name}: {line}")
 
 
-python.call(name="Check it", function=check)
+python.call(name="Check the output", function=check)

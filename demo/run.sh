@@ -59,7 +59,7 @@ say "The daemon, on a socket of its own"
 orbd-ctl daemon start
 orbd-ctl version
 
-say "Three machines, made through it (at most two at once; the third waits its turn)"
+say "Three machines, created through orbd (two at a time; the third waits)"
 pids=
 for name in web db cache; do
     machines="$machines $prefix$name"
@@ -97,7 +97,7 @@ looks=0
 while kill -0 "$deploying" 2>/dev/null; do
     if [ "$looks" -lt 5 ] && [ "$(orbd-ctl jobs --json 2>/dev/null | grep -c '"state":"running"')" -gt 0 ]; then
         looks=$((looks + 1))
-        say "The queue while it runs (look $looks)"
+        say "The queue while it runs ($looks)"
         orbd-ctl jobs
     fi
     sleep 1
@@ -106,17 +106,17 @@ if ! wait "$deploying"; then
     cat "$world/pyinfra.log"
     exit 1
 fi
-say "What PyInfra said"
+say "Output of PyInfra"
 tail -n 60 "$world/pyinfra.log"
 
 say "The machines"
 orbd-ctl list
 say "The last jobs"
 orbd-ctl jobs --all --limit 12
-say "What took how long"
+say "Durations"
 orbd-ctl metrics
 if [ "$ORBCTL" = sim ]; then
-    say "What orbctl saw"
+    say "What orbctl was asked"
     orbctl-sim sim-ledger
 fi
 say "Done"

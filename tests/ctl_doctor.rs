@@ -21,8 +21,8 @@ use crate::support::{World, skip};
 pub(crate) struct Finding {
     about: String,
     pub(crate) level: String,
-    pub(crate) says: String,
-    pub(crate) mend: String,
+    pub(crate) message: String,
+    pub(crate) fix: String,
 }
 
 /// Parses the output of `doctor --json` and checks what holds for every answer.
@@ -37,15 +37,15 @@ pub(crate) fn read(output: &Output) -> Vec<Finding> {
         .map(|finding| Finding {
             about: text(finding, "name"),
             level: text(finding, "status"),
-            says: text(finding, "message"),
-            mend: text(finding, "fix"),
+            message: text(finding, "message"),
+            fix: text(finding, "fix"),
         })
         .collect();
     let is_bad = findings.iter().any(|finding| finding.level == "error");
     assert_eq!(output.status.code(), Some(i32::from(is_bad)), "{findings:#?}");
     for finding in &findings {
-        assert!(!finding.says.is_empty(), "{finding:?}");
-        assert_eq!(finding.level == "ok", finding.mend.is_empty(), "{finding:?}");
+        assert!(!finding.message.is_empty(), "{finding:?}");
+        assert_eq!(finding.level == "ok", finding.fix.is_empty(), "{finding:?}");
     }
     findings
 }
@@ -66,11 +66,11 @@ pub(crate) fn about<'a>(findings: &'a [Finding], wanted: &str) -> &'a Finding {
 
 /// Checks status, message and fix of one entry.
 #[track_caller]
-fn check(output: &Output, wanted: &str, level: &str, says: &str, mend: &str) {
+fn check(output: &Output, wanted: &str, level: &str, message: &str, fix: &str) {
     let findings = read(output);
     let finding = about(&findings, wanted);
     assert!(
-        finding.level == level && finding.says.contains(says) && finding.mend.contains(mend),
+        finding.level == level && finding.message.contains(message) && finding.fix.contains(fix),
         "{finding:?}"
     );
 }

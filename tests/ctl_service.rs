@@ -421,16 +421,16 @@ fn doctor_reports_a_failing_service_and_a_path_without_orbctl() {
     let service = ctl_doctor::about(&found, "service");
     assert!(
         service.level == "error"
-            && service.says.contains("exit code 78")
-            && service.mend.contains("orbd-ctl service logs"),
+            && service.message.contains("exit code 78")
+            && service.fix.contains("orbd-ctl service logs"),
         "{service:?}"
     );
     // The service has a PATH of its own, so it may not find an orbctl that a terminal finds.
     let path = ctl_doctor::about(&found, "service's PATH");
     assert!(
         path.level == "error"
-            && path.says.contains("has no orbctl")
-            && path.mend.contains("orbd-ctl service install"),
+            && path.message.contains("has no orbctl")
+            && path.fix.contains("orbd-ctl service install"),
         "{path:?}"
     );
     let file = managed.world.path("home/.config/systemd/user/orbd.service");
@@ -447,7 +447,11 @@ fn doctor_reports_a_failing_service_and_a_path_without_orbctl() {
         "ok",
         "{found:#?}"
     );
-    assert!(ctl_doctor::about(&found, "service").says.contains("is outdated"));
+    assert!(
+        ctl_doctor::about(&found, "service")
+            .message
+            .contains("is outdated")
+    );
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn slow_read_from_before_a_change_does_not_hide_it() {
         "job {} still runs",
         reading.job_id
     );
-    assert_eq!(slow.join().expect("it is told"), 1, "the list as of its start");
+    assert_eq!(slow.join().expect("no panic"), 1, "the list as of its start");
     assert_eq!(caller.machines().len(), 2);
     // Two reads by clients, and the read with which the create records the state before it.
     assert_eq!(world.ledger().spawns("list"), 3, "the newer answer was kept");

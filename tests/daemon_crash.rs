@@ -31,7 +31,7 @@ fn change_that_outlived_the_daemon_holds_its_lane_until_it_ends() {
         (world.ledger().spawns("restart") == 1).then_some(())
     });
     world.kill();
-    assert!(attached.join().expect("it is told"), "the connection is lost");
+    assert!(attached.join().expect("no panic"), "the connection is lost");
     world.start();
     let mut caller = world.client();
     assert_eq!(caller.job(id).state, JobStateWord::Running);

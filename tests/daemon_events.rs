@@ -414,11 +414,11 @@ fn subscriber_gets_outage_recovery_and_changes_made_meanwhile() {
     watcher.until_machines_are_known();
     world.rescript("[[trouble]]\nkind = \"panic\"");
     world.client().ok::<MachineList>(json!({"max_age_ms": 0}));
-    let sick = watcher.until("orbctl_unhealthy");
-    let reason = sick["reason"].as_str().expect("a reason");
+    let unhealthy = watcher.until("orbctl_unhealthy");
+    let reason = unhealthy["reason"].as_str().expect("a reason");
     assert!(reason.contains("panic"), "{reason}");
     let state = Watcher::new(&world, &json!({"kinds": ["orbctl_unhealthy"]})).next();
-    assert_eq!(state["unhealthy"]["reason"], sick["reason"]);
+    assert_eq!(state["unhealthy"]["reason"], unhealthy["reason"]);
 
     assert!(
         world.sim(&["stop", "a"]).status.success(),

@@ -35,7 +35,7 @@ fn cancelled_waiting_job_never_starts() {
     let attached = world.background(|caller| caller.refused::<MachineRestart>(json!({"machine": "a"})));
     let job = caller.find("restart", "a", JobStateWord::Waiting);
     assert_eq!(caller.cancel(job.job_id), "never_started");
-    let data = attached.join().expect("it is told");
+    let data = attached.join().expect("no panic");
     assert_eq!(
         (data.kind.as_str(), data.phase.as_deref(), data.job_id),
         ("job_cancelled", Some("queued"), Some(job.job_id))
@@ -365,7 +365,7 @@ fn drain_refuses_new_jobs_and_returns_when_accepted_ones_have_ended() {
     assert_eq!((data.kind.as_str(), data.retryable), ("draining", true));
     assert!(!drain.is_finished());
     world.open_gate("gate");
-    let status = drain.join().expect("it is told");
+    let status = drain.join().expect("no panic");
     assert_eq!((status.waiting, status.running, status.draining), (0, 0, true));
     for id in [running, waiting] {
         assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));

@@ -223,7 +223,7 @@ fn output_of_a_job_that_waits_or_never_started_is_empty() {
     // A client that waits for output gets an empty answer when the job is cancelled.
     let follower = world.background(move |caller| caller.output_from(id, 0, 1000).len());
     assert_eq!(caller.cancel(id), "never_started");
-    assert_eq!(follower.join().expect("it is told"), 0);
+    assert_eq!(follower.join().expect("no panic"), 0);
     assert!(caller.ok::<JobOutput>(json!({"job_id": id})).eof);
 }
 

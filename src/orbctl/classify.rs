@@ -96,7 +96,7 @@ const NO_MACHINES: [&str; 6] = [
 
 /// What Go prints if nothing listens on a socket. It is the service's socket, unless a guest's program printed the text about a
 /// socket of its own.
-const NOBODY: [&str; 2] = [
+const NOT_LISTENING: [&str; 2] = [
     "connect: connection refused",
     "connect: no such file or directory",
 ];
@@ -166,9 +166,9 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     let complaint = lines().find(|line| {
         UNHEALTHY.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash)
     });
-    let nobody = lines().find(|line| NOBODY.iter().any(|text| line.contains(text)));
+    let not_listening = lines().find(|line| NOT_LISTENING.iter().any(|text| line.contains(text)));
     let is_read = matches!(operation, Operation::Query(_));
-    let signal = match (complaint, nobody, &failure) {
+    let signal = match (complaint, not_listening, &failure) {
         (Some(line), ..) if line.contains(STARTS_LATER) && !is_read => {
             HealthSignal::Suspect(said_to_be(line))
         }
@@ -258,7 +258,7 @@ fn of_refused_exec(machine: &MachineName, line: &str, stderr: &Captured) -> Verd
         };
     }
     let is_known = |known: &[&str]| known.iter().any(|known| text.contains(known));
-    if NOT_RUN.contains(&own) || (has_code && (is_known(&UNHEALTHY) || is_known(&NOBODY))) {
+    if NOT_RUN.contains(&own) || (has_code && (is_known(&UNHEALTHY) || is_known(&NOT_LISTENING))) {
         return not_run(1, text, stderr);
     }
     if has_code && names_us && NOT_STARTED.contains(&own) {

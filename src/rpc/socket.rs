@@ -275,7 +275,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (ours, _listener) = Socket::bind(&path).expect("bind");
-        fs::remove_file(&path).expect("somebody removes it");
+        fs::remove_file(&path).expect("the socket is removed");
         let _theirs = UnixListener::bind(&path).expect("and makes another");
         drop(ours);
         assert!(path.exists());
@@ -316,7 +316,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("orbd.sock");
         let (ours, _listener) = Socket::bind(&path).expect("bind");
-        fs::remove_file(&path).expect("somebody removes it");
+        fs::remove_file(&path).expect("the socket is removed");
         assert!(ours.pass_on().is_none());
         let _theirs = UnixListener::bind(&path).expect("and makes another");
         assert!(ours.pass_on().is_none());

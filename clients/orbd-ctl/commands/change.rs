@@ -44,7 +44,9 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
                         change.verb, subjects[index]
                     ));
                 }
-                console.answer(&answer, |answer, _| told(change, &subjects[index], answer))
+                console.answer(&answer, |answer, _| {
+                    format_result(change, &subjects[index], answer)
+                })
             }
             Err(error) => {
                 let this = error.end(console);
@@ -80,7 +82,7 @@ pub(super) fn whole<M: Method<Answer = ChangeAnswer>>(
 }
 
 /// Formats the result of a change. For a detached job this is only its id, for scripts.
-fn told(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
+fn format_result(change: &Change, subject: &str, answer: &ChangeAnswer) -> String {
     if answer.state != JobStateWord::Ended {
         return format!("{}\n", answer.job_id);
     }
@@ -123,7 +125,7 @@ mod tests {
                 wait_us: Some(wait_us),
                 run_us: Some(1_234_567),
             };
-            assert_eq!(told(&change, "web", &answer), expected);
+            assert_eq!(format_result(&change, "web", &answer), expected);
         };
         check(JobStateWord::Ended, Some(true), 50, "started web (took 1.2 s)\n");
         check(

@@ -45,7 +45,7 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
                 let said = match stopped {
                     Stopped::Process(pid) => format!("orbd stopped (pid {pid})\n"),
                     Stopped::Unnamed => "orbd stopped\n".into(),
-                    Stopped::Nobody => "orbd is not running\n".into(),
+                    Stopped::NotRunning => "orbd is not running\n".into(),
                 };
                 context.console.print(said.as_bytes())?;
             }
@@ -125,7 +125,7 @@ pub(super) fn stop_quietly(context: &mut Context) -> Result<(), CliError> {
 /// Result of stopping the daemon.
 enum Stopped {
     /// No daemon was running.
-    Nobody,
+    NotRunning,
     /// The daemon with this process id exited.
     Process(u32),
     /// A daemon exited that was already shutting down. It accepted no connections, so its process id is unknown.
@@ -145,7 +145,7 @@ fn stop(context: &mut Context) -> Result<Stopped, CliError> {
             leaving.see_off(&context.link, &mut context.console, &mut progress)?;
             return Ok(Stopped::Unnamed);
         }
-        Err(CliError::NotRunning { .. } | CliError::Lost(_)) => return Ok(Stopped::Nobody),
+        Err(CliError::NotRunning { .. } | CliError::Lost(_)) => return Ok(Stopped::NotRunning),
         other => other?,
     };
     let grace = Duration::from_millis(info.limits.get("grace_ms").copied().unwrap_or(0));

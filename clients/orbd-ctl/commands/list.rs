@@ -112,7 +112,7 @@ mod tests {
         let fake = with_machines();
         let (mut context, ..) = fake.context();
         context.link.socket.set_file_name("nobody.sock");
-        let error = list(&mut context, &List::default()).expect_err("nobody listens");
+        let error = list(&mut context, &List::default()).expect_err("no daemon listens");
         assert_eq!(error.exit(), 3);
         assert_eq!(error.hint().as_deref(), Some("`orbd-ctl daemon start` starts it"));
     }

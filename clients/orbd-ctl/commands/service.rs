@@ -61,19 +61,19 @@ pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitC
             service.check()?;
             service.start()?;
             must_answer(context)?;
-            told(context, &service, "service started")?;
+            print_result(context, &service, "service started")?;
         }
         ServiceCommand::Stop => {
             must_be_installed(&service)?;
             stop(&service)?;
-            told(context, &service, "service stopped")?;
+            print_result(context, &service, "service stopped")?;
         }
         ServiceCommand::Restart => {
             must_be_installed(&service)?;
             stop(&service)?;
             service.start()?;
             must_answer(context)?;
-            told(context, &service, "service restarted")?;
+            print_result(context, &service, "service restarted")?;
         }
         ServiceCommand::Status => return status(context, &service),
         ServiceCommand::Logs(args) => daemon_log::logs(context, args)?,
@@ -86,7 +86,7 @@ fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
     let written = service.write(&context.link)?;
     let state = service.state()?;
     if written == Written::Same && state.pid.is_some() && context.link.dial().is_ok() {
-        return told(context, service, "service already installed and running");
+        return print_result(context, service, "service already installed and running");
     }
     // A daemon that runs without the service holds the lock, so the service's daemon would exit at once.
     if state.pid.is_none() && context.link.is_held() {
@@ -97,7 +97,7 @@ fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
     }
     service.load()?;
     must_answer(context)?;
-    told(
+    print_result(
         context,
         service,
         "service installed: orbd runs now and after each login",
@@ -110,7 +110,7 @@ fn uninstall(context: &mut Context, service: &Service) -> Result<(), CliError> {
     } else {
         "service not installed"
     };
-    told(context, service, said)
+    print_result(context, service, said)
 }
 
 fn stop(service: &Service) -> Result<(), CliError> {
@@ -184,7 +184,7 @@ fn report(context: &Context, service: &Service) -> Result<Report, CliError> {
     })
 }
 
-fn told(context: &mut Context, service: &Service, sentence: &str) -> Result<(), CliError> {
+fn print_result(context: &mut Context, service: &Service, sentence: &str) -> Result<(), CliError> {
     if !context.console.json {
         return context
             .console
