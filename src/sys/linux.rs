@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags};
@@ -100,18 +100,13 @@ fn boot_id() -> u128 {
     })
 }
 
-/// Waits until the process has exited. Fails if it cannot be watched or did not exist.
-pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
-    let pid = i32::try_from(identity.pid)
+/// Opens a pidfd, which becomes readable when the process exits. Fails with `ESRCH` if there is no such process.
+pub(super) fn exit_descriptor(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    // Checked after the pidfd was opened: the pidfd refers to whichever process had the pid at that moment.
-    if !super::is_alive(identity) {
-        return Ok(());
-    }
-    super::readable(pidfd).await
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 pub(super) fn marked_processes() -> Vec<MarkedProcess> {

@@ -94,21 +94,11 @@ pub(super) fn session_of(pid: u32) -> Option<u32> {
     u32::try_from(session.as_raw_nonzero().get()).ok()
 }
 
-/// Waits until the process has exited. Fails if it cannot be watched or did not exist.
-pub(super) async fn watch_exit(identity: &ChildIdentity) -> io::Result<()> {
-    let queue = exit_queue(identity.pid)?;
-    // Checked after the queue was armed: an exit before the check is detected by it, a later one wakes the queue.
-    if !super::is_alive(identity) {
-        return Ok(());
-    }
-    super::readable(queue).await
-}
-
 /// Creates a kqueue that becomes readable when the process exits. Fails with `ESRCH` if there is no such process.
 ///
 /// `kqueue(2)`: `EVFILT_PROC` watches any process that the caller may see, not only its children; `NOTE_EXIT` is its exit. A
 /// kqueue is itself a descriptor that can be waited for. The event is never fetched, so the queue stays readable.
-fn exit_queue(pid: u32) -> io::Result<OwnedFd> {
+pub(super) fn exit_descriptor(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes no arguments, returns a new descriptor or -1.
     let raw = unsafe { libc::kqueue() };
     if raw < 0 {

@@ -11,14 +11,10 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
-
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 
 mod account;
 mod descriptors;
+mod exit;
 mod file_id;
 mod fork;
 mod hang_up;
@@ -38,6 +34,7 @@ pub use account::{Account, account};
 pub use descriptors::{
     inherited, raise_descriptor_limit, reserve, restore_limits, seal_inherited_descriptors, take_variable,
 };
+pub use exit::gone;
 pub use file_id::FileId;
 pub use fork::{Forked, fork};
 pub use hang_up::HangUp;
@@ -68,15 +65,6 @@ pub struct ChildIdentity {
     pub started: StartTime,
 }
 
-/// The process at the other end of a local socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    /// Effective user at the time of connecting.
-    pub uid: u32,
-    /// Process id; `None` if the kernel does not report it.
-    pub pid: Option<u32>,
-}
-
 /// Returns the start time of a process; `None` if there is no process with this pid that may be inspected.
 ///
 /// On Linux a zombie still has a start time; on macOS it has none.
@@ -105,19 +93,13 @@ pub fn widen_pipe(pipe: impl AsFd, bytes: usize) {
     platform::widen_pipe(pipe.as_fd(), bytes);
 }
 
-/// Waits until a process has exited. It need not be a child; its exit status is left to its parent.
+/// Returns a descriptor that becomes readable when a process exits. The process need not be a child, and its exit status is left to its
+/// parent.
 ///
-/// Waiting costs nothing, unless the kernel refuses to watch (descriptors exhausted, a kernel before 5.3). Then the process is
-/// polled at intervals that grow to one second: reporting a running process as gone would free its lane.
-pub async fn gone(identity: ChildIdentity) {
-    if platform::watch_exit(&identity).await.is_ok() && !is_alive(&identity) {
-        return;
-    }
-    let mut pause = Duration::from_millis(20);
-    while is_alive(&identity) {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
-    }
+/// The descriptor belongs to the process that has the pid at this moment: check [`is_alive`] afterwards. Fails if there is no such process,
+/// or if the kernel refuses to watch it (descriptors exhausted, a kernel before 5.3).
+pub fn exit_descriptor(pid: u32) -> io::Result<OwnedFd> {
+    platform::exit_descriptor(pid)
 }
 
 /// Sends SIGTERM to a process that need not be a child. Between the check of its identity and the signal only a few microseconds
@@ -227,27 +209,6 @@ pub(crate) fn children_with_marker(marker: &str) -> Vec<ChildIdentity> {
         .collect()
 }
 
-/// Returns the process at the other end of a local socket, as the kernel recorded it when they connected: `SO_PEERCRED` of
-/// `unix(7)` on Linux, `getpeereid(3)` and `LOCAL_PEERPID` of `unix(4)` on macOS.
-pub fn peer_cred(stream: &UnixStream) -> io::Result<Peer> {
-    let cred = stream.peer_cred()?;
-    Ok(Peer {
-        uid: cred.uid(),
-        pid: cred.pid().and_then(|pid| u32::try_from(pid).ok()),
-    })
-}
-
-/// Waits until a descriptor is readable.
-async fn readable(descriptor: OwnedFd) -> io::Result<()> {
-    #[expect(
-        deprecated,
-        reason = "deprecated because a type may close its descriptor early; an OwnedFd does not, and the replacement is unsafe"
-    )]
-    let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-    descriptor.readable().await?.retain_ready();
-    Ok(())
-}
-
 /// What the platform reports about one process.
 #[derive(Debug, Clone, Copy)]
 struct ProcessInfo {
@@ -292,6 +253,7 @@ fn split_procargs(procargs: &[u8]) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use std::process::Stdio;
+    use std::time::Duration;
 
     use super::*;
 
@@ -420,14 +382,6 @@ mod tests {
         let child = stranger(&marker);
         assert_eq!(children_with_marker(&marker), [identity_of(&child)]);
         assert_eq!(children_with_marker(&marker[1..]), []);
-    }
-
-    #[tokio::test]
-    async fn peer_credentials_are_those_of_this_process() {
-        let (one, _other) = UnixStream::pair().expect("a pair");
-        let peer = peer_cred(&one).expect("credentials");
-        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
-        assert_eq!(peer.pid, Some(std::process::id()));
     }
 
     #[test]
