@@ -25,14 +25,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::dispatcher::LEAVE_CHANGES_AFTER;
-
 use crate::clock::Moment;
 use crate::config::{Config, Sources};
 use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
 use crate::journal::{Journal, JournalError};
-use crate::logging::Level;
-use crate::metrics::{Counter, Metrics};
+use crate::logging::{self, Level};
+use crate::metrics::{self, Counter, Metrics};
 use crate::orbctl::locate::{LocateError, OrbctlLocator, Search};
 use crate::orbctl::process::Installed;
 use crate::rpc::listen;
@@ -141,7 +139,7 @@ pub async fn run(
             .markers
             .survivors(sys::marked_processes(), program.as_deref())
     };
-    let metrics = Metrics::start(config.metrics().map_err(SetupError::Metrics)?);
+    let metrics = Metrics::start(metrics_settings(&config).map_err(SetupError::Metrics)?);
     let spawns = metrics.clone();
     let orbctl = Arc::new(orbctl.on_spawn(move || spawns.count(Counter::Spawns)));
     let signals = context.signals.clone();
@@ -466,4 +464,25 @@ fn limits(config: &Config) -> BTreeMap<String, u64> {
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     )
+}
+
+/// Returns the settings of the metrics.
+fn metrics_settings(config: &Config) -> io::Result<metrics::Settings> {
+    let mut settings = metrics::Settings::new(config.metrics_dir())?;
+    settings.history_max = config.history_max;
+    settings.history_max_age = config.history_max_age;
+    Ok(settings)
+}
+
+/// Returns the settings of the logging.
+pub fn log_settings(config: &Config, to: logging::Destination) -> logging::Settings {
+    logging::Settings {
+        level: config.log_level.clone(),
+        format: config.log_format,
+        to,
+        folder: config.log_folder(),
+        files_max: config.log_max_files,
+        file_size_max: config.log_max_size.0,
+        file_age_max: config.log_max_age,
+    }
 }

@@ -19,15 +19,12 @@
 pub mod cache;
 pub mod circuit_breaker;
 pub mod clock;
-pub mod config;
 pub mod daemon;
 pub mod dispatcher;
-pub mod error_chain;
 pub mod events;
 pub mod job;
 pub mod journal;
 pub mod logging;
-pub mod machine;
 pub mod metrics;
 pub mod operation;
 pub mod orbctl;
@@ -36,3 +33,5 @@ pub mod scheduler;
 pub mod spool;
 pub mod sys;
 pub mod upgrade;
+
+pub use orbd_host::{config, error_chain, machine};

@@ -19,6 +19,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
+use orbd_host::config::{LogFormat, log_filter};
+
 use crate::clock::Moment;
 
 /// Maximum number of buffered lines. The appender's default would cost 4 MB.
@@ -44,15 +46,6 @@ pub struct Settings {
     pub file_size_max: u64,
     /// Age at which a file is rotated.
     pub file_age_max: Duration,
-}
-
-/// Format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Human-readable text.
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 /// Destination of log lines.
@@ -102,7 +95,7 @@ type SetFilter = dyn Fn(EnvFilter) -> bool + Send + Sync;
 impl Level {
     /// Sets the log level. Returns false and keeps the current level if `level` is invalid.
     pub fn set(&self, level: &str) -> bool {
-        filter(level).is_ok_and(|filter| (self.0)(filter))
+        log_filter(level).is_ok_and(|filter| (self.0)(filter))
     }
 }
 
@@ -126,7 +119,7 @@ impl Guard {
 
 /// Sets up logging for the process. Can be called once.
 pub fn init(settings: &Settings) -> Result<Guard, LoggingError> {
-    let filter = filter(&settings.level).map_err(LoggingError::Level)?;
+    let filter = log_filter(&settings.level).map_err(LoggingError::Level)?;
     let (writer, worker) = match settings.to {
         Destination::Stderr => non_blocking(io::stderr()),
         Destination::Files => {
@@ -195,17 +188,6 @@ fn non_blocking(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuar
         .buffered_lines_limit(BUFFERED_LINES_MAX)
         .thread_name("log")
         .finish(writer)
-}
-
-fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(level).map_err(|_| {
-        format!("must be error, warn, info, debug or trace, optionally per module, not {level:?}")
-    })
-}
-
-/// Checks a log level. The error continues the sentence "the log level ...".
-pub(crate) fn check_level(level: &str) -> Result<(), String> {
-    filter(level).map(drop)
 }
 
 /// A log file that is rotated by size and age.
@@ -411,11 +393,5 @@ mod tests {
             .write_all(b"five\n")
             .expect("written");
         check(folder.path(), &[("orbd.log", "five\n"), ("orbd.log.1", "four\n")]);
-    }
-
-    #[test]
-    fn invalid_level_is_refused_and_quoted() {
-        assert_eq!(check_level("info,orbd::rpc=debug"), Ok(()));
-        assert!(check_level("orbd=loud").is_err_and(|problem| problem.contains("\"orbd=loud\"")));
     }
 }

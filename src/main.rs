@@ -118,7 +118,7 @@ fn run() -> Result<()> {
     } else {
         Destination::Files
     };
-    let logs_to = config.logging(to);
+    let logs_to = daemon::log_settings(&config, to);
     let logs = logging::init(&logs_to).context("cannot set up logging")?;
     let (socket, listener) = match take_over(&config, received) {
         Some(taken_over) => taken_over,

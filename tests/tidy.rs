@@ -10,11 +10,17 @@ use std::path::{Path, PathBuf};
 /// external resource (time, kernel, files, orbctl, the journal's file, the store) has one module that uses it, and that
 /// module decides nothing. The dispatcher coordinates. `rpc` uses the dispatcher's handle, never a module that decides
 /// or that runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 25] = [
+    // The crate `orbd-host`, which the compiler keeps below all others.
     ("machine", &[]),
-    ("operation", &["machine"]),
-    ("job", &["machine"]),
+    ("token", &[]),
+    ("caller_env", &[]),
+    ("run_command", &[]),
+    ("locate", &[]),
+    ("config", &[]),
     ("error_chain", &[]),
+    ("operation", &["machine", "token", "caller_env"]),
+    ("job", &["machine"]),
     ("clock", &[]),
     ("sys", &[]),
     ("scheduler", &["machine", "operation", "job"]),
@@ -27,7 +33,16 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     // Output goes directly from the pipes into a spool. `sys` identifies a child for the dispatcher.
     (
         "orbctl",
-        &["machine", "operation", "job", "clock", "sys", "spool"],
+        &[
+            "machine",
+            "run_command",
+            "locate",
+            "operation",
+            "job",
+            "clock",
+            "sys",
+            "spool",
+        ],
     ),
     ("upgrade", &["sys"]),
     (
@@ -40,6 +55,10 @@ const MAY_USE: [(&str, &[&str]); 21] = [
         &[
             "error_chain",
             "machine",
+            // How variables reach the guest, which the configuration says.
+            "run_command",
+            // A constant that the clients know too.
+            "config",
             "operation",
             "job",
             "clock",
@@ -60,6 +79,8 @@ const MAY_USE: [(&str, &[&str]); 21] = [
         "rpc",
         &[
             "machine",
+            // The path of the lock next to the socket.
+            "config",
             "operation",
             "job",
             "clock",
@@ -73,9 +94,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "upgrade",
         ],
     ),
-    ("logging", &["clock"]),
-    // The configuration is composed of these modules' own settings.
-    ("config", &["logging", "metrics", "orbctl"]),
+    ("logging", &["clock", "config"]),
     (
         "daemon",
         &[
@@ -576,7 +595,7 @@ impl Source {
     /// Returns the top-level modules that it names.
     fn uses(&self) -> BTreeSet<String> {
         let mut used = BTreeSet::new();
-        for from in ["crate::", "orbd::"] {
+        for from in ["crate::", "orbd::", "orbd_host::"] {
             for piece in self.text.split(from).skip(1) {
                 let names: Vec<&str> = match piece.strip_prefix('{') {
                     Some(group) => group.split('}').next().unwrap_or_default().split(',').collect(),

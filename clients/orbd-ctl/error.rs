@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use orbd::error_chain::append_causes;
 use orbd_client::CallError;
+use orbd_host::error_chain::append_causes;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{ErrorData, ErrorObject};
 use serde::Serialize;

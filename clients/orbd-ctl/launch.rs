@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use orbd::config;
 use orbd_client::Client;
+use orbd_host::config;
 
 use crate::console::{Console, now};
 use crate::error::CliError;

@@ -6,9 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orbd::config::SOCKET_PATH_MAX;
-use orbd::rpc::socket::lock_path;
 use orbd_client::{CallError, Client, Sent};
+use orbd_host::config::SOCKET_PATH_MAX;
+use orbd_host::config::lock_path;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_VERSION};
 use orbd_proto::types::{HelloAnswer, HelloParams, NoParams};

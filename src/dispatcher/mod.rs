@@ -44,12 +44,9 @@ use crate::journal::{Journal, Recovered};
 use crate::metrics::Metrics;
 use crate::operation::Class;
 use crate::orbctl::Orbctl;
-use crate::orbctl::argv::GuestEnv;
 use crate::scheduler::Limits;
 use crate::spool;
-
-/// How long a stop waits for running changes, unless the grace is longer, before it leaves them running.
-pub const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
+use orbd_host::run_command::GuestEnv;
 
 /// Settings of the dispatcher.
 #[derive(Debug, Clone)]

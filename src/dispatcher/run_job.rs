@@ -30,10 +30,10 @@ use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
 use crate::machine::OrbstackStatus;
 use crate::operation::{Effect, Operation, Query, Stdin};
-use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
+use orbd_host::run_command::GuestEnv;
 
 use super::answer::{QueryAnswer, RawOutput, by_id};
 use super::handle::{Executor, JobSpec, Release};

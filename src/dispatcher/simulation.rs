@@ -27,9 +27,9 @@ use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, ReconcileRepo
 use crate::machine::MachineName;
 use crate::metrics;
 use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, RawQuery, Scope, Stdin};
-use crate::orbctl::argv::GuestEnv;
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 use crate::sys::ChildIdentity;
+use orbd_host::run_command::GuestEnv;
 
 /// The answer to a call.
 type Reply = Result<Completion, SpawnError>;

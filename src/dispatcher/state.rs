@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use orbd_host::config::LEAVE_CHANGES_AFTER;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ use crate::spool;
 use super::answer::{CachedAnswer, ObservedAnswer};
 use super::handle::{JobSpec, Published, QueueView, ReadError, Release, Request, Target};
 use super::run_job::{JobResult, Note};
-use super::{LEAVE_CHANGES_AFTER, Parts, Settings};
+use super::{Parts, Settings};
 use entry::{EndedJobWatchers, Entry};
 use idle::Idle;
 use jobs_by_connection::JobsByConnection;

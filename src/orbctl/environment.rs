@@ -5,7 +5,9 @@
 //! Variables that a caller sets for one command travel with that command ([`super::argv`]).
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use orbd_host::locate::search_folders;
 
 use crate::sys;
 
@@ -21,20 +23,6 @@ const LANG: &str = if cfg!(target_os = "macos") {
 } else {
     "C.UTF-8"
 };
-
-/// Returns the folders in which OrbStack, Homebrew and the system install programs, in search order.
-pub fn search_folders(home: &Path) -> Vec<PathBuf> {
-    let system = [
-        "/opt/homebrew/bin",
-        "/usr/local/bin",
-        "/usr/bin",
-        "/bin",
-        "/usr/sbin",
-        "/sbin",
-    ];
-    let own = home.join(".orbstack/bin");
-    std::iter::once(own).chain(system.map(PathBuf::from)).collect()
-}
 
 /// Returns the variables that every child gets. `given` is the daemon's own environment.
 pub(super) fn of_children(

@@ -23,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 use crate::job::{Ending, Failure};
 use crate::spool;
 pub use crate::sys::{ChildIdentity, StartTime};
-use argv::Call;
+use orbd_host::run_command::Call;
 
 pub mod argv;
 pub mod classify;
 pub mod environment;
 mod files;
-pub mod locate;
+pub use orbd_host::locate;
 pub mod output;
 pub mod process;
 mod spawner;

@@ -40,7 +40,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
-use super::argv::Call;
 use super::environment;
 use super::files::Files;
 use super::locate::{LocateError, OrbctlLocator};
@@ -50,6 +49,7 @@ use crate::clock::Moment;
 use crate::job::Ending;
 use crate::spool::Stream;
 use crate::sys::{self, ChildIdentity};
+use orbd_host::run_command::Call;
 
 /// How long to read a silent pipe that another process holds open after the child has exited.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);

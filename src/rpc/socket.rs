@@ -11,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use orbd_host::config::lock_path;
 use rustix::fs::{FlockOperation, flock};
 
 /// Number of attempts to take the lock, and the pause between them.
@@ -223,13 +224,6 @@ impl Drop for Socket {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
-}
-
-/// Returns the path of the lock file, which is next to the socket.
-pub fn lock_path(socket: &Path) -> PathBuf {
-    let mut name = socket.as_os_str().to_owned();
-    name.push(".lock");
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

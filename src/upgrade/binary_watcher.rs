@@ -145,58 +145,56 @@ mod tests {
 
     use super::*;
 
+    /// Returns the id of an imaginary file.
+    fn numbered(inode: u64) -> FileId {
+        FileId {
+            device: 1,
+            inode,
+            mode: 0o755,
+            size: 100,
+            modified: (0, 0),
+        }
+    }
+
     #[test]
     fn each_new_file_has_one_preflight() {
-        let mut state = UpgradeState::new(FileId::numbered(1));
-        assert_eq!(state.on_file(Some(FileId::numbered(1))), Step::Nothing);
+        let mut state = UpgradeState::new(numbered(1));
+        assert_eq!(state.on_file(Some(numbered(1))), Step::Nothing);
         assert_eq!(state.on_file(None), Step::Nothing, "it is being replaced");
-        assert_eq!(
-            state.on_file(Some(FileId::numbered(2))),
-            Step::Check(FileId::numbered(2))
-        );
-        assert_eq!(state.on_file(Some(FileId::numbered(2))), Step::Nothing);
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Check(numbered(2)));
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Nothing);
         state.on_preflight(false);
-        assert_eq!(
-            state.on_file(Some(FileId::numbered(2))),
-            Step::Nothing,
-            "it was refused"
-        );
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Nothing, "it was refused");
         assert_eq!(state.pending(), None);
-        assert_eq!(
-            state.on_file(Some(FileId::numbered(3))),
-            Step::Check(FileId::numbered(3))
-        );
+        assert_eq!(state.on_file(Some(numbered(3))), Step::Check(numbered(3)));
         state.on_preflight(true);
-        assert_eq!(state.pending(), Some(FileId::numbered(3)));
-        assert_eq!(state.on_file(Some(FileId::numbered(3))), Step::Nothing);
+        assert_eq!(state.pending(), Some(numbered(3)));
+        assert_eq!(state.on_file(Some(numbered(3))), Step::Nothing);
         assert_eq!(state.on_file(None), Step::Nothing);
-        assert_eq!(state.pending(), Some(FileId::numbered(3)));
+        assert_eq!(state.pending(), Some(numbered(3)));
     }
 
     #[test]
     fn the_running_file_back_at_its_path_withdraws_the_upgrade() {
-        let mut state = UpgradeState::new(FileId::numbered(1));
+        let mut state = UpgradeState::new(numbered(1));
         for passed in [true, false] {
-            state.on_file(Some(FileId::numbered(2)));
+            state.on_file(Some(numbered(2)));
             state.on_preflight(passed);
-            assert_eq!(state.on_file(Some(FileId::numbered(1))), Step::Withdraw);
+            assert_eq!(state.on_file(Some(numbered(1))), Step::Withdraw);
             assert_eq!(state.pending(), None);
         }
     }
 
     #[test]
     fn retry_allows_a_refused_file_another_preflight_but_not_a_pending_one() {
-        let mut state = UpgradeState::new(FileId::numbered(1));
-        state.on_file(Some(FileId::numbered(2)));
+        let mut state = UpgradeState::new(numbered(1));
+        state.on_file(Some(numbered(2)));
         state.on_preflight(false);
         state.retry();
-        assert_eq!(
-            state.on_file(Some(FileId::numbered(2))),
-            Step::Check(FileId::numbered(2))
-        );
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Check(numbered(2)));
         state.on_preflight(true);
         state.retry();
-        assert_eq!(state.pending(), Some(FileId::numbered(2)));
+        assert_eq!(state.pending(), Some(numbered(2)));
     }
 
     #[test]

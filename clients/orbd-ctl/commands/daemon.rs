@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use orbd::daemon::LEAVE_CHANGES_AFTER;
-use orbd::sys::{self, ChildIdentity, StartTime};
 use orbd_client::Client;
+use orbd_host::config::LEAVE_CHANGES_AFTER;
+use orbd_host::sys::{self, ChildIdentity, StartTime};
 use orbd_proto::methods::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd_proto::types::{DaemonInfoAnswer, NoParams};
 

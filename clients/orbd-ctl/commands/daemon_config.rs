@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::Cell;
-use orbd::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, UserDirs};
-use orbd::error_chain::error_chain;
+use orbd_host::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, UserDirs};
+use orbd_host::error_chain::error_chain;
 use orbd_proto::errors::ErrorKind;
 use serde::Serialize;
 

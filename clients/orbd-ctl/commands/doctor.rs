@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use orbd::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
-use orbd::orbctl::locate::{LocateError, Located, Search, locate};
 use orbd_client::Client;
+use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
+use orbd_host::locate::{LocateError, Located, Search, locate};
 use orbd_proto::methods::{
     DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, PROTOCOL_VERSION, QueueStatus,
 };

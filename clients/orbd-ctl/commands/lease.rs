@@ -18,9 +18,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
-use orbd::orbctl::argv::Call;
-use orbd::sys::MARKER;
 use orbd_client::Client;
+use orbd_host::run_command::Call;
+use orbd_host::sys::MARKER;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{JobWait, LeaseAcquire, LeaseRelease};
 use orbd_proto::types::{Job, JobStateWord, JobWaitParams, LeaseOperation, ReleaseAnswer, ReleaseParams};

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use orbd::operation::CallerEnv;
 use orbd_client::Client;
+use orbd_host::caller_env::CallerEnv;
 use orbd_proto::methods::{JobInput, MachineList, MachineRun, MachineRunFollow};
 use orbd_proto::types::{JobInputParams, JobStateWord, ReadParams};
 

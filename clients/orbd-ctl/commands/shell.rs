@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use orbd::config::{Config, Environment, Flags};
-use orbd::operation::{CallerEnv, EnvName, ORBENV};
-use orbd::orbctl::argv::{self, Call, GuestEnv, Start};
+use orbd_host::caller_env::{CallerEnv, EnvName, ORBENV};
+use orbd_host::config::{Config, Environment, Flags};
+use orbd_host::run_command::{self, Call, GuestEnv, Start};
 use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
@@ -153,7 +153,7 @@ fn code(context: &mut Context, ended: Result<ExitCode, CliError>) -> ExitCode {
 
 /// Returns the arguments and additional variables of the real tool, which inherits our environment.
 fn call(guest: &Guest<'_>, machine: &str) -> Call {
-    let command = argv::Run {
+    let command = run_command::Run {
         machine,
         user: guest.user,
         start: guest.workdir.map_or(Start::LikeOrbctl, Start::Workdir),
@@ -163,7 +163,7 @@ fn call(guest: &Guest<'_>, machine: &str) -> Call {
         caller_env: &guest.caller_env,
         command: guest.command,
     };
-    argv::run(&command, guest.passed_by)
+    run_command::run(&command, guest.passed_by)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use orbd::sys::{Forked, MARKER, fork};
+use orbd_host::sys::{Forked, MARKER, fork};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
 

@@ -7,9 +7,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
-use orbd::orbctl::locate::{LocateError, Search, is_named_as_ours, locate};
-use orbd::sys::FileId;
+use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags};
+use orbd_host::locate::{LocateError, Search, is_named_as_ours, locate};
+use orbd_host::sys::FileId;
 
 use super::words::InvokedAs;
 use crate::environment::{Environment, variable};

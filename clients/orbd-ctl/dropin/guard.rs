@@ -16,7 +16,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use orbd::sys::{is_in_foreground, stop_by};
+use orbd_host::sys::{is_in_foreground, stop_by};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, setrlimit, waitpid,
 };

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
-use orbd::orbctl::locate::is_named_as_ours;
+use orbd_host::locate::is_named_as_ours;
 use rustix::fs::Access;
 
 /// The names of the real tool.

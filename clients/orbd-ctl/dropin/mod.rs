@@ -118,7 +118,7 @@ impl Settings {
             max_age: text("ORBD_MAX_AGE")
                 .and_then(|text| duration(&text).ok())
                 .unwrap_or_default(),
-            above: text(orbd::sys::MARKER).and_then(|marker| job_of(&marker)),
+            above: text(orbd_host::sys::MARKER).and_then(|marker| job_of(&marker)),
         }
     }
 }

@@ -6,8 +6,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use orbd::machine::MachineName;
-use orbd::operation::ConfigKey;
+use orbd_host::machine::MachineName;
+use orbd_host::token::ConfigKey;
 use orbd_proto::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
 
 /// Name by which this program was invoked.

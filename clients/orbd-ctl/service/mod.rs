@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use orbd::config::{Config, Environment as ConfigEnvironment, Flags};
-use orbd::daemon::LEAVE_CHANGES_AFTER;
-use orbd::orbctl::environment::search_folders;
+use orbd_host::config::LEAVE_CHANGES_AFTER;
+use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags};
+use orbd_host::locate::search_folders;
 
 use crate::error::CliError;
 use crate::link::Link;

@@ -14,7 +14,7 @@ pub const MACHINE_NAME_MAX: usize = 253;
 /// A machine's name: letters, digits, `-`, `.` and `_`, not starting with `-`.
 ///
 /// ```
-/// use orbd::machine::MachineName;
+/// use orbd_host::machine::MachineName;
 /// assert!("24.04ubuntu".parse::<MachineName>().is_ok());
 /// assert!("--all".parse::<MachineName>().is_err());
 /// ```

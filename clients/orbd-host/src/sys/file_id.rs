@@ -7,11 +7,16 @@ use std::path::Path;
 /// Metadata of a file at one moment. Equal values mean the same file with unchanged contents, as far as `stat` can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
-    device: u64,
-    inode: u64,
-    mode: u32,
-    size: u64,
-    modified: (i64, i64),
+    /// Number of the device that contains the file.
+    pub device: u64,
+    /// Number of the file on that device.
+    pub inode: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last change of the contents: seconds since 1970 and nanoseconds.
+    pub modified: (i64, i64),
 }
 
 impl FileId {
@@ -31,18 +36,6 @@ impl FileId {
     /// Returns whether both describe the same file, even if its contents changed in between.
     pub fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
-    }
-
-    /// Creates the id of an imaginary file, for tests.
-    #[cfg(test)]
-    pub(crate) fn numbered(inode: u64) -> Self {
-        Self {
-            device: 1,
-            inode,
-            mode: 0o755,
-            size: 100,
-            modified: (0, 0),
-        }
     }
 }
 

@@ -199,6 +199,20 @@ fn executable(path: &Path) -> Option<FileId> {
     FileId::of(path)
 }
 
+/// Returns the folders in which OrbStack, Homebrew and the system install programs, in search order.
+pub fn search_folders(home: &Path) -> Vec<PathBuf> {
+    let system = [
+        "/opt/homebrew/bin",
+        "/usr/local/bin",
+        "/usr/bin",
+        "/bin",
+        "/usr/sbin",
+        "/sbin",
+    ];
+    let own = home.join(".orbstack/bin");
+    std::iter::once(own).chain(system.map(PathBuf::from)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};

@@ -13,11 +13,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::logging::LogFormat;
-use crate::orbctl::argv::GuestEnv;
+use tracing_subscriber::EnvFilter;
+
+use crate::run_command::GuestEnv;
 
 /// The longest path of a Unix socket, in bytes: the size of `sun_path` on macOS (104) minus the final NUL.
 pub const SOCKET_PATH_MAX: usize = 103;
+
+/// How long a stop waits for running changes, unless the grace is longer, before it leaves them running.
+pub const LEAVE_CHANGES_AFTER: Duration = Duration::from_secs(10);
 
 /// The largest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
@@ -756,7 +760,9 @@ impl Config {
         if self.spool_max > self.spool_total_max {
             return Err(self.bad("spool_max", too_many("spool_max", "spool_total_max")));
         }
-        crate::logging::check_level(&self.log_level).map_err(|problem| self.bad("log_level", problem))
+        log_filter(&self.log_level)
+            .map(drop)
+            .map_err(|problem| self.bad("log_level", problem))
     }
 
     fn bad(&self, key: &'static str, problem: String) -> ConfigError {
@@ -786,27 +792,29 @@ impl Config {
     pub fn log_folder(&self) -> PathBuf {
         self.log_dir.clone().unwrap_or_else(|| self.state_dir.join("log"))
     }
+}
 
-    /// Returns the settings of the metrics.
-    pub fn metrics(&self) -> io::Result<crate::metrics::Settings> {
-        let mut settings = crate::metrics::Settings::new(self.metrics_dir())?;
-        settings.history_max = self.history_max;
-        settings.history_max_age = self.history_max_age;
-        Ok(settings)
-    }
+/// Returns the path of the lock file, which is next to the socket.
+pub fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
 
-    /// Returns the settings of the logging.
-    pub fn logging(&self, to: crate::logging::Destination) -> crate::logging::Settings {
-        crate::logging::Settings {
-            level: self.log_level.clone(),
-            format: self.log_format,
-            to,
-            folder: self.log_folder(),
-            files_max: self.log_max_files,
-            file_size_max: self.log_max_size.0,
-            file_age_max: self.log_max_age,
-        }
-    }
+/// Format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Human-readable text.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Parses a log level in the syntax of `tracing`'s `EnvFilter`. The error continues the sentence "the log level ...".
+pub fn log_filter(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder().parse(level).map_err(|_| {
+        format!("must be error, warn, info, debug or trace, optionally per module, not {level:?}")
+    })
 }
 
 /// Returns the path of the configuration file, whether or not the file exists: the named one, else the default one.
@@ -1253,5 +1261,11 @@ mod tests {
                 assert!(load(Some(&file), &[], &[]).is_ok(), "{file}");
             }
         }
+    }
+
+    #[test]
+    fn invalid_log_level_is_refused_and_quoted() {
+        assert!(log_filter("info,orbd::rpc=debug").is_ok());
+        assert!(log_filter("orbd=loud").is_err_and(|problem| problem.contains("\"orbd=loud\"")));
     }
 }
