@@ -13,7 +13,7 @@ use crate::completions::ShellName;
 use crate::service::ManagerName;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use orbd::rpc::export::ExportFormat;
+use orbd_proto::export::ExportFormat;
 use orbd_proto::types::{EventKind, GroupBy, JobStateWord};
 
 /// Manage OrbStack machines through orbd, which queues, joins, caches and records every orbctl call

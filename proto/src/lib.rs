@@ -4,6 +4,7 @@
 //! languages; `README.md` explains framings and limits.
 
 pub mod errors;
+pub mod export;
 pub mod methods;
 pub mod openrpc;
 pub mod types;

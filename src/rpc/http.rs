@@ -137,7 +137,7 @@ impl Http {
             let query = request.uri().query();
             return job_output(&self.server, request.method(), rest, query, connection, in_use).await;
         }
-        if path == export::PATH {
+        if path == orbd_proto::export::PATH {
             if let Err(error) = connection.admit("metrics.export") {
                 return refusal(StatusCode::SERVICE_UNAVAILABLE, error, in_use);
             }

@@ -6,9 +6,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orbd::rpc::export::ExportQuery;
 use orbd_client::download::{Download, DownloadError};
 use orbd_proto::errors::ErrorKind;
+use orbd_proto::export::ExportQuery;
 
 use crate::args::{MetricsExport, Since, millis};
 use crate::context::Context;
@@ -25,7 +25,7 @@ const PIECE: usize = 64 << 10;
 pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), CliError> {
     let query = ExportQuery {
         format: args.format.into(),
-        since_ms: args.since.map(since_ms),
+        since: args.since.map(since_time),
         operation: args.operation,
         machine: args.machine,
         client: args.client,
@@ -59,14 +59,18 @@ pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), C
     }
 }
 
-fn since_ms(since: Since) -> u64 {
-    match since {
+fn since_time(since: Since) -> String {
+    let ms = match since {
         Since::At(ms) => ms,
         Since::Ago(ago) => {
             let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
             now.saturating_sub(millis(ago))
         }
-    }
+    };
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms)
+        .unwrap_or(jiff::Timestamp::MAX)
+        .to_string()
 }
 
 fn refused(status: u16, message: String) -> CliError {
