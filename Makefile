@@ -15,20 +15,21 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/ready ## run a PyInfra deploy through orbd from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
-	$(CARGO) build --release --bins --features sim
+	$(CARGO) build --release --bins
 	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
 
 test: test-rust test-python test-python-oldest ## run every test of every language
 
 test-unit: $(VENV)/ready ## run the tests that need no daemon
-	$(CARGO) test --workspace --features sim --lib --bins
+	$(CARGO) test --lib --bins
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon"
 
 test-rust: ## run all Rust tests
-	$(CARGO) test --workspace --features sim
+	$(CARGO) test --workspace --exclude orbd-tests
+	$(CARGO) test -p orbd-tests
 
 test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
-	$(CARGO) build --bins --features sim
+	$(CARGO) build --bins
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
 
 test-python-oldest: $(VENV)-oldest/ready ## run the connector's tests with the oldest supported PyInfra
@@ -39,7 +40,7 @@ fmt: ## format Rust, and Python if its environment exists
 	! [ -x $(VENV)/bin/ruff ] || (cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format .)
 
 fix: $(VENV)/ready ## apply the fixes that clippy and ruff suggest, then format
-	$(CARGO) clippy --workspace --fix --allow-dirty --allow-staged --all-targets --features sim
+	$(CARGO) clippy --workspace --fix --allow-dirty --allow-staged --all-targets
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix .
 	$(MAKE) fmt
 
@@ -47,8 +48,8 @@ check: check-rust check-python ## check format, lints, types and documentation
 
 check-rust: ## the Rust part of check; needs no network once the crates are there
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --features sim -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --features sim
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
@@ -60,14 +61,14 @@ deny: ## check licences, sources and advisories of dependencies (needs cargo-den
 	$(CARGO) deny check
 
 soak: ## kill the daemon under load 1000 times (CYCLES=n) and print the figures
-	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test --features sim --test suite -- --nocapture under_load_and_many_deaths
+	ORBD_SOAK_CYCLES=$(CYCLES) $(CARGO) test -p orbd-tests --test suite -- --nocapture under_load_and_many_deaths
 
 bench: ## run the benchmarks, each figure as a ratio beside its limit
-	$(CARGO) bench --features sim
+	$(CARGO) bench
 
 bless: ## rewrite proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
-	ORBD_BLESS=1 $(CARGO) test --features sim --test suite -- golden published
-	ORBD_BLESS=1 $(CARGO) test --features sim --bin orbd-ctl -- reference
+	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- golden published
+	ORBD_BLESS=1 $(CARGO) test -p orbd-ctl -- reference
 
 dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist

@@ -115,7 +115,7 @@ fn status_and_doctor_show_a_pending_upgrade_and_what_it_waits_for() {
     let world = World::new().installed().started();
     let mut caller = world.client();
     caller.pause();
-    world.install(std::path::Path::new(env!("CARGO_BIN_EXE_orbd")));
+    world.install(std::path::Path::new(programs::orbd()));
     let status = crate::support::eventually("status shows the upgrade", || {
         let status = ok(&world, &["daemon", "status"]);
         status.contains("upgrade").then_some(status)

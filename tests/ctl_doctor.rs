@@ -124,7 +124,7 @@ fn orbctl_that_only_a_restarted_daemon_would_find_is_reported() {
     let world = world.variable("ORBD_ORBCTL", nowhere).started();
     let mut doctor = ctl(&world, &["doctor", "--json"]);
     let output = doctor
-        .env("ORBD_ORBCTL", env!("CARGO_BIN_EXE_orbctl-sim"))
+        .env("ORBD_ORBCTL", programs::orbctl_sim())
         .output()
         .expect("it starts");
     check(
@@ -320,7 +320,7 @@ fn orbctl_on_path_is_found_as_the_daemon_would_find_it() {
     let world = World::new();
     let bin = world.path("somewhere");
     fs::create_dir(&bin).expect("a folder");
-    symlink(env!("CARGO_BIN_EXE_orbctl-sim"), bin.join("orbctl")).expect("a link");
+    symlink(programs::orbctl_sim(), bin.join("orbctl")).expect("a link");
     let mut doctor = ctl(&world, &["doctor", "--json"]);
     doctor.env_remove("ORBD_ORBCTL").env("PATH", &bin);
     let place = bin.join("orbctl");

@@ -18,7 +18,7 @@ use crate::support::{Random, World};
 /// Returns a bare `orbctl` call with the environment and folder of a call of the command line.
 fn bare(world: &World, words: &[&str]) -> Command {
     let like = ctl(world, &[]);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orbctl-sim"));
+    let mut command = Command::new(programs::orbctl_sim());
     command
         .args(words)
         .env_clear()

@@ -145,7 +145,7 @@ impl Managed {
 
     fn call(&self, words: &[&str]) -> Output {
         let described = self.world.daemon_command();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
+        let mut command = Command::new(programs::orbd_ctl());
         command.args(words).env_clear();
         for (name, value) in described.get_envs() {
             match value {
@@ -437,7 +437,7 @@ fn doctor_reports_a_failing_service_and_a_path_without_orbctl() {
     let unit = fs::read_to_string(&file).expect("installed");
     let somewhere = managed.world.path("somewhere");
     fs::create_dir(&somewhere).expect("a folder");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), somewhere.join("orbctl")).expect("a link");
+    std::os::unix::fs::symlink(programs::orbctl_sim(), somewhere.join("orbctl")).expect("a link");
     fs::remove_file(managed.folder().join("exit")).expect("it was there");
     let unit = unit.replace("PATH=", &format!("PATH={}:", somewhere.display()));
     fs::write(&file, unit).expect("written");
@@ -492,9 +492,9 @@ fn systemd_accepts_the_unit() {
 #[test]
 fn published_service_files_are_those_that_are_installed() {
     let home = tempfile::tempdir().expect("a folder");
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_orbd-ctl")).with_file_name("orbd");
+    let program = PathBuf::from(programs::orbd_ctl()).with_file_name("orbd");
     for (manager, file) in [("launchd", "dev.orbd.orbd.plist"), ("systemd", "orbd.service")] {
-        let output = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"))
+        let output = Command::new(programs::orbd_ctl())
             .args(["service", "install", "--print", "--manager", manager])
             .env_clear()
             .env("HOME", home.path())
@@ -505,9 +505,7 @@ fn published_service_files_are_those_that_are_installed() {
             .expect("text")
             .replace(&home.path().display().to_string(), "/Users/you")
             .replace(&program.display().to_string(), "/opt/homebrew/opt/orbd/bin/orbd");
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("launchd")
-            .join(file);
+        let path = programs::root().join("launchd").join(file);
         if std::env::var_os("ORBD_BLESS").is_some() {
             fs::write(&path, &installed).expect("written");
         }

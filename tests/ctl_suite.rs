@@ -19,7 +19,7 @@ use crate::support::{Random, World, eventually, is_alive, outcome_of, words_of};
 /// Returns a call of the command line with the daemon's environment, so that a daemon it starts is configured like the
 /// world's.
 pub(crate) fn ctl(world: &World, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orbd-ctl"));
+    let mut command = Command::new(programs::orbd_ctl());
     command
         .args(words)
         .env_clear()
@@ -63,7 +63,7 @@ fn daemons(world: &World) -> Vec<u32> {
     let is_daemon = |pid: &u32| {
         let words = words_of(*pid);
         let mut words = words.split(' ');
-        words.next() == Some(env!("CARGO_BIN_EXE_orbd")) && words.all(|word| word != "--metrics-store")
+        words.next() == Some(programs::orbd()) && words.all(|word| word != "--metrics-store")
     };
     world.processes().into_iter().filter(is_daemon).collect()
 }
@@ -428,9 +428,7 @@ fn bash_completes_with_the_generated_script() {
         COMP_WORDS=(orbd-ctl info w) COMP_CWORD=2 COMP_TYPE=9 COMP_LINE='orbd-ctl info w' COMP_POINT=15
         $(complete -p orbd-ctl | sed 's/.*-F \\([^ ]*\\).*/\\1/') orbd-ctl w info
         printf '%s\\n' \"${COMPREPLY[@]}\"";
-    let bin = Path::new(env!("CARGO_BIN_EXE_orbd-ctl"))
-        .parent()
-        .expect("a folder");
+    let bin = Path::new(programs::orbd_ctl()).parent().expect("a folder");
     let mut command = Command::new("bash");
     for (name, value) in ctl(&world, &[]).get_envs() {
         command.env(name, value.expect("set"));

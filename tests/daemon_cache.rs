@@ -185,7 +185,7 @@ fn stand_in_of(world: &World, name: &str, version: &str) -> PathBuf {
         "#!/bin/sh\n\
          [ \"$1\" = version ] && echo 'Version: {version} (1)' && exit\n\
          exec '{sim}' \"$@\"\n",
-        sim = env!("CARGO_BIN_EXE_orbctl-sim"),
+        sim = programs::orbctl_sim(),
     );
     fs::write(&program, text).expect("a script");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("ours");

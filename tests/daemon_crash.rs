@@ -69,7 +69,7 @@ fn talkative() -> World {
          fi\n\
          exec '{sim}' \"$@\"\n",
         folder = world.path("").display(),
-        sim = env!("CARGO_BIN_EXE_orbctl-sim"),
+        sim = programs::orbctl_sim(),
     );
     fs::write(&program, text).expect("a script");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("ours");

@@ -14,7 +14,7 @@ fn nested(world: &World, change: &str) {
     let mut caller = world.client();
     let call = format!(
         "{} --no-autostart --socket {} {change}",
-        env!("CARGO_BIN_EXE_orbd-ctl"),
+        programs::orbd_ctl(),
         world.socket().display()
     );
     let answer = caller.run("a", &["sh", "-c", &call]);

@@ -553,7 +553,7 @@ fn lease_holds_its_lane_until_its_process_ends_and_is_released() {
     let mut process = waiting_process();
     let params = json!({"operation": "export", "machine": "a", "pid": process.id()});
     let lease = caller.ok::<LeaseAcquire>(params);
-    assert_eq!(lease.orbctl, env!("CARGO_BIN_EXE_orbctl-sim"));
+    assert_eq!(lease.orbctl, programs::orbctl_sim());
     let mut other = world.client();
     let waiting = other
         .ok::<MachineRestart>(json!({"machine": "a", "detach": true}))

@@ -51,7 +51,7 @@ fn seed(world: &World, history_max: u64, records: impl IntoIterator<Item = Opera
         history_max,
         history_max_age: Duration::from_secs(24 * 3600),
         launch: Launch::Process {
-            program: env!("CARGO_BIN_EXE_orbd").into(),
+            program: programs::orbd().into(),
             args: vec!["--metrics-store".into()],
         },
         quiet: PATIENCE,

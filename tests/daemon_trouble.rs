@@ -372,7 +372,7 @@ fn missing_orbctl_is_reported_and_found_once_it_exists() {
     assert_eq!(data.kind, "orbctl_unavailable");
     let data = caller.refused::<MachineRun>(json!({"machine": "a", "command": ["true"]}));
     assert_eq!(data.kind, "orbctl_unavailable");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &place).expect("a link");
+    std::os::unix::fs::symlink(programs::orbctl_sim(), &place).expect("a link");
     assert_eq!(caller.machines().len(), 2, "the next call searches again");
     assert_eq!(
         caller.ok::<DaemonInfo>(json!({})).orbctl,

@@ -33,7 +33,7 @@ use crate::support::{
 };
 
 fn built() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_orbd"))
+    Path::new(programs::orbd())
 }
 
 fn info(caller: &mut Caller) -> DaemonInfoAnswer {

@@ -32,8 +32,8 @@ impl Way {
     /// Returns a folder of a world whose `orbctl` and `orb` are links to the program for this way.
     pub(crate) fn folder(self, world: &World) -> PathBuf {
         let (name, program) = match self {
-            Self::Bare => ("bare", env!("CARGO_BIN_EXE_orbctl-sim")),
-            Self::DropIn => ("dropin", env!("CARGO_BIN_EXE_orbd-ctl")),
+            Self::Bare => ("bare", programs::orbctl_sim()),
+            Self::DropIn => ("dropin", programs::orbd_ctl()),
         };
         let folder = world.path(name);
         // The folder may exist since the last call.
@@ -648,10 +648,7 @@ fn call_from_inside_a_job_does_not_wait() {
     // The command in `a` calls the drop-in for `a`, whose lane its own caller holds, and waits for the result.
     let world = World::new().machines(&["a"]);
     let dropin = Way::DropIn.folder(&world).join("orbctl").display().to_string();
-    let (sim, socket) = (
-        env!("CARGO_BIN_EXE_orbctl-sim"),
-        world.socket().display().to_string(),
-    );
+    let (sim, socket) = (programs::orbctl_sim(), world.socket().display().to_string());
     let script = format!("[ \"$1\" = run ] && ORBD_SOCKET={socket} exec {dropin} stop a; exec {sim} \"$@\"");
     let tool = program(&world, "tool", &script);
     let mut world = world.variable("ORBD_ORBCTL", tool.to_str().expect("text"));
@@ -712,7 +709,7 @@ fn copies_of_the_drop_in_do_not_call_each_other_forever() {
     let copies = ["one", "two"].map(|folder| {
         let folder = world.path(folder);
         fs::create_dir(&folder).expect("a folder");
-        fs::copy(env!("CARGO_BIN_EXE_orbd-ctl"), folder.join("orbctl")).expect("copied");
+        fs::copy(programs::orbd_ctl(), folder.join("orbctl")).expect("copied");
         folder
     });
     let run = |folders: &[&Path]| {
@@ -767,7 +764,7 @@ fn links_are_installed_shown_and_removed() {
     assert!(told.contains("export PATH=\"$HOME/.orbd/bin:$PATH\""), "{told}");
     let (code, report) = status(true);
     assert_eq!(code, Some(0), "{report}");
-    assert_eq!(report["orbctl"], env!("CARGO_BIN_EXE_orbctl-sim"));
+    assert_eq!(report["orbctl"], programs::orbctl_sim());
     assert_eq!(
         (&report["installed"], &report["first"], &report["answers"]),
         (&json!(true), &json!(true), &json!(true))

@@ -88,7 +88,7 @@ fn world_of(call: Call) -> World {
         assert!(world.sim(&["stop", "a"]).status.success());
     }
     std::fs::write(world.path("home").join("file"), "content\n").expect("a file");
-    let sim = env!("CARGO_BIN_EXE_orbctl-sim");
+    let sim = programs::orbctl_sim();
     let script = format!("[ \"$1\" = logs ] && exec yes ready\nexec {sim} \"$@\"");
     let tool = program(&world, "tool", &script);
     world
@@ -123,7 +123,7 @@ fn left(world: &World) -> Vec<String> {
         .processes()
         .into_iter()
         .map(|pid| words_of(pid).replace(&folder, ""))
-        .filter(|words| !words.is_empty() && !words.starts_with(env!("CARGO_BIN_EXE_orbd")))
+        .filter(|words| !words.is_empty() && !words.starts_with(programs::orbd()))
         .collect();
     all.sort();
     all
@@ -241,7 +241,7 @@ fn closed_pipes_end_each_call_as_they_end_the_bare_tool() {
 }
 
 /// Not a test but a measurement:
-/// `cargo test --features sim --test suite -- --ignored --nocapture --test-threads 1 deadline::figures`
+/// `cargo test -p orbd-tests --test suite -- --ignored --nocapture --test-threads 1 deadline::figures`
 #[test]
 #[ignore = "measures"]
 fn figures() {

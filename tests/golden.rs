@@ -132,7 +132,7 @@ fn kinds(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/examples")
+    programs::root().join("proto/examples")
 }
 
 /// Returns every example, sorted.
@@ -440,7 +440,7 @@ impl Daemon {
             fs::create_dir(path(name)).map_err(|error| error.to_string())?;
         }
         let socket = path("run/s");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_orbd"));
+        let mut command = Command::new(programs::orbd());
         command
             .arg("--foreground")
             .env_clear()
@@ -452,7 +452,7 @@ impl Daemon {
             .env("ORBD_ALLOW_ROOT", "true")
             .env("ORBD_SOCKET", &socket)
             .env("ORBD_STATE_DIR", path("state"))
-            .env("ORBD_ORBCTL", env!("CARGO_BIN_EXE_orbctl-sim"))
+            .env("ORBD_ORBCTL", programs::orbctl_sim())
             .env("ORBCTL_SIM_HOME", path("sim"))
             .env("ORBCTL_SIM_ISOLATION", "dir")
             .env("ORBCTL_SIM_LATENCY", "0")
@@ -570,7 +570,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.end();
         // End what a case leaves running in its machines.
-        let cleaned = Command::new(env!("CARGO_BIN_EXE_orbctl-sim"))
+        let cleaned = Command::new(programs::orbctl_sim())
             .arg("sim-cleanup")
             .env_clear()
             .env("HOME", self.folder.path().join("home"))

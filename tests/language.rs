@@ -33,11 +33,12 @@ const BANNED: [(&str, &str); 19] = [
 ];
 
 /// Folders whose programs are read.
-const READ: [&str; 5] = [
+const READ: [&str; 6] = [
     "src",
     "proto/src",
     "clients/orbd-client",
     "clients/orbd-ctl",
+    "clients/orbd-host",
     "clients/pyinfra-orbd/src",
 ];
 
@@ -69,6 +70,7 @@ fn names_of_tests_fit_a_line() {
         "src",
         "clients/orbd-client",
         "clients/orbd-ctl",
+        "clients/orbd-host",
         "clients/pyinfra-orbd/tests",
         "proto/src",
         "tests",
@@ -157,7 +159,7 @@ fn tests_of(text: &str, is_python: bool) -> Vec<&str> {
 
 /// Returns the files below these folders that have one of these endings, with their names from the root of the repository.
 fn sources(folders: &[&str], endings: &[&str]) -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = programs::root();
     let mut files = Vec::new();
     for folder in folders {
         visit(&root.join(folder), endings, &mut files);

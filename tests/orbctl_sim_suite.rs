@@ -63,7 +63,7 @@ impl Sim {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_orbctl-sim"));
+        let mut command = Command::new(programs::orbctl_sim());
         command
             .args(words)
             .env_clear()
@@ -94,7 +94,7 @@ impl Sim {
     fn orb(&self, words: &[&str]) -> Output {
         let orb = self.path("orb");
         if !orb.exists() {
-            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_orbctl-sim"), &orb).expect("a link");
+            std::os::unix::fs::symlink(programs::orbctl_sim(), &orb).expect("a link");
         }
         let known = self.command(words);
         let mut command = Command::new(orb);
@@ -204,9 +204,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn recorded(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/orbctl")
-        .join(name);
+    let path = programs::root().join("tests/data/orbctl").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

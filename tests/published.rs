@@ -1,7 +1,5 @@
 //! The published protocol: `proto/openrpc.json` matches the code.
 
-use std::path::Path;
-
 /// Returns whether committed files are to be rewritten instead of compared.
 #[expect(
     clippy::disallowed_methods,
@@ -14,7 +12,7 @@ pub(crate) fn is_blessing() -> bool {
 /// Fails when the committed document differs from the code. `ORBD_BLESS=1` rewrites it.
 #[test]
 fn committed_openrpc_document_matches_the_code() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/openrpc.json");
+    let path = programs::root().join("proto/openrpc.json");
     let mut generated =
         serde_json::to_string_pretty(&orbd_proto::openrpc::document()).expect("a document is JSON");
     generated.push('\n');

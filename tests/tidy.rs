@@ -329,7 +329,8 @@ fn every_test_file_is_part_of_the_suite() {
                 .strip_suffix(".rs")
                 .map(str::to_owned)
         })
-        .filter(|name| !name.contains('/') && name != "main")
+        // `programs` is the library of this package.
+        .filter(|name| !name.contains('/') && name != "main" && name != "programs")
         .filter(|name| !main.lines().any(|line| line == format!("mod {name};")))
         .map(|name| format!("tests/{name}.rs is not a module of tests/main.rs"))
         .collect();
@@ -392,6 +393,38 @@ fn every_decision_is_in_the_index() {
     report("decisions missing from the index", &breaches);
 }
 
+/// The command line starts within milliseconds, and an edit of the daemon does not rebuild it.
+#[test]
+fn command_line_links_neither_the_daemon_nor_its_libraries() {
+    let lock: toml::Table = toml::from_str(&read("Cargo.lock")).expect("a lock file");
+    let packages = lock["package"].as_array().expect("packages");
+    let dependencies = |name: &str| -> Vec<String> {
+        let found = packages
+            .iter()
+            .find(|package| package["name"].as_str() == Some(name));
+        let list = found.and_then(|package| package.get("dependencies")?.as_array());
+        let names = list.into_iter().flatten().filter_map(toml::Value::as_str);
+        // "name", or "name version" if there are several versions.
+        names
+            .filter_map(|name| name.split(' ').next().map(str::to_owned))
+            .collect()
+    };
+    let mut linked = BTreeSet::new();
+    let mut open = vec!["orbd-ctl".to_owned()];
+    while let Some(name) = open.pop() {
+        if linked.insert(name.clone()) {
+            open.extend(dependencies(&name));
+        }
+    }
+    assert!(linked.contains("orbd-host"), "the walk works");
+    let breaches: Vec<String> = ["orbd", "sled", "tokio", "hyper", "jsonrpsee", "jsonrpsee-server"]
+        .into_iter()
+        .filter(|name| linked.contains(*name))
+        .map(str::to_owned)
+        .collect();
+    report("what orbd-ctl must not link", &breaches);
+}
+
 // ---- helpers ----------------------------------------------------------------------------------------------------------------
 
 fn report(what: &str, breaches: &[String]) {
@@ -399,7 +432,7 @@ fn report(what: &str, breaches: &[String]) {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    programs::root()
 }
 
 fn read(name: &str) -> String {

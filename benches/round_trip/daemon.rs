@@ -27,7 +27,7 @@ impl Daemon {
     /// Starts a daemon that uses `orbctl-sim` with this many machines, each a plain folder.
     pub(crate) fn with_machines(machines: usize, settings: &[&str]) -> Self {
         Self::start(settings, |folder| {
-            let program = PathBuf::from(env!("CARGO_BIN_EXE_orbctl-sim"));
+            let program = PathBuf::from(programs::orbctl_sim());
             for n in 0..machines {
                 let made = simulated(Command::new(&program), folder)
                     .args(["create", "ubuntu:24.04", &format!("machine-{n}")])
@@ -137,7 +137,7 @@ impl Drop for Daemon {
 }
 
 fn spawn(folder: &Path, orbctl: &Path, settings: &[String]) -> Child {
-    let program = std::env::var_os("ORBD_BENCH_ORBD").unwrap_or_else(|| env!("CARGO_BIN_EXE_orbd").into());
+    let program = std::env::var_os("ORBD_BENCH_ORBD").unwrap_or_else(|| programs::orbd().into());
     let mut command = simulated(Command::new(program), folder);
     let set = |key: &str, path: &Path| format!("{key}={}", path.display());
     for setting in [

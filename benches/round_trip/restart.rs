@@ -53,7 +53,7 @@ pub(crate) fn fill(daemon: &Daemon, records: u64) {
         history_max: u64::MAX,
         history_max_age: Duration::from_secs(90 * 24 * 3600),
         launch: Launch::Process {
-            program: env!("CARGO_BIN_EXE_orbd").into(),
+            program: programs::orbd().into(),
             args: vec!["--metrics-store".into()],
         },
         quiet: Duration::from_secs(10),

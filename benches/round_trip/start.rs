@@ -43,7 +43,7 @@ pub(crate) fn measure(scale: Scale, table: &mut Table) {
 /// Path of the client to measure.
 pub(crate) fn orbd_ctl() -> std::path::PathBuf {
     std::env::var_os("ORBD_BENCH_CTL")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_orbd-ctl").into())
+        .unwrap_or_else(|| programs::orbd_ctl().into())
         .into()
 }
 

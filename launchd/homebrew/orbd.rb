@@ -11,6 +11,7 @@ class Orbd < Formula
 
   def install
     system "cargo", "install", *std_cargo_args
+    system "cargo", "install", *std_cargo_args(path: "clients/orbd-ctl")
     generate_completions_from_executable(bin/"orbd-ctl", "completions")
     system bin/"orbd-ctl", "man", "--to", man1
   end

@@ -500,7 +500,7 @@ impl<'a> OverSocket<'a> {
             .load
             .command("sh")
             .args(["-c", "read go && exec \"$0\" export \"$1\" \"$2\""])
-            .args([env!("CARGO_BIN_EXE_orbctl-sim"), machine])
+            .args([programs::orbctl_sim(), machine])
             .arg(archive)
             .stdin(Stdio::piped())
             .spawn()
@@ -632,7 +632,7 @@ fn ctl(load: &Load, words: &[&str]) -> (Option<i32>, Vec<u8>) {
     let path = load.folder.join("typed");
     let stdout = std::fs::File::create(&path).expect("a file");
     let mut child = load
-        .command(env!("CARGO_BIN_EXE_orbd-ctl"))
+        .command(programs::orbd_ctl())
         .arg("--no-autostart")
         .args(words)
         .stdout(stdout)

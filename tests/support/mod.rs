@@ -189,7 +189,7 @@ impl World {
     pub(crate) fn installed(mut self) -> Self {
         fs::create_dir(self.path("bin")).expect("a folder");
         self.program = Some(self.path("bin/orbd"));
-        self.install(Path::new(env!("CARGO_BIN_EXE_orbd")));
+        self.install(Path::new(programs::orbd()));
         self
     }
 
@@ -235,7 +235,7 @@ impl World {
             return None;
         }
         let program = self.path("orbd-on-small-disk");
-        let built = env!("CARGO_BIN_EXE_orbd");
+        let built = programs::orbd();
         // Another process writes the file: a file that this process has open for writing cannot be executed.
         let written = Command::new("/bin/sh")
             .args([
@@ -310,7 +310,7 @@ impl World {
             .append(true)
             .open(self.path("log"))
             .expect("a log");
-        let built = Path::new(env!("CARGO_BIN_EXE_orbd"));
+        let built = Path::new(programs::orbd());
         let mut command = Command::new(self.program.as_deref().unwrap_or(built));
         command
             .arg("--foreground")
@@ -321,7 +321,7 @@ impl World {
             .env("ORBD_ALLOW_ROOT", "true")
             .env("ORBD_SOCKET", self.socket())
             .env("ORBD_STATE_DIR", self.path("state"))
-            .env("ORBD_ORBCTL", env!("CARGO_BIN_EXE_orbctl-sim"))
+            .env("ORBD_ORBCTL", programs::orbctl_sim())
             .env("ORBD_LOG_LEVEL", "debug")
             .env("ORBCTL_SIM_HOME", self.path("sim"))
             .env("ORBCTL_SIM_LEDGER", self.path("ledger.jsonl"))
@@ -337,7 +337,7 @@ impl World {
 
     /// Runs the stand-in without the daemon, and without delay, trouble or lines in the ledger.
     pub(crate) fn sim(&self, words: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_orbctl-sim"))
+        Command::new(programs::orbctl_sim())
             .args(words)
             .env_clear()
             .env("PATH", PATH)
@@ -509,6 +509,8 @@ impl Watchdog {
         if std::env::var_os("ORBD_SOAK_CYCLES").is_some() {
             return None;
         }
+        // The first use builds the programs, which may take minutes.
+        programs::orbd();
         let (over, waits) = mpsc::channel();
         // The test's name, after which the harness names its threads.
         let name = std::thread::current().name().unwrap_or("a test").to_owned();

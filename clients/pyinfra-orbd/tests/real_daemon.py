@@ -26,7 +26,7 @@ def binary(variable: str, name: str) -> Path:
     path = Path(os.environ.get(variable) or TARGET / name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: run `cargo build --features sim --bins` at the project's root, or set {variable}"
+            f"{path} is missing: run `cargo build --bins` at the project's root, or set {variable}"
         )
     return path
 

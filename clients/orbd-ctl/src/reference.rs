@@ -1,7 +1,7 @@
 //! Tests that `docs/cli.md` matches the command line: its reference is generated from the clap definitions.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, Command, CommandFactory};
 use orbd_proto::errors::ErrorKind;
@@ -124,7 +124,7 @@ fn table<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
 
 #[test]
 fn the_reference_matches_the_clap_definitions() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let path = root().join(PAGE);
     let page = std::fs::read_to_string(&path).expect("the page exists");
     let (before, rest) = page.split_once(BEGIN).expect("the page has a begin marker");
     let (committed, after) = rest.split_once(END).expect("the page has an end marker");
@@ -140,9 +140,14 @@ fn the_reference_matches_the_clap_definitions() {
     );
 }
 
+/// Returns the root of the source tree.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// Returns the path, relative to the root, and the text of every document that names verbs.
 fn documents() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let folders = [
         "",
         "docs",
@@ -159,7 +164,7 @@ fn documents() -> Vec<(String, String)> {
             if path.extension().is_some_and(|ending| ending == "md") {
                 let text = std::fs::read_to_string(&path).expect("text");
                 found.push((
-                    path.strip_prefix(root).expect("below").display().to_string(),
+                    path.strip_prefix(&root).expect("below").display().to_string(),
                     text,
                 ));
             }
@@ -205,7 +210,7 @@ fn every_verb_that_a_document_names_exists() {
 
 #[test]
 fn the_page_lists_the_exit_code_of_every_error_kind() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let path = root().join(PAGE);
     let page = std::fs::read_to_string(path).expect("the page exists");
     for kind in ErrorKind::ALL {
         let error = kind.error("sorry");
@@ -222,7 +227,7 @@ fn the_page_lists_the_exit_code_of_every_error_kind() {
 
 #[test]
 fn the_command_table_names_every_verb() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let path = root().join(PAGE);
     let page = std::fs::read_to_string(path).expect("the page exists");
     let (map, _) = page.split_once(BEGIN).expect("the page has a begin marker");
     let rows: String = map.lines().filter(|line| line.starts_with("| `")).collect();
