@@ -5,56 +5,29 @@
 
 use std::time::Duration;
 
-use clap::{CommandFactory, ValueEnum};
+use clap::CommandFactory;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
-use clap_complete::env::{CompleteEnv, Shells};
+use clap_complete::env::CompleteEnv;
 use orbd_client::Client;
 use orbd_proto::methods::{JobList, MachineList, OrbstackStatus};
 use orbd_proto::types::{JobListParams, JobStateWord, ReadParams};
 
-use crate::args::{Cli, Global};
+use crate::args::Global;
+use crate::cli::Cli;
 use crate::environment::{Environment, variable};
-use crate::error::CliError;
 use crate::link::{CLIENT_NAME, Link};
 
 /// Environment variable that the completion script sets to the shell's name.
-const VARIABLE: &str = "COMPLETE";
+pub(crate) const VARIABLE: &str = "COMPLETE";
 
 /// Maximum time to wait for the daemon's answer, because the user is waiting for the completion.
 const ANSWER_MAX: Duration = Duration::from_millis(700);
-
-/// A supported shell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ShellName {
-    /// GNU bash, 4.4 or later
-    Bash,
-    /// Z shell
-    Zsh,
-    /// fish
-    Fish,
-}
 
 /// Prints completions and exits if the shell asks for them; otherwise returns.
 pub(crate) fn answer_shell() {
     if variable(VARIABLE).is_some_and(|shell| !shell.is_empty()) {
         CompleteEnv::with_factory(grammar).var(VARIABLE).complete();
     }
-}
-
-/// Returns the completion script of a shell.
-pub(crate) fn script(shell: ShellName) -> Result<Vec<u8>, CliError> {
-    let name = match shell {
-        ShellName::Bash => "bash",
-        ShellName::Zsh => "zsh",
-        ShellName::Fish => "fish",
-    };
-    let mut text = Vec::new();
-    if let Some(completer) = Shells::builtins().completer(name) {
-        completer
-            .write_registration(VARIABLE, "orbd_ctl", "orbd-ctl", "orbd-ctl", &mut text)
-            .map_err(CliError::Output)?;
-    }
-    Ok(text)
 }
 
 /// Returns the clap definitions, with completers for machine names and job ids.
@@ -128,17 +101,6 @@ fn jobs() -> Vec<CompletionCandidate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_shell_has_a_completion_script() {
-        for shell in ShellName::value_variants() {
-            let text = String::from_utf8(script(*shell).expect("written")).expect("text");
-            assert!(
-                text.contains("orbd-ctl") && text.contains(VARIABLE),
-                "{shell:?}: {text}"
-            );
-        }
-    }
 
     /// Completers are attached by argument id. A machine argument with another id would be completed as a file name.
     #[test]

@@ -7,7 +7,7 @@ use orbd_client::{Client, Pending, Sent};
 use orbd_proto::methods::{JobCancel, Method};
 use orbd_proto::types::{JobParams, JobStateWord};
 
-use crate::args::{JobArgs, LeaseArgs, millis};
+use crate::args::{JobOptions, LeaseOptions, millis};
 use crate::console::Console;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
@@ -61,7 +61,7 @@ macro_rules! request {
 }
 pub(crate) use request;
 
-impl JobArgs {
+impl JobOptions {
     /// Converts the command line options to request parameters.
     pub(crate) fn options(&self) -> JobFlags {
         JobFlags {
@@ -72,7 +72,7 @@ impl JobArgs {
     }
 }
 
-impl LeaseArgs {
+impl LeaseOptions {
     /// Converts the command line options to request parameters. A lease belongs to its client, so it is never detached.
     pub(crate) fn options(&self) -> JobFlags {
         JobFlags {

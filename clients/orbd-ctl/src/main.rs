@@ -8,7 +8,8 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use args::Cli;
+use clap::CommandFactory as _;
+use cli::Cli;
 use console::Console;
 use context::Context;
 use environment::Environment;
@@ -16,6 +17,7 @@ use error::exit;
 use link::Link;
 
 mod args;
+mod cli;
 mod commands;
 mod completions;
 mod console;
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
         Err(error) => return error.end(&mut console),
     };
     let mut context = Context { link, console };
-    match commands::carry_out(&mut context, cli.command) {
+    match commands::carry_out(&mut context, cli.command, Cli::command) {
         Ok(code) => code,
         Err(error) => error.end(&mut context.console),
     }

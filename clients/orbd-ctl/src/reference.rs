@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command, CommandFactory};
 use orbd_proto::errors::ErrorKind;
 
-use crate::args::Cli;
+use crate::cli::Cli;
 use crate::environment::variable;
 use crate::error::CliError;
 

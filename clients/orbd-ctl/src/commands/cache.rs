@@ -2,14 +2,36 @@
 
 use std::process::ExitCode;
 
+use clap::{Args, Subcommand};
 use orbd_proto::methods::{CacheInvalidate, CacheStatus};
 use orbd_proto::types::{CacheInvalidateParams, NoParams};
 
-use crate::args::CacheCommand;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
+
+/// `cache`.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// The subcommand; `None` is `status`.
+    #[command(subcommand)]
+    pub(crate) command: Option<CacheCommand>,
+}
+
+/// `cache ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Show the cached answers and their age
+    Status,
+    /// Invalidate cached answers, so that the next reads ask orbctl
+    #[command(visible_alias = "clear")]
+    Invalidate {
+        /// Only answers about this machine [default: all answers]
+        #[arg(value_name = "NAME")]
+        machine: Option<String>,
+    },
+}
 
 /// Shows or invalidates the cache.
 pub(super) fn cache(context: &mut Context, command: Option<CacheCommand>) -> Result<ExitCode, CliError> {

@@ -2,16 +2,25 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::JobCancel;
 use orbd_proto::types::JobParams;
 
-use crate::args::Cancel;
+use crate::args::job_id;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 
+/// `cancel`.
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// Job ids
+    #[arg(value_name = "ID", required = true, value_parser = job_id, allow_hyphen_values = true)]
+    pub(crate) ids: Vec<u64>,
+}
+
 /// Cancels jobs. The exit code is that of the first failure.
-pub(super) fn cancel(context: &mut Context, args: &Cancel) -> Result<ExitCode, CliError> {
+pub(super) fn cancel(context: &mut Context, args: &CancelArgs) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = false;
     for &job_id in &args.ids {

@@ -2,15 +2,30 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineClone;
 
 use super::change::{self, Change};
-use crate::args::CloneMachine;
+use crate::args::JobOptions;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
+/// `clone`.
+#[derive(Debug, Args)]
+pub(crate) struct CloneArgs {
+    /// Name or id of the machine to copy
+    #[arg(value_name = "SOURCE")]
+    pub(crate) machine: String,
+    /// Name of the copy
+    #[arg(value_name = "NEW")]
+    pub(crate) new_name: String,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Clones a machine.
-pub(super) fn clone(context: &mut Context, args: CloneMachine) -> Result<ExitCode, CliError> {
+pub(super) fn clone(context: &mut Context, args: CloneArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(

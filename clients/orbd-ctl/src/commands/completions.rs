@@ -1,26 +1,72 @@
 //! `completions` and `man`: the files that a package installs along with the program.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::CommandFactory;
+use clap::{Args, ValueEnum};
+use clap_complete::env::Shells;
 
-use crate::args::{Cli, Completions, Man};
-use crate::completions;
+use crate::completions::VARIABLE;
 use crate::context::Context;
 use crate::error::CliError;
 
+/// A supported shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ShellName {
+    /// GNU bash, 4.4 or later
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell to complete for
+    #[arg(value_enum)]
+    pub(crate) shell: ShellName,
+}
+
+/// `man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Write the pages of all commands into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+}
+
 /// Prints the completion script of a shell.
-pub(super) fn completions(context: &mut Context, args: &Completions) -> Result<ExitCode, CliError> {
-    let script = completions::script(args.shell)?;
+pub(super) fn completions(context: &mut Context, args: &CompletionsArgs) -> Result<ExitCode, CliError> {
+    let script = script(args.shell)?;
     context.console.print(&script)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Returns the completion script of a shell.
+fn script(shell: ShellName) -> Result<Vec<u8>, CliError> {
+    let name = match shell {
+        ShellName::Bash => "bash",
+        ShellName::Zsh => "zsh",
+        ShellName::Fish => "fish",
+    };
+    let mut text = Vec::new();
+    if let Some(completer) = Shells::builtins().completer(name) {
+        completer
+            .write_registration(VARIABLE, "orbd_ctl", "orbd-ctl", "orbd-ctl", &mut text)
+            .map_err(CliError::Output)?;
+    }
+    Ok(text)
+}
+
 /// Prints the manual page, or writes a page for each command into a directory.
-pub(super) fn man(context: &mut Context, args: &Man) -> Result<ExitCode, CliError> {
-    let grammar = Cli::command();
+pub(super) fn man(
+    context: &mut Context,
+    args: &ManArgs,
+    grammar: clap::Command,
+) -> Result<ExitCode, CliError> {
     let Some(folder) = &args.to else {
         let page = page(grammar)?;
         context.console.print(&page)?;
@@ -76,7 +122,10 @@ fn add_pages(
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::Cli;
 
     #[test]
     fn every_verb_has_a_page_with_its_examples() {
@@ -94,5 +143,16 @@ mod tests {
         assert!(text("orbd-ctl-list.1").contains("orbd\\-ctl list \\-\\-running"));
         assert!(text("orbd-ctl.1").contains("Exit codes"));
         assert!(text("orbd-ctl-job-output.1").contains("\\-\\-from"));
+    }
+
+    #[test]
+    fn every_shell_has_a_completion_script() {
+        for shell in ShellName::value_variants() {
+            let text = String::from_utf8(script(*shell).expect("written")).expect("text");
+            assert!(
+                text.contains("orbd-ctl") && text.contains(VARIABLE),
+                "{shell:?}: {text}"
+            );
+        }
     }
 }

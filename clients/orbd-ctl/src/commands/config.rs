@@ -2,15 +2,63 @@
 
 use std::process::ExitCode;
 
+use clap::{Args, Subcommand};
 use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigGetParams, ReadParams};
 
 use super::change::{self, Change};
-use crate::args::ConfigCommand;
+use super::status::StatusArgs;
+use crate::args::{AgeArgs, JobOptions};
 use crate::context::{Context, request};
 use crate::error::{CliError, exit};
 use crate::progress::Wait;
 use crate::render;
+
+/// `config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+/// `config ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show all keys
+    Show(StatusArgs),
+    /// Show one key; exits with 4 if it is not set
+    Get {
+        /// Key, e.g. machine.web.username
+        key: String,
+        /// Maximum age of the answer.
+        #[command(flatten)]
+        age: AgeArgs,
+    },
+    /// Set one key
+    Set {
+        /// Key, e.g. machine.web.username
+        key: String,
+        /// Value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        /// Options of the job.
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// Hidden: prints that only `daemon config` has this subcommand.
+    #[command(hide = true)]
+    Path,
+    /// Hidden: prints that only `daemon config` has this subcommand.
+    #[command(hide = true)]
+    Check,
+    /// Reset all keys to their defaults
+    Reset {
+        /// Options of the job.
+        #[command(flatten)]
+        job: JobOptions,
+    },
+}
 
 /// Shows and changes OrbStack's configuration.
 pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<ExitCode, CliError> {

@@ -1,20 +1,72 @@
 //! `create`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineCreate;
 use orbd_proto::types::LeaseOperation;
 
 use super::change::{self, Change};
 use super::lease::{self, Place, Terminal};
 use super::transfer::operand;
-use crate::args::Create;
+use crate::args::{JobOptions, whole};
 use crate::context::{Context, request};
 use crate::error::CliError;
 
+/// `create`.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each field is an independent command-line flag"
+)]
+pub(crate) struct CreateArgs {
+    /// Distribution and version, e.g. ubuntu or ubuntu:noble
+    #[arg(value_name = "DISTRO[:VERSION]")]
+    pub(crate) image: String,
+    /// Name of the new machine [default: the distribution's name]
+    pub(crate) name: Option<String>,
+    /// arm64 or amd64 [default: the Mac's]
+    #[arg(short, long)]
+    pub(crate) arch: Option<String>,
+    /// Default user [default: the Mac user's name]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Ask for the default user's password on this terminal (runs the real orbctl)
+    #[arg(short = 'p', long, conflicts_with = "detach")]
+    pub(crate) set_password: bool,
+    /// CPU limit (OrbStack 2.2)
+    #[arg(long, value_name = "N", value_parser = whole::<u32>, allow_hyphen_values = true)]
+    pub(crate) cpus: Option<u32>,
+    /// Memory limit, e.g. 4G (OrbStack 2.2)
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// Disk limit, e.g. 40G (OrbStack 2.2)
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) disk: Option<String>,
+    /// No access to the Mac (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) isolated: bool,
+    /// No access to the Mac's network (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) isolate_network: bool,
+    /// Shared directory of an isolated machine; may be repeated (OrbStack 2.1)
+    #[arg(long = "mount", value_name = "SRC[:DEST]")]
+    pub(crate) mounts: Vec<String>,
+    /// Forward the Mac's SSH agent (OrbStack 2.1)
+    #[arg(long)]
+    pub(crate) forward_ssh_agent: bool,
+    /// Cloud-init user data (runs the real orbctl)
+    #[arg(short = 'c', long, value_name = "FILE", conflicts_with = "detach")]
+    pub(crate) user_data: Option<PathBuf>,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Creates a machine.
-pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, CliError> {
+pub(super) fn create(context: &mut Context, args: CreateArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let (distro, version) = match args.image.split_once(':') {
         Some((distro, version)) => (distro.to_owned(), Some(version.to_owned())),
@@ -58,7 +110,7 @@ pub(super) fn create(context: &mut Context, args: Create) -> Result<ExitCode, Cl
 }
 
 /// Returns the real tool's arguments. It runs in this client if it has to read a file or prompt on the terminal.
-fn words(args: &Create, name: &str) -> Vec<OsString> {
+fn words(args: &CreateArgs, name: &str) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["create".into()];
     if let Some(file) = &args.user_data {
         words.extend(["-c".into(), operand(file)]);
@@ -101,7 +153,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::args::{Cli, Command};
+    use crate::cli::Cli;
+    use crate::commands::Command;
     use crate::fake::Fake;
 
     #[test]

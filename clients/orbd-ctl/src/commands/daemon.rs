@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::{Args, Subcommand};
 use orbd_client::Client;
 use orbd_host::config::LEAVE_CHANGES_AFTER;
 use orbd_host::sys::{self, ChildIdentity, StartTime};
@@ -10,7 +11,8 @@ use orbd_proto::methods::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd_proto::types::{DaemonInfoAnswer, NoParams};
 
 use super::daemon_config;
-use crate::args::DaemonCommand;
+use super::daemon_config::DaemonConfigCommand;
+use super::daemon_log::LogArgs;
 use crate::console::{Console, now};
 use crate::context::Context;
 use crate::error::CliError;
@@ -18,6 +20,46 @@ use crate::launch;
 use crate::link::Link;
 use crate::progress::{Progress, Wait};
 use crate::render;
+
+/// `daemon`.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub(crate) command: DaemonCommand,
+}
+
+/// `daemon ...`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DaemonCommand {
+    /// Start orbd and wait until it answers; does nothing if it is running
+    Start {
+        /// Fail if `autostart` or `ORBD_AUTOSTART` is off, as starting the daemon on demand does
+        #[arg(long, hide = true)]
+        on_demand: bool,
+    },
+    /// Stop orbd gracefully and wait until it has exited; running changes may finish
+    Stop,
+    /// Stop orbd and start it again
+    Restart,
+    /// Show orbd's version, its limits and the path of orbctl; exits with 3 if orbd is not running
+    Status,
+    /// Show the last lines of orbd's log file
+    Logs(LogArgs),
+    /// Reload orbd's configuration, and show which keys took effect and which need a restart
+    Reload,
+    /// Show orbd's own configuration (`orbd-ctl config` is OrbStack's)
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  orbd-ctl daemon config path            path of the configuration file
+  orbd-ctl daemon config show            every key, its value and source
+  orbd-ctl daemon config check           exits with 1 if the file is invalid
+
+To change a key, edit the file and run `orbd-ctl daemon reload`. A variable ORBD_<KEY> overrides the file. `orbd --sample-config` explains every key."
+    )]
+    Config(DaemonConfigCommand),
+}
 
 /// Upper bound for the rest of the daemon's shutdown, after running changes: 2 s each for connections, journal and metrics.
 const FAREWELLS_MAX: Duration = Duration::from_secs(10);

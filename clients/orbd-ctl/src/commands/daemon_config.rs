@@ -3,22 +3,40 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::Subcommand;
 use comfy_table::Cell;
 use orbd_host::config::{self, Config, ConfigError, Environment, Flags, Key, Origin, UserDirs};
 use orbd_host::error_chain::error_chain;
 use orbd_proto::errors::ErrorKind;
 use serde::Serialize;
 
-use crate::args::OwnConfigCommand;
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::layout::Look;
 
+/// `daemon config ...`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DaemonConfigCommand {
+    /// Print the path of the configuration file, even if it does not exist
+    Path,
+    /// Show every key, its value, and the source of the value
+    Show,
+    /// Validate a configuration file; exits with 1 if it is invalid
+    Check {
+        /// File to check instead of the one that orbd reads
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
 /// Shows orbd's own configuration.
-pub(super) fn daemon_config(context: &mut Context, command: OwnConfigCommand) -> Result<ExitCode, CliError> {
+pub(super) fn daemon_config(
+    context: &mut Context,
+    command: DaemonConfigCommand,
+) -> Result<ExitCode, CliError> {
     let here = Here::find()?;
     match command {
-        OwnConfigCommand::Path => {
+        DaemonConfigCommand::Path => {
             let answer = PathAnswer {
                 config_file: here.file.display().to_string(),
                 exists: here.file.exists(),
@@ -27,11 +45,11 @@ pub(super) fn daemon_config(context: &mut Context, command: OwnConfigCommand) ->
                 .console
                 .answer(&answer, |answer, _| format!("{}\n", answer.config_file))?;
         }
-        OwnConfigCommand::Show => {
+        DaemonConfigCommand::Show => {
             let answer = shown(&here.load(&Flags::default()).map_err(|error| invalid(&error))?);
             context.console.answer(&answer, show)?;
         }
-        OwnConfigCommand::Check { file } => return check(context, &here, file),
+        DaemonConfigCommand::Check { file } => return check(context, &here, file),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,11 +6,31 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::args::LogArgs;
+use clap::Args;
+
+use crate::args::whole;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::launch;
+
+/// `daemon logs` and `service logs`.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct LogArgs {
+    /// Follow the log until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Number of lines
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = whole::<usize>,
+        allow_hyphen_values = true
+    )]
+    pub(crate) lines: usize,
+}
 
 /// Maximum number of bytes that are read at a time, and searched for the last lines.
 const TAIL_MAX: u64 = 1 << 20;

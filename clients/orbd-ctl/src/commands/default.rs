@@ -2,17 +2,32 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::{MachineDefault, MachineSetDefault};
 use orbd_proto::types::ReadParams;
 
 use super::change::{self, Change};
-use crate::args::DefaultMachine;
+use crate::args::{AgeArgs, JobOptions};
 use crate::context::{Context, request};
 use crate::error::CliError;
 use crate::progress::Wait;
 
+/// `default`.
+#[derive(Debug, Args)]
+pub(crate) struct DefaultArgs {
+    /// New default machine; `none` clears it; without it, the current one is printed
+    #[arg(value_name = "NAME|none")]
+    pub(crate) machine: Option<String>,
+    /// Maximum age of the answer.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Shows, sets or clears the default machine.
-pub(super) fn default(context: &mut Context, args: DefaultMachine) -> Result<ExitCode, CliError> {
+pub(super) fn default(context: &mut Context, args: DefaultArgs) -> Result<ExitCode, CliError> {
     let Some(name) = args.machine else {
         let params = ReadParams {
             max_age_ms: args.age.max_age_ms(),

@@ -3,16 +3,37 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineDelete;
 
 use super::change::{self, Change};
-use crate::args::Delete;
+use crate::args::JobOptions;
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::error::{CliError, exit};
 
+/// `delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Names or ids
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) machines: Vec<String>,
+    /// Do not ask for confirmation
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'f',
+        visible_alias = "force",
+        overrides_with = "yes"
+    )]
+    pub(crate) yes: bool,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Deletes machines. On a terminal, asks for confirmation first.
-pub(super) fn delete(context: &mut Context, args: &Delete) -> Result<ExitCode, CliError> {
+pub(super) fn delete(context: &mut Context, args: &DeleteArgs) -> Result<ExitCode, CliError> {
     if context.console.can_ask && !args.yes && !is_meant(&mut context.console, &args.machines)? {
         context.console.eprint("nothing deleted");
         return Ok(ExitCode::from(exit::FAILED));

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::{Args, Subcommand};
 use orbd_proto::methods::DaemonInfo;
 use orbd_proto::types::NoParams;
 use serde::Serialize;
 
-use crate::args::{DropinCommand, DropinVerb};
 use crate::context::Context;
 use crate::dropin::links::{self, InstallError, Link, Written};
 use crate::dropin::real_tool;
@@ -15,6 +15,28 @@ use crate::environment::variable;
 use crate::error::{CliError, exit};
 use crate::link;
 use crate::service::program;
+
+/// `dropin`.
+#[derive(Debug, Args)]
+pub(crate) struct DropinArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub(crate) command: DropinCommand,
+    /// Directory of the links, which must come first on PATH [default: ~/.orbd/bin]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// `dropin ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum DropinCommand {
+    /// Link orbctl and orb to this program; never replaces a file that is not orbd's
+    Install,
+    /// Remove the links
+    Uninstall,
+    /// Show which orbctl and orb come first on PATH; exits with 1 if calls do not go through orbd
+    Status,
+}
 
 /// State of the drop-in, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -51,7 +73,7 @@ struct Named {
 }
 
 /// Installs, removes and shows the drop-in.
-pub(super) fn dropin(context: &mut Context, args: &DropinVerb) -> Result<ExitCode, CliError> {
+pub(super) fn dropin(context: &mut Context, args: &DropinArgs) -> Result<ExitCode, CliError> {
     let folder = folder(&context.link, args.dir.as_deref())?;
     match args.command {
         DropinCommand::Install => {

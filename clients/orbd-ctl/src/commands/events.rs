@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
 use orbd_client::{CallError, Client, Events};
 use orbd_proto::methods::EventsSubscribe;
 use orbd_proto::types::{
@@ -10,7 +11,7 @@ use orbd_proto::types::{
     Outcome,
 };
 
-use crate::args;
+use crate::args::whole;
 use crate::console::Console;
 use crate::context::Context;
 use crate::error::CliError;
@@ -18,11 +19,53 @@ use crate::layout::Look;
 use crate::link::greet;
 use crate::render;
 
+/// `events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Print events until Ctrl-C; reconnects when orbd restarts
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only events after this number
+    #[arg(long, value_name = "N", value_parser = whole::<u64>, allow_hyphen_values = true)]
+    pub(crate) since: Option<u64>,
+    /// orbd instance that assigned the number [default: the running one]
+    #[arg(long, value_name = "INSTANCE", requires = "since")]
+    pub(crate) instance: Option<String>,
+    /// Only these: machines, jobs, cache, orbctl, or the name of an event
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = event_kinds)]
+    pub(crate) kinds: Vec<EventKinds>,
+}
+
+/// Event kinds that one value of `--kinds` selects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EventKinds(pub(crate) Vec<EventKind>);
+
+fn event_kinds(text: &str) -> Result<EventKinds, String> {
+    use EventKind as K;
+    let kinds = match text {
+        "machines" => vec![
+            K::MachinesKnown,
+            K::MachineAppeared,
+            K::MachineChanged,
+            K::MachineGone,
+            K::OrbstackChanged,
+        ],
+        "jobs" => vec![K::JobQueued, K::JobStarted, K::JobEnded],
+        "cache" => vec![K::CacheInvalidated],
+        "orbctl" => vec![K::OrbctlUnhealthy, K::OrbctlRecovered],
+        // The names of the API.
+        word => vec![serde_json::from_value(word.into()).map_err(|_| {
+            "expected machines, jobs, cache, orbctl, or the name of an event, e.g. machine_gone".to_owned()
+        })?],
+    };
+    Ok(EventKinds(kinds))
+}
+
 /// Pause between two attempts to reconnect to the daemon.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// Shows the current state, the events since a number, or events as they happen.
-pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitCode, CliError> {
+pub(super) fn events(context: &mut Context, args: &EventsArgs) -> Result<ExitCode, CliError> {
     let kinds: Vec<EventKind> = args.kinds.iter().flat_map(|kinds| kinds.0.clone()).collect();
     let mut client = context.connect()?;
     if args.follow {
@@ -48,12 +91,7 @@ pub(super) fn events(context: &mut Context, args: &args::Events) -> Result<ExitC
 }
 
 /// Shows the events since `args.since`, up to the event `newest`.
-fn until(
-    context: &mut Context,
-    args: &args::Events,
-    kinds: &[EventKind],
-    newest: u64,
-) -> Result<(), CliError> {
+fn until(context: &mut Context, args: &EventsArgs, kinds: &[EventKind], newest: u64) -> Result<(), CliError> {
     let params = EventsSubscribeParams {
         since: args.since,
         instance: args.instance.clone(),
@@ -77,7 +115,7 @@ fn until(
 fn follow(
     context: &mut Context,
     mut client: Client,
-    args: &args::Events,
+    args: &EventsArgs,
     kinds: Vec<EventKind>,
 ) -> Result<ExitCode, CliError> {
     let mut params = EventsSubscribeParams {

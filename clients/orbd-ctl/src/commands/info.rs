@@ -2,17 +2,32 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineInfo;
 use orbd_proto::types::MachineInfoParams;
 
-use crate::args::Info;
+use crate::args::{AgeArgs, FormatArgs};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
+/// `info`.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Output format.
+    #[command(flatten)]
+    pub(crate) form: FormatArgs,
+    /// Maximum age of the answer.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
 /// Shows one machine.
-pub(super) fn info(context: &mut Context, args: Info) -> Result<ExitCode, CliError> {
+pub(super) fn info(context: &mut Context, args: InfoArgs) -> Result<ExitCode, CliError> {
     let watch = Wait::Ours("info", format!("info {}", args.machine));
     let params = MachineInfoParams {
         max_age_ms: args.age.max_age_ms(),

@@ -1,7 +1,9 @@
 //! `job show`, `job why`, `job wait`, `job output`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::{Args, Subcommand};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{JobFollow, JobGet, JobOutput, JobWait};
 use orbd_proto::types::{
@@ -10,12 +12,65 @@ use orbd_proto::types::{
 use serde::Serialize;
 
 use super::follow::{self, Sink};
-use crate::args::{JobCommand, millis};
+use crate::args::{duration, job_id, millis, whole};
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
 use crate::progress::{Progress, Wait};
 use crate::render;
+
+/// `job`.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub(crate) command: JobCommand,
+}
+
+/// `job ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Show a job
+    Show {
+        /// Job id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        id: u64,
+    },
+    /// Show what a job waits for, what that job waits for, and so on
+    Why {
+        /// Job id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        id: u64,
+    },
+    /// Wait until a job has ended; exits with the job's exit code
+    Wait {
+        /// Job id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        id: u64,
+        /// Give up after TIME, with exit code 5; the job keeps running
+        #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+        timeout: Option<Duration>,
+    },
+    /// Print a job's output, its stdout to stdout and its stderr to stderr
+    Output {
+        /// Job id
+        #[arg(value_parser = job_id, allow_hyphen_values = true)]
+        id: u64,
+        /// Follow the output until the job ends, then exit with its exit code
+        #[arg(short, long)]
+        follow: bool,
+        /// Offset of the first byte, counted over both streams
+        #[arg(
+            long = "from",
+            visible_alias = "offset",
+            value_name = "BYTE",
+            default_value_t = 0,
+            value_parser = whole::<u64>,
+            allow_hyphen_values = true
+        )]
+        offset: u64,
+    },
+}
 
 /// Maximum number of jobs in the answer of `job why`.
 const CHAIN_MAX: usize = 100;

@@ -2,17 +2,47 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::JobList;
 use orbd_proto::types::{JobListAnswer, JobListParams, JobStateWord};
 
-use crate::args::Jobs;
+use crate::args::whole;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
+/// `jobs`.
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    /// Include ended jobs
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only jobs in this state: waiting, running or ended
+    #[arg(long, value_name = "STATE", value_parser = job_state, conflicts_with = "all")]
+    pub(crate) state: Option<JobStateWord>,
+    /// Only jobs of this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only jobs of this operation
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+    /// Show at most N jobs, the newest [default: 100]
+    #[arg(short = 'n', long, value_name = "N", value_parser = whole::<usize>, allow_hyphen_values = true)]
+    pub(crate) limit: Option<usize>,
+}
+
+fn job_state(text: &str) -> Result<JobStateWord, String> {
+    match text {
+        "waiting" => Ok(JobStateWord::Waiting),
+        "running" => Ok(JobStateWord::Running),
+        "ended" => Ok(JobStateWord::Ended),
+        _ => Err("expected waiting, running or ended".into()),
+    }
+}
+
 /// Lists jobs; without options, the waiting and running ones.
-pub(super) fn jobs(context: &mut Context, args: Jobs) -> Result<ExitCode, CliError> {
+pub(super) fn jobs(context: &mut Context, args: JobsArgs) -> Result<ExitCode, CliError> {
     let mut query = JobListParams {
         state: args.state,
         machine: args.machine,

@@ -2,17 +2,35 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineList;
 use orbd_proto::types::ReadParams;
 
-use crate::args::List;
+use crate::args::{AgeArgs, FormatArgs};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 use crate::render;
 
+/// `list`.
+#[derive(Debug, Args, Default)]
+pub(crate) struct ListArgs {
+    /// Print names only, one per line
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Only running machines
+    #[arg(short, long)]
+    pub(crate) running: bool,
+    /// Output format.
+    #[command(flatten)]
+    pub(crate) form: FormatArgs,
+    /// Maximum age of the answer.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
 /// Lists machines.
-pub(super) fn list(context: &mut Context, args: &List) -> Result<ExitCode, CliError> {
+pub(super) fn list(context: &mut Context, args: &ListArgs) -> Result<ExitCode, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };
@@ -62,7 +80,7 @@ mod tests {
 
     #[test]
     fn list_prints_a_table_names_or_json() {
-        let check = |args: &List, json: bool, expected: &str| {
+        let check = |args: &ListArgs, json: bool, expected: &str| {
             let fake = with_machines();
             let (mut context, out, err) = fake.context();
             context.console.json = json;
@@ -70,11 +88,11 @@ mod tests {
             assert!(out.text().starts_with(expected), "{}", out.text());
             assert_eq!(err.text(), "");
         };
-        check(&List::default(), false, "NAME  STATE    DISTRO");
-        let quiet = List {
+        check(&ListArgs::default(), false, "NAME  STATE    DISTRO");
+        let quiet = ListArgs {
             quiet: true,
             running: true,
-            ..List::default()
+            ..ListArgs::default()
         };
         check(&quiet, false, "web\n");
         check(
@@ -94,7 +112,7 @@ mod tests {
         });
         let (mut context, out, err) = fake.context();
         context.console.json = true;
-        let error = list(&mut context, &List::default()).expect_err("refused");
+        let error = list(&mut context, &ListArgs::default()).expect_err("refused");
         assert_eq!(error.exit(), 1);
         error.tell(&mut context.console);
         assert_eq!(
@@ -112,7 +130,7 @@ mod tests {
         let fake = with_machines();
         let (mut context, ..) = fake.context();
         context.link.socket.set_file_name("nobody.sock");
-        let error = list(&mut context, &List::default()).expect_err("no daemon listens");
+        let error = list(&mut context, &ListArgs::default()).expect_err("no daemon listens");
         assert_eq!(error.exit(), 3);
         assert_eq!(error.hint().as_deref(), Some("`orbd-ctl daemon start` starts it"));
     }

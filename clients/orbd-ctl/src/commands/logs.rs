@@ -3,17 +3,32 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineLogs;
 use orbd_proto::types::{LeaseOperation, LogsParams};
 
 use super::lease::{self, Place, Terminal};
-use crate::args::{LeaseArgs, Logs};
+use crate::args::LeaseOptions;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::progress::Wait;
 
+/// `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Print the whole log
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Follow the log until Ctrl-C (runs the real orbctl)
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
 /// Prints a machine's log.
-pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, CliError> {
+pub(super) fn logs(context: &mut Context, args: LogsArgs) -> Result<ExitCode, CliError> {
     let watch = Wait::Ours("logs", format!("logs {}", args.machine));
     let params = LogsParams {
         machine: args.machine,
@@ -25,8 +40,8 @@ pub(super) fn logs(context: &mut Context, args: Logs) -> Result<ExitCode, CliErr
 }
 
 /// Follows a machine's log: runs the real tool in a session, which blocks no other job.
-pub(super) fn follow(context: &mut Context, args: &Logs) -> Result<ExitCode, CliError> {
-    let job_flags = LeaseArgs::default().options();
+pub(super) fn follow(context: &mut Context, args: &LogsArgs) -> Result<ExitCode, CliError> {
+    let job_flags = LeaseOptions::default().options();
     let place = Place {
         operation: LeaseOperation::Logs,
         verb: "logs",

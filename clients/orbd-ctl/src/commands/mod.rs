@@ -1,11 +1,5 @@
 //! One module per verb. Each builds a request from the arguments, makes the call, and prints the answer.
 
-use std::process::ExitCode;
-
-use crate::args::Command;
-use crate::context::Context;
-use crate::error::CliError;
-
 mod cache;
 mod cancel;
 mod change;
@@ -43,8 +37,286 @@ mod stop;
 mod transfer;
 mod version;
 
-/// Runs a command.
-pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitCode, CliError> {
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
+pub(crate) use info::InfoArgs;
+pub(crate) use list::ListArgs;
+
+use crate::args::Nothing;
+use crate::context::Context;
+use crate::error::CliError;
+use cache::CacheArgs;
+use cancel::CancelArgs;
+use clone::CloneArgs;
+use completions::CompletionsArgs;
+use completions::ManArgs;
+use config::ConfigArgs;
+use create::CreateArgs;
+use daemon::DaemonArgs;
+use default::DefaultArgs;
+use delete::DeleteArgs;
+use dropin::DropinArgs;
+use events::EventsArgs;
+use job::JobArgs;
+use jobs::JobsArgs;
+use logs::LogsArgs;
+use metrics::MetricsArgs;
+use queue::QueueArgs;
+use rename::RenameArgs;
+use restart::RestartArgs;
+use run::RunArgs;
+use service::ServiceArgs;
+use shell::ShellArgs;
+use start::StartArgs;
+use status::StatusArgs;
+use stop::StopArgs;
+use transfer::ExportArgs;
+use transfer::ImportArgs;
+use transfer::TransferArgs;
+use version::VersionArgs;
+
+/// Defines the verbs. Each has a help text, an argument type, a name, aliases and examples.
+///
+/// This replaces `derive(Subcommand)`, which builds the arguments of every verb at every start; that took longer than everything
+/// else that `list` does. This macro builds only the arguments of the verb that was typed.
+macro_rules! verbs {
+    ($(#[doc = $about:literal] $variant:ident($args:ident) $name:literal [$($alias:literal),*] $examples:literal;)*) => {
+        /// The verbs with their arguments.
+        #[derive(Debug)]
+        pub(crate) enum Command {
+            $(#[doc = $about] $variant($args),)*
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => $args::from_arg_matches(matches).map(Self::$variant),)*
+                    _ => Err(clap::Error::new(ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Command {
+            /// Builds the clap command of the verb with this name or alias.
+            pub(crate) fn verb(word: &str) -> Option<clap::Command> {
+                $({
+                    const ALIASES: &[&str] = &[$($alias),*];
+                    if word == $name || ALIASES.contains(&word) {
+                        fn help(command: clap::Command) -> clap::Command {
+                            command.about($about.trim()).after_help($examples)
+                        }
+                        let verb = help(clap::Command::new($name))
+                            .visible_aliases(ALIASES.iter().copied())
+                            .hide($name == "lease-exec")
+                            // Set again, because `augment_args` replaces the help with the doc comment of the argument type.
+                            .defer(|command| help($args::augment_args(command)));
+                        return Some(verb);
+                    }
+                })*
+                None
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command.subcommands([$($name),*].into_iter().filter_map(Self::verb))
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Self::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+    };
+}
+
+verbs! {
+    /// List machines
+    List(ListArgs) "list" ["ls"] "Examples:
+  orbd-ctl list
+  orbd-ctl list --running --quiet        names only, one per line
+  orbd-ctl list --max-age 0              ask orbctl, bypass the cache";
+    /// Show one machine with its addresses and size
+    Info(InfoArgs) "info" [] "Examples:
+  orbd-ctl info web
+  orbd-ctl info web --json | jq -r .ip4";
+    /// Create a machine and boot it
+    Create(CreateArgs) "create" ["add", "new"] "Examples:
+  orbd-ctl create ubuntu                 the latest Ubuntu, named ubuntu
+  orbd-ctl create debian:bookworm db --cpus 2 --memory 4G
+  orbd-ctl create ubuntu:noble box --isolated --mount /Users/me/src:/src
+  orbd-ctl create ubuntu:noble web --user-data cloud-init.yaml";
+    /// Start machines; without a name, start OrbStack itself
+    Start(StartArgs) "start" [] "Examples:
+  orbd-ctl start web db                  both in parallel
+  orbd-ctl start --all
+  orbd-ctl start --detach web            print the job id and return";
+    /// Stop machines
+    Stop(StopArgs) "stop" [] "Examples:
+  orbd-ctl stop web
+  orbd-ctl stop --force web              stop its jobs, do not wait for them
+  orbd-ctl stop --all                    all machines
+  orbd-ctl stop --orbstack               OrbStack itself";
+    /// Restart machines
+    Restart(RestartArgs) "restart" [] "Examples:
+  orbd-ctl restart web db";
+    /// Delete machines and everything on them
+    Delete(DeleteArgs) "delete" ["rm"] "Examples:
+  orbd-ctl delete scratch                on a terminal, asks first
+  orbd-ctl delete --yes one two          do not ask";
+    /// Rename a machine
+    Rename(RenameArgs) "rename" [] "Examples:
+  orbd-ctl rename web web-old";
+    /// Clone a machine; the clone is not started
+    Clone(CloneArgs) "clone" [] "Examples:
+  orbd-ctl clone web web-2 && orbd-ctl start web-2";
+    /// Show, set or clear the default machine
+    Default(DefaultArgs) "default" [] "Examples:
+  orbd-ctl default                       print its name
+  orbd-ctl default web
+  orbd-ctl default none                  clear it";
+    /// Run a command in a machine
+    Run(RunArgs) "run" [] "Works like `orbctl run`: the command starts in the directory that corresponds to the current one. On a terminal \
+the command gets the terminal; otherwise its output is streamed unmodified, and input is forwarded if it is a pipe or a file. The exit \
+code is the command's. Options of orbd-ctl come before the command; everything from the command's name on is passed to it.
+
+Examples:
+  orbd-ctl run uname -a                          in the default machine
+  orbd-ctl run -m web -u root -w /srv ls -la
+  orbd-ctl run -m web -s 'cd app && make'        through the login shell
+  orbd-ctl run -m web sh -c 'echo $HOME; exit 3' exits with 3
+  gzip -dc dump.gz | orbd-ctl run -m db psql     input from a pipe
+  orbd-ctl run -m web -e MODE=test --timeout 5m make check
+  orbd-ctl run -m web --detach make world        print the job id and return";
+    /// Open a shell in a machine
+    Shell(ShellArgs) "shell" ["sh"] "Runs the real orbctl with your terminal, directory and environment. orbd records the session, and starts \
+it when no change of the machine is running. An open session blocks nothing: the machine can be stopped meanwhile.
+
+Examples:
+  orbd-ctl shell                                 in the default machine
+  orbd-ctl shell web
+  orbd-ctl shell web -u root
+  orbd-ctl run -m web htop                       a command instead of a shell";
+    /// Copy files from the Mac into a machine
+    Push(TransferArgs) "push" [] "Examples:
+  orbd-ctl push -m web site.tar.gz               into the guest user's home
+  orbd-ctl push -m web a.conf b.conf /tmp/";
+    /// Copy files from a machine to the Mac
+    Pull(TransferArgs) "pull" [] "Examples:
+  orbd-ctl pull -m web /var/log/syslog
+  orbd-ctl pull -m web notes.txt report.txt ./out/";
+    /// Export a machine to an archive
+    Export(ExportArgs) "export" [] "Examples:
+  orbd-ctl export web web.tar.zst";
+    /// Create a machine from an archive
+    Import(ImportArgs) "import" [] "Examples:
+  orbd-ctl import -n web-copy web.tar.zst";
+    /// Show a machine's log
+    Logs(LogsArgs) "logs" [] "Examples:
+  orbd-ctl logs web
+  orbd-ctl logs --all web | tail -50
+  orbd-ctl logs --follow web             until Ctrl-C";
+    /// Show how to connect to machines over SSH
+    Ssh(Nothing) "ssh" [] "Examples:
+  orbd-ctl ssh";
+    /// Show and change OrbStack's configuration
+    Config(ConfigArgs) "config" [] "Examples:
+  orbd-ctl config show
+  orbd-ctl config get machine.web.username
+  orbd-ctl config set memory_mib 8192";
+    /// Show whether OrbStack is running, without starting it; exits with 1 if it is not
+    Status(StatusArgs) "status" [] "Examples:
+  orbd-ctl status
+  orbd-ctl status --max-age 0 && echo running";
+    /// Show the versions of orbctl, orbd and orbd-ctl
+    Version(VersionArgs) "version" [] "Examples:
+  orbd-ctl version
+  orbd-ctl version --max-age 0           ask orbctl now";
+    /// List waiting and running jobs, and what they wait for
+    Jobs(JobsArgs) "jobs" ["ps"] "Examples:
+  orbd-ctl jobs
+  orbd-ctl jobs --all -n 20              include ended jobs
+  orbd-ctl jobs --state waiting -m web";
+    /// Show a job, explain why it waits, wait for it, or print its output
+    Job(JobArgs) "job" [] "Examples:
+  orbd-ctl job show 12
+  orbd-ctl job why 12                    what blocks it, and what blocks that
+  orbd-ctl job wait 12 --timeout 30s
+  orbd-ctl job output --follow 12        from the first byte until it ends";
+    /// Cancel jobs: waiting jobs do not start, running jobs are stopped
+    Cancel(CancelArgs) "cancel" [] "Examples:
+  orbd-ctl cancel 12 13";
+    /// Show, pause, resume or drain the queue
+    Queue(QueueArgs) "queue" [] "Examples:
+  orbd-ctl queue
+  orbd-ctl queue pause web               start no more jobs on web
+  orbd-ctl queue resume web
+  orbd-ctl queue drain                   refuse new work, return when done";
+    /// Show the current state, or events of machines, jobs, the cache and orbctl
+    Events(EventsArgs) "events" [] "Examples:
+  orbd-ctl events                        the current state
+  orbd-ctl events --follow --kinds machines,job_ended
+  orbd-ctl events --since 41             events after number 41";
+    /// Show or invalidate orbd's cache
+    Cache(CacheArgs) "cache" [] "Examples:
+  orbd-ctl cache
+  orbd-ctl cache invalidate              the next reads ask orbctl";
+    /// Show wait and run times of operations
+    Metrics(MetricsArgs) "metrics" [] "Examples:
+  orbd-ctl metrics --window 1h --by machine
+  orbd-ctl metrics history --outcome failed
+  orbd-ctl metrics export --since 1d --format csv -o orbd.csv
+  orbd-ctl metrics counters";
+    /// Start, stop and inspect orbd itself
+    Daemon(DaemonArgs) "daemon" [] "Examples:
+  orbd-ctl daemon start                  does nothing if it is running
+  orbd-ctl daemon status                 exits with 3 if it is not running
+  orbd-ctl daemon restart                restart now; upgrades wait for idle
+  orbd-ctl daemon config show            every key, its value and source
+  orbd-ctl daemon reload                 apply an edited configuration file
+  orbd-ctl daemon logs --follow          follow orbd's log";
+    /// Run orbd as a service: launchd on macOS, systemd on Linux
+    Service(ServiceArgs) "service" [] "Examples:
+  orbd-ctl service install               start now and at each login
+  orbd-ctl service install --print       print the file, change nothing
+  orbd-ctl service status
+  orbd-ctl service logs --follow";
+    /// Route calls of orbctl and orb through orbd, for programs that call them by name
+    Dropin(DropinArgs) "dropin" [] "Examples:
+  orbd-ctl dropin install                orbctl and orb in ~/.orbd/bin
+  orbd-ctl dropin status                 which programs are called
+  orbd-ctl dropin uninstall";
+    /// Check the installation and print a fix for each problem; starts and changes nothing, exits with 1 on an error
+    Doctor(Nothing) "doctor" [] "Examples:
+  orbd-ctl doctor
+  orbd-ctl doctor --json | jq -r '.checks[] | select(.status == \"error\") | .fix'";
+    /// Print shell completions, which include machine names and job ids
+    Completions(CompletionsArgs) "completions" ["completion"] "Examples:
+  echo 'source <(orbd-ctl completions bash)' >> ~/.bashrc
+  orbd-ctl completions zsh > \"${fpath[1]}/_orbd-ctl\"
+  orbd-ctl completions fish > ~/.config/fish/completions/orbd-ctl.fish";
+    /// Print the manual page, or write the pages of all commands
+    Man(ManArgs) "man" [] "Examples:
+  orbd-ctl man | man -l -
+  orbd-ctl man --to /usr/local/share/man/man1";
+}
+
+/// Runs a command. `grammar` builds the definitions of all commands, for the manual.
+pub(crate) fn carry_out(
+    context: &mut Context,
+    command: Command,
+    grammar: fn() -> clap::Command,
+) -> Result<ExitCode, CliError> {
     match command {
         Command::List(args) => list::list(context, &args),
         Command::Info(args) => info::info(context, args),
@@ -80,6 +352,6 @@ pub(crate) fn carry_out(context: &mut Context, command: Command) -> Result<ExitC
         Command::Dropin(args) => dropin::dropin(context, &args),
         Command::Doctor(_) => doctor::doctor(context),
         Command::Completions(args) => completions::completions(context, &args),
-        Command::Man(args) => completions::man(context, &args),
+        Command::Man(args) => completions::man(context, &args, grammar()),
     }
 }

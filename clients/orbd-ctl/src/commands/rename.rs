@@ -2,15 +2,30 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::MachineRename;
 
 use super::change::{self, Change};
-use crate::args::Rename;
+use crate::args::JobOptions;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
+/// `rename`.
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    /// Current name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// New name
+    #[arg(value_name = "NEW")]
+    pub(crate) new_name: String,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Renames a machine.
-pub(super) fn rename(context: &mut Context, args: Rename) -> Result<ExitCode, CliError> {
+pub(super) fn rename(context: &mut Context, args: RenameArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let subjects = [format!("{} to {}", args.machine, args.new_name)];
     let params = request!(

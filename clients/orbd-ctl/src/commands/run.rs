@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use clap::Args;
 use orbd_client::Client;
 use orbd_host::caller_env::CallerEnv;
 use orbd_proto::methods::{JobInput, MachineList, MachineRun, MachineRunFollow};
@@ -14,7 +15,7 @@ use orbd_proto::types::{JobInputParams, JobStateWord, ReadParams};
 use super::default::machine_or_default;
 use super::folder;
 use super::follow::{self, FollowedJob, Sink};
-use crate::args::Run;
+use crate::args::JobOptions;
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
@@ -23,6 +24,51 @@ use crate::interrupt::Interrupt;
 use crate::link::Link;
 use crate::progress::{Progress, Wait};
 
+/// `run`.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each field is an independent command-line flag"
+)]
+pub(crate) struct RunArgs {
+    /// Name or id [default: the default machine]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Guest user [default: the machine's default user]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Guest directory [default: the one that corresponds to the current directory if the machine has it, else the guest user's home]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Set KEY to VALUE, or to its value in the current environment; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Give the command no input, e.g. inside a loop that reads from standard input
+    #[arg(short, long)]
+    pub(crate) no_input: bool,
+    /// Forward what is typed, even if the output is not a terminal
+    #[arg(short, long, conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) interactive: bool,
+    /// Give the command this terminal, as `shell` does [default: if input and output are a terminal]
+    #[arg(short, long, visible_alias = "tty", conflicts_with_all = ["no_input", "detach", "timeout"])]
+    pub(crate) terminal: bool,
+    /// Never give the command this terminal
+    #[arg(long, conflicts_with = "terminal")]
+    pub(crate) no_terminal: bool,
+    /// Run it in the guest user's login shell (runs the real orbctl)
+    #[arg(short = 's', long = "shell", conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) login_shell: bool,
+    /// Translate Mac paths in its arguments (runs the real orbctl)
+    #[arg(short = 'p', long = "path", conflicts_with_all = ["no_input", "detach"])]
+    pub(crate) translate_paths: bool,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+    /// Program and arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
+}
+
 /// Exit code with which a shell reports that a command was not found.
 pub(super) const NOT_FOUND: u8 = 127;
 
@@ -30,7 +76,7 @@ pub(super) const NOT_FOUND: u8 = 127;
 const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. Errors of the client itself have codes from 124 up, because the small ones are the command's.
-pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
+pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
     if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
         return match environment(&args.env) {
             Ok(env) => super::shell::run(context, &args, env),
@@ -54,12 +100,12 @@ pub(super) fn run(context: &mut Context, args: Run) -> ExitCode {
 
 /// Returns whether the command gets the terminal without `-t`, as with `orbctl run`. It does not with options that need the daemon to
 /// run the command.
-pub(super) fn takes_terminal(args: &Run, context: &Context) -> bool {
+pub(super) fn takes_terminal(args: &RunArgs, context: &Context) -> bool {
     let needs_daemon = args.job.detach || args.job.timeout.is_some() || context.console.json;
     context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
 }
 
-fn carry_out(context: &mut Context, args: Run, interrupt: &Interrupt) -> Result<u8, CliError> {
+fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Result<u8, CliError> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
     let job_flags = args.job.options();
     let input = if args.no_input || job_flags.detach {
@@ -236,11 +282,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::args::JobArgs;
+    use crate::args::JobOptions;
     use crate::fake::{self, Fake, Peer};
 
-    fn args(command: &[&str]) -> Run {
-        Run {
+    fn args(command: &[&str]) -> RunArgs {
+        RunArgs {
             machine: Some("web".into()),
             user: None,
             workdir: None,
@@ -251,7 +297,7 @@ mod tests {
             no_terminal: true,
             login_shell: false,
             translate_paths: false,
-            job: JobArgs::default(),
+            job: JobOptions::default(),
             command: command.iter().map(|&word| word.into()).collect(),
         }
     }

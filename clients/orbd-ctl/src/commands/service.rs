@@ -4,16 +4,51 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::daemon_log;
-use crate::args::{ServiceCommand, ServiceVerb};
+use super::daemon_log::LogArgs;
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::launch;
 use crate::layout::Look;
 use crate::render;
 use crate::service::{ManagerName, Service, State, Written};
+
+/// `service`.
+#[derive(Debug, Args)]
+pub(crate) struct ServiceArgs {
+    /// The subcommand.
+    #[command(subcommand)]
+    pub(crate) command: ServiceCommand,
+    /// Service manager [default: the system's own]
+    #[arg(long, global = true, value_enum, hide = true)]
+    pub(crate) manager: Option<ManagerName>,
+}
+
+/// `service ...`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Write the service file and start orbd, now and at each login; updates an outdated file
+    Install {
+        /// Print the file and change nothing
+        #[arg(long)]
+        print: bool,
+    },
+    /// Stop orbd and remove the service file
+    Uninstall,
+    /// Start the service and wait until it answers
+    Start,
+    /// Stop the service gracefully; it stays stopped until the next login or use
+    Stop,
+    /// Stop the service gracefully and start it again
+    Restart,
+    /// Show whether the service is installed, loaded and running; exits with 3 if it is not running
+    Status,
+    /// Show the last lines of orbd's log file, as `daemon logs` does
+    Logs(LogArgs),
+}
 
 /// Maximum time for the daemon to answer after the manager has started the service.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -45,7 +80,7 @@ struct Report {
 }
 
 /// Installs, removes, starts, stops and shows the service.
-pub(super) fn service(context: &mut Context, args: &ServiceVerb) -> Result<ExitCode, CliError> {
+pub(super) fn service(context: &mut Context, args: &ServiceArgs) -> Result<ExitCode, CliError> {
     let name = args.manager.unwrap_or_else(ManagerName::of_this_system);
     let service = Service::of(&context.link, name)?;
     match args.command {

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::Args;
 use orbd_host::caller_env::{CallerEnv, EnvName, ORBENV};
 use orbd_host::config::{Config, Environment, Flags};
 use orbd_host::run_command::{self, Call, GuestEnv, Start};
@@ -11,21 +13,46 @@ use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
-use super::run::{NOT_FOUND, hint_at_machine, takes_terminal};
-use crate::args::{LeaseArgs, Run, Shell};
+use super::run::{NOT_FOUND, RunArgs, hint_at_machine, takes_terminal};
+use crate::args::{LeaseOptions, duration};
 use crate::context::Context;
 use crate::environment::variable;
 use crate::error::CliError;
 
+/// `shell`.
+#[derive(Debug, Args)]
+pub(crate) struct ShellArgs {
+    /// Name or id [default: the default machine]
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// The same as NAME, with orbctl's flag
+    #[arg(
+        short = 'm',
+        long = "machine",
+        value_name = "NAME",
+        conflicts_with = "machine"
+    )]
+    pub(crate) named_machine: Option<String>,
+    /// Guest user [default: the machine's default user]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Guest directory [default: the one that corresponds to the current directory]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Give up if the job has not started after TIME, e.g. 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
+    pub(crate) queue_timeout: Option<Duration>,
+}
+
 /// Opens a shell in a machine.
-pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
+pub(super) fn shell(context: &mut Context, args: &ShellArgs) -> ExitCode {
     let guest = Guest {
         user: args.user.as_deref(),
         workdir: args.workdir.as_deref(),
         ..Guest::default()
     };
     let machine = args.machine.as_ref().or(args.named_machine.as_ref());
-    let limits = LeaseArgs {
+    let limits = LeaseOptions {
         queue_timeout: args.queue_timeout,
         timeout: None,
     };
@@ -34,7 +61,7 @@ pub(super) fn shell(context: &mut Context, args: &Shell) -> ExitCode {
 }
 
 /// Runs a command that needs a terminal, or an option that only the real tool implements.
-pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, String>) -> ExitCode {
+pub(super) fn run(context: &mut Context, args: &RunArgs, env: BTreeMap<String, String>) -> ExitCode {
     let variables = match Variables::of(env) {
         Ok(variables) => variables,
         Err(error) => {
@@ -52,7 +79,7 @@ pub(super) fn run(context: &mut Context, args: &Run, env: BTreeMap<String, Strin
         passed_by: variables.guest_env,
         command: &args.command,
     };
-    let limits = LeaseArgs {
+    let limits = LeaseOptions {
         queue_timeout: args.job.queue_timeout,
         timeout: args.job.timeout,
     };
@@ -124,7 +151,7 @@ struct Guest<'a> {
 fn attach(
     context: &mut Context,
     machine: Option<&String>,
-    limits: &LeaseArgs,
+    limits: &LeaseOptions,
     terminal: Terminal,
     guest: &Guest<'_>,
 ) -> Result<ExitCode, CliError> {

@@ -2,15 +2,33 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::{MachineStart, MachineStartAll, OrbstackStart};
 
 use super::change::{self, Change};
-use crate::args::Start;
+use crate::args::JobOptions;
 use crate::context::{Context, request};
 use crate::error::CliError;
 
+/// `start`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Names or ids; none for OrbStack itself
+    #[arg(value_name = "NAME", conflicts_with = "all")]
+    pub(crate) machines: Vec<String>,
+    /// All machines
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// For OrbStack itself: stop running jobs and cancel waiting ones instead of queueing behind them
+    #[arg(short, long, conflicts_with_all = ["machines", "all"])]
+    pub(crate) force: bool,
+    /// Options of the job.
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
 /// Starts the given machines, all machines, or OrbStack itself.
-pub(super) fn start(context: &mut Context, args: &Start) -> Result<ExitCode, CliError> {
+pub(super) fn start(context: &mut Context, args: &StartArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.job.options();
     let change = |verb| Change {
         verb,
@@ -36,7 +54,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::args::JobArgs;
+    use crate::args::JobOptions;
     use crate::fake::Fake;
 
     #[test]
@@ -49,11 +67,11 @@ mod tests {
             _ => peer.answer(request, json!({"job_id": 1, "state": "ended", "changed": false})),
         });
         let (mut context, out, err) = fake.context();
-        let args = Start {
+        let args = StartArgs {
             machines: vec!["a".into(), "gone".into(), "b".into()],
             all: false,
             force: false,
-            job: JobArgs::default(),
+            job: JobOptions::default(),
         };
         assert_eq!(start(&mut context, &args).unwrap(), ExitCode::from(4));
         assert_eq!(out.text(), "a is already running\nb is already running\n");

@@ -2,17 +2,26 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::OrbstackStatus;
 use orbd_proto::types::ReadParams;
 
-use crate::args::Status;
+use crate::args::AgeArgs;
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::progress::Wait;
 use crate::render;
 
+/// `status` and `config show`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Maximum age of the answer.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
 /// Shows whether OrbStack is running; exits with 1 if it is not, as `orbctl status` does.
-pub(super) fn status(context: &mut Context, args: &Status) -> Result<ExitCode, CliError> {
+pub(super) fn status(context: &mut Context, args: &StatusArgs) -> Result<ExitCode, CliError> {
     let params = ReadParams {
         max_age_ms: args.age.max_age_ms(),
     };

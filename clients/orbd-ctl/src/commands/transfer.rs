@@ -2,30 +2,71 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
 use super::lease::{self, Place, Terminal};
-use crate::args::{Export, Import, Transfer};
+use crate::args::LeaseOptions;
 use crate::context::Context;
 use crate::error::CliError;
 
+/// `push` and `pull`.
+#[derive(Debug, Args)]
+pub(crate) struct TransferArgs {
+    /// Name or id [default: the default machine]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Files to copy, then the destination
+    #[arg(value_name = "PATH", required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Time limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseOptions,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) machine: String,
+    /// Archive to write, e.g. web.tar.zst
+    pub(crate) file: PathBuf,
+    /// Time limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseOptions,
+}
+
+/// `import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Name of the new machine
+    #[arg(short, long, value_name = "NEW")]
+    pub(crate) name: String,
+    /// Archive to read
+    pub(crate) file: PathBuf,
+    /// Time limits.
+    #[command(flatten)]
+    pub(crate) limits: LeaseOptions,
+}
+
 /// Copies files from the Mac into a machine.
-pub(super) fn push(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
+pub(super) fn push(context: &mut Context, args: &TransferArgs) -> Result<ExitCode, CliError> {
     transfer(context, args, LeaseOperation::Push, "push", "copied into")
 }
 
 /// Copies files from a machine to the Mac.
-pub(super) fn pull(context: &mut Context, args: &Transfer) -> Result<ExitCode, CliError> {
+pub(super) fn pull(context: &mut Context, args: &TransferArgs) -> Result<ExitCode, CliError> {
     transfer(context, args, LeaseOperation::Pull, "pull", "copied from")
 }
 
 fn transfer(
     context: &mut Context,
-    args: &Transfer,
+    args: &TransferArgs,
     operation: LeaseOperation,
     verb: &'static str,
     done: &str,
@@ -47,7 +88,7 @@ fn transfer(
 }
 
 /// Exports a machine to an archive.
-pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, CliError> {
+pub(super) fn export(context: &mut Context, args: &ExportArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Export,
@@ -62,7 +103,7 @@ pub(super) fn export(context: &mut Context, args: &Export) -> Result<ExitCode, C
 }
 
 /// Creates a machine from an archive.
-pub(super) fn import(context: &mut Context, args: &Import) -> Result<ExitCode, CliError> {
+pub(super) fn import(context: &mut Context, args: &ImportArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
     let place = Place {
         operation: LeaseOperation::Import,

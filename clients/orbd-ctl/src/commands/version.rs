@@ -2,17 +2,26 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use orbd_proto::methods::{OrbstackVersion, PROTOCOL_VERSION};
 use orbd_proto::types::ReadParams;
 
-use crate::args::Version;
+use crate::args::AgeArgs;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::link;
 use crate::progress::Wait;
 
+/// `version`.
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Maximum age of the answer.
+    #[command(flatten)]
+    pub(crate) age: AgeArgs,
+}
+
 /// Shows the versions of orbctl, orbd and orbd-ctl.
-pub(super) fn version(context: &mut Context, args: &Version) -> Result<ExitCode, CliError> {
+pub(super) fn version(context: &mut Context, args: &VersionArgs) -> Result<ExitCode, CliError> {
     let ours = format!(
         "orbd-ctl  {}, protocol {PROTOCOL_VERSION}\n",
         env!("CARGO_PKG_VERSION")

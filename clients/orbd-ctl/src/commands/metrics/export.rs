@@ -6,14 +6,63 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use orbd_client::download::{Download, DownloadError};
 use orbd_proto::errors::ErrorKind;
-use orbd_proto::export::ExportQuery;
+use orbd_proto::export::{ExportFormat, ExportQuery};
 
-use crate::args::{MetricsExport, Since, millis};
+use super::{Since, outcome, since};
+use crate::args::millis;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
+
+/// `metrics export`.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsExportArgs {
+    /// Export format
+    #[arg(long, value_enum, default_value_t = ExportWord::JsonLines)]
+    pub(crate) format: ExportWord,
+    /// Write to FILE, which is replaced only once the export is complete [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Only operations that ended since TIME: a duration ago, e.g. 10m, or a time, e.g. 2026-11-30T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
+    pub(crate) since: Option<Since>,
+    /// Only this machine
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) machine: Option<String>,
+    /// Only clients with this name, e.g. pyinfra
+    #[arg(long, value_name = "CLIENT")]
+    pub(crate) client: Option<String>,
+    /// Only this operation
+    #[arg(long, value_name = "VERB")]
+    pub(crate) operation: Option<String>,
+    /// Only this outcome: succeeded, failed, cancelled, expired, interrupted or unknown
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome)]
+    pub(crate) outcome: Option<String>,
+}
+
+/// Values of `metrics export --format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportWord {
+    /// One JSON object per line
+    JsonLines,
+    /// Comma-separated values with a header
+    Csv,
+    /// Prometheus text format: counters and percentiles; filters do not apply
+    Prometheus,
+}
+
+impl From<ExportWord> for ExportFormat {
+    fn from(word: ExportWord) -> Self {
+        match word {
+            ExportWord::JsonLines => Self::JsonLines,
+            ExportWord::Csv => Self::Csv,
+            ExportWord::Prometheus => Self::Prometheus,
+        }
+    }
+}
 
 /// Maximum time without data from orbd. orbd's own timeout for its store is shorter.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -22,7 +71,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const PIECE: usize = 64 << 10;
 
 /// Exports recorded operations to a file or to standard output.
-pub(super) fn export(context: &mut Context, args: MetricsExport) -> Result<(), CliError> {
+pub(super) fn export(context: &mut Context, args: MetricsExportArgs) -> Result<(), CliError> {
     let query = ExportQuery {
         format: args.format.into(),
         since: args.since.map(since_time),
