@@ -30,21 +30,18 @@ mod fake;
 mod interrupt;
 mod launch;
 mod layout;
+mod lease_child;
 mod link;
 mod progress;
 #[cfg(test)]
 mod reference;
 mod render;
 mod service;
-mod waiting_child;
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(called) = dropin::called_as(&words) {
         return dropin::main(called, words);
-    }
-    if words.get(1).is_some_and(|verb| verb == waiting_child::VERB) {
-        return waiting_child::exec();
     }
     completions::answer_shell();
     let cli = match Cli::read(&words) {

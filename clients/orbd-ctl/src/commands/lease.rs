@@ -4,16 +4,16 @@
 //! the real tool itself, but only while it holds a lease. The lease belongs to the process that does the work:
 //!
 //! ```text
-//! orbd-ctl push        orbd-ctl lease-exec (child)           orbd
-//!   |-- starts ---------------------->| reads its input       |
+//! orbd-ctl push                  child                       orbd
+//!   |-- forks ----------------------->| reads a pipe          |
 //!   |-- lease.acquire {pid of the child} -------------------->| queues the lease,
 //!   |<------------------------------- path of orbctl ---------| stores pid and start time
-//!   |-- path, arguments, our input -->| execs orbctl          |
+//!   |-- path, arguments ------------->| execs orbctl          |
 //!   |<------------------- exit code --|                       |
 //!   |-- lease.release {exit code} --------------------------->| releases the lanes
 //! ```
 //!
-//! [`crate::waiting_child`] implements the child and the messages to it.
+//! [`crate::lease_child`] implements the child and the messages to it.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
@@ -29,9 +29,9 @@ use rustix::process::Signal;
 use crate::context::{Context, JobFlags, request, wait_with_progress};
 use crate::error::{CliError, exit};
 use crate::interrupt::Interrupt;
+use crate::lease_child::{self, LeaseChild, Start, Tool};
 use crate::progress::{Progress, Wait};
 use crate::render;
-use crate::waiting_child::WaitingChild;
 
 /// A lease to acquire.
 pub(super) struct Place {
@@ -71,12 +71,15 @@ pub(super) fn carry_out<C: Into<Call>>(
         terminal,
         done,
     } = place;
+    let child = start_child(context)?;
     let interrupt = Interrupt::watch()?;
-    let mut client = context.connect()?;
-    let child = WaitingChild::start().map_err(|source| CliError::Local {
-        what: "cannot start the helper process".into(),
-        source,
-    })?;
+    let mut client = match context.connect() {
+        Ok(client) => client,
+        Err(error) => {
+            child.dismiss();
+            return Err(error);
+        }
+    };
     let params = request!(
         job_flags,
         LeaseParams {
@@ -110,8 +113,13 @@ pub(super) fn carry_out<C: Into<Call>>(
     }
     let mut call: Call = arguments(lease.machine_names.first().unwrap_or(&machine)).into();
     call.env.push((MARKER.into(), lease.marker.into()));
-    let mut child = child.grant(lease.orbctl.as_ref(), &call);
-    let status = child.wait().map_err(|source| CliError::Local {
+    let child = child.grant(&Tool {
+        program: lease.orbctl.clone().into(),
+        name: lease.orbctl.into(),
+        variables: call.env,
+        arguments: call.args,
+    });
+    let status = lease_child::wait(child).map_err(|source| CliError::Local {
         what: "cannot wait for orbctl".into(),
         source,
     })?;
@@ -144,6 +152,22 @@ pub(super) fn carry_out<C: Into<Call>>(
             })?;
     }
     Ok(ExitCode::from(code_of(status)))
+}
+
+/// Forks the child that will exec the tool. Returns only in the parent.
+#[expect(clippy::exit, reason = "the child must not continue as its parent does")]
+fn start_child(context: &mut Context) -> Result<LeaseChild, CliError> {
+    match LeaseChild::start() {
+        Ok(Start::Parent(child)) => Ok(child),
+        Ok(Start::Child(granted)) => {
+            let code = granted.exec(|problem| context.console.eprint(problem));
+            std::process::exit(i32::from(code))
+        }
+        Err(source) => Err(CliError::Local {
+            what: "cannot start the helper process".into(),
+            source,
+        }),
+    }
 }
 
 /// Returns the error if the daemon ended the tool: a time limit expired, or another client cancelled the job.

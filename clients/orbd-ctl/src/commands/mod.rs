@@ -114,7 +114,6 @@ macro_rules! verbs {
                         }
                         let verb = help(clap::Command::new($name))
                             .visible_aliases(ALIASES.iter().copied())
-                            .hide($name == "lease-exec")
                             // Set again, because `augment_args` replaces the help with the doc comment of the argument type.
                             .defer(|command| help($args::augment_args(command)));
                         return Some(verb);

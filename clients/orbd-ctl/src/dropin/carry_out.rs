@@ -5,6 +5,7 @@
 //! that the call would wait for, or be queued before a job that holds it. So the call runs as `other`, or as a read whose output the tool
 //! prints itself; neither waits for other jobs. A marker of a job that has ended is ignored.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use orbd_client::{CallError, Client, Sent};
+use orbd_host::sys::MARKER;
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::methods::{JobGet, LeaseAcquire, LeaseRead, LeaseRelease, Method};
 use orbd_proto::types::{
@@ -24,7 +26,6 @@ use orbd_proto::types::{
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
 
-use super::child::{RealTool, Start};
 use super::guard::{Ended, Guard};
 use super::words::{self, Place, Plan};
 use super::{Invocation, REFUSED, Settings, refuse};
@@ -32,6 +33,7 @@ use crate::args::{Global, millis};
 use crate::console::{Console, now};
 use crate::error::CliError;
 use crate::error::exit::FAILED;
+use crate::lease_child::{LeaseChild, Start};
 use crate::link::{self, Link};
 use crate::progress::{Progress, Wait};
 
@@ -235,13 +237,15 @@ impl Session<'_> {
 
     /// Acquires a lease, runs the tool under it, and releases it.
     fn lease(mut self, mut params: LeaseParams) -> Result<ExitCode, Failed> {
-        let child = match RealTool::start() {
+        let child = match LeaseChild::start() {
             Ok(Start::Parent(child)) => child,
             Ok(Start::Child(granted)) => {
                 // Closes the child's copy of the connection: orbd detects that the parent has exited by the end of the connection.
-                let invocation = self.invocation;
                 drop(self);
-                return Ok(granted.wait(invocation));
+                let code = granted.exec(|problem| {
+                    refuse(problem, REFUSED);
+                });
+                return Ok(ExitCode::from(code));
             }
             Err(error) => return Err(Failed::Refused(format!("cannot start a process: {error}"))),
         };
@@ -264,7 +268,8 @@ impl Session<'_> {
                 return Err(failed);
             }
         };
-        let ended = guard.watch(child.grant(&program, &lease.marker));
+        let marker = (OsString::from(MARKER), OsString::from(lease.marker));
+        let ended = guard.watch(child.grant(&self.invocation.tool(&program, vec![marker])));
         self.release(lease.job_id, ended);
         Ok(ended.repeat())
     }

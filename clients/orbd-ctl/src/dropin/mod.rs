@@ -9,7 +9,7 @@
 //!
 //! The caller sees the same bytes, exit code and signals as without the drop-in, because the real tool runs in the caller's directory,
 //! environment and terminal, under a lease. [`words`] classifies the arguments, [`find`] finds the tool, [`carry_out`] calls the daemon,
-//! [`child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/dropin.md` lists the
+//! [`crate::lease_child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/dropin.md` lists the
 //! remaining differences.
 
 use std::ffi::OsString;
@@ -19,12 +19,11 @@ use std::time::Duration;
 
 use crate::args::duration;
 use crate::environment::variable;
-use crate::waiting_child::Tool;
+use crate::lease_child::{NOT_EXECUTABLE, Tool};
 use find::{Finder, NoTool};
 pub(crate) use words::InvokedAs;
 
 mod carry_out;
-mod child;
 mod find;
 mod guard;
 pub(crate) mod links;
@@ -67,8 +66,6 @@ impl Invocation {
 
 /// Exit code of a shell if a program does not exist.
 const NOT_FOUND: u8 = 127;
-/// Exit code of a shell if a program cannot be executed.
-const NOT_EXECUTABLE: u8 = 126;
 
 fn exit_of(missing: &NoTool) -> u8 {
     match missing {
