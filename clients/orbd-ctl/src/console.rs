@@ -8,7 +8,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::environment::Environment;
-use crate::error::CliError;
 use crate::layout::Look;
 
 /// The three standard streams and their properties.
@@ -62,7 +61,7 @@ impl Console {
         &mut self,
         answer: &A,
         text: impl FnOnce(&A, Look) -> String,
-    ) -> Result<(), CliError> {
+    ) -> io::Result<()> {
         let text = if self.json {
             let mut line = serde_json::to_string(answer).map_err(io::Error::from)?;
             line.push('\n');
@@ -74,9 +73,9 @@ impl Console {
     }
 
     /// Writes bytes to standard output.
-    pub(crate) fn print(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+    pub(crate) fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)?;
-        Ok(self.out.flush()?)
+        self.out.flush()
     }
 
     /// Prints a message to standard error. A failed write is ignored.

@@ -8,6 +8,7 @@ use orbd_proto::methods::{JobCancel, Method};
 use orbd_proto::types::{JobParams, JobStateWord};
 
 use crate::args::{JobOptions, LeaseOptions, millis};
+use crate::connect;
 use crate::console::Console;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
@@ -86,12 +87,12 @@ impl LeaseOptions {
 impl Context {
     /// Connects, starting the daemon if necessary.
     pub(crate) fn connect(&mut self) -> Result<Client, CliError> {
-        self.link.connect(&mut self.console)
+        connect::connect(&self.link, &mut self.console)
     }
 
     /// Makes a read-only call, sent in one message with the greeting. Ctrl-C has its default action.
     pub(crate) fn look<M: Method>(&mut self, watch: Wait, params: &M::Params) -> Result<M::Answer, CliError> {
-        let (client, sent) = self.link.connect_and_ask::<M>(&mut self.console, params)?;
+        let (client, sent) = connect::connect_and_ask::<M>(&self.link, &mut self.console, params)?;
         self.fetch(watch, client, &sent)
     }
 

@@ -4,7 +4,6 @@
 //! here. The daemon that holds the lock may also be shutting down: it accepts no connections, and exits once its running jobs have
 //! ended. No daemon answers until another one is started, so a waiting client starts one again when the lock is free.
 
-use std::env;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -17,6 +16,7 @@ use orbd_client::Client;
 use orbd_host::config;
 
 use crate::console::{Console, now};
+use crate::daemon_binary::find;
 use crate::error::CliError;
 use crate::link::{Link, greet};
 use crate::service::Service;
@@ -50,7 +50,7 @@ pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, CliEr
             Err(error) => console.eprint(&format!("{error}; starting orbd without its service")),
         }
     }
-    launch_program(&find(link)?, link, console)
+    launch_program(&find(&link.environment)?, link, console)
 }
 
 /// Returns whether the configuration allows clients to start the daemon. Also true if the configuration is invalid: the daemon then
@@ -245,28 +245,6 @@ impl Log {
 pub(crate) fn daemon_log() -> Option<PathBuf> {
     let config = config::Config::load(&config::Flags::default(), &config::Environment::of_process()).ok()?;
     Some(config.log_folder().join("orbd.log"))
-}
-
-/// Finds `orbd`: next to this program, next to the target of its link, or on PATH.
-pub(crate) fn find(link: &Link) -> Result<PathBuf, CliError> {
-    let ours = env::current_exe().ok();
-    let real = ours.as_ref().and_then(|path| path.canonicalize().ok());
-    let on_path = link
-        .environment
-        .path
-        .iter()
-        .flat_map(|path| env::split_paths(path));
-    [ours, real]
-        .into_iter()
-        .flatten()
-        .filter_map(|path| path.parent().map(Path::to_owned))
-        .chain(on_path.filter(|directory| directory.is_absolute()))
-        .map(|directory| directory.join("orbd"))
-        .find(|path| path.is_file())
-        .ok_or_else(|| CliError::NotStarted {
-            reason: "orbd not found next to orbd-ctl or on PATH".into(),
-            hint: "install both together, with `cargo install` or from the release archive".into(),
-        })
 }
 
 /// Starts the daemon in its own process group and in `/`, so that neither our terminal's signals nor our directory affect it.

@@ -1,4 +1,4 @@
-//! The connection to the daemon: finds the socket, starts the daemon if necessary, and greets it.
+//! The daemon's socket: finds it, connects to a running daemon, and greets it. [`crate::connect`] also starts the daemon.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,10 +15,8 @@ use orbd_proto::types::{HelloAnswer, HelloParams, NoParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
-use crate::console::Console;
 use crate::environment::Environment;
 use crate::error::CliError;
-use crate::launch;
 
 /// The client name that orbd shows in job lists and records.
 pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
@@ -83,41 +81,6 @@ impl Link {
         })
     }
 
-    /// Connects to the daemon, starting it if necessary, and greets it.
-    pub(crate) fn connect(&self, console: &mut Console) -> Result<Client, CliError> {
-        let mut client = self.reach(console)?;
-        match greet(&mut client, &self.socket) {
-            // The daemon accepted the connection while it was shutting down.
-            Err(CliError::Lost(_)) => {
-                client = self.reach(console)?;
-                greet(&mut client, &self.socket)?;
-            }
-            other => {
-                other?;
-            }
-        }
-        Ok(client)
-    }
-
-    /// Connects, and sends the greeting and a call in one message. For read-only calls only: the call is executed even if the daemon
-    /// rejects the greeting.
-    pub(crate) fn connect_and_ask<M: Method>(
-        &self,
-        console: &mut Console,
-        params: &M::Params,
-    ) -> Result<(Client, Sent<M>), CliError> {
-        let mut client = self.reach(console)?;
-        match greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params) {
-            // The daemon accepted the connection while it was shutting down.
-            Err(CliError::Lost(_)) => {
-                client = self.reach(console)?;
-                let (_, sent) = greet_and_ask::<M>(&mut client, &self.socket, CLIENT_NAME, params)?;
-                Ok((client, sent))
-            }
-            other => other.map(|(_, sent)| (client, sent)),
-        }
-    }
-
     /// Opens a second connection for optional calls with a short timeout. `None` if that fails.
     pub(crate) fn side_connection(&self) -> Option<Client> {
         let mut client = self.dial().ok()?;
@@ -129,7 +92,7 @@ impl Link {
     /// Returns whether a daemon holds the socket's lock. True also for a daemon that is shutting down and accepts no connections.
     ///
     /// Checking a free lock holds it for a moment. The check takes a shared lock, so concurrent checks do not disturb each other, but a
-    /// daemon that starts at that moment exits. Therefore only clients that wait for a daemon to exit check the lock, and [`launch`]
+    /// daemon that starts at that moment exits. Therefore only clients that wait for a daemon to exit check the lock, and [`crate::launch`]
     /// starts the daemon again.
     pub(crate) fn is_held(&self) -> bool {
         let opened = OpenOptions::new()
@@ -140,15 +103,6 @@ impl Link {
         opened.is_ok_and(|file| {
             flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
         })
-    }
-
-    fn reach(&self, console: &mut Console) -> Result<Client, CliError> {
-        match self.dial() {
-            Err(CliError::NotRunning { .. }) if self.autostart && launch::is_wanted() => {
-                launch::launch(self, console)
-            }
-            other => other,
-        }
     }
 }
 

@@ -44,9 +44,8 @@ pub(super) fn carry_out<M: Method<Answer = ChangeAnswer>>(
                         change.verb, subjects[index]
                     ));
                 }
-                console.answer(&answer, |answer, _| {
-                    format_result(change, &subjects[index], answer)
-                })
+                let text = |answer: &_, _| format_result(change, &subjects[index], answer);
+                console.answer(&answer, text).map_err(CliError::from)
             }
             Err(error) => {
                 let this = error.end(console);

@@ -156,7 +156,8 @@ fn start(context: &mut Context) -> Result<(), CliError> {
     };
     context.console.answer(&info, |info, _| {
         format!("orbd {word} (pid {}, socket {})\n", info.pid, info.socket)
-    })
+    })?;
+    Ok(())
 }
 
 /// Stops the running daemon, if any, without output to stdout.

@@ -165,7 +165,7 @@ fn listen(
 }
 
 fn tell(console: &mut Console, event: &Event) -> Result<(), CliError> {
-    console.answer(event, text)
+    Ok(console.answer(event, text)?)
 }
 
 /// Column of the description, after time and number.

@@ -172,9 +172,10 @@ fn cancel(progress: &mut Progress<'_>, job_id: u64) -> bool {
 pub(super) fn write(console: &mut Console, chunk: &Chunk) -> Result<(), CliError> {
     let bytes = content(chunk)?;
     match chunk.stream {
-        Stream::Stdout => console.print(&bytes),
-        Stream::Stderr => Ok(console.err.write_all(&bytes).and_then(|()| console.err.flush())?),
+        Stream::Stdout => console.print(&bytes)?,
+        Stream::Stderr => console.err.write_all(&bytes).and_then(|()| console.err.flush())?,
     }
+    Ok(())
 }
 
 /// Returns the number of bytes in a chunk.

@@ -1,5 +1,6 @@
 //! One module per verb. Each builds a request from the arguments, makes the call, and prints the answer.
 
+mod attach;
 mod cache;
 mod cancel;
 mod change;

@@ -12,10 +12,12 @@ use orbd_host::caller_env::CallerEnv;
 use orbd_proto::methods::{JobInput, MachineList, MachineRun, MachineRunFollow};
 use orbd_proto::types::{JobInputParams, JobStateWord, ReadParams};
 
+use super::attach::{Guest, Variables, attach, code};
 use super::default::machine_or_default;
 use super::folder;
 use super::follow::{self, FollowedJob, Sink};
-use crate::args::JobOptions;
+use super::lease::Terminal;
+use crate::args::{JobOptions, LeaseOptions};
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
@@ -70,7 +72,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Exit code with which a shell reports that a command was not found.
-pub(super) const NOT_FOUND: u8 = 127;
+const NOT_FOUND: u8 = 127;
 
 /// Maximum number of input bytes in one message: 64 KiB as base64.
 const INPUT_PIECE: usize = 48 << 10;
@@ -79,7 +81,7 @@ const INPUT_PIECE: usize = 48 << 10;
 pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
     if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
         return match environment(&args.env) {
-            Ok(env) => super::shell::run(context, &args, env),
+            Ok(env) => run_attached(context, &args, env),
             Err(error) => {
                 error.tell(&mut context.console);
                 ExitCode::from(error.exit_of_run())
@@ -98,9 +100,48 @@ pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
     }
 }
 
+/// Runs a command that needs a terminal, or an option that only the real tool implements.
+fn run_attached(context: &mut Context, args: &RunArgs, env: BTreeMap<String, String>) -> ExitCode {
+    let variables = match Variables::of(env) {
+        Ok(variables) => variables,
+        Err(error) => {
+            error.tell(&mut context.console);
+            return ExitCode::from(error.exit_of_run());
+        }
+    };
+    let guest = Guest {
+        user: args.user.as_deref(),
+        workdir: args.workdir.as_deref(),
+        login_shell: args.login_shell,
+        translate_paths: args.translate_paths,
+        env: variables.env,
+        caller_env: variables.caller_env,
+        passed_by: variables.guest_env,
+        command: &args.command,
+    };
+    let limits = LeaseOptions {
+        queue_timeout: args.job.queue_timeout,
+        timeout: args.job.timeout,
+    };
+    let terminal = if args.terminal || takes_terminal(args, context) {
+        Terminal::Its
+    } else {
+        Terminal::Ours
+    };
+    let ended = attach(context, args.machine.as_ref(), &limits, terminal, &guest);
+    if ended
+        .as_ref()
+        .is_ok_and(|ended| *ended == ExitCode::from(NOT_FOUND))
+        && let Some(first) = args.command.first()
+    {
+        hint_at_machine(&context.link, &mut context.console, first);
+    }
+    code(context, ended)
+}
+
 /// Returns whether the command gets the terminal without `-t`, as with `orbctl run`. It does not with options that need the daemon to
 /// run the command.
-pub(super) fn takes_terminal(args: &RunArgs, context: &Context) -> bool {
+fn takes_terminal(args: &RunArgs, context: &Context) -> bool {
     let needs_daemon = args.job.detach || args.job.timeout.is_some() || context.console.json;
     context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
 }
@@ -194,7 +235,7 @@ fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Res
 }
 
 /// Prints how to name a machine if the command that was not found is the name of one.
-pub(super) fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
+fn hint_at_machine(link: &Link, console: &mut Console, word: &str) {
     let params = ReadParams::default();
     let listed = link
         .side_connection()

@@ -221,12 +221,11 @@ fn report(context: &Context, service: &Service) -> Result<Report, CliError> {
 
 fn print_result(context: &mut Context, service: &Service, sentence: &str) -> Result<(), CliError> {
     if !context.console.json {
-        return context
-            .console
-            .print(format!("{sentence} ({})\n", service.file.display()).as_bytes());
+        let line = format!("{sentence} ({})\n", service.file.display());
+        return Ok(context.console.print(line.as_bytes())?);
     }
     let report = report(context, service)?;
-    context.console.answer(&report, |_, _| String::new())
+    Ok(context.console.answer(&report, |_, _| String::new())?)
 }
 
 fn status(context: &mut Context, service: &Service) -> Result<ExitCode, CliError> {

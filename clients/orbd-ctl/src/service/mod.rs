@@ -62,7 +62,10 @@ impl Description {
         })?;
         let usual = home.join(".orbd/orbd.sock");
         Ok(Self {
-            program: program::stable(&crate::launch::find(link)?, link.environment.path.as_deref()),
+            program: program::stable(
+                &crate::daemon_binary::find(&link.environment)?,
+                link.environment.path.as_deref(),
+            ),
             path: search_path(&home, link.environment.path.as_deref()),
             socket: (link.socket != usual).then(|| link.socket.clone()),
             said: link.socket.with_extension("err"),
