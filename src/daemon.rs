@@ -33,10 +33,10 @@ use crate::logging::{self, Level};
 use crate::metrics::{self, Counter, Metrics};
 use crate::orbctl::locate::{LocateError, OrbctlLocator, Search};
 use crate::orbctl::process::Installed;
-use crate::rpc::listen;
-use crate::rpc::request::Bounds;
-use crate::rpc::server::{EffectiveConfig, InstanceInfo, Server};
 use crate::scheduler::Limits;
+use crate::server::listener;
+use crate::server::registry::{EffectiveConfig, InstanceInfo, Server};
+use crate::server::request::Bounds;
 use crate::spool;
 use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
@@ -166,7 +166,7 @@ pub async fn run(
     } = assemble(config, info, orbctl, dispatcher, metrics.clone(), context);
     let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
-    let serving = tokio::spawn(listen::serve(
+    let serving = tokio::spawn(listener::serve(
         listener,
         server,
         settings,
@@ -263,7 +263,7 @@ struct Parts {
     server: Arc<Server>,
     reloader: Reloader,
     supervisor: Option<UpgradeSupervisor>,
-    settings: watch::Receiver<listen::Settings>,
+    settings: watch::Receiver<listener::Settings>,
 }
 
 /// Creates the parts, and the channels that carry configuration changes and upgrade reports between them.
@@ -406,8 +406,8 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
     }
 }
 
-fn listening(config: &Config) -> listen::Settings {
-    listen::Settings {
+fn listening(config: &Config) -> listener::Settings {
+    listener::Settings {
         connections_max: config.connections_max,
         connections_max_per_process: config.connections_max_per_process,
         connection_idle_max: config.connection_idle_max,

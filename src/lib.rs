@@ -13,7 +13,7 @@
 //! - [`journal`], [`metrics`]: the state that must survive a crash, and the history of operations.
 //! - [`dispatcher`]: one task that owns all mutable state and coordinates the other parts.
 //! - [`upgrade`]: detects a replaced binary and hands over to it.
-//! - [`rpc`]: the server side of the wire protocol, whose types are in [`orbd_proto`].
+//! - [`server`]: the server side of the wire protocol, whose types are in [`orbd_proto`].
 //! - [`config`], [`logging`], [`daemon`]: configuration, log output, and startup and shutdown of the daemon.
 
 pub mod cache;
@@ -28,8 +28,8 @@ pub mod logging;
 pub mod metrics;
 pub mod operation;
 pub mod orbctl;
-pub mod rpc;
 pub mod scheduler;
+pub mod server;
 pub mod spool;
 pub mod sys;
 pub mod upgrade;

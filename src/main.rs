@@ -10,7 +10,7 @@ use orbd::config::{Config, Environment, Flags, Sources, UserDirs};
 use orbd::daemon::{self, Ended, ProcessContext, Signals};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
-use orbd::rpc::socket::{Socket, SocketError};
+use orbd::server::socket::{Socket, SocketError};
 use orbd::sys;
 use orbd::upgrade::{self, Handoff, HandoffError, HandoffSlots, Program, ReceivedHandoff};
 use orbd_proto::methods::PROTOCOL_VERSION;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// `machine`, `operation` and `job` are plain data. Scheduler and cache decide, so they use no external resource. Each
 /// external resource (time, kernel, files, orbctl, the journal's file, the store) has one module that uses it, and that
-/// module decides nothing. The dispatcher coordinates. `rpc` uses the dispatcher's handle, never a module that decides
+/// module decides nothing. The dispatcher coordinates. `server` uses the dispatcher's handle, never a module that decides
 /// or that runs `orbctl`.
 const MAY_USE: [(&str, &[&str]); 25] = [
     // The crate `orbd-host`, which the compiler keeps below all others.
@@ -76,7 +76,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
     // Besides the handle: readers of spools and queries of metrics need no decision, so they bypass the dispatcher's
     // task. `cache::CacheKey` is written by `cache.status`.
     (
-        "rpc",
+        "server",
         &[
             "machine",
             // The path of the lock next to the socket.
@@ -108,14 +108,16 @@ const MAY_USE: [(&str, &[&str]); 25] = [
             "metrics",
             "dispatcher",
             "upgrade",
-            "rpc",
+            "server",
             "logging",
             "config",
         ],
     ),
     (
         "main",
-        &["config", "daemon", "logging", "metrics", "rpc", "sys", "upgrade"],
+        &[
+            "config", "daemon", "logging", "metrics", "server", "sys", "upgrade",
+        ],
     ),
 ];
 
@@ -138,7 +140,7 @@ const IMPURE: [&str; 12] = [
 /// Files that may name `serde`: the wire, what is stored, and the parsing of orbctl's answers. Other types are written
 /// and read by hand, so that renaming a field changes no format.
 const SERDE: [&str; 5] = [
-    "src/rpc/",
+    "src/server/",
     "src/metrics/",
     "src/journal",
     "src/dispatcher/stored.rs",
@@ -660,7 +662,7 @@ impl Source {
 
 #[test]
 fn rule_helpers_find_what_they_search_for() {
-    let text = "use crate::{cache::Cache, job};\n// crate::rpc\nuse orbd::config;\n#[cfg(test)]\nmod tests {\nuse crate::rpc;\n}";
+    let text = "use crate::{cache::Cache, job};\n// crate::server\nuse orbd::config;\n#[cfg(test)]\nmod tests {\nuse crate::server;\n}";
     let source = Source {
         name: "src/scheduler/mod.rs".into(),
         text: without_tests_and_comments(text),

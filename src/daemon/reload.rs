@@ -12,8 +12,8 @@ use crate::config::{Config, Difference, Sources};
 use crate::dispatcher::Dispatcher;
 use crate::error_chain::error_chain;
 use crate::logging::Level;
-use crate::rpc::listen;
-use crate::rpc::server::EffectiveConfig;
+use crate::server::listener;
+use crate::server::registry::EffectiveConfig;
 use orbd_proto::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
 /// Reloads the configuration. Cheap to clone.
@@ -29,7 +29,7 @@ pub(super) struct Running {
     pub(super) config: Config,
     pub(super) instance: String,
     pub(super) dispatcher: Dispatcher,
-    pub(super) listening: watch::Sender<listen::Settings>,
+    pub(super) listening: watch::Sender<listener::Settings>,
     pub(super) in_force: watch::Sender<EffectiveConfig>,
     pub(super) log_level: Level,
     /// Notifies the `UpgradeSupervisor`, which then repeats a failed preflight: its cause may have been the configuration.

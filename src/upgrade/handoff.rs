@@ -2,7 +2,7 @@
 //! convention of systemd socket activation: `LISTEN_FDS` is the number of descriptors, which begin at 3; `LISTEN_FDNAMES` contains their
 //! names; `LISTEN_PID` is the process that they are for. So a daemon that systemd starts with a socket takes it over the same way.
 //!
-//! The variables are not trusted. [`ReceivedHandoff::receive`] accepts only open descriptors, and [`crate::rpc::socket`] checks that they
+//! The variables are not trusted. [`ReceivedHandoff::receive`] accepts only open descriptors, and [`crate::server::socket`] checks that they
 //! are the expected socket and lock.
 
 use std::io;

@@ -984,7 +984,7 @@ keys! {
     /// Whether clients start orbd if it is not running. `ORBD_AUTOSTART=0` turns this off for one client.
     autostart: bool = |_| true;
 
-    /// Log level: error, warn, info, debug or trace. A module can have its own level, as in `info,orbd::rpc=debug`.
+    /// Log level: error, warn, info, debug or trace. A module can have its own level, as in `info,orbd::server=debug`.
     log_level: String = |_| "info".into();
     /// Log format: "text" or "json".
     log_format: LogFormat = |_| LogFormat::Text;

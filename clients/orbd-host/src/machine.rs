@@ -1,6 +1,6 @@
 //! The vocabulary of machines: names, ids, states, and the data that `orbctl` reports about each.
 //!
-//! Everything here is plain data. The edges of the program (`rpc::convert`, `orbctl::output`) parse text into these types. A
+//! Everything here is plain data. The edges of the program (`server::convert`, `orbctl::output`) parse text into these types. A
 //! [`MachineName`] can never become a flag on a command line, because a name with a leading `-` cannot be built.
 
 use std::fmt;

@@ -5,9 +5,9 @@ use serde_json::value::RawValue;
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{LogScope, Operation, Query};
-use crate::rpc::convert::{self, force, parse};
-use crate::rpc::machine_list_cache;
-use crate::rpc::server::Registry;
+use crate::server::convert::{self, force, parse};
+use crate::server::machine_list_cache;
+use crate::server::registry::Registry;
 use orbd_proto::methods::{
     MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
     MachineRename, MachineRestart, MachineSetDefault, MachineSsh, MachineStart, MachineStartAll, MachineStop,

@@ -3,8 +3,8 @@
 use crate::cache::CacheKey;
 use crate::metrics::Counter;
 use crate::operation::Scope;
-use crate::rpc::convert::{self, ms, parse};
-use crate::rpc::server::Registry;
+use crate::server::convert::{self, ms, parse};
+use crate::server::registry::Registry;
 use orbd_proto::methods::{CacheInvalidate, CacheStatus};
 use orbd_proto::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
 

@@ -3,8 +3,8 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::rpc::convert;
-use crate::rpc::server::Registry;
+use crate::server::convert;
+use crate::server::registry::Registry;
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use orbd_proto::types::{StatusAnswer, VersionAnswer};
 

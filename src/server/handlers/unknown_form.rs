@@ -7,8 +7,8 @@ use super::{Resolved, read};
 use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
-use crate::rpc::convert::{self, force, parse};
-use crate::rpc::server::{Caller, Server};
+use crate::server::convert::{self, force, parse};
+use crate::server::registry::{Caller, Server};
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 

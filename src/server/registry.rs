@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Permit};
 use super::connection::Connection;
+use super::handlers;
 use super::line_notifications::{self, Envelope};
-use super::methods;
 use super::subscriptions::{Line, LineSink, SMALL_LINE};
 use crate::clock::Moment;
 use crate::dispatcher::{Client, Dispatcher};
@@ -200,7 +200,7 @@ pub fn methods(server: Arc<Server>) -> Methods {
     let mut registry = Registry {
         module: RpcModule::from_arc(server),
     };
-    methods::register(&mut registry);
+    handlers::register(&mut registry);
     registry.module.into()
 }
 

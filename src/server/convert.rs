@@ -10,7 +10,7 @@ use base64::Engine;
 use bytes::Bytes;
 
 use super::line_notifications::BASE64;
-use super::server::Upgrade;
+use super::registry::Upgrade;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
     self, BusyReason, JobSpec, JobState, JobView, ObservedAnswer, OutageView, RawOutput, ReadError,

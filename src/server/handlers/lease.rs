@@ -14,8 +14,8 @@ use crate::dispatcher::{
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{BatchVerb, ClientAction, Operation, Query};
-use crate::rpc::convert::{self, force, parse};
-use crate::rpc::server::{Caller, Registry, Server};
+use crate::server::convert::{self, force, parse};
+use crate::server::registry::{Caller, Registry, Server};
 use crate::sys::{self, ChildIdentity};
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{LeaseAcquire, LeaseRead, LeaseRelease};

@@ -1,8 +1,8 @@
 //! The server of the API: handlers of all methods, and the framings that carry them. The wire types are in `orbd_proto`.
 //!
 //! ```text
-//! socket ── listen ──'{'──> lines ──┬─> request ──> server (methods) ──> dispatcher
-//!              └────'P'──> http ────┘                 └ orbd_proto, convert
+//! socket ── listener ──'{'──> json_lines ──┬─> request ──> registry (handlers) ──> dispatcher
+//!                └─────'P'──> http ────────┘                 └ orbd_proto, convert
 //! ```
 
 mod budget;
@@ -10,13 +10,13 @@ pub mod connection;
 mod connection_limit;
 mod convert;
 pub mod export;
+mod handlers;
 pub mod http;
+pub mod json_lines;
 mod line_notifications;
-pub mod lines;
-pub mod listen;
+pub mod listener;
 mod machine_list_cache;
-mod methods;
+pub mod registry;
 pub mod request;
-pub mod server;
 pub mod socket;
 mod subscriptions;

@@ -5,19 +5,19 @@ mod config;
 mod daemon;
 mod events;
 mod job;
+mod lease;
 mod machine;
 mod metrics;
 mod orbstack;
 mod queue;
 mod run;
-mod session;
 mod unknown_form;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert;
-use super::server::{Caller, Registry, Server};
+use super::registry::{Caller, Registry, Server};
 use crate::dispatcher::{Executor, Job, JobState, ObservedAnswer, Submission};
 use crate::job::{JobId, Outcome};
 use crate::machine::{MachineId, MachineName};
@@ -37,7 +37,7 @@ pub(super) fn register(registry: &mut Registry) {
     orbstack::register(registry);
     queue::register(registry);
     run::register(registry);
-    session::register(registry);
+    lease::register(registry);
 }
 
 /// A machine that a caller named, by name or id.

@@ -10,7 +10,7 @@ use crate::operation::Scope;
 use orbd_proto::types::{self, EventDetails, EventKind};
 
 /// Converts a requested event type.
-pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
+pub(in crate::server) fn event_kind(kind: EventKind) -> Kind {
     match kind {
         EventKind::MachinesKnown => Kind::MachinesKnown,
         EventKind::MachineAppeared => Kind::MachineAppeared,
@@ -27,7 +27,7 @@ pub(in crate::rpc) fn event_kind(kind: EventKind) -> Kind {
 }
 
 /// Converts an event.
-pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Event {
+pub(in crate::server) fn event(told: &SequencedEvent, instance: &str) -> types::Event {
     let what = match &told.event {
         Event::MachinesKnown { machines, generation } => EventDetails::MachinesKnown {
             machines: machines.iter().map(machine).collect(),
@@ -100,7 +100,7 @@ pub(in crate::rpc) fn event(told: &SequencedEvent, instance: &str) -> types::Eve
 }
 
 /// Builds a `state` event from a snapshot.
-pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types::Event {
+pub(in crate::server) fn event_state(snapshot: &Snapshot, instance: &str) -> types::Event {
     let now = Moment::now();
     let machine_list = snapshot.machines.as_ref().map(|seen| {
         let machines: &[Machine] = seen.value.machines().unwrap_or_default();
@@ -125,7 +125,7 @@ pub(in crate::rpc) fn event_state(snapshot: &Snapshot, instance: &str) -> types:
 }
 
 /// Builds a `gap` event.
-pub(in crate::rpc) fn event_gap(
+pub(in crate::server) fn event_gap(
     snapshot: &Snapshot,
     instance: &str,
     reason: types::GapReason,

@@ -16,10 +16,10 @@ use super::budget::TotalBudget;
 use super::connection::{Connection, ConnectionEnd, ConnectionId, too_many_connections};
 use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitReached};
 use super::http::{self, Http};
-use super::lines;
+use super::json_lines;
 use super::machine_list_cache::Published;
+use super::registry::{Server, methods};
 use super::request::{Bounds, Service, error_json};
-use super::server::{Server, methods};
 use crate::clock::Moment;
 use crate::metrics::Counter;
 
@@ -287,7 +287,7 @@ impl Host {
         match first {
             Ok(Some(Framing::Http)) => self.http.serve(stream, connection, &self.end).await,
             Ok(Some(Framing::Lines)) => {
-                lines::serve(stream, self.service.clone(), connection, &self.end).await;
+                json_lines::serve(stream, self.service.clone(), connection, &self.end).await;
             }
             Ok(Some(Framing::Unknown)) => refuse_framing(stream).await,
             Ok(None) | Err(_) => {}

@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::dispatcher::{self, Rejection, Snapshot};
 use crate::events::{Gap, Kind, SequencedEvent};
-use crate::rpc::convert;
-use crate::rpc::server::{Notifier, Registry, Server, Subscriber};
+use crate::server::convert;
+use crate::server::registry::{Notifier, Registry, Server, Subscriber};
 use orbd_proto::methods::EventsSubscribe;
 use orbd_proto::types::{EventsSubscribeParams, GapReason};
 

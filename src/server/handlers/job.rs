@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
-use crate::rpc::convert::{self, bytes_of, parse, timeout};
-use crate::rpc::server::Registry;
+use crate::server::convert::{self, bytes_of, parse, timeout};
+use crate::server::registry::Registry;
 use crate::spool::Batch;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::dispatcher::{Job, JobState};
 use crate::operation::{Operation, Stdin};
-use crate::rpc::budget::{Budget, Permit};
-use crate::rpc::convert;
-use crate::rpc::line_notifications;
-use crate::rpc::server::{Caller, Notifier, Registry, Server, Subscriber};
+use crate::server::budget::{Budget, Permit};
+use crate::server::convert;
+use crate::server::line_notifications;
+use crate::server::registry::{Caller, Notifier, Registry, Server, Subscriber};
 use crate::spool::{self, Batch, Spool};
 use orbd_proto::methods::{MachineRun, MachineRunFollow};
 use orbd_proto::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};

@@ -3,8 +3,8 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::rpc::convert::{self, parse};
-use crate::rpc::server::Registry;
+use crate::server::convert::{self, parse};
+use crate::server::registry::Registry;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer};

@@ -5,8 +5,8 @@ use crate::metrics::{
     Counter, GroupBy, HistoryFilter, HistoryRequest, MachineLabel, OperationRecord, OutcomeWord, Spread,
     StoreError, StoreState, SummaryRequest, SummaryRow, WindowResolution,
 };
-use crate::rpc::convert::{parse, time_ms};
-use crate::rpc::server::Registry;
+use crate::server::convert::{parse, time_ms};
+use crate::server::registry::Registry;
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{MetricsCounters, MetricsHistory, MetricsSummary};
 use orbd_proto::types::{

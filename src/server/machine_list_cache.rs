@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::convert;
+use super::registry::Server;
 use super::request::FastPath;
-use super::server::Server;
 use crate::clock::Moment;
 use crate::dispatcher::ObservedAnswer;
 use crate::metrics::Counter;

@@ -1,8 +1,8 @@
 //! `daemon.*`: the daemon itself.
 
 use crate::clock::Moment;
-use crate::rpc::convert::{self, ms, time};
-use crate::rpc::server::Registry;
+use crate::server::convert::{self, ms, time};
+use crate::server::registry::Registry;
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
 use orbd_proto::types::{DaemonInfoAnswer, Done, HelloAnswer};
