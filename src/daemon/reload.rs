@@ -12,8 +12,8 @@ use crate::config::{Config, Difference, Sources};
 use crate::dispatcher::Dispatcher;
 use crate::error_chain::error_chain;
 use crate::logging::Level;
+use crate::server::context::EffectiveConfig;
 use crate::server::listener;
-use crate::server::registry::EffectiveConfig;
 use orbd_proto::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
 /// Reloads the configuration. Cheap to clone.

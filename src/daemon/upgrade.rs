@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
 use crate::error_chain::error_chain;
-use crate::server::registry;
+use crate::server::context;
 use crate::sys::FileId;
 use crate::upgrade::{BinaryWatcher, PreflightError, Program, Step, UpgradeState, preflight};
 
@@ -18,7 +18,7 @@ pub(super) struct UpgradeSupervisor {
     /// Notified on each reload, which allows a refused file another preflight.
     pub(super) reloaded: Arc<Notify>,
     pub(super) dispatcher: Dispatcher,
-    pub(super) report: watch::Sender<Option<registry::Upgrade>>,
+    pub(super) report: watch::Sender<Option<context::Upgrade>>,
 }
 
 impl UpgradeSupervisor {
@@ -90,7 +90,7 @@ impl UpgradeSupervisor {
                     }
                     let preflight = result.map_err(|error| error_chain(&error));
                     self.report
-                        .send_replace(Some(registry::Upgrade { noticed, preflight }));
+                        .send_replace(Some(context::Upgrade { noticed, preflight }));
                 }
             }
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use bytes::Bytes;
 
+use super::context::Upgrade;
 use super::line_notifications::BASE64;
-use super::registry::Upgrade;
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{
     self, BusyReason, JobSpec, JobState, JobView, ObservedAnswer, OutageView, RawOutput, ReadError,

@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt as _};
 use http::StatusCode;
 use orbd_proto::export::{ExportFormat, ExportQuery};
 
-use super::registry::Server;
+use super::context::Server;
 use crate::machine::MachineName;
 use crate::metrics::{Export, HistoryFilter, OutcomeWord, RecordFormat, StoreError};
 

@@ -26,8 +26,8 @@ use tokio::sync::watch;
 
 use super::budget::{Budget, Permit};
 use super::connection::{Connection, ConnectionEnd, InUse, overloaded};
+use super::context::Server;
 use super::export;
-use super::registry::Server;
 use super::request::{Calls, NoSubscriptions, Service, error_json};
 use crate::dispatcher::JobState;
 use crate::job::JobId;

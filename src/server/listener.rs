@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::budget::TotalBudget;
 use super::connection::{Connection, ConnectionEnd, ConnectionId, too_many_connections};
 use super::connection_limit::{ConnectionLimit, ConnectionPermit, LimitReached};
+use super::context::Server;
 use super::http::{self, Http};
-use super::json_lines;
 use super::machine_list_cache::Published;
-use super::registry::{Server, methods};
 use super::request::{Bounds, Service, error_json};
+use super::{handlers, json_lines};
 use crate::clock::Moment;
 use crate::metrics::Counter;
 
@@ -71,7 +71,7 @@ pub async fn serve(
         ..
     } = *settings.borrow_and_update();
     let service = Arc::new(Service {
-        methods: methods(server.clone()),
+        methods: handlers::methods(server.clone()),
         fast: Box::new(Published(server.clone())),
         bounds,
     });

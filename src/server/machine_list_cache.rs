@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+use super::context::Server;
 use super::convert;
-use super::registry::Server;
 use super::request::FastPath;
 use crate::clock::Moment;
 use crate::dispatcher::ObservedAnswer;

@@ -6,8 +6,10 @@
 //! ```
 
 mod budget;
+mod call;
 pub mod connection;
 mod connection_limit;
+pub mod context;
 mod convert;
 pub mod export;
 mod handlers;
@@ -16,7 +18,8 @@ pub mod json_lines;
 mod line_notifications;
 pub mod listener;
 mod machine_list_cache;
-pub mod registry;
+mod notifier;
+mod registry;
 pub mod request;
 pub mod socket;
 mod subscriptions;

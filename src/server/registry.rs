@@ -1,208 +1,23 @@
-//! The state that handlers share, and the registration of handlers as jsonrpsee methods.
+//! Registers handlers as jsonrpsee methods and subscriptions.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use jsonrpsee::core::server::{PendingSubscriptionSink, SubscriptionSink};
-use jsonrpsee::types::{ErrorObjectOwned, Params};
-use jsonrpsee::{Extensions, Methods, RpcModule};
-use serde::Serialize;
+use jsonrpsee::types::Params;
+use jsonrpsee::{Methods, RpcModule};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Permit};
-use super::connection::Connection;
-use super::handlers;
-use super::line_notifications::{self, Envelope};
-use super::subscriptions::{Line, LineSink, SMALL_LINE};
-use crate::clock::Moment;
-use crate::dispatcher::{Client, Dispatcher};
-use crate::metrics::Metrics;
-use crate::upgrade::BinaryWatcher;
+use super::call::Caller;
+use super::context::Server;
+use super::convert;
+use super::notifier::{Subscriber, owned};
+use super::subscriptions::LineSink;
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{Method, Subscription};
-use orbd_proto::types::{ErrorObject, ReloadAnswer};
-
-/// State shared by all handlers.
-pub struct Server {
-    /// Schedules and runs jobs.
-    pub dispatcher: Dispatcher,
-    /// Records operations and counters.
-    pub metrics: Metrics,
-    /// The part of `daemon.info` that never changes.
-    pub info: InstanceInfo,
-    /// The part of `daemon.info` that a reload may change.
-    pub in_force: watch::Receiver<EffectiveConfig>,
-    /// Returns the path of `orbctl`.
-    pub orbctl: WhereOrbctl,
-    /// Re-reads the configuration.
-    pub reload: Reload,
-    /// Checks whether the daemon's binary was replaced.
-    pub binary_watcher: Arc<BinaryWatcher>,
-    /// The new binary on disk; `None` if there is none.
-    pub upgrade: watch::Receiver<Option<Upgrade>>,
-    /// Cancelled to stop the daemon.
-    pub stop: CancellationToken,
-}
-
-/// A new binary on disk that is not running.
-#[derive(Debug, Clone)]
-pub struct Upgrade {
-    /// When it was detected.
-    pub noticed: Moment,
-    /// Version of the new binary, or why its preflight failed.
-    pub preflight: Result<String, String>,
-}
-
-/// Returns the path of `orbctl`, or `None` if it is not found. It may be installed while the daemon runs.
-pub type WhereOrbctl = Box<dyn Fn() -> Option<PathBuf> + Send + Sync>;
-
-/// Re-reads the configuration. Returns what changed, or what is wrong with the configuration.
-pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String>> + Send + Sync>;
-
-/// The part of `daemon.info` that a reload may change.
-#[derive(Debug, Clone)]
-pub struct EffectiveConfig {
-    /// The configuration file that was read; `None` if there is none.
-    pub config_file: Option<PathBuf>,
-    /// Limits by configuration key.
-    pub limits: BTreeMap<String, u64>,
-    /// Whether `strict` is set: one job runs at a time, sessions excepted.
-    pub strict: bool,
-}
-
-/// The part of `daemon.info` that never changes.
-#[derive(Debug, Clone)]
-pub struct InstanceInfo {
-    /// Id of this run of the daemon.
-    pub instance: String,
-    /// When the daemon started.
-    pub started: Moment,
-    /// Path of the socket.
-    pub socket: PathBuf,
-    /// Folder of the journal, the metrics and stored output.
-    pub state_dir: PathBuf,
-}
-
-/// The caller of a method.
-pub(super) struct Caller {
-    connection: Option<Arc<Connection>>,
-}
-
-impl Caller {
-    fn new(extensions: &Extensions) -> Self {
-        Self {
-            connection: extensions.get::<Arc<Connection>>().cloned(),
-        }
-    }
-
-    /// Returns the client, as the dispatcher identifies it.
-    pub(super) fn client(&self) -> Result<Client, ErrorObject> {
-        let connection = self.connection()?;
-        Ok(Client {
-            id: connection.client(),
-            connection: connection.id().0,
-            gone: connection.gone().clone(),
-            name: connection.name(),
-            pid: connection.pid(),
-            uid: connection.uid(),
-        })
-    }
-
-    /// Returns the connection of the call.
-    pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
-        self.connection
-            .as_deref()
-            .ok_or_else(|| super::convert::internal("a call has no connection"))
-    }
-}
-
-/// A requested subscription that is not answered yet.
-pub(super) struct Subscriber {
-    pub(super) pending: PendingSubscriptionSink,
-    /// All notifications go through it, which keeps them in order.
-    pub(super) line_sink: LineSink,
-    /// The budget that lines are charged to.
-    pub(super) budget: Arc<Budget>,
-}
-
-impl Subscriber {
-    /// Refuses the subscription.
-    pub(super) async fn reject(self, error: ErrorObject) {
-        self.pending.reject(owned(error)).await;
-    }
-
-    /// Accepts the subscription. Returns `None` if the client has disconnected.
-    pub(super) async fn accept(self) -> Option<Notifier> {
-        Some(Notifier {
-            sink: self.pending.accept().await.ok()?,
-            line_sink: self.line_sink,
-            budget: self.budget,
-        })
-    }
-}
-
-/// Sends the notifications of an accepted subscription.
-pub(super) struct Notifier {
-    sink: SubscriptionSink,
-    line_sink: LineSink,
-    budget: Arc<Budget>,
-}
-
-impl Notifier {
-    /// Returns the common part of its notifications.
-    pub(super) fn envelope(&self) -> Envelope<'_> {
-        Envelope {
-            method: self.sink.method_name(),
-            subscription: self.sink.subscription_id(),
-        }
-    }
-
-    /// Returns the budget that its lines are charged to.
-    pub(super) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
-    /// Waits until the client has disconnected or ended the subscription.
-    pub(super) async fn closed(&self) {
-        self.sink.closed().await;
-    }
-
-    /// Sends an event, waiting for budget and for earlier lines. Returns `None` if the client has disconnected.
-    pub(super) async fn send(&self, event: &impl Serialize) -> Option<()> {
-        let line = line_notifications::line(self.envelope(), event)?;
-        if line.len() <= SMALL_LINE {
-            return self.send_line(line, None).await;
-        }
-        let permit = tokio::select! {
-            permit = self.budget.take_some(line.len(), line.len()) => permit,
-            () = self.closed() => return None,
-        };
-        self.send_line(line, Some(permit)).await
-    }
-
-    /// Sends a line that has been charged, waiting for earlier lines.
-    pub(super) async fn send_line(&self, bytes: Vec<u8>, permit: Option<Permit>) -> Option<()> {
-        let line = Line { bytes, permit };
-        (!self.sink.is_closed() && self.line_sink.send(line).await).then_some(())
-    }
-}
-
-/// Builds all methods.
-pub fn methods(server: Arc<Server>) -> Methods {
-    let mut registry = Registry {
-        module: RpcModule::from_arc(server),
-    };
-    handlers::register(&mut registry);
-    registry.module.into()
-}
+use orbd_proto::types::ErrorObject;
 
 /// Collects methods.
 pub(super) struct Registry {
@@ -210,6 +25,18 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// Starts without methods.
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        Self {
+            module: RpcModule::from_arc(server),
+        }
+    }
+
+    /// Returns the methods that were added.
+    pub(super) fn into_methods(self) -> Methods {
+        self.module.into()
+    }
+
     /// Adds a method.
     pub(super) fn method<M, F, Fut>(&mut self, handler: F)
     where
@@ -223,7 +50,7 @@ impl Registry {
             async move {
                 let answer = answer.await?;
                 serde_json::value::to_raw_value(&answer).map_err(|error| {
-                    super::convert::internal(&format!("cannot encode the answer of {}: {error}", M::NAME))
+                    convert::internal(&format!("cannot encode the answer of {}: {error}", M::NAME))
                 })
             }
         });
@@ -251,7 +78,7 @@ impl Registry {
                     };
                     let answer = AssertUnwindSafe(call).catch_unwind().await;
                     answer
-                        .unwrap_or_else(|_| Err(super::convert::internal(&format!("{} panicked", M::NAME))))
+                        .unwrap_or_else(|_| Err(convert::internal(&format!("{} panicked", M::NAME))))
                         .map_err(owned)
                 }
             });
@@ -276,7 +103,7 @@ impl Registry {
                     let (Some(line_sink), Ok(connection)) =
                         (extensions.get::<LineSink>(), caller.connection())
                     else {
-                        let error = super::convert::internal("a subscription has no connection");
+                        let error = convert::internal("a subscription has no connection");
                         return pending.reject(owned(error)).await;
                     };
                     let subscriber = Subscriber {
@@ -293,11 +120,6 @@ impl Registry {
         );
         assert!(added.is_ok(), "{} is registered once", S::NAME);
     }
-}
-
-/// Converts to jsonrpsee's error.
-pub(super) fn owned(error: ErrorObject) -> ErrorObjectOwned {
-    ErrorObjectOwned::owned(error.code, error.message, error.data)
 }
 
 /// Parses parameters; the error names the invalid field.

@@ -3,13 +3,12 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
+use crate::server::call::{change, read};
 use crate::server::convert::{self, parse};
 use crate::server::registry::Registry;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer};
-
-use super::{change, read};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigShow, _, _>(async |server, params, caller| {

@@ -10,8 +10,10 @@ use serde_json::value::RawValue;
 
 use crate::dispatcher::{self, Rejection, Snapshot};
 use crate::events::{Gap, Kind, SequencedEvent};
+use crate::server::context::Server;
 use crate::server::convert;
-use crate::server::registry::{Notifier, Registry, Server, Subscriber};
+use crate::server::notifier::{Notifier, Subscriber};
+use crate::server::registry::Registry;
 use orbd_proto::methods::EventsSubscribe;
 use orbd_proto::types::{EventsSubscribeParams, GapReason};
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::run::{INLINE_SMALL, follow, room_for_output};
 use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
+use crate::server::call::{end, no_such_job};
 use crate::server::convert::{self, bytes_of, parse, timeout};
 use crate::server::registry::Registry;
 use crate::spool::Batch;
@@ -12,9 +14,6 @@ use orbd_proto::methods::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOu
 use orbd_proto::types::{
     Gap, JobAnswer, JobCancelAnswer, JobInputAnswer, JobListAnswer, JobOutputAnswer, JobStateWord,
 };
-
-use super::run::{INLINE_SMALL, follow, room_for_output};
-use super::{end, no_such_job};
 
 /// Default of `limit` in `job.list`.
 const LIST_DEFAULT: usize = 100;

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+use super::unknown_form;
 use crate::clock::Moment;
 use crate::dispatcher::{
     Client, Executor, Job, JobState, LeaseProcesses, QueryAnswer, Rejection, Submission,
@@ -14,16 +15,16 @@ use crate::dispatcher::{
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{BatchVerb, ClientAction, Operation, Query};
+use crate::server::call::{Caller, Resolved, end, ended_well, no_such_job, read, resolve};
+use crate::server::context::Server;
 use crate::server::convert::{self, force, parse};
-use crate::server::registry::{Caller, Registry, Server};
+use crate::server::registry::Registry;
 use crate::sys::{self, ChildIdentity};
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{LeaseAcquire, LeaseRead, LeaseRelease};
 use orbd_proto::types::{
     self, ErrorObject, LeaseAnswer, LeaseOperation, LeaseParams, ReleaseAnswer, ReleaseParams,
 };
-
-use super::{Resolved, ended_well, no_such_job, read, resolve, unknown_form};
 
 /// Maximum number of machines of one lease.
 const MACHINES_MAX: usize = 256;
@@ -100,7 +101,7 @@ pub(super) fn register(registry: &mut Registry) {
         let released = server.dispatcher.release(id, ending).await;
         // The owner may have to exit within a deadline, and reconciliation may take minutes.
         if !released.as_ref().is_some_and(|released| released.is_reconciling) {
-            super::end(&mut job).await?;
+            end(&mut job).await?;
         }
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(ReleaseAnswer {

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{LogScope, Operation, Query};
+use crate::server::call::{change, read, resolve};
 use crate::server::convert::{self, force, parse};
 use crate::server::machine_list_cache;
 use crate::server::registry::Registry;
@@ -14,8 +15,6 @@ use orbd_proto::methods::{
     MachineStopAll,
 };
 use orbd_proto::types::{DefaultAnswer, TextAnswer};
-
-use super::{change, read, resolve};
 
 pub(super) fn register(registry: &mut Registry) {
     reads(registry);

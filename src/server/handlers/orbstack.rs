@@ -3,12 +3,11 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
+use crate::server::call::{change, read};
 use crate::server::convert;
 use crate::server::registry::Registry;
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use orbd_proto::types::{StatusAnswer, VersionAnswer};
-
-use super::{change, read};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {

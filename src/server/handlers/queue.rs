@@ -1,8 +1,9 @@
 //! `queue.*`: pausing, resuming and draining.
 
 use crate::dispatcher::{QueueVerb, QueueView, Target};
+use crate::server::context::Server;
 use crate::server::convert::{self, parse, rejection as rejected};
-use crate::server::registry::{Registry, Server};
+use crate::server::registry::Registry;
 use orbd_proto::methods::{QueueDrain, QueuePause, QueueResume, QueueStatus};
 use orbd_proto::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::dispatcher::{Job, JobState};
 use crate::operation::{Operation, Stdin};
 use crate::server::budget::{Budget, Permit};
-use crate::server::convert;
-use crate::server::line_notifications;
-use crate::server::registry::{Caller, Notifier, Registry, Server, Subscriber};
+use crate::server::call::{Caller, end, ended_well, resolve, submit};
+use crate::server::context::Server;
+use crate::server::notifier::{Notifier, Subscriber};
+use crate::server::registry::Registry;
+use crate::server::{convert, line_notifications};
 use crate::spool::{self, Batch, Spool};
 use orbd_proto::methods::{MachineRun, MachineRunFollow};
 use orbd_proto::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
-
-use super::{end, ended_well, resolve, submit};
 
 /// Maximum number of bytes of output in the answer of `machine.run`. Clients read the rest with `job.output`.
 const INLINE_MAX: usize = 1 << 20;

@@ -3,12 +3,12 @@
 //! The client sends the arguments that may be names. The daemon compares them with the inventory, which only it has. If the inventory
 //! cannot be read, every argument counts as a name; an unneeded lane causes no delay unless another job uses it.
 
-use super::{Resolved, read};
 use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
+use crate::server::call::{Caller, Resolved, read, resolve};
+use crate::server::context::Server;
 use crate::server::convert::{self, force, parse};
-use crate::server::registry::{Caller, Server};
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
@@ -96,7 +96,7 @@ pub(super) async fn subject(
     }
     let mut found = match &params.machine {
         Some(text) if kind == Kind::Import => vec![new(parse("machine", text)?)],
-        Some(text) => vec![super::resolve(server, caller, "machine", text).await?],
+        Some(text) => vec![resolve(server, caller, "machine", text).await?],
         None if kind == Kind::Import => return Err(invalid("machine", "required by this operation")),
         None => Vec::new(),
     };

@@ -1,0 +1,178 @@
+//! What handlers have in common: the caller of a method, reads, and jobs to submit and wait for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jsonrpsee::Extensions;
+
+use super::connection::Connection;
+use super::context::Server;
+use super::convert;
+use crate::dispatcher::{Client, Executor, Job, JobState, ObservedAnswer, Submission};
+use crate::job::{JobId, Outcome};
+use crate::machine::{MachineId, MachineName};
+use crate::operation::{MachineRef, Operation, Query};
+use orbd_proto::errors::ErrorKind;
+use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions};
+
+/// The caller of a method.
+pub(super) struct Caller {
+    connection: Option<Arc<Connection>>,
+}
+
+impl Caller {
+    pub(super) fn new(extensions: &Extensions) -> Self {
+        Self {
+            connection: extensions.get::<Arc<Connection>>().cloned(),
+        }
+    }
+
+    /// Returns the client, as the dispatcher identifies it.
+    pub(super) fn client(&self) -> Result<Client, ErrorObject> {
+        let connection = self.connection()?;
+        Ok(Client {
+            id: connection.client(),
+            connection: connection.id().0,
+            gone: connection.gone().clone(),
+            name: connection.name(),
+            pid: connection.pid(),
+            uid: connection.uid(),
+        })
+    }
+
+    /// Returns the connection of the call.
+    pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
+        self.connection
+            .as_deref()
+            .ok_or_else(|| convert::internal("a call has no connection"))
+    }
+}
+
+/// A machine that a caller named, by name or id.
+pub(super) struct Resolved {
+    pub(super) name: MachineName,
+    /// The id, if the caller used it. It is checked again before the operation starts.
+    pub(super) id: Option<MachineId>,
+}
+
+/// Resolves a name or id to a name. Only text in the form of an id requires the machine list.
+pub(super) async fn resolve(
+    server: &Server,
+    caller: &Caller,
+    field: &str,
+    text: &str,
+) -> Result<Resolved, ErrorObject> {
+    let (id, name) = match convert::machine_ref(field, text)? {
+        MachineRef::Name(name) => return Ok(Resolved { name, id: None }),
+        MachineRef::IdOrName(id, name) => (id, name),
+    };
+    let seen = read(server, caller, Query::List, None).await?;
+    let machines = seen.value.machines().unwrap_or_default();
+    if machines.iter().any(|machine| machine.name == name) {
+        return Ok(Resolved { name, id: None });
+    }
+    if let Some(machine) = machines.iter().find(|machine| machine.id == id) {
+        return Ok(Resolved {
+            name: machine.name.clone(),
+            id: Some(id),
+        });
+    }
+    let mut data = ErrorKind::MachineNotFound.data();
+    data.machine = Some(text.to_owned());
+    Err(ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data))
+}
+
+/// Reads from the cache or from `orbctl`.
+pub(super) async fn read(
+    server: &Server,
+    caller: &Caller,
+    query: Query,
+    max_age_ms: Option<u64>,
+) -> Result<ObservedAnswer, ErrorObject> {
+    let operation = Operation::Query(query.clone());
+    server
+        .dispatcher
+        .read(query, max_age_ms.map(Duration::from_millis), caller.client()?)
+        .await
+        .map_err(|error| convert::read_error(&error, &operation))
+}
+
+/// Submits an operation as a job.
+pub(super) async fn submit(
+    server: &Server,
+    caller: &Caller,
+    operation: Operation,
+    expected_id: Option<MachineId>,
+    options: JobOptions,
+) -> Result<Job, ErrorObject> {
+    let submission = Submission {
+        operation,
+        client: caller.client()?,
+        executor: Executor::Daemon,
+        expected_id,
+        detached: options.detach,
+        queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
+        run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
+    };
+    server
+        .dispatcher
+        .submit(submission)
+        .await
+        .map_err(|rejection| convert::rejection(&rejection))
+}
+
+/// Waits for the end of a job.
+pub(super) async fn end(job: &mut Job) -> Result<JobState, ErrorObject> {
+    match job.state.wait_for(JobState::is_ended).await {
+        Ok(state) => Ok(state.clone()),
+        Err(_) => Err(convert::rejection(&crate::dispatcher::Rejection::Stopping)),
+    }
+}
+
+/// Submits a change and returns its answer: when the job has ended, or at once if it is detached.
+pub(super) async fn change(
+    server: Arc<Server>,
+    caller: Caller,
+    operation: Operation,
+    expected_id: Option<MachineId>,
+    options: JobOptions,
+) -> Result<ChangeAnswer, ErrorObject> {
+    let mut job = submit(&server, &caller, operation, expected_id, options).await?;
+    let state = if options.detach {
+        job.state.borrow().clone()
+    } else {
+        end(&mut job).await?
+    };
+    if !options.detach {
+        ended_well(&job, &state)?;
+    }
+    Ok(convert::change_answer(job.spec.id, &job.spec.accepted, &state))
+}
+
+/// Returns the error for a job that ended without success; `Ok` for all others.
+pub(super) fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject> {
+    match state {
+        JobState::Ended {
+            outcome: Outcome::Succeeded(_),
+            ..
+        }
+        | JobState::Waiting
+        | JobState::Running { .. } => Ok(()),
+        JobState::Ended { outcome, holder, .. } => Err(convert::outcome_error(
+            outcome,
+            job.spec.id,
+            &job.spec.submission.operation,
+            holder.as_ref(),
+        )),
+    }
+}
+
+/// Returns the error for an unknown or expired job.
+pub(super) fn no_such_job(id: JobId) -> ErrorObject {
+    let mut data = ErrorKind::JobNotFound.data();
+    data.job_id = Some(id.0);
+    ErrorKind::JobNotFound.with(
+        format!("job {id} not found (unknown id, or expired from history)"),
+        data,
+    )
+}
