@@ -7,9 +7,11 @@ use jsonrpsee::Extensions;
 
 use super::connection::Connection;
 use super::context::Server;
-use super::convert;
+use super::jobs::{Progress, progress};
+use super::{convert, errors};
+use crate::clock::Moment;
 use crate::dispatcher::{Client, Executor, Job, JobState, ObservedAnswer, Submission};
-use crate::job::{JobId, Outcome};
+use crate::job::{JobId, Outcome, Success};
 use crate::machine::{MachineId, MachineName};
 use crate::operation::{MachineRef, Operation, Query};
 use orbd_proto::errors::ErrorKind;
@@ -44,7 +46,7 @@ impl Caller {
     pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
         self.connection
             .as_deref()
-            .ok_or_else(|| convert::internal("a call has no connection"))
+            .ok_or_else(|| errors::internal("a call has no connection"))
     }
 }
 
@@ -94,7 +96,7 @@ pub(super) async fn read(
         .dispatcher
         .read(query, max_age_ms.map(Duration::from_millis), caller.client()?)
         .await
-        .map_err(|error| convert::read_error(&error, &operation))
+        .map_err(|error| errors::read_error(&error, &operation))
 }
 
 /// Submits an operation as a job.
@@ -118,14 +120,14 @@ pub(super) async fn submit(
         .dispatcher
         .submit(submission)
         .await
-        .map_err(|rejection| convert::rejection(&rejection))
+        .map_err(|rejection| errors::rejection(&rejection))
 }
 
 /// Waits for the end of a job.
 pub(super) async fn end(job: &mut Job) -> Result<JobState, ErrorObject> {
     match job.state.wait_for(JobState::is_ended).await {
         Ok(state) => Ok(state.clone()),
-        Err(_) => Err(convert::rejection(&crate::dispatcher::Rejection::Stopping)),
+        Err(_) => Err(errors::rejection(&crate::dispatcher::Rejection::Stopping)),
     }
 }
 
@@ -146,7 +148,7 @@ pub(super) async fn change(
     if !options.detach {
         ended_well(&job, &state)?;
     }
-    Ok(convert::change_answer(job.spec.id, &job.spec.accepted, &state))
+    Ok(change_answer(job.spec.id, &job.spec.accepted, &state))
 }
 
 /// Returns the error for a job that ended without success; `Ok` for all others.
@@ -158,7 +160,7 @@ pub(super) fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject>
         }
         | JobState::Waiting
         | JobState::Running { .. } => Ok(()),
-        JobState::Ended { outcome, holder, .. } => Err(convert::outcome_error(
+        JobState::Ended { outcome, holder, .. } => Err(errors::outcome_error(
             outcome,
             job.spec.id,
             &job.spec.submission.operation,
@@ -175,4 +177,32 @@ pub(super) fn no_such_job(id: JobId) -> ErrorObject {
         format!("job {id} not found (unknown id, or expired from history)"),
         data,
     )
+}
+
+/// Builds the answer of a change from the job's current state.
+fn change_answer(id: JobId, accepted: &Moment, state: &JobState) -> ChangeAnswer {
+    let (changed, warning) = match state {
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Change { changed }),
+            ..
+        } => (Some(*changed), None),
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Observed { changed, warning }),
+            ..
+        } => (*changed, Some(warning.to_string())),
+        _ => (None, None),
+    };
+    let Progress {
+        state,
+        wait_us,
+        run_us,
+    } = progress(accepted, state);
+    ChangeAnswer {
+        job_id: id.0,
+        state,
+        changed,
+        warning,
+        wait_us,
+        run_us,
+    }
 }

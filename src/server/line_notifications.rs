@@ -3,29 +3,13 @@
 //! A gigabyte of output is sixteen thousand events. jsonrpsee would copy each into a value, encode it, and encode it again into its
 //! envelope. Here the envelope is encoded from the same wire types without the bytes, and the bytes are inserted last.
 
-use std::sync::LazyLock;
-
 use base64::Engine as _;
-use base64::engine::general_purpose::PAD;
 use jsonrpsee::types::{SubscriptionId, SubscriptionPayload, SubscriptionResponse};
 use serde::Serialize;
 
-use super::convert;
+use super::encoding::{self, BASE64};
 use crate::spool;
 use orbd_proto::types::JobEvent;
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-type Base64 = base64::engine::Simd;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-type Base64 = base64::engine::GeneralPurpose;
-
-/// The standard alphabet with padding, using SIMD instructions where available.
-pub(super) static BASE64: LazyLock<Base64> = LazyLock::new(|| {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    return Base64::standard(PAD);
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return Base64::new(&base64::alphabet::STANDARD, PAD);
-});
 
 /// What follows a chunk's bytes: the ends of the string, the event, the parameters and the notification.
 const TAIL: &[u8] = b"\"}}}";
@@ -47,11 +31,11 @@ pub(super) fn line(envelope: Envelope<'_>, event: &impl Serialize) -> Option<Vec
     Some(line)
 }
 
-/// Encodes output as a line. The result is the same as that of [`line`] with [`convert::chunk`].
+/// Encodes output as a line. The result is the same as that of [`line`] with [`encoding::chunk`].
 pub(super) fn output_line(envelope: Envelope<'_>, chunk: &spool::Chunk) -> Option<Vec<u8>> {
     let bytes = &chunk.bytes[..];
     let text = std::str::from_utf8(bytes).ok();
-    let empty = JobEvent::Output(convert::chunk_with(
+    let empty = JobEvent::Output(encoding::chunk_with(
         chunk,
         text.is_some().then(String::new),
         text.is_none().then(String::new),
@@ -122,7 +106,7 @@ mod tests {
                     method: "job.event",
                     subscription: SubscriptionId::Num(number),
                 };
-                let expected = line(envelope(), &JobEvent::Output(convert::chunk(&chunk)));
+                let expected = line(envelope(), &JobEvent::Output(encoding::chunk(&chunk)));
                 assert!(expected.is_some());
                 assert_eq!(output_line(envelope(), &chunk), expected, "{piece:?}");
             }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::call::Caller;
 use super::context::Server;
-use super::convert;
+use super::errors;
 use super::notifier::{Subscriber, owned};
 use super::subscriptions::LineSink;
 use orbd_proto::errors::{ErrorKind, invalid};
@@ -50,7 +50,7 @@ impl Registry {
             async move {
                 let answer = answer.await?;
                 serde_json::value::to_raw_value(&answer).map_err(|error| {
-                    convert::internal(&format!("cannot encode the answer of {}: {error}", M::NAME))
+                    errors::internal(&format!("cannot encode the answer of {}: {error}", M::NAME))
                 })
             }
         });
@@ -78,7 +78,7 @@ impl Registry {
                     };
                     let answer = AssertUnwindSafe(call).catch_unwind().await;
                     answer
-                        .unwrap_or_else(|_| Err(convert::internal(&format!("{} panicked", M::NAME))))
+                        .unwrap_or_else(|_| Err(errors::internal(&format!("{} panicked", M::NAME))))
                         .map_err(owned)
                 }
             });
@@ -103,7 +103,7 @@ impl Registry {
                     let (Some(line_sink), Ok(connection)) =
                         (extensions.get::<LineSink>(), caller.connection())
                     else {
-                        let error = convert::internal("a subscription has no connection");
+                        let error = errors::internal("a subscription has no connection");
                         return pending.reject(owned(error)).await;
                     };
                     let subscriber = Subscriber {

@@ -3,7 +3,8 @@
 use crate::cache::CacheKey;
 use crate::metrics::Counter;
 use crate::operation::Scope;
-use crate::server::convert::{self, ms, parse};
+use crate::server::convert::{ms, parse};
+use crate::server::errors;
 use crate::server::registry::Registry;
 use orbd_proto::methods::{CacheInvalidate, CacheStatus};
 use orbd_proto::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
@@ -14,7 +15,7 @@ pub(super) fn register(registry: &mut Registry) {
             .dispatcher
             .cache_view()
             .await
-            .ok_or_else(|| convert::internal("the dispatcher has stopped"))?;
+            .ok_or_else(|| errors::internal("the dispatcher has stopped"))?;
         let counters = server.metrics.counters();
         let mut entries: Vec<CacheEntry> = view
             .entries
@@ -56,7 +57,7 @@ pub(super) fn register(registry: &mut Registry) {
             .dispatcher
             .invalidate(scope)
             .await
-            .ok_or_else(|| convert::internal("the dispatcher has stopped"))?;
+            .ok_or_else(|| errors::internal("the dispatcher has stopped"))?;
         Ok(CacheInvalidateAnswer {
             generation: generation.get(),
         })

@@ -1,10 +1,13 @@
 //! `config.*`: OrbStack's configuration.
 
+use std::collections::BTreeMap;
+
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
 use crate::server::call::{change, read};
 use crate::server::convert::{self, parse};
+use crate::server::errors;
 use crate::server::registry::Registry;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
@@ -14,12 +17,12 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigShow, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
         let QueryAnswer::Config(values) = &seen.value.answer else {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the configuration has an unexpected type",
             ));
         };
         Ok(ConfigAnswer {
-            values: convert::config(values),
+            values: config(values),
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
@@ -27,7 +30,7 @@ pub(super) fn register(registry: &mut Registry) {
         let _: crate::operation::ConfigKey = parse("key", &params.key)?;
         let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
         let QueryAnswer::Config(values) = &seen.value.answer else {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the configuration has an unexpected type",
             ));
         };
@@ -54,4 +57,9 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigReset, _, _>(async |server, params, caller| {
         change(server, caller, Operation::ConfigReset, None, params.options()).await
     });
+}
+
+/// Converts configuration keys and values.
+fn config(values: &[(String, String)]) -> BTreeMap<String, String> {
+    values.iter().cloned().collect()
 }

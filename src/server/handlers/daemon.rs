@@ -1,11 +1,13 @@
 //! `daemon.*`: the daemon itself.
 
 use crate::clock::Moment;
-use crate::server::convert::{self, ms, time};
+use crate::dispatcher::BusyReason;
+use crate::server::context::Upgrade;
+use crate::server::convert::{self, ms, time, waiting_for};
 use crate::server::registry::Registry;
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
-use orbd_proto::types::{DaemonInfoAnswer, Done, HelloAnswer};
+use orbd_proto::types::{self, DaemonInfoAnswer, Done, HelloAnswer};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Maximum length of a client name, in bytes.
@@ -47,7 +49,7 @@ pub(super) fn register(registry: &mut Registry) {
         let upgrade = match upgrade {
             Some(upgrade) => {
                 let busy = server.dispatcher.busy().await;
-                Some(convert::upgrade(&upgrade, busy.as_ref()))
+                Some(upgrade_answer(&upgrade, busy.as_ref()))
             }
             None => None,
         };
@@ -81,4 +83,24 @@ pub(super) fn register(registry: &mut Registry) {
         server.stop.cancel();
         Ok(Done {})
     });
+}
+
+/// Converts a pending or refused upgrade. `busy` says why the daemon is not idle.
+fn upgrade_answer(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Upgrade {
+    let (version, reason) = match &upgrade.preflight {
+        Ok(version) => (Some(version.clone()), None),
+        Err(reason) => (None, Some(reason.clone())),
+    };
+    types::Upgrade {
+        state: if reason.is_none() { "pending" } else { "refused" }.into(),
+        noticed_at: time(upgrade.noticed.wall),
+        waits_for: version.as_ref().map(|_| match busy {
+            Some(BusyReason::Job(job)) => waiting_for(job).description,
+            Some(BusyReason::Paused) => "the queue to be resumed, as an upgrade would end the pause".into(),
+            Some(BusyReason::Draining) => "the end of the drain, as an upgrade would cancel it".into(),
+            Some(BusyReason::Recent) | None => "an idle moment".into(),
+        }),
+        version,
+        reason,
+    }
 }

@@ -6,8 +6,10 @@ use super::run::{INLINE_SMALL, follow, room_for_output};
 use crate::dispatcher::{Cancelled, JobFilter, StateFilter};
 use crate::job::JobId;
 use crate::server::call::{end, no_such_job};
-use crate::server::convert::{self, bytes_of, parse, timeout};
+use crate::server::convert::{parse, timeout};
+use crate::server::encoding::{self, bytes_of};
 use crate::server::registry::Registry;
+use crate::server::{errors, jobs};
 use crate::spool::Batch;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{JobCancel, JobFollow, JobGet, JobInput, JobList, JobOutput, JobWait};
@@ -35,7 +37,7 @@ fn jobs(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
         Ok(JobAnswer {
-            job: convert::job(&view),
+            job: jobs::job(&view),
         })
     });
     registry.method::<JobList, _, _>(async |server, params, _caller| {
@@ -58,7 +60,7 @@ fn jobs(registry: &mut Registry) {
         };
         let (jobs, more) = server.dispatcher.list(filter).await;
         Ok(JobListAnswer {
-            jobs: jobs.iter().map(convert::job).collect(),
+            jobs: jobs.iter().map(jobs::job).collect(),
             more,
         })
     });
@@ -73,7 +75,7 @@ fn jobs(registry: &mut Registry) {
         // The ended job may have expired from history by now; its handle still has the result.
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(JobAnswer {
-            job: convert::job(&view),
+            job: jobs::job(&view),
         })
     });
     registry.method::<JobCancel, _, _>(async |server, params, _caller| {
@@ -144,10 +146,10 @@ fn streams(registry: &mut Registry) {
             answer.eof = false;
             return Ok(answer);
         };
-        let batch = batch.map_err(|error| convert::internal(&error.to_string()))?;
+        let batch = batch.map_err(|error| errors::internal(&error.to_string()))?;
         match batch {
             Batch::Chunks(chunks) => {
-                answer.output = chunks.iter().map(convert::chunk).collect();
+                answer.output = chunks.iter().map(encoding::chunk).collect();
             }
             Batch::Gap { from, to } => {
                 answer.gap = Some(Gap {

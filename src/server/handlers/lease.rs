@@ -7,10 +7,10 @@
 
 use std::path::PathBuf;
 
-use super::unknown_form;
+use super::{raw_read, unknown_form};
 use crate::clock::Moment;
 use crate::dispatcher::{
-    Client, Executor, Job, JobState, LeaseProcesses, QueryAnswer, Rejection, Submission,
+    Client, Executor, Job, JobSpec, JobState, LeaseProcesses, QueryAnswer, Rejection, Released, Submission,
 };
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
@@ -19,6 +19,7 @@ use crate::server::call::{Caller, Resolved, end, ended_well, no_such_job, read, 
 use crate::server::context::Server;
 use crate::server::convert::{self, force, parse};
 use crate::server::registry::Registry;
+use crate::server::{errors, jobs};
 use crate::sys::{self, ChildIdentity};
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{LeaseAcquire, LeaseRead, LeaseRelease};
@@ -61,7 +62,7 @@ pub(super) fn register(registry: &mut Registry) {
             .dispatcher
             .submit(submission)
             .await
-            .map_err(|rejection| convert::rejection(&rejection))?;
+            .map_err(|rejection| errors::rejection(&rejection))?;
         started(&mut job).await?;
         if let Err(error) = still_named(&server, &caller, &subject.machines).await {
             server.dispatcher.cancel(job.spec.id).await;
@@ -79,14 +80,14 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<LeaseRead, _, _>(async |server, params, caller| {
-        let query = Query::RawQuery(convert::raw_query(&params.read)?);
+        let query = Query::RawQuery(raw_read::raw_query(&params.read)?);
         let seen = read(&server, &caller, query, params.max_age_ms).await?;
         match &seen.value.answer {
-            QueryAnswer::Raw(printed) => Ok(convert::raw_output(
+            QueryAnswer::Raw(printed) => Ok(raw_read::raw_output(
                 printed,
                 convert::observed(&seen, &Moment::now()),
             )),
-            _ => Err(convert::internal(
+            _ => Err(errors::internal(
                 "the answer for a raw read has an unexpected type",
             )),
         }
@@ -105,8 +106,8 @@ pub(super) fn register(registry: &mut Registry) {
         }
         let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
         Ok(ReleaseAnswer {
-            job: convert::job(&view),
-            signalled: released.and_then(|released| convert::signalled(&released, &job.spec)),
+            job: jobs::job(&view),
+            signalled: released.and_then(|released| signalled(&released, &job.spec)),
         })
     });
 }
@@ -119,7 +120,7 @@ fn owner(client: &Client) -> Result<ChildIdentity, ErrorObject> {
     };
     let started = sys::process_identity(pid);
     // The id cannot have been reused: the caller waits for this answer.
-    let started = started.ok_or_else(|| convert::rejection(&Rejection::ClientGone))?;
+    let started = started.ok_or_else(|| errors::rejection(&Rejection::ClientGone))?;
     Ok(ChildIdentity { pid, started })
 }
 
@@ -193,7 +194,7 @@ fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
             | L::Read
             | L::RunOrChange
     );
-    convert::only_what_belongs(
+    raw_read::only_what_belongs(
         "operation",
         [
             ("machine", params.machine.is_some(), takes_machine),
@@ -282,7 +283,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
                 .as_ref()
                 .ok_or_else(|| invalid("read", "required by this operation"))?;
             Ok(Subject::of(Operation::ClientAction(ClientAction::Read(
-                convert::raw_query(read)?,
+                raw_read::raw_query(read)?,
             ))))
         }
         L::RunOrChange | L::Other => {
@@ -349,7 +350,7 @@ async fn in_machine(
             }],
         }),
         QueryAnswer::Default(None) => Err(invalid("machine", "required: there is no default machine")),
-        _ => Err(convert::internal(
+        _ => Err(errors::internal(
             "the answer for the default machine has an unexpected type",
         )),
     }
@@ -429,7 +430,7 @@ async fn started(job: &mut Job) -> Result<(), ErrorObject> {
         .await
     {
         Ok(state) => state.clone(),
-        Err(_) => return Err(convert::internal("the dispatcher has stopped")),
+        Err(_) => return Err(errors::internal("the dispatcher has stopped")),
     };
     ended_well(job, &state)
 }
@@ -465,4 +466,16 @@ fn ending(params: &ReleaseParams) -> Result<Option<Ending>, ErrorObject> {
         (None, Some(_)) => Err(invalid("signal", "must be from 1 to 127")),
         (Some(_), Some(_)) => Err(invalid("signal", "give at most one of exit_code and signal")),
     }
+}
+
+/// Returns the error that says why orbd signalled the child of a lease; `None` if it did not.
+fn signalled(released: &Released, spec: &JobSpec) -> Option<ErrorObject> {
+    let holder = released.preempted_by.as_ref();
+    let outcome = released.signalled.as_ref()?;
+    Some(errors::outcome_error(
+        outcome,
+        spec.id,
+        &spec.submission.operation,
+        holder,
+    ))
 }

@@ -4,17 +4,18 @@ use serde_json::value::RawValue;
 
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
-use crate::operation::{LogScope, Operation, Query};
+use crate::operation::{LogScope, NewMachine, Operation, Query};
 use crate::server::call::{change, read, resolve};
-use crate::server::convert::{self, force, parse};
-use crate::server::machine_list_cache;
+use crate::server::convert::{self, force, parse, parse_optional};
 use crate::server::registry::Registry;
+use crate::server::{errors, machine_list_cache};
+use orbd_proto::errors::invalid;
 use orbd_proto::methods::{
     MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
     MachineRename, MachineRestart, MachineSetDefault, MachineSsh, MachineStart, MachineStartAll, MachineStop,
     MachineStopAll,
 };
-use orbd_proto::types::{DefaultAnswer, TextAnswer};
+use orbd_proto::types::{self, DefaultAnswer, ErrorObject, TextAnswer};
 
 pub(super) fn register(registry: &mut Registry) {
     reads(registry);
@@ -26,21 +27,21 @@ fn reads(registry: &mut Registry) {
         let seen = read(&server, &caller, Query::List, params.max_age_ms).await?;
         let mut json = Vec::new();
         if !machine_list_cache::machine_list(&seen, &Moment::now(), &mut json) {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the machine list has an unexpected type",
             ));
         }
         String::from_utf8(json)
             .ok()
             .and_then(|json| RawValue::from_string(json).ok())
-            .ok_or_else(|| convert::internal("the encoded machine list is not valid JSON"))
+            .ok_or_else(|| errors::internal("the encoded machine list is not valid JSON"))
     });
     registry.method::<MachineInfo, _, _>(async |server, params, caller| {
         let machine = resolve(&server, &caller, "machine", &params.machine).await?;
         let seen = read(&server, &caller, Query::Info(machine.name), params.max_age_ms).await?;
         match &seen.value.answer {
-            QueryAnswer::Info(info) => Ok(convert::info(info, convert::observed(&seen, &Moment::now()))),
-            _ => Err(convert::internal(
+            QueryAnswer::Info(info) => Ok(info_answer(info, convert::observed(&seen, &Moment::now()))),
+            _ => Err(errors::internal(
                 "the answer for the machine's details has an unexpected type",
             )),
         }
@@ -48,7 +49,7 @@ fn reads(registry: &mut Registry) {
     registry.method::<MachineDefault, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Default, params.max_age_ms).await?;
         let QueryAnswer::Default(machine) = &seen.value.answer else {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the default machine has an unexpected type",
             ));
         };
@@ -74,16 +75,16 @@ fn reads(registry: &mut Registry) {
     });
 }
 
-fn text(answer: &QueryAnswer) -> Result<TextAnswer, orbd_proto::types::ErrorObject> {
+fn text(answer: &QueryAnswer) -> Result<TextAnswer, ErrorObject> {
     match answer {
         QueryAnswer::Text(text) => Ok(TextAnswer { text: text.clone() }),
-        _ => Err(convert::internal("the answer for a text has an unexpected type")),
+        _ => Err(errors::internal("the answer for a text has an unexpected type")),
     }
 }
 
 fn changes(registry: &mut Registry) {
     registry.method::<MachineCreate, _, _>(async |server, params, caller| {
-        let operation = Operation::Create(convert::new_machine(&params)?);
+        let operation = Operation::Create(new_machine(&params)?);
         change(server, caller, operation, None, params.options()).await
     });
     registry.method::<MachineStart, _, _>(async |server, params, caller| {
@@ -158,4 +159,40 @@ fn changes(registry: &mut Registry) {
         )
         .await
     });
+}
+
+/// Parses the parameters of a machine to create.
+fn new_machine(params: &types::MachineCreateParams) -> Result<NewMachine, ErrorObject> {
+    if params.cpus == Some(0) {
+        return Err(invalid("cpus", "must be at least 1"));
+    }
+    Ok(NewMachine {
+        name: parse("name", &params.name)?,
+        distro: parse("distro", &params.distro)?,
+        version: parse_optional("version", params.version.as_ref())?,
+        arch: parse_optional("arch", params.arch.as_ref())?,
+        user: parse_optional("user", params.user.as_ref())?,
+        cpus: params.cpus,
+        memory: parse_optional("memory", params.memory.as_ref())?,
+        disk: parse_optional("disk", params.disk.as_ref())?,
+        isolated: params.isolated,
+        isolate_network: params.isolate_network,
+        mounts: params
+            .mounts
+            .iter()
+            .map(|mount| parse("mounts", mount))
+            .collect::<Result<_, _>>()?,
+        forward_ssh_agent: params.forward_ssh_agent,
+    })
+}
+
+/// Converts the details of a machine.
+fn info_answer(info: &crate::machine::MachineInfo, observed: types::Observed) -> types::MachineInfoAnswer {
+    types::MachineInfoAnswer {
+        machine: convert::machine(&info.machine),
+        disk_size: info.disk_size,
+        ip4: info.ip4.map(|ip| ip.to_string()),
+        ip6: info.ip6.map(|ip| ip.to_string()),
+        observed,
+    }
 }

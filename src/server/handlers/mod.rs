@@ -10,6 +10,7 @@ mod machine;
 mod metrics;
 mod orbstack;
 mod queue;
+mod raw_read;
 mod run;
 mod unknown_form;
 

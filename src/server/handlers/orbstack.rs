@@ -4,8 +4,8 @@ use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
 use crate::server::call::{change, read};
-use crate::server::convert;
 use crate::server::registry::Registry;
+use crate::server::{convert, errors};
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use orbd_proto::types::{StatusAnswer, VersionAnswer};
 
@@ -13,7 +13,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Status, params.max_age_ms).await?;
         let QueryAnswer::Status(status) = &seen.value.answer else {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the status has an unexpected type",
             ));
         };
@@ -25,7 +25,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.method::<OrbstackVersion, _, _>(async |server, params, caller| {
         let seen = read(&server, &caller, Query::Version, params.max_age_ms).await?;
         let QueryAnswer::Version(version) = &seen.value.answer else {
-            return Err(convert::internal(
+            return Err(errors::internal(
                 "the answer for the version has an unexpected type",
             ));
         };

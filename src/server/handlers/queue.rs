@@ -2,7 +2,8 @@
 
 use crate::dispatcher::{QueueVerb, QueueView, Target};
 use crate::server::context::Server;
-use crate::server::convert::{self, parse, rejection as rejected};
+use crate::server::convert::{self, parse};
+use crate::server::errors;
 use crate::server::registry::Registry;
 use orbd_proto::methods::{QueueDrain, QueuePause, QueueResume, QueueStatus};
 use orbd_proto::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
@@ -29,7 +30,7 @@ async fn change(
 ) -> Result<QueueStatusAnswer, ErrorObject> {
     let view = server.dispatcher.queue(verb, target(params)?).await;
     view.map(|view| answer(&view))
-        .map_err(|rejection| rejected(&rejection))
+        .map_err(|rejection| errors::rejection(&rejection))
 }
 
 fn target(params: &QueueTargetParams) -> Result<Target, ErrorObject> {

@@ -3,17 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
+use crate::clock::Moment;
 use crate::dispatcher::{Job, JobState};
-use crate::operation::{Operation, Stdin};
+use crate::job::{JobId, Outcome, Success};
+use crate::operation::{CallerEnv, ExecRequest, Operation, OutputKept, Stdin};
 use crate::server::budget::{Budget, Permit};
 use crate::server::call::{Caller, end, ended_well, resolve, submit};
 use crate::server::context::Server;
+use crate::server::convert::{self, parse, parse_optional};
+use crate::server::encoding::{self, bytes_of};
+use crate::server::jobs::{self, Progress, progress};
 use crate::server::notifier::{Notifier, Subscriber};
 use crate::server::registry::Registry;
-use crate::server::{convert, line_notifications};
+use crate::server::{errors, line_notifications};
 use crate::spool::{self, Batch, Spool};
+use orbd_proto::errors::invalid;
 use orbd_proto::methods::{MachineRun, MachineRunFollow};
-use orbd_proto::types::{Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
+use orbd_proto::types::{self, Chunk, ErrorObject, Gap, JobEvent, RunParams, WaitReason};
 
 /// Maximum number of bytes of output in the answer of `machine.run`. Clients read the rest with `job.output`.
 const INLINE_MAX: usize = 1 << 20;
@@ -40,7 +48,7 @@ pub(super) fn register(registry: &mut Registry) {
         if !detach {
             ended_well(&job, &state)?;
         }
-        let mut answer = convert::run_answer(job.spec.id, &job.spec.accepted, &state);
+        let mut answer = run_answer(job.spec.id, &job.spec.accepted, &state);
         if let Some(spool) = job.spool.as_ref().filter(|_| !detach) {
             answer.output = inline(spool, caller.connection()?.budget()).await?;
             answer.next_offset = answer
@@ -55,7 +63,7 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.subscription::<MachineRunFollow, _, _>(async |server, params, caller, subscriber| {
         if params.detach {
-            let error = orbd_proto::errors::invalid(
+            let error = invalid(
                 "detach",
                 "not accepted by machine.run_follow; use machine.run and job.follow",
             );
@@ -77,7 +85,7 @@ pub(super) fn register(registry: &mut Registry) {
 async fn begin(server: &Server, caller: &Caller, params: RunParams) -> Result<Job, ErrorObject> {
     let options = params.options();
     let machine = resolve(server, caller, "machine", &params.machine).await?;
-    let mut request = convert::exec_request(params)?;
+    let mut request = exec_request(params)?;
     if let Stdin::Bytes(bytes) = &mut request.stdin {
         *bytes = caller.connection()?.hold(std::mem::take(bytes))?;
     }
@@ -109,11 +117,11 @@ async fn inline(spool: &Spool, budget: &Arc<Budget>) -> Result<Vec<Chunk>, Error
         match reader
             .next(room)
             .await
-            .map_err(|error| convert::internal(&error.to_string()))?
+            .map_err(|error| errors::internal(&error.to_string()))?
         {
             Batch::Chunks(chunks) => {
                 room = room.saturating_sub(chunks.iter().map(|chunk| chunk.bytes.len()).sum());
-                output.extend(chunks.iter().map(convert::chunk));
+                output.extend(chunks.iter().map(encoding::chunk));
             }
             // The offsets of the next chunks show what is missing.
             Batch::Gap { .. } => {}
@@ -160,7 +168,7 @@ pub(super) async fn follow(server: &Server, job: Job, offset: u64, subscriber: S
     let view = server.dispatcher.view(job.spec.id).await;
     follower
         .tell(&JobEvent::Ended {
-            job: Box::new(convert::job(&view.unwrap_or_else(|| job.view()))),
+            job: Box::new(jobs::job(&view.unwrap_or_else(|| job.view()))),
         })
         .await
 }
@@ -267,5 +275,75 @@ impl Follower {
                 }
             }
         }
+    }
+}
+
+/// Parses a command to run.
+fn exec_request(params: RunParams) -> Result<ExecRequest, ErrorObject> {
+    let stdin = match (params.stdin_text, params.stdin_base64, params.stdin_stream) {
+        (None, None, false) => Stdin::Empty,
+        (Some(text), None, false) => Stdin::Bytes(Bytes::from(text)),
+        (None, Some(base64), false) => Stdin::Bytes(bytes_of("stdin_base64", &base64)?),
+        (None, None, true) => Stdin::Stream,
+        _ => {
+            return Err(invalid(
+                "stdin_text",
+                "give at most one of stdin_text, stdin_base64 and stdin_stream",
+            ));
+        }
+    };
+    let mut request = ExecRequest::new(params.command).map_err(|error| invalid("command", error))?;
+    request.user = parse_optional("user", params.user.as_ref())?;
+    if params.workdir.is_some() && params.try_workdir.is_some() {
+        return Err(invalid("try_workdir", "cannot be given together with workdir"));
+    }
+    request.workdir = guest_folder("workdir", params.workdir)?;
+    request.try_workdir = guest_folder("try_workdir", params.try_workdir)?;
+    for (name, value) in params.env {
+        if value.contains('\0') {
+            return Err(invalid("env", format!("the value of {name} contains a NUL byte")));
+        }
+        request.env.push((parse("env", &name)?, value));
+    }
+    request.caller_env = CallerEnv::new(params.caller_env).map_err(|error| invalid("caller_env", error))?;
+    request.stdin = stdin;
+    if params.pass_through {
+        request.output = OutputKept::Unread;
+    }
+    Ok(request)
+}
+
+fn guest_folder(field: &str, folder: Option<String>) -> Result<Option<String>, ErrorObject> {
+    match folder {
+        Some(folder) if folder.is_empty() || folder.contains('\0') => {
+            Err(invalid(field, "must be a directory in the machine"))
+        }
+        folder => Ok(folder),
+    }
+}
+
+/// Builds the answer of a command from the job's current state. The caller adds the output.
+fn run_answer(id: JobId, accepted: &Moment, state: &JobState) -> types::RunAnswer {
+    let exit_code = match state {
+        JobState::Ended {
+            outcome: Outcome::Succeeded(Success::Exec { exit_code }),
+            ..
+        } => Some(*exit_code),
+        _ => None,
+    };
+    let Progress {
+        state,
+        wait_us,
+        run_us,
+    } = progress(accepted, state);
+    types::RunAnswer {
+        job_id: id.0,
+        state,
+        exit_code,
+        output: Vec::new(),
+        next_offset: 0,
+        output_bytes: 0,
+        wait_us,
+        run_us,
     }
 }

@@ -3,12 +3,14 @@
 //! The client sends the arguments that may be names. The daemon compares them with the inventory, which only it has. If the inventory
 //! cannot be read, every argument counts as a name; an unneeded lane causes no delay unless another job uses it.
 
+use super::raw_read;
 use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
 use crate::server::call::{Caller, Resolved, read, resolve};
 use crate::server::context::Server;
 use crate::server::convert::{self, force, parse};
+use crate::server::errors;
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
@@ -72,7 +74,7 @@ pub(super) async fn subject(
     };
     let takes_fleet = kind != Kind::Command;
     let takes_machine = matches!(kind, Kind::Import | Kind::Command | Kind::Other) && !form.whole_fleet;
-    convert::only_what_belongs(
+    raw_read::only_what_belongs(
         "operation with unknown_form",
         [
             ("machine", params.machine.is_some(), takes_machine),
@@ -143,7 +145,7 @@ async fn default_machine(server: &Server, caller: &Caller) -> Result<Option<Mach
     let seen = read(server, caller, Query::Default, Some(0)).await?;
     match &seen.value.answer {
         QueryAnswer::Default(name) => Ok(name.clone()),
-        _ => Err(convert::internal(
+        _ => Err(errors::internal(
             "the answer for the default machine has an unexpected type",
         )),
     }
