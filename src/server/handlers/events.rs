@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::clock::Moment;
 use crate::dispatcher::{self, Rejection, Snapshot};
-use crate::events::{Event, Gap, JobFacts, Kind, SequencedEvent};
+use crate::events::{Event, Gap, JobFacts, SequencedEvent};
 use crate::job::{Outcome, Success};
 use crate::machine::{Machine, MachineName};
 use crate::operation::Scope;
@@ -28,14 +28,14 @@ const BATCH_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
     registry.subscription::<EventsSubscribe, _, _>(async |server, params, _caller, subscriber| {
-        let kinds: Vec<Kind> = params.kinds.iter().copied().map(event_kind).collect();
-        let wants_looks = kinds.is_empty() || kinds.iter().any(|kind| kind.is_found_by_looking());
-        let Some(subscription) = server.dispatcher.subscribe(wants_looks).await else {
+        let kinds = &params.kinds;
+        let wants_polling = kinds.is_empty() || kinds.iter().copied().any(is_found_by_polling);
+        let Some(subscription) = server.dispatcher.subscribe(wants_polling).await else {
             return subscriber.reject(errors::rejection(&Rejection::Stopping)).await;
         };
         let begin = begin(&server, &params);
         // Returns when the subscription ends or the dispatcher stops.
-        let _ = tell(&server, subscription, &kinds, begin, subscriber).await;
+        let _ = tell(&server, subscription, kinds, begin, subscriber).await;
     });
 }
 
@@ -65,7 +65,7 @@ fn begin(server: &Server, params: &EventsSubscribeParams) -> Begin {
 async fn tell(
     server: &Server,
     mut subscription: dispatcher::Subscriber,
-    kinds: &[Kind],
+    kinds: &[EventKind],
     begin: Begin,
     subscriber: Subscriber,
 ) -> Option<()> {
@@ -90,7 +90,7 @@ async fn tell(
             Ok(events) => {
                 for told in events {
                     last = told.sequence;
-                    if kinds.is_empty() || kinds.contains(&told.event.kind()) {
+                    if kinds.is_empty() || kinds.contains(&kind_of(&told.event)) {
                         notifier.send(&encoded(&told, &server.info.instance)?).await?;
                     }
                 }
@@ -130,20 +130,37 @@ fn encoded<'a>(told: &'a Arc<SequencedEvent>, instance: &str) -> Option<&'a RawV
     serde_json::from_str(text).ok()
 }
 
-/// Converts a requested event type.
-fn event_kind(kind: EventKind) -> Kind {
+/// Returns the type of an event on the wire.
+fn kind_of(event: &Event) -> EventKind {
+    match event {
+        Event::MachinesKnown { .. } => EventKind::MachinesKnown,
+        Event::MachineAppeared { .. } => EventKind::MachineAppeared,
+        Event::MachineChanged { .. } => EventKind::MachineChanged,
+        Event::MachineGone { .. } => EventKind::MachineGone,
+        Event::OrbstackChanged { .. } => EventKind::OrbstackChanged,
+        Event::JobQueued(_) => EventKind::JobQueued,
+        Event::JobStarted(_) => EventKind::JobStarted,
+        Event::JobEnded(..) => EventKind::JobEnded,
+        Event::CacheInvalidated { .. } => EventKind::CacheInvalidated,
+        Event::OrbctlUnhealthy { .. } => EventKind::OrbctlUnhealthy,
+        Event::OrbctlRecovered => EventKind::OrbctlRecovered,
+    }
+}
+
+/// Returns whether orbd detects such events by polling. orbd polls only while a subscriber wants one of them.
+fn is_found_by_polling(kind: EventKind) -> bool {
     match kind {
-        EventKind::MachinesKnown => Kind::MachinesKnown,
-        EventKind::MachineAppeared => Kind::MachineAppeared,
-        EventKind::MachineChanged => Kind::MachineChanged,
-        EventKind::MachineGone => Kind::MachineGone,
-        EventKind::OrbstackChanged => Kind::OrbstackChanged,
-        EventKind::JobQueued => Kind::JobQueued,
-        EventKind::JobStarted => Kind::JobStarted,
-        EventKind::JobEnded => Kind::JobEnded,
-        EventKind::CacheInvalidated => Kind::CacheInvalidated,
-        EventKind::OrbctlUnhealthy => Kind::OrbctlUnhealthy,
-        EventKind::OrbctlRecovered => Kind::OrbctlRecovered,
+        EventKind::MachinesKnown
+        | EventKind::MachineAppeared
+        | EventKind::MachineChanged
+        | EventKind::MachineGone
+        | EventKind::OrbstackChanged => true,
+        EventKind::JobQueued
+        | EventKind::JobStarted
+        | EventKind::JobEnded
+        | EventKind::CacheInvalidated
+        | EventKind::OrbctlUnhealthy
+        | EventKind::OrbctlRecovered => false,
     }
 }
 
