@@ -14,6 +14,7 @@ use crate::events::{EventLog, SequencedEvent};
 use crate::job::{ClientId, Ending, HealthProblem, JobId, Outcome};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
 use crate::operation::{Operation, Query, Scope};
+use crate::scheduler::Refusal;
 use crate::spool;
 use crate::sys::ChildIdentity;
 
@@ -228,22 +229,9 @@ pub struct JobView {
 /// Why a submission was not accepted. It had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Rejection {
-    /// As many jobs wait as the queue holds.
-    #[error("the queue is full: {limit} jobs are waiting")]
-    QueueFull {
-        /// Most jobs that may wait.
-        limit: usize,
-        /// How long to wait before trying again.
-        retry_after: Duration,
-    },
-    /// As many jobs of this client wait as one client may have in the queue.
-    #[error("the client's share of the queue is full: {limit} of its jobs are waiting")]
-    ClientQueueFull {
-        /// Most jobs that may wait.
-        limit: usize,
-        /// How long to wait before trying again.
-        retry_after: Duration,
-    },
+    /// The scheduler refused the job: the queue is full or draining.
+    #[error(transparent)]
+    Refused(Refusal),
     /// Commands, environments and inputs of unfinished jobs would exceed the memory limit.
     #[error("the commands and inputs of waiting and running jobs would exceed {limit} bytes")]
     OperandsFull {
@@ -251,12 +239,6 @@ pub enum Rejection {
         limit: u64,
         /// How long to wait before trying again.
         retry_after: Duration,
-    },
-    /// The target is draining, so it accepts no new jobs.
-    #[error("{what} is draining: new work is refused")]
-    Draining {
-        /// What is draining: the queue or a lane.
-        what: String,
     },
     /// `orbctl` is unhealthy, and there is no cached answer to serve instead.
     #[error("orbctl is unhealthy and was not called: {}", .0.problem)]

@@ -32,6 +32,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Part of [`Rejection`].
+pub use crate::scheduler::Refusal;
 pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput};
 pub use handle::{
     BusyReason, CacheView, Cancelled, Client, Dispatcher, Executor, Job, JobFilter, JobSpec, JobState,

@@ -2,7 +2,7 @@
 
 use super::convert::{ms, waiting_for};
 use crate::clock::{Moment, unix_ms};
-use crate::dispatcher::{ReadError, Rejection, WaitingFor};
+use crate::dispatcher::{ReadError, Refusal, Rejection, WaitingFor};
 use crate::job::{Failure, JobId, Outcome, Phase};
 use crate::machine::{MachineName, MachineState};
 use crate::operation::Operation;
@@ -15,8 +15,9 @@ const UPGRADE_RETRY_AFTER_MS: u64 = 100;
 /// Converts a rejection to an error.
 pub(super) fn rejection(rejection: &Rejection) -> ErrorObject {
     match rejection {
-        Rejection::QueueFull { retry_after, .. }
-        | Rejection::ClientQueueFull { retry_after, .. }
+        Rejection::Refused(
+            Refusal::QueueFull { retry_after, .. } | Refusal::ClientQueueFull { retry_after, .. },
+        )
         | Rejection::OperandsFull { retry_after, .. } => {
             let mut data = ErrorKind::QueueFull.data();
             data.retry_after_ms = Some(ms(*retry_after));
@@ -34,7 +35,9 @@ pub(super) fn rejection(rejection: &Rejection) -> ErrorObject {
             data.phase = Some("queued".into());
             ErrorKind::JobCancelled.with(rejection.to_string(), data)
         }
-        Rejection::Draining { .. } | Rejection::Stopping => ErrorKind::Draining.error(rejection.to_string()),
+        Rejection::Refused(Refusal::Draining { .. }) | Rejection::Stopping => {
+            ErrorKind::Draining.error(rejection.to_string())
+        }
         Rejection::Upgrading => {
             let mut data = ErrorKind::Draining.data();
             data.retry_after_ms = Some(UPGRADE_RETRY_AFTER_MS);

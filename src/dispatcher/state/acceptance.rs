@@ -12,7 +12,7 @@ use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
 use crate::operation::{Operation, OutputKept, Stdin};
 use crate::orbctl::Orbctl;
-use crate::scheduler::{Admission, NewJob, Refusal};
+use crate::scheduler::{Admission, NewJob};
 use crate::spool;
 
 use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
@@ -153,7 +153,7 @@ impl<O: Orbctl> State<O> {
         let admission = self.scheduler.submit(new).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
             tracing::info!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, %refusal, "job refused");
-            rejected(refusal)
+            Rejection::Refused(refusal)
         })?;
         let job = self.enter(spec);
         about_job!(debug, spec, "job accepted");
@@ -226,15 +226,5 @@ impl<O: Orbctl> State<O> {
                 live.abandon.cancel();
             }
         }
-    }
-}
-
-fn rejected(refusal: Refusal) -> Rejection {
-    match refusal {
-        Refusal::QueueFull { limit, retry_after } => Rejection::QueueFull { limit, retry_after },
-        Refusal::ClientQueueFull { limit, retry_after } => Rejection::ClientQueueFull { limit, retry_after },
-        Refusal::Draining { what } => Rejection::Draining {
-            what: what.to_string(),
-        },
     }
 }
