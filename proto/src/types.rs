@@ -6,11 +6,13 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 /// Declares the parameters of a method that creates a job: its own fields, then those common to all jobs.
 macro_rules! job_params {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty),* $(,)? }) => {
         $(#[$doc])*
+        #[skip_serializing_none]
         #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub struct $name {
@@ -20,10 +22,8 @@ macro_rules! job_params {
             #[serde(default, skip_serializing_if = "is_false")]
             pub detach: bool,
             /// Longest time from acceptance to start, in milliseconds, at most a year. Default: the daemon's `queue_timeout`.
-            #[serde(default, skip_serializing_if = "Option::is_none")]
             pub queue_timeout_ms: Option<u64>,
             /// Longest time from start to end, in milliseconds, at most a year. The default depends on the job's class; commands have none.
-            #[serde(default, skip_serializing_if = "Option::is_none")]
             pub run_timeout_ms: Option<u64>,
         }
 
@@ -119,16 +119,17 @@ pub struct NoParams {}
 pub struct Done {}
 
 /// Parameters of a read without operands.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadParams {
     /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
     /// `cache_max_age`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
 /// When and how the answer was read from `orbctl`. Part of every answer that comes from the cache.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Observed {
     /// Counter that every invalidation raises. Equal generations mean that nothing has changed through orbd in between.
@@ -143,7 +144,6 @@ pub struct Observed {
     /// event of `events.subscribe` it is also true until a poll has run after the last change.
     pub stale: bool,
     /// Why the answer is stale; absent unless `stale` is true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_reason: Option<String>,
     /// Milliseconds since `observed_at`.
     pub age_ms: u64,
@@ -155,6 +155,7 @@ job_params! {
 }
 
 /// Answer of a change.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeAnswer {
     /// Id of the job.
@@ -163,15 +164,11 @@ pub struct ChangeAnswer {
     pub state: JobStateWord,
     /// Whether the change had to do anything: false if the requested state was already there. Absent until the job has ended, and for an
     /// interrupted change if the state before it is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
     /// Present if the change was interrupted but was then observed to be done: why it was interrupted, and what was observed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
     /// Microseconds from acceptance to start; absent while the job waits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_us: Option<u64>,
     /// Microseconds from start to end, or to now; absent until the job has started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
 }

@@ -2,13 +2,14 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 /// Parameters of `cache.invalidate`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CacheInvalidateParams {
     /// Name of the machine whose observations to discard. Default: discard all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }
 
@@ -33,12 +34,12 @@ pub struct CacheStatusAnswer {
 }
 
 /// A cached observation.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CacheEntry {
     /// What was observed: `machines`, `info`, `status`, `version`, `config`, `default`, `ssh`, or `raw` for a `lease.read`.
     pub key: String,
     /// Name of the machine; absent unless the observation is about one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Generation in which the read began.
     pub generation: u64,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{JobOptions, Observed, is_false};
 
@@ -18,6 +19,7 @@ pub struct ConfigAnswer {
 }
 
 /// Parameters of `config.get`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigGetParams {
@@ -25,7 +27,6 @@ pub struct ConfigGetParams {
     pub key: String,
     /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
     /// `cache_max_age`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{Outage, words};
 
@@ -30,6 +31,7 @@ pub struct HelloAnswer {
 }
 
 /// Answer of `daemon.info`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DaemonInfoAnswer {
     /// Version of the daemon.
@@ -48,8 +50,10 @@ pub struct DaemonInfoAnswer {
     /// Path of the socket that the daemon listens on.
     pub socket: String,
     /// Path of `orbctl`; null if it was not found.
+    #[serialize_always]
     pub orbctl: Option<String>,
     /// Path of the configuration file that the daemon has read; null if there is none.
+    #[serialize_always]
     pub config_file: Option<String>,
     /// Folder of the journal, the metrics and stored output.
     pub state_dir: String,
@@ -58,14 +62,13 @@ pub struct DaemonInfoAnswer {
     /// Whether `strict` is set: one job runs at a time, sessions excepted.
     pub strict: bool,
     /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
     /// A replaced daemon binary that is not running yet; absent if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
 }
 
 /// A new binary at the daemon's own path.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
     /// `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight, and the old daemon keeps running.
@@ -75,13 +78,10 @@ pub struct Upgrade {
     #[schemars(extend("format" = "date-time"))]
     pub noticed_at: String,
     /// Version of the new binary; absent if it was refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// What delays the upgrade, such as a running job; absent if the binary was refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
     /// Why the binary was refused; absent while it is pending.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 

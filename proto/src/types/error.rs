@@ -2,10 +2,12 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{WaitingFor, words};
 
 /// A JSON-RPC error.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorObject {
     /// Number of the error's kind; see `components.errors`.
@@ -13,11 +15,11 @@ pub struct ErrorObject {
     /// Description for display.
     pub message: String,
     /// Details for programs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<ErrorData>>,
 }
 
 /// Details of an error, for programs. Fields other than `kind` and `retryable` are absent if they do not apply.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorData {
     /// Stable name of the error's kind; see `components.errors`.
@@ -26,53 +28,40 @@ pub struct ErrorData {
     /// Whether the same call may succeed later without any fix.
     pub retryable: bool,
     /// The invalid parameter.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// The job that the error is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<u64>,
     /// The machine that the error is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// State of the machine, if that state does not allow the operation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_state: Option<String>,
     /// When the job was stopped: `queued` if it had not started, else `running`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<words::StopPhase>")]
     pub phase: Option<String>,
     /// Exit code of `orbctl`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Signal that ended `orbctl`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     /// Last part of what `orbctl` wrote to stderr.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_tail: Option<String>,
     /// Milliseconds to wait before the next attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// What the job waited for when its time limit passed, or the forced change that cancelled it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
     /// What orbd observed after the change was interrupted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ReconcileReport>,
     /// Identifier of the error's line in the daemon's log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<String>,
 }
 
 /// What orbd observed after a change was interrupted.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReconcileReport {
     /// Whether the observed state is final. If false, the change may still be under way.
     pub stable: bool,
     /// Whether the observed state is the requested one; absent if orbd could not determine it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub satisfied: Option<bool>,
     /// State of the machine; absent if the machine was not found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_state: Option<String>,
 }

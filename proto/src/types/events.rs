@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{Job, Machine, MachineListAnswer, Outage, Outcome};
 
@@ -34,16 +35,15 @@ pub enum EventKind {
 }
 
 /// Parameters of `events.subscribe`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsSubscribeParams {
     /// `sequence` of the last event that the client processed; the subscription starts with the next one. If absent, it starts with the
     /// current state.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
     /// `instance` of the event that `since` numbers. If it is not the running daemon's, the subscription starts with a `gap`. Default: the
     /// running daemon's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// Only events of these types, plus `gap` and `state`, which are always sent. Default: all. While a client subscribes to events of
     /// machines or OrbStack, the daemon polls `orbctl` every few seconds.
@@ -68,6 +68,7 @@ pub struct Event {
 }
 
 /// What happened. New types may be added; ignore those that you do not know.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventDetails {
@@ -97,7 +98,6 @@ pub enum EventDetails {
         /// The machine in its current state.
         machine: Machine,
         /// Previous name of the machine; absent unless it was renamed.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         renamed_from: Option<String>,
         /// Generation in which the read began.
         generation: u64,
@@ -133,7 +133,6 @@ pub enum EventDetails {
         /// Result of the job without its error, which `job.get` returns.
         outcome: Outcome,
         /// Why the job failed; absent unless it failed.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
     /// Cached observations became stale: a change started or ended, or a client called `cache.invalidate`.
@@ -172,25 +171,24 @@ pub enum GapReason {
 }
 
 /// The state after the event with the number `sequence`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct EventState {
     /// Machines as last observed, as `machine.list` returns them; absent until the machines have been listed once. `stale` is true if
     /// something may have changed since.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_list: Option<MachineListAnswer>,
     /// OrbStack's status as last observed; absent until it has been read once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orbstack: Option<String>,
     /// Waiting and running jobs, oldest first, without reads.
     pub jobs: Vec<Job>,
     /// Whether newer jobs were left out.
     pub more_jobs: bool,
     /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
 }
 
 /// The job of an event.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventJob {
     /// Id of the job.
@@ -198,7 +196,6 @@ pub struct EventJob {
     /// Operation, such as `start`.
     pub operation: String,
     /// Machine that the job is about; absent if there is none, or more than one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Name of the client that submitted the job.
     pub client: String,

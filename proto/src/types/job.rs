@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{Chunk, ErrorObject, Gap, is_false, words};
 
@@ -18,12 +19,12 @@ pub enum JobStateWord {
 }
 
 /// The client that submitted a job.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Client {
     /// Name given with `daemon.hello`, else `unnamed`.
     pub name: String,
     /// Process id of the client; absent if the system does not report it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// User id of the client.
     pub uid: u32,
@@ -50,6 +51,7 @@ impl WaitingFor {
 }
 
 /// Why a job waits; `kind` selects the alternative.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WaitReason {
@@ -60,7 +62,6 @@ pub enum WaitReason {
         /// Operation of the blocking job, such as `start`.
         operation: String,
         /// Machine of the blocking job; absent if it has none.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         machine: Option<String>,
         /// Name of the client that submitted the blocking job.
         client: String,
@@ -75,7 +76,6 @@ pub enum WaitReason {
     /// The queue or a machine's lane is paused.
     Paused {
         /// The machine whose lane is paused; absent if the whole queue is.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         machine: Option<String>,
     },
     /// `orbctl` is unhealthy.
@@ -90,6 +90,7 @@ pub enum WaitReason {
 }
 
 /// Result of a job.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     /// `succeeded`; `failed`; `cancelled`; `expired`: a time limit passed; `interrupted`: orbd did not see the end of a job that changes
@@ -97,21 +98,18 @@ pub struct Outcome {
     #[schemars(with = "words::OutcomeWord")]
     pub kind: String,
     /// Exit code of the guest's command; absent for other operations.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Whether the change had to do anything: false if the requested state was already there. Absent for other operations, for changes that
     /// did not succeed, and if the state before an interrupted change is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<bool>,
     /// Present if the change was interrupted but was then observed to be done: why it was interrupted, and what was observed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
     /// The error that an attached caller gets; absent if `kind` is `succeeded`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
 }
 
 /// A job.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Id of the job. Ids increase and are never reused.
@@ -119,7 +117,6 @@ pub struct Job {
     /// Operation, such as `start`.
     pub operation: String,
     /// Machine that the job is about; absent if there is none, or more than one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Class of the operation, which selects its limits: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
     #[schemars(with = "words::JobClass")]
@@ -137,23 +134,18 @@ pub struct Job {
     #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
     /// Time of the start; absent until the job has started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
     /// Time of the end; absent until the job has ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub ended_at: Option<String>,
     /// Microseconds from acceptance to start, or to now or to the end if it has not started.
     pub wait_us: u64,
     /// Microseconds from start to end, or to now; absent until the job has started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
     /// What the job waits for; absent unless it waits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
     /// Result of the job; absent until it has ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// Bytes of output that the job has written so far.
     pub output_bytes: u64,
@@ -166,12 +158,12 @@ pub struct Job {
 }
 
 /// A lane that a job holds or waits for.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct JobLane {
     /// Kind of the lane.
     pub kind: LaneKind,
     /// Name of the machine; absent unless `kind` is `machine`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Whether the job excludes all other jobs from the lane.
     pub exclusive: bool,
@@ -198,6 +190,7 @@ pub struct JobParams {
 }
 
 /// Parameters of `job.wait`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWaitParams {
@@ -205,25 +198,21 @@ pub struct JobWaitParams {
     pub job_id: u64,
     /// Longest time to wait for the job's end, in milliseconds, at most a year. After it, the answer is the job in its current state.
     /// Default: no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
 }
 
 /// Parameters of `job.list`. A job must match all filters.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobListParams {
     /// Only jobs in this state.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<JobStateWord>,
     /// Only jobs about the machine with this name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Only jobs with this operation, such as `start`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     /// Maximum number of jobs: the newest that match. Default 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub limit: Option<usize>,
 }
@@ -254,6 +243,7 @@ pub struct JobCancelAnswer {
 }
 
 /// Parameters of `job.output`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobOutputParams {
@@ -263,7 +253,6 @@ pub struct JobOutputParams {
     #[serde(default)]
     pub offset: u64,
     /// Maximum number of bytes to return. Default: 1 MiB, which is also the maximum.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub bytes_max: Option<u64>,
     /// If there is no output at `offset` yet, wait up to this time for some, in milliseconds, at most an hour. Default 0.
@@ -272,6 +261,7 @@ pub struct JobOutputParams {
 }
 
 /// Answer of `job.output`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobOutputAnswer {
     /// Output in order of arrival.
@@ -279,23 +269,21 @@ pub struct JobOutputAnswer {
     /// Offset for the next call.
     pub next_offset: u64,
     /// Requested output that is no longer stored; absent if nothing is missing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
     /// Whether the job has ended and all of its output has been returned.
     pub eof: bool,
 }
 
 /// Parameters of `job.input`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobInputParams {
     /// Id of a job that was started with `stdin_stream`.
     pub job_id: u64,
     /// Input as text. At most one of `text` and `base64`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Input as base64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
     /// Close the command's input after these bytes, so that the command reads end of file.
     #[serde(default, skip_serializing_if = "is_false")]

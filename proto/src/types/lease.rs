@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{ErrorObject, Job, JobOptions, Observed, is_false};
 
@@ -81,26 +82,22 @@ job_params! {
         /// Name or id of the machine; for `create` and `import`, the name of the new machine. If absent, `push`, `pull`, `run` and `shell`
         /// use the default machine, and `set_default` clears the default. Not accepted by operations on all machines, on OrbStack or on its
         /// configuration, nor by `read` and `run_or_change`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         machine: Option<String>,
         /// Names or ids of several machines, instead of `machine`. For `start`, `stop`, `restart` and `delete`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         #[schemars(length(max = 256))]
         machine_names: Vec<String>,
         /// New name. For `rename` and `clone`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         new_name: Option<String>,
         /// End the jobs that run in the operation's lanes and cancel those that wait for them, instead of queueing behind them. For `stop`,
         /// `stop_all`, `start_orbstack` and `stop_orbstack`.
         #[serde(default, skip_serializing_if = "is_false")]
         force: bool,
         /// The read command. For `read`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         read: Option<RawRead>,
         /// A command line that the client cannot interpret completely, instead of `machine_names` and `new_name`. For `create`, `start`,
         /// `stop`, `restart`, `delete`, `rename`, `clone`, `export`, `import`, `set_default`, `run`, `push`, `pull`, `run_or_change` and
         /// `other`. With it, only `import`, `run`, `push`, `pull` and `other` accept `machine`, and only without `whole_fleet`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         unknown_form: Option<UnknownForm>,
     }
 }
@@ -120,19 +117,17 @@ pub struct UnknownForm {
 }
 
 /// A read command of `orbctl` with its flags. The description of each field lists the commands that accept it; for others it is rejected.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawRead {
     /// The command.
     pub command: ReadCommand,
     /// Name or id of the machine. For `info` and `logs`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Configuration key. For `config_get`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// The flag `--format`. For `list` and `info`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<ReadFormat>,
     /// The flag `--quiet`. For `list`.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -181,6 +176,7 @@ pub enum ReadFormat {
 }
 
 /// Parameters of `lease.read`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseReadParams {
@@ -188,11 +184,11 @@ pub struct LeaseReadParams {
     pub read: RawRead,
     /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
     /// `cache_max_age`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
 /// Answer of `lease.read`: the output of `orbctl` and how it ended, even if it failed.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RawOutputAnswer {
     /// Output on stdout.
@@ -200,10 +196,8 @@ pub struct RawOutputAnswer {
     /// Output on stderr.
     pub stderr: RawStream,
     /// Exit code of `orbctl`; absent if a signal ended it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Signal that ended `orbctl`; absent if it exited.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     /// When and how this was read.
     #[serde(flatten)]
@@ -211,13 +205,12 @@ pub struct RawOutputAnswer {
 }
 
 /// Output of `orbctl`: `text` if it is UTF-8, else `base64`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RawStream {
     /// The bytes, if they are UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The bytes in base64, if they are not UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
 }
 
@@ -238,27 +231,26 @@ pub struct LeaseAnswer {
 }
 
 /// Parameters of `lease.release`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseParams {
     /// Id of the lease's job.
     pub job_id: u64,
     /// Exit code of the child, if it exited.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Signal that ended the child, if one did. Without `exit_code` and `signal`, the ending is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 127))]
     pub signal: Option<i32>,
 }
 
 /// Answer of `lease.release`. It arrives when the child has exited.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseAnswer {
     /// The job. It is still `running` if a change was interrupted: orbd polls until the result is stable, and `job.wait` returns it.
     pub job: Job,
     /// Why orbd signalled the child: `deadline_exceeded`, or `job_cancelled`, with `waiting_for` if a forced change cancelled it. Absent if
     /// orbd did not signal the child, or if the child succeeded nevertheless.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signalled: Option<ErrorObject>,
 }

@@ -2,10 +2,12 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{JobOptions, Observed, is_false, nullable};
 
 /// The image that a machine was created from.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
     /// Distribution, such as `ubuntu`.
@@ -15,39 +17,30 @@ pub struct Image {
     /// CPU architecture: `arm64` or `amd64`.
     pub arch: String,
     /// Image variant, such as `default`; absent if OrbStack does not report it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
 }
 
 /// Settings of a machine. A field is absent if the installed OrbStack does not report it.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MachineConfig {
     /// Guest user that commands run as by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_username: Option<String>,
     /// Whether the machine has no access to the Mac.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolated: Option<bool>,
     /// Whether the machine has no access to the Mac's network.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate_network: Option<bool>,
     /// Whether the Mac's SSH agent is forwarded to the machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_ssh_agent: Option<bool>,
     /// Port of the machine's HTTP domain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_port: Option<u16>,
     /// Port of the machine's HTTPS domain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub https_port: Option<u16>,
     /// CPU limit, in cores.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit: Option<u64>,
     /// Memory limit in MiB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_mib: Option<u64>,
     /// Disk limit in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_limit_bytes: Option<u64>,
 }
 
@@ -79,6 +72,7 @@ pub struct MachineListAnswer {
 }
 
 /// Parameters of `machine.info`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineInfoParams {
@@ -86,23 +80,20 @@ pub struct MachineInfoParams {
     pub machine: String,
     /// Maximum age of a cached observation, in milliseconds; 0 reads from `orbctl` now. Default and upper limit: the daemon's
     /// `cache_max_age`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age_ms: Option<u64>,
 }
 
 /// Answer of `machine.info`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MachineInfoAnswer {
     /// The machine, as `machine.list` returns it.
     pub machine: Machine,
     /// Disk space that the machine uses, in bytes; absent if OrbStack does not report it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<u64>,
     /// IPv4 address; absent while the machine is stopped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip4: Option<String>,
     /// IPv6 address; absent while the machine is stopped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip6: Option<String>,
     /// When and how this was read.
     #[serde(flatten)]
@@ -117,23 +108,17 @@ job_params! {
         /// Distribution, such as `ubuntu`.
         distro: String,
         /// Version or codename. Default: the distribution's newest version.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
         /// CPU architecture: `arm64` or `amd64`. Default: that of the Mac.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         arch: Option<String>,
         /// Default guest user. Default: the name of the Mac user.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
         /// CPU limit, in cores (OrbStack 2.2 and later).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(range(min = 1))]
         cpus: Option<u32>,
         /// Memory limit, such as `4G` (OrbStack 2.2 and later).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         memory: Option<String>,
         /// Disk limit, such as `40G` (OrbStack 2.2 and later).
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         disk: Option<String>,
         /// Create the machine without access to the Mac (OrbStack 2.1 and later).
         #[serde(default, skip_serializing_if = "is_false")]
@@ -193,6 +178,7 @@ job_params! {
     /// Parameters of `machine.set_default`.
     SetDefaultParams {
         /// Name or id of the new default machine; null clears the default.
+        #[serialize_always]
         #[serde(deserialize_with = "nullable")]
         #[schemars(required, extend("type" = ["string", "null"]))]
         machine: Option<String>,

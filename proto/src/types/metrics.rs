@@ -4,24 +4,22 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{Client, words};
 
 /// Parameters of `metrics.summary`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsSummaryParams {
     /// Length of the time window, which ends now, in milliseconds. Default: everything stored.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_ms: Option<u64>,
     /// Only this operation, such as `start`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     /// Only the machine with this name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// One row per operation (`operation`), per machine (`machine`) or per pair (`both`). Default `operation`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_by: Option<GroupBy>,
 }
 
@@ -54,13 +52,12 @@ pub struct Distribution {
 }
 
 /// A row of a summary.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsRow {
     /// Operation; absent if rows are grouped by machine only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     /// Machine; absent if rows are not grouped by machine, for operations without a machine, and if `other_machines` is true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Whether the row is the sum of all machines beyond the 256 that have their own row.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -90,10 +87,10 @@ pub enum WindowResolution {
 }
 
 /// Answer of `metrics.summary`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsSummaryAnswer {
     /// Start of the window that the rows cover, never later than requested; absent if they cover everything stored.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub since: Option<String>,
     /// End of the window: the time of the answer.
@@ -106,29 +103,26 @@ pub struct MetricsSummaryAnswer {
 }
 
 /// Parameters of `metrics.history`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsHistoryParams {
     /// Only this operation, such as `start`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     /// Only the machine with this name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Only this outcome.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<words::OutcomeWord>")]
     pub outcome: Option<String>,
     /// Maximum number of records. Default 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000))]
     pub limit: Option<usize>,
     /// The `cursor` of the previous answer, to get the next page. Default: start with the newest record.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 
 /// The record of an ended job.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsRecord {
     /// Id of the job.
@@ -136,7 +130,6 @@ pub struct MetricsRecord {
     /// Operation, such as `start`.
     pub operation: String,
     /// Machine that the job was about; absent if there was none, or more than one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Class of the operation.
     #[schemars(with = "words::JobClass")]
@@ -147,7 +140,6 @@ pub struct MetricsRecord {
     #[schemars(extend("format" = "date-time"))]
     pub accepted_at: String,
     /// Time of the start; absent if the job never started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
     /// Time of the end.
@@ -161,7 +153,6 @@ pub struct MetricsRecord {
     #[schemars(with = "words::OutcomeWord")]
     pub outcome: String,
     /// Exit code; absent if there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Bytes of input that the job got.
     pub bytes_in: u64,
@@ -172,12 +163,12 @@ pub struct MetricsRecord {
 }
 
 /// Answer of `metrics.history`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsHistoryAnswer {
     /// The records, newest first.
     pub records: Vec<MetricsRecord>,
     /// Pass it as `cursor` to get the next page; absent on the last page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{JobOptions, Observed, is_false};
 
@@ -25,15 +26,14 @@ pub struct StatusAnswer {
 }
 
 /// Answer of `orbstack.version`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct VersionAnswer {
     /// Version number, such as `2.1.3`.
     pub version: String,
     /// Build number; absent if `orbctl` does not report it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<u64>,
     /// Commit of the build; absent if `orbctl` does not report it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     /// When and how this was read.
     #[serde(flatten)]

@@ -2,8 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 /// Answer of `queue.status`, `queue.pause`, `queue.resume` and `queue.drain`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStatusAnswer {
     /// Number of waiting jobs.
@@ -21,7 +23,6 @@ pub struct QueueStatusAnswer {
     /// Machines whose lane is draining.
     pub draining_machines: Vec<String>,
     /// Why `orbctl` is unhealthy, and since when; absent while it is healthy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<Outage>,
 }
 
@@ -38,10 +39,10 @@ pub struct Outage {
 }
 
 /// Parameters of `queue.pause`, `queue.resume` and `queue.drain`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueTargetParams {
     /// Name of the machine whose lane is meant. Default: the whole queue.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_with::skip_serializing_none;
 
 use super::{JobOptions, JobStateWord, is_false};
 
@@ -16,13 +17,10 @@ job_params! {
         #[schemars(length(min = 1))]
         command: Vec<String>,
         /// Guest user. Default: the machine's default user.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
         /// Guest directory to run in. Default: the guest user's home.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         workdir: Option<String>,
         /// Guest directory to run in if it exists, else the guest user's home. Not together with `workdir`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         try_workdir: Option<String>,
         /// Environment variables to set for the command.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -32,10 +30,8 @@ job_params! {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         caller_env: BTreeMap<String, String>,
         /// Input of the command, as text. At most one of `stdin_text`, `stdin_base64` and `stdin_stream`; without any, the input is empty.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin_text: Option<String>,
         /// Input of the command, as base64.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         stdin_base64: Option<String>,
         /// Send the input with `job.input` while the command runs.
         #[serde(default, skip_serializing_if = "is_false")]
@@ -58,6 +54,7 @@ pub enum Stream {
 }
 
 /// A piece of a command's output: `text` if it is UTF-8, else `base64`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
     /// The stream that it was written to.
@@ -67,14 +64,13 @@ pub struct Chunk {
     /// Microseconds from the job's start to the arrival of this piece.
     pub at_us: u64,
     /// The bytes, if they are UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The bytes in base64, if they are not UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
 }
 
 /// Answer of `machine.run`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RunAnswer {
     /// Id of the job.
@@ -82,7 +78,6 @@ pub struct RunAnswer {
     /// `ended`; for a detached job `waiting` or `running`.
     pub state: JobStateWord,
     /// Exit code of the command; absent until the job has ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Output in order of arrival: at most 1 MiB, less if the connection holds many bytes, empty for a detached job. Read the rest with
     /// `job.output`.
@@ -92,10 +87,8 @@ pub struct RunAnswer {
     /// Bytes written to both streams so far; 0 for a detached job.
     pub output_bytes: u64,
     /// Microseconds from acceptance to start; absent while the job waits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_us: Option<u64>,
     /// Microseconds from start to end, or to now; absent until the job has started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_us: Option<u64>,
 }
 
