@@ -40,7 +40,32 @@ macro_rules! job_params {
     };
 }
 
-// After the macro, which they use.
+/// Declares a set of words for string fields. It exists only as a schema.
+///
+/// These fields are `String` in Rust, so that a client of this version can read a word that a later daemon adds. In the published schema
+/// each set is an enumeration with a name, which generators of other languages turn into one type.
+macro_rules! words {
+    ($($(#[doc = $doc:literal])* $name:ident [$($word:literal),* $(,)?];)*) => {$(
+        $(#[doc = $doc])*
+        pub(super) enum $name {}
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "description": concat!($($doc, "\n"),*).trim(),
+                    "type": "string",
+                    "enum": [$($word),*],
+                })
+            }
+        }
+    )*};
+}
+
+// After the macros, which they use.
 mod cache;
 mod config;
 mod daemon;
@@ -53,7 +78,6 @@ mod metrics;
 mod orbstack;
 mod queue;
 mod run;
-mod words;
 
 pub use cache::{CacheEntry, CacheInvalidateAnswer, CacheInvalidateParams, CacheStatusAnswer};
 pub use config::{ConfigAnswer, ConfigGetAnswer, ConfigGetParams, ConfigSetParams};

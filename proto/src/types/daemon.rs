@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use super::{Outage, words};
+use super::Outage;
 
 /// Parameters of `daemon.hello`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -67,12 +67,18 @@ pub struct DaemonInfoAnswer {
     pub upgrade: Option<Upgrade>,
 }
 
+words! {
+    /// `pending`: the daemon executes the new program at the next idle moment. `refused`: the program failed the preflight, and the old daemon
+    /// keeps running.
+    UpgradeStatus ["pending", "refused"];
+}
+
 /// A new binary at the daemon's own path.
 #[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
     /// `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight, and the old daemon keeps running.
-    #[schemars(with = "words::UpgradeStatus")]
+    #[schemars(with = "UpgradeStatus")]
     pub state: String,
     /// Time at which the daemon detected the new binary.
     #[schemars(extend("format" = "date-time"))]

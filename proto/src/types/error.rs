@@ -1,10 +1,35 @@
 //! Errors.
 
-use schemars::JsonSchema;
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use super::{WaitingFor, words};
+use super::WaitingFor;
+use crate::errors::ErrorKind;
+
+words! {
+    /// When a job was stopped: `queued` if it had not started, else `running`.
+    StopPhase ["queued", "running"];
+}
+
+/// The kinds of errors that this version knows. An open set: later versions may add words.
+pub(super) enum ErrorWord {}
+
+impl JsonSchema for ErrorWord {
+    fn schema_name() -> Cow<'static, str> {
+        "ErrorWord".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        let known: Vec<&str> = ErrorKind::ALL.into_iter().map(ErrorKind::as_str).collect();
+        json_schema!({
+            "description": "Kind of an error. Later versions may add words, so clients must accept others.",
+            "anyOf": [{ "type": "string", "enum": known }, { "type": "string" }],
+        })
+    }
+}
 
 /// A JSON-RPC error.
 #[skip_serializing_none]
@@ -23,7 +48,7 @@ pub struct ErrorObject {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorData {
     /// Stable name of the error's kind; see `components.errors`.
-    #[schemars(with = "words::ErrorWord")]
+    #[schemars(with = "ErrorWord")]
     pub kind: String,
     /// Whether the same call may succeed later without any fix.
     pub retryable: bool,
@@ -36,7 +61,7 @@ pub struct ErrorData {
     /// State of the machine, if that state does not allow the operation.
     pub machine_state: Option<String>,
     /// When the job was stopped: `queued` if it had not started, else `running`.
-    #[schemars(with = "Option<words::StopPhase>")]
+    #[schemars(with = "Option<StopPhase>")]
     pub phase: Option<String>,
     /// Exit code of `orbctl`.
     pub exit_code: Option<i32>,

@@ -67,6 +67,12 @@ pub struct Event {
     pub what: EventDetails,
 }
 
+words! {
+    /// `machines`: the machine list and the details of `machines`. `configuration`: OrbStack's configuration and the default machine.
+    /// `everything`: all observations.
+    InvalidatedScope ["machines", "configuration", "everything"];
+}
+
 /// What happened. New types may be added; ignore those that you do not know.
 #[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -139,7 +145,7 @@ pub enum EventDetails {
     CacheInvalidated {
         /// `machines`: the machine list and the details of `machines`. `configuration`: OrbStack's configuration and the default machine.
         /// `everything`: all observations.
-        #[schemars(with = "super::words::InvalidatedScope")]
+        #[schemars(with = "InvalidatedScope")]
         scope: String,
         /// Names of the machines; absent unless `scope` is `machines`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use super::{Chunk, ErrorObject, Gap, is_false, words};
+use super::{Chunk, ErrorObject, Gap, is_false};
 
 /// State of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -89,13 +89,21 @@ pub enum WaitReason {
     Other,
 }
 
+words! {
+    /// How a job ended. `succeeded`; `failed`; `cancelled`; `expired`: a time limit passed; `interrupted`: orbd did not see the end of a job
+    /// that changes nothing; `unknown`: a change was interrupted and may have taken effect.
+    OutcomeWord ["succeeded", "failed", "cancelled", "expired", "interrupted", "unknown"];
+    /// Class of an operation, which selects its limits.
+    JobClass ["query", "exec", "change", "creation", "configuration", "fleet", "session"];
+}
+
 /// Result of a job.
 #[skip_serializing_none]
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     /// `succeeded`; `failed`; `cancelled`; `expired`: a time limit passed; `interrupted`: orbd did not see the end of a job that changes
     /// nothing; `unknown`: a change was interrupted and may have taken effect.
-    #[schemars(with = "words::OutcomeWord")]
+    #[schemars(with = "OutcomeWord")]
     pub kind: String,
     /// Exit code of the guest's command; absent for other operations.
     pub exit_code: Option<i32>,
@@ -119,7 +127,7 @@ pub struct Job {
     /// Machine that the job is about; absent if there is none, or more than one.
     pub machine: Option<String>,
     /// Class of the operation, which selects its limits: `query`, `exec`, `change`, `creation`, `configuration`, `fleet` or `session`.
-    #[schemars(with = "words::JobClass")]
+    #[schemars(with = "JobClass")]
     pub job_class: String,
     /// The client that submitted the job.
     pub client: Client,
@@ -233,12 +241,18 @@ pub struct JobAnswer {
     pub job: Job,
 }
 
+words! {
+    /// `never_started`: the job was waiting and will not start. `stopping`: the job is running and is being ended. `already_ended`: there was
+    /// nothing to cancel.
+    CancelResult ["never_started", "stopping", "already_ended"];
+}
+
 /// Answer of `job.cancel`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct JobCancelAnswer {
     /// `never_started`: the job was waiting and will not start. `stopping`: the job is running and is being ended. `already_ended`: there
     /// was nothing to cancel.
-    #[schemars(with = "words::CancelResult")]
+    #[schemars(with = "CancelResult")]
     pub result: String,
 }
 

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use super::{Client, words};
+use super::Client;
+use super::job::{JobClass, OutcomeWord};
 
 /// Parameters of `metrics.summary`.
 #[skip_serializing_none]
@@ -112,7 +113,7 @@ pub struct MetricsHistoryParams {
     /// Only the machine with this name.
     pub machine: Option<String>,
     /// Only this outcome.
-    #[schemars(with = "Option<words::OutcomeWord>")]
+    #[schemars(with = "Option<OutcomeWord>")]
     pub outcome: Option<String>,
     /// Maximum number of records. Default 100.
     #[schemars(range(min = 1, max = 1_000))]
@@ -132,7 +133,7 @@ pub struct MetricsRecord {
     /// Machine that the job was about; absent if there was none, or more than one.
     pub machine: Option<String>,
     /// Class of the operation.
-    #[schemars(with = "words::JobClass")]
+    #[schemars(with = "JobClass")]
     pub job_class: String,
     /// The client that submitted the job.
     pub client: Client,
@@ -150,7 +151,7 @@ pub struct MetricsRecord {
     /// Microseconds from start to end; 0 if it never started.
     pub run_us: u64,
     /// How the job ended; see `Outcome`.
-    #[schemars(with = "words::OutcomeWord")]
+    #[schemars(with = "OutcomeWord")]
     pub outcome: String,
     /// Exit code; absent if there was none.
     pub exit_code: Option<i32>,
