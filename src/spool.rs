@@ -53,8 +53,9 @@ pub use shared::{Keep, MAX_MIN, Settings};
 pub use writer::Writer;
 
 use crate::clock::Moment;
+use budget::lock;
 use contents::ReaderPlace;
-use shared::{SEGMENT_MIN, Shared, lock};
+use shared::{SEGMENT_MIN, Shared};
 
 /// A full spool consists of about this many segments, the unit in which old output is dropped.
 const SEGMENTS: u64 = 16;

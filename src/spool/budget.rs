@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::segment::Segment;
-use super::shared::{Shared, lock};
 use crate::clock::Moment;
 
 /// Minimum time between two log messages about failed writes.
@@ -25,10 +24,16 @@ pub(super) struct BudgetShared {
     max: AtomicU64,
     used: AtomicU64,
     /// Ended spools, the oldest first; their files are dropped in this order.
-    pub(super) ended: Mutex<VecDeque<Weak<Shared>>>,
+    pub(super) ended: Mutex<VecDeque<Weak<dyn EndedSpool>>>,
     pub(super) freed: Notify,
     /// Time of the last log message about a failed write.
     warned: Mutex<Option<Instant>>,
+}
+
+/// An ended spool, whose files the budget may drop for others.
+pub(super) trait EndedSpool: std::fmt::Debug + Send + Sync {
+    /// Removes and returns the segments that no holding reader has to read. Locks the spool.
+    fn reclaim(&self) -> Vec<Segment>;
 }
 
 impl Budget {
@@ -90,18 +95,11 @@ impl Budget {
         let mut ended = lock(&self.0.ended);
         let mut place = 0;
         while let Some(weak) = ended.get(place) {
-            let Some(shared) = weak.upgrade() else {
+            let Some(spool) = weak.upgrade() else {
                 ended.remove(place);
                 continue;
             };
-            let mut state = lock(&shared.state);
-            let horizon = state.held_from().unwrap_or(u64::MAX);
-            let mut segments = Vec::new();
-            while let Some(segment) = state.take_segment_before(horizon) {
-                segments.push(segment);
-            }
-            shared.trim(&mut state);
-            drop(state);
+            let segments = spool.reclaim();
             if !segments.is_empty() {
                 return Some(segments);
             }
@@ -109,4 +107,9 @@ impl Budget {
         }
         None
     }
+}
+
+/// Ignores poisoning: no code that can panic in the middle of a change runs under these locks.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

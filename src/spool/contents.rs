@@ -25,7 +25,7 @@ pub(super) const UNWRITTEN_MAX: u64 = UNFLUSHED_MAX;
 pub(super) const RECENT_MAX: u64 = 2 * 1024 * 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct Contents {
     /// Offset of the oldest stored byte.
     pub(super) first: u64,
     /// Offset after the newest byte.
@@ -61,7 +61,7 @@ pub(super) struct ReaderPlace {
     pub(super) holds: bool,
 }
 
-impl State {
+impl Contents {
     /// Drops the oldest segment or chunk, unless a reader holds it or it is being written. Returns whether one was dropped.
     pub(super) fn drop_oldest(&mut self) -> bool {
         self.drop_oldest_before(self.held_from().unwrap_or(u64::MAX))
@@ -202,9 +202,7 @@ impl State {
         }
         forgotten
     }
-}
 
-impl State {
     /// Records that the newest segment now also holds `batch`.
     pub(super) fn add_to_segment(&mut self, batch: &[Chunk]) {
         let segment = self.segments.back_mut().expect("written to just now");

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use super::budget::lock;
 use super::chunk::Chunk;
-use super::contents::State;
+use super::contents::Contents;
 use super::segment::{BATCH_CHUNKS_MAX, Mark, read_frames};
-use super::shared::{Keep, Shared, lock};
+use super::shared::{Keep, Shared};
 
 /// Result of one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +181,7 @@ impl Reader {
     }
 
     /// Updates this reader's progress in the spool. Returns chunks that are to be freed after the lock is released.
-    fn pass(&self, state: &mut State) -> Vec<Chunk> {
+    fn pass(&self, state: &mut Contents) -> Vec<Chunk> {
         let mut forgotten = Vec::new();
         if let Some(place) = state.readers.iter_mut().find(|place| place.id == self.id)
             && place.passed != self.position

@@ -2,15 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::budget::Budget;
+use super::budget::{Budget, EndedSpool, lock};
 use super::chunk::{Chunk, Stream};
-use super::contents::{MEMORY, State, UNFLUSHED_MAX, UNWRITTEN_MAX};
+use super::contents::{Contents, MEMORY, UNFLUSHED_MAX, UNWRITTEN_MAX};
 use super::segment::{Segment, discard, nameless_file, write_frames};
 use crate::clock::Moment;
 
@@ -59,7 +59,7 @@ pub(super) struct Shared {
     pub(super) keep: Keep,
     pub(super) budget: Budget,
     pub(super) began: Instant,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<Contents>,
     /// Wakes readers: more output, or the end.
     pub(super) grown: Notify,
     /// Wakes the writer: the disk or a reader made room.
@@ -74,7 +74,7 @@ pub(super) enum Accepted {
 
 impl Shared {
     /// Returns how many bytes may be only in memory before a flush starts.
-    fn backlog_max(state: &State) -> u64 {
+    fn backlog_max(state: &Contents) -> u64 {
         if !state.is_ended && state.held_from().is_some() {
             UNFLUSHED_FOLLOWED
         } else {
@@ -83,7 +83,7 @@ impl Shared {
     }
 
     /// Returns how many bytes a flush leaves only in memory.
-    fn backlog_left(&self, state: &State) -> u64 {
+    fn backlog_left(&self, state: &Contents) -> u64 {
         match self.keep {
             // The followers may still read it from memory.
             Keep::Unread => Self::backlog_max(state),
@@ -91,7 +91,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn start_flushing(self: &Arc<Self>, state: &mut State) {
+    pub(super) fn start_flushing(self: &Arc<Self>, state: &mut Contents) {
         let is_too_early = || state.retry_at.is_some_and(|at| Moment::now().instant < at);
         if state.is_flushing || state.unflushed_cost <= Self::backlog_max(state) || is_too_early() {
             return;
@@ -155,7 +155,7 @@ impl Shared {
     }
 
     /// Charges the budget for `cost` more bytes. Returns whether it allowed them.
-    fn charge(&self, state: &mut State, cost: u64) -> bool {
+    fn charge(&self, state: &mut Contents, cost: u64) -> bool {
         let wanted = (state.kept + cost).saturating_sub(MEMORY);
         let more = wanted.saturating_sub(state.charged);
         while !self.budget.take(more) {
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     /// Returns to the budget what is no longer needed.
-    pub(super) fn trim(&self, state: &mut State) {
+    pub(super) fn trim(&self, state: &mut Contents) {
         let needed = state.kept.saturating_sub(MEMORY);
         let less = state.charged.saturating_sub(needed);
         state.charged -= less;
@@ -274,15 +274,23 @@ impl Shared {
     }
 }
 
+impl EndedSpool for Shared {
+    fn reclaim(&self) -> Vec<Segment> {
+        let mut state = lock(&self.state);
+        let horizon = state.held_from().unwrap_or(u64::MAX);
+        let mut segments = Vec::new();
+        while let Some(segment) = state.take_segment_before(horizon) {
+            segments.push(segment);
+        }
+        self.trim(&mut state);
+        segments
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         self.budget.give_back(state.charged);
         discard(std::mem::take(&mut state.segments));
     }
-}
-
-/// Ignores poisoning: no code that can panic in the middle of a change runs under these locks.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,13 @@
 //! Appends the output of a job.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::budget::{EndedSpool, lock};
 use super::chunk::{CHUNK_MAX, Stream};
-use super::shared::{Accepted, Keep, RETRY_AFTER, Shared, lock};
+use super::shared::{Accepted, Keep, RETRY_AFTER, Shared};
 
 /// How long the writer waits for a reader, with [`Keep::Unread`], before it starts to use a file.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -82,7 +83,8 @@ impl Drop for Writer {
         if has_files {
             let mut ended = lock(&self.shared.budget.0.ended);
             ended.retain(|spool| spool.strong_count() > 0);
-            ended.push_back(Arc::downgrade(&self.shared));
+            let spool: Weak<dyn EndedSpool> = Arc::<Shared>::downgrade(&self.shared);
+            ended.push_back(spool);
         }
         self.shared.grown.notify_waiters();
     }
