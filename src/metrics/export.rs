@@ -5,11 +5,11 @@ use std::mem;
 
 use serde_json::json;
 
-use super::rollup::{Spread, SummaryRow};
-use super::{
-    Counter, Counters, Cursor, GroupBy, HistoryFilter, HistoryRequest, Metrics, OperationRecord, Order,
-    StoreError, StoreState, SummaryRequest,
-};
+use super::counters::{Counter, Counters, StoreState};
+use super::handle::Metrics;
+use super::query::{Cursor, HistoryFilter, HistoryRequest, Order, StoreError, SummaryRequest};
+use super::record::OperationRecord;
+use super::rollup::{GroupBy, MachineLabel, Spread, SummaryRow};
 use crate::clock::Moment;
 use crate::job::Ending;
 
@@ -42,6 +42,18 @@ enum Next {
     Start,
     After(Cursor),
     End,
+}
+
+impl Metrics {
+    /// Starts an export of all matching records, oldest first. No resources of the store are held between chunks.
+    pub fn export(&self, format: RecordFormat, filter: HistoryFilter) -> Export {
+        Export::new(self.clone(), format, filter)
+    }
+
+    /// Returns counters and summaries in the Prometheus text exposition format 0.0.4.
+    pub async fn prometheus_page(&self) -> String {
+        prometheus_page(self).await
+    }
 }
 
 impl Export {
@@ -212,7 +224,7 @@ fn csv_field(out: &mut String, field: &str) {
 /// Time span of the quantiles on the Prometheus page.
 const PROMETHEUS_WINDOW_MS: u64 = 24 * 3_600_000;
 
-pub(super) async fn prometheus_page(metrics: &Metrics) -> String {
+async fn prometheus_page(metrics: &Metrics) -> String {
     let mut page = String::new();
     // If the store fails, the page still has the counters, and `orbd_store_up` reports the failure.
     let totals = metrics.totals().await;
@@ -277,7 +289,7 @@ fn labels(row: &SummaryRow) -> String {
     let machine = row.machine.name().unwrap_or_default();
     let _ = write!(labels, ",machine=\"{}\"", label(machine));
     // Distinguishes this row from operations without a machine. Equal label sets would make the page invalid.
-    if row.machine == super::MachineLabel::Other {
+    if row.machine == MachineLabel::Other {
         labels.push_str(",other_machines=\"true\"");
     }
     labels
@@ -368,7 +380,6 @@ fn prometheus_operations(page: &mut String, totals: &[SummaryRow], recent: &[Sum
 
 #[cfg(test)]
 mod tests {
-    use super::super::MachineLabel;
     use super::super::record::tests::sample;
     use super::super::rollup::{Rows, Series};
     use super::*;

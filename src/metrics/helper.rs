@@ -22,9 +22,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::query::{HistoryRequest, Summary, SummaryRequest};
 use super::rollup::SummaryRow;
 use super::store::{Bounds, Database, Limit, StoredPage, Trouble};
-use super::{HistoryRequest, Summary, SummaryRequest};
 
 /// Version of the protocol. Increment it with every change of [`Request`], [`Response`] or the types in them.
 const PROTOCOL: u32 = 1;

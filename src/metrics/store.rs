@@ -16,18 +16,26 @@
 //! hours and of all time. The cells of a day are computed from its hours when the day is over, and those of a span from its days. So a
 //! batch stays small, and a query over a year reads few rows. Everything is limited by age and by number: see the constants.
 
+mod buckets;
+mod error;
+mod layout;
+mod queries;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use error::{Trouble, is_of_the_disk};
+
+use super::query::{Cursor, SummaryRequest};
 use super::record::OperationRecord;
-use super::rollup::{Cell, MachineLabel, Rows, SERIES_MAX, Series, SummaryRow};
-use super::{Cursor, HistoryRequest, Order, Summary, SummaryRequest, WindowResolution};
+use super::rollup::{Cell, GroupBy, MachineLabel, Rows, SERIES_MAX, Series};
 use crate::clock::Moment;
+use buckets::{DAY_HOURS, HOUR_MS, Resolution, SPAN_DAYS, hour_of};
+use layout::{META_KEY, Meta, read_cell_key, read_meta, read_record_key, record_key, write_meta};
 
 /// Size of sled's cache. The helper holds it only while it runs.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -48,30 +56,6 @@ const REMOVED_MAX: u64 = 20_000;
 /// Number of rows that a query reads between two checks of its time limit.
 const ROWS_PER_LOOK: usize = 256;
 
-const HOUR_MS: u64 = 3_600_000;
-const DAY_HOURS: u32 = 24;
-const SPAN_DAYS: u32 = 32;
-
-const META_KEY: &[u8] = b"m";
-const META_VERSION: u8 = 1;
-
-/// Why an operation of the database failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub(super) enum Trouble {
-    /// Another process has the store open.
-    #[error("another process has the store open")]
-    Locked,
-    /// The cause is the disk or its permissions, not the store.
-    #[error("{0}")]
-    Unavailable(String),
-    /// The store's contents cannot be trusted.
-    #[error("{0}")]
-    Damaged(String),
-    /// The query exceeded its time limit.
-    #[error("the query took too long")]
-    TimedOut,
-}
-
 impl From<sled::Error> for Trouble {
     fn from(error: sled::Error) -> Self {
         match &error {
@@ -83,15 +67,6 @@ impl From<sled::Error> for Trouble {
     }
 }
 
-/// Returns whether the cause of an error is the disk, so that setting the store aside would not help.
-pub(super) fn is_of_the_disk(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(
-        error.kind(),
-        PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull
-    )
-}
-
 /// The configurable limits of the stored records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Bounds {
@@ -99,88 +74,11 @@ pub(super) struct Bounds {
     pub(super) age_max_ms: u64,
 }
 
-/// Metadata of the store, updated with every batch. `records`, `hours`, `days` and `spans` are numbers of rows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Meta {
-    /// When the store was created, in Unix milliseconds.
-    born_ms: u64,
-    next_seq: u64,
-    records: u64,
-    /// All records that ended at this time or later are still there, in Unix milliseconds.
-    records_from_ms: u64,
-    hours: u64,
-    /// The cells of this hour and all later ones are still there.
-    hours_from: u32,
-    days: u64,
-    /// The cells of all days before this one were computed. A record that arrives later for such a day is added to its cell directly.
-    days_to: u32,
-    spans: u64,
-    /// The cells of all spans before this one were computed.
-    spans_to: u32,
-}
-
 /// An open store.
 pub(super) struct Database {
     db: sled::Db,
     meta: Meta,
     bounds: Bounds,
-}
-
-/// Length of the periods that cells aggregate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Resolution {
-    Hour,
-    Day,
-    Span,
-    Total,
-}
-
-impl Resolution {
-    fn byte(self) -> u8 {
-        match self {
-            Self::Hour => b'h',
-            Self::Day => b'd',
-            Self::Span => b'm',
-            Self::Total => b't',
-        }
-    }
-
-    fn bucket(self, ms: u64) -> u32 {
-        let hour = hour_of(ms);
-        match self {
-            Self::Hour => hour,
-            Self::Day => hour / DAY_HOURS,
-            Self::Span => hour / DAY_HOURS / SPAN_DAYS,
-            Self::Total => 0,
-        }
-    }
-
-    fn prefix(self, bucket: u32) -> Vec<u8> {
-        let mut key = vec![b'r', self.byte()];
-        key.extend_from_slice(&bucket.to_be_bytes());
-        key
-    }
-}
-
-fn hour_of(ms: u64) -> u32 {
-    u32::try_from(ms / HOUR_MS).unwrap_or(u32::MAX)
-}
-
-fn record_key(ended_ms: u64, seq: u32) -> [u8; 13] {
-    let mut key = [b'o'; 13];
-    key[1..9].copy_from_slice(&ended_ms.to_be_bytes());
-    key[9..].copy_from_slice(&seq.to_be_bytes());
-    key
-}
-
-fn read_record_key(key: &[u8]) -> Result<Cursor, Trouble> {
-    let damaged = || Trouble::Damaged("a record's key has the wrong length".into());
-    let rest = key.get(1..13).filter(|_| key.len() == 13).ok_or_else(damaged)?;
-    let (ms, seq) = rest.split_at(8);
-    Ok(Cursor {
-        ended_ms: u64::from_be_bytes(ms.try_into().map_err(|_| damaged())?),
-        seq: u32::from_be_bytes(seq.try_into().map_err(|_| damaged())?),
-    })
 }
 
 /// Time limit of a query.
@@ -364,7 +262,7 @@ impl Database {
     }
 
     fn gather(&self, of: Resolution, buckets: Range<u32>) -> Result<Vec<(Series, Cell)>, Trouble> {
-        let mut rows = Rows::new(super::GroupBy::OperationAndMachine);
+        let mut rows = Rows::new(GroupBy::OperationAndMachine);
         self.add_cells(
             of,
             &buckets,
@@ -571,283 +469,4 @@ impl Database {
         self.db.flush()?;
         Ok(())
     }
-
-    /// Returns a summary of the operations that ended within a window.
-    ///
-    /// Whole hours, days and spans are read from the roll-ups. The partial hours at the edges of the window are computed from the records.
-    /// If those were removed, the window is widened to whole hours or days, and the summary contains the actual window.
-    pub(super) fn summary(
-        &self,
-        request: &SummaryRequest,
-        now_ms: u64,
-        mut limit: Limit,
-    ) -> Result<Summary, Trouble> {
-        let mut rows = Rows::new(request.group_by);
-        let mut since_ms = request.since_ms;
-        // Without an upper limit, the window includes records from the future, which exist if the clock was set back.
-        let mut until_ms = if request.until_ms >= now_ms {
-            u64::MAX
-        } else {
-            request.until_ms
-        };
-        if since_ms >= until_ms {
-            return Ok(Summary {
-                since_ms,
-                until_ms,
-                resolution: WindowResolution::Record,
-                rows: Vec::new(),
-            });
-        }
-        let resolution;
-        (since_ms, until_ms, resolution) = self.widened(since_ms, until_ms);
-        for part in parts(since_ms, until_ms, self.meta.days_to, self.meta.spans_to) {
-            match part {
-                Part::Records(window) => self.add_records(&window, request, &mut rows, &mut limit)?,
-                Part::Cells(resolution, buckets) => {
-                    self.add_cells(resolution, &buckets, request, &mut rows, &mut limit)?;
-                }
-            }
-        }
-        Ok(Summary {
-            since_ms,
-            until_ms: until_ms.min(now_ms.max(request.until_ms)),
-            resolution,
-            rows: rows.finish(),
-        })
-    }
-
-    /// Widens the edges of a window to whole hours or days, as far as necessary to answer it from the rows that are still there.
-    fn widened(&self, since_ms: u64, until_ms: u64) -> (u64, u64, WindowResolution) {
-        use WindowResolution::{Day, Hour, Record};
-        let hours_from_ms = u64::from(self.meta.hours_from) * HOUR_MS;
-        let step = |resolution| match resolution {
-            Record => 1,
-            Hour => HOUR_MS,
-            Day => HOUR_MS * u64::from(DAY_HOURS),
-        };
-        let floor = |ms: u64, resolution| ms - ms % step(resolution);
-        let since_by = if since_ms < hours_from_ms {
-            Day
-        } else if since_ms < self.meta.records_from_ms {
-            Hour
-        } else {
-            Record
-        };
-        let since = floor(since_ms, since_by);
-        let until_by = if until_ms == u64::MAX {
-            Record
-        } else if floor(until_ms, Day).max(since) < hours_from_ms {
-            Day
-        } else if floor(until_ms, Hour).max(since) < self.meta.records_from_ms {
-            Hour
-        } else {
-            Record
-        };
-        let until = if until_by == Record {
-            until_ms
-        } else {
-            until_ms.next_multiple_of(step(until_by))
-        };
-        // An edge that did not move is exact, because the request had it at a whole hour or day.
-        let since_by = if since == since_ms { Record } else { since_by };
-        let until_by = if until == until_ms { Record } else { until_by };
-        (since, until, since_by.max(until_by))
-    }
-
-    fn add_records(
-        &self,
-        window: &Range<u64>,
-        request: &SummaryRequest,
-        rows: &mut Rows,
-        limit: &mut Limit,
-    ) -> Result<(), Trouble> {
-        for row in self
-            .db
-            .range(record_key(window.start, 0)..record_key(window.end, 0))
-        {
-            let (_, value) = row?;
-            limit.row()?;
-            let record =
-                OperationRecord::decode(&value).map_err(|error| Trouble::Damaged(error.to_string()))?;
-            let series = Series::of(&record);
-            if request.matches(&series) {
-                rows.cell(&series).add(&record);
-            }
-        }
-        Ok(())
-    }
-
-    fn add_cells(
-        &self,
-        resolution: Resolution,
-        buckets: &Range<u32>,
-        request: &SummaryRequest,
-        rows: &mut Rows,
-        limit: &mut Limit,
-    ) -> Result<(), Trouble> {
-        // Caches the row of each series by its encoded form, because most cells belong to a series that was decoded before.
-        let mut places: HashMap<Vec<u8>, Option<usize>> = HashMap::new();
-        let range = self
-            .db
-            .range(resolution.prefix(buckets.start)..resolution.prefix(buckets.end));
-        for row in range {
-            let (key, value) = row?;
-            limit.row()?;
-            let known = key.get(6..).and_then(|series| places.get(series).copied());
-            let place = if let Some(place) = known {
-                place
-            } else {
-                let (_, series) = read_cell_key(&key)?;
-                let place = request.matches(&series).then(|| rows.place(&series));
-                places.insert(key[6..].to_vec(), place);
-                place
-            };
-            if let Some(place) = place
-                && !rows.at(place).add_stored(&value)
-            {
-                return Err(Trouble::Damaged("a roll-up cannot be read".into()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the totals of all time. They never decrease during the lifetime of the store.
-    pub(super) fn totals(&self, mut limit: Limit) -> Result<Vec<SummaryRow>, Trouble> {
-        let mut rows = Rows::new(super::GroupBy::OperationAndMachine);
-        let all = SummaryRequest::default();
-        self.add_cells(Resolution::Total, &(0..1), &all, &mut rows, &mut limit)?;
-        Ok(rows
-            .finish()
-            .into_iter()
-            .filter(|row| row.counts.count > 0)
-            .collect())
-    }
-
-    /// Returns one page of records. At the time limit it returns the records found so far, which may be none.
-    pub(super) fn history(&self, request: &HistoryRequest, mut limit: Limit) -> Result<StoredPage, Trouble> {
-        let mut page = StoredPage {
-            records: Vec::new(),
-            next: None,
-        };
-        let after = |cursor: Cursor| match cursor.seq.checked_add(1) {
-            Some(seq) => record_key(cursor.ended_ms, seq),
-            None => record_key(cursor.ended_ms + 1, 0),
-        };
-        let mut low = record_key(request.filter.since_ms.unwrap_or(0), 0);
-        if let Some(cursor) = request.after {
-            low = low.max(after(cursor));
-        }
-        let mut high = request
-            .filter
-            .until_ms
-            .map_or([b'p'; 13], |until| record_key(until, 0));
-        if let Some(cursor) = request.before {
-            high = high.min(record_key(cursor.ended_ms, cursor.seq));
-        }
-        if low >= high {
-            return Ok(page);
-        }
-        let mut range = self.db.range(low..high);
-        let mut last = None;
-        loop {
-            let row = match request.order {
-                Order::NewestFirst => range.next_back(),
-                Order::OldestFirst => range.next(),
-            };
-            let Some(row) = row else { return Ok(page) };
-            if page.records.len() >= request.limit.max(1) || limit.row().is_err() {
-                page.next = last;
-                return Ok(page);
-            }
-            let (key, value) = row?;
-            let cursor = read_record_key(&key)?;
-            last = Some(cursor);
-            if request.filter.reads_records() {
-                let record =
-                    OperationRecord::decode(&value).map_err(|error| Trouble::Damaged(error.to_string()))?;
-                if !request.filter.matches(&record) {
-                    continue;
-                }
-            }
-            page.records.push((cursor, value.to_vec()));
-        }
-    }
-}
-
-fn read_cell_key(key: &[u8]) -> Result<(u32, Series), Trouble> {
-    let damaged = || Trouble::Damaged("a roll-up's key cannot be read".into());
-    let bucket = key
-        .get(2..6)
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(damaged)?;
-    let series = Series::from_key(&key[6..]).ok_or_else(damaged)?;
-    Ok((u32::from_be_bytes(bucket), series))
-}
-
-fn read_meta(bytes: &[u8]) -> Result<Meta, Trouble> {
-    match bytes {
-        [META_VERSION, body @ ..] => postcard::from_bytes(body)
-            .map_err(|_| Trouble::Damaged("the store's metadata cannot be read".into())),
-        [version, ..] => Err(Trouble::Damaged(format!(
-            "the store has the unknown version {version}"
-        ))),
-        [] => Err(Trouble::Damaged("the store's metadata is empty".into())),
-    }
-}
-
-fn write_meta(meta: &Meta) -> Vec<u8> {
-    postcard::to_extend(meta, vec![META_VERSION]).expect("encoding metadata in memory succeeds")
-}
-
-/// A part of a window, by the kind of rows that it is read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Records(Range<u64>),
-    Cells(Resolution, Range<u32>),
-}
-
-/// Splits a window into computed spans and days, the whole hours around them, and the partial hours at the edges.
-fn parts(since_ms: u64, until_ms: u64, days_to: u32, spans_to: u32) -> Vec<Part> {
-    let open_end = until_ms == u64::MAX;
-    let first_hour = since_ms.div_ceil(HOUR_MS);
-    let end_hour = if open_end {
-        u64::from(u32::MAX)
-    } else {
-        until_ms / HOUR_MS
-    };
-    if first_hour >= end_hour {
-        // The window contains no whole hour.
-        return vec![Part::Records(since_ms..until_ms)];
-    }
-    let as_hour = |hour: u64| u32::try_from(hour).unwrap_or(u32::MAX);
-    let hours = as_hour(first_hour)..as_hour(end_hour);
-    let (hours_before, days, hours_after) = split(hours, DAY_HOURS, days_to);
-    let (days_before, spans, days_after) = split(days, SPAN_DAYS, spans_to);
-    let mut parts = vec![
-        Part::Records(since_ms..first_hour * HOUR_MS),
-        Part::Cells(Resolution::Hour, hours_before),
-        Part::Cells(Resolution::Day, days_before),
-        Part::Cells(Resolution::Span, spans),
-        Part::Cells(Resolution::Day, days_after),
-        Part::Cells(Resolution::Hour, hours_after),
-    ];
-    if !open_end {
-        parts.push(Part::Records(end_hour * HOUR_MS..until_ms));
-    }
-    parts.retain(|part| match part {
-        Part::Records(window) => !window.is_empty(),
-        Part::Cells(_, buckets) => !buckets.is_empty(),
-    });
-    parts
-}
-
-/// Splits a range of buckets into the part before the first whole group of `factor` buckets, the whole groups below `built_to` (in units of
-/// groups), and the part after them.
-fn split(range: Range<u32>, factor: u32, built_to: u32) -> (Range<u32>, Range<u32>, Range<u32>) {
-    let first = range.start.div_ceil(factor);
-    let end = (range.end / factor).min(built_to);
-    if first >= end {
-        return (range, 0..0, 0..0);
-    }
-    (range.start..first * factor, first..end, end * factor..range.end)
 }

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::helper::Misbehaviour;
+use super::handle::BUFFER_MAX;
+use super::helper::{Misbehaviour, Request};
 use super::record::tests::sample;
 use super::rollup::{Cell, Rows};
 use super::store::{Bounds, Database, Limit, Trouble};

@@ -17,19 +17,26 @@
 //!
 //! A damaged store is renamed to `store-1.set-aside-<seconds>`. The newest three of those are kept.
 
+mod folders;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Settings;
+use super::counters::StoreState;
 use super::helper::{CallError, Helper, Request, Response};
-use super::store::{Bounds, Trouble, is_of_the_disk};
-use super::{
-    BUFFER_HIGH, OperationRecord, QUESTION_LIMIT, Question, Settings, Shared, StoreError, StoreState,
-};
+use super::inbox::{BUFFER_HIGH, QUESTION_LIMIT, Question, Shared};
+use super::query::StoreError;
+use super::record::OperationRecord;
+use super::store::{Bounds, Trouble};
 use crate::clock::Moment;
 use crate::sys;
+use folders::{
+    make_private_folder, mark, probe_disk, remove_oldest_set_aside, store_numbers, write_count, write_private,
+};
 
 /// Time from the first waiting record until the worker sends the waiting records to the helper.
 const HAND_OVER_AFTER: Duration = Duration::from_secs(2);
@@ -45,8 +52,6 @@ const PAUSE: Duration = Duration::from_secs(30);
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Maximum number of locked stores that are skipped before a new one is created.
 const HELD_MAX: usize = 8;
-/// Maximum number of set-aside stores kept; the oldest are removed.
-const SET_ASIDE_MAX: usize = 3;
 /// Maximum number of records in one batch.
 const BATCH_MAX: usize = 1_024;
 
@@ -530,78 +535,4 @@ enum Failed {
     /// The cause is not the store: another store would fail as well.
     Elsewhere(String),
     Damaged(String),
-}
-
-fn mark(folder: &Path, kind: &str) -> PathBuf {
-    let mut name = folder.as_os_str().to_owned();
-    name.push(".");
-    name.push(kind);
-    name.into()
-}
-
-fn write_count(folder: &Path, next_seq: u64) {
-    // An error is harmless: without a current count, lost records may go undetected.
-    let _ = write_private(&mark(folder, "count"), next_seq.to_string().as_bytes());
-}
-
-/// Writes a file with mode 0600.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(path)?.write_all(bytes)
-}
-
-fn make_private_folder(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
-}
-
-/// Returns the numbers of the existing stores in ascending order.
-fn store_numbers(root: &Path) -> io::Result<Vec<u32>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("store-"))
-            .and_then(|rest| rest.parse().ok());
-        if let Some(number) = number
-            && entry.path().is_dir()
-        {
-            numbers.push(number);
-        }
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// Returns an error if a file of 1 MiB cannot be written because the disk is full or not writable.
-fn probe_disk(root: &Path) -> io::Result<()> {
-    let path = root.join(".probe");
-    let result = write_private(&path, &vec![0; 1 << 20]);
-    let _ = fs::remove_file(&path);
-    match result {
-        Err(error) if is_of_the_disk(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn remove_oldest_set_aside(root: &Path) {
-    let Ok(entries) = fs::read_dir(root) else { return };
-    let mut all: Vec<_> = entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().contains(".set-aside-"))
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    all.sort();
-    let surplus = all.len().saturating_sub(SET_ASIDE_MAX);
-    for (_, path) in all.drain(..surplus) {
-        tracing::warn!(folder = %path.display(), "removing the oldest damaged metrics store");
-        if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!(folder = %path.display(), %error, "cannot remove the damaged metrics store");
-        }
-    }
 }
