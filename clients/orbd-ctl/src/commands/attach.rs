@@ -10,7 +10,7 @@ use orbd_host::run_command::{self, Call, GuestEnv, Start};
 use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
-use super::lease::{self, Place, Terminal};
+use super::lease::{self, LeaseRequest, Terminal};
 use crate::args::LeaseOptions;
 use crate::context::Context;
 use crate::environment::variable;
@@ -77,7 +77,7 @@ pub(super) fn attach(
         Terminal::Its => (LeaseOperation::Shell, "shell"),
         Terminal::Ours => (LeaseOperation::Run, "run"),
     };
-    let place = Place {
+    let request = LeaseRequest {
         operation,
         verb,
         machine: machine_or_default(context, machine)?,
@@ -85,7 +85,7 @@ pub(super) fn attach(
         done: None,
     };
     let job_flags = limits.options();
-    lease::carry_out(context, place, &job_flags, |machine| call(guest, machine))
+    lease::carry_out(context, request, &job_flags, |machine| call(guest, machine))
 }
 
 /// Prints an error and returns its exit code. As with `run`, small codes are reserved for the guest's command.

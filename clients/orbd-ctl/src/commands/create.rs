@@ -9,7 +9,7 @@ use orbd_proto::methods::MachineCreate;
 use orbd_proto::types::LeaseOperation;
 
 use super::change::{self, Change};
-use super::lease::{self, Place, Terminal};
+use super::lease::{self, LeaseRequest, Terminal};
 use super::transfer::operand;
 use crate::args::{JobOptions, whole};
 use crate::context::{Context, request};
@@ -74,14 +74,14 @@ pub(super) fn create(context: &mut Context, args: CreateArgs) -> Result<ExitCode
     };
     let name = args.name.clone().unwrap_or_else(|| distro.clone());
     if args.user_data.is_some() || args.set_password {
-        let place = Place {
+        let request = LeaseRequest {
             operation: LeaseOperation::Create,
             verb: "create",
             machine: name.clone(),
             terminal: Terminal::Ours,
             done: Some(format!("created {name}")),
         };
-        return lease::carry_out(context, place, &job_flags, |name| words(&args, name));
+        return lease::carry_out(context, request, &job_flags, |name| words(&args, name));
     }
     let subjects = [name.clone()];
     let params = request!(

@@ -34,7 +34,7 @@ use crate::progress::{Progress, Wait};
 use crate::render;
 
 /// A lease to acquire.
-pub(super) struct Place {
+pub(super) struct LeaseRequest {
     /// The operation to run under the lease.
     pub(super) operation: LeaseOperation,
     /// Name of the operation in job lists.
@@ -60,17 +60,17 @@ pub(super) enum Terminal {
 /// machine's name, because the user may have given an id where `orbctl` accepts only names.
 pub(super) fn carry_out<C: Into<Call>>(
     context: &mut Context,
-    place: Place,
+    request: LeaseRequest,
     job_flags: &JobFlags,
     arguments: impl FnOnce(&str) -> C,
 ) -> Result<ExitCode, CliError> {
-    let Place {
+    let LeaseRequest {
         operation,
         verb,
         machine,
         terminal,
         done,
-    } = place;
+    } = request;
     let child = start_child(context)?;
     let interrupt = Interrupt::watch()?;
     let mut client = match context.connect() {

@@ -7,7 +7,7 @@ use clap::Args;
 use orbd_proto::methods::MachineLogs;
 use orbd_proto::types::{LeaseOperation, LogsParams};
 
-use super::lease::{self, Place, Terminal};
+use super::lease::{self, LeaseRequest, Terminal};
 use crate::args::LeaseOptions;
 use crate::context::Context;
 use crate::error::CliError;
@@ -42,14 +42,14 @@ pub(super) fn logs(context: &mut Context, args: LogsArgs) -> Result<ExitCode, Cl
 /// Follows a machine's log: runs the real tool in a session, which blocks no other job.
 pub(super) fn follow(context: &mut Context, args: &LogsArgs) -> Result<ExitCode, CliError> {
     let job_flags = LeaseOptions::default().options();
-    let place = Place {
+    let request = LeaseRequest {
         operation: LeaseOperation::Logs,
         verb: "logs",
         machine: args.machine.clone(),
         terminal: Terminal::Its,
         done: None,
     };
-    lease::carry_out(context, place, &job_flags, |name| {
+    lease::carry_out(context, request, &job_flags, |name| {
         let mut words: Vec<OsString> = vec!["logs".into(), "--follow".into()];
         words.extend(args.all.then(|| "--all".into()));
         words.push(name.into());

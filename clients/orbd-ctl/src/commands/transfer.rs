@@ -9,7 +9,7 @@ use clap::Args;
 use orbd_proto::types::LeaseOperation;
 
 use super::default::machine_or_default;
-use super::lease::{self, Place, Terminal};
+use super::lease::{self, LeaseRequest, Terminal};
 use crate::args::LeaseOptions;
 use crate::context::Context;
 use crate::error::CliError;
@@ -73,14 +73,14 @@ fn transfer(
 ) -> Result<ExitCode, CliError> {
     let machine = machine_or_default(context, args.machine.as_ref())?;
     let job_flags = args.limits.options();
-    let place = Place {
+    let request = LeaseRequest {
         operation,
         verb,
         done: Some(format!("{done} {machine}")),
         machine,
         terminal: Terminal::Ours,
     };
-    lease::carry_out(context, place, &job_flags, |name| {
+    lease::carry_out(context, request, &job_flags, |name| {
         let mut words: Vec<OsString> = vec![verb.into(), "-m".into(), name.into()];
         words.extend(args.paths.iter().map(|path| operand(path)));
         words
@@ -90,14 +90,14 @@ fn transfer(
 /// Exports a machine to an archive.
 pub(super) fn export(context: &mut Context, args: &ExportArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
-    let place = Place {
+    let request = LeaseRequest {
         operation: LeaseOperation::Export,
         verb: "export",
         machine: args.machine.clone(),
         terminal: Terminal::Ours,
         done: Some(format!("exported {} to {}", args.machine, args.file.display())),
     };
-    lease::carry_out(context, place, &job_flags, |name| {
+    lease::carry_out(context, request, &job_flags, |name| {
         vec!["export".into(), name.into(), operand(&args.file)]
     })
 }
@@ -105,14 +105,14 @@ pub(super) fn export(context: &mut Context, args: &ExportArgs) -> Result<ExitCod
 /// Creates a machine from an archive.
 pub(super) fn import(context: &mut Context, args: &ImportArgs) -> Result<ExitCode, CliError> {
     let job_flags = args.limits.options();
-    let place = Place {
+    let request = LeaseRequest {
         operation: LeaseOperation::Import,
         verb: "import",
         machine: args.name.clone(),
         terminal: Terminal::Ours,
         done: Some(format!("imported {}", args.name)),
     };
-    lease::carry_out(context, place, &job_flags, |name| {
+    lease::carry_out(context, request, &job_flags, |name| {
         vec!["import".into(), "-n".into(), name.into(), operand(&args.file)]
     })
 }

@@ -27,7 +27,7 @@ use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::SIGPIPE;
 
 use super::guard::{Ended, Guard};
-use super::words::{self, Place, Plan};
+use super::plan::{self, LeaseRequest, Plan};
 use super::{Invocation, REFUSED, Settings, refuse};
 use crate::args::{Global, millis};
 use crate::console::{Console, now};
@@ -56,9 +56,9 @@ enum Failed {
     /// The daemon has not found the tool.
     NoTool,
     /// The daemon does not support the request, or does not know the machine. The tool itself reports the error.
-    NoWord,
+    Unsupported,
     /// The daemon cannot forward the tool's output, for example because it is too large.
-    NoPrintout,
+    OutputUnavailable,
     /// The daemon refused the request, or the job ended before the tool ran.
     Refused(String),
 }
@@ -71,9 +71,9 @@ impl From<CliError> for Failed {
                 | ErrorKind::MachineNotFound
                 | ErrorKind::MethodNotFound
                 | ErrorKind::InvalidRequest,
-            ) => Self::NoWord,
+            ) => Self::Unsupported,
             Some(ErrorKind::OrbctlUnavailable) => Self::NoTool,
-            Some(ErrorKind::OrbctlOutputUnreadable) => Self::NoPrintout,
+            Some(ErrorKind::OrbctlOutputUnreadable) => Self::OutputUnavailable,
             Some(_) => Self::Refused(error.to_string()),
             // An unknown error kind of a newer daemon is a refusal too.
             None if matches!(error, CliError::Refused(_)) => Self::Refused(error.to_string()),
@@ -85,7 +85,7 @@ impl From<CliError> for Failed {
 /// Runs one invocation of the tool.
 pub(super) fn carry_out(invocation: &Invocation, settings: &Settings, began: Instant) -> ExitCode {
     let (input, output) = (io::stdin().is_terminal(), io::stdout().is_terminal());
-    let plan = words::plan(invocation.called, &invocation.arguments, input && output);
+    let plan = plan::plan(invocation.called, &invocation.arguments, input && output);
     if plan == Plan::Untouched {
         return invocation.pass_through(settings);
     }
@@ -105,8 +105,8 @@ impl fmt::Display for Failed {
         match self {
             Self::NoDaemon(error) => error.fmt(f),
             Self::NoTool => f.write_str("orbd has not found orbctl"),
-            Self::NoWord => f.write_str("orbd does not support this request"),
-            Self::NoPrintout => f.write_str("orbd cannot forward the output of orbctl"),
+            Self::Unsupported => f.write_str("orbd does not support this request"),
+            Self::OutputUnavailable => f.write_str("orbd cannot forward the output of orbctl"),
             Self::Refused(why) => f.write_str(why),
         }
     }
@@ -130,17 +130,17 @@ fn attempt(
     let is_inside = session.is_inside();
     match plan {
         Plan::Read(read) if !is_inside && !prints_on_a_terminal() => {
-            match session.ask::<LeaseRead>(&printout_of(&read, settings, began)) {
-                Ok(raw_output) => Ok(printed(&raw_output)),
+            match session.ask::<LeaseRead>(&read_params(&read, settings, began)) {
+                Ok(raw_output) => Ok(print_output(&raw_output)),
                 // The tool prints its output itself.
-                Err(Failed::NoPrintout) => session.lease(of_read(read)),
-                Err(Failed::NoWord) => session.lease(of(LeaseOperation::Other)),
+                Err(Failed::OutputUnavailable) => session.lease(of_read(read)),
+                Err(Failed::Unsupported) => session.lease(of(LeaseOperation::Other)),
                 Err(failed) => Err(failed),
             }
         }
         Plan::Read(read) => session.lease(of_read(read)),
-        Plan::Place(place) if !is_inside => session.lease(of_place(place)),
-        Plan::Place(_) | Plan::Other | Plan::Untouched => session.lease(of(LeaseOperation::Other)),
+        Plan::Lease(request) if !is_inside => session.lease(of_request(request)),
+        Plan::Lease(_) | Plan::Other | Plan::Untouched => session.lease(of(LeaseOperation::Other)),
     }
 }
 
@@ -149,7 +149,7 @@ fn prints_on_a_terminal() -> bool {
     io::stdout().is_terminal() || io::stderr().is_terminal()
 }
 
-fn printout_of(read: &RawRead, settings: &Settings, began: Instant) -> LeaseReadParams {
+fn read_params(read: &RawRead, settings: &Settings, began: Instant) -> LeaseReadParams {
     // An answer that was read after our start is as fresh as one that the tool itself would read.
     let max_age = settings.max_age.max(now() - began);
     LeaseReadParams {
@@ -172,14 +172,14 @@ fn of_read(read: RawRead) -> LeaseParams {
     }
 }
 
-fn of_place(place: Place) -> LeaseParams {
+fn of_request(request: LeaseRequest) -> LeaseParams {
     LeaseParams {
-        machine: place.machine,
-        machine_names: place.machines,
-        new_name: place.new_name,
-        force: place.force,
-        unknown_form: place.unknown_form,
-        ..of(place.operation)
+        machine: request.machine,
+        machine_names: request.machines,
+        new_name: request.new_name,
+        force: request.force,
+        unknown_form: request.unknown_form,
+        ..of(request.operation)
     }
 }
 
@@ -250,7 +250,7 @@ impl Session<'_> {
             Err(error) => return Err(Failed::Refused(format!("cannot start a process: {error}"))),
         };
         params.pid = child.pid();
-        let ready = self.place(&params).and_then(|lease| {
+        let ready = self.acquire(&params).and_then(|lease| {
             let orbctl = Path::new(&lease.orbctl);
             let program = self
                 .invocation
@@ -276,14 +276,13 @@ impl Session<'_> {
 
     /// Acquires a lease. If orbd does not support the request, acquires one for `other`, which takes no lanes, so that the tool reports
     /// the error.
-    fn place(&mut self, params: &LeaseParams) -> Result<LeaseAnswer, Failed> {
+    fn acquire(&mut self, params: &LeaseParams) -> Result<LeaseAnswer, Failed> {
         match self.ask::<LeaseAcquire>(params) {
-            Err(Failed::NoWord) if params.operation != LeaseOperation::Other => {
-                self.ask::<LeaseAcquire>(&LeaseParams {
+            Err(Failed::Unsupported) if params.operation != LeaseOperation::Other => self
+                .ask::<LeaseAcquire>(&LeaseParams {
                     pid: params.pid,
                     ..of(LeaseOperation::Other)
-                })
-            }
+                }),
             other => other,
         }
     }
@@ -300,30 +299,30 @@ impl Session<'_> {
             exit_code,
             signal,
         };
-        let tell = |client: &mut Client| {
+        let release = |client: &mut Client| {
             client.set_timeout(Some(patience)).map_err(CallError::Lost)?;
             client.call::<LeaseRelease>(&params)
         };
-        let told = match tell(&mut self.client) {
+        let released = match release(&mut self.client) {
             // The connection was idle while the tool ran, and the daemon may have closed it.
-            Err(CallError::Lost(error)) if !is_impatience(&error) => self
+            Err(CallError::Lost(error)) if !is_timeout(&error) => self
                 .link
                 .side_connection()
-                .and_then(|mut client| tell(&mut client).ok()),
+                .and_then(|mut client| release(&mut client).ok()),
             other => other.ok(),
         };
-        if let Some(why) = told.and_then(|answer| answer.signalled) {
+        if let Some(why) = released.and_then(|answer| answer.signalled) {
             refuse(&why.message, REFUSED);
         }
     }
 }
 
-fn is_impatience(error: &io::Error) -> bool {
+fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Prints the output that orbd read from the tool, and ends as the tool did.
-fn printed(raw_output: &RawOutputAnswer) -> ExitCode {
+fn print_output(raw_output: &RawOutputAnswer) -> ExitCode {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     for (stream, bytes) in [
         (stdout.as_fd(), &raw_output.stdout),

@@ -11,7 +11,7 @@ use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd_host::locate::{LocateError, Search, is_named_as_ours, locate};
 use orbd_host::sys::FileId;
 
-use super::words::InvokedAs;
+use super::plan::InvokedAs;
 use crate::environment::{Environment, variable};
 
 /// Environment variable that lists the drop-ins that a call has passed through, separated as in PATH.

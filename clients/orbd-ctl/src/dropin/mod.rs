@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The caller sees the same bytes, exit code and signals as without the drop-in, because the real tool runs in the caller's directory,
-//! environment and terminal, under a lease. [`words`] classifies the arguments, [`find`] finds the tool, [`carry_out`] calls the daemon,
+//! environment and terminal, under a lease. [`plan`] classifies the arguments, [`find`] finds the tool, [`carry_out`] calls the daemon,
 //! [`crate::lease_child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/dropin.md` lists the
 //! remaining differences.
 
@@ -21,13 +21,14 @@ use crate::args::duration;
 use crate::environment::variable;
 use crate::lease_child::{NOT_EXECUTABLE, Tool};
 use find::{Finder, NoTool};
-pub(crate) use words::InvokedAs;
+pub(crate) use plan::InvokedAs;
 
 mod carry_out;
 mod find;
+mod flags;
 mod guard;
 pub(crate) mod links;
-mod words;
+mod plan;
 
 /// One invocation of the tool.
 struct Invocation {

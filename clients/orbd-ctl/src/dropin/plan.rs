@@ -4,11 +4,12 @@
 //! (an unknown flag, an unknown verb) takes all lanes that it might need: too few lanes would let changes overlap, too many only delay.
 //! Only orbd knows which arguments are machines, so all that may be names are sent with the request.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
-use orbd_host::machine::MachineName;
 use orbd_host::token::ConfigKey;
-use orbd_proto::types::{LeaseOperation, RawRead, ReadCommand, ReadFormat, UnknownForm};
+use orbd_proto::types::{LeaseOperation, RawRead, ReadCommand, UnknownForm};
+
+use super::flags::{Flag, NAMES_MAX, Order, ParsedFlags, name};
 
 /// Name by which this program was invoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +28,14 @@ pub(super) enum Plan {
     /// A read, whose output may be shared.
     Read(RawRead),
     /// A command that needs a lease.
-    Place(Place),
+    Lease(LeaseRequest),
     /// A command that affects no machine as far as the arguments show. Takes no lanes, and invalidates the whole cache.
     Other,
 }
 
 /// The lease that a command needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct LeaseRequest {
     /// The operation to run under the lease.
     pub(super) operation: LeaseOperation,
     /// Name or id of the machine; `None` for the default machine, or for an operation that is not about one machine.
@@ -49,7 +50,7 @@ pub(super) struct Place {
     pub(super) unknown_form: Option<UnknownForm>,
 }
 
-impl Place {
+impl LeaseRequest {
     fn of(operation: LeaseOperation) -> Self {
         Self {
             operation,
@@ -75,9 +76,6 @@ const MAY_CHANGE: [&str; 11] = [
     "remove", "rm", "suspend", "resume", "pause", "unpause", "snapshot", "restore", "reboot", "poweroff",
     "halt",
 ];
-
-/// Maximum number of names in a request.
-const NAMES_MAX: usize = 256;
 
 /// Classifies an invocation. `interactive` means that stdin and stdout are terminals.
 pub(super) fn plan(called: InvokedAs, words: &[OsString], interactive: bool) -> Plan {
@@ -161,9 +159,6 @@ fn count_leading(words: &[OsString]) -> usize {
     at
 }
 
-/// A known flag: its long name, its letter, and whether it takes a value.
-type Flag = (&'static str, Option<char>, bool);
-
 const FORMAT: Flag = ("format", Some('f'), true);
 const FORCE: Flag = ("force", Some('f'), false);
 const ALL: Flag = ("all", Some('a'), false);
@@ -208,7 +203,7 @@ impl Call<'_> {
     /// Parses the arguments.
     fn sort(self, known: &[Flag]) -> ParsedFlags {
         let mut sorted = ParsedFlags::mixed(self.words, known);
-        sorted.add_leading(self.leading);
+        sorted.add_leading(self.leading, &OF_RUN);
         sorted
     }
 }
@@ -247,9 +242,9 @@ fn classify_command(command: &str, call: Call<'_>) -> Plan {
         "import" => import(&call.sort(&[("name", Some('n'), true)])),
         // Affects all of OrbStack, whatever its arguments; `--check` changes nothing.
         "update" if call.sort(&[("check", None, false)]).has("check") => Plan::Other,
-        "update" => Plan::Place(Place::of(L::UpdateOrbstack)),
-        "reset" => Plan::Place(Place::of(L::ResetOrbstack)),
-        "shutdown" => Plan::Place(Place::of(L::StopOrbstack)),
+        "update" => Plan::Lease(LeaseRequest::of(L::UpdateOrbstack)),
+        "reset" => Plan::Lease(LeaseRequest::of(L::ResetOrbstack)),
+        "shutdown" => Plan::Lease(LeaseRequest::of(L::StopOrbstack)),
         // OrbStack's internal machines, which are not listed. They have lanes under their names; `restart docker` takes the same one.
         "docker" | "migrate" => under_own_name("docker"),
         "k8s" => under_own_name("k8s"),
@@ -261,21 +256,21 @@ fn classify_command(command: &str, call: Call<'_>) -> Plan {
 /// Plans an unknown verb: it may affect each machine that its arguments name.
 fn unknown_verb(leading: &[OsString], words: &[OsString]) -> Plan {
     let mut sorted = ParsedFlags::mixed(words, &[]);
-    sorted.add_leading(leading);
+    sorted.add_leading(leading, &OF_RUN);
     let operands = sorted.names();
     if operands.is_empty() {
         return Plan::Other;
     }
-    Plan::Place(Place {
+    Plan::Lease(LeaseRequest {
         unknown_form: Some(unknown_form(operands)),
-        ..Place::of(LeaseOperation::Other)
+        ..LeaseRequest::of(LeaseOperation::Other)
     })
 }
 
 fn under_own_name(name: &str) -> Plan {
-    Plan::Place(Place {
+    Plan::Lease(LeaseRequest {
         machine: Some(name.to_owned()),
-        ..Place::of(LeaseOperation::Other)
+        ..LeaseRequest::of(LeaseOperation::Other)
     })
 }
 
@@ -321,9 +316,9 @@ fn classify_read(command: &str, call: Call<'_>) -> Option<Plan> {
             let sorted = ParsedFlags::known(words, &[ALL, ("follow", Some('f'), false)])?;
             let machine = Some(sorted.machine()?);
             Some(if sorted.has("follow") {
-                Plan::Place(Place {
+                Plan::Lease(LeaseRequest {
                     machine,
-                    ..Place::of(LeaseOperation::Logs)
+                    ..LeaseRequest::of(LeaseOperation::Logs)
                 })
             } else {
                 Plan::Read(RawRead {
@@ -351,7 +346,7 @@ fn config(call: Call<'_>) -> Plan {
         _ if call.interactive => return Plan::Other,
         _ => LeaseOperation::ConfigSet,
     };
-    Plan::Place(Place::of(operation))
+    Plan::Lease(LeaseRequest::of(operation))
 }
 
 fn read_config(call: Call<'_>) -> Option<Plan> {
@@ -376,9 +371,9 @@ fn read_config(call: Call<'_>) -> Option<Plan> {
 
 fn set_default(sorted: &ParsedFlags) -> Plan {
     match sorted.machine().filter(|_| sorted.is_known()) {
-        Some(machine) => Plan::Place(Place {
+        Some(machine) => Plan::Lease(LeaseRequest {
             machine: (machine != "none").then_some(machine),
-            ..Place::of(LeaseOperation::SetDefault)
+            ..LeaseRequest::of(LeaseOperation::SetDefault)
         }),
         None => sorted.change(LeaseOperation::SetDefault),
     }
@@ -396,9 +391,9 @@ fn create(mut sorted: ParsedFlags) -> Plan {
         _ => None,
     };
     match machine {
-        Some(machine) => Plan::Place(Place {
+        Some(machine) => Plan::Lease(LeaseRequest {
             machine: Some(machine),
-            ..Place::of(LeaseOperation::Create)
+            ..LeaseRequest::of(LeaseOperation::Create)
         }),
         None => sorted.change(LeaseOperation::Create),
     }
@@ -414,20 +409,20 @@ fn each(
     let names: Option<Vec<String>> = sorted.rest.iter().map(|word| name(word)).collect();
     let mut place = match (names, of_fleet) {
         _ if !sorted.is_known() => return sorted.change(operation),
-        (_, Some((all, _))) if sorted.has("all") => Place::of(all),
-        (Some(names), Some((_, none))) if names.is_empty() => Place::of(none),
-        (Some(mut names), _) if names.len() == 1 => Place {
+        (_, Some((all, _))) if sorted.has("all") => LeaseRequest::of(all),
+        (Some(names), Some((_, none))) if names.is_empty() => LeaseRequest::of(none),
+        (Some(mut names), _) if names.len() == 1 => LeaseRequest {
             machine: names.pop(),
-            ..Place::of(operation)
+            ..LeaseRequest::of(operation)
         },
-        (Some(machines), _) if (2..=NAMES_MAX).contains(&machines.len()) => Place {
+        (Some(machines), _) if (2..=NAMES_MAX).contains(&machines.len()) => LeaseRequest {
             machines,
-            ..Place::of(operation)
+            ..LeaseRequest::of(operation)
         },
         _ => return sorted.change(operation),
     };
     place.force = sorted.is_forced(operation);
-    Plan::Place(place)
+    Plan::Lease(place)
 }
 
 fn renamed(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
@@ -435,10 +430,10 @@ fn renamed(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
         return sorted.change(operation);
     };
     match (name(from), name(to)) {
-        (Some(from), Some(to)) if sorted.is_known() => Plan::Place(Place {
+        (Some(from), Some(to)) if sorted.is_known() => Plan::Lease(LeaseRequest {
             machine: Some(from),
             new_name: Some(to),
-            ..Place::of(operation)
+            ..LeaseRequest::of(operation)
         }),
         _ => sorted.change(operation),
     }
@@ -450,9 +445,9 @@ fn export(sorted: &ParsedFlags) -> Plan {
         _ => None,
     };
     match machine {
-        Some(machine) => Plan::Place(Place {
+        Some(machine) => Plan::Lease(LeaseRequest {
             machine: Some(machine),
-            ..Place::of(LeaseOperation::Export)
+            ..LeaseRequest::of(LeaseOperation::Export)
         }),
         None => sorted.change(LeaseOperation::Export),
     }
@@ -467,10 +462,10 @@ fn import(sorted: &ParsedFlags) -> Plan {
         _ => return whole_fleet(operation),
     };
     let is_known = sorted.is_known() && sorted.rest_count == 1;
-    Plan::Place(Place {
+    Plan::Lease(LeaseRequest {
         machine: Some(machine),
         unknown_form: (!is_known).then(|| unknown_form(sorted.names())),
-        ..Place::of(operation)
+        ..LeaseRequest::of(operation)
     })
 }
 
@@ -489,9 +484,9 @@ fn run(words: &[OsString], interactive: bool) -> Plan {
     if interactive {
         return match sorted.value("machine").map(name) {
             Some(None) => Plan::Other,
-            machine => Plan::Place(Place {
+            machine => Plan::Lease(LeaseRequest {
                 machine: machine.flatten(),
-                ..Place::of(LeaseOperation::Shell)
+                ..LeaseRequest::of(LeaseOperation::Shell)
             }),
         };
     }
@@ -513,20 +508,20 @@ fn in_machine(sorted: &ParsedFlags, operation: LeaseOperation) -> Plan {
             whole_fleet: false,
         }
     });
-    Plan::Place(Place {
+    Plan::Lease(LeaseRequest {
         machine,
         unknown_form,
-        ..Place::of(operation)
+        ..LeaseRequest::of(operation)
     })
 }
 
 fn whole_fleet(operation: LeaseOperation) -> Plan {
-    Plan::Place(Place {
+    Plan::Lease(LeaseRequest {
         unknown_form: Some(UnknownForm {
             operands: Vec::new(),
             whole_fleet: true,
         }),
-        ..Place::of(operation)
+        ..LeaseRequest::of(operation)
     })
 }
 
@@ -544,153 +539,7 @@ fn unknown_form(operands: Vec<String>) -> UnknownForm {
     }
 }
 
-/// Returns the word if it is a valid name or id of a machine.
-fn name(word: &str) -> Option<String> {
-    word.parse::<MachineName>().ok().map(|name| name.to_string())
-}
-
-/// Allowed positions of flags.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// Anywhere before `--`.
-    Mixed,
-    /// Before the first operand. After an unknown flag, anywhere: the next argument may be the flag's value.
-    FlagsFirst,
-}
-
-/// Arguments parsed into flags and operands.
-#[derive(Default)]
-struct ParsedFlags {
-    flags: Vec<(&'static str, String)>,
-    /// Operands that are valid UTF-8.
-    rest: Vec<String>,
-    /// Number of operands, including those that are not UTF-8.
-    rest_count: usize,
-    /// Values of unknown flags.
-    values: Vec<String>,
-    /// A flag is unknown, or lacks its value.
-    is_unknown: bool,
-    /// The last argument is a known flag without its value.
-    lacks_value: bool,
-    /// An unknown flag may select all machines.
-    may_mean_all: bool,
-}
-
 impl ParsedFlags {
-    /// Parses arguments with flags in any position.
-    fn mixed(words: &[OsString], known: &[Flag]) -> Self {
-        Self::sort(words, known, Order::Mixed)
-    }
-
-    /// As [`Self::mixed`]; `None` if anything is unknown.
-    fn known(words: &[OsString], known: &[Flag]) -> Option<Self> {
-        Some(Self::mixed(words, known)).filter(Self::is_known)
-    }
-
-    fn sort(words: &[OsString], known: &[Flag], order: Order) -> Self {
-        let mut sorted = Self::default();
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            let text = word.to_str();
-            if word.as_encoded_bytes().first() != Some(&b'-') || word == "-" {
-                sorted.add(word);
-                if order == Order::FlagsFirst && !sorted.is_unknown {
-                    break;
-                }
-            } else if word == "--" {
-                words.by_ref().for_each(|word| sorted.add(word));
-            } else if let Some(long) = text.and_then(|text| text.strip_prefix("--")) {
-                sorted.long(long, known, &mut words);
-            } else if let Some(letters) = text.and_then(|text| text.strip_prefix('-')) {
-                sorted.letters(letters, known, &mut words);
-            } else {
-                sorted.is_unknown = true;
-            }
-        }
-        sorted
-    }
-
-    /// Parses a long flag.
-    fn long<'a>(&mut self, long: &str, known: &[Flag], words: &mut impl Iterator<Item = &'a OsString>) {
-        let (long, inline) = match long.split_once('=') {
-            Some((long, value)) => (long, Some(value.to_owned())),
-            None => (long, None),
-        };
-        let Some((flag, _, takes_value)) = known.iter().find(|(flag, ..)| *flag == long) else {
-            self.is_unknown = true;
-            self.may_mean_all |= long.starts_with("all");
-            self.values.extend(inline);
-            return;
-        };
-        match (takes_value, inline) {
-            (_, Some(value)) => self.flags.push((flag, value)),
-            (true, None) => self.take_value(flag, words),
-            (false, None) => self.flags.push((flag, "true".to_owned())),
-        }
-    }
-
-    /// Parses short flags in one argument; the value of the last one may follow it directly.
-    fn letters<'a>(
-        &mut self,
-        mut letters: &str,
-        known: &[Flag],
-        words: &mut impl Iterator<Item = &'a OsString>,
-    ) {
-        while let Some(letter) = letters.chars().next() {
-            let behind = &letters[letter.len_utf8()..];
-            let Some((flag, _, takes_value)) = known.iter().find(|(_, known, _)| *known == Some(letter))
-            else {
-                self.is_unknown = true;
-                self.may_mean_all |= letters.contains('a');
-                self.values
-                    .push(behind.strip_prefix('=').unwrap_or(behind).to_owned());
-                return;
-            };
-            if *takes_value {
-                match behind.strip_prefix('=').unwrap_or(behind) {
-                    "" => self.take_value(flag, words),
-                    value => self.flags.push((flag, value.to_owned())),
-                }
-                return;
-            }
-            self.flags.push((flag, "true".to_owned()));
-            letters = behind;
-        }
-    }
-
-    fn take_value<'a>(&mut self, flag: &'static str, words: &mut impl Iterator<Item = &'a OsString>) {
-        if let Some(value) = words.next() {
-            self.flags.push((flag, value.to_string_lossy().into_owned()));
-        } else {
-            self.is_unknown = true;
-            self.lacks_value = true;
-        }
-    }
-
-    fn add(&mut self, word: &OsStr) {
-        self.rest_count += 1;
-        self.rest.extend(word.to_str().map(str::to_owned));
-    }
-
-    /// Adds flags before the verb, which it is not known to accept. Machines that they name may be affected.
-    fn add_leading(&mut self, leading: &[OsString]) {
-        if leading.is_empty() {
-            return;
-        }
-        let leading = Self::mixed(leading, &OF_RUN);
-        self.is_unknown = true;
-        self.may_mean_all |= leading.may_mean_all;
-        self.values
-            .extend(leading.flags.into_iter().map(|(_, value)| value));
-        self.values.extend(leading.rest);
-        self.values.extend(leading.values);
-    }
-
-    /// Returns whether all flags are known and all operands are UTF-8.
-    fn is_known(&self) -> bool {
-        !self.is_unknown && self.rest.len() == self.rest_count
-    }
-
     /// Plans a change with unknown flags or unexpected operands.
     fn change(&self, operation: LeaseOperation) -> Plan {
         let has_names = self.rest.iter().any(|word| name(word).is_some());
@@ -714,74 +563,23 @@ impl ParsedFlags {
         } else {
             unknown_form(self.names())
         };
-        Plan::Place(Place {
+        Plan::Lease(LeaseRequest {
             force: self.is_forced(operation),
             unknown_form: Some(form),
-            ..Place::of(operation)
+            ..LeaseRequest::of(operation)
         })
-    }
-
-    /// Returns the distinct arguments that may name a machine, at most one more than a request may have.
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for name in self.rest.iter().chain(&self.values).filter_map(|word| name(word)) {
-            if names.len() > NAMES_MAX {
-                break;
-            }
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
-    }
-
-    fn value(&self, flag: &str) -> Option<&str> {
-        let mut given = self.flags.iter().rev();
-        given
-            .find(|(known, _)| *known == flag)
-            .map(|(_, value)| value.as_str())
-    }
-
-    /// Returns whether a boolean flag is set.
-    fn has(&self, flag: &str) -> bool {
-        self.value(flag)
-            .is_some_and(|value| !["false", "0", "f", "F", "FALSE", "False"].contains(&value))
     }
 
     /// Returns whether the operation preempts the jobs that block it. Only for `stop`; for other verbs `-f` confirms a prompt.
     fn is_forced(&self, operation: LeaseOperation) -> bool {
         operation == LeaseOperation::Stop && self.has("force")
     }
-
-    fn none(&self) -> Option<()> {
-        (self.rest_count == 0).then_some(())
-    }
-
-    /// Returns the machine if there is exactly one operand and it is a valid name.
-    fn machine(&self) -> Option<String> {
-        match self.rest.as_slice() {
-            [only] => name(only),
-            _ => None,
-        }
-    }
-
-    /// Returns the value of `--format`, which may be absent; `None` if the value is unknown.
-    #[expect(
-        clippy::option_option,
-        reason = "an absent value is valid, an unknown one is not"
-    )]
-    fn format(&self) -> Option<Option<ReadFormat>> {
-        match self.value("format") {
-            None => Some(None),
-            Some("json") => Some(Some(ReadFormat::Json)),
-            Some("text") => Some(Some(ReadFormat::Text)),
-            Some(_) => None,
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use orbd_proto::types::ReadFormat;
+
     use super::*;
 
     fn words(line: &str) -> Vec<OsString> {
@@ -809,15 +607,15 @@ mod tests {
     }
 
     fn place(operation: LeaseOperation, machine: &str) -> Plan {
-        Plan::Place(Place {
+        Plan::Lease(LeaseRequest {
             machine: (!machine.is_empty()).then(|| machine.to_owned()),
-            ..Place::of(operation)
+            ..LeaseRequest::of(operation)
         })
     }
 
     fn forced(operation: LeaseOperation, machine: &str) -> Plan {
         match place(operation, machine) {
-            Plan::Place(place) => Plan::Place(Place { force: true, ..place }),
+            Plan::Lease(place) => Plan::Lease(LeaseRequest { force: true, ..place }),
             other => other,
         }
     }
@@ -938,20 +736,20 @@ mod tests {
         check("orbctl docker migrate", &place(L::Other, "docker"));
         check(
             "orbctl delete web db",
-            &Plan::Place(Place {
+            &Plan::Lease(LeaseRequest {
                 machines: vec!["web".into(), "db".into()],
-                ..Place::of(L::Delete)
+                ..LeaseRequest::of(L::Delete)
             }),
         );
         for (line, operation) in [
             ("orbctl rename web db", L::Rename),
             ("orbctl clone web db", L::Clone),
         ] {
-            let Plan::Place(place) = place(operation, "web") else {
+            let Plan::Lease(place) = place(operation, "web") else {
                 panic!("a place");
             };
             let new_name = Some("db".into());
-            check(line, &Plan::Place(Place { new_name, ..place }));
+            check(line, &Plan::Lease(LeaseRequest { new_name, ..place }));
         }
         check("orbctl export web /tmp/a", &place(L::Export, "web"));
         check("orbctl import -n new /tmp/a", &place(L::Import, "new"));
@@ -968,11 +766,11 @@ mod tests {
 
     /// Returns the plan for an invocation that is not fully understood, with these operands.
     fn unknown(operation: LeaseOperation, operands: &str) -> Plan {
-        let Plan::Place(place) = place(operation, "") else {
+        let Plan::Lease(place) = place(operation, "") else {
             panic!("a place");
         };
         let operands = operands.split_whitespace().map(str::to_owned).collect();
-        Plan::Place(Place {
+        Plan::Lease(LeaseRequest {
             unknown_form: Some(unknown_form(operands)),
             ..place
         })
@@ -995,18 +793,21 @@ mod tests {
         check("orbctl export -v web /tmp/a", &unknown(L::Export, "web"));
         check("orbctl default -q web", &unknown(L::SetDefault, "web"));
         check("orbctl -m db start web", &unknown(L::Start, "web db"));
-        let Plan::Place(import) = unknown(L::Import, "") else {
+        let Plan::Lease(import) = unknown(L::Import, "") else {
             panic!("a place");
         };
         let machine = Some("new".to_owned());
         check(
             "orbctl import -v -n new /tmp/a",
-            &Plan::Place(Place { machine, ..import }),
+            &Plan::Lease(LeaseRequest { machine, ..import }),
         );
-        let Plan::Place(stop) = unknown(L::Stop, "web") else {
+        let Plan::Lease(stop) = unknown(L::Stop, "web") else {
             panic!("a place");
         };
-        check("orbctl stop -fv web", &Plan::Place(Place { force: true, ..stop }));
+        check(
+            "orbctl stop -fv web",
+            &Plan::Lease(LeaseRequest { force: true, ..stop }),
+        );
     }
 
     #[test]
@@ -1058,7 +859,7 @@ mod tests {
     fn run_or_push_with_an_unknown_flag_sends_all_possible_machine_names() {
         use LeaseOperation as L;
         let with = |plan: Plan, machine: &str| match plan {
-            Plan::Place(place) => Plan::Place(Place {
+            Plan::Lease(place) => Plan::Lease(LeaseRequest {
                 machine: Some(machine.to_owned()),
                 ..place
             }),
@@ -1129,6 +930,7 @@ mod tests {
 
     #[test]
     fn arguments_that_are_not_utf8_are_accepted() {
+        use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
         let odd = OsStr::from_bytes(b"\xff").to_owned();
         let check = |line: &str, expected: Plan| {
