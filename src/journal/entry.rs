@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AcceptedJob, Entry, JournalError, MAGIC, Process, Starting};
+use super::contents::{AcceptedJob, ENTRY_MAX, Entry, JournalError, MAGIC, Process, Starting};
 use crate::job::JobId;
 use crate::operation::{Access, Class, Lane};
 
 /// Size of a frame before the entry's body: checksum, salt, length.
 pub(super) const FRAME_HEADER: usize = 12;
-/// Maximum size of an entry's body.
-pub(super) const ENTRY_MAX: usize = 1 << 20;
 
 /// Format version 1, written since 0.1.0.
 #[derive(Serialize, Deserialize)]

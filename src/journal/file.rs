@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
+use super::contents::{HEADER, JournalError, MAGIC, Recovered};
 use super::entry::{checksum, find_salt};
 use super::replay::Replay;
-use super::{HEADER, JournalError, MAGIC, Recovered};
 
 /// Result of opening and repairing the journal's file.
 pub(super) struct Opened {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::contents::{AcceptedJob, Entry, InFlight, Process, Recovered, Starting};
 use super::entry::{FRAME_HEADER, ParsedEntry, StoredV1, frame, length_of, read_frame};
-use super::{AcceptedJob, Entry, InFlight, Process, Recovered, Starting};
 use crate::job::JobId;
 
 /// Returns whether the unparsable rest of the file is an entry that was being written when the process died or power was lost: it

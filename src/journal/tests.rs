@@ -1,11 +1,16 @@
 //! Tests of the journal over several instances: truncated, damaged and compacted.
 
+use std::fs::File;
 use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 
+use super::contents::{ENTRY_MAX, HEADER};
 use super::entry::FRAME_HEADER;
 use super::*;
+use crate::clock::Moment;
+use crate::machine::MachineName;
+use crate::operation::{Access, Class, Lane};
 
 const NOW: u64 = 1_763_650_000;
 
