@@ -46,7 +46,7 @@ pub struct JobFacts {
 pub enum Event {
     /// This instance of the daemon read the list of machines for the first time.
     MachinesKnown {
-        /// Every machine.
+        /// All machines, in `orbctl`'s order.
         machines: Vec<Machine>,
         /// Cache generation in which the read began.
         generation: Generation,
@@ -58,7 +58,7 @@ pub enum Event {
         /// Cache generation in which the read began.
         generation: Generation,
     },
-    /// A machine changed.
+    /// The state, name or settings of a machine changed.
     MachineChanged {
         /// The machine as it is now.
         machine: Machine,
@@ -94,12 +94,12 @@ pub enum Event {
         /// Cache generation that began with the invalidation.
         generation: Generation,
     },
-    /// `orbctl` became unhealthy.
+    /// The circuit breaker opened: `orbctl` became unhealthy.
     OrbctlUnhealthy {
         /// Description of the problem.
         reason: Arc<str>,
     },
-    /// `orbctl` recovered.
+    /// The circuit breaker closed: `orbctl` is healthy again.
     OrbctlRecovered,
 }
 
@@ -110,7 +110,7 @@ pub struct SequencedEvent {
     pub sequence: u64,
     /// When orbd detected it.
     pub at: Moment,
-    /// The event.
+    /// What happened.
     pub event: Event,
     /// The encoded form; set by the first connection that sends the event.
     pub encoded: OnceLock<Box<str>>,

@@ -23,18 +23,18 @@ pub enum Entry {
     Accepted(AcceptedJob),
     /// A child is about to be spawned. Append it before the spawn; durably if the job was `Accepted`.
     Starting(Starting),
-    /// The child runs.
+    /// The child was spawned. Append it at once: a later instance finds the child by it.
     Started {
         /// The job that the child belongs to.
         job: JobId,
-        /// The child.
+        /// The child, which keeps its lanes while it lives.
         process: Process,
         /// For a lease: the client's process; when it exits, the child is ended.
         owner: Option<Process>,
     },
     /// The job has ended; its earlier entries are no longer needed.
     Ended {
-        /// The ended job.
+        /// The job, which needs no recovery any more.
         job: JobId,
     },
 }
@@ -52,7 +52,7 @@ impl Entry {
 /// An accepted detached change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptedJob {
-    /// The job's id.
+    /// Id that the client was given; it stays the same after a restart.
     pub job: JobId,
     /// The operation, in the caller's own versioned encoding.
     pub operation: Vec<u8>,
@@ -69,7 +69,7 @@ pub struct AcceptedJob {
 /// A job about to spawn its child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Starting {
-    /// The job's id.
+    /// The job that the child belongs to.
     pub job: JobId,
     /// Marker in the child's environment, by which it is found if orbd dies before [`Entry::Started`] is written.
     pub marker: String,
@@ -88,7 +88,7 @@ pub struct Starting {
 /// Identifies one process, even after its pid is reused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Process id.
+    /// Process id, which the system reuses after the process has ended.
     pub pid: u32,
     /// Start time, in a platform-specific encoding; compared for equality only.
     pub start_time: Vec<u8>,

@@ -115,7 +115,6 @@ fn stored_lane((lane, access): &(Lane, Access)) -> (LaneV1, bool) {
     (lane, *access == Access::Exclusive)
 }
 
-/// A decoded entry.
 pub(super) enum ParsedEntry {
     Entry(Entry),
     IdsReserved(u64),

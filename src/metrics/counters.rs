@@ -19,7 +19,7 @@ pub enum Counter {
     Spawns,
     /// A child process that the cache, a join or a skipped change made unnecessary.
     SpawnsSaved,
-    /// A connection accepted.
+    /// A connection accepted; refused ones are not counted.
     Connections,
 }
 

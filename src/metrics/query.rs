@@ -127,10 +127,10 @@ impl std::str::FromStr for Cursor {
 /// Order of records in the history, by time of end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Order {
-    /// Newest record first.
+    /// Newest record first, as `metrics.history` returns them.
     #[default]
     NewestFirst,
-    /// Oldest record first.
+    /// Oldest record first, as exports write them.
     OldestFirst,
 }
 

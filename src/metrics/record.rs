@@ -71,7 +71,7 @@ pub struct Client {
 pub enum OutcomeWord {
     /// The operation succeeded. Includes a guest's command that ran and returned a nonzero exit code.
     Succeeded,
-    /// The operation failed.
+    /// It ended with a [`Failure`](crate::job::Failure).
     Failed,
     /// The job was cancelled.
     Cancelled,

@@ -74,7 +74,6 @@ pub(super) struct Bounds {
     pub(super) age_max_ms: u64,
 }
 
-/// An open store.
 pub(super) struct Database {
     db: sled::Db,
     meta: Meta,

@@ -26,7 +26,7 @@ pub struct Server {
     pub in_force: watch::Receiver<EffectiveConfig>,
     /// Returns the path of `orbctl`.
     pub orbctl: WhereOrbctl,
-    /// Re-reads the configuration.
+    /// Re-reads the configuration, for `daemon.reload`.
     pub reload: Reload,
     /// Checks whether the daemon's binary was replaced.
     pub binary_watcher: Arc<BinaryWatcher>,

@@ -24,7 +24,7 @@ pub(super) static BASE64: LazyLock<Base64> = LazyLock::new(|| {
     return Base64::new(&base64::alphabet::STANDARD, PAD);
 });
 
-/// Decodes base64.
+/// Decodes base64. The error names `field`.
 pub(super) fn bytes_of(field: &str, base64: &str) -> Result<Bytes, ErrorObject> {
     BASE64
         .decode(base64)

@@ -45,7 +45,6 @@ fn parse_time(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("since: '{text}' is not a time such as 2026-11-30T08:00:00Z"))
 }
 
-/// A started export.
 pub(super) struct Answer<S> {
     pub(super) media_type: &'static str,
     /// Ends early with an error if the store fails.

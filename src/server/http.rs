@@ -50,7 +50,7 @@ const PIECE_SMALL: usize = 16 << 10;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Serves HTTP connections.
+/// Serves connections whose first bytes are an HTTP/1.1 request.
 pub struct Http {
     /// Used for the plain bodies.
     pub server: Arc<Server>,

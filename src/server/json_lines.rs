@@ -182,7 +182,6 @@ struct EndedRequest {
 /// Whether the connection reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadState {
-    /// It reads.
     On,
     /// The daemon has stopped reading.
     Stopped,
@@ -193,7 +192,6 @@ enum ReadState {
 /// Progress of closing the connection for an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Closing {
-    /// Not closing.
     No,
     /// No more is read, and the requests already read are answered.
     Answering,

@@ -21,7 +21,6 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Refuses the subscription.
     pub(super) async fn reject(self, error: ErrorObject) {
         self.pending.reject(owned(error)).await;
     }

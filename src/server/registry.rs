@@ -19,13 +19,11 @@ use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{Method, Subscription};
 use orbd_proto::types::ErrorObject;
 
-/// Collects methods.
 pub(super) struct Registry {
     module: RpcModule<Server>,
 }
 
 impl Registry {
-    /// Starts without methods.
     pub(super) fn new(server: Arc<Server>) -> Self {
         Self {
             module: RpcModule::from_arc(server),
@@ -37,7 +35,6 @@ impl Registry {
         self.module.into()
     }
 
-    /// Adds a method.
     pub(super) fn method<M, F, Fut>(&mut self, handler: F)
     where
         M: Method,
@@ -85,7 +82,6 @@ impl Registry {
         assert!(added.is_ok(), "{} is registered once", M::NAME);
     }
 
-    /// Adds a subscription.
     pub(super) fn subscription<S, F, Fut>(&mut self, handler: F)
     where
         S: Subscription,

@@ -80,7 +80,7 @@ pub trait FastPath: Send + Sync {
 
 /// State shared by all connections.
 pub struct Service {
-    /// All methods.
+    /// The handlers, by method name.
     pub methods: Methods,
     /// Answers the most frequent reads.
     pub fast: Box<dyn FastPath>,

@@ -51,7 +51,7 @@ impl LineSink {
 pub(super) enum SubscriptionItem {
     /// A message from jsonrpsee, with the number of the request that started the subscription.
     Message(u64, Box<RawValue>),
-    /// A complete line.
+    /// A notification, encoded as a complete line.
     Line(Line),
     /// The last item.
     End(SubscriptionId<'static>),
@@ -81,7 +81,6 @@ struct Subscribed {
 }
 
 impl LineSubscriptions {
-    /// Allows `max` subscriptions.
     pub(super) fn new(max: u32) -> Self {
         Self {
             request: 0,

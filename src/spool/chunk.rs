@@ -31,7 +31,7 @@ pub struct Chunk {
     pub at: Duration,
     /// Number of bytes of both streams before this chunk.
     pub offset: u64,
-    /// The bytes.
+    /// The bytes: at least one, at most 256 KiB.
     pub bytes: Bytes,
 }
 

@@ -43,7 +43,7 @@ pub(super) fn register(registry: &mut Registry) {
 enum Begin {
     /// With the current state.
     Now,
-    /// After this event.
+    /// After the event with this number.
     After(u64),
     /// After an event of another instance.
     Elsewhere,
@@ -164,7 +164,6 @@ fn is_found_by_polling(kind: EventKind) -> bool {
     }
 }
 
-/// Converts an event.
 fn event(told: &SequencedEvent, instance: &str) -> types::Event {
     let what = match &told.event {
         Event::MachinesKnown { machines, generation } => EventDetails::MachinesKnown {

@@ -21,7 +21,7 @@ use jsonrpsee::Methods;
 use super::context::Server;
 use super::registry::Registry;
 
-/// Builds all methods.
+/// Builds the methods of all groups.
 pub(super) fn methods(server: Arc<Server>) -> Methods {
     let mut registry = Registry::new(server);
     cache::register(&mut registry);
