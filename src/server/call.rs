@@ -1,4 +1,4 @@
-//! What handlers have in common: the caller of a method, reads, and jobs to submit and wait for.
+//! A call of a method, and what handlers do with it: read, resolve names, submit jobs and wait for them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,43 +10,128 @@ use super::context::Server;
 use super::jobs::{Progress, progress};
 use super::{convert, errors};
 use crate::clock::Moment;
-use crate::dispatcher::{Client, Executor, Job, JobState, ObservedAnswer, Submission};
+use crate::dispatcher::{Client, Executor, Job, JobState, JobView, ObservedAnswer, Rejection, Submission};
 use crate::job::{JobId, Outcome, Success};
 use crate::machine::{MachineId, MachineName};
 use crate::operation::{MachineRef, Operation, Query};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions};
 
-/// The caller of a method.
-pub(super) struct Caller {
-    connection: Option<Arc<Connection>>,
+/// One call of a method: the state of the server and the connection of the caller.
+pub(super) struct Call {
+    pub(super) server: Arc<Server>,
+    pub(super) connection: Arc<Connection>,
 }
 
-impl Caller {
-    pub(super) fn new(extensions: &Extensions) -> Self {
-        Self {
-            connection: extensions.get::<Arc<Connection>>().cloned(),
-        }
-    }
-
-    /// Returns the client, as the dispatcher identifies it.
-    pub(super) fn client(&self) -> Result<Client, ErrorObject> {
-        let connection = self.connection()?;
-        Ok(Client {
-            id: connection.client(),
-            connection: connection.id().0,
-            gone: connection.gone().clone(),
-            name: connection.name(),
-            pid: connection.pid(),
-            uid: connection.uid(),
+impl Call {
+    pub(super) fn new(server: Arc<Server>, extensions: &Extensions) -> Result<Self, ErrorObject> {
+        let connection = extensions.get::<Arc<Connection>>().cloned();
+        Ok(Self {
+            server,
+            connection: connection.ok_or_else(|| errors::internal("a call has no connection"))?,
         })
     }
 
-    /// Returns the connection of the call.
-    pub(super) fn connection(&self) -> Result<&Connection, ErrorObject> {
-        self.connection
-            .as_deref()
-            .ok_or_else(|| errors::internal("a call has no connection"))
+    /// Returns the client, as the dispatcher identifies it.
+    pub(super) fn client(&self) -> Client {
+        Client {
+            id: self.connection.client(),
+            connection: self.connection.id().0,
+            gone: self.connection.gone().clone(),
+            name: self.connection.name(),
+            pid: self.connection.pid(),
+            uid: self.connection.uid(),
+        }
+    }
+
+    /// Resolves a name or id to a name. Only text in the form of an id requires the machine list.
+    pub(super) async fn resolve(&self, field: &str, text: &str) -> Result<Resolved, ErrorObject> {
+        let (id, name) = match convert::machine_ref(field, text)? {
+            MachineRef::Name(name) => return Ok(Resolved { name, id: None }),
+            MachineRef::IdOrName(id, name) => (id, name),
+        };
+        let seen = self.read(Query::List, None).await?;
+        let machines = seen.value.machines().unwrap_or_default();
+        if machines.iter().any(|machine| machine.name == name) {
+            return Ok(Resolved { name, id: None });
+        }
+        if let Some(machine) = machines.iter().find(|machine| machine.id == id) {
+            return Ok(Resolved {
+                name: machine.name.clone(),
+                id: Some(id),
+            });
+        }
+        let mut data = ErrorKind::MachineNotFound.data();
+        data.machine = Some(text.to_owned());
+        Err(ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data))
+    }
+
+    /// Reads from the cache or from `orbctl`.
+    pub(super) async fn read(
+        &self,
+        query: Query,
+        max_age_ms: Option<u64>,
+    ) -> Result<ObservedAnswer, ErrorObject> {
+        let operation = Operation::Query(query.clone());
+        self.server
+            .dispatcher
+            .read(query, max_age_ms.map(Duration::from_millis), self.client())
+            .await
+            .map_err(|error| errors::read_error(&error, &operation))
+    }
+
+    /// Returns the job with this id, or the error that there is none.
+    pub(super) async fn job(&self, id: JobId) -> Result<Job, ErrorObject> {
+        let job = self.server.dispatcher.job(id).await;
+        job.ok_or_else(|| no_such_job(id))
+    }
+
+    /// Describes a job. If it has expired from history by now, its handle still has the result.
+    pub(super) async fn view(&self, job: &Job) -> JobView {
+        let view = self.server.dispatcher.view(job.spec.id).await;
+        view.unwrap_or_else(|| job.view())
+    }
+
+    /// Submits an operation as a job.
+    pub(super) async fn submit(
+        &self,
+        operation: Operation,
+        expected_id: Option<MachineId>,
+        options: JobOptions,
+    ) -> Result<Job, ErrorObject> {
+        let submission = Submission {
+            operation,
+            client: self.client(),
+            executor: Executor::Daemon,
+            expected_id,
+            detached: options.detach,
+            queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
+            run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
+        };
+        self.server
+            .dispatcher
+            .submit(submission)
+            .await
+            .map_err(|rejection| errors::rejection(&rejection))
+    }
+
+    /// Submits a change and returns its answer: when the job has ended, or at once if it is detached.
+    pub(super) async fn change(
+        &self,
+        operation: Operation,
+        expected_id: Option<MachineId>,
+        options: JobOptions,
+    ) -> Result<ChangeAnswer, ErrorObject> {
+        let mut job = self.submit(operation, expected_id, options).await?;
+        let state = if options.detach {
+            job.state.borrow().clone()
+        } else {
+            end(&mut job).await?
+        };
+        if !options.detach {
+            ended_well(&job, &state)?;
+        }
+        Ok(change_answer(job.spec.id, &job.spec.accepted, &state))
     }
 }
 
@@ -57,98 +142,12 @@ pub(super) struct Resolved {
     pub(super) id: Option<MachineId>,
 }
 
-/// Resolves a name or id to a name. Only text in the form of an id requires the machine list.
-pub(super) async fn resolve(
-    server: &Server,
-    caller: &Caller,
-    field: &str,
-    text: &str,
-) -> Result<Resolved, ErrorObject> {
-    let (id, name) = match convert::machine_ref(field, text)? {
-        MachineRef::Name(name) => return Ok(Resolved { name, id: None }),
-        MachineRef::IdOrName(id, name) => (id, name),
-    };
-    let seen = read(server, caller, Query::List, None).await?;
-    let machines = seen.value.machines().unwrap_or_default();
-    if machines.iter().any(|machine| machine.name == name) {
-        return Ok(Resolved { name, id: None });
-    }
-    if let Some(machine) = machines.iter().find(|machine| machine.id == id) {
-        return Ok(Resolved {
-            name: machine.name.clone(),
-            id: Some(id),
-        });
-    }
-    let mut data = ErrorKind::MachineNotFound.data();
-    data.machine = Some(text.to_owned());
-    Err(ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data))
-}
-
-/// Reads from the cache or from `orbctl`.
-pub(super) async fn read(
-    server: &Server,
-    caller: &Caller,
-    query: Query,
-    max_age_ms: Option<u64>,
-) -> Result<ObservedAnswer, ErrorObject> {
-    let operation = Operation::Query(query.clone());
-    server
-        .dispatcher
-        .read(query, max_age_ms.map(Duration::from_millis), caller.client()?)
-        .await
-        .map_err(|error| errors::read_error(&error, &operation))
-}
-
-/// Submits an operation as a job.
-pub(super) async fn submit(
-    server: &Server,
-    caller: &Caller,
-    operation: Operation,
-    expected_id: Option<MachineId>,
-    options: JobOptions,
-) -> Result<Job, ErrorObject> {
-    let submission = Submission {
-        operation,
-        client: caller.client()?,
-        executor: Executor::Daemon,
-        expected_id,
-        detached: options.detach,
-        queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
-        run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
-    };
-    server
-        .dispatcher
-        .submit(submission)
-        .await
-        .map_err(|rejection| errors::rejection(&rejection))
-}
-
 /// Waits for the end of a job.
 pub(super) async fn end(job: &mut Job) -> Result<JobState, ErrorObject> {
     match job.state.wait_for(JobState::is_ended).await {
         Ok(state) => Ok(state.clone()),
-        Err(_) => Err(errors::rejection(&crate::dispatcher::Rejection::Stopping)),
+        Err(_) => Err(errors::rejection(&Rejection::Stopping)),
     }
-}
-
-/// Submits a change and returns its answer: when the job has ended, or at once if it is detached.
-pub(super) async fn change(
-    server: Arc<Server>,
-    caller: Caller,
-    operation: Operation,
-    expected_id: Option<MachineId>,
-    options: JobOptions,
-) -> Result<ChangeAnswer, ErrorObject> {
-    let mut job = submit(&server, &caller, operation, expected_id, options).await?;
-    let state = if options.detach {
-        job.state.borrow().clone()
-    } else {
-        end(&mut job).await?
-    };
-    if !options.detach {
-        ended_well(&job, &state)?;
-    }
-    Ok(change_answer(job.spec.id, &job.spec.accepted, &state))
 }
 
 /// Returns the error for a job that ended without success; `Ok` for all others.

@@ -10,7 +10,7 @@ use jsonrpsee::{Methods, RpcModule};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::call::Caller;
+use super::call::Call;
 use super::context::Server;
 use super::errors;
 use super::notifier::{Subscriber, owned};
@@ -38,12 +38,12 @@ impl Registry {
     pub(super) fn method<M, F, Fut>(&mut self, handler: F)
     where
         M: Method,
-        F: Fn(Arc<Server>, M::Params, Caller) -> Fut + Clone + Send + Sync + 'static,
+        F: Fn(Call, M::Params) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<M::Answer, ErrorObject>> + Send,
         M::Answer: Clone,
     {
-        self.encoded::<M, _, _>(move |server, params, caller| {
-            let answer = handler(server, params, caller);
+        self.encoded::<M, _, _>(move |call, params| {
+            let answer = handler(call, params);
             async move {
                 let answer = answer.await?;
                 serde_json::value::to_raw_value(&answer).map_err(|error| {
@@ -57,7 +57,7 @@ impl Registry {
     pub(super) fn encoded<M, F, Fut>(&mut self, handler: F)
     where
         M: Method,
-        F: Fn(Arc<Server>, M::Params, Caller) -> Fut + Clone + Send + Sync + 'static,
+        F: Fn(Call, M::Params) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Box<RawValue>, ErrorObject>> + Send,
     {
         let added = self
@@ -65,13 +65,12 @@ impl Registry {
             .register_async_method(M::NAME, move |params, server, extensions| {
                 let handler = handler.clone();
                 async move {
-                    let caller = Caller::new(&extensions);
                     // A panic in a handler becomes an error for the caller; the connection stays open.
                     let call = async move {
                         let parsed = parse::<M::Params>(&params)?;
                         // Long parameters are not kept twice while they are handled.
                         drop(params);
-                        handler(server, parsed, caller).await
+                        handler(Call::new(server, &extensions)?, parsed).await
                     };
                     let answer = AssertUnwindSafe(call).catch_unwind().await;
                     answer
@@ -85,7 +84,7 @@ impl Registry {
     pub(super) fn subscription<S, F, Fut>(&mut self, handler: F)
     where
         S: Subscription,
-        F: Fn(Arc<Server>, S::Params, Caller, Subscriber) -> Fut + Clone + Send + Sync + 'static,
+        F: Fn(Call, S::Params, Subscriber) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let added = self.module.register_subscription(
@@ -95,9 +94,8 @@ impl Registry {
             move |params, pending, server, extensions| {
                 let handler = handler.clone();
                 async move {
-                    let caller = Caller::new(&extensions);
-                    let (Some(line_sink), Ok(connection)) =
-                        (extensions.get::<LineSink>(), caller.connection())
+                    let (Some(line_sink), Ok(call)) =
+                        (extensions.get::<LineSink>(), Call::new(server, &extensions))
                     else {
                         let error = errors::internal("a subscription has no connection");
                         return pending.reject(owned(error)).await;
@@ -105,10 +103,10 @@ impl Registry {
                     let subscriber = Subscriber {
                         pending,
                         line_sink: line_sink.clone(),
-                        budget: connection.budget().clone(),
+                        budget: call.connection.budget().clone(),
                     };
                     match parse::<S::Params>(&params) {
-                        Ok(params) => handler(server, params, caller, subscriber).await,
+                        Ok(params) => handler(call, params, subscriber).await,
                         Err(error) => subscriber.reject(error).await,
                     }
                 }

@@ -10,13 +10,14 @@ use orbd_proto::methods::{CacheInvalidate, CacheStatus};
 use orbd_proto::types::{CacheEntry, CacheInvalidateAnswer, CacheStatusAnswer};
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<CacheStatus, _, _>(async |server, _params, _caller| {
-        let view = server
+    registry.method::<CacheStatus, _, _>(async |call, _params| {
+        let view = call
+            .server
             .dispatcher
             .cache_view()
             .await
             .ok_or_else(|| errors::internal("the dispatcher has stopped"))?;
-        let counters = server.metrics.counters();
+        let counters = call.server.metrics.counters();
         let mut entries: Vec<CacheEntry> = view
             .entries
             .into_iter()
@@ -48,12 +49,13 @@ pub(super) fn register(registry: &mut Registry) {
             misses: counters.get(Counter::CacheMisses),
         })
     });
-    registry.method::<CacheInvalidate, _, _>(async |server, params, _caller| {
+    registry.method::<CacheInvalidate, _, _>(async |call, params| {
         let scope = match params.machine {
             Some(machine) => Scope::Machines(vec![parse("machine", &machine)?]),
             None => Scope::Everything,
         };
-        let generation = server
+        let generation = call
+            .server
             .dispatcher
             .invalidate(scope)
             .await

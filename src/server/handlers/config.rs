@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::server::call::{change, read};
 use crate::server::convert::{self, parse};
 use crate::server::errors;
 use crate::server::registry::Registry;
@@ -14,8 +13,8 @@ use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer};
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<ConfigShow, _, _>(async |server, params, caller| {
-        let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
+    registry.method::<ConfigShow, _, _>(async |call, params| {
+        let seen = call.read(Query::ConfigShow, params.max_age_ms).await?;
         let QueryAnswer::Config(values) = &seen.value.answer else {
             return Err(errors::internal(
                 "the answer for the configuration has an unexpected type",
@@ -26,9 +25,9 @@ pub(super) fn register(registry: &mut Registry) {
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
-    registry.method::<ConfigGet, _, _>(async |server, params, caller| {
+    registry.method::<ConfigGet, _, _>(async |call, params| {
         let _: crate::operation::ConfigKey = parse("key", &params.key)?;
-        let seen = read(&server, &caller, Query::ConfigShow, params.max_age_ms).await?;
+        let seen = call.read(Query::ConfigShow, params.max_age_ms).await?;
         let QueryAnswer::Config(values) = &seen.value.answer else {
             return Err(errors::internal(
                 "the answer for the configuration has an unexpected type",
@@ -43,7 +42,7 @@ pub(super) fn register(registry: &mut Registry) {
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
-    registry.method::<ConfigSet, _, _>(async |server, params, caller| {
+    registry.method::<ConfigSet, _, _>(async |call, params| {
         let options = params.options();
         if params.value.contains('\0') {
             return Err(invalid("value", "must not contain NUL bytes"));
@@ -52,10 +51,10 @@ pub(super) fn register(registry: &mut Registry) {
             key: parse("key", &params.key)?,
             value: params.value.into(),
         };
-        change(server, caller, operation, None, options).await
+        call.change(operation, None, options).await
     });
-    registry.method::<ConfigReset, _, _>(async |server, params, caller| {
-        change(server, caller, Operation::ConfigReset, None, params.options()).await
+    registry.method::<ConfigReset, _, _>(async |call, params| {
+        call.change(Operation::ConfigReset, None, params.options()).await
     });
 }
 

@@ -14,7 +14,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const CLIENT_NAME_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<DaemonHello, _, _>(async |server, params, caller| {
+    registry.method::<DaemonHello, _, _>(async |call, params| {
         let name = &params.client;
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > CLIENT_NAME_MAX || !name.chars().all(plain) {
@@ -35,25 +35,25 @@ pub(super) fn register(registry: &mut Registry) {
             );
             return Err(ErrorKind::ProtocolMismatch.error(text));
         }
-        caller.connection()?.set_name(name);
+        call.connection.set_name(name);
         Ok(HelloAnswer {
             protocol: PROTOCOL_VERSION,
             version: VERSION.into(),
-            instance: server.info.instance.clone(),
+            instance: call.server.info.instance.clone(),
         })
     });
-    registry.method::<DaemonInfo, _, _>(async |server, _params, _caller| {
-        let info = &server.info;
-        let queue = server.dispatcher.queue_view().await;
-        let upgrade = server.upgrade.borrow().clone();
+    registry.method::<DaemonInfo, _, _>(async |call, _params| {
+        let info = &call.server.info;
+        let queue = call.server.dispatcher.queue_view().await;
+        let upgrade = call.server.upgrade.borrow().clone();
         let upgrade = match upgrade {
             Some(upgrade) => {
-                let busy = server.dispatcher.busy().await;
+                let busy = call.server.dispatcher.busy().await;
                 Some(upgrade_answer(&upgrade, busy.as_ref()))
             }
             None => None,
         };
-        let in_force = server.in_force.borrow().clone();
+        let in_force = call.server.in_force.borrow().clone();
         let path = |path: &std::path::Path| path.display().to_string();
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
@@ -63,7 +63,7 @@ pub(super) fn register(registry: &mut Registry) {
             started_at: time(info.started.wall),
             uptime_ms: ms(Moment::now().age_of(&info.started)),
             socket: path(&info.socket),
-            orbctl: (server.orbctl)().as_deref().map(path),
+            orbctl: (call.server.orbctl)().as_deref().map(path),
             config_file: in_force.config_file.as_deref().map(path),
             state_dir: path(&info.state_dir),
             limits: in_force.limits,
@@ -72,15 +72,15 @@ pub(super) fn register(registry: &mut Registry) {
             upgrade,
         })
     });
-    registry.method::<DaemonReload, _, _>(async |server, _params, caller| {
-        tracing::info!(client = %caller.connection()?.name(), "reload requested");
-        (server.reload)()
+    registry.method::<DaemonReload, _, _>(async |call, _params| {
+        tracing::info!(client = %call.connection.name(), "reload requested");
+        (call.server.reload)()
             .await
             .map_err(|problem| ErrorKind::ConfigInvalid.error(problem))
     });
-    registry.method::<DaemonStop, _, _>(async |server, _params, caller| {
-        tracing::info!(client = %caller.connection()?.name(), "stop requested");
-        server.stop.cancel();
+    registry.method::<DaemonStop, _, _>(async |call, _params| {
+        tracing::info!(client = %call.connection.name(), "stop requested");
+        call.server.stop.cancel();
         Ok(Done {})
     });
 }

@@ -27,15 +27,15 @@ use orbd_proto::types::{self, EventDetails, EventKind, EventsSubscribeParams, Ga
 const BATCH_MAX: usize = 64;
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.subscription::<EventsSubscribe, _, _>(async |server, params, _caller, subscriber| {
+    registry.subscription::<EventsSubscribe, _, _>(async |call, params, subscriber| {
         let kinds = &params.kinds;
         let wants_polling = kinds.is_empty() || kinds.iter().copied().any(is_found_by_polling);
-        let Some(subscription) = server.dispatcher.subscribe(wants_polling).await else {
+        let Some(subscription) = call.server.dispatcher.subscribe(wants_polling).await else {
             return subscriber.reject(errors::rejection(&Rejection::Stopping)).await;
         };
-        let begin = begin(&server, &params);
+        let begin = begin(&call.server, &params);
         // Returns when the subscription ends or the dispatcher stops.
-        let _ = tell(&server, subscription, kinds, begin, subscriber).await;
+        let _ = tell(&call.server, subscription, kinds, begin, subscriber).await;
     });
 }
 

@@ -33,14 +33,19 @@ pub(super) fn register(registry: &mut Registry) {
 }
 
 fn jobs(registry: &mut Registry) {
-    registry.method::<JobGet, _, _>(async |server, params, _caller| {
+    registry.method::<JobGet, _, _>(async |call, params| {
         let id = JobId(params.job_id);
-        let view = server.dispatcher.view(id).await.ok_or_else(|| no_such_job(id))?;
+        let view = call
+            .server
+            .dispatcher
+            .view(id)
+            .await
+            .ok_or_else(|| no_such_job(id))?;
         Ok(JobAnswer {
             job: jobs::job(&view),
         })
     });
-    registry.method::<JobList, _, _>(async |server, params, _caller| {
+    registry.method::<JobList, _, _>(async |call, params| {
         let limit = params.limit.unwrap_or(LIST_DEFAULT);
         if limit == 0 || limit > LIST_MAX {
             return Err(invalid("limit", format!("must be from 1 to {LIST_MAX}")));
@@ -58,29 +63,28 @@ fn jobs(registry: &mut Registry) {
             verb: params.operation,
             limit,
         };
-        let (jobs, more) = server.dispatcher.list(filter).await;
+        let (jobs, more) = call.server.dispatcher.list(filter).await;
         Ok(JobListAnswer {
             jobs: jobs.iter().map(jobs::job).collect(),
             more,
         })
     });
-    registry.method::<JobWait, _, _>(async |server, params, _caller| {
+    registry.method::<JobWait, _, _>(async |call, params| {
         let id = JobId(params.job_id);
-        let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let mut job = call.job(id).await?;
         match timeout("timeout_ms", params.timeout_ms)? {
             // The view below shows whether the job ended or the time passed.
             Some(limit) => drop(tokio::time::timeout(limit, end(&mut job)).await),
             None => drop(end(&mut job).await?),
         }
-        // The ended job may have expired from history by now; its handle still has the result.
-        let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
+        let view = call.view(&job).await;
         Ok(JobAnswer {
             job: jobs::job(&view),
         })
     });
-    registry.method::<JobCancel, _, _>(async |server, params, _caller| {
+    registry.method::<JobCancel, _, _>(async |call, params| {
         let id = JobId(params.job_id);
-        let result = match server.dispatcher.cancel(id).await {
+        let result = match call.server.dispatcher.cancel(id).await {
             Cancelled::NeverStarted => "never_started",
             Cancelled::Stopping => "stopping",
             Cancelled::AlreadyEnded => "already_ended",
@@ -93,14 +97,14 @@ fn jobs(registry: &mut Registry) {
 }
 
 fn streams(registry: &mut Registry) {
-    registry.method::<JobOutput, _, _>(async |server, params, caller| {
+    registry.method::<JobOutput, _, _>(async |call, params| {
         let id = JobId(params.job_id);
         let most = params.bytes_max.unwrap_or(OUTPUT_MAX);
         if most == 0 || most > OUTPUT_MAX {
             return Err(invalid("bytes_max", format!("must be from 1 to {OUTPUT_MAX}")));
         }
         let wait = Duration::from_millis(params.wait_ms).min(OUTPUT_WAIT_MAX);
-        let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let mut job = call.job(id).await?;
         let mut answer = JobOutputAnswer {
             output: Vec::new(),
             next_offset: params.offset,
@@ -136,7 +140,7 @@ fn streams(registry: &mut Registry) {
             INLINE_SMALL as u64
         });
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let (most, _permit) = room_for_output(caller.connection()?.budget(), most);
+        let (most, _permit) = room_for_output(call.connection.budget(), most);
         let batch = if is_there {
             Ok(reader.next(most).await)
         } else {
@@ -164,19 +168,19 @@ fn streams(registry: &mut Registry) {
         Ok(answer)
     });
     input(registry);
-    registry.subscription::<JobFollow, _, _>(async |server, params, _caller, subscriber| {
+    registry.subscription::<JobFollow, _, _>(async |call, params, subscriber| {
         let id = JobId(params.job_id);
-        match server.dispatcher.job(id).await {
-            Some(job) => {
-                let _ = follow(&server, job, params.offset, subscriber).await;
+        match call.job(id).await {
+            Ok(job) => {
+                let _ = follow(&call.server, job, params.offset, subscriber).await;
             }
-            None => subscriber.reject(no_such_job(id)).await,
+            Err(error) => subscriber.reject(error).await,
         }
     });
 }
 
 fn input(registry: &mut Registry) {
-    registry.method::<JobInput, _, _>(async |server, params, caller| {
+    registry.method::<JobInput, _, _>(async |call, params| {
         let id = JobId(params.job_id);
         let bytes = match (params.text, params.base64) {
             (Some(text), None) => text.into(),
@@ -185,9 +189,9 @@ fn input(registry: &mut Registry) {
             (Some(_), Some(_)) => return Err(invalid("text", "give at most one of text and base64")),
         };
         // Counts the bytes against the connection's budget until the child has read them.
-        let bytes = caller.connection()?.hold(bytes)?;
-        let job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
-        let Some(input) = server.dispatcher.input(id).await else {
+        let bytes = call.connection.hold(bytes)?;
+        let job = call.job(id).await?;
+        let Some(input) = call.server.dispatcher.input(id).await else {
             // The job has ended or its input is closed. As with a closed pipe, that is an answer and not an error.
             let takes = matches!(&job.spec.submission.operation, crate::operation::Operation::Exec(_, request)
                 if request.stdin == crate::operation::Stdin::Stream);
@@ -203,7 +207,7 @@ fn input(registry: &mut Registry) {
         let open = bytes.is_empty() || input.send(bytes).await.is_ok();
         drop(input);
         if params.eof {
-            server.dispatcher.end_input(id).await;
+            call.server.dispatcher.end_input(id).await;
         }
         Ok(JobInputAnswer { open })
     });

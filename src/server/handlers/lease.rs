@@ -15,8 +15,7 @@ use crate::dispatcher::{
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
 use crate::operation::{BatchVerb, ClientAction, Operation, Query};
-use crate::server::call::{Caller, Resolved, end, ended_well, no_such_job, read, resolve};
-use crate::server::context::Server;
+use crate::server::call::{Call, Resolved, end, ended_well};
 use crate::server::convert::{self, force, parse};
 use crate::server::registry::Registry;
 use crate::server::{errors, jobs};
@@ -31,7 +30,7 @@ use orbd_proto::types::{
 const MACHINES_MAX: usize = 256;
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<LeaseAcquire, _, _>(async |server, params, caller| {
+    registry.method::<LeaseAcquire, _, _>(async |call, params| {
         let options = params.options();
         if options.detach {
             return Err(invalid(
@@ -39,15 +38,15 @@ pub(super) fn register(registry: &mut Registry) {
                 "not accepted by lease.acquire: a lease is always attached",
             ));
         }
-        let Some(orbctl) = (server.orbctl)() else {
+        let Some(orbctl) = (call.server.orbctl)() else {
             return Err(ErrorKind::OrbctlUnavailable
                 .error("orbctl not found; install OrbStack, or set `orbctl` in orbd's configuration"));
         };
-        let client = caller.client()?;
+        let client = call.client();
         // Identified first: resolving machines may take a while, and process ids are reused.
         let owner = owner(&client)?;
         let child = process(params.pid, client.uid)?;
-        let subject = subject(&server, &caller, &params).await?;
+        let subject = subject(&call, &params).await?;
         let submission = Submission {
             operation: subject.operation,
             client,
@@ -58,20 +57,21 @@ pub(super) fn register(registry: &mut Registry) {
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
             run_timeout: convert::timeout("run_timeout_ms", options.run_timeout_ms)?,
         };
-        let mut job = server
+        let mut job = call
+            .server
             .dispatcher
             .submit(submission)
             .await
             .map_err(|rejection| errors::rejection(&rejection))?;
         started(&mut job).await?;
-        if let Err(error) = still_named(&server, &caller, &subject.machines).await {
-            server.dispatcher.cancel(job.spec.id).await;
+        if let Err(error) = still_named(&call, &subject.machines).await {
+            call.server.dispatcher.cancel(job.spec.id).await;
             return Err(error);
         }
         Ok(LeaseAnswer {
             job_id: job.spec.id.0,
             orbctl: orbctl.display().to_string(),
-            marker: server.dispatcher.marker(&job.spec),
+            marker: call.server.dispatcher.marker(&job.spec),
             machine_names: subject
                 .machines
                 .iter()
@@ -79,9 +79,9 @@ pub(super) fn register(registry: &mut Registry) {
                 .collect(),
         })
     });
-    registry.method::<LeaseRead, _, _>(async |server, params, caller| {
+    registry.method::<LeaseRead, _, _>(async |call, params| {
         let query = Query::RawQuery(raw_read::raw_query(&params.read)?);
-        let seen = read(&server, &caller, query, params.max_age_ms).await?;
+        let seen = call.read(query, params.max_age_ms).await?;
         match &seen.value.answer {
             QueryAnswer::Raw(printed) => Ok(raw_read::raw_output(
                 printed,
@@ -92,19 +92,19 @@ pub(super) fn register(registry: &mut Registry) {
             )),
         }
     });
-    registry.method::<LeaseRelease, _, _>(async |server, params, _caller| {
+    registry.method::<LeaseRelease, _, _>(async |call, params| {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
-        let mut job = server.dispatcher.job(id).await.ok_or_else(|| no_such_job(id))?;
+        let mut job = call.job(id).await?;
         if !matches!(job.spec.submission.executor, Executor::Lease(_)) {
             return Err(invalid("job_id", "that job is not a lease"));
         }
-        let released = server.dispatcher.release(id, ending).await;
+        let released = call.server.dispatcher.release(id, ending).await;
         // The owner may have to exit within a deadline, and reconciliation may take minutes.
         if !released.as_ref().is_some_and(|released| released.is_reconciling) {
             end(&mut job).await?;
         }
-        let view = server.dispatcher.view(id).await.unwrap_or_else(|| job.view());
+        let view = call.view(&job).await;
         Ok(ReleaseAnswer {
             job: jobs::job(&view),
             signalled: released.and_then(|released| signalled(&released, &job.spec)),
@@ -212,59 +212,48 @@ fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
 }
 
 /// Determines the operation and machines from the parameters.
-async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Result<Subject, ErrorObject> {
+async fn subject(call: &Call, params: &LeaseParams) -> Result<Subject, ErrorObject> {
     use LeaseOperation as L;
     check_parameters(params)?;
     let operation = params.operation;
     if let Some(form) = &params.unknown_form {
-        let (operation, machines) = unknown_form::subject(server, caller, params, form).await?;
+        let (operation, machines) = unknown_form::subject(call, params, form).await?;
         return Ok(Subject { operation, machines });
     }
     let force = force(params.force);
     match operation {
-        L::Push => in_machine(server, caller, params, Operation::Push).await,
-        L::Pull => in_machine(server, caller, params, Operation::Pull).await,
+        L::Push => in_machine(call, params, Operation::Push).await,
+        L::Pull => in_machine(call, params, Operation::Pull).await,
         L::Run => {
-            in_machine(server, caller, params, |name| {
+            in_machine(call, params, |name| {
                 Operation::ClientAction(ClientAction::Run(name))
             })
             .await
         }
         L::Shell => {
-            in_machine(server, caller, params, |name| {
+            in_machine(call, params, |name| {
                 Operation::ClientAction(ClientAction::Shell(name))
             })
             .await
         }
         L::Logs => {
-            one(server, caller, params, |name| {
+            one(call, params, |name| {
                 Operation::ClientAction(ClientAction::Logs(name))
             })
             .await
         }
         // The paths stay with the client; the daemon opens none of them.
-        L::Export => {
-            one(server, caller, params, |name| {
-                Operation::Export(name, PathBuf::new())
-            })
-            .await
-        }
+        L::Export => one(call, params, |name| Operation::Export(name, PathBuf::new())).await,
         L::Import => new(params, |name| Operation::Import(name, PathBuf::new())),
         L::Create => new(params, |name| Operation::ClientAction(ClientAction::Create(name))),
-        L::Start => several(server, caller, params, BatchVerb::Start).await,
-        L::Stop => several(server, caller, params, BatchVerb::Stop(force)).await,
-        L::Restart => several(server, caller, params, BatchVerb::Restart).await,
-        L::Delete => several(server, caller, params, BatchVerb::Delete).await,
-        L::Rename => renamed(server, caller, params, |from, to| Operation::Rename { from, to }).await,
-        L::Clone => {
-            renamed(server, caller, params, |source, copy| Operation::Clone {
-                source,
-                copy,
-            })
-            .await
-        }
+        L::Start => several(call, params, BatchVerb::Start).await,
+        L::Stop => several(call, params, BatchVerb::Stop(force)).await,
+        L::Restart => several(call, params, BatchVerb::Restart).await,
+        L::Delete => several(call, params, BatchVerb::Delete).await,
+        L::Rename => renamed(call, params, |from, to| Operation::Rename { from, to }).await,
+        L::Clone => renamed(call, params, |source, copy| Operation::Clone { source, copy }).await,
         L::SetDefault if params.machine.is_none() => Ok(Subject::of(Operation::SetDefault(None))),
-        L::SetDefault => one(server, caller, params, |name| Operation::SetDefault(Some(name))).await,
+        L::SetDefault => one(call, params, |name| Operation::SetDefault(Some(name))).await,
         L::ConfigSet => Ok(Subject::of(Operation::ClientAction(ClientAction::ConfigSet))),
         L::ConfigReset => Ok(Subject::of(Operation::ConfigReset)),
         L::StartAll => Ok(Subject::of(Operation::StartAll)),
@@ -288,7 +277,7 @@ async fn subject(server: &Server, caller: &Caller, params: &LeaseParams) -> Resu
         }
         L::RunOrChange | L::Other => {
             let form = types::UnknownForm::default();
-            let (operation, machines) = unknown_form::subject(server, caller, params, &form).await?;
+            let (operation, machines) = unknown_form::subject(call, params, &form).await?;
             Ok(Subject { operation, machines })
         }
     }
@@ -310,18 +299,13 @@ fn given<'a>(field: &str, text: Option<&'a String>) -> Result<&'a String, ErrorO
 
 /// An operation on the machine in `machine`.
 async fn one(
-    server: &Server,
-    caller: &Caller,
+    call: &Call,
     params: &LeaseParams,
     operation: impl FnOnce(MachineName) -> Operation,
 ) -> Result<Subject, ErrorObject> {
-    let machine = resolve(
-        server,
-        caller,
-        "machine",
-        given("machine", params.machine.as_ref())?,
-    )
-    .await?;
+    let machine = call
+        .resolve("machine", given("machine", params.machine.as_ref())?)
+        .await?;
     Ok(Subject {
         operation: operation(machine.name.clone()),
         machines: vec![machine],
@@ -330,17 +314,16 @@ async fn one(
 
 /// An operation in the machine in `machine`, or in the default machine.
 async fn in_machine(
-    server: &Server,
-    caller: &Caller,
+    call: &Call,
     params: &LeaseParams,
     operation: impl FnOnce(MachineName) -> Operation,
 ) -> Result<Subject, ErrorObject> {
     if params.machine.is_some() {
-        return one(server, caller, params, operation).await;
+        return one(call, params, operation).await;
     }
     // Read now, because `orbctl` will use the current default machine. A session takes no lane, so a cached value suffices to describe it.
     let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
-    let seen = read(server, caller, Query::Default, max_age_ms).await?;
+    let seen = call.read(Query::Default, max_age_ms).await?;
     match &seen.value.answer {
         QueryAnswer::Default(Some(name)) => Ok(Subject {
             operation: operation(name.clone()),
@@ -369,14 +352,9 @@ fn new(
 }
 
 /// An operation on each machine in `machine_names`.
-async fn several(
-    server: &Server,
-    caller: &Caller,
-    params: &LeaseParams,
-    each: BatchVerb,
-) -> Result<Subject, ErrorObject> {
+async fn several(call: &Call, params: &LeaseParams, each: BatchVerb) -> Result<Subject, ErrorObject> {
     match (&params.machine, params.machine_names.len()) {
-        (_, 0) => return one(server, caller, params, |name| each.on(name)).await,
+        (_, 0) => return one(call, params, |name| each.on(name)).await,
         (Some(_), _) => {
             return Err(invalid(
                 "machine_names",
@@ -393,7 +371,7 @@ async fn several(
     }
     let mut machines: Vec<Resolved> = Vec::with_capacity(params.machine_names.len());
     for text in &params.machine_names {
-        machines.push(resolve(server, caller, "machine_names", text).await?);
+        machines.push(call.resolve("machine_names", text).await?);
     }
     let operation = match machines.as_slice() {
         [only] => each.on(only.name.clone()),
@@ -407,14 +385,13 @@ async fn several(
 
 /// An operation on `machine` that also takes `new_name`.
 async fn renamed(
-    server: &Server,
-    caller: &Caller,
+    call: &Call,
     params: &LeaseParams,
     operation: impl FnOnce(MachineName, MachineName) -> Operation,
 ) -> Result<Subject, ErrorObject> {
     let new_name: MachineName = parse("new_name", given("new_name", params.new_name.as_ref())?)?;
     let other = new_name.clone();
-    let mut subject = one(server, caller, params, |name| operation(name, other)).await?;
+    let mut subject = one(call, params, |name| operation(name, other)).await?;
     subject.machines.push(Resolved {
         name: new_name,
         id: None,
@@ -436,11 +413,11 @@ async fn started(job: &mut Job) -> Result<(), ErrorObject> {
 }
 
 /// Checks that the ids still belong to the machines whose lanes are held. A machine may have been renamed while the lease waited.
-async fn still_named(server: &Server, caller: &Caller, machines: &[Resolved]) -> Result<(), ErrorObject> {
+async fn still_named(call: &Call, machines: &[Resolved]) -> Result<(), ErrorObject> {
     if machines.iter().all(|machine| machine.id.is_none()) {
         return Ok(());
     }
-    let seen = read(server, caller, Query::List, Some(0)).await?;
+    let seen = call.read(Query::List, Some(0)).await?;
     let known = seen.value.machines().unwrap_or_default();
     for machine in machines {
         let Some(id) = &machine.id else { continue };

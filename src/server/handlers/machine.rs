@@ -5,7 +5,6 @@ use serde_json::value::RawValue;
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{LogScope, NewMachine, Operation, Query};
-use crate::server::call::{change, read, resolve};
 use crate::server::convert::{self, force, parse, parse_optional};
 use crate::server::registry::Registry;
 use crate::server::{errors, machine_list_cache};
@@ -23,8 +22,8 @@ pub(super) fn register(registry: &mut Registry) {
 }
 
 fn reads(registry: &mut Registry) {
-    registry.encoded::<MachineList, _, _>(async |server, params, caller| {
-        let seen = read(&server, &caller, Query::List, params.max_age_ms).await?;
+    registry.encoded::<MachineList, _, _>(async |call, params| {
+        let seen = call.read(Query::List, params.max_age_ms).await?;
         let mut json = Vec::new();
         if !machine_list_cache::machine_list(&seen, &Moment::now(), &mut json) {
             return Err(errors::internal(
@@ -36,9 +35,9 @@ fn reads(registry: &mut Registry) {
             .and_then(|json| RawValue::from_string(json).ok())
             .ok_or_else(|| errors::internal("the encoded machine list is not valid JSON"))
     });
-    registry.method::<MachineInfo, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
-        let seen = read(&server, &caller, Query::Info(machine.name), params.max_age_ms).await?;
+    registry.method::<MachineInfo, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
+        let seen = call.read(Query::Info(machine.name), params.max_age_ms).await?;
         match &seen.value.answer {
             QueryAnswer::Info(info) => Ok(info_answer(info, convert::observed(&seen, &Moment::now()))),
             _ => Err(errors::internal(
@@ -46,8 +45,8 @@ fn reads(registry: &mut Registry) {
             )),
         }
     });
-    registry.method::<MachineDefault, _, _>(async |server, params, caller| {
-        let seen = read(&server, &caller, Query::Default, params.max_age_ms).await?;
+    registry.method::<MachineDefault, _, _>(async |call, params| {
+        let seen = call.read(Query::Default, params.max_age_ms).await?;
         let QueryAnswer::Default(machine) = &seen.value.answer else {
             return Err(errors::internal(
                 "the answer for the default machine has an unexpected type",
@@ -59,18 +58,18 @@ fn reads(registry: &mut Registry) {
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
-    registry.method::<MachineLogs, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+    registry.method::<MachineLogs, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
         let scope = if params.all {
             LogScope::All
         } else {
             LogScope::Default
         };
-        let seen = read(&server, &caller, Query::Logs(machine.name, scope), None).await?;
+        let seen = call.read(Query::Logs(machine.name, scope), None).await?;
         text(&seen.value.answer)
     });
-    registry.method::<MachineSsh, _, _>(async |server, _params, caller| {
-        let seen = read(&server, &caller, Query::Ssh, None).await?;
+    registry.method::<MachineSsh, _, _>(async |call, _params| {
+        let seen = call.read(Query::Ssh, None).await?;
         text(&seen.value.answer)
     });
 }
@@ -83,81 +82,64 @@ fn text(answer: &QueryAnswer) -> Result<TextAnswer, ErrorObject> {
 }
 
 fn changes(registry: &mut Registry) {
-    registry.method::<MachineCreate, _, _>(async |server, params, caller| {
+    registry.method::<MachineCreate, _, _>(async |call, params| {
         let operation = Operation::Create(new_machine(&params)?);
-        change(server, caller, operation, None, params.options()).await
+        call.change(operation, None, params.options()).await
     });
-    registry.method::<MachineStart, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
-        change(
-            server,
-            caller,
-            Operation::Start(machine.name),
-            machine.id,
-            params.options(),
-        )
-        .await
+    registry.method::<MachineStart, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
+        call.change(Operation::Start(machine.name), machine.id, params.options())
+            .await
     });
-    registry.method::<MachineStop, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+    registry.method::<MachineStop, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
         let operation = Operation::Stop(machine.name, force(params.force));
-        change(server, caller, operation, machine.id, params.options()).await
+        call.change(operation, machine.id, params.options()).await
     });
-    registry.method::<MachineRestart, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
-        change(
-            server,
-            caller,
-            Operation::Restart(machine.name),
-            machine.id,
-            params.options(),
-        )
-        .await
+    registry.method::<MachineRestart, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
+        call.change(Operation::Restart(machine.name), machine.id, params.options())
+            .await
     });
-    registry.method::<MachineDelete, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+    registry.method::<MachineDelete, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
         let operation = Operation::Delete(machine.name);
-        change(server, caller, operation, machine.id, params.options()).await
+        call.change(operation, machine.id, params.options()).await
     });
-    registry.method::<MachineRename, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+    registry.method::<MachineRename, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
         let operation = Operation::Rename {
             from: machine.name,
             to: parse("new_name", &params.new_name)?,
         };
-        change(server, caller, operation, machine.id, params.options()).await
+        call.change(operation, machine.id, params.options()).await
     });
-    registry.method::<MachineClone, _, _>(async |server, params, caller| {
-        let machine = resolve(&server, &caller, "machine", &params.machine).await?;
+    registry.method::<MachineClone, _, _>(async |call, params| {
+        let machine = call.resolve("machine", &params.machine).await?;
         let copy = parse("new_name", &params.new_name)?;
         let operation = Operation::Clone {
             source: machine.name,
             copy,
         };
-        change(server, caller, operation, machine.id, params.options()).await
+        call.change(operation, machine.id, params.options()).await
     });
-    registry.method::<MachineSetDefault, _, _>(async |server, params, caller| {
+    registry.method::<MachineSetDefault, _, _>(async |call, params| {
         let (name, id) = match &params.machine {
             Some(machine) => {
-                let machine = resolve(&server, &caller, "machine", machine).await?;
+                let machine = call.resolve("machine", machine).await?;
                 (Some(machine.name), machine.id)
             }
             None => (None, None),
         };
-        change(server, caller, Operation::SetDefault(name), id, params.options()).await
+        call.change(Operation::SetDefault(name), id, params.options())
+            .await
     });
-    registry.method::<MachineStartAll, _, _>(async |server, params, caller| {
-        change(server, caller, Operation::StartAll, None, params.options()).await
+    registry.method::<MachineStartAll, _, _>(async |call, params| {
+        call.change(Operation::StartAll, None, params.options()).await
     });
-    registry.method::<MachineStopAll, _, _>(async |server, params, caller| {
-        change(
-            server,
-            caller,
-            Operation::StopAll(force(params.force)),
-            None,
-            params.options(),
-        )
-        .await
+    registry.method::<MachineStopAll, _, _>(async |call, params| {
+        call.change(Operation::StopAll(force(params.force)), None, params.options())
+            .await
     });
 }
 

@@ -34,7 +34,7 @@ fn summary_row(row: &SummaryRow) -> MetricsRow {
 }
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<MetricsSummary, _, _>(async |server, params, _caller| {
+    registry.method::<MetricsSummary, _, _>(async |call, params| {
         let now = Moment::now().unix_ms();
         let request = SummaryRequest {
             since_ms: params.window_ms.map_or(0, |window| now.saturating_sub(window)),
@@ -47,7 +47,8 @@ pub(super) fn register(registry: &mut Registry) {
                 types::GroupBy::Both => GroupBy::OperationAndMachine,
             },
         };
-        let summary = server
+        let summary = call
+            .server
             .metrics
             .summary(request)
             .await
@@ -64,7 +65,7 @@ pub(super) fn register(registry: &mut Registry) {
             rows,
         })
     });
-    registry.method::<MetricsHistory, _, _>(async |server, params, _caller| {
+    registry.method::<MetricsHistory, _, _>(async |call, params| {
         let limit = params.limit.unwrap_or(HISTORY_DEFAULT);
         if limit == 0 || limit > crate::metrics::HISTORY_PAGE_MAX {
             return Err(invalid(
@@ -92,7 +93,8 @@ pub(super) fn register(registry: &mut Registry) {
             before: params.cursor.map(|cursor| parse("cursor", &cursor)).transpose()?,
             ..HistoryRequest::default()
         };
-        let page = server
+        let page = call
+            .server
             .metrics
             .history(request)
             .await
@@ -103,8 +105,8 @@ pub(super) fn register(registry: &mut Registry) {
             cursor: page.next.map(|cursor| cursor.to_string()),
         })
     });
-    registry.method::<MetricsCounters, _, _>(async |server, _params, _caller| {
-        let counters = server.metrics.counters();
+    registry.method::<MetricsCounters, _, _>(async |call, _params| {
+        let counters = call.server.metrics.counters();
         let mut values: std::collections::BTreeMap<String, u64> = Counter::ALL
             .into_iter()
             .map(|counter| (counter.as_str().to_owned(), counters.get(counter)))

@@ -3,15 +3,14 @@
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
 use crate::operation::{Operation, Query};
-use crate::server::call::{change, read};
 use crate::server::registry::Registry;
 use crate::server::{convert, errors};
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use orbd_proto::types::{StatusAnswer, VersionAnswer};
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<OrbstackStatus, _, _>(async |server, params, caller| {
-        let seen = read(&server, &caller, Query::Status, params.max_age_ms).await?;
+    registry.method::<OrbstackStatus, _, _>(async |call, params| {
+        let seen = call.read(Query::Status, params.max_age_ms).await?;
         let QueryAnswer::Status(status) = &seen.value.answer else {
             return Err(errors::internal(
                 "the answer for the status has an unexpected type",
@@ -22,8 +21,8 @@ pub(super) fn register(registry: &mut Registry) {
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
-    registry.method::<OrbstackVersion, _, _>(async |server, params, caller| {
-        let seen = read(&server, &caller, Query::Version, params.max_age_ms).await?;
+    registry.method::<OrbstackVersion, _, _>(async |call, params| {
+        let seen = call.read(Query::Version, params.max_age_ms).await?;
         let QueryAnswer::Version(version) = &seen.value.answer else {
             return Err(errors::internal(
                 "the answer for the version has an unexpected type",
@@ -36,12 +35,12 @@ pub(super) fn register(registry: &mut Registry) {
             observed: convert::observed(&seen, &Moment::now()),
         })
     });
-    registry.method::<OrbstackStart, _, _>(async |server, params, caller| {
+    registry.method::<OrbstackStart, _, _>(async |call, params| {
         let operation = Operation::StartOrbstack(convert::force(params.force));
-        change(server, caller, operation, None, params.options()).await
+        call.change(operation, None, params.options()).await
     });
-    registry.method::<OrbstackStop, _, _>(async |server, params, caller| {
+    registry.method::<OrbstackStop, _, _>(async |call, params| {
         let operation = Operation::StopOrbstack(convert::force(params.force));
-        change(server, caller, operation, None, params.options()).await
+        call.change(operation, None, params.options()).await
     });
 }

@@ -9,17 +9,17 @@ use orbd_proto::methods::{QueueDrain, QueuePause, QueueResume, QueueStatus};
 use orbd_proto::types::{ErrorObject, QueueStatusAnswer, QueueTargetParams};
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<QueueStatus, _, _>(async |server, _params, _caller| {
-        Ok(answer(&server.dispatcher.queue_view().await))
+    registry.method::<QueueStatus, _, _>(async |call, _params| {
+        Ok(answer(&call.server.dispatcher.queue_view().await))
     });
-    registry.method::<QueuePause, _, _>(async |server, params, _caller| {
-        change(&server, QueueVerb::Pause, &params).await
+    registry.method::<QueuePause, _, _>(async |call, params| {
+        change(&call.server, QueueVerb::Pause, &params).await
     });
-    registry.method::<QueueResume, _, _>(async |server, params, _caller| {
-        change(&server, QueueVerb::Resume, &params).await
+    registry.method::<QueueResume, _, _>(async |call, params| {
+        change(&call.server, QueueVerb::Resume, &params).await
     });
-    registry.method::<QueueDrain, _, _>(async |server, params, _caller| {
-        change(&server, QueueVerb::Drain, &params).await
+    registry.method::<QueueDrain, _, _>(async |call, params| {
+        change(&call.server, QueueVerb::Drain, &params).await
     });
 }
 

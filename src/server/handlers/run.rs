@@ -10,7 +10,7 @@ use crate::dispatcher::{Job, JobState};
 use crate::job::{JobId, Outcome, Success};
 use crate::operation::{CallerEnv, ExecRequest, Operation, OutputKept, Stdin};
 use crate::server::budget::{Budget, Permit};
-use crate::server::call::{Caller, end, ended_well, resolve, submit};
+use crate::server::call::{Call, end, ended_well};
 use crate::server::context::Server;
 use crate::server::convert::{self, parse, parse_optional};
 use crate::server::encoding::{self, bytes_of};
@@ -37,9 +37,9 @@ const EVENT_BYTES_SMALL: usize = 2 << 10;
 const WAITING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) fn register(registry: &mut Registry) {
-    registry.method::<MachineRun, _, _>(async |server, params, caller| {
+    registry.method::<MachineRun, _, _>(async |call, params| {
         let detach = params.detach;
-        let mut job = begin(&server, &caller, params).await?;
+        let mut job = begin(&call, params).await?;
         let state = if detach {
             job.state.borrow().clone()
         } else {
@@ -50,7 +50,7 @@ pub(super) fn register(registry: &mut Registry) {
         }
         let mut answer = run_answer(job.spec.id, &job.spec.accepted, &state);
         if let Some(spool) = job.spool.as_ref().filter(|_| !detach) {
-            answer.output = inline(spool, caller.connection()?.budget()).await?;
+            answer.output = inline(spool, call.connection.budget()).await?;
             answer.next_offset = answer
                 .output
                 .iter()
@@ -61,7 +61,7 @@ pub(super) fn register(registry: &mut Registry) {
         }
         Ok(answer)
     });
-    registry.subscription::<MachineRunFollow, _, _>(async |server, params, caller, subscriber| {
+    registry.subscription::<MachineRunFollow, _, _>(async |call, params, subscriber| {
         if params.detach {
             let error = invalid(
                 "detach",
@@ -69,12 +69,12 @@ pub(super) fn register(registry: &mut Registry) {
             );
             return subscriber.reject(error).await;
         }
-        match begin(&server, &caller, params).await {
+        match begin(&call, params).await {
             Ok(job) => {
                 let id = job.spec.id;
                 // The end of the subscription cancels the command.
-                if follow(&server, job, 0, subscriber).await.is_none() {
-                    server.dispatcher.cancel(id).await;
+                if follow(&call.server, job, 0, subscriber).await.is_none() {
+                    call.server.dispatcher.cancel(id).await;
                 }
             }
             Err(error) => subscriber.reject(error).await,
@@ -82,15 +82,15 @@ pub(super) fn register(registry: &mut Registry) {
     });
 }
 
-async fn begin(server: &Server, caller: &Caller, params: RunParams) -> Result<Job, ErrorObject> {
+async fn begin(call: &Call, params: RunParams) -> Result<Job, ErrorObject> {
     let options = params.options();
-    let machine = resolve(server, caller, "machine", &params.machine).await?;
+    let machine = call.resolve("machine", &params.machine).await?;
     let mut request = exec_request(params)?;
     if let Stdin::Bytes(bytes) = &mut request.stdin {
-        *bytes = caller.connection()?.hold(std::mem::take(bytes))?;
+        *bytes = call.connection.hold(std::mem::take(bytes))?;
     }
     let operation = Operation::Exec(machine.name, request);
-    submit(server, caller, operation, machine.id, options).await
+    call.submit(operation, machine.id, options).await
 }
 
 /// Returns how many bytes of output an answer may carry, and the budget permit to hold until the answer is encoded. No answer is built that

@@ -7,8 +7,7 @@ use super::raw_read;
 use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
-use crate::server::call::{Caller, Resolved, read, resolve};
-use crate::server::context::Server;
+use crate::server::call::{Call, Resolved};
 use crate::server::convert::{self, force, parse};
 use crate::server::errors;
 use orbd_proto::errors::invalid;
@@ -64,8 +63,7 @@ pub(super) fn is_taken_by(operation: LeaseOperation) -> bool {
 
 /// Returns the operation and the machines that the command may touch.
 pub(super) async fn subject(
-    server: &Server,
-    caller: &Caller,
+    call: &Call,
     params: &LeaseParams,
     form: &types::UnknownForm,
 ) -> Result<(Operation, Vec<Resolved>), ErrorObject> {
@@ -98,18 +96,18 @@ pub(super) async fn subject(
     }
     let mut found = match &params.machine {
         Some(text) if kind == Kind::Import => vec![new(parse("machine", text)?)],
-        Some(text) => vec![resolve(server, caller, "machine", text).await?],
+        Some(text) => vec![call.resolve("machine", text).await?],
         None if kind == Kind::Import => return Err(invalid("machine", "required by this operation")),
         None => Vec::new(),
     };
     let default = match kind {
-        Kind::CommandOrChange => default_machine(server, caller).await?,
+        Kind::CommandOrChange => default_machine(call).await?,
         // An unknown flag before the command may or may not have a value. If it has none, the next argument is already the command, a later
         // flag with a machine's name belongs to that command, and `orbctl` uses the default machine.
-        Kind::Command if verb == FormVerb::Run || found.is_empty() => default_machine(server, caller).await?,
+        Kind::Command if verb == FormVerb::Run || found.is_empty() => default_machine(call).await?,
         _ => None,
     };
-    let operands = existing(server, caller, kind, &form.operands).await?;
+    let operands = existing(call, kind, &form.operands).await?;
     let names = |machines: &[Resolved]| -> Vec<MachineName> {
         machines.iter().map(|machine| machine.name.clone()).collect()
     };
@@ -141,8 +139,8 @@ fn new(name: MachineName) -> Resolved {
     Resolved { name, id: None }
 }
 
-async fn default_machine(server: &Server, caller: &Caller) -> Result<Option<MachineName>, ErrorObject> {
-    let seen = read(server, caller, Query::Default, Some(0)).await?;
+async fn default_machine(call: &Call) -> Result<Option<MachineName>, ErrorObject> {
+    let seen = call.read(Query::Default, Some(0)).await?;
     match &seen.value.answer {
         QueryAnswer::Default(name) => Ok(name.clone()),
         _ => Err(errors::internal(
@@ -153,12 +151,7 @@ async fn default_machine(server: &Server, caller: &Caller) -> Result<Option<Mach
 
 /// Returns the machines that the operands name, without duplicates. For a command that creates a machine, operands that are not in the
 /// inventory are included.
-async fn existing(
-    server: &Server,
-    caller: &Caller,
-    kind: Kind,
-    operands: &[String],
-) -> Result<Vec<Resolved>, ErrorObject> {
+async fn existing(call: &Call, kind: Kind, operands: &[String]) -> Result<Vec<Resolved>, ErrorObject> {
     let mut references = Vec::with_capacity(operands.len());
     for operand in operands {
         references.push(convert::machine_ref("unknown_form.operands", operand)?);
@@ -170,7 +163,7 @@ async fn existing(
         !references.is_empty()
     };
     let inventory = if needs_inventory {
-        inventory(server, caller, kind).await
+        inventory(call, kind).await
     } else {
         None
     };
@@ -204,13 +197,13 @@ async fn existing(
 
 /// Reads the inventory, from the cache if it is fresh; `None` if it cannot be read. An unknown verb may be one that leaves OrbStack
 /// stopped, so for it the inventory is only read if OrbStack is running.
-async fn inventory(server: &Server, caller: &Caller, kind: Kind) -> Option<Vec<Machine>> {
+async fn inventory(call: &Call, kind: Kind) -> Option<Vec<Machine>> {
     if kind == Kind::Other {
-        let seen = read(server, caller, Query::Status, None).await.ok()?;
+        let seen = call.read(Query::Status, None).await.ok()?;
         if !matches!(&seen.value.answer, QueryAnswer::Status(OrbstackStatus::Running)) {
             return None;
         }
     }
-    let seen = read(server, caller, Query::List, None).await.ok()?;
+    let seen = call.read(Query::List, None).await.ok()?;
     Some(seen.value.machines()?.to_vec())
 }
