@@ -1,12 +1,14 @@
-//! Typed operations: operands, class, the lanes that an operation locks, and the cached data that it makes stale.
+//! What a caller can ask for, in three parts: the [`Action`] that orbd runs, with its operands; the [`JobInfo`] that the rest of the
+//! daemon sees; and the [`Goal`] that reconciliation checks.
 //!
-//! An [`Operation`] does not say how it is carried out; only `orbctl::argv` converts it to arguments. Keep the table in
-//! `docs/ARCHITECTURE.md` in step with [`Operation::footprint`].
+//! An [`Action`] does not say how it is carried out; only `orbctl::argv` converts it to arguments. An operation that a client's
+//! own process carries out under a lease has no action: its operands stay with the client.
 
-mod client_action;
 mod footprint;
+mod goal;
+mod job_info;
 mod raw_query;
-mod unknown_form;
+mod verb;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,26 +16,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use client_action::{BatchVerb, ClientAction};
 pub use footprint::{Access, Class, Effect, Footprint, Lane, Scope};
+pub use goal::Goal;
+pub use job_info::JobInfo;
 pub use orbd_host::caller_env::{CallerEnv, CallerEnvError, EnvName};
 pub use orbd_host::token::{Arch, ConfigKey, Distro, DistroVersion, Mount, Size, TokenError, UserName};
 pub use raw_query::{Format, RawQuery};
-pub use unknown_form::{FormVerb, UnknownForm};
+pub use verb::Verb;
 
 use crate::machine::{MachineId, MachineName};
 
-/// One operation that a caller can request.
+/// What orbd runs for a job, with all operands.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Operation {
+pub enum Action {
     /// A read. Equal reads share one invocation.
     Query(Query),
     /// Runs a command in a machine.
     Exec(MachineName, ExecRequest),
-    /// Copies files from the Mac into a machine. The client carries it out under a lease.
-    Push(MachineName),
-    /// Copies files from a machine to the Mac. The client carries it out under a lease.
-    Pull(MachineName),
+    /// Changes machines or OrbStack.
+    Change(Change),
+}
+
+/// A change that orbd carries out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
     /// Creates a machine and boots it.
     Create(NewMachine),
     /// Boots a machine.
@@ -81,8 +87,57 @@ pub enum Operation {
     StartAll,
     /// Stops every machine.
     StopAll(Force),
-    /// An operation that only clients carry out, under leases.
-    ClientAction(ClientAction),
+}
+
+impl From<Change> for Action {
+    fn from(change: Change) -> Self {
+        Self::Change(change)
+    }
+}
+
+impl Action {
+    /// Returns the job that runs this action.
+    pub fn info(&self) -> JobInfo {
+        match self {
+            Self::Query(query) => JobInfo::read(query),
+            Self::Exec(machine, _) => JobInfo::new(false, Verb::Run, vec![machine.clone()]),
+            Self::Change(change) => change.info(),
+        }
+    }
+}
+
+impl Change {
+    /// Returns the job that carries out this change.
+    pub fn info(&self) -> JobInfo {
+        let on = |verb, machines: &[&MachineName]| {
+            JobInfo::new(false, verb, machines.iter().copied().cloned().collect())
+        };
+        match self {
+            Self::Create(new) => on(Verb::Create, &[&new.name]),
+            Self::Start(name) => on(Verb::Start, &[name]),
+            Self::Stop(name, force) => on(Verb::Stop, &[name]).forced(*force),
+            Self::Restart(name) => on(Verb::Restart, &[name]),
+            Self::Delete(name) => on(Verb::Delete, &[name]),
+            Self::Rename { from, to } => on(Verb::Rename, &[from, to]),
+            Self::Clone { source, copy } => on(Verb::Clone, &[source, copy]),
+            Self::Export(name, _) => on(Verb::Export, &[name]),
+            Self::Import(name, _) => on(Verb::Import, &[name]),
+            Self::SetDefault(name) => on(Verb::SetDefault, name.as_ref().as_slice()),
+            Self::ConfigSet { key, value } => {
+                let mut info = on(Verb::ConfigSet, &[]);
+                info.goal = Goal::Setting {
+                    key: key.clone(),
+                    value: value.clone(),
+                };
+                info
+            }
+            Self::ConfigReset => on(Verb::ConfigReset, &[]),
+            Self::StartOrbstack(force) => on(Verb::StartOrbstack, &[]).forced(*force),
+            Self::StopOrbstack(force) => on(Verb::StopOrbstack, &[]).forced(*force),
+            Self::StartAll => on(Verb::StartAll, &[]),
+            Self::StopAll(force) => on(Verb::StopAll, &[]).forced(*force),
+        }
+    }
 }
 
 /// A read. Equal queries share one invocation until the cache generation changes.
@@ -185,30 +240,20 @@ impl ExecRequest {
         })
     }
 
-    /// Returns a copy that keeps only whether input was streamed and how output is kept. An ended command needs no more, and its
-    /// arguments, environment and input may hold secrets or megabytes.
-    #[must_use]
-    pub fn forgotten(&self) -> Self {
-        let stdin = if self.stdin == Stdin::Stream {
-            Stdin::Stream
-        } else {
-            Stdin::Empty
-        };
-        Self {
-            command: vec!["forgotten".into()],
-            user: None,
-            workdir: None,
-            try_workdir: None,
-            env: Vec::new(),
-            caller_env: CallerEnv::default(),
-            stdin,
-            output: self.output,
-        }
-    }
-
     /// Returns the program and its arguments.
     pub fn command(&self) -> &[String] {
         &self.command
+    }
+
+    /// Returns the approximate size of its operands in bytes.
+    pub fn weight(&self) -> u64 {
+        let words: usize = self.command.iter().map(String::len).sum();
+        let env: usize = self.env.iter().map(|(_, value)| value.len()).sum();
+        let input = match &self.stdin {
+            Stdin::Bytes(bytes) => bytes.len(),
+            Stdin::Empty | Stdin::Stream => 0,
+        };
+        (words + env + input) as u64
     }
 }
 
@@ -292,199 +337,28 @@ impl std::str::FromStr for MachineRef {
     }
 }
 
-impl Operation {
-    /// Returns the verb used on the wire, in logs and in metrics.
-    pub fn verb(&self) -> &'static str {
+impl Query {
+    /// Returns the verb of the read.
+    pub fn verb(&self) -> Verb {
         match self {
-            Self::Query(query) => query.verb(),
-            Self::Exec(..) => "run",
-            Self::Push(_) => "push",
-            Self::Pull(_) => "pull",
-            Self::Create(_) => "create",
-            Self::Start(_) => "start",
-            Self::Stop(..) => "stop",
-            Self::Restart(_) => "restart",
-            Self::Delete(_) => "delete",
-            Self::Rename { .. } => "rename",
-            Self::Clone { .. } => "clone",
-            Self::Export(..) => "export",
-            Self::Import(..) => "import",
-            Self::SetDefault(_) => "set_default",
-            Self::ConfigSet { .. } => "config_set",
-            Self::ConfigReset => "config_reset",
-            Self::StartOrbstack(_) => "start_orbstack",
-            Self::StopOrbstack(_) => "stop_orbstack",
-            Self::StartAll => "start_all",
-            Self::StopAll(_) => "stop_all",
-            Self::ClientAction(client_action) => client_action.verb(),
+            Self::List => Verb::List,
+            Self::Info(_) => Verb::Info,
+            Self::Status => Verb::Status,
+            Self::Version => Verb::Version,
+            Self::ConfigShow => Verb::ConfigShow,
+            Self::Default => Verb::Default,
+            Self::Ssh => Verb::Ssh,
+            Self::Logs(..) => Verb::Logs,
+            Self::RawQuery(read) => read.subject().verb(),
         }
     }
 
-    /// Returns the machine that the operation is mainly about, if there is one.
+    /// Returns the machine that the read is about, if there is one.
     pub fn machine(&self) -> Option<&MachineName> {
         match self {
-            Self::Query(Query::Info(name) | Query::Logs(name, _))
-            | Self::Exec(name, _)
-            | Self::Push(name)
-            | Self::Pull(name)
-            | Self::Start(name)
-            | Self::Stop(name, _)
-            | Self::Restart(name)
-            | Self::Delete(name)
-            | Self::Rename { from: name, .. }
-            | Self::Clone { copy: name, .. }
-            | Self::Export(name, _)
-            | Self::Import(name, _)
-            | Self::SetDefault(Some(name)) => Some(name),
-            Self::Create(new) => Some(&new.name),
-            Self::ClientAction(client_action) => client_action.machine(),
-            Self::Query(Query::RawQuery(read)) => read.machine(),
-            Self::Query(_)
-            | Self::SetDefault(None)
-            | Self::ConfigSet { .. }
-            | Self::ConfigReset
-            | Self::StartOrbstack(_)
-            | Self::StopOrbstack(_)
-            | Self::StartAll
-            | Self::StopAll(_) => None,
-        }
-    }
-
-    /// Returns the class, which determines the limits that apply.
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Query(_) => Class::Query,
-            Self::Exec(..) | Self::Push(_) | Self::Pull(_) => Class::Exec,
-            Self::Create(_) | Self::Import(..) => Class::Creation,
-            Self::Start(_)
-            | Self::Stop(..)
-            | Self::Restart(_)
-            | Self::Delete(_)
-            | Self::Rename { .. }
-            | Self::Clone { .. }
-            | Self::Export(..)
-            | Self::SetDefault(_) => Class::Change,
-            Self::ConfigSet { .. } | Self::ConfigReset => Class::Configuration,
-            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
-                Class::Fleet
-            }
-            Self::ClientAction(client_action) => client_action.class(),
-        }
-    }
-
-    /// Returns the lanes that the operation locks, and the access to each.
-    pub fn footprint(&self) -> Footprint {
-        use Access::{Exclusive, Shared};
-        let machine = |name: &MachineName, access| (Lane::Machine(name.clone()), access);
-        let fleet = (Lane::Fleet, Shared);
-        match self {
-            Self::Query(_) => Footprint::NONE,
-            Self::Exec(name, _) | Self::Push(name) | Self::Pull(name) => {
-                Footprint::new([machine(name, Shared), fleet])
-            }
-            Self::Create(NewMachine { name, .. })
-            | Self::Start(name)
-            | Self::Stop(name, _)
-            | Self::Restart(name)
-            | Self::Delete(name)
-            | Self::Export(name, _)
-            | Self::Import(name, _) => Footprint::new([machine(name, Exclusive), fleet]),
-            Self::Rename { from: one, to: other }
-            | Self::Clone {
-                source: one,
-                copy: other,
-            } => Footprint::new([machine(one, Exclusive), machine(other, Exclusive), fleet]),
-            Self::SetDefault(name) => Footprint::new(
-                name.iter()
-                    .map(|name| machine(name, Exclusive))
-                    .chain([(Lane::Configuration, Exclusive), fleet]),
-            ),
-            // Takes no machine's lane, so it blocks no machine; a change of the fleet waits for it.
-            Self::ConfigSet { .. } | Self::ConfigReset => {
-                Footprint::new([(Lane::Configuration, Exclusive), fleet])
-            }
-            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
-                Footprint::new([(Lane::Fleet, Exclusive)])
-            }
-            Self::ClientAction(client_action) => client_action.footprint(),
-        }
-    }
-
-    /// Returns what the operation makes stale. A command changes its machine only if it may start it, which only the dispatcher
-    /// knows.
-    pub fn effect(&self) -> Effect {
-        match self {
-            Self::Query(_) | Self::Exec(..) | Self::Push(_) | Self::Pull(_) => Effect::Reads,
-            Self::Create(NewMachine { name, .. })
-            | Self::Start(name)
-            | Self::Stop(name, _)
-            | Self::Restart(name)
-            | Self::Delete(name)
-            | Self::Export(name, _)
-            | Self::Import(name, _) => Effect::Changes(Scope::Machines(vec![name.clone()])),
-            Self::Rename { from: one, to: other }
-            | Self::Clone {
-                source: one,
-                copy: other,
-            } => Effect::Changes(Scope::Machines(vec![one.clone(), other.clone()])),
-            Self::SetDefault(_) | Self::ConfigSet { .. } | Self::ConfigReset => {
-                Effect::Changes(Scope::Configuration)
-            }
-            Self::StartOrbstack(_) | Self::StopOrbstack(_) | Self::StartAll | Self::StopAll(_) => {
-                Effect::Changes(Scope::Everything)
-            }
-            Self::ClientAction(client_action) => client_action.effect(),
-        }
-    }
-
-    /// Returns the approximate size of its operands in bytes.
-    pub fn weight(&self) -> u64 {
-        let Self::Exec(_, request) = self else {
-            return 0;
-        };
-        let words: usize = request.command.iter().map(String::len).sum();
-        let env: usize = request.env.iter().map(|(_, value)| value.len()).sum();
-        let input = match &request.stdin {
-            Stdin::Bytes(bytes) => bytes.len(),
-            Stdin::Empty | Stdin::Stream => 0,
-        };
-        (words + env + input) as u64
-    }
-
-    /// Returns whether the run limit of its class applies.
-    pub fn has_run_limit(&self) -> bool {
-        match self {
-            Self::ClientAction(client_action) => client_action.has_run_limit(),
-            _ => true,
-        }
-    }
-
-    /// Returns whether it stops conflicting jobs that run and cancels those that wait, instead of queueing behind them.
-    pub fn preempts(&self) -> bool {
-        match self {
-            Self::Stop(_, force)
-            | Self::StartOrbstack(force)
-            | Self::StopOrbstack(force)
-            | Self::StopAll(force) => *force == Force::Yes,
-            Self::ClientAction(client_action) => client_action.preempts(),
-            _ => false,
-        }
-    }
-}
-
-impl Query {
-    /// Returns the verb used on the wire, in logs and in metrics.
-    pub fn verb(&self) -> &'static str {
-        match self {
-            Self::List => "list",
-            Self::Info(_) => "info",
-            Self::Status => "status",
-            Self::Version => "version",
-            Self::ConfigShow => "config_show",
-            Self::Default => "default",
-            Self::Ssh => "ssh",
-            Self::Logs(..) => "logs",
-            Self::RawQuery(read) => read.subject().verb(),
+            Self::Info(name) | Self::Logs(name, _) => Some(name),
+            Self::RawQuery(read) => read.machine(),
+            Self::List | Self::Status | Self::Version | Self::ConfigShow | Self::Default | Self::Ssh => None,
         }
     }
 }
@@ -492,31 +366,6 @@ impl Query {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn name(text: &str) -> MachineName {
-        text.parse().expect("a valid name")
-    }
-
-    #[test]
-    fn query_locks_no_lane() {
-        assert_eq!(Operation::Query(Query::List).footprint(), Footprint::NONE);
-    }
-
-    #[test]
-    fn rename_locks_both_names_exclusively() {
-        let rename = Operation::Rename {
-            from: name("a"),
-            to: name("b"),
-        };
-        for machine in ["a", "b"] {
-            assert!(
-                rename
-                    .footprint()
-                    .lanes()
-                    .contains(&(Lane::Machine(name(machine)), Access::Exclusive))
-            );
-        }
-    }
 
     #[test]
     fn debug_output_of_a_command_shows_none_of_its_contents() {

@@ -11,9 +11,9 @@ macro_rules! about_job {
         let spec: &$crate::dispatcher::handle::JobSpec = &$spec;
         tracing::$level!(
             job_id = spec.id.0,
-            operation = spec.submission.operation.verb(),
-            machine = spec.submission.operation.machine().map(tracing::field::display),
-            client = %spec.submission.client.name,
+            operation = spec.info.verb.as_str(),
+            machine = spec.info.machine.as_ref().map(tracing::field::display),
+            client = %spec.client.name,
             $($rest)+
         )
     }};
@@ -26,8 +26,8 @@ pub(super) fn span(spec: &JobSpec) -> Span {
     tracing::error_span!(
         "job",
         job_id = spec.id.0,
-        operation = spec.submission.operation.verb(),
-        machine = spec.submission.operation.machine().map(tracing::field::display),
-        client = %spec.submission.client.name,
+        operation = spec.info.verb.as_str(),
+        machine = spec.info.machine.as_ref().map(tracing::field::display),
+        client = %spec.client.name,
     )
 }

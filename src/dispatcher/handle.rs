@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::events::{EventLog, SequencedEvent};
 use crate::job::{ClientId, Ending, HealthProblem, JobId, Outcome};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
-use crate::operation::{Operation, Query, Scope};
+use crate::operation::{Action, ExecRequest, JobInfo, Query, Scope, Stdin};
 use crate::scheduler::Refusal;
 use crate::spool;
 use crate::sys::ChildIdentity;
@@ -45,13 +45,23 @@ pub struct Client {
     pub uid: u32,
 }
 
-/// Which process runs `orbctl` for a job.
-#[derive(Debug, Clone, Copy)]
+/// Which process runs `orbctl` for a job, and what it runs.
+#[derive(Debug, Clone)]
 pub enum Executor {
-    /// orbd spawns it.
-    Daemon,
-    /// A process of the client becomes `orbctl` once the lease is granted.
-    Lease(LeaseProcesses),
+    /// orbd runs this.
+    Daemon(Action),
+    /// A process of the client becomes `orbctl` once the lease is granted. orbd knows the job, but not the operands.
+    Client(JobInfo, LeaseProcesses),
+}
+
+impl Executor {
+    /// Returns the job.
+    pub(super) fn info(&self) -> JobInfo {
+        match self {
+            Self::Daemon(action) => action.info(),
+            Self::Client(info, _) => info.clone(),
+        }
+    }
 }
 
 /// The processes of a lease.
@@ -89,12 +99,10 @@ pub struct Released {
 /// An operation that a client asks orbd to carry out.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// The operation.
-    pub operation: Operation,
+    /// What is to be carried out, and by which process.
+    pub executor: Executor,
     /// Client that asks for it.
     pub client: Client,
-    /// Which process runs `orbctl`.
-    pub executor: Executor,
     /// Id by which the client named the machine; compared again before the job starts. `None` if it gave a name.
     pub expected_id: Option<MachineId>,
     /// Whether the job continues after its client disconnects.
@@ -105,25 +113,89 @@ pub struct Submission {
     pub run_timeout: Option<Duration>,
 }
 
-/// The part of a job that is fixed at acceptance.
+/// The part of a job that is fixed at acceptance. It is kept with the ended job, so it has none of the operands, which may hold secrets
+/// or megabytes.
 #[derive(Debug, Clone)]
 pub struct JobSpec {
     /// Unique id.
     pub id: JobId,
     /// When the job was accepted.
     pub accepted: Moment,
-    /// The submission, with default limits filled in.
-    pub submission: Submission,
+    /// What the job is and what it locks.
+    pub info: JobInfo,
+    /// The processes of a lease; `None` for other jobs.
+    pub lease: Option<LeaseProcesses>,
+    /// Client that asked for it.
+    pub client: Client,
+    /// Id by which the client named the machine; compared again before the job starts. `None` if it gave a name.
+    pub expected_id: Option<MachineId>,
+    /// Whether the job continues after its client disconnects.
+    pub detached: bool,
+    /// Longest time in the queue; `None` for no limit.
+    pub queue_timeout: Option<Duration>,
+    /// Longest run time; `None` for no limit.
+    pub run_timeout: Option<Duration>,
+    /// Approximate size of the operands in bytes.
+    pub weight: u64,
+    /// Whether the client sends the command's input while it runs.
+    pub streams_input: bool,
 }
 
 impl JobSpec {
-    /// Returns a copy without the command's arguments, environment and input, for the history of ended jobs.
-    pub(super) fn forgotten(&self) -> Self {
-        let mut kept = self.clone();
-        if let Operation::Exec(machine, request) = &self.submission.operation {
-            kept.submission.operation = Operation::Exec(machine.clone(), request.forgotten());
+    /// Returns the job of a submission. The limits are those of the submission.
+    pub(super) fn new(id: JobId, accepted: Moment, submission: &Submission) -> Self {
+        let exec = match &submission.executor {
+            Executor::Daemon(Action::Exec(_, request)) => Some(request),
+            _ => None,
+        };
+        Self {
+            id,
+            accepted,
+            info: submission.executor.info(),
+            lease: match submission.executor {
+                Executor::Client(_, processes) => Some(processes),
+                Executor::Daemon(_) => None,
+            },
+            client: submission.client.clone(),
+            expected_id: submission.expected_id.clone(),
+            detached: submission.detached,
+            queue_timeout: submission.queue_timeout,
+            run_timeout: submission.run_timeout,
+            weight: exec.map_or(0, ExecRequest::weight),
+            streams_input: exec.is_some_and(|request| request.stdin == Stdin::Stream),
         }
-        kept
+    }
+
+    /// Returns a job without a client of this instance: one that an earlier instance accepted, or one of orbd's own.
+    pub(super) fn without_client(
+        id: JobId,
+        info: JobInfo,
+        client: &str,
+        detached: bool,
+        now: Moment,
+    ) -> Self {
+        let client = Client {
+            // No client of this instance has this id, so the job competes with none of them in the fair queue.
+            id: ClientId(u64::MAX),
+            connection: u64::MAX,
+            gone: CancellationToken::new(),
+            name: client.into(),
+            pid: None,
+            uid: rustix::process::getuid().as_raw(),
+        };
+        Self {
+            id,
+            accepted: now,
+            info,
+            lease: None,
+            client,
+            expected_id: None,
+            detached,
+            queue_timeout: None,
+            run_timeout: None,
+            weight: 0,
+            streams_input: false,
+        }
     }
 }
 

@@ -11,12 +11,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::job::{Ending, Failure, Outcome, Phase, Success};
-use crate::operation::{Class, ClientAction, Effect, Operation, RawQuery};
+use crate::operation::{Class, JobInfo};
 use crate::orbctl::Orbctl;
 use crate::sys;
 
 use super::handle::{LeaseProcesses, Release, Released};
-use super::reconcile;
 use super::run_job::{JobResult, Work, how_cut};
 
 /// How long a live owner has to release the lease after the child has exited.
@@ -34,13 +33,13 @@ struct LeaseWatch {
 }
 
 impl LeaseWatch {
-    fn new(processes: LeaseProcesses, receiver: Option<oneshot::Receiver<Release>>) -> Self {
+    fn new(processes: LeaseProcesses, receiver: oneshot::Receiver<Release>) -> Self {
         Self {
             processes,
             child_exit: Box::pin(sys::gone(processes.child)),
             owner_exit: Box::pin(sys::gone(processes.owner)),
             has_owner_exited: false,
-            receiver,
+            receiver: Some(receiver),
             release: None,
         }
     }
@@ -107,10 +106,14 @@ async fn received(receiver: &mut Option<oneshot::Receiver<Release>>) -> Option<R
 
 impl<O: Orbctl> Work<O> {
     /// Holds the slot until the child has exited, whatever happens to the client.
-    pub(super) async fn lease(&mut self, processes: LeaseProcesses) -> JobResult {
-        let mut watch = LeaseWatch::new(processes, self.release.take());
+    pub(super) async fn lease(
+        &self,
+        processes: LeaseProcesses,
+        release: oneshot::Receiver<Release>,
+    ) -> JobResult {
+        let mut watch = LeaseWatch::new(processes, release);
         let limit = async {
-            match self.spec.submission.run_timeout {
+            match self.spec.run_timeout {
                 Some(limit) => tokio::time::sleep(limit).await,
                 None => std::future::pending().await,
             }
@@ -122,12 +125,12 @@ impl<O: Orbctl> Work<O> {
             () = limit => Some(Outcome::Expired(Phase::Running)),
         };
         if cut.is_some() {
-            watch.end_child(self.limits.grace).await;
+            watch.end_child(self.settings.grace).await;
         }
         let release = watch.into_release().await;
         let reported = release.as_ref().and_then(|release| release.ending);
-        let operation = &self.spec.submission.operation;
-        let outcome = leased(operation, reported, cut.clone());
+        let info = &self.spec.info;
+        let outcome = leased(info, reported, cut.clone());
         if let Some(release) = release {
             let has_succeeded = matches!(outcome, Some(Outcome::Succeeded(_)));
             // The client may have stopped waiting for the reply.
@@ -147,7 +150,7 @@ impl<O: Orbctl> Work<O> {
                 (None, Some(ending)) => how_cut(ending),
                 (None, None) => "the client did not report how orbctl ended".to_owned(),
             };
-            self.reconcile().await.outcome(operation, None, &cut)
+            self.reconcile().await.outcome(info, None, &cut)
         };
         let mut finished = JobResult::new(outcome);
         finished.ending = reported;
@@ -161,19 +164,13 @@ impl<O: Orbctl> Work<O> {
 
 /// Returns the outcome of a lease from the ending that its owner reported (`reported`) and the reason why orbd cut it short (`cut`), if
 /// it did. `None` if only the inventory can show the outcome.
-fn leased(operation: &Operation, reported: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
-    let is_change = matches!(operation.effect(), Effect::Changes(_));
-    let is_command = matches!(
-        operation,
-        Operation::ClientAction(
-            ClientAction::Run(_) | ClientAction::Shell(_) | ClientAction::Read(RawQuery::Status)
-        )
-    );
+fn leased(info: &JobInfo, reported: Option<Ending>, cut: Option<Outcome>) -> Option<Outcome> {
+    let is_change = info.is_change();
     let exited = |exit_code| Some(Outcome::Succeeded(Success::Exec { exit_code }));
     match (reported, cut) {
         (Some(Ending::Exited(0)), _) if is_change => {
             // The state before the change was not observed. An idempotent operation also succeeds if nothing had to be done.
-            let changed = (!reconcile::is_idempotent(operation)).then_some(true);
+            let changed = (!info.goal.is_idempotent()).then_some(true);
             Some(Outcome::Succeeded(Success::Lease { changed }))
         }
         (_, Some(_)) | (None | Some(Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped), None)
@@ -182,12 +179,9 @@ fn leased(operation: &Operation, reported: Option<Ending>, cut: Option<Outcome>)
             None
         }
         (_, Some(cut)) => Some(cut),
-        // A nonzero code is the command's own result, as for commands that orbd runs. For `status` it means that OrbStack is stopped.
-        (Some(Ending::Exited(exit_code)), None) if is_command => exited(exit_code),
+        (Some(Ending::Exited(exit_code)), None) if info.has_own_exit_code() => exited(exit_code),
         // Shells report a signal as 128 + its number. A signal is the normal end of a session: Ctrl-C, or a closed terminal.
-        (Some(Ending::Signalled(signal)), None) if operation.class() == Class::Session => {
-            exited(128 + signal)
-        }
+        (Some(Ending::Signalled(signal)), None) if info.class == Class::Session => exited(128 + signal),
         (Some(Ending::Exited(0)), None) => Some(Outcome::Succeeded(Success::Lease { changed: None })),
         (Some(Ending::Exited(exit_code)), None) => Some(Outcome::Failed(Failure::OrbctlFailed {
             exit_code,

@@ -23,7 +23,7 @@ use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 use crate::sys::{ChildIdentity, MarkedProcess};
 
-use super::handle::{Executor, JobSpec};
+use super::handle::JobSpec;
 
 /// Longest list of lanes in a marker, in bytes. A longer list is replaced by the whole fleet, exclusive: Linux limits an environment
 /// variable to 128 KiB, and a truncated list would lock too few lanes.
@@ -69,20 +69,17 @@ impl Markers {
 
     /// Returns the marker of a job's process.
     pub(super) fn of(&self, spec: &JobSpec) -> String {
-        let operation = &spec.submission.operation;
-        let executor = match spec.submission.executor {
-            Executor::Daemon => "daemon",
-            Executor::Lease(_) => "client",
-        };
+        let info = &spec.info;
+        let executor = if info.is_lease { "client" } else { "daemon" };
         format!(
             "{}:{}:{:08x}:{executor}:{}:{}:{}:{}",
             self.instance,
             spec.id,
             self.socket,
-            operation.class().as_str(),
-            operation.verb(),
-            operation.machine().map_or("", MachineName::as_str),
-            LaneList(operation.footprint().lanes()),
+            info.class.as_str(),
+            info.verb.as_str(),
+            info.machine.as_ref().map_or("", MachineName::as_str),
+            LaneList(info.footprint.lanes()),
         )
     }
 
@@ -253,7 +250,7 @@ mod tests {
     use super::*;
     use crate::dispatcher::stored;
     use crate::journal::AcceptedJob;
-    use crate::operation::{ClientAction, Force, Operation};
+    use crate::operation::{Change, Force, JobInfo, Verb};
     use crate::sys::StartTime;
 
     fn name(text: &str) -> MachineName {
@@ -264,9 +261,13 @@ mod tests {
         Markers::new("19ad-1", Path::new("/home/user/.orbd/orbd.sock"))
     }
 
-    fn spec(operation: Operation) -> JobSpec {
+    fn spec(info: JobInfo) -> JobSpec {
         let now = crate::clock::Moment::now();
-        stored::revived(JobId(17), operation, "", false, now)
+        JobSpec::without_client(JobId(17), info, "", false, now)
+    }
+
+    fn start_web() -> JobSpec {
+        spec(Change::Start(name("web")).info())
     }
 
     fn process(pid: u32, marker: &str, args: &[&str]) -> MarkedProcess {
@@ -286,38 +287,38 @@ mod tests {
 
     #[test]
     fn marker_carries_the_contents_of_the_start_entry() {
-        let rename = Operation::Rename {
+        let rename = Change::Rename {
             from: name("a"),
             to: name("ü.b_c-d"),
         };
-        for operation in [
-            Operation::Start(name("web")),
+        for change in [
+            Change::Start(name("web")),
             rename,
-            Operation::StopAll(Force::No),
-            Operation::SetDefault(Some(name("web"))),
-            Operation::ConfigReset,
+            Change::StopAll(Force::No),
+            Change::SetDefault(Some(name("web"))),
+            Change::ConfigReset,
         ] {
-            let text = markers().of(&spec(operation.clone()));
+            let info = change.info();
+            let text = markers().of(&spec(info.clone()));
             let marker = Marker::parse(&text).expect("well formed");
             let expected = Starting {
                 job: JobId(17),
                 marker: text,
-                lanes: operation.footprint().lanes().to_vec(),
-                verb: operation.verb().to_owned(),
-                machine: operation.machine().cloned(),
-                class: operation.class(),
+                lanes: info.footprint.lanes().to_vec(),
+                verb: info.verb.as_str().to_owned(),
+                machine: info.machine.clone(),
+                class: info.class,
                 detached: false,
             };
             assert_eq!(marker.starting(), expected);
-            let outline = stored::outline(&expected).expect("an outline");
-            assert_eq!(outline.footprint(), operation.footprint());
+            assert_eq!(stored::info(&expected).footprint, info.footprint);
         }
     }
 
     #[test]
     fn marker_format_is_stable() {
         // A daemon must be able to parse the markers of an earlier version.
-        let text = markers().of(&spec(Operation::Start(name("web"))));
+        let text = markers().of(&start_web());
         let (before, after) = (text.split(':').take(2), text.split(':').skip(3));
         assert_eq!(before.collect::<Vec<_>>(), ["19ad-1", "17"]);
         assert_eq!(
@@ -339,17 +340,17 @@ mod tests {
     #[test]
     fn too_many_lanes_become_the_whole_fleet() {
         let machines = (0..300).map(|number| name(&format!("{number:0>100}"))).collect();
-        let many = Operation::ClientAction(ClientAction::Batch(crate::operation::BatchVerb::Start, machines));
+        let many = JobInfo::lease(Verb::Start, machines, Force::No);
         let marker = Marker::parse(&markers().of(&spec(many))).expect("well formed");
         assert_eq!(marker.lanes, [(Lane::Fleet, Access::Exclusive)]);
     }
 
     #[test]
     fn survivors_are_orbctl_processes_of_this_daemon_that_hold_lanes() {
-        let start = markers().of(&spec(Operation::Start(name("web"))));
-        let shell = markers().of(&spec(Operation::ClientAction(ClientAction::Shell(name("web")))));
+        let start = markers().of(&start_web());
+        let shell = markers().of(&spec(JobInfo::lease(Verb::Shell, vec![name("web")], Force::No)));
         let other = Markers::new("19ad-1", Path::new("/tmp/other.sock"));
-        let others = other.of(&spec(Operation::Start(name("web"))));
+        let others = other.of(&start_web());
         let processes = vec![
             process(1, &start, &["/usr/local/bin/orbctl", "start", "web"]),
             process(
@@ -378,7 +379,7 @@ mod tests {
             queue_timeout: None,
             run_timeout: None,
         };
-        let marker = Marker::parse(&markers().of(&spec(Operation::Start(name("web"))))).expect("well formed");
+        let marker = Marker::parse(&markers().of(&start_web())).expect("well formed");
         for is_doubtful in [false, true] {
             let mut recovered = Recovered::default();
             let jobs = if is_doubtful {

@@ -93,14 +93,6 @@ impl Settings {
             self.limits.queries_max
         }
     }
-
-    fn run_limits(&self) -> run_job::RunLimits {
-        run_job::RunLimits {
-            query: self.run_timeouts.query,
-            grace: self.grace,
-            reconcile: self.reconcile,
-        }
-    }
 }
 
 /// Longest run time of each class of operation.

@@ -11,137 +11,53 @@ use std::time::Duration;
 
 use crate::job::{Outcome, ReconcileReport, Success};
 use crate::machine::{Machine, MachineName, MachineState, OrbstackStatus};
-use crate::operation::{BatchVerb, Class, ClientAction, Lane, Operation, Query};
+use crate::operation::{Goal, JobInfo};
 
 use super::answer::{QueryAnswer, by_name};
 
 /// An unsatisfied change counts as stable once the inventory has been unchanged and at rest for this long.
 pub(super) const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Returns the read that shows whether an operation is satisfied; `None` if no read shows it.
-pub(super) fn probe_query(operation: &Operation) -> Option<Query> {
-    match operation {
-        Operation::StartOrbstack(_)
-        | Operation::StopOrbstack(_)
-        | Operation::ClientAction(ClientAction::RestartOrbstack) => Some(Query::Status),
-        // `list` would start OrbStack, which this operation may have stopped.
-        Operation::ClientAction(ClientAction::UnknownForm(form)) if form.takes_fleet() => Some(Query::Status),
-        Operation::ClientAction(ClientAction::UnknownForm(form)) if form.class() != Class::Exec => {
-            Some(Query::List)
-        }
-        Operation::SetDefault(_) => Some(Query::Default),
-        Operation::ConfigSet { .. } => Some(Query::ConfigShow),
-        Operation::Create(_)
-        | Operation::Start(_)
-        | Operation::Stop(..)
-        | Operation::Restart(_)
-        | Operation::Delete(_)
-        | Operation::Rename { .. }
-        | Operation::Clone { .. }
-        | Operation::Import(..)
-        | Operation::StartAll
-        | Operation::StopAll(_)
-        | Operation::ClientAction(
-            ClientAction::Create(_) | ClientAction::Batch(..) | ClientAction::RestartAll,
-        ) => Some(Query::List),
-        Operation::Query(_)
-        | Operation::Exec(..)
-        | Operation::Push(_)
-        | Operation::Pull(_)
-        | Operation::Export(..)
-        | Operation::ConfigReset
-        | Operation::ClientAction(_) => None,
-    }
-}
-
-/// Returns whether an operation needs nothing done if its goal is already satisfied. Creating a machine is not idempotent: an
-/// existing machine of that name belongs to another caller.
-pub(super) fn is_idempotent(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::Start(_)
-            | Operation::Stop(..)
-            | Operation::SetDefault(_)
-            | Operation::ConfigSet { .. }
-            | Operation::StartOrbstack(_)
-            | Operation::StopOrbstack(_)
-            | Operation::StartAll
-            | Operation::StopAll(_)
-            | Operation::ClientAction(
-                ClientAction::Batch(BatchVerb::Start | BatchVerb::Stop(_), _)
-                    | ClientAction::ConfigSet
-                    | ClientAction::UpdateOrbstack
-                    | ClientAction::UnknownForm(_)
-                    | ClientAction::Other
-            )
-    )
-}
-
-/// Returns the machine that an operation creates.
-pub(super) fn makes(operation: &Operation) -> Option<&MachineName> {
-    match operation {
-        Operation::Create(new) => Some(&new.name),
-        Operation::Clone { copy: name, .. }
-        | Operation::Import(name, _)
-        | Operation::ClientAction(ClientAction::Create(name)) => Some(name),
-        _ => None,
-    }
-}
-
-/// Returns whether these facts satisfy an operation; `None` if they cannot show it.
-pub(super) fn satisfied(operation: &Operation, answer: &QueryAnswer) -> Option<bool> {
+/// Returns whether this answer shows that the goal is reached; `None` if it cannot show it.
+pub(super) fn satisfied(goal: &Goal, answer: &QueryAnswer) -> Option<bool> {
     let running = |machine: &Machine| machine.state == MachineState::Running;
     let stopped = |machine: &Machine| machine.state == MachineState::Stopped;
-    match (operation, answer) {
-        (Operation::Create(new), QueryAnswer::Machines(all)) => {
-            Some(by_name(all, &new.name).is_some_and(running))
+    match (goal, answer) {
+        (Goal::Running(names), QueryAnswer::Machines(all)) => {
+            each(names, |name| by_name(all, name).is_some_and(running))
         }
-        (Operation::ClientAction(ClientAction::Create(name)), QueryAnswer::Machines(all)) => {
-            Some(by_name(all, name).is_some_and(running))
+        (Goal::Stopped(names), QueryAnswer::Machines(all)) => {
+            each(names, |name| by_name(all, name).is_some_and(stopped))
         }
-        (Operation::ClientAction(ClientAction::Batch(each, names)), QueryAnswer::Machines(_)) => {
-            let all = names.iter().map(|name| satisfied(&each.on(name.clone()), answer));
-            all.reduce(|one, other| Some(one? && other?)).flatten()
-        }
-        (Operation::Import(name, _) | Operation::Clone { copy: name, .. }, QueryAnswer::Machines(all)) => {
-            Some(by_name(all, name).is_some_and(|machine| running(machine) || stopped(machine)))
-        }
-        (Operation::Start(name), QueryAnswer::Machines(all)) => Some(by_name(all, name).is_some_and(running)),
-        (Operation::Stop(name, _), QueryAnswer::Machines(all)) => {
-            Some(by_name(all, name).is_some_and(stopped))
-        }
-        (Operation::Delete(name), QueryAnswer::Machines(all)) => Some(by_name(all, name).is_none()),
-        (Operation::Rename { from, to }, QueryAnswer::Machines(all)) => {
+        (Goal::Gone(names), QueryAnswer::Machines(all)) => each(names, |name| by_name(all, name).is_none()),
+        (Goal::New { name, must_run }, QueryAnswer::Machines(all)) => Some(
+            by_name(all, name).is_some_and(|machine| running(machine) || (!must_run && stopped(machine))),
+        ),
+        (Goal::Renamed { from, to }, QueryAnswer::Machines(all)) => {
             Some(by_name(all, from).is_none() && by_name(all, to).is_some())
         }
-        (Operation::StartAll, QueryAnswer::Machines(all)) => Some(all.iter().all(running)),
-        (Operation::StopAll(_), QueryAnswer::Machines(all)) => Some(all.iter().all(stopped)),
-        (Operation::StartOrbstack(_), QueryAnswer::Status(status)) => {
-            Some(*status == OrbstackStatus::Running)
-        }
-        (Operation::StopOrbstack(_), QueryAnswer::Status(status)) => Some(*status == OrbstackStatus::Stopped),
-        (Operation::SetDefault(name), QueryAnswer::Default(default)) => Some(name == default),
-        (Operation::ConfigSet { key, value }, QueryAnswer::Config(values)) => {
+        (Goal::AllRunning, QueryAnswer::Machines(all)) => Some(all.iter().all(running)),
+        (Goal::AllStopped, QueryAnswer::Machines(all)) => Some(all.iter().all(stopped)),
+        (Goal::OrbstackRunning, QueryAnswer::Status(status)) => Some(*status == OrbstackStatus::Running),
+        (Goal::OrbstackStopped, QueryAnswer::Status(status)) => Some(*status == OrbstackStatus::Stopped),
+        (Goal::Default(name), QueryAnswer::Default(default)) => Some(name == default),
+        (Goal::Setting { key, value }, QueryAnswer::Config(values)) => {
             Some(values.iter().any(|(k, v)| k == key.as_str() && v == &**value))
         }
-        // A machine that was running before a restart and is running after it shows nothing.
         _ => None,
     }
 }
 
-/// Returns whether no machine that the operation touches is in a transitional state.
-fn is_at_rest(operation: &Operation, answer: &QueryAnswer) -> bool {
+/// Returns whether all machines are as wanted; `None` if there are none, which shows nothing.
+fn each(names: &[MachineName], is_done: impl Fn(&MachineName) -> bool) -> Option<bool> {
+    (!names.is_empty()).then(|| names.iter().all(is_done))
+}
+
+/// Returns whether no machine that the job touches is in a transitional state.
+fn is_at_rest(info: &JobInfo, answer: &QueryAnswer) -> bool {
     match answer {
         QueryAnswer::Machines(all) => {
-            let footprint = operation.footprint();
-            let touched: Vec<_> = footprint
-                .lanes()
-                .iter()
-                .filter_map(|(lane, _)| match lane {
-                    Lane::Machine(name) => Some(name),
-                    Lane::Fleet | Lane::Configuration => None,
-                })
-                .collect();
+            let touched: Vec<_> = info.footprint.machines().collect();
             all.iter()
                 .filter(|machine| touched.is_empty() || touched.contains(&&machine.name))
                 .all(|machine| !matches!(machine.state, MachineState::Busy(_)))
@@ -162,18 +78,18 @@ impl Reconciliation {
     /// Adds one probe result, taken `since` after the cut, and returns the resulting report.
     pub(super) fn observe(
         &mut self,
-        operation: &Operation,
+        info: &JobInfo,
         answer: QueryAnswer,
         since: Duration,
     ) -> ReconcileReport {
-        let satisfied = satisfied(operation, &answer);
-        let at_rest = is_at_rest(operation, &answer);
+        let satisfied = satisfied(&info.goal, &answer);
+        let at_rest = is_at_rest(info, &answer);
         let unchanged_since = match &self.last {
             Some((before, when)) if *before == answer => *when,
             _ => since,
         };
         let quiet = since.saturating_sub(unchanged_since) >= STABLE_AFTER;
-        let machine_state = match (&answer, operation.machine()) {
+        let machine_state = match (&answer, &info.machine) {
             (QueryAnswer::Machines(all), Some(name)) => {
                 by_name(all, name).map(|machine| machine.state.as_str().into())
             }
@@ -191,23 +107,24 @@ impl Reconciliation {
 
     /// Returns the outcome of a change. `cut` states what cut it short; `before` is what a probe observed just before the change, if
     /// one did.
-    pub(super) fn outcome(self, operation: &Operation, before: Option<&QueryAnswer>, cut: &str) -> Outcome {
+    pub(super) fn outcome(self, info: &JobInfo, before: Option<&QueryAnswer>, cut: &str) -> Outcome {
         let is_done = self
             .sighting
             .as_ref()
             .is_some_and(|seen| seen.stable && seen.satisfied == Some(true));
-        let changed = match (makes(operation), before) {
+        let new_machine = info.goal.new_machine();
+        let changed = match (new_machine, before) {
             (Some(name), before) => self.is_new(name, before).then_some(true),
-            (None, Some(before)) => satisfied(operation, before).map(|held| !held),
+            (None, Some(before)) => satisfied(&info.goal, before).map(|held| !held),
             (None, None) => None,
         };
-        if !is_done || (makes(operation).is_some() && changed.is_none()) {
+        if !is_done || (new_machine.is_some() && changed.is_none()) {
             return Outcome::Unknown(self.last());
         }
         let state = self.sighting.and_then(|seen| seen.machine_state);
-        let seen = match (operation, operation.machine(), state) {
-            (Operation::Delete(name), ..) => format!("machine '{name}' no longer exists"),
-            (_, Some(name), Some(state)) if makes(operation).is_some() => {
+        let seen = match (&info.goal, &info.machine, state) {
+            (Goal::Gone(_), Some(name), _) => format!("machine '{name}' no longer exists"),
+            (Goal::New { .. }, Some(name), Some(state)) => {
                 format!("machine '{name}' exists and is {state}; its initial setup may be incomplete")
             }
             (_, Some(name), Some(state)) => format!("machine '{name}' is {state}"),
@@ -239,6 +156,7 @@ impl Reconciliation {
 mod tests {
     use super::*;
     use crate::machine::{Image, MachineConfig};
+    use crate::operation::{Force, Verb};
 
     fn machines(all: &[(&str, &str)]) -> QueryAnswer {
         QueryAnswer::Machines(
@@ -255,8 +173,13 @@ mod tests {
         )
     }
 
-    fn start(name: &str) -> Operation {
-        Operation::Start(name.parse().expect("a name"))
+    fn lease(verb: Verb, machines: &[&str]) -> JobInfo {
+        let names = machines.iter().map(|name| name.parse().expect("a name"));
+        JobInfo::lease(verb, names.collect(), Force::No)
+    }
+
+    fn start(name: &str) -> JobInfo {
+        lease(Verb::Start, &[name])
     }
 
     #[test]
@@ -296,10 +219,10 @@ mod tests {
         assert_eq!((last.stable, last.satisfied), (true, Some(false)));
     }
 
-    fn outcome_of(operation: &Operation, before: Option<&QueryAnswer>, after: QueryAnswer) -> Outcome {
+    fn outcome_of(info: &JobInfo, before: Option<&QueryAnswer>, after: QueryAnswer) -> Outcome {
         let mut reconciliation = Reconciliation::default();
-        reconciliation.observe(operation, after, Duration::ZERO);
-        reconciliation.outcome(operation, before, "orbctl was killed by signal 9")
+        reconciliation.observe(info, after, Duration::ZERO);
+        reconciliation.outcome(info, before, "orbctl was killed by signal 9")
     }
 
     #[test]
@@ -331,14 +254,14 @@ mod tests {
         let outcome = outcome_of(&start("a"), None, machines(&[("a", "starting")]));
         assert!(matches!(outcome, Outcome::Unknown(seen) if !seen.stable));
         // A machine that ran before a restart and runs after it shows nothing.
-        let restart = Operation::Restart("a".parse().expect("a name"));
+        let restart = lease(Verb::Restart, &["a"]);
         let outcome = outcome_of(&restart, Some(&stopped()), machines(&[("a", "running")]));
         assert!(matches!(outcome, Outcome::Unknown(seen) if seen.satisfied.is_none()));
     }
 
     #[test]
     fn cut_create_succeeds_only_if_its_machine_was_observed_not_to_exist_before() {
-        let import = Operation::Import("a".parse().expect("a name"), "x".into());
+        let import = lease(Verb::Import, &["a"]);
         let running = || machines(&[("a", "running")]);
         let outcome = outcome_of(&import, Some(&machines(&[])), running());
         assert!(matches!(
@@ -356,11 +279,7 @@ mod tests {
 
     #[test]
     fn batch_is_satisfied_and_at_rest_only_if_each_machine_is() {
-        let several = |each| {
-            let names = ["a", "b"].map(|name| name.parse().expect("a name"));
-            Operation::ClientAction(ClientAction::Batch(each, names.to_vec()))
-        };
-        let start = several(BatchVerb::Start);
+        let start = lease(Verb::Start, &["a", "b"]);
         let check = |state: &str, expected| {
             let answer = machines(&[("a", "running"), ("b", state), ("c", "stopping")]);
             let seen = Reconciliation::default().observe(&start, answer, Duration::ZERO);
@@ -370,12 +289,12 @@ mod tests {
         check("starting", (false, Some(false)));
         check("stopped", (false, Some(false)));
         let answer = machines(&[("a", "running"), ("b", "running")]);
-        assert_eq!(satisfied(&several(BatchVerb::Restart), &answer), None);
+        assert_eq!(satisfied(&lease(Verb::Restart, &["a", "b"]).goal, &answer), None);
     }
 
     #[test]
     fn delete_is_satisfied_once_the_machine_is_gone() {
-        let delete = Operation::Delete("a".parse().expect("a name"));
+        let delete = lease(Verb::Delete, &["a"]).goal;
         assert_eq!(satisfied(&delete, &machines(&[("b", "running")])), Some(true));
         assert_eq!(satisfied(&delete, &machines(&[("a", "stopped")])), Some(false));
     }

@@ -19,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -28,15 +27,17 @@ use crate::clock::Moment;
 use crate::error_chain::error_chain;
 use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
-use crate::machine::OrbstackStatus;
-use crate::operation::{Effect, Operation, Query, Stdin};
+use crate::machine::{MachineName, OrbstackStatus};
+use crate::operation::{Change, ExecRequest, Query};
+use crate::orbctl::classify::{self, Verdict};
 use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
 use crate::spool;
 use crate::sys::{self, ChildIdentity};
 use orbd_host::run_command::GuestEnv;
 
+use super::Settings;
 use super::answer::{QueryAnswer, RawOutput, by_id};
-use super::handle::{Executor, JobSpec, Release};
+use super::handle::{JobSpec, LeaseProcesses, Release};
 use super::reconcile::{self, Reconciliation};
 
 /// Most bytes kept of a read's output. A list of ten thousand machines fits.
@@ -48,17 +49,6 @@ const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Completes when a journal entry would survive a power loss.
 pub(super) type Durable = BoxFuture<'static, Result<(), JournalError>>;
-
-/// Time limits of a running job.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RunLimits {
-    /// Longest time for one probe.
-    pub(super) query: Duration,
-    /// Time between SIGTERM and SIGKILL.
-    pub(super) grace: Duration,
-    /// Longest reconciliation after a cut.
-    pub(super) reconcile: Duration,
-}
 
 /// An event that a running job sends to the dispatcher.
 #[derive(Debug)]
@@ -72,31 +62,64 @@ pub(super) enum Note {
     HealthSignal(HealthSignal, Instant),
 }
 
-/// Everything that a job needs to run.
+/// What a job does once it starts.
+pub(super) enum Task {
+    Query(Query),
+    Exec(Box<Exec>),
+    Change(Change),
+    Lease(LeaseProcesses, oneshot::Receiver<Release>),
+}
+
+/// A command with its streams.
+pub(super) struct Exec {
+    pub(super) machine: MachineName,
+    pub(super) request: ExecRequest,
+    pub(super) stdin: Input,
+    pub(super) output: spool::Writer,
+}
+
+/// What every job needs to run, whatever it does.
 pub(super) struct Work<O> {
     pub(super) spec: Arc<JobSpec>,
     pub(super) orbctl: Arc<O>,
-    pub(super) limits: RunLimits,
-    /// How environment variables reach a command in a machine.
-    pub(super) guest_env: GuestEnv,
+    pub(super) settings: RunSettings,
     /// Cancelled to stop the running invocation.
     pub(super) stop: CancellationToken,
     /// Cancelled to end reconciliation too: a forced change preempts the job, or orbd stops.
     pub(super) abandon: CancellationToken,
     /// Permits for probes after a cut, shared by all jobs.
     pub(super) probe_permits: Arc<Semaphore>,
-    /// Spool for a command's output.
-    pub(super) spool: Option<spool::Writer>,
-    /// Folder for the output files of changes. A change may outlive orbd, and a pipe would break then.
-    pub(super) spool_dir: PathBuf,
-    /// Source of streamed input.
-    pub(super) input: Option<mpsc::Receiver<Bytes>>,
-    /// Marker for the child's environment, by which the next instance recognizes the child.
+    /// Marker for the child's environment, by which the next instance recognizes the child. Empty for a lease: the client puts it
+    /// into the environment of its process, and the journal names that process before it runs `orbctl`.
     pub(super) marker: String,
     /// Channel for [`Note`]s to the dispatcher.
     pub(super) notes: mpsc::Sender<(JobId, Note)>,
-    /// For a lease: receives its release.
-    pub(super) release: Option<oneshot::Receiver<Release>>,
+}
+
+/// The settings that apply to a job from its start to its end.
+pub(super) struct RunSettings {
+    /// Longest time for one probe.
+    query_timeout: Duration,
+    /// Time between SIGTERM and SIGKILL.
+    pub(super) grace: Duration,
+    /// Longest reconciliation after a cut.
+    reconcile: Duration,
+    /// How environment variables reach a command in a machine.
+    guest_env: GuestEnv,
+    /// Folder for the output files of changes. A change may outlive orbd, and a pipe would break then.
+    spool_dir: PathBuf,
+}
+
+impl RunSettings {
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self {
+            query_timeout: settings.run_timeouts.query,
+            grace: settings.grace,
+            reconcile: settings.reconcile,
+            guest_env: settings.guest_env,
+            spool_dir: settings.spool.dir.clone(),
+        }
+    }
 }
 
 /// Result of a job.
@@ -142,7 +165,7 @@ impl JobResult {
 
 /// Runs a job to its end. A change that may outlive orbd starts only once its start entry is durable (`durable`). No behavior of
 /// `orbctl` makes this panic.
-pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durable>) -> JobResult {
+pub(super) async fn run_job<O: Orbctl>(work: Work<O>, task: Task, durable: Option<Durable>) -> JobResult {
     if let Some(durable) = durable
         && let Err(error) = durable.await
     {
@@ -151,20 +174,19 @@ pub(super) async fn run_job<O: Orbctl>(mut work: Work<O>, durable: Option<Durabl
             error_chain(&error).into(),
         )));
     }
-    if let Err(finished) = work.check_id().await {
+    // For a clone, the lane's machine is the new copy; the id names its source.
+    let named = match &task {
+        Task::Change(Change::Clone { source, .. }) => Some(source),
+        _ => work.spec.info.machine.as_ref(),
+    };
+    if let Err(finished) = work.check_id(named).await {
         return finished;
     }
-    if let Executor::Lease(processes) = work.spec.submission.executor {
-        return work.lease(processes).await;
-    }
-    match &work.spec.submission.operation {
-        Operation::Query(query) => work.query(query).await,
-        Operation::Exec(..) => work.exec().await,
-        Operation::ClientAction(_) => {
-            let why = "this operation runs only in a client's process, under a lease";
-            JobResult::new(Outcome::Failed(Failure::Internal(why.into())))
-        }
-        _ => work.change().await,
+    match task {
+        Task::Query(query) => work.query(&query).await,
+        Task::Exec(exec) => work.exec(*exec).await,
+        Task::Change(change) => work.change(&change).await,
+        Task::Lease(processes, release) => work.lease(processes, release).await,
     }
 }
 
@@ -197,23 +219,29 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
     for child in children {
         tokio::select! {
             () = sys::gone(child) => {}
-            () = work.stop.cancelled() => end_orphan(child, work.limits.grace).await,
+            () = work.stop.cancelled() => end_orphan(child, work.settings.grace).await,
         }
     }
-    JobResult::new(match work.spec.submission.operation.effect() {
+    JobResult::new(if work.spec.info.is_change() {
         // How `orbctl` ended, and why, was not observed.
-        Effect::Changes(_) => Outcome::Unknown(work.reconcile().await.last()),
-        Effect::Reads => Outcome::Interrupted,
+        Outcome::Unknown(work.reconcile().await.last())
+    } else {
+        Outcome::Interrupted
     })
 }
 
 impl<O: Orbctl> Work<O> {
     /// Runs `orbctl` once. Reports the child as soon as it is spawned, and the health signal of the result.
-    async fn invoke(&self, mut invocation: Invocation) -> Result<Completion, orbctl::SpawnError> {
+    async fn invoke(
+        &self,
+        mut invocation: Invocation,
+        classify: impl FnOnce(&Completion) -> Verdict,
+    ) -> Result<(Completion, Verdict), orbctl::SpawnError> {
         let (started, told) = oneshot::channel();
         invocation.started = Some(started);
+        invocation.run_timeout = self.spec.run_timeout;
         invocation.marker.clone_from(&self.marker);
-        invocation.grace = self.limits.grace;
+        invocation.grace = self.settings.grace;
         let began = Moment::now().instant;
         let run = self.start(invocation, self.stop.clone());
         tokio::pin!(run);
@@ -229,12 +257,9 @@ impl<O: Orbctl> Work<O> {
             () = report => unreachable!("this future never completes"),
             completion = &mut run => completion,
         }?;
-        self.report(
-            orbctl::classify::classify(&self.spec.submission.operation, &completion).signal,
-            began,
-        )
-        .await;
-        Ok(completion)
+        let verdict = classify(&completion);
+        self.report(verdict.signal.clone(), began).await;
+        Ok((completion, verdict))
     }
 
     /// Runs `orbctl`; reports first if the program was replaced.
@@ -265,37 +290,28 @@ impl<O: Orbctl> Work<O> {
     /// Makes one read for the job's own use, until `until` is cancelled. That is `stop` before the work, and `abandon` after a cut,
     /// because reconciliation must also run when `stop` caused the cut.
     async fn probe(&self, query: Query, until: &CancellationToken) -> Result<QueryAnswer, Failure> {
-        let operation = Operation::Query(query);
-        let mut invocation = Invocation::new(
-            orbctl::argv::call(&operation, self.guest_env),
-            Sink::Capture { max: ANSWER_MAX },
-        );
-        invocation.run_timeout = Some(self.limits.query);
-        invocation.grace = self.limits.grace;
+        let mut invocation = Invocation::new(orbctl::argv::query(&query), Sink::Capture { max: ANSWER_MAX });
+        invocation.run_timeout = Some(self.settings.query_timeout);
+        invocation.grace = self.settings.grace;
         invocation.marker.clone_from(&self.marker);
         let began = Moment::now().instant;
         let completion = self
             .start(invocation, until.clone())
             .await
             .map_err(|error| error.failure())?;
-        let signal = orbctl::classify::classify(&operation, &completion).signal;
-        self.report(signal.clone(), began).await;
-        match signal {
+        let verdict = classify::query(&query, &completion);
+        self.report(verdict.signal.clone(), began).await;
+        match verdict.signal {
             HealthSignal::Unhealthy(problem) => Err(Failure::OrbctlUnhealthy(problem)),
             HealthSignal::Healthy | HealthSignal::Suspect(_) | HealthSignal::Nothing => {
-                read(&operation, &completion)
+                read(&query, &completion, verdict.failure)
             }
         }
     }
 
     /// Checks that the id given by the client still belongs to the machine whose lane the job holds.
-    async fn check_id(&self) -> Result<(), JobResult> {
-        // For a clone, the lane's machine is the new copy; the id names its source.
-        let named = match &self.spec.submission.operation {
-            Operation::Clone { source, .. } => Some(source),
-            other => other.machine(),
-        };
-        let (Some(id), Some(name)) = (&self.spec.submission.expected_id, named) else {
+    async fn check_id(&self, named: Option<&MachineName>) -> Result<(), JobResult> {
+        let (Some(id), Some(name)) = (&self.spec.expected_id, named) else {
             return Ok(());
         };
         match self.probe(Query::List, &self.stop).await {
@@ -313,23 +329,19 @@ impl<O: Orbctl> Work<O> {
     }
 
     async fn query(&self, query: &Query) -> JobResult {
-        let operation = Operation::Query(query.clone());
-        let mut invocation = Invocation::new(
-            orbctl::argv::call(&operation, self.guest_env),
-            Sink::Capture { max: ANSWER_MAX },
-        );
-        invocation.run_timeout = self.spec.submission.run_timeout;
-        let completion = match self.invoke(invocation).await {
-            Ok(completion) => completion,
+        let invocation = Invocation::new(orbctl::argv::query(query), Sink::Capture { max: ANSWER_MAX });
+        let classify = |completion: &Completion| classify::query(query, completion);
+        let (completion, verdict) = match self.invoke(invocation, classify).await {
+            Ok(result) => result,
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
         if let Some(outcome) = cut_short(&completion) {
             return JobResult::counted(outcome, &completion);
         }
         if let Query::RawQuery(_) = query {
-            return raw_result(&operation, &completion);
+            return raw_result(&completion, verdict.failure);
         }
-        match read(&operation, &completion) {
+        match read(query, &completion, verdict.failure) {
             Ok(answer) => {
                 let mut finished = JobResult::counted(Outcome::Succeeded(Success::Read), &completion);
                 finished.answer = Some(answer);
@@ -339,33 +351,18 @@ impl<O: Orbctl> Work<O> {
         }
     }
 
-    async fn exec(&mut self) -> JobResult {
-        let input = match (&self.spec.submission.operation, self.input.take()) {
-            (_, Some(stream)) => Input::Stream(stream),
-            (Operation::Exec(_, request), None) => match &request.stdin {
-                Stdin::Bytes(bytes) => Input::Bytes(bytes.clone()),
-                Stdin::Empty | Stdin::Stream => Input::Empty,
-            },
-            _ => Input::Empty,
-        };
-        let sink = self
-            .spool
-            .take()
-            .map_or(Sink::Capture { max: ANSWER_MAX }, Sink::Spool);
-        let mut invocation = Invocation::new(
-            orbctl::argv::call(&self.spec.submission.operation, self.guest_env),
-            sink,
-        );
-        invocation.stdin = input;
-        invocation.run_timeout = self.spec.submission.run_timeout;
-        let completion = match self.invoke(invocation).await {
-            Ok(completion) => completion,
+    async fn exec(&self, exec: Exec) -> JobResult {
+        let call = orbctl::argv::exec(&exec.machine, &exec.request, self.settings.guest_env);
+        let mut invocation = Invocation::new(call, Sink::Spool(exec.output));
+        invocation.stdin = exec.stdin;
+        let classify = |completion: &Completion| classify::exec(&exec.machine, completion);
+        let (completion, verdict) = match self.invoke(invocation, classify).await {
+            Ok(result) => result,
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
         if let Some(outcome) = cut_short(&completion) {
             return JobResult::counted(outcome, &completion);
         }
-        let verdict = orbctl::classify::classify(&self.spec.submission.operation, &completion);
         let outcome = match (verdict.failure, completion.ending) {
             (Some(failure), _) => Outcome::Failed(failure),
             (None, Ending::Exited(exit_code)) => Outcome::Succeeded(Success::Exec { exit_code }),
@@ -376,21 +373,21 @@ impl<O: Orbctl> Work<O> {
         JobResult::counted(outcome, &completion)
     }
 
-    async fn change(&self) -> JobResult {
-        let operation = &self.spec.submission.operation;
-        if let Some(unsupported) = self.unsupported().await {
+    async fn change(&self, change: &Change) -> JobResult {
+        let info = &self.spec.info;
+        if let Some(unsupported) = self.unsupported(change).await {
             return JobResult::new(Outcome::Failed(unsupported));
         }
         // The probe begins after the change was accepted, so `changed: false` never rests on an older state. A forced change skips
         // the probe: it is meant to fix a service that may not answer.
-        let is_idempotent = reconcile::is_idempotent(operation);
+        let is_idempotent = info.goal.is_idempotent();
         let mut before = None;
-        if !operation.preempts()
-            && (is_idempotent || reconcile::makes(operation).is_some())
-            && let Some(query) = reconcile::probe_query(operation)
+        if !info.preempts
+            && (is_idempotent || info.goal.new_machine().is_some())
+            && let Some(query) = info.goal.probe()
         {
             match self.probe(query, &self.stop).await {
-                Ok(answer) if is_idempotent && reconcile::satisfied(operation, &answer) == Some(true) => {
+                Ok(answer) if is_idempotent && reconcile::satisfied(&info.goal, &answer) == Some(true) => {
                     return JobResult::new(Outcome::Succeeded(Success::Change { changed: false }));
                 }
                 Ok(answer) => before = Some(answer),
@@ -407,25 +404,20 @@ impl<O: Orbctl> Work<O> {
         }
         // The change may outlive orbd, after a stop or a crash, so its output must not go to a pipe, which would break.
         let sink = Sink::Files {
-            dir: self.spool_dir.clone(),
+            dir: self.settings.spool_dir.clone(),
             max: ANSWER_MAX,
         };
-        let mut invocation = Invocation::new(orbctl::argv::call(operation, self.guest_env), sink);
-        invocation.run_timeout = self.spec.submission.run_timeout;
-        let completion = match self.invoke(invocation).await {
-            Ok(completion) => completion,
+        let invocation = Invocation::new(orbctl::argv::change(change), sink);
+        let classify = |completion: &Completion| classify::change(change, completion);
+        let (completion, verdict) = match self.invoke(invocation, classify).await {
+            Ok(result) => result,
             // A child ran, but its exit status is unknown: only the inventory can show the result.
             Err(error @ orbctl::SpawnError::Lost { .. }) => {
                 let reconciliation = self.reconcile().await;
-                return JobResult::new(reconciliation.outcome(
-                    operation,
-                    before.as_ref(),
-                    &error.to_string(),
-                ));
+                return JobResult::new(reconciliation.outcome(info, before.as_ref(), &error.to_string()));
             }
             Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
         };
-        let verdict = orbctl::classify::classify(operation, &completion);
         let may_be_unhealthy = verdict.may_be_unhealthy();
         match (completion.ending, verdict.failure) {
             (Ending::Exited(_), None) => {
@@ -440,7 +432,7 @@ impl<O: Orbctl> Work<O> {
                     HealthSignal::Unhealthy(problem) | HealthSignal::Suspect(problem) => problem.to_string(),
                     HealthSignal::Healthy | HealthSignal::Nothing => how_cut(ending),
                 };
-                let outcome = self.reconcile().await.outcome(operation, before.as_ref(), &cut);
+                let outcome = self.reconcile().await.outcome(info, before.as_ref(), &cut);
                 JobResult::counted(outcome, &completion)
             }
         }
@@ -448,11 +440,11 @@ impl<O: Orbctl> Work<O> {
 
     /// Returns the feature that the installed version lacks for this change. Runs `orbctl version` only for changes that need more
     /// than the oldest supported version has.
-    async fn unsupported(&self) -> Option<Failure> {
-        version::feature(&self.spec.submission.operation)?;
+    async fn unsupported(&self, change: &Change) -> Option<Failure> {
+        version::feature(change)?;
         match self.probe(Query::Version, &self.stop).await {
             Ok(QueryAnswer::Version(installed)) => version::supported(&installed)
-                .and_then(|installed| version::check(&self.spec.submission.operation, installed))
+                .and_then(|installed| version::check(change, installed))
                 .err()
                 .map(Failure::from),
             Err(failure @ Failure::OrbctlUnhealthy(_)) => Some(failure),
@@ -463,24 +455,24 @@ impl<O: Orbctl> Work<O> {
 
     /// Probes until a change that was cut short is stable, the time limit passes or `abandon` is cancelled.
     pub(super) async fn reconcile(&self) -> Reconciliation {
-        let operation = &self.spec.submission.operation;
+        let info = &self.spec.info;
         let mut reconciliation = Reconciliation::default();
-        let Some(query) = reconcile::probe_query(operation) else {
+        let Some(query) = info.goal.probe() else {
             return reconciliation;
         };
         let began = Moment::now();
         let mut pause = PROBE_PAUSE_FIRST;
         loop {
             let looked = self
-                .probe_with_permit(&query, began.instant + self.limits.reconcile)
+                .probe_with_permit(&query, began.instant + self.settings.reconcile)
                 .await;
             let since = Moment::now().instant.saturating_duration_since(began.instant);
             if let Some(Ok(answer)) = looked
-                && reconciliation.observe(operation, answer, since).stable
+                && reconciliation.observe(info, answer, since).stable
             {
                 break;
             }
-            if since >= self.limits.reconcile || self.abandon.is_cancelled() {
+            if since >= self.settings.reconcile || self.abandon.is_cancelled() {
                 break;
             }
             tokio::select! {
@@ -495,7 +487,7 @@ impl<O: Orbctl> Work<O> {
     /// Probes once a permit is free. `None` if none was free before `end`, or if `abandon` was cancelled. After a crash the next
     /// instance may have to reconcile many changes, which no queue limit bounds. Forced changes need no permit.
     async fn probe_with_permit(&self, query: &Query, end: Instant) -> Option<Result<QueryAnswer, Failure>> {
-        let _place = if self.spec.submission.operation.preempts() {
+        let _place = if self.spec.info.preempts {
             None
         } else {
             tokio::select! {
@@ -552,13 +544,13 @@ fn cut_short(completion: &Completion) -> Option<Outcome> {
 }
 
 /// Returns the unparsed output as the answer, also if the read failed: that output is the answer of `orbctl` too.
-fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
+fn raw_result(completion: &Completion, failure: Option<Failure>) -> JobResult {
     let (stdout, stderr) = (&completion.stdout, &completion.stderr);
     if completion.output_cut || !stdout.is_whole() || !stderr.is_whole() {
         let failure = Failure::OrbctlOutputUnreadable("output exceeds the size limit".into());
         return JobResult::counted(Outcome::Failed(failure), completion);
     }
-    let outcome = match orbctl::classify::classify(operation, completion).failure {
+    let outcome = match failure {
         Some(failure) => Outcome::Failed(failure),
         None => Outcome::Succeeded(Success::Read),
     };
@@ -571,19 +563,15 @@ fn raw_result(operation: &Operation, completion: &Completion) -> JobResult {
     finished
 }
 
-/// Parses the answer of a query.
-fn read(operation: &Operation, completion: &Completion) -> Result<QueryAnswer, Failure> {
-    let Operation::Query(query) = operation else {
-        return Err(Failure::Internal("the operation is not a query".into()));
-    };
+/// Parses the answer of a query, unless it failed.
+fn read(query: &Query, completion: &Completion, failure: Option<Failure>) -> Result<QueryAnswer, Failure> {
     if completion.ending == Ending::TimedOut {
         return Err(Failure::OrbctlUnavailable("it did not answer in time".into()));
     }
     if completion.ending == Ending::Stopped {
         return Err(Failure::OrbctlUnavailable("the probe was cancelled".into()));
     }
-    let verdict = orbctl::classify::classify(operation, completion);
-    if let Some(failure) = verdict.failure {
+    if let Some(failure) = failure {
         return Err(failure);
     }
     let stdout = &completion.stdout.bytes;

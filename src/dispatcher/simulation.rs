@@ -26,7 +26,9 @@ use crate::clock::Moment;
 use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, ReconcileReport, Success};
 use crate::machine::MachineName;
 use crate::metrics;
-use crate::operation::{ExecRequest, Force, NewMachine, Operation, Query, RawQuery, Scope, Stdin};
+use crate::operation::{
+    Action, Change, ExecRequest, Force, JobInfo, NewMachine, Query, RawQuery, Scope, Stdin, Verb,
+};
 use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
 use crate::sys::ChildIdentity;
 use orbd_host::run_command::GuestEnv;
@@ -223,8 +225,8 @@ impl World {
         self.dispatcher.submit(submission).await.expect("accepted")
     }
 
-    async fn change(&self, operation: Operation) -> Job {
-        self.submit(submission(operation)).await
+    async fn change(&self, action: impl Into<Action>) -> Job {
+        self.submit(submission(action)).await
     }
 
     fn read(&self, query: Query, max_age: Option<Duration>) -> JoinHandle<Result<ObservedAnswer, ReadError>> {
@@ -304,11 +306,10 @@ fn client(number: u64) -> Client {
     }
 }
 
-fn submission(operation: Operation) -> Submission {
+fn submission(action: impl Into<Action>) -> Submission {
     Submission {
-        operation,
+        executor: Executor::Daemon(action.into()),
         client: client(1),
-        executor: Executor::Daemon,
         expected_id: None,
         detached: false,
         queue_timeout: None,
@@ -320,17 +321,17 @@ fn name(text: &str) -> MachineName {
     text.parse().expect("a name")
 }
 
-fn restart(machine: &str) -> Operation {
-    Operation::Restart(name(machine))
+fn restart(machine: &str) -> Action {
+    Change::Restart(name(machine)).into()
 }
 
-fn exec(machine: &str) -> Operation {
+fn exec(machine: &str) -> Action {
     let request = ExecRequest::new(vec!["true".into()]).expect("a command");
-    Operation::Exec(name(machine), request)
+    Action::Exec(name(machine), request)
 }
 
-fn create(machine: &str) -> Operation {
-    Operation::Create(NewMachine {
+fn create(machine: &str) -> Change {
+    Change::Create(NewMachine {
         name: name(machine),
         distro: "ubuntu".parse().expect("a distro"),
         version: None,
@@ -416,10 +417,10 @@ async fn exit_code_of_a_command_is_its_result() {
 #[tokio::test(start_paused = true)]
 async fn change_whose_result_already_holds_is_skipped() {
     let mut world = World::new();
-    let job = world.change(Operation::Start(name("a"))).await;
+    let job = world.change(Change::Start(name("a"))).await;
     assert_eq!(outcome(&job).await, UNCHANGED);
     world.no_call().await;
-    let job = world.change(Operation::Stop(name("a"), Force::No)).await;
+    let job = world.change(Change::Stop(name("a"), Force::No)).await;
     world.call("stop").await.exit(0);
     assert_eq!(outcome(&job).await, CHANGED);
 }
@@ -626,16 +627,18 @@ async fn earlier_of_a_cancel_and_an_end_counts() {
     assert_eq!(outcome(&job).await, Outcome::Cancelled(Phase::Running));
 }
 
-/// Returns a lease of these processes.
-fn lease_of(child: u32, owner: u32) -> Executor {
+/// Returns a lease of these processes on this machine.
+fn lease_of(verb: Verb, machine: &str, child: u32, owner: u32) -> Executor {
     let identity = |pid| ChildIdentity {
         pid,
         started: crate::sys::process_identity(pid).expect("it runs"),
     };
-    Executor::Lease(LeaseProcesses {
+    let info = JobInfo::lease(verb, vec![name(machine)], Force::No);
+    let processes = LeaseProcesses {
         child: identity(child),
         owner: identity(owner),
-    })
+    };
+    Executor::Client(info, processes)
 }
 
 /// Checks how each request behaves for a job that has ended.
@@ -667,7 +670,7 @@ async fn outcome_is_the_same_for_waiters_and_for_late_callers() {
     let mut world = World::new();
     let mut request = ExecRequest::new(vec!["cat".into()]).expect("a command");
     request.stdin = Stdin::Stream;
-    let job = world.change(Operation::Exec(name("a"), request)).await;
+    let job = world.change(Action::Exec(name("a"), request)).await;
     let id = job.spec.id;
     let call = world.call("run").await;
     assert!(world.dispatcher.input(id).await.is_some());
@@ -722,8 +725,8 @@ async fn lease_is_released_once_and_not_after_its_end() {
         .expect("a shell");
     let job = world
         .submit(Submission {
-            executor: lease_of(process.id(), std::process::id()),
-            ..submission(Operation::Push(name("a")))
+            executor: lease_of(Verb::Push, "a", process.id(), std::process::id()),
+            ..submission(exec("a"))
         })
         .await;
     let mut state = job.state.clone();
@@ -1059,8 +1062,8 @@ async fn strict_mode_does_not_block_the_polls_of_the_running_job() {
     };
     let mut world = World::with(limits, true);
     world.set("a", "stopped");
-    let first = world.change(Operation::Start(name("a"))).await;
-    let second = world.change(Operation::Start(name("b"))).await;
+    let first = world.change(Change::Start(name("a"))).await;
+    let second = world.change(Change::Start(name("b"))).await;
     let call = world.call("start").await;
     world.no_call().await;
     call.end(Ending::Signalled(9), "", "");
@@ -1084,7 +1087,7 @@ async fn force_stops_a_reconciling_job_and_cancels_waiting_jobs() {
     let waiting = world.change(restart("new")).await;
     world.idle().await;
     let began = Moment::now();
-    let forced = world.change(Operation::Stop(name("new"), Force::Yes)).await;
+    let forced = world.change(Change::Stop(name("new"), Force::Yes)).await;
     assert_eq!(outcome(&waiting).await, Outcome::Cancelled(Phase::Queued));
     assert!(matches!(outcome(&reconciliation).await, Outcome::Unknown(seen) if !seen.stable));
     let call = world.call("stop").await;
@@ -1110,13 +1113,13 @@ async fn id_of_a_replaced_machine_is_rejected() {
         Outcome::Failed(Failure::MachineNotFound(_))
     ));
     world.no_call().await;
-    let clone = Operation::Clone {
+    let clone = Change::Clone {
         source: name("a"),
         copy: name("c"),
     };
     let job = world
         .submit(Submission {
-            operation: clone,
+            executor: Executor::Daemon(clone.into()),
             ..by_id("01M4HXHNTVZXRXR1F5PV7GC8R0")
         })
         .await;
@@ -1219,7 +1222,7 @@ async fn restored_changes_poll_a_few_at_a_time_and_forced_ones_at_once() {
     let held = hold_time();
     let forced = Submission {
         detached: true,
-        ..submission(Operation::Stop(name("a"), Force::Yes))
+        ..submission(Change::Stop(name("a"), Force::Yes))
     };
     world.submit(forced).await;
     calls.push(world.call("stop").await);

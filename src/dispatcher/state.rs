@@ -279,6 +279,7 @@ impl<O: Orbctl> State<O> {
             }
             Request::Release { job, ending, reply } => {
                 if let Some(live) = self.jobs.get_mut(&job).and_then(Entry::live_mut)
+                    && !live.is_waiting()
                     && let Some(release) = live.release.take()
                 {
                     let preempted_by = live.preempted_by.clone();
@@ -344,22 +345,18 @@ impl<O: Orbctl> State<O> {
 /// Returns whether a job is promised to survive a restart. Detached changes are; commands never are, because their arguments are not
 /// written to disk.
 fn is_durable(spec: &JobSpec) -> bool {
-    spec.submission.detached
-        && !matches!(
-            spec.submission.operation.class(),
-            Class::Query | Class::Exec | Class::Session
-        )
+    spec.detached && !matches!(spec.info.class, Class::Query | Class::Exec | Class::Session)
 }
 
 /// Converts a job for the scheduler, without a deadline.
 fn scheduled(spec: &JobSpec) -> NewJob {
     NewJob {
         id: spec.id,
-        client: spec.submission.client.id,
-        class: spec.submission.operation.class(),
-        footprint: spec.submission.operation.footprint(),
+        client: spec.client.id,
+        class: spec.info.class,
+        footprint: spec.info.footprint.clone(),
         queue_deadline: None,
-        preempts: spec.submission.operation.preempts(),
-        machine: spec.submission.operation.machine().cloned(),
+        preempts: spec.info.preempts,
+        machine: spec.info.machine.clone(),
     }
 }

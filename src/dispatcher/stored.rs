@@ -1,21 +1,11 @@
-//! Operations as the journal stores them: a versioned format of its own, so that the types in memory can change.
-
-use std::path::PathBuf;
+//! Changes as the journal stores them: a versioned format of its own, so that the types in memory can change.
 
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
-use crate::clock::Moment;
-use crate::job::{ClientId, JobId};
 use crate::journal::{Process, Starting};
 use crate::machine::MachineId;
-use crate::operation::{
-    BatchVerb, Class, ClientAction, ExecRequest, Footprint, Force, FormVerb, Lane, LogScope, NewMachine,
-    Operation, RawQuery, UnknownForm,
-};
+use crate::operation::{Change, Footprint, Force, JobInfo, NewMachine};
 use crate::sys::{ChildIdentity, StartTime};
-
-use super::handle::{Client, Executor, JobSpec, Submission};
 
 /// Version of the format below. A new meaning needs a new variant; an existing variant never changes its meaning.
 const VERSION: u8 = 1;
@@ -58,19 +48,16 @@ struct StoredMachine {
 }
 
 /// Encodes a change together with the id by which the client named its machine; the id is compared again before the change starts.
-/// Empty for operations that are not stored.
-pub(super) fn encode(operation: &Operation, expected_id: Option<&MachineId>) -> Vec<u8> {
-    let Some(stored) = store(operation) else {
-        return Vec::new();
-    };
+pub(super) fn encode(change: &Change, expected_id: Option<&MachineId>) -> Vec<u8> {
     let mut bytes = vec![VERSION];
+    let stored = (store(change), expected_id.map(MachineId::as_str));
     // Writing to a vector returns no error.
-    bytes.extend(postcard::to_stdvec(&(stored, expected_id.map(MachineId::as_str))).unwrap_or_default());
+    bytes.extend(postcard::to_stdvec(&stored).unwrap_or_default());
     bytes
 }
 
 /// Decodes a change; `None` for anything that this version does not understand.
-pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
+pub(super) fn decode(bytes: &[u8]) -> Option<(Change, Option<MachineId>)> {
     let (version, rest) = bytes.split_first()?;
     if *version != VERSION {
         return None;
@@ -79,141 +66,16 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Operation, Option<MachineId>)> {
     Some((restore(stored)?, parsed(expected_id)?))
 }
 
-/// Returns whether the job is a lease: a client's process runs it, so the start entry has no marker.
-pub(super) fn is_lease(starting: &Starting) -> bool {
-    starting.marker.is_empty()
-}
-
-/// Rebuilds from a start entry what is known about an operation: enough for its lanes, its verb and its machine. The result is never
-/// run.
-pub(super) fn outline(starting: &Starting) -> Option<Operation> {
-    if !is_lease(starting) {
-        return known_outline(starting);
-    }
-    let known = leased_outline(starting).map(Operation::ClientAction);
-    let known = known.or_else(|| known_outline(starting));
-    let lanes = Footprint::new(starting.lanes.iter().cloned());
-    // A form that was not fully parsed may hold more lanes than its verb implies. The journal's list of lanes is authoritative.
-    Some(match known {
-        Some(operation) if operation.footprint() == lanes => operation,
-        _ => Operation::ClientAction(ClientAction::UnknownForm(UnknownForm::restored(
-            FormVerb::named(&starting.verb),
-            starting.machine.clone(),
-            lanes,
-        ))),
-    })
-}
-
-/// Like [`outline`], for an operation that its verb and machine determine.
-fn known_outline(starting: &Starting) -> Option<Operation> {
-    let machine = || starting.machine.clone();
-    let other = || {
-        let mut machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
-            Lane::Machine(name) => Some(name),
-            Lane::Fleet | Lane::Configuration => None,
-        });
-        machines
-            .find(|name| Some(*name) != starting.machine.as_ref())
-            .cloned()
-    };
-    Some(match starting.verb.as_str() {
-        "run" => Operation::Exec(machine()?, ExecRequest::new(vec!["forgotten".into()]).ok()?),
-        "push" => Operation::Push(machine()?),
-        "pull" => Operation::Pull(machine()?),
-        "create" => Operation::Create(NewMachine {
-            name: machine()?,
-            distro: "forgotten".parse().ok()?,
-            version: None,
-            arch: None,
-            user: None,
-            cpus: None,
-            memory: None,
-            disk: None,
-            isolated: false,
-            isolate_network: false,
-            mounts: Vec::new(),
-            forward_ssh_agent: false,
-        }),
-        "start" => Operation::Start(machine()?),
-        "stop" => Operation::Stop(machine()?, Force::No),
-        "restart" => Operation::Restart(machine()?),
-        "delete" => Operation::Delete(machine()?),
-        "rename" => Operation::Rename {
-            from: machine()?,
-            to: other()?,
-        },
-        "clone" => Operation::Clone {
-            copy: machine()?,
-            source: other()?,
-        },
-        "export" => Operation::Export(machine()?, PathBuf::new()),
-        "import" => Operation::Import(machine()?, PathBuf::new()),
-        "set_default" => Operation::SetDefault(machine()),
-        "config_set" => Operation::ConfigSet {
-            key: "forgotten".parse().ok()?,
-            value: "".into(),
-        },
-        "config_reset" => Operation::ConfigReset,
-        "start_orbstack" => Operation::StartOrbstack(Force::No),
-        "stop_orbstack" => Operation::StopOrbstack(Force::No),
-        "start_all" => Operation::StartAll,
-        "stop_all" => Operation::StopAll(Force::No),
-        _ => return None,
-    })
-}
-
-/// Like [`outline`], for operations that only clients run. Whether it was forced is unknown but irrelevant: it has already started.
-fn leased_outline(starting: &Starting) -> Option<ClientAction> {
-    let machine = || starting.machine.clone();
-    let several = |each| {
-        let machines = starting.lanes.iter().filter_map(|(lane, _)| match lane {
-            Lane::Machine(name) => Some(name.clone()),
-            Lane::Fleet | Lane::Configuration => None,
-        });
-        // For a single machine it is an ordinary operation, not a batch.
-        let is_several = starting.machine.is_none();
-        is_several.then(|| ClientAction::Batch(each, machines.collect()))
-    };
-    match starting.verb.as_str() {
-        "run" => Some(ClientAction::Run(machine()?)),
-        "shell" => Some(ClientAction::Shell(machine()?)),
-        "logs" if starting.machine.is_some() => machine().map(ClientAction::Logs),
-        "create" => Some(ClientAction::Create(machine()?)),
-        "config_set" => Some(ClientAction::ConfigSet),
-        "start" => several(BatchVerb::Start),
-        "stop" => several(BatchVerb::Stop(Force::No)),
-        "restart" => several(BatchVerb::Restart),
-        "delete" => several(BatchVerb::Delete),
-        "restart_all" => Some(ClientAction::RestartAll),
-        "restart_orbstack" => Some(ClientAction::RestartOrbstack),
-        "update_orbstack" => Some(ClientAction::UpdateOrbstack),
-        "reset_orbstack" => Some(ClientAction::ResetOrbstack),
-        "other" => Some(ClientAction::Other),
-        verb if starting.class == Class::Session => read_outline(verb).map(ClientAction::Read),
-        _ => None,
-    }
-}
-
-/// Like [`outline`], for a read whose output `orbctl` prints directly to the client.
-fn read_outline(verb: &str) -> Option<RawQuery> {
-    Some(match verb {
-        "list" => RawQuery::List {
-            format: None,
-            quiet: false,
-            running: false,
-        },
-        "info" => RawQuery::Info {
-            machine: "forgotten".parse().ok()?,
-            format: None,
-        },
-        "status" => RawQuery::Status,
-        "version" => RawQuery::Version,
-        "config_show" => RawQuery::ConfigShow,
-        "default" => RawQuery::Default,
-        "ssh" => RawQuery::Ssh,
-        "logs" => RawQuery::Logs("forgotten".parse().ok()?, LogScope::Default),
-        _ => return None,
-    })
+/// Returns what a start entry says about its job: enough to hold its lanes and to reconcile it.
+pub(super) fn info(starting: &Starting) -> JobInfo {
+    JobInfo::restored(
+        // A client's process runs a lease, so its start entry has no marker.
+        starting.marker.is_empty(),
+        &starting.verb,
+        starting.machine.as_ref(),
+        starting.class,
+        Footprint::new(starting.lanes.iter().cloned()),
+    )
 }
 
 /// Encodes the identity of a process.
@@ -239,41 +101,10 @@ pub(super) fn identity(process: &Process) -> Option<ChildIdentity> {
     })
 }
 
-/// Returns the job of an operation that an earlier instance accepted.
-pub(super) fn revived(id: JobId, operation: Operation, client: &str, detached: bool, now: Moment) -> JobSpec {
-    let client = Client {
-        // No client of this instance has this id, so the job competes with none of them in the fair queue.
-        id: ClientId(u64::MAX),
-        connection: u64::MAX,
-        gone: CancellationToken::new(),
-        name: client.into(),
-        pid: None,
-        uid: rustix::process::getuid().as_raw(),
-    };
-    JobSpec {
-        id,
-        accepted: now,
-        submission: Submission {
-            operation,
-            client,
-            executor: Executor::Daemon,
-            expected_id: None,
-            detached,
-            queue_timeout: None,
-            run_timeout: None,
-        },
-    }
-}
-
-fn store(operation: &Operation) -> Option<Stored> {
+fn store(change: &Change) -> Stored {
     let forced = |force: &Force| *force == Force::Yes;
-    Some(match operation {
-        Operation::Query(_)
-        | Operation::Exec(..)
-        | Operation::Push(_)
-        | Operation::Pull(_)
-        | Operation::ClientAction(_) => return None,
-        Operation::Create(new) => Stored::Create(Box::new(StoredMachine {
+    match change {
+        Change::Create(new) => Stored::Create(Box::new(StoredMachine {
             name: new.name.to_string(),
             distro: new.distro.to_string(),
             version: new.version.as_ref().map(ToString::to_string),
@@ -287,54 +118,54 @@ fn store(operation: &Operation) -> Option<Stored> {
             mounts: new.mounts.iter().map(ToString::to_string).collect(),
             forward_ssh_agent: new.forward_ssh_agent,
         })),
-        Operation::Start(name) => Stored::Start {
+        Change::Start(name) => Stored::Start {
             machine: name.to_string(),
         },
-        Operation::Stop(name, force) => Stored::Stop {
+        Change::Stop(name, force) => Stored::Stop {
             machine: name.to_string(),
             force: forced(force),
         },
-        Operation::Restart(name) => Stored::Restart {
+        Change::Restart(name) => Stored::Restart {
             machine: name.to_string(),
         },
-        Operation::Delete(name) => Stored::Delete {
+        Change::Delete(name) => Stored::Delete {
             machine: name.to_string(),
         },
-        Operation::Rename { from, to } => Stored::Rename {
+        Change::Rename { from, to } => Stored::Rename {
             from: from.to_string(),
             to: to.to_string(),
         },
-        Operation::Clone { source, copy } => Stored::Clone {
+        Change::Clone { source, copy } => Stored::Clone {
             source: source.to_string(),
             copy: copy.to_string(),
         },
-        Operation::Export(name, file) => Stored::Export {
+        Change::Export(name, file) => Stored::Export {
             machine: name.to_string(),
             file: file.to_string_lossy().into_owned(),
         },
-        Operation::Import(name, file) => Stored::Import {
+        Change::Import(name, file) => Stored::Import {
             machine: name.to_string(),
             file: file.to_string_lossy().into_owned(),
         },
-        Operation::SetDefault(name) => Stored::SetDefault {
+        Change::SetDefault(name) => Stored::SetDefault {
             machine: name.as_ref().map(ToString::to_string),
         },
-        Operation::ConfigSet { key, value } => Stored::ConfigSet {
+        Change::ConfigSet { key, value } => Stored::ConfigSet {
             key: key.to_string(),
             value: value.to_string(),
         },
-        Operation::ConfigReset => Stored::ConfigReset,
-        Operation::StartOrbstack(force) => Stored::StartOrbstack { force: forced(force) },
-        Operation::StopOrbstack(force) => Stored::StopOrbstack { force: forced(force) },
-        Operation::StartAll => Stored::StartAll,
-        Operation::StopAll(force) => Stored::StopAll { force: forced(force) },
-    })
+        Change::ConfigReset => Stored::ConfigReset,
+        Change::StartOrbstack(force) => Stored::StartOrbstack { force: forced(force) },
+        Change::StopOrbstack(force) => Stored::StopOrbstack { force: forced(force) },
+        Change::StartAll => Stored::StartAll,
+        Change::StopAll(force) => Stored::StopAll { force: forced(force) },
+    }
 }
 
-fn restore(stored: Stored) -> Option<Operation> {
+fn restore(stored: Stored) -> Option<Change> {
     let forced = |force: bool| if force { Force::Yes } else { Force::No };
     Some(match stored {
-        Stored::Create(new) => Operation::Create(NewMachine {
+        Stored::Create(new) => Change::Create(NewMachine {
             name: new.name.parse().ok()?,
             distro: new.distro.parse().ok()?,
             version: parsed(new.version)?,
@@ -352,30 +183,30 @@ fn restore(stored: Stored) -> Option<Operation> {
                 .collect::<Option<_>>()?,
             forward_ssh_agent: new.forward_ssh_agent,
         }),
-        Stored::Start { machine } => Operation::Start(machine.parse().ok()?),
-        Stored::Stop { machine, force } => Operation::Stop(machine.parse().ok()?, forced(force)),
-        Stored::Restart { machine } => Operation::Restart(machine.parse().ok()?),
-        Stored::Delete { machine } => Operation::Delete(machine.parse().ok()?),
-        Stored::Rename { from, to } => Operation::Rename {
+        Stored::Start { machine } => Change::Start(machine.parse().ok()?),
+        Stored::Stop { machine, force } => Change::Stop(machine.parse().ok()?, forced(force)),
+        Stored::Restart { machine } => Change::Restart(machine.parse().ok()?),
+        Stored::Delete { machine } => Change::Delete(machine.parse().ok()?),
+        Stored::Rename { from, to } => Change::Rename {
             from: from.parse().ok()?,
             to: to.parse().ok()?,
         },
-        Stored::Clone { source, copy } => Operation::Clone {
+        Stored::Clone { source, copy } => Change::Clone {
             source: source.parse().ok()?,
             copy: copy.parse().ok()?,
         },
-        Stored::Export { machine, file } => Operation::Export(machine.parse().ok()?, file.into()),
-        Stored::Import { machine, file } => Operation::Import(machine.parse().ok()?, file.into()),
-        Stored::SetDefault { machine } => Operation::SetDefault(parsed(machine)?),
-        Stored::ConfigSet { key, value } => Operation::ConfigSet {
+        Stored::Export { machine, file } => Change::Export(machine.parse().ok()?, file.into()),
+        Stored::Import { machine, file } => Change::Import(machine.parse().ok()?, file.into()),
+        Stored::SetDefault { machine } => Change::SetDefault(parsed(machine)?),
+        Stored::ConfigSet { key, value } => Change::ConfigSet {
             key: key.parse().ok()?,
             value: value.into(),
         },
-        Stored::ConfigReset => Operation::ConfigReset,
-        Stored::StartOrbstack { force } => Operation::StartOrbstack(forced(force)),
-        Stored::StopOrbstack { force } => Operation::StopOrbstack(forced(force)),
-        Stored::StartAll => Operation::StartAll,
-        Stored::StopAll { force } => Operation::StopAll(forced(force)),
+        Stored::ConfigReset => Change::ConfigReset,
+        Stored::StartOrbstack { force } => Change::StartOrbstack(forced(force)),
+        Stored::StopOrbstack { force } => Change::StopOrbstack(forced(force)),
+        Stored::StartAll => Change::StartAll,
+        Stored::StopAll { force } => Change::StopAll(forced(force)),
     })
 }
 
@@ -388,102 +219,5 @@ fn parsed<T: std::str::FromStr>(text: Option<String>) -> Option<Option<T>> {
     match text {
         None => Some(None),
         Some(text) => text.parse().ok().map(Some),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::machine::MachineName;
-    use crate::operation::Access;
-
-    use super::*;
-
-    fn name(text: &str) -> MachineName {
-        text.parse().expect("a valid name")
-    }
-
-    /// Returns the start entry of a lease.
-    fn starting(operation: &Operation) -> Starting {
-        Starting {
-            job: JobId(1),
-            marker: String::new(),
-            lanes: operation.footprint().lanes().to_vec(),
-            verb: operation.verb().to_owned(),
-            machine: operation.machine().cloned(),
-            class: operation.class(),
-            detached: false,
-        }
-    }
-
-    #[test]
-    fn lease_holds_the_same_lanes_after_a_crash() {
-        let several = |each| ClientAction::Batch(each, vec![name("a"), name("b")]);
-        let change = |verb, machines: &[&str]| {
-            let machines = machines.iter().copied().map(name).collect();
-            ClientAction::UnknownForm(UnknownForm::change(verb, machines, Force::No))
-        };
-        let command = |verb| {
-            ClientAction::UnknownForm(UnknownForm::command(
-                verb,
-                vec![name("a"), name("b")],
-                vec![name("c")],
-            ))
-        };
-        let leased = [
-            ClientAction::Run(name("a")),
-            ClientAction::Shell(name("a")),
-            ClientAction::Logs(name("a")),
-            ClientAction::Create(name("a")),
-            ClientAction::ConfigSet,
-            several(BatchVerb::Start),
-            several(BatchVerb::Stop(Force::No)),
-            several(BatchVerb::Restart),
-            several(BatchVerb::Delete),
-            ClientAction::RestartAll,
-            ClientAction::RestartOrbstack,
-            ClientAction::UpdateOrbstack,
-            ClientAction::ResetOrbstack,
-            ClientAction::Read(RawQuery::Logs(name("a"), LogScope::All)),
-            ClientAction::Other,
-            change(FormVerb::Delete, &[]),
-            change(FormVerb::Delete, &["a", "b"]),
-            change(FormVerb::Create, &["a", "b"]),
-            change(FormVerb::Clone, &["a", "b", "c"]),
-            change(FormVerb::Rename, &["a"]),
-            change(FormVerb::SetDefault, &["a", "b"]),
-            change(FormVerb::Import, &[]),
-            change(FormVerb::Other, &["a"]),
-            command(FormVerb::Run),
-            command(FormVerb::Push),
-            command(FormVerb::Other),
-        ];
-        let others = [
-            Operation::Push(name("a")),
-            Operation::Delete(name("a")),
-            Operation::Rename {
-                from: name("a"),
-                to: name("b"),
-            },
-            Operation::SetDefault(Some(name("a"))),
-            Operation::ConfigReset,
-            Operation::StopOrbstack(Force::No),
-            Operation::StopAll(Force::No),
-        ];
-        for operation in leased.into_iter().map(Operation::ClientAction).chain(others) {
-            let outline = outline(&starting(&operation)).expect("an outline");
-            assert_eq!(
-                (outline.verb(), outline.class(), outline.footprint()),
-                (operation.verb(), operation.class(), operation.footprint()),
-            );
-        }
-    }
-
-    #[test]
-    fn unknown_verb_still_holds_its_lanes() {
-        let mut starting = starting(&Operation::ClientAction(ClientAction::Run(name("a"))));
-        starting.verb = "suspend".into();
-        starting.lanes = vec![(Lane::Machine(name("a")), Access::Exclusive)];
-        let outline = outline(&starting).expect("an outline");
-        assert_eq!(outline.footprint().lanes(), starting.lanes);
     }
 }

@@ -21,7 +21,7 @@ pub const CLIENT_NAME_MAX: usize = 128;
 pub struct OperationRecord {
     /// Id of the job.
     pub id: u64,
-    /// Verb of the operation, as returned by [`crate::operation::Operation::verb`].
+    /// Verb of the operation, a name of [`crate::operation::Verb`].
     pub operation: Cow<'static, str>,
     /// The operation's primary machine; `None` if it concerns no machine.
     pub machine: Option<MachineName>,

@@ -55,6 +55,14 @@ impl Footprint {
     pub fn lanes(&self) -> &[(Lane, Access)] {
         &self.0
     }
+
+    /// Returns the machines whose lanes it has.
+    pub fn machines(&self) -> impl Iterator<Item = &MachineName> {
+        self.0.iter().filter_map(|(lane, _)| match lane {
+            Lane::Machine(name) => Some(name),
+            Lane::Fleet | Lane::Configuration => None,
+        })
+    }
 }
 
 /// The class of an operation; it determines which limits apply.
@@ -130,6 +138,8 @@ pub enum Scope {
 pub enum Effect {
     /// It makes nothing stale.
     Reads,
+    /// It makes those of these machines stale that do not run, because it starts them. Only the dispatcher knows which those are.
+    MayStart(Vec<MachineName>),
     /// It makes a scope stale, both when it starts and when it ends.
     Changes(Scope),
 }

@@ -8,61 +8,52 @@ use std::path::Path;
 use orbd_host::run_command::{Call, GuestEnv, Run, Start, run};
 
 use crate::machine::MachineName;
-use crate::operation::{
-    ExecRequest, Force, Format, LogScope, NewMachine, Operation, Query, RawQuery, UserName,
-};
+use crate::operation::{Change, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName};
 
-/// Returns the call that carries out an operation. It is empty for a client action, whose client builds its own call.
-///
-/// A push or a pull also runs in the client, which appends the files to these arguments.
-pub fn call(operation: &Operation, guest_env: GuestEnv) -> Call {
-    match operation {
-        Operation::Exec(machine, request) => of_exec(machine, request, guest_env),
-        _ => without_env(operation).into(),
-    }
-}
-
-fn without_env(operation: &Operation) -> Vec<OsString> {
-    match operation {
-        Operation::Query(query) => of_query(query),
-        Operation::Push(machine) => words(["push", "-m", machine.as_str()]),
-        Operation::Pull(machine) => words(["pull", "-m", machine.as_str()]),
-        Operation::Create(new) => of_create(new),
-        Operation::Start(machine) => words(["start", machine.as_str()]),
-        Operation::Stop(machine, Force::No) => words(["stop", machine.as_str()]),
-        Operation::Stop(machine, Force::Yes) => words(["stop", "-f", machine.as_str()]),
-        Operation::Restart(machine) => words(["restart", machine.as_str()]),
+/// Returns the call that carries out a change.
+pub fn change(change: &Change) -> Call {
+    let args = match change {
+        Change::Create(new) => of_create(new),
+        Change::Start(machine) => words(["start", machine.as_str()]),
+        Change::Stop(machine, Force::No) => words(["stop", machine.as_str()]),
+        Change::Stop(machine, Force::Yes) => words(["stop", "-f", machine.as_str()]),
+        Change::Restart(machine) => words(["restart", machine.as_str()]),
         // Always with -f, which skips the confirmation: the daemon has no terminal on which `orbctl` could ask. Always by name:
         // `delete ID` crashes in 2.2.3.
-        Operation::Delete(machine) => words(["delete", "-f", machine.as_str()]),
-        Operation::Rename { from, to } => words(["rename", from.as_str(), to.as_str()]),
-        Operation::Clone { source, copy } => words(["clone", source.as_str(), copy.as_str()]),
-        Operation::Export(machine, file) => {
+        Change::Delete(machine) => words(["delete", "-f", machine.as_str()]),
+        Change::Rename { from, to } => words(["rename", from.as_str(), to.as_str()]),
+        Change::Clone { source, copy } => words(["clone", source.as_str(), copy.as_str()]),
+        Change::Export(machine, file) => {
             let mut args = words(["export", machine.as_str()]);
             args.push(of_path(file));
             args
         }
-        Operation::Import(machine, file) => {
+        Change::Import(machine, file) => {
             let mut args = words(["import", "-n", machine.as_str()]);
             args.push(of_path(file));
             args
         }
-        Operation::SetDefault(Some(machine)) => words(["default", machine.as_str()]),
-        Operation::SetDefault(None) => words(["default", "none"]),
+        Change::SetDefault(Some(machine)) => words(["default", machine.as_str()]),
+        Change::SetDefault(None) => words(["default", "none"]),
         // Only if the value would be taken for a flag: that `config set` accepts `--` is customary but not recorded.
-        Operation::ConfigSet { key, value } if value.starts_with('-') => {
+        Change::ConfigSet { key, value } if value.starts_with('-') => {
             words(["config", "set", "--", key.as_str(), value])
         }
-        Operation::ConfigSet { key, value } => words(["config", "set", key.as_str(), value]),
-        Operation::ConfigReset => words(["config", "reset"]),
-        Operation::StartOrbstack(_) => words(["start"]),
-        Operation::StopOrbstack(Force::No) => words(["stop"]),
-        Operation::StopOrbstack(Force::Yes) => words(["stop", "-f"]),
-        Operation::StartAll => words(["start", "--all"]),
-        Operation::StopAll(Force::No) => words(["stop", "--all"]),
-        Operation::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
-        Operation::Exec(..) | Operation::ClientAction(_) => Vec::new(),
-    }
+        Change::ConfigSet { key, value } => words(["config", "set", key.as_str(), value]),
+        Change::ConfigReset => words(["config", "reset"]),
+        Change::StartOrbstack(_) => words(["start"]),
+        Change::StopOrbstack(Force::No) => words(["stop"]),
+        Change::StopOrbstack(Force::Yes) => words(["stop", "-f"]),
+        Change::StartAll => words(["start", "--all"]),
+        Change::StopAll(Force::No) => words(["stop", "--all"]),
+        Change::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
+    };
+    args.into()
+}
+
+/// Returns the call that makes a read.
+pub fn query(query: &Query) -> Call {
+    of_query(query).into()
 }
 
 fn of_query(query: &Query) -> Vec<OsString> {
@@ -114,7 +105,8 @@ fn of_format(format: Option<Format>) -> Vec<OsString> {
     format.map_or_else(Vec::new, |format| words(["-f", format.as_str()]))
 }
 
-fn of_exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
+/// Returns the call that runs a command in a machine.
+pub fn exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
     // An empty directory means the default.
     let workdir = request.workdir.as_deref().filter(|workdir| !workdir.is_empty());
     let command = Run {
@@ -208,10 +200,13 @@ mod tests {
         text.parse().expect("a valid name")
     }
 
-    fn check(operation: &Operation, expected: &[&str]) {
-        let Call { args, env } = call(operation, GuestEnv::Orbenv);
-        assert_eq!(args, expected, "{operation:?}");
-        assert!(env.is_empty(), "{operation:?}");
+    fn check(change: &Change, expected: &[&str]) {
+        check_call(&super::change(change), expected);
+    }
+
+    fn check_call(call: &Call, expected: &[&str]) {
+        assert_eq!(call.args, expected);
+        assert!(call.env.is_empty(), "{expected:?}");
     }
 
     fn exec(command: &[&str]) -> ExecRequest {
@@ -237,7 +232,7 @@ mod tests {
 
     #[test]
     fn queries_request_json_where_orbctl_supports_it() {
-        let check = |query, expected: &[&str]| check(&Operation::Query(query), expected);
+        let check = |query, expected: &[&str]| check_call(&super::query(&query), expected);
         check(Query::List, &["list", "-f", "json"]);
         check(Query::Info(name("web")), &["info", "-f", "json", "web"]);
         check(Query::Status, &["status"]);
@@ -277,47 +272,47 @@ mod tests {
 
     #[test]
     fn changes_pass_flags_before_the_machine_name() {
-        check(&Operation::Start(name("web")), &["start", "web"]);
-        check(&Operation::Stop(name("web"), Force::No), &["stop", "web"]);
-        check(&Operation::Stop(name("web"), Force::Yes), &["stop", "-f", "web"]);
-        check(&Operation::Restart(name("web")), &["restart", "web"]);
+        check(&Change::Start(name("web")), &["start", "web"]);
+        check(&Change::Stop(name("web"), Force::No), &["stop", "web"]);
+        check(&Change::Stop(name("web"), Force::Yes), &["stop", "-f", "web"]);
+        check(&Change::Restart(name("web")), &["restart", "web"]);
         check(
-            &Operation::Rename {
+            &Change::Rename {
                 from: name("a"),
                 to: name("b"),
             },
             &["rename", "a", "b"],
         );
         check(
-            &Operation::Clone {
+            &Change::Clone {
                 source: name("a"),
                 copy: name("b"),
             },
             &["clone", "a", "b"],
         );
-        check(&Operation::SetDefault(Some(name("a"))), &["default", "a"]);
-        check(&Operation::SetDefault(None), &["default", "none"]);
+        check(&Change::SetDefault(Some(name("a"))), &["default", "a"]);
+        check(&Change::SetDefault(None), &["default", "none"]);
     }
 
     #[test]
     fn delete_skips_the_confirmation_prompt() {
-        check(&Operation::Delete(name("web")), &["delete", "-f", "web"]);
+        check(&Change::Delete(name("web")), &["delete", "-f", "web"]);
     }
 
     #[test]
     fn operations_on_orbstack_itself_pass_no_machine_name() {
-        check(&Operation::StartOrbstack(Force::No), &["start"]);
-        check(&Operation::StopOrbstack(Force::No), &["stop"]);
-        check(&Operation::StopOrbstack(Force::Yes), &["stop", "-f"]);
-        check(&Operation::StartAll, &["start", "--all"]);
-        check(&Operation::StopAll(Force::No), &["stop", "--all"]);
-        check(&Operation::StopAll(Force::Yes), &["stop", "--all", "-f"]);
-        check(&Operation::ConfigReset, &["config", "reset"]);
+        check(&Change::StartOrbstack(Force::No), &["start"]);
+        check(&Change::StopOrbstack(Force::No), &["stop"]);
+        check(&Change::StopOrbstack(Force::Yes), &["stop", "-f"]);
+        check(&Change::StartAll, &["start", "--all"]);
+        check(&Change::StopAll(Force::No), &["stop", "--all"]);
+        check(&Change::StopAll(Force::Yes), &["stop", "--all", "-f"]);
+        check(&Change::ConfigReset, &["config", "reset"]);
     }
 
     #[test]
     fn operands_that_begin_with_a_dash_are_not_parsed_as_flags() {
-        let set = |value: &str| Operation::ConfigSet {
+        let set = |value: &str| Change::ConfigSet {
             key: "cpu".parse().expect("valid"),
             value: value.into(),
         };
@@ -325,15 +320,15 @@ mod tests {
         check(&set("--help"), &["config", "set", "--", "cpu", "--help"]);
         let file = PathBuf::from("-x.tar.zst");
         check(
-            &Operation::Export(name("web"), file.clone()),
+            &Change::Export(name("web"), file.clone()),
             &["export", "web", "./-x.tar.zst"],
         );
         check(
-            &Operation::Import(name("web"), file),
+            &Change::Import(name("web"), file),
             &["import", "-n", "web", "./-x.tar.zst"],
         );
         check(
-            &Operation::Export(name("web"), "/tmp/a b".into()),
+            &Change::Export(name("web"), "/tmp/a b".into()),
             &["export", "web", "/tmp/a b"],
         );
     }
@@ -357,7 +352,7 @@ mod tests {
                 command: request.command(),
             };
             let expected = run(&command, GuestEnv::Orbenv);
-            let call = call(&Operation::Exec(name("web"), request.clone()), GuestEnv::Orbenv);
+            let call = super::exec(&name("web"), &request, GuestEnv::Orbenv);
             assert!(call == expected, "{:?}", call.args);
         };
         started_in(None, None, Start::Home);
@@ -369,7 +364,7 @@ mod tests {
 
     #[test]
     fn create_passes_flags_before_distro_and_name() {
-        check(&Operation::Create(new_machine()), &["create", "ubuntu", "web"]);
+        check(&Change::Create(new_machine()), &["create", "ubuntu", "web"]);
         let full = NewMachine {
             version: Some("24.04".parse().expect("valid")),
             arch: Some(crate::operation::Arch::Amd64),
@@ -387,7 +382,7 @@ mod tests {
             ..new_machine()
         };
         check(
-            &Operation::Create(full),
+            &Change::Create(full),
             &[
                 "create",
                 "-a",

@@ -29,7 +29,7 @@ use super::output::said;
 use super::{Captured, Completion, TAIL_MAX};
 use crate::job::{Ending, Failure, HealthProblem, HealthSignal};
 use crate::machine::MachineName;
-use crate::operation::{Operation, Query};
+use crate::operation::{Change, ConfigKey, Query};
 
 /// The classification of an invocation's result.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,60 +101,103 @@ const NOT_LISTENING: [&str; 2] = [
     "connect: no such file or directory",
 ];
 
-/// Classifies the result of an invocation of `operation`.
-pub fn classify(operation: &Operation, completion: &Completion) -> Verdict {
-    if let Operation::Query(Query::RawQuery(read)) = operation {
-        return classify(&Operation::Query(read.subject()), completion);
+/// Classifies the result of a read.
+pub fn query(query: &Query, completion: &Completion) -> Verdict {
+    if let Query::RawQuery(read) = query {
+        return self::query(&read.subject(), completion);
     }
     match completion.ending {
-        Ending::Exited(0) if asks_the_service(operation) => Verdict::passed(HealthSignal::Healthy),
+        // Success proves nothing if `orbctl` may read the answer from its own files, or for `status`, which was seen to succeed while
+        // other calls failed.
+        Ending::Exited(0) if matches!(query, Query::List | Query::Info(_)) => {
+            Verdict::passed(HealthSignal::Healthy)
+        }
         Ending::Exited(0) | Ending::Stopped => Verdict::passed(HealthSignal::Nothing),
-        Ending::TimedOut => Verdict::passed(match operation {
-            Operation::Query(query) => {
-                let blocked = HealthProblem::Blocked { verb: query.verb() };
-                match operation.machine() {
-                    Some(_) => HealthSignal::Suspect(blocked),
-                    None => HealthSignal::Unhealthy(blocked),
-                }
-            }
-            _ => HealthSignal::Nothing,
-        }),
-        Ending::Signalled(signal) => Verdict {
-            failure: Some(Failure::OrbctlKilled {
-                signal,
-                stderr_tail: tail_for(operation, &completion.stderr),
-            }),
-            signal: HealthSignal::Nothing,
-        },
-        Ending::Exited(code) => match operation {
-            Operation::Exec(machine, _) => of_exec(machine, code, completion),
-            // Exit code 1 with output means that OrbStack is stopped, which is an answer.
-            Operation::Query(Query::Status) if completion.stdout.total > 0 => {
-                Verdict::passed(HealthSignal::Nothing)
-            }
-            _ => of_failed(operation, code, &completion.stderr),
-        },
+        Ending::TimedOut => {
+            let blocked = HealthProblem::Blocked {
+                verb: query.verb().as_str(),
+            };
+            Verdict::passed(match query.machine() {
+                Some(_) => HealthSignal::Suspect(blocked),
+                None => HealthSignal::Unhealthy(blocked),
+            })
+        }
+        Ending::Signalled(signal) => killed(signal, tail(&completion.stderr)),
+        // Exit code 1 with output means that OrbStack is stopped, which is an answer.
+        Ending::Exited(_) if *query == Query::Status && completion.stdout.total > 0 => {
+            Verdict::passed(HealthSignal::Nothing)
+        }
+        Ending::Exited(code) => {
+            let call = Call {
+                machine: query.machine(),
+                key: None,
+                is_read: true,
+            };
+            of_failed(&call, code, &completion.stderr)
+        }
     }
 }
 
-/// Returns whether success proves that the service works. It proves nothing if `orbctl` may read the answer from its own files, or for
-/// `status`, which was seen to succeed while other calls failed.
-fn asks_the_service(operation: &Operation) -> bool {
-    match operation {
-        Operation::Query(Query::List | Query::Info(_)) => true,
-        Operation::Query(_)
-        | Operation::SetDefault(_)
-        | Operation::ConfigSet { .. }
-        | Operation::ConfigReset => false,
-        _ => true,
+/// Classifies the result of a change.
+pub fn change(change: &Change, completion: &Completion) -> Verdict {
+    match completion.ending {
+        // `orbctl` may write these to its own files, so their success proves nothing.
+        Ending::Exited(0)
+            if matches!(
+                change,
+                Change::SetDefault(_) | Change::ConfigSet { .. } | Change::ConfigReset
+            ) =>
+        {
+            Verdict::passed(HealthSignal::Nothing)
+        }
+        Ending::Exited(0) => Verdict::passed(HealthSignal::Healthy),
+        Ending::Stopped | Ending::TimedOut => Verdict::passed(HealthSignal::Nothing),
+        Ending::Signalled(signal) => killed(signal, tail(&completion.stderr)),
+        Ending::Exited(code) => {
+            let info = change.info();
+            let call = Call {
+                machine: info.machine.as_ref(),
+                key: match change {
+                    Change::ConfigSet { key, .. } => Some(key),
+                    _ => None,
+                },
+                is_read: false,
+            };
+            of_failed(&call, code, &completion.stderr)
+        }
     }
 }
 
-fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
+/// Classifies the result of a command in a machine. The caller already has its stderr as output, so no failure repeats it.
+pub fn exec(machine: &MachineName, completion: &Completion) -> Verdict {
+    match completion.ending {
+        Ending::Exited(0) => Verdict::passed(HealthSignal::Healthy),
+        Ending::Stopped | Ending::TimedOut => Verdict::passed(HealthSignal::Nothing),
+        Ending::Signalled(signal) => killed(signal, "".into()),
+        Ending::Exited(code) => of_exec(machine, code, completion),
+    }
+}
+
+fn killed(signal: i32, stderr_tail: Arc<str>) -> Verdict {
+    Verdict {
+        failure: Some(Failure::OrbctlKilled { signal, stderr_tail }),
+        signal: HealthSignal::Nothing,
+    }
+}
+
+/// What `orbctl` was called for, as far as its errors may refer to it.
+struct Call<'a> {
+    machine: Option<&'a MachineName>,
+    /// The key of a `config set`.
+    key: Option<&'a ConfigKey>,
+    is_read: bool,
+}
+
+fn of_failed(call: &Call<'_>, code: i32, stderr: &Captured) -> Verdict {
     let opening = String::from_utf8_lossy(&stderr.opening);
     let kept = String::from_utf8_lossy(&stderr.bytes);
     let lines = || said(&opening).chain(said(&kept));
-    let recognised = lines().find_map(|line| recognise(operation, cause(line).1));
+    let recognised = lines().find_map(|line| recognise(call, cause(line).1));
     let failure = recognised.unwrap_or_else(|| Failure::OrbctlFailed {
         exit_code: code,
         stderr_tail: tail(stderr),
@@ -162,18 +205,17 @@ fn of_failed(operation: &Operation, code: i32, stderr: &Captured) -> Verdict {
     let has = |word: &str| lines().any(|line| line.contains(word));
     let is_panic_line = |line: &str| line.starts_with("panic:") || line.starts_with("goroutine ");
     // A crash on particular operands (`delete ID` in 2.2.3) implies nothing for the next call; on a plain read it does.
-    let is_own_crash = has("runtime error") && !matches!(operation, Operation::Query(_));
+    let is_own_crash = has("runtime error") && !call.is_read;
     let complaint = lines().find(|line| {
         UNHEALTHY.iter().any(|text| line.contains(text)) || (is_panic_line(line) && !is_own_crash)
     });
     let not_listening = lines().find(|line| NOT_LISTENING.iter().any(|text| line.contains(text)));
-    let is_read = matches!(operation, Operation::Query(_));
     let signal = match (complaint, not_listening, &failure) {
-        (Some(line), ..) if line.contains(STARTS_LATER) && !is_read => {
+        (Some(line), ..) if line.contains(STARTS_LATER) && !call.is_read => {
             HealthSignal::Suspect(said_to_be(line))
         }
         (Some(line), ..) => HealthSignal::Unhealthy(said_to_be(line)),
-        (None, Some(line), _) if is_read => HealthSignal::Unhealthy(said_to_be(line)),
+        (None, Some(line), _) if call.is_read => HealthSignal::Unhealthy(said_to_be(line)),
         // The refused connection may be to the image server.
         (None, Some(line), _) => HealthSignal::Suspect(said_to_be(line)),
         // The service checked the machine's state and refused.
@@ -283,7 +325,7 @@ fn not_run(exit_code: i32, text: &str, stderr: &Captured) -> Verdict {
 }
 
 /// Maps an error text to one of the named failures.
-fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
+fn recognise(call: &Call<'_>, text: &str) -> Option<Failure> {
     let named = |phrase: &str| {
         let rest = text.split_once(phrase)?.1.trim();
         // Versions from 2023 print no quotes.
@@ -291,7 +333,7 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
             .strip_prefix('\'')
             .map_or(rest, |rest| rest.split_once('\'').map_or(rest, |(name, _)| name));
         let name = if name.is_empty() {
-            operation.machine()?.as_str()
+            call.machine?.as_str()
         } else {
             name
         };
@@ -305,7 +347,7 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
     }
     let in_operation = || text.split_once('\'')?.1.split_once('\'')?.0.parse().ok();
     if let Some(state) = transition(text)
-        && let Some(machine) = operation.machine().cloned().or_else(in_operation)
+        && let Some(machine) = call.machine.cloned().or_else(in_operation)
     {
         return Some(Failure::MachineWrongState {
             machine,
@@ -313,14 +355,14 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
         });
     }
     if let Some((_, kind)) = text.split_once(" has no logs of type ")
-        && let Some(machine) = operation.machine().cloned().or_else(in_operation)
+        && let Some(machine) = call.machine.cloned().or_else(in_operation)
     {
         return Some(Failure::NoLogs {
             machine,
             kind: kind.trim().into(),
         });
     }
-    if let Operation::ConfigSet { key, .. } = operation
+    if let Some(key) = call.key
         && ends_with_cause(text, "key not found")
     {
         return Some(Failure::ConfigKeyNotFound(key.as_str().into()));
@@ -339,7 +381,7 @@ fn recognise(operation: &Operation, text: &str) -> Option<Failure> {
         let named = rest
             .strip_prefix(": ")
             .and_then(|rest| rest.trim().trim_matches('\'').parse().ok());
-        let machine = named.or_else(|| operation.machine().cloned())?;
+        let machine = named.or_else(|| call.machine.cloned())?;
         rest.is_empty()
             .then_some(())
             .or_else(|| rest.starts_with(':').then_some(()))?;
@@ -375,15 +417,6 @@ fn ends_with_cause(text: &str, cause: &str) -> bool {
         .is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
 
-/// Returns stderr for an error message; empty for a guest command, whose stderr the caller already has as output.
-fn tail_for(operation: &Operation, stderr: &Captured) -> Arc<str> {
-    if matches!(operation, Operation::Exec(..)) {
-        "".into()
-    } else {
-        tail(stderr)
-    }
-}
-
 /// Returns the end of stderr, safe for the caller's terminal and log: without control characters, limited in length, and with the
 /// first line of stderr in front if the end does not include it.
 fn tail(stderr: &Captured) -> Arc<str> {
@@ -410,7 +443,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::operation::{ExecRequest, Force, LogScope, NewMachine};
+    use crate::operation::{Action, ExecRequest, Force, LogScope, NewMachine};
 
     fn name(text: &str) -> MachineName {
         text.parse().expect("a valid name")
@@ -428,13 +461,15 @@ mod tests {
         }
     }
 
-    fn check(
-        operation: &Operation,
-        code: i32,
-        stdout: &str,
-        stderr: &str,
-        expected: &(Option<Failure>, bool),
-    ) {
+    fn classify(action: &Action, completion: &Completion) -> Verdict {
+        match action {
+            Action::Query(query) => super::query(query, completion),
+            Action::Exec(machine, _) => super::exec(machine, completion),
+            Action::Change(change) => super::change(change, completion),
+        }
+    }
+
+    fn check(operation: &Action, code: i32, stdout: &str, stderr: &str, expected: &(Option<Failure>, bool)) {
         let verdict = classify(operation, &completion(Ending::Exited(code), stdout, stderr));
         let is_unhealthy = matches!(verdict.signal, HealthSignal::Unhealthy(_));
         assert_eq!(&(verdict.failure, is_unhealthy), expected, "{stderr}");
@@ -448,8 +483,8 @@ mod tests {
         (Some(failure), unhealthy)
     }
 
-    fn create(machine: &str) -> Operation {
-        Operation::Create(NewMachine {
+    fn create(machine: &str) -> Action {
+        Action::Change(Change::Create(NewMachine {
             name: name(machine),
             distro: "ubuntu".parse().expect("valid"),
             version: None,
@@ -462,16 +497,16 @@ mod tests {
             isolate_network: false,
             mounts: vec![],
             forward_ssh_agent: false,
-        })
+        }))
     }
 
-    fn exec(machine: &str) -> Operation {
+    fn exec(machine: &str) -> Action {
         let request = ExecRequest::new(vec!["true".into()]).expect("valid");
-        Operation::Exec(name(machine), request)
+        Action::Exec(name(machine), request)
     }
 
-    fn info(machine: &str) -> Operation {
-        Operation::Query(Query::Info(name(machine)))
+    fn info(machine: &str) -> Action {
+        Action::Query(Query::Info(name(machine)))
     }
 
     #[test]
@@ -503,24 +538,24 @@ mod tests {
             &missing("vm-name"),
         );
         check(
-            &Operation::Start(name("openeuler")),
+            &Action::Change(Change::Start(name("openeuler"))),
             1,
             "",
             "machine not found: openeuler\n",
             &missing("openeuler"),
         );
         check(
-            &Operation::Rename {
+            &Action::Change(Change::Rename {
                 from: name("a"),
                 to: name("b"),
-            },
+            }),
             1,
             "",
             "[-32098] rename 'a': machine not found: 'a'\n",
             &missing("a"),
         );
         check(
-            &Operation::Restart(name("a")),
+            &Action::Change(Change::Restart(name("a"))),
             1,
             "",
             "[-32098] restart 'a': machine not running: 'a'\n",
@@ -550,10 +585,10 @@ mod tests {
     fn errors_of_a_broken_service_mean_unhealthy() {
         let panic = "panic: timed out waiting for services to start\n\ngoroutine 1 [running]:\nmain.main()\n";
         let start = "[-32098] start VM: timed out waiting for VM to start\n";
-        let list = Operation::Query(Query::List);
+        let list = Action::Query(Query::List);
         check(&list, 2, "", panic, &failed(2, panic, true));
         check(
-            &Operation::StartOrbstack(Force::No),
+            &Action::Change(Change::StartOrbstack(Force::No)),
             1,
             "",
             start,
@@ -569,7 +604,7 @@ mod tests {
         assert_eq!(verdict.signal, HealthSignal::Suspect(said));
         let home = "panic: $HOME is not defined\n";
         check(
-            &Operation::Query(Query::Version),
+            &Action::Query(Query::Version),
             2,
             "",
             home,
@@ -580,15 +615,9 @@ mod tests {
     #[test]
     fn crash_on_operands_does_not_mean_unhealthy() {
         let crash = "panic: runtime error: invalid memory address or nil pointer dereference\ngoroutine 1 [running]:\n";
-        let delete = Operation::Delete(name("a"));
+        let delete = Action::Change(Change::Delete(name("a")));
         check(&delete, 2, "", crash, &failed(2, crash, false));
-        check(
-            &Operation::Query(Query::List),
-            2,
-            "",
-            crash,
-            &failed(2, crash, true),
-        );
+        check(&Action::Query(Query::List), 2, "", crash, &failed(2, crash, true));
     }
 
     #[test]
@@ -605,7 +634,7 @@ mod tests {
             stderr: captured,
             ..completion(Ending::Exited(2), "", "")
         };
-        let verdict = classify(&Operation::Query(Query::List), &completion);
+        let verdict = classify(&Action::Query(Query::List), &completion);
         let said = HealthProblem::Reported("panic: timed out waiting for services to start".into());
         assert_eq!(verdict.signal, HealthSignal::Unhealthy(said));
         let Some(Failure::OrbctlFailed { stderr_tail, .. }) = verdict.failure else {
@@ -682,15 +711,15 @@ mod tests {
             let operation = match command {
                 "run" => exec("web"),
                 "info" => info("web"),
-                "list" => Operation::Query(Query::List),
-                "logs" => Operation::Query(Query::Logs(name("web"), LogScope::Default)),
-                "start" => Operation::Start(name("web")),
+                "list" => Action::Query(Query::List),
+                "logs" => Action::Query(Query::Logs(name("web"), LogScope::Default)),
+                "start" => Action::Change(Change::Start(name("web"))),
                 "create" => create("web"),
-                "delete" => Operation::Delete(name("web")),
-                "config set" => Operation::ConfigSet {
+                "delete" => Action::Change(Change::Delete(name("web"))),
+                "config set" => Action::Change(Change::ConfigSet {
                     key: "no.such.key".parse().expect("valid"),
                     value: "x".into(),
-                },
+                }),
                 other => panic!("{other}"),
             };
             let verdict = classify(
@@ -743,7 +772,7 @@ mod tests {
 
     #[test]
     fn status_stopped_is_an_answer_not_a_failure() {
-        let status = Operation::Query(Query::Status);
+        let status = Action::Query(Query::Status);
         check(
             &status,
             1,
@@ -757,7 +786,7 @@ mod tests {
     #[test]
     fn timeouts_and_stops_are_not_failures() {
         let blocked = |verb| HealthProblem::Blocked { verb };
-        let list = Operation::Query(Query::List);
+        let list = Action::Query(Query::List);
         for (operation, ending, signal) in [
             (&list, Ending::TimedOut, HealthSignal::Unhealthy(blocked("list"))),
             (
@@ -778,15 +807,15 @@ mod tests {
     fn answers_and_refusals_of_the_service_mean_healthy() {
         let missing = "[-32098] machine not found: 'web'\n";
         for (operation, code, stderr, signal) in [
-            (Operation::Query(Query::List), 0, "", HealthSignal::Healthy),
+            (Action::Query(Query::List), 0, "", HealthSignal::Healthy),
             (info("web"), 1, missing, HealthSignal::Healthy),
             (exec("web"), 0, "", HealthSignal::Healthy),
             (exec("web"), 1, missing, HealthSignal::Healthy),
             (create("web"), 0, "", HealthSignal::Healthy),
             // The guest's own exit code, an answer from a file, or an answer that was recorded while the service did not work.
             (exec("web"), 7, "", HealthSignal::Nothing),
-            (Operation::Query(Query::Version), 0, "", HealthSignal::Nothing),
-            (Operation::Query(Query::Status), 0, "", HealthSignal::Nothing),
+            (Action::Query(Query::Version), 0, "", HealthSignal::Nothing),
+            (Action::Query(Query::Status), 0, "", HealthSignal::Nothing),
             (create("web"), 1, "[-32098] no space\n", HealthSignal::Nothing),
             (
                 create("web"),
@@ -807,7 +836,7 @@ mod tests {
     #[test]
     fn health_problem_quotes_one_short_line_without_control_characters() {
         let stderr = format!("panic: \u{1b}[31m{}\ngoroutine 1 [running]:\n", "x".repeat(9000));
-        let list = Operation::Query(Query::List);
+        let list = Action::Query(Query::List);
         let verdict = classify(&list, &completion(Ending::Exited(2), "", &stderr));
         let HealthSignal::Unhealthy(HealthProblem::Reported(line)) = verdict.signal else {
             panic!("{verdict:?}");
@@ -817,7 +846,7 @@ mod tests {
 
     #[test]
     fn killed_command_does_not_repeat_its_output() {
-        let killed = |operation: &Operation| {
+        let killed = |operation: &Action| {
             classify(
                 operation,
                 &completion(Ending::Signalled(9), "", "secret\u{1b}[0m"),

@@ -1,6 +1,6 @@
 //! The only module that knows `orbctl`: its arguments, processes, output, errors, versions and location.
 //!
-//! - [`argv`] turns an [`Operation`](crate::operation::Operation) into arguments;
+//! - [`argv`] turns an [`Action`](crate::operation::Action) into arguments;
 //! - [`environment`] computes the environment of every child;
 //! - [`process`] runs children and handles every way in which a run can end;
 //! - [`output`] parses stdout into types, [`classify`] turns an ending and stderr into a [`Failure`];

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::job::Failure;
 use crate::machine::OrbctlVersion;
-use crate::operation::{NewMachine, Operation};
+use crate::operation::{Change, NewMachine};
 
 /// The oldest version that the parsers and arguments of this module were checked against.
 pub const MINIMUM: Version = Version::new(1, 9, 0);
@@ -126,19 +126,19 @@ pub fn supported(installed: &OrbctlVersion) -> Result<Version, Unsupported> {
     Ok(version)
 }
 
-/// Checks whether the installed version has the feature that an operation needs.
-pub fn check(operation: &Operation, installed: Version) -> Result<(), Unsupported> {
-    match feature(operation) {
+/// Checks whether the installed version has the feature that a change needs.
+pub fn check(change: &Change, installed: Version) -> Result<(), Unsupported> {
+    match feature(change) {
         Some(feature) if installed < feature.since() => Err(Unsupported::Lacks { feature, installed }),
         _ => Ok(()),
     }
 }
 
-/// Returns the newest feature that an operation needs; `None` if every supported version can carry it out.
-pub fn feature(operation: &Operation) -> Option<Feature> {
-    match operation {
-        Operation::Clone { .. } | Operation::Export(..) | Operation::Import(..) => Some(Feature::Copies),
-        Operation::Create(NewMachine {
+/// Returns the newest feature that a change needs; `None` if every supported version can carry it out.
+pub fn feature(change: &Change) -> Option<Feature> {
+    match change {
+        Change::Clone { .. } | Change::Export(..) | Change::Import(..) => Some(Feature::Copies),
+        Change::Create(NewMachine {
             cpus,
             memory,
             disk,
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn operation_that_needs_a_newer_version_is_refused() {
-        let clone = Operation::Clone {
+        let clone = Change::Clone {
             source: "a".parse().expect("valid"),
             copy: "b".parse().expect("valid"),
         };
@@ -226,11 +226,11 @@ mod tests {
             mounts: vec![],
             forward_ssh_agent: false,
         };
-        assert_eq!(check(&Operation::Create(new.clone()), MINIMUM), Ok(()));
+        assert_eq!(check(&Change::Create(new.clone()), MINIMUM), Ok(()));
         new.isolated = true;
-        assert!(check(&Operation::Create(new.clone()), Version::new(2, 0, 9)).is_err());
-        assert!(check(&Operation::Create(new.clone()), Version::new(2, 1, 0)).is_ok());
+        assert!(check(&Change::Create(new.clone()), Version::new(2, 0, 9)).is_err());
+        assert!(check(&Change::Create(new.clone()), Version::new(2, 1, 0)).is_ok());
         new.cpus = Some(2);
-        assert!(check(&Operation::Create(new), Version::new(2, 1, 0)).is_err());
+        assert!(check(&Change::Create(new), Version::new(2, 1, 0)).is_err());
     }
 }

@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::dispatcher::{Client, Executor, Job, JobState, JobView, ObservedAnswer, Rejection, Submission};
 use crate::job::{JobId, Outcome, Success};
 use crate::machine::{MachineId, MachineName};
-use crate::operation::{MachineRef, Operation, Query};
+use crate::operation::{Action, Change, MachineRef, Query};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions};
 
@@ -72,12 +72,15 @@ impl Call {
         query: Query,
         max_age_ms: Option<u64>,
     ) -> Result<ObservedAnswer, ErrorObject> {
-        let operation = Operation::Query(query.clone());
         self.server
             .dispatcher
-            .read(query, max_age_ms.map(Duration::from_millis), self.client())
+            .read(
+                query.clone(),
+                max_age_ms.map(Duration::from_millis),
+                self.client(),
+            )
             .await
-            .map_err(|error| errors::read_error(&error, &operation))
+            .map_err(|error| errors::read_error(&error, &query))
     }
 
     /// Returns the job with this id, or the error that there is none.
@@ -92,17 +95,16 @@ impl Call {
         view.unwrap_or_else(|| job.view())
     }
 
-    /// Submits an operation as a job.
+    /// Submits an action as a job.
     pub(super) async fn submit(
         &self,
-        operation: Operation,
+        action: Action,
         expected_id: Option<MachineId>,
         options: JobOptions,
     ) -> Result<Job, ErrorObject> {
         let submission = Submission {
-            operation,
+            executor: Executor::Daemon(action),
             client: self.client(),
-            executor: Executor::Daemon,
             expected_id,
             detached: options.detach,
             queue_timeout: convert::timeout("queue_timeout_ms", options.queue_timeout_ms)?,
@@ -118,11 +120,11 @@ impl Call {
     /// Submits a change and returns its answer: when the job has ended, or at once if it is detached.
     pub(super) async fn change(
         &self,
-        operation: Operation,
+        change: Change,
         expected_id: Option<MachineId>,
         options: JobOptions,
     ) -> Result<ChangeAnswer, ErrorObject> {
-        let mut job = self.submit(operation, expected_id, options).await?;
+        let mut job = self.submit(Action::Change(change), expected_id, options).await?;
         let state = if options.detach {
             job.state.borrow().clone()
         } else {
@@ -162,7 +164,7 @@ pub(super) fn ended_well(job: &Job, state: &JobState) -> Result<(), ErrorObject>
         JobState::Ended { outcome, holder, .. } => Err(errors::outcome_error(
             outcome,
             job.spec.id,
-            &job.spec.submission.operation,
+            &job.spec.info,
             holder.as_ref(),
         )),
     }

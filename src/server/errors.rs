@@ -5,7 +5,7 @@ use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{ReadError, Refusal, Rejection, WaitingFor};
 use crate::job::{Failure, JobId, Outcome, Phase};
 use crate::machine::{MachineName, MachineState};
-use crate::operation::Operation;
+use crate::operation::{JobInfo, Query};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{self, ErrorObject};
 
@@ -48,10 +48,12 @@ pub(super) fn rejection(rejection: &Rejection) -> ErrorObject {
 }
 
 /// Converts the error of a read.
-pub(super) fn read_error(error: &ReadError, operation: &Operation) -> ErrorObject {
+pub(super) fn read_error(error: &ReadError, query: &Query) -> ErrorObject {
     match error {
         ReadError::Rejected(refused) => rejection(refused),
-        ReadError::Ended { id, outcome, holder } => outcome_error(outcome, *id, operation, holder.as_ref()),
+        ReadError::Ended { id, outcome, holder } => {
+            outcome_error(outcome, *id, &JobInfo::read(query), holder.as_ref())
+        }
     }
 }
 
@@ -75,17 +77,18 @@ pub(super) fn internal(what: &str) -> ErrorObject {
 pub(super) fn outcome_error(
     outcome: &Outcome,
     id: JobId,
-    operation: &Operation,
+    info: &JobInfo,
     holder_seen: Option<&WaitingFor>,
 ) -> ErrorObject {
-    let what = match operation.machine() {
-        Some(machine) => format!("{} {machine}", operation.verb()),
-        None => operation.verb().to_owned(),
+    let verb = info.verb.as_str();
+    let what = match &info.machine {
+        Some(machine) => format!("{verb} {machine}"),
+        None => verb.to_owned(),
     };
     let start = |kind: ErrorKind| {
         let mut data = kind.data();
         data.job_id = Some(id.0);
-        data.machine = operation.machine().map(MachineName::to_string);
+        data.machine = info.machine.as_ref().map(MachineName::to_string);
         data
     };
     let phase_word = |phase: &Phase| match phase {

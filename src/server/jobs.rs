@@ -8,7 +8,7 @@ use crate::clock::Moment;
 use crate::dispatcher::{self, JobState, JobView, WaitingFor};
 use crate::job::{JobId, Outcome, Success};
 use crate::machine::MachineName;
-use crate::operation::{Access, Footprint, Lane, Operation};
+use crate::operation::{Access, Footprint, JobInfo, Lane};
 use orbd_proto::types;
 
 fn state_word(state: &JobState) -> types::JobStateWord {
@@ -49,22 +49,17 @@ pub(super) fn job(view: &JobView) -> types::Job {
         } => (
             since.as_ref(),
             Some(at),
-            Some(outcome_out(
-                outcome,
-                spec.id,
-                &spec.submission.operation,
-                holder.as_ref(),
-            )),
+            Some(outcome_out(outcome, spec.id, &spec.info, holder.as_ref())),
         ),
     };
     types::Job {
         job_id: spec.id.0,
-        operation: spec.submission.operation.verb().into(),
-        machine: spec.submission.operation.machine().map(MachineName::to_string),
-        job_class: spec.submission.operation.class().as_str().into(),
-        client: client(&spec.submission.client),
-        lanes: lanes(&spec.submission.operation.footprint()),
-        detached: spec.submission.detached,
+        operation: spec.info.verb.as_str().into(),
+        machine: spec.info.machine.as_ref().map(MachineName::to_string),
+        job_class: spec.info.class.as_str().into(),
+        client: client(&spec.client),
+        lanes: lanes(&spec.info.footprint),
+        detached: spec.detached,
         state: state_word(&view.state),
         accepted_at: time(spec.accepted.wall),
         started_at: started.map(|moment| time(moment.wall)),
@@ -109,12 +104,7 @@ fn client(client: &dispatcher::Client) -> types::Client {
     }
 }
 
-fn outcome_out(
-    outcome: &Outcome,
-    id: JobId,
-    operation: &Operation,
-    holder: Option<&WaitingFor>,
-) -> types::Outcome {
+fn outcome_out(outcome: &Outcome, id: JobId, info: &JobInfo, holder: Option<&WaitingFor>) -> types::Outcome {
     let mut written = types::Outcome {
         kind: outcome_word(outcome).into(),
         exit_code: None,
@@ -131,7 +121,7 @@ fn outcome_out(
             written.changed = *changed;
             written.warning = Some(warning.to_string());
         }
-        other => written.error = Some(outcome_error(other, id, operation, holder)),
+        other => written.error = Some(outcome_error(other, id, info, holder)),
     }
     written
 }

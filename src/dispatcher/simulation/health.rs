@@ -68,8 +68,8 @@ async fn unhealthy_orbctl_serves_stale_reads_with_a_reason_and_refuses_changes()
     for operation in [
         restart("a"),
         exec("a"),
-        create("new"),
-        Operation::StartOrbstack(Force::No),
+        create("new").into(),
+        Change::StartOrbstack(Force::No).into(),
     ] {
         let outage = world.refusal(submission(operation)).await;
         assert_eq!(outage.problem, notes_inbox());
@@ -81,8 +81,8 @@ async fn unhealthy_orbctl_serves_stale_reads_with_a_reason_and_refuses_changes()
     };
     world.refusal(detached).await;
     let lease = Submission {
-        executor: lease_of(std::process::id(), std::process::id()),
-        ..submission(Operation::Push(name("a")))
+        executor: lease_of(Verb::Push, "a", std::process::id(), std::process::id()),
+        ..submission(exec("a"))
     };
     world.refusal(lease).await;
     world.no_call().await;
@@ -115,7 +115,7 @@ async fn look_until_ended(world: &mut World, job: &Job, mut broken: usize) -> Ou
 #[tokio::test(start_paused = true)]
 async fn start_of_orbstack_that_times_out_but_takes_effect_succeeds() {
     let mut world = World::that_knows().await;
-    let job = world.change(Operation::StartOrbstack(Force::No)).await;
+    let job = world.change(Change::StartOrbstack(Force::No)).await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
     let began = Moment::now().instant;
@@ -136,7 +136,7 @@ async fn start_of_orbstack_that_times_out_but_takes_effect_succeeds() {
 #[tokio::test(start_paused = true)]
 async fn start_of_orbstack_needs_a_working_service_not_only_a_running_status() {
     let mut world = World::that_knows().await;
-    let job = world.change(Operation::StartOrbstack(Force::No)).await;
+    let job = world.change(Change::StartOrbstack(Force::No)).await;
     world.call("status").await.end(Ending::Exited(1), "Stopped\n", "");
     world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
     let began = Moment::now().instant;
@@ -153,7 +153,7 @@ async fn start_of_orbstack_needs_a_working_service_not_only_a_running_status() {
 async fn successful_poll_closes_the_circuit_at_once() {
     let mut world = World::that_is_sick().await;
     let began = Moment::now().instant;
-    let job = world.change(Operation::StartOrbstack(Force::Yes)).await;
+    let job = world.change(Change::StartOrbstack(Force::Yes)).await;
     world.call("start").await.end(Ending::Exited(1), "", STARTS_LATER);
     let ended = look_until_ended(&mut world, &job, 0).await;
     assert!(
@@ -344,12 +344,12 @@ async fn accepted_jobs_wait_for_the_recovery_and_report_that_reason() {
 #[tokio::test(start_paused = true)]
 async fn forced_operations_pass_and_a_success_closes_the_circuit() {
     let mut world = World::that_is_sick().await;
-    let stop = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    let stop = world.change(Change::Stop(name("a"), Force::Yes)).await;
     world.call("stop").await.end(Ending::Exited(2), "", PANIC);
     // It polls for its effect, and fails like every other read.
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
     assert!(world.is_unhealthy().await);
-    let start = world.change(Operation::StartOrbstack(Force::Yes)).await;
+    let start = world.change(Change::StartOrbstack(Force::Yes)).await;
     assert!(matches!(outcome(&stop).await, Outcome::Unknown(seen) if !seen.stable));
     world.call("start").await.exit(0);
     assert_eq!(outcome(&start).await, CHANGED);
@@ -362,7 +362,7 @@ async fn forced_operation_by_id_is_refused_because_the_id_cannot_be_checked() {
     let mut world = World::that_is_sick().await;
     let by_id = Submission {
         expected_id: Some("01M4HXHNTVZXRXR1F5PV7GC8R0".parse().expect("an id")),
-        ..submission(Operation::Stop(name("a"), Force::Yes))
+        ..submission(Change::Stop(name("a"), Force::Yes))
     };
     world.refusal(by_id).await;
     world.no_call().await;
@@ -371,7 +371,7 @@ async fn forced_operation_by_id_is_refused_because_the_id_cannot_be_checked() {
 #[tokio::test(start_paused = true)]
 async fn change_whose_check_opens_the_circuit_is_not_started() {
     let mut world = World::that_knows().await;
-    let job = world.change(Operation::Stop(name("a"), Force::No)).await;
+    let job = world.change(Change::Stop(name("a"), Force::No)).await;
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
     assert_eq!(
         outcome(&job).await,
@@ -504,7 +504,7 @@ async fn in_strict_mode_a_probe_waits_for_the_running_job_and_force_passes_the_p
     let read = world.read(Query::List, None);
     world.call("list").await.end(Ending::Exited(2), "", PANIC);
     assert!(read.await.expect("no panic").is_err());
-    let forced = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    let forced = world.change(Change::Stop(name("a"), Force::Yes)).await;
     let stop = world.call("stop").await;
     tokio::time::sleep(SECOND * 60).await;
     world.no_call().await;
@@ -512,7 +512,7 @@ async fn in_strict_mode_a_probe_waits_for_the_running_job_and_force_passes_the_p
     outcome(&forced).await;
     let _hangs = world.call("status").await;
     world.idle().await;
-    let forced = world.change(Operation::Stop(name("a"), Force::Yes)).await;
+    let forced = world.change(Change::Stop(name("a"), Force::Yes)).await;
     world.call("stop").await.exit(0);
     assert_eq!(outcome(&forced).await, CHANGED);
     assert!(!world.is_unhealthy().await);

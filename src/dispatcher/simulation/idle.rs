@@ -220,7 +220,7 @@ async fn force_passes_a_hold_and_a_pause_ends_it() {
     let held = world.submits(submission(restart("b")));
     world.idle().await;
     assert!(!held.is_finished());
-    let forced = Operation::Stop(name("a"), Force::Yes);
+    let forced = Change::Stop(name("a"), Force::Yes);
     let forced = world.submit(submission(forced)).await;
     world.call("stop").await.exit(0);
     assert!(matches!(
@@ -247,7 +247,7 @@ async fn reloaded_settings_apply_to_the_next_jobs() {
     world.dispatcher.adopt(settings.clone()).await;
     let (first, second) = (world.change(restart("a")).await, world.change(restart("b")).await);
     assert!(is_waiting(&second), "one at a time");
-    assert_eq!(first.spec.submission.run_timeout, Some(Duration::from_secs(5)));
+    assert_eq!(first.spec.run_timeout, Some(Duration::from_secs(5)));
     settings.limits.changes_max = 2;
     settings.cache_max_age = Duration::from_secs(7);
     world.dispatcher.adopt(settings).await;

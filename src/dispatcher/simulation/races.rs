@@ -10,7 +10,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -83,13 +82,18 @@ impl Kind {
         all
     }
 
-    fn operation(self, machine: &str) -> Operation {
-        match (self.is_change, self.is_lease) {
-            (false, false) => exec(machine),
-            (true, false) => restart(machine),
-            (false, true) => Operation::Push(name(machine)),
-            (true, true) => Operation::Export(name(machine), PathBuf::new()),
+    /// Returns what orbd runs, unless it is a lease.
+    fn action(self, machine: &str) -> Action {
+        if self.is_change {
+            restart(machine)
+        } else {
+            exec(machine)
         }
+    }
+
+    /// Returns what a client runs under a lease.
+    fn leased(self) -> Verb {
+        if self.is_change { Verb::Export } else { Verb::Push }
     }
 
     fn is_promised(self) -> bool {
@@ -277,8 +281,8 @@ impl Race {
             let process = kind.is_lease.then(waiting_process);
             let owner = kind.is_lease.then(waiting_process);
             let executor = match (&process, &owner) {
-                (Some(child), Some(owner)) => lease_of(child.id(), owner.id()),
-                _ => Executor::Daemon,
+                (Some(child), Some(owner)) => lease_of(kind.leased(), &machine, child.id(), owner.id()),
+                _ => Executor::Daemon(kind.action(&machine)),
             };
             let limit = has_deadline.then_some(LIMIT);
             let job = race
@@ -289,7 +293,7 @@ impl Race {
                     detached: kind.is_detached,
                     queue_timeout: limit.filter(|_| kind.waits),
                     run_timeout: limit.filter(|_| !kind.waits),
-                    ..submission(kind.operation(&machine))
+                    ..submission(kind.action(&machine))
                 })
                 .await;
             if !kind.waits && !kind.is_lease {

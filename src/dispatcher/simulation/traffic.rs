@@ -100,9 +100,9 @@ impl Traffic {
         let (operation, is_change) = match self.random.below(16) {
             0..8 => (exec(machine), false),
             8..10 => (restart(machine), true),
-            10..12 => (Operation::Start(name(machine)), true),
-            12..15 => (Operation::Stop(name(machine), Force::No), true),
-            _ => (Operation::Stop(name(machine), Force::Yes), true),
+            10..12 => (Change::Start(name(machine)).into(), true),
+            12..15 => (Change::Stop(name(machine), Force::No).into(), true),
+            _ => (Change::Stop(name(machine), Force::Yes).into(), true),
         };
         let limit = |random: &mut Random| {
             let ms = 1 + random.below(20_000);
@@ -194,8 +194,9 @@ impl Traffic {
         if recent > 0 {
             let chosen = self.submission.len() - 1 - self.random.index(recent);
             let submission = &self.submission[chosen].job;
-            if let Operation::Create(new) = &submission.spec.submission.operation {
-                self.released.insert(new.name.to_string());
+            let info = &submission.spec.info;
+            if let (Verb::Create, Some(name)) = (info.verb, &info.machine) {
+                self.released.insert(name.to_string());
             }
             self.world.dispatcher.cancel(submission.spec.id).await;
         }
@@ -227,14 +228,7 @@ impl Traffic {
         let moves = |machine: &str| {
             self.submission.iter().rev().take(400).any(|submission| {
                 matches!(*submission.job.state.borrow(), JobState::Running { .. })
-                    && submission
-                        .job
-                        .spec
-                        .submission
-                        .operation
-                        .machine()
-                        .map(MachineName::as_str)
-                        == Some(machine)
+                    && submission.job.spec.info.machine.as_ref().map(MachineName::as_str) == Some(machine)
             })
         };
         let truth = self
@@ -310,11 +304,11 @@ impl Traffic {
         assert!(task.await.is_err());
         // Journalled as started but possibly never invoked: the next instance cannot know, and does not run it again.
         for submission in &self.submission {
-            if let (Operation::Create(new), JobState::Running { .. }) = (
-                &submission.job.spec.submission.operation,
-                &*submission.job.state.borrow(),
-            ) {
-                self.released.insert(new.name.to_string());
+            let info = &submission.job.spec.info;
+            if let (Verb::Create, Some(name), JobState::Running { .. }) =
+                (info.verb, &info.machine, &*submission.job.state.borrow())
+            {
+                self.released.insert(name.to_string());
             }
         }
         self.world = World::over(folder, limits(), true);

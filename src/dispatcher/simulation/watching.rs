@@ -163,7 +163,7 @@ async fn effect_of_a_change_is_published_when_it_ends() {
     let subscriber = world.watch().await;
     world.idle().await;
     let number = last(&subscriber);
-    let job = world.change(Operation::Stop(name("a"), Force::No)).await;
+    let job = world.change(Change::Stop(name("a"), Force::No)).await;
     let call = world.call("stop").await;
     world.set("a", "stopped");
     let began = Moment::now();

@@ -2,58 +2,50 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Moment;
 use crate::error_chain::error_chain;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
-use crate::operation::{Operation, OutputKept, Stdin};
-use crate::orbctl::Orbctl;
+use crate::operation::{Action, OutputKept, Stdin};
+use crate::orbctl::{Input, Orbctl};
 use crate::scheduler::{Admission, NewJob};
 use crate::spool;
 
-use super::super::handle::{Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
+use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
+use super::super::run_job::{Exec, Task};
 use super::super::stored;
 use super::entry::{ActiveJob, Output};
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
-    pub(super) fn submit(
-        &mut self,
-        mut submission: Submission,
-        reply: oneshot::Sender<Result<Job, Rejection>>,
-    ) {
+    pub(super) fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Job, Rejection>>) {
         if submission.client.gone.is_cancelled() && !submission.detached {
             // The connection's end has already been handled, so nothing would ever cancel this job.
             let _ = reply.send(Err(Rejection::ClientGone));
             return;
         }
-        let class = submission.operation.class();
-        submission
-            .queue_timeout
-            .get_or_insert(self.settings.queue_timeout);
-        if submission.run_timeout.is_none() && submission.operation.has_run_limit() {
-            submission.run_timeout = self.settings.run_timeouts.of(class);
-        }
         let id = self.journal.next_id();
-        let spec = Arc::new(JobSpec {
-            id,
-            accepted: Moment::now(),
-            submission,
-        });
+        let mut spec = JobSpec::new(id, Moment::now(), &submission);
+        spec.queue_timeout.get_or_insert(self.settings.queue_timeout);
+        if spec.run_timeout.is_none() && spec.info.has_run_limit() {
+            spec.run_timeout = self.settings.run_timeouts.of(spec.info.class);
+        }
+        let spec = Arc::new(spec);
         // Written before acceptance: an accepted job may start at once, and if it is forced, it ends other jobs.
-        let written = if is_durable(&spec) {
+        let written = if is_durable(&spec)
+            && let Executor::Daemon(Action::Change(change)) = &submission.executor
+        {
             let entry = JournalEntry::Accepted(AcceptedJob {
                 job: id,
-                operation: stored::encode(&spec.submission.operation, spec.submission.expected_id.as_ref()),
-                client: spec.submission.client.name.to_string(),
+                operation: stored::encode(change, spec.expected_id.as_ref()),
+                client: spec.client.name.to_string(),
                 accepted_ms: spec.accepted.unix_ms(),
-                queue_timeout: spec.submission.queue_timeout,
-                run_timeout: spec.submission.run_timeout,
+                queue_timeout: spec.queue_timeout,
+                run_timeout: spec.run_timeout,
             });
             match self.journal.append_durable(&entry) {
                 Ok(written) => Some(written),
@@ -65,7 +57,7 @@ impl<O: Orbctl> State<O> {
         } else {
             None
         };
-        let accepted = match self.accept(&spec) {
+        let accepted = match self.accept(&spec, submission.executor) {
             Ok(job) => job,
             Err(rejection) => {
                 if written.is_some() {
@@ -128,7 +120,7 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Queues a job, and carries out what its force does to other jobs.
-    pub(super) fn accept(&mut self, spec: &Arc<JobSpec>) -> Result<Job, Rejection> {
+    pub(super) fn accept(&mut self, spec: &Arc<JobSpec>, executor: Executor) -> Result<Job, Rejection> {
         if self.is_upgrading() {
             return Err(Rejection::Upgrading);
         }
@@ -138,12 +130,11 @@ impl<O: Orbctl> State<O> {
         self.refuse_while_unhealthy(spec)?;
         let new = NewJob {
             queue_deadline: spec
-                .submission
                 .queue_timeout
                 .and_then(|limit| spec.accepted.instant.checked_add(limit)),
             ..scheduled(spec)
         };
-        if self.operands.saturating_add(spec.submission.operation.weight()) > OPERANDS_MAX {
+        if self.operands.saturating_add(spec.weight) > OPERANDS_MAX {
             self.metrics.count(Counter::Refusals);
             return Err(Rejection::OperandsFull {
                 limit: OPERANDS_MAX,
@@ -152,60 +143,68 @@ impl<O: Orbctl> State<O> {
         }
         let admission = self.scheduler.submit(new).map_err(|refusal| {
             self.metrics.count(Counter::Refusals);
-            tracing::info!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, %refusal, "job refused");
+            tracing::info!(operation = spec.info.verb.as_str(), client = %spec.client.name, %refusal, "job refused");
             Rejection::Refused(refusal)
         })?;
-        let job = self.enter(spec);
+        let (live, output) = self.beginning(executor);
+        let job = self.enter(spec, live, output);
         about_job!(debug, spec, "job accepted");
         self.preempt(admission, spec.id);
-        if spec.submission.operation.preempts() {
+        if spec.info.preempts {
             // In strict mode a probe that hangs would block the forced change.
             self.stop_probe();
         }
         Ok(job)
     }
 
-    pub(super) fn enter(&mut self, spec: &Arc<JobSpec>) -> Job {
-        let entry = self.entry(spec);
+    pub(super) fn enter(&mut self, spec: &Arc<JobSpec>, live: ActiveJob, output: Output) -> Job {
+        let entry = Entry::new(spec.clone(), live, output);
         let job = entry.job(&mut self.ended_job_watchers);
-        self.operands += spec.submission.operation.weight();
+        self.operands += spec.weight;
         self.jobs.insert(spec.id, entry);
         self.jobs_by_connection.enter(spec);
         self.note_job(spec, &JobState::Waiting);
         job
     }
 
-    pub(super) fn entry(&self, spec: &Arc<JobSpec>) -> Entry {
-        let (live, output) = self.beginning(spec);
-        Entry::new(spec.clone(), live, output)
-    }
-
     /// Returns the channels, tokens and output of a new job.
-    pub(super) fn beginning(&self, spec: &JobSpec) -> (ActiveJob, Output) {
-        let mut live = ActiveJob {
-            state: watch::Sender::new(JobState::Waiting),
-            stop: CancellationToken::new(),
-            abandon: CancellationToken::new(),
-            writer: None,
-            input: None,
-            input_end: None,
-            release: None,
-            touches: None,
-            preempted_by: None,
-        };
-        let Operation::Exec(_, request) = &spec.submission.operation else {
-            return (live, Output::None);
+    fn beginning(&self, executor: Executor) -> (ActiveJob, Output) {
+        let (machine, request) = match executor {
+            Executor::Daemon(Action::Query(query)) => {
+                return (ActiveJob::new(Some(Task::Query(query))), Output::None);
+            }
+            Executor::Daemon(Action::Change(change)) => {
+                return (ActiveJob::new(Some(Task::Change(change))), Output::None);
+            }
+            Executor::Client(_, processes) => {
+                let (sender, release) = oneshot::channel();
+                let mut live = ActiveJob::new(Some(Task::Lease(processes, release)));
+                live.release = Some(sender);
+                return (live, Output::None);
+            }
+            Executor::Daemon(Action::Exec(machine, request)) => (machine, request),
         };
         let mut settings = self.settings.spool.clone();
         if request.output == OutputKept::Unread {
             settings.keep = spool::Keep::Unread;
         }
-        let (writer, spool) = spool::spool(&settings, &self.spools);
-        live.writer = Some(writer);
-        if request.stdin == Stdin::Stream {
-            let (input, input_end) = mpsc::channel(INPUT_MAX);
-            (live.input, live.input_end) = (Some(input), Some(input_end));
-        }
+        let (output, spool) = spool::spool(&settings, &self.spools);
+        let (stdin, input) = match &request.stdin {
+            Stdin::Empty => (Input::Empty, None),
+            Stdin::Bytes(bytes) => (Input::Bytes(bytes.clone()), None),
+            Stdin::Stream => {
+                let (input, stream) = mpsc::channel(INPUT_MAX);
+                (Input::Stream(stream), Some(input))
+            }
+        };
+        let exec = Exec {
+            machine,
+            request,
+            stdin,
+            output,
+        };
+        let mut live = ActiveJob::new(Some(Task::Exec(Box::new(exec))));
+        live.input = input;
         (live, Output::Kept(spool))
     }
 

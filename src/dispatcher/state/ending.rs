@@ -2,19 +2,18 @@
 //! disconnects.
 
 use std::mem;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, Phase, Success};
 use crate::journal::Entry as JournalEntry;
 use crate::metrics::{self, Counter, OperationRecord, OutcomeWord};
-use crate::operation::{Operation, Query};
+use crate::operation::Query;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
-use super::super::handle::{Cancelled, Executor, JobSpec, WaitingFor};
+use super::super::handle::{Cancelled, JobSpec, WaitingFor};
 use super::super::run_job::JobResult;
 use super::entry::{EndedJob, JobPhase, Output};
 use super::watching::is_ourselves;
@@ -35,10 +34,10 @@ impl<O: Orbctl> State<O> {
         let since = live.running_since();
         // Before any reply: a caller that reads after the reply must see the state after the change.
         if let Some(scope) = touches {
-            self.touch(&spec.submission.operation, &scope);
+            self.touch(&spec.info, &scope);
             self.poll_now();
         }
-        if !matches!(spec.submission.operation, Operation::Query(_)) {
+        if !spec.info.is_read() {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         self.scheduler.end(id);
@@ -84,14 +83,8 @@ impl<O: Orbctl> State<O> {
     /// Returns the query of a job that is a poll by orbd which no client shares; `None` for other jobs.
     fn poll_of_ours(&self, id: JobId) -> Option<Query> {
         let entry = self.jobs.get(&id)?;
-        match &entry.spec.submission.operation {
-            Operation::Query(query)
-                if self.watching.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec) =>
-            {
-                Some(query.clone())
-            }
-            _ => None,
-        }
+        let is_poll = self.watching.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec);
+        entry.query().filter(|_| is_poll).cloned()
     }
 
     /// Moves a job to its ended state: notifies watchers, records metrics, and keeps the result and output.
@@ -152,12 +145,9 @@ impl<O: Orbctl> State<O> {
         }
         channel.send_replace(ended.clone());
         self.ended_job_watchers.keep(id, channel);
-        self.operands -= spec.submission.operation.weight();
+        self.operands -= spec.weight;
         self.jobs_by_connection.leave(&spec);
-        if matches!(spec.submission.operation, Operation::Exec(..)) {
-            entry.spec = Arc::new(spec.forgotten());
-        }
-        if matches!(spec.submission.operation, Operation::Query(_)) {
+        if spec.info.is_read() {
             // A read's answer went to its waiters, and reads are many: the metrics record them, the job list does not.
             self.jobs.remove(&id);
         } else {
@@ -171,7 +161,7 @@ impl<O: Orbctl> State<O> {
             }
             self.ended.push_back((now.instant, id));
             // An attached caller has received the output, unless it is too large for one reply.
-            if spec.submission.detached || entry.output.bytes() > spool::MEMORY {
+            if spec.detached || entry.output.bytes() > spool::MEMORY {
                 self.idle.touch(now.instant);
             }
         }
@@ -250,9 +240,7 @@ impl<O: Orbctl> State<O> {
                 debug_assert!(false, "job {id} is attached, but is not active");
                 continue;
             };
-            let is_ours_to_end = matches!(spec.submission.operation, Operation::Exec(..))
-                && matches!(spec.submission.executor, Executor::Daemon);
-            if !spec.submission.detached && (live.is_waiting() || is_ours_to_end) {
+            if !spec.detached && (live.is_waiting() || spec.info.is_command_of_daemon()) {
                 self.cancel(id);
             }
         }
@@ -288,13 +276,13 @@ fn record(
     };
     OperationRecord {
         id: spec.id.0,
-        operation: spec.submission.operation.verb().into(),
-        machine: spec.submission.operation.machine().cloned(),
-        class: spec.submission.operation.class(),
+        operation: spec.info.verb.as_str().into(),
+        machine: spec.info.machine.clone(),
+        class: spec.info.class,
         client: metrics::Client {
-            name: spec.submission.client.name.clone(),
-            pid: spec.submission.client.pid,
-            uid: spec.submission.client.uid,
+            name: spec.client.name.clone(),
+            pid: spec.client.pid,
+            uid: spec.client.uid,
         },
         accepted_ms: spec.accepted.unix_ms(),
         started_ms: since.map(|since| since.unix_ms()),

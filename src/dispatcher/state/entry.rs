@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome};
-use crate::operation::{Class, Operation, Scope};
-use crate::spool::{self, Spool};
+use crate::operation::{Class, Query, Scope};
+use crate::spool::Spool;
 
 use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, WaitingFor};
+use super::super::run_job::Task;
 
 pub(super) struct Entry {
     pub(super) spec: Arc<JobSpec>,
@@ -38,13 +39,13 @@ pub(super) struct ActiveJob {
     pub(super) stop: CancellationToken,
     /// Cancelled to end reconciliation too.
     pub(super) abandon: CancellationToken,
-    /// Spool writer; taken when the job starts.
-    pub(super) writer: Option<spool::Writer>,
+    /// What the job does; taken when it starts.
+    pub(super) task: Option<Task>,
+    /// The query of a read; `None` for other jobs.
+    pub(super) query: Option<Query>,
     /// Sender for streamed input; `None` once the input is closed, or if the job takes none.
     pub(super) input: Option<mpsc::Sender<Bytes>>,
-    /// Receiver of streamed input; taken when the job starts.
-    pub(super) input_end: Option<mpsc::Receiver<Bytes>>,
-    /// For a running lease: sender for its release; `None` once it was released.
+    /// For a lease: sender for its release; `None` once it was released.
     pub(super) release: Option<oneshot::Sender<Release>>,
     /// Cache scope that the job invalidates, at its start and at its end.
     pub(super) touches: Option<Scope>,
@@ -94,6 +95,11 @@ impl Entry {
         }
     }
 
+    /// Returns the query of an active read; `None` for other jobs.
+    pub(super) fn query(&self) -> Option<&Query> {
+        self.live()?.query.as_ref()
+    }
+
     pub(super) fn state(&self) -> JobState {
         match &self.phase {
             JobPhase::ActiveJob(live) => live.state.borrow().clone(),
@@ -136,20 +142,37 @@ impl Entry {
     /// Returns whether a stop of the daemon leaves the job running: changes finish, and a client's process is not orbd's to end.
     pub(super) fn is_left_to_finish(&self) -> bool {
         self.phase() == StateFilter::Running
-            && !matches!(
-                self.spec.submission.operation,
-                Operation::Query(_) | Operation::Exec(..)
-            )
+            && !self.spec.info.is_read()
+            && !self.spec.info.is_command_of_daemon()
     }
 
     /// Returns whether a stop of the daemon waits for the job. Sessions may run for days, so the next instance takes them over
     /// instead.
     pub(super) fn holds_up_a_stop(&self) -> bool {
-        self.phase() == StateFilter::Running && self.spec.submission.operation.class() != Class::Session
+        self.phase() == StateFilter::Running && self.spec.info.class != Class::Session
     }
 }
 
 impl ActiveJob {
+    /// Creates a waiting job. Without a task, it is one that orbd itself carries on.
+    pub(super) fn new(task: Option<Task>) -> Self {
+        let query = match &task {
+            Some(Task::Query(query)) => Some(query.clone()),
+            _ => None,
+        };
+        Self {
+            state: watch::Sender::new(JobState::Waiting),
+            stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
+            task,
+            query,
+            input: None,
+            release: None,
+            touches: None,
+            preempted_by: None,
+        }
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Waiting)
     }
@@ -162,7 +185,8 @@ impl ActiveJob {
         }
     }
 
-    /// Drops everything but the state channel. Dropping an unused writer ends the spool, so that readers stop waiting for output.
+    /// Drops everything but the state channel. Dropping the task of a command that never started ends its spool, so that readers stop
+    /// waiting for output.
     pub(super) fn release_waiters(self) -> watch::Sender<JobState> {
         self.state
     }

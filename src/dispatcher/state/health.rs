@@ -8,14 +8,14 @@ use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{Failure, HealthSignal, JobId, Outcome};
 use crate::metrics::Counter;
-use crate::operation::{Class, Operation, Query, Scope};
+use crate::operation::{Class, JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
 use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, stale_cache_key};
 use super::super::handle::{JobSpec, JobState, OutageView, Rejection};
-use super::super::run_job::{JobResult, Note, Work, run_probe};
-use super::super::stored;
+use super::super::run_job::{JobResult, Note, run_probe};
+use super::entry::{ActiveJob, Output};
 use super::{Arc, Entry, State, scheduled};
 use crate::dispatcher::about_job::about_job;
 
@@ -38,15 +38,15 @@ impl<O: Orbctl> State<O> {
 
     /// Handles a change of the circuit. All effects of a change on the rest of the dispatcher are here.
     fn turned(&mut self, turn: CircuitChange, by: JobId) {
-        let submission = self.jobs.get(&by).map(|entry| &entry.spec.submission);
+        let spec = self.jobs.get(&by).map(|entry| &entry.spec);
         match turn {
             CircuitChange::None => {}
             CircuitChange::Opened => {
                 if let Some(outage) = self.circuit_breaker.outage() {
                     tracing::warn!(
                         job_id = by.0,
-                        operation = submission.map(|submission| submission.operation.verb()),
-                        client = submission.map(|submission| tracing::field::display(&submission.client.name)),
+                        operation = spec.map(|spec| spec.info.verb.as_str()),
+                        client = spec.map(|spec| tracing::field::display(&spec.client.name)),
                         problem = %outage.problem,
                         "orbctl is unhealthy; circuit open, only forced operations pass"
                     );
@@ -59,8 +59,8 @@ impl<O: Orbctl> State<O> {
             CircuitChange::Recovered => {
                 tracing::info!(
                     job_id = by.0,
-                    operation = submission.map(|submission| submission.operation.verb()),
-                    client = submission.map(|submission| tracing::field::display(&submission.client.name)),
+                    operation = spec.map(|spec| spec.info.verb.as_str()),
+                    client = spec.map(|spec| tracing::field::display(&spec.client.name)),
                     "orbctl is healthy again; circuit closed"
                 );
                 self.stop_probe();
@@ -83,8 +83,8 @@ impl<O: Orbctl> State<O> {
     /// Refuses a job that could only run into its time limit. Forced changes pass, because they can fix the problem, unless they name
     /// a machine by an id, which cannot be checked now. Sessions pass too: their user watches them and can end them.
     pub(super) fn refuse_while_unhealthy(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
-        let is_urgent = spec.submission.operation.preempts() && spec.submission.expected_id.is_none();
-        if is_urgent || spec.submission.operation.class() == Class::Session {
+        let is_urgent = spec.info.preempts && spec.expected_id.is_none();
+        if is_urgent || spec.info.class == Class::Session {
             return Ok(());
         }
         let Some(outage) = self.outage() else {
@@ -92,11 +92,11 @@ impl<O: Orbctl> State<O> {
         };
         self.circuit_breaker.note_demand(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
-        if spec.submission.operation.class() == Class::Query {
+        if spec.info.is_read() {
             // At debug level: a client that polls would fill the log, and the open circuit has been logged already.
-            tracing::debug!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, "job refused: orbctl is unhealthy");
+            tracing::debug!(operation = spec.info.verb.as_str(), client = %spec.client.name, "job refused: orbctl is unhealthy");
         } else {
-            tracing::info!(operation = spec.submission.operation.verb(), client = %spec.submission.client.name, "job refused: orbctl is unhealthy");
+            tracing::info!(operation = spec.info.verb.as_str(), client = %spec.client.name, "job refused: orbctl is unhealthy");
         }
         Err(Rejection::Unhealthy(outage))
     }
@@ -116,10 +116,8 @@ impl<O: Orbctl> State<O> {
     fn answer_readers(&mut self) {
         let outdated: Vec<JobId> = self.outdated.keys().copied().collect();
         for id in outdated {
-            let known = match self.jobs.get(&id).map(|entry| &entry.spec.submission.operation) {
-                Some(Operation::Query(query)) => self.last_known(query),
-                _ => None,
-            };
+            let query = self.jobs.get(&id).and_then(Entry::query);
+            let known = query.and_then(|query| self.last_known(query));
             if let (Some(known), Some(reading)) = (known, self.outdated.get_mut(&id)) {
                 reading.tell(&known);
             }
@@ -166,32 +164,21 @@ impl<O: Orbctl> State<O> {
         {
             return;
         }
-        let probe = Operation::Query(Query::List);
-        let mut spec = stored::revived(self.journal.next_id(), probe, PROBER, true, now);
-        spec.submission.run_timeout = Some(self.settings.run_timeouts.query);
-        let spec = Arc::new(spec);
+        let info = JobInfo::read(&Query::List);
+        let spec = Arc::new(JobSpec {
+            run_timeout: Some(self.settings.run_timeouts.query),
+            ..JobSpec::without_client(self.journal.next_id(), info, PROBER, true, now)
+        });
         // Not subject to limits: jobs that hang must not block the probe that detects the recovery.
         self.scheduler.restore_running(scheduled(&spec));
-        self.enter(&spec);
+        let live = ActiveJob::new(None);
+        let (stop, abandon) = (live.stop.clone(), live.abandon.clone());
+        self.enter(&spec, live, Output::None);
         let Some(live) = self.jobs.get(&spec.id).and_then(Entry::live) else {
             return;
         };
         live.state.send_replace(JobState::Running { since: now });
-        let work = Work {
-            orbctl: self.orbctl.clone(),
-            limits: self.settings.run_limits(),
-            guest_env: self.settings.guest_env,
-            probe_permits: self.probe_permits.clone(),
-            stop: live.stop.clone(),
-            abandon: live.abandon.clone(),
-            spool: None,
-            spool_dir: self.settings.spool.dir.clone(),
-            input: None,
-            marker: self.settings.markers.of(&spec),
-            notes: self.notes.clone(),
-            release: None,
-            spec: spec.clone(),
-        };
+        let work = self.work(&spec, stop, abandon, self.settings.markers.of(&spec));
         self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_poll()));
         about_job!(debug, spec, "probing whether orbctl is healthy");
         self.spawn(&spec, run_probe(work));

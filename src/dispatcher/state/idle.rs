@@ -15,7 +15,7 @@ use crate::clock::Moment;
 use crate::job::JobId;
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{BusyReason, Executor, Request, Submission, WaitingFor};
+use super::super::handle::{BusyReason, Request, Submission, WaitingFor};
 use super::super::hold::{HoldTimer, Load};
 use super::entry::JobPhase;
 use super::{Entry, State, is_durable};
@@ -151,7 +151,7 @@ impl<O: Orbctl> State<O> {
 
     /// Returns whether to delay this submission until the upgrade is over. Forced changes are never delayed: they are for emergencies.
     pub(super) fn holds_back(&self, submission: &Submission) -> bool {
-        self.is_holding() && !submission.operation.preempts()
+        self.is_holding() && !submission.executor.info().preempts
     }
 
     /// Returns whether new jobs are held back. At most as many are held as the queue may hold.
@@ -217,7 +217,7 @@ fn needs_this_instance(entry: &Entry) -> bool {
     let is_known_to_the_next = if live.is_waiting() {
         is_durable(&entry.spec)
     } else {
-        matches!(entry.spec.submission.executor, Executor::Lease(_))
+        entry.spec.lease.is_some()
     };
     // A client that waits for the job would get no answer.
     !is_known_to_the_next || live.state.receiver_count() > 0

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::job::JobId;
 
-use super::super::handle::{Executor, JobSpec};
+use super::super::handle::JobSpec;
 
 /// Active jobs by connection. A job is in the index from its acceptance to its end.
 #[derive(Debug, Default)]
@@ -18,14 +18,14 @@ impl JobsByConnection {
     /// Adds an accepted job.
     pub(super) fn enter(&mut self, spec: &JobSpec) {
         // Leases are included even if detached: only their client can report how they end.
-        if !spec.submission.detached || matches!(spec.submission.executor, Executor::Lease(_)) {
-            self.0.insert((spec.submission.client.connection, spec.id));
+        if !spec.detached || spec.lease.is_some() {
+            self.0.insert((spec.client.connection, spec.id));
         }
     }
 
     /// Removes an ended job.
     pub(super) fn leave(&mut self, spec: &JobSpec) {
-        self.0.remove(&(spec.submission.client.connection, spec.id));
+        self.0.remove(&(spec.client.connection, spec.id));
     }
 
     /// Returns the jobs attached to a connection, oldest first.
@@ -43,21 +43,15 @@ impl JobsByConnection {
 #[cfg(test)]
 mod tests {
     use super::super::super::handle::LeaseProcesses;
-    use super::super::super::stored;
     use super::*;
     use crate::clock::Moment;
-    use crate::operation::{Operation, Query};
+    use crate::operation::{JobInfo, Query};
     use crate::sys::{ChildIdentity, StartTime};
 
     fn job(id: u64, connection: u64, detached: bool) -> JobSpec {
-        let mut spec = stored::revived(
-            JobId(id),
-            Operation::Query(Query::List),
-            "test",
-            detached,
-            Moment::now(),
-        );
-        spec.submission.client.connection = connection;
+        let info = JobInfo::read(&Query::List);
+        let mut spec = JobSpec::without_client(JobId(id), info, "test", detached, Moment::now());
+        spec.client.connection = connection;
         spec
     }
 
@@ -67,7 +61,7 @@ mod tests {
             pid,
             started: StartTime { at: 1, boot: 1 },
         };
-        spec.submission.executor = Executor::Lease(LeaseProcesses {
+        spec.lease = Some(LeaseProcesses {
             child: identity(7),
             owner: identity(6),
         });

@@ -10,7 +10,7 @@ use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{JobId, Outcome};
 use crate::metrics::Counter;
-use crate::operation::{Operation, Query, Scope};
+use crate::operation::{Action, JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 
 use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, cache_key};
@@ -107,21 +107,17 @@ impl<O: Orbctl> State<O> {
             return None;
         }
         let id = self.journal.next_id();
-        let spec = Arc::new(JobSpec {
-            id,
-            accepted: now,
-            submission: Submission {
-                operation: Operation::Query(query.clone()),
-                client: client.clone(),
-                executor: Executor::Daemon,
-                expected_id: None,
-                // A read may be shared, so it must not end when one client disconnects.
-                detached: true,
-                queue_timeout: Some(self.settings.queue_timeout),
-                run_timeout: Some(self.settings.run_timeouts.query),
-            },
-        });
-        match self.accept(&spec) {
+        let submission = Submission {
+            executor: Executor::Daemon(Action::Query(query.clone())),
+            client: client.clone(),
+            expected_id: None,
+            // A read may be shared, so it must not end when one client disconnects.
+            detached: true,
+            queue_timeout: Some(self.settings.queue_timeout),
+            run_timeout: Some(self.settings.run_timeouts.query),
+        };
+        let spec = Arc::new(JobSpec::new(id, now, &submission));
+        match self.accept(&spec, submission.executor) {
             Ok(_) => {
                 let before = self.reads.insert(
                     query.clone(),
@@ -151,7 +147,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn finish_read(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) {
         let Some(entry) = self.jobs.get(&id) else { return };
-        let Operation::Query(query) = entry.spec.submission.operation.clone() else {
+        let Some(query) = entry.query().cloned() else {
             return;
         };
         let reading = match self.reads.get(&query) {
@@ -218,11 +214,9 @@ impl<O: Orbctl> State<O> {
         });
     }
 
-    /// Invalidates the answers that an operation may change.
-    pub(super) fn touch(&mut self, operation: &Operation, scope: &Scope) {
-        if let Operation::ClientAction(leased) = operation
-            && leased.may_replace_orbctl()
-        {
+    /// Invalidates the answers that a job may change.
+    pub(super) fn touch(&mut self, info: &JobInfo, scope: &Scope) {
+        if info.may_replace_orbctl() {
             self.cache.invalidate_all();
         }
         self.invalidate(scope);

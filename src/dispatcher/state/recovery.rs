@@ -9,16 +9,16 @@ use tokio::sync::oneshot;
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, ReconcileReport};
 use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Recovered};
-use crate::operation::{Effect, Operation};
+use crate::operation::{Effect, JobInfo};
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, NewJob};
 use crate::sys::ChildIdentity;
 
-use super::super::handle::{Executor, JobState, LeaseProcesses, StateFilter, Submission};
+use super::super::handle::{JobSpec, JobState, LeaseProcesses, StateFilter};
 use super::super::marker::{Survivor, adopt};
-use super::super::run_job::{Work, run_orphan};
+use super::super::run_job::{Task, run_orphan};
 use super::super::stored;
-use super::entry::{EndedJob, JobPhase};
+use super::entry::{ActiveJob, EndedJob, JobPhase, Output};
 use super::{Entry, State, is_durable, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
@@ -51,27 +51,14 @@ impl<O: Orbctl> State<O> {
     ) {
         for found in in_flight {
             let starting = &found.starting;
-            // If the full operation was written by a version that this one cannot decode, the outline still holds the lanes.
-            let accepted = found
+            // The start entry has the lanes, so it is enough if the change was written by a version that this one cannot decode.
+            let change = found
                 .accepted
                 .as_ref()
                 .and_then(|accepted| stored::decode(&accepted.operation));
-            let Some(operation) = accepted
-                .map(|(operation, _)| operation)
-                .or_else(|| stored::outline(starting))
-            else {
-                tracing::error!(
-                    job_id = starting.job.0,
-                    operation = %starting.verb,
-                    machine = starting.machine.as_ref().map(tracing::field::display),
-                    client = found.accepted.as_ref().map_or("", |accepted| &accepted.client),
-                    "cannot decode a running job of the previous instance; its lanes are not held"
-                );
-                continue;
-            };
+            let info = change.map_or_else(|| stored::info(starting), |(change, _)| change.info());
             let client = found.accepted.as_ref().map_or("", |accepted| &accepted.client);
             let child = found.process.as_ref().and_then(stored::identity);
-            let is_lease = stored::is_lease(starting);
             let children = match child {
                 Some(child) => vec![child],
                 // The journal does not name the process: the instance died before it knew the process, or could not write the entry.
@@ -80,11 +67,10 @@ impl<O: Orbctl> State<O> {
             let owner = found.owner.as_ref().and_then(stored::identity);
             let lease = child
                 .zip(owner)
-                .filter(|_| is_lease)
+                .filter(|_| info.is_lease)
                 .map(|(child, owner)| LeaseProcesses { child, owner });
-            let mut spec = stored::revived(starting.job, operation, client, starting.detached, now);
-            spec.submission.executor = lease.map_or(Executor::Daemon, Executor::Lease);
-            let spec = Arc::new(spec);
+            let spec = JobSpec::without_client(starting.job, info, client, starting.detached, now);
+            let spec = Arc::new(JobSpec { lease, ..spec });
             about_job!(
                 warn,
                 spec,
@@ -92,45 +78,32 @@ impl<O: Orbctl> State<O> {
                 "job was left by the previous instance; its lanes are held until its processes exit"
             );
             self.scheduler.restore_running(scheduled(&spec));
-            let (mut live, output) = self.beginning(&spec);
-            // The output was lost with the instance that read it.
-            live.writer = None;
+            let mut live = ActiveJob::new(None);
             live.state.send_replace(JobState::Running { since: now });
-            // The owner may reconnect to report how the child ended.
-            let release = lease.map(|_| {
-                let (told, release) = oneshot::channel();
-                live.release = Some(told);
-                release
-            });
-            live.touches = match spec.submission.operation.effect() {
-                Effect::Changes(scope) => Some(scope),
-                Effect::Reads => None,
+            live.touches = match &spec.info.effect {
+                Effect::Changes(scope) => Some(scope.clone()),
+                Effect::MayStart(_) | Effect::Reads => None,
             };
-            // The arguments of a command were lost with the instance, and its caller with the connection: stop it.
-            if matches!(spec.submission.operation, Operation::Exec(..)) {
+            let mut output = Output::None;
+            // The arguments of a command were lost with the instance, and its caller with the connection: stop it. Its output was lost
+            // with the instance that read it.
+            if spec.info.is_command_of_daemon() {
                 live.stop.cancel();
+                output = Output::Kept(self.nothing.clone());
             }
-            self.operands += spec.submission.operation.weight();
-            let mut work = Work {
-                orbctl: self.orbctl.clone(),
-                limits: self.settings.run_limits(),
-                guest_env: self.settings.guest_env,
-                probe_permits: self.probe_permits.clone(),
-                stop: live.stop.clone(),
-                abandon: live.abandon.clone(),
-                spool: None,
-                input: None,
-                spool_dir: self.settings.spool.dir.clone(),
-                marker: starting.marker.clone(),
-                notes: self.notes.clone(),
-                release,
-                spec: spec.clone(),
-            };
+            // The owner may reconnect to report how the child ended.
+            let release = lease.map(|processes| {
+                let (sender, release) = oneshot::channel();
+                live.release = Some(sender);
+                (processes, release)
+            });
+            let marker = starting.marker.clone();
+            let work = self.work(&spec, live.stop.clone(), live.abandon.clone(), marker);
             self.jobs.insert(spec.id, Entry::new(spec.clone(), live, output));
             let span = about_job::span(&spec);
             let finish = async move {
-                let finished = match lease {
-                    Some(processes) => work.lease(processes).await,
+                let finished = match release {
+                    Some((processes, release)) => work.lease(processes, release).await,
                     None => run_orphan(work, children).await,
                 };
                 (spec.id, finished)
@@ -141,23 +114,18 @@ impl<O: Orbctl> State<O> {
 
     fn recover_waiting(&mut self, waiting: Vec<AcceptedJob>, uncertain: Vec<AcceptedJob>, now: Moment) {
         for uncertain in uncertain {
-            let Some((operation, _)) = stored::decode(&uncertain.operation) else {
+            let Some((change, _)) = stored::decode(&uncertain.operation) else {
                 continue;
             };
-            let spec = Arc::new(stored::revived(
-                uncertain.job,
-                operation,
-                &uncertain.client,
-                true,
-                now,
-            ));
+            let (id, info) = (uncertain.job, change.info());
+            let spec = Arc::new(JobSpec::without_client(id, info, &uncertain.client, true, now));
             about_job!(error, spec, "job may or may not have run; the journal is damaged");
-            let entry = self.entry(&spec);
-            self.jobs.insert(spec.id, entry);
-            self.end_unstarted(uncertain.job, Outcome::Unknown(ReconcileReport::NOTHING), None);
+            let entry = Entry::new(spec, ActiveJob::new(None), Output::None);
+            self.jobs.insert(id, entry);
+            self.end_unstarted(id, Outcome::Unknown(ReconcileReport::NOTHING), None);
         }
         for waiting in waiting {
-            let Some((operation, expected_id)) = stored::decode(&waiting.operation) else {
+            let Some((change, expected_id)) = stored::decode(&waiting.operation) else {
                 tracing::error!(
                     job_id = waiting.job.0,
                     client = %waiting.client,
@@ -166,21 +134,19 @@ impl<O: Orbctl> State<O> {
                 continue;
             };
             let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
-            let mut spec = stored::revived(waiting.job, operation, &waiting.client, true, now);
-            spec.submission = Submission {
+            let spec = Arc::new(JobSpec {
                 expected_id,
                 queue_timeout: Some(queue_timeout),
                 run_timeout: waiting.run_timeout,
-                ..spec.submission
-            };
-            let spec = Arc::new(spec);
+                ..JobSpec::without_client(waiting.job, change.info(), &waiting.client, true, now)
+            });
             // The job was acknowledged, so no limit of this instance may refuse it.
             let new = NewJob {
                 queue_deadline: now.instant.checked_add(queue_timeout),
                 ..scheduled(&spec)
             };
             self.scheduler.readmit(new);
-            self.enter(&spec);
+            self.enter(&spec, ActiveJob::new(Some(Task::Change(change))), Output::None);
             about_job!(info, spec, "job queued again after a restart");
         }
     }
@@ -235,7 +201,7 @@ impl<O: Orbctl> State<O> {
             let over = EndedJob {
                 since: Some(since),
                 at: now,
-                outcome: unobserved_outcome(&entry.spec.submission.operation),
+                outcome: unobserved_outcome(&entry.spec.info),
                 holder: None,
             };
             live.release_waiters().send_replace(over.state());
@@ -244,9 +210,10 @@ impl<O: Orbctl> State<O> {
 }
 
 /// Returns the outcome of a job whose end orbd did not observe.
-fn unobserved_outcome(operation: &Operation) -> Outcome {
-    match operation.effect() {
-        Effect::Changes(_) => Outcome::Unknown(ReconcileReport::NOTHING),
-        Effect::Reads => Outcome::Interrupted,
+fn unobserved_outcome(info: &JobInfo) -> Outcome {
+    if info.is_change() {
+        Outcome::Unknown(ReconcileReport::NOTHING)
+    } else {
+        Outcome::Interrupted
     }
 }

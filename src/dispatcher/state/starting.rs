@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, CacheKey, Ticket};
 use crate::clock::Moment;
@@ -13,13 +13,13 @@ use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
 use crate::machine::{MachineName, MachineState};
 use crate::metrics::Counter;
-use crate::operation::{ClientAction, Effect, Operation, Scope};
+use crate::operation::{Effect, Scope};
 use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
 
 use super::super::answer::{CachedAnswer, by_name, cache_key};
-use super::super::handle::{Executor, JobSpec, JobState};
-use super::super::run_job::{Durable, JobResult, Work, run_job};
+use super::super::handle::{JobSpec, JobState};
+use super::super::run_job::{Durable, JobResult, RunSettings, Task, Work, run_job};
 use super::super::stored;
 use super::{Entry, ReadStart, State, is_durable};
 use crate::dispatcher::about_job::{self, about_job};
@@ -37,49 +37,31 @@ impl<O: Orbctl> State<O> {
 
     fn start(&mut self, id: JobId) {
         let now = Moment::now();
-        let found = self.jobs.get_mut(&id);
-        let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
-            debug_assert!(false, "job {id} started, but is not active");
+        let found = self.jobs.get_mut(&id).and_then(|entry| {
+            let spec = entry.spec.clone();
+            let live = entry.live_mut()?;
+            let task = live.task.take()?;
+            Some((spec, live, task))
+        });
+        let Some((spec, live, task)) = found else {
+            debug_assert!(false, "job {id} started, but is not waiting");
             self.scheduler.end(id);
             return;
         };
-        live.touches = match spec.submission.operation.effect() {
-            Effect::Changes(scope) => Some(scope),
-            Effect::Reads => may_start_its_machine(
-                &spec.submission.operation,
-                &self.cache,
-                &now,
-                self.settings.cache_max_age,
-            ),
-        };
-        let release = matches!(spec.submission.executor, Executor::Lease(_)).then(|| {
-            let (told, release) = oneshot::channel();
-            live.release = Some(told);
-            release
-        });
-        let work = Work {
-            orbctl: self.orbctl.clone(),
-            limits: self.settings.run_limits(),
-            guest_env: self.settings.guest_env,
-            probe_permits: self.probe_permits.clone(),
-            stop: live.stop.clone(),
-            abandon: live.abandon.clone(),
-            spool: live.writer.take(),
-            spool_dir: self.settings.spool.dir.clone(),
-            input: live.input_end.take(),
-            // For a lease, the client puts the marker into the environment of its process, and the journal names that process before
-            // it runs `orbctl`.
-            marker: match spec.submission.executor {
-                Executor::Daemon => self.settings.markers.of(&spec),
-                Executor::Lease(_) => String::new(),
-            },
-            notes: self.notes.clone(),
-            release,
-            spec: spec.clone(),
+        live.touches = match &spec.info.effect {
+            Effect::Changes(scope) => Some(scope.clone()),
+            Effect::MayStart(machines) => may_start(machines, &self.cache, &now, self.settings.cache_max_age),
+            Effect::Reads => None,
         };
         let touches = live.touches.clone();
+        let (stop, abandon) = (live.stop.clone(), live.abandon.clone());
+        let marker = if spec.info.is_lease {
+            String::new()
+        } else {
+            self.settings.markers.of(&spec)
+        };
         let mut durable = None;
-        if let Operation::Query(query) = &spec.submission.operation {
+        if let Task::Query(query) = &task {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
                 let ticket = if self.watching.is_poll(id) {
@@ -94,10 +76,10 @@ impl<O: Orbctl> State<O> {
                 });
             }
         } else {
-            durable = self.journal_start(&spec, &work.marker);
+            durable = self.journal_start(&spec, &marker);
         }
         if let Some(scope) = touches {
-            self.touch(&spec.submission.operation, &scope);
+            self.touch(&spec.info, &scope);
         }
         // Last, because a watcher may act on the new state at once, as a lease's owner does. By then the next instance must be able
         // to find the job in the journal.
@@ -107,7 +89,28 @@ impl<O: Orbctl> State<O> {
             live.state.send_replace(running);
         }
         about_job!(debug, spec, "job started");
-        self.spawn(&spec, run_job(work, durable));
+        let work = self.work(&spec, stop, abandon, marker);
+        self.spawn(&spec, run_job(work, task, durable));
+    }
+
+    /// Returns what a job needs to run, whatever it does.
+    pub(super) fn work(
+        &self,
+        spec: &Arc<JobSpec>,
+        stop: CancellationToken,
+        abandon: CancellationToken,
+        marker: String,
+    ) -> Work<O> {
+        Work {
+            spec: spec.clone(),
+            orbctl: self.orbctl.clone(),
+            settings: RunSettings::of(&self.settings),
+            stop,
+            abandon,
+            probe_permits: self.probe_permits.clone(),
+            marker,
+            notes: self.notes.clone(),
+        }
     }
 
     /// Runs a job in its own task.
@@ -129,11 +132,11 @@ impl<O: Orbctl> State<O> {
         let entry = JournalEntry::Starting(Starting {
             job: spec.id,
             marker: marker.to_owned(),
-            lanes: spec.submission.operation.footprint().lanes().to_vec(),
-            verb: spec.submission.operation.verb().to_owned(),
-            machine: spec.submission.operation.machine().cloned(),
-            class: spec.submission.operation.class(),
-            detached: spec.submission.detached,
+            lanes: spec.info.footprint.lanes().to_vec(),
+            verb: spec.info.verb.as_str().to_owned(),
+            machine: spec.info.machine.clone(),
+            class: spec.info.class,
+            detached: spec.detached,
         });
         let durable = is_durable(spec).then(|| -> Durable {
             match self.journal.append_durable(&entry) {
@@ -144,7 +147,7 @@ impl<O: Orbctl> State<O> {
         if durable.is_none() {
             self.journal_append(&entry);
         }
-        if let Executor::Lease(processes) = spec.submission.executor {
+        if let Some(processes) = spec.lease {
             // orbd's own children are counted when they are spawned.
             self.metrics.count(Counter::Spawns);
             self.child_started(spec.id, processes.child, Some(processes.owner));
@@ -155,10 +158,7 @@ impl<O: Orbctl> State<O> {
     /// Records a child in the journal. For a lease also records the owner, so that the next instance can end the child when the owner
     /// exits.
     pub(super) fn child_started(&self, id: JobId, child: ChildIdentity, owner: Option<ChildIdentity>) {
-        let needed = self
-            .jobs
-            .get(&id)
-            .is_some_and(|entry| !matches!(entry.spec.submission.operation, Operation::Query(_)));
+        let needed = self.jobs.get(&id).is_some_and(|entry| !entry.spec.info.is_read());
         if needed {
             self.journal_append(&JournalEntry::Started {
                 job: id,
@@ -177,27 +177,19 @@ impl<O: Orbctl> State<O> {
 
 /// Returns what a command invalidates: those of its machines that were not recently observed running, because the command may start
 /// them. `None` if there are none.
-fn may_start_its_machine(
-    operation: &Operation,
+fn may_start(
+    machines: &[MachineName],
     cache: &Cache<Arc<CachedAnswer>>,
     now: &Moment,
     max_age: Duration,
 ) -> Option<Scope> {
-    let names: Vec<&MachineName> = match operation {
-        Operation::Exec(name, _)
-        | Operation::Push(name)
-        | Operation::Pull(name)
-        | Operation::ClientAction(ClientAction::Run(name) | ClientAction::Shell(name)) => vec![name],
-        Operation::ClientAction(ClientAction::UnknownForm(form)) => form.machines().collect(),
-        _ => return None,
-    };
     let seen = cache.fresh(&CacheKey::Machines, now, max_age);
-    let is_running = |name: &MachineName| {
+    let is_running = |name: &&MachineName| {
         seen.and_then(|seen| by_name(seen.value.machines()?, name))
             .is_some_and(|machine| machine.state == MachineState::Running)
     };
-    let stale: Vec<MachineName> = names
-        .into_iter()
+    let stale: Vec<MachineName> = machines
+        .iter()
         .filter(|name| !is_running(name))
         .cloned()
         .collect();

@@ -49,9 +49,9 @@ impl<O: Orbctl> State<O> {
     pub(super) fn in_the_way(entry: &Entry) -> WaitingFor {
         WaitingFor::Job {
             id: entry.spec.id,
-            verb: entry.spec.submission.operation.verb(),
-            machine: entry.spec.submission.operation.machine().cloned(),
-            client: entry.spec.submission.client.name.clone(),
+            verb: entry.spec.info.verb.as_str(),
+            machine: entry.spec.info.machine.clone(),
+            client: entry.spec.client.name.clone(),
             age: Moment::now().age_of(&entry.spec.accepted),
         }
     }
@@ -62,11 +62,11 @@ impl<O: Orbctl> State<O> {
                 && filter
                     .machine
                     .as_ref()
-                    .is_none_or(|only| entry.spec.submission.operation.machine() == Some(only))
+                    .is_none_or(|only| entry.spec.info.machine.as_ref() == Some(only))
                 && filter
                     .verb
                     .as_ref()
-                    .is_none_or(|only| entry.spec.submission.operation.verb() == only)
+                    .is_none_or(|only| entry.spec.info.verb.as_str() == only)
         };
         let mut newest = self.jobs.values().rev().filter(wanted);
         let mut jobs: Vec<JobView> = newest

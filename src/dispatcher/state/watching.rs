@@ -23,7 +23,7 @@ use crate::clock::Moment;
 use crate::events::{Backoff, Difference, Event, EventLog, JobFacts, SequencedEvent, differences};
 use crate::job::{ClientId, JobId, Outcome};
 use crate::machine::OrbstackStatus;
-use crate::operation::{Operation, Query};
+use crate::operation::Query;
 use crate::orbctl::Orbctl;
 
 use super::super::answer::{ObservedAnswer, QueryAnswer};
@@ -110,14 +110,14 @@ impl<O: Orbctl> State<O> {
 
     /// Sends the event for a job's new state, unless the job is a read.
     pub(super) fn note_job(&mut self, spec: &JobSpec, state: &JobState) {
-        if matches!(spec.submission.operation, Operation::Query(_)) {
+        if spec.info.is_read() {
             return;
         }
         let answer = JobFacts {
             id: spec.id,
-            verb: spec.submission.operation.verb(),
-            machine: spec.submission.operation.machine().cloned(),
-            client: spec.submission.client.name.clone(),
+            verb: spec.info.verb.as_str(),
+            machine: spec.info.machine.clone(),
+            client: spec.client.name.clone(),
         };
         self.note(match state {
             JobState::Waiting => Event::JobQueued(answer),
@@ -153,7 +153,7 @@ impl<O: Orbctl> State<O> {
             .jobs
             .values()
             .filter(|entry| entry.live().is_some())
-            .filter(|entry| !matches!(entry.spec.submission.operation, Operation::Query(_)));
+            .filter(|entry| !entry.spec.info.is_read());
         let mut jobs: Vec<_> = active
             .take(SNAPSHOT_JOBS_MAX + 1)
             .map(|entry| self.view(entry))
@@ -327,7 +327,7 @@ const OURSELVES: ClientId = ClientId(u64::MAX - 1);
 
 /// Returns whether the daemon itself submitted a job.
 pub(super) fn is_ourselves(spec: &JobSpec) -> bool {
-    spec.submission.client.id == OURSELVES
+    spec.client.id == OURSELVES
 }
 
 /// Returns the client of polls: the daemon itself. It has its own share in the fair queue, and its connection never closes.

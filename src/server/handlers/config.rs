@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
-use crate::operation::{Operation, Query};
+use crate::operation::{Change, Query};
 use crate::server::convert::{self, parse};
 use crate::server::errors;
 use crate::server::registry::Registry;
@@ -47,14 +47,14 @@ pub(super) fn register(registry: &mut Registry) {
         if params.value.contains('\0') {
             return Err(invalid("value", "must not contain NUL bytes"));
         }
-        let operation = Operation::ConfigSet {
+        let operation = Change::ConfigSet {
             key: parse("key", &params.key)?,
             value: params.value.into(),
         };
         call.change(operation, None, options).await
     });
     registry.method::<ConfigReset, _, _>(async |call, params| {
-        call.change(Operation::ConfigReset, None, params.options()).await
+        call.change(Change::ConfigReset, None, params.options()).await
     });
 }
 

@@ -193,9 +193,7 @@ fn input(registry: &mut Registry) {
         let job = call.job(id).await?;
         let Some(input) = call.server.dispatcher.input(id).await else {
             // The job has ended or its input is closed. As with a closed pipe, that is an answer and not an error.
-            let takes = matches!(&job.spec.submission.operation, crate::operation::Operation::Exec(_, request)
-                if request.stdin == crate::operation::Stdin::Stream);
-            return if takes {
+            return if job.spec.streams_input {
                 Ok(JobInputAnswer { open: false })
             } else {
                 Err(invalid(

@@ -5,8 +5,6 @@
 //! client or the daemon exited first. The arguments of `orbctl` stay with the client; the daemon gets only what it needs to choose the
 //! lanes.
 
-use std::path::PathBuf;
-
 use super::{raw_read, unknown_form};
 use crate::clock::Moment;
 use crate::dispatcher::{
@@ -14,7 +12,7 @@ use crate::dispatcher::{
 };
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
-use crate::operation::{BatchVerb, ClientAction, Operation, Query};
+use crate::operation::{Force, JobInfo, Query, Verb};
 use crate::server::call::{Call, Resolved, end, ended_well};
 use crate::server::convert::{self, force, parse};
 use crate::server::registry::Registry;
@@ -48,9 +46,8 @@ pub(super) fn register(registry: &mut Registry) {
         let child = process(params.pid, client.uid)?;
         let subject = subject(&call, &params).await?;
         let submission = Submission {
-            operation: subject.operation,
+            executor: Executor::Client(subject.info, LeaseProcesses { child, owner }),
             client,
-            executor: Executor::Lease(LeaseProcesses { child, owner }),
             // Ids are checked below, before the answer is sent, because the dispatcher starts a lease without checking them.
             expected_id: None,
             detached: false,
@@ -96,7 +93,7 @@ pub(super) fn register(registry: &mut Registry) {
         let id = JobId(params.job_id);
         let ending = ending(&params)?;
         let mut job = call.job(id).await?;
-        if !matches!(job.spec.submission.executor, Executor::Lease(_)) {
+        if job.spec.lease.is_none() {
             return Err(invalid("job_id", "that job is not a lease"));
         }
         let released = call.server.dispatcher.release(id, ending).await;
@@ -163,9 +160,9 @@ fn process(pid: u32, uid: u32) -> Result<ChildIdentity, ErrorObject> {
     }
 }
 
-/// The operation of a lease and the machines to pass to `orbctl`.
+/// The job of a lease and the machines to pass to `orbctl`.
 struct Subject {
-    operation: Operation,
+    info: JobInfo,
     machines: Vec<Resolved>,
 }
 
@@ -215,81 +212,70 @@ fn check_parameters(params: &LeaseParams) -> Result<(), ErrorObject> {
 async fn subject(call: &Call, params: &LeaseParams) -> Result<Subject, ErrorObject> {
     use LeaseOperation as L;
     check_parameters(params)?;
-    let operation = params.operation;
     if let Some(form) = &params.unknown_form {
-        let (operation, machines) = unknown_form::subject(call, params, form).await?;
-        return Ok(Subject { operation, machines });
+        let (info, machines) = unknown_form::subject(call, params, form).await?;
+        return Ok(Subject { info, machines });
     }
     let force = force(params.force);
-    match operation {
-        L::Push => in_machine(call, params, Operation::Push).await,
-        L::Pull => in_machine(call, params, Operation::Pull).await,
-        L::Run => {
-            in_machine(call, params, |name| {
-                Operation::ClientAction(ClientAction::Run(name))
-            })
-            .await
-        }
-        L::Shell => {
-            in_machine(call, params, |name| {
-                Operation::ClientAction(ClientAction::Shell(name))
-            })
-            .await
-        }
-        L::Logs => {
-            one(call, params, |name| {
-                Operation::ClientAction(ClientAction::Logs(name))
-            })
-            .await
-        }
-        // The paths stay with the client; the daemon opens none of them.
-        L::Export => one(call, params, |name| Operation::Export(name, PathBuf::new())).await,
-        L::Import => new(params, |name| Operation::Import(name, PathBuf::new())),
-        L::Create => new(params, |name| Operation::ClientAction(ClientAction::Create(name))),
-        L::Start => several(call, params, BatchVerb::Start).await,
-        L::Stop => several(call, params, BatchVerb::Stop(force)).await,
-        L::Restart => several(call, params, BatchVerb::Restart).await,
-        L::Delete => several(call, params, BatchVerb::Delete).await,
-        L::Rename => renamed(call, params, |from, to| Operation::Rename { from, to }).await,
-        L::Clone => renamed(call, params, |source, copy| Operation::Clone { source, copy }).await,
-        L::SetDefault if params.machine.is_none() => Ok(Subject::of(Operation::SetDefault(None))),
-        L::SetDefault => one(call, params, |name| Operation::SetDefault(Some(name))).await,
-        L::ConfigSet => Ok(Subject::of(Operation::ClientAction(ClientAction::ConfigSet))),
-        L::ConfigReset => Ok(Subject::of(Operation::ConfigReset)),
-        L::StartAll => Ok(Subject::of(Operation::StartAll)),
-        L::StopAll => Ok(Subject::of(Operation::StopAll(force))),
-        L::RestartAll => Ok(Subject::of(Operation::ClientAction(ClientAction::RestartAll))),
-        L::StartOrbstack => Ok(Subject::of(Operation::StartOrbstack(force))),
-        L::StopOrbstack => Ok(Subject::of(Operation::StopOrbstack(force))),
-        L::RestartOrbstack => Ok(Subject::of(Operation::ClientAction(
-            ClientAction::RestartOrbstack,
-        ))),
-        L::UpdateOrbstack => Ok(Subject::of(Operation::ClientAction(ClientAction::UpdateOrbstack))),
-        L::ResetOrbstack => Ok(Subject::of(Operation::ClientAction(ClientAction::ResetOrbstack))),
+    match params.operation {
+        L::Push => in_machine(call, params, Verb::Push).await,
+        L::Pull => in_machine(call, params, Verb::Pull).await,
+        L::Run => in_machine(call, params, Verb::Run).await,
+        L::Shell => in_machine(call, params, Verb::Shell).await,
+        L::Logs => one(call, params, Verb::Logs, Force::No).await,
+        L::Export => one(call, params, Verb::Export, Force::No).await,
+        L::Import => new(params, Verb::Import),
+        L::Create => new(params, Verb::Create),
+        L::Start => several(call, params, Verb::Start, Force::No).await,
+        L::Stop => several(call, params, Verb::Stop, force).await,
+        L::Restart => several(call, params, Verb::Restart, Force::No).await,
+        L::Delete => several(call, params, Verb::Delete, Force::No).await,
+        L::Rename => renamed(call, params, Verb::Rename).await,
+        L::Clone => renamed(call, params, Verb::Clone).await,
+        L::SetDefault if params.machine.is_none() => Ok(Subject::of(Verb::SetDefault, Force::No)),
+        L::SetDefault => one(call, params, Verb::SetDefault, Force::No).await,
+        L::ConfigSet => Ok(Subject::of(Verb::ConfigSet, Force::No)),
+        L::ConfigReset => Ok(Subject::of(Verb::ConfigReset, Force::No)),
+        L::StartAll => Ok(Subject::of(Verb::StartAll, Force::No)),
+        L::StopAll => Ok(Subject::of(Verb::StopAll, force)),
+        L::RestartAll => Ok(Subject::of(Verb::RestartAll, Force::No)),
+        L::StartOrbstack => Ok(Subject::of(Verb::StartOrbstack, force)),
+        L::StopOrbstack => Ok(Subject::of(Verb::StopOrbstack, force)),
+        L::RestartOrbstack => Ok(Subject::of(Verb::RestartOrbstack, Force::No)),
+        L::UpdateOrbstack => Ok(Subject::of(Verb::UpdateOrbstack, Force::No)),
+        L::ResetOrbstack => Ok(Subject::of(Verb::ResetOrbstack, Force::No)),
         L::Read => {
             let read = params
                 .read
                 .as_ref()
                 .ok_or_else(|| invalid("read", "required by this operation"))?;
-            Ok(Subject::of(Operation::ClientAction(ClientAction::Read(
-                raw_read::raw_query(read)?,
-            ))))
+            // A session with a machine waits for a running change of it; a read must not wait, so it has none.
+            Ok(Subject::of(
+                raw_read::raw_query(read)?.subject().verb(),
+                Force::No,
+            ))
         }
         L::RunOrChange | L::Other => {
             let form = types::UnknownForm::default();
-            let (operation, machines) = unknown_form::subject(call, params, &form).await?;
-            Ok(Subject { operation, machines })
+            let (info, machines) = unknown_form::subject(call, params, &form).await?;
+            Ok(Subject { info, machines })
         }
     }
 }
 
 impl Subject {
-    /// An operation without machines.
-    fn of(operation: Operation) -> Self {
+    /// An operation on these machines.
+    fn on(verb: Verb, machines: Vec<Resolved>, force: Force) -> Self {
+        let names = machines.iter().map(|machine| machine.name.clone()).collect();
         Self {
-            operation,
-            machines: Vec::new(),
+            info: JobInfo::lease(verb, names, force),
+            machines,
         }
+    }
+
+    /// An operation without machines.
+    fn of(verb: Verb, force: Force) -> Self {
+        Self::on(verb, Vec::new(), force)
     }
 }
 
@@ -298,40 +284,28 @@ fn given<'a>(field: &str, text: Option<&'a String>) -> Result<&'a String, ErrorO
 }
 
 /// An operation on the machine in `machine`.
-async fn one(
-    call: &Call,
-    params: &LeaseParams,
-    operation: impl FnOnce(MachineName) -> Operation,
-) -> Result<Subject, ErrorObject> {
-    let machine = call
-        .resolve("machine", given("machine", params.machine.as_ref())?)
-        .await?;
-    Ok(Subject {
-        operation: operation(machine.name.clone()),
-        machines: vec![machine],
-    })
+async fn one(call: &Call, params: &LeaseParams, verb: Verb, force: Force) -> Result<Subject, ErrorObject> {
+    let text = given("machine", params.machine.as_ref())?;
+    let machine = call.resolve("machine", text).await?;
+    Ok(Subject::on(verb, vec![machine], force))
 }
 
 /// An operation in the machine in `machine`, or in the default machine.
-async fn in_machine(
-    call: &Call,
-    params: &LeaseParams,
-    operation: impl FnOnce(MachineName) -> Operation,
-) -> Result<Subject, ErrorObject> {
+async fn in_machine(call: &Call, params: &LeaseParams, verb: Verb) -> Result<Subject, ErrorObject> {
     if params.machine.is_some() {
-        return one(call, params, operation).await;
+        return one(call, params, verb, Force::No).await;
     }
     // Read now, because `orbctl` will use the current default machine. A session takes no lane, so a cached value suffices to describe it.
     let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
     let seen = call.read(Query::Default, max_age_ms).await?;
     match &seen.value.answer {
-        QueryAnswer::Default(Some(name)) => Ok(Subject {
-            operation: operation(name.clone()),
-            machines: vec![Resolved {
+        QueryAnswer::Default(Some(name)) => {
+            let machine = Resolved {
                 name: name.clone(),
                 id: None,
-            }],
-        }),
+            };
+            Ok(Subject::on(verb, vec![machine], Force::No))
+        }
         QueryAnswer::Default(None) => Err(invalid("machine", "required: there is no default machine")),
         _ => Err(errors::internal(
             "the answer for the default machine has an unexpected type",
@@ -340,21 +314,20 @@ async fn in_machine(
 }
 
 /// An operation that creates the machine in `machine`.
-fn new(
-    params: &LeaseParams,
-    operation: impl FnOnce(MachineName) -> Operation,
-) -> Result<Subject, ErrorObject> {
+fn new(params: &LeaseParams, verb: Verb) -> Result<Subject, ErrorObject> {
     let name: MachineName = parse("machine", given("machine", params.machine.as_ref())?)?;
-    Ok(Subject {
-        operation: operation(name.clone()),
-        machines: vec![Resolved { name, id: None }],
-    })
+    Ok(Subject::on(verb, vec![Resolved { name, id: None }], Force::No))
 }
 
 /// An operation on each machine in `machine_names`.
-async fn several(call: &Call, params: &LeaseParams, each: BatchVerb) -> Result<Subject, ErrorObject> {
+async fn several(
+    call: &Call,
+    params: &LeaseParams,
+    verb: Verb,
+    force: Force,
+) -> Result<Subject, ErrorObject> {
     match (&params.machine, params.machine_names.len()) {
-        (_, 0) => return one(call, params, |name| each.on(name)).await,
+        (_, 0) => return one(call, params, verb, force).await,
         (Some(_), _) => {
             return Err(invalid(
                 "machine_names",
@@ -373,30 +346,19 @@ async fn several(call: &Call, params: &LeaseParams, each: BatchVerb) -> Result<S
     for text in &params.machine_names {
         machines.push(call.resolve("machine_names", text).await?);
     }
-    let operation = match machines.as_slice() {
-        [only] => each.on(only.name.clone()),
-        all => {
-            let names = all.iter().map(|machine| machine.name.clone()).collect();
-            Operation::ClientAction(ClientAction::Batch(each, names))
-        }
-    };
-    Ok(Subject { operation, machines })
+    Ok(Subject::on(verb, machines, force))
 }
 
 /// An operation on `machine` that also takes `new_name`.
-async fn renamed(
-    call: &Call,
-    params: &LeaseParams,
-    operation: impl FnOnce(MachineName, MachineName) -> Operation,
-) -> Result<Subject, ErrorObject> {
-    let new_name: MachineName = parse("new_name", given("new_name", params.new_name.as_ref())?)?;
-    let other = new_name.clone();
-    let mut subject = one(call, params, |name| operation(name, other)).await?;
-    subject.machines.push(Resolved {
-        name: new_name,
-        id: None,
-    });
-    Ok(subject)
+async fn renamed(call: &Call, params: &LeaseParams, verb: Verb) -> Result<Subject, ErrorObject> {
+    let name: MachineName = parse("new_name", given("new_name", params.new_name.as_ref())?)?;
+    let text = given("machine", params.machine.as_ref())?;
+    let machine = call.resolve("machine", text).await?;
+    Ok(Subject::on(
+        verb,
+        vec![machine, Resolved { name, id: None }],
+        Force::No,
+    ))
 }
 
 /// Waits until the lease has been granted.
@@ -449,10 +411,5 @@ fn ending(params: &ReleaseParams) -> Result<Option<Ending>, ErrorObject> {
 fn signalled(released: &Released, spec: &JobSpec) -> Option<ErrorObject> {
     let holder = released.preempted_by.as_ref();
     let outcome = released.signalled.as_ref()?;
-    Some(errors::outcome_error(
-        outcome,
-        spec.id,
-        &spec.submission.operation,
-        holder,
-    ))
+    Some(errors::outcome_error(outcome, spec.id, &spec.info, holder))
 }

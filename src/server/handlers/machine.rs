@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
-use crate::operation::{LogScope, NewMachine, Operation, Query};
+use crate::operation::{Change, LogScope, NewMachine, Query};
 use crate::server::convert::{self, force, parse, parse_optional};
 use crate::server::registry::Registry;
 use crate::server::{errors, machine_list_cache};
@@ -83,32 +83,32 @@ fn text(answer: &QueryAnswer) -> Result<TextAnswer, ErrorObject> {
 
 fn changes(registry: &mut Registry) {
     registry.method::<MachineCreate, _, _>(async |call, params| {
-        let operation = Operation::Create(new_machine(&params)?);
+        let operation = Change::Create(new_machine(&params)?);
         call.change(operation, None, params.options()).await
     });
     registry.method::<MachineStart, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        call.change(Operation::Start(machine.name), machine.id, params.options())
+        call.change(Change::Start(machine.name), machine.id, params.options())
             .await
     });
     registry.method::<MachineStop, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        let operation = Operation::Stop(machine.name, force(params.force));
+        let operation = Change::Stop(machine.name, force(params.force));
         call.change(operation, machine.id, params.options()).await
     });
     registry.method::<MachineRestart, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        call.change(Operation::Restart(machine.name), machine.id, params.options())
+        call.change(Change::Restart(machine.name), machine.id, params.options())
             .await
     });
     registry.method::<MachineDelete, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        let operation = Operation::Delete(machine.name);
+        let operation = Change::Delete(machine.name);
         call.change(operation, machine.id, params.options()).await
     });
     registry.method::<MachineRename, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        let operation = Operation::Rename {
+        let operation = Change::Rename {
             from: machine.name,
             to: parse("new_name", &params.new_name)?,
         };
@@ -117,7 +117,7 @@ fn changes(registry: &mut Registry) {
     registry.method::<MachineClone, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
         let copy = parse("new_name", &params.new_name)?;
-        let operation = Operation::Clone {
+        let operation = Change::Clone {
             source: machine.name,
             copy,
         };
@@ -131,14 +131,13 @@ fn changes(registry: &mut Registry) {
             }
             None => (None, None),
         };
-        call.change(Operation::SetDefault(name), id, params.options())
-            .await
+        call.change(Change::SetDefault(name), id, params.options()).await
     });
     registry.method::<MachineStartAll, _, _>(async |call, params| {
-        call.change(Operation::StartAll, None, params.options()).await
+        call.change(Change::StartAll, None, params.options()).await
     });
     registry.method::<MachineStopAll, _, _>(async |call, params| {
-        call.change(Operation::StopAll(force(params.force)), None, params.options())
+        call.change(Change::StopAll(force(params.force)), None, params.options())
             .await
     });
 }

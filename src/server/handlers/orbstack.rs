@@ -2,7 +2,7 @@
 
 use crate::clock::Moment;
 use crate::dispatcher::QueryAnswer;
-use crate::operation::{Operation, Query};
+use crate::operation::{Change, Query};
 use crate::server::registry::Registry;
 use crate::server::{convert, errors};
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
@@ -36,11 +36,11 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<OrbstackStart, _, _>(async |call, params| {
-        let operation = Operation::StartOrbstack(convert::force(params.force));
+        let operation = Change::StartOrbstack(convert::force(params.force));
         call.change(operation, None, params.options()).await
     });
     registry.method::<OrbstackStop, _, _>(async |call, params| {
-        let operation = Operation::StopOrbstack(convert::force(params.force));
+        let operation = Change::StopOrbstack(convert::force(params.force));
         call.change(operation, None, params.options()).await
     });
 }

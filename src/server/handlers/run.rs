@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::clock::Moment;
 use crate::dispatcher::{Job, JobState};
 use crate::job::{JobId, Outcome, Success};
-use crate::operation::{CallerEnv, ExecRequest, Operation, OutputKept, Stdin};
+use crate::operation::{Action, CallerEnv, ExecRequest, OutputKept, Stdin};
 use crate::server::budget::{Budget, Permit};
 use crate::server::call::{Call, end, ended_well};
 use crate::server::context::Server;
@@ -89,8 +89,8 @@ async fn begin(call: &Call, params: RunParams) -> Result<Job, ErrorObject> {
     if let Stdin::Bytes(bytes) = &mut request.stdin {
         *bytes = call.connection.hold(std::mem::take(bytes))?;
     }
-    let operation = Operation::Exec(machine.name, request);
-    call.submit(operation, machine.id, options).await
+    let action = Action::Exec(machine.name, request);
+    call.submit(action, machine.id, options).await
 }
 
 /// Returns how many bytes of output an answer may carry, and the budget permit to hold until the answer is encoded. No answer is built that
@@ -260,8 +260,8 @@ impl Follower {
                 Err(error) => {
                     tracing::error!(
                         job_id = job.spec.id.0,
-                        operation = job.spec.submission.operation.verb(),
-                        client = %job.spec.submission.client.name,
+                        operation = job.spec.info.verb.as_str(),
+                        client = %job.spec.client.name,
                         %error,
                         "cannot read stored output"
                     );

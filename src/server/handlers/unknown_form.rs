@@ -6,7 +6,7 @@
 use super::raw_read;
 use crate::dispatcher::QueryAnswer;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
-use crate::operation::{ClientAction, FormVerb, MachineRef, Operation, Query, UnknownForm};
+use crate::operation::{Force, JobInfo, MachineRef, Query, Verb};
 use crate::server::call::{Call, Resolved};
 use crate::server::convert::{self, force, parse};
 use crate::server::errors;
@@ -34,24 +34,24 @@ enum Kind {
 }
 
 /// Returns verb and kind of an operation; `None` if `unknown_form` is not accepted for it.
-fn kind(operation: LeaseOperation) -> Option<(FormVerb, Kind)> {
+fn kind(operation: LeaseOperation) -> Option<(Verb, Kind)> {
     use LeaseOperation as L;
     Some(match operation {
-        L::Create => (FormVerb::Create, Kind::Making),
-        L::Rename => (FormVerb::Rename, Kind::Making),
-        L::Clone => (FormVerb::Clone, Kind::Making),
-        L::Import => (FormVerb::Import, Kind::Import),
-        L::Start => (FormVerb::Start, Kind::Change),
-        L::Stop => (FormVerb::Stop, Kind::Change),
-        L::Restart => (FormVerb::Restart, Kind::Change),
-        L::Delete => (FormVerb::Delete, Kind::Change),
-        L::Export => (FormVerb::Export, Kind::Change),
-        L::SetDefault => (FormVerb::SetDefault, Kind::Change),
-        L::Run => (FormVerb::Run, Kind::Command),
-        L::Push => (FormVerb::Push, Kind::Command),
-        L::Pull => (FormVerb::Pull, Kind::Command),
-        L::RunOrChange => (FormVerb::Other, Kind::CommandOrChange),
-        L::Other => (FormVerb::Other, Kind::Other),
+        L::Create => (Verb::Create, Kind::Making),
+        L::Rename => (Verb::Rename, Kind::Making),
+        L::Clone => (Verb::Clone, Kind::Making),
+        L::Import => (Verb::Import, Kind::Import),
+        L::Start => (Verb::Start, Kind::Change),
+        L::Stop => (Verb::Stop, Kind::Change),
+        L::Restart => (Verb::Restart, Kind::Change),
+        L::Delete => (Verb::Delete, Kind::Change),
+        L::Export => (Verb::Export, Kind::Change),
+        L::SetDefault => (Verb::SetDefault, Kind::Change),
+        L::Run => (Verb::Run, Kind::Command),
+        L::Push => (Verb::Push, Kind::Command),
+        L::Pull => (Verb::Pull, Kind::Command),
+        L::RunOrChange => (Verb::Other, Kind::CommandOrChange),
+        L::Other => (Verb::Other, Kind::Other),
         _ => return None,
     })
 }
@@ -61,12 +61,12 @@ pub(super) fn is_taken_by(operation: LeaseOperation) -> bool {
     kind(operation).is_some()
 }
 
-/// Returns the operation and the machines that the command may touch.
+/// Returns the job and the machines that the command may touch.
 pub(super) async fn subject(
     call: &Call,
     params: &LeaseParams,
     form: &types::UnknownForm,
-) -> Result<(Operation, Vec<Resolved>), ErrorObject> {
+) -> Result<(JobInfo, Vec<Resolved>), ErrorObject> {
     let Some((verb, kind)) = kind(params.operation) else {
         return Err(invalid("unknown_form", "not accepted by this operation"));
     };
@@ -88,11 +88,8 @@ pub(super) async fn subject(
         ));
     }
     if form.whole_fleet {
-        let form = UnknownForm::change(verb, Vec::new(), force(params.force));
-        return Ok((
-            Operation::ClientAction(ClientAction::UnknownForm(form)),
-            Vec::new(),
-        ));
+        let info = JobInfo::unknown_change(verb, &[], force(params.force));
+        return Ok((info, Vec::new()));
     }
     let mut found = match &params.machine {
         Some(text) if kind == Kind::Import => vec![new(parse("machine", text)?)],
@@ -104,20 +101,20 @@ pub(super) async fn subject(
         Kind::CommandOrChange => default_machine(call).await?,
         // An unknown flag before the command may or may not have a value. If it has none, the next argument is already the command, a later
         // flag with a machine's name belongs to that command, and `orbctl` uses the default machine.
-        Kind::Command if verb == FormVerb::Run || found.is_empty() => default_machine(call).await?,
+        Kind::Command if verb == Verb::Run || found.is_empty() => default_machine(call).await?,
         _ => None,
     };
     let operands = existing(call, kind, &form.operands).await?;
     let names = |machines: &[Resolved]| -> Vec<MachineName> {
         machines.iter().map(|machine| machine.name.clone()).collect()
     };
-    let form = match kind {
+    let info = match kind {
         Kind::Change | Kind::Making | Kind::Import | Kind::Other => {
             found.extend(operands);
             if kind == Kind::Other && found.is_empty() {
-                return Ok((Operation::ClientAction(ClientAction::Other), found));
+                return Ok((JobInfo::lease(Verb::Other, Vec::new(), Force::No), found));
             }
-            UnknownForm::change(verb, names(&found), force(params.force))
+            JobInfo::unknown_change(verb, &names(&found), force(params.force))
         }
         Kind::Command => {
             found.extend(default.map(new));
@@ -125,14 +122,14 @@ pub(super) async fn subject(
             if found.is_empty() {
                 return Err(invalid("machine", "required: there is no default machine"));
             }
-            UnknownForm::command(verb, names(&found), Vec::new())
+            JobInfo::unknown_command(verb, &names(&found), &[])
         }
         Kind::CommandOrChange => {
             found.extend(operands);
-            UnknownForm::command(verb, default.into_iter().collect(), names(&found))
+            JobInfo::unknown_command(verb, default.as_slice(), &names(&found))
         }
     };
-    Ok((Operation::ClientAction(ClientAction::UnknownForm(form)), found))
+    Ok((info, found))
 }
 
 fn new(name: MachineName) -> Resolved {
