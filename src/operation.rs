@@ -1,7 +1,7 @@
 //! What a caller can ask for, in three parts: the [`Action`] that orbd runs, with its operands; the [`JobInfo`] that the rest of the
 //! daemon sees; and the [`Goal`] that reconciliation checks.
 //!
-//! An [`Action`] does not say how it is carried out; only `orbctl::argv` converts it to arguments. An operation that a client's
+//! An [`Action`] does not say how it is carried out; only `orbctl` converts it to arguments. An operation that a client's
 //! own process carries out under a lease has no action: its operands stay with the client.
 
 mod footprint;

@@ -2,45 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-
 use crate::cache::{CacheKey, Generation, Observation, Source};
 use crate::clock::Moment;
-use crate::job::{Ending, HealthProblem};
-use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
+use crate::job::HealthProblem;
+use crate::machine::{Machine, MachineId, MachineName};
 use crate::operation::{Query, RawQuery};
-
-/// The answer to one query.
-#[derive(Debug, Clone, PartialEq)]
-pub enum QueryAnswer {
-    /// Every machine.
-    Machines(Vec<Machine>),
-    /// One machine.
-    Info(Box<MachineInfo>),
-    /// Whether OrbStack runs.
-    Status(OrbstackStatus),
-    /// Version of the installed `orbctl`.
-    Version(OrbctlVersion),
-    /// Keys and values of OrbStack's configuration.
-    Config(Vec<(String, String)>),
-    /// The default machine; `None` if none is set.
-    Default(Option<MachineName>),
-    /// Human-readable text: SSH instructions or logs.
-    Text(String),
-    /// Unparsed output, for clients that print what `orbctl` itself would print.
-    Raw(RawOutput),
-}
-
-/// Output of `orbctl` for a read, byte for byte, and how `orbctl` ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RawOutput {
-    /// Complete stdout.
-    pub stdout: Bytes,
-    /// Complete stderr.
-    pub stderr: Bytes,
-    /// Exit code, or a signal that orbd did not send.
-    pub ending: Ending,
-}
+pub use crate::orbctl::{QueryAnswer, RawOutput};
 
 /// An answer together with its JSON encoding, so that an answer that is served many times is encoded once.
 #[derive(Debug)]

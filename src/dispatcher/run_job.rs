@@ -28,20 +28,16 @@ use crate::error_chain::error_chain;
 use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
 use crate::machine::{MachineName, OrbstackStatus};
-use crate::operation::{Change, ExecRequest, Query};
-use crate::orbctl::classify::{self, Verdict};
-use crate::orbctl::{self, Completion, Input, Invocation, Orbctl, Sink, version};
-use crate::spool;
-use crate::sys::{self, ChildIdentity};
+use crate::operation::{Change, Query};
+use crate::orbctl::{CallError, CallResult, Exec, Orbctl, RunOptions, SpawnError, orphan_gone, version};
+use crate::sys::ChildIdentity;
 use orbd_host::run_command::GuestEnv;
 
 use super::Settings;
-use super::answer::{QueryAnswer, RawOutput, by_id};
+use super::answer::{QueryAnswer, by_id};
 use super::handle::{JobSpec, LeaseProcesses, Release};
 use super::reconcile::{self, Reconciliation};
 
-/// Most bytes kept of a read's output. A list of ten thousand machines fits.
-const ANSWER_MAX: usize = 16 << 20;
 /// First pause between probes after a cut; each further pause doubles.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// Longest pause between probes after a cut.
@@ -68,14 +64,6 @@ pub(super) enum Task {
     Exec(Box<Exec>),
     Change(Change),
     Lease(LeaseProcesses, oneshot::Receiver<Release>),
-}
-
-/// A command with its streams.
-pub(super) struct Exec {
-    pub(super) machine: MachineName,
-    pub(super) request: ExecRequest,
-    pub(super) stdin: Input,
-    pub(super) output: spool::Writer,
 }
 
 /// What every job needs to run, whatever it does.
@@ -146,19 +134,18 @@ impl JobResult {
         }
     }
 
-    fn counted(outcome: Outcome, completion: &Completion) -> Self {
-        let exit_code = match completion.ending {
-            Ending::Exited(code) => Some(code),
-            Ending::Signalled(_) | Ending::TimedOut | Ending::Stopped => None,
-        };
-        let (bytes_in, bytes_out) = (completion.bytes_in, completion.bytes_out);
+    /// Returns the result of a job whose main call of `orbctl` ended like this.
+    fn of<T>(call: &CallResult<T>, outcome: Outcome) -> Self {
         Self {
             outcome,
             answer: None,
-            ending: Some(completion.ending),
-            exit_code,
-            bytes_in,
-            bytes_out,
+            ending: call.ending,
+            exit_code: match call.ending {
+                Some(Ending::Exited(code)) => Some(code),
+                _ => None,
+            },
+            bytes_in: call.bytes_in,
+            bytes_out: call.bytes_out,
         }
     }
 }
@@ -217,10 +204,7 @@ pub(super) async fn run_probe<O: Orbctl>(work: Work<O>) -> JobResult {
 /// lanes meanwhile.
 pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIdentity>) -> JobResult {
     for child in children {
-        tokio::select! {
-            () = sys::gone(child) => {}
-            () = work.stop.cancelled() => end_orphan(child, work.settings.grace).await,
-        }
+        orphan_gone(child, &work.stop, work.settings.grace).await;
     }
     JobResult::new(if work.spec.info.is_change() {
         // How `orbctl` ended, and why, was not observed.
@@ -231,20 +215,15 @@ pub(super) async fn run_orphan<O: Orbctl>(work: Work<O>, children: Vec<ChildIden
 }
 
 impl<O: Orbctl> Work<O> {
-    /// Runs `orbctl` once. Reports the child as soon as it is spawned, and the health signal of the result.
-    async fn invoke(
-        &self,
-        mut invocation: Invocation,
-        classify: impl FnOnce(&Completion) -> Verdict,
-    ) -> Result<(Completion, Verdict), orbctl::SpawnError> {
+    /// Makes the job's main call of `orbctl`. Reports the child as soon as it is spawned, and the health signal of the result.
+    async fn call<T, F>(&self, call: impl FnOnce(RunOptions) -> F) -> CallResult<T>
+    where
+        F: Future<Output = CallResult<T>>,
+    {
         let (started, told) = oneshot::channel();
-        invocation.started = Some(started);
-        invocation.run_timeout = self.spec.run_timeout;
-        invocation.marker.clone_from(&self.marker);
-        invocation.grace = self.settings.grace;
-        let began = Moment::now().instant;
-        let run = self.start(invocation, self.stop.clone());
-        tokio::pin!(run);
+        let options = self.options(&self.stop, self.spec.run_timeout, Some(started));
+        let call = self.reported(call(options));
+        tokio::pin!(call);
         let report = async {
             if let Ok(identity) = told.await {
                 // The dispatcher outlives its jobs. If it has ended, so has the journal.
@@ -252,27 +231,38 @@ impl<O: Orbctl> Work<O> {
             }
             std::future::pending::<()>().await;
         };
-        let completion = tokio::select! {
+        tokio::select! {
             biased;
             () = report => unreachable!("this future never completes"),
-            completion = &mut run => completion,
-        }?;
-        let verdict = classify(&completion);
-        self.report(verdict.signal.clone(), began).await;
-        Ok((completion, verdict))
+            result = &mut call => result,
+        }
     }
 
-    /// Runs `orbctl`; reports first if the program was replaced.
-    async fn start(
+    fn options(
         &self,
-        invocation: Invocation,
-        stop: CancellationToken,
-    ) -> Result<Completion, orbctl::SpawnError> {
+        stop: &CancellationToken,
+        run_timeout: Option<Duration>,
+        started: Option<oneshot::Sender<ChildIdentity>>,
+    ) -> RunOptions {
+        RunOptions {
+            stop: stop.clone(),
+            run_timeout,
+            grace: self.settings.grace,
+            marker: self.marker.clone(),
+            started,
+        }
+    }
+
+    /// Awaits a call. Reports first if the program was replaced, and afterwards the health signal of the result.
+    async fn reported<T>(&self, call: impl Future<Output = CallResult<T>>) -> CallResult<T> {
+        let began = Moment::now().instant;
         if self.orbctl.is_replaced() {
             // The dispatcher outlives its jobs. If it has ended, no cached answer is served any more.
             let _ = self.notes.send((self.spec.id, Note::Replaced)).await;
         }
-        self.orbctl.run(invocation, stop).await
+        let result = call.await;
+        self.report(result.signal.clone(), began).await;
+        result
     }
 
     /// Reports what an invocation that began at `began` shows about the health of `orbctl`. The dispatcher gets this report before the
@@ -290,23 +280,17 @@ impl<O: Orbctl> Work<O> {
     /// Makes one read for the job's own use, until `until` is cancelled. That is `stop` before the work, and `abandon` after a cut,
     /// because reconciliation must also run when `stop` caused the cut.
     async fn probe(&self, query: Query, until: &CancellationToken) -> Result<QueryAnswer, Failure> {
-        let mut invocation = Invocation::new(orbctl::argv::query(&query), Sink::Capture { max: ANSWER_MAX });
-        invocation.run_timeout = Some(self.settings.query_timeout);
-        invocation.grace = self.settings.grace;
-        invocation.marker.clone_from(&self.marker);
-        let began = Moment::now().instant;
-        let completion = self
-            .start(invocation, until.clone())
-            .await
-            .map_err(|error| error.failure())?;
-        let verdict = classify::query(&query, &completion);
-        self.report(verdict.signal.clone(), began).await;
-        match verdict.signal {
-            HealthSignal::Unhealthy(problem) => Err(Failure::OrbctlUnhealthy(problem)),
-            HealthSignal::Healthy | HealthSignal::Suspect(_) | HealthSignal::Nothing => {
-                read(&query, &completion, verdict.failure)
-            }
+        let options = self.options(until, Some(self.settings.query_timeout), None);
+        let call = self.reported(self.orbctl.query(&query, options)).await;
+        if let HealthSignal::Unhealthy(problem) = call.signal {
+            return Err(Failure::OrbctlUnhealthy(problem));
         }
+        call.result.map_err(|error| match error {
+            CallError::TimedOut => Failure::OrbctlUnavailable("it did not answer in time".into()),
+            CallError::Stopped => Failure::OrbctlUnavailable("the probe was cancelled".into()),
+            CallError::Spawn(error) => error.failure(),
+            CallError::Failed(failure) => failure,
+        })
     }
 
     /// Checks that the id given by the client still belongs to the machine whose lane the job holds.
@@ -329,48 +313,29 @@ impl<O: Orbctl> Work<O> {
     }
 
     async fn query(&self, query: &Query) -> JobResult {
-        let invocation = Invocation::new(orbctl::argv::query(query), Sink::Capture { max: ANSWER_MAX });
-        let classify = |completion: &Completion| classify::query(query, completion);
-        let (completion, verdict) = match self.invoke(invocation, classify).await {
-            Ok(result) => result,
-            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
+        let call = self.call(|options| self.orbctl.query(query, options)).await;
+        let outcome = match &call.result {
+            Ok(QueryAnswer::Raw(raw)) if let Some(failure) = &raw.failure => Outcome::Failed(failure.clone()),
+            Ok(_) => Outcome::Succeeded(Success::Read),
+            Err(error) => without_effect(error),
         };
-        if let Some(outcome) = cut_short(&completion) {
-            return JobResult::counted(outcome, &completion);
-        }
-        if let Query::RawQuery(_) = query {
-            return raw_result(&completion, verdict.failure);
-        }
-        match read(query, &completion, verdict.failure) {
-            Ok(answer) => {
-                let mut finished = JobResult::counted(Outcome::Succeeded(Success::Read), &completion);
-                finished.answer = Some(answer);
-                finished
-            }
-            Err(failure) => JobResult::counted(Outcome::Failed(failure), &completion),
-        }
+        let mut finished = JobResult::of(&call, outcome);
+        finished.answer = call.result.ok();
+        finished
     }
 
     async fn exec(&self, exec: Exec) -> JobResult {
-        let call = orbctl::argv::exec(&exec.machine, &exec.request, self.settings.guest_env);
-        let mut invocation = Invocation::new(call, Sink::Spool(exec.output));
-        invocation.stdin = exec.stdin;
-        let classify = |completion: &Completion| classify::exec(&exec.machine, completion);
-        let (completion, verdict) = match self.invoke(invocation, classify).await {
-            Ok(result) => result,
-            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
+        let guest_env = self.settings.guest_env;
+        let call = self
+            .call(|options| self.orbctl.exec(exec, guest_env, options))
+            .await;
+        let outcome = match &call.result {
+            Ok(exit_code) => Outcome::Succeeded(Success::Exec {
+                exit_code: *exit_code,
+            }),
+            Err(error) => without_effect(error),
         };
-        if let Some(outcome) = cut_short(&completion) {
-            return JobResult::counted(outcome, &completion);
-        }
-        let outcome = match (verdict.failure, completion.ending) {
-            (Some(failure), _) => Outcome::Failed(failure),
-            (None, Ending::Exited(exit_code)) => Outcome::Succeeded(Success::Exec { exit_code }),
-            (None, ending) => Outcome::Failed(Failure::Internal(
-                format!("unclassified ending {ending:?}").into(),
-            )),
-        };
-        JobResult::counted(outcome, &completion)
+        JobResult::of(&call, outcome)
     }
 
     async fn change(&self, change: &Change) -> JobResult {
@@ -402,40 +367,28 @@ impl<O: Orbctl> Work<O> {
         if self.stop.is_cancelled() {
             return JobResult::new(Outcome::Cancelled(Phase::Running));
         }
-        // The change may outlive orbd, after a stop or a crash, so its output must not go to a pipe, which would break.
-        let sink = Sink::Files {
-            dir: self.settings.spool_dir.clone(),
-            max: ANSWER_MAX,
-        };
-        let invocation = Invocation::new(orbctl::argv::change(change), sink);
-        let classify = |completion: &Completion| classify::change(change, completion);
-        let (completion, verdict) = match self.invoke(invocation, classify).await {
-            Ok(result) => result,
-            // A child ran, but its exit status is unknown: only the inventory can show the result.
-            Err(error @ orbctl::SpawnError::Lost { .. }) => {
-                let reconciliation = self.reconcile().await;
-                return JobResult::new(reconciliation.outcome(info, before.as_ref(), &error.to_string()));
+        let output_dir = self.settings.spool_dir.clone();
+        let call = self
+            .call(|options| self.orbctl.change(change, output_dir, options))
+            .await;
+        let outcome = match &call.result {
+            Ok(()) => Outcome::Succeeded(Success::Change { changed: true }),
+            Err(CallError::Failed(failure)) if is_definite(&call) => Outcome::Failed(failure.clone()),
+            Err(CallError::Spawn(error)) if !matches!(error, SpawnError::Lost { .. }) => {
+                Outcome::Failed(error.failure())
             }
-            Err(error) => return JobResult::new(Outcome::Failed(error.failure())),
-        };
-        let may_be_unhealthy = verdict.may_be_unhealthy();
-        match (completion.ending, verdict.failure) {
-            (Ending::Exited(_), None) => {
-                JobResult::counted(Outcome::Succeeded(Success::Change { changed: true }), &completion)
-            }
-            (Ending::Exited(_), Some(failure)) if !may_be_unhealthy => {
-                JobResult::counted(Outcome::Failed(failure), &completion)
-            }
-            // Killed, timed out, stopped, or `orbctl` crashed: the service may continue without it.
-            (ending, _) => {
-                let cut = match &verdict.signal {
-                    HealthSignal::Unhealthy(problem) | HealthSignal::Suspect(problem) => problem.to_string(),
-                    HealthSignal::Healthy | HealthSignal::Nothing => how_cut(ending),
+            Err(error) => {
+                let cut = match (&call.signal, error) {
+                    (HealthSignal::Unhealthy(problem) | HealthSignal::Suspect(problem), _) => {
+                        problem.to_string()
+                    }
+                    (_, CallError::Spawn(error)) => error.to_string(),
+                    _ => call.ending.map(how_cut).unwrap_or_default(),
                 };
-                let outcome = self.reconcile().await.outcome(info, before.as_ref(), &cut);
-                JobResult::counted(outcome, &completion)
+                self.reconcile().await.outcome(info, before.as_ref(), &cut)
             }
-        }
+        };
+        JobResult::of(&call, outcome)
     }
 
     /// Returns the feature that the installed version lacks for this change. Runs `orbctl version` only for changes that need more
@@ -525,65 +478,19 @@ pub(super) fn how_cut(ending: Ending) -> String {
     }
 }
 
-/// Ends the process group of a child of an earlier instance: SIGTERM, and SIGKILL after the grace.
-async fn end_orphan(identity: ChildIdentity, grace: Duration) {
-    sys::terminate_group(identity);
-    if tokio::time::timeout(grace, sys::gone(identity)).await.is_err() {
-        sys::kill_group(identity);
-        sys::gone(identity).await;
-    }
+/// Returns whether a failed change did nothing that its failure does not name. Otherwise, if `orbctl` was killed or may be unhealthy,
+/// the service may continue without it.
+fn is_definite<T>(call: &CallResult<T>) -> bool {
+    matches!(call.ending, Some(Ending::Exited(_)))
+        && matches!(call.signal, HealthSignal::Healthy | HealthSignal::Nothing)
 }
 
-/// Returns the outcome of a read or command that orbd ended; `None` if it ended by itself.
-fn cut_short(completion: &Completion) -> Option<Outcome> {
-    match completion.ending {
-        Ending::Stopped => Some(Outcome::Cancelled(Phase::Running)),
-        Ending::TimedOut => Some(Outcome::Expired(Phase::Running)),
-        Ending::Exited(_) | Ending::Signalled(_) => None,
+/// Returns the outcome of a read or command that produced nothing.
+fn without_effect(error: &CallError) -> Outcome {
+    match error {
+        CallError::Stopped => Outcome::Cancelled(Phase::Running),
+        CallError::TimedOut => Outcome::Expired(Phase::Running),
+        CallError::Spawn(error) => Outcome::Failed(error.failure()),
+        CallError::Failed(failure) => Outcome::Failed(failure.clone()),
     }
-}
-
-/// Returns the unparsed output as the answer, also if the read failed: that output is the answer of `orbctl` too.
-fn raw_result(completion: &Completion, failure: Option<Failure>) -> JobResult {
-    let (stdout, stderr) = (&completion.stdout, &completion.stderr);
-    if completion.output_cut || !stdout.is_whole() || !stderr.is_whole() {
-        let failure = Failure::OrbctlOutputUnreadable("output exceeds the size limit".into());
-        return JobResult::counted(Outcome::Failed(failure), completion);
-    }
-    let outcome = match failure {
-        Some(failure) => Outcome::Failed(failure),
-        None => Outcome::Succeeded(Success::Read),
-    };
-    let mut finished = JobResult::counted(outcome, completion);
-    finished.answer = Some(QueryAnswer::Raw(RawOutput {
-        stdout: stdout.bytes.clone(),
-        stderr: stderr.bytes.clone(),
-        ending: completion.ending,
-    }));
-    finished
-}
-
-/// Parses the answer of a query, unless it failed.
-fn read(query: &Query, completion: &Completion, failure: Option<Failure>) -> Result<QueryAnswer, Failure> {
-    if completion.ending == Ending::TimedOut {
-        return Err(Failure::OrbctlUnavailable("it did not answer in time".into()));
-    }
-    if completion.ending == Ending::Stopped {
-        return Err(Failure::OrbctlUnavailable("the probe was cancelled".into()));
-    }
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
-    let stdout = &completion.stdout.bytes;
-    let answer = match query {
-        Query::List => orbctl::output::list(stdout).map(QueryAnswer::Machines),
-        Query::Info(_) => orbctl::output::info(stdout).map(|info| QueryAnswer::Info(Box::new(info))),
-        Query::Status => orbctl::output::status(completion.ending, stdout).map(QueryAnswer::Status),
-        Query::Version => orbctl::output::version(stdout).map(QueryAnswer::Version),
-        Query::ConfigShow => orbctl::output::config(stdout).map(QueryAnswer::Config),
-        Query::Default => orbctl::output::default_machine(stdout).map(QueryAnswer::Default),
-        Query::Ssh | Query::Logs(..) => Ok(QueryAnswer::Text(String::from_utf8_lossy(stdout).into_owned())),
-        Query::RawQuery(_) => return Err(Failure::Internal("a raw query has no parsed answer".into())),
-    };
-    answer.map_err(|error| Failure::OrbctlOutputUnreadable(error.to_string().into()))
 }

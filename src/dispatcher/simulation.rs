@@ -29,7 +29,7 @@ use crate::metrics;
 use crate::operation::{
     Action, Change, ExecRequest, Force, JobInfo, NewMachine, Query, RawQuery, Scope, Stdin, Verb,
 };
-use crate::orbctl::{Captured, Completion, Invocation, Orbctl, SpawnError};
+use crate::orbctl::{Captured, Completion, Invocation, Runner, SpawnError};
 use crate::sys::ChildIdentity;
 use orbd_host::run_command::GuestEnv;
 
@@ -101,7 +101,7 @@ fn list_of(inventory: &Inventory) -> String {
     serde_json::Value::from(machines).to_string()
 }
 
-impl Orbctl for Scripted {
+impl Runner for Scripted {
     fn is_replaced(&self) -> bool {
         self.replaced.swap(false, Ordering::Relaxed)
     }

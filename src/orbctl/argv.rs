@@ -11,7 +11,7 @@ use crate::machine::MachineName;
 use crate::operation::{Change, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName};
 
 /// Returns the call that carries out a change.
-pub fn change(change: &Change) -> Call {
+pub(super) fn change(change: &Change) -> Call {
     let args = match change {
         Change::Create(new) => of_create(new),
         Change::Start(machine) => words(["start", machine.as_str()]),
@@ -52,7 +52,7 @@ pub fn change(change: &Change) -> Call {
 }
 
 /// Returns the call that makes a read.
-pub fn query(query: &Query) -> Call {
+pub(super) fn query(query: &Query) -> Call {
     of_query(query).into()
 }
 
@@ -106,7 +106,7 @@ fn of_format(format: Option<Format>) -> Vec<OsString> {
 }
 
 /// Returns the call that runs a command in a machine.
-pub fn exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
+pub(super) fn exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
     // An empty directory means the default.
     let workdir = request.workdir.as_deref().filter(|workdir| !workdir.is_empty());
     let command = Run {

@@ -33,7 +33,7 @@ use crate::operation::{Change, ConfigKey, Query};
 
 /// The classification of an invocation's result.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub(super) struct Verdict {
     /// Why the operation failed. `None` for success, and for a timeout or stop: what those mean depends on why orbd ended the
     /// child, which the dispatcher knows.
     pub failure: Option<Failure>,
@@ -48,11 +48,6 @@ impl Verdict {
             failure: None,
             signal,
         }
-    }
-
-    /// Returns whether `orbctl` itself is or may be unhealthy. If so, it is unknown what a change has done.
-    pub fn may_be_unhealthy(&self) -> bool {
-        matches!(self.signal, HealthSignal::Unhealthy(_) | HealthSignal::Suspect(_))
     }
 }
 
@@ -102,7 +97,7 @@ const NOT_LISTENING: [&str; 2] = [
 ];
 
 /// Classifies the result of a read.
-pub fn query(query: &Query, completion: &Completion) -> Verdict {
+pub(super) fn query(query: &Query, completion: &Completion) -> Verdict {
     if let Query::RawQuery(read) = query {
         return self::query(&read.subject(), completion);
     }
@@ -139,7 +134,7 @@ pub fn query(query: &Query, completion: &Completion) -> Verdict {
 }
 
 /// Classifies the result of a change.
-pub fn change(change: &Change, completion: &Completion) -> Verdict {
+pub(super) fn change(change: &Change, completion: &Completion) -> Verdict {
     match completion.ending {
         // `orbctl` may write these to its own files, so their success proves nothing.
         Ending::Exited(0)
@@ -169,7 +164,7 @@ pub fn change(change: &Change, completion: &Completion) -> Verdict {
 }
 
 /// Classifies the result of a command in a machine. The caller already has its stderr as output, so no failure repeats it.
-pub fn exec(machine: &MachineName, completion: &Completion) -> Verdict {
+pub(super) fn exec(machine: &MachineName, completion: &Completion) -> Verdict {
     match completion.ending {
         Ending::Exited(0) => Verdict::passed(HealthSignal::Healthy),
         Ending::Stopped | Ending::TimedOut => Verdict::passed(HealthSignal::Nothing),

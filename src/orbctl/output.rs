@@ -5,7 +5,6 @@
 //! empty list would make all machines disappear for every client. No input makes a parser panic.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -17,7 +16,7 @@ use crate::machine::{
 /// `orbctl` succeeded but its output could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("orbctl {command}: {problem}")]
-pub struct Unreadable {
+pub(super) struct Unreadable {
     /// The subcommand of `orbctl` that was run.
     pub command: &'static str,
     /// What is wrong with the output. Quotes only names from it.
@@ -40,7 +39,7 @@ fn unreadable(command: &'static str) -> impl Fn(&str) -> Unreadable {
 
 /// Parses the output of `list -f json`. `null` is an empty list, because Go prints a nil slice this way; empty output is an
 /// error.
-pub fn list(stdout: &[u8]) -> Result<Vec<Machine>, Unreadable> {
+pub(super) fn list(stdout: &[u8]) -> Result<Vec<Machine>, Unreadable> {
     let fail = unreadable("list");
     match json(stdout).map_err(|problem| fail(&problem))? {
         Value::Null => Ok(Vec::new()),
@@ -50,7 +49,7 @@ pub fn list(stdout: &[u8]) -> Result<Vec<Machine>, Unreadable> {
 }
 
 /// Parses the output of `info -f json NAME`.
-pub fn info(stdout: &[u8]) -> Result<MachineInfo, Unreadable> {
+pub(super) fn info(stdout: &[u8]) -> Result<MachineInfo, Unreadable> {
     let fail = unreadable("info");
     let value = json(stdout).map_err(|problem| fail(&problem))?;
     let record = value.get("record").ok_or_else(|| fail("no \"record\""))?;
@@ -64,7 +63,7 @@ pub fn info(stdout: &[u8]) -> Result<MachineInfo, Unreadable> {
 }
 
 /// Parses the output of `status`: one word on stdout, for any exit code (1 with `Stopped`).
-pub fn status(ending: Ending, stdout: &[u8]) -> Result<OrbstackStatus, Unreadable> {
+pub(super) fn status(ending: Ending, stdout: &[u8]) -> Result<OrbstackStatus, Unreadable> {
     let fail = unreadable("status");
     if !matches!(ending, Ending::Exited(_)) {
         return Err(fail("did not exit by itself"));
@@ -82,7 +81,7 @@ pub fn status(ending: Ending, stdout: &[u8]) -> Result<OrbstackStatus, Unreadabl
 }
 
 /// Parses the output of `version`.
-pub fn version(stdout: &[u8]) -> Result<OrbctlVersion, Unreadable> {
+pub(super) fn version(stdout: &[u8]) -> Result<OrbctlVersion, Unreadable> {
     let fail = unreadable("version");
     let text = String::from_utf8_lossy(stdout);
     let after = |label: &str| text.lines().find_map(|line| line.trim().strip_prefix(label));
@@ -102,7 +101,7 @@ pub fn version(stdout: &[u8]) -> Result<OrbctlVersion, Unreadable> {
 }
 
 /// Parses the output of `config show`: one `key: value` per line. Any other line continues the value before it.
-pub fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
+pub(super) fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
     let fail = unreadable("config show");
     let text = String::from_utf8_lossy(stdout);
     let mut entries: Vec<(String, String)> = Vec::new();
@@ -125,7 +124,7 @@ pub fn config(stdout: &[u8]) -> Result<Vec<(String, String)>, Unreadable> {
 }
 
 /// Parses the output of `default`: a name; `none` or nothing if there is no default machine.
-pub fn default_machine(stdout: &[u8]) -> Result<Option<MachineName>, Unreadable> {
+pub(super) fn default_machine(stdout: &[u8]) -> Result<Option<MachineName>, Unreadable> {
     let fail = unreadable("default");
     let text = String::from_utf8_lossy(stdout);
     if said(&text).next().is_none() {
@@ -142,7 +141,7 @@ pub fn default_machine(stdout: &[u8]) -> Result<Option<MachineName>, Unreadable>
 }
 
 /// Decodes output that is free text: `ssh` and `logs`.
-pub fn text(stdout: &[u8]) -> Cow<'_, str> {
+pub(super) fn text(stdout: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(stdout)
 }
 
@@ -240,15 +239,6 @@ fn key_and_value(line: &str) -> Option<(&str, &str)> {
             .chars()
             .all(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-'));
     (is_key && (value.is_empty() || value.starts_with(' '))).then(|| (key, value.trim()))
-}
-
-/// Parses the output of `config get KEY`: 2.0 prints `KEY: value` lines, possibly for all keys; 2.2 prints just the value.
-pub fn config_value(key: &str, stdout: &[u8]) -> Arc<str> {
-    let text = String::from_utf8_lossy(stdout);
-    let labelled = said(&text)
-        .filter_map(key_and_value)
-        .find_map(|(found, value)| (found == key).then_some(value));
-    labelled.unwrap_or_else(|| text.trim()).into()
 }
 
 #[cfg(test)]
@@ -467,14 +457,6 @@ mod tests {
     }
 
     #[test]
-    fn config_value_is_parsed_for_each_version() {
-        assert_eq!(&*config_value("cpu", b"8\n"), "8");
-        assert_eq!(&*config_value("cpu", b"cpu: 8\n"), "8");
-        assert_eq!(&*config_value("cpu", b"rosetta: true\ncpu: 8\n"), "8");
-        assert_eq!(&*config_value("network_proxy", b"http://a:1\n"), "http://a:1");
-    }
-
-    #[test]
     fn default_machine_is_a_name_or_none() {
         let name = |input: &[u8]| default_machine(input).map(|name| name.map(|name| name.to_string()));
         assert_eq!(name(b"web\n"), Ok(Some("web".into())));
@@ -506,6 +488,5 @@ mod tests {
         let _ = config(bytes);
         let _ = default_machine(bytes);
         let _ = text(bytes);
-        let _ = config_value("cpu", bytes);
     }
 }

@@ -42,8 +42,8 @@ use super::environment;
 use super::files::Files;
 use super::locate::{LocateError, OrbctlLocator};
 use super::spawner::Spawner;
-use super::supervise::{Limits, Progress, watch};
-use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Orbctl, Sink, SpawnError, TAIL_MAX};
+use super::supervise::{Limits, Progress, Run, supervise};
+use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Runner, Sink, SpawnError, TAIL_MAX};
 use crate::clock::Moment;
 use crate::job::Ending;
 use crate::spool::Stream;
@@ -187,7 +187,7 @@ async fn files_for(sink: &Sink) -> Option<(Files, (Stdio, Stdio))> {
     .ok()
 }
 
-impl Orbctl for Installed {
+impl Runner for Installed {
     fn is_replaced(&self) -> bool {
         let mut locator = self.locator();
         let is_replaced = locator.is_replaced();
@@ -261,7 +261,13 @@ impl Orbctl for Installed {
             run_timeout,
             grace,
         };
-        let (ending, mut output_cut) = watch(child, &limits, &progress, draining, feeding).await?;
+        let run = ChildRun {
+            group: Group::of(&child),
+            child,
+        };
+        let (ending, mut output_cut) = supervise(run, &limits, &progress, draining, feeding)
+            .await
+            .map_err(|source| SpawnError::Lost { source })?;
         let (mut stdout, mut stderr) = (out.into_captured(), err.into_captured());
         let mut bytes_out = progress.read.load(Ordering::Relaxed);
         if let (Some(files), Sink::Files { max, .. }) = (files, &output) {
@@ -306,7 +312,7 @@ fn since(began: Instant) -> Duration {
     Moment::now().instant.saturating_duration_since(began)
 }
 
-pub(super) fn ending_of(status: ExitStatus) -> Ending {
+fn ending_of(status: ExitStatus) -> Ending {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => Ending::Exited(code),
@@ -314,11 +320,27 @@ pub(super) fn ending_of(status: ExitStatus) -> Ending {
     }
 }
 
+/// A child and its process group.
+struct ChildRun {
+    child: Child,
+    group: Group,
+}
+
+impl Run for ChildRun {
+    async fn ended(&mut self) -> io::Result<Ending> {
+        self.child.wait().await.map(ending_of)
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        self.group.signal(signal);
+    }
+}
+
 /// The child's process group; its id equals the child's pid.
-pub(super) struct Group(Pid);
+struct Group(Pid);
 
 impl Group {
-    pub(super) fn of(child: &Child) -> Self {
+    fn of(child: &Child) -> Self {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         Self(
             pid.and_then(Pid::from_raw)
@@ -332,7 +354,7 @@ impl Group {
         Some(ChildIdentity { pid, started })
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         // Fails if the group is already empty, which is the goal.
         let _ = kill_process_group(self.0, signal);
     }

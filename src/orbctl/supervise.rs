@@ -1,16 +1,14 @@
 //! Waits for the end of a run, and ends it on request or at its time limit.
 
 use std::future::Future;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::process::Child;
 use tokio_util::sync::CancellationToken;
 
-use super::SpawnError;
-use super::process::{Group, ending_of};
 use crate::job::Ending;
 
 /// How long to read a silent pipe that another process holds open after the child has exited.
@@ -19,22 +17,30 @@ pub(super) const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 /// More than any pipe holds: once this much was read since the child exited, everything that the child wrote has been read.
 const PIPE_MAX: u64 = 2 * 1024 * 1024;
 
-/// The conditions under which orbd ends a child.
+/// What is supervised: a child process, or anything else that carries out a command and takes signals.
+pub(super) trait Run {
+    /// Waits until it has ended. Cancel-safe. Fails if it has ended, but how is unknown.
+    fn ended(&mut self) -> impl Future<Output = io::Result<Ending>> + Send;
+
+    /// Sends a signal to all of its processes. If there are none left, does nothing.
+    fn signal(&mut self, signal: Signal);
+}
+
+/// The conditions under which orbd ends a run.
 pub(super) struct Limits<'a> {
     pub(super) stop: &'a CancellationToken,
     pub(super) run_timeout: Option<Duration>,
     pub(super) grace: Duration,
 }
 
-/// Waits until a child has exited while its streams are drained and fed. Returns the ending and whether output was cut.
-pub(super) async fn watch(
-    mut child: Child,
+/// Waits until a run has ended while its streams are drained and fed. Returns the ending and whether output was cut.
+pub(super) async fn supervise(
+    mut run: impl Run,
     limits: &Limits<'_>,
     progress: &Progress,
     draining: impl Future<Output = ()>,
     feeding: impl Future<Output = ()>,
-) -> Result<(Ending, bool), SpawnError> {
-    let group = Group::of(&child);
+) -> io::Result<(Ending, bool)> {
     let mut draining = pin!(draining);
     let mut feeding = pin!(Some(feeding));
     let mut run_limit = pin!(maybe_sleep(limits.run_timeout));
@@ -43,25 +49,24 @@ pub(super) async fn watch(
     let mut ended_by_us = None;
     let mut is_killed = false;
     // Stop and limits are polled before draining: a child that writes without pause must not delay a stop.
-    let status = loop {
+    let ending = loop {
         tokio::select! {
             biased;
-            status = child.wait() => break status,
+            ending = run.ended() => break ending?,
             why = reason_to_end(limits.stop, run_limit.as_mut()), if ended_by_us.is_none() => {
                 ended_by_us = Some(why);
-                group.signal(Signal::TERM);
+                run.signal(Signal::TERM);
                 grace_over.set(Some(tokio::time::sleep(limits.grace)));
             }
             () = done(grace_over.as_mut()), if grace_over.is_some() => {
                 grace_over.set(None);
                 is_killed = true;
-                group.signal(Signal::KILL);
+                run.signal(Signal::KILL);
             }
             () = done(feeding.as_mut()), if feeding.is_some() => feeding.set(None),
             () = draining.as_mut(), if !is_drained => is_drained = true,
         }
     };
-    let status = status.map_err(|source| SpawnError::Lost { source })?;
     // Dropping the feed closes the input channel, so its sender sees that the child has exited.
     feeding.set(None);
 
@@ -79,7 +84,7 @@ pub(super) async fn watch(
                 if ended_by_us.is_some() && !is_killed {
                     // The rest of the group received SIGTERM together with the child, long ago.
                     is_killed = true;
-                    group.signal(Signal::KILL);
+                    run.signal(Signal::KILL);
                 } else if ended_by_us.is_some() || drain_limit.is_reached(progress) {
                     output_cut = true;
                     break;
@@ -90,9 +95,9 @@ pub(super) async fn watch(
     if ended_by_us.is_some() && !is_killed {
         // For group members that hold none of the child's streams. Pids are allocated sequentially, so an empty group's id is not
         // reused yet.
-        group.signal(Signal::KILL);
+        run.signal(Signal::KILL);
     }
-    Ok((ended_by_us.unwrap_or_else(|| ending_of(status)), output_cut))
+    Ok((ended_by_us.unwrap_or(ending), output_cut))
 }
 
 /// Waits for a stop or the time limit. Returns the ending that the child's termination is reported as.

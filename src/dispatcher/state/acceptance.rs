@@ -10,12 +10,12 @@ use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
 use crate::operation::{Action, OutputKept, Stdin};
-use crate::orbctl::{Input, Orbctl};
+use crate::orbctl::{Exec, Input, Orbctl};
 use crate::scheduler::{Admission, NewJob};
 use crate::spool;
 
 use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
-use super::super::run_job::{Exec, Task};
+use super::super::run_job::Task;
 use super::super::stored;
 use super::entry::{ActiveJob, Output};
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
