@@ -5,9 +5,53 @@ use std::sync::{Arc, OnceLock};
 use crate::cache::{CacheKey, Generation, Observation, Source};
 use crate::clock::Moment;
 use crate::job::HealthProblem;
-use crate::machine::{Machine, MachineId, MachineName};
-use crate::operation::{Query, RawQuery};
+use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
+use crate::operation::{LogScope, Query, RawQuery};
 pub use crate::orbctl::{QueryAnswer, RawOutput};
+
+/// A query together with the type of its answer.
+#[derive(Debug)]
+pub struct Read<A> {
+    pub(crate) query: Query,
+    answer: fn(&QueryAnswer) -> Option<&A>,
+}
+
+impl<A> Read<A> {
+    /// Returns the answer in its own type. `None` would be a bug: the answer of another query.
+    pub fn answer<'a>(&self, seen: &'a ObservedAnswer) -> Option<&'a A> {
+        (self.answer)(&seen.value.answer)
+    }
+}
+
+/// Defines a constructor for each query.
+macro_rules! reads {
+    ($($read:ident($($operand:ident: $type:ty),*) = $query:expr => $variant:ident($answer:ty);)*) => {$(
+        impl Read<$answer> {
+            #[doc = concat!("Returns the read of [`QueryAnswer::", stringify!($variant), "`].")]
+            pub fn $read($($operand: $type),*) -> Self {
+                Self {
+                    query: $query,
+                    answer: |answer| match answer {
+                        QueryAnswer::$variant(answer) => Some(answer),
+                        _ => None,
+                    },
+                }
+            }
+        }
+    )*};
+}
+
+reads! {
+    list() = Query::List => Machines(Vec<Machine>);
+    info(machine: MachineName) = Query::Info(machine) => Info(Box<MachineInfo>);
+    status() = Query::Status => Status(OrbstackStatus);
+    version() = Query::Version => Version(OrbctlVersion);
+    config() = Query::ConfigShow => Config(Vec<(String, String)>);
+    default_machine() = Query::Default => Default(Option<MachineName>);
+    ssh() = Query::Ssh => Text(String);
+    logs(machine: MachineName, scope: LogScope) = Query::Logs(machine, scope) => Text(String);
+    raw(query: RawQuery) = Query::RawQuery(query) => Raw(RawOutput);
+}
 
 /// An answer together with its JSON encoding, so that an answer that is served many times is encoded once.
 #[derive(Debug)]

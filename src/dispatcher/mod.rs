@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Part of [`Rejection`].
 pub use crate::scheduler::Refusal;
-pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput};
+pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput, Read};
 pub use handle::{
     BusyReason, CacheView, Cancelled, Client, Dispatcher, Executor, Job, JobFilter, JobSpec, JobState,
     JobView, KeptView, LeaseProcesses, OutageView, Published, QueueVerb, QueueView, ReadError, Rejection,

@@ -10,12 +10,14 @@ use super::context::Server;
 use super::jobs::{Progress, progress};
 use super::{convert, errors};
 use crate::clock::Moment;
-use crate::dispatcher::{Client, Executor, Job, JobState, JobView, ObservedAnswer, Rejection, Submission};
+use crate::dispatcher::{
+    Client, Executor, Job, JobState, JobView, ObservedAnswer, Read, Rejection, Submission,
+};
 use crate::job::{JobId, Outcome, Success};
 use crate::machine::{MachineId, MachineName};
-use crate::operation::{Action, Change, MachineRef, Query};
+use crate::operation::{Action, Change, MachineRef};
 use orbd_proto::errors::ErrorKind;
-use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions};
+use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions, Observed};
 
 /// One call of a method: the state of the server and the connection of the caller.
 pub(super) struct Call {
@@ -50,37 +52,52 @@ impl Call {
             MachineRef::Name(name) => return Ok(Resolved { name, id: None }),
             MachineRef::IdOrName(id, name) => (id, name),
         };
-        let seen = self.read(Query::List, None).await?;
-        let machines = seen.value.machines().unwrap_or_default();
-        if machines.iter().any(|machine| machine.name == name) {
-            return Ok(Resolved { name, id: None });
-        }
-        if let Some(machine) = machines.iter().find(|machine| machine.id == id) {
-            return Ok(Resolved {
+        let resolved = self.read(Read::list(), None, |machines, _| {
+            if machines.iter().any(|machine| machine.name == name) {
+                return Some(Resolved { name, id: None });
+            }
+            let machine = machines.iter().find(|machine| machine.id == id)?;
+            Some(Resolved {
                 name: machine.name.clone(),
                 id: Some(id),
-            });
-        }
-        let mut data = ErrorKind::MachineNotFound.data();
-        data.machine = Some(text.to_owned());
-        Err(ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data))
+            })
+        });
+        resolved.await?.ok_or_else(|| {
+            let mut data = ErrorKind::MachineNotFound.data();
+            data.machine = Some(text.to_owned());
+            ErrorKind::MachineNotFound.with(format!("machine '{text}' not found (no such name or id)"), data)
+        })
     }
 
     /// Reads from the cache or from `orbctl`.
-    pub(super) async fn read(
+    pub(super) async fn observe<A>(
         &self,
-        query: Query,
+        read: &Read<A>,
         max_age_ms: Option<u64>,
     ) -> Result<ObservedAnswer, ErrorObject> {
         self.server
             .dispatcher
             .read(
-                query.clone(),
+                read.query.clone(),
                 max_age_ms.map(Duration::from_millis),
                 self.client(),
             )
             .await
-            .map_err(|error| errors::read_error(&error, &query))
+            .map_err(|error| errors::read_error(&error, &read.query))
+    }
+
+    /// Reads from the cache or from `orbctl`, and converts the answer.
+    pub(super) async fn read<A, T>(
+        &self,
+        read: Read<A>,
+        max_age_ms: Option<u64>,
+        convert: impl FnOnce(&A, Observed) -> T,
+    ) -> Result<T, ErrorObject> {
+        let seen = self.observe(&read, max_age_ms).await?;
+        let answer = read
+            .answer(&seen)
+            .ok_or_else(|| errors::internal("the answer of a read has an unexpected type"))?;
+        Ok(convert(answer, convert::observed(&seen, &Moment::now())))
     }
 
     /// Returns the job with this id, or the error that there is none.

@@ -6,13 +6,12 @@
 //! lanes.
 
 use super::{raw_read, unknown_form};
-use crate::clock::Moment;
 use crate::dispatcher::{
-    Client, Executor, Job, JobSpec, JobState, LeaseProcesses, QueryAnswer, Rejection, Released, Submission,
+    Client, Executor, Job, JobSpec, JobState, LeaseProcesses, Read, Rejection, Released, Submission,
 };
 use crate::job::{Ending, JobId};
 use crate::machine::MachineName;
-use crate::operation::{Force, JobInfo, Query, Verb};
+use crate::operation::{Force, JobInfo, Verb};
 use crate::server::call::{Call, Resolved, end, ended_well};
 use crate::server::convert::{self, force, parse};
 use crate::server::registry::Registry;
@@ -77,17 +76,8 @@ pub(super) fn register(registry: &mut Registry) {
         })
     });
     registry.method::<LeaseRead, _, _>(async |call, params| {
-        let query = Query::RawQuery(raw_read::raw_query(&params.read)?);
-        let seen = call.read(query, params.max_age_ms).await?;
-        match &seen.value.answer {
-            QueryAnswer::Raw(printed) => Ok(raw_read::raw_output(
-                printed,
-                convert::observed(&seen, &Moment::now()),
-            )),
-            _ => Err(errors::internal(
-                "the answer for a raw read has an unexpected type",
-            )),
-        }
+        let raw = Read::raw(raw_read::raw_query(&params.read)?);
+        call.read(raw, params.max_age_ms, raw_read::raw_output).await
     });
     registry.method::<LeaseRelease, _, _>(async |call, params| {
         let id = JobId(params.job_id);
@@ -297,20 +287,10 @@ async fn in_machine(call: &Call, params: &LeaseParams, verb: Verb) -> Result<Sub
     }
     // Read now, because `orbctl` will use the current default machine. A session takes no lane, so a cached value suffices to describe it.
     let max_age_ms = (params.operation != LeaseOperation::Shell).then_some(0);
-    let seen = call.read(Query::Default, max_age_ms).await?;
-    match &seen.value.answer {
-        QueryAnswer::Default(Some(name)) => {
-            let machine = Resolved {
-                name: name.clone(),
-                id: None,
-            };
-            Ok(Subject::on(verb, vec![machine], Force::No))
-        }
-        QueryAnswer::Default(None) => Err(invalid("machine", "required: there is no default machine")),
-        _ => Err(errors::internal(
-            "the answer for the default machine has an unexpected type",
-        )),
-    }
+    let default = Read::default_machine();
+    let name = call.read(default, max_age_ms, |name, _| name.clone()).await?;
+    let name = name.ok_or_else(|| invalid("machine", "required: there is no default machine"))?;
+    Ok(Subject::on(verb, vec![Resolved { name, id: None }], Force::No))
 }
 
 /// An operation that creates the machine in `machine`.
@@ -379,21 +359,24 @@ async fn still_named(call: &Call, machines: &[Resolved]) -> Result<(), ErrorObje
     if machines.iter().all(|machine| machine.id.is_none()) {
         return Ok(());
     }
-    let seen = call.read(Query::List, Some(0)).await?;
-    let known = seen.value.machines().unwrap_or_default();
-    for machine in machines {
-        let Some(id) = &machine.id else { continue };
-        if !known
-            .iter()
-            .any(|seen| seen.id == *id && seen.name == machine.name)
-        {
-            let mut data = ErrorKind::MachineNotFound.data();
-            data.machine = Some(id.to_string());
-            let text = format!("the machine with id {id} is no longer named '{}'", machine.name);
-            return Err(ErrorKind::MachineNotFound.with(text, data));
-        }
-    }
-    Ok(())
+    let renamed = call
+        .read(Read::list(), Some(0), |known, _| {
+            machines.iter().find_map(|machine| {
+                let id = machine.id.as_ref()?;
+                let is_named = known
+                    .iter()
+                    .any(|seen| seen.id == *id && seen.name == machine.name);
+                (!is_named).then_some((id, &machine.name))
+            })
+        })
+        .await?;
+    let Some((id, name)) = renamed else {
+        return Ok(());
+    };
+    let mut data = ErrorKind::MachineNotFound.data();
+    data.machine = Some(id.to_string());
+    let text = format!("the machine with id {id} is no longer named '{name}'");
+    Err(ErrorKind::MachineNotFound.with(text, data))
 }
 
 /// Parses how the child ended.

@@ -3,8 +3,9 @@
 use serde_json::value::RawValue;
 
 use crate::clock::Moment;
-use crate::dispatcher::QueryAnswer;
-use crate::operation::{Change, LogScope, NewMachine, Query};
+use crate::dispatcher::Read;
+use crate::machine::MachineName;
+use crate::operation::{Change, LogScope, NewMachine};
 use crate::server::convert::{self, force, parse, parse_optional};
 use crate::server::registry::Registry;
 use crate::server::{errors, machine_list_cache};
@@ -23,7 +24,7 @@ pub(super) fn register(registry: &mut Registry) {
 
 fn reads(registry: &mut Registry) {
     registry.encoded::<MachineList, _, _>(async |call, params| {
-        let seen = call.read(Query::List, params.max_age_ms).await?;
+        let seen = call.observe(&Read::list(), params.max_age_ms).await?;
         let mut json = Vec::new();
         if !machine_list_cache::machine_list(&seen, &Moment::now(), &mut json) {
             return Err(errors::internal(
@@ -37,26 +38,19 @@ fn reads(registry: &mut Registry) {
     });
     registry.method::<MachineInfo, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
-        let seen = call.read(Query::Info(machine.name), params.max_age_ms).await?;
-        match &seen.value.answer {
-            QueryAnswer::Info(info) => Ok(info_answer(info, convert::observed(&seen, &Moment::now()))),
-            _ => Err(errors::internal(
-                "the answer for the machine's details has an unexpected type",
-            )),
-        }
+        let info = Read::info(machine.name);
+        call.read(info, params.max_age_ms, |info, observed| {
+            info_answer(info, observed)
+        })
+        .await
     });
     registry.method::<MachineDefault, _, _>(async |call, params| {
-        let seen = call.read(Query::Default, params.max_age_ms).await?;
-        let QueryAnswer::Default(machine) = &seen.value.answer else {
-            return Err(errors::internal(
-                "the answer for the default machine has an unexpected type",
-            ));
+        let answer = |machine: &Option<MachineName>, observed| DefaultAnswer {
+            machine: machine.as_ref().map(ToString::to_string),
+            observed,
         };
-        let machine = machine.as_ref().map(ToString::to_string);
-        Ok(DefaultAnswer {
-            machine,
-            observed: convert::observed(&seen, &Moment::now()),
-        })
+        let default = Read::default_machine();
+        call.read(default, params.max_age_ms, answer).await
     });
     registry.method::<MachineLogs, _, _>(async |call, params| {
         let machine = call.resolve("machine", &params.machine).await?;
@@ -65,19 +59,17 @@ fn reads(registry: &mut Registry) {
         } else {
             LogScope::Default
         };
-        let seen = call.read(Query::Logs(machine.name, scope), None).await?;
-        text(&seen.value.answer)
+        call.read(Read::logs(machine.name, scope), None, |log, _| text(log))
+            .await
     });
     registry.method::<MachineSsh, _, _>(async |call, _params| {
-        let seen = call.read(Query::Ssh, None).await?;
-        text(&seen.value.answer)
+        call.read(Read::ssh(), None, |settings, _| text(settings)).await
     });
 }
 
-fn text(answer: &QueryAnswer) -> Result<TextAnswer, ErrorObject> {
-    match answer {
-        QueryAnswer::Text(text) => Ok(TextAnswer { text: text.clone() }),
-        _ => Err(errors::internal("the answer for a text has an unexpected type")),
+fn text(text: &str) -> TextAnswer {
+    TextAnswer {
+        text: text.to_owned(),
     }
 }
 

@@ -4,12 +4,11 @@
 //! cannot be read, every argument counts as a name; an unneeded lane causes no delay unless another job uses it.
 
 use super::raw_read;
-use crate::dispatcher::QueryAnswer;
+use crate::dispatcher::Read;
 use crate::machine::{Machine, MachineName, OrbstackStatus};
-use crate::operation::{Force, JobInfo, MachineRef, Query, Verb};
+use crate::operation::{Force, JobInfo, MachineRef, Verb};
 use crate::server::call::{Call, Resolved};
 use crate::server::convert::{self, force, parse};
-use crate::server::errors;
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
@@ -137,13 +136,8 @@ fn new(name: MachineName) -> Resolved {
 }
 
 async fn default_machine(call: &Call) -> Result<Option<MachineName>, ErrorObject> {
-    let seen = call.read(Query::Default, Some(0)).await?;
-    match &seen.value.answer {
-        QueryAnswer::Default(name) => Ok(name.clone()),
-        _ => Err(errors::internal(
-            "the answer for the default machine has an unexpected type",
-        )),
-    }
+    call.read(Read::default_machine(), Some(0), |name, _| name.clone())
+        .await
 }
 
 /// Returns the machines that the operands name, without duplicates. For a command that creates a machine, operands that are not in the
@@ -196,11 +190,12 @@ async fn existing(call: &Call, kind: Kind, operands: &[String]) -> Result<Vec<Re
 /// stopped, so for it the inventory is only read if OrbStack is running.
 async fn inventory(call: &Call, kind: Kind) -> Option<Vec<Machine>> {
     if kind == Kind::Other {
-        let seen = call.read(Query::Status, None).await.ok()?;
-        if !matches!(&seen.value.answer, QueryAnswer::Status(OrbstackStatus::Running)) {
+        let is_running = |status: &OrbstackStatus, _| *status == OrbstackStatus::Running;
+        if !call.read(Read::status(), None, is_running).await.ok()? {
             return None;
         }
     }
-    let seen = call.read(Query::List, None).await.ok()?;
-    Some(seen.value.machines()?.to_vec())
+    call.read(Read::list(), None, |machines, _| machines.clone())
+        .await
+        .ok()
 }
