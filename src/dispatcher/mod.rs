@@ -14,6 +14,7 @@
 
 mod about_job;
 mod answer;
+mod drains;
 mod handle;
 mod hold;
 mod lease;

@@ -30,11 +30,12 @@ use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::operation::{Class, Query};
 use crate::orbctl::Orbctl;
-use crate::scheduler::{self, NewJob, Scheduler};
+use crate::scheduler::{NewJob, Scheduler};
 use crate::spool;
 
 use super::answer::{CachedAnswer, ObservedAnswer};
-use super::handle::{JobSpec, Published, QueueView, ReadError, Release, Request, Target};
+use super::drains::Drains;
+use super::handle::{JobSpec, Published, ReadError, Release, Request};
 use super::run_job::{JobResult, Note};
 use super::{Parts, Settings};
 use entry::{EndedJobWatchers, Entry};
@@ -113,11 +114,8 @@ pub(super) struct State<O> {
     nothing: spool::Spool,
     publish: watch::Sender<Published>,
     watching: Watching,
-    drains: Vec<(scheduler::Target, oneshot::Sender<QueueView>)>,
-    paused: Vec<Target>,
-    draining: Vec<Target>,
+    drains: Drains,
     idle: Idle,
-    stopping: bool,
     /// Cancelled once no more jobs are accepted because the next instance takes over.
     upgrading: CancellationToken,
 }
@@ -160,11 +158,8 @@ impl<O: Orbctl> State<O> {
             circuit_breaker: CircuitBreaker::new(),
             probe: None,
             publish,
-            drains: Vec::new(),
-            paused: Vec::new(),
-            draining: Vec::new(),
+            drains: Drains::default(),
             idle: Idle::default(),
-            stopping: false,
             upgrading,
         };
         state.recover(parts.recovered, parts.survivors);
@@ -197,7 +192,7 @@ impl<O: Orbctl> State<O> {
             tokio::select! {
                 biased;
                 // Polled first: an inbox that is never empty must not delay a stop.
-                () = shutdown.cancelled(), if !self.stopping => {
+                () = shutdown.cancelled(), if !self.scheduler.is_closed() => {
                     leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
                     self.begin_stop();
                 }
@@ -230,7 +225,7 @@ impl<O: Orbctl> State<O> {
             self.answer_drains();
             self.check_idle(now);
             let may_leave = self.is_upgrading() || leave_at.is_some_and(|at| at <= now);
-            if self.stopping && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
+            if self.scheduler.is_closed() && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
                 self.leave();
                 return self.journal;
             }

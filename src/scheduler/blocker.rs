@@ -60,7 +60,7 @@ impl Scheduler {
         if job.manner == LockMode::Preempting {
             return None;
         }
-        if self.gates.paused {
+        if self.gates.is_queue_paused() {
             return Some(Target::All);
         }
         let mut lanes = job.footprint.lanes().iter().map(|(lane, _)| lane);

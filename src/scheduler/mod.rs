@@ -21,7 +21,7 @@
 //! - `limits`: how many jobs run at once, by class, by machine, or one at a time.
 //! - `ready` and `fair_queue`: among ready jobs, clients take turns.
 //! - `admission`: how many jobs may wait, and what a refused caller receives.
-//! - `gates`: pause, hold and drain.
+//! - `gates`: pause, hold, close and drain.
 //! - `blocker`: why a job waits.
 //!
 //! With n waiting jobs, every operation takes amortised O(log n) for each lane of the job's footprint. Forced changes and pauses
@@ -234,7 +234,7 @@ impl Scheduler {
             .next_session()
             .or_else(|| self.ready.take_urgent())
             .or_else(|| {
-                let open = !self.gates.paused && !self.gates.held;
+                let open = !self.gates.is_shut();
                 open.then(|| self.ready.take_next()).flatten()
             })?;
         self.start(id, now);
@@ -529,6 +529,12 @@ impl Scheduler {
             self.clients.values().map(BTreeMap::len).sum::<usize>()
         );
         assert!(self.clients.values().all(|jobs| !jobs.is_empty()));
+        for target in &self.gates.paused {
+            assert!(
+                !matches!(target, Target::Lane(lane) if !self.lanes.is_paused(lane)),
+                "{target}"
+            );
+        }
         let in_groups = self.ready.check_invariants();
         let in_lanes = self.lanes.check_invariants();
         let mut execs = HashMap::new();

@@ -751,7 +751,7 @@ fn paused_lane_does_not_block_other_lanes() {
     bench.exec("db");
     bench.starts(&[3]);
     bench.blocked_by_pause(1, Target::Lane(lane("web")));
-    bench.scheduler.resume(Target::Lane(lane("web")));
+    bench.scheduler.resume(&Target::Lane(lane("web")));
     bench.starts(&[1, 2]);
 }
 
@@ -768,7 +768,7 @@ fn a_paused_queue_starts_only_sessions_and_forced_changes() {
     let forced = bench.new_change("db");
     assert_eq!(bench.force(forced), (vec![], vec![]));
     bench.starts(&[4]);
-    bench.scheduler.resume(Target::All);
+    bench.scheduler.resume(&Target::All);
     bench.starts(&[1, 2]);
 }
 
@@ -790,8 +790,42 @@ fn hold_passes_the_same_jobs_as_a_pause_and_is_independent_of_it() {
     bench.scheduler.pause(Target::All);
     bench.scheduler.release();
     bench.starts(&[]);
-    bench.scheduler.resume(Target::All);
+    bench.scheduler.resume(&Target::All);
     bench.starts(&[1, 2]);
+}
+
+#[test]
+fn close_passes_the_same_jobs_as_a_pause_and_is_not_undone() {
+    let mut bench = bench_with_defaults();
+    bench.scheduler.close();
+    bench.change("web");
+    bench.starts(&[]);
+    bench.blocked_by_pause(1, Target::All);
+    bench.scheduler.resume(&Target::All);
+    bench.scheduler.release();
+    bench.starts(&[]);
+    assert!(bench.scheduler.is_closed() && bench.scheduler.paused().is_empty());
+    let forced = NewJob {
+        preempts: true,
+        ..bench.new_change("db")
+    };
+    bench.submit(forced);
+    bench.starts(&[2]);
+}
+
+#[test]
+fn targets_are_listed_once_and_in_order_of_request() {
+    let mut bench = bench_with_defaults();
+    let [web, db] = ["web", "db"].map(|name| Target::Lane(lane(name)));
+    for target in [&web, &Target::All, &db, &web] {
+        bench.scheduler.pause(target.clone());
+        bench.scheduler.drain(target.clone());
+    }
+    assert_eq!(bench.scheduler.paused(), [web.clone(), Target::All, db.clone()]);
+    bench.scheduler.resume(&Target::All);
+    assert_eq!(bench.scheduler.paused(), [web.clone(), db.clone()]);
+    bench.scheduler.undrain(&web);
+    assert_eq!(bench.scheduler.draining(), [Target::All, db]);
 }
 
 #[test]
@@ -801,10 +835,10 @@ fn pause_of_an_idle_lane_stays_in_force() {
     bench.scheduler.pause(web.clone());
     bench.change("web");
     assert_eq!(bench.scheduler.cancel(JobId(1)), CancelResult::NeverStarted);
-    assert!(bench.scheduler.is_paused(&web) && bench.scheduler.is_idle(&web));
+    assert!(bench.scheduler.paused().contains(&web) && bench.scheduler.is_idle(&web));
     bench.change("web");
     bench.starts(&[]);
-    bench.scheduler.resume(web);
+    bench.scheduler.resume(&web);
     bench.starts(&[2]);
 }
 
@@ -830,7 +864,7 @@ fn drained_lane_refuses_new_jobs_and_becomes_idle() {
     assert!(!bench.scheduler.is_idle(&web));
     bench.end(&[2]);
     assert!(bench.scheduler.is_idle(&web) && !bench.scheduler.is_idle(&Target::All));
-    bench.scheduler.undrain(web);
+    bench.scheduler.undrain(&web);
     bench.exec("web");
     bench.starts(&[7]);
 }

@@ -599,7 +599,7 @@ impl Simulation {
         if pause {
             self.scheduler.pause(what);
         } else {
-            self.scheduler.resume(what);
+            self.scheduler.resume(&what);
         }
     }
 
@@ -617,7 +617,7 @@ impl Simulation {
         if drain {
             self.scheduler.drain(what);
         } else {
-            self.scheduler.undrain(what);
+            self.scheduler.undrain(&what);
         }
     }
 
@@ -694,9 +694,9 @@ impl Simulation {
     /// Opens all gates and checks that every accepted job starts and that no state is left afterwards.
     fn open_gates_and_finish(&mut self) {
         for lane in self.lanes.clone() {
-            self.scheduler.resume(Target::Lane(lane));
+            self.scheduler.resume(&Target::Lane(lane));
         }
-        self.scheduler.resume(Target::All);
+        self.scheduler.resume(&Target::All);
         self.model.paused = false;
         self.model.paused_lanes = 0;
         while !self.model.jobs.is_empty() {

@@ -124,7 +124,7 @@ impl<O: Orbctl> State<O> {
         if self.is_upgrading() {
             return Err(Rejection::Upgrading);
         }
-        if self.stopping {
+        if self.scheduler.is_closed() {
             return Err(Rejection::Stopping);
         }
         self.refuse_while_unhealthy(spec)?;

@@ -94,7 +94,7 @@ impl<O: Orbctl> State<O> {
     /// If the daemon is idle, refuses all new jobs from now on; returns whether it does. Nothing can be accepted between the check
     /// and the refusal. All other requests are still answered.
     pub(super) fn begin_upgrade(&mut self) -> bool {
-        if self.stopping || self.is_upgrading() || self.busy().is_some() {
+        if self.scheduler.is_closed() || self.is_upgrading() || self.busy().is_some() {
             return false;
         }
         // Before the first refusal, so that a connection that sees it knows the reason.
@@ -180,10 +180,10 @@ impl<O: Orbctl> State<O> {
 
     /// Returns what the next instance would not know; `None` if the daemon is idle.
     pub(super) fn busy(&self) -> Option<BusyReason> {
-        if !self.paused.is_empty() {
+        if !self.scheduler.paused().is_empty() {
             return Some(BusyReason::Paused);
         }
-        if !self.draining.is_empty() {
+        if !self.scheduler.draining().is_empty() {
             return Some(BusyReason::Draining);
         }
         let mut followed = self.ended_job_watchers.jobs().filter_map(|id| self.jobs.get(&id));

@@ -2,6 +2,8 @@
 
 use tokio::sync::oneshot;
 
+use crate::machine::MachineName;
+use crate::operation::Lane;
 use crate::orbctl::Orbctl;
 use crate::scheduler;
 
@@ -13,21 +15,15 @@ impl<O: Orbctl> State<O> {
         let lane = lane_target(target);
         tracing::info!(?verb, ?target, "queue command");
         match verb {
-            QueueVerb::Pause => {
-                self.scheduler.pause(lane);
-                remember(&mut self.paused, target);
-            }
+            QueueVerb::Pause => self.scheduler.pause(lane),
             QueueVerb::Resume => {
-                self.scheduler.resume(lane.clone());
-                self.scheduler.undrain(lane);
-                self.paused.retain(|other| other != target);
-                self.draining.retain(|other| other != target);
+                self.scheduler.resume(&lane);
+                self.scheduler.undrain(&lane);
                 self.idle.touch(crate::clock::Moment::now().instant);
             }
             QueueVerb::Drain => {
                 self.scheduler.drain(lane.clone());
-                remember(&mut self.draining, target);
-                self.drains.push((lane, reply));
+                self.drains.wait(lane, reply);
                 return;
             }
         }
@@ -35,37 +31,22 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn answer_drains(&mut self) {
-        if self.drains.is_empty() {
-            return;
-        }
-        let (done, waiting): (Vec<_>, Vec<_>) = self
-            .drains
-            .drain(..)
-            .partition(|(target, reply)| reply.is_closed() || self.scheduler.is_idle(target));
-        self.drains = waiting;
-        for (_, reply) in done {
+        let is_idle = |target: &scheduler::Target| self.scheduler.is_idle(target);
+        for reply in self.drains.take_complete(is_idle) {
             let _ = reply.send(self.queue_view());
         }
     }
 
     pub(super) fn queue_view(&self) -> QueueView {
-        let machines = |targets: &[Target]| {
-            targets
-                .iter()
-                .filter_map(|target| match target {
-                    Target::All => None,
-                    Target::Machine(name) => Some(name.clone()),
-                })
-                .collect()
-        };
+        let (paused, draining) = (self.scheduler.paused(), self.scheduler.draining());
         QueueView {
             waiting: self.scheduler.waiting().total(),
             running: self.scheduler.running().total(),
             queue_max: self.scheduler.limits().queue_max,
-            paused: self.paused.contains(&Target::All),
-            paused_machines: machines(&self.paused),
-            draining: self.stopping || self.draining.contains(&Target::All),
-            draining_machines: machines(&self.draining),
+            paused: paused.contains(&scheduler::Target::All),
+            paused_machines: machines(paused),
+            draining: self.scheduler.is_closed() || draining.contains(&scheduler::Target::All),
+            draining_machines: machines(draining),
             outage: self.outage(),
         }
     }
@@ -74,12 +55,14 @@ impl<O: Orbctl> State<O> {
 fn lane_target(target: &Target) -> scheduler::Target {
     match target {
         Target::All => scheduler::Target::All,
-        Target::Machine(name) => scheduler::Target::Lane(crate::operation::Lane::Machine(name.clone())),
+        Target::Machine(name) => scheduler::Target::Lane(Lane::Machine(name.clone())),
     }
 }
 
-fn remember(targets: &mut Vec<Target>, target: &Target) {
-    if !targets.contains(target) {
-        targets.push(target.clone());
-    }
+fn machines(targets: &[scheduler::Target]) -> Vec<MachineName> {
+    let machine = |target: &scheduler::Target| match target {
+        scheduler::Target::Lane(Lane::Machine(name)) => Some(name.clone()),
+        _ => None,
+    };
+    targets.iter().filter_map(machine).collect()
 }

@@ -11,7 +11,7 @@ use crate::job::{JobId, Outcome, ReconcileReport};
 use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Recovered};
 use crate::operation::{Effect, JobInfo};
 use crate::orbctl::Orbctl;
-use crate::scheduler::{self, NewJob};
+use crate::scheduler::NewJob;
 use crate::sys::ChildIdentity;
 
 use super::super::handle::{JobSpec, JobState, LeaseProcesses, StateFilter};
@@ -153,7 +153,7 @@ impl<O: Orbctl> State<O> {
 
     /// Begins a stop: cancels waiting jobs that are not durable, stops commands and reads, and lets changes finish.
     pub(super) fn begin_stop(&mut self) {
-        self.stopping = true;
+        self.scheduler.close();
         tracing::info!(
             waiting = self.scheduler.waiting().total(),
             running = self.running.len(),
@@ -173,7 +173,6 @@ impl<O: Orbctl> State<O> {
         for id in ids {
             self.cancel(id);
         }
-        self.scheduler.pause(scheduler::Target::All);
         for live in self.jobs.values().filter_map(Entry::live) {
             live.abandon.cancel();
         }

@@ -25,9 +25,10 @@ use crate::job::{ClientId, JobId, Outcome};
 use crate::machine::OrbstackStatus;
 use crate::operation::Query;
 use crate::orbctl::Orbctl;
+use crate::scheduler::Target;
 
 use super::super::answer::{ObservedAnswer, QueryAnswer};
-use super::super::handle::{Client, JobSpec, JobState, Snapshot, Subscriber, Target};
+use super::super::handle::{Client, JobSpec, JobState, Snapshot, Subscriber};
 use super::State;
 
 /// Number of events kept for subscribers that lag or reconnect.
@@ -199,10 +200,10 @@ impl<O: Orbctl> State<O> {
     pub(super) fn next_poll(&self) -> Option<Instant> {
         let may_look = self.watching.poll.is_none()
             && self.watching.is_wanted()
-            && !self.stopping
+            && !self.scheduler.is_closed()
             && !self.is_upgrading()
             && !self.idle.is_holding()
-            && ![&self.draining, &self.paused]
+            && ![self.scheduler.draining(), self.scheduler.paused()]
                 .iter()
                 .any(|targets| targets.contains(&Target::All));
         self.watching.next.filter(|_| may_look)
@@ -241,7 +242,7 @@ impl<O: Orbctl> State<O> {
         match answer {
             // `list` would start OrbStack if it did not run.
             Some(QueryAnswer::Status(OrbstackStatus::Running))
-                if self.watching.is_wanted() && !self.stopping && !self.idle.is_holding() =>
+                if self.watching.is_wanted() && !self.scheduler.is_closed() && !self.idle.is_holding() =>
             {
                 self.poll(&Query::List);
             }
