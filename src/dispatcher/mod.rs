@@ -15,6 +15,8 @@
 mod about_job;
 mod answer;
 mod drains;
+#[cfg(test)]
+mod fixture;
 mod handle;
 mod hold;
 mod lease;
@@ -25,12 +27,13 @@ mod run_job;
 mod simulation;
 mod state;
 mod stored;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Part of [`Rejection`].
@@ -147,7 +150,7 @@ pub fn start<O: Orbctl>(
     shutdown: CancellationToken,
 ) -> (Dispatcher, tokio::task::JoinHandle<Journal>) {
     let (requests, inbox) = mpsc::channel(handle::REQUESTS_MAX);
-    let (publish, published) = watch::channel(Published {
+    let (publish, published) = tokio::sync::watch::channel(Published {
         machines: None,
         cache_max_age: settings.cache_max_age,
     });

@@ -37,11 +37,11 @@ use super::answer::{CachedAnswer, ObservedAnswer};
 use super::drains::Drains;
 use super::handle::{JobSpec, Published, ReadError, Release, Request};
 use super::run_job::{JobResult, Note};
+use super::watch::Watch;
 use super::{Parts, Settings};
 use entry::{EndedJobWatchers, Entry};
 use idle::Idle;
 use jobs_by_connection::JobsByConnection;
-use watching::Watching;
 
 /// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;
@@ -113,7 +113,7 @@ pub(super) struct State<O> {
     /// Shared empty spool of all ended jobs without output.
     nothing: spool::Spool,
     publish: watch::Sender<Published>,
-    watching: Watching,
+    watch: Watch,
     drains: Drains,
     idle: Idle,
     /// Cancelled once no more jobs are accepted because the next instance takes over.
@@ -135,7 +135,7 @@ impl<O: Orbctl> State<O> {
             scheduler: Scheduler::new(settings.limits.clone()),
             nothing: spool::nothing(&settings.spool, &spools),
             spools,
-            watching: Watching::new(settings.watch_interval),
+            watch: Watch::new(settings.watch_interval),
             settings,
             orbctl: parts.orbctl,
             journal: parts.journal,
@@ -303,7 +303,9 @@ impl<O: Orbctl> State<O> {
                 self.invalidate_untrusted(&scope);
                 let _ = reply.send(self.cache.generation());
             }
-            Request::Subscribe(wants_polls, reply) => self.subscribe(wants_polls, reply),
+            Request::Subscribe(wants_polls, reply) => {
+                let _ = reply.send(self.subscribe(wants_polls));
+            }
             Request::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot());
             }
@@ -330,7 +332,8 @@ impl<O: Orbctl> State<O> {
             self.probe_permits = Arc::new(Semaphore::new(settings.probes_max()));
         }
         if settings.watch_interval != self.settings.watch_interval {
-            self.set_watch_interval(settings.watch_interval);
+            self.watch
+                .set_interval(settings.watch_interval, Moment::now().instant);
         }
         self.settings = settings;
         self.publish_machines();

@@ -21,9 +21,9 @@ impl Backoff {
         }
     }
 
-    /// Sets the shortest interval, and resets to it.
-    pub fn set_shortest(&mut self, shortest: Duration) {
-        *self = Self::new(shortest);
+    /// Returns the shortest interval.
+    pub fn shortest(&self) -> Duration {
+        self.shortest
     }
 
     /// Returns the interval before the next poll.

@@ -163,7 +163,7 @@ impl<O: Orbctl> State<O> {
         self.operands += spec.weight;
         self.jobs.insert(spec.id, entry);
         self.jobs_by_connection.enter(spec);
-        self.note_job(spec, &JobState::Waiting);
+        self.watch.note_job(spec, &JobState::Waiting, Moment::now());
         job
     }
 

@@ -72,18 +72,18 @@ impl<O: Orbctl> State<O> {
             return is_succeeded && self.outage().is_none();
         }
         let poll = self.poll_of_ours(id);
-        let last_event = self.watching.last_event();
+        let last_event = self.watch.last_event();
         self.finish_read(id, finished, holder);
         poll.is_none_or(|query| {
-            let is_turn = self.watching.note_poll(query, &finished.outcome);
-            is_turn || self.watching.last_event() != last_event
+            let is_turn = self.watch.on_poll_outcome(query, &finished.outcome);
+            is_turn || self.watch.last_event() != last_event
         })
     }
 
     /// Returns the query of a job that is a poll by orbd which no client shares; `None` for other jobs.
     fn poll_of_ours(&self, id: JobId) -> Option<Query> {
         let entry = self.jobs.get(&id)?;
-        let is_poll = self.watching.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec);
+        let is_poll = self.watch.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec);
         entry.query().filter(|_| is_poll).cloned()
     }
 
@@ -166,7 +166,7 @@ impl<O: Orbctl> State<O> {
             }
         }
         self.idle.job_ended(now.instant);
-        self.note_job(&spec, &ended);
+        self.watch.note_job(&spec, &ended, now);
     }
 
     pub(super) fn next_forgotten(&self) -> Option<Instant> {

@@ -158,7 +158,7 @@ impl<O: Orbctl> State<O> {
         let answer = match (finished.answer.take(), reading.start) {
             (Some(answer), Some(start)) => {
                 let known = Arc::new(CachedAnswer::new(answer));
-                let source = if self.watching.is_poll(id) {
+                let source = if self.watch.is_poll(id) {
                     Source::Poll
                 } else {
                     cache_key(&query).map_or(Source::Logs, |cache_key| cache_key.source())
@@ -188,7 +188,12 @@ impl<O: Orbctl> State<O> {
         for waiter in reading.waiters {
             let _ = waiter.send(answer.clone());
         }
-        self.looked(id, answer.as_ref().ok().map(|seen| &seen.value.answer));
+        let answer = answer.as_ref().ok().map(|seen| &seen.value.answer);
+        let may_continue = !self.scheduler.is_closed() && !self.idle.is_holding();
+        let now = Moment::now().instant;
+        if let Some(next) = self.watch.on_read_end(id, answer, may_continue, now) {
+            self.poll(&next);
+        }
     }
 
     /// Updates the state that depends on an answer that was just cached.
@@ -199,10 +204,15 @@ impl<O: Orbctl> State<O> {
                     .retain_machines(machines.iter().map(|machine| &machine.name));
             }
             self.publish_machines();
-            self.learned_machines(self.watching.is_poll(id));
+            if let Some(seen) = self.cache.get(&CacheKey::Machines) {
+                let is_poll = self.watch.is_poll(id);
+                self.watch.on_machines(seen.into(), is_poll, Moment::now());
+            }
         }
-        if *query == Query::Status {
-            self.learned_status();
+        if *query == Query::Status
+            && let Some(seen) = self.cache.get(&CacheKey::Status)
+        {
+            self.watch.on_status(&seen.into(), Moment::now());
         }
     }
 
@@ -239,6 +249,6 @@ impl<O: Orbctl> State<O> {
             scope: scope.clone(),
             generation,
         });
-        self.reset();
+        self.watch.reset_backoff(Moment::now().instant);
     }
 }

@@ -64,7 +64,7 @@ impl<O: Orbctl> State<O> {
         if let Task::Query(query) = &task {
             if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
                 let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
-                let ticket = if self.watching.is_poll(id) {
+                let ticket = if self.watch.is_poll(id) {
                     ticket.map(Ticket::as_poll)
                 } else {
                     ticket
@@ -84,7 +84,7 @@ impl<O: Orbctl> State<O> {
         // Last, because a watcher may act on the new state at once, as a lease's owner does. By then the next instance must be able
         // to find the job in the journal.
         let running = JobState::Running { since: now };
-        self.note_job(&spec, &running);
+        self.watch.note_job(&spec, &running, now);
         if let Some(live) = self.jobs.get(&id).and_then(Entry::live) {
             live.state.send_replace(running);
         }
