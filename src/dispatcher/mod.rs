@@ -21,6 +21,7 @@ mod handle;
 mod hold;
 mod lease;
 mod marker;
+mod read_table;
 mod reconcile;
 mod run_job;
 #[cfg(test)]
@@ -150,10 +151,7 @@ pub fn start<O: Orbctl>(
     shutdown: CancellationToken,
 ) -> (Dispatcher, tokio::task::JoinHandle<Journal>) {
     let (requests, inbox) = mpsc::channel(handle::REQUESTS_MAX);
-    let (publish, published) = tokio::sync::watch::channel(Published {
-        machines: None,
-        cache_max_age: settings.cache_max_age,
-    });
+    let (publish, published) = tokio::sync::watch::channel(Published::default());
     let upgrading = CancellationToken::new();
     let markers = settings.markers.clone();
     let state = state::State::new(settings, parts, publish, requests.downgrade(), upgrading.clone());

@@ -13,29 +13,29 @@ mod starting;
 mod views;
 mod watching;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orbd_host::config::LEAVE_CHANGES_AFTER;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, Generation, Ticket};
+use crate::cache::Ticket;
 use crate::circuit_breaker::CircuitBreaker;
 use crate::clock::Moment;
 use crate::job::JobId;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::operation::{Class, Query};
+use crate::operation::Class;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{NewJob, Scheduler};
 use crate::spool;
 
-use super::answer::{CachedAnswer, ObservedAnswer};
 use super::drains::Drains;
-use super::handle::{JobSpec, Published, ReadError, Release, Request};
+use super::handle::{JobSpec, Published, Release, Request};
+use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
 use super::watch::Watch;
 use super::{Parts, Settings};
@@ -52,32 +52,6 @@ const OPERANDS_MAX: u64 = 256 << 20;
 /// How long a caller that was refused because of [`OPERANDS_MAX`] should wait before trying again.
 const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An unfinished read and its waiters.
-struct PendingRead {
-    job: JobId,
-    /// `None` while the read waits in the queue.
-    start: Option<ReadStart>,
-    waiters: Vec<oneshot::Sender<Result<ObservedAnswer, ReadError>>>,
-}
-
-impl PendingRead {
-    /// Answers all waiters; the read itself continues.
-    fn tell(&mut self, seen: &ObservedAnswer) {
-        for waiter in self.waiters.drain(..) {
-            let _ = waiter.send(Ok(seen.clone()));
-        }
-    }
-}
-
-/// State recorded when a read starts.
-struct ReadStart {
-    /// Cache ticket; `None` for answers that are not cached.
-    ticket: Option<Ticket>,
-    /// Generation at the start. For an answer without a ticket, any later generation means that it may be out of date.
-    generation: Generation,
-    at: Moment,
-}
-
 /// State of the dispatcher.
 pub(super) struct State<O> {
     settings: Settings,
@@ -87,7 +61,6 @@ pub(super) struct State<O> {
     requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
-    cache: Cache<Arc<CachedAnswer>>,
     jobs: BTreeMap<JobId, Entry>,
     jobs_by_connection: JobsByConnection,
     ended_job_watchers: EndedJobWatchers,
@@ -98,9 +71,7 @@ pub(super) struct State<O> {
     ended_bytes: u64,
     /// Bytes of commands, environments and inputs of unfinished jobs.
     operands: u64,
-    reads: HashMap<Query, PendingRead>,
-    /// Reads that newer callers could not join, by job. Their earlier waiters are still to be answered.
-    outdated: HashMap<JobId, PendingRead>,
+    reads: ReadTable,
     running: JoinSet<(JobId, JobResult)>,
     /// Permits for probes after a cut, shared by all jobs.
     probe_permits: Arc<Semaphore>,
@@ -112,7 +83,6 @@ pub(super) struct State<O> {
     spools: spool::Budget,
     /// Shared empty spool of all ended jobs without output.
     nothing: spool::Spool,
-    publish: watch::Sender<Published>,
     watch: Watch,
     drains: Drains,
     idle: Idle,
@@ -130,6 +100,7 @@ impl<O: Orbctl> State<O> {
     ) -> Self {
         let (notes, notes_inbox) = mpsc::channel(64);
         let probe_permits = settings.probes_max();
+        let reads = ReadTable::new(settings.cache_max_age, publish);
         let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
@@ -141,7 +112,6 @@ impl<O: Orbctl> State<O> {
             journal: parts.journal,
             requests,
             metrics: parts.metrics,
-            cache: Cache::default(),
             jobs: BTreeMap::new(),
             jobs_by_connection: JobsByConnection::default(),
             ended_job_watchers: EndedJobWatchers::default(),
@@ -149,15 +119,13 @@ impl<O: Orbctl> State<O> {
             outputs: VecDeque::new(),
             ended_bytes: 0,
             operands: 0,
-            reads: HashMap::new(),
-            outdated: HashMap::new(),
+            reads,
             running: JoinSet::new(),
             probe_permits: Arc::new(Semaphore::new(probe_permits)),
             notes,
             notes_inbox,
             circuit_breaker: CircuitBreaker::new(),
             probe: None,
-            publish,
             drains: Drains::default(),
             idle: Idle::default(),
             upgrading,
@@ -301,7 +269,7 @@ impl<O: Orbctl> State<O> {
             }
             Request::Invalidate(scope, reply) => {
                 self.invalidate_untrusted(&scope);
-                let _ = reply.send(self.cache.generation());
+                let _ = reply.send(self.reads.cache().generation());
             }
             Request::Subscribe(wants_polls, reply) => {
                 let _ = reply.send(self.subscribe(wants_polls));
@@ -335,8 +303,8 @@ impl<O: Orbctl> State<O> {
             self.watch
                 .set_interval(settings.watch_interval, Moment::now().instant);
         }
+        self.reads.set_max_age(settings.cache_max_age);
         self.settings = settings;
-        self.publish_machines();
     }
 }
 

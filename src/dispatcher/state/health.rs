@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use crate::cache::{CacheKey, Recorded};
 use crate::circuit_breaker::CircuitChange;
 use crate::clock::Moment;
 use crate::events::Event;
@@ -12,7 +11,7 @@ use crate::operation::{Class, JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
-use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, stale_cache_key};
+use super::super::answer::QueryAnswer;
 use super::super::handle::{JobSpec, JobState, OutageView, Rejection};
 use super::super::run_job::{JobResult, Note, run_probe};
 use super::entry::{ActiveJob, Output};
@@ -101,50 +100,16 @@ impl<O: Orbctl> State<O> {
         Err(Rejection::Unhealthy(outage))
     }
 
-    /// Returns the last known answer, of any age, marked stale; `None` if there is none or while `orbctl` is healthy.
-    pub(super) fn last_known(&self, query: &Query) -> Option<ObservedAnswer> {
-        let outage = self.circuit_breaker.outage()?;
-        let seen = self.cache.last_known(&stale_cache_key(query)?)?;
-        Some(ObservedAnswer {
-            stale: Some(outage.problem.clone()),
-            ..seen.into()
-        })
-    }
-
-    /// Answers readers when the circuit opens. Readers get the last known answer at once, if there is one. Other running reads
-    /// continue, because they may still succeed. Other waiting reads fail, because they would wait until the recovery.
+    /// Answers readers when the circuit opens. Readers get the last known answer at once, if there is one. Other waiting reads fail,
+    /// because they would wait until the recovery.
     fn answer_readers(&mut self) {
-        let outdated: Vec<JobId> = self.outdated.keys().copied().collect();
-        for id in outdated {
-            let query = self.jobs.get(&id).and_then(Entry::query);
-            let known = query.and_then(|query| self.last_known(query));
-            if let (Some(known), Some(reading)) = (known, self.outdated.get_mut(&id)) {
-                reading.tell(&known);
-            }
-        }
-        let queries: Vec<Query> = self.reads.keys().cloned().collect();
-        for query in queries {
-            let known = self.last_known(&query);
-            let Some(reading) = self.reads.get_mut(&query) else {
-                continue;
-            };
-            if let Some(known) = known {
-                reading.tell(&known);
-            }
-            let id = reading.job;
-            if reading.start.is_some() {
-                // The read may hang until its limit, even past the recovery, so no new caller may join it.
-                if let Some(reading) = self.reads.remove(&query) {
-                    self.superseded(reading);
-                }
-            } else if self.scheduler.cancel(id) == CancelResult::NeverStarted {
-                let failure = self
-                    .circuit_breaker
-                    .outage()
-                    .map(|outage| Failure::OrbctlUnhealthy(outage.problem.clone()));
-                if let Some(failure) = failure {
-                    self.end_unstarted(id, Outcome::Failed(failure), None);
-                }
+        let Some(problem) = self.circuit_breaker.outage().map(|outage| outage.problem.clone()) else {
+            return;
+        };
+        for id in self.reads.on_outage(&problem) {
+            if self.scheduler.cancel(id) == CancelResult::NeverStarted {
+                let failure = Failure::OrbctlUnhealthy(problem.clone());
+                self.end_unstarted(id, Outcome::Failed(failure), None);
             }
         }
     }
@@ -179,7 +144,7 @@ impl<O: Orbctl> State<O> {
         };
         live.state.send_replace(JobState::Running { since: now });
         let work = self.work(&spec, stop, abandon, self.settings.markers.of(&spec));
-        self.probe = Some((spec.id, self.cache.begin(&CacheKey::Machines, &now).as_poll()));
+        self.probe = Some((spec.id, self.reads.begin_probe(&now)));
         about_job!(debug, spec, "probing whether orbctl is healthy");
         self.spawn(&spec, run_probe(work));
     }
@@ -189,11 +154,10 @@ impl<O: Orbctl> State<O> {
         let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
             return false;
         };
-        if let Some(answer @ QueryAnswer::Machines(_)) = finished.answer.take() {
-            let known = Arc::new(CachedAnswer::new(answer));
-            if self.cache.record(ticket, known.clone()) == Recorded::Stored {
-                self.on_observation(id, &Query::List, &known);
-            }
+        if let Some(answer @ QueryAnswer::Machines(_)) = finished.answer.take()
+            && self.reads.record_probe(ticket, answer)
+        {
+            self.on_observation(id, &Query::List);
         }
         if self.scheduler.waiting().total() > 0 {
             // Waiting jobs count as demand, so that probes continue.

@@ -1,11 +1,9 @@
-//! Answers reads: from the cache, by joining an equal read, or by running `orbctl`. Caches the results.
+//! Answers reads: from the cache, by joining an equal read, or by running `orbctl`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
-use crate::cache::{CacheKey, Recorded, Source};
+use crate::cache::CacheKey;
 use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{JobId, Outcome};
@@ -13,50 +11,25 @@ use crate::metrics::Counter;
 use crate::operation::{Action, JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 
-use super::super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, cache_key};
-use super::super::handle::{
-    Client, Executor, JobSpec, Published, ReadError, Request, Submission, WaitingFor,
-};
+use super::super::answer::ObservedAnswer;
+use super::super::handle::{Client, Executor, JobSpec, ReadError, Request, Submission, WaitingFor};
+use super::super::read_table::Waiter;
 use super::super::run_job::JobResult;
-use super::{PendingRead, State};
-
-/// Largest raw output that is cached, in bytes. There may be as many as there are machines.
-const RAW_OUTPUT_MAX: usize = 256 << 10;
-
-/// Returns whether an answer may be cached. The output of a failed read answers only its own callers.
-fn is_kept(outcome: &Outcome, answer: &QueryAnswer) -> bool {
-    let fits = match answer {
-        QueryAnswer::Raw(printed) => printed.stdout.len() + printed.stderr.len() <= RAW_OUTPUT_MAX,
-        _ => true,
-    };
-    fits && matches!(outcome, Outcome::Succeeded(_))
-}
+use super::State;
 
 impl<O: Orbctl> State<O> {
     /// Answers a read from the cache, joins an equal read, or begins one.
-    pub(super) fn read(
-        &mut self,
-        query: &Query,
-        max_age: Option<Duration>,
-        client: &Client,
-        reply: oneshot::Sender<Result<ObservedAnswer, ReadError>>,
-    ) {
+    pub(super) fn read(&mut self, query: &Query, max_age: Option<Duration>, client: &Client, reply: Waiter) {
         let now = Moment::now();
-        let max_age = max_age
-            .unwrap_or(self.settings.cache_max_age)
-            .min(self.settings.cache_max_age);
-        if let Some(cache_key) = cache_key(query)
-            && let Some(seen) = self.cache.fresh(&cache_key, &now, max_age)
-        {
+        let max_age = max_age.unwrap_or(self.reads.max_age()).min(self.reads.max_age());
+        if let Some(seen) = self.reads.fresh(query, max_age, &now) {
             self.metrics.count(Counter::CacheHits);
             self.metrics.count(Counter::SpawnsSaved);
-            let _ = reply.send(Ok(seen.into()));
+            let _ = reply.send(Ok(seen));
             return;
         }
         self.metrics.count(Counter::CacheMisses);
-        if self.outage().is_some()
-            && let Some(seen) = self.last_known(query)
-        {
+        if let Some(seen) = self.last_known(query) {
             self.circuit_breaker.note_demand(now.instant);
             self.metrics.count(Counter::SpawnsSaved);
             let _ = reply.send(Ok(seen));
@@ -65,38 +38,32 @@ impl<O: Orbctl> State<O> {
         self.ask(query, max_age, client, reply);
     }
 
+    /// Returns the last known answer, of any age, marked stale; `None` if there is none or while `orbctl` is healthy.
+    pub(super) fn last_known(&self, query: &Query) -> Option<ObservedAnswer> {
+        let outage = self.circuit_breaker.outage()?;
+        self.reads.last_known(query, &outage.problem)
+    }
+
     /// Joins an equal read, or begins one. Returns the job that will answer; `None` if the request was refused or held back.
     pub(super) fn ask(
         &mut self,
         query: &Query,
         max_age: Duration,
         client: &Client,
-        reply: oneshot::Sender<Result<ObservedAnswer, ReadError>>,
+        reply: Waiter,
     ) -> Option<JobId> {
         let now = Moment::now();
-        if let Some(reading) = self.reads.get_mut(query) {
-            // A read that waits can always be shared. A read that runs can be shared only if nothing has changed since it began and
-            // the caller accepts an observation of that age.
-            let may_join = match &reading.start {
-                None => true,
-                Some(start) => {
-                    let is_current = match &start.ticket {
-                        Some(ticket) => self.cache.is_current(ticket),
-                        None => start.generation == self.cache.generation(),
-                    };
-                    is_current && now.age_of(&start.at) <= max_age
-                }
-            };
-            if may_join {
+        let reply = match self.reads.join(query, max_age, &now, reply) {
+            Ok(id) => {
                 self.metrics.count(Counter::Joins);
                 self.metrics.count(Counter::SpawnsSaved);
-                if let Some(entry) = self.jobs.get_mut(&reading.job) {
+                if let Some(entry) = self.jobs.get_mut(&id) {
                     entry.joined += 1;
                 }
-                reading.waiters.push(reply);
-                return Some(reading.job);
+                return Some(id);
             }
-        }
+            Err(reply) => reply,
+        };
         if self.is_holding() {
             self.idle.hold_back(Request::Read {
                 query: query.clone(),
@@ -119,18 +86,7 @@ impl<O: Orbctl> State<O> {
         let spec = Arc::new(JobSpec::new(id, now, &submission));
         match self.accept(&spec, submission.executor) {
             Ok(_) => {
-                let before = self.reads.insert(
-                    query.clone(),
-                    PendingRead {
-                        job: id,
-                        start: None,
-                        waiters: vec![reply],
-                    },
-                );
-                // The older read, which could not be joined, continues; its end answers its own waiters.
-                if let Some(before) = before {
-                    self.superseded(before);
-                }
+                self.reads.insert(query.clone(), id, reply);
                 Some(id)
             }
             Err(rejection) => {
@@ -140,54 +96,29 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Keeps a read that newer callers cannot join until its job ends, so that its waiters are answered.
-    pub(super) fn superseded(&mut self, reading: PendingRead) {
-        self.outdated.insert(reading.job, reading);
-    }
-
     pub(super) fn finish_read(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) {
         let Some(entry) = self.jobs.get(&id) else { return };
         let Some(query) = entry.query().cloned() else {
             return;
         };
-        let reading = match self.reads.get(&query) {
-            Some(reading) if reading.job == id => self.reads.remove(&query),
-            _ => self.outdated.remove(&id),
+        let is_poll = self.watch.is_poll(id);
+        let is_kept = matches!(finished.outcome, Outcome::Succeeded(_));
+        let answer = finished.answer.take();
+        let Some(mut read) = self.reads.finish(&query, id, answer, is_poll, is_kept) else {
+            return;
         };
-        let Some(reading) = reading else { return };
-        let answer = match (finished.answer.take(), reading.start) {
-            (Some(answer), Some(start)) => {
-                let known = Arc::new(CachedAnswer::new(answer));
-                let source = if self.watch.is_poll(id) {
-                    Source::Poll
-                } else {
-                    cache_key(&query).map_or(Source::Logs, |cache_key| cache_key.source())
-                };
-                let seen = ObservedAnswer {
-                    value: known.clone(),
-                    generation: start.generation,
-                    observed_at: start.at,
-                    source,
-                    stale: None,
-                };
-                if let Some(ticket) = start.ticket
-                    && is_kept(&finished.outcome, &known.answer)
-                    && self.cache.record(ticket, known.clone()) == Recorded::Stored
-                {
-                    self.on_observation(id, &query, &known);
-                }
-                Ok(seen)
-            }
-            // There may be an outage, possibly detected by this read: serve a stale answer if there is one.
-            _ => self.last_known(&query).ok_or_else(|| ReadError::Ended {
-                id,
-                outcome: finished.outcome.clone(),
-                holder: holder.cloned(),
-            }),
-        };
-        for waiter in reading.waiters {
-            let _ = waiter.send(answer.clone());
+        // Before any reply: a caller that has the answer must find its events and the published list.
+        if read.is_stored {
+            self.on_observation(id, &query);
         }
+        // There may be an outage, possibly detected by this read: serve a stale answer if there is one.
+        let answer = read.seen.take().or_else(|| self.last_known(&query));
+        let answer = answer.ok_or_else(|| ReadError::Ended {
+            id,
+            outcome: finished.outcome.clone(),
+            holder: holder.cloned(),
+        });
+        read.answer(&answer);
         let answer = answer.as_ref().ok().map(|seen| &seen.value.answer);
         let may_continue = !self.scheduler.is_closed() && !self.idle.is_holding();
         let now = Moment::now().instant;
@@ -196,38 +127,30 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Updates the state that depends on an answer that was just cached.
-    pub(super) fn on_observation(&mut self, id: JobId, query: &Query, known: &CachedAnswer) {
-        if *query == Query::List {
-            if let Some(machines) = known.machines() {
-                self.cache
-                    .retain_machines(machines.iter().map(|machine| &machine.name));
+    /// Tells subscribers what is new in an answer that was just cached.
+    pub(super) fn on_observation(&mut self, id: JobId, query: &Query) {
+        let now = Moment::now();
+        let cached = |key| self.reads.cache().get(&key).map(ObservedAnswer::from);
+        match query {
+            Query::List => {
+                if let Some(seen) = cached(CacheKey::Machines) {
+                    let is_poll = self.watch.is_poll(id);
+                    self.watch.on_machines(seen, is_poll, now);
+                }
             }
-            self.publish_machines();
-            if let Some(seen) = self.cache.get(&CacheKey::Machines) {
-                let is_poll = self.watch.is_poll(id);
-                self.watch.on_machines(seen.into(), is_poll, Moment::now());
+            Query::Status => {
+                if let Some(seen) = cached(CacheKey::Status) {
+                    self.watch.on_status(&seen, now);
+                }
             }
+            _ => {}
         }
-        if *query == Query::Status
-            && let Some(seen) = self.cache.get(&CacheKey::Status)
-        {
-            self.watch.on_status(&seen.into(), Moment::now());
-        }
-    }
-
-    /// Publishes the machine list, and the greatest age at which it may be served, to the fast path.
-    pub(super) fn publish_machines(&self) {
-        self.publish.send_replace(Published {
-            machines: self.cache.get(&CacheKey::Machines).map(ObservedAnswer::from),
-            cache_max_age: self.settings.cache_max_age,
-        });
     }
 
     /// Invalidates the answers that a job may change.
     pub(super) fn touch(&mut self, info: &JobInfo, scope: &Scope) {
         if info.may_replace_orbctl() {
-            self.cache.invalidate_all();
+            self.reads.invalidate_all();
         }
         self.invalidate(scope);
     }
@@ -236,15 +159,14 @@ impl<O: Orbctl> State<O> {
     /// changes never affect.
     pub(super) fn invalidate_untrusted(&mut self, scope: &Scope) {
         if *scope == Scope::Everything {
-            self.cache.invalidate_all();
+            self.reads.invalidate_all();
         }
         self.invalidate(scope);
         self.poll_now();
     }
 
-    pub(super) fn invalidate(&mut self, scope: &Scope) {
-        let generation = self.cache.invalidate(scope);
-        self.publish_machines();
+    fn invalidate(&mut self, scope: &Scope) {
+        let generation = self.reads.invalidate(scope);
         self.note(Event::CacheInvalidated {
             scope: scope.clone(),
             generation,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, CacheKey, Ticket};
+use crate::cache::{Cache, CacheKey};
 use crate::clock::Moment;
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::{Entry as JournalEntry, Starting};
@@ -17,11 +17,11 @@ use crate::operation::{Effect, Scope};
 use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
 
-use super::super::answer::{CachedAnswer, by_name, cache_key};
+use super::super::answer::{CachedAnswer, by_name};
 use super::super::handle::{JobSpec, JobState};
 use super::super::run_job::{Durable, JobResult, RunSettings, Task, Work, run_job};
 use super::super::stored;
-use super::{Entry, ReadStart, State, is_durable};
+use super::{Entry, State, is_durable};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
@@ -50,7 +50,7 @@ impl<O: Orbctl> State<O> {
         };
         live.touches = match &spec.info.effect {
             Effect::Changes(scope) => Some(scope.clone()),
-            Effect::MayStart(machines) => may_start(machines, &self.cache, &now, self.settings.cache_max_age),
+            Effect::MayStart(machines) => may_start(machines, self.reads.cache(), &now, self.reads.max_age()),
             Effect::Reads => None,
         };
         let touches = live.touches.clone();
@@ -62,19 +62,7 @@ impl<O: Orbctl> State<O> {
         };
         let mut durable = None;
         if let Task::Query(query) = &task {
-            if let Some(reading) = self.reads.get_mut(query).filter(|reading| reading.job == id) {
-                let ticket = cache_key(query).map(|cache_key| self.cache.begin(&cache_key, &now));
-                let ticket = if self.watch.is_poll(id) {
-                    ticket.map(Ticket::as_poll)
-                } else {
-                    ticket
-                };
-                reading.start = Some(ReadStart {
-                    ticket,
-                    generation: self.cache.generation(),
-                    at: now,
-                });
-            }
+            self.reads.start(query, id, self.watch.is_poll(id), &now);
         } else {
             durable = self.journal_start(&spec, &marker);
         }

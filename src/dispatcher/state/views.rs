@@ -81,8 +81,8 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn cache_view(&self) -> CacheView {
         let now = Moment::now();
-        let entries = self
-            .cache
+        let cache = self.reads.cache();
+        let entries = cache
             .entries()
             .map(|(cache_key, seen, valid)| KeptView {
                 cache_key: cache_key.clone(),
@@ -92,7 +92,7 @@ impl<O: Orbctl> State<O> {
             })
             .collect();
         CacheView {
-            generation: self.cache.generation(),
+            generation: cache.generation(),
             entries,
         }
     }

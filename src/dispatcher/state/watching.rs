@@ -26,7 +26,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn subscribe(&mut self, wants_polls: bool) -> Subscriber {
         let now = Moment::now();
-        let list = self.cache.get(&CacheKey::Machines);
+        let list = self.reads.cache().get(&CacheKey::Machines);
         let age = list.map(|seen| now.age_of(&seen.observed_at));
         self.watch.subscribe(wants_polls, age, now.instant)
     }
@@ -48,7 +48,7 @@ impl<O: Orbctl> State<O> {
             sequence: self.watch.last_event(),
             at: Moment::now(),
             machines: self.watch.machines().cloned(),
-            machines_stale: self.cache.get(&CacheKey::Machines).is_none(),
+            machines_stale: self.reads.cache().get(&CacheKey::Machines).is_none(),
             status: self.watch.status().cloned(),
             jobs,
             more_jobs,
