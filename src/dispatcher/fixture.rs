@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use crate::cache::{Generation, Source};
 use crate::clock::Moment;
+use crate::job::JobId;
 use crate::machine::{Image, Machine, MachineConfig, MachineState};
+use crate::operation::JobInfo;
 
 use super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer};
+use super::handle::JobSpec;
 
 /// Returns a running machine whose id depends on its name's first letter.
 pub(super) fn machine(name: &str) -> Machine {
@@ -19,6 +22,11 @@ pub(super) fn machine(name: &str) -> Machine {
         config: MachineConfig::default(),
         builtin: false,
     }
+}
+
+/// Returns an attached job that was just accepted.
+pub(super) fn spec(id: u64, info: JobInfo) -> JobSpec {
+    JobSpec::without_client(JobId(id), info, "test", false, Moment::now())
 }
 
 /// Returns an answer that was observed just now.

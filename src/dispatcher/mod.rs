@@ -18,6 +18,7 @@ mod drains;
 #[cfg(test)]
 mod fixture;
 mod handle;
+mod health;
 mod hold;
 mod lease;
 mod marker;

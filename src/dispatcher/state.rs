@@ -22,8 +22,6 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Ticket;
-use crate::circuit_breaker::CircuitBreaker;
 use crate::clock::Moment;
 use crate::job::JobId;
 use crate::journal::Journal;
@@ -35,6 +33,7 @@ use crate::spool;
 
 use super::drains::Drains;
 use super::handle::{JobSpec, Published, Release, Request};
+use super::health::Health;
 use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
 use super::watch::Watch;
@@ -77,9 +76,7 @@ pub(super) struct State<O> {
     probe_permits: Arc<Semaphore>,
     notes: mpsc::Sender<(JobId, Note)>,
     notes_inbox: mpsc::Receiver<(JobId, Note)>,
-    circuit_breaker: CircuitBreaker,
-    /// The running health probe, and the ticket to cache its list with.
-    probe: Option<(JobId, Ticket)>,
+    health: Health,
     spools: spool::Budget,
     /// Shared empty spool of all ended jobs without output.
     nothing: spool::Spool,
@@ -124,8 +121,7 @@ impl<O: Orbctl> State<O> {
             probe_permits: Arc::new(Semaphore::new(probe_permits)),
             notes,
             notes_inbox,
-            circuit_breaker: CircuitBreaker::new(),
-            probe: None,
+            health: Health::default(),
             drains: Drains::default(),
             idle: Idle::default(),
             upgrading,

@@ -7,7 +7,7 @@ use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::{Failure, HealthSignal, JobId, Outcome};
 use crate::metrics::Counter;
-use crate::operation::{Class, JobInfo, Query, Scope};
+use crate::operation::{JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
@@ -29,9 +29,7 @@ impl<O: Orbctl> State<O> {
     }
 
     fn on_health_signal(&mut self, by: JobId, signal: HealthSignal, began: Instant) {
-        let turn = self
-            .circuit_breaker
-            .on_health_signal(signal, began, &Moment::now());
+        let turn = self.health.on_signal(signal, began, &Moment::now());
         self.turned(turn, by);
     }
 
@@ -41,15 +39,15 @@ impl<O: Orbctl> State<O> {
         match turn {
             CircuitChange::None => {}
             CircuitChange::Opened => {
-                if let Some(outage) = self.circuit_breaker.outage() {
+                if let Some(problem) = self.health.problem() {
                     tracing::warn!(
                         job_id = by.0,
                         operation = spec.map(|spec| spec.info.verb.as_str()),
                         client = spec.map(|spec| tracing::field::display(&spec.client.name)),
-                        problem = %outage.problem,
+                        %problem,
                         "orbctl is unhealthy; circuit open, only forced operations pass"
                     );
-                    let reason = outage.problem.to_string().into();
+                    let reason = problem.to_string().into();
                     self.note(Event::OrbctlUnhealthy { reason });
                 }
                 self.scheduler.hold();
@@ -72,24 +70,13 @@ impl<O: Orbctl> State<O> {
 
     /// Returns the current outage of `orbctl`; `None` while it is healthy.
     pub(super) fn outage(&self) -> Option<OutageView> {
-        self.circuit_breaker.outage().map(|outage| OutageView {
-            since: outage.since,
-            problem: outage.problem.clone(),
-            retry_after: self.circuit_breaker.retry_after(Moment::now().instant),
-        })
+        self.health.outage(Moment::now().instant)
     }
 
-    /// Refuses a job that could only run into its time limit. Forced changes pass, because they can fix the problem, unless they name
-    /// a machine by an id, which cannot be checked now. Sessions pass too: their user watches them and can end them.
     pub(super) fn refuse_while_unhealthy(&mut self, spec: &JobSpec) -> Result<(), Rejection> {
-        let is_urgent = spec.info.preempts && spec.expected_id.is_none();
-        if is_urgent || spec.info.class == Class::Session {
-            return Ok(());
-        }
-        let Some(outage) = self.outage() else {
+        let Some(outage) = self.health.refuses(spec) else {
             return Ok(());
         };
-        self.circuit_breaker.note_demand(spec.accepted.instant);
         self.metrics.count(Counter::Refusals);
         if spec.info.is_read() {
             // At debug level: a client that polls would fill the log, and the open circuit has been logged already.
@@ -103,7 +90,7 @@ impl<O: Orbctl> State<O> {
     /// Answers readers when the circuit opens. Readers get the last known answer at once, if there is one. Other waiting reads fail,
     /// because they would wait until the recovery.
     fn answer_readers(&mut self) {
-        let Some(problem) = self.circuit_breaker.outage().map(|outage| outage.problem.clone()) else {
+        let Some(problem) = self.health.problem().cloned() else {
             return;
         };
         for id in self.reads.on_outage(&problem) {
@@ -119,14 +106,12 @@ impl<O: Orbctl> State<O> {
         let may_run = !self.scheduler.is_closed()
             && !self.is_upgrading()
             && (!self.scheduler.limits().strict || self.scheduler.is_still());
-        self.circuit_breaker.next_probe().filter(|_| may_run)
+        self.health.next_probe().filter(|_| may_run)
     }
 
     pub(super) fn probe_if_due(&mut self) {
         let now = Moment::now();
-        if self.next_probe().is_none_or(|at| at > now.instant)
-            || !self.circuit_breaker.begin_probe(now.instant)
-        {
+        if self.next_probe().is_none_or(|at| at > now.instant) {
             return;
         }
         let info = JobInfo::read(&Query::List);
@@ -144,14 +129,16 @@ impl<O: Orbctl> State<O> {
         };
         live.state.send_replace(JobState::Running { since: now });
         let work = self.work(&spec, stop, abandon, self.settings.markers.of(&spec));
-        self.probe = Some((spec.id, self.reads.begin_probe(&now)));
+        let ticket = self.reads.begin_probe(&now);
+        self.health.begin_probe(spec.id, ticket, now.instant);
         about_job!(debug, spec, "probing whether orbctl is healthy");
         self.spawn(&spec, run_probe(work));
     }
 
-    /// Handles the end of a probe; its health signals were sent before, as for any job. Returns whether the job was the probe.
+    /// Handles the end of a probe. Returns whether the job was the probe.
     pub(super) fn finish_probe(&mut self, id: JobId, finished: &mut JobResult, now: Instant) -> bool {
-        let Some((_, ticket)) = self.probe.take_if(|(probe, _)| *probe == id) else {
+        let has_waiting = self.scheduler.waiting().total() > 0;
+        let Some(ticket) = self.health.end_probe(id, has_waiting, now) else {
             return false;
         };
         if let Some(answer @ QueryAnswer::Machines(_)) = finished.answer.take()
@@ -159,18 +146,12 @@ impl<O: Orbctl> State<O> {
         {
             self.on_observation(id, &Query::List);
         }
-        if self.scheduler.waiting().total() > 0 {
-            // Waiting jobs count as demand, so that probes continue.
-            self.circuit_breaker.note_demand(now);
-        }
-        self.circuit_breaker.probe_ended(now);
         true
     }
 
     pub(super) fn stop_probe(&self) {
-        if let Some((id, _)) = &self.probe
-            && let Some(live) = self.jobs.get(id).and_then(Entry::live)
-        {
+        let probe = self.health.probe().and_then(|id| self.jobs.get(&id));
+        if let Some(live) = probe.and_then(Entry::live) {
             live.stop.cancel();
         }
     }

@@ -30,7 +30,7 @@ impl<O: Orbctl> State<O> {
         }
         self.metrics.count(Counter::CacheMisses);
         if let Some(seen) = self.last_known(query) {
-            self.circuit_breaker.note_demand(now.instant);
+            self.health.note_demand(now.instant);
             self.metrics.count(Counter::SpawnsSaved);
             let _ = reply.send(Ok(seen));
             return;
@@ -40,8 +40,7 @@ impl<O: Orbctl> State<O> {
 
     /// Returns the last known answer, of any age, marked stale; `None` if there is none or while `orbctl` is healthy.
     pub(super) fn last_known(&self, query: &Query) -> Option<ObservedAnswer> {
-        let outage = self.circuit_breaker.outage()?;
-        self.reads.last_known(query, &outage.problem)
+        self.reads.last_known(query, self.health.problem()?)
     }
 
     /// Joins an equal read, or begins one. Returns the job that will answer; `None` if the request was refused or held back.

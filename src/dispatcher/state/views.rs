@@ -37,10 +37,7 @@ impl<O: Orbctl> State<O> {
             }
             // Only the whole queue and lanes of machines can be paused.
             Blocker::Paused(_) => Some(WaitingFor::Paused(Target::All)),
-            Blocker::Held => {
-                let outage = self.circuit_breaker.outage()?;
-                Some(WaitingFor::Unhealthy(outage.problem.clone()))
-            }
+            Blocker::Held => Some(WaitingFor::Unhealthy(self.health.problem()?.clone())),
             Blocker::NotWaiting => None,
         }
     }

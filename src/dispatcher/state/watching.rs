@@ -76,8 +76,8 @@ impl<O: Orbctl> State<O> {
         if self.next_poll().is_none_or(|next| next > now) {
             return;
         }
-        if self.circuit_breaker.outage().is_some() {
-            self.circuit_breaker.note_demand(now);
+        if self.health.problem().is_some() {
+            self.health.note_demand(now);
             self.watch.poll_failed(Moment::now().instant);
         } else {
             self.poll(&Query::Status);
