@@ -20,6 +20,7 @@ mod fixture;
 mod handle;
 mod health;
 mod hold;
+mod idle;
 mod lease;
 mod marker;
 mod read_table;

@@ -34,12 +34,12 @@ use crate::spool;
 use super::drains::Drains;
 use super::handle::{JobSpec, Published, Release, Request};
 use super::health::Health;
+use super::idle::Idle;
 use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
 use super::watch::Watch;
 use super::{Parts, Settings};
 use entry::{EndedJobWatchers, Entry};
-use idle::Idle;
 use jobs_by_connection::JobsByConnection;
 
 /// Most requests handled before the ends of jobs are checked again.
@@ -83,8 +83,6 @@ pub(super) struct State<O> {
     watch: Watch,
     drains: Drains,
     idle: Idle,
-    /// Cancelled once no more jobs are accepted because the next instance takes over.
-    upgrading: CancellationToken,
 }
 
 impl<O: Orbctl> State<O> {
@@ -123,8 +121,7 @@ impl<O: Orbctl> State<O> {
             notes_inbox,
             health: Health::default(),
             drains: Drains::default(),
-            idle: Idle::default(),
-            upgrading,
+            idle: Idle::new(upgrading),
         };
         state.recover(parts.recovered, parts.survivors);
         state
@@ -143,7 +140,7 @@ impl<O: Orbctl> State<O> {
                 self.next_forgotten(),
                 self.next_poll(),
                 self.next_probe(),
-                self.next_idle_check(),
+                self.idle.next_check(),
                 leave_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
@@ -188,7 +185,7 @@ impl<O: Orbctl> State<O> {
             self.start_ready();
             self.answer_drains();
             self.check_idle(now);
-            let may_leave = self.is_upgrading() || leave_at.is_some_and(|at| at <= now);
+            let may_leave = self.idle.is_upgrading() || leave_at.is_some_and(|at| at <= now);
             if self.scheduler.is_closed() && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
                 self.leave();
                 return self.journal;
@@ -255,7 +252,7 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.jobs_by_connection.connections());
             }
             // The next instance would not know of the change. Dropping the reply refuses the request like a new job.
-            Request::Queue(..) if self.is_upgrading() => {}
+            Request::Queue(..) if self.idle.is_upgrading() => {}
             Request::Queue(verb, target, reply) => self.queue(verb, &target, reply),
             Request::QueueView(reply) => {
                 let _ = reply.send(self.queue_view());
@@ -277,7 +274,7 @@ impl<O: Orbctl> State<O> {
                 self.adopt(*settings);
                 let _ = reply.send(());
             }
-            Request::WaitIdle(reply) => self.wait_idle(reply),
+            Request::WaitIdle(reply) => self.idle.wait(reply, Moment::now().instant),
             Request::BeginUpgrade(reply) => {
                 let _ = reply.send(self.begin_upgrade());
             }

@@ -121,7 +121,7 @@ impl<O: Orbctl> State<O> {
 
     /// Queues a job, and carries out what its force does to other jobs.
     pub(super) fn accept(&mut self, spec: &Arc<JobSpec>, executor: Executor) -> Result<Job, Rejection> {
-        if self.is_upgrading() {
+        if self.idle.is_upgrading() {
             return Err(Rejection::Upgrading);
         }
         if self.scheduler.is_closed() {

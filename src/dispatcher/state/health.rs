@@ -104,7 +104,7 @@ impl<O: Orbctl> State<O> {
     /// Returns when the next probe is due. In strict mode, only while no job runs: the end of a job wakes the dispatcher again.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         let may_run = !self.scheduler.is_closed()
-            && !self.is_upgrading()
+            && !self.idle.is_upgrading()
             && (!self.scheduler.limits().strict || self.scheduler.is_still());
         self.health.next_probe().filter(|_| may_run)
     }

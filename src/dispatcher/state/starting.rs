@@ -28,7 +28,7 @@ use tracing::Instrument as _;
 impl<O: Orbctl> State<O> {
     pub(super) fn start_ready(&mut self) {
         // Once an upgrade has begun, every waiting job is in the journal: the next instance starts it.
-        while !self.is_upgrading()
+        while !self.idle.is_upgrading()
             && let Some(id) = self.scheduler.start_next(Moment::now().instant)
         {
             self.start(id);

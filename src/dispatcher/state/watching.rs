@@ -63,7 +63,7 @@ impl<O: Orbctl> State<O> {
     /// Returns when the next poll is due; `None` if none is wanted, one is running, or the queue would not accept or start it.
     pub(super) fn next_poll(&self) -> Option<Instant> {
         let may_poll = !self.scheduler.is_closed()
-            && !self.is_upgrading()
+            && !self.idle.is_upgrading()
             && !self.idle.is_holding()
             && ![self.scheduler.draining(), self.scheduler.paused()]
                 .iter()
