@@ -19,6 +19,7 @@ mod drains;
 mod fixture;
 mod handle;
 mod health;
+mod history;
 mod hold;
 mod idle;
 mod lease;
@@ -98,6 +99,14 @@ impl Settings {
             1
         } else {
             self.limits.queries_max
+        }
+    }
+
+    fn retention(&self) -> history::Retention {
+        history::Retention {
+            time: self.keep,
+            jobs_max: self.keep_max,
+            bytes_max: self.keep_bytes,
         }
     }
 }

@@ -13,7 +13,7 @@ mod starting;
 mod views;
 mod watching;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ use crate::spool;
 use super::drains::Drains;
 use super::handle::{JobSpec, Published, Release, Request};
 use super::health::Health;
+use super::history::History;
 use super::idle::Idle;
 use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
@@ -63,11 +64,7 @@ pub(super) struct State<O> {
     jobs: BTreeMap<JobId, Entry>,
     jobs_by_connection: JobsByConnection,
     ended_job_watchers: EndedJobWatchers,
-    /// Ended jobs, oldest first, with the time when they ended.
-    ended: VecDeque<(Instant, JobId)>,
-    /// Ended jobs whose output is still kept, oldest first, with its bytes in memory.
-    outputs: VecDeque<(JobId, u64)>,
-    ended_bytes: u64,
+    history: History,
     /// Bytes of commands, environments and inputs of unfinished jobs.
     operands: u64,
     reads: ReadTable,
@@ -110,9 +107,7 @@ impl<O: Orbctl> State<O> {
             jobs: BTreeMap::new(),
             jobs_by_connection: JobsByConnection::default(),
             ended_job_watchers: EndedJobWatchers::default(),
-            ended: VecDeque::new(),
-            outputs: VecDeque::new(),
-            ended_bytes: 0,
+            history: History::default(),
             operands: 0,
             reads,
             running: JoinSet::new(),
@@ -137,7 +132,7 @@ impl<O: Orbctl> State<O> {
         loop {
             let deadlines = [
                 self.scheduler.next_deadline(),
-                self.next_forgotten(),
+                self.history.next_drop(&self.settings.retention()),
                 self.next_poll(),
                 self.next_probe(),
                 self.idle.next_check(),

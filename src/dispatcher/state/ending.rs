@@ -14,6 +14,7 @@ use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
 use super::super::handle::{Cancelled, JobSpec, WaitingFor};
+use super::super::history::Dropped;
 use super::super::run_job::JobResult;
 use super::entry::{EndedJob, JobPhase, Output};
 use super::watching::is_ourselves;
@@ -151,15 +152,14 @@ impl<O: Orbctl> State<O> {
             // A read's answer went to its waiters, and reads are many: the metrics record them, the job list does not.
             self.jobs.remove(&id);
         } else {
+            let mut kept = None;
             if let Output::Kept(spool) = &mut entry.output {
                 if spool.is_nothing() {
                     *spool = self.nothing.clone();
                 }
-                let bytes = spool.end().min(spool::MEMORY);
-                self.ended_bytes += bytes;
-                self.outputs.push_back((id, bytes));
+                kept = Some(spool.end().min(spool::MEMORY));
             }
-            self.ended.push_back((now.instant, id));
+            self.history.push(id, kept, now.instant);
             // An attached caller has received the output, unless it is too large for one reply.
             if spec.detached || entry.output.bytes() > spool::MEMORY {
                 self.idle.touch(now.instant);
@@ -169,39 +169,21 @@ impl<O: Orbctl> State<O> {
         self.watch.note_job(&spec, &ended, now);
     }
 
-    pub(super) fn next_forgotten(&self) -> Option<Instant> {
-        self.ended.front().map(|(at, _)| *at + self.settings.keep)
-    }
-
-    /// Drops the oldest outputs while they exceed the memory limit, then ended jobs that are too old or too many.
+    /// Drops what the history no longer keeps.
     pub(super) fn forget(&mut self, now: Instant) {
-        while self.ended_bytes > self.settings.keep_bytes && self.outputs.len() > 1 {
-            self.forget_oldest_output();
-        }
-        while let Some((at, id)) = self.ended.front().copied() {
-            let too_old = now.saturating_duration_since(at) >= self.settings.keep;
-            let too_many = self.ended.len() > self.settings.keep_max;
-            if !(too_old || too_many) {
-                return;
+        while let Some(dropped) = self.history.drop_next(&self.settings.retention(), now) {
+            match dropped {
+                Dropped::Job(id) => {
+                    self.jobs.remove(&id);
+                }
+                Dropped::Output(id) => {
+                    if let Some(entry) = self.jobs.get_mut(&id)
+                        && let Output::Kept(spool) = &entry.output
+                    {
+                        entry.output = Output::Gone(spool.end());
+                    }
+                }
             }
-            self.ended.pop_front();
-            // Both lists are in order of end, so this job's output, if still kept, is the oldest one.
-            if self.outputs.front().is_some_and(|(oldest, _)| *oldest == id) {
-                self.forget_oldest_output();
-            }
-            self.jobs.remove(&id);
-        }
-    }
-
-    fn forget_oldest_output(&mut self) {
-        let Some((id, bytes)) = self.outputs.pop_front() else {
-            return;
-        };
-        self.ended_bytes -= bytes;
-        if let Some(entry) = self.jobs.get_mut(&id)
-            && let Output::Kept(spool) = &entry.output
-        {
-            entry.output = Output::Gone(spool.end());
         }
     }
 
