@@ -19,9 +19,9 @@ mod drains;
 mod fixture;
 mod handle;
 mod health;
-mod history;
 mod hold;
 mod idle;
+mod jobs;
 mod lease;
 mod marker;
 mod read_table;
@@ -102,8 +102,8 @@ impl Settings {
         }
     }
 
-    fn retention(&self) -> history::Retention {
-        history::Retention {
+    fn retention(&self) -> jobs::history::Retention {
+        jobs::history::Retention {
             time: self.keep,
             jobs_max: self.keep_max,
             bytes_max: self.keep_bytes,

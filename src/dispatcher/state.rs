@@ -2,10 +2,8 @@
 
 mod acceptance;
 mod ending;
-mod entry;
 mod health;
 mod idle;
-mod jobs_by_connection;
 mod queue;
 mod reads;
 mod recovery;
@@ -34,14 +32,15 @@ use crate::spool;
 use super::drains::Drains;
 use super::handle::{JobSpec, Published, Release, Request};
 use super::health::Health;
-use super::history::History;
 use super::idle::Idle;
+use super::jobs::by_connection::JobsByConnection;
+use super::jobs::entry::Entry;
+use super::jobs::history::History;
+use super::jobs::watchers::EndedJobWatchers;
 use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
 use super::watch::Watch;
 use super::{Parts, Settings};
-use entry::{EndedJobWatchers, Entry};
-use jobs_by_connection::JobsByConnection;
 
 /// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;

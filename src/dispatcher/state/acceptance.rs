@@ -15,9 +15,9 @@ use crate::scheduler::{Admission, NewJob};
 use crate::spool;
 
 use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
+use super::super::jobs::entry::{ActiveJob, Output};
 use super::super::run_job::Task;
 use super::super::stored;
-use super::entry::{ActiveJob, Output};
 use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
 use crate::dispatcher::about_job::about_job;
 

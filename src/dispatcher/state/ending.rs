@@ -14,9 +14,9 @@ use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
 use super::super::handle::{Cancelled, JobSpec, WaitingFor};
-use super::super::history::Dropped;
+use super::super::jobs::entry::{EndedJob, JobPhase, Output};
+use super::super::jobs::history::Dropped;
 use super::super::run_job::JobResult;
-use super::entry::{EndedJob, JobPhase, Output};
 use super::watching::is_ourselves;
 use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;

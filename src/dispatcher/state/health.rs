@@ -13,8 +13,8 @@ use crate::scheduler::CancelResult;
 
 use super::super::answer::QueryAnswer;
 use super::super::handle::{JobSpec, JobState, OutageView, Rejection};
+use super::super::jobs::entry::{ActiveJob, Output};
 use super::super::run_job::{JobResult, Note, run_probe};
-use super::entry::{ActiveJob, Output};
 use super::{Arc, Entry, State, scheduled};
 use crate::dispatcher::about_job::about_job;
 

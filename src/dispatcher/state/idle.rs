@@ -5,7 +5,7 @@ use crate::job::JobId;
 use crate::orbctl::Orbctl;
 
 use super::super::handle::{BusyReason, Request, Submission};
-use super::entry::JobPhase;
+use super::super::jobs::entry::JobPhase;
 use super::{Entry, State, is_durable};
 
 impl<O: Orbctl> State<O> {

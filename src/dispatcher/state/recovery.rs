@@ -15,10 +15,10 @@ use crate::scheduler::NewJob;
 use crate::sys::ChildIdentity;
 
 use super::super::handle::{JobSpec, JobState, LeaseProcesses, StateFilter};
+use super::super::jobs::entry::{ActiveJob, EndedJob, JobPhase, Output};
 use super::super::marker::{Survivor, adopt};
 use super::super::run_job::{Task, run_orphan};
 use super::super::stored;
-use super::entry::{ActiveJob, EndedJob, JobPhase, Output};
 use super::{Entry, State, is_durable, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
