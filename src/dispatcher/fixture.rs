@@ -7,9 +7,10 @@ use crate::clock::Moment;
 use crate::job::JobId;
 use crate::machine::{Image, Machine, MachineConfig, MachineState};
 use crate::operation::JobInfo;
+use crate::sys::{ChildIdentity, StartTime};
 
 use super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer};
-use super::handle::JobSpec;
+use super::handle::{Client, Executor, JobSpec, LeaseProcesses, Submission};
 
 /// Returns a running machine whose id depends on its name's first letter.
 pub(super) fn machine(name: &str) -> Machine {
@@ -27,6 +28,34 @@ pub(super) fn machine(name: &str) -> Machine {
 /// Returns an attached job that was just accepted.
 pub(super) fn spec(id: u64, info: JobInfo) -> JobSpec {
     JobSpec::without_client(JobId(id), info, "test", false, Moment::now())
+}
+
+/// Returns an attached job of a connection, as it is accepted from a client.
+pub(super) fn job(id: u64, executor: &Executor, connection: u64) -> JobSpec {
+    let submission = Submission {
+        executor: executor.clone(),
+        client: Client {
+            connection,
+            ..spec(id, executor.info()).client
+        },
+        expected_id: None,
+        detached: false,
+        queue_timeout: None,
+        run_timeout: None,
+    };
+    JobSpec::new(JobId(id), Moment::now(), &submission)
+}
+
+/// Returns the processes of a lease.
+pub(super) fn processes() -> LeaseProcesses {
+    let identity = |pid| ChildIdentity {
+        pid,
+        started: StartTime { at: 1, boot: 1 },
+    };
+    LeaseProcesses {
+        child: identity(7),
+        owner: identity(6),
+    }
 }
 
 /// Returns an answer that was observed just now.

@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::events::{EventLog, SequencedEvent};
 use crate::job::{ClientId, Ending, HealthProblem, JobId, Outcome};
 use crate::machine::{MachineId, MachineName, OrbstackStatus};
-use crate::operation::{Action, ExecRequest, JobInfo, Query, Scope, Stdin};
+use crate::operation::{Action, Class, ExecRequest, JobInfo, Query, Scope, Stdin};
 use crate::scheduler::Refusal;
 use crate::spool;
 use crate::sys::ChildIdentity;
@@ -142,6 +142,12 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// Returns whether the job is promised to survive a restart. Detached changes are; commands never are, because their arguments are
+    /// not written to disk.
+    pub(super) fn is_durable(&self) -> bool {
+        self.detached && !matches!(self.info.class, Class::Query | Class::Exec | Class::Session)
+    }
+
     /// Returns the job of a submission. The limits are those of the submission.
     pub(super) fn new(id: JobId, accepted: Moment, submission: &Submission) -> Self {
         let exec = match &submission.executor {

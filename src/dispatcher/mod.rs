@@ -101,14 +101,6 @@ impl Settings {
             self.limits.queries_max
         }
     }
-
-    fn retention(&self) -> jobs::history::Retention {
-        jobs::history::Retention {
-            time: self.keep,
-            jobs_max: self.keep_max,
-            bytes_max: self.keep_bytes,
-        }
-    }
 }
 
 /// Longest run time of each class of operation.

@@ -257,7 +257,7 @@ impl World {
     }
 }
 
-fn settings(folder: &Path, limits: Limits) -> Settings {
+pub(super) fn settings(folder: &Path, limits: Limits) -> Settings {
     let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
     Settings {
         limits,

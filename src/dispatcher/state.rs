@@ -1,4 +1,4 @@
-//! The dispatcher's task and its state: jobs, reads and their waiters, the cache, subscriptions.
+//! The dispatcher's task: calls the parts of its state in the right order.
 
 mod acceptance;
 mod ending;
@@ -11,9 +11,8 @@ mod starting;
 mod views;
 mod watching;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use orbd_host::config::LEAVE_CHANGES_AFTER;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -24,19 +23,14 @@ use crate::clock::Moment;
 use crate::job::JobId;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::operation::Class;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{NewJob, Scheduler};
-use crate::spool;
 
 use super::drains::Drains;
-use super::handle::{JobSpec, Published, Release, Request};
+use super::handle::{JobSpec, Published, Request};
 use super::health::Health;
 use super::idle::Idle;
-use super::jobs::by_connection::JobsByConnection;
-use super::jobs::entry::Entry;
-use super::jobs::history::History;
-use super::jobs::watchers::EndedJobWatchers;
+use super::jobs::JobTable;
 use super::read_table::ReadTable;
 use super::run_job::{JobResult, Note};
 use super::watch::Watch;
@@ -44,12 +38,6 @@ use super::{Parts, Settings};
 
 /// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;
-/// Chunks of streamed input buffered between a client and a child.
-const INPUT_MAX: usize = 4;
-/// Most bytes of commands, environments and inputs of unfinished jobs.
-const OPERANDS_MAX: u64 = 256 << 20;
-/// How long a caller that was refused because of [`OPERANDS_MAX`] should wait before trying again.
-const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// State of the dispatcher.
 pub(super) struct State<O> {
@@ -60,12 +48,7 @@ pub(super) struct State<O> {
     requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
-    jobs: BTreeMap<JobId, Entry>,
-    jobs_by_connection: JobsByConnection,
-    ended_job_watchers: EndedJobWatchers,
-    history: History,
-    /// Bytes of commands, environments and inputs of unfinished jobs.
-    operands: u64,
+    jobs: JobTable,
     reads: ReadTable,
     running: JoinSet<(JobId, JobResult)>,
     /// Permits for probes after a cut, shared by all jobs.
@@ -73,9 +56,6 @@ pub(super) struct State<O> {
     notes: mpsc::Sender<(JobId, Note)>,
     notes_inbox: mpsc::Receiver<(JobId, Note)>,
     health: Health,
-    spools: spool::Budget,
-    /// Shared empty spool of all ended jobs without output.
-    nothing: spool::Spool,
     watch: Watch,
     drains: Drains,
     idle: Idle,
@@ -92,22 +72,15 @@ impl<O: Orbctl> State<O> {
         let (notes, notes_inbox) = mpsc::channel(64);
         let probe_permits = settings.probes_max();
         let reads = ReadTable::new(settings.cache_max_age, publish);
-        let spools = spool::Budget::new(settings.spool_total_max);
         let mut state = Self {
             scheduler: Scheduler::new(settings.limits.clone()),
-            nothing: spool::nothing(&settings.spool, &spools),
-            spools,
+            jobs: JobTable::new(&settings),
             watch: Watch::new(settings.watch_interval),
             settings,
             orbctl: parts.orbctl,
             journal: parts.journal,
             requests,
             metrics: parts.metrics,
-            jobs: BTreeMap::new(),
-            jobs_by_connection: JobsByConnection::default(),
-            ended_job_watchers: EndedJobWatchers::default(),
-            history: History::default(),
-            operands: 0,
             reads,
             running: JoinSet::new(),
             probe_permits: Arc::new(Semaphore::new(probe_permits)),
@@ -131,7 +104,7 @@ impl<O: Orbctl> State<O> {
         loop {
             let deadlines = [
                 self.scheduler.next_deadline(),
-                self.history.next_drop(&self.settings.retention()),
+                self.jobs.next_drop(),
                 self.next_poll(),
                 self.next_probe(),
                 self.idle.next_check(),
@@ -173,14 +146,14 @@ impl<O: Orbctl> State<O> {
             }
             let now = Moment::now().instant;
             self.expire(now);
-            self.forget(now);
+            self.jobs.drop_old(now);
             self.poll_if_due(now);
             self.probe_if_due();
             self.start_ready();
             self.answer_drains();
             self.check_idle(now);
             let may_leave = self.idle.is_upgrading() || leave_at.is_some_and(|at| at <= now);
-            if self.scheduler.is_closed() && (may_leave || !self.jobs.values().any(Entry::holds_up_a_stop)) {
+            if self.scheduler.is_closed() && (may_leave || !self.jobs.delays_a_stop()) {
                 self.leave();
                 return self.journal;
             }
@@ -203,14 +176,10 @@ impl<O: Orbctl> State<O> {
             } => self.read(&query, max_age, &client, reply),
             Request::Job(id, reply) => {
                 self.asked_about(id);
-                let _ = reply.send(
-                    self.jobs
-                        .get(&id)
-                        .map(|entry| entry.job(&mut self.ended_job_watchers)),
-                );
+                let _ = reply.send(self.jobs.job(id));
             }
             Request::View(id, reply) => {
-                let _ = reply.send(self.jobs.get(&id).map(|entry| self.view(entry)));
+                let _ = reply.send(self.jobs.get(id).map(|entry| self.view(entry)));
             }
             Request::List(filter, reply) => {
                 let _ = reply.send(self.list(&filter));
@@ -219,31 +188,13 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.cancel(id));
             }
             Request::Input(id, reply) => {
-                let live = self.jobs.get(&id).and_then(Entry::live);
-                let _ = reply.send(live.and_then(|live| live.input.clone()));
+                let _ = reply.send(self.jobs.input(id));
             }
-            Request::EndInput(id) => {
-                if let Some(live) = self.jobs.get_mut(&id).and_then(Entry::live_mut) {
-                    live.input = None;
-                }
-            }
-            Request::Release { job, ending, reply } => {
-                if let Some(live) = self.jobs.get_mut(&job).and_then(Entry::live_mut)
-                    && !live.is_waiting()
-                    && let Some(release) = live.release.take()
-                {
-                    let preempted_by = live.preempted_by.clone();
-                    // If the lease has ended meanwhile, the reply is dropped, which the caller sees as "already ended".
-                    let _ = release.send(Release {
-                        ending,
-                        preempted_by,
-                        reply,
-                    });
-                }
-            }
+            Request::EndInput(id) => self.jobs.close_input(id),
+            Request::Release { job, ending, reply } => self.jobs.release(job, ending, reply),
             Request::Disconnected(connection) => self.on_disconnect(connection),
             Request::HoldingConnections(reply) => {
-                let _ = reply.send(self.jobs_by_connection.connections());
+                let _ = reply.send(self.jobs.connections());
             }
             // The next instance would not know of the change. Dropping the reply refuses the request like a new job.
             Request::Queue(..) if self.idle.is_upgrading() => {}
@@ -281,7 +232,7 @@ impl<O: Orbctl> State<O> {
     /// Replaces the settings. Jobs beyond a lowered limit keep running or waiting.
     fn adopt(&mut self, settings: Settings) {
         self.scheduler.set_limits(settings.limits.clone());
-        self.spools.set_max(settings.spool_total_max);
+        self.jobs.adopt(&settings);
         if settings.probes_max() != self.settings.probes_max() {
             // Running jobs keep the permits of the old semaphore.
             self.probe_permits = Arc::new(Semaphore::new(settings.probes_max()));
@@ -293,12 +244,6 @@ impl<O: Orbctl> State<O> {
         self.reads.set_max_age(settings.cache_max_age);
         self.settings = settings;
     }
-}
-
-/// Returns whether a job is promised to survive a restart. Detached changes are; commands never are, because their arguments are not
-/// written to disk.
-fn is_durable(spec: &JobSpec) -> bool {
-    spec.detached && !matches!(spec.info.class, Class::Query | Class::Exec | Class::Session)
 }
 
 /// Converts a job for the scheduler, without a deadline.

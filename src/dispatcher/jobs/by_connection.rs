@@ -12,11 +12,11 @@ use super::super::handle::JobSpec;
 
 /// Active jobs by connection. A job is in the index from its acceptance to its end.
 #[derive(Debug, Default)]
-pub(in crate::dispatcher) struct JobsByConnection(BTreeSet<(u64, JobId)>);
+pub(super) struct JobsByConnection(BTreeSet<(u64, JobId)>);
 
 impl JobsByConnection {
     /// Adds an accepted job.
-    pub(in crate::dispatcher) fn enter(&mut self, spec: &JobSpec) {
+    pub(super) fn enter(&mut self, spec: &JobSpec) {
         // Leases are included even if detached: only their client can report how they end.
         if !spec.detached || spec.lease.is_some() {
             self.0.insert((spec.client.connection, spec.id));
@@ -24,18 +24,18 @@ impl JobsByConnection {
     }
 
     /// Removes an ended job.
-    pub(in crate::dispatcher) fn leave(&mut self, spec: &JobSpec) {
+    pub(super) fn leave(&mut self, spec: &JobSpec) {
         self.0.remove(&(spec.client.connection, spec.id));
     }
 
     /// Returns the jobs attached to a connection, oldest first.
-    pub(in crate::dispatcher) fn on(&self, connection: u64) -> impl Iterator<Item = JobId> {
+    pub(super) fn on(&self, connection: u64) -> impl Iterator<Item = JobId> {
         let all = (connection, JobId(0))..=(connection, JobId(u64::MAX));
         self.0.range(all).map(|(_, id)| *id)
     }
 
     /// Returns the connections that have attached jobs.
-    pub(in crate::dispatcher) fn connections(&self) -> HashSet<u64> {
+    pub(super) fn connections(&self) -> HashSet<u64> {
         self.0.iter().map(|(connection, _)| *connection).collect()
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::job::Outcome;
@@ -16,42 +15,40 @@ use crate::spool::Spool;
 
 use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, WaitingFor};
 use super::super::run_job::Task;
+use super::Tokens;
 use super::watchers::EndedJobWatchers;
 
 pub(in crate::dispatcher) struct Entry {
     pub(in crate::dispatcher) spec: Arc<JobSpec>,
-    pub(in crate::dispatcher) phase: JobPhase,
-    pub(in crate::dispatcher) output: Output,
+    pub(super) phase: JobPhase,
+    pub(super) output: Output,
     /// Number of callers that share the job, not counting the first.
     pub(in crate::dispatcher) joined: u32,
 }
 
 /// Phase of a job. Both variants are boxed because B-tree nodes have room for about twice the entries that they hold.
-pub(in crate::dispatcher) enum JobPhase {
+pub(super) enum JobPhase {
     ActiveJob(Box<ActiveJob>),
     EndedJob(Box<EndedJob>),
 }
 
 /// State of a job that waits or runs.
-pub(in crate::dispatcher) struct ActiveJob {
+pub(super) struct ActiveJob {
     /// Never `Ended`: that state is sent through the channel that [`ActiveJob::release_waiters`] returns.
-    pub(in crate::dispatcher) state: watch::Sender<JobState>,
-    /// Cancelled to stop the running invocation.
-    pub(in crate::dispatcher) stop: CancellationToken,
-    /// Cancelled to end reconciliation too.
-    pub(in crate::dispatcher) abandon: CancellationToken,
+    pub(super) state: watch::Sender<JobState>,
+    pub(super) tokens: Tokens,
     /// What the job does; taken when it starts.
-    pub(in crate::dispatcher) task: Option<Task>,
+    pub(super) task: Option<Task>,
     /// The query of a read; `None` for other jobs.
-    pub(in crate::dispatcher) query: Option<Query>,
+    pub(super) query: Option<Query>,
     /// Sender for streamed input; `None` once the input is closed, or if the job takes none.
-    pub(in crate::dispatcher) input: Option<mpsc::Sender<Bytes>>,
+    pub(super) input: Option<mpsc::Sender<Bytes>>,
     /// For a lease: sender for its release; `None` once it was released.
-    pub(in crate::dispatcher) release: Option<oneshot::Sender<Release>>,
+    pub(super) release: Option<oneshot::Sender<Release>>,
     /// Cache scope that the job invalidates, at its start and at its end.
-    pub(in crate::dispatcher) touches: Option<Scope>,
+    pub(super) touches: Option<Scope>,
     /// The forced change that preempted the job, if one did.
-    pub(in crate::dispatcher) preempted_by: Option<WaitingFor>,
+    pub(super) preempted_by: Option<WaitingFor>,
 }
 
 pub(in crate::dispatcher) struct EndedJob {
@@ -64,7 +61,7 @@ pub(in crate::dispatcher) struct EndedJob {
 }
 
 /// Output of a job.
-pub(in crate::dispatcher) enum Output {
+pub(super) enum Output {
     /// The operation writes no output.
     None,
     Kept(Spool),
@@ -73,7 +70,7 @@ pub(in crate::dispatcher) enum Output {
 }
 
 impl Entry {
-    pub(in crate::dispatcher) fn new(spec: Arc<JobSpec>, live: ActiveJob, output: Output) -> Self {
+    pub(super) fn new(spec: Arc<JobSpec>, live: ActiveJob, output: Output) -> Self {
         Self {
             spec,
             phase: JobPhase::ActiveJob(Box::new(live)),
@@ -82,14 +79,14 @@ impl Entry {
         }
     }
 
-    pub(in crate::dispatcher) fn live(&self) -> Option<&ActiveJob> {
+    pub(super) fn live(&self) -> Option<&ActiveJob> {
         match &self.phase {
             JobPhase::ActiveJob(live) => Some(live),
             JobPhase::EndedJob(_) => None,
         }
     }
 
-    pub(in crate::dispatcher) fn live_mut(&mut self) -> Option<&mut ActiveJob> {
+    pub(super) fn live_mut(&mut self) -> Option<&mut ActiveJob> {
         match &mut self.phase {
             JobPhase::ActiveJob(live) => Some(live),
             JobPhase::EndedJob(_) => None,
@@ -118,7 +115,7 @@ impl Entry {
     }
 
     /// Returns a handle to the job. For an ended job, `watchers` keeps the sender of its state channel.
-    pub(in crate::dispatcher) fn job(&self, watchers: &mut EndedJobWatchers) -> Job {
+    pub(super) fn job(&self, watchers: &mut EndedJobWatchers) -> Job {
         let state = match &self.phase {
             JobPhase::ActiveJob(live) => live.state.subscribe(),
             JobPhase::EndedJob(over) => {
@@ -140,8 +137,57 @@ impl Entry {
         }
     }
 
+    /// Returns the number of output bytes so far.
+    pub(in crate::dispatcher) fn output_bytes(&self) -> u64 {
+        self.output.bytes()
+    }
+
+    /// Returns whether it waits or runs.
+    pub(in crate::dispatcher) fn is_active(&self) -> bool {
+        self.live().is_some()
+    }
+
+    /// Returns when it ended; `None` if it has not.
+    pub(in crate::dispatcher) fn ended_at(&self) -> Option<Moment> {
+        match &self.phase {
+            JobPhase::ActiveJob(_) => None,
+            JobPhase::EndedJob(over) => Some(over.at),
+        }
+    }
+
+    /// Describes the job to the clients whose jobs it blocks.
+    pub(in crate::dispatcher) fn as_blocker(&self, now: &Moment) -> WaitingFor {
+        WaitingFor::Job {
+            id: self.spec.id,
+            verb: self.spec.info.verb.as_str(),
+            machine: self.spec.info.machine.clone(),
+            client: self.spec.client.name.clone(),
+            age: now.age_of(&self.spec.accepted),
+        }
+    }
+
+    /// Returns whether a client would lose the job if this instance did not finish it.
+    pub(super) fn needs_this_instance(&self) -> bool {
+        let Some(live) = self.live() else {
+            return false;
+        };
+        let is_known_to_the_next = if live.is_waiting() {
+            self.spec.is_durable()
+        } else {
+            self.spec.info.is_lease
+        };
+        // A client that waits for the job would get no answer.
+        !is_known_to_the_next || live.state.receiver_count() > 0
+    }
+
+    /// Returns whether the job ends if its connection closes.
+    pub(super) fn ends_with_its_connection(&self) -> bool {
+        let is_stoppable = |live: &ActiveJob| live.is_waiting() || self.spec.info.is_command_of_daemon();
+        !self.spec.detached && self.live().is_some_and(is_stoppable)
+    }
+
     /// Returns whether a stop of the daemon leaves the job running: changes finish, and a client's process is not orbd's to end.
-    pub(in crate::dispatcher) fn is_left_to_finish(&self) -> bool {
+    pub(super) fn is_left_to_finish(&self) -> bool {
         self.phase() == StateFilter::Running
             && !self.spec.info.is_read()
             && !self.spec.info.is_command_of_daemon()
@@ -149,22 +195,21 @@ impl Entry {
 
     /// Returns whether a stop of the daemon waits for the job. Sessions may run for days, so the next instance takes them over
     /// instead.
-    pub(in crate::dispatcher) fn holds_up_a_stop(&self) -> bool {
+    pub(super) fn holds_up_a_stop(&self) -> bool {
         self.phase() == StateFilter::Running && self.spec.info.class != Class::Session
     }
 }
 
 impl ActiveJob {
     /// Creates a waiting job. Without a task, it is one that orbd itself carries on.
-    pub(in crate::dispatcher) fn new(task: Option<Task>) -> Self {
+    pub(super) fn new(task: Option<Task>) -> Self {
         let query = match &task {
             Some(Task::Query(query)) => Some(query.clone()),
             _ => None,
         };
         Self {
             state: watch::Sender::new(JobState::Waiting),
-            stop: CancellationToken::new(),
-            abandon: CancellationToken::new(),
+            tokens: Tokens::default(),
             task,
             query,
             input: None,
@@ -174,12 +219,12 @@ impl ActiveJob {
         }
     }
 
-    pub(in crate::dispatcher) fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         matches!(*self.state.borrow(), JobState::Waiting)
     }
 
     /// Returns when it started; `None` while it waits.
-    pub(in crate::dispatcher) fn running_since(&self) -> Option<Moment> {
+    pub(super) fn running_since(&self) -> Option<Moment> {
         match *self.state.borrow() {
             JobState::Running { since } => Some(since),
             JobState::Waiting | JobState::Ended { .. } => None,
@@ -188,13 +233,13 @@ impl ActiveJob {
 
     /// Drops everything but the state channel. Dropping the task of a command that never started ends its spool, so that readers stop
     /// waiting for output.
-    pub(in crate::dispatcher) fn release_waiters(self) -> watch::Sender<JobState> {
+    pub(super) fn release_waiters(self) -> watch::Sender<JobState> {
         self.state
     }
 }
 
 impl EndedJob {
-    pub(in crate::dispatcher) fn state(&self) -> JobState {
+    pub(super) fn state(&self) -> JobState {
         JobState::Ended {
             since: self.since,
             at: self.at,
@@ -206,7 +251,7 @@ impl EndedJob {
 
 impl Output {
     /// Returns the number of bytes written so far.
-    pub(in crate::dispatcher) fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::None => 0,
             Self::Kept(spool) => spool.end(),

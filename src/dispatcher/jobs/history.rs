@@ -7,20 +7,20 @@ use crate::job::JobId;
 
 /// How much of the history is kept.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::dispatcher) struct Retention {
+pub(super) struct Retention {
     /// How long ended jobs are kept.
-    pub(in crate::dispatcher) time: Duration,
+    pub(super) time: Duration,
     /// Most ended jobs.
-    pub(in crate::dispatcher) jobs_max: usize,
+    pub(super) jobs_max: usize,
     /// Most bytes of their output in memory. The latest output is kept in any case.
-    pub(in crate::dispatcher) bytes_max: u64,
+    pub(super) bytes_max: u64,
 }
 
 /// Ended jobs in order of their ends.
 ///
 /// The jobs whose output is kept are among them, in the same order, and `bytes` is the sum of their outputs.
 #[derive(Debug, Default)]
-pub(in crate::dispatcher) struct History {
+pub(super) struct History {
     ended: VecDeque<(Instant, JobId)>,
     /// Jobs whose output is still kept, with its bytes in memory.
     outputs: VecDeque<(JobId, u64)>,
@@ -29,7 +29,7 @@ pub(in crate::dispatcher) struct History {
 
 /// What the history no longer keeps.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::dispatcher) enum Dropped {
+pub(super) enum Dropped {
     /// The output of this job.
     Output(JobId),
     /// This job, and its output.
@@ -38,7 +38,7 @@ pub(in crate::dispatcher) enum Dropped {
 
 impl History {
     /// Adds a job that has just ended. `output` is the number of bytes of its output in memory; `None` if it has no output.
-    pub(in crate::dispatcher) fn push(&mut self, job: JobId, output: Option<u64>, now: Instant) {
+    pub(super) fn push(&mut self, job: JobId, output: Option<u64>, now: Instant) {
         self.ended.push_back((now, job));
         if let Some(bytes) = output {
             self.bytes += bytes;
@@ -47,17 +47,13 @@ impl History {
     }
 
     /// Returns when the oldest job is too old.
-    pub(in crate::dispatcher) fn next_drop(&self, retention: &Retention) -> Option<Instant> {
+    pub(super) fn next_drop(&self, retention: &Retention) -> Option<Instant> {
         self.ended.front().map(|(at, _)| *at + retention.time)
     }
 
     /// Drops the oldest outputs while they exceed the memory limit, then jobs that are too old or too many. Call this until it returns
     /// `None`.
-    pub(in crate::dispatcher) fn drop_next(
-        &mut self,
-        retention: &Retention,
-        now: Instant,
-    ) -> Option<Dropped> {
+    pub(super) fn drop_next(&mut self, retention: &Retention, now: Instant) -> Option<Dropped> {
         if self.bytes > retention.bytes_max && self.outputs.len() > 1 {
             return self.drop_oldest_output().map(Dropped::Output);
         }

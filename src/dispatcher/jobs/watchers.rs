@@ -12,7 +12,7 @@ const FOLLOWED_MIN: usize = 16;
 /// State channels of ended jobs that still have receivers. They show which clients have yet to read a job's result or output; an
 /// upgrade waits for them.
 #[derive(Default)]
-pub(in crate::dispatcher) struct EndedJobWatchers {
+pub(super) struct EndedJobWatchers {
     channels: Vec<(JobId, watch::Sender<JobState>)>,
     /// Number of channels at which unwatched ones are removed: twice the number that the last removal left, so that the cost per
     /// channel is constant.
@@ -21,7 +21,7 @@ pub(in crate::dispatcher) struct EndedJobWatchers {
 
 impl EndedJobWatchers {
     /// Keeps the channel of an ended job while it has receivers.
-    pub(in crate::dispatcher) fn keep(&mut self, id: JobId, channel: watch::Sender<JobState>) {
+    pub(super) fn keep(&mut self, id: JobId, channel: watch::Sender<JobState>) {
         if channel.receiver_count() == 0 {
             return;
         }
@@ -34,7 +34,7 @@ impl EndedJobWatchers {
     }
 
     /// Returns the ended jobs that still have a watcher.
-    pub(in crate::dispatcher) fn jobs(&self) -> impl Iterator<Item = JobId> {
+    pub(super) fn jobs(&self) -> impl Iterator<Item = JobId> {
         let watchers = self
             .channels
             .iter()

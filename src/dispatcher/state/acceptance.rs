@@ -1,25 +1,27 @@
 //! Accepts jobs: writes them to the journal, queues them, and carries out what a forced change does to other jobs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::clock::Moment;
 use crate::error_chain::error_chain;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
-use crate::operation::{Action, OutputKept, Stdin};
-use crate::orbctl::{Exec, Input, Orbctl};
+use crate::operation::Action;
+use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob};
-use crate::spool;
 
 use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
-use super::super::jobs::entry::{ActiveJob, Output};
-use super::super::run_job::Task;
+use super::super::jobs::OPERANDS_MAX;
 use super::super::stored;
-use super::{Entry, INPUT_MAX, OPERANDS_MAX, OPERANDS_RETRY_AFTER, State, is_durable, scheduled};
+use super::{State, scheduled};
 use crate::dispatcher::about_job::about_job;
+
+/// How long a caller that was refused because of [`OPERANDS_MAX`] should wait before trying again.
+const OPERANDS_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl<O: Orbctl> State<O> {
     pub(super) fn submit(&mut self, submission: Submission, reply: oneshot::Sender<Result<Job, Rejection>>) {
@@ -30,13 +32,10 @@ impl<O: Orbctl> State<O> {
         }
         let id = self.journal.next_id();
         let mut spec = JobSpec::new(id, Moment::now(), &submission);
-        spec.queue_timeout.get_or_insert(self.settings.queue_timeout);
-        if spec.run_timeout.is_none() && spec.info.has_run_limit() {
-            spec.run_timeout = self.settings.run_timeouts.of(spec.info.class);
-        }
+        self.jobs.set_default_limits(&mut spec);
         let spec = Arc::new(spec);
         // Written before acceptance: an accepted job may start at once, and if it is forced, it ends other jobs.
-        let written = if is_durable(&spec)
+        let written = if spec.is_durable()
             && let Executor::Daemon(Action::Change(change)) = &submission.executor
         {
             let entry = JournalEntry::Accepted(AcceptedJob {
@@ -105,13 +104,13 @@ impl<O: Orbctl> State<O> {
         let id = accepted.spec.id;
         let waits = self
             .jobs
-            .get(&id)
+            .get(id)
             .is_some_and(|entry| entry.phase() == StateFilter::Waiting);
         let answer = if waits {
             self.cancel(id);
             Err(Rejection::Journal(cause))
         } else {
-            if let Some(entry) = self.jobs.get(&id) {
+            if let Some(entry) = self.jobs.get(id) {
                 about_job!(error, entry.spec, %cause, "job is running but not durably journalled");
             }
             Ok(accepted)
@@ -134,7 +133,7 @@ impl<O: Orbctl> State<O> {
                 .and_then(|limit| spec.accepted.instant.checked_add(limit)),
             ..scheduled(spec)
         };
-        if self.operands.saturating_add(spec.weight) > OPERANDS_MAX {
+        if !self.jobs.has_room_for(spec) {
             self.metrics.count(Counter::Refusals);
             return Err(Rejection::OperandsFull {
                 limit: OPERANDS_MAX,
@@ -146,8 +145,7 @@ impl<O: Orbctl> State<O> {
             tracing::info!(operation = spec.info.verb.as_str(), client = %spec.client.name, %refusal, "job refused");
             Rejection::Refused(refusal)
         })?;
-        let (live, output) = self.beginning(executor);
-        let job = self.enter(spec, live, output);
+        let job = self.enter(spec, executor);
         about_job!(debug, spec, "job accepted");
         self.preempt(admission, spec.id);
         if spec.info.preempts {
@@ -157,72 +155,22 @@ impl<O: Orbctl> State<O> {
         Ok(job)
     }
 
-    pub(super) fn enter(&mut self, spec: &Arc<JobSpec>, live: ActiveJob, output: Output) -> Job {
-        let entry = Entry::new(spec.clone(), live, output);
-        let job = entry.job(&mut self.ended_job_watchers);
-        self.operands += spec.weight;
-        self.jobs.insert(spec.id, entry);
-        self.jobs_by_connection.enter(spec);
+    /// Adds an accepted job to the table.
+    pub(super) fn enter(&mut self, spec: &Arc<JobSpec>, executor: Executor) -> Job {
+        let job = self.jobs.insert(spec, executor);
         self.watch.note_job(spec, &JobState::Waiting, Moment::now());
         job
     }
 
-    /// Returns the channels, tokens and output of a new job.
-    fn beginning(&self, executor: Executor) -> (ActiveJob, Output) {
-        let (machine, request) = match executor {
-            Executor::Daemon(Action::Query(query)) => {
-                return (ActiveJob::new(Some(Task::Query(query))), Output::None);
-            }
-            Executor::Daemon(Action::Change(change)) => {
-                return (ActiveJob::new(Some(Task::Change(change))), Output::None);
-            }
-            Executor::Client(_, processes) => {
-                let (sender, release) = oneshot::channel();
-                let mut live = ActiveJob::new(Some(Task::Lease(processes, release)));
-                live.release = Some(sender);
-                return (live, Output::None);
-            }
-            Executor::Daemon(Action::Exec(machine, request)) => (machine, request),
-        };
-        let mut settings = self.settings.spool.clone();
-        if request.output == OutputKept::Unread {
-            settings.keep = spool::Keep::Unread;
-        }
-        let (output, spool) = spool::spool(&settings, &self.spools);
-        let (stdin, input) = match &request.stdin {
-            Stdin::Empty => (Input::Empty, None),
-            Stdin::Bytes(bytes) => (Input::Bytes(bytes.clone()), None),
-            Stdin::Stream => {
-                let (input, stream) = mpsc::channel(INPUT_MAX);
-                (Input::Stream(stream), Some(input))
-            }
-        };
-        let exec = Exec {
-            machine,
-            request,
-            stdin,
-            output,
-        };
-        let mut live = ActiveJob::new(Some(Task::Exec(Box::new(exec))));
-        live.input = input;
-        (live, Output::Kept(spool))
-    }
-
     fn preempt(&mut self, admission: Admission, by: JobId) {
         // Preempted jobs report the forced change that preempted them.
-        let force = self.jobs.get(&by).map(Self::in_the_way);
+        let force = self.jobs.get(by).map(|entry| entry.as_blocker(&Moment::now()));
         for id in admission.cancelled {
             self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), force.clone());
         }
         for id in admission.stop {
-            let Some(entry) = self.jobs.get_mut(&id) else {
-                continue;
-            };
-            about_job!(info, entry.spec, by = by.0, "job preempted");
-            if let Some(live) = entry.live_mut() {
-                live.preempted_by.clone_from(&force);
-                live.stop.cancel();
-                live.abandon.cancel();
+            if let Some(spec) = self.jobs.preempt(id, force.clone()) {
+                about_job!(info, spec, by = by.0, "job preempted");
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Ends of jobs: answers waiters, records metrics, and keeps results and output for the configured time. Also cancellation and
 //! disconnects.
 
-use std::mem;
 use std::time::Instant;
 
 use crate::clock::Moment;
@@ -14,25 +13,26 @@ use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
 use super::super::handle::{Cancelled, JobSpec, WaitingFor};
-use super::super::jobs::entry::{EndedJob, JobPhase, Output};
-use super::super::jobs::history::Dropped;
+use super::super::jobs::{EndedJob, EndingJob};
 use super::super::run_job::JobResult;
+use super::State;
 use super::watching::is_ourselves;
-use super::{State, is_durable};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// Ends a running job.
     pub(super) fn end(&mut self, id: JobId, mut finished: JobResult) {
         let now = Moment::now();
-        let found = self.jobs.get_mut(&id);
-        let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?))) else {
+        let Some(ending) = self.jobs.take_ending(id) else {
             debug_assert!(false, "job {id} ended, but is not active");
             return;
         };
-        let touches = live.touches.take();
-        let preempted_by = live.preempted_by.take();
-        let since = live.running_since();
+        let EndingJob {
+            spec,
+            since,
+            touches,
+            preempted_by,
+        } = ending;
         // Before any reply: a caller that reads after the reply must see the state after the change.
         if let Some(scope) = touches {
             self.touch(&spec.info, &scope);
@@ -56,7 +56,7 @@ impl<O: Orbctl> State<O> {
     /// Ends a job that never started. The scheduler has already removed it.
     pub(super) fn end_unstarted(&mut self, id: JobId, outcome: Outcome, holder: Option<WaitingFor>) {
         let now = Moment::now();
-        if self.jobs.get(&id).is_some_and(|entry| is_durable(&entry.spec)) {
+        if self.jobs.get(id).is_some_and(|entry| entry.spec.is_durable()) {
             self.journal_append(&JournalEntry::Ended { job: id });
         }
         let mut finished = JobResult::new(outcome);
@@ -83,7 +83,7 @@ impl<O: Orbctl> State<O> {
 
     /// Returns the query of a job that is a poll by orbd which no client shares; `None` for other jobs.
     fn poll_of_ours(&self, id: JobId) -> Option<Query> {
-        let entry = self.jobs.get(&id)?;
+        let entry = self.jobs.get(id)?;
         let is_poll = self.watch.is_poll(id) && entry.joined == 0 && is_ourselves(&entry.spec);
         entry.query().filter(|_| is_poll).cloned()
     }
@@ -98,22 +98,9 @@ impl<O: Orbctl> State<O> {
         holder: Option<WaitingFor>,
         is_recorded: bool,
     ) {
-        let Some(entry) = self.jobs.get_mut(&id) else {
+        let Some(entry) = self.jobs.get(id) else {
             return;
         };
-        let over = EndedJob {
-            since,
-            at: now,
-            outcome: finished.outcome.clone(),
-            holder: holder.map(Box::new),
-        };
-        let ended = over.state();
-        let JobPhase::ActiveJob(live) = mem::replace(&mut entry.phase, JobPhase::EndedJob(Box::new(over)))
-        else {
-            debug_assert!(false, "job {id} ended twice");
-            return;
-        };
-        let channel = live.release_waiters();
         let spec = entry.spec.clone();
         if is_recorded {
             self.metrics
@@ -144,47 +131,23 @@ impl<O: Orbctl> State<O> {
         } else {
             about_job!(debug, spec, run_us, "job ended");
         }
-        channel.send_replace(ended.clone());
-        self.ended_job_watchers.keep(id, channel);
-        self.operands -= spec.weight;
-        self.jobs_by_connection.leave(&spec);
-        if spec.info.is_read() {
-            // A read's answer went to its waiters, and reads are many: the metrics record them, the job list does not.
-            self.jobs.remove(&id);
-        } else {
-            let mut kept = None;
-            if let Output::Kept(spool) = &mut entry.output {
-                if spool.is_nothing() {
-                    *spool = self.nothing.clone();
-                }
-                kept = Some(spool.end().min(spool::MEMORY));
-            }
-            self.history.push(id, kept, now.instant);
-            // An attached caller has received the output, unless it is too large for one reply.
-            if spec.detached || entry.output.bytes() > spool::MEMORY {
-                self.idle.touch(now.instant);
-            }
+        let over = EndedJob {
+            since,
+            at: now,
+            outcome: finished.outcome.clone(),
+            holder: holder.map(Box::new),
+        };
+        let Some(ended) = self.jobs.end(id, over) else {
+            return;
+        };
+        // An attached caller has received the output, unless it is too large for one reply.
+        if let Some(entry) = self.jobs.get(id)
+            && (spec.detached || entry.output_bytes() > spool::MEMORY)
+        {
+            self.idle.touch(now.instant);
         }
         self.idle.job_ended(now.instant);
         self.watch.note_job(&spec, &ended, now);
-    }
-
-    /// Drops what the history no longer keeps.
-    pub(super) fn forget(&mut self, now: Instant) {
-        while let Some(dropped) = self.history.drop_next(&self.settings.retention(), now) {
-            match dropped {
-                Dropped::Job(id) => {
-                    self.jobs.remove(&id);
-                }
-                Dropped::Output(id) => {
-                    if let Some(entry) = self.jobs.get_mut(&id)
-                        && let Output::Kept(spool) = &entry.output
-                    {
-                        entry.output = Output::Gone(spool.end());
-                    }
-                }
-            }
-        }
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
@@ -195,13 +158,9 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn cancel(&mut self, id: JobId) -> Cancelled {
-        let Some(entry) = self.jobs.get(&id) else {
-            return Cancelled::NoSuchJob;
-        };
-        let Some(live) = entry.live() else {
-            return Cancelled::AlreadyEnded;
-        };
-        live.stop.cancel();
+        if let Err(none) = self.jobs.stop(id) {
+            return none;
+        }
         match self.scheduler.cancel(id) {
             CancelResult::NeverStarted => {
                 self.end_unstarted(id, Outcome::Cancelled(Phase::Queued), None);
@@ -211,20 +170,10 @@ impl<O: Orbctl> State<O> {
         }
     }
 
-    /// Handles a closed connection: cancels its attached waiting jobs and stops its attached commands. Running changes continue. So
-    /// do running leases, whose owner may still release them on another connection.
+    /// Handles a closed connection.
     pub(super) fn on_disconnect(&mut self, connection: u64) {
-        let attached: Vec<JobId> = self.jobs_by_connection.on(connection).collect();
-        for id in attached {
-            let found = self.jobs.get_mut(&id);
-            let Some((spec, live)) = found.and_then(|entry| Some((entry.spec.clone(), entry.live_mut()?)))
-            else {
-                debug_assert!(false, "job {id} is attached, but is not active");
-                continue;
-            };
-            if !spec.detached && (live.is_waiting() || spec.info.is_command_of_daemon()) {
-                self.cancel(id);
-            }
+        for id in self.jobs.ended_by_disconnect(connection) {
+            self.cancel(id);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Applies the circuit breaker: refuses jobs while `orbctl` is unhealthy, serves stale answers to readers, and runs health probes.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::circuit_breaker::CircuitChange;
@@ -12,10 +13,9 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
 use super::super::answer::QueryAnswer;
-use super::super::handle::{JobSpec, JobState, OutageView, Rejection};
-use super::super::jobs::entry::{ActiveJob, Output};
+use super::super::handle::{JobSpec, OutageView, Rejection};
 use super::super::run_job::{JobResult, Note, run_probe};
-use super::{Arc, Entry, State, scheduled};
+use super::{State, scheduled};
 use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
@@ -35,7 +35,7 @@ impl<O: Orbctl> State<O> {
 
     /// Handles a change of the circuit. All effects of a change on the rest of the dispatcher are here.
     fn turned(&mut self, turn: CircuitChange, by: JobId) {
-        let spec = self.jobs.get(&by).map(|entry| &entry.spec);
+        let spec = self.jobs.get(by).map(|entry| &entry.spec);
         match turn {
             CircuitChange::None => {}
             CircuitChange::Opened => {
@@ -116,19 +116,13 @@ impl<O: Orbctl> State<O> {
         }
         let info = JobInfo::read(&Query::List);
         let spec = Arc::new(JobSpec {
-            run_timeout: Some(self.settings.run_timeouts.query),
+            run_timeout: Some(self.jobs.query_timeout()),
             ..JobSpec::without_client(self.journal.next_id(), info, PROBER, true, now)
         });
         // Not subject to limits: jobs that hang must not block the probe that detects the recovery.
         self.scheduler.restore_running(scheduled(&spec));
-        let live = ActiveJob::new(None);
-        let (stop, abandon) = (live.stop.clone(), live.abandon.clone());
-        self.enter(&spec, live, Output::None);
-        let Some(live) = self.jobs.get(&spec.id).and_then(Entry::live) else {
-            return;
-        };
-        live.state.send_replace(JobState::Running { since: now });
-        let work = self.work(&spec, stop, abandon, self.settings.markers.of(&spec));
+        let (tokens, _) = self.jobs.insert_running(&spec, now, None);
+        let work = self.work(&spec, tokens, self.settings.markers.of(&spec));
         let ticket = self.reads.begin_probe(&now);
         self.health.begin_probe(spec.id, ticket, now.instant);
         about_job!(debug, spec, "probing whether orbctl is healthy");
@@ -150,9 +144,9 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn stop_probe(&self) {
-        let probe = self.health.probe().and_then(|id| self.jobs.get(&id));
-        if let Some(live) = probe.and_then(Entry::live) {
-            live.stop.cancel();
+        if let Some(probe) = self.health.probe() {
+            // If it has just ended, there is nothing to stop.
+            let _ = self.jobs.stop(probe);
         }
     }
 }

@@ -5,8 +5,7 @@ use crate::job::JobId;
 use crate::orbctl::Orbctl;
 
 use super::super::handle::{BusyReason, Request, Submission};
-use super::super::jobs::entry::JobPhase;
-use super::{Entry, State, is_durable};
+use super::State;
 
 impl<O: Orbctl> State<O> {
     /// If the daemon is idle, refuses all new jobs from now on; returns whether it does. Nothing can be accepted between the check
@@ -51,11 +50,8 @@ impl<O: Orbctl> State<O> {
 
     /// Records that a client asked about a job.
     pub(super) fn asked_about(&mut self, id: JobId) {
-        if let Some(entry) = self.jobs.get(&id) {
-            let ended = match &entry.phase {
-                JobPhase::ActiveJob(_) => None,
-                JobPhase::EndedJob(over) => Some(over.at.instant),
-            };
+        if let Some(entry) = self.jobs.get(id) {
+            let ended = entry.ended_at().map(|ended| ended.instant);
             self.idle.asked_about(ended, Moment::now().instant);
         }
     }
@@ -68,27 +64,10 @@ impl<O: Orbctl> State<O> {
         if !self.scheduler.draining().is_empty() {
             return Some(BusyReason::Draining);
         }
-        let mut followed = self.ended_job_watchers.jobs().filter_map(|id| self.jobs.get(&id));
-        let busy = self.jobs.values().find(|entry| needs_this_instance(entry));
-        if let Some(entry) = busy.or_else(|| followed.next()) {
-            return Some(BusyReason::Job(Self::in_the_way(entry)));
+        let now = Moment::now();
+        if let Some(entry) = self.jobs.needing_this_instance() {
+            return Some(BusyReason::Job(entry.as_blocker(&now)));
         }
-        self.idle
-            .is_in_use(Moment::now().instant)
-            .then_some(BusyReason::Recent)
+        self.idle.is_in_use(now.instant).then_some(BusyReason::Recent)
     }
-}
-
-/// Returns whether a client would lose the job if this instance did not finish it.
-fn needs_this_instance(entry: &Entry) -> bool {
-    let Some(live) = entry.live() else {
-        return false;
-    };
-    let is_known_to_the_next = if live.is_waiting() {
-        is_durable(&entry.spec)
-    } else {
-        entry.spec.lease.is_some()
-    };
-    // A client that waits for the job would get no answer.
-    !is_known_to_the_next || live.state.receiver_count() > 0
 }

@@ -56,9 +56,7 @@ impl<O: Orbctl> State<O> {
             Ok(id) => {
                 self.metrics.count(Counter::Joins);
                 self.metrics.count(Counter::SpawnsSaved);
-                if let Some(entry) = self.jobs.get_mut(&id) {
-                    entry.joined += 1;
-                }
+                self.jobs.share(id);
                 return Some(id);
             }
             Err(reply) => reply,
@@ -79,8 +77,8 @@ impl<O: Orbctl> State<O> {
             expected_id: None,
             // A read may be shared, so it must not end when one client disconnects.
             detached: true,
-            queue_timeout: Some(self.settings.queue_timeout),
-            run_timeout: Some(self.settings.run_timeouts.query),
+            queue_timeout: Some(self.jobs.queue_timeout()),
+            run_timeout: Some(self.jobs.query_timeout()),
         };
         let spec = Arc::new(JobSpec::new(id, now, &submission));
         match self.accept(&spec, submission.executor) {
@@ -96,7 +94,7 @@ impl<O: Orbctl> State<O> {
     }
 
     pub(super) fn finish_read(&mut self, id: JobId, finished: &mut JobResult, holder: Option<&WaitingFor>) {
-        let Some(entry) = self.jobs.get(&id) else { return };
+        let Some(entry) = self.jobs.get(id) else { return };
         let Some(query) = entry.query().cloned() else {
             return;
         };

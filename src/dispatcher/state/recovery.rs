@@ -1,25 +1,21 @@
 //! Start and stop: takes over the jobs of the previous instance, and leaves running changes to the next one.
 
 use std::collections::BTreeMap;
-use std::mem;
 use std::sync::Arc;
-
-use tokio::sync::oneshot;
 
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome, ReconcileReport};
 use crate::journal::{AcceptedJob, Entry as JournalEntry, InFlight, Recovered};
-use crate::operation::{Effect, JobInfo};
+use crate::operation::{Action, Effect};
 use crate::orbctl::Orbctl;
 use crate::scheduler::NewJob;
 use crate::sys::ChildIdentity;
 
-use super::super::handle::{JobSpec, JobState, LeaseProcesses, StateFilter};
-use super::super::jobs::entry::{ActiveJob, EndedJob, JobPhase, Output};
+use super::super::handle::{Executor, JobSpec, LeaseProcesses};
 use super::super::marker::{Survivor, adopt};
-use super::super::run_job::{Task, run_orphan};
+use super::super::run_job::run_orphan;
 use super::super::stored;
-use super::{Entry, State, is_durable, scheduled};
+use super::{State, scheduled};
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
@@ -78,31 +74,19 @@ impl<O: Orbctl> State<O> {
                 "job was left by the previous instance; its lanes are held until its processes exit"
             );
             self.scheduler.restore_running(scheduled(&spec));
-            let mut live = ActiveJob::new(None);
-            live.state.send_replace(JobState::Running { since: now });
-            live.touches = match &spec.info.effect {
+            let touches = match &spec.info.effect {
                 Effect::Changes(scope) => Some(scope.clone()),
                 Effect::MayStart(_) | Effect::Reads => None,
             };
-            let mut output = Output::None;
-            // The arguments of a command were lost with the instance, and its caller with the connection: stop it. Its output was lost
-            // with the instance that read it.
+            let (tokens, release) = self.jobs.insert_running(&spec, now, touches);
+            // The arguments of a command were lost with the instance, and its caller with the connection: stop it.
             if spec.info.is_command_of_daemon() {
-                live.stop.cancel();
-                output = Output::Kept(self.nothing.clone());
+                tokens.stop.cancel();
             }
-            // The owner may reconnect to report how the child ended.
-            let release = lease.map(|processes| {
-                let (sender, release) = oneshot::channel();
-                live.release = Some(sender);
-                (processes, release)
-            });
-            let marker = starting.marker.clone();
-            let work = self.work(&spec, live.stop.clone(), live.abandon.clone(), marker);
-            self.jobs.insert(spec.id, Entry::new(spec.clone(), live, output));
+            let work = self.work(&spec, tokens, starting.marker.clone());
             let span = about_job::span(&spec);
             let finish = async move {
-                let finished = match release {
+                let finished = match lease.zip(release) {
                     Some((processes, release)) => work.lease(processes, release).await,
                     None => run_orphan(work, children).await,
                 };
@@ -120,8 +104,8 @@ impl<O: Orbctl> State<O> {
             let (id, info) = (uncertain.job, change.info());
             let spec = Arc::new(JobSpec::without_client(id, info, &uncertain.client, true, now));
             about_job!(error, spec, "job may or may not have run; the journal is damaged");
-            let entry = Entry::new(spec, ActiveJob::new(None), Output::None);
-            self.jobs.insert(id, entry);
+            let executor = Executor::Daemon(Action::Change(change));
+            self.jobs.insert(&spec, executor);
             self.end_unstarted(id, Outcome::Unknown(ReconcileReport::NOTHING), None);
         }
         for waiting in waiting {
@@ -133,7 +117,7 @@ impl<O: Orbctl> State<O> {
                 );
                 continue;
             };
-            let queue_timeout = waiting.queue_timeout.unwrap_or(self.settings.queue_timeout);
+            let queue_timeout = waiting.queue_timeout.unwrap_or(self.jobs.queue_timeout());
             let spec = Arc::new(JobSpec {
                 expected_id,
                 queue_timeout: Some(queue_timeout),
@@ -146,7 +130,7 @@ impl<O: Orbctl> State<O> {
                 ..scheduled(&spec)
             };
             self.scheduler.readmit(new);
-            self.enter(&spec, ActiveJob::new(Some(Task::Change(change))), Output::None);
+            self.enter(&spec, Executor::Daemon(Action::Change(change)));
             about_job!(info, spec, "job queued again after a restart");
         }
     }
@@ -159,23 +143,10 @@ impl<O: Orbctl> State<O> {
             running = self.running.len(),
             "orbd is stopping"
         );
-        let ids: Vec<JobId> = self
-            .jobs
-            .values()
-            .filter(|entry| match entry.phase() {
-                // A waiting detached change is in the journal: the next instance runs it.
-                StateFilter::Waiting => !is_durable(&entry.spec),
-                StateFilter::Running => !entry.is_left_to_finish(),
-                StateFilter::Ended => false,
-            })
-            .map(|entry| entry.spec.id)
-            .collect();
-        for id in ids {
+        for id in self.jobs.ended_by_stop() {
             self.cancel(id);
         }
-        for live in self.jobs.values().filter_map(Entry::live) {
-            live.abandon.cancel();
-        }
+        self.jobs.abandon_all();
     }
 
     /// Abandons the jobs that still run, so that they continue without orbd: each has its own process group, and the journal records
@@ -188,31 +159,6 @@ impl<O: Orbctl> State<O> {
             );
         }
         self.running.detach_all();
-        // Answer the waiters with an unseen outcome; otherwise they would take the closed channel for a refusal and retry.
-        let now = Moment::now();
-        for entry in mem::take(&mut self.jobs).into_values() {
-            let JobPhase::ActiveJob(live) = entry.phase else {
-                continue;
-            };
-            let Some(since) = live.running_since() else {
-                continue;
-            };
-            let over = EndedJob {
-                since: Some(since),
-                at: now,
-                outcome: unobserved_outcome(&entry.spec.info),
-                holder: None,
-            };
-            live.release_waiters().send_replace(over.state());
-        }
-    }
-}
-
-/// Returns the outcome of a job whose end orbd did not observe.
-fn unobserved_outcome(info: &JobInfo) -> Outcome {
-    if info.is_change() {
-        Outcome::Unknown(ReconcileReport::NOTHING)
-    } else {
-        Outcome::Interrupted
+        self.jobs.leave(Moment::now());
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, CacheKey};
 use crate::clock::Moment;
@@ -19,9 +18,10 @@ use crate::sys::ChildIdentity;
 
 use super::super::answer::{CachedAnswer, by_name};
 use super::super::handle::{JobSpec, JobState};
+use super::super::jobs::{StartingJob, Tokens};
 use super::super::run_job::{Durable, JobResult, RunSettings, Task, Work, run_job};
 use super::super::stored;
-use super::{Entry, State, is_durable};
+use super::State;
 use crate::dispatcher::about_job::{self, about_job};
 use tracing::Instrument as _;
 
@@ -37,24 +37,16 @@ impl<O: Orbctl> State<O> {
 
     fn start(&mut self, id: JobId) {
         let now = Moment::now();
-        let found = self.jobs.get_mut(&id).and_then(|entry| {
-            let spec = entry.spec.clone();
-            let live = entry.live_mut()?;
-            let task = live.task.take()?;
-            Some((spec, live, task))
-        });
-        let Some((spec, live, task)) = found else {
+        let Some(StartingJob { spec, task, tokens }) = self.jobs.take_task(id) else {
             debug_assert!(false, "job {id} started, but is not waiting");
             self.scheduler.end(id);
             return;
         };
-        live.touches = match &spec.info.effect {
+        let touches = match &spec.info.effect {
             Effect::Changes(scope) => Some(scope.clone()),
             Effect::MayStart(machines) => may_start(machines, self.reads.cache(), &now, self.reads.max_age()),
             Effect::Reads => None,
         };
-        let touches = live.touches.clone();
-        let (stop, abandon) = (live.stop.clone(), live.abandon.clone());
         let marker = if spec.info.is_lease {
             String::new()
         } else {
@@ -66,35 +58,26 @@ impl<O: Orbctl> State<O> {
         } else {
             durable = self.journal_start(&spec, &marker);
         }
-        if let Some(scope) = touches {
-            self.touch(&spec.info, &scope);
+        if let Some(scope) = &touches {
+            self.touch(&spec.info, scope);
         }
         // Last, because a watcher may act on the new state at once, as a lease's owner does. By then the next instance must be able
         // to find the job in the journal.
-        let running = JobState::Running { since: now };
-        self.watch.note_job(&spec, &running, now);
-        if let Some(live) = self.jobs.get(&id).and_then(Entry::live) {
-            live.state.send_replace(running);
-        }
+        self.watch.note_job(&spec, &JobState::Running { since: now }, now);
+        self.jobs.set_running(id, now, touches);
         about_job!(debug, spec, "job started");
-        let work = self.work(&spec, stop, abandon, marker);
+        let work = self.work(&spec, tokens, marker);
         self.spawn(&spec, run_job(work, task, durable));
     }
 
     /// Returns what a job needs to run, whatever it does.
-    pub(super) fn work(
-        &self,
-        spec: &Arc<JobSpec>,
-        stop: CancellationToken,
-        abandon: CancellationToken,
-        marker: String,
-    ) -> Work<O> {
+    pub(super) fn work(&self, spec: &Arc<JobSpec>, tokens: Tokens, marker: String) -> Work<O> {
         Work {
             spec: spec.clone(),
             orbctl: self.orbctl.clone(),
             settings: RunSettings::of(&self.settings),
-            stop,
-            abandon,
+            stop: tokens.stop,
+            abandon: tokens.abandon,
             probe_permits: self.probe_permits.clone(),
             marker,
             notes: self.notes.clone(),
@@ -126,7 +109,7 @@ impl<O: Orbctl> State<O> {
             class: spec.info.class,
             detached: spec.detached,
         });
-        let durable = is_durable(spec).then(|| -> Durable {
+        let durable = spec.is_durable().then(|| -> Durable {
             match self.journal.append_durable(&entry) {
                 Ok(written) => Box::pin(written),
                 Err(error) => Box::pin(std::future::ready(Err(error))),
@@ -146,7 +129,7 @@ impl<O: Orbctl> State<O> {
     /// Records a child in the journal. For a lease also records the owner, so that the next instance can end the child when the owner
     /// exits.
     pub(super) fn child_started(&self, id: JobId, child: ChildIdentity, owner: Option<ChildIdentity>) {
-        let needed = self.jobs.get(&id).is_some_and(|entry| !entry.spec.info.is_read());
+        let needed = self.jobs.get(id).is_some_and(|entry| !entry.spec.info.is_read());
         if needed {
             self.journal_append(&JournalEntry::Started {
                 job: id,

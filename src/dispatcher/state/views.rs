@@ -6,7 +6,8 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, Blocker};
 
 use super::super::handle::{CacheView, JobFilter, JobState, JobView, KeptView, Target, WaitingFor};
-use super::{Entry, State};
+use super::super::jobs::Entry;
+use super::State;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn view(&self, entry: &Entry) -> JobView {
@@ -22,7 +23,7 @@ impl<O: Orbctl> State<O> {
             spec: entry.spec.clone(),
             state,
             waiting_for,
-            output_bytes: entry.output.bytes(),
+            output_bytes: entry.output_bytes(),
             joined: entry.joined,
             is_unwritten: self.journal.is_unwritten(entry.spec.id),
         }
@@ -30,7 +31,7 @@ impl<O: Orbctl> State<O> {
 
     pub(super) fn waiting_for(&self, blocker: &Blocker) -> Option<WaitingFor> {
         match blocker {
-            Blocker::Job { id, .. } => self.jobs.get(id).map(Self::in_the_way),
+            Blocker::Job { id, .. } => self.jobs.get(*id).map(|entry| entry.as_blocker(&Moment::now())),
             Blocker::Limit { name, .. } => Some(WaitingFor::Limit(name)),
             Blocker::Paused(scheduler::Target::Lane(Lane::Machine(name))) => {
                 Some(WaitingFor::Paused(Target::Machine(name.clone())))
@@ -39,17 +40,6 @@ impl<O: Orbctl> State<O> {
             Blocker::Paused(_) => Some(WaitingFor::Paused(Target::All)),
             Blocker::Held => Some(WaitingFor::Unhealthy(self.health.problem()?.clone())),
             Blocker::NotWaiting => None,
-        }
-    }
-
-    /// Describes a job to the clients whose jobs it blocks.
-    pub(super) fn in_the_way(entry: &Entry) -> WaitingFor {
-        WaitingFor::Job {
-            id: entry.spec.id,
-            verb: entry.spec.info.verb.as_str(),
-            machine: entry.spec.info.machine.clone(),
-            client: entry.spec.client.name.clone(),
-            age: Moment::now().age_of(&entry.spec.accepted),
         }
     }
 
@@ -65,7 +55,7 @@ impl<O: Orbctl> State<O> {
                     .as_ref()
                     .is_none_or(|only| entry.spec.info.verb.as_str() == only)
         };
-        let mut newest = self.jobs.values().rev().filter(wanted);
+        let mut newest = self.jobs.iter().rev().filter(wanted);
         let mut jobs: Vec<JobView> = newest
             .by_ref()
             .take(filter.limit)

@@ -35,8 +35,8 @@ impl<O: Orbctl> State<O> {
     pub(super) fn snapshot(&self) -> Snapshot {
         let active = self
             .jobs
-            .values()
-            .filter(|entry| entry.live().is_some())
+            .iter()
+            .filter(|entry| entry.is_active())
             .filter(|entry| !entry.spec.info.is_read());
         let mut jobs: Vec<_> = active
             .take(SNAPSHOT_JOBS_MAX + 1)
