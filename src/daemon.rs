@@ -151,7 +151,7 @@ pub async fn run(
         metrics: metrics.clone(),
     };
     let stop = signals.stop.child_token();
-    let (dispatcher, dispatching) = dispatcher::start(settings, parts, stop.clone());
+    let (dispatcher, dispatching) = dispatcher::start(&settings, parts, stop.clone());
     let info = InstanceInfo {
         instance,
         started,

@@ -516,8 +516,6 @@ pub enum BusyReason {
 /// A request to the dispatcher, with the channel for its reply.
 pub(super) enum Request {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Rejection>>),
-    /// Roll back this job, whose acceptance could not be written to the journal, for this reason.
-    RollBack(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
     Read {
         query: Query,
         max_age: Option<Duration>,

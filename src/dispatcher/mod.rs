@@ -27,6 +27,7 @@ mod marker;
 mod read_table;
 mod reconcile;
 mod run_job;
+mod runner;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -149,7 +150,7 @@ pub struct Parts<O> {
 /// Starts the dispatcher. It runs until `shutdown` is cancelled and the jobs that delay a stop have ended. Its task then returns the
 /// journal for the caller to close.
 pub fn start<O: Orbctl>(
-    settings: Settings,
+    settings: &Settings,
     parts: Parts<O>,
     shutdown: CancellationToken,
 ) -> (Dispatcher, tokio::task::JoinHandle<Journal>) {
@@ -157,7 +158,7 @@ pub fn start<O: Orbctl>(
     let (publish, published) = tokio::sync::watch::channel(Published::default());
     let upgrading = CancellationToken::new();
     let markers = settings.markers.clone();
-    let state = state::State::new(settings, parts, publish, requests.downgrade(), upgrading.clone());
+    let state = state::State::new(settings, parts, publish, upgrading.clone());
     let task = tokio::spawn(state.run(inbox, shutdown));
     let dispatcher = Dispatcher {
         requests,

@@ -35,7 +35,7 @@ use orbd_host::run_command::GuestEnv;
 
 use super::Settings;
 use super::answer::{QueryAnswer, by_id};
-use super::handle::{JobSpec, LeaseProcesses, Release};
+use super::handle::{Job, JobSpec, LeaseProcesses, Rejection, Release};
 use super::reconcile::{self, Reconciliation};
 
 /// First pause between probes after a cut; each further pause doubles.
@@ -56,6 +56,8 @@ pub(super) enum Note {
     Replaced,
     /// The result of an invocation that began at this time shows whether `orbctl` is healthy.
     HealthSignal(HealthSignal, Instant),
+    /// The acceptance of the job could not be written to the journal, for this reason. Its client waits for the reply.
+    NotDurable(Box<Job>, Arc<str>, oneshot::Sender<Result<Job, Rejection>>),
 }
 
 /// What a job does once it starts.
@@ -85,6 +87,7 @@ pub(super) struct Work<O> {
 }
 
 /// The settings that apply to a job from its start to its end.
+#[derive(Debug, Clone)]
 pub(super) struct RunSettings {
     /// Longest time for one probe.
     query_timeout: Duration,

@@ -184,7 +184,7 @@ impl World {
             metrics: metrics.clone(),
         };
         let shutdown = CancellationToken::new();
-        let (dispatcher, task) = start(settings(folder.path(), limits), parts, shutdown.clone());
+        let (dispatcher, task) = start(&settings(folder.path(), limits), parts, shutdown.clone());
         Self {
             dispatcher,
             task,

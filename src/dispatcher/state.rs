@@ -11,16 +11,13 @@ mod starting;
 mod views;
 mod watching;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use orbd_host::config::LEAVE_CHANGES_AFTER;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::job::JobId;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::orbctl::Orbctl;
@@ -32,63 +29,46 @@ use super::health::Health;
 use super::idle::Idle;
 use super::jobs::JobTable;
 use super::read_table::ReadTable;
-use super::run_job::{JobResult, Note};
+use super::runner::{Report, Runner};
 use super::watch::Watch;
 use super::{Parts, Settings};
 
 /// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;
 
-/// State of the dispatcher.
+/// State of the dispatcher. Each part keeps its own invariant; the methods of the state only call them in the right order, and carry
+/// out what they return.
 pub(super) struct State<O> {
-    settings: Settings,
-    orbctl: Arc<O>,
     journal: Journal,
-    /// Sender to the dispatcher's own inbox, for work that completes in another task. Weak, so that it does not keep the inbox open.
-    requests: mpsc::WeakSender<Request>,
     metrics: Metrics,
     scheduler: Scheduler,
     jobs: JobTable,
     reads: ReadTable,
-    running: JoinSet<(JobId, JobResult)>,
-    /// Permits for probes after a cut, shared by all jobs.
-    probe_permits: Arc<Semaphore>,
-    notes: mpsc::Sender<(JobId, Note)>,
-    notes_inbox: mpsc::Receiver<(JobId, Note)>,
     health: Health,
     watch: Watch,
     drains: Drains,
     idle: Idle,
+    runner: Runner<O>,
 }
 
 impl<O: Orbctl> State<O> {
     pub(super) fn new(
-        settings: Settings,
+        settings: &Settings,
         parts: Parts<O>,
         publish: watch::Sender<Published>,
-        requests: mpsc::WeakSender<Request>,
         upgrading: CancellationToken,
     ) -> Self {
-        let (notes, notes_inbox) = mpsc::channel(64);
-        let probe_permits = settings.probes_max();
-        let reads = ReadTable::new(settings.cache_max_age, publish);
         let mut state = Self {
-            scheduler: Scheduler::new(settings.limits.clone()),
-            jobs: JobTable::new(&settings),
-            watch: Watch::new(settings.watch_interval),
-            settings,
-            orbctl: parts.orbctl,
             journal: parts.journal,
-            requests,
             metrics: parts.metrics,
-            reads,
-            running: JoinSet::new(),
-            probe_permits: Arc::new(Semaphore::new(probe_permits)),
-            notes,
-            notes_inbox,
+            scheduler: Scheduler::new(settings.limits.clone()),
+            jobs: JobTable::new(settings),
+            reads: ReadTable::new(settings.cache_max_age, publish),
             health: Health::default(),
+            watch: Watch::new(settings.watch_interval),
             drains: Drains::default(),
             idle: Idle::new(upgrading),
+            runner: Runner::new(parts.orbctl, settings),
         };
         state.recover(parts.recovered, parts.survivors);
         state
@@ -121,13 +101,12 @@ impl<O: Orbctl> State<O> {
                 biased;
                 // Polled first: an inbox that is never empty must not delay a stop.
                 () = shutdown.cancelled(), if !self.scheduler.is_closed() => {
-                    leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.settings.grace));
+                    leave_at = Some(Moment::now().instant + LEAVE_CHANGES_AFTER.max(self.runner.grace()));
                     self.begin_stop();
                 }
-                Some((id, note)) = self.notes_inbox.recv() => self.on_job_event(id, note),
-                Some(ended) = self.running.join_next() => match ended {
-                    Ok((id, finished)) => self.end(id, finished),
-                    Err(error) => tracing::error!(%error, "job task was lost"),
+                report = self.runner.next() => match report {
+                    Report::Note(id, note) => self.on_job_event(id, note),
+                    Report::Ended(id, finished) => self.end(id, finished),
                 },
                 request = inbox.recv() => match request {
                     Some(request) => {
@@ -167,7 +146,6 @@ impl<O: Orbctl> State<O> {
                 self.idle.hold_back(Request::Submit(submission, reply));
             }
             Request::Submit(submission, reply) => self.submit(*submission, reply),
-            Request::RollBack(accepted, cause, reply) => self.roll_back(*accepted, cause, reply),
             Request::Read {
                 query,
                 max_age,
@@ -216,7 +194,7 @@ impl<O: Orbctl> State<O> {
                 let _ = reply.send(self.snapshot());
             }
             Request::Adopt(settings, reply) => {
-                self.adopt(*settings);
+                self.adopt(&settings);
                 let _ = reply.send(());
             }
             Request::WaitIdle(reply) => self.idle.wait(reply, Moment::now().instant),
@@ -230,19 +208,13 @@ impl<O: Orbctl> State<O> {
     }
 
     /// Replaces the settings. Jobs beyond a lowered limit keep running or waiting.
-    fn adopt(&mut self, settings: Settings) {
+    fn adopt(&mut self, settings: &Settings) {
         self.scheduler.set_limits(settings.limits.clone());
-        self.jobs.adopt(&settings);
-        if settings.probes_max() != self.settings.probes_max() {
-            // Running jobs keep the permits of the old semaphore.
-            self.probe_permits = Arc::new(Semaphore::new(settings.probes_max()));
-        }
-        if settings.watch_interval != self.settings.watch_interval {
-            self.watch
-                .set_interval(settings.watch_interval, Moment::now().instant);
-        }
+        self.jobs.adopt(settings);
         self.reads.set_max_age(settings.cache_max_age);
-        self.settings = settings;
+        self.watch
+            .set_interval(settings.watch_interval, Moment::now().instant);
+        self.runner.adopt(settings);
     }
 }
 

@@ -14,7 +14,7 @@ use crate::operation::Action;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob};
 
-use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, Request, StateFilter, Submission};
+use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, StateFilter, Submission};
 use super::super::jobs::OPERANDS_MAX;
 use super::super::stored;
 use super::{State, scheduled};
@@ -71,26 +71,7 @@ impl<O: Orbctl> State<O> {
             let _ = reply.send(Ok(accepted));
             return;
         };
-        let requests = self.requests.clone();
-        tokio::spawn(async move {
-            match written.await {
-                Ok(()) => {
-                    let _ = reply.send(Ok(accepted));
-                }
-                Err(error) => {
-                    // If the dispatcher has ended, the caller gets no reply.
-                    if let Some(requests) = requests.upgrade() {
-                        let _ = requests
-                            .send(Request::RollBack(
-                                Box::new(accepted),
-                                error_chain(&error).into(),
-                                reply,
-                            ))
-                            .await;
-                    }
-                }
-            }
-        });
+        self.runner.acknowledge(accepted, written, reply);
     }
 
     /// Rolls back a job whose journal write failed. A job that has already started keeps running and is acknowledged, because a

@@ -25,6 +25,7 @@ impl<O: Orbctl> State<O> {
             Note::Started(child) => self.child_started(id, child, None),
             Note::Replaced => self.invalidate_untrusted(&Scope::Everything),
             Note::HealthSignal(signal, began) => self.on_health_signal(id, signal, began),
+            Note::NotDurable(accepted, cause, reply) => self.roll_back(*accepted, cause, reply),
         }
     }
 
@@ -122,11 +123,11 @@ impl<O: Orbctl> State<O> {
         // Not subject to limits: jobs that hang must not block the probe that detects the recovery.
         self.scheduler.restore_running(scheduled(&spec));
         let (tokens, _) = self.jobs.insert_running(&spec, now, None);
-        let work = self.work(&spec, tokens, self.settings.markers.of(&spec));
+        let work = self.runner.work(&spec, tokens, self.runner.marker(&spec));
         let ticket = self.reads.begin_probe(&now);
         self.health.begin_probe(spec.id, ticket, now.instant);
         about_job!(debug, spec, "probing whether orbctl is healthy");
-        self.spawn(&spec, run_probe(work));
+        self.runner.spawn(&spec, run_probe(work));
     }
 
     /// Handles the end of a probe. Returns whether the job was the probe.

@@ -16,8 +16,7 @@ use super::super::marker::{Survivor, adopt};
 use super::super::run_job::run_orphan;
 use super::super::stored;
 use super::{State, scheduled};
-use crate::dispatcher::about_job::{self, about_job};
-use tracing::Instrument as _;
+use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     /// Takes over from the previous instance: its child processes keep their lanes, and its accepted changes are queued again.
@@ -83,16 +82,13 @@ impl<O: Orbctl> State<O> {
             if spec.info.is_command_of_daemon() {
                 tokens.stop.cancel();
             }
-            let work = self.work(&spec, tokens, starting.marker.clone());
-            let span = about_job::span(&spec);
-            let finish = async move {
-                let finished = match lease.zip(release) {
+            let work = self.runner.work(&spec, tokens, starting.marker.clone());
+            self.runner.spawn(&spec, async move {
+                match lease.zip(release) {
                     Some((processes, release)) => work.lease(processes, release).await,
                     None => run_orphan(work, children).await,
-                };
-                (spec.id, finished)
-            };
-            self.running.spawn(finish.instrument(span));
+                }
+            });
         }
     }
 
@@ -140,7 +136,7 @@ impl<O: Orbctl> State<O> {
         self.scheduler.close();
         tracing::info!(
             waiting = self.scheduler.waiting().total(),
-            running = self.running.len(),
+            running = self.runner.running(),
             "orbd is stopping"
         );
         for id in self.jobs.ended_by_stop() {
@@ -152,13 +148,13 @@ impl<O: Orbctl> State<O> {
     /// Abandons the jobs that still run, so that they continue without orbd: each has its own process group, and the journal records
     /// them.
     pub(super) fn leave(&mut self) {
-        if !self.running.is_empty() {
+        if self.runner.running() > 0 {
             tracing::warn!(
-                jobs = self.running.len(),
+                jobs = self.runner.running(),
                 "jobs are still running; leaving them to the next instance of orbd"
             );
         }
-        self.running.detach_all();
+        self.runner.leave();
         self.jobs.leave(Moment::now());
     }
 }

@@ -1,14 +1,11 @@
 //! Starts of jobs: invalidates the cache and writes the journal before a child may exist.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-
 use crate::cache::{Cache, CacheKey};
 use crate::clock::Moment;
-use crate::job::{Failure, JobId, Outcome};
+use crate::job::JobId;
 use crate::journal::{Entry as JournalEntry, Starting};
 use crate::machine::{MachineName, MachineState};
 use crate::metrics::Counter;
@@ -18,12 +15,11 @@ use crate::sys::ChildIdentity;
 
 use super::super::answer::{CachedAnswer, by_name};
 use super::super::handle::{JobSpec, JobState};
-use super::super::jobs::{StartingJob, Tokens};
-use super::super::run_job::{Durable, JobResult, RunSettings, Task, Work, run_job};
+use super::super::jobs::StartingJob;
+use super::super::run_job::{Durable, Task, run_job};
 use super::super::stored;
 use super::State;
-use crate::dispatcher::about_job::{self, about_job};
-use tracing::Instrument as _;
+use crate::dispatcher::about_job::about_job;
 
 impl<O: Orbctl> State<O> {
     pub(super) fn start_ready(&mut self) {
@@ -50,7 +46,7 @@ impl<O: Orbctl> State<O> {
         let marker = if spec.info.is_lease {
             String::new()
         } else {
-            self.settings.markers.of(&spec)
+            self.runner.marker(&spec)
         };
         let mut durable = None;
         if let Task::Query(query) = &task {
@@ -66,34 +62,8 @@ impl<O: Orbctl> State<O> {
         self.watch.note_job(&spec, &JobState::Running { since: now }, now);
         self.jobs.set_running(id, now, touches);
         about_job!(debug, spec, "job started");
-        let work = self.work(&spec, tokens, marker);
-        self.spawn(&spec, run_job(work, task, durable));
-    }
-
-    /// Returns what a job needs to run, whatever it does.
-    pub(super) fn work(&self, spec: &Arc<JobSpec>, tokens: Tokens, marker: String) -> Work<O> {
-        Work {
-            spec: spec.clone(),
-            orbctl: self.orbctl.clone(),
-            settings: RunSettings::of(&self.settings),
-            stop: tokens.stop,
-            abandon: tokens.abandon,
-            probe_permits: self.probe_permits.clone(),
-            marker,
-            notes: self.notes.clone(),
-        }
-    }
-
-    /// Runs a job in its own task.
-    pub(super) fn spawn(&mut self, spec: &JobSpec, work: impl Future<Output = JobResult> + Send + 'static) {
-        let id = spec.id;
-        let work = work.instrument(about_job::span(spec));
-        self.running.spawn(async move {
-            // A panic here is a bug in orbd. It must end only this job.
-            let finished = AssertUnwindSafe(work).catch_unwind().await;
-            let broken = || JobResult::new(Outcome::Failed(Failure::Internal("job task panicked".into())));
-            (id, finished.unwrap_or_else(|_| broken()))
-        });
+        let work = self.runner.work(&spec, tokens, marker);
+        self.runner.spawn(&spec, run_job(work, task, durable));
     }
 
     /// Records in the journal that a child may exist from now on. Without the entry, the next instance could run another job in the
