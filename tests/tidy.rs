@@ -208,6 +208,39 @@ fn deciding_modules_are_pure() {
     );
 }
 
+/// The parts of the dispatcher's state. Their tests control time and need no runtime.
+const PARTS: [&str; 8] = [
+    "drains",
+    "health",
+    "hold",
+    "idle",
+    "jobs.rs",
+    "jobs/",
+    "read_table",
+    "watch",
+];
+
+#[test]
+fn parts_of_the_dispatcher_only_decide() {
+    let impure = ["tracing", "Moment::now", ".await", "spawn(", "std::fs", "State<"];
+    let mut breaches = Vec::new();
+    for file in production() {
+        let within = file.name.strip_prefix("src/dispatcher/");
+        if !within.is_some_and(|name| PARTS.iter().any(|part| name.starts_with(part))) {
+            continue;
+        }
+        for word in impure {
+            if let Some(line) = file.line_with(word) {
+                breaches.push(format!("{}:{line} says {word}", file.name));
+            }
+        }
+    }
+    report(
+        "parts of the dispatcher's state that do more than decide",
+        &breaches,
+    );
+}
+
 #[test]
 fn each_external_resource_is_used_in_one_place() {
     let places: [(&str, &[&str]); 5] = [
