@@ -18,7 +18,7 @@ from pyinfra.api.host import Host
 
 from fake_daemon import FakeDaemon, ShellMachines
 from orbd import Client
-from pyinfra_orbd import connector
+from pyinfra_orbd import _client
 from real_daemon import RealDaemon, temporary_daemon
 
 
@@ -60,9 +60,9 @@ def daemon(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     daemon = FakeDaemon(path)
     yield daemon
-    for client in connector._clients.values():
+    for client in _client._clients.values():
         client.close_idle()
-    connector._clients.clear()
+    _client._clients.clear()
     daemon.close()
 
 
@@ -118,6 +118,6 @@ def real(real_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
     monkeypatch.setenv("ORBD_SOCKET", str(real_daemon.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield real_daemon
-    for client in connector._clients.values():
+    for client in _client._clients.values():
         client.close_idle()
-    connector._clients.clear()
+    _client._clients.clear()

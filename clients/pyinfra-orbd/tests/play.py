@@ -20,7 +20,7 @@ from pyinfra.api.operation import OperationMeta, add_op
 from pyinfra.api.operations import run_ops
 from pyinfra.context import ctx_host, ctx_state
 
-from pyinfra_orbd import connector
+from pyinfra_orbd import _client
 
 
 class Played:
@@ -95,9 +95,9 @@ def playing(*entries: Any) -> Iterator[State]:
 
 def forget_clients() -> None:
     """Closes the connections of the connector, which otherwise live as long as the process."""
-    for client in connector._clients.values():
+    for client in _client._clients.values():
         client.close_idle()
-    connector._clients.clear()
+    _client._clients.clear()
 
 
 def play(operation: Callable[..., OperationMeta], *args: Any, entry: Any = "@local", **kwargs: Any) -> Played:

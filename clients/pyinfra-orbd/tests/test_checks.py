@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from play import forget_clients, play
-from pyinfra_orbd._checks import connectivity_script, host_and_port, lookup_script
 from pyinfra_orbd.operations import vm_dns_lookup, vm_test_connectivity
+from pyinfra_orbd.operations.checks import connectivity_script, host_and_port, lookup_script
 from real_daemon import RealDaemon
 
 

@@ -26,8 +26,8 @@ from conftest import MakeHost
 from fake_daemon import Failure, FakeDaemon, Hangup, Peer, ShellMachines, machine
 from orbd import Client, errors
 from orbd.errors import ProtocolViolation
-from pyinfra_orbd import _files, connector
-from pyinfra_orbd._machine_cache import MachineCache
+from pyinfra_orbd import _client, _files, connector
+from pyinfra_orbd._client import MachineCache
 from pyinfra_orbd.connector import OrbStackConnector
 
 names_data = OrbStackConnector.make_names_data
@@ -106,7 +106,7 @@ class TestInventory:
         monkeypatch.setenv("ORBD_AUTOSTART", "0")
         with pytest.raises(InventoryError, match="orbd-ctl daemon start"):
             list(names_data(None))
-        connector._clients.clear()
+        _client._clients.clear()
 
     def test_failed_list_is_an_inventory_error_with_the_daemons_message(self, daemon: FakeDaemon) -> None:
         def fail(peer: Peer, params: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.host import Host
 
 from orbd import Client, errors
-from pyinfra_orbd import connector
+from pyinfra_orbd import _client, connector
 from real_daemon import RealDaemon, temporary_daemon
 
 pytestmark = pytest.mark.needs_daemon
@@ -219,7 +219,7 @@ def test_killed_daemon_fails_the_command_and_the_next_daemon_works(monkeypatch: 
         own.process.wait()
         own.process = own.start()
         assert host.run_shell_command("echo back")[1].stdout == "back"
-        connector._clients.clear()
+        _client._clients.clear()
 
 
 def test_killed_daemon_leaves_the_upload_target_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,4 +247,4 @@ def test_killed_daemon_leaves_the_upload_target_unchanged(monkeypatch: pytest.Mo
         own.process = own.start()
         host.put_file(io.BytesIO(b"new"), "file")
         assert own.inside("web", "cat", "file") == "new"
-        connector._clients.clear()
+        _client._clients.clear()

@@ -19,7 +19,7 @@ from pyinfra.api import Config, HiddenValue, Inventory, QuoteString, State, Stri
 from pyinfra.api.host import Host
 
 from orbd import Client, errors
-from pyinfra_orbd import connector
+from pyinfra_orbd import _client
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
@@ -46,8 +46,8 @@ def daemon(own_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("ORBD_SOCKET", str(own_daemon.socket))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield own_daemon
-    connector.client().close()
-    connector._clients.clear()
+    _client.client().close()
+    _client._clients.clear()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from queue import Queue
 import pytest
 
 from orbd import Client, _ctl, _transport, models
-from pyinfra_orbd import _waiting
-from pyinfra_orbd._staleness import StalenessWarningClient
+from pyinfra_orbd import _client
+from pyinfra_orbd._client import StalenessWarningClient
 from real_daemon import RealDaemon, temporary_daemon
 from target import Target
 
@@ -72,13 +72,13 @@ class Background(threading.Thread):
     ],
 )
 def test_notice_describes_each_reason_to_wait(waiting: models.WaitingFor, text: str) -> None:
-    assert _waiting.reason(waiting) == text
+    assert _client.reason(waiting) == text
 
 
 def test_same_reason_is_reported_once() -> None:
     """A blocker's greater age is not a new reason; another blocker is."""
     said: list[str] = []
-    notice = _waiting.WaitNotice(said.append)
+    notice = _client.WaitNotice(said.append)
     for job_id, age_ms in [(7, 2000), (7, 4000), (8, 100)]:
         notice.waiting(models.WaitingFor(kind="job", job_id=job_id, operation="stop", machine="web", client="x", age_ms=age_ms))
     assert said == ["waiting for stop web (x, 2 s)", "waiting for stop web (x, 0 s)"]

@@ -21,9 +21,9 @@ from pyinfra.context import ctx_host
 from typing_extensions import override
 
 from orbd import Client, OrbdError, errors, models
+from orbd._transport import socket_path
 
-from . import connector
-from ._jobs import record_job
+from . import _client
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -42,7 +42,7 @@ ChangeResult = models.Change | models.Job | None
 
 def client() -> Client:
     """Returns the client that this process shares. It prints the current host's name in its notices about waiting calls."""
-    shared = connector.client()
+    shared = _client.client()
     if not ctx_host.isset():  # type: ignore[no-untyped-call]
         return shared
     prefix = context.host.print_prefix
@@ -186,3 +186,24 @@ def noop(reason: str) -> None:
 def options(**given: Any) -> dict[str, Any]:
     """Returns the arguments that are not None."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+# Which host each job of an operation belongs to, for the timing report. A host's commands run in its own machine, so the
+# daemon's records identify the host; an operation can change any machine. The key includes the daemon's socket, because each
+# daemon has its own job ids.
+_host_by_job: dict[tuple[str, int], str] = {}
+
+JOBS_MAX = 100_000
+"""Maximum number of recorded jobs; the oldest are discarded."""
+
+
+def record_job(host: Host, job_id: int) -> None:
+    """Records that a job belongs to a host."""
+    _host_by_job[socket_path(), job_id] = host.name
+    if len(_host_by_job) > JOBS_MAX:
+        del _host_by_job[next(iter(_host_by_job))]
+
+
+def host_of(job_id: int) -> str | None:
+    """Returns the name of the host that a job belongs to, or None if it was not recorded."""
+    return _host_by_job.get((socket_path(), job_id))

@@ -1,4 +1,4 @@
-"""Warns if ``pyinfra-orbstack`` is installed too.
+"""What users of ``pyinfra-orbstack`` need: its arguments, and a warning if it is installed too.
 
 Both distributions register ``@orbstack``, and PyInfra silently uses the one that it finds last. Both also contain a package named
 ``pyinfra_orbstack``, so installing or removing one overwrites or removes files of the other.
@@ -6,9 +6,14 @@ Both distributions register ``@orbstack``, and PyInfra silently uses the one tha
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyinfra import logger
+
+if TYPE_CHECKING:
+    from pyinfra.api.arguments import ConnectorArguments
 
 NAME = "pyinfra-orbstack"
 
@@ -38,3 +43,30 @@ def warn() -> None:
             f"Keep only one: run `pip uninstall {NAME}`, then `pip install --force-reinstall --no-deps pyinfra-orbd`, because "
             "both install the package pyinfra_orbstack"
         )
+
+
+class Legacy(NamedTuple):
+    """Keyword arguments of ``pyinfra-orbstack`` that have no equivalent argument in PyInfra."""
+
+    user: str | None
+    mode: str | None
+
+
+# PyInfra's names of the other keyword arguments of `pyinfra-orbstack`.
+_LEGACY_NAMES = {"workdir": "_chdir", "timeout": "_timeout", "sudo": "_sudo", "sudo_user": "_sudo_user"}
+
+
+def without_legacy(arguments: ConnectorArguments) -> tuple[ConnectorArguments, Legacy]:
+    """Translates keyword arguments of ``pyinfra-orbstack`` into PyInfra's; ignores ``max_retries``, as no command runs twice."""
+    given: dict[str, Any] = dict(arguments)
+    old = [name for name in (*_LEGACY_NAMES, "user", "mode", "max_retries") if name in given]
+    if not old:
+        return arguments, Legacy(None, None)
+    new = {"user": "the host data orbstack_user", "mode": "files.put(mode=)", "max_retries": "nothing", **_LEGACY_NAMES}
+    replacements = ", ".join(f"{name} ({new[name]})" for name in old)
+    warnings.warn(f"deprecated arguments of pyinfra-orbstack (use instead): {replacements}", DeprecationWarning, stacklevel=3)
+    values = {name: given.pop(name) for name in old}
+    for name, ours in _LEGACY_NAMES.items():
+        if values.get(name) is not None:
+            given.setdefault(ours, values[name])
+    return given, Legacy(values.get("user"), values.get("mode"))  # type: ignore[return-value]

@@ -17,10 +17,9 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pyinfra import logger
 from pyinfra.api.command import QuoteString, StringCommand
@@ -38,10 +37,11 @@ from typing_extensions import TypedDict, Unpack, override
 
 from orbd import caller_environment, models
 from orbd._client import INLINE_MAX, PIECE
-from orbd._transport import socket_path
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _predecessor, _rsync
+from ._client import StalenessWarningClient, WaitNotice, client, machine_cache
+from ._facts import PrecomputedCommand
 from ._files import (
     COPY_SCRIPT,
     GET_MARK,
@@ -55,10 +55,7 @@ from ._files import (
     with_args,
 )
 from ._lines import Lines
-from ._machine_cache import MachineCache
-from ._precomputed_command import PrecomputedCommand
-from ._staleness import StalenessWarningClient
-from ._waiting import WaitNotice
+from ._predecessor import Legacy, without_legacy
 
 if TYPE_CHECKING:
     from pyinfra.api.arguments import ConnectorArguments
@@ -119,23 +116,6 @@ connector_data_meta: dict[str, DataMeta] = {
 
 # PyInfra loads the connectors of all packages, so this warns whichever one it then uses.
 _predecessor.warn()
-
-_clients: dict[str, StalenessWarningClient] = {}
-_machine_caches: dict[str, MachineCache] = {}
-
-
-def client() -> StalenessWarningClient:
-    """Returns the client that all hosts of this process share, for the socket that the environment currently names."""
-    path = socket_path()
-    if path not in _clients:
-        _clients[path] = StalenessWarningClient(path)
-        _machine_caches[path] = MachineCache(_clients[path])
-    return _clients[path]
-
-
-def machine_cache() -> MachineCache:
-    """Returns the machine list of :func:`client`."""
-    return _machine_caches[client().path]
 
 
 class OrbStackConnector(BaseConnector):
@@ -303,7 +283,7 @@ class OrbStackConnector(BaseConnector):
         if isinstance(command, PrecomputedCommand):
             # A fact that the daemon has already answered, so there is nothing to run in the machine.
             return command.outcome()
-        arguments, legacy = _without_legacy(arguments)
+        arguments, legacy = without_legacy(arguments)
         control = extract_control_arguments(arguments)
         options = self._options(control, legacy)
         # Read only once: PyInfra may run the command again with a sudo password, and a stream cannot be read twice.
@@ -343,7 +323,7 @@ class OrbStackConnector(BaseConnector):
         The bytes go to a private temporary file, which replaces the target once it is complete. A replaced file keeps its owner,
         mode and links; a new one gets the mode of the user's umask. Raises ``OSError`` if it fails.
         """
-        arguments, legacy = _without_legacy(arguments)
+        arguments, legacy = without_legacy(arguments)
         options = self._options(extract_control_arguments(arguments), legacy)
         if print_input:
             echo(f"{self.host.print_prefix}>>> upload {remote_filename}", err=True)
@@ -375,7 +355,7 @@ class OrbStackConnector(BaseConnector):
         The user that may read the file writes it to stdout, so there is no copy inside the machine. A local file is replaced once
         the download is complete. Raises ``OSError`` if it fails, ``FileNotFoundError`` if the remote file does not exist.
         """
-        arguments, legacy = _without_legacy(arguments)
+        arguments, legacy = without_legacy(arguments)
         options = self._options(extract_control_arguments(arguments), legacy)
         if print_input:
             echo(f"{self.host.print_prefix}>>> download {remote_filename}", err=True)
@@ -622,33 +602,6 @@ def _stdin_bytes(stdin: Any) -> bytes | None:
         if not line.endswith(b"\n"):
             data += b"\n"
     return bytes(data)
-
-
-class Legacy(NamedTuple):
-    """Keyword arguments of ``pyinfra-orbstack`` that have no equivalent argument in PyInfra."""
-
-    user: str | None
-    mode: str | None
-
-
-# PyInfra's names of the other keyword arguments of `pyinfra-orbstack`.
-_LEGACY_NAMES = {"workdir": "_chdir", "timeout": "_timeout", "sudo": "_sudo", "sudo_user": "_sudo_user"}
-
-
-def _without_legacy(arguments: ConnectorArguments) -> tuple[ConnectorArguments, Legacy]:
-    """Translates keyword arguments of ``pyinfra-orbstack`` into PyInfra's; ignores ``max_retries``, as no command runs twice."""
-    given: dict[str, Any] = dict(arguments)
-    old = [name for name in (*_LEGACY_NAMES, "user", "mode", "max_retries") if name in given]
-    if not old:
-        return arguments, Legacy(None, None)
-    new = {"user": "the host data orbstack_user", "mode": "files.put(mode=)", "max_retries": "nothing", **_LEGACY_NAMES}
-    replacements = ", ".join(f"{name} ({new[name]})" for name in old)
-    warnings.warn(f"deprecated arguments of pyinfra-orbstack (use instead): {replacements}", DeprecationWarning, stacklevel=3)
-    values = {name: given.pop(name) for name in old}
-    for name, ours in _LEGACY_NAMES.items():
-        if values.get(name) is not None:
-            given.setdefault(ours, values[name])
-    return given, Legacy(values.get("user"), values.get("mode"))  # type: ignore[return-value]
 
 
 def _without_authority(arguments: ConnectorArguments) -> ConnectorArguments:

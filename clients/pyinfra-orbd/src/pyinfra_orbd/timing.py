@@ -34,8 +34,7 @@ from pyinfra.api.state import BaseStateCallback, State
 
 from orbd import OrbdError, models
 
-from ._control import client, machine_of
-from ._jobs import host_of
+from ._control import client, host_of, machine_of
 
 if TYPE_CHECKING:
     from pyinfra.api.host import Host

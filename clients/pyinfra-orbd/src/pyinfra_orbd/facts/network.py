@@ -8,10 +8,10 @@ from typing_extensions import override
 
 from .. import _queries
 from .._control import client
-from .._daemon_fact import DaemonFact
+from .._facts import DaemonFact
 
 if TYPE_CHECKING:
-    from .._precomputed_command import PrecomputedCommand
+    from .._facts import PrecomputedCommand
 
 
 class VmNetwork(DaemonFact[_queries.Network | None]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import _desired_state
 from .._control import Commands, Step, client, control_operation, is_satisfied, noop
 
 
@@ -24,7 +23,7 @@ def orbstack_config_set(key: str, value: str | int | bool) -> Commands:
 
         orbstack_config_set(name="Give OrbStack 8 GB", key="memory_mib", value=8192)
     """
-    yield from _set(key, _desired_state.config_text(value))
+    yield from _set(key, config_text(value))
 
 
 def _set(key: str, value: str) -> Commands:
@@ -93,3 +92,10 @@ def vm_default(machine: str | None) -> Commands:
         noop(f"the default machine is already {wanted or 'none'}")
         return
     yield Step(f"default {wanted or 'none'}", lambda: client().machine_set_default(wanted))
+
+
+def config_text(value: object) -> str:
+    """Returns a value as text in the form of OrbStack's configuration."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

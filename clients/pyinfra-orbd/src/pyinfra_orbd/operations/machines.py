@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from os import path
 
 from pyinfra import context, logger
 from pyinfra.api.exceptions import OperationTypeError, OperationValueError
 
-from orbd import errors
+from orbd import errors, models
 
-from .. import _desired_state
 from .._control import (
     Commands,
     Step,
@@ -23,6 +23,16 @@ from .._control import (
     noop,
     options,
 )
+
+MIB = 1 << 20
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+# Names that `orbctl create` accepts, and the different names that the machine list then reports.
+_DISTROS = {"void": "voidlinux", "nix": "nixos"}
+_ARCHES = {"aarch64": "arm64", "x86_64": "amd64"}
 
 
 @control_operation()
@@ -87,9 +97,9 @@ def vm_create(
     if not image:
         raise OperationTypeError("vm_create: no image given: pass image=, such as ubuntu:24.04")
     try:
-        distro, version = _desired_state.split_image(image)
-        wanted = _desired_state.desired_settings(user=user, cpus=cpus, memory=memory, disk=disk, isolated=isolated)
-    except _desired_state.InvalidSetting as error:
+        distro, version = split_image(image)
+        wanted = desired_settings(user=user, cpus=cpus, memory=memory, disk=disk, isolated=isolated)
+    except InvalidSetting as error:
         raise OperationValueError(f"vm_create: {error}") from error
 
     def exists(max_age_ms: int | None) -> bool:
@@ -116,7 +126,7 @@ def vm_create(
         return
 
     found = find(name)
-    other = None if found is None else _desired_state.image_mismatch(found, distro, arch)
+    other = None if found is None else image_mismatch(found, distro, arch)
     if other is not None:
 
         def refuse() -> None:
@@ -126,12 +136,12 @@ def vm_create(
         return
 
     def is_set(max_age_ms: int | None) -> bool:
-        return not _desired_state.differences(name, wanted, client().config_show(max_age_ms=max_age_ms).values)
+        return not differences(name, wanted, client().config_show(max_age_ms=max_age_ms).values)
 
     if not wanted or is_satisfied(is_set):
         noop(f"machine '{name}' already exists")
         return
-    for key, value in _desired_state.differences(name, wanted, client().config_show().values).items():
+    for key, value in differences(name, wanted, client().config_show().values).items():
         yield _setting(key, value)
     if context.state.is_executing and found is not None and found.state != "stopped":
         logger.warning(f"{context.host.print_prefix}machine '{name}' is running: it applies the new settings at its next start")
@@ -295,3 +305,67 @@ def vm_rename(old_name: str, new_name: str) -> Commands:
 def _is(name: str, state: str, max_age_ms: int | None) -> bool:
     found = find(name, max_age_ms)
     return found is not None and found.state == state
+
+
+# Compares the desired state of a machine with its actual state, in OrbStack's notation of images, sizes and settings.
+
+
+class InvalidSetting(ValueError):
+    """The value of a parameter is invalid."""
+
+
+def split_image(image: str) -> tuple[str, str | None]:
+    """Splits ``ubuntu:24.04`` into distribution and version."""
+    distro, separator, version = image.partition(":")
+    if not distro or (separator and not version):
+        raise InvalidSetting(f"{image!r} is not an image: use a form such as ubuntu or ubuntu:24.04")
+    return distro, version or None
+
+
+def size_bytes(size: str) -> int:
+    """Parses ``4G``, ``2048M`` or a number of bytes; units are powers of 1024."""
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise InvalidSetting(f"{size!r} is not a size: use a form such as 4G or 2048M")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def image_mismatch(machine: models.Machine, distro: str, arch: str | None) -> str | None:
+    """Describes how a machine's distribution or architecture differs from the desired one; None if they match.
+
+    Neither can be changed later. Versions are not compared: OrbStack accepts numbers and reports code names.
+    """
+    if machine.image.distro != _DISTROS.get(distro, distro):
+        return f"is {machine.image.distro}, not {distro}"
+    if arch is not None and machine.image.arch != _ARCHES.get(arch, arch):
+        return f"is {machine.image.arch}, not {arch}"
+    return None
+
+
+def desired_settings(
+    *,
+    user: str | None = None,
+    cpus: int | None = None,
+    memory: str | None = None,
+    disk: str | None = None,
+    isolated: bool = False,
+) -> dict[str, str]:
+    """Returns the given parameters as keys and values of a machine's settings."""
+    wanted: dict[str, str] = {}
+    if user is not None:
+        wanted["username"] = user
+    if cpus is not None:
+        wanted["cpu"] = str(cpus)
+    if memory is not None:
+        wanted["memory_mib"] = str(size_bytes(memory) // MIB)
+    if disk is not None:
+        wanted["disk_bytes"] = str(size_bytes(disk))
+    if isolated:
+        wanted["isolated"] = "true"
+    return wanted
+
+
+def differences(name: str, wanted: Mapping[str, str], config: Mapping[str, str]) -> dict[str, str]:
+    """Returns the keys whose desired value differs from ``config``, without keys that the installed OrbStack lacks."""
+    keys = {f"machine.{name}.{setting}": value for setting, value in wanted.items()}
+    return {key: value for key, value in keys.items() if key in config and config[key] != value}

@@ -7,16 +7,18 @@ PyInfra requests the command, keep the answer, and return it when PyInfra passes
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pyinfra import context
 from pyinfra.api import FactBase
+from pyinfra.api.command import StringCommand
+from pyinfra.connectors.util import CommandOutput, OutputLine
 from typing_extensions import override
 
 from orbd import OrbdError
 
 from ._control import machine_of
-from ._precomputed_command import PrecomputedCommand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,22 @@ if TYPE_CHECKING:
     from pyinfra.api.state import State
 
 T = TypeVar("T")
+
+PLACEHOLDER = "orbd"
+
+
+class PrecomputedCommand(StringCommand):
+    """Command that only reports whether the daemon answered; ``error`` is its error message, or None if it did."""
+
+    def __init__(self, error: str | None) -> None:
+        self.error = error
+        command = f"echo {PLACEHOLDER}" if error is None else f"echo {shlex.quote(error)} >&2; exit 1"
+        super().__init__(command)
+
+    def outcome(self) -> tuple[bool, CommandOutput]:
+        """Returns the result that the command would have, without running it."""
+        line = OutputLine("stdout", PLACEHOLDER) if self.error is None else OutputLine("stderr", self.error)
+        return self.error is None, CommandOutput([line])
 
 
 class DaemonFact(FactBase[T], Generic[T]):
