@@ -25,7 +25,14 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_orbd_loads_only_its_own_modules() -> None:
     """Apart from sockets and JSON: no typing, dataclasses, PyInfra or gevent."""
     bare = loaded_by("import __future__, base64, json, select, socket, weakref")
-    assert loaded_by("import orbd") - bare == {"orbd", "orbd._client", "orbd._environment", "orbd._transport", "orbd.errors"}
+    assert loaded_by("import orbd") - bare == {
+        "orbd",
+        "orbd._client",
+        "orbd._environment",
+        "orbd._gevent",
+        "orbd._transport",
+        "orbd.errors",
+    }
 
 
 def test_importing_pyinfra_orbd_does_not_import_pyinfra() -> None:

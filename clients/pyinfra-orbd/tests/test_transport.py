@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fake_daemon import HELLO, Failure, FakeDaemon, Hangup, Peer, ShellMachines
-from orbd import Client, _client, _transport, errors, models
+from orbd import Client, _client, _gevent, _transport, errors, models
 from orbd.errors import error_from_wire
 from target import fake_ctl
 
@@ -285,7 +285,7 @@ def test_daemon_that_does_not_answer_hello_is_daemon_gone(
     released = threading.Event()
     daemon.handlers["daemon.hello"] = lambda peer, params: {} if released.wait(10) else None
     monkeypatch.setattr(_transport, "CONNECT_TIMEOUT", 0.05)
-    monkeypatch.setattr(_transport, "hub", _transport.hub if is_cooperative else lambda: None)
+    monkeypatch.setattr(_gevent, "hub", _gevent.hub if is_cooperative else lambda: None)
     if is_cooperative:
         import gevent
 

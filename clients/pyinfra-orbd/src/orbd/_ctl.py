@@ -19,7 +19,7 @@ from shutil import which
 from tempfile import TemporaryFile
 
 from . import errors
-from ._transport import WAIT_INTERVAL, sleep
+from ._gevent import WAIT_INTERVAL, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ChildProcess:
     def wait_or_interrupt(self, on_wait: Callable[[], None] | None = None) -> int:
         """Waits for the program to exit; an exception in the caller (``gevent.Timeout``, Ctrl-C) interrupts the program too.
 
-        Meanwhile calls ``on_wait`` every :data:`~orbd._transport.WAIT_INTERVAL` seconds.
+        Meanwhile calls ``on_wait`` every :data:`~orbd._gevent.WAIT_INTERVAL` seconds.
         """
         try:
             while (code := self.wait(WAIT_INTERVAL)) is None:

@@ -9,8 +9,7 @@ call (``gevent.Timeout``, ``KeyboardInterrupt``, a broken pipe), the connection 
 connection closes its socket when it is garbage-collected, and so do the connections of a collected pool: a dropped client leaks
 no sockets.
 
-If a gevent hub runs, with or without monkey patching, sockets are gevent sockets, so a waiting greenlet does not block the
-others. A pooled socket is only used by the hub that created it, and never by a forked child.
+A pooled socket is only used by the gevent hub that created it, and never by a forked child.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import socket
 import sys
-import time
 from weakref import WeakKeyDictionary
 
 from . import errors
+from ._gevent import WAIT_INTERVAL, hub, select_module, sleep, socket_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +39,6 @@ CONNECT_TIMEOUT = 10.0
 
 START_TIMEOUT = 20.0
 """Seconds that ``orbd-ctl daemon start`` may take."""
-
-WAIT_INTERVAL = 2.0
-"""Interval in seconds at which a call without an answer yet invokes its ``on_wait`` callback."""
 
 IDLE_MAX = 64
 """Maximum number of idle connections; further ones are closed at the end of their call."""
@@ -67,38 +62,9 @@ def socket_path() -> str:
     return os.environ.get("ORBD_SOCKET") or os.path.join(os.path.expanduser("~"), ".orbd", "orbd.sock")
 
 
-def hub() -> Any:
-    """Returns this thread's gevent hub, or None if it has none."""
-    # Not imported: if the process has not loaded gevent, no other greenlet can be waiting.
-    local = sys.modules.get("gevent._hub_local")
-    return None if local is None else local.get_hub_if_exists()
-
-
-def _socket_module() -> Any:
-    if hub() is None:
-        return socket
-    import gevent.socket
-
-    return gevent.socket
-
-
-def sleep(seconds: float) -> None:
-    """Sleeps; with a gevent hub, other greenlets run meanwhile."""
-    if hub() is None:
-        time.sleep(seconds)
-        return
-    import gevent
-
-    gevent.sleep(seconds)
-
-
 def wait(connections: Sequence[Connection], seconds: float | None = None) -> None:
     """Waits until a connection is readable, or writable if it has unsent data, or until ``seconds`` have passed."""
-    module: Any = select
-    if hub() is not None:
-        import gevent.select
-
-        module = gevent.select
+    module = select_module()
     # Not `select`, which does not support file descriptors above 1023.
     poll = module.poll()
     for connection in connections:
@@ -158,7 +124,7 @@ class Connection:
     def _connect(self) -> None:
         # Number of requests sent on this socket.
         self._requests = 0
-        module = _socket_module()
+        module = socket_module()
         self._socket = module.socket(module.AF_UNIX, module.SOCK_STREAM)
         try:
             self._socket.settimeout(CONNECT_TIMEOUT)

@@ -29,7 +29,8 @@ from pyinfra import logger
 from typing_extensions import override
 
 from orbd import Client, OrbdError, errors
-from orbd._transport import hub, sleep, socket_path
+from orbd._gevent import hub, sleep
+from orbd._transport import socket_path
 
 if TYPE_CHECKING:
     from orbd import models
