@@ -223,7 +223,7 @@ methods! {
         MachineRunFollow "machine.run_follow" / "machine.run_event" / "machine.run_unfollow" (RunParams) -> JobEvent,
             "Runs a command in a machine and sends its output as it arrives. Ending the subscription or the connection stops the command.";
         JobFollow "job.follow" / "job.event" / "job.unfollow" (JobFollowParams) -> JobEvent,
-            "Sends a job's output as it arrives, and its end.";
+            "Sends a job's output as it arrives, and its end. Ending the subscription does not stop the job.";
         EventsSubscribe "events.subscribe" / "events.event" / "events.unsubscribe" (EventsSubscribeParams) -> Event,
             "Sends events of machines, jobs, the cache and orbctl. The first event is the current state, or the next one after `since`.";
     }

@@ -10,10 +10,13 @@ use serde_json::{Map, Value, json};
 
 use super::errors::ErrorKind;
 use super::methods::{Description, PROTOCOL_VERSION, descriptions};
-use super::types::Closing;
+use super::types::{Closing, Observed};
 
 /// Prefix of references to schemas.
 const SCHEMAS: &str = "#/components/schemas/";
+
+/// Name of the schema of [`Observed`].
+const OBSERVED: &str = "Observed";
 
 /// Returns the whole document.
 pub fn document() -> Value {
@@ -196,7 +199,8 @@ impl Schemas {
         }
     }
 
-    /// Converts a parameter object to OpenRPC's list of parameters: required ones first, each group sorted by name.
+    /// Converts a parameter object to OpenRPC's list of parameters: required ones first, in the order of their declaration, then the others
+    /// by name. Generators make positional parameters of the required ones.
     fn params(&mut self, schema: fn(&mut SchemaGenerator) -> Schema) -> Value {
         let taken = schema(&mut self.taken);
         let written = schema(&mut self.written);
@@ -205,7 +209,7 @@ impl Schemas {
         self.spread.extend(name);
         let required = names(&taken["required"]);
         let kept_null = names(&written["required"]);
-        let mut params: Vec<(bool, Value)> = Vec::new();
+        let mut params: Vec<(usize, Value)> = Vec::new();
         for (name, schema) in taken["properties"].as_object().into_iter().flatten() {
             let mut schema = schema.clone();
             if !kept_null.contains(name) {
@@ -216,14 +220,14 @@ impl Schemas {
                 .as_object_mut()
                 .and_then(|fields| fields.remove("description"));
             unwrap_reference(&mut schema);
-            let is_required = required.contains(name);
+            let position = required.iter().position(|required| required == name);
             params.push((
-                is_required,
-                json!({ "name": name, "description": description, "required": is_required, "schema": schema }),
+                position.unwrap_or(required.len()),
+                json!({ "name": name, "description": description, "required": position.is_some(), "schema": schema }),
             ));
         }
-        // The sort is stable, so names stay sorted within both groups.
-        params.sort_by_key(|(is_required, _)| !is_required);
+        // The sort is stable, so the names of optional parameters stay sorted.
+        params.sort_by_key(|(position, _)| *position);
         params.into_iter().map(|(_, param)| param).collect()
     }
 
@@ -235,6 +239,8 @@ impl Schemas {
 
     /// Returns all referenced schemas.
     fn take(mut self) -> Value {
+        // Answers contain its fields, not a reference.
+        self.answered.subschema_for::<Observed>();
         let mut all = Map::new();
         for mut generator in [self.taken, self.answered] {
             for (name, mut schema) in generator.take_definitions(true) {
@@ -253,6 +259,10 @@ impl Schemas {
             }
         }
         self.spread.clear();
+        let observed = all[OBSERVED].clone();
+        for (_, schema) in all.iter_mut().filter(|(name, _)| *name != OBSERVED) {
+            extend_observed(schema, &observed);
+        }
         Value::Object(all)
     }
 }
@@ -281,6 +291,36 @@ fn split_head(name: &str, schema: &mut Value) -> Option<Value> {
         json!([{ "$ref": reference }, { "oneOf": alternatives }]),
     );
     Some(head.into())
+}
+
+/// Replaces the fields of `Observed` in an answer that has them all by a reference, so that generators make one base type of them.
+fn extend_observed(schema: &mut Value, observed: &Value) {
+    let Some(shared) = observed["properties"].as_object() else {
+        return;
+    };
+    let Some(fields) = schema.as_object_mut() else {
+        return;
+    };
+    let Some(Value::Object(properties)) = fields.get_mut("properties") else {
+        return;
+    };
+    if !shared
+        .iter()
+        .all(|(name, field)| properties.get(name) == Some(field))
+    {
+        return;
+    }
+    properties.retain(|name, _| !shared.contains_key(name));
+    if let Some(Value::Array(required)) = fields.get_mut("required") {
+        required.retain(|name| name.as_str().is_none_or(|name| !shared.contains_key(name)));
+    }
+    let description = fields.remove("description");
+    let own = std::mem::take(fields);
+    fields.extend(description.map(|text| ("description".to_owned(), text)));
+    fields.insert(
+        "allOf".into(),
+        json!([{ "$ref": format!("{SCHEMAS}{OBSERVED}") }, own]),
+    );
 }
 
 fn head_name(name: &str) -> String {

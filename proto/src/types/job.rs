@@ -162,6 +162,7 @@ pub struct Job {
     /// Whether the job runs without an entry in the journal, because the journal cannot be written. If orbd crashes, the next instance can
     /// find the job only by the environment of its process.
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
     pub not_durable: bool,
 }
 

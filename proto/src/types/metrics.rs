@@ -62,6 +62,7 @@ pub struct MetricsRow {
     pub machine: Option<String>,
     /// Whether the row is the sum of all machines beyond the 256 that have their own row.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("default" = false))]
     pub other_machines: bool,
     /// Number of jobs that ended.
     pub count: u64,
