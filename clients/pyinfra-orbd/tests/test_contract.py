@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orbd import Client, errors, models
+from orbd import Client, _model, errors, models
 
 DOCUMENT = Path(os.environ.get("ORBD_OPENRPC") or Path(__file__).resolve().parents[3] / "proto" / "openrpc.json")
 
@@ -115,7 +115,7 @@ def compare(record: type[models.Model], wire: dict[str, Any], path: str, seen: s
         return
     fields, required = properties(wire)
     named = dict(fields)
-    shape = models._shape(record)
+    shape = _model._shape(record)
     assert shape.converters.keys() == named.keys(), f"{path}: {record.__name__}"
     promised = set(required)
     assert shape.required <= promised, f"{path}: {record.__name__}"

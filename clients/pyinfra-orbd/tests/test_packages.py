@@ -27,8 +27,8 @@ def test_importing_orbd_loads_only_its_own_modules() -> None:
     bare = loaded_by("import __future__, base64, json, select, socket, weakref")
     assert loaded_by("import orbd") - bare == {
         "orbd",
+        "orbd._base_client",
         "orbd._client",
-        "orbd._environment",
         "orbd._gevent",
         "orbd._transport",
         "orbd.errors",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fake_daemon import HELLO, Failure, FakeDaemon, Hangup, Peer, ShellMachines
-from orbd import Client, _client, _gevent, _transport, errors, models
+from orbd import Client, _base_client, _gevent, _transport, errors, models
 from orbd.errors import error_from_wire
 from target import fake_ctl
 
@@ -356,7 +356,7 @@ def test_missing_answer_to_input_does_not_delay_the_end(
     daemon: FakeDaemon, machines: ShellMachines, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is closed."""
-    monkeypatch.setattr(_client, "FEED_GRACE", 0.1)
+    monkeypatch.setattr(_base_client, "FEED_GRACE", 0.1)
     real = daemon.handlers["job.input"]
 
     def silent(peer: Peer, params: dict[str, Any]) -> Any:

@@ -8,8 +8,7 @@ Importing it loads only a few modules of the standard library. It needs neither 
 from __future__ import annotations
 
 from . import errors
-from ._client import Client
-from ._environment import caller_environment
+from ._client import Client, caller_environment
 from .errors import OrbdError
 
 __all__ = ["Client", "OrbdError", "caller_environment", "errors"]

@@ -5,12 +5,11 @@ This module only knows the names and parameters on the wire. The daemon queues, 
 
 from __future__ import annotations
 
-import time
-from base64 import b64encode
+import os
 from os import fspath
 
 from . import errors
-from ._transport import Connection, Pool, socket_path, wait
+from ._base_client import INLINE_MAX, BaseClient, input_params, job_input_params, models, pieces_of, subscribed, without_unset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,89 +17,25 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
-    from typing_extensions import Self
 
-    from . import models
-else:
+ORBENV = "ORBENV"
+"""The variable that lists, separated by colons, the variables that ``orbctl run`` passes to the guest."""
 
-    class _Models:
-        """Imports the models when the first answer arrives, because that takes longer than the rest of the import."""
-
-        def __getattr__(self, name):
-            from . import models
-
-            globals()["models"] = models
-            return getattr(models, name)
-
-    models = _Models()
-
-INLINE_MAX = 1 << 20
-"""Maximum bytes of input in the request itself; more is sent in pieces while the command runs."""
-
-PIECE = 256 << 10
-"""Size of one piece of input in bytes."""
-
-FEED_GRACE = 1.0
-"""Seconds to wait for the last answer to input after the command's end; after that the connection is closed, not reused."""
+READ_BY_ORBCTL = (
+    ORBENV,
+    "TERM",
+    "DISPLAY",
+    *(name for proxy in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for name in (proxy, proxy.upper())),
+)
+"""Variables that ``orbctl run`` reads, or passes by default. The daemon rejects others unless ``ORBENV`` lists them."""
 
 
-def _without_unset(**params: Any) -> dict[str, Any]:
-    """Returns the parameters without those that are None or False, so that the daemon's defaults apply."""
-    return {name: value for name, value in params.items() if value is not None and value is not False}
-
-
-def _input(data: bytes) -> dict[str, str]:
-    """Returns bytes as they go into a message: as text if they are UTF-8, which is shorter than base64, else as base64."""
-    try:
-        return {"text": data.decode()}
-    except UnicodeDecodeError:
-        return {"base64": b64encode(data).decode("ascii")}
-
-
-def _pieces(data: bytes) -> Iterator[bytes]:
-    for start in range(0, len(data), PIECE):
-        yield data[start : start + PIECE]
-
-
-class Client:
+class Client(BaseClient):
     """Client of one daemon, for any number of greenlets or threads.
 
     All methods that create a job accept ``detach``, which returns immediately with the job's id, and ``queue_timeout_ms`` and
     ``run_timeout_ms``, which limit waiting and running. The daemon's defaults apply to those that are not given.
     """
-
-    def __init__(self, path: str | None = None, *, name: str = "pyinfra") -> None:
-        """Does not connect yet. ``path`` is the daemon's socket, ``name`` the client's name in the daemon's job list and log."""
-        self._pool = Pool(path or socket_path(), name)
-
-    @property
-    def path(self) -> str:
-        """Path of the daemon's socket."""
-        return self._pool.path
-
-    def __enter__(self) -> Self:
-        """Returns the client."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the client."""
-        self.close()
-
-    def close(self) -> None:
-        """Closes idle connections now, and each of the others at the end of its call.
-
-        Garbage collection of the client closes them too. A later call opens a connection for itself.
-        """
-        self._pool.close()
-
-    def close_idle(self) -> None:
-        """Closes idle connections; the next call opens a new one."""
-        self._pool.close_idle()
-
-    def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
-        """Calls a method by its name on the wire and returns the decoded result."""
-        with self._pool.borrow() as connection:
-            return connection.call(method, params or {})
 
     # daemon
 
@@ -120,11 +55,11 @@ class Client:
 
     def machine_list(self, *, max_age_ms: int | None = None) -> models.MachineList:
         """Returns all machines. ``max_age_ms=0`` asks orbctl now, here and in the other methods that take it."""
-        return models.MachineList.from_wire(self.call("machine.list", _without_unset(max_age_ms=max_age_ms)))
+        return models.MachineList.from_wire(self.call("machine.list", without_unset(max_age_ms=max_age_ms)))
 
     def machine_info(self, machine: str, *, max_age_ms: int | None = None) -> models.MachineInfo:
         """Returns one machine with its addresses and disk size."""
-        return models.MachineInfo.from_wire(self.call("machine.info", _without_unset(machine=machine, max_age_ms=max_age_ms)))
+        return models.MachineInfo.from_wire(self.call("machine.info", without_unset(machine=machine, max_age_ms=max_age_ms)))
 
     def machine_create(
         self,
@@ -149,7 +84,7 @@ class Client:
         ``user_data`` is the path of a cloud-init file on this computer. The daemon does not open local files, so ``orbd-ctl``
         creates such a machine while it holds a lease. ``detach`` is not possible then.
         """
-        options = _without_unset(
+        options = without_unset(
             arch=arch,
             user=user,
             cpus=cpus,
@@ -216,16 +151,16 @@ class Client:
 
     def machine_default(self, *, max_age_ms: int | None = None) -> models.DefaultMachine:
         """Returns the default machine."""
-        return models.DefaultMachine.from_wire(self.call("machine.default", _without_unset(max_age_ms=max_age_ms)))
+        return models.DefaultMachine.from_wire(self.call("machine.default", without_unset(max_age_ms=max_age_ms)))
 
     def machine_set_default(self, machine: str | None, **job: Any) -> models.Change:
         """Sets the default machine, or clears it with None."""
-        wire = self.call("machine.set_default", {"machine": machine, **_without_unset(**job)})
+        wire = self.call("machine.set_default", {"machine": machine, **without_unset(**job)})
         return models.Change.from_wire(wire)
 
     def machine_logs(self, machine: str, *, all: bool = False) -> str:
         """Returns a machine's log up to now."""
-        return models.Text.from_wire(self.call("machine.logs", _without_unset(machine=machine, all=all))).text
+        return models.Text.from_wire(self.call("machine.logs", without_unset(machine=machine, all=all))).text
 
     def machine_ssh(self) -> str:
         """Returns the output of ``orbctl ssh``, which explains how to reach machines over SSH."""
@@ -251,13 +186,13 @@ class Client:
         ``caller_env`` is the result of :func:`~orbd.caller_environment`: variables of the caller that the command gets.
         With ``pass_through`` the daemon discards output that followers have read, except its end, so large output needs no file.
         """
-        params = _without_unset(
+        params = without_unset(
             machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job
         )
-        params.update(_without_unset(env=env or None, caller_env=caller_env or None))
+        params.update(without_unset(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         if stdin is not None:
-            params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
+            params.update({f"stdin_{form}": value for form, value in input_params(stdin).items()})
         return models.Run.from_wire(self.call("machine.run", params))
 
     def machine_run_follow(
@@ -283,17 +218,17 @@ class Client:
         reads it. It is sent while the caller waits for the next event. ``pass_through`` is for large output that is read as it
         arrives: the daemon does not keep output that was yielded.
         """
-        params = _without_unset(
+        params = without_unset(
             machine=machine, user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job
         )
-        params.update(_without_unset(env=env or None, caller_env=caller_env or None))
+        params.update(without_unset(env=env or None, caller_env=caller_env or None))
         params["command"] = list(command)
         pieces: Iterator[bytes] | None = None
         if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:
-            params.update({f"stdin_{form}": value for form, value in _input(stdin).items()})
+            params.update({f"stdin_{form}": value for form, value in input_params(stdin).items()})
         elif stdin is not None:
             params["stdin_stream"] = True
-            pieces = _pieces(stdin) if isinstance(stdin, bytes) else iter(stdin)
+            pieces = pieces_of(stdin) if isinstance(stdin, bytes) else iter(stdin)
         return self._run_follow(params, pieces)
 
     # local files
@@ -340,11 +275,11 @@ class Client:
 
     def orbstack_status(self, *, max_age_ms: int | None = None) -> models.Status:
         """Returns the status of OrbStack without starting it."""
-        return models.Status.from_wire(self.call("orbstack.status", _without_unset(max_age_ms=max_age_ms)))
+        return models.Status.from_wire(self.call("orbstack.status", without_unset(max_age_ms=max_age_ms)))
 
     def orbstack_version(self, *, max_age_ms: int | None = None) -> models.Version:
         """Returns the version of orbctl."""
-        return models.Version.from_wire(self.call("orbstack.version", _without_unset(max_age_ms=max_age_ms)))
+        return models.Version.from_wire(self.call("orbstack.version", without_unset(max_age_ms=max_age_ms)))
 
     def orbstack_start(self, *, force: bool = False, **job: Any) -> models.Change:
         """Starts OrbStack."""
@@ -356,11 +291,11 @@ class Client:
 
     def config_show(self, *, max_age_ms: int | None = None) -> models.Config:
         """Returns OrbStack's whole configuration."""
-        return models.Config.from_wire(self.call("config.show", _without_unset(max_age_ms=max_age_ms)))
+        return models.Config.from_wire(self.call("config.show", without_unset(max_age_ms=max_age_ms)))
 
     def config_get(self, key: str, *, max_age_ms: int | None = None) -> models.ConfigValue:
         """Returns one key of OrbStack's configuration."""
-        return models.ConfigValue.from_wire(self.call("config.get", _without_unset(key=key, max_age_ms=max_age_ms)))
+        return models.ConfigValue.from_wire(self.call("config.get", without_unset(key=key, max_age_ms=max_age_ms)))
 
     def config_set(self, key: str, value: str, **job: Any) -> models.Change:
         """Sets one key of OrbStack's configuration."""
@@ -385,22 +320,22 @@ class Client:
         limit: int | None = None,
     ) -> models.JobList:
         """Returns jobs that wait, run, or ended recently."""
-        params = _without_unset(state=state, machine=machine, operation=operation, limit=limit)
+        params = without_unset(state=state, machine=machine, operation=operation, limit=limit)
         return models.JobList.from_wire(self.call("job.list", params))
 
     def job_wait(self, job_id: int, *, timeout_ms: int | None = None) -> models.Job:
         """Waits until the job ends, at most ``timeout_ms``, and returns it."""
-        wire = self.call("job.wait", _without_unset(job_id=job_id, timeout_ms=timeout_ms))
+        wire = self.call("job.wait", without_unset(job_id=job_id, timeout_ms=timeout_ms))
         return models.JobAnswer.from_wire(wire).job
 
     def job_output(self, job_id: int, *, offset: int = 0, bytes_max: int | None = None, wait_ms: int = 0) -> models.JobOutput:
         """Returns output of a job from byte ``offset`` on, also while it runs; waits up to ``wait_ms`` for more."""
-        params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **_without_unset(bytes_max=bytes_max)}
+        params = {"job_id": job_id, "offset": offset, "wait_ms": wait_ms, **without_unset(bytes_max=bytes_max)}
         return models.JobOutput.from_wire(self.call("job.output", params))
 
     def job_input(self, job_id: int, data: bytes = b"", *, eof: bool = False) -> models.JobInput:
         """Sends input to a command that was started with ``stdin_stream``."""
-        return models.JobInput.from_wire(self.call("job.input", _job_input(job_id, data, eof=eof)))
+        return models.JobInput.from_wire(self.call("job.input", job_input_params(job_id, data, eof=eof)))
 
     def job_cancel(self, job_id: int) -> models.JobCancel:
         """Cancels a job: a waiting one never starts, a running one is terminated."""
@@ -421,15 +356,15 @@ class Client:
 
     def queue_pause(self, machine: str | None = None) -> models.QueueStatus:
         """Pauses the queue, or the queue of one machine: no further jobs start."""
-        return models.QueueStatus.from_wire(self.call("queue.pause", _without_unset(machine=machine)))
+        return models.QueueStatus.from_wire(self.call("queue.pause", without_unset(machine=machine)))
 
     def queue_resume(self, machine: str | None = None) -> models.QueueStatus:
         """Ends a pause or a drain."""
-        return models.QueueStatus.from_wire(self.call("queue.resume", _without_unset(machine=machine)))
+        return models.QueueStatus.from_wire(self.call("queue.resume", without_unset(machine=machine)))
 
     def queue_drain(self, machine: str | None = None) -> models.QueueStatus:
         """Refuses new jobs and returns when all accepted jobs have ended."""
-        return models.QueueStatus.from_wire(self.call("queue.drain", _without_unset(machine=machine)))
+        return models.QueueStatus.from_wire(self.call("queue.drain", without_unset(machine=machine)))
 
     def cache_status(self) -> models.CacheStatus:
         """Returns the cached observations and their age."""
@@ -437,7 +372,7 @@ class Client:
 
     def cache_invalidate(self, machine: str | None = None) -> models.CacheInvalidate:
         """Discards cached observations, so that the next reads ask orbctl."""
-        return models.CacheInvalidate.from_wire(self.call("cache.invalidate", _without_unset(machine=machine)))
+        return models.CacheInvalidate.from_wire(self.call("cache.invalidate", without_unset(machine=machine)))
 
     # metrics
 
@@ -450,7 +385,7 @@ class Client:
         group_by: str | None = None,
     ) -> models.MetricsSummary:
         """Returns counts, error rates, and percentiles of wait and run times."""
-        params = _without_unset(window_ms=window_ms, operation=operation, machine=machine, group_by=group_by)
+        params = without_unset(window_ms=window_ms, operation=operation, machine=machine, group_by=group_by)
         return models.MetricsSummary.from_wire(self.call("metrics.summary", params))
 
     def metrics_history(
@@ -463,7 +398,7 @@ class Client:
         cursor: str | None = None,
     ) -> models.MetricsHistory:
         """Returns recorded operations, newest first."""
-        params = _without_unset(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
+        params = without_unset(operation=operation, machine=machine, outcome=outcome, limit=limit, cursor=cursor)
         return models.MetricsHistory.from_wire(self.call("metrics.history", params))
 
     def metrics_counters(self) -> models.Counters:
@@ -482,9 +417,9 @@ class Client:
         :class:`~orbd.models.Missed` and then the state. ``kinds`` limits the events to these kinds. Each iterator has its own
         connection.
         """
-        params = _without_unset(kinds=list(kinds) or None, since=since, instance=instance)
+        params = without_unset(kinds=list(kinds) or None, since=since, instance=instance)
         with self._pool.borrow() as connection:
-            subscription = _subscribed(connection, "events.subscribe", params)
+            subscription = subscribed(connection, "events.subscribe", params)
             while True:
                 notification = connection.receive().get("params") or {}
                 if notification.get("subscription") == subscription:
@@ -514,7 +449,7 @@ class Client:
         :meth:`lease_read`. ``unknown_form`` describes a command line that the caller could not fully parse: its ``operands`` are
         the args that may name machines, and ``whole_fleet`` means that it may affect all machines.
         """
-        params = _without_unset(
+        params = without_unset(
             operation=operation,
             machine=machine,
             machine_names=list(machine_names) or None,
@@ -533,11 +468,11 @@ class Client:
         ``read`` has a ``command``, such as ``list`` or ``config_get``, and that command's parameters: ``machine``, ``key``,
         ``format``, ``quiet``, ``running``, ``all``.
         """
-        return models.RawOutput.from_wire(self.call("lease.read", _without_unset(read=read, max_age_ms=max_age_ms)))
+        return models.RawOutput.from_wire(self.call("lease.read", without_unset(read=read, max_age_ms=max_age_ms)))
 
     def lease_release(self, job_id: int, *, exit_code: int | None = None, signal: int | None = None) -> models.Release:
         """Reports how the process of a lease exited, and waits until it is gone."""
-        wire = self.call("lease.release", _without_unset(job_id=job_id, exit_code=exit_code, signal=signal))
+        wire = self.call("lease.release", without_unset(job_id=job_id, exit_code=exit_code, signal=signal))
         return models.Release.from_wire(wire)
 
     def _ctl(self, args: Sequence[str]) -> Any:
@@ -551,63 +486,17 @@ class Client:
         return None if answer is None else models.JobAnswer.from_wire(answer).job
 
     def _change(self, method: str, **params: Any) -> models.Change:
-        return models.Change.from_wire(self.call(method, _without_unset(**params)))
+        return models.Change.from_wire(self.call(method, without_unset(**params)))
 
     def _run_follow(self, params: Mapping[str, Any], pieces: Iterator[bytes] | None) -> Generator[models.JobEvent, None, None]:
         outcome = (yield from self._follow("machine.run_follow", params, pieces)).job.outcome
         if outcome is not None and outcome.error is not None:
             raise errors.error_from_wire(outcome.error)
 
-    def _follow(
-        self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None
-    ) -> Generator[models.JobEvent, None, models.Ended]:
-        if pieces is None:
-            with self._pool.borrow() as connection:
-                ended = yield from self._events(connection, method, params, None)
-        else:
-            # Input needs its own connection: the daemon stops reading from a connection whose events are not consumed. On a
-            # shared connection, client and daemon could wait for each other.
-            with self._pool.borrow() as connection, self._pool.borrow() as second:
-                feed = InputFeed(second, pieces)
-                ended = yield from self._events(connection, method, params, feed)
-                feed.finish()
-        yield ended
-        return ended
-
-    @staticmethod
-    def _events(
-        connection: Connection, method: str, params: Mapping[str, Any], feed: InputFeed | None
-    ) -> Generator[models.JobEvent, None, models.Ended]:
-        """Yields all events except the last one, which it returns. The connection is reserved for this call until then."""
-        subscription = _subscribed(connection, method, params)
-        while True:
-            if feed is not None:
-                feed.send_until(connection)
-            notification = connection.receive().get("params") or {}
-            if notification.get("subscription") != subscription:
-                continue
-            event = models.event_from_wire(notification.get("result"))
-            if isinstance(event, models.Ended):
-                connection.done()
-                return event
-            if event is not None:
-                if feed is not None and isinstance(event, models.Accepted):
-                    feed.begin(event.job_id)
-                yield event
-
-
-def _subscribed(connection: Connection, method: str, params: Mapping[str, Any]) -> Any:
-    """Subscribes and returns the subscription's id. The connection stays in its call until the subscription ends."""
-    try:
-        return connection.answer(connection.send(method, params))
-    except errors.RequestFailed:
-        connection.done()
-        raise
-
 
 def _flags(options: Mapping[str, Any]) -> Iterator[str]:
     """Yields options as flags of ``orbd-ctl``. Each is one arg, ``--name=value``, so a value is never parsed as a flag."""
-    for name, value in _without_unset(**options).items():
+    for name, value in without_unset(**options).items():
         if name == "mounts":
             yield from (f"--mount={mount}" for mount in value)
         elif value is True:
@@ -618,88 +507,16 @@ def _flags(options: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{name.replace('_', '-')}={value}"
 
 
-def _job_input(job_id: int, data: bytes, *, eof: bool) -> dict[str, Any]:
-    params: dict[str, Any] = {"job_id": job_id}
-    if data:
-        params.update(_input(data))
-    if eof:
-        params["eof"] = True
-    return params
+def caller_environment() -> dict[str, str]:
+    """Returns those of ``ORBENV``, the variables that it lists, ``TERM``, ``DISPLAY`` and the proxy variables that are set.
 
-
-class InputFeed:
-    """Sends input piece by piece on a second connection while the first one delivers the command's events.
-
-    One piece is in flight at a time. The daemon answers it when the command has room for more, which gives backpressure. No
-    thread or greenlet is involved: the caller that waits for the next event sends input meanwhile, and polls both connections.
+    The result is for ``caller_env`` of :meth:`~orbd.Client.machine_run`. The daemon passes it only to that call's ``orbctl``.
     """
+    entries = os.environ.get(ORBENV, "").split(":")
+    # An entry can have flags after a slash.
+    listed = [name for name in (entry.partition("/")[0] for entry in entries) if _is_name(name)]
+    return {name: os.environ[name] for name in (*READ_BY_ORBCTL, *listed) if name in os.environ}
 
-    def __init__(self, connection: Connection, pieces: Iterator[bytes]) -> None:
-        """Sends nothing yet."""
-        self._connection = connection
-        self._pieces = pieces
-        self._job_id = 0
-        self._request_id: int | None = None
-        self._is_finished = False
 
-    def begin(self, job_id: int) -> None:
-        """Sends the first piece to the job."""
-        self._job_id = job_id
-        self._next()
-
-    def send_until(self, events: Connection) -> None:
-        """Sends input until ``events`` is readable or no more input is needed."""
-        while self._request_id is not None:
-            # Before the check for events, so that a command that writes without pause still gets its input.
-            made_progress = self._step()
-            if events.is_readable():
-                return
-            if not made_progress:
-                wait((events, self._connection))
-
-    def finish(self) -> None:
-        """Reads the answer to the last piece after the command's end, so that the connection can be reused."""
-        self._is_finished = True
-        deadline = time.monotonic() + FEED_GRACE
-        try:
-            while self._request_id is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                if not self._step():
-                    wait((self._connection,), left)
-        except errors.OrbdError:
-            # The command has ended, so input that it did not read does not matter. The pool closes the connection, because its
-            # call is not complete.
-            pass
-
-    def _step(self) -> bool:
-        """Sends and receives as much as possible without blocking; returns whether there was any progress."""
-        made_progress = self._connection.push()
-        if not self._connection.is_readable():
-            return made_progress
-        message = self._connection.receive()
-        is_unreadable = message.get("id") is None and "error" in message
-        if "method" not in message and (message.get("id") == self._request_id or is_unreadable):
-            self._on_answer(message)
-        return True
-
-    def _on_answer(self, message: Mapping[str, Any]) -> None:
-        answer = None
-        try:
-            answer = self._connection.result(message)
-        except errors.JobNotFound:
-            # The job has ended and expired. Its `Ended` event, which is still to come, has the outcome.
-            self._is_finished = True
-        self._request_id = None
-        self._connection.done()
-        if isinstance(answer, dict) and answer.get("open") is False:
-            self._is_finished = True
-        if not self._is_finished:
-            self._next()
-
-    def _next(self) -> None:
-        piece = next((piece for piece in self._pieces if piece), None)
-        self._is_finished = piece is None
-        params = _job_input(self._job_id, piece or b"", eof=self._is_finished)
-        self._request_id = self._connection.begin("job.input", params)
+def _is_name(text: str) -> bool:
+    return text.isascii() and text.isidentifier() and not text.startswith("ORBD_")

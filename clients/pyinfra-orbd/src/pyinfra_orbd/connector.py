@@ -36,7 +36,7 @@ from pyinfra.connectors.util import (
 from typing_extensions import TypedDict, Unpack, override
 
 from orbd import caller_environment, models
-from orbd._client import INLINE_MAX, PIECE
+from orbd._base_client import INLINE_MAX, PIECE
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _predecessor, _rsync
