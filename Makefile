@@ -53,6 +53,7 @@ check-rust: ## the Rust part of check; needs no network once the crates are ther
 
 check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
+	$(VENV)/bin/python $(PACKAGE)/tools/generate.py --check
 
 ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 	.ci/run
@@ -66,9 +67,10 @@ soak: ## kill the daemon under load 1000 times (CYCLES=n) and print the figures
 bench: ## run the benchmarks, each figure as a ratio beside its limit
 	$(CARGO) bench
 
-bless: ## rewrite proto/openrpc.json, the golden examples and the reference in docs/cli.md from the code
+bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, the golden examples and the reference in docs/cli.md
 	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- golden published
 	ORBD_BLESS=1 $(CARGO) test -p orbd-ctl -- reference
+	$(VENV)/bin/python $(PACKAGE)/tools/generate.py
 
 dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist

@@ -6,14 +6,12 @@ import inspect
 import json
 import os
 import re
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orbd import Client, _model, errors, models
+from orbd import Client, _client, _methods, errors
 
 DOCUMENT = Path(os.environ.get("ORBD_OPENRPC") or Path(__file__).resolve().parents[3] / "proto" / "openrpc.json")
 
@@ -61,102 +59,9 @@ def test_client_has_every_method_with_every_parameter(name: str) -> None:
 
 def test_client_calls_no_method_that_the_protocol_lacks() -> None:
     namespaces = "|".join({name.split(".")[0] for name in METHODS})
-    asked = set(re.findall(rf'"((?:{namespaces})\.\w+)"', inspect.getsource(Client)))
+    sources = "".join(map(inspect.getsource, (_client, _methods)))
+    asked = set(re.findall(rf'"((?:{namespaces})\.\w+)"', sources))
     assert asked == METHODS.keys() - UNTYPED
-
-
-def schema(reference: dict[str, Any]) -> dict[str, Any]:
-    """Resolves references."""
-    while "$ref" in reference:
-        found: dict[str, Any] = PROTOCOL["components"]["schemas"][reference["$ref"].rsplit("/", 1)[1]]
-        reference = found
-    return reference
-
-
-def properties(shape: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Returns an object's fields, and the names of the required ones."""
-    fields, required = dict(shape.get("properties", {})), set(shape.get("required", ()))
-    for part in shape.get("allOf", ()):
-        more, needed = properties(schema(part))
-        fields.update(more)
-        required |= needed
-    variants = [properties(schema(part)) for part in shape.get("oneOf", ())]
-    if variants:
-        for more, _ in variants:
-            fields.update(more)
-        # A field is only guaranteed if every variant requires it.
-        required |= set.intersection(*(needed for _, needed in variants))
-    return fields, required
-
-
-def answers() -> list[tuple[str, type[models.Model], dict[str, Any]]]:
-    """Returns the record class of each method's answer, with the answer's schema."""
-    found = []
-    for name, method in METHODS.items():
-        if name in UNTYPED or "x-notification" in method:
-            continue
-        record = re.search(r"models\.(\w+)\.from_wire", inspect.getsource(method_of(name)))
-        if record is None:
-            # All changes have the same answer.
-            record = re.search(r"(?<=-> models\.)(\w+)", inspect.getsource(method_of(name)))
-        if record is not None:
-            found.append((name, getattr(models, record[1]), method["result"]["schema"]))
-    return found
-
-
-@pytest.mark.parametrize(("name", "record", "wire"), answers(), ids=lambda value: value if isinstance(value, str) else "")
-def test_records_have_exactly_the_fields_of_the_answers(name: str, record: type[models.Model], wire: dict[str, Any]) -> None:
-    """A record requires no field that the protocol does not guarantee."""
-    compare(record, schema(wire), name, set())
-
-
-def compare(record: type[models.Model], wire: dict[str, Any], path: str, seen: set[str]) -> None:
-    if record.__name__ in seen:
-        return
-    fields, required = properties(wire)
-    named = dict(fields)
-    shape = _model._shape(record)
-    assert shape.converters.keys() == named.keys(), f"{path}: {record.__name__}"
-    promised = set(required)
-    assert shape.required <= promised, f"{path}: {record.__name__}"
-    for name, hint in typing.get_type_hints(record).items():
-        for inner in models_in(hint):
-            compare(inner, object_in(named[name]), f"{path}.{name}", seen | {record.__name__})
-
-
-def models_in(hint: Any) -> Iterator[type[models.Model]]:
-    """Yields the record classes in a type hint, also those in a tuple or union."""
-    if isinstance(hint, type) and issubclass(hint, models.Model):
-        yield hint
-    for argument in typing.get_args(hint):
-        yield from models_in(argument)
-
-
-def object_in(reference: dict[str, Any]) -> dict[str, Any]:
-    """Returns the schema of an object that may be nullable or the item of a list."""
-    for one in reference.get("anyOf", ()):
-        if one.get("type") != "null":
-            return object_in(one)
-    wire = schema(reference)
-    return object_in(wire["items"]) if "items" in wire else wire
-
-
-EVENTS: dict[str, Any] = {"JobEvent": models._JOB_EVENT_TYPES, "Event": models._EVENT_TYPES}
-
-
-@pytest.mark.parametrize("name", sorted(EVENTS))
-def test_every_event_type_has_a_record_with_its_fields(name: str) -> None:
-    wire = PROTOCOL["components"]["schemas"][name]
-    # The event types are a `oneOf`, either of the schema itself or of a part of it.
-    parts = [wire, *(schema(part) for part in wire.get("allOf", ()))]
-    (types,) = [part["oneOf"] for part in parts if "oneOf" in part]
-    documented = {event["properties"]["type"]["const"]: event for event in types}
-    assert EVENTS[name].keys() == documented.keys()
-    common, needed = properties({"allOf": [{**part, "oneOf": (), "allOf": ()} for part in parts]})
-    for word, record in EVENTS[name].items():
-        fields, required = properties(documented[word])
-        del fields["type"]
-        compare(record, {"properties": {**common, **fields}, "required": required | needed}, word, set())
 
 
 def test_every_error_kind_has_its_own_class() -> None:

@@ -30,6 +30,7 @@ def test_importing_orbd_loads_only_its_own_modules() -> None:
         "orbd._base_client",
         "orbd._client",
         "orbd._gevent",
+        "orbd._methods",
         "orbd._transport",
         "orbd.errors",
     }

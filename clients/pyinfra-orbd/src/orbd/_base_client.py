@@ -10,12 +10,14 @@ from ._transport import Connection, Pool, socket_path, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from typing import Any, TypeVar
 
     from typing_extensions import Self
 
     from . import models as models
+
+    EventT = TypeVar("EventT")
 else:
 
     class LazyModels:
@@ -45,12 +47,14 @@ def without_unset(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None and value is not False}
 
 
-def input_params(data: bytes) -> dict[str, str]:
-    """Returns bytes as they go into a message: as text if they are UTF-8, which is shorter than base64, else as base64."""
+def input_params(prefix: str, data: bytes | None) -> dict[str, str]:
+    """Returns bytes as ``PREFIXtext`` if they are UTF-8, which is shorter, else as ``PREFIXbase64``; nothing for None."""
+    if data is None:
+        return {}
     try:
-        return {"text": data.decode()}
+        return {f"{prefix}text": data.decode()}
     except UnicodeDecodeError:
-        return {"base64": b64encode(data).decode("ascii")}
+        return {f"{prefix}base64": b64encode(data).decode("ascii")}
 
 
 def pieces_of(data: bytes) -> Iterator[bytes]:
@@ -95,8 +99,9 @@ class BaseClient:
             return connection.call(method, params or {})
 
     def _follow(
-        self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None
+        self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None = None
     ) -> Generator[models.JobEvent, None, models.Ended]:
+        """Yields the events of one job, while ``pieces`` are sent as its input; also returns the last event."""
         if pieces is None:
             with self._pool.borrow() as connection:
                 ended = yield from self._events(connection, method, params, None)
@@ -110,12 +115,25 @@ class BaseClient:
         yield ended
         return ended
 
+    def _subscribe(
+        self, read: Callable[[Any], EventT | None], method: str, params: Mapping[str, Any]
+    ) -> Generator[EventT, None, None]:
+        """Yields events on a connection of their own until the iterator is closed or the connection ends."""
+        with self._pool.borrow() as connection:
+            subscription = _subscribed(connection, method, params)
+            while True:
+                notification = connection.receive().get("params") or {}
+                if notification.get("subscription") == subscription:
+                    event = read(notification.get("result"))
+                    if event is not None:
+                        yield event
+
     @staticmethod
     def _events(
         connection: Connection, method: str, params: Mapping[str, Any], feed: InputFeed | None
     ) -> Generator[models.JobEvent, None, models.Ended]:
         """Yields all events except the last one, which it returns. The connection is reserved for this call until then."""
-        subscription = subscribed(connection, method, params)
+        subscription = _subscribed(connection, method, params)
         while True:
             if feed is not None:
                 feed.send_until(connection)
@@ -132,22 +150,13 @@ class BaseClient:
                 yield event
 
 
-def subscribed(connection: Connection, method: str, params: Mapping[str, Any]) -> Any:
+def _subscribed(connection: Connection, method: str, params: Mapping[str, Any]) -> Any:
     """Subscribes and returns the subscription's id. The connection stays in its call until the subscription ends."""
     try:
         return connection.answer(connection.send(method, params))
     except errors.RequestFailed:
         connection.done()
         raise
-
-
-def job_input_params(job_id: int, data: bytes, *, eof: bool) -> dict[str, Any]:
-    params: dict[str, Any] = {"job_id": job_id}
-    if data:
-        params.update(input_params(data))
-    if eof:
-        params["eof"] = True
-    return params
 
 
 class InputFeed:
@@ -224,5 +233,5 @@ class InputFeed:
     def _next(self) -> None:
         piece = next((piece for piece in self._pieces if piece), None)
         self._is_finished = piece is None
-        params = job_input_params(self._job_id, piece or b"", eof=self._is_finished)
+        params = {"job_id": self._job_id, **input_params("", piece), **without_unset(eof=self._is_finished)}
         self._request_id = self._connection.begin("job.input", params)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import types
 import typing
 from base64 import b64decode
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import ProtocolViolation
 
@@ -17,6 +17,9 @@ else:
     def dataclass_transform(**_):
         """Does nothing at run time; only type checkers need the decorator."""
         return lambda cls: cls
+
+
+ModelT = TypeVar("ModelT", bound="Model")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -108,6 +111,20 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-def bytes_from_wire(text: str | None, base64: str | None) -> bytes:
-    """Decodes bytes from the wire, which are ``text`` if they are UTF-8, else ``base64``."""
-    return b64decode(base64 or "") if text is None else text.encode()
+class Encoded(Model):
+    """Base class of records whose bytes are ``text`` if they are UTF-8, else ``base64``."""
+
+    @property
+    def data(self) -> bytes:
+        """Decoded bytes."""
+        values = vars(self)
+        text: str | None = values.get("text")
+        return b64decode(values.get("base64") or "") if text is None else text.encode()
+
+
+def tagged_from_wire(wire: Any, classes: Mapping[str, type[ModelT]]) -> ModelT | None:
+    """Returns the record of a decoded JSON object by its ``type``; None for a type that a later daemon added."""
+    if not isinstance(wire, dict):
+        raise ProtocolViolation(f"event: expected an object, got {type(wire).__name__}")
+    cls = classes.get(wire.get("type", ""))
+    return None if cls is None else cls.from_wire(wire)
