@@ -263,6 +263,13 @@ class MachineCache:
         return found
 
 
+def find_machine(machines: Sequence[Machine], name: str) -> Machine | None:
+    """Returns the machine with this name, or else with this id; None if there is none."""
+    by_name = (machine for machine in machines if machine.name == name)
+    by_id = (machine for machine in machines if machine.id == name)
+    return next(by_name, None) or next(by_id, None)
+
+
 _clients: dict[str, StalenessWarningClient] = {}
 _machine_caches: dict[str, MachineCache] = {}
 

@@ -80,10 +80,7 @@ def machine_or_own(machine: str | None, vm_name: str | None) -> str:
 
 def find(name: str, max_age_ms: int | None = None) -> models.Machine | None:
     """Returns the machine with this name or id, or None."""
-    machines = client().machine_list(max_age_ms=max_age_ms).machines
-    by_name = (machine for machine in machines if machine.name == name)
-    by_id = (machine for machine in machines if machine.id == name)
-    return next(by_name, None) or next(by_id, None)
+    return _client.find_machine(client().machine_list(max_age_ms=max_age_ms).machines, name)
 
 
 def is_satisfied(check: Callable[[int | None], bool]) -> bool:

@@ -40,7 +40,7 @@ from orbd._base_client import INLINE_MAX, PIECE
 from orbd.errors import DaemonUnavailable, MachineExists, OrbdError, ProtocolViolation
 
 from . import _predecessor, _rsync
-from ._client import StalenessWarningClient, WaitNotice, client, machine_cache
+from ._client import StalenessWarningClient, WaitNotice, client, find_machine, machine_cache
 from ._facts import PrecomputedCommand
 from ._files import (
     COPY_SCRIPT,
@@ -185,7 +185,7 @@ class OrbStackConnector(BaseConnector):
             for machine in machines:
                 yield _name_data(machine, is_named=False)
             return
-        found = _find(machines, name)
+        found = find_machine(machines, name)
         if found is None:
             yield name, {"orbstack_vm": True, "vm_name": name, "orbstack_named": True}, ["orbstack"]
         else:
@@ -555,12 +555,6 @@ def _feed(lines: Lines, chunks: tuple[models.Chunk, ...], offset: int, end: int)
     if end > offset:
         lines.lost(end - offset)
     return end
-
-
-def _find(machines: tuple[models.Machine, ...], name: str) -> models.Machine | None:
-    by_name = (machine for machine in machines if machine.name == name)
-    by_id = (machine for machine in machines if machine.id == name)
-    return next(by_name, None) or next(by_id, None)
 
 
 def _name_data(machine: models.Machine, *, is_named: bool) -> tuple[str, dict[str, Any], list[str]]:
