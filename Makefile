@@ -32,8 +32,9 @@ test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
 	$(CARGO) build --bins
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
 
-test-python-oldest: $(VENV)-oldest/ready ## run the connector's tests with the oldest supported PyInfra
-	cd $(PACKAGE) && $(CURDIR)/$(VENV)-oldest/bin/python -m pytest -m "not needs_daemon" tests/test_connector.py tests/test_cli.py
+test-python-oldest: $(VENV)/oldest/ready ## run the connector's tests with the oldest supported PyInfra
+	cd $(PACKAGE) && PYTHONPATH=$(CURDIR)/$(VENV)/oldest $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon" \
+		tests/test_connector.py tests/test_cli.py
 
 fmt: ## format Rust, and Python if its environment exists
 	$(CARGO) fmt --all
@@ -84,13 +85,15 @@ $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
 	touch $@
 
-$(VENV)-oldest/ready: $(PACKAGE)/requirements-oldest.txt $(PACKAGE)/pyproject.toml
-	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-oldest.txt
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
+# A folder that hides the newer PyInfra of the same environment. `pip check` fails if the two ever need different dependencies.
+$(VENV)/oldest/ready: $(PACKAGE)/requirements-oldest.txt $(VENV)/ready
+	rm -rf $(VENV)/oldest
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/oldest -r $(PACKAGE)/requirements-oldest.txt
+	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pip check
 	touch $@
 
-# The predecessor's connector, which tests run through the drop-in. Its package and this one cannot be in one environment.
+# The predecessor's connector, which tests run through the drop-in. It has the package name `pyinfra_orbstack` and the entry point
+# `orbstack`, as this package does, so they cannot be in one environment.
 $(VENV)-predecessor/ready: $(PACKAGE)/requirements-predecessor.txt
 	$(PYTHON) -m venv $(VENV)-predecessor
 	$(VENV)-predecessor/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-predecessor.txt
@@ -98,4 +101,4 @@ $(VENV)-predecessor/ready: $(PACKAGE)/requirements-predecessor.txt
 
 clean: ## remove build output and virtual environments
 	$(CARGO) clean
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-predecessor
+	rm -rf $(VENV) $(VENV)-predecessor

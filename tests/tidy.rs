@@ -494,15 +494,16 @@ fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
         "__pycache__",
         ".git",
         ".demo",
-        ".venv",
-        ".venv-oldest",
-        ".venv-predecessor",
         ".hypothesis",
     ];
     for entry in fs::read_dir(folder).expect("a folder can be read") {
         let entry = entry.expect("an entry");
         let name = entry.file_name().to_string_lossy().into_owned();
-        if left_behind.contains(&name.as_str()) || name.ends_with("_cache") || name.ends_with(".egg-info") {
+        let is_left_behind = left_behind.contains(&name.as_str())
+            || name.starts_with(".venv")
+            || name.ends_with("_cache")
+            || name.ends_with(".egg-info");
+        if is_left_behind {
             continue;
         }
         match entry.file_type() {

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from fake_daemon import FakeDaemon, ShellMachines
 from orbd import Client
 from pyinfra_orbd import _client
 from real_daemon import RealDaemon, temporary_daemon
+
+
+def pytest_report_header() -> str:
+    """Names the version of PyInfra, because ``make test-python-oldest`` selects another one with ``PYTHONPATH``."""
+    return f"pyinfra: {version('pyinfra')}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
