@@ -25,9 +25,7 @@ def binary(variable: str, name: str) -> Path:
     """Returns the path of a program: from the environment variable, else from the debug build."""
     path = Path(os.environ.get(variable) or TARGET / name)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: run `cargo build --bins` at the project's root, or set {variable}"
-        )
+        raise FileNotFoundError(f"{path} is missing: run `cargo build --bins` at the project's root, or set {variable}")
     return path
 
 
