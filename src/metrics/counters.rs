@@ -85,7 +85,7 @@ pub enum StoreState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
     pub(super) values: [u64; Counter::ALL.len()],
-    /// Number of calls of [`Metrics::record`].
+    /// Number of calls of [`Metrics::record`](super::Metrics::record).
     pub recorded: u64,
     /// Number of records lost because the buffer was full or the store refused them.
     pub dropped: u64,

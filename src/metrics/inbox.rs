@@ -48,7 +48,7 @@ pub(super) struct Shared {
     pub(super) status: Mutex<StoreStatus>,
 }
 
-/// The part of [`Counters`] that describes the store.
+/// The part of `Counters` that describes the store.
 pub(super) struct StoreStatus {
     pub(super) state: StoreState,
     pub(super) folder: Option<PathBuf>,

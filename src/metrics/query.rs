@@ -90,7 +90,8 @@ pub struct Summary {
     pub until_ms: u64,
     /// Precision of the window's edges.
     pub resolution: WindowResolution,
-    /// The rows, by number of operations in descending order. At most [`SERIES_MAX`] rows with a machine's name, and one `other` per verb.
+    /// The rows, by number of operations in descending order. At most [`SERIES_MAX`](super::SERIES_MAX) rows with a machine's name, and
+    /// one `other` per verb.
     pub rows: Vec<SummaryRow>,
 }
 

@@ -15,7 +15,7 @@ use crate::clock::Moment;
 /// Minimum time between two log messages about failed writes.
 pub(super) const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// Shared limit on what all spools together keep beyond the first [`MEMORY`] bytes of each.
+/// Shared limit on what all spools together keep beyond the first [`MEMORY`](super::MEMORY) bytes of each.
 #[derive(Debug, Clone)]
 pub struct Budget(pub(super) Arc<BudgetShared>);
 

@@ -11,8 +11,8 @@ use super::segment::{MARK_EVERY, Mark, Segment, discard};
 /// Bytes that a spool may keep in memory without using a file, and may keep regardless of the budget.
 pub const MEMORY: u64 = 64 * 1024;
 
-/// Bytes that stay with [`Keep::Unread`] although all readers have passed them: a client that lost its connection can read what
-/// was in transit again.
+/// Bytes that stay with [`Keep::Unread`](super::Keep::Unread) although all readers have passed them: a client that lost its
+/// connection can read what was in transit again.
 pub const KEEP_BACK: u64 = 512 * 1024;
 
 /// Bytes that may wait to be written to disk before the writer has to wait.
@@ -73,7 +73,7 @@ impl Contents {
         holding.map(|reader| reader.passed).min()
     }
 
-    /// Drops output that [`Keep::Unread`] does not retain.
+    /// Drops output that `Keep::Unread` does not retain.
     pub(super) fn drop_read(&mut self) {
         let Some(held) = self.held_from() else { return };
         loop {

@@ -46,8 +46,8 @@ pub enum Keep {
     /// Everything, so that the output can be read again from the beginning.
     #[default]
     All,
-    /// While there is a [holding](Spool::follow) reader: the bytes that not all of those readers have passed, and about the last
-    /// [`KEEP_BACK`] bytes. Without one: everything that arrives.
+    /// While there is a [holding](super::Spool::follow) reader: the bytes that not all of those readers have passed, and about
+    /// the last [`KEEP_BACK`](super::KEEP_BACK) bytes. Without one: everything that arrives.
     Unread,
 }
 

@@ -12,7 +12,7 @@ use super::shared::{Accepted, Keep, RETRY_AFTER, Shared};
 /// How long the writer waits for a reader, with [`Keep::Unread`], before it starts to use a file.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Chunk size to try if a larger chunk does not fit. It is smaller than [`MEMORY`], so that it fits regardless of the budget.
+/// Chunk size to try if a larger chunk does not fit. It is smaller than `MEMORY`, so that it fits regardless of the budget.
 const CHUNK_SMALL: usize = 32 * 1024;
 
 /// Appends a job's output. Dropping it ends the spool.
