@@ -3,12 +3,12 @@
 
 use tracing::Span;
 
-use super::handle::JobSpec;
+use super::submission::JobSpec;
 
 /// Logs a message about a job. Arguments: the level, the job's [`JobSpec`], further fields if any, and the message.
 macro_rules! about_job {
     ($level:ident, $spec:expr, $($rest:tt)+) => {{
-        let spec: &$crate::dispatcher::handle::JobSpec = &$spec;
+        let spec: &$crate::dispatcher::submission::JobSpec = &$spec;
         tracing::$level!(
             job_id = spec.id.0,
             operation = spec.info.verb.as_str(),

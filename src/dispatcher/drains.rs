@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use crate::scheduler::Target;
 
-use super::handle::QueueView;
+use super::views::QueueView;
 
 /// Replies to drains. Each is kept until its target is idle or its caller has stopped waiting, and is then given out once.
 #[derive(Default)]

@@ -10,7 +10,7 @@ use crate::operation::JobInfo;
 use crate::sys::{ChildIdentity, StartTime};
 
 use super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer};
-use super::handle::{Client, Executor, JobSpec, LeaseProcesses, Submission};
+use super::submission::{Client, Executor, JobSpec, LeaseProcesses, Submission};
 
 /// Returns a running machine whose id depends on its name's first letter.
 pub(super) fn machine(name: &str) -> Machine {

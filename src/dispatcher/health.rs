@@ -8,7 +8,8 @@ use crate::clock::Moment;
 use crate::job::{HealthProblem, HealthSignal, JobId};
 use crate::operation::Class;
 
-use super::handle::{JobSpec, OutageView};
+use super::submission::JobSpec;
+use super::views::OutageView;
 
 /// The circuit breaker, and the job of the probe that it waits for: there is such a job exactly while a probe is in progress, so the
 /// next probe is due only after the end of this one.

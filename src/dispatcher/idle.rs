@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::handle::{BusyReason, Request, WaitingFor};
+use super::handle::Request;
 use super::hold::{HoldTimer, Load};
+use super::submission::WaitingFor;
+use super::views::BusyReason;
 
 /// How long after the end of a detached job, or a request about one, its client may still fetch the rest.
 const FETCH_TIME: Duration = Duration::from_secs(1);

@@ -20,10 +20,9 @@ use crate::operation::{Action, JobInfo, OutputKept, Scope, Stdin};
 use crate::orbctl::{Exec, Input};
 use crate::spool::{self, Spool};
 
-use super::handle::{
-    Cancelled, Executor, Job, JobSpec, JobState, Release, Released, StateFilter, WaitingFor,
-};
 use super::run_job::Task;
+use super::submission::{Executor, Job, JobSpec, JobState, Release, Released, WaitingFor};
+use super::views::{Cancelled, StateFilter};
 use super::{RunTimeouts, Settings};
 use by_connection::JobsByConnection;
 use entry::{ActiveJob, JobPhase, Output};

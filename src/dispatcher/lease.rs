@@ -15,8 +15,8 @@ use crate::operation::{Class, JobInfo};
 use crate::orbctl::Orbctl;
 use crate::sys;
 
-use super::handle::{LeaseProcesses, Release, Released};
 use super::run_job::{JobResult, Work, how_cut};
+use super::submission::{LeaseProcesses, Release, Released};
 
 /// How long a live owner has to release the lease after the child has exited.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);

@@ -23,7 +23,7 @@ use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 use crate::sys::{ChildIdentity, MarkedProcess};
 
-use super::handle::JobSpec;
+use super::submission::JobSpec;
 
 /// Longest list of lanes in a marker, in bytes. A longer list is replaced by the whole fleet, exclusive: Linux limits an environment
 /// variable to 128 KiB, and a truncated list would lock too few lanes.

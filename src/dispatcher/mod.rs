@@ -32,6 +32,8 @@ mod runner;
 mod simulation;
 mod state;
 mod stored;
+mod submission;
+mod views;
 mod watch;
 
 use std::path::PathBuf;
@@ -44,12 +46,15 @@ use tokio_util::sync::CancellationToken;
 /// Part of [`Rejection`].
 pub use crate::scheduler::Refusal;
 pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput, Read};
-pub use handle::{
-    BusyReason, CacheView, Cancelled, Client, Dispatcher, Executor, Job, JobFilter, JobSpec, JobState,
-    JobView, KeptView, LeaseProcesses, OutageView, Published, QueueVerb, QueueView, ReadError, Rejection,
-    Released, Snapshot, StateFilter, Submission, Subscriber, Target, WaitingFor,
-};
+pub use handle::Dispatcher;
 pub use marker::{Markers, Survivor};
+pub use submission::{
+    Client, Executor, Job, JobSpec, JobState, LeaseProcesses, Released, Submission, WaitingFor,
+};
+pub use views::{
+    BusyReason, CacheView, Cancelled, JobFilter, JobView, KeptView, OutageView, Published, QueueVerb,
+    QueueView, ReadError, Rejection, Snapshot, StateFilter, Subscriber, Target,
+};
 
 use crate::journal::{Journal, Recovered};
 use crate::metrics::Metrics;

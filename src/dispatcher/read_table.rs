@@ -20,7 +20,7 @@ use crate::job::{HealthProblem, JobId};
 use crate::operation::{Query, Scope};
 
 use super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer, cache_key, stale_cache_key};
-use super::handle::{Published, ReadError};
+use super::views::{Published, ReadError};
 
 /// Largest raw output that is cached, in bytes. There may be as many as there are machines.
 const RAW_OUTPUT_MAX: usize = 256 << 10;

@@ -35,8 +35,9 @@ use orbd_host::run_command::GuestEnv;
 
 use super::Settings;
 use super::answer::{QueryAnswer, by_id};
-use super::handle::{Job, JobSpec, LeaseProcesses, Rejection, Release};
 use super::reconcile::{self, Reconciliation};
+use super::submission::{Job, JobSpec, LeaseProcesses, Release};
+use super::views::Rejection;
 
 /// First pause between probes after a cut; each further pause doubles.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_millis(250);

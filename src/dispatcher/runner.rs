@@ -14,9 +14,10 @@ use crate::job::{Failure, JobId, Outcome};
 use crate::journal::JournalError;
 
 use super::about_job;
-use super::handle::{Job, JobSpec, Rejection};
 use super::jobs::Tokens;
 use super::run_job::{JobResult, Note, RunSettings, Work};
+use super::submission::{Job, JobSpec};
+use super::views::Rejection;
 use super::{Markers, Settings};
 
 /// Capacity of the channel for notes. A job waits while it is full.

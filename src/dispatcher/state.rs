@@ -24,12 +24,14 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{NewJob, Scheduler};
 
 use super::drains::Drains;
-use super::handle::{JobSpec, Published, Request};
+use super::handle::Request;
 use super::health::Health;
 use super::idle::Idle;
 use super::jobs::JobTable;
 use super::read_table::ReadTable;
 use super::runner::{Report, Runner};
+use super::submission::JobSpec;
+use super::views::Published;
 use super::watch::Watch;
 use super::{Parts, Settings};
 

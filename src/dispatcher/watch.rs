@@ -24,7 +24,8 @@ use crate::machine::OrbstackStatus;
 use crate::operation::Query;
 
 use super::answer::{ObservedAnswer, QueryAnswer};
-use super::handle::{JobSpec, JobState, Subscriber};
+use super::submission::{JobSpec, JobState};
+use super::views::Subscriber;
 
 /// Number of events kept for subscribers that lag or reconnect.
 const EVENTS_KEPT: usize = 1024;

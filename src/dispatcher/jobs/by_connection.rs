@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::job::JobId;
 
-use super::super::handle::JobSpec;
+use super::super::submission::JobSpec;
 
 /// Active jobs by connection. A job is in the index from its acceptance to its end.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl JobsByConnection {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::handle::LeaseProcesses;
+    use super::super::super::submission::LeaseProcesses;
     use super::*;
     use crate::clock::Moment;
     use crate::operation::{JobInfo, Query};

@@ -13,8 +13,9 @@ use crate::job::Outcome;
 use crate::operation::{Class, Query, Scope};
 use crate::spool::Spool;
 
-use super::super::handle::{Job, JobSpec, JobState, Release, StateFilter, WaitingFor};
 use super::super::run_job::Task;
+use super::super::submission::{Job, JobSpec, JobState, Release, WaitingFor};
+use super::super::views::StateFilter;
 use super::Tokens;
 use super::watchers::EndedJobWatchers;
 

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::job::JobId;
 
-use super::super::handle::JobState;
+use super::super::submission::JobState;
 
 /// Smallest number of channels at which [`EndedJobWatchers`] removes those without receivers.
 const FOLLOWED_MIN: usize = 16;

@@ -14,9 +14,10 @@ use crate::operation::Action;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob};
 
-use super::super::handle::{Executor, Job, JobSpec, JobState, Rejection, StateFilter, Submission};
 use super::super::jobs::OPERANDS_MAX;
 use super::super::stored;
+use super::super::submission::{Executor, Job, JobSpec, JobState, Submission};
+use super::super::views::{Rejection, StateFilter};
 use super::{State, scheduled};
 use crate::dispatcher::about_job::about_job;
 

@@ -12,9 +12,10 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
-use super::super::handle::{Cancelled, JobSpec, WaitingFor};
 use super::super::jobs::{EndedJob, EndingJob};
 use super::super::run_job::JobResult;
+use super::super::submission::{JobSpec, WaitingFor};
+use super::super::views::Cancelled;
 use super::State;
 use super::watching::is_ourselves;
 use crate::dispatcher::about_job::about_job;

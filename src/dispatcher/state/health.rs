@@ -13,8 +13,9 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::CancelResult;
 
 use super::super::answer::QueryAnswer;
-use super::super::handle::{JobSpec, OutageView, Rejection};
 use super::super::run_job::{JobResult, Note, run_probe};
+use super::super::submission::JobSpec;
+use super::super::views::{OutageView, Rejection};
 use super::{State, scheduled};
 use crate::dispatcher::about_job::about_job;
 

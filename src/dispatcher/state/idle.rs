@@ -4,7 +4,9 @@ use crate::clock::Moment;
 use crate::job::JobId;
 use crate::orbctl::Orbctl;
 
-use super::super::handle::{BusyReason, Request, Submission};
+use super::super::handle::Request;
+use super::super::submission::Submission;
+use super::super::views::BusyReason;
 use super::State;
 
 impl<O: Orbctl> State<O> {

@@ -7,7 +7,7 @@ use crate::operation::Lane;
 use crate::orbctl::Orbctl;
 use crate::scheduler;
 
-use super::super::handle::{QueueVerb, QueueView, Target};
+use super::super::views::{QueueVerb, QueueView, Target};
 use super::State;
 
 impl<O: Orbctl> State<O> {

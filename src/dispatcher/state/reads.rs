@@ -12,9 +12,11 @@ use crate::operation::{Action, JobInfo, Query, Scope};
 use crate::orbctl::Orbctl;
 
 use super::super::answer::ObservedAnswer;
-use super::super::handle::{Client, Executor, JobSpec, ReadError, Request, Submission, WaitingFor};
+use super::super::handle::Request;
 use super::super::read_table::Waiter;
 use super::super::run_job::JobResult;
+use super::super::submission::{Client, Executor, JobSpec, Submission, WaitingFor};
+use super::super::views::ReadError;
 use super::State;
 
 impl<O: Orbctl> State<O> {

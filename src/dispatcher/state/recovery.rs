@@ -11,10 +11,10 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::NewJob;
 use crate::sys::ChildIdentity;
 
-use super::super::handle::{Executor, JobSpec, LeaseProcesses};
 use super::super::marker::{Survivor, adopt};
 use super::super::run_job::run_orphan;
 use super::super::stored;
+use super::super::submission::{Executor, JobSpec, LeaseProcesses};
 use super::{State, scheduled};
 use crate::dispatcher::about_job::about_job;
 

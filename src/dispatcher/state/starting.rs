@@ -14,10 +14,10 @@ use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
 
 use super::super::answer::{CachedAnswer, by_name};
-use super::super::handle::{JobSpec, JobState};
 use super::super::jobs::StartingJob;
 use super::super::run_job::{Durable, Task, run_job};
 use super::super::stored;
+use super::super::submission::{JobSpec, JobState};
 use super::State;
 use crate::dispatcher::about_job::about_job;
 

@@ -5,8 +5,9 @@ use crate::operation::Lane;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{self, Blocker};
 
-use super::super::handle::{CacheView, JobFilter, JobState, JobView, KeptView, Target, WaitingFor};
 use super::super::jobs::Entry;
+use super::super::submission::{JobState, WaitingFor};
+use super::super::views::{CacheView, JobFilter, JobView, KeptView, Target};
 use super::State;
 
 impl<O: Orbctl> State<O> {

@@ -13,7 +13,8 @@ use crate::operation::Query;
 use crate::orbctl::Orbctl;
 use crate::scheduler::Target;
 
-use super::super::handle::{Client, JobSpec, Snapshot, Subscriber};
+use super::super::submission::{Client, JobSpec};
+use super::super::views::{Snapshot, Subscriber};
 use super::State;
 
 /// Most jobs in a snapshot.
