@@ -16,7 +16,7 @@ impl Drains {
         self.0.push((target, reply));
     }
 
-    /// Removes the replies whose target is idle, and those that nobody waits for.
+    /// Removes the replies whose target is idle, and those whose caller has stopped waiting.
     pub(super) fn take_complete(
         &mut self,
         is_idle: impl Fn(&Target) -> bool,

@@ -14,10 +14,10 @@ use crate::operation::{Query, Scope};
 use super::Settings;
 use super::answer::ObservedAnswer;
 use super::marker::Markers;
-use super::submission::{Client, Job, JobSpec, Released, Submission};
+use super::submission::{Client, Job, JobSpec, JobView, Released, Submission, Target};
 use super::views::{
-    BusyReason, CacheView, Cancelled, JobFilter, JobView, Published, QueueVerb, QueueView, ReadError,
-    Rejection, Snapshot, Subscriber, Target,
+    BusyReason, CacheView, Cancelled, JobFilter, Published, QueueVerb, QueueView, ReadError, Rejection,
+    Snapshot, Subscriber,
 };
 
 /// Capacity of the dispatcher's inbox. Each sender waits for its reply, so this bounds the requests in flight, not the jobs that have

@@ -49,11 +49,12 @@ pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput, Read};
 pub use handle::Dispatcher;
 pub use marker::{Markers, Survivor};
 pub use submission::{
-    Client, Executor, Job, JobSpec, JobState, LeaseProcesses, Released, Submission, WaitingFor,
+    Client, Executor, Job, JobSpec, JobState, JobView, LeaseProcesses, Released, Submission, Target,
+    WaitingFor,
 };
 pub use views::{
-    BusyReason, CacheView, Cancelled, JobFilter, JobView, KeptView, OutageView, Published, QueueVerb,
-    QueueView, ReadError, Rejection, Snapshot, StateFilter, Subscriber, Target,
+    BusyReason, CacheView, Cancelled, JobFilter, KeptView, OutageView, Published, QueueVerb, QueueView,
+    ReadError, Rejection, Snapshot, StateFilter, Subscriber,
 };
 
 use crate::journal::{Journal, Recovered};

@@ -13,8 +13,6 @@ use crate::operation::{Action, Class, ExecRequest, JobInfo, Stdin};
 use crate::spool;
 use crate::sys::ChildIdentity;
 
-use super::views::{JobView, Target};
-
 /// The client that made a request, and its connection.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -225,6 +223,15 @@ impl JobState {
     }
 }
 
+/// The whole queue, or the lane of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The whole queue.
+    All,
+    /// The lane of this machine.
+    Machine(MachineName),
+}
+
 /// Why a job is waiting.
 #[derive(Debug, Clone)]
 pub enum WaitingFor {
@@ -247,6 +254,23 @@ pub enum WaitingFor {
     Paused(Target),
     /// `orbctl` is unhealthy.
     Unhealthy(HealthProblem),
+}
+
+/// Snapshot of a job.
+#[derive(Debug, Clone)]
+pub struct JobView {
+    /// Operation, client, limits and id.
+    pub spec: Arc<JobSpec>,
+    /// Current state.
+    pub state: JobState,
+    /// Why it waits; `None` unless it does.
+    pub waiting_for: Option<WaitingFor>,
+    /// Number of output bytes so far.
+    pub output_bytes: u64,
+    /// Number of callers that share the job, not counting the first.
+    pub joined: u32,
+    /// Whether the job runs although its journal entries could not be written, so that the journal does not name its process.
+    pub is_unwritten: bool,
 }
 
 /// A client's handle to a job.

@@ -13,24 +13,7 @@ use crate::machine::{MachineName, OrbstackStatus};
 use crate::scheduler::Refusal;
 
 use super::answer::ObservedAnswer;
-use super::submission::{JobSpec, JobState, WaitingFor};
-
-/// Snapshot of a job.
-#[derive(Debug, Clone)]
-pub struct JobView {
-    /// Operation, client, limits and id.
-    pub spec: Arc<JobSpec>,
-    /// Current state.
-    pub state: JobState,
-    /// Why it waits; `None` unless it does.
-    pub waiting_for: Option<WaitingFor>,
-    /// Number of output bytes so far.
-    pub output_bytes: u64,
-    /// Number of callers that share the job, not counting the first.
-    pub joined: u32,
-    /// Whether the job runs although its journal entries could not be written, so that the journal does not name its process.
-    pub is_unwritten: bool,
-}
+use super::submission::{JobView, WaitingFor};
 
 /// Why a submission was not accepted. It had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -101,15 +84,6 @@ pub enum Cancelled {
     AlreadyEnded,
     /// The id is unknown, or the job has been dropped from the history.
     NoSuchJob,
-}
-
-/// The whole queue, or the lane of one machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// The whole queue.
-    All,
-    /// The lane of this machine.
-    Machine(MachineName),
 }
 
 /// What to do with a target.

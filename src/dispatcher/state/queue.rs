@@ -7,7 +7,8 @@ use crate::operation::Lane;
 use crate::orbctl::Orbctl;
 use crate::scheduler;
 
-use super::super::views::{QueueVerb, QueueView, Target};
+use super::super::submission::Target;
+use super::super::views::{QueueVerb, QueueView};
 use super::State;
 
 impl<O: Orbctl> State<O> {

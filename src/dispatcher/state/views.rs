@@ -6,8 +6,8 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, Blocker};
 
 use super::super::jobs::Entry;
-use super::super::submission::{JobState, WaitingFor};
-use super::super::views::{CacheView, JobFilter, JobView, KeptView, Target};
+use super::super::submission::{JobState, JobView, Target, WaitingFor};
+use super::super::views::{CacheView, JobFilter, KeptView};
 use super::State;
 
 impl<O: Orbctl> State<O> {
