@@ -77,6 +77,20 @@ pub enum Change {
         /// Value, in the syntax of `orbctl config set`.
         value: Arc<str>,
     },
+    /// Adds an entry to a configuration key that holds a list.
+    ConfigAdd {
+        /// Configuration key, as in `machine.web.mounts`.
+        key: ConfigKey,
+        /// Entry, in the syntax of `orbctl config add`.
+        value: Arc<str>,
+    },
+    /// Removes an entry from a configuration key that holds a list.
+    ConfigRemove {
+        /// Configuration key, as in `machine.web.mounts`.
+        key: ConfigKey,
+        /// Entry, as it was added.
+        value: Arc<str>,
+    },
     /// Resets the whole configuration to its defaults.
     ConfigReset,
     /// Starts OrbStack itself.
@@ -131,6 +145,8 @@ impl Change {
                 };
                 info
             }
+            Self::ConfigAdd { .. } => on(Verb::ConfigAdd, &[]),
+            Self::ConfigRemove { .. } => on(Verb::ConfigRemove, &[]),
             Self::ConfigReset => on(Verb::ConfigReset, &[]),
             Self::StartOrbstack(force) => on(Verb::StartOrbstack, &[]).forced(*force),
             Self::StopOrbstack(force) => on(Verb::StopOrbstack, &[]).forced(*force),

@@ -346,6 +346,33 @@ fn flags_of_orbctl_verbs_work_as_in_orbctl() {
 }
 
 #[test]
+fn config_add_and_remove_change_a_list() {
+    let world = World::with_machines(&["a"]);
+    let key = "machine.a.mounts";
+    let mounts = || ok(&world, &["config", "get", key]);
+    let before = mounts();
+    let said = ok(&world, &["config", "add", key, "/Users/me/src:/src"]);
+    assert!(
+        said.starts_with("added /Users/me/src:/src to machine.a.mounts"),
+        "{said}"
+    );
+    assert!(mounts().contains("/Users/me/src:/src"), "{}", mounts());
+    let said = ok(&world, &["config", "remove", key, "/Users/me/src:/src"]);
+    assert!(
+        said.starts_with("removed /Users/me/src:/src from machine.a.mounts"),
+        "{said}"
+    );
+    assert_eq!(mounts(), before);
+    let output = call(&world, &["config", "add", "no.such.key", "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("unknown config key"),
+        "{}",
+        self::said(&output)
+    );
+}
+
+#[test]
 fn leased_calls_report_their_end_and_accept_a_timeout() {
     let world = World::new()
         .script("[[trouble]]\ncommand = \"export\"\nkind = \"hang\"\ntimes = 1")

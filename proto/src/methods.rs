@@ -8,15 +8,15 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::types::{
     CacheInvalidateAnswer, CacheInvalidateParams, CacheStatusAnswer, ChangeAnswer, ChangeParams,
-    ConfigAnswer, ConfigGetAnswer, ConfigGetParams, ConfigSetParams, CountersAnswer, DaemonInfoAnswer,
-    DefaultAnswer, Done, Event, EventsSubscribeParams, ForceParams, HelloAnswer, HelloParams, JobAnswer,
-    JobCancelAnswer, JobEvent, JobFollowParams, JobInputAnswer, JobInputParams, JobListAnswer, JobListParams,
-    JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer, LeaseParams, LeaseReadParams,
-    LogsParams, MachineCloneParams, MachineCreateParams, MachineForceParams, MachineInfoAnswer,
-    MachineInfoParams, MachineListAnswer, MachineParams, MachineRenameParams, MetricsHistoryAnswer,
-    MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams, QueueStatusAnswer,
-    QueueTargetParams, RawOutputAnswer, ReadParams, ReleaseAnswer, ReleaseParams, ReloadAnswer, RunAnswer,
-    RunParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
+    ConfigAnswer, ConfigEntryParams, ConfigGetAnswer, ConfigGetParams, ConfigSetParams, CountersAnswer,
+    DaemonInfoAnswer, DefaultAnswer, Done, Event, EventsSubscribeParams, ForceParams, HelloAnswer,
+    HelloParams, JobAnswer, JobCancelAnswer, JobEvent, JobFollowParams, JobInputAnswer, JobInputParams,
+    JobListAnswer, JobListParams, JobOutputAnswer, JobOutputParams, JobParams, JobWaitParams, LeaseAnswer,
+    LeaseParams, LeaseReadParams, LogsParams, MachineCloneParams, MachineCreateParams, MachineForceParams,
+    MachineInfoAnswer, MachineInfoParams, MachineListAnswer, MachineParams, MachineRenameParams,
+    MetricsHistoryAnswer, MetricsHistoryParams, MetricsSummaryAnswer, MetricsSummaryParams, NoParams,
+    QueueStatusAnswer, QueueTargetParams, RawOutputAnswer, ReadParams, ReleaseAnswer, ReleaseParams,
+    ReloadAnswer, RunAnswer, RunParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
 /// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
@@ -180,6 +180,10 @@ methods! {
             "Returns the value of one key of OrbStack's configuration.";
         ConfigSet "config.set" (ConfigSetParams) -> ChangeAnswer,
             "Sets one key of OrbStack's configuration.";
+        ConfigAdd "config.add" (ConfigEntryParams) -> ChangeAnswer,
+            "Adds an entry to a key of OrbStack's configuration that holds a list.";
+        ConfigRemove "config.remove" (ConfigEntryParams) -> ChangeAnswer,
+            "Removes an entry from a key of OrbStack's configuration that holds a list.";
         ConfigReset "config.reset" (ChangeParams) -> ChangeAnswer,
             "Resets OrbStack's whole configuration to its defaults.";
         JobGet "job.get" (JobParams) -> JobAnswer,

@@ -98,7 +98,9 @@ pub fn errors_of(method: &str) -> Vec<ErrorKind> {
             E::MachineWrongState,
             E::OutcomeUnknown,
         ],
-        "machine.set_default" | "config.set" => &[E::MachineNotFound, E::OutcomeUnknown],
+        "machine.set_default" | "config.set" | "config.add" | "config.remove" => {
+            &[E::MachineNotFound, E::OutcomeUnknown]
+        }
         "machine.start_all" | "machine.stop_all" | "orbstack.start" | "orbstack.stop" | "config.reset" => {
             &[E::OutcomeUnknown]
         }

@@ -80,7 +80,7 @@ mod queue;
 mod run;
 
 pub use cache::{CacheEntry, CacheInvalidateAnswer, CacheInvalidateParams, CacheStatusAnswer};
-pub use config::{ConfigAnswer, ConfigGetAnswer, ConfigGetParams, ConfigSetParams};
+pub use config::{ConfigAnswer, ConfigEntryParams, ConfigGetAnswer, ConfigGetParams, ConfigSetParams};
 pub use daemon::{
     AppliedKey, Closing, DaemonInfoAnswer, HelloAnswer, HelloParams, ReloadAnswer, RestartRequiredKey,
     Upgrade,

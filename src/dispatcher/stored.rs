@@ -29,6 +29,8 @@ enum Stored {
     StopOrbstack { force: bool },
     StartAll,
     StopAll { force: bool },
+    ConfigAdd { key: String, value: String },
+    ConfigRemove { key: String, value: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,6 +156,14 @@ fn store(change: &Change) -> Stored {
             key: key.to_string(),
             value: value.to_string(),
         },
+        Change::ConfigAdd { key, value } => Stored::ConfigAdd {
+            key: key.to_string(),
+            value: value.to_string(),
+        },
+        Change::ConfigRemove { key, value } => Stored::ConfigRemove {
+            key: key.to_string(),
+            value: value.to_string(),
+        },
         Change::ConfigReset => Stored::ConfigReset,
         Change::StartOrbstack(force) => Stored::StartOrbstack { force: forced(force) },
         Change::StopOrbstack(force) => Stored::StopOrbstack { force: forced(force) },
@@ -199,6 +209,14 @@ fn restore(stored: Stored) -> Option<Change> {
         Stored::Import { machine, file } => Change::Import(machine.parse().ok()?, file.into()),
         Stored::SetDefault { machine } => Change::SetDefault(parsed(machine)?),
         Stored::ConfigSet { key, value } => Change::ConfigSet {
+            key: key.parse().ok()?,
+            value: value.into(),
+        },
+        Stored::ConfigAdd { key, value } => Change::ConfigAdd {
+            key: key.parse().ok()?,
+            value: value.into(),
+        },
+        Stored::ConfigRemove { key, value } => Change::ConfigRemove {
             key: key.parse().ok()?,
             value: value.into(),
         },

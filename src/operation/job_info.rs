@@ -240,7 +240,7 @@ fn class_of(verb: Verb, is_lease: bool) -> Class {
         | Verb::Clone
         | Verb::Export
         | Verb::SetDefault => Class::Change,
-        Verb::ConfigSet | Verb::ConfigReset => Class::Configuration,
+        Verb::ConfigSet | Verb::ConfigAdd | Verb::ConfigRemove | Verb::ConfigReset => Class::Configuration,
         Verb::StartAll
         | Verb::StopAll
         | Verb::RestartAll

@@ -46,6 +46,8 @@ verbs! {
     Export = "export",
     SetDefault = "set_default",
     ConfigSet = "config_set",
+    ConfigAdd = "config_add",
+    ConfigRemove = "config_remove",
     ConfigReset = "config_reset",
     StartAll = "start_all",
     StopAll = "stop_all",

@@ -8,7 +8,9 @@ use std::path::Path;
 use orbd_host::run_command::{Call, GuestEnv, Run, Start, run};
 
 use crate::machine::MachineName;
-use crate::operation::{Change, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName};
+use crate::operation::{
+    Change, ConfigKey, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName,
+};
 
 /// Returns the call that carries out a change.
 pub(super) fn change(change: &Change) -> Call {
@@ -35,11 +37,9 @@ pub(super) fn change(change: &Change) -> Call {
         }
         Change::SetDefault(Some(machine)) => words(["default", machine.as_str()]),
         Change::SetDefault(None) => words(["default", "none"]),
-        // Only if the value would be taken for a flag: that `config set` accepts `--` is customary but not recorded.
-        Change::ConfigSet { key, value } if value.starts_with('-') => {
-            words(["config", "set", "--", key.as_str(), value])
-        }
-        Change::ConfigSet { key, value } => words(["config", "set", key.as_str(), value]),
+        Change::ConfigSet { key, value } => of_setting("set", key, value),
+        Change::ConfigAdd { key, value } => of_setting("add", key, value),
+        Change::ConfigRemove { key, value } => of_setting("remove", key, value),
         Change::ConfigReset => words(["config", "reset"]),
         Change::StartOrbstack(_) => words(["start"]),
         Change::StopOrbstack(Force::No) => words(["stop"]),
@@ -124,6 +124,16 @@ pub(super) fn exec(machine: &MachineName, request: &ExecRequest, guest_env: Gues
         command: request.command(),
     };
     run(&command, guest_env)
+}
+
+/// Returns the arguments that set, extend or shorten a configuration value.
+fn of_setting(verb: &str, key: &ConfigKey, value: &str) -> Vec<OsString> {
+    // Only if the value would be taken for a flag: that `config` accepts `--` is customary but not recorded.
+    if value.starts_with('-') {
+        words(["config", verb, "--", key.as_str(), value])
+    } else {
+        words(["config", verb, key.as_str(), value])
+    }
 }
 
 fn of_create(new: &NewMachine) -> Vec<OsString> {
@@ -318,6 +328,21 @@ mod tests {
         };
         check(&set("4"), &["config", "set", "cpu", "4"]);
         check(&set("--help"), &["config", "set", "--", "cpu", "--help"]);
+        let (key, value): (ConfigKey, _) = ("machine.web.mounts".parse().expect("valid"), "/a:/b");
+        check(
+            &Change::ConfigAdd {
+                key: key.clone(),
+                value: value.into(),
+            },
+            &["config", "add", "machine.web.mounts", value],
+        );
+        check(
+            &Change::ConfigRemove {
+                key,
+                value: "-x".into(),
+            },
+            &["config", "remove", "--", "machine.web.mounts", "-x"],
+        );
         let file = PathBuf::from("-x.tar.zst");
         check(
             &Change::Export(name("web"), file.clone()),

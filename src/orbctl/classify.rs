@@ -140,7 +140,11 @@ pub(super) fn change(change: &Change, completion: &Completion) -> Verdict {
         Ending::Exited(0)
             if matches!(
                 change,
-                Change::SetDefault(_) | Change::ConfigSet { .. } | Change::ConfigReset
+                Change::SetDefault(_)
+                    | Change::ConfigSet { .. }
+                    | Change::ConfigAdd { .. }
+                    | Change::ConfigRemove { .. }
+                    | Change::ConfigReset
             ) =>
         {
             Verdict::passed(HealthSignal::Nothing)
@@ -153,7 +157,9 @@ pub(super) fn change(change: &Change, completion: &Completion) -> Verdict {
             let call = Call {
                 machine: info.machine.as_ref(),
                 key: match change {
-                    Change::ConfigSet { key, .. } => Some(key),
+                    Change::ConfigSet { key, .. }
+                    | Change::ConfigAdd { key, .. }
+                    | Change::ConfigRemove { key, .. } => Some(key),
                     _ => None,
                 },
                 is_read: false,

@@ -49,3 +49,13 @@ job_params! {
         value: String,
     }
 }
+
+job_params! {
+    /// Parameters of `config.add` and `config.remove`.
+    ConfigEntryParams {
+        /// Configuration key that holds a list, such as `machine.web.mounts`.
+        key: String,
+        /// The entry, in the form that `orbctl config add` accepts.
+        value: String,
+    }
+}

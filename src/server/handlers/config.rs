@@ -1,12 +1,14 @@
 //! `config.*`: OrbStack's configuration.
 
+use std::sync::Arc;
+
 use crate::dispatcher::Read;
-use crate::operation::Change;
+use crate::operation::{Change, ConfigKey};
 use crate::server::convert::parse;
 use crate::server::registry::Registry;
 use orbd_proto::errors::invalid;
-use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
-use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer};
+use orbd_proto::methods::{ConfigAdd, ConfigGet, ConfigRemove, ConfigReset, ConfigSet, ConfigShow};
+use orbd_proto::types::{ConfigAnswer, ConfigGetAnswer, ErrorObject};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.method::<ConfigShow, _, _>(async |call, params| {
@@ -17,7 +19,7 @@ pub(super) fn register(registry: &mut Registry) {
         call.read(Read::config(), params.max_age_ms, show).await
     });
     registry.method::<ConfigGet, _, _>(async |call, params| {
-        let _: crate::operation::ConfigKey = parse("key", &params.key)?;
+        let _: ConfigKey = parse("key", &params.key)?;
         let get = |values: &Vec<(String, String)>, observed| {
             let found = values.iter().find(|(key, _)| *key == params.key);
             let value = found.map(|(_, value)| value.clone());
@@ -27,16 +29,29 @@ pub(super) fn register(registry: &mut Registry) {
     });
     registry.method::<ConfigSet, _, _>(async |call, params| {
         let options = params.options();
-        if params.value.contains('\0') {
-            return Err(invalid("value", "must not contain NUL bytes"));
-        }
-        let operation = Change::ConfigSet {
-            key: parse("key", &params.key)?,
-            value: params.value.into(),
-        };
-        call.change(operation, None, options).await
+        let (key, value) = setting(&params.key, params.value)?;
+        call.change(Change::ConfigSet { key, value }, None, options).await
+    });
+    registry.method::<ConfigAdd, _, _>(async |call, params| {
+        let options = params.options();
+        let (key, value) = setting(&params.key, params.value)?;
+        call.change(Change::ConfigAdd { key, value }, None, options).await
+    });
+    registry.method::<ConfigRemove, _, _>(async |call, params| {
+        let options = params.options();
+        let (key, value) = setting(&params.key, params.value)?;
+        call.change(Change::ConfigRemove { key, value }, None, options)
+            .await
     });
     registry.method::<ConfigReset, _, _>(async |call, params| {
         call.change(Change::ConfigReset, None, params.options()).await
     });
+}
+
+/// Checks a key and a value.
+fn setting(key: &str, value: String) -> Result<(ConfigKey, Arc<str>), ErrorObject> {
+    if value.contains('\0') {
+        return Err(invalid("value", "must not contain NUL bytes"));
+    }
+    Ok((parse("key", key)?, value.into()))
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use orbd_proto::methods::{ConfigGet, ConfigReset, ConfigSet, ConfigShow};
+use orbd_proto::methods::{ConfigAdd, ConfigGet, ConfigRemove, ConfigReset, ConfigSet, ConfigShow};
 use orbd_proto::types::{ConfigGetParams, ReadParams};
 
 use super::change::{self, Change};
@@ -40,6 +40,28 @@ pub(crate) enum ConfigCommand {
         /// Key, e.g. machine.web.username
         key: String,
         /// Value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        /// Options of the job.
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// Add an entry to a key that holds a list
+    Add {
+        /// Key, e.g. machine.web.mounts
+        key: String,
+        /// Entry
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        /// Options of the job.
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// Remove an entry from a key that holds a list
+    Remove {
+        /// Key, e.g. machine.web.mounts
+        key: String,
+        /// Entry
         #[arg(allow_hyphen_values = true)]
         value: String,
         /// Options of the job.
@@ -107,6 +129,28 @@ pub(super) fn config(context: &mut Context, command: ConfigCommand) -> Result<Ex
                 held: "{} already has that value",
             };
             change::carry_out::<ConfigSet>(context, &change, &subjects, &[params])
+        }
+        ConfigCommand::Add { key, value, job } => {
+            let job_flags = job.options();
+            let subjects = [format!("{value} to {key}")];
+            let params = request!(&job_flags, ConfigEntryParams { key, value });
+            let change = Change {
+                verb: "config_add",
+                done: "added {}",
+                held: "{}: nothing to add",
+            };
+            change::carry_out::<ConfigAdd>(context, &change, &subjects, &[params])
+        }
+        ConfigCommand::Remove { key, value, job } => {
+            let job_flags = job.options();
+            let subjects = [format!("{value} from {key}")];
+            let params = request!(&job_flags, ConfigEntryParams { key, value });
+            let change = Change {
+                verb: "config_remove",
+                done: "removed {}",
+                held: "{}: nothing to remove",
+            };
+            change::carry_out::<ConfigRemove>(context, &change, &subjects, &[params])
         }
         ConfigCommand::Path => Err(of_orbd("path")),
         ConfigCommand::Check => Err(of_orbd("check")),

@@ -233,7 +233,8 @@ Examples:
     Config(ConfigArgs) "config" [] "Examples:
   orbd-ctl config show
   orbd-ctl config get machine.web.username
-  orbd-ctl config set memory_mib 8192";
+  orbd-ctl config set memory_mib 8192
+  orbd-ctl config add machine.web.mounts /Users/me/src:/src";
     /// Show whether OrbStack is running, without starting it; exits with 1 if it is not
     Status(StatusArgs) "status" [] "Examples:
   orbd-ctl status

@@ -278,6 +278,24 @@ class Methods(BaseClient):
         """
         return models.Change.from_wire(self.call("config.set", {"key": key, "value": value, **without_unset(**job)}))
 
+    def config_add(self, key: str, value: str, **job: Unpack[JobOptions]) -> models.Change:
+        """Adds an entry to a key of OrbStack's configuration that holds a list.
+
+        :param key: Configuration key that holds a list, such as ``machine.web.mounts``.
+        :param value: The entry, in the form that ``orbctl config add`` accepts.
+        :param job: See :class:`JobOptions`.
+        """
+        return models.Change.from_wire(self.call("config.add", {"key": key, "value": value, **without_unset(**job)}))
+
+    def config_remove(self, key: str, value: str, **job: Unpack[JobOptions]) -> models.Change:
+        """Removes an entry from a key of OrbStack's configuration that holds a list.
+
+        :param key: Configuration key that holds a list, such as ``machine.web.mounts``.
+        :param value: The entry, in the form that ``orbctl config add`` accepts.
+        :param job: See :class:`JobOptions`.
+        """
+        return models.Change.from_wire(self.call("config.remove", {"key": key, "value": value, **without_unset(**job)}))
+
     def config_reset(self, **job: Unpack[JobOptions]) -> models.Change:
         """Resets OrbStack's whole configuration to its defaults.
 
