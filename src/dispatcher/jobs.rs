@@ -212,7 +212,6 @@ impl JobTable {
         (live, Output::Kept(spool))
     }
 
-    /// Returns a job.
     pub(super) fn get(&self, id: JobId) -> Option<&Entry> {
         self.jobs.get(&id)
     }

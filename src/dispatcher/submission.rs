@@ -43,7 +43,6 @@ pub enum Executor {
 }
 
 impl Executor {
-    /// Returns the job.
     pub(super) fn info(&self) -> JobInfo {
         match self {
             Self::Daemon(action) => action.info(),

@@ -53,7 +53,6 @@ pub(super) enum SubscriptionItem {
     Message(u64, Box<RawValue>),
     /// A notification, encoded as a complete line.
     Line(Line),
-    /// The last item.
     End(SubscriptionId<'static>),
 }
 

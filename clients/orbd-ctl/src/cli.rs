@@ -34,7 +34,6 @@ pub(crate) struct Cli {
     /// Options of every command.
     #[command(flatten)]
     pub(crate) global: Global,
-    /// The verb.
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -29,7 +29,6 @@ const CALLS_MAX: usize = 32;
 pub(crate) struct Context {
     /// The daemon's socket and how to start the daemon.
     pub(crate) link: Link,
-    /// The standard streams.
     pub(crate) console: Console,
 }
 

@@ -109,7 +109,6 @@ enum Word {
     Cancelled,
     ExpiredQueued,
     ExpiredRunning,
-    /// An interrupted change.
     Unknown,
     /// A command that was left running.
     Interrupted,

@@ -17,7 +17,6 @@ use crate::render;
 /// `config`.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
-    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: ConfigCommand,
 }

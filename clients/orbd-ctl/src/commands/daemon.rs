@@ -24,7 +24,6 @@ use crate::render;
 /// `daemon`.
 #[derive(Debug, Args)]
 pub(crate) struct DaemonArgs {
-    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: DaemonCommand,
 }

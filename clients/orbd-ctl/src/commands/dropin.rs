@@ -19,7 +19,6 @@ use crate::service::program;
 /// `dropin`.
 #[derive(Debug, Args)]
 pub(crate) struct DropinArgs {
-    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: DropinCommand,
     /// Directory of the links, which must come first on PATH [default: ~/.orbd/bin]

@@ -18,7 +18,6 @@ pub(crate) struct InfoArgs {
     /// Name or id
     #[arg(value_name = "NAME")]
     pub(crate) machine: String,
-    /// Output format.
     #[command(flatten)]
     pub(crate) form: FormatArgs,
     /// Maximum age of the answer.

@@ -22,7 +22,6 @@ use crate::render;
 /// `job`.
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: JobCommand,
 }

@@ -21,7 +21,6 @@ pub(crate) struct ListArgs {
     /// Only running machines
     #[arg(short, long)]
     pub(crate) running: bool,
-    /// Output format.
     #[command(flatten)]
     pub(crate) form: FormatArgs,
     /// Maximum age of the answer.

@@ -19,7 +19,6 @@ use crate::service::{ManagerName, Service, State, Written};
 /// `service`.
 #[derive(Debug, Args)]
 pub(crate) struct ServiceArgs {
-    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: ServiceCommand,
     /// Service manager [default: the system's own]

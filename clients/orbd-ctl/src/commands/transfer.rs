@@ -23,7 +23,6 @@ pub(crate) struct TransferArgs {
     /// Files to copy, then the destination
     #[arg(value_name = "PATH", required = true)]
     pub(crate) paths: Vec<PathBuf>,
-    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseOptions,
 }
@@ -36,7 +35,6 @@ pub(crate) struct ExportArgs {
     pub(crate) machine: String,
     /// Archive to write, e.g. web.tar.zst
     pub(crate) file: PathBuf,
-    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseOptions,
 }
@@ -49,7 +47,6 @@ pub(crate) struct ImportArgs {
     pub(crate) name: String,
     /// Archive to read
     pub(crate) file: PathBuf,
-    /// Time limits.
     #[command(flatten)]
     pub(crate) limits: LeaseOptions,
 }

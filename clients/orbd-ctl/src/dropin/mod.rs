@@ -144,7 +144,6 @@ pub(crate) fn called_as(words: &[OsString]) -> Option<InvokedAs> {
     find::called_as(words.first()?)
 }
 
-/// Runs the drop-in.
 pub(crate) fn main(called: InvokedAs, mut words: Vec<OsString>) -> ExitCode {
     let began = crate::console::now();
     let name = words.remove(0);

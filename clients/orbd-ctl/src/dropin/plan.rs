@@ -200,7 +200,6 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Parses the arguments.
     fn sort(self, known: &[Flag]) -> ParsedFlags {
         let mut sorted = ParsedFlags::mixed(self.words, known);
         sorted.add_leading(self.leading, &OF_RUN);

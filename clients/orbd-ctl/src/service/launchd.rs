@@ -18,7 +18,6 @@ use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool}
 use crate::console::now;
 use crate::error::CliError;
 
-/// The agent's label.
 pub(super) const LABEL: &str = "dev.orbd.orbd";
 
 /// The file's name in `~/Library/LaunchAgents`.
