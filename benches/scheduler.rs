@@ -54,7 +54,7 @@ impl Busy {
         self.jobs += 1;
         self.now += Duration::from_micros(10);
         let id = JobId(self.jobs);
-        let machine: orbd::machine::MachineName = machine.parse().expect("a valid name");
+        let machine: orbd_host::machine::MachineName = machine.parse().expect("a valid name");
         let lanes = [
             (Lane::Machine(machine.clone()), access),
             (Lane::Fleet, Access::Shared),

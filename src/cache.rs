@@ -21,8 +21,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::machine::MachineName;
 use crate::operation::{RawQuery, Scope};
+use orbd_host::machine::MachineName;
 
 /// Limit on the number of keys. Real machines need far fewer, but callers can make up names.
 const MACHINES_MAX: usize = 1024;

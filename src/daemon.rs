@@ -26,7 +26,6 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::config::{Config, Sources};
 use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
 use crate::journal::{Journal, JournalError};
 use crate::logging::{self, Level};
@@ -40,6 +39,7 @@ use crate::server::request::Bounds;
 use crate::spool;
 use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
+use orbd_host::config::{Config, Sources};
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
 
@@ -82,7 +82,7 @@ pub enum SetupError {
 #[derive(Debug, Clone)]
 pub struct ProcessContext {
     /// The process's environment. The daemon uses `PATH`, to find `orbctl`, and the variables that
-    /// [`orbctl::environment`](crate::orbctl::environment) keeps.
+    /// `orbctl::environment` keeps.
     pub environment: Vec<(OsString, OsString)>,
     /// Sources of the configuration, for reloads.
     pub sources: Sources,

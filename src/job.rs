@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::machine::MachineName;
+use orbd_host::machine::MachineName;
 
 /// Identifies a job. Ids increase and are never reused, not even after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

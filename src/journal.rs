@@ -45,10 +45,10 @@ use tokio::sync::oneshot;
 pub use contents::{AcceptedJob, Entry, InFlight, JournalError, Process, Recovered, Starting};
 
 use crate::clock::unix_ms;
-use crate::error_chain::error_chain;
 use crate::job::JobId;
 use entry::{StoredV1, frame};
 use file::{Located, Opened, name_aside, open_locked};
+use orbd_host::error_chain::error_chain;
 use writer::{Durability, ID_BLOCK, PendingWork, Shared, Writer, retry_time};
 
 /// The file is compacted when it holds more than this many bytes about ended jobs, and more than three times as many as about

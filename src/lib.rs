@@ -3,8 +3,7 @@
 //! The modules, from lowest to highest layer. The table `MAY_USE` in `tests/tidy.rs` defines which module may use which, and that test
 //! enforces it.
 //!
-//! - [`machine`], [`operation`], [`job`]: the domain types. Plain data.
-//! - [`error_chain`]: formats an error and its causes as one line.
+//! - [`operation`], [`job`]: the domain types. Plain data. Machines, configuration and what else the clients know are in [`orbd_host`].
 //! - [`scheduler`], [`cache`], [`events`], [`circuit_breaker`]: decide which job starts next, which cached answers are valid, which events
 //!   clients receive, and whether `orbctl` is healthy enough to be called. Pure: no clock, no I/O, no async.
 //! - [`clock`], [`sys`]: time, and system calls about processes, sockets and files.
@@ -14,7 +13,7 @@
 //! - [`dispatcher`]: one task that owns all mutable state and coordinates the other parts.
 //! - [`upgrade`]: detects a replaced binary and hands over to it.
 //! - [`server`]: the server side of the wire protocol, whose types are in [`orbd_proto`].
-//! - [`config`], [`logging`], [`daemon`]: configuration, log output, and startup and shutdown of the daemon.
+//! - [`logging`], [`daemon`]: log output, and startup and shutdown of the daemon.
 
 pub mod cache;
 pub mod circuit_breaker;
@@ -33,5 +32,3 @@ pub mod server;
 pub mod spool;
 pub mod sys;
 pub mod upgrade;
-
-pub use orbd_host::{config, error_chain, machine};

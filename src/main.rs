@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use orbd::config::{Config, Environment, Flags, Sources, UserDirs};
 use orbd::daemon::{self, Ended, ProcessContext, Signals};
 use orbd::logging::{self, Destination};
 use orbd::metrics;
 use orbd::server::socket::{Socket, SocketError};
 use orbd::sys;
 use orbd::upgrade::{self, Handoff, HandoffError, HandoffSlots, Program, ReceivedHandoff};
+use orbd_host::config::{Config, Environment, Flags, Sources, UserDirs};
 use orbd_proto::methods::PROTOCOL_VERSION;
 use rustix::fs::Mode;
 use rustix::process::umask;

@@ -24,7 +24,7 @@ pub use orbd_host::token::{Arch, ConfigKey, Distro, DistroVersion, Mount, Size, 
 pub use raw_query::{Format, RawQuery};
 pub use verb::Verb;
 
-use crate::machine::{MachineId, MachineName};
+use orbd_host::machine::{MachineId, MachineName};
 
 /// What orbd runs for a job, with all operands.
 #[derive(Debug, Clone, PartialEq)]
@@ -332,6 +332,26 @@ pub struct NewMachine {
     pub forward_ssh_agent: bool,
 }
 
+impl NewMachine {
+    /// Returns a machine with OrbStack's defaults.
+    pub fn new(name: MachineName, distro: Distro) -> Self {
+        Self {
+            name,
+            distro,
+            version: None,
+            arch: None,
+            user: None,
+            cpus: None,
+            memory: None,
+            disk: None,
+            isolated: false,
+            isolate_network: false,
+            mounts: Vec::new(),
+            forward_ssh_agent: false,
+        }
+    }
+}
+
 /// A machine as named by a caller. An id is resolved to a name before a footprint is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineRef {
@@ -342,7 +362,7 @@ pub enum MachineRef {
 }
 
 impl std::str::FromStr for MachineRef {
-    type Err = crate::machine::NameError;
+    type Err = orbd_host::machine::NameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let name: MachineName = text.parse()?;

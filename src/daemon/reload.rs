@@ -8,12 +8,12 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{in_force, listening, settings};
-use crate::config::{Config, Difference, Sources};
 use crate::dispatcher::Dispatcher;
-use crate::error_chain::error_chain;
 use crate::logging::Level;
 use crate::server::context::EffectiveConfig;
 use crate::server::listener;
+use orbd_host::config::{Config, Difference, Sources};
+use orbd_host::error_chain::error_chain;
 use orbd_proto::types::{AppliedKey, ReloadAnswer, RestartRequiredKey};
 
 /// Reloads the configuration. Cheap to clone.

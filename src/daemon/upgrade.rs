@@ -6,10 +6,10 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
-use crate::error_chain::error_chain;
 use crate::server::context;
 use crate::sys::FileId;
 use crate::upgrade::{BinaryWatcher, PreflightError, Program, Step, UpgradeState, preflight};
+use orbd_host::error_chain::error_chain;
 
 /// The task that supervises upgrades, with what it needs.
 pub(super) struct UpgradeSupervisor {

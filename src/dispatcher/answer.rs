@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use crate::cache::{CacheKey, Generation, Observation, Source};
 use crate::clock::Moment;
 use crate::job::HealthProblem;
-use crate::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 use crate::operation::{LogScope, Query, RawQuery};
 pub use crate::orbctl::{QueryAnswer, RawOutput};
+use orbd_host::machine::{Machine, MachineId, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 
 /// A query together with the type of its answer.
 #[derive(Debug)]

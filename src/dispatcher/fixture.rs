@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::cache::{Generation, Source};
 use crate::clock::Moment;
 use crate::job::JobId;
-use crate::machine::{Image, Machine, MachineConfig, MachineState};
 use crate::operation::JobInfo;
 use crate::sys::{ChildIdentity, StartTime};
+use orbd_host::machine::{Image, Machine, MachineConfig, MachineState};
 
 use super::answer::{CachedAnswer, ObservedAnswer, QueryAnswer};
 use super::submission::{Client, Executor, JobSpec, LeaseProcesses, Submission};

@@ -94,8 +94,8 @@ mod tests {
     use super::*;
     use crate::cache::{Cache, CacheKey};
     use crate::dispatcher::fixture::spec;
-    use crate::machine::MachineId;
     use crate::operation::{Change, Force, JobInfo, Query, Verb};
+    use orbd_host::machine::MachineId;
 
     fn unhealthy() -> (Health, Moment) {
         let (mut health, now) = (Health::default(), Moment::now());

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use crate::job::JobId;
 use crate::journal::{InFlight, Recovered, Starting};
-use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
 use crate::sys::{ChildIdentity, MarkedProcess};
+use orbd_host::machine::MachineName;
 
 use super::submission::JobSpec;
 

@@ -319,8 +319,8 @@ mod tests {
     use crate::dispatcher::answer::RawOutput;
     use crate::dispatcher::fixture::machine;
     use crate::job::{Ending, Outcome, Success};
-    use crate::machine::OrbstackStatus;
     use crate::operation::RawQuery;
+    use orbd_host::machine::OrbstackStatus;
 
     type Answer = oneshot::Receiver<Result<ObservedAnswer, ReadError>>;
 

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use crate::job::{Outcome, ReconcileReport, Success};
-use crate::machine::{Machine, MachineName, MachineState, OrbstackStatus};
 use crate::operation::{Goal, JobInfo};
+use orbd_host::machine::{Machine, MachineName, MachineState, OrbstackStatus};
 
 use super::answer::{QueryAnswer, by_name};
 
@@ -155,8 +155,8 @@ impl Reconciliation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Image, MachineConfig};
     use crate::operation::{Force, Verb};
+    use orbd_host::machine::{Image, MachineConfig};
 
     fn machines(all: &[(&str, &str)]) -> QueryAnswer {
         QueryAnswer::Machines(

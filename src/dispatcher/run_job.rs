@@ -24,13 +24,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::error_chain::error_chain;
 use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
-use crate::machine::{MachineName, OrbstackStatus};
 use crate::operation::{Change, Query};
 use crate::orbctl::{CallError, CallResult, Exec, Orbctl, RunOptions, SpawnError, orphan_gone, version};
 use crate::sys::ChildIdentity;
+use orbd_host::error_chain::error_chain;
+use orbd_host::machine::{MachineName, OrbstackStatus};
 use orbd_host::run_command::GuestEnv;
 
 use super::Settings;

@@ -9,9 +9,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use crate::error_chain::error_chain;
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::JournalError;
+use orbd_host::error_chain::error_chain;
 
 use super::about_job;
 use super::jobs::Tokens;

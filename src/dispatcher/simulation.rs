@@ -24,13 +24,13 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::clock::Moment;
 use crate::job::{ClientId, Ending, Failure, JobId, Outcome, Phase, ReconcileReport, Success};
-use crate::machine::MachineName;
 use crate::metrics;
 use crate::operation::{
     Action, Change, ExecRequest, Force, JobInfo, NewMachine, Query, RawQuery, Scope, Stdin, Verb,
 };
 use crate::orbctl::{Captured, Completion, Invocation, Runner, SpawnError};
 use crate::sys::ChildIdentity;
+use orbd_host::machine::MachineName;
 use orbd_host::run_command::GuestEnv;
 
 /// The answer to a call.
@@ -331,20 +331,10 @@ fn exec(machine: &str) -> Action {
 }
 
 fn create(machine: &str) -> Change {
-    Change::Create(NewMachine {
-        name: name(machine),
-        distro: "ubuntu".parse().expect("a distro"),
-        version: None,
-        arch: None,
-        user: None,
-        cpus: None,
-        memory: None,
-        disk: None,
-        isolated: false,
-        isolate_network: false,
-        mounts: Vec::new(),
-        forward_ssh_agent: false,
-    })
+    Change::Create(NewMachine::new(
+        name(machine),
+        "ubuntu".parse().expect("a distro"),
+    ))
 }
 
 async fn outcome(job: &Job) -> Outcome {

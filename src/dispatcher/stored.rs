@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::journal::{Process, Starting};
-use crate::machine::MachineId;
 use crate::operation::{Change, Footprint, Force, JobInfo, NewMachine};
 use crate::sys::{ChildIdentity, StartTime};
+use orbd_host::machine::MachineId;
 
 /// Version of the format below. A new meaning needs a new variant; an existing variant never changes its meaning.
 const VERSION: u8 = 1;

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::job::{ClientId, Ending, HealthProblem, JobId, Outcome};
-use crate::machine::{MachineId, MachineName};
 use crate::operation::{Action, Class, ExecRequest, JobInfo, Stdin};
 use crate::spool;
 use crate::sys::ChildIdentity;
+use orbd_host::machine::{MachineId, MachineName};
 
 /// The client that made a request, and its connection.
 #[derive(Debug, Clone)]

@@ -9,8 +9,8 @@ use crate::cache::{CacheKey, Generation};
 use crate::clock::Moment;
 use crate::events::{EventLog, SequencedEvent};
 use crate::job::{HealthProblem, JobId, Outcome};
-use crate::machine::{MachineName, OrbstackStatus};
 use crate::scheduler::Refusal;
+use orbd_host::machine::{MachineName, OrbstackStatus};
 
 use super::answer::ObservedAnswer;
 use super::submission::{JobView, WaitingFor};

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use crate::clock::Moment;
 use crate::events::{Backoff, Difference, Event, EventLog, JobFacts, SequencedEvent, differences};
 use crate::job::{JobId, Outcome};
-use crate::machine::OrbstackStatus;
 use crate::operation::Query;
+use orbd_host::machine::OrbstackStatus;
 
 use super::answer::{ObservedAnswer, QueryAnswer};
 use super::submission::{JobSpec, JobState};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::machine::{Machine, MachineId, MachineName};
+use orbd_host::machine::{Machine, MachineId, MachineName};
 
 /// One difference between two lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn differences(before: &[Machine], now: &[Machine]) -> Vec<Difference> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Image, MachineConfig, MachineState};
+    use orbd_host::machine::{Image, MachineConfig, MachineState};
 
     fn machine(id: char, name: &str, state: &str) -> Machine {
         Machine {

@@ -25,8 +25,8 @@ pub use inventory::{Difference, differences};
 use crate::cache::Generation;
 use crate::clock::Moment;
 use crate::job::{JobId, Outcome};
-use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::Scope;
+use orbd_host::machine::{Machine, MachineName, OrbstackStatus};
 
 /// The data of a job that events carry: nothing of its arguments, environment or input.
 #[derive(Debug, Clone, PartialEq)]

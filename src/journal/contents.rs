@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::job::JobId;
-use crate::machine::MachineName;
 use crate::operation::{Access, Class, Lane};
+use orbd_host::machine::MachineName;
 
 pub(super) const MAGIC: &[u8; 16] = b"orbd-journal 1\n\0";
 

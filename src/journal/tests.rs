@@ -9,8 +9,8 @@ use super::contents::{ENTRY_MAX, HEADER};
 use super::entry::FRAME_HEADER;
 use super::*;
 use crate::clock::Moment;
-use crate::machine::MachineName;
 use crate::operation::{Access, Class, Lane};
+use orbd_host::machine::MachineName;
 
 const NOW: u64 = 1_763_650_000;
 

@@ -13,8 +13,8 @@ use super::contents::{Entry, JournalError};
 use super::entry::{StoredV1, frame};
 use super::file::{header, replace, with_suffix, write_new};
 use crate::clock::Moment;
-use crate::error_chain::error_chain;
 use crate::job::JobId;
+use orbd_host::error_chain::error_chain;
 
 /// Number of ids that one entry reserves; a crash skips at most twice as many.
 pub(super) const ID_BLOCK: u64 = 1_000;

@@ -124,7 +124,7 @@ fn json_line(out: &mut String, record: &OperationRecord) {
     let line = json!({
         "job_id": record.id,
         "operation": record.operation,
-        "machine": record.machine.as_ref().map(crate::machine::MachineName::as_str),
+        "machine": record.machine.as_ref().map(orbd_host::machine::MachineName::as_str),
         "job_class": record.class.as_str(),
         "client": &*record.client.name,
         "client_pid": record.client.pid,

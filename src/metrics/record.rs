@@ -10,8 +10,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::job::{Ending, Outcome};
-use crate::machine::MachineName;
 use crate::operation::Class;
+use orbd_host::machine::MachineName;
 
 /// Maximum length of a stored client name, in bytes. Longer names are truncated.
 pub const CLIENT_NAME_MAX: usize = 128;

@@ -856,7 +856,7 @@ fn figures() {
     let start = now();
     let mut store = database(&folder.path().join("a"), 100_000);
     took("open, empty", start);
-    let machines: Vec<crate::machine::MachineName> = (0..10)
+    let machines: Vec<orbd_host::machine::MachineName> = (0..10)
         .map(|n| format!("web-{n}").parse().expect("valid"))
         .collect();
     let verbs = ["run", "start", "stop", "info", "list", "push", "pull", "create"];

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::machine::MachineName;
+use orbd_host::machine::MachineName;
 
 /// A resource that operations lock. Operations that conflict in a lane run in order of acceptance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

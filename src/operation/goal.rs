@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{ConfigKey, Query};
-use crate::machine::MachineName;
+use orbd_host::machine::MachineName;
 
 /// The state in which a change is done. It is checked before an idempotent change, and after a change that was cut short.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,7 +8,7 @@
 //! would let two changes overlap; too many only delay. If the call may change anything, all cached data is stale afterwards.
 
 use super::{Access, Class, Effect, Footprint, Force, Goal, Lane, Query, Scope, Verb};
-use crate::machine::MachineName;
+use orbd_host::machine::MachineName;
 
 /// A job without its operands. Scheduler, journal, metrics and clients see only this.
 #[derive(Debug, Clone, PartialEq)]

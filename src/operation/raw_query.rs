@@ -4,7 +4,7 @@
 //! The list is closed and operands are typed, so no value sent by a caller can become a flag.
 
 use super::{ConfigKey, LogScope, Query};
-use crate::machine::MachineName;
+use orbd_host::machine::MachineName;
 
 /// A read with `orbctl`'s own arguments. Its answer is both output streams, byte for byte, and the exit status.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

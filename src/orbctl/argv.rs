@@ -7,10 +7,10 @@ use std::path::Path;
 
 use orbd_host::run_command::{Call, GuestEnv, Run, Start, run};
 
-use crate::machine::MachineName;
 use crate::operation::{
     Change, ConfigKey, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName,
 };
+use orbd_host::machine::MachineName;
 
 /// Returns the call that carries out a change.
 pub(super) fn change(change: &Change) -> Call {
@@ -224,20 +224,7 @@ mod tests {
     }
 
     fn new_machine() -> NewMachine {
-        NewMachine {
-            name: name("web"),
-            distro: "ubuntu".parse().expect("valid"),
-            version: None,
-            arch: None,
-            user: None,
-            cpus: None,
-            memory: None,
-            disk: None,
-            isolated: false,
-            isolate_network: false,
-            mounts: vec![],
-            forward_ssh_agent: false,
-        }
+        NewMachine::new(name("web"), "ubuntu".parse().expect("valid"))
     }
 
     #[test]

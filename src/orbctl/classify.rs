@@ -28,8 +28,8 @@ use std::sync::Arc;
 use super::output::said;
 use super::{Captured, Completion, TAIL_MAX};
 use crate::job::{Ending, Failure, HealthProblem, HealthSignal};
-use crate::machine::MachineName;
 use crate::operation::{Change, ConfigKey, Query};
+use orbd_host::machine::MachineName;
 
 /// The classification of an invocation's result.
 #[derive(Debug, Clone, PartialEq)]
@@ -485,20 +485,10 @@ mod tests {
     }
 
     fn create(machine: &str) -> Action {
-        Action::Change(Change::Create(NewMachine {
-            name: name(machine),
-            distro: "ubuntu".parse().expect("valid"),
-            version: None,
-            arch: None,
-            user: None,
-            cpus: None,
-            memory: None,
-            disk: None,
-            isolated: false,
-            isolate_network: false,
-            mounts: vec![],
-            forward_ssh_agent: false,
-        }))
+        Action::Change(Change::Create(NewMachine::new(
+            name(machine),
+            "ubuntu".parse().expect("valid"),
+        )))
     }
 
     fn exec(machine: &str) -> Action {

@@ -19,11 +19,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{Ending, Failure, HealthSignal};
-use crate::machine::{Machine, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 use crate::operation::{Change, ExecRequest, Query};
 use crate::spool;
 pub use crate::sys::{ChildIdentity, StartTime};
 pub use invocation::{Captured, Completion, Input, Invocation, Sink, SpawnError};
+use orbd_host::machine::{Machine, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 pub use orphan::orphan_gone;
 pub use process::Installed;
 

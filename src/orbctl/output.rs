@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use crate::job::{Ending, Failure};
-use crate::machine::{
+use orbd_host::machine::{
     Image, Machine, MachineConfig, MachineInfo, MachineName, MachineState, OrbctlVersion, OrbstackStatus,
 };
 
@@ -246,7 +246,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::machine::MachineId;
+    use orbd_host::machine::MachineId;
 
     const BANNER: &str = "\n\u{256d}\u{2500}\u{2500}\u{2500}\u{256e}\n\u{2502} An update is waiting [1] \u{2502}\n\u{2570}\u{2500}\u{2500}\u{2500}\u{256f}\n\n";
 

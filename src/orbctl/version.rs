@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::job::Failure;
-use crate::machine::OrbctlVersion;
 use crate::operation::{Change, NewMachine};
+use orbd_host::machine::OrbctlVersion;
 
 /// The oldest version that the parsers and arguments of this module were checked against.
 pub const MINIMUM: Version = Version::new(1, 9, 0);
@@ -212,20 +212,7 @@ mod tests {
             lacks.to_string(),
             "clone, export and import need OrbStack 2.0.0 or later; 1.9.2 is installed"
         );
-        let mut new = NewMachine {
-            name: "a".parse().expect("valid"),
-            distro: "ubuntu".parse().expect("valid"),
-            version: None,
-            arch: None,
-            user: None,
-            cpus: None,
-            memory: None,
-            disk: None,
-            isolated: false,
-            isolate_network: false,
-            mounts: vec![],
-            forward_ssh_agent: false,
-        };
+        let mut new = NewMachine::new("a".parse().expect("valid"), "ubuntu".parse().expect("valid"));
         assert_eq!(check(&Change::Create(new.clone()), MINIMUM), Ok(()));
         new.isolated = true;
         assert!(check(&Change::Create(new.clone()), Version::new(2, 0, 9)).is_err());

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::Target;
 use crate::job::{ClientId, JobId};
-use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
+use orbd_host::machine::MachineName;
 
 /// A job to add to the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Seq;
 use crate::job::JobId;
-use crate::machine::MachineName;
 use crate::operation::{Access, Footprint, Lane};
+use orbd_host::machine::MachineName;
 
 /// How a job waits for its lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use crate::machine::MachineName;
 use crate::operation::Class;
+use orbd_host::machine::MachineName;
 
 /// The limits on waiting and running jobs. Every number is at least 1.
 #[derive(Debug, Clone, PartialEq, Eq)]

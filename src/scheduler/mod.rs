@@ -48,13 +48,13 @@ pub use gates::Target;
 pub use limits::{Counts, Limits};
 
 use crate::job::{ClientId, JobId};
-use crate::machine::MachineName;
 use crate::operation::{Class, Footprint};
 use admission::ThroughputEstimate;
 use fair_queue::{OrderKey, SchedulingKey};
 use gates::Gates;
 use lanes::{Lanes, LockMode, Unblocked};
 use limits::Group;
+use orbd_host::machine::MachineName;
 use ready::Ready;
 
 /// Decides which job starts next. See the [module](self) for the rules.

@@ -25,8 +25,8 @@ use super::Seq;
 use super::fair_queue::{FairQueue, SchedulingKey};
 use super::limits::{Group, Limits, Pool, Reached, Slots};
 use crate::job::JobId;
-use crate::machine::MachineName;
 use crate::operation::Class;
+use orbd_host::machine::MachineName;
 
 /// Ready jobs, and the limits that some of them still wait for.
 #[derive(Debug)]

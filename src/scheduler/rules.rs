@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::{Admission, Blocker, CancelResult, Limits, NewJob, Refusal, Scheduler, Target};
 use crate::clock::Moment;
 use crate::job::{ClientId, JobId};
-use crate::machine::MachineName;
 use crate::operation::{Access, Class, Footprint, Lane};
+use orbd_host::machine::MachineName;
 
 /// A scheduler with a clock that the test advances. Jobs are numbered from 1 in the order of the calls.
 struct Bench {

@@ -14,8 +14,8 @@ use crate::dispatcher::{
     Client, Executor, Job, JobState, JobView, ObservedAnswer, Read, Rejection, Submission,
 };
 use crate::job::{JobId, Outcome, Success};
-use crate::machine::{MachineId, MachineName};
 use crate::operation::{Action, Change, MachineRef};
+use orbd_host::machine::{MachineId, MachineName};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{ChangeAnswer, ErrorObject, JobOptions, Observed};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{ObservedAnswer, OutageView, Target, WaitingFor};
 use crate::job::Outcome;
-use crate::machine::{Machine, MachineName};
 use crate::operation::{Force, MachineRef};
+use orbd_host::machine::{Machine, MachineName};
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject};
 

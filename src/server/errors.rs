@@ -4,8 +4,8 @@ use super::convert::{ms, waiting_for};
 use crate::clock::{Moment, unix_ms};
 use crate::dispatcher::{ReadError, Refusal, Rejection, WaitingFor};
 use crate::job::{Failure, JobId, Outcome, Phase};
-use crate::machine::{MachineName, MachineState};
 use crate::operation::{JobInfo, Query};
+use orbd_host::machine::{MachineName, MachineState};
 use orbd_proto::errors::ErrorKind;
 use orbd_proto::types::{self, ErrorObject};
 

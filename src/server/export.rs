@@ -12,8 +12,8 @@ use http::StatusCode;
 use orbd_proto::export::{ExportFormat, ExportQuery};
 
 use super::context::Server;
-use crate::machine::MachineName;
 use crate::metrics::{Export, HistoryFilter, OutcomeWord, RecordFormat, StoreError};
+use orbd_host::machine::MachineName;
 
 /// Checks the filters of a query and converts them.
 fn filter(query: ExportQuery) -> Result<HistoryFilter, String> {

@@ -7,8 +7,8 @@ use super::errors::outcome_error;
 use crate::clock::Moment;
 use crate::dispatcher::{self, JobState, JobView, WaitingFor};
 use crate::job::{JobId, Outcome, Success};
-use crate::machine::MachineName;
 use crate::operation::{Access, Footprint, JobInfo, Lane};
+use orbd_host::machine::MachineName;
 use orbd_proto::types;
 
 fn state_word(state: &JobState) -> types::JobStateWord {

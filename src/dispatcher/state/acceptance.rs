@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock::Moment;
-use crate::error_chain::error_chain;
 use crate::job::{JobId, Outcome, Phase};
 use crate::journal::{AcceptedJob, Entry as JournalEntry};
 use crate::metrics::Counter;
 use crate::operation::Action;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{Admission, NewJob};
+use orbd_host::error_chain::error_chain;
 
 use super::super::jobs::OPERANDS_MAX;
 use super::super::stored;

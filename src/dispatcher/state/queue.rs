@@ -2,10 +2,10 @@
 
 use tokio::sync::oneshot;
 
-use crate::machine::MachineName;
 use crate::operation::Lane;
 use crate::orbctl::Orbctl;
 use crate::scheduler;
+use orbd_host::machine::MachineName;
 
 use super::super::submission::Target;
 use super::super::views::{QueueVerb, QueueView};

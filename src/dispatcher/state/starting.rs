@@ -7,11 +7,11 @@ use crate::cache::{Cache, CacheKey};
 use crate::clock::Moment;
 use crate::job::JobId;
 use crate::journal::{Entry as JournalEntry, Starting};
-use crate::machine::{MachineName, MachineState};
 use crate::metrics::Counter;
 use crate::operation::{Effect, Scope};
 use crate::orbctl::Orbctl;
 use crate::sys::ChildIdentity;
+use orbd_host::machine::{MachineName, MachineState};
 
 use super::super::answer::{CachedAnswer, by_name};
 use super::super::jobs::StartingJob;

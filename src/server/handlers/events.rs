@@ -12,7 +12,6 @@ use crate::clock::Moment;
 use crate::dispatcher::{self, Rejection, Snapshot};
 use crate::events::{Event, Gap, JobFacts, SequencedEvent};
 use crate::job::{Outcome, Success};
-use crate::machine::{Machine, MachineName};
 use crate::operation::Scope;
 use crate::server::context::Server;
 use crate::server::convert::{machine, observed, outage, outcome_word, time};
@@ -20,6 +19,7 @@ use crate::server::errors;
 use crate::server::jobs::job;
 use crate::server::notifier::{Notifier, Subscriber};
 use crate::server::registry::Registry;
+use orbd_host::machine::{Machine, MachineName};
 use orbd_proto::methods::EventsSubscribe;
 use orbd_proto::types::{self, EventDetails, EventKind, EventsSubscribeParams, GapReason};
 

@@ -10,13 +10,13 @@ use crate::dispatcher::{
     Client, Executor, Job, JobSpec, JobState, LeaseProcesses, Read, Rejection, Released, Submission,
 };
 use crate::job::{Ending, JobId};
-use crate::machine::MachineName;
 use crate::operation::{Force, JobInfo, Verb};
 use crate::server::call::{Call, Resolved, end, ended_well};
 use crate::server::convert::{self, force, parse};
 use crate::server::registry::Registry;
 use crate::server::{errors, jobs};
 use crate::sys::{self, ChildIdentity};
+use orbd_host::machine::MachineName;
 use orbd_proto::errors::{ErrorKind, invalid};
 use orbd_proto::methods::{LeaseAcquire, LeaseRead, LeaseRelease};
 use orbd_proto::types::{

@@ -4,11 +4,11 @@ use serde_json::value::RawValue;
 
 use crate::clock::Moment;
 use crate::dispatcher::Read;
-use crate::machine::MachineName;
 use crate::operation::{Change, LogScope, NewMachine};
 use crate::server::convert::{self, force, parse, parse_optional};
 use crate::server::registry::Registry;
 use crate::server::{errors, machine_list_cache};
+use orbd_host::machine::MachineName;
 use orbd_proto::errors::invalid;
 use orbd_proto::methods::{
     MachineClone, MachineCreate, MachineDefault, MachineDelete, MachineInfo, MachineList, MachineLogs,
@@ -160,7 +160,10 @@ fn new_machine(params: &types::MachineCreateParams) -> Result<NewMachine, ErrorO
 }
 
 /// Converts the details of a machine.
-fn info_answer(info: &crate::machine::MachineInfo, observed: types::Observed) -> types::MachineInfoAnswer {
+fn info_answer(
+    info: &orbd_host::machine::MachineInfo,
+    observed: types::Observed,
+) -> types::MachineInfoAnswer {
     types::MachineInfoAnswer {
         machine: convert::machine(&info.machine),
         disk_size: info.disk_size,

@@ -1,10 +1,10 @@
 //! `orbstack.*`: OrbStack as a whole.
 
 use crate::dispatcher::Read;
-use crate::machine::{OrbctlVersion, OrbstackStatus as Status};
 use crate::operation::Change;
 use crate::server::convert;
 use crate::server::registry::Registry;
+use orbd_host::machine::{OrbctlVersion, OrbstackStatus as Status};
 use orbd_proto::methods::{OrbstackStart, OrbstackStatus, OrbstackStop, OrbstackVersion};
 use orbd_proto::types::{Observed, StatusAnswer, VersionAnswer};
 

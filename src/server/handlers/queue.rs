@@ -40,7 +40,7 @@ fn target(params: &QueueTargetParams) -> Result<Target, ErrorObject> {
 }
 
 fn answer(view: &QueueView) -> QueueStatusAnswer {
-    let names = |names: &[crate::machine::MachineName]| names.iter().map(ToString::to_string).collect();
+    let names = |names: &[orbd_host::machine::MachineName]| names.iter().map(ToString::to_string).collect();
     QueueStatusAnswer {
         waiting: view.waiting,
         running: view.running,

@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use crate::dispatcher::RawOutput;
 use crate::job::Ending;
-use crate::machine::MachineName;
 use crate::operation::{Format, LogScope, RawQuery};
 use crate::server::convert::parse;
 use crate::server::encoding::text_or_base64;
+use orbd_host::machine::MachineName;
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject};
 

@@ -5,10 +5,10 @@
 
 use super::raw_read;
 use crate::dispatcher::Read;
-use crate::machine::{Machine, MachineName, OrbstackStatus};
 use crate::operation::{Force, JobInfo, MachineRef, Verb};
 use crate::server::call::{Call, Resolved};
 use crate::server::convert::{self, force, parse};
+use orbd_host::machine::{Machine, MachineName, OrbstackStatus};
 use orbd_proto::errors::invalid;
 use orbd_proto::types::{self, ErrorObject, LeaseOperation, LeaseParams};
 
