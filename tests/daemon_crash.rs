@@ -199,7 +199,8 @@ impl Loss {
 /// change of each machine waits for them although the journal is damaged or missing.
 fn lanes_stay_held_after(loss: Loss) {
     let mut world = World::new()
-        .latency("restart=500,export=500")
+        // Long enough to outlive the daemon's restart on a loaded machine.
+        .latency("restart=2000,export=2000")
         .machines(&["a", "b", "c"])
         .started();
     // Another daemon of the same user, whose children must not be adopted.
