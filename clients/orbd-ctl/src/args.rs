@@ -33,12 +33,8 @@ pub(crate) struct JobOptions {
     /// Print the job id and return; the job keeps running
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Give up if the job has not started after TIME, e.g. 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
-    pub(crate) queue_timeout: Option<Duration>,
-    /// Stop the job after it has run for TIME
-    #[arg(long, value_name = "TIME", value_parser = duration, allow_hyphen_values = true)]
-    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) limits: LeaseOptions,
 }
 
 /// Options of every command that runs the real `orbctl` in this client under a lease. `orbctl` ends with the client, so these commands

@@ -66,8 +66,7 @@ impl JobOptions {
     pub(crate) fn options(&self) -> JobFlags {
         JobFlags {
             detach: self.detach,
-            queue_timeout_ms: self.queue_timeout.map(millis),
-            run_timeout_ms: self.timeout.map(millis),
+            ..self.limits.options()
         }
     }
 }

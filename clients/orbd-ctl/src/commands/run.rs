@@ -17,7 +17,7 @@ use super::default::machine_or_default;
 use super::folder;
 use super::follow::{self, FollowedJob, Sink};
 use super::lease::Terminal;
-use crate::args::{JobOptions, LeaseOptions};
+use crate::args::JobOptions;
 use crate::console::Console;
 use crate::context::{Context, request};
 use crate::environment::variable;
@@ -79,36 +79,25 @@ const INPUT_PIECE: usize = 48 << 10;
 
 /// Runs a command. Errors of the client itself have codes from 124 up, because the small ones are the command's.
 pub(super) fn run(context: &mut Context, args: RunArgs) -> ExitCode {
-    if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context) {
-        return match environment(&args.env) {
-            Ok(env) => run_attached(context, &args, env),
-            Err(error) => {
-                error.tell(&mut context.console);
-                ExitCode::from(error.exit_of_run())
-            }
-        };
-    }
-    let carried_out = Interrupt::watch()
-        .map_err(CliError::from)
-        .and_then(|interrupt| carry_out(context, args, &interrupt));
-    match carried_out {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            error.tell(&mut context.console);
-            ExitCode::from(error.exit_of_run())
-        }
-    }
+    let ended = if args.terminal || args.login_shell || args.translate_paths || takes_terminal(&args, context)
+    {
+        environment(&args.env).and_then(|env| run_attached(context, &args, env))
+    } else {
+        Interrupt::watch()
+            .map_err(CliError::from)
+            .and_then(|interrupt| carry_out(context, args, &interrupt))
+            .map(ExitCode::from)
+    };
+    code(context, ended)
 }
 
 /// Runs a command that needs a terminal, or an option that only the real tool implements.
-fn run_attached(context: &mut Context, args: &RunArgs, env: BTreeMap<String, String>) -> ExitCode {
-    let variables = match Variables::of(env) {
-        Ok(variables) => variables,
-        Err(error) => {
-            error.tell(&mut context.console);
-            return ExitCode::from(error.exit_of_run());
-        }
-    };
+fn run_attached(
+    context: &mut Context,
+    args: &RunArgs,
+    env: BTreeMap<String, String>,
+) -> Result<ExitCode, CliError> {
+    let variables = Variables::of(env)?;
     let guest = Guest {
         user: args.user.as_deref(),
         workdir: args.workdir.as_deref(),
@@ -119,30 +108,24 @@ fn run_attached(context: &mut Context, args: &RunArgs, env: BTreeMap<String, Str
         passed_by: variables.guest_env,
         command: &args.command,
     };
-    let limits = LeaseOptions {
-        queue_timeout: args.job.queue_timeout,
-        timeout: args.job.timeout,
-    };
     let terminal = if args.terminal || takes_terminal(args, context) {
         Terminal::Its
     } else {
         Terminal::Ours
     };
-    let ended = attach(context, args.machine.as_ref(), &limits, terminal, &guest);
-    if ended
-        .as_ref()
-        .is_ok_and(|ended| *ended == ExitCode::from(NOT_FOUND))
+    let ended = attach(context, args.machine.as_ref(), &args.job.limits, terminal, &guest)?;
+    if ended == ExitCode::from(NOT_FOUND)
         && let Some(first) = args.command.first()
     {
         hint_at_machine(&context.link, &mut context.console, first);
     }
-    code(context, ended)
+    Ok(ended)
 }
 
 /// Returns whether the command gets the terminal without `-t`, as with `orbctl run`. It does not with options that need the daemon to
 /// run the command.
 fn takes_terminal(args: &RunArgs, context: &Context) -> bool {
-    let needs_daemon = args.job.detach || args.job.timeout.is_some() || context.console.json;
+    let needs_daemon = args.job.detach || args.job.limits.timeout.is_some() || context.console.json;
     context.console.is_interactive && !args.no_terminal && !args.no_input && !needs_daemon
 }
 
