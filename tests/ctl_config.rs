@@ -66,7 +66,7 @@ fn config_check_reports_by_exit_code_whether_the_file_is_valid() {
     );
     let output = call(
         &world,
-        &["daemon", "config", "check", "--file", "/nowhere/x.toml"],
+        &["daemon", "config", "check", "--file", "/missing/x.toml"],
     );
     assert_eq!(output.status.code(), Some(1));
 }

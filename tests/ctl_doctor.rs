@@ -119,9 +119,9 @@ fn missing_or_non_executable_orbctl_is_reported_with_and_without_a_daemon() {
 #[test]
 fn orbctl_that_only_a_restarted_daemon_would_find_is_reported() {
     let world = World::new();
-    let nowhere = world.path("nowhere");
-    let nowhere = nowhere.to_str().expect("text");
-    let world = world.variable("ORBD_ORBCTL", nowhere).started();
+    let missing = world.path("missing");
+    let missing = missing.to_str().expect("text");
+    let world = world.variable("ORBD_ORBCTL", missing).started();
     let mut doctor = ctl(&world, &["doctor", "--json"]);
     let output = doctor
         .env("ORBD_ORBCTL", programs::orbctl_sim())

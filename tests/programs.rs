@@ -4,17 +4,29 @@
 //! and the stand-in for `orbctl` are three packages. Their first use in a test process therefore runs `cargo build`, which takes a
 //! moment if they are up to date.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// Folder of the built programs, next to the running test's own.
-static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+/// Paths of the built programs, which are next to the running test.
+struct Programs {
+    orbd: String,
+    orbd_ctl: String,
+    orbctl_sim: String,
+}
+
+static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
     let test = std::env::current_exe().expect("the path of this test");
     // target/debug/deps/suite-0123456789abcdef, or with the name of a target before the profile.
-    let folder = test.ancestors().nth(2).expect("a folder of cargo").to_owned();
-    build(&folder);
-    folder
+    let folder = test.ancestors().nth(2).expect("a folder of cargo");
+    build(folder);
+    let path = |name| folder.join(name).into_os_string().into_string();
+    let path = |name| path(name).expect("a path in UTF-8");
+    Programs {
+        orbd: path("orbd"),
+        orbd_ctl: path("orbd-ctl"),
+        orbctl_sim: path("orbctl-sim"),
+    }
 });
 
 /// Builds the programs with the profile that the running test was built with.
@@ -38,28 +50,17 @@ fn build(folder: &Path) {
 
 /// Returns the path of `orbd`.
 pub fn orbd() -> &'static str {
-    static PATH: LazyLock<String> = LazyLock::new(|| program("orbd"));
-    &PATH
+    &PROGRAMS.orbd
 }
 
 /// Returns the path of `orbd-ctl`.
 pub fn orbd_ctl() -> &'static str {
-    static PATH: LazyLock<String> = LazyLock::new(|| program("orbd-ctl"));
-    &PATH
+    &PROGRAMS.orbd_ctl
 }
 
 /// Returns the path of `orbctl-sim`.
 pub fn orbctl_sim() -> &'static str {
-    static PATH: LazyLock<String> = LazyLock::new(|| program("orbctl-sim"));
-    &PATH
-}
-
-fn program(name: &str) -> String {
-    FOLDER
-        .join(name)
-        .into_os_string()
-        .into_string()
-        .expect("a path in UTF-8")
+    &PROGRAMS.orbctl_sim
 }
 
 /// Returns the root of the source tree.

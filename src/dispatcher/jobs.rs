@@ -473,7 +473,7 @@ mod tests {
     const CONNECTION: u64 = 5;
 
     fn table() -> JobTable {
-        JobTable::new(&simulation::settings(Path::new("/nowhere"), Limits::default()))
+        JobTable::new(&simulation::settings(Path::new("/missing"), Limits::default()))
     }
 
     fn change() -> Executor {

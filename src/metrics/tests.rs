@@ -365,7 +365,7 @@ async fn shutdown_does_not_wait_for_a_hanging_store() {
 async fn store_is_not_set_aside_if_the_helper_cannot_be_started() {
     let folder = tempfile::tempdir().expect("a folder");
     filled_store(folder.path(), 3).await;
-    for program in ["/nowhere/orbd", "/bin/false"] {
+    for program in ["/missing/orbd", "/bin/false"] {
         let metrics = Metrics::start(Settings {
             launch: Launch::Process {
                 program: program.into(),

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use orbd_host::run_command::{Call, GuestEnv, Run, Start, run};
+use orbd_host::run_command::{Call, GuestEnv, Run, Start, run, text_args};
 
 use crate::operation::{
     Change, ConfigKey, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName,
@@ -16,37 +16,37 @@ use orbd_host::machine::MachineName;
 pub(super) fn change(change: &Change) -> Call {
     let args = match change {
         Change::Create(new) => of_create(new),
-        Change::Start(machine) => words(["start", machine.as_str()]),
-        Change::Stop(machine, Force::No) => words(["stop", machine.as_str()]),
-        Change::Stop(machine, Force::Yes) => words(["stop", "-f", machine.as_str()]),
-        Change::Restart(machine) => words(["restart", machine.as_str()]),
+        Change::Start(machine) => text_args(["start", machine.as_str()]),
+        Change::Stop(machine, Force::No) => text_args(["stop", machine.as_str()]),
+        Change::Stop(machine, Force::Yes) => text_args(["stop", "-f", machine.as_str()]),
+        Change::Restart(machine) => text_args(["restart", machine.as_str()]),
         // Always with -f, which skips the confirmation: the daemon has no terminal on which `orbctl` could ask. Always by name:
         // `delete ID` crashes in 2.2.3.
-        Change::Delete(machine) => words(["delete", "-f", machine.as_str()]),
-        Change::Rename { from, to } => words(["rename", from.as_str(), to.as_str()]),
-        Change::Clone { source, copy } => words(["clone", source.as_str(), copy.as_str()]),
+        Change::Delete(machine) => text_args(["delete", "-f", machine.as_str()]),
+        Change::Rename { from, to } => text_args(["rename", from.as_str(), to.as_str()]),
+        Change::Clone { source, copy } => text_args(["clone", source.as_str(), copy.as_str()]),
         Change::Export(machine, file) => {
-            let mut args = words(["export", machine.as_str()]);
+            let mut args = text_args(["export", machine.as_str()]);
             args.push(of_path(file));
             args
         }
         Change::Import(machine, file) => {
-            let mut args = words(["import", "-n", machine.as_str()]);
+            let mut args = text_args(["import", "-n", machine.as_str()]);
             args.push(of_path(file));
             args
         }
-        Change::SetDefault(Some(machine)) => words(["default", machine.as_str()]),
-        Change::SetDefault(None) => words(["default", "none"]),
+        Change::SetDefault(Some(machine)) => text_args(["default", machine.as_str()]),
+        Change::SetDefault(None) => text_args(["default", "none"]),
         Change::ConfigSet { key, value } => of_setting("set", key, value),
         Change::ConfigAdd { key, value } => of_setting("add", key, value),
         Change::ConfigRemove { key, value } => of_setting("remove", key, value),
-        Change::ConfigReset => words(["config", "reset"]),
-        Change::StartOrbstack(_) => words(["start"]),
-        Change::StopOrbstack(Force::No) => words(["stop"]),
-        Change::StopOrbstack(Force::Yes) => words(["stop", "-f"]),
-        Change::StartAll => words(["start", "--all"]),
-        Change::StopAll(Force::No) => words(["stop", "--all"]),
-        Change::StopAll(Force::Yes) => words(["stop", "--all", "-f"]),
+        Change::ConfigReset => text_args(["config", "reset"]),
+        Change::StartOrbstack(_) => text_args(["start"]),
+        Change::StopOrbstack(Force::No) => text_args(["stop"]),
+        Change::StopOrbstack(Force::Yes) => text_args(["stop", "-f"]),
+        Change::StartAll => text_args(["start", "--all"]),
+        Change::StopAll(Force::No) => text_args(["stop", "--all"]),
+        Change::StopAll(Force::Yes) => text_args(["stop", "--all", "-f"]),
     };
     args.into()
 }
@@ -58,15 +58,15 @@ pub(super) fn query(query: &Query) -> Call {
 
 fn of_query(query: &Query) -> Vec<OsString> {
     match query {
-        Query::List => words(["list", "-f", "json"]),
-        Query::Info(machine) => words(["info", "-f", "json", machine.as_str()]),
-        Query::Status => words(["status"]),
-        Query::Version => words(["version"]),
-        Query::ConfigShow => words(["config", "show"]),
-        Query::Default => words(["default"]),
-        Query::Ssh => words(["ssh"]),
-        Query::Logs(machine, LogScope::Default) => words(["logs", machine.as_str()]),
-        Query::Logs(machine, LogScope::All) => words(["logs", "--all", machine.as_str()]),
+        Query::List => text_args(["list", "-f", "json"]),
+        Query::Info(machine) => text_args(["info", "-f", "json", machine.as_str()]),
+        Query::Status => text_args(["status"]),
+        Query::Version => text_args(["version"]),
+        Query::ConfigShow => text_args(["config", "show"]),
+        Query::Default => text_args(["default"]),
+        Query::Ssh => text_args(["ssh"]),
+        Query::Logs(machine, LogScope::Default) => text_args(["logs", machine.as_str()]),
+        Query::Logs(machine, LogScope::All) => text_args(["logs", "--all", machine.as_str()]),
         Query::RawQuery(read) => of_raw_query(read),
     }
 }
@@ -78,19 +78,19 @@ fn of_raw_query(read: &RawQuery) -> Vec<OsString> {
             quiet,
             running,
         } => {
-            let mut args = words(["list"]);
+            let mut args = text_args(["list"]);
             args.extend(of_format(*format));
             args.extend(quiet.then(|| "-q".into()));
             args.extend(running.then(|| "-r".into()));
             args
         }
         RawQuery::Info { machine, format } => {
-            let mut args = words(["info"]);
+            let mut args = text_args(["info"]);
             args.extend(of_format(*format));
             args.push(machine.as_str().into());
             args
         }
-        RawQuery::ConfigGet(key) => words(["config", "get", key.as_str()]),
+        RawQuery::ConfigGet(key) => text_args(["config", "get", key.as_str()]),
         // `orbctl` has no other output formats for these, so the raw query is the same call.
         RawQuery::Status
         | RawQuery::Version
@@ -102,7 +102,7 @@ fn of_raw_query(read: &RawQuery) -> Vec<OsString> {
 }
 
 fn of_format(format: Option<Format>) -> Vec<OsString> {
-    format.map_or_else(Vec::new, |format| words(["-f", format.as_str()]))
+    format.map_or_else(Vec::new, |format| text_args(["-f", format.as_str()]))
 }
 
 /// Returns the call that runs a command in a machine.
@@ -130,9 +130,9 @@ pub(super) fn exec(machine: &MachineName, request: &ExecRequest, guest_env: Gues
 fn of_setting(verb: &str, key: &ConfigKey, value: &str) -> Vec<OsString> {
     // Only if the value would be taken for a flag: that `config` accepts `--` is customary but not recorded.
     if value.starts_with('-') {
-        words(["config", verb, "--", key.as_str(), value])
+        text_args(["config", verb, "--", key.as_str(), value])
     } else {
-        words(["config", verb, key.as_str(), value])
+        text_args(["config", verb, key.as_str(), value])
     }
 }
 
@@ -151,21 +151,21 @@ fn of_create(new: &NewMachine) -> Vec<OsString> {
         mounts,
         forward_ssh_agent,
     } = new;
-    let mut args = words(["create"]);
+    let mut args = text_args(["create"]);
     if let Some(arch) = arch {
-        args.extend(words(["-a", arch.as_str()]));
+        args.extend(text_args(["-a", arch.as_str()]));
     }
     if let Some(user) = user {
-        args.extend(words(["-u", user.as_str()]));
+        args.extend(text_args(["-u", user.as_str()]));
     }
     if let Some(cpus) = cpus {
-        args.extend(words(["--cpus", &cpus.to_string()]));
+        args.extend(text_args(["--cpus", &cpus.to_string()]));
     }
     if let Some(memory) = memory {
-        args.extend(words(["--memory", memory.as_str()]));
+        args.extend(text_args(["--memory", memory.as_str()]));
     }
     if let Some(disk) = disk {
-        args.extend(words(["--disk", disk.as_str()]));
+        args.extend(text_args(["--disk", disk.as_str()]));
     }
     if *isolated {
         args.push("--isolated".into());
@@ -174,7 +174,7 @@ fn of_create(new: &NewMachine) -> Vec<OsString> {
         args.push("--isolate-network".into());
     }
     for mount in mounts {
-        args.extend(words(["--mount", mount.as_str()]));
+        args.extend(text_args(["--mount", mount.as_str()]));
     }
     if *forward_ssh_agent {
         args.push("--forward-ssh-agent".into());
@@ -185,10 +185,6 @@ fn of_create(new: &NewMachine) -> Vec<OsString> {
     });
     args.push(name.as_str().into());
     args
-}
-
-fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
-    words.into_iter().map(OsString::from).collect()
 }
 
 /// Prefixes `./` to a relative path that begins with `-`, so that it is not taken for a flag.

@@ -65,7 +65,7 @@ mod tests {
     fn only_the_ssh_agent_is_inherited() {
         let given = [
             ("PATH", "/somewhere"),
-            ("HOME", "/nowhere"),
+            ("HOME", "/missing"),
             ("LANG", "de_DE"),
             ("TMPDIR", "/tmp/nix-shell"),
             ("SHELL", "/bin/odd"),

@@ -973,7 +973,7 @@ mod tests {
 
     #[tokio::test]
     async fn child_gets_the_computed_environment_its_call_variables_and_the_marker() {
-        let given = [("HOME", "/nowhere"), ("SECRET", "x"), ("ORBCTL_SIM_HOME", "/sim")];
+        let given = [("HOME", "/missing"), ("SECRET", "x"), ("ORBCTL_SIM_HOME", "/sim")];
         let given = given.map(|(name, value)| (name.into(), value.into()));
         let call = Call {
             args: Vec::new(),

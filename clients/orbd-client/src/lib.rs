@@ -492,6 +492,13 @@ mod tests {
     use orbd_proto::methods::DaemonInfo;
     use orbd_proto::types::NoParams;
 
+    fn hello_params() -> HelloParams {
+        HelloParams {
+            client: "test".into(),
+            protocol: 1,
+        }
+    }
+
     /// The daemon answers calls as they end, in any order.
     #[test]
     fn send_both_matches_answers_that_arrive_in_any_order() {
@@ -515,12 +522,8 @@ mod tests {
                 .expect("it reads");
         });
         let mut client = Client::connect(&socket).expect("it listens");
-        let hello = HelloParams {
-            client: "test".into(),
-            protocol: 1,
-        };
         let (first, second) = client
-            .send_both::<DaemonHello, DaemonInfo>(&hello, &NoParams {})
+            .send_both::<DaemonHello, DaemonInfo>(&hello_params(), &NoParams {})
             .expect("sent");
         let patience = Duration::from_secs(30);
         let greeted = client
@@ -653,12 +656,8 @@ mod tests {
             },
         ]);
         let mut client = Client::connect(&socket).expect("it listens");
-        let hello = HelloParams {
-            client: "test".into(),
-            protocol: 1,
-        };
         let (hello, info) = client
-            .send_both::<DaemonHello, DaemonInfo>(&hello, &NoParams {})
+            .send_both::<DaemonHello, DaemonInfo>(&hello_params(), &NoParams {})
             .expect("sent");
         let patience = Duration::from_secs(30);
         assert!(is_refused(&client.fetch(&info, patience)));

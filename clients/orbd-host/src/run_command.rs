@@ -197,13 +197,13 @@ pub struct Run<'a> {
 
 /// Returns the call that runs a command in a machine.
 pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
-    let mut args = words(["run", "-m", command.machine]);
+    let mut args = text_args(["run", "-m", command.machine]);
     let workdir = match command.start {
         Start::Workdir(workdir) => Some(workdir),
         Start::Home | Start::Folder(_) | Start::LikeOrbctl => None,
     };
     for (flag, value) in [("-u", command.user), ("-w", workdir)] {
-        args.extend(value.into_iter().flat_map(|value| words([flag, value])));
+        args.extend(value.into_iter().flat_map(|value| text_args([flag, value])));
     }
     for (flag, is_given) in [("-s", command.login_shell), ("-p", command.translate_paths)] {
         args.extend(is_given.then(|| flag.into()));
@@ -228,7 +228,7 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
             script.push_str(HAND_OVER);
         }
         script.push_str(TO_LOGIN_SHELL);
-        args.extend(words(["sh", "-c", &script, "orbd"]));
+        args.extend(text_args(["sh", "-c", &script, "orbd"]));
         args.extend(operands);
     }
     args.extend(command.command.iter().map(OsString::from));
@@ -355,8 +355,9 @@ fn is_read_by_children(name: &str) -> bool {
     COMPUTED.contains(&name) || name.starts_with("DYLD_") || name.starts_with("LD_")
 }
 
-fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
-    words.into_iter().map(OsString::from).collect()
+/// Converts arguments that are text.
+pub fn text_args<const N: usize>(args: [&str; N]) -> Vec<OsString> {
+    args.into_iter().map(OsString::from).collect()
 }
 
 #[cfg(test)]

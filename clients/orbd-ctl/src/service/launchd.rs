@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     fn parsed(description: &Description) -> Dictionary {
-        let text = Launchd::new(Path::new("/nowhere"))
+        let text = Launchd::new(Path::new("/missing"))
             .text(description)
             .expect("written");
         let value = Value::from_reader(std::io::Cursor::new(text)).expect("a property list");

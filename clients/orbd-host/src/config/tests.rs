@@ -7,7 +7,7 @@ use super::*;
 fn places() -> UserDirs {
     UserDirs {
         home: "/home/u".into(),
-        config: "/nowhere/config".into(),
+        config: "/missing/config".into(),
         state: "/home/u/.local/state/orbd".into(),
     }
 }
@@ -87,8 +87,8 @@ fn orbd_strict_in_the_environment_does_not_set_strict() {
 
 #[test]
 fn file_named_by_the_environment_must_exist() {
-    let named = load(None, &[("ORBD_CONFIG", "/nowhere/x.toml")], &[]);
-    assert_eq!(named, Err("cannot read the configuration /nowhere/x.toml".into()));
+    let named = load(None, &[("ORBD_CONFIG", "/missing/x.toml")], &[]);
+    assert_eq!(named, Err("cannot read the configuration /missing/x.toml".into()));
 }
 
 #[test]
@@ -263,6 +263,6 @@ fn every_default_is_within_its_bounds() {
 
 #[test]
 fn invalid_log_level_is_refused_and_quoted() {
-    assert!(log_filter("info,orbd::rpc=debug").is_ok());
+    assert!(log_filter("info,orbd::server=debug").is_ok());
     assert!(log_filter("orbd=loud").is_err_and(|problem| problem.contains("\"orbd=loud\"")));
 }
