@@ -31,7 +31,6 @@ use crate::journal::{Journal, JournalError};
 use crate::logging::{self, Level};
 use crate::metrics::{self, Counter, Metrics};
 use crate::orbctl::Installed;
-use crate::orbctl::locate::{LocateError, OrbctlLocator, Search};
 use crate::scheduler::Limits;
 use crate::server::context::{EffectiveConfig, InstanceInfo, Server};
 use crate::server::listener;
@@ -40,6 +39,7 @@ use crate::spool;
 use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
 use orbd_host::config::{Config, Sources};
+use orbd_host::locate::{LocateError, OrbctlLocator, Search};
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
 

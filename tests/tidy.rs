@@ -98,6 +98,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
     (
         "daemon",
         &[
+            "locate",
             "error_chain",
             "clock",
             "sys",

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use orbd_host::locate::LocateError;
 use orbd_host::run_command::Call;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ChildIdentity, GRACE, OPENING_MAX, locate};
+use super::{ChildIdentity, GRACE, OPENING_MAX};
 use crate::job::{Ending, Failure};
 use crate::spool;
 
@@ -143,7 +144,7 @@ impl Captured {
 pub enum SpawnError {
     /// `orbctl` was not found.
     #[error(transparent)]
-    NotLocated(#[from] locate::LocateError),
+    NotLocated(#[from] LocateError),
     /// The program's file does not exist.
     #[error("{} does not exist", .program.display())]
     NotFound {

@@ -5,7 +5,7 @@
 //!   parses stdout;
 //! - `process` is the [`Runner`] of the installed program, `supervise` ends a run at its limits, `environment` computes the
 //!   environment of every child; tests replace it with a scripted in-memory version;
-//! - [`version`] maps versions to features, [`locate`] finds the program.
+//! - [`version`] maps versions to features; [`orbd_host::locate`] finds the program.
 //!
 //! This module does not decide when something runs, and it never logs arguments, environment, input or output.
 
@@ -33,7 +33,6 @@ mod classify;
 mod environment;
 mod files;
 mod invocation;
-pub use orbd_host::locate;
 mod orphan;
 mod output;
 mod process;

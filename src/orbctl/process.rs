@@ -40,7 +40,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::environment;
 use super::files::Files;
-use super::locate::{LocateError, OrbctlLocator};
 use super::spawner::Spawner;
 use super::supervise::{Limits, Progress, Run, supervise};
 use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Runner, Sink, SpawnError, TAIL_MAX};
@@ -48,6 +47,7 @@ use crate::clock::Moment;
 use crate::job::Ending;
 use crate::spool::Stream;
 use crate::sys::{self, ChildIdentity};
+use orbd_host::locate::{LocateError, OrbctlLocator};
 use orbd_host::run_command::Call;
 
 /// Capacity that a pipe gets once a child has filled it, on systems where the capacity can be set: the child keeps writing while
