@@ -121,12 +121,16 @@ fn command_in_a_stopped_machine_invalidates_the_list() {
 #[test]
 fn slow_read_from_before_a_change_does_not_hide_it() {
     let world = World::new()
-        .script("[[trouble]]\ncommand = \"list\"\nkind = \"slow\"\nms = 700\nwhen = \"after\"\nnth = [1]")
+        .gated(
+            "[[trouble]]\ncommand = \"list\"\nwhen = \"after\"\nnth = 1",
+            "gate",
+        )
         .machines(&["a"])
         .started();
     let slow = world.background(|caller| caller.machines().len());
     let mut caller = world.client();
     let reading = caller.find("list", "", JobStateWord::Running);
+    let gate = world.at_gate("gate");
     caller.ok::<MachineCreate>(json!({"name": "b", "distro": "ubuntu"}));
     assert_eq!(
         caller.machines().len(),
@@ -139,6 +143,7 @@ fn slow_read_from_before_a_change_does_not_hide_it() {
         "job {} still runs",
         reading.job_id
     );
+    gate.open();
     assert_eq!(slow.join().expect("no panic"), 1, "the list as of its start");
     assert_eq!(caller.machines().len(), 2);
     // Two reads by clients, and the read with which the create records the state before it.

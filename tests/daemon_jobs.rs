@@ -209,14 +209,19 @@ fn half_closed_client_still_gets_its_answers() {
 #[test]
 fn running_change_finishes_after_its_client_disconnects() {
     let world = World::new()
-        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 300")
+        .gated("[[trouble]]\ncommand = \"restart\"", "gate")
         .machines(&["a"])
         .started();
     let mut caller = world.client();
     let mut wire = world.wire();
     wire.request(1, "machine.restart", &json!({"machine": "a"}));
     let id = caller.find("restart", "a", JobStateWord::Running).job_id;
+    wire.request(2, "machine.stop", &json!({"machine": "a"}));
+    let waiting = caller.find("stop", "a", JobStateWord::Waiting).job_id;
     drop(wire);
+    // Its waiting job is cancelled when the disconnect has been noticed.
+    caller.end_of(waiting);
+    world.open_gate("gate");
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
 }
 

@@ -60,18 +60,17 @@ fn stop_ends_commands_cancels_attached_waiters_and_keeps_detached_jobs() {
 #[test]
 fn stop_waits_for_a_running_change_and_refuses_new_jobs() {
     let mut world = World::new()
-        .script("[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 700")
+        .gated("[[trouble]]\ncommand = \"restart\"", "gate")
         .machines(&["a", "b"])
         .started();
     let mut caller = world.client();
     let change = world.background(|caller| caller.ok::<MachineRestart>(json!({"machine": "a"})));
     caller.find("restart", "a", JobStateWord::Running);
-    eventually("it is there", || {
-        (world.ledger().spawns("restart") == 1).then_some(())
-    });
+    let gate = world.at_gate("gate");
     caller.ok::<DaemonStop>(json!({}));
     let data = caller.refused::<MachineRun>(json!({"machine": "b", "command": ["true"]}));
     assert_eq!((data.kind.as_str(), data.retryable), ("draining", true));
+    gate.open();
     assert_eq!(change.join().expect("it is told").changed, Some(true));
     assert_eq!(world.ended().code(), Some(0));
     nothing_runs(&world);

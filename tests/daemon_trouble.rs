@@ -240,10 +240,11 @@ fn trouble_with_one_machine_does_not_delay_others() {
     std::thread::scope(|scope| {
         for (kind, expected) in troubles {
             scope.spawn(move || {
-                let world = World::new()
-                    .set("grace", "200ms")
+                let world = World::new().set("grace", "200ms");
+                let gate = world.gate("gate");
+                let world = world
                     .script(&format!(
-                        "[[trouble]]\ncommand = \"restart\"\nkind = \"slow\"\nms = 3000\nmachine = \"a\"\n\
+                        "[[trouble]]\ncommand = \"restart\"\nkind = \"gate\"\ntext = \"{gate}\"\nmachine = \"a\"\n\
                          [[trouble]]\ncommand = \"restart\"\nkind = \"{kind}\"\nms = 1\nmachine = \"a\""
                     ))
                     .machines(&["a", "b"])
@@ -253,9 +254,11 @@ fn trouble_with_one_machine_does_not_delay_others() {
                     caller.call::<MachineRestart>(json!({"machine": "a", "run_timeout_ms": 6000}))
                 });
                 let id = caller.find("restart", "a", JobStateWord::Running).job_id;
+                let at_gate = world.at_gate("gate");
                 caller.ok::<MachineRestart>(json!({"machine": "b"}));
                 assert_eq!(caller.run("b", &["true"]).exit_code, Some(0));
                 assert_eq!(caller.job(id).state, JobStateWord::Running, "{kind}");
+                at_gate.open();
                 let told = match restarted.join().expect("it is told") {
                     Ok(_) => String::new(),
                     Err(error) => error.data.expect("every error has data").kind,

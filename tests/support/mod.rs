@@ -168,6 +168,12 @@ impl World {
         self.variable("ORBCTL_SIM_SCRIPT", &path)
     }
 
+    /// Scripts one trouble: these invocations wait at a gate.
+    pub(crate) fn gated(self, rule: &str, gate: &str) -> Self {
+        let pipe = self.gate(gate);
+        self.script(&format!("{rule}\nkind = \"gate\"\ntext = \"{pipe}\""))
+    }
+
     /// Replaces the scripted troubles, from the next invocation on.
     pub(crate) fn rescript(&self, text: &str) {
         let next = self.path("script.next");

@@ -68,6 +68,7 @@ pub(crate) struct Trouble {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     Slow,
+    Gate,
     Hang,
     HangHard,
     Panic,

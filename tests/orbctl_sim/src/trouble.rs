@@ -1,5 +1,7 @@
 //! Plays the troubles of a script around a command.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -49,6 +51,7 @@ fn ending(trouble: &Trouble) -> Option<Reply> {
             thread::sleep(Duration::from_millis(trouble.ms.unwrap_or(1000)));
             None
         }
+        Kind::Gate => wait_at_gate(trouble.text.as_deref().unwrap_or_default()),
         Kind::Hang => hang(),
         Kind::HangHard => hang_hard(),
         Kind::Killed => kill_self(),
@@ -78,6 +81,13 @@ fn ending(trouble: &Trouble) -> Option<Reply> {
         }
         _ => None,
     }
+}
+
+/// Waits until a line has been written into this named pipe, or its writer has closed it.
+fn wait_at_gate(pipe: &str) -> Option<Reply> {
+    let read = File::open(pipe).and_then(|pipe| BufReader::new(pipe).read_line(&mut String::new()));
+    let text = |error| format!("script: cannot read the gate '{pipe}': {error}\n");
+    read.err().map(|error| Reply::failure(1, text(error)))
 }
 
 /// Ends or blocks this client after the service has taken over its work.
