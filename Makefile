@@ -4,6 +4,7 @@ CARGO  ?= cargo
 PYTHON ?= python3
 VENV   := .venv
 PACKAGE := clients/pyinfra-orbd
+CLIENT := clients/python
 ORBCTL ?= sim
 CYCLES ?= 1000
 
@@ -38,11 +39,11 @@ test-python-oldest: $(VENV)/oldest/ready ## run the connector's tests with the o
 
 fmt: ## format Rust, and Python if its environment exists
 	$(CARGO) fmt --all
-	! [ -x $(VENV)/bin/ruff ] || (cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format .)
+	! [ -x $(VENV)/bin/ruff ] || (cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format . $(CURDIR)/$(CLIENT))
 
 fix: $(VENV)/ready ## apply the fixes that clippy and ruff suggest, then format
 	$(CARGO) clippy --workspace --fix --allow-dirty --allow-staged --all-targets
-	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix .
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix . $(CURDIR)/$(CLIENT)
 	$(MAKE) fmt
 
 check: check-rust check-python ## check format, lints, types and documentation
@@ -53,8 +54,8 @@ check-rust: ## the Rust part of check; needs no network once the crates are ther
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 check-python: $(VENV)/ready ## the Python part of check
-	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . && $(CURDIR)/$(VENV)/bin/ruff check . && $(CURDIR)/$(VENV)/bin/mypy
-	$(VENV)/bin/python $(PACKAGE)/tools/generate.py --check
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/ruff check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/mypy
+	$(VENV)/bin/python $(CLIENT)/tools/generate.py --check
 
 ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 	.ci/run
@@ -71,7 +72,7 @@ bench: ## run the benchmarks, each figure as a ratio beside its limit
 bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, the golden examples and the reference in docs/cli.md
 	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- golden published
 	ORBD_BLESS=1 $(CARGO) test -p orbd-ctl -- reference
-	$(VENV)/bin/python $(PACKAGE)/tools/generate.py
+	$(VENV)/bin/python $(CLIENT)/tools/generate.py
 
 dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist
@@ -79,10 +80,10 @@ dist: ## build the release archive for this system, or for TARGET=...
 formula: ## print the Homebrew formula of a release (VERSION=... SHA256=...)
 	VERSION=$(VERSION) SHA256=$(SHA256) .ci/formula
 
-$(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml
+$(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml $(CLIENT)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-dev.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(PACKAGE)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(CLIENT) --editable $(PACKAGE)
 	touch $@
 
 # A folder that hides the newer PyInfra of the same environment. `pip check` fails if the two ever need different dependencies.

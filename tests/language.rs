@@ -33,12 +33,13 @@ const BANNED: [(&str, &str); 19] = [
 ];
 
 /// Folders whose programs are read.
-const READ: [&str; 6] = [
+const READ: [&str; 7] = [
     "src",
     "proto/src",
     "clients/orbd-client",
     "clients/orbd-ctl",
     "clients/orbd-host",
+    "clients/python/src",
     "clients/pyinfra-orbd/src",
 ];
 

@@ -155,6 +155,7 @@ fn documents() -> Vec<(String, String)> {
         "docs/decisions",
         "launchd",
         "proto",
+        "clients/python",
         "clients/pyinfra-orbd",
     ];
     let mut found = Vec::new();
