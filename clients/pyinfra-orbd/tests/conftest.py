@@ -18,7 +18,7 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.api.host import Host
 
 from fake_daemon import FakeDaemon, ShellMachines
-from orbd import Client
+from orbd import Client, _find_ctl
 from pyinfra_orbd import _client
 from real_daemon import RealDaemon, temporary_daemon
 
@@ -56,6 +56,15 @@ def short_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="orbd-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def no_ctl(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory on PATH, and no ``orbd-ctl`` anywhere."""
+    monkeypatch.delenv("ORBD_CTL", raising=False)
+    monkeypatch.setenv("PATH", str(short_folder))
+    monkeypatch.setattr(_find_ctl, "_places", lambda: iter(["/nowhere/bin/orbd-ctl"]))
+    return short_folder
 
 
 @pytest.fixture
@@ -122,6 +131,7 @@ def real_daemon() -> Iterator[RealDaemon]:
 def real(real_daemon: RealDaemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealDaemon]:
     """The real daemon, at the socket that the environment names."""
     monkeypatch.setenv("ORBD_SOCKET", str(real_daemon.socket))
+    monkeypatch.setenv("ORBD_CTL", str(real_daemon.ctl))
     monkeypatch.setenv("ORBD_AUTOSTART", "0")
     yield real_daemon
     for client in _client._clients.values():

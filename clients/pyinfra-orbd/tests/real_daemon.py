@@ -66,6 +66,7 @@ class RealDaemon:
             "LANG": "C.UTF-8",
             "ORBD_SOCKET": str(self.socket),
             "ORBD_ORBCTL": str(self.orbctl),
+            "ORBD_CTL": str(self.ctl),
             "ORBD_STATE_DIR": str(folder / "state"),
             "ORBD_ALLOW_ROOT": "1",
             "ORBD_AUTOSTART": "0",

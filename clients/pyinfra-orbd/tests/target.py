@@ -14,11 +14,11 @@ import pytest
 
 
 def fake_ctl(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a fake ``orbd-ctl`` first on PATH."""
+    """Makes the client use a fake ``orbd-ctl``."""
     program = folder / "orbd-ctl"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("ORBD_CTL", str(program))
     monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
 
 

@@ -137,9 +137,8 @@ def test_orbd_ctl_failure_without_json_is_ctl_failed(
         anywhere.export_machine("web", "x")
 
 
-def test_missing_orbd_ctl_is_named(short_folder: Path, anywhere: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(short_folder))
-    with pytest.raises(errors.CtlFailed, match="cannot run orbd-ctl, which opens the files for import: No such file"):
+def test_missing_orbd_ctl_is_named(no_ctl: Path, anywhere: Client) -> None:
+    with pytest.raises(errors.CtlFailed, match="cannot open the files for import: orbd-ctl not found at /nowhere/bin/orbd-ctl"):
         anywhere.import_machine("x", "web")
 
 

@@ -132,7 +132,7 @@ def test_ten_concurrent_clients_start_one_daemon(short_folder: Path) -> None:
 def test_autostart_setting_prevents_the_start(short_folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """For the command line and for Python."""
     ctl = binary("ORBD_CTL_BIN", "orbd-ctl")
-    monkeypatch.setenv("PATH", f"{ctl.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("ORBD_CTL", str(ctl))
     monkeypatch.setenv("HOME", str(short_folder))
     monkeypatch.setenv("ORBD_SOCKET", str(short_folder / "orbd.sock"))
     monkeypatch.delenv("ORBD_AUTOSTART", raising=False)

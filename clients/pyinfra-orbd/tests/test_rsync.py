@@ -19,14 +19,13 @@ from target import Target, fake_ctl
 needs_rsync = pytest.mark.skipif(which("rsync") is None, reason="needs `rsync` (Debian: apt-get install rsync)")
 
 
-def test_missing_local_program_is_named(host: Host, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(short_folder))
+def test_missing_local_program_is_named(host: Host, no_ctl: Path) -> None:
     with pytest.raises(NotImplementedError, match="needs `rsync`, which is not on PATH"):
         host.check_can_rsync()
-    (short_folder / "rsync").touch(0o755)
-    with pytest.raises(NotImplementedError, match="needs `orbd-ctl`"):
+    (no_ctl / "rsync").touch(0o755)
+    with pytest.raises(NotImplementedError, match="cannot run: orbd-ctl not found"):
         host.check_can_rsync()
-    (short_folder / "orbd-ctl").touch(0o755)
+    (no_ctl / "orbd-ctl").touch(0o755)
     host.check_can_rsync()
 
 

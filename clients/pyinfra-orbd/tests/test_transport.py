@@ -36,7 +36,7 @@ def test_connection_sends_one_hello_first(daemon: FakeDaemon, client: Client) ->
 @pytest.mark.parametrize(("protocol", "fix"), [(2, "pip install --upgrade pyinfra-orbd"), (0, "orbd-ctl daemon restart")])
 def test_other_protocol_version_is_an_error_with_the_fix(daemon: FakeDaemon, client: Client, protocol: int, fix: str) -> None:
     daemon.handlers["daemon.hello"] = lambda peer, params: {**HELLO, "protocol": protocol}
-    expected = rf"orbd 0.0.0-fake speaks protocol {protocol}, pyinfra-orbd \S+ speaks protocol 1; .*{fix}"
+    expected = rf"orbd 0.0.0-fake speaks protocol {protocol}, Python package orbd \S+ speaks protocol 1; .*{fix}"
     with pytest.raises(errors.ProtocolMismatch, match=expected):
         client.machine_ssh()
 
@@ -499,11 +499,10 @@ def test_failed_start_reports_the_output_of_orbd_ctl(short_folder: Path, monkeyp
         Client(str(short_folder / "orbd.sock")).machine_list()
 
 
-def test_missing_orbd_ctl_is_reported(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(short_folder))
+def test_missing_orbd_ctl_is_reported(no_ctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
-    with pytest.raises(errors.DaemonNotRunning, match="orbd-ctl: No such file"):
-        Client(str(short_folder / "orbd.sock")).machine_list()
+    with pytest.raises(errors.DaemonNotRunning, match=f"orbd-ctl not found at /nowhere/bin/orbd-ctl, or on PATH .{no_ctl}"):
+        Client(str(no_ctl / "orbd.sock")).machine_list()
 
 
 def test_socket_path_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,17 +15,19 @@ import shlex
 from shutil import which
 from typing import TYPE_CHECKING, Any
 
-from orbd._ctl import EXIT_UNKNOWN, PROGRAM, ChildProcess
+from orbd import errors
+from orbd._ctl import EXIT_UNKNOWN, ChildProcess
+from orbd._find_ctl import VARIABLE, find_ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # The host is the first arg after the script, so its `$0`. The remaining args are joined and passed to a shell in the machine, as
 # ssh does; rsync quotes them for that. `orbd-ctl run` starts in the directory that corresponds to the local one, but rsync
-# expects the home. User and timeout are passed in the environment, which needs no quoting.
+# expects the home. The program's path, user and timeout are passed in the environment, which needs no quoting.
 REMOTE_SHELL = (
     "sh -c '"
-    f'exec {PROGRAM} run -m "$0" ${{ORBD_RSYNC_USER:+-u "$ORBD_RSYNC_USER"}} '
+    f'exec "${VARIABLE}" run -m "$0" ${{ORBD_RSYNC_USER:+-u "$ORBD_RSYNC_USER"}} '
     '${ORBD_RSYNC_TIMEOUT:+--timeout "$ORBD_RSYNC_TIMEOUT"} sh -c "cd 2>/dev/null || cd /; $*"'
     "'"
 )
@@ -39,9 +41,12 @@ DRAIN_TIMEOUT = 2.0
 
 def check() -> None:
     """Raises ``NotImplementedError``, as PyInfra expects, if a required program is missing."""
-    for program in ("rsync", PROGRAM):
-        if which(program) is None:
-            raise NotImplementedError(f"files.rsync needs `{program}`, which is not on PATH")
+    if which("rsync") is None:
+        raise NotImplementedError("files.rsync needs `rsync`, which is not on PATH")
+    try:
+        find_ctl()
+    except errors.CtlFailed as error:
+        raise NotImplementedError(f"files.rsync cannot run: {error}") from None
 
 
 def command_line(machine: str, src: str, dest: str, flags: Iterable[str], arguments: Mapping[str, Any]) -> list[str]:
@@ -63,7 +68,7 @@ def command_line(machine: str, src: str, dest: str, flags: Iterable[str], argume
 
 def run(command: list[str], *, socket: str, user: str | None, timeout: float | None) -> str:
     """Runs rsync and returns its output; raises ``OSError`` with its stderr if it fails."""
-    environment = {"ORBD_SOCKET": socket, "ORBD_RSYNC_USER": user or ""}
+    environment = {"ORBD_SOCKET": socket, VARIABLE: find_ctl(), "ORBD_RSYNC_USER": user or ""}
     environment["ORBD_RSYNC_TIMEOUT"] = f"{max(1, int(timeout * 1000))}ms" if timeout else ""
     child = ChildProcess(command, **environment)
     try:

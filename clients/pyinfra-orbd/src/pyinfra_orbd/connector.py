@@ -390,7 +390,7 @@ class OrbStackConnector(BaseConnector):
     @override
     def check_can_rsync(self) -> None:
         """
-        Raises ``NotImplementedError`` if ``rsync`` or ``orbd-ctl`` is not on PATH.
+        Raises ``NotImplementedError`` if ``rsync`` is not on PATH, or ``orbd-ctl`` is not found.
         """
         _rsync.check()
 

@@ -19,14 +19,13 @@ from shutil import which
 from tempfile import TemporaryFile
 
 from . import errors
+from ._find_ctl import PROGRAM, find_ctl
 from ._gevent import WAIT_INTERVAL, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
-
-PROGRAM = "orbd-ctl"
 
 PAUSE_MAX = 0.05
 """Longest pause between two checks whether a child has exited, in seconds."""
@@ -172,8 +171,8 @@ class ChildProcess:
 
 
 def spawn_ctl(socket: str, args: Sequence[str]) -> ChildProcess:
-    """Starts ``orbd-ctl --json`` for the daemon at ``socket``."""
-    return ChildProcess([PROGRAM, "--json", "--socket", socket, *args])
+    """Starts ``orbd-ctl --json`` for the daemon at ``socket``; raises ``CtlFailed`` if it is not found."""
+    return ChildProcess([find_ctl(), "--json", "--socket", socket, *args])
 
 
 def start_daemon(socket: str, seconds: float) -> str | None:
@@ -181,8 +180,10 @@ def start_daemon(socket: str, seconds: float) -> str | None:
     try:
         # `--on-demand` makes orbd-ctl respect a configuration that turns starting on demand off.
         child = spawn_ctl(socket, ["daemon", "start", "--on-demand"])
+    except errors.CtlFailed as error:
+        return str(error)
     except OSError as error:
-        return f"{PROGRAM}: {error.strerror}"
+        return f"cannot run {PROGRAM}: {error.strerror}"
     try:
         code = child.wait(seconds)
         if code in (0, EXIT_UNKNOWN):
@@ -203,6 +204,8 @@ def run(socket: str, args: Sequence[str], on_wait: Callable[[int], None] | None 
     verb = f"`{PROGRAM} {args[0]}`"
     try:
         child = spawn_ctl(socket, args)
+    except errors.CtlFailed as error:
+        raise errors.CtlFailed(f"cannot open the files for {args[0]}: {error}") from None
     except OSError as error:
         raise errors.CtlFailed(f"cannot run {PROGRAM}, which opens the files for {args[0]}: {error.strerror}") from error
     try:

@@ -86,9 +86,9 @@ def _package() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"pyinfra-orbd {version('pyinfra-orbd')}"
+        return f"Python package orbd {version('orbd')}"
     except PackageNotFoundError:
-        return "pyinfra-orbd"
+        return "Python package orbd"
 
 
 def _mismatch(version: str, protocol: int | None) -> errors.ProtocolMismatch:
