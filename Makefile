@@ -8,7 +8,7 @@ CLIENT := clients/python
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: help demo test test-unit test-rust test-python test-python-oldest fmt fix check check-rust check-python ci deny soak bench \
+.PHONY: help demo test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
 	bless dist formula clean
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,10 @@ test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
 test-python-oldest: $(VENV)/oldest/ready ## run the connector's tests with the oldest supported PyInfra
 	cd $(PACKAGE) && PYTHONPATH=$(CURDIR)/$(VENV)/oldest $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon" \
 		tests/test_connector.py tests/test_cli.py
+
+test-wheel: $(VENV)/ready $(VENV)/wheelhouse/ready ## install the wheels as users do, and use them: pip, uv, pipx, upgrades
+	$(CARGO) build --bins
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest wheel_tests
 
 fmt: ## format Rust, and Python if its environment exists
 	$(CARGO) fmt --all
@@ -84,6 +88,13 @@ $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml $(CLIEN
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(CLIENT) --editable $(PACKAGE)
+	touch $@
+
+# Wheels of what ours need, so that installing them needs no network.
+$(VENV)/wheelhouse/ready: $(PACKAGE)/requirements-dev.txt $(VENV)/ready
+	rm -rf $(VENV)/wheelhouse
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir $(VENV)/wheelhouse \
+		$$(grep -E '^(hatchling|pyinfra)==' $(PACKAGE)/requirements-dev.txt)
 	touch $@
 
 # A folder that hides the newer PyInfra of the same environment. `pip check` fails if the two ever need different dependencies.

@@ -6,11 +6,9 @@ installers are in ``wheel_tests``.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ import orbd
 
 ASK = """
 import sys
-import sysconfig
 sys.path.insert(0, sys.argv[1])
 from orbd import _find_ctl, errors
 try:
@@ -34,6 +31,9 @@ class Layout:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        # Its scripts are an empty folder, unlike those of the environment that runs the tests, in which orbd may be installed.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "python"], check=True)
+        self.scripts = home / "python/bin"
 
     def package(self, site: Path, *, recorded: str | None = None) -> Path:
         """Copies the package into ``site``; with the RECORD of an installer, which names ``orbd-ctl`` by that path."""
@@ -52,10 +52,10 @@ class Layout:
         path.touch(0o755)
         return path
 
-    def find(self, site: Path, *, python: str | Path = sys.executable, **variables: str) -> str:
+    def find(self, site: Path, **variables: str) -> str:
         """Returns what the package in ``site`` finds."""
         environment = {"HOME": str(self.home), "PATH": "/nothing", **variables}
-        return subprocess.check_output([python, "-c", ASK, str(site)], env=environment, text=True).strip()
+        return subprocess.check_output([self.scripts / "python", "-c", ASK, str(site)], env=environment, text=True).strip()
 
 
 @pytest.fixture
@@ -90,9 +90,8 @@ def test_closest_program_wins_over_those_of_other_installations(layout: Layout, 
 def test_scripts_of_the_interpreter_are_searched(layout: Layout, tmp_path: Path) -> None:
     """An editable installation has no record beside the package."""
     site = layout.package(tmp_path / "source")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    program = layout.program(tmp_path / "venv/bin")
-    assert layout.find(site, python=tmp_path / "venv/bin/python") == str(program)
+    program = layout.program(layout.scripts)
+    assert layout.find(site) == str(program)
 
 
 def test_users_scripts_are_searched_before_path(layout: Layout, tmp_path: Path) -> None:
@@ -123,8 +122,8 @@ def test_file_that_is_not_executable_is_ignored(layout: Layout, tmp_path: Path) 
 def test_error_names_every_place_and_how_to_install(layout: Layout, tmp_path: Path) -> None:
     site = layout.package(tmp_path / "site", recorded="../recorded/orbd-ctl")
     said = layout.find(site, PYTHONUSERBASE=str(tmp_path / "user"))
-    scripts = os.path.join(sysconfig.get_path("scripts"), "orbd-ctl")
-    places = [tmp_path / "recorded/orbd-ctl", tmp_path / "site/bin/orbd-ctl", scripts, tmp_path / "user/bin/orbd-ctl"]
+    folders = ("recorded", "site/bin", "python/bin", "user/bin")
+    places = [tmp_path / folder / "orbd-ctl" for folder in folders]
     assert said == (
         f"error: orbd-ctl not found at {', '.join(map(str, places))}, or on PATH (/nothing); "
         "`pip install --force-reinstall --no-deps orbd` installs it, or set ORBD_CTL to its path"
