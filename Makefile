@@ -9,7 +9,7 @@ ORBCTL ?= sim
 CYCLES ?= 1000
 
 .PHONY: help demo test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
-	bless dist formula clean
+	bless dist formula version clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -81,8 +81,11 @@ bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, t
 dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist
 
-formula: ## print the Homebrew formula of a release (VERSION=... SHA256=...)
-	VERSION=$(VERSION) SHA256=$(SHA256) .ci/formula
+formula: ## write the Homebrew formula of a release to dist (URL=... SHA256=... of the source archive)
+	URL=$(URL) SHA256=$(SHA256) .ci/formula
+
+version: ## print the version, or set it in every place (VERSION=1.2.0-rc.1)
+	.ci/version $(VERSION)
 
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml $(CLIENT)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,11 +1,11 @@
-# The formula for a tap (brew tap orbd/orbd). A release fills in the checksum.
+# The formula for a tap. `make formula` fills in version, address and checksum; the project has no public address yet.
 class Orbd < Formula
   desc "Queues, joins, caches and records every orbctl invocation of a user"
-  homepage "https://github.com/orbd/orbd"
-  url "https://github.com/orbd/orbd/archive/refs/tags/v0.1.0.tar.gz"
-  sha256 "0000000000000000000000000000000000000000000000000000000000000000"
+  homepage "@HOMEPAGE@"
+  url "@URL@"
+  version "@VERSION@"
+  sha256 "@SHA256@"
   license any_of: ["MIT", "Apache-2.0"]
-  head "https://github.com/orbd/orbd.git", branch: "main"
 
   depends_on "rust" => :build
 
