@@ -9,7 +9,7 @@ ORBCTL ?= sim
 CYCLES ?= 1000
 
 .PHONY: help demo test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
-	bless dist formula version clean
+	bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -81,16 +81,30 @@ bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, t
 dist: ## build the release archive for this system, or for TARGET=...
 	TARGET=$(TARGET) .ci/dist
 
+wheels: $(VENV)-release/ready ## build both Python distributions into dist, with the programs that `make dist` has built
+	PYTHON=$(CURDIR)/$(VENV)-release/bin/python TARGET=$(TARGET) .ci/wheels
+
 formula: ## write the Homebrew formula of a release to dist (URL=... SHA256=... of the source archive)
 	URL=$(URL) SHA256=$(SHA256) .ci/formula
 
 version: ## print the version, or set it in every place (VERSION=1.2.0-rc.1)
 	.ci/version $(VERSION)
 
+package: ## build the crates from their packages, as `cargo install` does
+	$(CARGO) package --locked $(foreach crate,orbd-proto orbd-client orbd-host orbd orbd-ctl,-p $(crate))
+
+release-check: $(VENV)-release/ready ## build and check everything that a release publishes for this system
+	$(VENV)-release/bin/python .ci/release-check
+
 $(VENV)/ready: $(PACKAGE)/requirements-dev.txt $(PACKAGE)/pyproject.toml $(CLIENT)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(PACKAGE)/requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable $(CLIENT) --editable $(PACKAGE)
+	touch $@
+
+$(VENV)-release/ready: .ci/requirements-release.txt
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check -r .ci/requirements-release.txt
 	touch $@
 
 # Wheels of what ours need, so that installing them needs no network.
@@ -116,4 +130,4 @@ $(VENV)-predecessor/ready: $(PACKAGE)/requirements-predecessor.txt
 
 clean: ## remove build output and virtual environments
 	$(CARGO) clean
-	rm -rf $(VENV) $(VENV)-predecessor
+	rm -rf $(VENV) $(VENV)-predecessor $(VENV)-release dist
