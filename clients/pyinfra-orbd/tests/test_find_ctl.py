@@ -120,9 +120,9 @@ def test_file_that_is_not_executable_is_ignored(layout: Layout, tmp_path: Path) 
 
 
 def test_error_names_every_place_and_how_to_install(layout: Layout, tmp_path: Path) -> None:
-    site = layout.package(tmp_path / "site", recorded="../recorded/orbd-ctl")
+    site = layout.package(tmp_path / "site")
     said = layout.find(site, PYTHONUSERBASE=str(tmp_path / "user"))
-    folders = ("recorded", "site/bin", "python/bin", "user/bin")
+    folders = ("site/bin", "python/bin", "user/bin")
     places = [tmp_path / folder / "orbd-ctl" for folder in folders]
     assert said == (
         f"error: orbd-ctl not found at {', '.join(map(str, places))}, or on PATH (/nothing); "
