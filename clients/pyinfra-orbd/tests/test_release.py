@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def script(root: Path, name: str, *words: str, code: int = 0) -> str:
+def script(root: Path, name: str, *words: str, code: int = 0, **variables: str) -> str:
     """Runs a script of the project; returns what it printed."""
-    done = subprocess.run([root / ".ci" / name, *words], cwd=root, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **variables}
+    done = subprocess.run([root / ".ci" / name, *words], cwd=root, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     return (done.stdout + done.stderr).strip()
 
@@ -76,6 +78,29 @@ def test_tag_must_be_the_version_and_be_in_the_changelog(project: Path) -> None:
 @pytest.mark.parametrize("version", ["1.2", "v1.2.3", "1.2.3rc1", "1.2.3-dev", "1.2.3-rc", "--set"])
 def test_other_forms_of_a_version_are_refused(version: str) -> None:
     assert "A version is as in 1.2.0 or 1.2.0-rc.1" in script(ROOT, "version", version, code=1)
+
+
+def test_formula_is_made_from_the_source_archive_of_a_release(project: Path) -> None:
+    source, digest = "https://example.org/someone/orbd/archive/refs/tags/v17.0.0.tar.gz", "0123456789abcdef" * 4
+    script(project, "version", "17.0.0")
+    script(project, "formula", URL=source, SHA256=digest)
+    lines = (project / "dist/orbd.rb").read_text().splitlines()
+    assert lines[0] == "# Made by the release of v17.0.0."
+    for name, value in {
+        "homepage": "https://example.org/someone/orbd",
+        "url": source,
+        "version": "17.0.0",
+        "sha256": digest,
+    }.items():
+        assert f'  {name} "{value}"' in lines
+    for wrong in ({"URL": ""}, {"URL": 'x"; system "y'}, {"SHA256": digest[1:]}):
+        done = subprocess.run(
+            [project / ".ci/formula"],
+            env={**os.environ, "URL": source, "SHA256": digest, **wrong},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode != 0
 
 
 @pytest.mark.skipif(shutil.which("cargo") is None, reason="needs `cargo`")
