@@ -219,6 +219,7 @@ fn impostor(world: &World, version: &str, protocol: u32) {
     let mut info: Value = serde_json::from_str(&ok(world, &["--json", "daemon", "status"])).expect("JSON");
     info["version"] = version.into();
     info["protocol"] = protocol.into();
+    info["protocol_min"] = protocol.into();
     let path = world.path("other.sock");
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(path).expect("a socket");
@@ -260,8 +261,8 @@ fn other_daemon_version_is_a_warning_and_other_protocol_an_error() {
         &output,
         "orbd",
         "error",
-        "speaks protocol 2",
-        "orbd-ctl daemon restart",
+        "speaks protocol 2, this orbd-ctl",
+        "upgrade the older of the two",
     );
 }
 

@@ -581,10 +581,10 @@ fn protocol_mismatch_names_the_older_side() {
     let mut caller = world.client();
     let version = env!("CARGO_PKG_VERSION");
     for (protocol, mend) in [
-        (0, "the client is older: update it"),
+        (0, "the client is older: upgrade it"),
         (
             2,
-            "orbd is older: install the new version, then run `orbd-ctl daemon restart`",
+            "orbd is older: upgrade it; `orbd-ctl doctor` names the command",
         ),
     ] {
         let refused = caller.call::<DaemonHello>(json!({"client": "other", "protocol": protocol}));
@@ -595,8 +595,20 @@ fn protocol_mismatch_names_the_older_side() {
         );
         assert!(error.message.starts_with(&versions), "{}", error.message);
     }
-    let hello = caller.ok::<DaemonHello>(json!({"client": "new", "protocol": 1}));
+    let hello = caller.ok::<DaemonHello>(json!({"client": "new", "protocol": 7, "protocol_min": 1}));
+    assert_eq!(hello.protocol, 1, "the newest that both speak");
+    let refused = caller.call::<DaemonHello>(json!({"client": "new", "protocol": 1, "protocol_min": 2}));
+    assert_eq!(
+        refused
+            .expect_err("an empty range")
+            .data
+            .expect("data")
+            .field
+            .as_deref(),
+        Some("protocol_min")
+    );
     let info = caller.ok::<DaemonInfo>(json!({}));
+    assert_eq!((info.protocol_min, info.protocol), (1, 1));
     assert_eq!(hello.instance, info.instance);
     assert_eq!(info.pid, world.pid());
 }

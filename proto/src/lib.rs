@@ -7,4 +7,5 @@ pub mod errors;
 pub mod export;
 pub mod methods;
 pub mod openrpc;
+pub mod protocol;
 pub mod types;

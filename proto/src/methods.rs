@@ -19,8 +19,11 @@ use super::types::{
     ReloadAnswer, RunAnswer, RunParams, SetDefaultParams, StatusAnswer, TextAnswer, VersionAnswer,
 };
 
-/// Version of the protocol. A new required field or a changed meaning raises it; additions do not.
+/// Newest version of the protocol that this build speaks. A new required field or a changed meaning raises it; additions do not.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Oldest version of the protocol that this build speaks. Raise it only when support for the older version is removed.
+pub const PROTOCOL_MIN: u32 = 1;
 
 /// A request with one answer.
 pub trait Method {

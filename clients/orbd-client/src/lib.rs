@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use orbd_proto::methods::{DaemonHello, Method, PROTOCOL_VERSION, Subscription};
+use orbd_proto::methods::{DaemonHello, Method, PROTOCOL_MIN, PROTOCOL_VERSION, Subscription};
 use orbd_proto::types::{Closing, ErrorObject, HelloAnswer, HelloParams};
 
 /// Maximum length of a line from the daemon, in bytes, so that a faulty daemon cannot exhaust the client's memory.
@@ -149,11 +149,12 @@ impl Client {
         })
     }
 
-    /// Sends `daemon.hello`: names this client to the daemon and compares protocol versions.
+    /// Sends `daemon.hello`: names this client to the daemon and agrees on a protocol version.
     pub fn hello(&mut self, name: &str) -> Result<HelloAnswer, CallError> {
         self.call::<DaemonHello>(&HelloParams {
             client: name.into(),
             protocol: PROTOCOL_VERSION,
+            protocol_min: Some(PROTOCOL_MIN),
         })
     }
 
@@ -496,6 +497,7 @@ mod tests {
         HelloParams {
             client: "test".into(),
             protocol: 1,
+            protocol_min: None,
         }
     }
 

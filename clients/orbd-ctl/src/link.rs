@@ -10,8 +10,9 @@ use orbd_client::{CallError, Client, Sent};
 use orbd_host::config::SOCKET_PATH_MAX;
 use orbd_host::config::lock_path;
 use orbd_proto::errors::ErrorKind;
-use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_VERSION};
-use orbd_proto::types::{HelloAnswer, HelloParams, NoParams};
+use orbd_proto::methods::{DaemonHello, DaemonInfo, Method, PROTOCOL_MIN, PROTOCOL_VERSION};
+use orbd_proto::protocol::ProtocolRange;
+use orbd_proto::types::{DaemonInfoAnswer, HelloAnswer, HelloParams, NoParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
@@ -106,7 +107,7 @@ impl Link {
     }
 }
 
-/// Sends the greeting and compares protocol versions.
+/// Sends the greeting and agrees on a protocol version.
 pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, CliError> {
     let answer = client
         .start::<DaemonHello>(&hello_of(CLIENT_NAME))
@@ -130,6 +131,7 @@ fn hello_of(name: &str) -> HelloParams {
     HelloParams {
         client: name.into(),
         protocol: PROTOCOL_VERSION,
+        protocol_min: Some(PROTOCOL_MIN),
     }
 }
 
@@ -140,22 +142,25 @@ fn greeted(
     answer: Result<Option<HelloAnswer>, CallError>,
 ) -> Result<HelloAnswer, CliError> {
     match answer {
-        Ok(Some(hello)) if hello.protocol == PROTOCOL_VERSION => Ok(hello),
-        Ok(Some(hello)) => Err(mismatch(&hello.version, hello.protocol)),
+        Ok(Some(hello)) if ProtocolRange::OURS.contains(hello.protocol) => Ok(hello),
+        Ok(Some(_)) => Err(client
+            .call::<DaemonInfo>(&NoParams {})
+            .map_or_else(Into::into, |info| mismatch(&info))),
         Ok(None) => Err(CliError::Mute {
             socket: socket.to_owned(),
         }),
         Err(CallError::Refused(error)) if error.code == ErrorKind::ProtocolMismatch.code() => {
             // `daemon.info` is the same in all protocol versions so far. If the call fails, the daemon's error message is used.
             match client.call::<DaemonInfo>(&NoParams {}) {
-                Ok(info) => Err(mismatch(&info.version, info.protocol)),
+                Ok(info) => Err(mismatch(&info)),
                 Err(_) => Err(CliError::Protocol {
                     message: format!(
-                        "{}; this orbd-ctl {} speaks protocol {PROTOCOL_VERSION}",
+                        "{}; this orbd-ctl {} speaks {}",
                         error.message,
-                        env!("CARGO_PKG_VERSION")
+                        env!("CARGO_PKG_VERSION"),
+                        ProtocolRange::OURS
                     ),
-                    hint: RESTART.into(),
+                    hint: UPGRADE_OLDER.into(),
                 }),
             }
         }
@@ -163,21 +168,30 @@ fn greeted(
     }
 }
 
-/// Hint for a daemon that is older than the client.
-const RESTART: &str = "once both are updated, run `orbd-ctl daemon restart` to start the installed orbd";
+/// Hint if it is unknown which side is older.
+const UPGRADE_OLDER: &str = "upgrade the older of the two; `orbd-ctl doctor` names the command";
 
-fn mismatch(version: &str, protocol: u32) -> CliError {
-    let ours = env!("CARGO_PKG_VERSION");
+/// Returns the protocol versions that a daemon speaks.
+pub(crate) fn protocols_of(info: &DaemonInfoAnswer) -> Option<ProtocolRange> {
+    ProtocolRange::announced(Some(info.protocol_min), info.protocol)
+}
+
+/// Returns the error for a daemon without a common protocol.
+pub(crate) fn mismatch(info: &DaemonInfoAnswer) -> CliError {
+    let (theirs, ours) = (protocols_of(info), ProtocolRange::OURS);
+    let version = &info.version;
+    let speaks = theirs.map_or_else(|| "an unknown protocol".into(), |theirs| theirs.to_string());
     CliError::Protocol {
         message: format!(
-            "orbd {version} speaks protocol {protocol}, this orbd-ctl {ours} speaks protocol {PROTOCOL_VERSION}"
+            "orbd {version} speaks {speaks}, this orbd-ctl {} speaks {ours}",
+            env!("CARGO_PKG_VERSION")
         ),
-        hint: if protocol < PROTOCOL_VERSION {
-            RESTART.into()
-        } else {
-            format!(
-                "this orbd-ctl is older than orbd: update it to {version}, or run the one that is installed next to that orbd"
-            )
+        hint: match theirs {
+            Some(theirs) if theirs.is_older_than(ours) => {
+                "orbd is older: upgrade it; `orbd-ctl doctor` names the command".into()
+            }
+            Some(_) => format!("this orbd-ctl is older: upgrade it to {version}"),
+            None => UPGRADE_OLDER.into(),
         },
     }
 }
@@ -206,41 +220,42 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_mismatch_names_both_versions_and_the_fix() {
+    fn a_protocol_mismatch_names_both_ranges_and_the_fix() {
         use crate::fake::Fake;
         use orbd_proto::errors::ErrorKind as Kind;
         use serde_json::json;
 
-        let check = |answers: fn(&mut crate::fake::Peer, &serde_json::Value), older: &str| {
-            let daemon = Fake::greeting(answers);
+        let check = |min: u32, max: u32, speaks: &str, older: &str| {
+            let daemon = Fake::greeting(move |peer, request| {
+                if request["method"] == "daemon.hello" {
+                    assert_eq!(
+                        request["params"],
+                        json!({"client": "orbd-ctl", "protocol": 1, "protocol_min": 1})
+                    );
+                    peer.refuse(request, Kind::ProtocolMismatch.error("no"));
+                } else {
+                    let info = json!({"protocol": max, "protocol_min": min, "version": "9.9", "instance": "i", "pid": 1,
+                        "uptime_ms": 0, "started_at": "", "socket": "", "orbctl": null, "config_file": null,
+                        "state_dir": "", "limits": {}, "strict": false});
+                    peer.answer(request, info);
+                }
+            });
             let (context, ..) = daemon.context();
             let mut client = context.link.dial().unwrap();
             let error = greet(&mut client, &context.link.socket).unwrap_err();
             let text = error.to_string();
             let ours = format!("this orbd-ctl {} speaks protocol 1", env!("CARGO_PKG_VERSION"));
-            assert!(text.contains("orbd 9.9 speaks protocol "), "{text}");
+            assert!(text.starts_with(&format!("orbd 9.9 speaks {speaks}, ")), "{text}");
             assert!(text.ends_with(&ours), "{text}");
             assert!(error.hint().unwrap().contains(older), "{:?}", error.hint());
             assert_eq!(error.exit(), 3);
         };
-        // The daemon accepts the greeting, but has an older protocol.
+        check(0, 0, "protocol 0", "orbd is older: upgrade it; `orbd-ctl doctor`");
         check(
-            |peer, request| peer.answer(request, json!({"protocol": 0, "version": "9.9", "instance": "i"})),
-            "`orbd-ctl daemon restart`",
-        );
-        // The daemon rejects the greeting, and answers `daemon.info`.
-        check(
-            |peer, request| {
-                if request["method"] == "daemon.hello" {
-                    peer.refuse(request, Kind::ProtocolMismatch.error("no"));
-                } else {
-                    let info = json!({"protocol": 2, "version": "9.9", "instance": "i", "pid": 1, "uptime_ms": 0,
-                        "started_at": "", "socket": "", "orbctl": null, "config_file": null, "state_dir": "",
-                        "limits": {}, "strict": false});
-                    peer.answer(request, info);
-                }
-            },
-            "this orbd-ctl is older than orbd: update it to 9.9",
+            2,
+            4,
+            "protocols 2 to 4",
+            "this orbd-ctl is older: upgrade it to 9.9",
         );
     }
 

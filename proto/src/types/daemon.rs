@@ -9,20 +9,23 @@ use serde_with::skip_serializing_none;
 use super::Outage;
 
 /// Parameters of `daemon.hello`.
+#[skip_serializing_none]
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HelloParams {
     /// Name of the client, such as `pyinfra`: 1 to 64 letters, digits, `-`, `_` and `.`.
     #[schemars(regex(pattern = "^[A-Za-z0-9._-]{1,64}$"))]
     pub client: String,
-    /// Protocol version that the client speaks.
+    /// Newest protocol version that the client speaks.
     pub protocol: u32,
+    /// Oldest protocol version that the client speaks; default: `protocol`.
+    pub protocol_min: Option<u32>,
 }
 
 /// Answer of `daemon.hello`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HelloAnswer {
-    /// Protocol version that the daemon speaks.
+    /// Protocol version of this connection: the newest that both speak.
     pub protocol: u32,
     /// Version of the daemon.
     pub version: String,
@@ -36,8 +39,10 @@ pub struct HelloAnswer {
 pub struct DaemonInfoAnswer {
     /// Version of the daemon.
     pub version: String,
-    /// Protocol version that the daemon speaks.
+    /// Newest protocol version that the daemon speaks.
     pub protocol: u32,
+    /// Oldest protocol version that the daemon speaks.
+    pub protocol_min: u32,
     /// Id of this run of the daemon; each start has a new one.
     pub instance: String,
     /// Process id of the daemon.

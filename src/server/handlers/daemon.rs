@@ -6,7 +6,10 @@ use crate::server::context::Upgrade;
 use crate::server::convert::{self, ms, time, waiting_for};
 use crate::server::registry::Registry;
 use orbd_proto::errors::{ErrorKind, invalid};
-use orbd_proto::methods::{DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_VERSION};
+use orbd_proto::methods::{
+    DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_MIN, PROTOCOL_VERSION,
+};
+use orbd_proto::protocol::ProtocolRange;
 use orbd_proto::types::{self, DaemonInfoAnswer, Done, HelloAnswer};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -23,21 +26,13 @@ pub(super) fn register(registry: &mut Registry) {
                 format!("must be 1 to {CLIENT_NAME_MAX} letters, digits, '-', '_' or '.'"),
             ));
         }
-        if params.protocol != PROTOCOL_VERSION {
-            let fix = if params.protocol > PROTOCOL_VERSION {
-                "orbd is older: install the new version, then run `orbd-ctl daemon restart`"
-            } else {
-                "the client is older: update it to a version that matches this orbd"
-            };
-            let text = format!(
-                "client '{name}' speaks protocol {}, but orbd {VERSION} speaks protocol {PROTOCOL_VERSION}; {fix}",
-                params.protocol
-            );
-            return Err(ErrorKind::ProtocolMismatch.error(text));
-        }
+        let theirs = ProtocolRange::announced(params.protocol_min, params.protocol)
+            .ok_or_else(|| invalid("protocol_min", "must not exceed `protocol`"))?;
+        let protocol = agree(name, theirs, ProtocolRange::OURS)
+            .map_err(|text| ErrorKind::ProtocolMismatch.error(text))?;
         call.connection.set_name(name);
         Ok(HelloAnswer {
-            protocol: PROTOCOL_VERSION,
+            protocol,
             version: VERSION.into(),
             instance: call.server.info.instance.clone(),
         })
@@ -58,6 +53,7 @@ pub(super) fn register(registry: &mut Registry) {
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
             protocol: PROTOCOL_VERSION,
+            protocol_min: PROTOCOL_MIN,
             instance: info.instance.clone(),
             pid: std::process::id(),
             started_at: time(info.started.wall),
@@ -85,6 +81,18 @@ pub(super) fn register(registry: &mut Registry) {
     });
 }
 
+/// Returns the protocol version for a connection of client `name`, or the message if there is no common one.
+fn agree(name: &str, theirs: ProtocolRange, ours: ProtocolRange) -> Result<u32, String> {
+    theirs.agree(ours).ok_or_else(|| {
+        let fix = if ours.is_older_than(theirs) {
+            "orbd is older: upgrade it; `orbd-ctl doctor` names the command"
+        } else {
+            "the client is older: upgrade it"
+        };
+        format!("client '{name}' speaks {theirs}, but orbd {VERSION} speaks {ours}; {fix}")
+    })
+}
+
 /// Converts a pending or refused upgrade. `busy` says why the daemon is not idle.
 fn upgrade_answer(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Upgrade {
     let (version, reason) = match &upgrade.preflight {
@@ -102,5 +110,35 @@ fn upgrade_answer(upgrade: &Upgrade, busy: Option<&BusyReason>) -> types::Upgrad
         }),
         version,
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_other_versions_get_a_common_protocol_or_both_ranges_and_the_fix() {
+        let range = |min, max| ProtocolRange::announced(Some(min), max).expect("not empty");
+        let check = |theirs, expected: Result<u32, &str>| {
+            let agreed = agree("deploy", theirs, range(2, 3));
+            let expected = expected.map_err(|text| text.replace("VERSION", VERSION));
+            assert_eq!(agreed, expected);
+        };
+        check(range(1, 2), Ok(2));
+        check(range(3, 9), Ok(3));
+        check(
+            range(1, 1),
+            Err(
+                "client 'deploy' speaks protocol 1, but orbd VERSION speaks protocols 2 to 3; the client is older: upgrade it",
+            ),
+        );
+        check(
+            range(4, 5),
+            Err(
+                "client 'deploy' speaks protocols 4 to 5, but orbd VERSION speaks protocols 2 to 3; orbd is older: upgrade it; \
+                 `orbd-ctl doctor` names the command",
+            ),
+        );
     }
 }

@@ -12,16 +12,15 @@ use std::time::Duration;
 use orbd_client::Client;
 use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
 use orbd_host::locate::{LocateError, Located, Search, locate};
-use orbd_proto::methods::{
-    DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, PROTOCOL_VERSION, QueueStatus,
-};
+use orbd_proto::methods::{DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, QueueStatus};
+use orbd_proto::protocol::ProtocolRange;
 use orbd_proto::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{CliError, exit};
 use crate::layout::Look;
-use crate::link::{CLIENT_NAME, Link};
+use crate::link::{self, CLIENT_NAME, Link};
 use crate::render;
 use crate::service::{ManagerName, Service, State};
 
@@ -181,7 +180,7 @@ fn socket_of(path: &Path, ours: u32) -> Check {
     }
 }
 
-/// Checks whether the daemon is running and has the right version. Returns a connection unless its protocol differs.
+/// Checks whether the daemon is running and has the right version. Returns a connection if there is a common protocol.
 fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnswer)> {
     const ABOUT: &str = "orbd";
     let dialled = link.dial().and_then(|mut client| {
@@ -190,15 +189,10 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
         Ok((client, info))
     });
     let check = match &dialled {
-        Ok((_, info)) if info.protocol != PROTOCOL_VERSION => Check::error(
+        Ok((_, info)) if !speaks_ours(info) => Check::error(
             ABOUT,
-            format!(
-                "orbd {} speaks protocol {}, orbd-ctl {} speaks {PROTOCOL_VERSION}",
-                info.version,
-                info.protocol,
-                env!("CARGO_PKG_VERSION")
-            ),
-            "orbd-ctl daemon restart",
+            link::mismatch(info).to_string(),
+            "upgrade the older of the two",
         ),
         Ok((_, info)) if info.upgrade.is_some() => {
             let upgrade = info.upgrade.as_ref().map(render::upgrade).unwrap_or_default();
@@ -240,7 +234,12 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
         ),
     };
     checks.push(check);
-    dialled.ok().filter(|(_, info)| info.protocol == PROTOCOL_VERSION)
+    dialled.ok().filter(|(_, info)| speaks_ours(info))
+}
+
+/// Returns whether the daemon and this client have a common protocol.
+fn speaks_ours(info: &DaemonInfoAnswer) -> bool {
+    link::protocols_of(info).is_some_and(|theirs| theirs.agree(ProtocolRange::OURS).is_some())
 }
 
 /// Checks the service, if one is installed.

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use orbd_proto::methods::{OrbstackVersion, PROTOCOL_VERSION};
+use orbd_proto::methods::OrbstackVersion;
+use orbd_proto::protocol::ProtocolRange;
 use orbd_proto::types::ReadParams;
 
 use crate::args::AgeArgs;
@@ -23,8 +24,9 @@ pub(crate) struct VersionArgs {
 /// Shows the versions of orbctl, orbd and orbd-ctl.
 pub(super) fn version(context: &mut Context, args: &VersionArgs) -> Result<ExitCode, CliError> {
     let ours = format!(
-        "orbd-ctl  {}, protocol {PROTOCOL_VERSION}\n",
-        env!("CARGO_PKG_VERSION")
+        "orbd-ctl  {}, {}\n",
+        env!("CARGO_PKG_VERSION"),
+        ProtocolRange::OURS
     );
     if !context.console.json {
         // Printed first, so that they are visible even if the call to orbctl fails.

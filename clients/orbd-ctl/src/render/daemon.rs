@@ -79,7 +79,14 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
         ),
         ("config", answer.config_file.clone().unwrap_or_else(nothing)),
         ("state", answer.state_dir.clone()),
-        ("protocol", answer.protocol.to_string()),
+        (
+            "protocol",
+            if answer.protocol_min == answer.protocol {
+                answer.protocol.to_string()
+            } else {
+                format!("{} to {}", answer.protocol_min, answer.protocol)
+            },
+        ),
     ];
     if let Some(upgrade) = &answer.upgrade {
         lines.push(("upgrade", self::upgrade(upgrade)));

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 PROTOCOL_VERSION = 1
-"""Protocol version of this package."""
+"""Newest protocol version that this package speaks."""
+
+PROTOCOL_MIN = 1
+"""Oldest protocol version that this package speaks."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for connecting and for ``daemon.hello``. Calls have no timeout here; the daemon enforces their limits."""
@@ -91,14 +94,22 @@ def _package() -> str:
         return "Python package orbd"
 
 
-def _mismatch(version: str, protocol: int | None) -> errors.ProtocolMismatch:
-    """Returns an error that names both protocol versions and the command that upgrades the older side."""
-    if protocol is not None and protocol > PROTOCOL_VERSION:
-        fix = "this package is older: run `pip install --upgrade pyinfra-orbd`"
+def _range(lowest: Any, newest: Any) -> str:
+    """Returns a range of protocol versions as text."""
+    return f"protocol {newest}" if lowest in (newest, None) else f"protocols {lowest} to {newest}"
+
+
+def _mismatch(info: dict[str, Any]) -> errors.ProtocolMismatch:
+    """Returns an error that names both ranges of protocol versions and how to upgrade the older side."""
+    newest = info.get("protocol")
+    lowest = info.get("protocol_min", newest)
+    if isinstance(lowest, int) and lowest > PROTOCOL_VERSION:
+        fix = "this package is older: upgrade it in its environment, for example with `pip install --upgrade orbd`"
     else:
-        fix = "orbd is older: install the new version, then run `orbd-ctl daemon restart`"
+        fix = "orbd is older: upgrade it; `orbd-ctl doctor` names the command"
     return errors.ProtocolMismatch(
-        f"orbd {version} speaks protocol {protocol}, {_package()} speaks protocol {PROTOCOL_VERSION}; {fix}",
+        f"orbd {info.get('version', '?')} speaks {_range(lowest, newest)}, "
+        f"{_package()} speaks {_range(PROTOCOL_MIN, PROTOCOL_VERSION)}; {fix}",
         kind="protocol_mismatch",
     )
 
@@ -138,23 +149,24 @@ class Connection:
 
     def _hello(self, client: str) -> None:
         try:
-            answer = self.call("daemon.hello", {"client": client, "protocol": PROTOCOL_VERSION})
+            params = {"client": client, "protocol": PROTOCOL_VERSION, "protocol_min": PROTOCOL_MIN}
+            answer = self.call("daemon.hello", params)
         except errors.MethodNotFound as error:
             raise errors.ProtocolMismatch(
-                f"orbd does not support daemon.hello of {_package()}, which speaks protocol {PROTOCOL_VERSION} ({error}); "
-                "upgrade the older of the two, then run `orbd-ctl daemon restart`",
+                f"orbd does not support daemon.hello of {_package()}, which speaks "
+                f"{_range(PROTOCOL_MIN, PROTOCOL_VERSION)} ({error}); upgrade the older of the two",
                 kind="protocol_mismatch",
             ) from error
         except errors.ProtocolMismatch as error:
-            # `daemon.info` is the same in every protocol so far. If it fails, raise the daemon's own error.
+            # `daemon.info` is the same in every protocol. If it fails, raise the daemon's own error.
             try:
-                answer = self.call("daemon.info", {})
+                info = self.call("daemon.info", {})
             except errors.RequestFailed:
                 raise error from None
+            raise _mismatch(info if isinstance(info, dict) else {}) from None
         protocol = answer.get("protocol") if isinstance(answer, dict) else None
-        if protocol != PROTOCOL_VERSION:
-            version = answer.get("version", "?") if isinstance(answer, dict) else "?"
-            raise _mismatch(version, protocol)
+        if not isinstance(protocol, int) or not PROTOCOL_MIN <= protocol <= PROTOCOL_VERSION:
+            raise _mismatch(answer if isinstance(answer, dict) else {})
 
     def send(self, method: str, params: Mapping[str, Any]) -> int:
         """Sends a request and returns its id. The call is open until :meth:`done`."""

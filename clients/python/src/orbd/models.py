@@ -20,7 +20,7 @@ class Hello(Model):
     """Answer of ``daemon.hello``."""
 
     protocol: int
-    """Protocol version that the daemon speaks."""
+    """Protocol version of this connection: the newest that both speak."""
     version: str
     """Version of the daemon."""
     instance: str
@@ -62,7 +62,9 @@ class DaemonInfo(Model):
     version: str
     """Version of the daemon."""
     protocol: int
-    """Protocol version that the daemon speaks."""
+    """Newest protocol version that the daemon speaks."""
+    protocol_min: int
+    """Oldest protocol version that the daemon speaks."""
     instance: str
     """Id of this run of the daemon; each start has a new one."""
     pid: int
