@@ -68,6 +68,46 @@ def test_daemon_of_another_version_is_used_if_it_speaks_a_common_protocol(
         client.machine_ssh()
 
 
+@pytest.mark.parametrize("state", ["checking", "pending", "refused"])
+def test_first_call_after_an_upgrade_waits_for_the_new_program(daemon: FakeDaemon, client: Client, state: str) -> None:
+    greetings = []
+
+    def hello(peer: Peer, params: dict[str, Any]) -> dict[str, Any]:
+        greetings.append(params)
+        if len(greetings) < 3:
+            raise Failure("protocol_mismatch", "no", 1003)
+        return HELLO
+
+    daemon.handlers["daemon.hello"] = hello
+    daemon.handlers["daemon.info"] = lambda peer, params: {
+        "version": "0.0.1",
+        "protocol": 0,
+        "protocol_min": 0,
+        "upgrade": {"state": state, "noticed_at": ""},
+    }
+    daemon.handlers["machine.ssh"] = echo
+    if state == "refused":
+        with pytest.raises(errors.ProtocolMismatch, match="orbd is older"):
+            client.machine_ssh()
+        assert len(greetings) == 1
+    else:
+        assert client.machine_ssh() == "{}"
+        assert len(greetings) == 3
+
+
+def test_upgrade_that_does_not_happen_is_an_error_that_names_it(
+    daemon: FakeDaemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(peer: Peer, params: dict[str, Any]) -> None:
+        raise Failure("protocol_mismatch", "no", 1003)
+
+    monkeypatch.setattr(_transport, "SWITCH_TIMEOUT", 0.0)
+    daemon.handlers["daemon.hello"] = refuse
+    daemon.handlers["daemon.info"] = lambda peer, params: {"version": "0.0.1", "protocol": 0, "upgrade": {"state": "pending"}}
+    with pytest.raises(errors.ProtocolMismatch, match="starts when orbd is idle"):
+        client.machine_ssh()
+
+
 def test_daemon_without_hello_is_a_protocol_mismatch(daemon: FakeDaemon, client: Client) -> None:
     def refuse(peer: Peer, params: dict[str, Any]) -> None:
         raise Failure("method_not_found", "no method daemon.hello", -32601)

@@ -19,6 +19,7 @@ import json
 import os
 import socket
 import sys
+import time
 from weakref import WeakKeyDictionary
 
 from . import errors
@@ -39,6 +40,9 @@ PROTOCOL_MIN = 1
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for connecting and for ``daemon.hello``. Calls have no timeout here; the daemon enforces their limits."""
+
+SWITCH_TIMEOUT = 2.0
+"""Seconds to wait, without a common protocol, for a daemon that is about to execute its new program."""
 
 START_TIMEOUT = 20.0
 """Seconds that ``orbd-ctl daemon start`` may take."""
@@ -103,14 +107,19 @@ def _mismatch(info: dict[str, Any]) -> errors.ProtocolMismatch:
     """Returns an error that names both ranges of protocol versions and how to upgrade the older side."""
     newest = info.get("protocol")
     lowest = info.get("protocol_min", newest)
-    if isinstance(lowest, int) and lowest > PROTOCOL_VERSION:
-        fix = "this package is older: upgrade it in its environment, for example with `pip install --upgrade orbd`"
+    upgrade = info.get("upgrade")
+    is_switching = isinstance(upgrade, dict) and upgrade.get("state") in ("checking", "pending")
+    if is_switching:
+        fix = "a new orbd is installed and starts when orbd is idle; `orbd-ctl daemon restart` does not wait"
+    elif isinstance(lowest, int) and lowest > PROTOCOL_VERSION:
+        fix = "this package is older: upgrade it in its environment, for example with `pip install --upgrade pyinfra-orbd`, or `orbd` without PyInfra"
     else:
         fix = "orbd is older: upgrade it; `orbd-ctl doctor` names the command"
     return errors.ProtocolMismatch(
         f"orbd {info.get('version', '?')} speaks {_range(lowest, newest)}, "
         f"{_package()} speaks {_range(PROTOCOL_MIN, PROTOCOL_VERSION)}; {fix}",
         kind="protocol_mismatch",
+        data={"is_switching": is_switching},
     )
 
 
@@ -488,6 +497,22 @@ class Pool:
         return self._connect()
 
     def _connect(self) -> Connection:
+        """Connects; without a common protocol, waits for a daemon that is about to execute its new program."""
+        deadline: float | None = None
+        while True:
+            try:
+                return self._connect_once()
+            except errors.ProtocolMismatch as mismatch:
+                deadline = deadline or time.monotonic() + SWITCH_TIMEOUT
+                if not mismatch.data.get("is_switching") or time.monotonic() >= deadline:
+                    raise
+            except errors.DaemonGone:
+                # While it switches, the daemon closes connections.
+                if deadline is None or time.monotonic() >= deadline:
+                    raise
+            sleep(0.05)
+
+    def _connect_once(self) -> Connection:
         try:
             return Connection(self.path, self._client)
         except errors.OrbdError:
