@@ -18,7 +18,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Recovered};
 use crate::logging::{self, Level};
 use crate::metrics::{self, Counter, Metrics};
 use crate::orbctl::Installed;
@@ -39,6 +40,7 @@ use crate::spool;
 use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
 use orbd_host::config::{Config, Sources};
+use orbd_host::last_program::LastProgram;
 use orbd_host::locate::{LocateError, OrbctlLocator, Search};
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
@@ -67,6 +69,20 @@ pub enum SetupError {
     /// The journal could not be opened.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A newer version has written journal entries that this one cannot read.
+    #[error(
+        "the journal {} has entries that this orbd {version} cannot read: run {}; `orbd-ctl daemon start --force` sets the journal \
+         aside and loses the changes that wait in it",
+        path.display(),
+        last.as_ref().map_or_else(|| "the newer orbd that wrote them".to_owned(), ToString::to_string),
+        version = env!("CARGO_PKG_VERSION")
+    )]
+    NewerJournal {
+        /// Path of the journal.
+        path: PathBuf,
+        /// The program that served the state folder last.
+        last: Option<LastProgram>,
+    },
     /// The dispatcher's task panicked, which is a bug. The service manager restarts the daemon.
     #[error("the dispatcher failed")]
     Dispatcher(#[source] JoinError),
@@ -128,8 +144,9 @@ pub async fn run(
         context.sources.places.home.clone(),
         context.environment.clone(),
     );
-    announce(&config, &instance, &orbctl.program());
-    let (journal, recovered) = Journal::open(&config.journal_path(), started.wall)?;
+    announce(&config, &instance, context.program.as_ref(), &orbctl.program());
+    let (journal, recovered) = open_journal(&config, started.wall)?;
+    record_program(&config, context.program.as_ref());
     let settings = settings(&config, &instance);
     let survivors = if recovered.names_every_child() {
         Vec::new()
@@ -157,6 +174,7 @@ pub async fn run(
         started,
         socket: config.socket.clone(),
         state_dir: config.state_dir.clone(),
+        program: context.program.as_ref().map(|program| program.path.clone()),
     };
     let Parts {
         server,
@@ -239,12 +257,18 @@ async fn ended(
 }
 
 /// Logs the first line of each instance of the daemon.
-fn announce(config: &Config, instance: &str, orbctl: &Result<PathBuf, LocateError>) {
+fn announce(
+    config: &Config,
+    instance: &str,
+    program: Option<&Program>,
+    orbctl: &Result<PathBuf, LocateError>,
+) {
     let path = orbctl.as_ref().ok().or(config.orbctl.as_ref());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         instance,
         pid = std::process::id(),
+        program = %program.map_or(Path::new("unknown"), |program| &program.path).display(),
         orbctl = %path.map_or(Path::new("none"), PathBuf::as_path).display(),
         found = orbctl.is_ok(),
         socket = %config.socket.display(),
@@ -279,6 +303,7 @@ fn assemble(
     let (told, in_force) = watch::channel(in_force(&config));
     let (report, upgrade) = watch::channel(None);
     let binary_watcher = Arc::new(BinaryWatcher::new(context.program.as_ref()));
+    let open_connections = Arc::new(AtomicUsize::new(0));
     let on_reload = Arc::new(Notify::new());
     let reloader = Reloader::new(
         context.sources,
@@ -298,6 +323,8 @@ fn assemble(
         reloaded: on_reload,
         dispatcher: dispatcher.clone(),
         report,
+        connections: open_connections.clone(),
+        stop: context.signals.stop.clone(),
     });
     let reload = reloader.clone();
     let server = Server {
@@ -312,6 +339,7 @@ fn assemble(
         }),
         binary_watcher,
         upgrade,
+        open_connections,
         // The token of the signal handlers, so that `run` sees a `daemon.stop` that arrives during an upgrade.
         stop: context.signals.stop,
     };
@@ -341,6 +369,60 @@ fn make_folder(path: &Path) -> Result<(), SetupError> {
             path: path.to_owned(),
             source,
         })
+}
+
+/// Opens the journal. If a newer version has written entries that this one cannot read, fails and changes nothing.
+fn open_journal(config: &Config, now: SystemTime) -> Result<(Journal, Recovered), SetupError> {
+    let opened = Journal::open(&config.journal_path(), now).map_err(|error| name_writer(error, config))?;
+    if dispatcher::understands(&opened.1) {
+        Ok(opened)
+    } else {
+        Err(newer_journal(config))
+    }
+}
+
+/// Checks whether this version can read the journal, without changing it. A daemon may be using it.
+pub fn check_journal(config: &Config) -> Result<(), SetupError> {
+    let recovered = Journal::peek(&config.journal_path()).map_err(|error| name_writer(error, config))?;
+    if dispatcher::understands(&recovered) {
+        Ok(())
+    } else {
+        Err(newer_journal(config))
+    }
+}
+
+/// If this version cannot read the journal, renames it, so that the daemon starts with an empty one. Returns the new path.
+pub fn set_aside_newer_journal(config: &Config) -> Result<Option<PathBuf>, SetupError> {
+    match check_journal(config) {
+        Err(SetupError::NewerJournal { path, .. }) => Ok(Journal::set_aside(&path, Moment::now().wall)?),
+        other => other.map(|()| None),
+    }
+}
+
+fn name_writer(error: JournalError, config: &Config) -> SetupError {
+    match error {
+        JournalError::Newer { .. } => newer_journal(config),
+        other => other.into(),
+    }
+}
+
+fn newer_journal(config: &Config) -> SetupError {
+    SetupError::NewerJournal {
+        path: config.journal_path(),
+        last: LastProgram::read(&config.state_dir),
+    }
+}
+
+/// Records which program serves the state folder, for a later one that cannot read the journal.
+fn record_program(config: &Config, program: Option<&Program>) {
+    let Some(program) = program else { return };
+    let record = LastProgram {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        path: program.path.clone(),
+    };
+    if let Err(error) = record.write(&config.state_dir) {
+        tracing::warn!(%error, "cannot record the running program in the state folder");
+    }
 }
 
 /// Returns the id of this instance of the daemon, unique by its start time and process id.

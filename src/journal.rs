@@ -19,6 +19,9 @@
 //! the file is set aside under a new name, never deleted, and every intact entry is kept, whichever part of the file is damaged.
 //! Accepted jobs from before the damage are [`Recovered::uncertain`], because the entry that records their start may be lost.
 //!
+//! **Newer.** An intact entry of a kind that this version does not know, or a later format, is no damage: opening fails with
+//! [`JournalError::Newer`] and changes nothing, so that the newer version finds everything again.
+//!
 //! **Not writable.** On a full or read-only disk [`Journal::append`] fails, and orbd runs on without it. Entries that could not
 //! be written are kept in memory, and the thread tries to rewrite the whole journal every `RETRY_PAUSE`; [`Journal::problem`]
 //! returns why it is incomplete.
@@ -92,6 +95,34 @@ impl Journal {
         Self::open_located(path, located, now, garbage_max)
     }
 
+    /// Reads the journal of a daemon that may be running, without changing it.
+    pub fn peek(path: &Path) -> Result<Recovered, JournalError> {
+        let recovered = file::peek(path).map_err(|source| JournalError::Io {
+            doing: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        recovered.ok_or_else(|| JournalError::Newer {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Renames the journal, so that the next start begins with an empty one. Fails while a daemon uses it. Returns its new path; `None`
+    /// if there is no journal.
+    pub fn set_aside(path: &Path, now: SystemTime) -> Result<Option<PathBuf>, JournalError> {
+        let io = |source| JournalError::Io {
+            doing: "set aside",
+            path: path.to_owned(),
+            source,
+        };
+        if !path.exists() {
+            return Ok(None);
+        }
+        // Held until the file is renamed.
+        let _locked = open_locked(path)?;
+        file::move_aside(path, unix_ms(now) / 1000).map_err(io)
+    }
+
     fn open_located(
         path: &Path,
         located: Located,
@@ -112,7 +143,11 @@ impl Journal {
             replay,
             mut recovered,
             problem,
-        } = Opened::read(path, located, unix_seconds).map_err(io("read"))?;
+        } = Opened::read(path, located, unix_seconds)
+            .map_err(io("read"))?
+            .ok_or_else(|| JournalError::Newer {
+                path: path.to_owned(),
+            })?;
         // After damage, ids start above any count that can have been reached; without a file, at one.
         if replay.damaged {
             recovered.next_id = recovered.next_id.max(unix_seconds);

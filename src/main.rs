@@ -49,7 +49,10 @@ struct Arguments {
     /// Print a sample configuration file that explains every key, and exit
     #[arg(long)]
     sample_config: bool,
-    /// Check the configuration, print the version, and exit; a running daemon uses this to check a new binary before an upgrade
+    /// If this version cannot read the journal, rename it and exit; changes that wait in it are lost
+    #[arg(long)]
+    set_aside_newer_journal: bool,
+    /// Check the configuration and the journal, print the version, and exit; a running daemon uses this to check a new binary before an upgrade
     #[arg(long, hide = true)]
     preflight: bool,
     /// Serve the metrics store over standard input; the daemon uses this to start its helper process
@@ -109,7 +112,14 @@ fn run() -> Result<()> {
         "refusing to run as root; run orbd as your own user, or set `allow_root = true`"
     );
 
+    if arguments.set_aside_newer_journal {
+        return match daemon::set_aside_newer_journal(&config)? {
+            Some(aside) => print(&format!("set the journal aside: {}\n", aside.display())),
+            None => print("this version can read the journal; nothing was changed\n"),
+        };
+    }
     if arguments.preflight {
+        daemon::check_journal(&config)?;
         return print(&upgrade::greeting(PROTOCOL_VERSION));
     }
 

@@ -1,8 +1,8 @@
 //! Upgrade: the program is replaced under a running daemon. Clients reconnect; nothing runs twice and no request stays
 //! unanswered.
 //!
-//! The tests cannot build a second version. A copy of the same program is another file, and the next process is another
-//! instance.
+//! The tests cannot build a second version. A copy of the same program with a comment at its end is another program, and the
+//! next process is another instance.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests act as the client of a lease and start its process"
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use orbd_proto::methods::{
     DaemonInfo, DaemonReload, JobInput, JobList, LeaseAcquire, LeaseRelease, MachineRestart, MachineRun,
-    MachineStop,
+    MachineStop, MetricsSummary,
 };
 use orbd_proto::types::{DaemonInfoAnswer, JobStateWord, LeaseAnswer, RunAnswer, Stream, Upgrade};
 use serde_json::{Value, json};
@@ -132,6 +132,11 @@ fn new_program_takes_over_with_the_same_pid_and_clients_reconnect() {
     let mut fresh = world.wire();
     let after = succeeded(&mut caller, &before);
     assert_eq!((after.pid, &after.socket), (before.pid, &before.socket));
+    let path = world.path("bin/orbd").display().to_string();
+    assert_eq!(
+        (&before.program, &after.program),
+        (&Some(path.clone()), &Some(path))
+    );
     assert_eq!(after.upgrade, None);
     for (wire, read) in [(&mut silent, 0), (&mut used, 1), (&mut fresh, 0)] {
         let (answers, requests_read) = closed(wire);
@@ -145,6 +150,55 @@ fn new_program_takes_over_with_the_same_pid_and_clients_reconnect() {
         "the client sent `daemon.hello` again"
     );
     assert_eq!(outcome_of(&caller.end_of(id)), ("succeeded", ""));
+}
+
+#[test]
+fn program_with_the_same_contents_replaces_nothing() {
+    let world = World::new().installed().started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    for times in 1..=2 {
+        world.reinstall();
+        drop(world.client());
+        eventually("the daemon compares the contents", || {
+            let found = world.log().matches("reinstalled with the same contents").count();
+            (found == times).then_some(())
+        });
+    }
+    eventually("the check has ended", || {
+        info(&mut caller).upgrade.is_none().then_some(())
+    });
+    assert_eq!(info(&mut caller).instance, before.instance);
+    world.install(built());
+    drop(world.client());
+    succeeded(&mut caller, &before);
+}
+
+#[test]
+fn older_program_is_refused() {
+    let world = World::new().installed().started();
+    let mut caller = world.client();
+    let before = info(&mut caller);
+    install_script(&world, &sh(), "echo 'orbd 0.0.1 protocol 1 handoff 1'");
+    let upgrade = told(&world, |upgrade| upgrade.state == "refused");
+    let reason = upgrade.reason.expect("it says why");
+    assert!(reason.contains("orbd 0.0.1, older than"), "{reason}");
+    assert_eq!(info(&mut caller).instance, before.instance);
+}
+
+#[test]
+fn daemon_whose_program_was_deleted_serves_its_clients_and_ends_after_the_last() {
+    let mut world = World::new().installed().machines(&["a"]).started();
+    let mut caller = world.client();
+    fs::remove_file(world.path("bin/orbd")).expect("ours");
+    assert_eq!(stdout_of(&caller.run("a", &["echo", "here"])), "here\n");
+    // The helper process of the metrics runs the deleted program.
+    let summary = caller.ok::<MetricsSummary>(json!({}));
+    assert!(!summary.rows.is_empty());
+    drop(caller);
+    drop(world.client());
+    assert_eq!(world.ended().code(), Some(0), "{}", world.log());
+    assert!(world.log().contains("the program was deleted"), "{}", world.log());
 }
 
 #[test]

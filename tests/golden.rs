@@ -797,8 +797,8 @@ fn volatile(name: &str, value: &Value, method: &str) -> Option<String> {
         ) => "<int>",
         (name, Value::Number(_)) if name.ends_with("_us") => "<int>",
         (
-            "instance" | "socket" | "orbctl" | "state_dir" | "cursor" | "incident" | "store" | "marker"
-            | "default_username" | "arch" | "ip4" | "ip6",
+            "instance" | "program" | "socket" | "orbctl" | "state_dir" | "cursor" | "incident" | "store"
+            | "marker" | "default_username" | "arch" | "ip4" | "ip6",
             Value::String(_),
         ) => "<string>",
         ("message" | "description", Value::String(text)) => return Some(with_numbers_open(text)),

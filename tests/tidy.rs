@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// external resource (time, kernel, files, orbctl, the journal's file, the store) has one module that uses it, and that
 /// module decides nothing. The dispatcher coordinates. `server` uses the dispatcher's handle, never a module that decides
 /// or that runs `orbctl`.
-const MAY_USE: [(&str, &[&str]); 25] = [
+const MAY_USE: [(&str, &[&str]); 27] = [
     // The crate `orbd-host`, which the compiler keeps below all others.
     ("machine", &[]),
     ("token", &[]),
@@ -19,6 +19,8 @@ const MAY_USE: [(&str, &[&str]); 25] = [
     ("locate", &[]),
     ("config", &[]),
     ("error_chain", &[]),
+    ("release", &[]),
+    ("last_program", &[]),
     ("operation", &["machine", "token", "caller_env"]),
     ("job", &["machine"]),
     ("clock", &[]),
@@ -44,7 +46,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
             "spool",
         ],
     ),
-    ("upgrade", &["sys"]),
+    ("upgrade", &["release", "sys"]),
     (
         "journal",
         &["error_chain", "machine", "operation", "job", "clock", "sys"],
@@ -98,6 +100,7 @@ const MAY_USE: [(&str, &[&str]); 25] = [
     (
         "daemon",
         &[
+            "last_program",
             "locate",
             "error_chain",
             "clock",

@@ -175,6 +175,14 @@ pub fn start<O: Orbctl>(
     (dispatcher, task)
 }
 
+/// Returns whether this version can decode every accepted change that the journal still needs. A newer version may know more changes.
+pub fn understands(recovered: &Recovered) -> bool {
+    let accepted = recovered.waiting.iter().chain(&recovered.uncertain);
+    accepted
+        .map(|accepted| stored::decode(&accepted.operation))
+        .all(|decoded| decoded.is_some())
+}
+
 /// Returns the folder for spooled output within the state folder.
 pub fn spool_folder(state: &std::path::Path) -> PathBuf {
     state.join("spool")

@@ -161,6 +161,12 @@ pub enum JournalError {
         /// Length of the entry's body.
         bytes: usize,
     },
+    /// The journal has intact entries that this version does not know: a newer version has written them.
+    #[error("the journal {path} has entries that this orbd {version} cannot read", version = env!("CARGO_PKG_VERSION"))]
+    Newer {
+        /// Path of the journal.
+        path: PathBuf,
+    },
     /// Earlier entries could not be written and still cannot be.
     #[error("cannot write the journal {path}: {cause}")]
     Unwritable {

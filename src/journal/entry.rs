@@ -120,6 +120,8 @@ pub(super) enum ParsedEntry {
     IdsReserved(u64),
     Closed(u64),
     Uncertain(JobId),
+    /// An intact entry that this version does not know.
+    Unknown,
 }
 
 impl StoredV1 {
@@ -236,11 +238,12 @@ pub(super) fn read_frame(salt: u32, bytes: &[u8]) -> Option<(ParsedEntry, usize)
     if checksum(bytes.get(4..end)?) != word(bytes, 0)? {
         return None;
     }
-    let (stored, rest) = postcard::take_from_bytes::<StoredV1>(&bytes[FRAME_HEADER..end]).ok()?;
-    if !rest.is_empty() {
-        return None;
-    }
-    Some((stored.read()?, end))
+    // The checksum is right, so this is not damage.
+    let entry = match postcard::take_from_bytes::<StoredV1>(&bytes[FRAME_HEADER..end]) {
+        Ok((stored, [])) => stored.read().unwrap_or(ParsedEntry::Unknown),
+        _ => ParsedEntry::Unknown,
+    };
+    Some((entry, end))
 }
 
 /// Returns the body length recorded in the frame at the start of `bytes`.

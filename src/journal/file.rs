@@ -32,8 +32,9 @@ pub(super) struct Problem {
 }
 
 impl Opened {
-    /// Reads the file, and repairs it as far as the file system allows.
-    pub(super) fn read(path: &Path, located: Located, unix_seconds: u64) -> io::Result<Self> {
+    /// Reads the file, and repairs it as far as the file system allows. `None` if a newer version has written entries that this one does
+    /// not know; the file is unchanged then.
+    pub(super) fn read(path: &Path, located: Located, unix_seconds: u64) -> io::Result<Option<Self>> {
         let Located { file, error } = located;
         let mut bytes = Vec::new();
         if let Some(file) = &file {
@@ -44,6 +45,7 @@ impl Opened {
             Header::Intact(salt) => (salt, true),
             Header::CutShort => (new_salt(), true),
             Header::Damaged => (find_salt(&bytes).unwrap_or_else(new_salt), false),
+            Header::Newer => return Ok(None),
         };
         // If the header is damaged, the whole file is searched for entries, as after any other damage.
         let entries = if is_header_intact {
@@ -52,6 +54,9 @@ impl Opened {
             &bytes
         };
         let mut replay = Replay::read(salt, entries);
+        if replay.is_newer {
+            return Ok(None);
+        }
         replay.damaged |= !is_header_intact;
         if replay.damaged {
             replay.mark_uncertain(salt);
@@ -81,7 +86,7 @@ impl Opened {
                 keeps_old: opened.replay.damaged && !is_new,
             });
         }
-        Ok(opened)
+        Ok(Some(opened))
     }
 
     /// Replaces a damaged file with its intact entries, and keeps the damaged one under another name.
@@ -129,12 +134,18 @@ enum Header {
     CutShort,
     Intact(u32),
     Damaged,
+    /// Written in a later version of the format.
+    Newer,
 }
 
 fn read_header(bytes: &[u8]) -> Header {
     let (magic, rest) = bytes.split_at(bytes.len().min(MAGIC.len()));
     if !MAGIC.starts_with(magic) {
-        return Header::Damaged;
+        return if is_newer_format(bytes) {
+            Header::Newer
+        } else {
+            Header::Damaged
+        };
     }
     let Some((salt, rest)) = rest.split_first_chunk::<4>() else {
         return Header::CutShort;
@@ -145,6 +156,49 @@ fn read_header(bytes: &[u8]) -> Header {
         }
         Some(_) => Header::Damaged,
         None => Header::CutShort,
+    }
+}
+
+/// Returns whether the file begins like a journal of a later format: the same name, and a greater number.
+fn is_newer_format(bytes: &[u8]) -> bool {
+    let name = MAGIC.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let line = bytes
+        .get(..32.min(bytes.len()))
+        .unwrap_or_default()
+        .split(|byte| *byte == b'\n')
+        .next();
+    let version = line
+        .and_then(|line| line.strip_prefix(name)?.strip_prefix(b" "))
+        .and_then(|number| std::str::from_utf8(number).ok()?.parse::<u32>().ok());
+    version.is_some_and(|version| version > 1)
+}
+
+/// Reads the journal without locking or repairing it. Returns what it holds; `None` if a newer version has written entries that this one
+/// does not know.
+pub(super) fn peek(path: &Path) -> io::Result<Option<Recovered>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Recovered::default())),
+        Err(error) => return Err(error),
+    };
+    let salt = match read_header(&bytes) {
+        Header::Intact(salt) => salt,
+        Header::Newer => return Ok(None),
+        // Nothing in it, or damage, which the start repairs.
+        Header::CutShort | Header::Damaged => return Ok(Some(Recovered::default())),
+    };
+    let entries = bytes.get(HEADER..).unwrap_or_default();
+    let replay = Replay::read(salt, entries);
+    Ok((!replay.is_newer).then(|| replay.recovered(entries.len() as u64)))
+}
+
+/// Renames the journal, so that the next start begins with an empty one. Returns its new path; `None` if there is no journal.
+pub(super) fn move_aside(path: &Path, unix_seconds: u64) -> io::Result<Option<PathBuf>> {
+    let aside = name_aside(path, unix_seconds);
+    match fs::rename(path, &aside) {
+        Ok(()) => sync_folder_of(path).map(|()| Some(aside)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

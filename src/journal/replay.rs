@@ -21,6 +21,8 @@ pub(super) struct Replay {
     next_id: u64,
     closed: bool,
     pub(super) damaged: bool,
+    /// Whether an intact entry is of a kind that this version does not know.
+    pub(super) is_newer: bool,
     pub(super) valid: u64,
 }
 
@@ -78,6 +80,10 @@ impl Replay {
                     job.before_damage = true;
                     job.frames.extend_from_slice(frame);
                 }
+                return;
+            }
+            ParsedEntry::Unknown => {
+                self.is_newer = true;
                 return;
             }
             ParsedEntry::Entry(entry) => entry,

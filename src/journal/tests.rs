@@ -5,8 +5,8 @@ use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 
-use super::contents::{ENTRY_MAX, HEADER};
-use super::entry::FRAME_HEADER;
+use super::contents::{ENTRY_MAX, HEADER, MAGIC};
+use super::entry::{FRAME_HEADER, checksum};
 use super::*;
 use crate::clock::Moment;
 use crate::operation::{Access, Class, Lane};
@@ -392,10 +392,14 @@ async fn unwritable_journal_refuses_detached_changes_and_catches_up() {
 }
 
 #[test]
-fn file_of_another_version_or_program_is_set_aside() {
+fn file_of_another_program_is_set_aside() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("journal");
-    for text in ["orbd-journal 2\n\0salt....", "Dear diary, today"] {
+    for text in [
+        "orbd-journal 0\n\0salt....",
+        "orbd-journals 2\n",
+        "Dear diary, today",
+    ] {
         fs::write(&path, text).expect("written");
         let (journal, recovered) = open(&path);
         let aside = recovered.set_aside.expect("set aside");
@@ -704,4 +708,71 @@ async fn figures() {
         fs::metadata(&path).expect("there").len(),
         start.elapsed()
     );
+}
+
+/// Returns an intact frame with this body, as a newer version would write it.
+fn frame_of(salt: u32, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 4];
+    frame.extend(salt.to_le_bytes());
+    frame.extend(u32::try_from(body.len()).expect("short").to_le_bytes());
+    frame.extend(body);
+    let crc = checksum(&frame[4..]);
+    frame[..4].copy_from_slice(&crc.to_le_bytes());
+    frame
+}
+
+#[test]
+fn entry_of_a_newer_version_is_refused_and_the_file_is_unchanged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    let bytes = written(&path, &some_entries());
+    let salt = u32::from_le_bytes(
+        bytes[MAGIC.len()..MAGIC.len() + 4]
+            .try_into()
+            .expect("four bytes"),
+    );
+    let known = postcard::to_stdvec(&StoredV1::Ended { job: 1 }).expect("encoded");
+    let longer = [&known[..], b"more"].concat();
+    for body in [&[99, 1, 2][..], &longer] {
+        let newer = [&bytes[..], &frame_of(salt, body), b"torn"].concat();
+        fs::write(&path, &newer).expect("written");
+        for result in [
+            Journal::open(&path, now()).map(|_| ()),
+            Journal::peek(&path).map(|_| ()),
+        ] {
+            assert!(matches!(result, Err(JournalError::Newer { .. })), "{result:?}");
+        }
+        assert_eq!(fs::read(&path).expect("readable"), newer);
+    }
+    let later_format = [b"orbd-journal 2\n\0", &bytes[MAGIC.len()..]].concat();
+    fs::write(&path, &later_format).expect("written");
+    assert!(matches!(
+        Journal::open(&path, now()),
+        Err(JournalError::Newer { .. })
+    ));
+    assert_eq!(fs::read(&path).expect("readable"), later_format);
+    let aside = Journal::set_aside(&path, now())
+        .expect("renamed")
+        .expect("there was one");
+    assert_eq!(fs::read(aside).expect("readable"), later_format);
+    assert_eq!(Journal::set_aside(&path, now()).expect("nothing to do"), None);
+    kill(open(&path).0);
+}
+
+#[test]
+fn peek_returns_what_open_would_recover_while_the_journal_is_in_use() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("journal");
+    assert_eq!(Journal::peek(&path).expect("no file"), Recovered::default());
+    let (journal, _) = open(&path);
+    for entry in some_entries() {
+        journal.append(&entry).expect("written");
+    }
+    let peeked = Journal::peek(&path).expect("readable");
+    assert!(
+        matches!(Journal::set_aside(&path, now()), Err(JournalError::Locked { .. })),
+        "a daemon uses it"
+    );
+    kill(journal);
+    assert_eq!(peeked, open(&path).1);
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -32,6 +33,8 @@ pub struct Server {
     pub binary_watcher: Arc<BinaryWatcher>,
     /// The new binary on disk; `None` if there is none.
     pub upgrade: watch::Receiver<Option<Upgrade>>,
+    /// Number of open connections.
+    pub open_connections: Arc<AtomicUsize>,
     /// Cancelled to stop the daemon.
     pub stop: CancellationToken,
 }
@@ -73,4 +76,6 @@ pub struct InstanceInfo {
     pub socket: PathBuf,
     /// Folder of the journal, the metrics and stored output.
     pub state_dir: PathBuf,
+    /// Path that the program was started from, where an upgrade is expected; `None` if unknown.
+    pub program: Option<PathBuf>,
 }

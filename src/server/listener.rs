@@ -184,17 +184,29 @@ impl Host {
             Arc::downgrade(&permit),
             self.budget.connection(bytes_max),
         ));
-        self.open().insert(id, connection.clone());
+        self.register(id, connection.clone());
         tokio::select! {
             () = self.serve(stream, connection.clone()) => {}
             // The connection was idle, so no call is interrupted.
             () = connection.gone().cancelled() => {}
         }
-        self.open().remove(&id);
+        self.unregister(id);
         drop(permit);
         // The order matters: after the token is cancelled, new submissions of this connection are refused, and earlier ones are found.
         connection.gone().cancel();
         self.server.dispatcher.on_disconnect(id.0).await;
+    }
+
+    fn register(&self, id: ConnectionId, connection: Arc<Connection>) {
+        let mut open = self.open();
+        open.insert(id, connection);
+        self.server.open_connections.store(open.len(), Ordering::Relaxed);
+    }
+
+    fn unregister(&self, id: ConnectionId) {
+        let mut open = self.open();
+        open.remove(&id);
+        self.server.open_connections.store(open.len(), Ordering::Relaxed);
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Connection>>> {

@@ -1,6 +1,7 @@
 //! Detects that the program file was replaced, and keeps the state of the upgrade that follows.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -14,6 +15,8 @@ pub struct BinaryWatcher {
     path: Option<PathBuf>,
     /// Identity of the file at the last check. A blocking lock, because it is held only for a comparison.
     seen: Mutex<Option<FileId>>,
+    /// Whether a check found another file and [`BinaryWatcher::checked`] was not called since.
+    is_checking: AtomicBool,
     changed: Notify,
 }
 
@@ -23,6 +26,7 @@ impl BinaryWatcher {
         Self {
             path: program.map(|program| program.path.clone()),
             seen: Mutex::new(program.map(|program| program.stamp)),
+            is_checking: AtomicBool::new(false),
             changed: Notify::new(),
         }
     }
@@ -34,6 +38,10 @@ impl BinaryWatcher {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen != now {
             *seen = now;
+            if now.is_some() {
+                // Before the requests of the connection that caused the check are handled.
+                self.is_checking.store(true, Ordering::Release);
+            }
             self.changed.notify_one();
         }
     }
@@ -41,6 +49,16 @@ impl BinaryWatcher {
     /// Forgets the file's last known identity, so that the next check notifies.
     pub fn forget(&self) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Returns whether a changed file was found that has not been judged yet.
+    pub fn is_checking(&self) -> bool {
+        self.is_checking.load(Ordering::Acquire)
+    }
+
+    /// Records that the file at the path was judged.
+    pub fn checked(&self) {
+        self.is_checking.store(false, Ordering::Release);
     }
 
     /// Waits until a check finds the file changed.
@@ -121,6 +139,14 @@ impl UpgradeState {
         }
     }
 
+    /// Updates the state after the file of [`Step::Check`] turned out to have the contents of the running program.
+    pub fn on_same_contents(&mut self) {
+        if let Phase::Checking(stamp) = self.phase {
+            self.running = stamp;
+            self.phase = Phase::Current;
+        }
+    }
+
     /// Allows another preflight of a file that was refused or whose preflight could not run. Has no effect on a pending file.
     pub fn retry(&mut self) {
         if matches!(self.phase, Phase::Refused(_) | Phase::Checking(_)) {
@@ -186,6 +212,20 @@ mod tests {
     }
 
     #[test]
+    fn file_with_the_same_contents_becomes_the_running_file() {
+        let mut state = UpgradeState::new(numbered(1));
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Check(numbered(2)));
+        state.on_same_contents();
+        assert_eq!(state.on_file(Some(numbered(2))), Step::Nothing);
+        assert_eq!(state.pending(), None);
+        assert_eq!(
+            state.on_file(Some(numbered(1))),
+            Step::Check(numbered(1)),
+            "the first file is another one now"
+        );
+    }
+
+    #[test]
     fn retry_allows_a_refused_file_another_preflight_but_not_a_pending_one() {
         let mut state = UpgradeState::new(numbered(1));
         state.on_file(Some(numbered(2)));
@@ -202,20 +242,20 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("program");
         fs::write(&path, "one").expect("written");
-        let program = Program {
-            stamp: FileId::of(&path).expect("there"),
-            path: path.clone(),
-            words: Vec::new(),
-        };
+        let program = Program::of_file(path.clone(), Vec::new());
         let watcher = BinaryWatcher::new(Some(&program));
         let has_changed = || watcher.changed().now_or_never().is_some();
         watcher.check();
-        assert!(!has_changed());
+        assert!(!has_changed() && !watcher.is_checking());
         fs::write(&path, "other").expect("written");
         watcher.check();
         watcher.check();
+        assert!(watcher.is_checking());
         assert!(has_changed());
         assert!(!has_changed());
+        watcher.checked();
+        watcher.check();
+        assert!(!watcher.is_checking());
         watcher.forget();
         watcher.check();
         assert!(has_changed());

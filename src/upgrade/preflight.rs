@@ -6,6 +6,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use orbd_host::release::is_older;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Program;
@@ -42,6 +43,12 @@ pub enum PreflightError {
     /// The program's output is not that of an orbd with this handoff version.
     #[error("the new program is not an orbd that can take over from this one; it printed {0:?}")]
     NotOrbd(String),
+    /// The program is an older version, which may not know what this one has stored.
+    #[error(
+        "the new program is orbd {0}, older than the running {ours}; `orbd-ctl daemon restart --force` starts it anyway",
+        ours = env!("CARGO_PKG_VERSION")
+    )]
+    Older(String),
 }
 
 /// Returns the line that this program prints in its preflight.
@@ -98,9 +105,13 @@ pub async fn preflight(program: &Program) -> Result<String, PreflightError> {
             output: complaint,
         });
     }
-    version(&printed)
-        .map(str::to_owned)
-        .ok_or(PreflightError::NotOrbd(printed))
+    match version(&printed) {
+        None => Err(PreflightError::NotOrbd(printed)),
+        Some(version) if is_older(version, env!("CARGO_PKG_VERSION")) => {
+            Err(PreflightError::Older(version.to_owned()))
+        }
+        Some(version) => Ok(version.to_owned()),
+    }
 }
 
 /// The process group of a child that has not been reaped. Killed on drop.
@@ -144,7 +155,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::sys::FileId;
 
     #[test]
     fn greeting_parses_and_other_output_is_refused() {
@@ -176,11 +186,8 @@ mod tests {
             .await;
         assert!(copied.expect("cp").success());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
-        let program = Program {
-            stamp: FileId::of(&path).expect("there"),
-            words: vec!["orbd".into(), "--set".into(), "strict=true".into()],
-            path,
-        };
+        let words = vec!["orbd".into(), "--set".into(), "strict=true".into()];
+        let program = Program::of_file(path, words);
         preflight(&program).await.map_err(|error| error.to_string())
     }
 
@@ -189,6 +196,22 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let script = "[ \"$*\" = '--set strict=true --preflight' ] && echo 'orbd 2.0 protocol 1 handoff 1'";
         assert_eq!(of_script(folder.path(), script).await, Ok("2.0".into()));
+    }
+
+    #[tokio::test]
+    async fn older_version_is_refused_and_a_newer_one_passes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let older = of_script(folder.path(), "echo 'orbd 0.0.9 protocol 1 handoff 1'").await;
+        let reason = older.expect_err("older");
+        assert!(
+            reason.starts_with("the new program is orbd 0.0.9, older than"),
+            "{reason}"
+        );
+        assert!(reason.contains("daemon restart --force"), "{reason}");
+        let newer = of_script(folder.path(), "echo 'orbd 99.0.0-rc.1 protocol 1 to 2 handoff 1'").await;
+        assert!(newer.is_err(), "another form of the greeting");
+        let newer = of_script(folder.path(), "echo 'orbd 99.0.0-rc.1 protocol 7 handoff 1'").await;
+        assert_eq!(newer, Ok("99.0.0-rc.1".into()));
     }
 
     #[tokio::test]
@@ -224,11 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("orbd");
         fs::write(&path, "\x7fELF").expect("written");
-        let program = Program {
-            stamp: FileId::of(&path).expect("there"),
-            words: Vec::new(),
-            path,
-        };
+        let program = Program::of_file(path, Vec::new());
         assert!(matches!(
             preflight(&program).await,
             Err(PreflightError::NotStarted(_))

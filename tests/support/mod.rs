@@ -18,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -200,18 +200,30 @@ impl World {
     }
 
     /// Replaces the daemon's program as a package manager does: writes a copy next to it, then renames the copy over
-    /// it.
+    /// it. Each copy ends with a comment of its own, so that it counts as another program.
     pub(crate) fn install(&self, program: &Path) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let mark = format!("# {}\n", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.put_in_place(program, &mark);
+    }
+
+    /// Replaces the daemon's program by a copy with the same contents.
+    pub(crate) fn reinstall(&self) {
+        self.put_in_place(&self.path("bin/orbd"), "");
+    }
+
+    fn put_in_place(&self, program: &Path, mark: &str) {
         // Another process writes the file: a file that this process, and so a child of another thread, has open for
         // writing cannot be executed.
         let copied = Command::new("/bin/sh")
             .args([
                 "-c",
-                "cp \"$1\" \"$2.new\" && chmod 755 \"$2.new\" && mv -f \"$2.new\" \"$2\"",
+                "cp \"$1\" \"$2.new\" && printf %s \"$3\" >>\"$2.new\" && chmod 755 \"$2.new\" && mv -f \"$2.new\" \"$2\"",
                 "sh",
             ])
             .arg(program)
             .arg(self.path("bin/orbd"))
+            .arg(mark)
             .status()
             .expect("cp");
         assert!(copied.success());

@@ -81,10 +81,13 @@ class RealDaemon:
         self.process = self.start()
 
     def install(self) -> None:
-        """Replaces the running program's file with another copy, as a package manager does."""
+        """Replaces the running program's file with another one, as a package manager does."""
         replacement = self.program.with_name("orbd.new")
-        # With `cp`: a child forked by this process could inherit the file open for writing.
-        subprocess.run(["cp", binary("ORBD_BIN", "orbd"), replacement], check=True)
+        # With a shell: a child forked by this process could inherit the file open for writing. The bytes at the end, which
+        # nothing reads, make it another program.
+        copy = 'cp "$1" "$2" && printf %s "$3" >>"$2"'
+        program = binary("ORBD_BIN", "orbd")
+        subprocess.run(["sh", "-c", copy, "sh", program, replacement, str(time.monotonic_ns())], check=True)
         replacement.replace(self.program)
 
     def start(self) -> subprocess.Popen[bytes]:

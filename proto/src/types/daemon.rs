@@ -52,6 +52,9 @@ pub struct DaemonInfoAnswer {
     pub started_at: String,
     /// Milliseconds since `started_at`.
     pub uptime_ms: u64,
+    /// Path of the program that the daemon was started from; only the file there replaces it. Null if unknown.
+    #[serialize_always]
+    pub program: Option<String>,
     /// Path of the socket that the daemon listens on.
     pub socket: String,
     /// Path of `orbctl`; null if it was not found.
@@ -73,26 +76,27 @@ pub struct DaemonInfoAnswer {
 }
 
 words! {
-    /// `pending`: the daemon executes the new program at the next idle moment. `refused`: the program failed the preflight, and the old daemon
-    /// keeps running.
-    UpgradeStatus ["pending", "refused"];
+    /// `checking`: the preflight of the new program runs. `pending`: the daemon executes the new program at the next idle moment. `refused`:
+    /// the program failed the preflight or is older, and the old daemon keeps running.
+    UpgradeStatus ["checking", "pending", "refused"];
 }
 
 /// A new binary at the daemon's own path.
 #[skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Upgrade {
-    /// `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight, and the old daemon keeps running.
+    /// `checking`: its preflight runs. `pending`: the daemon executes it at the next idle moment. `refused`: it failed the preflight or is
+    /// older, and the old daemon keeps running.
     #[schemars(with = "UpgradeStatus")]
     pub state: String,
     /// Time at which the daemon detected the new binary.
     #[schemars(extend("format" = "date-time"))]
     pub noticed_at: String,
-    /// Version of the new binary; absent if it was refused.
+    /// Version of the new binary; absent unless it is pending.
     pub version: Option<String>,
     /// What delays the upgrade, such as a running job; absent if the binary was refused.
     pub waits_for: Option<String>,
-    /// Why the binary was refused; absent while it is pending.
+    /// Why the binary was refused; absent otherwise.
     pub reason: Option<String>,
 }
 

@@ -42,6 +42,7 @@ pub(super) fn register(registry: &mut Registry) {
         let queue = call.server.dispatcher.queue_view().await;
         let upgrade = call.server.upgrade.borrow().clone();
         let upgrade = match upgrade {
+            _ if call.server.binary_watcher.is_checking() => Some(being_checked()),
             Some(upgrade) => {
                 let busy = call.server.dispatcher.busy().await;
                 Some(upgrade_answer(&upgrade, busy.as_ref()))
@@ -58,6 +59,7 @@ pub(super) fn register(registry: &mut Registry) {
             pid: std::process::id(),
             started_at: time(info.started.wall),
             uptime_ms: ms(Moment::now().age_of(&info.started)),
+            program: info.program.as_deref().map(path),
             socket: path(&info.socket),
             orbctl: (call.server.orbctl)().as_deref().map(path),
             config_file: in_force.config_file.as_deref().map(path),
@@ -91,6 +93,17 @@ fn agree(name: &str, theirs: ProtocolRange, ours: ProtocolRange) -> Result<u32, 
         };
         format!("client '{name}' speaks {theirs}, but orbd {VERSION} speaks {ours}; {fix}")
     })
+}
+
+/// Returns the answer for a new binary whose preflight has not ended.
+fn being_checked() -> types::Upgrade {
+    types::Upgrade {
+        state: "checking".into(),
+        noticed_at: time(Moment::now().wall),
+        version: None,
+        waits_for: Some("its preflight".into()),
+        reason: None,
+    }
 }
 
 /// Converts a pending or refused upgrade. `busy` says why the daemon is not idle.

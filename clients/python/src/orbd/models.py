@@ -42,16 +42,17 @@ class Upgrade(Model):
     """A new binary at the daemon's own path."""
 
     state: str
-    """``pending``: the daemon executes it at the next idle moment.
+    """``checking``: its preflight runs.
 
-    ``refused``: it failed the preflight, and the old daemon keeps running.
+    ``pending``: the daemon executes it at the next idle moment. ``refused``: it failed the preflight or is older, and the old
+    daemon keeps running.
     """
     noticed_at: str
     """Time at which the daemon detected the new binary."""
     reason: str | None = None
-    """Why the binary was refused; None while it is pending."""
+    """Why the binary was refused; None otherwise."""
     version: str | None = None
-    """Version of the new binary; None if it was refused."""
+    """Version of the new binary; None unless it is pending."""
     waits_for: str | None = None
     """What delays the upgrade, such as a running job; None if the binary was refused."""
 
@@ -73,6 +74,8 @@ class DaemonInfo(Model):
     """Time at which the daemon started."""
     uptime_ms: int
     """Milliseconds since ``started_at``."""
+    program: str | None = None
+    """Path of the program that the daemon was started from; only the file there replaces it. Null if unknown."""
     socket: str
     """Path of the socket that the daemon listens on."""
     orbctl: str | None = None
