@@ -19,7 +19,7 @@ use crate::support::{World, skip};
 /// One entry of `doctor --json`: what it is about, its status, the message and the fix.
 #[derive(Debug)]
 pub(crate) struct Finding {
-    about: String,
+    pub(crate) about: String,
     pub(crate) level: String,
     pub(crate) message: String,
     pub(crate) fix: String,
@@ -214,12 +214,17 @@ fn stale_socket_and_socket_of_another_user_are_reported() {
 }
 
 /// Listens on another socket and answers each client with the daemon's `daemon.info`, but with this version and
-/// protocol.
-fn impostor(world: &World, version: &str, protocol: u32) {
+/// protocol, and with a program of Homebrew that exists while the returned folder does.
+fn impostor(world: &World, version: &str, protocol: u32) -> tempfile::TempDir {
     let mut info: Value = serde_json::from_str(&ok(world, &["--json", "daemon", "status"])).expect("JSON");
     info["version"] = version.into();
     info["protocol"] = protocol.into();
     info["protocol_min"] = protocol.into();
+    let cellar = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let program = cellar.path().join("Cellar/orbd/0.0.1/bin/orbd");
+    fs::create_dir_all(program.parent().expect("one")).expect("a folder");
+    fs::write(&program, "").expect("written");
+    info["program"] = program.display().to_string().into();
     let path = world.path("other.sock");
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(path).expect("a socket");
@@ -239,6 +244,7 @@ fn impostor(world: &World, version: &str, protocol: u32) {
             }
         }
     });
+    cellar
 }
 
 #[test]
@@ -246,24 +252,39 @@ fn other_daemon_version_is_a_warning_and_other_protocol_an_error() {
     let world = World::with_machines(&["a"]);
     let socket = world.path("other.sock");
     let socket = socket.to_str().expect("text");
-    impostor(&world, "9.9.9", 1);
+    let _cellar = impostor(&world, "9.9.9", 1);
     let output = call(&world, &["--socket", socket, "doctor", "--json"]);
     check(
         &output,
         "orbd",
         "warn",
-        "orbd 9.9.9 is running",
-        "orbd-ctl daemon restart",
+        "9.9.9 is running, pid",
+        "install the new version as",
     );
-    impostor(&world, "9.9.9", 2);
+    let _cellar = impostor(&world, "9.9.9", 2);
     let output = call(&world, &["--socket", socket, "doctor", "--json"]);
     check(
         &output,
         "orbd",
         "error",
         "speaks protocol 2, this orbd-ctl",
-        "upgrade the older of the two",
+        "install the new version as",
     );
+}
+
+#[test]
+fn doctor_names_the_command_that_upgrades_an_older_daemon() {
+    let world = World::with_machines(&["a"]);
+    let socket = world.path("other.sock");
+    let socket = socket.to_str().expect("text");
+    for (protocol, status, message) in [
+        (1, "warn", "both speak a common protocol"),
+        (0, "error", "orbd 0.0.1 speaks protocol 0, this orbd-ctl"),
+    ] {
+        let _cellar = impostor(&world, "0.0.1", protocol);
+        let output = call(&world, &["--socket", socket, "doctor", "--json"]);
+        check(&output, "orbd", status, message, "brew upgrade orbd");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -144,8 +144,13 @@ impl Managed {
     }
 
     fn call(&self, words: &[&str]) -> Output {
+        self.run(Path::new(programs::orbd_ctl()), words)
+    }
+
+    /// Runs the orbd-ctl of any installation.
+    fn run(&self, program: &Path, words: &[&str]) -> Output {
         let described = self.world.daemon_command();
-        let mut command = Command::new(programs::orbd_ctl());
+        let mut command = Command::new(program);
         command.args(words).env_clear();
         for (name, value) in described.get_envs() {
             match value {
@@ -510,5 +515,176 @@ fn published_service_files_are_those_that_are_installed() {
             fs::write(&path, &installed).expect("written");
         }
         assert_eq!(fs::read_to_string(&path).expect("there"), installed, "{file}");
+    }
+}
+
+/// Puts orbd-ctl and a daemon's program into a folder, as an installation has them.
+fn installation(folder: &Path) -> PathBuf {
+    fs::create_dir_all(folder).expect("a folder");
+    for program in [programs::orbd(), programs::orbd_ctl()] {
+        // Linked where possible; a copy is written by another process, because a file that this one has open for writing
+        // cannot be executed.
+        let linked = Command::new("/bin/sh")
+            .args([
+                "-c",
+                "ln -f \"$1\" \"$2\" 2>/dev/null || cp \"$1\" \"$2\"",
+                "sh",
+                program,
+            ])
+            .arg(folder)
+            .status()
+            .expect("a shell");
+        assert!(linked.success());
+    }
+    folder.join("orbd-ctl")
+}
+
+/// A folder that is not a temporary one.
+fn lasting_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
+}
+
+#[test]
+fn service_is_not_installed_from_a_temporary_folder() {
+    let managed = Managed::new("systemd");
+    let ctl = installation(&managed.world.path("uvx/bin"));
+    for words in [
+        &["service", "install", "--manager", "systemd"][..],
+        &["dropin", "install"],
+    ] {
+        let output = managed.run(&ctl, words);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        for wanted in ["is in a cache or a temporary directory", "uv tool install orbd"] {
+            assert!(said.contains(wanted), "{said}");
+        }
+    }
+    assert_eq!(managed.status()["installed"], false);
+}
+
+#[test]
+fn service_from_a_virtual_environment_runs_a_link_outside_or_a_copy() {
+    let managed = Managed::new("systemd");
+    let folder = lasting_folder();
+    let venv = folder.path().join("my venv");
+    let ctl = installation(&venv.join("bin"));
+    fs::write(venv.join("pyvenv.cfg"), "home = /usr\n").expect("written");
+    let install = |ctl: &Path| {
+        let output = managed.run(ctl, &["service", "install", "--manager", "systemd", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["program"].as_str().expect("a path").to_owned()
+    };
+    let copy = managed.world.path("state/service/orbd");
+    assert_eq!(install(&ctl), copy.display().to_string());
+    assert_eq!(
+        fs::read(&copy).expect("copied"),
+        fs::read(programs::orbd()).expect("built")
+    );
+    // Another installation neither takes over the service nor updates it to another path.
+    assert_eq!(
+        install(Path::new(programs::orbd_ctl())),
+        copy.display().to_string()
+    );
+    managed.ok(&["uninstall"]);
+    managed.has_ended();
+
+    let bin = managed.world.path("home/.local/bin");
+    fs::create_dir_all(&bin).expect("a folder");
+    std::os::unix::fs::symlink(venv.join("bin/orbd"), bin.join("orbd")).expect("a link");
+    assert_eq!(install(&ctl), bin.join("orbd").display().to_string());
+    let other = managed.service(&["install"]);
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(
+        said.contains("the service runs") && said.contains(programs::orbd()),
+        "{said}"
+    );
+    managed.ok(&["uninstall"]);
+    managed.has_ended();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn service_whose_program_is_gone_is_skipped_and_named_first_by_doctor() {
+    let managed = Managed::new("systemd");
+    managed.ok(&["install"]);
+    managed.ok(&["stop"]);
+    managed.has_ended();
+    let file = managed.world.path("home/.config/systemd/user/orbd.service");
+    let gone = managed.world.path("gone/orbd").display().to_string();
+    let unit = fs::read_to_string(&file).expect("installed");
+    fs::write(&file, unit.replace(programs::orbd(), &gone)).expect("ours");
+    managed.told();
+    let output = managed.call(&["list"]);
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains(&format!("the service's program {gone} does not exist"))
+            && said.contains("orbd-ctl service install"),
+        "{said}"
+    );
+    assert_eq!(managed.told(), [""; 0], "the manager is not asked to start it");
+    let found = ctl_doctor::read(&managed.call(&["doctor", "--json"]));
+    assert_eq!(found[0].about, "service", "{found:#?}");
+    assert!(
+        found[0].level == "error" && found[0].message.contains(&gone),
+        "{found:#?}"
+    );
+    managed.fails(&["start"], 4, &["does not exist", "orbd-ctl service install"]);
+    assert_eq!(managed.status()["program_exists"], false);
+    managed.ok(&["install"]);
+    assert_eq!(managed.status()["program"], programs::orbd());
+    managed.ok(&["uninstall"]);
+}
+
+#[test]
+fn service_of_homebrew_is_not_installed_twice() {
+    for (under, file) in [
+        ("launchd", "home/Library/LaunchAgents/homebrew.mxcl.orbd.plist"),
+        ("systemd", "home/.config/systemd/user/homebrew.orbd.service"),
+    ] {
+        let managed = Managed::new(under);
+        let file = managed.world.path(file);
+        fs::create_dir_all(file.parent().expect("one")).expect("a folder");
+        fs::write(&file, "").expect("written");
+        managed.fails(&["install"], 1, &["Homebrew", "brew services stop orbd"]);
+        assert_eq!(managed.status()["installed"], false);
+    }
+}
+
+/// What `brew services start orbd` and `service install` have in common; launchd/README.md says where they differ.
+#[test]
+fn formula_and_installed_agent_agree() {
+    let root = programs::root().join("launchd");
+    let formula = fs::read_to_string(root.join("homebrew/orbd.rb")).expect("there");
+    let (_, service) = formula.split_once("service do").expect("a service block");
+    let (service, _) = service.split_once("\n  end").expect("its end");
+    let agent = fs::read_to_string(root.join("dev.orbd.orbd.plist")).expect("there");
+    let agent: String = agent.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (formula, key) in [
+        (
+            "run opt_bin/\"orbd\"",
+            "<key>ProgramArguments</key> <array> <string>/opt/homebrew/opt/orbd/bin/orbd</string> </array>",
+        ),
+        (
+            "keep_alive successful_exit: false",
+            "<key>KeepAlive</key> <dict> <key>SuccessfulExit</key> <false/> </dict>",
+        ),
+        ("run_at_load true", "<key>RunAtLoad</key> <true/>"),
+        (
+            "throttle_interval 5",
+            "<key>ThrottleInterval</key> <integer>5</integer>",
+        ),
+        (
+            "process_type :interactive",
+            "<key>ProcessType</key> <string>Interactive</string>",
+        ),
+        (
+            "PATH: \"#{Dir.home}/.orbstack/bin:#{std_service_path_env}\"",
+            "<string>/Users/you/.orbstack/bin:/opt/homebrew/bin:",
+        ),
+    ] {
+        assert!(service.contains(formula), "{formula}: {service}");
+        assert!(agent.contains(key), "{key}: {agent}");
     }
 }

@@ -3,6 +3,7 @@
 mod ctl_config;
 mod ctl_doctor;
 mod ctl_events;
+mod ctl_installation;
 mod ctl_run;
 mod ctl_service;
 mod ctl_session;

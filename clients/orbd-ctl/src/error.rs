@@ -76,7 +76,12 @@ pub(crate) enum CliError {
     },
     /// Client and daemon speak different protocols.
     #[error("{message}")]
-    Protocol { message: String, hint: String },
+    Protocol {
+        message: String,
+        hint: String,
+        /// The daemon has found a new program and is about to execute it.
+        is_switching: bool,
+    },
     /// The command line or the environment is invalid in a way that clap cannot detect.
     #[error("{message}")]
     Usage { message: String, hint: String },
@@ -195,7 +200,7 @@ impl CliError {
                 "the request may have been carried out: check `orbd-ctl list` and `orbd-ctl jobs --all` before you repeat it"
             }
             Self::Unreadable { .. } => {
-                "after an upgrade, `orbd-ctl daemon restart` brings both to the same version; `orbd-ctl version` shows them"
+                "orbd and orbd-ctl have different versions: `orbd-ctl doctor` names the command that upgrades the older one"
             }
             Self::NotStarted { hint, .. }
             | Self::Protocol { hint, .. }
@@ -342,7 +347,7 @@ fn hint_of_refusal(kind: ErrorKind, data: &ErrorData) -> Option<String> {
         | ErrorKind::InvalidRequest
         | ErrorKind::MethodNotFound
         | ErrorKind::ProtocolMismatch => {
-            "orbd and orbd-ctl have different versions: run `orbd-ctl daemon restart` after an upgrade".into()
+            "orbd and orbd-ctl have different versions: `orbd-ctl doctor` names the command that upgrades the older one".into()
         }
         ErrorKind::MachineNotFound => "`orbd-ctl list` shows the machines".into(),
         ErrorKind::MachineExists => match machine {

@@ -41,16 +41,87 @@ const LAST_WORDS_MAX: u64 = 2000;
 /// Maximum time for the service's daemon to answer; after that the daemon is started without the service.
 const SERVICE_MAX: Duration = Duration::from_secs(5);
 
-/// Starts the daemon, through its service if one is installed, and connects to it once it answers.
-pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, CliError> {
-    if let Some(service) = Service::installed(link) {
-        match service.start().and_then(|()| answered(link, SERVICE_MAX)) {
-            Ok(Some(client)) => return Ok(client),
-            Ok(None) => console.eprint("the service does not answer; starting orbd without it"),
-            Err(error) => console.eprint(&format!("{error}; starting orbd without its service")),
+/// What starts the daemon.
+pub(crate) struct Launcher {
+    /// The installed service, if its program exists.
+    service: Option<Service>,
+    /// The program that is started without the service, or if the service fails.
+    program: Result<PathBuf, CliError>,
+}
+
+impl Launcher {
+    /// Chooses the service, or a program. `running` is the program of the daemon that is to be restarted: no other one replaces it while
+    /// it exists.
+    pub(crate) fn choose(link: &Link, running: Option<&Path>, console: &mut Console) -> Self {
+        let mut service = Service::installed(link);
+        if let Some(missing) = service.as_ref().and_then(Service::missing_program) {
+            console.eprint(&format!(
+                "the service's program {} does not exist; starting orbd without the service; `orbd-ctl service install` repairs it",
+                missing.display()
+            ));
+            service = None;
+        }
+        let program = match running {
+            Some(running) if running.is_file() => Ok(running.to_owned()),
+            Some(running) => find(&link.environment).inspect(|found| {
+                if service.is_none() {
+                    console.eprint(&format!(
+                        "{}, the program of the running orbd, does not exist any more; starting {}",
+                        running.display(),
+                        found.display()
+                    ));
+                }
+            }),
+            None => find(&link.environment),
+        };
+        Self { service, program }
+    }
+
+    /// Returns the path of the program that will run.
+    pub(crate) fn program(&self) -> Result<PathBuf, &CliError> {
+        match self.service.as_ref().and_then(Service::program) {
+            Some(program) => Ok(program),
+            None => self.program.as_ref().cloned(),
         }
     }
-    launch_program(&find(&link.environment)?, link, console)
+
+    /// Starts the daemon and connects to it once it answers.
+    pub(crate) fn launch(self, link: &Link, console: &mut Console) -> Result<Client, CliError> {
+        if let Some(service) = self.service {
+            match service.start().and_then(|()| answered(link, SERVICE_MAX)) {
+                Ok(Some(client)) => return Ok(client),
+                Ok(None) => console.eprint("the service does not answer; starting orbd without it"),
+                Err(error) => console.eprint(&format!("{error}; starting orbd without its service")),
+            }
+        }
+        launch_program(&self.program?, link, console)
+    }
+}
+
+/// Starts the daemon, through its service if one is installed, and connects to it once it answers.
+pub(crate) fn launch(link: &Link, console: &mut Console) -> Result<Client, CliError> {
+    Launcher::choose(link, None, console).launch(link, console)
+}
+
+/// Makes the program rename a journal that it cannot read, so that it can start.
+#[expect(clippy::disallowed_methods, reason = "runs the daemon's program, not orbctl")]
+pub(crate) fn set_aside_newer_journal(program: &Path, console: &mut Console) -> Result<(), CliError> {
+    let output = Command::new(program)
+        .arg("--set-aside-newer-journal")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| CliError::Local {
+            what: format!("cannot run {}", program.display()),
+            source,
+        })?;
+    if !output.status.success() {
+        return Err(CliError::NotStarted {
+            reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            hint: "if another orbd uses the journal, stop it with `orbd-ctl daemon stop`".into(),
+        });
+    }
+    console.eprint(String::from_utf8_lossy(&output.stdout).trim());
+    Ok(())
 }
 
 /// Returns whether the configuration allows clients to start the daemon. Also true if the configuration is invalid: the daemon then

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orbd_client::{CallError, Client, Sent};
 use orbd_host::config::SOCKET_PATH_MAX;
@@ -16,6 +16,7 @@ use orbd_proto::types::{DaemonInfoAnswer, HelloAnswer, HelloParams, NoParams};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::args::Global;
+use crate::console::now;
 use crate::environment::Environment;
 use crate::error::CliError;
 
@@ -24,6 +25,12 @@ pub(crate) const CLIENT_NAME: &str = "orbd-ctl";
 
 /// Maximum time for the daemon to answer the greeting.
 const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// How long a client without a common protocol waits for a daemon that is about to execute its new program.
+const SWITCH_MAX: Duration = Duration::from_secs(2);
+
+/// Pause between two greetings during that wait.
+const SWITCH_PAUSE: Duration = Duration::from_millis(50);
 
 /// Timeout of calls over a side connection, whose answers are optional.
 pub(crate) const SIDE_QUESTION_MAX: Duration = Duration::from_secs(2);
@@ -107,6 +114,31 @@ impl Link {
     }
 }
 
+/// The wait for a daemon that is about to execute its new program. The first call after an upgrade makes the daemon notice its new
+/// program, and would fail if the client is upgraded too and speaks only the new protocol.
+#[derive(Default)]
+pub(crate) struct SwitchWait {
+    since: Option<Instant>,
+}
+
+impl SwitchWait {
+    /// Returns whether to connect and greet again after this error. Pauses for a moment before that.
+    pub(crate) fn is_worth_another_try(&mut self, error: &CliError) -> bool {
+        let is_switching = match error {
+            CliError::Protocol { is_switching, .. } => *is_switching,
+            // While it switches, the daemon closes connections.
+            CliError::Lost(_) => self.since.is_some(),
+            _ => false,
+        };
+        let is_early = now() - *self.since.get_or_insert_with(now) < SWITCH_MAX;
+        let again = is_switching && is_early;
+        if again {
+            std::thread::sleep(SWITCH_PAUSE);
+        }
+        again
+    }
+}
+
 /// Sends the greeting and agrees on a protocol version.
 pub(crate) fn greet(client: &mut Client, socket: &Path) -> Result<HelloAnswer, CliError> {
     let answer = client
@@ -161,6 +193,7 @@ fn greeted(
                         ProtocolRange::OURS
                     ),
                     hint: UPGRADE_OLDER.into(),
+                    is_switching: false,
                 }),
             }
         }
@@ -181,12 +214,20 @@ pub(crate) fn mismatch(info: &DaemonInfoAnswer) -> CliError {
     let (theirs, ours) = (protocols_of(info), ProtocolRange::OURS);
     let version = &info.version;
     let speaks = theirs.map_or_else(|| "an unknown protocol".into(), |theirs| theirs.to_string());
+    let is_switching = info
+        .upgrade
+        .as_ref()
+        .is_some_and(|upgrade| matches!(upgrade.state.as_str(), "checking" | "pending"));
     CliError::Protocol {
         message: format!(
             "orbd {version} speaks {speaks}, this orbd-ctl {} speaks {ours}",
             env!("CARGO_PKG_VERSION")
         ),
+        is_switching,
         hint: match theirs {
+            _ if is_switching => {
+                "a new orbd is installed and starts when orbd is idle; `orbd-ctl daemon restart` does not wait".into()
+            }
             Some(theirs) if theirs.is_older_than(ours) => {
                 "orbd is older: upgrade it; `orbd-ctl doctor` names the command".into()
             }
@@ -235,7 +276,7 @@ mod tests {
                     peer.refuse(request, Kind::ProtocolMismatch.error("no"));
                 } else {
                     let info = json!({"protocol": max, "protocol_min": min, "version": "9.9", "instance": "i", "pid": 1,
-                        "uptime_ms": 0, "started_at": "", "socket": "", "orbctl": null, "config_file": null,
+                        "uptime_ms": 0, "started_at": "", "program": null, "socket": "", "orbctl": null, "config_file": null,
                         "state_dir": "", "limits": {}, "strict": false});
                     peer.answer(request, info);
                 }
@@ -256,6 +297,44 @@ mod tests {
             4,
             "protocols 2 to 4",
             "this orbd-ctl is older: upgrade it to 9.9",
+        );
+    }
+
+    #[test]
+    fn first_call_after_an_upgrade_waits_for_the_new_program() {
+        use crate::fake::Fake;
+        use orbd_proto::errors::ErrorKind as Kind;
+        use serde_json::json;
+        use std::sync::atomic::{AtomicU32, Ordering};
+
+        let check = |state: &'static str, refusals: u32| {
+            let greetings = AtomicU32::new(0);
+            let daemon = Fake::greeting(move |peer, request| {
+                if request["method"] == "daemon.info" {
+                    let info = json!({"protocol": 0, "protocol_min": 0, "version": "0.0.1", "instance": "i", "pid": 1,
+                        "uptime_ms": 0, "started_at": "", "program": "/p", "socket": "", "orbctl": null, "config_file": null,
+                        "state_dir": "", "limits": {}, "strict": false, "upgrade": {"state": state, "noticed_at": ""}});
+                    peer.answer(request, info);
+                } else if greetings.fetch_add(1, Ordering::Relaxed) < refusals {
+                    peer.refuse(request, Kind::ProtocolMismatch.error("no"));
+                } else {
+                    peer.answer(
+                        request,
+                        json!({"protocol": 1, "version": "0.1.0", "instance": "j"}),
+                    );
+                }
+            });
+            let (mut context, ..) = daemon.context();
+            context.connect().map(drop)
+        };
+        check("checking", 2).unwrap();
+        check("pending", 2).unwrap();
+        let refused = check("refused", 2).unwrap_err();
+        assert!(refused.hint().unwrap().contains("orbd is older"), "{refused}");
+        let late = check("pending", u32::MAX).unwrap_err();
+        assert!(
+            late.hint().unwrap().contains("starts when orbd is idle"),
+            "{late}"
         );
     }
 

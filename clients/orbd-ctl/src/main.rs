@@ -29,6 +29,7 @@ mod environment;
 mod error;
 #[cfg(test)]
 mod fake;
+mod installation;
 mod interrupt;
 mod launch;
 mod layout;

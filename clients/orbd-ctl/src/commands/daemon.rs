@@ -1,11 +1,13 @@
 //! `daemon`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use orbd_client::Client;
 use orbd_host::config::LEAVE_CHANGES_AFTER;
+use orbd_host::release::is_older;
 use orbd_host::sys::{self, ChildIdentity, StartTime};
 use orbd_proto::methods::{DaemonInfo, DaemonReload, DaemonStop};
 use orbd_proto::types::{DaemonInfoAnswer, NoParams};
@@ -15,8 +17,9 @@ use super::daemon_config::DaemonConfigCommand;
 use super::daemon_log::LogArgs;
 use crate::console::{Console, now};
 use crate::context::Context;
+use crate::daemon_binary;
 use crate::error::CliError;
-use crate::launch;
+use crate::launch::{self, Launcher};
 use crate::link::Link;
 use crate::progress::{Progress, Wait};
 use crate::render;
@@ -36,12 +39,19 @@ pub(crate) enum DaemonCommand {
         /// Fail if `autostart` or `ORBD_AUTOSTART` is off, as starting the daemon on demand does
         #[arg(long, hide = true)]
         on_demand: bool,
+        /// If a newer version wrote the journal, set it aside; changes that wait in it are lost
+        #[arg(long)]
+        force: bool,
     },
     /// Stop orbd gracefully and wait until it has exited; running changes may finish
     Stop,
-    /// Stop orbd and start it again
-    Restart,
-    /// Show orbd's version, its limits and the path of orbctl; exits with 3 if orbd is not running
+    /// Stop orbd and start the program at the same path again, or the service's
+    Restart {
+        /// Also start an older version; a journal that it cannot read is set aside, and changes that wait in it are lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show orbd's version, its program, since when it runs, its limits and the path of orbctl; exits with 3 if orbd is not running
     Status,
     /// Show the last lines of orbd's log file
     Logs(LogArgs),
@@ -72,11 +82,11 @@ const INFO_MAX: Duration = Duration::from_secs(5);
 /// Starts, stops and inspects the daemon. None of these commands greets it first, so they work with a daemon of another version.
 pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<ExitCode, CliError> {
     match command {
-        DaemonCommand::Start { on_demand } => {
+        DaemonCommand::Start { on_demand, force } => {
             if on_demand && !(context.link.autostart && launch::is_wanted()) {
                 ask(context).map_err(unwanted)?;
             }
-            start(context)?;
+            start(context, force)?;
         }
         DaemonCommand::Stop => {
             let stopped = stop(context)?;
@@ -91,10 +101,7 @@ pub(super) fn daemon(context: &mut Context, command: DaemonCommand) -> Result<Ex
                 context.console.print(said.as_bytes())?;
             }
         }
-        DaemonCommand::Restart => {
-            stop(context)?;
-            start(context)?;
-        }
+        DaemonCommand::Restart { force } => restart(context, force)?,
         DaemonCommand::Status => {
             let (_, answer) = ask(context)?;
             context.console.answer(&answer, render::daemon)?;
@@ -136,14 +143,56 @@ fn unwanted(error: CliError) -> CliError {
     }
 }
 
-fn start(context: &mut Context) -> Result<(), CliError> {
+fn start(context: &mut Context, force: bool) -> Result<(), CliError> {
     let running = match ask(context) {
         Err(CliError::NotRunning { .. } | CliError::Lost(_)) => {
-            drop(launch::launch(&context.link, &mut context.console)?);
+            let launcher = Launcher::choose(&context.link, None, &mut context.console);
+            launch(context, launcher, force)?;
             None
         }
         other => Some(other?.1),
     };
+    print_started(context, running)
+}
+
+/// Stops the daemon and starts its program again. An older version is refused before anything is stopped.
+fn restart(context: &mut Context, force: bool) -> Result<(), CliError> {
+    let running = match ask(context) {
+        Err(CliError::NotRunning { .. } | CliError::Lost(_)) => None,
+        other => Some(other?.1),
+    };
+    let path = running
+        .as_ref()
+        .and_then(|info| info.program.as_deref())
+        .map(Path::new);
+    let launcher = Launcher::choose(&context.link, path, &mut context.console);
+    if let (Some(running), Ok(program)) = (&running, launcher.program()) {
+        let version = daemon_binary::version_of(&program)?;
+        if !force && is_older(&version, &running.version) {
+            return Err(CliError::Usage {
+                message: format!(
+                    "{} is orbd {version}, older than the running {}; nothing was stopped",
+                    program.display(),
+                    running.version
+                ),
+                hint: "`orbd-ctl daemon restart --force` starts the older version".into(),
+            });
+        }
+    }
+    stop(context)?;
+    launch(context, launcher, force)?;
+    print_started(context, None)
+}
+
+fn launch(context: &mut Context, launcher: Launcher, force: bool) -> Result<(), CliError> {
+    if force && let Ok(program) = launcher.program() {
+        launch::set_aside_newer_journal(&program, &mut context.console)?;
+    }
+    launcher.launch(&context.link, &mut context.console).map(drop)
+}
+
+/// Prints that the daemon was started or, if `running` is given, that it was running already.
+fn print_started(context: &mut Context, running: Option<DaemonInfoAnswer>) -> Result<(), CliError> {
     let word = if running.is_some() {
         "is already running"
     } else {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use orbd_client::Client;
 use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags, SOCKET_PATH_MAX};
 use orbd_host::locate::{LocateError, Located, Search, locate};
+use orbd_host::release::is_older;
 use orbd_proto::methods::{DaemonInfo, MetricsCounters, OrbstackStatus, OrbstackVersion, QueueStatus};
 use orbd_proto::protocol::ProtocolRange;
 use orbd_proto::types::{DaemonInfoAnswer, NoParams, QueueStatusAnswer, ReadParams};
@@ -19,10 +20,11 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{CliError, exit};
+use crate::installation::Installation;
 use crate::layout::Look;
 use crate::link::{self, CLIENT_NAME, Link};
 use crate::render;
-use crate::service::{ManagerName, Service, State};
+use crate::service::{ManagerName, Service, State, copy_path};
 
 /// Timeout of each call to the daemon; a call may run `orbctl`.
 const ANSWER_MAX: Duration = Duration::from_secs(40);
@@ -116,7 +118,10 @@ fn examine(link: &Link) -> Vec<Check> {
     }];
     checks.push(socket(&link.socket));
     let daemon = reach(link, &mut checks);
-    checks.push(service(link, daemon.is_some()));
+    match missing_service_program(link) {
+        Some(check) => checks.insert(0, check),
+        None => checks.push(service(link, daemon.is_some())),
+    }
     checks.extend(service_path(link));
     checks.extend(dropin(link));
     match (daemon, &config) {
@@ -191,27 +196,44 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
     let check = match &dialled {
         Ok((_, info)) if !speaks_ours(info) => Check::error(
             ABOUT,
-            link::mismatch(info).to_string(),
-            "upgrade the older of the two",
+            format!("{}; {}", link::mismatch(info), running(info)),
+            upgrade_of_older(info),
         ),
         Ok((_, info)) if info.upgrade.is_some() => {
-            let upgrade = info.upgrade.as_ref().map(render::upgrade).unwrap_or_default();
+            let upgrade = info.upgrade.as_ref();
+            let is_refused = upgrade.is_some_and(|upgrade| upgrade.state == "refused");
             Check::warn(
                 ABOUT,
-                format!("{} is running, pid {}; {upgrade}", info.version, info.pid),
-                "orbd-ctl daemon restart",
+                format!(
+                    "{}; {}",
+                    running(info),
+                    upgrade.map(render::upgrade).unwrap_or_default()
+                ),
+                if is_refused {
+                    "remove the cause, then run `orbd-ctl daemon reload`"
+                } else {
+                    "orbd-ctl daemon restart"
+                },
             )
         }
+        Ok((_, info)) if is_gone(info) => Check::warn(
+            ABOUT,
+            format!(
+                "{}; that program does not exist any more, so orbd ends when no client is connected",
+                running(info)
+            ),
+            "`orbd-ctl daemon restart` starts an installed orbd now",
+        ),
         Ok((_, info)) if info.version != env!("CARGO_PKG_VERSION") => Check::warn(
             ABOUT,
             format!(
-                "orbd {} is running, but orbd-ctl is {}",
-                info.version,
+                "{}; orbd-ctl is {}, and both speak a common protocol",
+                running(info),
                 env!("CARGO_PKG_VERSION")
             ),
-            "orbd-ctl daemon restart",
+            upgrade_of_older(info),
         ),
-        Ok((_, info)) => Check::ok(ABOUT, format!("{} is running, pid {}", info.version, info.pid)),
+        Ok((_, info)) => Check::ok(ABOUT, running(info)),
         Err(CliError::NotRunning { .. }) if link.is_held() => Check::warn(
             ABOUT,
             "another orbd holds the lock and accepts no connections: it is stopping",
@@ -237,9 +259,55 @@ fn reach(link: &Link, checks: &mut Vec<Check>) -> Option<(Client, DaemonInfoAnsw
     dialled.ok().filter(|(_, info)| speaks_ours(info))
 }
 
+/// Says which daemon runs, from where and since when.
+fn running(info: &DaemonInfoAnswer) -> String {
+    format!(
+        "{} is running, pid {}, from {} since {}",
+        info.version,
+        info.pid,
+        info.program.as_deref().unwrap_or("an unknown program"),
+        info.started_at
+    )
+}
+
+/// Returns whether the daemon's program was deleted.
+fn is_gone(info: &DaemonInfoAnswer) -> bool {
+    info.program
+        .as_ref()
+        .is_some_and(|program| !Path::new(program).exists())
+}
+
+/// Returns the command that upgrades the older of daemon and client. Nothing is ever downgraded.
+fn upgrade_of_older(info: &DaemonInfoAnswer) -> String {
+    if is_older(&info.version, env!("CARGO_PKG_VERSION")) {
+        let Some(program) = info.program.as_deref().map(Path::new) else {
+            return "upgrade orbd where it is installed".into();
+        };
+        return Installation::of(program, copy_path().as_deref()).upgrade(program);
+    }
+    match std::env::current_exe() {
+        Ok(own) => Installation::of(&own, None).upgrade(&own),
+        Err(_) => "upgrade orbd-ctl where it is installed".into(),
+    }
+}
+
 /// Returns whether the daemon and this client have a common protocol.
 fn speaks_ours(info: &DaemonInfoAnswer) -> bool {
     link::protocols_of(info).is_some_and(|theirs| theirs.agree(ProtocolRange::OURS).is_some())
+}
+
+/// Returns the check for a service whose program was removed: nothing else explains so many symptoms.
+fn missing_service_program(link: &Link) -> Option<Check> {
+    let service = Service::installed(link)?;
+    let missing = service.missing_program()?;
+    Some(Check::error(
+        "service",
+        format!(
+            "its program {} does not exist, so it cannot start",
+            missing.display()
+        ),
+        "run `orbd-ctl service install` from an installed orbd, or `orbd-ctl service uninstall`",
+    ))
 }
 
 /// Checks the service, if one is installed.

@@ -13,6 +13,7 @@ use crate::dropin::links::{self, InstallError, Link, Written};
 use crate::dropin::real_tool;
 use crate::environment::variable;
 use crate::error::{CliError, exit};
+use crate::installation::Installation;
 use crate::link;
 use crate::service::program;
 
@@ -122,7 +123,10 @@ fn install(link: &link::Link, folder: &Path) -> Result<Written, CliError> {
         what: "cannot determine the path of this program".into(),
         source,
     })?;
-    let program = program::stable(&own, link.environment.path.as_deref());
+    let program = program::stable(&own, &link.environment);
+    if Installation::of(&program, None) == Installation::Temporary {
+        return Err(program::temporary(&program, "the drop-in"));
+    }
     links::install(folder, &program).map_err(|error| match error {
         InstallError::Foreign(_) => CliError::Usage {
             message: error.to_string(),

@@ -135,7 +135,12 @@ fn follow(
             match context.link.dial() {
                 Ok(mut client) => match greet(&mut client, &context.link.socket) {
                     Ok(_) => break client,
-                    Err(CliError::Lost(_)) => {}
+                    Err(
+                        CliError::Lost(_)
+                        | CliError::Protocol {
+                            is_switching: true, ..
+                        },
+                    ) => {}
                     Err(error) => return Err(error),
                 },
                 Err(CliError::NotRunning { .. }) => {}

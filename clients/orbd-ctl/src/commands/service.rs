@@ -10,10 +10,12 @@ use serde::Serialize;
 use super::daemon_log;
 use super::daemon_log::LogArgs;
 use crate::context::Context;
+use crate::daemon_binary;
 use crate::error::{CliError, exit};
 use crate::launch;
 use crate::layout::Look;
 use crate::render;
+use crate::service::program::stable;
 use crate::service::{ManagerName, Service, State, Written};
 
 /// `service`.
@@ -67,6 +69,10 @@ struct Report {
     installed: bool,
     /// The file is the one that this version of orbd-ctl would write.
     current: bool,
+    /// The program that the file names; `None` if the service is not installed.
+    program: Option<PathBuf>,
+    /// That program exists.
+    program_exists: bool,
     /// The manager has loaded the file.
     loaded: bool,
     /// Process id of the service; `None` if it is not running.
@@ -91,7 +97,7 @@ pub(super) fn service(context: &mut Context, args: &ServiceArgs) -> Result<ExitC
         ServiceCommand::Install { print: false } => install(context, &service)?,
         ServiceCommand::Uninstall => uninstall(context, &service)?,
         ServiceCommand::Start => {
-            must_be_installed(&service)?;
+            must_be_startable(&service)?;
             service.check()?;
             service.start()?;
             must_answer(context)?;
@@ -103,7 +109,7 @@ pub(super) fn service(context: &mut Context, args: &ServiceArgs) -> Result<ExitC
             print_result(context, &service, "service stopped")?;
         }
         ServiceCommand::Restart => {
-            must_be_installed(&service)?;
+            must_be_startable(&service)?;
             stop(&service)?;
             service.start()?;
             must_answer(context)?;
@@ -116,11 +122,19 @@ pub(super) fn service(context: &mut Context, args: &ServiceArgs) -> Result<ExitC
 }
 
 fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
+    if let Some(file) = service.homebrew_file() {
+        return Err(CliError::Service {
+            message: format!("Homebrew already runs orbd as a service: {}", file.display()),
+            hint: "keep that one, or run `brew services stop orbd` first".into(),
+        });
+    }
     service.check()?;
     let written = service.write(&context.link)?;
     let state = service.state()?;
     if written == Written::Same && state.pid.is_some() && context.link.dial().is_ok() {
-        return print_result(context, service, "service already installed and running");
+        print_result(context, service, "service already installed and running")?;
+        note_other_program(context, service);
+        return Ok(());
     }
     // A daemon that runs without the service holds the lock, so the service's daemon would exit at once.
     if state.pid.is_none() && context.link.is_held() {
@@ -135,7 +149,28 @@ fn install(context: &mut Context, service: &Service) -> Result<(), CliError> {
         context,
         service,
         "service installed: orbd runs now and after each login",
-    )
+    )?;
+    note_other_program(context, service);
+    Ok(())
+}
+
+/// Says that the service keeps the program of another installation.
+fn note_other_program(context: &mut Context, service: &Service) {
+    let Some(program) = service.program() else { return };
+    let ours =
+        daemon_binary::find(&context.link.environment).map(|found| stable(&found, &context.link.environment));
+    let is_same =
+        |ours: &PathBuf| ours == &program || ours.canonicalize().ok() == program.canonicalize().ok();
+    if let Ok(ours) = ours
+        && !is_same(&ours)
+        && !service.runs_copy()
+    {
+        context.console.eprint(&format!(
+            "the service runs {}; to make it run {}, run `orbd-ctl service uninstall` and `orbd-ctl service install`",
+            program.display(),
+            ours.display()
+        ));
+    }
 }
 
 fn uninstall(context: &mut Context, service: &Service) -> Result<(), CliError> {
@@ -168,6 +203,18 @@ fn stop(service: &Service) -> Result<(), CliError> {
         pause = (pause * 2).min(Duration::from_millis(250));
     }
     Ok(())
+}
+
+/// Checks that the service can be started.
+fn must_be_startable(service: &Service) -> Result<(), CliError> {
+    must_be_installed(service)?;
+    match service.missing_program() {
+        None => Ok(()),
+        Some(missing) => Err(CliError::Absent {
+            message: format!("the service's program {} does not exist", missing.display()),
+            hint: "`orbd-ctl service install` makes the service run an installed program".into(),
+        }),
+    }
 }
 
 fn must_be_installed(service: &Service) -> Result<(), CliError> {
@@ -205,11 +252,14 @@ fn report(context: &Context, service: &Service) -> Result<Report, CliError> {
         pid,
         last_exit,
     } = service.state().unwrap_or_default();
+    let program_exists = service.program().is_some_and(|program| program.is_file());
     Ok(Report {
         manager: service.name.as_str(),
         file: service.file.clone(),
         installed: service.is_installed(),
-        current: service.is_installed() && service.is_current(&context.link)?,
+        current: program_exists && service.is_current(&context.link)?,
+        program_exists,
+        program: service.program(),
         loaded,
         pid,
         last_exit,
@@ -240,6 +290,14 @@ fn status(context: &mut Context, service: &Service) -> Result<ExitCode, CliError
 
 fn show(report: &Report, look: Look) -> String {
     let (style, headline) = match (report.installed, report.pid, report.answers) {
+        (true, None, answers) if !report.program_exists => (
+            render::BAD,
+            if answers {
+                "the service's program does not exist; another orbd answers".into()
+            } else {
+                "the service's program does not exist".to_owned()
+            },
+        ),
         (true, Some(pid), true) => (render::GOOD, format!("orbd is running as a service (pid {pid})")),
         (true, Some(pid), false) => (
             render::BAD,
@@ -260,15 +318,29 @@ fn show(report: &Report, look: Look) -> String {
         ),
     };
     let mut text = format!("{}\n", render::paint(look, style, &headline));
+    let program = report.program.as_ref().map(|program| {
+        let note = if report.program_exists {
+            ""
+        } else {
+            " (does not exist)"
+        };
+        format!("{}{note}", program.display())
+    });
     let mut line = |name: &str, value: &str| text.extend(["  ", &format!("{name:<8}"), " ", value, "\n"]);
     line("manager", report.manager);
     line("file", &report.file.display().to_string());
+    if let Some(program) = program {
+        line("program", &program);
+    }
     line("socket", &report.socket.display().to_string());
     if let Some(code) = report.last_exit {
         line("last", &format!("exited with code {code}"));
     }
     let advice = match (report.installed, report.current, report.loaded) {
         (false, ..) => Some("`orbd-ctl service install` installs and starts it"),
+        (true, _, _) if !report.program_exists => {
+            Some("`orbd-ctl service install` makes the service run an installed program")
+        }
         (true, false, _) => Some("`orbd-ctl service install` updates the file"),
         (true, true, false) => Some("`orbd-ctl service start` loads and starts it"),
         (true, true, true) => None,

@@ -209,8 +209,16 @@ impl Session<'_> {
         let sent = if self.instance.is_some() {
             self.client.send_one::<M>(params).map_err(CliError::from)?
         } else {
-            let asked = link::greet_and_ask::<M>(&mut self.client, &self.link.socket, CLIENT_NAME, params);
-            let (hello, sent) = asked.map_err(Failed::NoDaemon)?;
+            let mut switch = link::SwitchWait::default();
+            let (hello, sent) = loop {
+                match link::greet_and_ask::<M>(&mut self.client, &self.link.socket, CLIENT_NAME, params) {
+                    Ok(greeted) => break greeted,
+                    Err(error) if switch.is_worth_another_try(&error) => {
+                        self.client = self.link.dial().map_err(Failed::NoDaemon)?;
+                    }
+                    Err(error) => return Err(Failed::NoDaemon(error)),
+                }
+            };
             self.instance = Some(hello.instance);
             sent
         };

@@ -66,6 +66,11 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
         duration_us(answer.uptime_ms.saturating_mul(1000))
     );
     let mut lines = vec![
+        (
+            "program",
+            answer.program.clone().unwrap_or_else(|| "unknown".into()),
+        ),
+        ("since", answer.started_at.clone()),
         ("socket", answer.socket.clone()),
         (
             "orbctl",
@@ -139,9 +144,7 @@ pub(crate) fn reload(answer: &ReloadAnswer, look: Look) -> String {
 /// Formats a pending upgrade: what it waits for, or why it was refused.
 pub(crate) fn upgrade(upgrade: &Upgrade) -> String {
     match (&upgrade.reason, &upgrade.version, &upgrade.waits_for) {
-        (Some(reason), ..) => format!(
-            "refused: {reason}; `orbd-ctl daemon reload` tries again, `orbd-ctl daemon restart` starts it anyway"
-        ),
+        (Some(reason), ..) => format!("refused: {reason}; `orbd-ctl daemon reload` tries again"),
         (None, version, waits_for) => format!(
             "{} is installed and starts when orbd is idle; waiting for {}; `orbd-ctl daemon restart` does not wait",
             version

@@ -171,6 +171,12 @@ impl Manager for Launchd {
         let environment = agent.as_dictionary()?.get("EnvironmentVariables")?;
         Some(environment.as_dictionary()?.get("PATH")?.as_string()?.into())
     }
+
+    fn program(&self, text: &[u8]) -> Option<PathBuf> {
+        let agent = Value::from_reader_xml(text).ok()?;
+        let words = agent.as_dictionary()?.get("ProgramArguments")?.as_array()?;
+        Some(words.first()?.as_string()?.into())
+    }
 }
 
 /// Parses the output of `launchctl print gui/UID/LABEL`. Lines about the agent itself are indented by one tab; lines with more belong
@@ -282,6 +288,11 @@ mod tests {
             agent["ProgramArguments"].as_array().map(Vec::as_slice),
             Some(["/opt/homebrew/bin/orbd".into()].as_slice())
         );
+        let text_of = Launchd::new(Path::new("/missing"))
+            .text(&description())
+            .expect("written");
+        let program = Launchd::new(Path::new("/missing")).program(&text_of);
+        assert_eq!(program, Some("/opt/homebrew/bin/orbd".into()));
         let environment = agent["EnvironmentVariables"].as_dictionary().expect("one");
         assert_eq!(environment["HOME"].as_string(), Some("/Users/me & co"));
         assert_eq!(environment["PATH"].as_string(), Some("/usr/bin:/bin"));

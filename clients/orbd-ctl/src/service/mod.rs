@@ -15,9 +15,12 @@ use std::time::Duration;
 use orbd_host::config::LEAVE_CHANGES_AFTER;
 use orbd_host::config::{Config, Environment as ConfigEnvironment, Flags};
 use orbd_host::locate::search_folders;
+use orbd_host::release::is_older;
 
+use crate::daemon_binary;
 use crate::error::CliError;
 use crate::link::Link;
+use program::ServiceProgram;
 
 mod launchd;
 pub(crate) mod program;
@@ -37,6 +40,8 @@ const FAREWELLS_MAX: Duration = Duration::from_secs(20);
 struct Description {
     /// The daemon's program, by a path that stays valid after an upgrade.
     program: PathBuf,
+    /// The installed program, if `program` is a copy of it that has to be written or updated.
+    copy_of: Option<PathBuf>,
     /// `HOME` of the daemon; `orbctl` runs there.
     home: PathBuf,
     /// `PATH` of the daemon, which `orbctl` inherits.
@@ -50,8 +55,9 @@ struct Description {
 }
 
 impl Description {
-    /// Returns the description that this program would install now.
-    fn of(link: &Link) -> Result<Self, CliError> {
+    /// Returns the description that this program would install now. An installed service keeps its program, `installed`, while that exists:
+    /// another installation of orbd, such as a project's virtual environment, must not take over the service by accident.
+    fn of(link: &Link, installed: Option<PathBuf>) -> Result<Self, CliError> {
         let home = home(link)?;
         // With an invalid configuration the manager would restart the daemon again and again.
         let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process()).map_err(|error| {
@@ -61,11 +67,21 @@ impl Description {
             }
         })?;
         let usual = home.join(".orbd/orbd.sock");
+        let copy = config.service_program_path();
+        let installed = installed.filter(|path| path.is_file());
+        let choose =
+            || program::for_service(&daemon_binary::find(&link.environment)?, &link.environment, &copy);
+        let (program, copy_of) = match installed {
+            Some(path) if path == copy => (path, choose().ok().map(ServiceProgram::into_path)),
+            Some(path) => (path, None),
+            None => match choose()? {
+                ServiceProgram::Stable(path) => (path, None),
+                ServiceProgram::Copy { source } => (copy, Some(source)),
+            },
+        };
         Ok(Self {
-            program: program::stable(
-                &crate::daemon_binary::find(&link.environment)?,
-                link.environment.path.as_deref(),
-            ),
+            program,
+            copy_of,
             path: search_path(&home, link.environment.path.as_deref()),
             socket: (link.socket != usual).then(|| link.socket.clone()),
             said: link.socket.with_extension("err"),
@@ -87,6 +103,48 @@ impl Description {
         );
         variables
     }
+}
+
+/// Returns the path of the service's copy of the program; `None` if the configuration is invalid.
+pub(crate) fn copy_path() -> Option<PathBuf> {
+    let config = Config::load(&Flags::default(), &ConfigEnvironment::of_process()).ok()?;
+    Some(config.service_program_path())
+}
+
+/// Copies the installed program for the service, unless the copy is the same or newer. Replaces it atomically: a daemon that runs the old
+/// copy notices the new one and executes it when it is idle.
+fn update_copy(source: &Path, copy: &Path) -> Result<(), CliError> {
+    let local = |source| CliError::Local {
+        what: format!("cannot copy orbd to {}", copy.display()),
+        source,
+    };
+    if source == copy
+        || fs::read(source)
+            .ok()
+            .is_some_and(|wanted| fs::read(copy).is_ok_and(|found| found == wanted))
+    {
+        return Ok(());
+    }
+    if copy.exists()
+        && let Ok(found) = daemon_binary::version_of(copy)
+        && is_older(&daemon_binary::version_of(source)?, &found)
+    {
+        return Ok(());
+    }
+    let folder = copy
+        .parent()
+        .ok_or(io::ErrorKind::InvalidInput)
+        .map_err(|kind| local(kind.into()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(local)?;
+    let new = copy.with_extension("new");
+    fs::copy(source, &new)
+        .and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(0o755)))
+        .and_then(|()| fs::rename(&new, copy))
+        .map_err(local)
 }
 
 /// Returns the home directory of the user whose service it is.
@@ -169,6 +227,8 @@ trait Manager {
     fn state(&self) -> Result<State, CliError>;
     /// Returns the `PATH` that a service file sets.
     fn search_path(&self, text: &[u8]) -> Option<OsString>;
+    /// Returns the program that a service file names.
+    fn program(&self, text: &[u8]) -> Option<PathBuf>;
 }
 
 /// The service of one user under one manager.
@@ -239,7 +299,7 @@ impl Service {
 
     /// Returns the content that the service file should have.
     pub(crate) fn text(&self, link: &Link) -> Result<Vec<u8>, CliError> {
-        self.manager.text(&Description::of(link)?)
+        self.manager.text(&Description::of(link, self.program())?)
     }
 
     /// Returns whether the service file has the content that it should have.
@@ -253,9 +313,13 @@ impl Service {
         self.manager.check()
     }
 
-    /// Writes the service file atomically.
+    /// Writes the service file atomically, and the copy of the program if the service runs one.
     pub(crate) fn write(&self, link: &Link) -> Result<Written, CliError> {
-        let text = self.text(link)?;
+        let description = Description::of(link, self.program())?;
+        if let Some(source) = &description.copy_of {
+            update_copy(source, &description.program)?;
+        }
+        let text = self.manager.text(&description)?;
         if fs::read(&self.file).is_ok_and(|found| found == text) {
             return Ok(Written::Same);
         }
@@ -309,6 +373,31 @@ impl Service {
     /// Returns the `PATH` that the service file sets; `None` if the service is not installed.
     pub(crate) fn search_path(&self) -> Option<OsString> {
         self.manager.search_path(&fs::read(&self.file).ok()?)
+    }
+
+    /// Returns the program that the service file names; `None` if the service is not installed.
+    pub(crate) fn program(&self) -> Option<PathBuf> {
+        self.manager.program(&fs::read(&self.file).ok()?)
+    }
+
+    /// Returns the file of a service that Homebrew runs, if there is one.
+    pub(crate) fn homebrew_file(&self) -> Option<PathBuf> {
+        let name = match self.name {
+            ManagerName::Launchd => "homebrew.mxcl.orbd.plist",
+            ManagerName::Systemd => "homebrew.orbd.service",
+        };
+        Some(self.file.with_file_name(name)).filter(|file| file.is_file())
+    }
+
+    /// Returns whether the service runs the copy in the state directory.
+    pub(crate) fn runs_copy(&self) -> bool {
+        let copy = copy_path();
+        copy.is_some() && copy == self.program()
+    }
+
+    /// Returns the program that the service file names if it does not exist.
+    pub(crate) fn missing_program(&self) -> Option<PathBuf> {
+        self.program().filter(|program| !program.is_file())
     }
 
     /// Queries the state of the service.
@@ -377,6 +466,7 @@ mod tests {
     pub(super) fn description() -> Description {
         Description {
             program: "/opt/homebrew/bin/orbd".into(),
+            copy_of: None,
             home: "/Users/me & co".into(),
             path: "/usr/bin:/bin".into(),
             socket: None,

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use super::{DESCRIPTORS, Description, Manager, State, THROTTLE_S, refused, tool};
 use crate::error::CliError;
@@ -91,6 +92,12 @@ impl Manager for Systemd {
             .find_map(|line| line.strip_prefix("Environment=\"PATH=")?.strip_suffix('"'))?;
         Some(path.into())
     }
+
+    fn program(&self, text: &[u8]) -> Option<PathBuf> {
+        let text = std::str::from_utf8(text).ok()?;
+        let word = text.lines().find_map(|line| line.strip_prefix("ExecStart="))?;
+        Some(unquoted_word(word).into())
+    }
 }
 
 fn read_state(text: &str) -> State {
@@ -121,7 +128,6 @@ fn unit(description: &Description) -> Result<String, String> {
     Ok(format!(
         "[Unit]\n\
          Description=orbd, the daemon that runs all orbctl invocations\n\
-         Documentation=https://github.com/orbd/orbd\n\
          \n\
          [Service]\n\
          Type=exec\n\
@@ -175,6 +181,23 @@ fn command_word(text: &str) -> String {
     quoted(text).replace('$', "$$")
 }
 
+/// Undoes [`command_word`]. A word without quotes ends at the first space.
+fn unquoted_word(text: &str) -> String {
+    let Some(text) = text.strip_prefix('"') else {
+        return text.split(' ').next().unwrap_or_default().to_owned();
+    };
+    let mut word = String::new();
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' => break,
+            '\\' | '%' | '$' => word.extend(letters.next()),
+            other => word.push(other),
+        }
+    }
+    word
+}
+
 /// Escapes an unquoted value, in which systemd interprets only `%`.
 fn unquoted(text: &str) -> String {
     text.replace('%', "%%")
@@ -208,6 +231,10 @@ mod tests {
     fn special_characters_are_escaped() {
         assert_eq!(quoted("a \"b\" 100% $HOME \\"), r#""a \"b\" 100%% $HOME \\""#);
         assert_eq!(command_word("$HOME"), r#""$$HOME""#);
+        for path in ["/opt/orbd", "/a \"b\" 100% $HOME \\/orbd"] {
+            assert_eq!(unquoted_word(&command_word(path)), path);
+        }
+        assert_eq!(unquoted_word("/usr/bin/orbd --foreground"), "/usr/bin/orbd");
         let line_break = Description {
             program: "/a\nExecStartPre=/bin/evil".into(),
             ..description()

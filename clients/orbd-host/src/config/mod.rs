@@ -336,6 +336,11 @@ impl Config {
         self.state_dir.join("journal")
     }
 
+    /// Returns the path of the copy of the program that a service runs if the installed program may not stay at its path.
+    pub fn service_program_path(&self) -> PathBuf {
+        self.state_dir.join("service").join("orbd")
+    }
+
     /// Returns the directory of the metrics stores.
     pub fn metrics_dir(&self) -> PathBuf {
         self.state_dir.join("metrics")

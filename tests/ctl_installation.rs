@@ -1,0 +1,147 @@
+//! Several installations of orbd on one machine: which program runs, and what may replace it.
+
+use std::fs;
+use std::path::Path;
+
+use orbd_proto::methods::DaemonInfo;
+use orbd_proto::types::DaemonInfoAnswer;
+use serde_json::json;
+
+use crate::ctl_suite::{call, ok, said};
+use crate::support::{World, eventually};
+
+fn info(world: &World) -> DaemonInfoAnswer {
+    world.client().ok::<DaemonInfo>(json!({}))
+}
+
+/// Replaces the daemon's program by an older version: a script that has that version and otherwise runs orbd.
+fn install_older(world: &World) {
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in --version) exec echo 'orbd 0.0.1' ;; *--preflight*) exit 1 ;; esac\nexec '{}' \"$@\"\n",
+        programs::orbd()
+    );
+    let path = world.path("script");
+    fs::write(&path, script).expect("written");
+    world.install(&path);
+}
+
+#[test]
+fn restart_by_another_installation_keeps_the_daemons_program() {
+    let world = World::new().installed().started();
+    let before = info(&world);
+    let program = world.path("bin/orbd").display().to_string();
+    assert_eq!(before.program.as_ref(), Some(&program));
+    // This orbd-ctl is next to another orbd.
+    ok(&world, &["daemon", "restart"]);
+    let after = info(&world);
+    assert_ne!(after.pid, before.pid);
+    assert_eq!(after.program, Some(program));
+    ok(&world, &["daemon", "stop"]);
+}
+
+#[test]
+fn restart_without_the_daemons_program_starts_the_installed_one_and_says_so() {
+    let world = World::new().installed().started();
+    // A connected client, so that the daemon does not end by itself.
+    let _client = world.client();
+    fs::remove_file(world.path("bin/orbd")).expect("ours");
+    let doctor = String::from_utf8(call(&world, &["doctor"]).stdout).expect("text");
+    assert!(
+        doctor.contains("that program does not exist any more"),
+        "{doctor}"
+    );
+    let output = call(&world, &["daemon", "restart"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        said(&output).contains("does not exist any more; starting"),
+        "{output:?}"
+    );
+    assert_eq!(info(&world).program.as_deref(), Some(programs::orbd()));
+    ok(&world, &["daemon", "stop"]);
+}
+
+#[test]
+fn restart_never_starts_an_older_program_unless_forced() {
+    let world = World::new().installed().started();
+    let before = info(&world);
+    install_older(&world);
+    let output = call(&world, &["daemon", "restart"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    for wanted in [
+        "orbd 0.0.1, older than the running",
+        "nothing was stopped",
+        "restart --force",
+    ] {
+        assert!(said(&output).contains(wanted), "{wanted}: {output:?}");
+    }
+    assert_eq!(info(&world).instance, before.instance);
+    ok(&world, &["daemon", "restart", "--force"]);
+    assert_ne!(info(&world).pid, before.pid);
+    ok(&world, &["daemon", "stop"]);
+}
+
+#[test]
+fn program_that_cannot_read_the_journal_names_the_one_to_run() {
+    let mut world = World::new().installed().started();
+    world.terminate();
+    assert!(world.ended().success());
+    let journal = world.path("state/journal");
+    let newer = "orbd-journal 2\n\0later";
+    fs::write(&journal, newer).expect("written");
+    let output = call(&world, &["daemon", "start"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let text = said(&output);
+    let program = world.path("bin/orbd").display().to_string();
+    for wanted in [
+        "cannot read: run orbd",
+        &program,
+        "`orbd-ctl daemon start --force`",
+        "loses the changes that wait in it",
+    ] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    assert_eq!(fs::read_to_string(&journal).expect("unchanged"), newer);
+    ok(&world, &["daemon", "start", "--force"]);
+    let kept = fs::read_dir(world.path("state"))
+        .expect("a folder")
+        .map(|entry| entry.expect("readable").path())
+        .find(|path| path.to_string_lossy().contains("set-aside"))
+        .expect("the journal was kept");
+    assert_eq!(fs::read_to_string(kept).expect("readable"), newer);
+    ok(&world, &["daemon", "stop"]);
+    ok(&world, &["daemon", "start", "--force"]);
+    ok(&world, &["daemon", "stop"]);
+}
+
+#[test]
+fn upgrade_to_a_program_that_cannot_read_the_journal_is_refused() {
+    let world = World::new().installed().started();
+    let before = info(&world);
+    // The running daemon holds the file open and does not notice.
+    fs::rename(world.path("state/journal"), world.path("state/own")).expect("ours");
+    fs::write(world.path("state/journal"), "orbd-journal 2\n\0later").expect("written");
+    world.install(Path::new(programs::orbd()));
+    let upgrade = eventually("the preflight fails", || {
+        info(&world).upgrade.filter(|upgrade| upgrade.state == "refused")
+    });
+    let reason = upgrade.reason.expect("it says why");
+    assert!(reason.contains("cannot read"), "{reason}");
+    assert_eq!(info(&world).instance, before.instance);
+}
+
+#[test]
+fn status_and_doctor_say_which_program_runs_from_where_and_since_when() {
+    let world = World::new().installed().started();
+    let info = info(&world);
+    let status = ok(&world, &["daemon", "status"]);
+    let doctor = String::from_utf8(call(&world, &["doctor"]).stdout).expect("text");
+    for text in [&status, &doctor] {
+        for wanted in [
+            info.program.as_deref().expect("known"),
+            &info.started_at,
+            &info.version,
+        ] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+    }
+}
