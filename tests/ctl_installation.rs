@@ -1,11 +1,11 @@
-//! Several installations of orbd on one machine: which program runs, and what may replace it.
+//! Several installations of orbd on one machine: which program runs, what may replace it, and how orbd is removed.
 
 use std::fs;
 use std::path::Path;
 
 use orbd_proto::methods::DaemonInfo;
 use orbd_proto::types::DaemonInfoAnswer;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ctl_suite::{call, ok, said};
 use crate::support::{World, eventually};
@@ -144,4 +144,81 @@ fn status_and_doctor_say_which_program_runs_from_where_and_since_when() {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }
     }
+}
+
+/// Returns the paths with this key and, for removed ones, what they are.
+fn paths(report: &Value, key: &str) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let items = report[key].as_array().expect("a list");
+    items
+        .iter()
+        .map(|item| (text(&item["what"]), text(&item["path"])))
+        .collect()
+}
+
+#[test]
+fn uninstall_without_a_terminal_shows_everything_and_removes_nothing() {
+    let world = World::with_machines(&["a"]);
+    for words in [&["uninstall"][..], &["--json", "uninstall"]] {
+        let output = call(&world, words);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = said(&output);
+        for wanted in [
+            "orbd.sock",
+            "state/journal",
+            "not touched",
+            "orbd-ctl uninstall --yes",
+        ] {
+            assert!(text.contains(wanted), "{wanted}: {text}");
+        }
+    }
+    assert_eq!(info(&world).pid, world.pid(), "it was not stopped");
+}
+
+#[test]
+fn uninstall_stops_the_daemon_and_removes_only_what_is_orbds() {
+    let mut world = World::new().installed().machines(&["a"]).started();
+    world.client().run("a", &["true"]);
+    ok(&world, &["dropin", "install"]);
+    let config = world.path("home/.config/orbd/config.toml");
+    fs::create_dir_all(config.parent().expect("one")).expect("a folder");
+    fs::write(&config, "queue_max = 600\n").expect("written");
+    fs::write(world.path("state/notes.txt"), "mine").expect("written");
+    fs::write(world.path("state/journal.set-aside-17"), "old").expect("written");
+
+    let report = ok(&world, &["--json", "uninstall", "--yes"]);
+    assert!(world.ended().success(), "the daemon was asked to stop");
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    let removed = paths(&report, "removed");
+    for (what, path) in [
+        ("drop-in", "home/.orbd/bin/orbctl"),
+        ("drop-in", "home/.orbd/bin/orb"),
+        ("socket", "orbd.sock.lock"),
+        ("configuration", "home/.config/orbd/config.toml"),
+        ("state", "state/journal"),
+        ("state", "state/journal.set-aside-17"),
+        ("state", "state/last-program"),
+        ("state", "state/spool"),
+    ] {
+        let item = (what.to_owned(), world.path(path).display().to_string());
+        assert!(removed.contains(&item), "{item:?}: {removed:?}");
+        assert!(world.path(path).symlink_metadata().is_err(), "{path}");
+    }
+    assert!(!world.path("home/.orbd").exists() && !world.path("home/.config/orbd").exists());
+    assert_eq!(
+        fs::read_to_string(world.path("state/notes.txt")).expect("kept"),
+        "mine"
+    );
+    let left = report["left"].as_array().expect("a list");
+    let reason = |path: &str| {
+        let found = left.iter().find(|left| left["path"] == path);
+        found.unwrap_or_else(|| panic!("{path}: {left:?}"))["reason"].to_string()
+    };
+    assert!(reason(&world.path("state").display().to_string()).contains("not orbd's"));
+    assert!(reason(&world.path("bin/orbd").display().to_string()).contains("rm "));
+    assert!(reason(programs::orbd_ctl()).contains("rm "));
+    assert!(world.path("bin/orbd").exists());
+
+    let again = ok(&world, &["uninstall"]);
+    assert!(again.starts_with("nothing to remove\n"), "{again}");
 }

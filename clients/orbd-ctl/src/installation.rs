@@ -1,4 +1,4 @@
-//! How a program of orbd was installed, judged by its path: which command upgrades it, and whether the path will last.
+//! How a program of orbd was installed, judged by its path: which command upgrades or removes it, and whether the path will last.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -120,6 +120,19 @@ impl Installation {
                 "install the new version as {}, as you installed this one",
                 program.display()
             ),
+        }
+    }
+
+    /// Returns the command or the step that removes the programs at these paths, which belong to this installation.
+    pub(crate) fn removal(&self, programs: &[PathBuf]) -> String {
+        let paths: Vec<String> = programs.iter().map(|path| shell_word(path)).collect();
+        match self {
+            Self::UvTool(name) => format!("uv tool uninstall {name}"),
+            Self::Pipx(name) => format!("pipx uninstall {name}"),
+            Self::Homebrew => "brew uninstall orbd".into(),
+            Self::Venv(folder) => pip(folder, "uninstall"),
+            Self::Cargo => "cargo uninstall orbd orbd-ctl".into(),
+            Self::ServiceCopy | Self::Temporary | Self::Other => format!("rm {}", paths.join(" ")),
         }
     }
 }
@@ -251,6 +264,24 @@ mod tests {
             Installation::Venv(venv.path().to_owned()),
             &format!(
                 "{}/bin/python -m pip install --upgrade pyinfra-orbd",
+                venv.path().display()
+            ),
+        );
+    }
+
+    #[test]
+    fn removal_fits_the_installation() {
+        let check = |installation: Installation, expected: &str| {
+            let programs = ["/a b/orbd", "/it's/orbd-ctl"].map(PathBuf::from);
+            assert_eq!(installation.removal(&programs), expected);
+        };
+        check(Installation::Pipx("orbd".into()), "pipx uninstall orbd");
+        check(Installation::Other, r"rm '/a b/orbd' '/it'\''s/orbd-ctl'");
+        let venv = venv_with_pip();
+        check(
+            Installation::Venv(venv.path().to_owned()),
+            &format!(
+                "{}/bin/python -m pip uninstall pyinfra-orbd orbd",
                 venv.path().display()
             ),
         );

@@ -36,6 +36,7 @@ mod start;
 mod status;
 mod stop;
 mod transfer;
+mod uninstall;
 mod version;
 
 use std::process::ExitCode;
@@ -76,6 +77,7 @@ use stop::StopArgs;
 use transfer::ExportArgs;
 use transfer::ImportArgs;
 use transfer::TransferArgs;
+use uninstall::UninstallArgs;
 use version::VersionArgs;
 
 /// Defines the verbs. Each has a help text, an argument type, a name, aliases and examples.
@@ -301,6 +303,14 @@ Examples:
     Doctor(Nothing) "doctor" [] "Examples:
   orbd-ctl doctor
   orbd-ctl doctor --json | jq -r '.checks[] | select(.status == \"error\") | .fix'";
+    /// Stop orbd and remove its service, drop-in, socket, state, logs and configuration; asks first, leaves the programs
+    Uninstall(UninstallArgs) "uninstall" [] "Shows what it removes. Machines and OrbStack are not touched. The programs orbd and orbd-ctl stay: the \
+output names the command that removes them.
+
+Examples:
+  orbd-ctl uninstall                     shows what goes, then asks
+  orbd-ctl uninstall --yes               for scripts
+  orbd-ctl uninstall </dev/null          show it, remove nothing (exit 2)";
     /// Print shell completions, which include machine names and job ids
     Completions(CompletionsArgs) "completions" ["completion"] "Examples:
   echo 'source <(orbd-ctl completions bash)' >> ~/.bashrc
@@ -352,6 +362,7 @@ pub(crate) fn carry_out(
         Command::Service(args) => service::service(context, &args),
         Command::Dropin(args) => dropin::dropin(context, &args),
         Command::Doctor(_) => doctor::doctor(context),
+        Command::Uninstall(args) => uninstall::uninstall(context, &args),
         Command::Completions(args) => completions::completions(context, &args),
         Command::Man(args) => completions::man(context, &args, grammar()),
     }
