@@ -7,6 +7,7 @@ use orbd_proto::methods::DaemonInfo;
 use orbd_proto::types::DaemonInfoAnswer;
 use serde_json::{Value, json};
 
+use crate::ctl_session::OnTerminal;
 use crate::ctl_suite::{call, ok, said};
 use crate::support::{World, eventually};
 
@@ -173,6 +174,23 @@ fn uninstall_without_a_terminal_shows_everything_and_removes_nothing() {
         }
     }
     assert_eq!(info(&world).pid, world.pid(), "it was not stopped");
+}
+
+#[test]
+fn uninstall_asks_on_a_terminal_and_removes_nothing_without_a_yes() {
+    let world = World::with_machines(&["a"]);
+    for (answer, code, shown) in [("n\n", 1, "nothing removed"), ("y\n", 0, "removed:")] {
+        assert!(world.socket().exists());
+        let mut asked = OnTerminal::start(&world, &["uninstall"]);
+        // Typed before the question: the question has no line end, so a test cannot wait for it.
+        asked.types(answer);
+        let (exit, screen) = asked.ends();
+        assert_eq!(exit, Some(code), "{screen}");
+        for wanted in ["this stops orbd and removes:", "remove all of it? [y/N]", shown] {
+            assert!(screen.contains(wanted), "{wanted}: {screen}");
+        }
+    }
+    assert!(!world.socket().exists());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 #[cfg(target_os = "linux")]
 use crate::ctl_doctor;
-use crate::support::{World, eventually};
+use crate::support::{World, eventually, is_alive};
 
 /// Shared part of both managers. The folder has `pid`, `loaded`, `exit`, the recorded calls in `told`, and the scripted
 /// failures.
@@ -635,6 +635,26 @@ fn service_whose_program_is_gone_is_skipped_and_named_first_by_doctor() {
     managed.ok(&["install"]);
     assert_eq!(managed.status()["program"], programs::orbd());
     managed.ok(&["uninstall"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn uninstall_stops_the_service_and_removes_its_file() {
+    let managed = Managed::new("systemd");
+    managed.ok(&["install"]);
+    let pid = managed.pid().expect("it runs");
+    managed.told();
+    let output = managed.call(&["uninstall", "--yes"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(managed.told(), ["systemctl --user disable --now orbd.service"]);
+    assert!(!is_alive(pid));
+    let status = managed.status();
+    assert_eq!(
+        (&status["installed"], &status["answers"]),
+        (&false.into(), &false.into())
+    );
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("service ") && text.contains("removes it"), "{text}");
 }
 
 #[test]

@@ -239,3 +239,39 @@ fn parsed<T: std::str::FromStr>(text: Option<String>) -> Option<Option<T>> {
         Some(text) => text.parse().ok().map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatcher::understands;
+    use crate::job::JobId;
+    use crate::journal::{AcceptedJob, Recovered};
+
+    #[test]
+    fn accepted_change_that_only_a_newer_version_knows_is_not_understood() {
+        let accepted = |operation: Vec<u8>| AcceptedJob {
+            job: JobId(1),
+            operation,
+            client: "deploy".into(),
+            accepted_ms: 0,
+            queue_timeout: None,
+            run_timeout: None,
+        };
+        let known = encode(&Change::ConfigReset, None);
+        let later_format = [&[VERSION + 1], &known[1..]].concat();
+        for (operation, expected) in [(known, true), (vec![VERSION, 99], false), (later_format, false)] {
+            let waiting = Recovered {
+                waiting: vec![accepted(operation.clone())],
+                ..Recovered::default()
+            };
+            let uncertain = Recovered {
+                uncertain: vec![accepted(operation.clone())],
+                ..Recovered::default()
+            };
+            for recovered in [waiting, uncertain] {
+                assert_eq!(understands(&recovered), expected, "{operation:?}");
+            }
+        }
+        assert!(understands(&Recovered::default()));
+    }
+}
