@@ -16,8 +16,8 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/ready ## run a PyInfra deploy through orbd from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
-	$(CARGO) build --release --bins
-	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/release ORBCTL=$(ORBCTL) demo/run.sh
+	$(CARGO) build --profile demo --locked --bins -p orbd -p orbd-ctl -p orbctl-sim
+	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/demo ORBCTL=$(ORBCTL) demo/run.sh
 
 test: test-rust test-python test-python-oldest ## run every test of every language
 
