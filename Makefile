@@ -15,9 +15,9 @@ CYCLES ?= 1000
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/ready ## run a PyInfra deploy through orbd from a bare checkout (ORBCTL=real on a Mac uses OrbStack)
+demo: $(VENV)/ready $(VENV)-predecessor/ready ## show in half a minute what orbd is for (ORBCTL=real on a Mac uses OrbStack)
 	$(CARGO) build --profile demo --locked --bins -p orbd -p orbd-ctl -p orbctl-sim
-	VENV=$(CURDIR)/$(VENV) BIN=$(CURDIR)/target/demo ORBCTL=$(ORBCTL) demo/run.sh
+	VENV=$(CURDIR)/$(VENV) VENV_PREDECESSOR=$(CURDIR)/$(VENV)-predecessor BIN=$(CURDIR)/target/demo ORBCTL=$(ORBCTL) demo/run.sh
 
 test: test-rust test-python test-python-oldest ## run every test of every language
 
