@@ -9,7 +9,7 @@
 //!
 //! The caller sees the same bytes, exit code and signals as without the drop-in, because the real tool runs in the caller's directory,
 //! environment and terminal, under a lease. [`plan`] classifies the arguments, [`find`] finds the tool, [`carry_out`] calls the daemon,
-//! [`crate::lease_child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/dropin.md` lists the
+//! [`crate::lease_child`] execs the tool, [`guard`] waits for it and forwards signals, and [`links`] installs the drop-in. `docs/scripts.md` lists the
 //! remaining differences.
 
 use std::ffi::OsString;
