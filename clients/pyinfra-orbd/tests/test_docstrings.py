@@ -53,9 +53,9 @@ def test_helper_docstrings_have_the_result(name: str) -> None:
 
 
 def test_guide_documents_every_operation_fact_and_helper() -> None:
-    from test_docs import DOCS
+    from test_docs import ROOT
 
-    guide = (DOCS / "pyinfra/operations.md").read_text() + (DOCS / "pyinfra/facts.md").read_text()
+    guide = (ROOT / "docs/pyinfra/operations.md").read_text() + (ROOT / "docs/pyinfra/facts.md").read_text()
     for name in (*operations.__all__, *facts.__all__, *helpers.__all__):
         assert re.search(rf"`{name}\b|## .*\b{name}\b", guide), name
     for operation in OPERATIONS:
