@@ -8,7 +8,7 @@ CLIENT := clients/python
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: help demo test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
+.PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
 	bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
@@ -61,6 +61,10 @@ check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/ruff check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/mypy
 	$(VENV)/bin/python $(CLIENT)/tools/generate.py --check
 
+docs: $(VENV)/docs ## build the documentation in build/docs; warnings, such as dead links, are errors
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --builder html --conf-dir docs . build/docs
+	@echo "open build/docs/index.html"
+
 ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 	.ci/run
 
@@ -112,6 +116,10 @@ $(VENV)/wheelhouse/ready: $(PACKAGE)/requirements-dev.txt $(VENV)/ready
 	rm -rf $(VENV)/wheelhouse
 	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir $(VENV)/wheelhouse \
 		$$(grep -E '^(hatchling|pyinfra)==' $(PACKAGE)/requirements-dev.txt)
+	touch $@
+
+$(VENV)/docs: docs/requirements.txt $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@
 
 # A folder that hides the newer PyInfra of the same environment. `pip check` fails if the two ever need different dependencies.
