@@ -41,6 +41,7 @@ EXCEPTED = {
     "cargo": "builds the project; CI runs it",
     "pip": "changes the Python environment; tests/test_distribution.py installs the package",
     "uv": "changes the computer",
+    "apt-get": "changes the computer",
     "launchctl": "needs a Mac",
 }
 """A ``sh`` block is not run if it only has commands that begin with these words."""
