@@ -8,7 +8,8 @@ Each page starts with a daemon, ``orbctl-sim`` and an empty directory, and with 
 - ``text`` after ``<!-- says -->``: each line has to match the output of the blocks before it; ``...`` matches anything.
 - ``json`` is parsed. ``toml`` is read as orbd's configuration, unless it is saved. Of ``yaml``, each ``run:`` is run.
 
-``EXCEPTED_PAGES``, ``EXCEPTED`` and ``NOT_RUN`` say what is not run, and why.
+``EXCEPTED_PAGES``, ``EXCEPTED`` and ``NOT_RUN`` say what is not run, and why. The examples of ``--help``, which are the
+generated part of ``docs/cli.md``, are only parsed by ``orbd-ctl``, because they name machines, jobs and files that do not exist.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from real_daemon import RealDaemon, temporary_daemon
+from real_daemon import RealDaemon, binary, temporary_daemon
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
@@ -179,6 +182,47 @@ def test_examples(page: Path, tmp_path: Path) -> None:
         reader = Reader(daemon, tmp_path)
         for block in blocks(page.read_text()):
             reader.follow(block, f"{name_of(page)}:{block.line}")
+
+
+def help_examples(page: str) -> Iterator[list[str]]:
+    """Yields the arguments of each ``orbd-ctl`` in the examples of the reference."""
+    _, _, reference = page.partition("## Reference")
+    for block in blocks(reference):
+        if re.search(r"\[OPTIONS\]|[<\[][A-Z]", block.text):
+            continue  # the usage line
+        for line in block.text.splitlines():
+            # Two spaces begin a comment.
+            lexer = shlex.shlex(line.split("  ")[0], posix=True, punctuation_chars="|&>")
+            lexer.whitespace_split = True
+            for _, command in groupby(lexer, lambda word: word in ("|", "&&", ">")):
+                called, *args = command
+                if called == "orbd-ctl":
+                    yield args
+
+
+ACT_WITHOUT_DAEMON = re.compile(r"(daemon (start|restart)|service|man --to)\b")
+"""Verbs that do something even if there is no daemon, so the test does not call them."""
+
+
+@pytest.mark.needs_daemon
+def test_examples_of_the_reference_are_valid_command_lines(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ORBD_SOCKET": str(tmp_path / "no-daemon.sock")}
+    examples = list(help_examples((ROOT / "docs/cli.md").read_text()))
+    assert len(examples) > 80
+    for words in examples:
+        if ACT_WITHOUT_DAEMON.match(" ".join(words)):
+            continue
+        done = subprocess.run(
+            [binary("ORBD_CTL_BIN", "orbd-ctl"), "--no-autostart", *words],
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        # 2 is the code of an invalid command line. Without a daemon, most valid ones end with 3.
+        assert done.returncode != 2, f"{words}: {done.stderr}"
 
 
 def test_python_examples_have_correct_types(tmp_path: Path) -> None:
