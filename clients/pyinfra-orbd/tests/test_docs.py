@@ -56,7 +56,7 @@ UNTYPED = {"file: before.py": "the predecessor's calls, with positional argument
 
 WITHOUT_MACHINES = {"README.md", "docs/getting-started.md", "docs/test-environment.md", "docs/ci.md"}
 
-NEED_ROOT = {"commands", "cross-machine", "deploys", "inventory", "maintenance", "migration", "monitoring"}
+NEED_ROOT = {"ci", "commands", "cross-machine", "deploys", "inventory", "maintenance", "migration", "monitoring", "orbctl-sim"}
 """Pages whose examples need root inside the machines."""
 
 
