@@ -200,7 +200,7 @@ def help_examples(page: str) -> Iterator[list[str]]:
                     yield args
 
 
-ACT_WITHOUT_DAEMON = re.compile(r"(daemon (start|restart)|service|man --to)\b")
+ACT_WITHOUT_DAEMON = re.compile(r"(daemon (start|restart)|service|man --to|uninstall)\b")
 """Verbs that do something even if there is no daemon, so the test does not call them."""
 
 
