@@ -8,8 +8,8 @@ CLIENT := clients/python
 ORBCTL ?= sim
 CYCLES ?= 1000
 
-.PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-rust check-python ci deny soak bench \
-	bless dist wheels formula version package release-check clean
+.PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-format check-rust \
+	check-python check-spelling hooks ci deny soak bench bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -50,20 +50,29 @@ fix: $(VENV)/ready ## apply the fixes that clippy and ruff suggest, then format
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check --fix . $(CURDIR)/$(CLIENT)
 	$(MAKE) fmt
 
-check: check-rust check-python ## check format, lints, types and documentation
+check: check-format check-spelling check-rust check-python ## check format, spelling, lints, types and documentation
+
+check-format: $(VENV)/ready ## check the format of Rust and Python
+	$(CARGO) fmt --all --check
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . $(CURDIR)/$(CLIENT)
+
+check-spelling: $(VENV)/ready ## check the spelling of everything; .typos.toml lists the exceptions
+	$(VENV)/bin/typos
 
 check-rust: ## the Rust part of check; needs no network once the crates are there
-	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 check-python: $(VENV)/ready ## the Python part of check
-	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/ruff check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/mypy
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/mypy
 	$(VENV)/bin/python $(CLIENT)/tools/generate.py --check
 
 docs: $(VENV)/docs ## build the documentation in build/docs; warnings, such as dead links, are errors
 	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --builder html --conf-dir docs . build/docs
 	@echo "open build/docs/index.html"
+
+hooks: $(VENV)/ready ## install git hooks that run the checks of CI before each commit and push
+	$(VENV)/bin/pre-commit install
 
 ci: ## everything that CI runs on Linux; installs Debian packages if run as root
 	.ci/run
