@@ -29,9 +29,10 @@ test-rust: ## run all Rust tests
 	$(CARGO) test --workspace --exclude orbd-tests
 	$(CARGO) test -p orbd-tests
 
-test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests
+test-python: $(VENV)/ready $(VENV)-predecessor/ready ## run all Python tests, and measure which lines they cover
 	$(CARGO) build --bins
-	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m pytest
+	cd $(PACKAGE) && rm -f .coverage* && $(CURDIR)/$(VENV)/bin/python -m coverage run -m pytest
+	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/python -m coverage combine --quiet && $(CURDIR)/$(VENV)/bin/python -m coverage report
 
 test-python-oldest: $(VENV)/oldest/ready ## run the connector's tests with the oldest supported PyInfra
 	cd $(PACKAGE) && PYTHONPATH=$(CURDIR)/$(VENV)/oldest $(CURDIR)/$(VENV)/bin/python -m pytest -m "not needs_daemon" \
