@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 PACKAGE := clients/pyinfra-orbd
 CLIENT := clients/python
+SCRIPTS := .ci/dependencies .ci/release-check .ci/version
 ORBCTL ?= sim
 CYCLES ?= 1000
 
@@ -17,7 +18,7 @@ help: ## print this list
 
 demo: $(VENV)/ready $(VENV)-predecessor/ready ## show in half a minute what orbd is for (ORBCTL=real on a Mac uses OrbStack)
 	$(CARGO) build --profile demo --locked --bins -p orbd -p orbd-ctl -p orbctl-sim
-	VENV=$(CURDIR)/$(VENV) VENV_PREDECESSOR=$(CURDIR)/$(VENV)-predecessor BIN=$(CURDIR)/target/demo ORBCTL=$(ORBCTL) demo/run.sh
+	@VENV=$(CURDIR)/$(VENV) VENV_PREDECESSOR=$(CURDIR)/$(VENV)-predecessor BIN=$(CURDIR)/target/demo ORBCTL=$(ORBCTL) demo/run.sh
 
 test: test-rust test-python test-python-oldest ## run every test of every language
 
@@ -56,6 +57,7 @@ check: check-format check-spelling check-rust check-python ## check format, spel
 check-format: $(VENV)/ready ## check the format of Rust and Python
 	$(CARGO) fmt --all --check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff format --check . $(CURDIR)/$(CLIENT)
+	$(VENV)/bin/ruff format --check --line-length 130 $(SCRIPTS)
 
 check-spelling: $(VENV)/ready ## check the spelling of everything; .typos.toml lists the exceptions
 	$(VENV)/bin/typos
@@ -66,6 +68,7 @@ check-rust: ## the Rust part of check; needs no network once the crates are ther
 
 check-python: $(VENV)/ready ## the Python part of check
 	cd $(PACKAGE) && $(CURDIR)/$(VENV)/bin/ruff check . $(CURDIR)/$(CLIENT) && $(CURDIR)/$(VENV)/bin/mypy
+	$(VENV)/bin/ruff check --select B,E,F,I,PERF,RUF,SIM,UP --line-length 130 $(SCRIPTS)
 	$(VENV)/bin/python $(CLIENT)/tools/generate.py --check
 
 docs: $(VENV)/docs ## build the documentation in build/docs; warnings, such as dead links, are errors
