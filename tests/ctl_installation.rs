@@ -198,6 +198,10 @@ fn uninstall_stops_the_daemon_and_removes_only_what_is_orbds() {
     let mut world = World::new().installed().machines(&["a"]).started();
     world.client().run("a", &["true"]);
     ok(&world, &["dropin", "install"]);
+    // A file of the user's with the name of one of the links.
+    let mine = world.path("home/.orbd/bin/orb");
+    fs::remove_file(&mine).expect("ours");
+    fs::write(&mine, "mine").expect("written");
     let config = world.path("home/.config/orbd/config.toml");
     fs::create_dir_all(config.parent().expect("one")).expect("a folder");
     fs::write(&config, "queue_max = 600\n").expect("written");
@@ -210,7 +214,6 @@ fn uninstall_stops_the_daemon_and_removes_only_what_is_orbds() {
     let removed = paths(&report, "removed");
     for (what, path) in [
         ("drop-in", "home/.orbd/bin/orbctl"),
-        ("drop-in", "home/.orbd/bin/orb"),
         ("socket", "orbd.sock.lock"),
         ("configuration", "home/.config/orbd/config.toml"),
         ("state", "state/journal"),
@@ -222,7 +225,8 @@ fn uninstall_stops_the_daemon_and_removes_only_what_is_orbds() {
         assert!(removed.contains(&item), "{item:?}: {removed:?}");
         assert!(world.path(path).symlink_metadata().is_err(), "{path}");
     }
-    assert!(!world.path("home/.orbd").exists() && !world.path("home/.config/orbd").exists());
+    assert_eq!(fs::read_to_string(&mine).expect("kept"), "mine");
+    assert!(!world.path("home/.config/orbd").exists());
     assert_eq!(
         fs::read_to_string(world.path("state/notes.txt")).expect("kept"),
         "mine"

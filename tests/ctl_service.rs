@@ -15,7 +15,7 @@ use serde_json::Value;
 
 #[cfg(target_os = "linux")]
 use crate::ctl_doctor;
-use crate::support::{World, eventually, is_alive};
+use crate::support::{World, eventually};
 
 /// Shared part of both managers. The folder has `pid`, `loaded`, `exit`, the recorded calls in `told`, and the scripted
 /// failures.
@@ -647,7 +647,7 @@ fn uninstall_stops_the_service_and_removes_its_file() {
     let output = managed.call(&["uninstall", "--yes"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(managed.told(), ["systemctl --user disable --now orbd.service"]);
-    assert!(!is_alive(pid));
+    assert!(!crate::support::is_alive(pid));
     let status = managed.status();
     assert_eq!(
         (&status["installed"], &status["answers"]),

@@ -39,7 +39,7 @@ class Orbd < Formula
 
   test do
     assert_match version.to_s, shell_output("#{bin}/orbd --version")
-    assert_match "every key explained", shell_output("#{bin}/orbd --help")
+    assert_match "explains every key", shell_output("#{bin}/orbd --help")
     assert_match "<key>ProgramArguments</key>", shell_output("#{bin}/orbd-ctl service install --print")
   end
 end

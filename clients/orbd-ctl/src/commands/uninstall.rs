@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -61,8 +62,8 @@ struct Left {
 /// What orbd has put on this machine.
 struct Plan {
     service: Option<Service>,
-    /// Directory of the drop-in's links, if it has any.
-    dropin: Option<PathBuf>,
+    /// The drop-in's links. A file of the user's with one of their names is none.
+    dropin: Vec<Item>,
     locations: Locations,
     files: Vec<Item>,
     /// Directories that are removed if they are empty afterwards, the inner ones first.
@@ -83,10 +84,14 @@ impl Locations {
     /// Returns the files of orbd that exist.
     fn files(&self) -> Vec<Item> {
         let socket = &self.socket;
-        let mut files = existing(
-            "socket",
-            [socket.clone(), lock_path(socket), socket.with_extension("err")],
-        );
+        let mut files = existing("socket", [lock_path(socket), socket.with_extension("err")]);
+        // `--socket` may name any file by mistake.
+        if socket
+            .symlink_metadata()
+            .is_ok_and(|data| data.file_type().is_socket())
+        {
+            files.extend(existing("socket", [socket.clone()]));
+        }
         files.extend(existing("configuration", [self.config_file.clone()]));
         files.extend(entries("log", &self.log_dir, &["orbd.log"]));
         files.extend(entries(
@@ -120,12 +125,6 @@ pub(super) fn uninstall(context: &mut Context, args: &UninstallArgs) -> Result<E
         removed: Vec::new(),
         left: Vec::new(),
     };
-    if let Some(folder) = &plan.dropin {
-        links::uninstall(folder).map_err(|source| CliError::Local {
-            what: format!("cannot remove the links in {}", folder.display()),
-            source,
-        })?;
-    }
     for item in items {
         match remove(&item.path) {
             Ok(()) => report.removed.push(item),
@@ -186,15 +185,13 @@ impl Plan {
         let service_copy = config.service_program_path();
         let programs = programs(link, &service, &service_copy);
         let service = service.is_installed().then_some(service);
-        let dropin = super::dropin::usual_folder(link).filter(|folder| {
-            let is_ours = |name| {
-                matches!(
-                    links::look(&folder.join(name)),
-                    links::Link::Ours | links::Link::Dangling
-                )
-            };
-            links::NAMES.into_iter().any(is_ours)
-        });
+        let dropin_folder = super::dropin::usual_folder(link);
+        let dropin = dropin_folder
+            .iter()
+            .flat_map(|folder| links::NAMES.map(|name| folder.join(name)));
+        let dropin =
+            dropin.filter(|path| matches!(links::look(path), links::Link::Ours | links::Link::Dangling));
+        let dropin = existing("drop-in", dropin);
         let locations = Locations {
             socket: link.socket.clone(),
             config_file: file_in_use(&places, &Flags::default(), &ConfigEnvironment::of_process()),
@@ -203,9 +200,8 @@ impl Plan {
         };
         let usual_folder = link.environment.home.as_ref().map(|home| home.join(".orbd"));
         let socket_folder = link.socket.parent().map(Path::to_owned);
-        let folders = dropin
-            .iter()
-            .cloned()
+        let folders = dropin_folder
+            .into_iter()
             .chain([config.log_folder(), config.state_dir, places.config])
             .chain(socket_folder.filter(|folder| folder.ends_with(".orbd")))
             .chain(usual_folder)
@@ -227,13 +223,8 @@ impl Plan {
             what: "service",
             path: service.file.clone(),
         });
-        let dropin = self.dropin.iter().flat_map(|folder| {
-            links::NAMES.into_iter().map(|name| Item {
-                what: "drop-in",
-                path: folder.join(name),
-            })
-        });
-        service.chain(dropin).chain(self.files.iter().cloned()).collect()
+        let files = self.dropin.iter().chain(&self.files).cloned();
+        service.chain(files).collect()
     }
 
     /// Removes empty directories, and returns the others with the files in them.
