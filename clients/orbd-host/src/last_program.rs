@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the state directory.
@@ -38,7 +39,9 @@ impl LastProgram {
         }
         let bytes = [self.version.as_bytes(), b"\n", self.path.as_os_str().as_bytes()].concat();
         let new = state_dir.join(format!("{FILE_NAME}.new"));
-        fs::write(&new, bytes)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&new)?.write_all(&bytes)?;
         fs::rename(new, state_dir.join(FILE_NAME))
     }
 }
