@@ -445,7 +445,7 @@ fn signals_to_the_drop_in_reach_the_tool() {
 fn drop_in_stops_and_continues_with_the_tool() {
     let world = World::with_machines(&["a"]);
     let (mut child, tool) = at_gate(&world, Way::DropIn);
-    for _ in 0..2 {
+    for _ in 0..20 {
         kill(tool, Signal::STOP);
         eventually("both are stopped", || {
             (state_of(tool) == Some('T') && state_of(child.id()) == Some('T')).then_some(())

@@ -86,16 +86,15 @@ impl Guard {
                 }
                 if let Some(signal) = status.stopping_signal() {
                     stop_by(signal);
-                    // A CONT that was sent to us alone is meant for the tool.
+                    // A CONT that was sent to us alone is meant for the tool. The handler has seen it, too: passed on a second time,
+                    // it would undo the tool's next stop.
                     pass_on(child, SIGCONT);
+                    let others = self.signals.pending().filter(|signal| *signal != SIGCONT);
+                    pass_on_each(child, others);
                 }
             }
             // If the child has changed state since the last `waitpid`, a SIGCHLD is pending here.
-            for signal in self.signals.wait() {
-                if signal != SIGCHLD && is_meant_for_us_alone(signal) {
-                    pass_on(child, signal);
-                }
-            }
+            pass_on_each(child, self.signals.wait());
         }
     }
 }
@@ -112,6 +111,14 @@ fn look(child: Pid) -> rustix::io::Result<Option<WaitStatus>> {
 fn is_meant_for_us_alone(signal: i32) -> bool {
     let has_a_key = matches!(signal, SIGINT | SIGQUIT | SIGTSTP | SIGHUP);
     !(has_a_key && is_in_foreground())
+}
+
+fn pass_on_each(child: Pid, signals: impl Iterator<Item = i32>) {
+    for signal in signals {
+        if signal != SIGCHLD && is_meant_for_us_alone(signal) {
+            pass_on(child, signal);
+        }
+    }
 }
 
 fn pass_on(child: Pid, signal: i32) {
