@@ -849,6 +849,13 @@ fn killed_client_closes_the_callers_pipes_and_its_command_lives() {
     let mut stdout = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
     let mut line = String::new();
     std::io::BufRead::read_line(&mut stdout, &mut line).expect("a line");
+    if cfg!(target_os = "linux") {
+        // Only then does a stop of the machine find it. The command runs before the client has written its note.
+        let machines = fs::read_dir(sim.path("state/machines")).expect("a folder");
+        let folder = machines.flatten().next().expect("one machine").path();
+        let note = folder.join("commands").join(line.trim());
+        eventually("the command is noted", || note.exists());
+    }
     signal(&child, rustix::process::Signal::KILL);
     for mut pipe in [
         Box::new(stdout) as Box<dyn std::io::Read>,
