@@ -112,7 +112,7 @@ def _mismatch(info: dict[str, Any]) -> errors.ProtocolMismatch:
     if is_switching:
         fix = "a new orbd is installed and starts when orbd is idle; `orbd-ctl daemon restart` does not wait"
     elif isinstance(lowest, int) and lowest > PROTOCOL_VERSION:
-        fix = "this package is older: upgrade it in its environment, for example with `pip install --upgrade pyinfra-orbd`, or `orbd` without PyInfra"
+        fix = "this package is older: upgrade it in its environment, for example with `pip install --upgrade pyinfra-orbd`"
     else:
         fix = "orbd is older: upgrade it; `orbd-ctl doctor` names the command"
     return errors.ProtocolMismatch(
