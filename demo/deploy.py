@@ -11,7 +11,7 @@ from pyinfra.operations import files, server
 
 FILES = Path(__file__).resolve().parent / "files"
 
-for folder in ("app", "app/conf", "app/logs"):
+for folder in ("app/conf", "app/logs"):
     files.directory(name=f"Create {folder}", path=folder, mode="755")
 
 files.put(name="Upload the program", src=str(FILES / "app"), dest="app/run", mode="755")

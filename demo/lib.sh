@@ -31,13 +31,13 @@ now() { "$VENV/bin/python" -c 'import time; print(time.time())'; }
 # Prints the seconds since $1.
 seconds_since() { awk -v began="$1" -v ended="$(now)" 'BEGIN { printf "%.1f", ended - began }'; }
 
-# Waits until a command succeeds, and fails after some 60 s.
+# Waits until a command succeeds, and fails after $patience seconds.
 until_true() {
-    tries=600
+    tries=$((patience * 10))
     until "$@"; do
         tries=$((tries - 1))
         if [ "$tries" = 0 ]; then
-            echo "still not true after a minute: $*" >&2
+            echo "still not true after $patience s: $*" >&2
             return 1
         fi
         sleep 0.1
@@ -59,8 +59,27 @@ is_machine() { look | grep -Eq "^$1 +${2:-}"; }
 
 # Creates the folder with everything that the demo starts or writes.
 set_up() {
+    orbctl=
+    case $ORBCTL in
+    sim) ;;
+    real)
+        orbctl=$(command -v orbctl) || { echo "orbctl not found on PATH: install OrbStack, or omit ORBCTL=real" >&2 && exit 2; }
+        case $(readlink "$orbctl") in
+        *orbd-ctl)
+            echo "$orbctl is the drop-in of orbd; put the folder of OrbStack's orbctl before it on PATH" >&2
+            exit 2
+            ;;
+        esac
+        ;;
+    *)
+        echo "ORBCTL is '$ORBCTL'; it takes sim or real" >&2
+        exit 2
+        ;;
+    esac
+
     # A socket's path is limited to about a hundred bytes.
     world=$(mktemp -d "${TMPDIR:-/tmp}/orbd-demo.XXXXXX")
+    dropin="$world/dropin" ledger="$world/ledger.jsonl"
     background=
     machines=
     trap finish EXIT
@@ -69,40 +88,26 @@ set_up() {
     trap 'exit 129' HUP
 
     export ORBD_SOCKET="$world/orbd.sock" ORBD_STATE_DIR="$world/state" ORBD_LOG_DIR="$world/log" ORBD_CONFIG="$world/config.toml"
-    export PATH="$BIN:$PATH" NO_COLOR=1
+    # PyInfra would start an installed orbd-ctl otherwise.
+    export PATH="$BIN:$PATH" ORBD_CTL="$BIN/orbd-ctl" NO_COLOR=1
     : >"$ORBD_CONFIG"
-    dropin="$world/dropin" ledger="$world/ledger.jsonl"
     : >"$ledger"
-    case $ORBCTL in
-    sim)
-        prefix='' count=5 bare="$world/bare"
+    if [ "$ORBCTL" = real ]; then
+        # A create may have to download its image first.
+        prefix=orbd-demo- count=2 patience=600 bare=$(dirname "$orbctl")
+    else
+        prefix='' count=4 patience=60 bare="$world/bare"
         mkdir "$bare" "$world/home"
         ln -s "$BIN/orbctl-sim" "$bare/orbctl"
         # Machines are plain directories: the same on each system, for each user.
         export HOME="$world/home" ORBCTL_SIM_HOME="$world/sim" ORBCTL_SIM_LEDGER="$ledger" ORBCTL_SIM_ISOLATION=dir
         export ORBD_ORBCTL="$bare/orbctl"
         # 150 ms per call is what users of OrbStack see; a create takes seconds, most of them for the initial setup.
-        : "${ORBCTL_SIM_LATENCY:=150,create=1000,setup=2000,stop=300}"
+        : "${ORBCTL_SIM_LATENCY:=150,create=700,setup=2000,stop=300}"
         export ORBCTL_SIM_LATENCY
         # orbd refuses to run as root unless this is set.
         if [ "$(id -u)" = 0 ]; then export ORBD_ALLOW_ROOT=1; fi
-        ;;
-    real)
-        prefix=orbd-demo- count=2
-        orbctl=$(command -v orbctl) || { echo "orbctl not found on PATH: install OrbStack, or omit ORBCTL=real" >&2 && exit 2; }
-        case $(readlink "$orbctl") in
-        *orbd-ctl)
-            echo "$orbctl is the drop-in of orbd; put the folder of OrbStack's orbctl before it on PATH" >&2
-            exit 2
-            ;;
-        esac
-        bare=$(dirname "$orbctl")
-        ;;
-    *)
-        echo "ORBCTL is '$ORBCTL'; it takes sim or real" >&2
-        exit 2
-        ;;
-    esac
+    fi
     orbd-ctl dropin install --dir "$dropin" >/dev/null
 }
 
@@ -123,12 +128,16 @@ finish() {
     for process in $background; do kill "$process" 2>/dev/null || true; done
     for process in $background; do wait "$process" 2>/dev/null || true; done
     if [ "$ORBCTL" = real ]; then
-        for machine in $machines; do orbd-ctl delete --force "$machine" || true; done
+        # Some may not exist, or no longer. Those that remain are named below.
+        for machine in $machines; do orbd-ctl delete --force "$machine" 2>/dev/null || true; done
     fi
     orbd-ctl daemon stop >/dev/null 2>&1 || true
     if [ "$ORBCTL" = sim ]; then orbctl-sim sim-cleanup || true; fi
     # The last process of the stand-in may still write its line into the ledger.
     rm -rf "$world" 2>/dev/null || { sleep 1 && rm -rf "$world"; }
-    [ -e "$world" ] || echo "Left behind: nothing."
+    left=
+    if [ "$ORBCTL" = real ]; then left=$(look | grep '^orbd-demo-' || true); fi
+    if [ -e "$world" ]; then left="$left $world"; fi
+    echo "Left behind: ${left:-nothing.}"
     exit "$status"
 }

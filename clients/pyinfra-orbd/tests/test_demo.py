@@ -1,4 +1,7 @@
-"""The demo: what its three numbers say, and that it leaves nothing behind, also when it is interrupted."""
+"""The demo: what its three numbers say, and that it leaves nothing behind, also when it is interrupted.
+
+Also the README's commands for the stand-in, which use the programs of the demo.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from test_dropin import PYTHON
 
 pytestmark = pytest.mark.needs_daemon
 
-RUN = Path(__file__).resolve().parents[3] / "demo" / "run.sh"
+ROOT = Path(__file__).resolve().parents[3]
+
+RUN = ROOT / "demo" / "run.sh"
 
 
 #: Faster than the demo. Where the initial setup matters, it is longer, so that a slow computer does not miss it.
@@ -132,4 +137,31 @@ def test_failed_demo_shows_its_logs_and_leaves_nothing_behind(short_folder: Path
     assert failed.returncode == 3, failed.stdout
     assert "-- deploy-bare.log\nno such connector\n" in failed.stdout
     assert "-- log/orbd.log\n" in failed.stdout
+    assert_nothing_is_left(short_folder)
+
+
+def test_readme_commands_run_orbd_with_the_stand_in(short_folder: Path, tmp_path: Path) -> None:
+    _, _, section = (ROOT / "README.md").read_text().partition("## Try it without OrbStack")
+    block = re.search(r"^```sh\n(.+?)^```$", section, re.MULTILINE | re.DOTALL)
+    removal = re.search(r"^To remove everything again: `(.+)`$", section, re.MULTILINE)
+    assert block
+    assert removal
+    assert block[1].count("\n") == 3
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "demo").symlink_to(binary("ORBD_BIN", "orbd").parent)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORBD_", "ORBCTL_"))}
+    done = subprocess.run(
+        ["sh", "-e", "-c", f"{block[1]}{removal[1]}"],
+        cwd=tmp_path,
+        env={**kept, "TMPDIR": str(short_folder), "HOME": str(tmp_path), "ORBD_ALLOW_ROOT": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^created web", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^ *\d+ +ended +run +web ", done.stdout, re.MULTILINE), done.stdout
     assert_nothing_is_left(short_folder)
