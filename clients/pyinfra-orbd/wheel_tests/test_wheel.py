@@ -7,6 +7,7 @@ Every test uses a home of its own, in which nothing is installed, and an environ
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,39 @@ def test_two_versions_side_by_side_work_in_any_order(home: Home, wheels: Path, n
     for name in (first, second, first, second):
         home.answers(both[name] / "pyinfra")
         assert home.program() == both[first] / "orbd"
+
+
+def test_client_of_the_next_protocol_works_while_there_is_a_common_one(home: Home, wheels: Path) -> None:
+    """A later version of the client, made by editing the installed one, beside a daemon of this version."""
+    home.answers(home.install("older", wheels) / "pyinfra")
+    later = home.install("later", wheels)
+    (transport,) = (later.parent / "lib").glob("python*/site-packages/orbd/_transport.py")
+
+    def step(name: str) -> None:
+        source = transport.read_text()
+        assert f"{name} = 1\n" in source
+        transport.write_text(source.replace(f"{name} = 1\n", f"{name} = 2\n"))
+
+    step("PROTOCOL_VERSION")
+    home.answers(later / "pyinfra")
+    step("PROTOCOL_MIN")
+    said = call(later / "pyinfra", "-y", "@orbstack/web", "exec", "--", "true", env=home.env, cwd=home.folder, code=1)
+    assert re.search(r"orbd \S+ speaks protocol 1\b", said), said
+    assert re.search(r"speaks protocol 2\b", said), said
+    assert "orbd is older: upgrade it" in said, said
+
+
+def test_reinstalling_the_same_programs_restarts_nothing(home: Home, wheels: Path) -> None:
+    """The file at the daemon's path is another one with the same contents."""
+    programs = home.install("venv", wheels)
+    home.answers(programs / "pyinfra")
+    with home.client() as client:
+        before = client.daemon_info().instance
+    home.pip(programs / "python", wheels, "--force-reinstall", "--no-deps", "orbd")
+    for _ in range(2):
+        home.answers(programs / "pyinfra")
+    with home.client() as client:
+        assert client.daemon_info().instance == before
 
 
 def test_environment_can_be_recreated_under_its_daemon(home: Home, wheels: Path, newer: Path) -> None:
