@@ -10,7 +10,7 @@ ORBCTL ?= sim
 CYCLES ?= 1000
 
 .PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-format check-rust \
-	check-python check-spelling hooks ci deny soak bench bless dist wheels formula version package release-check clean
+	check-python check-spelling coverage-rust hooks ci deny soak bench bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -74,6 +74,10 @@ check-python: $(VENV)/ready ## the Python part of check
 docs: $(VENV)/docs ## build the documentation in build/docs; warnings, such as dead links, are errors
 	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --builder html --conf-dir docs . build/docs
 	@echo "open build/docs/index.html"
+
+coverage-rust: ## measure which lines the Rust unit tests reach (needs cargo-tarpaulin; see CONTRIBUTING.md)
+	$(CARGO) tarpaulin --engine ptrace --workspace --exclude orbd-tests --exclude orbctl-sim --lib --bins --target-dir target/coverage \
+		--exclude-files 'tests/*' --exclude-files '*/tests.rs' -- --test-threads 1
 
 hooks: $(VENV)/ready ## install git hooks that run the checks of CI before each commit and push
 	$(VENV)/bin/pre-commit install
