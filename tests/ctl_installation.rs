@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use orbd_proto::methods::DaemonInfo;
 use orbd_proto::types::DaemonInfoAnswer;
 use serde_json::{Value, json};
 
 use crate::ctl_session::OnTerminal;
-use crate::ctl_suite::{call, ok, said};
+use crate::ctl_suite::{call, ctl, ok, said};
 use crate::support::{World, eventually};
 
 fn info(world: &World) -> DaemonInfoAnswer {
@@ -24,6 +25,27 @@ fn install_older(world: &World) {
     let path = world.path("script");
     fs::write(&path, script).expect("written");
     world.install(&path);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test runs a copy of orbd-ctl")]
+fn links_in_a_temporary_directory_may_lead_to_a_program_in_one() {
+    let world = World::new();
+    // The whole world is in a temporary directory.
+    let program = world.path("orbd-ctl");
+    fs::copy(programs::orbd_ctl(), &program).expect("copied");
+    let links = world.path("links");
+    let known = ctl(&world, &[]);
+    let installed = Command::new(&program)
+        .args(["dropin", "install", "--dir"])
+        .arg(&links)
+        .env_clear()
+        .envs(known.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::null())
+        .output()
+        .expect("it starts");
+    assert!(installed.status.success(), "{installed:?}");
+    assert_eq!(fs::read_link(links.join("orbctl")).expect("a link"), program);
 }
 
 #[test]

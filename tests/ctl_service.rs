@@ -548,9 +548,11 @@ fn lasting_folder() -> tempfile::TempDir {
 fn service_is_not_installed_from_a_temporary_folder() {
     let managed = Managed::new("systemd");
     let ctl = installation(&managed.world.path("uvx/bin"));
+    let folder = lasting_folder();
+    let links = folder.path().display().to_string();
     for words in [
         &["service", "install", "--manager", "systemd"][..],
-        &["dropin", "install"],
+        &["dropin", "install", "--dir", &links],
     ] {
         let output = managed.run(&ctl, words);
         assert_eq!(output.status.code(), Some(2), "{output:?}");

@@ -54,12 +54,9 @@ impl Installation {
         if is_copy {
             return Self::ServiceCopy;
         }
-        let mut caches: Vec<PathBuf> = TEMPORARY.iter().map(PathBuf::from).collect();
-        let named = ["UV_CACHE_DIR", "TMPDIR"].into_iter().filter_map(variable);
-        caches.extend(named.filter_map(|path| Path::new(&path).canonicalize().ok()));
         let above = real.parent().and_then(Path::parent);
         let venv = above.filter(|folder| folder.join("pyvenv.cfg").is_file());
-        Self::judge(&real, &caches, venv)
+        Self::judge(&real, &caches(), venv)
     }
 
     /// As [`Installation::of`], for a path without links. `venv` is the virtual environment that the program is in.
@@ -80,7 +77,7 @@ impl Installation {
             (parts.len() > at + 3).then(|| name.to_string_lossy().into_owned())
         };
         let has = |name: &str| parts.contains(&OsStr::new(name));
-        if caches.iter().any(|cache| real.starts_with(cache)) || has(".cache") || has("Caches") {
+        if is_in_cache(real, caches) {
             Self::Temporary
         } else if let Some(name) = after(["uv", "tools"]) {
             Self::UvTool(name)
@@ -135,6 +132,25 @@ impl Installation {
             Self::ServiceCopy | Self::Temporary | Self::Other => format!("rm {}", paths.join(" ")),
         }
     }
+}
+
+/// Returns whether a directory, or the nearest one above it that exists, is in a cache or a temporary directory.
+pub(crate) fn is_temporary(folder: &Path) -> bool {
+    let real = folder.ancestors().find_map(|above| above.canonicalize().ok());
+    real.is_some_and(|real| is_in_cache(&real, &caches()))
+}
+
+/// Returns the directories that may be deleted at any time.
+fn caches() -> Vec<PathBuf> {
+    let mut caches: Vec<PathBuf> = TEMPORARY.iter().map(PathBuf::from).collect();
+    let named = ["UV_CACHE_DIR", "TMPDIR"].into_iter().filter_map(variable);
+    caches.extend(named.filter_map(|path| Path::new(&path).canonicalize().ok()));
+    caches
+}
+
+fn is_in_cache(real: &Path, caches: &[PathBuf]) -> bool {
+    let has = |name: &str| real.components().any(|part| part.as_os_str() == name);
+    caches.iter().any(|cache| real.starts_with(cache)) || has(".cache") || has("Caches")
 }
 
 /// Returns the command of pip, or of uv where the virtual environment has no pip, for the distribution that brought orbd.

@@ -13,7 +13,7 @@ use crate::dropin::links::{self, InstallError, Link, Written};
 use crate::dropin::real_tool;
 use crate::environment::variable;
 use crate::error::{CliError, exit};
-use crate::installation::Installation;
+use crate::installation::{Installation, is_temporary};
 use crate::link;
 use crate::service::program;
 
@@ -124,7 +124,8 @@ fn install(link: &link::Link, folder: &Path) -> Result<Written, CliError> {
         source,
     })?;
     let program = program::stable(&own, &link.environment);
-    if Installation::of(&program, None) == Installation::Temporary {
+    // Links that are deleted with the program do no harm.
+    if Installation::of(&program, None) == Installation::Temporary && !is_temporary(folder) {
         return Err(program::temporary(&program, "the drop-in"));
     }
     links::install(folder, &program).map_err(|error| match error {
