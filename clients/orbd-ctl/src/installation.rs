@@ -76,14 +76,13 @@ impl Installation {
             let name = parts.get(at + 2)?;
             (parts.len() > at + 3).then(|| name.to_string_lossy().into_owned())
         };
-        let has = |name: &str| parts.contains(&OsStr::new(name));
         if is_in_cache(real, caches) {
             Self::Temporary
         } else if let Some(name) = after(["uv", "tools"]) {
             Self::UvTool(name)
         } else if let Some(name) = after(["pipx", "venvs"]) {
             Self::Pipx(name)
-        } else if has(CELLAR) {
+        } else if parts.contains(&OsStr::new(CELLAR)) {
             Self::Homebrew
         } else if let Some(venv) = venv {
             Self::Venv(venv.to_owned())

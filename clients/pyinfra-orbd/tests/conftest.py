@@ -63,7 +63,7 @@ def no_ctl(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty directory on PATH, and no ``orbd-ctl`` anywhere."""
     monkeypatch.delenv("ORBD_CTL", raising=False)
     monkeypatch.setenv("PATH", str(short_folder))
-    monkeypatch.setattr(_find_ctl, "_places", lambda: iter(["/nowhere/bin/orbd-ctl"]))
+    monkeypatch.setattr(_find_ctl, "_places", lambda: iter(["/nonexistent/bin/orbd-ctl"]))
     return short_folder
 
 

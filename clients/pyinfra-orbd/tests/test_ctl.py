@@ -138,7 +138,9 @@ def test_orbd_ctl_failure_without_json_is_ctl_failed(
 
 
 def test_missing_orbd_ctl_is_named(no_ctl: Path, anywhere: Client) -> None:
-    with pytest.raises(errors.CtlFailed, match="cannot open the files for import: orbd-ctl not found at /nowhere/bin/orbd-ctl"):
+    with pytest.raises(
+        errors.CtlFailed, match="cannot open the files for import: orbd-ctl not found at /nonexistent/bin/orbd-ctl"
+    ):
         anywhere.import_machine("x", "web")
 
 

@@ -556,7 +556,7 @@ def test_failed_start_reports_the_output_of_orbd_ctl(short_folder: Path, monkeyp
 
 def test_missing_orbd_ctl_is_reported(no_ctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORBD_AUTOSTART", raising=False)
-    with pytest.raises(errors.DaemonNotRunning, match=f"orbd-ctl not found at /nowhere/bin/orbd-ctl, or on PATH .{no_ctl}"):
+    with pytest.raises(errors.DaemonNotRunning, match=f"orbd-ctl not found at /nonexistent/bin/orbd-ctl, or on PATH .{no_ctl}"):
         Client(str(no_ctl / "orbd.sock")).machine_list()
 
 

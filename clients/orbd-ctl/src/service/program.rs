@@ -137,12 +137,16 @@ mod tests {
     #[test]
     fn a_program_in_the_cellar_is_named_by_homebrews_link() {
         let (prefix, versioned) = homebrew();
-        let nowhere = Environment::default();
-        assert_eq!(stable(&versioned, &nowhere), versioned, "there is no link yet");
+        let without_links = Environment::default();
+        assert_eq!(
+            stable(&versioned, &without_links),
+            versioned,
+            "there is no link yet"
+        );
         fs::create_dir(prefix.path().join("opt")).expect("made");
         symlink("../Cellar/orbd/0.1.0", prefix.path().join("opt/orbd")).expect("linked");
         assert_eq!(
-            stable(&versioned, &nowhere),
+            stable(&versioned, &without_links),
             prefix.path().join("opt/orbd/bin/orbd")
         );
     }
