@@ -117,16 +117,12 @@ def test_interrupted_demo_leaves_nothing_behind(short_folder: Path, moment: str)
     assert_nothing_is_left(short_folder)
 
 
-def test_failed_demo_shows_its_logs_and_leaves_nothing_behind(short_folder: Path, tmp_path: Path) -> None:
-    """Here the first deploy fails."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in (("python", "exit 0"), ("pyinfra", "echo 'no such connector' >&2; exit 3")):
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
-    failed = subprocess.run(
-        [RUN],
-        env=environment(short_folder, predecessor=tmp_path),
+def run_to_end(words: list[str | Path], env: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program with both output streams as one."""
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -134,6 +130,16 @@ def test_failed_demo_shows_its_logs_and_leaves_nothing_behind(short_folder: Path
         timeout=300,
         check=False,
     )
+
+
+def test_failed_demo_shows_its_logs_and_leaves_nothing_behind(short_folder: Path, tmp_path: Path) -> None:
+    """Here the first deploy fails."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("python", "exit 0"), ("pyinfra", "echo 'no such connector' >&2; exit 3")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    failed = run_to_end([RUN], environment(short_folder, predecessor=tmp_path), tmp_path)
     assert failed.returncode == 3, failed.stdout
     assert "-- deploy-bare.log\nno such connector\n" in failed.stdout
     assert "-- log/orbd.log\n" in failed.stdout
@@ -150,17 +156,8 @@ def test_readme_commands_run_orbd_with_the_stand_in(short_folder: Path, tmp_path
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "demo").symlink_to(binary("ORBD_BIN", "orbd").parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORBD_", "ORBCTL_"))}
-    done = subprocess.run(
-        ["sh", "-e", "-c", f"{block[1]}{removal[1]}"],
-        cwd=tmp_path,
-        env={**kept, "TMPDIR": str(short_folder), "HOME": str(tmp_path), "ORBD_ALLOW_ROOT": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    env = {**kept, "TMPDIR": str(short_folder), "HOME": str(tmp_path), "ORBD_ALLOW_ROOT": "1"}
+    done = run_to_end(["sh", "-e", "-c", f"{block[1]}{removal[1]}"], env, tmp_path)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^created web", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^ *\d+ +ended +run +web ", done.stdout, re.MULTILINE), done.stdout
