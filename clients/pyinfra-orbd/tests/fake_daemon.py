@@ -7,6 +7,7 @@ directories of this host and run commands in a real shell, so that tests cover s
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Handler = Callable[["Peer", dict[str, Any]], Any]
 
@@ -284,7 +285,9 @@ class ShellMachines:
     def _gone(self, peer: Peer) -> None:
         for owner, child in list(self._running.values()):
             if owner is peer and child.poll() is None:
-                os.killpg(child.pid, signal.SIGTERM)
+                # Its own thread may have waited for it since.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGTERM)
 
     @staticmethod
     def _stdin(params: dict[str, Any]) -> bytes:
@@ -299,16 +302,10 @@ class ShellMachines:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stderr is not None
-        if not params.get("stdin_stream"):
-
-            def write() -> None:
-                try:
-                    child.stdin.write(stdin)  # type: ignore[union-attr]
-                    child.stdin.close()  # type: ignore[union-attr]
-                except OSError:
-                    pass
-
-            threading.Thread(target=write, daemon=True).start()
+        is_stream = bool(params.get("stdin_stream"))
+        if not is_stream:
+            # The thread owns the pipe from here: a command that reads nothing may end before the thread has begun.
+            threading.Thread(target=_feed, args=(child.stdin, stdin), daemon=True).start()
         names = {child.stdout: "stdout", child.stderr: "stderr"}
         offset = 0
         limit = params.get("run_timeout_ms")
@@ -335,11 +332,9 @@ class ShellMachines:
                 yield {"stream": names[stream], "offset": offset, "at_us": 1, **form}
                 offset += len(data)
         child.wait()
-        if not child.stdin.closed:
-            try:
+        if is_stream:
+            with contextlib.suppress(OSError):
                 child.stdin.close()
-            except OSError:
-                pass
         del self._running[job_id]
         if is_late:
             raise Failure("deadline_exceeded", f"job {job_id} ran longer than {limit} ms", 3003, phase="running", job_id=job_id)
@@ -405,6 +400,12 @@ class ShellMachines:
         wanted = [chunk for chunk in chunks if chunk["offset"] >= params["offset"]][:4]
         end = wanted[-1]["offset"] + _length(wanted[-1]) if wanted else params["offset"]
         return {"output": wanted, "next_offset": end, "eof": wanted[-1:] == chunks[-1:]}
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    """Writes and closes; a reader that has gone is no error."""
+    with contextlib.suppress(OSError), pipe:
+        pipe.write(data)
 
 
 def _length(chunk: dict[str, Any]) -> int:
