@@ -36,6 +36,7 @@ mod dropin_forms;
 mod dropin_terminal;
 mod golden;
 mod language;
+mod orbctl_sim_answers;
 mod orbctl_sim_suite;
 mod published;
 mod schema;

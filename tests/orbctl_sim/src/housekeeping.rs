@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::Sim;
+use crate::answers;
 use crate::guest;
 use crate::ledger::Ledger;
 use crate::refusal::{Outcome, Refusal};
@@ -24,6 +25,11 @@ pub(crate) fn run(word: &str, words: &[OsString]) -> Reply {
         guest::INIT_WORD => guest::init()
             .map(|()| Reply::silent())
             .map_err(|error| Refusal::Whole(format!("{error:#}"))),
+        guest::GUARD_WORD => {
+            guest::guard();
+            Ok(Reply::silent())
+        }
+        "sim-answers" => Ok(Reply::text(answers::questions())),
         "sim-cleanup" => cleanup(),
         "sim-ledger" => Settings::from_environment().and_then(|settings| {
             let path = words.first().map_or(settings.ledger.as_path(), Path::new);

@@ -21,6 +21,7 @@
     reason = "the stand-in is a program of its own: it starts children, reads its environment and clocks"
 )]
 
+mod answers;
 mod args;
 mod catalog;
 mod commands;

@@ -61,6 +61,11 @@ pub(crate) struct Trouble {
     pub(crate) record: Option<String>,
     #[serde(default)]
     pub(crate) ending: Ending,
+    /// After how many forwarded bytes a `run` dies; never by itself if `None`.
+    pub(crate) bytes: Option<u64>,
+    /// The stream of which `bytes` are counted.
+    #[serde(default)]
+    pub(crate) stream: Stream,
 }
 
 /// The kinds of trouble; `docs/orbctl-sim.md` describes each.
@@ -84,6 +89,7 @@ pub(crate) enum Kind {
     StartTimesOut,
     EmptyList,
     ListHalf,
+    RunDies,
     Grandchild,
 }
 
@@ -94,6 +100,16 @@ pub(crate) enum When {
     #[default]
     Before,
     After,
+}
+
+/// A stream of `run`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stream {
+    Stdin,
+    #[default]
+    Stdout,
+    Stderr,
 }
 
 /// How the client of `made_though_client_died` dies.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::answers::Chosen;
 use crate::refusal::{Outcome, Refusal};
 
 /// Settings of this invocation, from the environment.
@@ -23,6 +24,8 @@ pub(crate) struct Settings {
     pub(crate) latency: Latency,
     /// `ORBCTL_SIM_ISOLATION`: how a new machine is isolated.
     pub(crate) isolation: Wanted,
+    /// `ORBCTL_SIM_ANSWERS`: answers to open questions about the real tool.
+    pub(crate) answers: Chosen,
 }
 
 /// The requested isolation, before it is known what this host supports.
@@ -59,6 +62,7 @@ impl Settings {
             script: path("ORBCTL_SIM_SCRIPT"),
             latency: Latency::parse(&latency)?,
             isolation: isolation(&env::var("ORBCTL_SIM_ISOLATION").unwrap_or_default())?,
+            answers: Chosen::parse(&env::var("ORBCTL_SIM_ANSWERS").unwrap_or_default())?,
             home,
         })
     }

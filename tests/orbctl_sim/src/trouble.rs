@@ -84,7 +84,7 @@ fn ending(trouble: &Trouble) -> Option<Reply> {
 }
 
 /// Waits until a line has been written into this named pipe, or its writer has closed it.
-fn wait_at_gate(pipe: &str) -> Option<Reply> {
+pub(crate) fn wait_at_gate(pipe: &str) -> Option<Reply> {
     let read = File::open(pipe).and_then(|pipe| BufReader::new(pipe).read_line(&mut String::new()));
     let text = |error| format!("script: cannot read the gate '{pipe}': {error}\n");
     read.err().map(|error| Reply::failure(1, text(error)))

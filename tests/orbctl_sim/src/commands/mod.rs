@@ -271,7 +271,7 @@ pub(crate) fn execute(sim: &Sim<'_>, command: Command, troubles: &[Trouble]) -> 
             wake(sim, true, troubles).map(|()| Reply::silent())
         }
         Command::Change(task) => service::hand_over(sim, task, troubles),
-        Command::Run(run) => run::execute(sim, run),
+        Command::Run(run) => run::execute(sim, run, troubles),
         Command::Transfer(transfer) => transfer::execute(sim, &transfer),
         Command::Update { check } => Ok(query::update(check)),
         Command::Help(text) => Ok(Reply::text(text + "\n")),

@@ -11,6 +11,7 @@ use crate::guest::exec::{self, GuestCommand};
 use crate::guest::is_alive;
 use crate::refusal::{Outcome, Refusal};
 use crate::reply::Reply;
+use crate::script::{Kind, Trouble};
 use crate::service;
 use crate::state::{Machine, MachineState};
 
@@ -37,9 +38,12 @@ pub(crate) fn read(words: Words) -> RunCommand {
 }
 
 /// Runs the command and returns its exit code.
-pub(crate) fn execute(sim: &Sim<'_>, run: RunCommand) -> Outcome<Reply> {
+pub(crate) fn execute(sim: &Sim<'_>, mut run: RunCommand, troubles: &[Trouble]) -> Outcome<Reply> {
     let machine = awake(sim, run.machine.as_deref())?;
     sim.settings.latency.pass("run");
+    run.command.answers = sim.settings.answers.in_machine(&machine.name);
+    let death = troubles.iter().find(|trouble| trouble.kind == Kind::RunDies);
+    run.command.death = death.cloned();
     let exit = exec::run(sim, &machine, run.command);
     exit.map(Reply::exit)
         .map_err(|error| Refusal::service("run", &machine.name, error))

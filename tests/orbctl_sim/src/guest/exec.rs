@@ -11,22 +11,28 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::IsTerminal;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
 
 use crate::Sim;
+use crate::answers::{Answers, RunChildren, RunLost, RunProfile, RunShell, RunSignals};
 use crate::guest::Isolation;
 use crate::guest::accounts::Account;
 use crate::guest::directory::Note;
+use crate::guest::guard::Guard;
 use crate::guest::namespaces::{self, Identity};
 use crate::guest::relay::Relay;
+use crate::guest::shells::{self, LoginShell};
+use crate::script::Trouble;
 use crate::state::Machine;
 
 /// A command for a machine.
@@ -44,6 +50,9 @@ pub(crate) struct GuestCommand {
     pub(crate) stdin: Option<Stdio>,
     pub(crate) stdout: Option<Stdio>,
     pub(crate) stderr: Option<Stdio>,
+    pub(crate) answers: Answers,
+    /// How the client dies before the command ends.
+    pub(crate) death: Option<Trouble>,
 }
 
 /// Variables that are always passed to a machine.
@@ -75,14 +84,16 @@ const SHELL_WORDS: [&str; 52] = [
 /// afterwards and must not use a path of the host again.
 pub(crate) fn run(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<u8> {
     let session = is_session(&command);
+    let answers = command.answers;
+    // On a terminal the command has no process group that could be ended without its client's.
+    let guarded = answers.run_lost == RunLost::Killed && !session;
+    let guard = guarded.then(Guard::start).transpose()?;
     let relay = Relay::start(&mut command)?;
     let prepared = match machine.isolation {
         Isolation::Dir => in_directory(sim, machine, command)?,
         Isolation::Root => in_namespaces(sim, machine, command)?,
     };
-    let end = wait(prepared, session)?;
-    relay.finish(end.is_asked_for);
-    Ok(end.code)
+    wait(prepared, session, answers, relay, guard)
 }
 
 /// Returns whether the command works on the caller's terminal. Then the terminal sends it signals by itself.
@@ -99,16 +110,7 @@ struct Prepared {
     noted_in: Option<PathBuf>,
 }
 
-/// How a command ended.
-struct End {
-    code: u8,
-    /// Whether a signal was passed on to it.
-    is_asked_for: bool,
-}
-
-fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> Result<Prepared> {
-    // The host's profile would set a PATH on which `sudo` is the host's.
-    command.profile = false;
+fn in_directory(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
     let default = &machine.config.default_username;
     if let Some(user) = command.user.as_ref().filter(|user| *user != default) {
         bail!(
@@ -139,7 +141,8 @@ fn in_directory(sim: &Sim<'_>, machine: &Machine, mut command: GuestCommand) -> 
     if !workdir.is_dir() {
         bail!("chdir {}: no such file or directory", workdir.display());
     }
-    let mut prepared = prepare(command, &account, &path, &workdir, |value| value);
+    shells::set_sh(command.answers.sh, &folder.join("bin"), GUEST_PATH)?;
+    let mut prepared = prepare(command, &account, &path, &workdir, Some(&folder), |value| value)?;
     prepared.noted_in = Some(folder);
     Ok(prepared)
 }
@@ -155,6 +158,7 @@ fn shared_folder(sim: &Sim<'_>, machine: &Machine) -> Option<PathBuf> {
 fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Result<Prepared> {
     let shared = shared_folder(sim, machine);
     namespaces::enter(machine.resident.context("the machine is not running")?)?;
+    shells::set_sh(command.answers.sh, Path::new("/usr/bin"), GUEST_PATH)?;
 
     let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd of the machine")?;
     let user = command.user.as_ref().unwrap_or(&machine.config.default_username);
@@ -185,7 +189,7 @@ fn in_namespaces(sim: &Sim<'_>, machine: &Machine, command: GuestCommand) -> Res
             .into(),
         None => value,
     };
-    let mut prepared = prepare(command, &account, GUEST_PATH, &folder, translate);
+    let mut prepared = prepare(command, &account, GUEST_PATH, &folder, None, translate)?;
     drop(identity);
     prepared.identity = Some((account, groups));
     Ok(prepared)
@@ -196,9 +200,10 @@ fn prepare(
     account: &Account,
     path: &str,
     folder: &Path,
+    directory: Option<&Path>,
     translate: impl Fn(OsString) -> OsString,
-) -> Prepared {
-    let mut child = shell_or_program(&command, account, path);
+) -> Result<Prepared> {
+    let mut child = shell_or_program(&command, account, path, directory)?;
     child.env_clear();
     for name in PASSING {
         if let Some(value) = std::env::var_os(name) {
@@ -234,72 +239,60 @@ fn prepare(
         .stdin(command.stdin.unwrap_or_else(Stdio::inherit))
         .stdout(command.stdout.unwrap_or_else(Stdio::inherit))
         .stderr(command.stderr.unwrap_or_else(Stdio::inherit));
-    Prepared {
+    Ok(Prepared {
         command: child,
         identity: None,
         noted_in: None,
-    }
+    })
 }
 
 /// Returns the program itself if the shell would only `exec` it, else the login shell.
-fn shell_or_program(command: &GuestCommand, account: &Account, path: &str) -> Command {
+fn shell_or_program(
+    command: &GuestCommand,
+    account: &Account,
+    path: &str,
+    directory: Option<&Path>,
+) -> Result<Command> {
+    let reads_profile = command.profile || command.answers.run_profile == RunProfile::Read;
     if let Some((first, rest)) = command.words.split_first()
-        && !command.profile
+        && command.answers.run_shell == RunShell::Skipped
+        && !reads_profile
         && let Some(program) = program(first, path)
     {
         let mut child = Command::new(program);
         child.arg0(first).args(rest);
-        return child;
+        return Ok(child);
     }
-    let shell = Path::new(&account.shell);
-    let name = shell.file_name().unwrap_or(shell.as_os_str()).to_string_lossy();
-    let mut child = Command::new(shell);
-    child.arg0(format!("-{name}"));
-    if !command.profile && name == "bash" {
-        child.arg("--noprofile");
+    let mut shell = LoginShell::choose(command.answers.run_shell, &account.shell, path)?;
+    if reads_profile {
+        shell.read_profile(directory.map(|_| Path::new(&account.home)));
     }
-    if !command.words.is_empty() {
-        child.arg("-c").arg(quoted(&command.words));
-    }
-    child
+    Ok(shell.command(&command.words))
 }
 
 /// Returns the program that a first word names, unless the word means something else to a shell.
 fn program(word: &OsStr, path: &str) -> Option<PathBuf> {
-    let runs = |file: &Path| file.is_file() && access(file, Access::EXEC_OK).is_ok();
     if word.as_bytes().contains(&b'/') {
         let file = PathBuf::from(word);
-        return (file.is_absolute() && runs(&file)).then_some(file);
+        return (file.is_absolute() && shells::is_program(&file)).then_some(file);
     }
     if word.is_empty() || word.to_str().is_some_and(|word| SHELL_WORDS.contains(&word)) {
         return None;
     }
-    path.split(':')
-        .map(|folder| Path::new(folder).join(word))
-        .find(|file| runs(file))
+    shells::on_path(word, path)
 }
 
-/// Joins the words to one shell text in which each stays one word.
-fn quoted(words: &[OsString]) -> OsString {
-    let mut text = Vec::new();
-    for word in words {
-        if !text.is_empty() {
-            text.push(b' ');
-        }
-        text.push(b'\'');
-        for byte in word.as_bytes() {
-            match byte {
-                b'\'' => text.extend_from_slice(b"'\\''"),
-                byte => text.push(*byte),
-            }
-        }
-        text.push(b'\'');
-    }
-    OsString::from_vec(text)
-}
+/// How long a client that was asked to end waits for its caller to read what the command has written.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Starts the command, passes signals on and waits for its end.
-fn wait(prepared: Prepared, session: bool) -> Result<End> {
+/// Starts the command, passes signals on, waits for its end and for its output, and returns its exit code.
+fn wait(
+    prepared: Prepared,
+    session: bool,
+    answers: Answers,
+    mut relay: Relay,
+    mut guard: Option<Guard>,
+) -> Result<u8> {
     let Prepared {
         mut command,
         identity,
@@ -308,15 +301,13 @@ fn wait(prepared: Prepared, session: bool) -> Result<End> {
     if !session {
         command.process_group(0);
     }
-    let mut is_asked_for = false;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
+        .enable_time()
         .build()?;
-    let status: ExitStatus = runtime.block_on(async {
+    runtime.block_on(async {
         // The handlers are installed before the command starts, so that no signal is lost in between.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+        let mut signals = Signals::install(answers.run_signals)?;
         let program = command.get_program().to_os_string();
         let taken = identity
             .map(|(user, groups)| Identity::take(&user, &groups))
@@ -325,31 +316,84 @@ fn wait(prepared: Prepared, session: bool) -> Result<End> {
         drop(taken);
         let mut child = child.with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let on_job_event = noted_in.zip(group);
-        let _note = on_job_event.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
-        let mut pass = |signal: Signal| {
-            is_asked_for = true;
+        let noted = noted_in.zip(group);
+        let note = noted.and_then(|(folder, pid)| Note::write(&folder, pid.as_raw_pid()));
+        if let Some((guard, group)) = guard.as_mut().zip(group) {
+            guard.watch(group)?;
+        }
+        relay.begin();
+        let pass = |signal: Signal| {
             // In a terminal session the terminal has sent the signal to the command already.
             if let Some(group) = group.filter(|_| !session) {
                 let _ = kill_process_group(group, signal);
             }
         };
-        loop {
+        let mut deadline = None;
+        let status = loop {
             tokio::select! {
-                status = child.wait() => break Ok::<_, anyhow::Error>(status?),
-                _ = terminate.recv() => pass(Signal::TERM),
-                _ = interrupt.recv() => pass(Signal::INT),
-                _ = hangup.recv() => pass(Signal::HUP),
+                status = child.wait() => break status?,
+                signal = signals.next() => {
+                    deadline = Some(Instant::now() + PATIENCE);
+                    pass(signal);
+                }
+            }
+        };
+        drop(note);
+        if answers.run_children == RunChildren::Left {
+            relay.stop();
+        }
+        // What the command wrote before its end was asked for has this long again to be read.
+        deadline = deadline.map(|_| Instant::now() + PATIENCE);
+        loop {
+            let until = deadline.unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = relay.ended() => break,
+                () = sleep_until(until), if deadline.is_some() => break,
+                signal = signals.next() => {
+                    deadline = deadline.or_else(|| Some(Instant::now() + PATIENCE));
+                    pass(signal);
+                }
             }
         }
-    })?;
-    let code = match (status.code(), status.signal()) {
-        (Some(code), _) => code,
-        (None, Some(signal)) => 128 + signal,
-        (None, None) => 255,
-    };
-    Ok(End {
-        code: u8::try_from(code).unwrap_or(255),
-        is_asked_for,
+        if let Some(guard) = guard {
+            guard.release();
+        }
+        let code = match (status.code(), status.signal()) {
+            (Some(code), _) => code,
+            (None, Some(signal)) => 128 + signal,
+            (None, None) => 255,
+        };
+        Ok(u8::try_from(code).unwrap_or(255))
     })
+}
+
+/// The signals that ask a client to end.
+struct Signals(Option<[tokio::signal::unix::Signal; 3]>);
+
+impl Signals {
+    fn install(choice: RunSignals) -> Result<Signals> {
+        if choice == RunSignals::ClientOnly {
+            return Ok(Signals(None));
+        }
+        let [terminate, interrupt, hangup] = [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::hangup(),
+        ];
+        let listeners = [signal(terminate)?, signal(interrupt)?, signal(hangup)?];
+        // A handler stays installed when its listener is dropped, so the signal has no effect.
+        Ok(Signals((choice == RunSignals::Forwarded).then_some(listeners)))
+    }
+
+    /// Waits for the next signal; for ever if the client has no use for any.
+    async fn next(&mut self) -> Signal {
+        let Some([terminate, interrupt, hangup]) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => Signal::TERM,
+            _ = interrupt.recv() => Signal::INT,
+            _ = hangup.recv() => Signal::HUP,
+        }
+    }
 }

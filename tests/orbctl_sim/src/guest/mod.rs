@@ -15,12 +15,14 @@ mod accounts;
 mod directory;
 pub(crate) mod exec;
 mod files;
+mod guard;
 #[cfg(target_os = "linux")]
 mod namespaces;
 #[cfg(not(target_os = "linux"))]
 #[path = "namespaces_absent.rs"]
 mod namespaces;
 mod relay;
+mod shells;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -34,6 +36,7 @@ pub(crate) use crate::state::Isolation;
 use crate::state::{Machine, Resident};
 
 pub(crate) use files::{copy, export, import, read_export};
+pub(crate) use guard::{GUARD_WORD, guard};
 pub(crate) use namespaces::{INIT_WORD, init};
 
 /// Decides how a new machine is isolated on this host.
