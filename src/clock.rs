@@ -32,6 +32,16 @@ impl Moment {
         monotonic.max(wall)
     }
 
+    /// Returns by how much more one clock has advanced since `earlier` than the other: after a sleep of the computer, and after the wall
+    /// clock was set.
+    pub fn jump_since(&self, earlier: &Self) -> Duration {
+        let monotonic = self.instant.saturating_duration_since(earlier.instant);
+        match self.wall.duration_since(earlier.wall) {
+            Ok(wall) => wall.abs_diff(monotonic),
+            Err(back) => back.duration() + monotonic,
+        }
+    }
+
     /// Returns the wall clock as milliseconds since 1970, zero for anything earlier.
     pub fn unix_ms(&self) -> u64 {
         unix_ms(self.wall)
@@ -49,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn age_uses_the_clock_that_advanced_further() {
+    fn a_sleep_and_a_clock_that_is_set_are_noticed() {
         let before = Moment::now();
         let hour = Duration::from_secs(3600);
         let woken = Moment {
@@ -62,5 +72,7 @@ mod tests {
             wall: before.wall - hour,
         };
         assert_eq!(set_back.age_of(&before), hour);
+        assert_eq!(woken.jump_since(&before), Duration::from_millis(3_599_995));
+        assert_eq!(set_back.jump_since(&before), hour * 2);
     }
 }
