@@ -7,6 +7,7 @@
 //!
 //! An upgrade is a stop while no job runs. It answers and closes the connections first, and keeps the listener open for the new program.
 
+mod channels;
 mod reload;
 mod upgrade;
 
@@ -27,11 +28,11 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
-use crate::dispatcher::{self, Dispatcher, Markers, RunTimeouts};
+use crate::dispatcher::{self, ChannelRules, Dispatcher, Markers, RunTimeouts, Survivor, take_channels};
 use crate::journal::{Journal, JournalError, Recovered};
 use crate::logging::{self, Level};
 use crate::metrics::{self, Counter, Metrics};
-use crate::orbctl::Installed;
+use crate::orbctl::{Channels, Installed};
 use crate::scheduler::Limits;
 use crate::server::context::{EffectiveConfig, InstanceInfo, Server};
 use crate::server::listener;
@@ -39,9 +40,11 @@ use crate::server::request::Bounds;
 use crate::spool;
 use crate::sys;
 use crate::upgrade::{BinaryWatcher, Program};
+use channels::{ChannelObserver, end_channels, listed, off};
 use orbd_host::config::{Config, Sources};
 use orbd_host::last_program::LastProgram;
 use orbd_host::locate::{LocateError, OrbctlLocator, Search};
+use orbd_host::run_command::ExecChannel;
 use reload::{Reloader, Running};
 use upgrade::UpgradeSupervisor;
 
@@ -148,20 +151,21 @@ pub async fn run(
     let (journal, recovered) = open_journal(&config, started.wall)?;
     record_program(&config, context.program.as_ref());
     let settings = settings(&config, &instance);
-    let survivors = if recovered.names_every_child() {
-        Vec::new()
-    } else {
-        let program = orbctl.program().ok();
-        settings
-            .markers
-            .survivors(sys::marked_processes(), program.as_deref())
-    };
+    let survivors = survivors(&settings, &orbctl, &recovered).await;
     let metrics = Metrics::start(metrics_settings(&config).map_err(SetupError::Metrics)?);
     let spawns = metrics.clone();
     let orbctl = Arc::new(orbctl.on_spawn(move || spawns.count(Counter::Spawns)));
     let signals = context.signals.clone();
+    let open_connections = Arc::new(AtomicUsize::new(0));
+    let channels = Arc::new(Channels::new(
+        orbctl,
+        Arc::new(ChannelObserver {
+            metrics: metrics.clone(),
+            connections: open_connections.clone(),
+        }),
+    ));
     let parts = dispatcher::Parts {
-        orbctl: orbctl.clone(),
+        orbctl: channels.clone(),
         journal,
         recovered,
         survivors,
@@ -181,7 +185,15 @@ pub async fn run(
         reloader,
         supervisor,
         settings,
-    } = assemble(config, info, orbctl, dispatcher, metrics.clone(), context);
+    } = assemble(
+        config,
+        info,
+        channels,
+        open_connections,
+        dispatcher,
+        metrics.clone(),
+        context,
+    );
     let listener = tokio::net::UnixListener::from_std(listener).map_err(SetupError::Listen)?;
     let answered = CancellationToken::new();
     let serving = tokio::spawn(listener::serve(
@@ -218,6 +230,23 @@ pub async fn run(
     let listener = listener.filter(|_| !signals.stop.is_cancelled());
     tracing::info!(upgrading = listener.is_some(), "stopped");
     Ok(listener.map_or(Ended::Stopped, Ended::Upgrading))
+}
+
+/// Returns the processes of the previous instance that the journal may not name. Ends its idle channels.
+async fn survivors(
+    settings: &dispatcher::Settings,
+    orbctl: &Installed,
+    recovered: &Recovered,
+) -> Vec<Survivor> {
+    let program = orbctl.program().ok();
+    let mut survivors = settings
+        .markers
+        .survivors(sys::marked_processes(), program.as_deref());
+    end_channels(take_channels(&mut survivors, recovered), settings.grace).await;
+    if recovered.names_every_child() {
+        survivors.clear();
+    }
+    survivors
 }
 
 /// Waits until the dispatcher and the connections have ended. Returns the journal, and the listener if the reason is an upgrade.
@@ -294,7 +323,8 @@ struct Parts {
 fn assemble(
     config: Config,
     info: InstanceInfo,
-    orbctl: Arc<Installed>,
+    channels: Arc<Channels>,
+    open_connections: Arc<AtomicUsize>,
     dispatcher: Dispatcher,
     metrics: Metrics,
     context: ProcessContext,
@@ -303,7 +333,6 @@ fn assemble(
     let (told, in_force) = watch::channel(in_force(&config));
     let (report, upgrade) = watch::channel(None);
     let binary_watcher = Arc::new(BinaryWatcher::new(context.program.as_ref()));
-    let open_connections = Arc::new(AtomicUsize::new(0));
     let on_reload = Arc::new(Notify::new());
     let reloader = Reloader::new(
         context.sources,
@@ -327,12 +356,17 @@ fn assemble(
         stop: context.signals.stop.clone(),
     });
     let reload = reloader.clone();
+    let orbctl = channels.clone();
     let server = Server {
         dispatcher,
         metrics,
         info,
         in_force,
         orbctl: Box::new(move || orbctl.program().ok()),
+        channels: Box::new(move || {
+            let listed = channels.view().iter().map(listed).collect();
+            (listed, channels.unused().as_ref().map(off))
+        }),
         reload: Box::new(move || {
             let reload = reload.clone();
             async move { reload.reload().await }.boxed()
@@ -484,6 +518,10 @@ fn settings(config: &Config, instance: &str) -> dispatcher::Settings {
         },
         spool_total_max: config.spool_total_max.0,
         guest_env: config.guest_env,
+        channels: ChannelRules {
+            enabled: config.exec_channel == ExecChannel::Auto && !config.strict,
+            except: Arc::new(config.exec_channel_except.0.clone()),
+        },
         markers: Markers::new(instance, &config.socket),
     }
 }
@@ -510,6 +548,11 @@ fn in_force(config: &Config) -> EffectiveConfig {
         config_file: config.file().map(Path::to_owned),
         limits: limits(config),
         strict: config.strict,
+        channels_off: match config.exec_channel {
+            _ if config.strict => Some("`strict` is set"),
+            ExecChannel::Off => Some("`exec_channel` is \"off\""),
+            ExecChannel::Auto => None,
+        },
     }
 }
 

@@ -204,6 +204,14 @@ pub enum Failure {
     /// again.
     #[error("cannot write to the journal: {0}")]
     JournalUnavailable(Arc<str>),
+    /// The channel through which a command ran broke, so how the command ended is unknown.
+    #[error("the channel to machine {machine} broke, and the command may have run: {reason}")]
+    ChannelBroken {
+        /// Name of the machine.
+        machine: MachineName,
+        /// What broke.
+        reason: Arc<str>,
+    },
     /// A bug in orbd.
     #[error("internal error: {0}")]
     Internal(Arc<str>),

@@ -218,6 +218,20 @@ pub struct ExecRequest {
     pub stdin: Stdin,
     /// How much of its output orbd keeps.
     pub output: OutputKept,
+    /// Whether it may run through a resident channel.
+    pub channel: ChannelUse,
+}
+
+/// Whether a command may run through a resident channel to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChannelUse {
+    /// If there is one that is free, or if several commands follow each other.
+    #[default]
+    Auto,
+    /// The same, and more commands for the machine will follow: the first one opens a channel.
+    MoreFollow,
+    /// No: as an `orbctl run` of its own.
+    Off,
 }
 
 /// Why a command was rejected.
@@ -253,6 +267,7 @@ impl ExecRequest {
             caller_env: CallerEnv::default(),
             stdin: Stdin::Empty,
             output: OutputKept::All,
+            channel: ChannelUse::Auto,
         })
     }
 

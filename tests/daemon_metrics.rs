@@ -40,6 +40,7 @@ fn record(id: u64, ended_ms: u64) -> OperationRecord {
         bytes_in: 0,
         bytes_out: 5,
         joined: false,
+        in_channel: false,
         changed: None,
     }
 }

@@ -11,6 +11,7 @@ mod ctl_suite;
 mod ctl_terminal;
 mod ctl_verbs;
 mod daemon_cache;
+mod daemon_channels;
 mod daemon_crash;
 mod daemon_environment;
 mod daemon_events;

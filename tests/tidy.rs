@@ -37,6 +37,7 @@ const MAY_USE: [(&str, &[&str]); 27] = [
         "orbctl",
         &[
             "machine",
+            "caller_env",
             "run_command",
             "locate",
             "operation",
@@ -102,6 +103,8 @@ const MAY_USE: [(&str, &[&str]); 27] = [
         &[
             "last_program",
             "locate",
+            // Whether channels are wanted.
+            "run_command",
             "error_chain",
             "clock",
             "sys",

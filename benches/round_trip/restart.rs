@@ -102,6 +102,7 @@ fn record(n: u64, ended_ms: u64) -> OperationRecord {
         bytes_in: 0,
         bytes_out: 120,
         joined: false,
+        in_channel: false,
         changed: None,
     }
 }

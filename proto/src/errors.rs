@@ -75,7 +75,7 @@ kinds! {
     JobCancelled 3002 "job_cancelled";
     /// A time limit passed: of waiting or of running, see `data.phase`. `data.waiting_for` says what the job waited for.
     DeadlineExceeded 3003 "deadline_exceeded";
-    /// orbd did not see how the job ended, because the daemon or the owner of the lease exited; a change gets `outcome_unknown`.
+    /// orbd did not see how the job ended, because the daemon, the owner of the lease or the channel to the machine ended; a change gets `outcome_unknown`.
     JobInterrupted 3004 "job_interrupted";
     /// A change was interrupted and may have taken effect; `data.observed` has what orbd observed afterwards.
     OutcomeUnknown 3005 "outcome_unknown";

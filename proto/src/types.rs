@@ -82,8 +82,8 @@ mod run;
 pub use cache::{CacheEntry, CacheInvalidateAnswer, CacheInvalidateParams, CacheStatusAnswer};
 pub use config::{ConfigAnswer, ConfigEntryParams, ConfigGetAnswer, ConfigGetParams, ConfigSetParams};
 pub use daemon::{
-    AppliedKey, Closing, DaemonInfoAnswer, HelloAnswer, HelloParams, ReloadAnswer, RestartRequiredKey,
-    Upgrade,
+    AppliedKey, Channel, ChannelsOff, Closing, DaemonInfoAnswer, HelloAnswer, HelloParams, ReloadAnswer,
+    RestartRequiredKey, Upgrade,
 };
 pub use error::{ErrorData, ErrorObject, ReconcileReport};
 pub use events::{Event, EventDetails, EventJob, EventKind, EventState, EventsSubscribeParams, GapReason};

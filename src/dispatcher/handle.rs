@@ -50,6 +50,7 @@ pub(super) enum Request {
     QueueView(oneshot::Sender<QueueView>),
     CacheView(oneshot::Sender<CacheView>),
     Invalidate(Scope, oneshot::Sender<Generation>),
+    CloseChannels(Scope, oneshot::Sender<()>),
     /// The flag is whether the subscriber wants OrbStack to be polled.
     Subscribe(bool, oneshot::Sender<Subscriber>),
     Snapshot(oneshot::Sender<Snapshot>),
@@ -177,6 +178,11 @@ impl Dispatcher {
     /// Invalidates cached answers and returns the new generation. `None` if the dispatcher has ended.
     pub async fn invalidate(&self, scope: Scope) -> Option<Generation> {
         self.ask(|reply| Request::Invalidate(scope, reply)).await
+    }
+
+    /// Closes the channels that a change of this scope would disturb, and waits until they are closed.
+    pub async fn close_channels(&self, scope: Scope) {
+        let _: Option<()> = self.ask(|reply| Request::CloseChannels(scope, reply)).await;
     }
 
     /// Subscribes to events; `wants_polls` keeps the dispatcher polling OrbStack. `None` if the dispatcher has ended.

@@ -238,6 +238,13 @@ impl JobTable {
         }
     }
 
+    /// Records that a resident channel carries out a job.
+    pub(super) fn note_channel(&mut self, id: JobId) {
+        if let Some(entry) = self.jobs.get_mut(&id) {
+            entry.in_channel = true;
+        }
+    }
+
     /// Gives out what a waiting job needs to start. `None` if the job does not wait.
     pub(super) fn take_task(&mut self, id: JobId) -> Option<StartingJob> {
         let entry = self.jobs.get_mut(&id)?;

@@ -4,12 +4,13 @@
 //! case the next instance finds the processes by their markers. A marker states which lanes its process holds.
 //!
 //! ```text
-//! INSTANCE:JOB:SOCKET:EXECUTOR:CLASS:VERB:MACHINE:LANES
+//! INSTANCE:JOB:SOCKET:EXECUTOR:CLASS:VERB:MACHINE:LANES[:channel]
 //! 19ad0c3e2f1-4d2:17:9f1c22ab:daemon:change:start:web:web!,*
 //! ```
 //!
 //! LANES is a list of machine names, `*` for the fleet and `@` for the configuration; `!` after a lane means exclusive. SOCKET is a
-//! checksum of the socket's path, so that two daemons of one user do not adopt each other's children.
+//! checksum of the socket's path, so that two daemons of one user do not adopt each other's children. `channel` marks the process of a
+//! resident channel: JOB opened it, and it serves others too.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,6 +24,7 @@ use crate::operation::{Access, Class, Footprint, Lane};
 use crate::sys::{ChildIdentity, MarkedProcess};
 use orbd_host::machine::MachineName;
 
+use super::stored;
 use super::submission::JobSpec;
 
 /// Longest list of lanes in a marker, in bytes. A longer list is replaced by the whole fleet, exclusive: Linux limits an environment
@@ -30,6 +32,7 @@ use super::submission::JobSpec;
 const LANES_MAX: usize = 16 << 10;
 const FLEET: &str = "*";
 const CONFIGURATION: &str = "@";
+const CHANNEL: &str = "channel";
 
 /// Creates and recognizes the markers of one daemon.
 #[derive(Debug, Clone)]
@@ -49,6 +52,7 @@ pub(super) struct Marker {
     verb: String,
     machine: Option<MachineName>,
     lanes: Vec<(Lane, Access)>,
+    is_channel: bool,
 }
 
 /// A process that an earlier instance of this daemon left running.
@@ -136,6 +140,11 @@ impl Marker {
         let lanes = fields.next()?;
         let lanes = lanes.split(',').filter(|lane| !lane.is_empty());
         let lanes = lanes.map(parse_lane).collect::<Option<_>>()?;
+        let is_channel = match fields.next() {
+            None => false,
+            Some(word) if word == CHANNEL => true,
+            Some(_) => return None,
+        };
         fields.next().is_none().then(|| Self {
             text: text.to_owned(),
             socket,
@@ -145,6 +154,7 @@ impl Marker {
             verb,
             machine,
             lanes,
+            is_channel,
         })
     }
 
@@ -204,6 +214,21 @@ fn parse_lane(text: &str) -> Option<(Lane, Access)> {
         name => Lane::Machine(name.parse().ok()?),
     };
     Some((lane, access))
+}
+
+/// Takes the processes of resident channels out. Returns those that no job of the journal names: they run no command, or one that
+/// nothing is known about.
+pub fn take_channels(survivors: &mut Vec<Survivor>, recovered: &Recovered) -> Vec<ChildIdentity> {
+    let named: Vec<ChildIdentity> = recovered
+        .in_flight
+        .iter()
+        .filter_map(|found| stored::identity(found.process.as_ref()?))
+        .collect();
+    survivors
+        .extract_if(.., |survivor| survivor.marker.is_channel)
+        .map(|survivor| survivor.process)
+        .filter(|process| !named.contains(process))
+        .collect()
 }
 
 /// Adds the jobs of surviving processes that the journal does not name to `recovered`. Returns the surviving processes of each job,

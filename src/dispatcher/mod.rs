@@ -36,6 +36,7 @@ mod submission;
 mod views;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::scheduler::Refusal;
 pub use answer::{CachedAnswer, ObservedAnswer, QueryAnswer, RawOutput, Read};
 pub use handle::Dispatcher;
-pub use marker::{Markers, Survivor};
+pub use marker::{Markers, Survivor, take_channels};
 pub use submission::{
     Client, Executor, Job, JobSpec, JobState, JobView, LeaseProcesses, Released, Submission, Target,
     WaitingFor,
@@ -63,7 +64,17 @@ use crate::operation::Class;
 use crate::orbctl::Orbctl;
 use crate::scheduler::Limits;
 use crate::spool;
+use orbd_host::machine::MachineName;
 use orbd_host::run_command::GuestEnv;
+
+/// Which commands may run through resident channels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChannelRules {
+    /// Whether any may.
+    pub enabled: bool,
+    /// Machines whose commands may not.
+    pub except: Arc<BTreeSet<MachineName>>,
+}
 
 /// Settings of the dispatcher.
 #[derive(Debug, Clone)]
@@ -94,6 +105,8 @@ pub struct Settings {
     pub spool_total_max: u64,
     /// How environment variables reach a command in a machine.
     pub guest_env: GuestEnv,
+    /// Which commands may run through resident channels.
+    pub channels: ChannelRules,
     /// Markers for the environment of this instance's child processes.
     pub markers: Markers,
 }

@@ -26,18 +26,20 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Moment;
 use crate::job::{Ending, Failure, HealthSignal, JobId, Outcome, Phase, Success};
 use crate::journal::JournalError;
-use crate::operation::{Change, Query};
-use crate::orbctl::{CallError, CallResult, Exec, Orbctl, RunOptions, SpawnError, orphan_gone, version};
+use crate::operation::{Change, ChannelUse, Query};
+use crate::orbctl::{
+    CallError, CallResult, Exec, Orbctl, RunOptions, SpawnError, Started, orphan_gone, version,
+};
 use crate::sys::ChildIdentity;
 use orbd_host::error_chain::error_chain;
 use orbd_host::machine::{MachineName, OrbstackStatus};
 use orbd_host::run_command::GuestEnv;
 
-use super::Settings;
 use super::answer::{QueryAnswer, by_id};
 use super::reconcile::{self, Reconciliation};
 use super::submission::{Job, JobSpec, LeaseProcesses, Release};
 use super::views::Rejection;
+use super::{ChannelRules, Settings};
 
 /// First pause between probes after a cut; each further pause doubles.
 const PROBE_PAUSE_FIRST: Duration = Duration::from_millis(250);
@@ -50,8 +52,8 @@ pub(super) type Durable = BoxFuture<'static, Result<(), JournalError>>;
 /// An event that a running job sends to the dispatcher.
 #[derive(Debug)]
 pub(super) enum Note {
-    /// A child was spawned.
-    Started(ChildIdentity),
+    /// A child was spawned, or a channel has begun the command.
+    Started(Started),
     /// The `orbctl` program was replaced. Sent before the new program starts, so that no cached answer of the old one is served once
     /// the new one has answered.
     Replaced,
@@ -98,6 +100,8 @@ pub(super) struct RunSettings {
     reconcile: Duration,
     /// How environment variables reach a command in a machine.
     guest_env: GuestEnv,
+    /// Which commands may run through resident channels.
+    channels: ChannelRules,
     /// Folder for the output files of changes. A change may outlive orbd, and a pipe would break then.
     spool_dir: PathBuf,
 }
@@ -109,6 +113,7 @@ impl RunSettings {
             grace: settings.grace,
             reconcile: settings.reconcile,
             guest_env: settings.guest_env,
+            channels: settings.channels.clone(),
             spool_dir: settings.spool.dir.clone(),
         }
     }
@@ -173,6 +178,9 @@ pub(super) async fn run_job<O: Orbctl>(work: Work<O>, task: Task, durable: Optio
     if let Err(finished) = work.check_id(named).await {
         return finished;
     }
+    if let Some(scope) = work.spec.info.disturbs() {
+        work.orbctl.close_channels(&scope).await;
+    }
     match task {
         Task::Query(query) => work.query(&query).await,
         Task::Exec(exec) => work.exec(*exec).await,
@@ -229,9 +237,9 @@ impl<O: Orbctl> Work<O> {
         let call = self.reported(call(options));
         tokio::pin!(call);
         let report = async {
-            if let Ok(identity) = told.await {
+            if let Ok(started) = told.await {
                 // The dispatcher outlives its jobs. If it has ended, so has the journal.
-                let _ = self.notes.send((self.spec.id, Note::Started(identity))).await;
+                let _ = self.notes.send((self.spec.id, Note::Started(started))).await;
             }
             std::future::pending::<()>().await;
         };
@@ -246,7 +254,7 @@ impl<O: Orbctl> Work<O> {
         &self,
         stop: &CancellationToken,
         run_timeout: Option<Duration>,
-        started: Option<oneshot::Sender<ChildIdentity>>,
+        started: Option<oneshot::Sender<Started>>,
     ) -> RunOptions {
         RunOptions {
             stop: stop.clone(),
@@ -328,8 +336,12 @@ impl<O: Orbctl> Work<O> {
         finished
     }
 
-    async fn exec(&self, exec: Exec) -> JobResult {
+    async fn exec(&self, mut exec: Exec) -> JobResult {
         let guest_env = self.settings.guest_env;
+        let ChannelRules { enabled, except } = &self.settings.channels;
+        if !enabled || except.contains(&exec.machine) {
+            exec.request.channel = ChannelUse::Off;
+        }
         let call = self
             .call(|options| self.orbctl.exec(exec, guest_env, options))
             .await;

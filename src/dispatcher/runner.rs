@@ -11,6 +11,8 @@ use tracing::Instrument as _;
 
 use crate::job::{Failure, JobId, Outcome};
 use crate::journal::JournalError;
+use crate::operation::Scope;
+use crate::orbctl::Orbctl;
 use orbd_host::error_chain::error_chain;
 
 use super::about_job;
@@ -108,6 +110,18 @@ impl<O> Runner<O> {
         });
     }
 
+    /// Closes the channels that a change of this scope would disturb, then calls `closed`. Returns at once.
+    pub(super) fn close_channels(&self, scope: Scope, closed: impl FnOnce() + Send + 'static)
+    where
+        O: Orbctl,
+    {
+        let orbctl = self.orbctl.clone();
+        tokio::spawn(async move {
+            orbctl.close_channels(&scope).await;
+            closed();
+        });
+    }
+
     /// Acknowledges an accepted job once its journal entry would survive a power loss. If that fails, reports it instead. If the
     /// dispatcher has ended by then, the caller gets no reply.
     pub(super) fn acknowledge(
@@ -150,6 +164,14 @@ impl<O> Runner<O> {
     /// Returns the number of running jobs.
     pub(super) fn running(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// Closes every channel, so that the next instance of orbd finds no process of them.
+    pub(super) async fn close_all_channels(&self)
+    where
+        O: Orbctl,
+    {
+        self.orbctl.close_channels(&Scope::Everything).await;
     }
 
     /// Lets the jobs that still run continue without orbd. They report nothing more.

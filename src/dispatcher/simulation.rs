@@ -283,6 +283,7 @@ pub(super) fn settings(folder: &Path, limits: Limits) -> Settings {
         },
         spool_total_max: 1 << 24,
         guest_env: GuestEnv::default(),
+        channels: ChannelRules::default(),
         markers: Markers::new("simulated", folder),
     }
 }

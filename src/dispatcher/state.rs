@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Moment;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::operation::Scope;
 use crate::orbctl::Orbctl;
 use crate::scheduler::{NewJob, Scheduler};
 
@@ -33,7 +34,7 @@ use super::runner::{Report, Runner};
 use super::submission::JobSpec;
 use super::views::Published;
 use super::watch::Watch;
-use super::{Parts, Settings};
+use super::{ChannelRules, Parts, Settings};
 
 /// Most requests handled before the ends of jobs are checked again.
 const REQUESTS_AT_ONCE: usize = 64;
@@ -136,6 +137,7 @@ impl<O: Orbctl> State<O> {
             let may_leave = self.idle.is_upgrading() || leave_at.is_some_and(|at| at <= now);
             if self.scheduler.is_closed() && (may_leave || !self.jobs.delays_a_stop()) {
                 self.leave();
+                self.runner.close_all_channels().await;
                 return self.journal;
             }
         }
@@ -189,6 +191,12 @@ impl<O: Orbctl> State<O> {
                 self.invalidate_untrusted(&scope);
                 let _ = reply.send(self.reads.cache().generation());
             }
+            Request::CloseChannels(scope, reply) => {
+                self.runner.close_channels(scope, || {
+                    // Fails if the caller has gone.
+                    let _ = reply.send(());
+                });
+            }
             Request::Subscribe(wants_polls, reply) => {
                 let _ = reply.send(self.subscribe(wants_polls));
             }
@@ -217,6 +225,13 @@ impl<O: Orbctl> State<O> {
         self.watch
             .set_interval(settings.watch_interval, Moment::now().instant);
         self.runner.adopt(settings);
+        let ChannelRules { enabled, except } = &settings.channels;
+        if !enabled {
+            self.runner.close_channels(Scope::Everything, || {});
+        } else if !except.is_empty() {
+            let machines = except.iter().cloned().collect();
+            self.runner.close_channels(Scope::Machines(machines), || {});
+        }
     }
 }
 

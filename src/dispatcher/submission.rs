@@ -268,6 +268,8 @@ pub struct JobView {
     pub output_bytes: u64,
     /// Number of callers that share the job, not counting the first.
     pub joined: u32,
+    /// Whether a resident channel carries it out, instead of an `orbctl run` of its own.
+    pub in_channel: bool,
     /// Whether the job runs although its journal entries could not be written, so that the journal does not name its process.
     pub is_unwritten: bool,
 }
@@ -294,6 +296,7 @@ impl Job {
             state: self.state.borrow().clone(),
             waiting_for: None,
             output_bytes: self.spool.as_ref().map_or(0, spool::Spool::end),
+            in_channel: false,
             is_unwritten: false,
             joined: 0,
         }

@@ -17,15 +17,27 @@ pub enum Counter {
     Refusals,
     /// An `orbctl` process started, by the daemon or by a client that holds a lease.
     Spawns,
-    /// A child process that the cache, a join or a skipped change made unnecessary.
+    /// A child process that the cache, a join, a channel or a skipped change made unnecessary.
     SpawnsSaved,
     /// A connection accepted; refused ones are not counted.
     Connections,
+    /// A resident channel opened.
+    ChannelsOpened,
+    /// An attempt to open a channel that failed.
+    ChannelsFailed,
+    /// A command that ran in a channel which was open before.
+    ChannelCommands,
+    /// A command that a channel declined, because the machine had changed since it was opened.
+    ChannelsDeclined,
+    /// A channel that became unusable.
+    ChannelsBroken,
+    /// A command whose end is unknown, because its channel broke while it ran.
+    ChannelsUnknown,
 }
 
 impl Counter {
     /// Every counter, in the order of declaration.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::CacheHits,
         Self::CacheMisses,
         Self::Joins,
@@ -34,6 +46,12 @@ impl Counter {
         Self::Spawns,
         Self::SpawnsSaved,
         Self::Connections,
+        Self::ChannelsOpened,
+        Self::ChannelsFailed,
+        Self::ChannelCommands,
+        Self::ChannelsDeclined,
+        Self::ChannelsBroken,
+        Self::ChannelsUnknown,
     ];
 
     /// Returns the name used on the wire and in exports.
@@ -47,6 +65,12 @@ impl Counter {
             Self::Spawns => "spawns",
             Self::SpawnsSaved => "spawns_saved",
             Self::Connections => "connections",
+            Self::ChannelsOpened => "channels_opened",
+            Self::ChannelsFailed => "channels_failed",
+            Self::ChannelCommands => "channel_commands",
+            Self::ChannelsDeclined => "channels_declined",
+            Self::ChannelsBroken => "channels_broken",
+            Self::ChannelsUnknown => "channels_unknown",
         }
     }
 
@@ -60,9 +84,17 @@ impl Counter {
             Self::Refusals => "Requests refused before acceptance.",
             Self::Spawns => "Child processes started.",
             Self::SpawnsSaved => {
-                "Child processes avoided by the cache, by joins and by changes that already held."
+                "Child processes avoided by the cache, by joins, by channels and by changes that already held."
             }
             Self::Connections => "Connections accepted.",
+            Self::ChannelsOpened => "Resident channels opened.",
+            Self::ChannelsFailed => "Attempts to open a resident channel that failed.",
+            Self::ChannelCommands => "Commands that ran in a resident channel which was open before.",
+            Self::ChannelsDeclined => {
+                "Commands that a resident channel declined because the machine had changed."
+            }
+            Self::ChannelsBroken => "Resident channels that became unusable.",
+            Self::ChannelsUnknown => "Commands whose end is unknown because their channel broke.",
         }
     }
 }

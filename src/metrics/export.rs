@@ -142,11 +142,12 @@ fn json_line(out: &mut String, record: &OperationRecord) {
         "bytes_out": record.bytes_out,
         "joined": record.joined,
         "changed": record.changed,
+        "in_channel": record.in_channel,
     });
     let _ = writeln!(out, "{line}");
 }
 
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 21] = [
     "job_id",
     "operation",
     "machine",
@@ -167,6 +168,7 @@ const COLUMNS: [&str; 20] = [
     "bytes_out",
     "joined",
     "changed",
+    "in_channel",
 ];
 
 fn csv_line(out: &mut String, record: &OperationRecord) {
@@ -194,6 +196,7 @@ fn csv_line(out: &mut String, record: &OperationRecord) {
         record.bytes_out.to_string(),
         record.joined.to_string(),
         text(record.changed),
+        record.in_channel.to_string(),
     ];
     for (at, field) in fields.iter().enumerate() {
         if at > 0 {
@@ -407,7 +410,7 @@ mod tests {
         assert_eq!(
             out,
             "7,start,web,change,deploy,4711,501,1763650000000,1763650000020,1763650001250,20123,1230456,exited,,\
-             succeeded,0,12,34567,false,true\r\n"
+             succeeded,0,12,34567,false,true,true\r\n"
         );
         assert_eq!(out.matches(',').count() + 1, COLUMNS.len());
     }

@@ -51,6 +51,8 @@ pub struct OperationRecord {
     pub bytes_out: u64,
     /// Whether the job joined another job's invocation.
     pub joined: bool,
+    /// Whether a resident channel carried out the command.
+    pub in_channel: bool,
     /// Whether a change changed anything; `None` if that is unknown and for other operations.
     pub changed: Option<bool>,
 }
@@ -168,6 +170,7 @@ struct StoredRecord<'a> {
     bytes_out: u64,
     joined: bool,
     changed: Option<bool>,
+    in_channel: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -209,6 +212,7 @@ impl OperationRecord {
             bytes_out: self.bytes_out,
             joined: self.joined,
             changed: self.changed,
+            in_channel: self.in_channel,
         };
         postcard::to_extend(&stored, vec![VERSION]).expect("encoding a record in memory succeeds")
     }
@@ -262,6 +266,7 @@ impl StoredRecord<'_> {
             bytes_out: self.bytes_out,
             joined: self.joined,
             changed: self.changed,
+            in_channel: self.in_channel,
         })
     }
 }
@@ -302,6 +307,7 @@ pub(super) mod tests {
             bytes_in: 12,
             bytes_out: 34_567,
             joined: false,
+            in_channel: true,
             changed: Some(true),
         }
     }

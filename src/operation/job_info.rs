@@ -185,6 +185,17 @@ impl JobInfo {
         matches!(self.effect, Effect::Changes(_))
     }
 
+    /// Returns what it affects in a way that no resident channel may stay open meanwhile; `None` for reads and commands.
+    pub fn disturbs(&self) -> Option<Scope> {
+        match (&self.effect, self.verb) {
+            (Effect::Changes(scope), _) => Some(scope.clone()),
+            (_, Verb::Push | Verb::Pull) => {
+                Some(Scope::Machines(self.footprint.machines().cloned().collect()))
+            }
+            _ => None,
+        }
+    }
+
     /// Returns whether orbd ends it together with its client or with orbd itself: a command that orbd runs.
     pub fn is_command_of_daemon(&self) -> bool {
         self.class == Class::Exec && !self.is_lease

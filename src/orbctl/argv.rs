@@ -5,7 +5,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use orbd_host::run_command::{Call, GuestEnv, Run, Start, run, text_args};
+use orbd_host::caller_env::ORBENV;
+use orbd_host::run_command::{Call, GuestEnv, Run, Start, guest_command, run, text_args};
 
 use crate::operation::{
     Change, ConfigKey, ExecRequest, Force, Format, LogScope, NewMachine, Query, RawQuery, UserName,
@@ -107,9 +108,35 @@ fn of_format(format: Option<Format>) -> Vec<OsString> {
 
 /// Returns the call that runs a command in a machine.
 pub(super) fn exec(machine: &MachineName, request: &ExecRequest, guest_env: GuestEnv) -> Call {
+    run(&in_machine(machine, request), guest_env)
+}
+
+/// Returns the words and the variables of a command for a channel. `None` if only `orbctl` itself can start it like this: in a
+/// working directory, or with variables that `orbctl` interprets.
+pub(super) fn exec_in_channel(machine: &MachineName, request: &ExecRequest) -> Option<Call> {
+    let command = in_machine(machine, request);
+    let names = request.caller_env.variables().keys();
+    let is_passed_unchanged = |name: &String| matches!(name.as_str(), "TERM" | "DISPLAY");
+    if matches!(command.start, Start::Workdir(_)) || !names.clone().all(is_passed_unchanged) {
+        return None;
+    }
+    let mut call = guest_command(&command, GuestEnv::Orbenv);
+    call.env.retain(|(name, _)| name != ORBENV);
+    Some(call)
+}
+
+/// Returns the call that opens a channel to a machine, in which these words run.
+pub(super) fn channel(machine: &MachineName, user: Option<&UserName>, words: [&str; 3]) -> Call {
+    let mut args = text_args(["run", "-m", machine.as_str()]);
+    args.extend(user.into_iter().flat_map(|user| text_args(["-u", user.as_str()])));
+    args.extend(text_args(words));
+    args.into()
+}
+
+fn in_machine<'a>(machine: &'a MachineName, request: &'a ExecRequest) -> Run<'a> {
     // An empty directory means the default.
     let workdir = request.workdir.as_deref().filter(|workdir| !workdir.is_empty());
-    let command = Run {
+    Run {
         machine: machine.as_str(),
         user: request.user.as_ref().map(UserName::as_str),
         start: match (workdir, request.try_workdir.as_deref()) {
@@ -122,8 +149,7 @@ pub(super) fn exec(machine: &MachineName, request: &ExecRequest, guest_env: Gues
         env: &request.env,
         caller_env: &request.caller_env,
         command: request.command(),
-    };
-    run(&command, guest_env)
+    }
 }
 
 /// Returns the arguments that set, extend or shorten a configuration value.

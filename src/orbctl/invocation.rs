@@ -10,7 +10,7 @@ use orbd_host::locate::LocateError;
 use orbd_host::run_command::Call;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ChildIdentity, GRACE, OPENING_MAX};
+use super::{GRACE, OPENING_MAX, Started};
 use crate::job::{Ending, Failure};
 use crate::spool;
 
@@ -30,7 +30,7 @@ pub struct Invocation {
     /// variable is not set.
     pub marker: String,
     /// Receives the child's identity as soon as the child runs; dropped without a value if no child starts.
-    pub started: Option<oneshot::Sender<ChildIdentity>>,
+    pub started: Option<oneshot::Sender<Started>>,
 }
 
 impl Invocation {

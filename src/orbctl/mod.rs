@@ -19,9 +19,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{Ending, Failure, HealthSignal};
-use crate::operation::{Change, ExecRequest, Query};
+use crate::operation::{Change, ExecRequest, Query, Scope};
 use crate::spool;
 pub use crate::sys::{ChildIdentity, StartTime};
+pub use channel::{ChannelEvent, ChannelState, ChannelView, Channels, MARKER_SUFFIX, Observer, Unused};
 pub use invocation::{Captured, Completion, Input, Invocation, Sink, SpawnError};
 use orbd_host::machine::{Machine, MachineInfo, MachineName, OrbctlVersion, OrbstackStatus};
 pub use orphan::orphan_gone;
@@ -29,6 +30,7 @@ pub use process::Installed;
 
 mod argv;
 mod call;
+mod channel;
 mod classify;
 mod environment;
 mod files;
@@ -81,6 +83,11 @@ pub trait Orbctl: Send + Sync + 'static {
         output_dir: PathBuf,
         options: RunOptions,
     ) -> impl Future<Output = CallResult<()>> + Send;
+
+    /// Closes the channels that a change of this scope would disturb, and waits until they are closed.
+    fn close_channels(&self, _scope: &Scope) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// Runs the program with given arguments. The production implementation is [`Installed`].
@@ -107,8 +114,17 @@ pub struct RunOptions {
     pub grace: Duration,
     /// Value of `ORBD_JOB` in the child's environment, by which a later instance of the daemon recognises the child.
     pub marker: String,
-    /// Receives the child's identity as soon as the child runs; dropped without a value if no child starts.
-    pub started: Option<oneshot::Sender<ChildIdentity>>,
+    /// Receives the child as soon as it runs; dropped without a value if no child starts.
+    pub started: Option<oneshot::Sender<Started>>,
+}
+
+/// The start of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// The process of `orbctl`.
+    pub child: ChildIdentity,
+    /// Whether it was open before, as a channel that serves more commands than this one.
+    pub in_channel: bool,
 }
 
 /// A command in a machine, with its streams.

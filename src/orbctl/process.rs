@@ -42,10 +42,12 @@ use super::environment;
 use super::files::Files;
 use super::spawner::Spawner;
 use super::supervise::{Limits, Progress, Run, supervise};
-use super::{Captured, Completion, Input, Invocation, OPENING_MAX, Runner, Sink, SpawnError, TAIL_MAX};
+use super::{
+    Captured, Completion, Input, Invocation, OPENING_MAX, Runner, Sink, SpawnError, Started, TAIL_MAX,
+};
 use crate::clock::Moment;
 use crate::job::Ending;
-use crate::spool::Stream;
+use crate::spool::{self, Stream};
 use crate::sys::{self, ChildIdentity};
 use orbd_host::locate::{LocateError, OrbctlLocator};
 use orbd_host::run_command::Call;
@@ -118,7 +120,7 @@ impl Installed {
 
     /// Starts a child. Returns `None`, without starting one, if `stop` was cancelled before.
     #[expect(clippy::disallowed_methods, reason = "only this module starts orbctl")]
-    async fn spawn(
+    pub(super) async fn spawn(
         &self,
         call: &Call,
         marker: &str,
@@ -165,10 +167,10 @@ fn explain(program: PathBuf, source: io::Error) -> SpawnError {
 }
 
 /// A child's three standard streams.
-struct Streams {
-    stdin: Stdio,
-    stdout: Stdio,
-    stderr: Stdio,
+pub(super) struct Streams {
+    pub(super) stdin: Stdio,
+    pub(super) stdout: Stdio,
+    pub(super) stderr: Stdio,
 }
 
 /// Creates the output files for a [`Sink::Files`]. Returns `None` for other sinks, and if the files cannot be created: the output
@@ -232,10 +234,13 @@ impl Runner for Installed {
         };
         drop(call);
         if let Some(started) = started
-            && let Some(identity) = Group::of(&child).identity()
+            && let Some(child) = Group::of(&child).identity()
         {
             // Fails if the receiver was dropped, which is harmless.
-            let _ = started.send(identity);
+            let _ = started.send(Started {
+                child,
+                in_channel: false,
+            });
         }
 
         let progress = Progress::default();
@@ -337,10 +342,10 @@ impl Run for ChildRun {
 }
 
 /// The child's process group; its id equals the child's pid.
-struct Group(Pid);
+pub(super) struct Group(Pid);
 
 impl Group {
-    fn of(child: &Child) -> Self {
+    pub(super) fn of(child: &Child) -> Self {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         Self(
             pid.and_then(Pid::from_raw)
@@ -348,13 +353,13 @@ impl Group {
         )
     }
 
-    fn identity(&self) -> Option<ChildIdentity> {
+    pub(super) fn identity(&self) -> Option<ChildIdentity> {
         let pid = u32::try_from(self.0.as_raw_nonzero().get()).ok()?;
         let started = sys::process_identity(pid)?;
         Some(ChildIdentity { pid, started })
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // Fails if the group is already empty, which is the goal.
         let _ = kill_process_group(self.0, signal);
     }
@@ -362,48 +367,75 @@ impl Group {
 
 /// Reads one stream to its end.
 async fn drain(
-    mut pipe: impl AsyncRead + AsFd + Unpin,
+    pipe: impl AsyncRead + AsFd + Unpin,
     stream: Stream,
     sink: &Sink,
     kept: &mut Kept,
     progress: &Progress,
 ) {
-    let mut buffer = BytesMut::new();
-    let mut size = READ_MIN;
-    let mut is_wide = false;
-    loop {
-        if buffer.capacity() - buffer.len() < READ_MIN {
-            buffer.reserve(size);
+    let mut pipe = PipeReader::new(pipe);
+    while let Some(bytes) = pipe.read().await {
+        progress.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        kept.push(&bytes);
+        if let Sink::Spool(writer) = sink {
+            put(writer, stream, bytes, progress).await;
         }
-        let room = buffer.capacity() - buffer.len();
-        let read = match pipe.read_buf(&mut buffer).await {
+    }
+}
+
+/// Writes output to the spool, and lets the supervisor know while the spool has no room.
+pub(super) async fn put(writer: &spool::Writer, stream: Stream, bytes: Bytes, progress: &Progress) {
+    if let Some(rest) = writer.put(stream, bytes) {
+        progress.waits.fetch_add(1, Ordering::Relaxed);
+        progress.waiting.fetch_add(1, Ordering::Relaxed);
+        writer.write(stream, rest).await;
+        progress.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads a child's pipe in few system calls, whatever its rate.
+pub(super) struct PipeReader<P> {
+    pipe: P,
+    buffer: BytesMut,
+    size: usize,
+    is_wide: bool,
+}
+
+impl<P: AsyncRead + AsFd + Unpin> PipeReader<P> {
+    pub(super) fn new(pipe: P) -> Self {
+        Self {
+            pipe,
+            buffer: BytesMut::new(),
+            size: READ_MIN,
+            is_wide: false,
+        }
+    }
+
+    /// Reads what is there, or waits for the next bytes. Returns `None` at the end of the stream, and after an error. Cancel-safe.
+    pub(super) async fn read(&mut self) -> Option<Bytes> {
+        if self.buffer.capacity() - self.buffer.len() < READ_MIN {
+            self.buffer.reserve(self.size);
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = match self.pipe.read_buf(&mut self.buffer).await {
             // A read error is treated as end of file.
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return None,
             Ok(read) => read,
         };
         if read == room {
-            size = (size * 4).min(READ_MAX);
+            self.size = (self.size * 4).min(READ_MAX);
         }
-        if read >= PIPE_FULL && !is_wide {
-            is_wide = true;
-            sys::widen_pipe(&pipe, PIPE_WIDE);
+        if read >= PIPE_FULL && !self.is_wide {
+            self.is_wide = true;
+            sys::widen_pipe(&self.pipe, PIPE_WIDE);
         }
-        progress.read.fetch_add(read as u64, Ordering::Relaxed);
-        let bytes = if read <= COPY_MAX {
-            let bytes = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
+        Some(if read <= COPY_MAX {
+            let bytes = Bytes::copy_from_slice(&self.buffer);
+            self.buffer.clear();
             bytes
         } else {
-            buffer.split().freeze()
-        };
-        kept.push(&bytes);
-        let Sink::Spool(writer) = sink else { continue };
-        if let Some(rest) = writer.put(stream, bytes) {
-            progress.waits.fetch_add(1, Ordering::Relaxed);
-            progress.waiting.fetch_add(1, Ordering::Relaxed);
-            writer.write(stream, rest).await;
-            progress.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
+            self.buffer.split().freeze()
+        })
     }
 }
 
@@ -514,7 +546,7 @@ mod tests {
 
     use super::super::supervise::DRAIN_LIMIT;
     use super::*;
-    use crate::spool::{self, Batch, Budget, Keep, Settings};
+    use crate::spool::{Batch, Budget, Keep, Settings};
 
     /// A shell in place of `orbctl`.
     fn shell() -> Installed {
@@ -760,7 +792,7 @@ mod tests {
         invocation.output = Sink::Spool(writer);
         invocation.started = Some(started);
         let mut running = tokio::spawn(run(invocation));
-        sys::gone(identity.await.expect("told")).await;
+        sys::gone(identity.await.expect("told").child).await;
         // The rest stays in the pipe until the follower reads.
         let early = tokio::time::timeout(DRAIN_LIMIT * 3, &mut running).await;
         assert!(early.is_err());
@@ -778,7 +810,7 @@ mod tests {
         let mut invocation = script("exec sleep 60");
         invocation.started = Some(started);
         let running = tokio::spawn(run(invocation));
-        let identity = identity.await.expect("told");
+        let identity = identity.await.expect("told").child;
         running.abort();
         assert!(running.await.expect_err("aborted").is_cancelled());
         assert!(sys::is_alive(&identity));
@@ -913,7 +945,7 @@ mod tests {
         let mut invocation = into_files(dir.path(), &text);
         invocation.started = Some(started);
         let running = tokio::spawn(run(invocation));
-        let identity = identity.await.expect("told");
+        let identity = identity.await.expect("told").child;
         running.abort();
         assert!(running.await.expect_err("aborted").is_cancelled());
         std::fs::write(&go, "").expect("written");
@@ -961,7 +993,7 @@ mod tests {
         let mut invocation = script("echo $$; ps -o pgid= -p $$ 2>/dev/null || cut -d' ' -f5 /proc/$$/stat");
         invocation.started = Some(started);
         let completion = run(invocation).await;
-        let identity = identity.await.expect("told");
+        let identity = identity.await.expect("told").child;
         let text = String::from_utf8_lossy(&completion.stdout.bytes).into_owned();
         let ids: Vec<u32> = text
             .split_whitespace()

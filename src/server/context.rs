@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::dispatcher::Dispatcher;
 use crate::metrics::Metrics;
 use crate::upgrade::BinaryWatcher;
-use orbd_proto::types::ReloadAnswer;
+use orbd_proto::types::{Channel, ChannelsOff, ReloadAnswer};
 
 /// State shared by all handlers.
 pub struct Server {
@@ -27,6 +27,8 @@ pub struct Server {
     pub in_force: watch::Receiver<EffectiveConfig>,
     /// Returns the path of `orbctl`.
     pub orbctl: WhereOrbctl,
+    /// Lists the resident channels.
+    pub channels: ListChannels,
     /// Re-reads the configuration, for `daemon.reload`.
     pub reload: Reload,
     /// Checks whether the daemon's binary was replaced.
@@ -51,6 +53,9 @@ pub struct Upgrade {
 /// Returns the path of `orbctl`, or `None` if it is not found. It may be installed while the daemon runs.
 pub type WhereOrbctl = Box<dyn Fn() -> Option<PathBuf> + Send + Sync>;
 
+/// Lists the resident channels, and says why the installed `orbctl` gets none.
+pub type ListChannels = Box<dyn Fn() -> (Vec<Channel>, Option<ChannelsOff>) + Send + Sync>;
+
 /// Re-reads the configuration. Returns what changed, or what is wrong with the configuration.
 pub type Reload = Box<dyn Fn() -> BoxFuture<'static, Result<ReloadAnswer, String>> + Send + Sync>;
 
@@ -63,6 +68,8 @@ pub struct EffectiveConfig {
     pub limits: BTreeMap<String, u64>,
     /// Whether `strict` is set: one job runs at a time, sessions excepted.
     pub strict: bool,
+    /// Why the configuration allows no resident channels; `None` if it does.
+    pub channels_off: Option<&'static str>,
 }
 
 /// The part of `daemon.info` that never changes.

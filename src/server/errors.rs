@@ -226,6 +226,11 @@ fn failure_error(
         Failure::JournalUnavailable(_) => {
             ErrorKind::JournalUnavailable.with(text, start(ErrorKind::JournalUnavailable))
         }
+        Failure::ChannelBroken { machine, .. } => {
+            let mut data = start(ErrorKind::JobInterrupted);
+            data.machine = Some(machine.to_string());
+            ErrorKind::JobInterrupted.with(format!("{what}: {text}"), data)
+        }
         Failure::Internal(cause) => internal(&format!("{what}: {cause}")),
     }
 }

@@ -70,6 +70,7 @@ pub(super) fn job(view: &JobView) -> types::Job {
         outcome,
         output_bytes: view.output_bytes,
         joined_callers: view.joined,
+        in_channel: view.in_channel,
         not_durable: view.is_unwritten,
     }
 }

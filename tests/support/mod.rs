@@ -43,6 +43,8 @@ pub(crate) use wire::Wire;
 /// Longer than anything here takes; what takes this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+const EXEC_CHANNEL: &str = "ORBD_EXEC_CHANNEL";
+
 /// PATH of the programs that tests start.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -115,7 +117,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Returns a world in which commands take no time; nothing runs yet.
+    /// Returns a world in which commands take no time, each as an `orbctl run` of its own; nothing runs yet.
     pub(crate) fn new() -> Self {
         restore_default_signals();
         let folder = tempfile::Builder::new()
@@ -130,6 +132,8 @@ impl World {
             variables: vec![
                 ("ORBCTL_SIM_LATENCY", "0".into()),
                 ("ORBCTL_SIM_ISOLATION", "dir".into()),
+                // On a busy computer an `orbctl run` may take long enough for a channel to be opened.
+                (EXEC_CHANNEL, "off".into()),
             ],
             program: None,
             daemon: None,
@@ -158,6 +162,12 @@ impl World {
     /// Makes commands take this many milliseconds, as in `restart=100,list=20`.
     pub(crate) fn latency(self, text: &str) -> Self {
         self.variable("ORBCTL_SIM_LATENCY", &format!("0,{text}"))
+    }
+
+    /// Lets commands use resident channels, as by default. Each `orbctl run` takes long enough for that.
+    pub(crate) fn channels(mut self) -> Self {
+        self.variables.retain(|(name, _)| *name != EXEC_CHANNEL);
+        self.latency("run=25")
     }
 
     /// Scripts troubles of the stand-in.

@@ -207,6 +207,7 @@ pub(crate) fn job(id: u64, operation: &str, state: JobStateWord) -> Job {
         outcome: None,
         output_bytes: 0,
         joined_callers: 0,
+        in_channel: false,
         not_durable: false,
     }
 }

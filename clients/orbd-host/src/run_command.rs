@@ -161,6 +161,15 @@ pub enum GuestEnv {
     Argv,
 }
 
+/// Whether commands may run through resident channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecChannel {
+    /// If commands for a machine follow each other, and `orbctl` takes long to start.
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Working directory of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start<'a> {
@@ -208,6 +217,13 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
     for (flag, is_given) in [("-s", command.login_shell), ("-p", command.translate_paths)] {
         args.extend(is_given.then(|| flag.into()));
     }
+    let guest = guest_command(command, guest_env);
+    args.extend(guest.args);
+    Call { args, env: guest.env }
+}
+
+/// Returns what [`run`] lets `orbctl` start in the machine: the command's words, and the variables that `orbctl` passes on.
+pub fn guest_command(command: &Run<'_>, guest_env: GuestEnv) -> Call {
     let variables = Variables::of(command);
     let mut call = Call::default();
     let mut operands = Vec::new();
@@ -228,11 +244,10 @@ pub fn run(command: &Run<'_>, guest_env: GuestEnv) -> Call {
             script.push_str(HAND_OVER);
         }
         script.push_str(TO_LOGIN_SHELL);
-        args.extend(text_args(["sh", "-c", &script, "orbd"]));
-        args.extend(operands);
+        call.args.extend(text_args(["sh", "-c", &script, "orbd"]));
+        call.args.extend(operands);
     }
-    args.extend(command.command.iter().map(OsString::from));
-    call.args = args;
+    call.args.extend(command.command.iter().map(OsString::from));
     call
 }
 

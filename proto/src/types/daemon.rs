@@ -73,6 +73,51 @@ pub struct DaemonInfoAnswer {
     pub unhealthy: Option<Outage>,
     /// A replaced daemon binary that is not running yet; absent if there is none.
     pub upgrade: Option<Upgrade>,
+    /// Resident channels, and machines that have none for a reason; absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<Channel>,
+    /// Why no machine gets a resident channel; absent if machines can have one.
+    pub channels_off: Option<ChannelsOff>,
+}
+
+words! {
+    /// `configured`: orbd's configuration says so. `unnecessary`: `orbctl run` is fast. `unsuitable`: the installed `orbctl` cannot serve one.
+    ChannelsOffCause ["configured", "unnecessary", "unsuitable"];
+}
+
+/// Why no machine gets a resident channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChannelsOff {
+    /// Kind of the reason.
+    #[schemars(with = "ChannelsOffCause")]
+    pub cause: String,
+    /// The reason.
+    pub message: String,
+}
+
+words! {
+    /// `closed`: there is none, for the reason in `problem`. `opening`: it was started and has not answered yet. `idle`: it waits for a
+    /// command. `busy`: a command runs in it.
+    ChannelState ["closed", "opening", "idle", "busy"];
+}
+
+/// The resident channel of a machine and user: one `orbctl run` that serves many commands.
+#[skip_serializing_none]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Channel {
+    /// Name of the machine.
+    pub machine: String,
+    /// User of the commands; absent if it is the machine's default user.
+    pub user: Option<String>,
+    /// State of the channel.
+    #[schemars(with = "ChannelState")]
+    pub state: String,
+    /// Milliseconds since it was opened; absent unless it is open.
+    pub age_ms: Option<u64>,
+    /// Number of commands that it has begun; absent unless it is open.
+    pub commands: Option<u64>,
+    /// Why there is none, or why the last one ended early; absent if there was no problem.
+    pub problem: Option<String>,
 }
 
 words! {

@@ -159,6 +159,10 @@ pub struct Job {
     pub output_bytes: u64,
     /// Number of further callers that share the job's `orbctl` run.
     pub joined_callers: u32,
+    /// Whether a resident channel carries out the command, instead of an `orbctl run` of its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
+    pub in_channel: bool,
     /// Whether the job runs without an entry in the journal, because the journal cannot be written. If orbd crashes, the next instance can
     /// find the job only by the environment of its process.
     #[serde(default, skip_serializing_if = "is_false")]

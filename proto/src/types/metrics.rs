@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
-use super::Client;
 use super::job::{JobClass, OutcomeWord};
+use super::{Client, is_false};
 
 /// Parameters of `metrics.summary`.
 #[skip_serializing_none]
@@ -162,6 +162,10 @@ pub struct MetricsRecord {
     pub bytes_out: u64,
     /// Whether several callers shared the job.
     pub joined: bool,
+    /// Whether a resident channel carried out the command, instead of an `orbctl run` of its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
+    pub in_channel: bool,
 }
 
 /// Answer of `metrics.history`.

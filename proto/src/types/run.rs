@@ -40,7 +40,17 @@ job_params! {
         /// arrives: orbd then writes no file. While no client follows the job, all output is stored.
         #[serde(default, skip_serializing_if = "is_false")]
         pass_through: bool,
+        /// Whether the command may run through a resident channel to the machine. `open`: yes, and more commands for the machine follow, so
+        /// that the first one opens a channel. Default: `auto`. Without effect if orbd's key `exec_channel` is `off`.
+        #[schemars(with = "Option<ChannelUse>")]
+        channel: Option<String>,
     }
+}
+
+words! {
+    /// `auto`: if there is a free one, or if commands for the machine follow each other. `open`: the same, and the first command opens one.
+    /// `off`: no.
+    ChannelUse ["auto", "open", "off"];
 }
 
 /// An output stream of a command.

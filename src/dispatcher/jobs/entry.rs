@@ -25,6 +25,8 @@ pub(in crate::dispatcher) struct Entry {
     pub(super) output: Output,
     /// Number of callers that share the job, not counting the first.
     pub(in crate::dispatcher) joined: u32,
+    /// Whether a resident channel carries it out.
+    pub(in crate::dispatcher) in_channel: bool,
 }
 
 /// Phase of a job. Both variants are boxed because B-tree nodes have room for about twice the entries that they hold.
@@ -77,6 +79,7 @@ impl Entry {
             phase: JobPhase::ActiveJob(Box::new(live)),
             output,
             joined: 0,
+            in_channel: false,
         }
     }
 

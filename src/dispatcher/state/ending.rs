@@ -12,7 +12,7 @@ use crate::orbctl::Orbctl;
 use crate::scheduler::{self, CancelResult};
 use crate::spool;
 
-use super::super::jobs::{EndedJob, EndingJob};
+use super::super::jobs::{EndedJob, EndingJob, Entry};
 use super::super::run_job::JobResult;
 use super::super::submission::{JobSpec, WaitingFor};
 use super::super::views::Cancelled;
@@ -104,8 +104,7 @@ impl<O: Orbctl> State<O> {
         };
         let spec = entry.spec.clone();
         if is_recorded {
-            self.metrics
-                .record(record(&spec, since, now, finished, entry.joined));
+            self.metrics.record(record(&spec, since, now, finished, entry));
         }
         if let Outcome::Succeeded(Success::Observed { warning, .. }) = &finished.outcome {
             about_job!(
@@ -196,7 +195,7 @@ fn record(
     since: Option<Moment>,
     now: Moment,
     finished: &JobResult,
-    joined: u32,
+    entry: &Entry,
 ) -> OperationRecord {
     let micros = |from: Instant, to: Instant| {
         u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
@@ -226,7 +225,8 @@ fn record(
         exit_code: finished.exit_code,
         bytes_in: finished.bytes_in,
         bytes_out: finished.bytes_out,
-        joined: joined > 0,
+        joined: entry.joined > 0,
+        in_channel: entry.in_channel,
         changed,
     }
 }

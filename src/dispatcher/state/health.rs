@@ -23,7 +23,12 @@ impl<O: Orbctl> State<O> {
     /// Handles an event of a running job.
     pub(super) fn on_job_event(&mut self, id: JobId, note: Note) {
         match note {
-            Note::Started(child) => self.child_started(id, child, None),
+            Note::Started(started) => {
+                if started.in_channel {
+                    self.jobs.note_channel(id);
+                }
+                self.child_started(id, started.child, None);
+            }
             Note::Replaced => self.invalidate_untrusted(&Scope::Everything),
             Note::HealthSignal(signal, began) => self.on_health_signal(id, signal, began),
             Note::NotDurable(accepted, cause, reply) => self.roll_back(*accepted, cause, reply),
@@ -95,6 +100,7 @@ impl<O: Orbctl> State<O> {
         let Some(problem) = self.health.problem().cloned() else {
             return;
         };
+        self.runner.close_channels(Scope::Everything, || {});
         for id in self.reads.on_outage(&problem) {
             if self.scheduler.cancel(id) == CancelResult::NeverStarted {
                 let failure = Failure::OrbctlUnhealthy(problem.clone());

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use crate::operation::Lane;
+use crate::operation::{Lane, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler;
 use orbd_host::machine::MachineName;
@@ -15,6 +15,10 @@ impl<O: Orbctl> State<O> {
     pub(super) fn queue(&mut self, verb: QueueVerb, target: &Target, reply: oneshot::Sender<QueueView>) {
         let lane = lane_target(target);
         tracing::info!(?verb, ?target, "queue command");
+        if verb != QueueVerb::Resume {
+            // The queue is held back so that something else can use the machine.
+            self.runner.close_channels(scope_of(target), || {});
+        }
         match verb {
             QueueVerb::Pause => self.scheduler.pause(lane),
             QueueVerb::Resume => {
@@ -50,6 +54,13 @@ impl<O: Orbctl> State<O> {
             draining_machines: machines(draining),
             outage: self.outage(),
         }
+    }
+}
+
+fn scope_of(target: &Target) -> Scope {
+    match target {
+        Target::All => Scope::Everything,
+        Target::Machine(name) => Scope::Machines(vec![name.clone()]),
     }
 }
 

@@ -134,6 +134,7 @@ impl<O: Orbctl> State<O> {
             Query::List => {
                 if let Some(seen) = cached(CacheKey::Machines) {
                     let is_poll = self.watch.is_poll(id);
+                    self.close_channels_of_gone(&seen);
                     self.watch.on_machines(seen, is_poll, now);
                 }
             }
@@ -161,6 +162,7 @@ impl<O: Orbctl> State<O> {
             self.reads.invalidate_all();
         }
         self.invalidate(scope);
+        self.runner.close_channels(scope.clone(), || {});
         self.poll_now();
     }
 

@@ -26,6 +26,7 @@ impl<O: Orbctl> State<O> {
             waiting_for,
             output_bytes: entry.output_bytes(),
             joined: entry.joined,
+            in_channel: entry.in_channel,
             is_unwritten: self.journal.is_unwritten(entry.spec.id),
         }
     }

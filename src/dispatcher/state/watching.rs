@@ -9,10 +9,12 @@ use crate::cache::CacheKey;
 use crate::clock::Moment;
 use crate::events::Event;
 use crate::job::ClientId;
-use crate::operation::Query;
+use crate::operation::{Query, Scope};
 use crate::orbctl::Orbctl;
 use crate::scheduler::Target;
+use orbd_host::machine::{Machine, MachineName, MachineState};
 
+use super::super::answer::{ObservedAnswer, by_name};
 use super::super::submission::{Client, JobSpec};
 use super::super::views::{Snapshot, Subscriber};
 use super::State;
@@ -54,6 +56,26 @@ impl<O: Orbctl> State<O> {
             jobs,
             more_jobs,
             outage: self.outage(),
+        }
+    }
+
+    /// Closes the channels of machines that no longer run, or are others of the same name, in a list that was just observed.
+    pub(super) fn close_channels_of_gone(&self, seen: &ObservedAnswer) {
+        let machines = |answer: &ObservedAnswer| answer.value.machines().unwrap_or_default().to_vec();
+        let (before, now) = (
+            self.watch.machines().map(machines).unwrap_or_default(),
+            machines(seen),
+        );
+        let is_same = |old: &Machine| {
+            by_name(&now, &old.name).is_some_and(|new| new.id == old.id && new.state == MachineState::Running)
+        };
+        let gone: Vec<MachineName> = before
+            .iter()
+            .filter(|old| old.state == MachineState::Running && !is_same(old))
+            .map(|old| old.name.clone())
+            .collect();
+        if !gone.is_empty() {
+            self.runner.close_channels(Scope::Machines(gone), || {});
         }
     }
 

@@ -10,7 +10,7 @@ use orbd_proto::methods::{
     DaemonHello, DaemonInfo, DaemonReload, DaemonStop, PROTOCOL_MIN, PROTOCOL_VERSION,
 };
 use orbd_proto::protocol::ProtocolRange;
-use orbd_proto::types::{self, DaemonInfoAnswer, Done, HelloAnswer};
+use orbd_proto::types::{self, ChannelsOff, DaemonInfoAnswer, Done, HelloAnswer};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Maximum length of a client name, in bytes.
@@ -51,6 +51,7 @@ pub(super) fn register(registry: &mut Registry) {
         };
         let in_force = call.server.in_force.borrow().clone();
         let path = |path: &std::path::Path| path.display().to_string();
+        let (channels, no_channels) = (call.server.channels)();
         Ok(DaemonInfoAnswer {
             version: VERSION.into(),
             protocol: PROTOCOL_VERSION,
@@ -68,6 +69,14 @@ pub(super) fn register(registry: &mut Registry) {
             strict: in_force.strict,
             unhealthy: queue.outage.as_ref().map(convert::outage),
             upgrade,
+            channels,
+            channels_off: in_force
+                .channels_off
+                .map(|message| ChannelsOff {
+                    cause: "configured".into(),
+                    message: message.into(),
+                })
+                .or(no_channels),
         })
     });
     registry.method::<DaemonReload, _, _>(async |call, _params| {

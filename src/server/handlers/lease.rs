@@ -64,6 +64,10 @@ pub(super) fn register(registry: &mut Registry) {
             call.server.dispatcher.cancel(job.spec.id).await;
             return Err(error);
         }
+        // The job holds its lanes, so no command can open another one.
+        if let Some(scope) = job.spec.info.disturbs() {
+            call.server.dispatcher.close_channels(scope).await;
+        }
         Ok(LeaseAnswer {
             job_id: job.spec.id.0,
             orbctl: orbctl.display().to_string(),

@@ -156,6 +156,7 @@ fn written(record: &OperationRecord) -> MetricsRecord {
         bytes_in: record.bytes_in,
         bytes_out: record.bytes_out,
         joined: record.joined,
+        in_channel: record.in_channel,
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::clock::Moment;
 use crate::dispatcher::{Job, JobState};
 use crate::job::{JobId, Outcome, Success};
-use crate::operation::{Action, CallerEnv, ExecRequest, OutputKept, Stdin};
+use crate::operation::{Action, CallerEnv, ChannelUse, ExecRequest, OutputKept, Stdin};
 use crate::server::budget::{Budget, Permit};
 use crate::server::call::{Call, end, ended_well};
 use crate::server::context::Server;
@@ -310,6 +310,12 @@ fn exec_request(params: RunParams) -> Result<ExecRequest, ErrorObject> {
     if params.pass_through {
         request.output = OutputKept::Unread;
     }
+    request.channel = match params.channel.as_deref() {
+        None | Some("auto") => ChannelUse::Auto,
+        Some("open") => ChannelUse::MoreFollow,
+        Some("off") => ChannelUse::Off,
+        Some(_) => return Err(invalid("channel", "must be `auto`, `open` or `off`")),
+    };
     Ok(request)
 }
 

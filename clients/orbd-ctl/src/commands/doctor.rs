@@ -2,6 +2,7 @@
 //!
 //! Each function checks one thing. None of them changes anything, or starts the daemon or OrbStack.
 
+mod channels;
 mod services;
 
 use std::ffi::OsStr;
@@ -335,6 +336,7 @@ fn of_daemon(
         }
     }
     checks.extend(queue.as_ref().map(of_queue));
+    checks.push(channels::channels(info));
     if let Ok(counters) = client.call::<MetricsCounters>(&NoParams {}) {
         checks.push(match counters.store.as_str() {
             "open" | "closed" => Check::ok("metrics", "the store is healthy"),

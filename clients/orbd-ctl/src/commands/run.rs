@@ -161,6 +161,7 @@ fn carry_out(context: &mut Context, args: RunArgs, interrupt: &Interrupt) -> Res
             stdin_base64: None,
             stdin_stream: input.is_some(),
             pass_through: false,
+            channel: None,
         }
     );
     if job_flags.detach {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::Cell;
-use orbd_proto::types::{CacheStatusAnswer, DaemonInfoAnswer, ReloadAnswer, Upgrade};
+use orbd_proto::types::{CacheStatusAnswer, Channel, DaemonInfoAnswer, ReloadAnswer, Upgrade};
 
 use super::{BAD, GOOD, HINT, QUIET, age_ms, bytes, duration_us, paint};
 use crate::layout::Look;
@@ -56,6 +56,23 @@ fn bound(name: &str, limit: u64) -> String {
     }
 }
 
+/// Describes a resident channel, or why there is none.
+fn channel(channel: &Channel) -> (String, String) {
+    let name = match &channel.user {
+        Some(user) => format!("{user}@{}", channel.machine),
+        None => channel.machine.clone(),
+    };
+    let mut about = channel.state.clone();
+    if let (Some(age), Some(commands)) = (channel.age_ms, channel.commands) {
+        let age = duration_us(age.saturating_mul(1000));
+        let _ = write!(about, ", {commands} commands in {age}");
+    }
+    if let Some(problem) = &channel.problem {
+        let _ = write!(about, ": {problem}");
+    }
+    (name, about)
+}
+
 /// Formats the answer of `daemon.info`.
 pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     let nothing = || "none".to_owned();
@@ -99,7 +116,16 @@ pub(crate) fn daemon(answer: &DaemonInfoAnswer, look: Look) -> String {
     if answer.strict {
         lines.push(("order", "strict: one invocation at a time".into()));
     }
+    if let Some(off) = &answer.channels_off {
+        lines.push(("channels", format!("none: {}", off.message)));
+    }
     text.push_str(&look.pairs(lines));
+    if !answer.channels.is_empty() {
+        text.push_str("channels\n");
+        let listed: Vec<(String, String)> = answer.channels.iter().map(channel).collect();
+        let listed = look.pairs(listed.iter().map(|(name, about)| (name.as_str(), about.clone())));
+        text.extend(listed.lines().map(|line| format!("  {line}\n")));
+    }
     let limits = look.pairs(
         answer
             .limits

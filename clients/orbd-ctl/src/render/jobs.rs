@@ -171,6 +171,7 @@ pub(crate) fn job(job: &Job, look: Look) -> String {
         );
     }
     known("outcome", job.outcome.as_ref().map(outcome));
+    known("channel", job.in_channel.then(|| "yes".into()));
     known("output", (job.output_bytes > 0).then(|| bytes(job.output_bytes)));
     known(
         "joined",

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::value::{Bytes, LogFormat, RawValue, Value, check_bounds};
+use super::value::{Bytes, LogFormat, MachineNames, RawValue, Value, check_bounds};
 use super::{ConfigError, Origin, UserDirs};
-use crate::run_command::GuestEnv;
+use crate::run_command::{ExecChannel, GuestEnv};
 
 /// Name and description of a configuration key.
 #[derive(Debug)]
@@ -237,6 +237,13 @@ keys! {
     /// How environment variables of a command are passed to the guest. "orbenv" passes the values in orbctl's environment and lists
     /// their names in ORBENV. "argv" passes them as arguments, which every user of this computer can read.
     guest_env: GuestEnv = |_| GuestEnv::Orbenv;
+    /// Whether commands may run through a resident channel, which is one orbctl run that serves many commands of a machine and user.
+    /// "auto" opens one when commands follow each other and an orbctl run takes at least 20 ms. "off" runs orbctl for each command, as
+    /// `strict` does.
+    exec_channel: ExecChannel = |_| ExecChannel::Auto;
+    /// Machines in which orbd runs orbctl for each command, whatever `exec_channel` says. In an environment variable, names are separated
+    /// by commas.
+    exec_channel_except: MachineNames = |_| MachineNames::default();
 
     /// Maximum age of a cached state that orbd returns. If the cached state is older, orbd runs orbctl to read it again.
     cache_max_age: Duration = |_| seconds(30), Duration::ZERO => days(1);

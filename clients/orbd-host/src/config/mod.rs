@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use keys::{Config, Difference, KEYS, Key, Reloaded, find_key};
-pub use value::{Bytes, LogFormat, log_filter};
+pub use value::{Bytes, LogFormat, MachineNames, log_filter};
 
 use value::RawValue;
 

@@ -1,5 +1,6 @@
 //! Types of configuration values, and how they are written in the file, in a variable and in a flag.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::run_command::GuestEnv;
+use crate::machine::MachineName;
+use crate::run_command::{ExecChannel, GuestEnv};
 
 /// A type that a key's value can have.
 pub(super) trait Value: Sized + PartialEq {
@@ -219,49 +221,73 @@ impl Value for PathBuf {
     }
 }
 
-impl Value for LogFormat {
-    fn from_toml(value: &toml::Value) -> Result<Self, String> {
-        value
-            .as_str()
-            .ok_or_else(|| wrong_type("\"text\" or \"json\"", value))
-            .and_then(Self::from_text)
-    }
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("must be \"text\" or \"json\", not {text:?}")),
-        }
-    }
-    fn to_toml(&self) -> String {
-        match self {
-            Self::Text => "\"text\"".into(),
-            Self::Json => "\"json\"".into(),
-        }
+/// Names of machines, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MachineNames(pub BTreeSet<MachineName>);
+
+impl MachineNames {
+    fn of<'a>(names: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let parse = |name: &str| {
+            name.parse()
+                .map_err(|error| format!("must be names of machines, not {name:?}: {error}"))
+        };
+        names.map(parse).collect::<Result<_, _>>().map(Self)
     }
 }
 
-impl Value for GuestEnv {
+impl Value for MachineNames {
     fn from_toml(value: &toml::Value) -> Result<Self, String> {
-        value
-            .as_str()
-            .ok_or_else(|| wrong_type("\"orbenv\" or \"argv\"", value))
-            .and_then(Self::from_text)
+        let wrong = || wrong_type("a list of machine names in quotes", value);
+        let items = value.as_array().ok_or_else(wrong)?;
+        let names: Option<Vec<&str>> = items.iter().map(toml::Value::as_str).collect();
+        Self::of(names.ok_or_else(wrong)?.into_iter())
     }
     fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "orbenv" => Ok(Self::Orbenv),
-            "argv" => Ok(Self::Argv),
-            _ => Err(format!("must be \"orbenv\" or \"argv\", not {text:?}")),
-        }
+        Self::of(text.split(',').map(str::trim).filter(|name| !name.is_empty()))
     }
     fn to_toml(&self) -> String {
-        match self {
-            Self::Orbenv => "\"orbenv\"".into(),
-            Self::Argv => "\"argv\"".into(),
-        }
+        let names = self.0.iter().map(|name| name.as_str().into()).collect();
+        toml::Value::Array(names).to_string()
+    }
+    fn to_text(&self) -> Option<String> {
+        let names: Vec<&str> = self.0.iter().map(MachineName::as_str).collect();
+        Some(names.join(","))
     }
 }
+
+/// Makes an enumeration a value that is one of two words.
+macro_rules! two_words {
+    ($type:ty: $one:literal $one_is:path, $other:literal $other_is:path) => {
+        impl Value for $type {
+            fn from_toml(value: &toml::Value) -> Result<Self, String> {
+                value
+                    .as_str()
+                    .ok_or_else(|| wrong_type(concat!("\"", $one, "\" or \"", $other, "\""), value))
+                    .and_then(Self::from_text)
+            }
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text {
+                    $one => Ok($one_is),
+                    $other => Ok($other_is),
+                    _ => Err(format!(
+                        concat!("must be \"", $one, "\" or \"", $other, "\", not {:?}"),
+                        text
+                    )),
+                }
+            }
+            fn to_toml(&self) -> String {
+                match self {
+                    $one_is => concat!("\"", $one, "\"").into(),
+                    $other_is => concat!("\"", $other, "\"").into(),
+                }
+            }
+        }
+    };
+}
+
+two_words!(LogFormat: "text" LogFormat::Text, "json" LogFormat::Json);
+two_words!(GuestEnv: "orbenv" GuestEnv::Orbenv, "argv" GuestEnv::Argv);
+two_words!(ExecChannel: "auto" ExecChannel::Auto, "off" ExecChannel::Off);
 
 /// An optional value has no default; the sample shows it as `""`.
 impl<T: Value> Value for Option<T> {

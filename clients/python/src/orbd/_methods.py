@@ -146,6 +146,7 @@ class Methods(BaseClient):
         command: Iterable[str],
         *,
         caller_env: Mapping[str, str] | None = None,
+        channel: str | None = None,
         env: Mapping[str, str] | None = None,
         pass_through: bool = False,
         stdin_stream: bool = False,
@@ -161,6 +162,9 @@ class Methods(BaseClient):
         :param command: Program and its arguments; no shell interprets them. The program cannot start with ``-``.
         :param caller_env: Variables of the caller's own environment that ``orbctl run`` would have passed to the guest:
             ``ORBENV``, the variables that it lists, ``TERM``, ``DISPLAY`` and the proxy variables. Others are rejected.
+        :param channel: Whether the command may run through a resident channel to the machine. ``open``: yes, and more commands
+            for the machine follow, so that the first one opens a channel. Default: ``auto``. Without effect if orbd's key
+            ``exec_channel`` is ``off``.
         :param env: Environment variables to set for the command.
         :param pass_through: Store only the output that followers have not read yet, and the last 512 KiB. Use it for large output
             that a client reads as it arrives: orbd then writes no file. While no client follows the job, all output is stored.
@@ -180,6 +184,7 @@ class Methods(BaseClient):
                     **input_params("stdin_", stdin),
                     **without_unset(
                         caller_env=caller_env or None,
+                        channel=channel,
                         env=env or None,
                         pass_through=pass_through,
                         stdin_stream=stdin_stream,

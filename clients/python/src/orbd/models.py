@@ -27,6 +27,32 @@ class Hello(Model):
     """Id of this run of the daemon; each start has a new one."""
 
 
+class Channel(Model):
+    """The resident channel of a machine and user: one ``orbctl run`` that serves many commands."""
+
+    machine: str
+    """Name of the machine."""
+    state: str
+    """State of the channel. One of ``closed``, ``opening``, ``idle``, ``busy``."""
+    age_ms: int | None = None
+    """Milliseconds since it was opened; None unless it is open."""
+    commands: int | None = None
+    """Number of commands that it has begun; None unless it is open."""
+    problem: str | None = None
+    """Why there is none, or why the last one ended early; None if there was no problem."""
+    user: str | None = None
+    """User of the commands; None if it is the machine's default user."""
+
+
+class ChannelsOff(Model):
+    """Why no machine gets a resident channel."""
+
+    cause: str
+    """Kind of the reason. One of ``configured``, ``unnecessary``, ``unsuitable``."""
+    message: str
+    """The reason."""
+
+
 class Outage(Model):
     """An outage of ``orbctl``. Meanwhile reads return the last known state, and only forced operations and sessions start."""
 
@@ -88,6 +114,10 @@ class DaemonInfo(Model):
     """Limits in force, by configuration key."""
     strict: bool = False
     """Whether ``strict`` is set: one job runs at a time, sessions excepted."""
+    channels: tuple[Channel, ...] = ()
+    """Resident channels, and machines that have none for a reason; empty if there are none."""
+    channels_off: ChannelsOff | None = None
+    """Why no machine gets a resident channel; None if machines can have one."""
     unhealthy: Outage | None = None
     """Why ``orbctl`` is unhealthy, and since when; None while it is healthy."""
     upgrade: Upgrade | None = None
@@ -433,6 +463,8 @@ class Job(Model):
     """Number of further callers that share the job's ``orbctl`` run."""
     ended_at: str | None = None
     """Time of the end; None until the job has ended."""
+    in_channel: bool = False
+    """Whether a resident channel carries out the command, instead of an ``orbctl run`` of its own."""
     lanes: tuple[JobLane, ...] = ()
     """The lanes that the job holds or waits for; empty if it takes none."""
     machine: str | None = None
@@ -649,6 +681,8 @@ class MetricsRecord(Model):
     """Whether several callers shared the job."""
     exit_code: int | None = None
     """Exit code; None if there was none."""
+    in_channel: bool = False
+    """Whether a resident channel carried out the command, instead of an ``orbctl run`` of its own."""
     machine: str | None = None
     """Machine that the job was about; None if there was none, or more than one."""
     started_at: str | None = None
