@@ -8,9 +8,10 @@ CLIENT := clients/python
 SCRIPTS := .ci/dependencies .ci/release-check .ci/version
 ORBCTL ?= sim
 CYCLES ?= 1000
+COMMANDS ?= 100000
 
 .PHONY: help demo docs test test-unit test-rust test-python test-python-oldest test-wheel fmt fix check check-format check-rust \
-	check-python check-spelling coverage-rust hooks ci deny soak bench bless dist wheels formula version package release-check clean
+	check-python check-spelling coverage-rust hooks ci deny soak soak-channels bench bless dist wheels formula version package release-check clean
 .DELETE_ON_ERROR:
 
 help: ## print this list
@@ -93,6 +94,10 @@ soak: ## kill the daemon under load 1000 times (CYCLES=n) and print the figures
 
 bench: ## run the benchmarks, each figure as a ratio beside its limit
 	$(CARGO) bench
+
+soak-channels: ## run 100,000 commands (COMMANDS=n) through channels while their processes are killed, then every combination of shells
+	ORBD_SOAK_CYCLES=1 ORBD_SOAK_COMMANDS=$(COMMANDS) $(CARGO) test -p orbd-tests --test suite -- --nocapture channel_soak
+	ORBD_SOAK_CYCLES=1 $(CARGO) test -p orbd-tests --test suite -- --ignored every_combination_of_shells
 
 bless: $(VENV)/ready ## rewrite proto/openrpc.json, what is generated from it, the golden examples and the reference in docs/cli.md
 	ORBD_BLESS=1 $(CARGO) test -p orbd-tests --test suite -- golden published

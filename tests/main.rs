@@ -1,5 +1,7 @@
 //! The test suite, built as one binary.
 
+mod channel_differential;
+mod channel_soak;
 mod ctl_config;
 mod ctl_doctor;
 mod ctl_events;
