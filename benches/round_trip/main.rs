@@ -17,6 +17,7 @@
 
 mod burst;
 mod cached;
+mod channel;
 mod daemon;
 mod dropin;
 mod echo;
@@ -55,11 +56,12 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table));
 
-/// Sections by name, in order. The first seven run unless others are named.
-const SECTIONS: [Section; 10] = [
+/// Sections by name, in order. The first eight run unless others are named.
+const SECTIONS: [Section; 11] = [
     ("cached", cached::measure),
     ("burst", burst::measure),
     ("exec", exec::measure),
+    ("channel", channel::measure),
     ("start", start::measure),
     ("dropin", dropin::measure),
     ("output", output::measure),
@@ -77,7 +79,7 @@ fn main() {
         .file_name()
         .is_some_and(|name| name == stand_in::NAME)
     {
-        return stand_in::run(args);
+        return stand_in::run(Path::new(&called), args);
     }
     let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
     if words.first().is_some_and(|word| word == echo::FLAG) {
@@ -94,7 +96,7 @@ fn main() {
         let named = words.iter().any(|word| !word.starts_with('-'));
         match (named, scale) {
             (true, _) => words.iter().any(|word| word == name),
-            (false, Scale::Full) => at < 7,
+            (false, Scale::Full) => at < 8,
             (false, Scale::Tiny) => true,
         }
     };

@@ -1,14 +1,21 @@
-//! A minimal `orbctl`: this program under that name. It lists one machine, writes a stream, or exits at once.
+//! A minimal `orbctl`: this program under that name. It lists one machine, writes a stream, or exits at once. If it was slowed down, it
+//! also runs commands.
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 /// Name under which this program is an `orbctl`.
 pub(crate) const NAME: &str = "orbctl";
 
 /// Its only machine.
 pub(crate) const MACHINE: &str = "web";
+
+/// File beside the program with the milliseconds that it takes.
+const LATENCY: &str = "latency";
 
 /// First argument that makes it write; a kind and a number of bytes follow.
 pub(crate) const EMIT: &str = "emit";
@@ -28,9 +35,20 @@ pub(crate) fn install(folder: &Path) -> PathBuf {
     path
 }
 
-/// Acts as `orbctl` with these arguments.
-pub(crate) fn run(args: impl Iterator<Item = OsString>) {
+/// Makes the program in this folder take so long for everything, and run commands.
+pub(crate) fn slow_down(folder: &Path, ms: u64) {
+    std::fs::write(folder.join(LATENCY), ms.to_string()).expect("a file");
+}
+
+/// Acts as `orbctl` with these arguments. `called` is the path under which it was started.
+pub(crate) fn run(called: &Path, args: impl Iterator<Item = OsString>) {
     let words: Vec<String> = args.filter_map(|word| word.into_string().ok()).collect();
+    if let Ok(ms) = std::fs::read_to_string(called.with_file_name(LATENCY)) {
+        std::thread::sleep(Duration::from_millis(ms.parse().expect("a number")));
+        if let ["run", "-m", MACHINE, program, rest @ ..] = words_of(&words).as_slice() {
+            panic!("{program}: {}", Command::new(program).args(rest).exec());
+        }
+    }
     if words.first().is_some_and(|word| word == "list") {
         print!("{LIST}");
         return;
@@ -54,6 +72,10 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) {
         }
         left -= now;
     }
+}
+
+fn words_of(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
 }
 
 /// Returns the text that is written repeatedly: a line of a log, or bytes that are not text.
