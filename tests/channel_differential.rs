@@ -406,11 +406,16 @@ fn compare(answers: &str) {
     }
     for (script, input) in inputs() {
         let params = json!({"command": ["sh", "-c", script], "stdin_base64": STANDARD.encode(&input)});
+        let jobs = pair.jobs.len();
         pair.compare(
             &format!("{script} <{} bytes", input.len()),
             &params,
             &mut differences,
         );
+        if script == "exit 3" {
+            // How much of it fits into a pipe before the end is not the same twice.
+            pair.jobs.truncate(jobs);
+        }
     }
     for params in [
         json!({"command": ["sh", "-c", "echo \"$A|$B\""], "env": {"A": "it's\n", "B": ""}}),

@@ -10,30 +10,32 @@
 orbd_cwd=$PWD;
 exec 7<&0 8>&1 9>&2 </dev/null >/dev/null 2>/dev/null;
 cd /;
-orbd_nl=$(printf '\nx'); orbd_nl=${orbd_nl%x};
+orbd_nl=${IFS#??};
 eval "exec 6<<E${orbd_nl}x${orbd_nl}E${orbd_nl}";
 
-orbd_missing=; orbd_tools=;
-for orbd_x in setsid cat head sleep; do
-  orbd_y=$(command -v $orbd_x);
-  case $orbd_y in
-    /*) orbd_tools="$orbd_tools $orbd_y" ;;
-    '') orbd_missing="$orbd_missing $orbd_x" ;;
+# One subshell finds the programs, and the SHLVL that a `sh` sees which we start. Some shells count, some do not.
+orbd_missing=; orbd_tools=; orbd_sh=; orbd_level=;
+orbd_x=$(
+  for orbd_x in setsid cat head sleep sh; do command -v $orbd_x || echo "-$orbd_x"; done;
+  (exec sh -c 'echo "${SHLVL-}"')
+);
+for orbd_x in $orbd_x; do
+  case $orbd_x in
+    */sh) orbd_sh=$orbd_x ;;
+    /*) orbd_tools="$orbd_tools $orbd_x" ;;
+    -*) orbd_missing="$orbd_missing ${orbd_x#-}" ;;
+    *[!0-9]*) ;;
+    *) orbd_level=$orbd_x ;;
   esac;
 done;
+# The value with which a `sh` that we start sees the SHLVL that this one saw.
+case ${SHLVL-} in
+  '' | *[!0-9]*) orbd_level= ;;
+  *) orbd_level=$((SHLVL + SHLVL - ${orbd_level:-$SHLVL})) ;;
+esac;
 [ /proc/self/fd/6 -ef /proc/self/fd/6 ] || orbd_missing="$orbd_missing /proc";
-orbd_sh=$(command -v sh);
 [ "$orbd_sh" -ef /proc/self/exe ] || orbd_missing="$orbd_missing sh";
 orbd_host=; read -r orbd_host </proc/sys/kernel/hostname;
-
-# The value with which a `sh` that we start sees the SHLVL that this one saw. Some shells count, some do not.
-orbd_level=;
-case ${SHLVL-} in
-  '' | *[!0-9]*) ;;
-  *)
-    orbd_x=$( (exec setsid sh -c 'echo "$SHLVL"') );
-    case $orbd_x in '' | *[!0-9]*) ;; *) orbd_level=$((SHLVL + SHLVL - orbd_x)) ;; esac ;;
-esac;
 
 # Sets orbd_why and succeeds if a new `orbctl run` would start with another environment than this one did.
 orbd_is_stale() {
