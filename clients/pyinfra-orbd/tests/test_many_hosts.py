@@ -27,10 +27,14 @@ Span = tuple[int, int]
 CHANGES = {"create", "start", "stop", "restart", "delete", "rename", "clone"}
 
 
+ALONE = {"exec_channel": "off"}
+"""These tests count and wait for the ``orbctl run`` of each command."""
+
+
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[RealDaemon]:
     """Twenty machines that are directories; each command takes 20 ms."""
-    with temporary_daemon(isolation="dir", latency="0,run=20,start=300,stop=50") as daemon:
+    with temporary_daemon(isolation="dir", latency="0,run=20,start=300,stop=50", config=ALONE) as daemon:
         daemon.create(*(f"m{number}" for number in range(20)))
         yield daemon
 
@@ -142,7 +146,7 @@ def test_killed_daemon_fails_all_hosts_and_the_next_one_ends_the_commands(tmp_pa
             server.shell(name="third", commands=["echo three"])
         """)
     )
-    with temporary_daemon(isolation="dir") as daemon:
+    with temporary_daemon(isolation="dir", config=ALONE) as daemon:
         daemon.create("web", "db", "cache")
         target = target_of(daemon, tmp_path)
         process = target.begin("@orbstack", "deploy.py")
@@ -184,7 +188,7 @@ def test_machine_deleted_during_a_deploy_fails_only_its_host(tmp_path: Path) -> 
             files.put(name="third", src=io.StringIO("three"), dest="third")
         """)
     )
-    with temporary_daemon(isolation="dir") as daemon:
+    with temporary_daemon(isolation="dir", config=ALONE) as daemon:
         daemon.create("web", "db", "cache")
         target = target_of(daemon, tmp_path)
         process = target.begin("@orbstack", "deploy.py")
@@ -216,7 +220,7 @@ def test_hundred_hosts_share_one_list_call(tmp_path: Path) -> None:
         """)
     )
     names = [f"h{number}" for number in range(100)]
-    with temporary_daemon(isolation="dir") as daemon:
+    with temporary_daemon(isolation="dir", config=ALONE) as daemon:
         daemon.create(*names)
         before = len(daemon.ledger())
         said = target_of(daemon, tmp_path).pyinfra("@orbstack", "deploy.py")
