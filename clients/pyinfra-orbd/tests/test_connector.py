@@ -37,6 +37,15 @@ def run(host: Host, command: Any, **arguments: Any) -> tuple[bool, CommandOutput
     return host.run_shell_command(command, **arguments)
 
 
+def use_all(host: Host) -> None:
+    """Runs a command without and with live output, and transfers files in every way."""
+    run(host, "echo run >>tally")
+    run(host, "echo run >>tally", print_output=True)
+    host.put_file(BytesIO(b"small"), "small")
+    host.put_file(BytesIO(b"x" * (2 << 20)), "large")
+    host.get_file("small", BytesIO())
+
+
 def lines(output: CommandOutput) -> list[tuple[str, str]]:
     return [(line.buffer_name, line.line) for line in output]
 
@@ -265,7 +274,13 @@ class TestConnect:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("orbstack_autostart", "yes"), ("orbstack_image", 12), ("orbstack_cpus", "two"), ("orbstack_user", ["root"])],
+        [
+            ("orbstack_autostart", "yes"),
+            ("orbstack_channel", "off"),
+            ("orbstack_image", 12),
+            ("orbstack_cpus", "two"),
+            ("orbstack_user", ["root"]),
+        ],
     )
     def test_host_data_of_a_wrong_type_is_rejected_by_name(self, make_host: MakeHost, key: str, value: Any) -> None:
         """Before any call to the daemon."""
@@ -459,6 +474,53 @@ class TestRun:
     def test_orbstack_user_is_the_user_of_commands(self, make_host: MakeHost, daemon: FakeDaemon) -> None:
         run(make_host(("@orbstack/web", {"orbstack_user": "root"})), "true")
         assert daemon.requests[-1][1]["user"] == "root"
+
+    @pytest.mark.parametrize(
+        ("data", "expected"), [({}, "open"), ({"orbstack_channel": True}, "open"), ({"orbstack_channel": False}, "off")]
+    )
+    def test_every_command_and_transfer_says_whether_a_channel_may_open(
+        self, make_host: MakeHost, daemon: FakeDaemon, data: dict[str, bool], expected: str
+    ) -> None:
+        use_all(make_host(("@orbstack/web", data)))
+        sent = [params["channel"] for method, params in daemon.requests if method.startswith("machine.run")]
+        assert sent == [expected] * 5
+
+    def test_daemon_that_knows_no_channels_runs_each_command_once(
+        self, host: Host, daemon: FakeDaemon, machines: ShellMachines
+    ) -> None:
+        """It refuses the parameter, and gets no other request with it."""
+        refused: list[str] = []
+
+        def older(method: str) -> Any:
+            real = daemon.handlers[method]
+
+            def handle(peer: Peer, params: dict[str, Any]) -> Any:
+                if "channel" in params:
+                    refused.append(method)
+                    raise Failure("invalid_params", "unknown parameter 'channel'", -32602, field="channel")
+                return real(peer, params)
+
+            return handle
+
+        for method in ("machine.run", "machine.run_follow"):
+            daemon.handlers[method] = older(method)
+        use_all(host)
+        assert (machines.home("web") / "tally").read_text() == "run\n" * 2
+        assert refused == ["machine.run"]
+        _client.client()._unknown.clear()
+        host.put_file(BytesIO(b"x" * (2 << 20)), "large")
+        assert (machines.home("web") / "large").stat().st_size == 2 << 20
+        assert refused == ["machine.run", "machine.run_follow"]
+
+    @pytest.mark.parametrize("live", [False, True])
+    def test_refusal_of_another_parameter_is_an_error(self, host: Host, daemon: FakeDaemon, live: bool) -> None:
+        def refuse(peer: Peer, params: dict[str, Any]) -> None:
+            raise Failure("invalid_params", "user: not a name", -32602, field="user")
+
+        daemon.handlers["machine.run"] = daemon.handlers["machine.run_follow"] = refuse
+        with pytest.raises(errors.InvalidParams, match="user: not a name"):
+            run(host, "true", print_output=live)
+        assert sum(method.startswith("machine.run") for method in daemon.methods()) == 1
 
     def test_daemon_that_dies_during_a_command_is_a_connection_error(self, host: Host, daemon: FakeDaemon) -> None:
         """With and without live output."""

@@ -12,12 +12,15 @@ would decode a hundred lists of a hundred machines. So a request that arrives wh
 
 An answer is kept only until its waiting callers have it. A caller that needs fresh data never gets a list whose request was sent
 before its own.
+
+Optional parameters keep the protocol version, and a daemon that is older than one refuses the request. Nothing was begun then,
+so the request is sent again without the parameter.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from itertools import count
@@ -43,6 +46,9 @@ JOB_METHODS = ("machine.", "config.", "orbstack.")
 
 ORBCTL_UNHEALTHY = 4005
 """JSON-RPC error code of ``orbctl_unhealthy``."""
+
+OPTIONAL = ("channel",)
+"""Parameters that the connector sends, but that a daemon may be too old to know."""
 
 SILENT = ("run", "push", "pull", "export", "import")
 """Operations without a notice while they run, because a long run time is normal for them."""
@@ -137,6 +143,8 @@ class StalenessWarningClient(Client):
         """Does not connect yet."""
         super().__init__(path, name=name)
         self._warned: set[str] = set()
+        # Those of `OPTIONAL` that the daemon has refused.
+        self._unknown: set[str] = set()
 
     def with_notices(self, notify: Callable[[str], None]) -> StalenessWarningClient:
         """Returns a client with the same connections that reports to ``notify`` what its calls wait for."""
@@ -150,9 +158,43 @@ class StalenessWarningClient(Client):
         if self._notify is None or not method.startswith(JOB_METHODS):
             return super().call(method, params)
         given = params or {}
-        poll = partial(WaitNotice(self._notify).poll, self, given.get("machine"), is_this_process)
+        try:
+            return self._call_with_notices(self._notify, method, self._known(given))
+        except errors.InvalidParams as error:
+            if not self._is_too_old(error):
+                raise
+        return self._call_with_notices(self._notify, method, self._known(given))
+
+    def _call_with_notices(self, notify: Callable[[str], None], method: str, params: Mapping[str, Any]) -> Any:
+        poll = partial(WaitNotice(notify).poll, self, params.get("machine"), is_this_process)
         with self._pool.borrow() as connection:
-            return connection.call(method, given, poll)
+            return connection.call(method, params, poll)
+
+    @override
+    def _follow(
+        self, method: str, params: Mapping[str, Any], pieces: Iterator[bytes] | None = None
+    ) -> Generator[models.JobEvent, None, models.Ended]:
+        try:
+            return (yield from super()._follow(method, self._known(params), pieces))
+        except errors.InvalidParams as error:
+            if not self._is_too_old(error):
+                raise
+        # No piece was sent yet.
+        return (yield from super()._follow(method, self._known(params), pieces))
+
+    def _known(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the parameters without those that the daemon does not know."""
+        if self._unknown.isdisjoint(params):
+            return params
+        return {name: value for name, value in params.items() if name not in self._unknown}
+
+    def _is_too_old(self, error: errors.InvalidParams) -> bool:
+        """Returns whether the daemon refused a parameter that it is too old to know, and remembers that."""
+        field = error.data.get("field")
+        if field not in OPTIONAL:
+            return False
+        self._unknown.add(field)
+        return True
 
     @override
     def _ctl(self, args: Sequence[str]) -> Any:

@@ -84,6 +84,7 @@ class ConnectorData(TypedDict):
     vm_name: str | None
     orbstack_user: str | None
     orbstack_autostart: bool | None
+    orbstack_channel: bool | None
     orbstack_image: str | None
     orbstack_arch: str | None
     orbstack_default_user: str | None
@@ -100,6 +101,9 @@ connector_data_meta: dict[str, DataMeta] = {
     "orbstack_user": DataMeta("User in the machine; default: the machine's default user"),
     "orbstack_autostart": DataMeta(
         "Whether connecting starts a stopped machine; default: yes for ``@orbstack/NAME``, no for ``@orbstack``"
+    ),
+    "orbstack_channel": DataMeta(
+        "Whether commands may run through a resident channel of orbd, without an ``orbctl`` of their own; default: yes"
     ),
     "orbstack_image": DataMeta(
         "Image from which connecting creates a missing machine, such as ``ubuntu:noble``; default: it is not created"
@@ -489,8 +493,10 @@ class OrbStackConnector(BaseConnector):
         return job.outcome.exit_code
 
     def _options(self, control: ConnectorArguments, legacy: Legacy) -> dict[str, Any]:
-        """Returns the parameters of the call other than the command: user and run timeout."""
-        options: dict[str, Any] = {"user": legacy.user or self.data["orbstack_user"]}
+        """Returns the parameters of the call other than the command: user, channel and run timeout."""
+        # PyInfra runs many commands on a host, so the first one may open a channel.
+        channel = "off" if self.data["orbstack_channel"] is False else "open"
+        options: dict[str, Any] = {"user": legacy.user or self.data["orbstack_user"], "channel": channel}
         timeout = control.get("_timeout")
         if timeout:
             options["run_timeout_ms"] = max(1, int(timeout * 1000))

@@ -107,6 +107,7 @@ class Client(Methods):
         caller_env: Mapping[str, str] | None = None,
         stdin: bytes | Iterable[bytes] | None = None,
         pass_through: bool = False,
+        channel: str | None = None,
         **job: Unpack[JobOptions],
     ) -> Generator[models.JobEvent, None, None]:
         """Runs a command and yields its events as they happen; closing the iterator early stops the command.
@@ -116,10 +117,12 @@ class Client(Methods):
 
         ``stdin`` that is large or an iterable is sent while the command runs, over a second connection, as fast as the command
         reads it. It is sent while the caller waits for the next event. ``pass_through`` is for large output that is read as it
-        arrives: the daemon does not keep output that was yielded.
+        arrives: the daemon does not keep output that was yielded. ``channel`` is that of :meth:`machine_run`.
         """
         params: dict[str, Any] = {"machine": machine, "command": list(command)}
-        params |= without_unset(user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, **job)
+        params |= without_unset(
+            user=user, workdir=workdir, try_workdir=try_workdir, pass_through=pass_through, channel=channel, **job
+        )
         params |= without_unset(env=env or None, caller_env=caller_env or None)
         pieces: Iterator[bytes] | None = None
         if isinstance(stdin, bytes) and len(stdin) <= INLINE_MAX:
