@@ -321,6 +321,23 @@ class TestRun:
         assert sorted(lines(output)) == [("stderr", "err"), ("stdout", "out")]
         assert daemon.methods().count("machine.run") == 1
 
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ({}, "echo $0"),
+            ({"_chdir": "/"}, "cd / && echo $0"),
+            ({"_shell_executable": "bash"}, "bash -c 'echo $0'"),
+            ({"_shell_executable": None}, "echo $0"),
+            ({"_sudo": True}, "sudo -H -n sh -c 'echo $0'"),
+        ],
+    )
+    def test_shell_that_would_only_start_another_is_left_out(
+        self, host: Host, daemon: FakeDaemon, authority: Path, arguments: dict[str, Any], expected: str
+    ) -> None:
+        _, output = run(host, "echo $0", **arguments)
+        assert output.stdout in ("sh", "bash")
+        assert daemon.requests[-1][1]["command"] == ["sh", "-c", expected]
+
     @pytest.mark.parametrize("print_output", [False, True])
     def test_stdout_and_stderr_keep_their_order(self, host: Host, print_output: bool) -> None:
         command = "for i in 1 2 3; do echo out$i; sleep 0.02; echo err$i >&2; sleep 0.02; done"
@@ -838,6 +855,33 @@ class TestFiles:
         (machines.home("web") / "sub").mkdir()
         host.put_file(BytesIO(b"x"), "there", _chdir="sub")
         assert (machines.home("web") / "sub/there").exists()
+
+    @pytest.mark.parametrize("shell", ["sh", "bash", "/bin/sh", None])
+    def test_transfer_works_in_any_shell_and_only_in_its_folder(
+        self, host: Host, machines: ShellMachines, authority: Path, shell: str | None
+    ) -> None:
+        """If the folder is missing, no part of the script runs elsewhere."""
+        home = machines.home("web")
+        (home / "sub").mkdir()
+        variants: list[dict[str, Any]] = [
+            {},
+            {"_env": {"A": "it's\nb"}},
+            {"_sudo": True},
+            {"_sudo": True, "_use_sudo_login": True},
+        ]
+        # Without a shell, PyInfra would let sudo execute `cd`.
+        for arguments in variants if shell else variants[:2]:
+            host.put_file(BytesIO(ALL_BYTES), "there", _chdir="sub", _shell_executable=shell, **arguments)
+            back = BytesIO()
+            host.get_file("there", back, _chdir="sub", _shell_executable=shell, **arguments)
+            assert back.getvalue() == ALL_BYTES
+            assert [path.name for path in (home / "sub").iterdir()] == ["there"]
+            (home / "sub" / "there").unlink()
+            with pytest.raises(OSError, match=r"upload of there failed: .*none"):
+                host.put_file(BytesIO(b"x"), "there", _chdir="none", _shell_executable=shell, **arguments)
+            with pytest.raises(OSError, match=r"download of there failed: .*none"):
+                host.get_file("there", BytesIO(), _chdir="none", _shell_executable=shell, **arguments)
+            assert sorted(path.name for path in home.iterdir()) == ["bin", "sub"]
 
     @pytest.mark.parametrize(
         ("target", "reason"),

@@ -46,20 +46,17 @@ PUT_SCRIPT = r"""
 target=$1 size=$2 fallback=$3
 if [ -d "$target" ]; then echo "$target is a directory" >&2; exit 1; fi
 case $target in */*) folder=${target%/*}/ ;; *) folder=./ ;; esac
-mask=$(umask)
-umask 077
-temporary=$(mktemp "$folder.pyinfra-orbd.XXXXXXXXXX" 2>/dev/null) ||
-    temporary=$(mktemp "$fallback/pyinfra-orbd.XXXXXXXXXX") || exit
+temporary=$(umask 077; mktemp "$folder.pyinfra-orbd.XXXXXXXXXX" 2>/dev/null) ||
+    temporary=$(umask 077; mktemp "$fallback/pyinfra-orbd.XXXXXXXXXX") || exit
 trap 'rm -f "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 cat >"$temporary" || exit
 received=$(($(wc -c <"$temporary")))
 if [ "$received" -ne "$size" ]; then echo "received only $received of $size bytes" >&2; exit 1; fi
-umask "$mask"
 if [ -e "$target" ] || [ -L "$target" ] || [ "${temporary#"$folder"}" = "$temporary" ]; then
     cat "$temporary" >"$target"
 else
-    chmod +rw "$temporary" && mv -f "$temporary" "$target"
+    chmod +rw "$temporary" && mv -f "$temporary" "$target" && trap - EXIT
 fi
 """
 """Replaces a file with stdin. Args: ``TARGET SIZE TEMPORARY_FOLDER``.
