@@ -1,13 +1,15 @@
-"""Compares the duration of a deploy through ``@orbstack`` with the same deploy through ``@nothing``.
+"""Compares the duration of a deploy through ``@orbstack`` with the same deploy through ``@nothing``, and over SSH.
 
-It measures the whole process. Both deploys run alternately, so that other load affects both, and the result is the median of the
-ratios of the pairs. The CPU time of PyInfra's process is reported too, because it hardly depends on other load. The number of
-spawned ``orbctl`` processes and their overlap come from the ledger of ``orbctl-sim``, and so does the critical path: the longest
-chain of invocations that had to run one after another, which is that of one host.
+It measures the whole process. The deploys of all connectors alternate, so that other load affects each, and the result is the
+median of the ratios of the rounds. The CPU time of PyInfra's process is reported too, because it hardly depends on other load.
+The number of ``orbctl`` processes and their overlap come from the ledger of ``orbctl-sim``, and so does the critical path:
+the longest chain of invocations that had to run one after another, which is that of one host.
 
     python benches/deploy_bench.py --instant            ten machines, twenty commands, a small compiled orbctl that does nothing
     python benches/deploy_bench.py                      orbctl-sim, which starts a real shell for each command
     python benches/deploy_bench.py --latency 150        each orbctl takes 150 ms
+    python benches/deploy_bench.py --channels           also with orbd's resident channels
+    python benches/deploy_bench.py --ssh                also PyInfra over a local OpenSSH server, which needs `sshd`
     python benches/deploy_bench.py --orbctl PATH        another orbctl, with its own machines
     python benches/deploy_bench.py --deploy files       directories, lines, uploads and commands instead of only commands
     python benches/deploy_bench.py --predecessor PYTHON also runs the deploy with pyinfra-orbstack, installed in that Python
@@ -17,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,8 +34,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from orbd import Client
 from real_daemon import RealDaemon
 
+HERE = Path(__file__).resolve().parent
+
+# Every run of a deploy has its own files, so that each run changes as much as the first one. The hosts of the SSH server share
+# one home.
 DEPLOYS = {
     "shell": """
 from pyinfra.operations import server
@@ -40,11 +49,13 @@ for number in range({operations}):
 """,
     "files": """
 import io
+from pyinfra import host
 from pyinfra.operations import files, server
+folder = f"{{host.data.get('bench_folder', 'bench')}}/{{host.data.bench_run}}"
 for number in range({operations} // 4):
-    files.directory(name=f"directory {{number}}", path=f"bench/directory-{{number}}")
-    files.line(name=f"line {{number}}", path="bench/file", line=f"line {{number}}")
-    files.put(name=f"put {{number}}", src=io.StringIO("content"), dest=f"bench/put-{{number}}")
+    files.directory(name=f"directory {{number}}", path=f"{{folder}}/directory-{{number}}")
+    files.line(name=f"line {{number}}", path=f"{{folder}}/file", line=f"line {{number}}")
+    files.put(name=f"put {{number}}", src=io.StringIO("content"), dest=f"{{folder}}/put-{{number}}")
     server.shell(name=f"shell {{number}}", commands=["true"])
 """,
 }
@@ -57,63 +68,169 @@ class Cost(NamedTuple):
     cpu: float
 
 
+class Arm:
+    """One way to run the deploy, and what it cost."""
+
+    def __init__(self, name: str, *words: str, uses_orbctl: bool = True, python: str = sys.executable) -> None:
+        """``words`` are PyInfra's arguments before the deploy."""
+        self.name = name
+        self.words = words
+        self.uses_orbctl = uses_orbctl
+        self.python = python
+        self.costs: list[Cost] = []
+        self.ledgers: list[list[dict[str, Any]]] = []
+
+
 def main() -> None:
     """Runs the comparison and prints the result."""
     options = arguments()
     folder = Path(tempfile.mkdtemp(prefix="orbd-bench-", dir="/tmp"))
     if options.orbctl:
         os.environ["ORBCTL_SIM_BIN"] = options.orbctl
-    daemon = RealDaemon(folder, latency=f"{options.latency},create=0,start=0", isolation=options.isolation)
+    config = {"exec_channel": "auto"} if options.channels else {}
+    daemon = RealDaemon(folder, latency=f"{options.latency},create=0,start=0", isolation=options.isolation, config=config)
+    ssh = None
     try:
         if not options.orbctl:
             daemon.create(*(f"m{number}" for number in range(options.hosts)))
         if options.instant:
             make_instant(daemon)
-        deploy = folder / "deploy.py"
-        deploy.write_text(DEPLOYS[options.deploy].format(operations=options.operations))
-        ours: list[Cost] = []
-        theirs: list[Cost] = []
-        before: list[Cost] = []
-        spawned: Counter[str] = Counter()
-        # Warm-up: compiles Python's bytecode caches and fills the daemon's cache.
-        deployed(f"@nothing/{options.hosts}", deploy, daemon)
-        deployed("@orbstack", deploy, daemon)
+        subprocess.run([*PIP_INSTALL, "--target", folder / "nothing", HERE / "nothing"], check=True)
+        nothing = Arm("nothing", f"@nothing/{options.hosts}", uses_orbctl=False)
+        orbd = Arm("one-shot" if options.channels else "orbstack", "@orbstack")
+        arms = [nothing, orbd]
+        if options.channels:
+            orbd.words = ("@orbstack", "--data", "orbstack_channel=false")
+            arms.append(Arm("channel", "@orbstack"))
+        if options.ssh:
+            ssh = SshServer.start(folder, options.hosts)
+            if ssh is None:
+                print("no arm for PyInfra over SSH: `sshd` is missing (Debian: apt-get install openssh-server)")
+            else:
+                arms.append(Arm("ssh", str(ssh.inventory), uses_orbctl=False))
         if options.predecessor:
             make_path(daemon)
-            deployed("@orbstack", deploy, daemon, options.predecessor)
-        ledgers: list[list[dict[str, Any]]] = []
-        for run in range(options.runs):
-            theirs.append(deployed(f"@nothing/{options.hosts}", deploy, daemon))
-            begun = len(daemon.ledger())
-            ours.append(deployed("@orbstack", deploy, daemon))
-            ledgers.append(daemon.ledger()[begun:])
-            if options.predecessor:
-                begun = len(daemon.ledger())
-                before.append(deployed("@orbstack", deploy, daemon, options.predecessor))
-                spawned += RealDaemon.spawns_in(daemon.ledger()[begun:])
-            print(
-                f"run {run + 1}: nothing {theirs[-1].seconds:.3f} s (cpu {theirs[-1].cpu:.3f}), "
-                f"orbstack {ours[-1].seconds:.3f} s (cpu {ours[-1].cpu:.3f}), ratio {ours[-1].seconds / theirs[-1].seconds:.3f}"
-            )
-        for what, get in (("seconds", attrgetter("seconds")), ("cpu of pyinfra", attrgetter("cpu"))):
-            ratios = sorted(get(one) / get(other) for one, other in zip(ours, theirs, strict=True))
-            print(
-                f"{what}: nothing {statistics.median(map(get, theirs)):.3f}, orbstack {statistics.median(map(get, ours)):.3f}; "
-                f"paired ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), "
-                f"best of each {min(map(get, ours)) / min(map(get, theirs)):.3f}"
-            )
-        if options.predecessor:
-            ratios = sorted(one.seconds / other.seconds for one, other in zip(before, ours, strict=True))
-            print(
-                f"predecessor: {statistics.median(one.seconds for one in before):.3f} s, "
-                f"{statistics.median(ratios):.2f} times ours ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-                f"spawns in {len(before)} deploys: {dict(spawned)}"
-            )
-        if not options.instant:
-            print_invocations(ledgers, ours, theirs)
+            arms.append(Arm("predecessor", "@orbstack", python=options.predecessor))
+        deploy = folder / "deploy.py"
+        deploy.write_text(DEPLOYS[options.deploy].format(operations=options.operations))
+        compare(arms, deploy, daemon, options.runs)
+        print_costs(arms)
+        for arm in arms:
+            if arm.uses_orbctl and not options.instant:
+                print_invocations(arm, nothing)
     finally:
+        if ssh is not None:
+            ssh.stop()
         daemon.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+PIP_INSTALL = [
+    sys.executable,
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--no-deps",
+    "--no-build-isolation",
+    "--disable-pip-version-check",
+]
+
+
+def compare(arms: list[Arm], deploy: Path, daemon: RealDaemon, runs: int) -> None:
+    """Runs the deploy once for each arm as a warm-up, which compiles Python's bytecode caches, and then in alternation."""
+    with Client(str(daemon.socket), name="bench") as client:
+        for run in range(runs + 1):
+            for arm in arms:
+                # Each deploy opens its own channels, and has the machine list from the daemon's cache.
+                client.cache_invalidate()
+                client.machine_list()
+                begun = len(daemon.ledger())
+                cost = deployed(arm, deploy, daemon, run)
+                if run > 0:
+                    arm.costs.append(cost)
+                    arm.ledgers.append(daemon.ledger()[begun:])
+            if run > 0:
+                print(f"run {run}:", ", ".join(f"{arm.name} {arm.costs[-1].seconds:.3f} s" for arm in arms), flush=True)
+
+
+def print_costs(arms: list[Arm]) -> None:
+    """Prints medians, what each arm adds to the first one, and the median of the ratios of the runs."""
+    for what, get in (("seconds", attrgetter("seconds")), ("cpu of pyinfra", attrgetter("cpu"))):
+        print(f"{what}:")
+        for arm in arms:
+            costs = [get(cost) for cost in arm.costs]
+            added = statistics.median(cost - get(other) for cost, other in zip(costs, arms[0].costs, strict=True))
+            text = f"    {arm.name:12} {statistics.median(costs):.3f} ({min(costs):.3f} to {max(costs):.3f}), {added:+.3f}"
+            for other in (arms[0], *(other for other in arms if other.name == "ssh")):
+                if other is not arm:
+                    ratios = sorted(cost / get(base) for cost, base in zip(costs, other.costs, strict=True))
+                    text += f", {statistics.median(ratios):.3f} x {other.name} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+            print(text)
+
+
+class SshServer:
+    """An OpenSSH server on 127.0.0.1 with its own keys, and an inventory of hosts that are all this computer."""
+
+    def __init__(self, process: subprocess.Popen[bytes], inventory: Path) -> None:
+        """Use :meth:`start`."""
+        self.process = process
+        self.inventory = inventory
+
+    @classmethod
+    def start(cls, parent: Path, hosts: int) -> SshServer | None:
+        """Starts a server, as the user that runs this; returns None if ``sshd`` is missing."""
+        program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+        if program is None:
+            return None
+        folder = parent / "ssh"
+        folder.mkdir()
+        for name in ("host_key", "user_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
+        settings = {
+            "Port": port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": folder / "host_key",
+            "AuthorizedKeysFile": folder / "user_key.pub",
+            "PidFile": "none",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "MaxStartups": 1000,
+            # An empty home, so that no profile of the user slows the commands down, as in a new machine.
+            "SetEnv": f"HOME={folder}",
+            "Subsystem": "sftp internal-sftp",
+        }
+        (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host_key.pub').read_text()}")
+        data = {
+            "ssh_hostname": "127.0.0.1",
+            "ssh_port": port,
+            "ssh_user": pwd.getpwuid(os.getuid()).pw_name,
+            "ssh_key": str(folder / "user_key"),
+            "ssh_known_hosts_file": str(folder / "known_hosts"),
+            "ssh_allow_agent": False,
+            "ssh_look_for_keys": False,
+        }
+        names = [f"s{number}" for number in range(hosts)]
+        inventory = folder / "inventory.py"
+        inventory.write_text(f"hosts = {[(name, {**data, 'bench_folder': str(folder / name)}) for name in names]!r}\n")
+        if os.geteuid() == 0:
+            # As root, sshd needs this folder, which a service manager creates otherwise.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([program, "-D", "-e", "-f", folder / "sshd_config"], stdin=subprocess.DEVNULL, stderr=log)
+        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+            if process.poll() is not None:
+                raise SystemExit(f"sshd did not start: {(folder / 'log').read_text()}")
+            time.sleep(0.01)
+        return cls(process, inventory)
+
+    def stop(self) -> None:
+        """Stops the server."""
+        self.process.terminate()
+        self.process.wait()
 
 
 def make_instant(daemon: RealDaemon) -> None:
@@ -125,7 +242,7 @@ def make_instant(daemon: RealDaemon) -> None:
     compiled = folder / "orbctl"
     subprocess.run(["cc", "-O2", "-o", compiled, Path(__file__).with_name("instant_orbctl.c")], check=True)
     daemon.stop()
-    daemon.environment.update(ORBD_ORBCTL=str(compiled), INSTANT_ORBCTL=str(folder))
+    daemon.environment["ORBD_ORBCTL"] = str(compiled)
     daemon.process = daemon.start()
 
 
@@ -145,6 +262,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--latency", default="0", help="ORBCTL_SIM_LATENCY, such as 150 or run=150,list=20")
     parser.add_argument("--isolation", default="dir", help="ORBCTL_SIM_ISOLATION; commands of this deploy are harmless")
     parser.add_argument("--deploy", choices=DEPLOYS, default="shell")
+    parser.add_argument("--channels", action="store_true", help="also with the daemon's resident channels")
+    parser.add_argument("--ssh", action="store_true", help="also PyInfra over a local OpenSSH server; needs sshd")
     parser.add_argument("--instant", action="store_true", help="a small compiled orbctl; needs cc")
     parser.add_argument(
         "--predecessor", help="a Python with pyinfra-orbstack; not with --instant, which does not support its calls"
@@ -156,18 +275,20 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def deployed(target: str, deploy: Path, daemon: RealDaemon, python: str = sys.executable) -> Cost:
+def deployed(arm: Arm, deploy: Path, daemon: RealDaemon, run: int) -> Cost:
     """Runs one deploy and returns its cost."""
     environment = {**os.environ, "ORBD_SOCKET": str(daemon.socket), "ORBD_AUTOSTART": "0"}
     # Otherwise Python would compile the editable package in each run, but not the installed ones.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    if python != sys.executable:
+    if arm.python == sys.executable:
+        environment["PYTHONPATH"] = str(daemon.folder / "nothing")
+    else:
         # The predecessor calls the `orbctl` on PATH.
         environment.update(daemon.environment, PATH=f"{daemon.folder / 'path'}:{os.environ['PATH']}")
     with tempfile.TemporaryFile() as said:
         begun = time.perf_counter()
         process = subprocess.Popen(
-            [python, "-m", "pyinfra", "-y", target, str(deploy)],
+            [arm.python, "-m", "pyinfra", "-y", *arm.words, "--data", f"bench_run={arm.name}-{run}", str(deploy)],
             env=environment,
             cwd=deploy.parent,
             stdin=subprocess.DEVNULL,
@@ -183,22 +304,25 @@ def deployed(target: str, deploy: Path, daemon: RealDaemon, python: str = sys.ex
     return Cost(took, usage.ru_utime + usage.ru_stime)
 
 
-def print_invocations(ledgers: list[list[dict[str, Any]]], ours: list[Cost], theirs: list[Cost]) -> None:
+def print_invocations(arm: Arm, nothing: Arm) -> None:
     """Prints spawns, overlaps, and the ratio of the total time to the critical path of the invocations."""
-    spawns = Counter(event["command"] for events in ledgers for event in events if event["event"] == "start")
-    print(f"spawns in {len(ledgers)} deploys: {dict(spawns)}")
-    at_once = [most_at_once(events) for events in ledgers]
-    print(f"at once: {max(most for most, _ in at_once)} in all, {max(most for _, most in at_once)} on one machine")
-    paths, spans = zip(*map(critical_path, ledgers), strict=True)
-    print(f"critical path of the invocations: {statistics.median(paths):.3f} s")
-    without = [one.seconds - other.seconds for one, other in zip(ours, theirs, strict=True)]
+    spawns = Counter(event["command"] for events in arm.ledgers for event in events if event["event"] == "start")
+    print(f"{arm.name}: spawns in {len(arm.ledgers)} deploys: {dict(spawns)}")
+    if arm.name == "channel":
+        # An invocation that serves many commands ends some time after the deploy.
+        return
+    at_once = [most_at_once(events) for events in arm.ledgers]
+    print(f"    at once: {max(most for most, _ in at_once)} in all, {max(most for _, most in at_once)} on one machine")
+    paths, spans = zip(*map(critical_path, arm.ledgers), strict=True)
+    print(f"    critical path of the invocations: {statistics.median(paths):.3f} s")
+    without = [one.seconds - other.seconds for one, other in zip(arm.costs, nothing.costs, strict=True)]
     for what, times in (
         ("from the first invocation to the last one's end", spans),
         ("the whole process without PyInfra's own work", without),
-        ("the whole process", [one.seconds for one in ours]),
+        ("the whole process", [one.seconds for one in arm.costs]),
     ):
         ratios = sorted(one / path for one, path in zip(times, paths, strict=True))
-        print(f"    {what}: {statistics.median(ratios):.3f} times that ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        print(f"        {what}: {statistics.median(ratios):.3f} times that ({ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
 def most_at_once(events: list[dict[str, Any]]) -> tuple[int, int]:
